@@ -1,0 +1,113 @@
+"""Every error featx raises on purpose.
+
+    FeatxError
+    ├─ ConfigError          (ValueError)          an option has an unusable value
+    ├─ SourceError                                an image source cannot be used
+    │   └─ ImageError                             one image cannot be used; carries sample_id
+    ├─ BackboneError                              unknown name, weights missing or not matching
+    ├─ ArtifactError                              something is wrong with a file; carries path
+    │   ├─ ArtifactMissing  (FileNotFoundError)
+    │   ├─ ArtifactExists   (FileExistsError)
+    │   ├─ ArtifactInvalid  (ValueError)          not ours, damaged, hostile, unknown version
+    │   ├─ ArtifactIncomplete                     the stage that wrote it did not finish
+    │   ├─ ArtifactBusy                           another process is writing it
+    │   └─ ArtifactMismatch (ValueError)          two files do not belong together
+    └─ ExportError
+        └─ ParityError                            outputs differ; carries difference and bound
+
+A message says what, where, expected, found and what to do, in one or two sentences with paths and
+values quoted. Errors of other libraries are translated where featx touches them (``raise … from``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class FeatxError(Exception):
+    """Base of every error that featx raises on purpose; its text is meant for the user."""
+
+
+class ConfigError(FeatxError, ValueError):
+    """An option has a value that cannot be used."""
+
+
+class SourceError(FeatxError):
+    """An image source is missing, empty, or not laid out as expected."""
+
+
+class ImageError(SourceError):
+    """One image cannot be used.
+
+    Args:
+        sample_id: Which image.
+        reason: What is wrong with it, without its name.
+    """
+
+    def __init__(self, sample_id: str, reason: str) -> None:
+        super().__init__(f"Image '{sample_id}': {reason}")
+        self.sample_id = sample_id
+        self.reason = reason
+
+
+class BackboneError(FeatxError):
+    """A backbone is unknown, or its weights are missing or do not match it."""
+
+
+class ArtifactError(FeatxError):
+    """Something is wrong with an artifact file.
+
+    Args:
+        path: The file.
+        message: The whole text for the user.
+    """
+
+    def __init__(self, path: str | Path, message: str) -> None:
+        super().__init__(message)
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ArtifactMissing(ArtifactError, FileNotFoundError):
+    """The file is not there."""
+
+
+class ArtifactExists(ArtifactError, FileExistsError):
+    """The output is there already and was not to be overwritten."""
+
+
+class ArtifactInvalid(ArtifactError, ValueError):
+    """The file is not featx's, damaged, hostile, or of an unknown version."""
+
+
+class ArtifactIncomplete(ArtifactError):
+    """The stage that wrote the file did not finish."""
+
+
+class ArtifactBusy(ArtifactError):
+    """Another process is writing the file."""
+
+
+class ArtifactMismatch(ArtifactError, ValueError):
+    """Two files do not belong together."""
+
+
+class ExportError(FeatxError):
+    """A classifier cannot be exported."""
+
+
+class ParityError(ExportError):
+    """The exported file does not answer what the head answered.
+
+    Args:
+        message: The whole text for the user.
+        difference: Largest absolute logit difference that was found.
+        bound: Largest absolute logit difference that was allowed.
+    """
+
+    def __init__(self, message: str, *, difference: float, bound: float) -> None:
+        super().__init__(message)
+        self.difference = difference
+        self.bound = bound
