@@ -1,0 +1,9 @@
+"""What goes in: sources of samples, safe decoding, and preprocessing to the backbone's square.
+
+    sources/     where samples come from: classes, splits, stable ids
+    decode       one encoded image → RGB pixels, by one set of rules
+    preprocess   the spec of resize, crop and arithmetic; the geometry
+    read_ahead   threads that stay a bounded number of images ahead
+
+Uses numpy and Pillow only, so that predicting needs nothing more.
+"""

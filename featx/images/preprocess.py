@@ -1,0 +1,166 @@
+"""From an image's pixels to the square the backbone sees.
+
+The geometry (resize, crop) runs here on uint8 pixels; the arithmetic (scale, mean, standard
+deviation) runs next to the backbone, from the same spec. The exported graph repeats both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import ConfigError, ImageError
+
+Crop = Literal["center", "none"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+MAX_ASPECT_RATIO = 100
+"""A longer strip would be resized to an image of a hundred times the network's input."""
+
+_FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How pixels become the backbone's input.
+
+    Attributes:
+        image_size: Height and width of the backbone's input, pixels.
+        resize: Length that the shorter side is resized to before a centre crop, pixels. With
+            ``crop="none"`` it equals ``image_size``.
+        crop: ``"center"`` cuts the middle square; ``"none"`` squeezes the whole image into the
+            square, so that nothing is cut off.
+        interpolation: Filter of the (antialiased) resize.
+        mean: Per channel R, G, B, for values in [0, 1].
+        std: Per channel R, G, B, for values in [0, 1].
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop: Crop = "center"
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= 4096:
+            raise ConfigError(f"image size must be 1 to 4096 pixels; got {self.image_size}.")
+        if self.crop not in get_args(Crop):
+            raise ConfigError(f"crop must be 'center' or 'none'; got {self.crop!r}.")
+        if self.interpolation not in get_args(Interpolation):
+            raise ConfigError(
+                f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}."
+            )
+        if self.crop == "none" and self.resize != self.image_size:
+            raise ConfigError(
+                f"without a crop the image is resized to {self.image_size} pixels; "
+                f"a resize of {self.resize} cannot be kept. Leave out --resize."
+            )
+        if not self.image_size <= self.resize <= 4 * 4096:
+            raise ConfigError(
+                f"resize must be at least the image size ({self.image_size} pixels); "
+                f"got {self.resize}."
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(
+                f"mean and std need three values, std above 0; got {self.mean}, {self.std}."
+            )
+
+    def with_overrides(
+        self, *, image_size: int | None, resize: int | None, crop: Crop | None
+    ) -> PreprocessSpec:
+        """Return the spec with a user's geometry.
+
+        An image size given alone also becomes the resize, so that the shorter side just fills the
+        square.
+        """
+        new_crop = crop or self.crop
+        new_size = image_size or self.image_size
+        default = new_size if image_size or new_crop == "none" else self.resize
+        return PreprocessSpec(
+            image_size=new_size,
+            resize=resize or default,
+            mean=self.mean,
+            std=self.std,
+            crop=new_crop,
+            interpolation=self.interpolation,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the spec that ``to_dict`` described.
+
+        Raises:
+            ConfigError: A value is missing, unknown or out of range.
+        """
+        try:
+            mean, std = tuple(values["mean"]), tuple(values["std"])
+            return cls(**(dict(values) | {"mean": mean, "std": std}))
+        except (KeyError, TypeError) as err:
+            raise ConfigError(f"not a preprocessing spec ({err}).") from err
+
+
+def check_aspect_ratio(height: int, width: int, *, sample_id: str) -> None:
+    """Refuse an image so narrow that resizing its short side would make a huge one.
+
+    Raises:
+        ImageError: The longer side is more than ``MAX_ASPECT_RATIO`` times the shorter.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ImageError(
+            sample_id,
+            f"{width}×{height} pixels is too narrow; the longer side may be at most "
+            f"{MAX_ASPECT_RATIO} times the shorter.",
+        )
+
+
+def resized_shape(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """Return height and width after the resize, as torchvision's ``Resize`` has them.
+
+    >>> spec = PreprocessSpec(image_size=224, resize=256, mean=(0, 0, 0), std=(1, 1, 1))
+    >>> resized_shape(375, 500, spec)
+    (256, 341)
+    """
+    if spec.crop == "none":
+        return spec.image_size, spec.image_size
+    short = min(height, width)
+    return spec.resize * height // short, spec.resize * width // short
+
+
+def crop_offset(length: int, image_size: int) -> int:
+    """Return where a centre crop starts, in pixels, rounding halves to even."""
+    return round((length - image_size) / 2)
+
+
+def preprocess(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Return the square that the backbone sees.
+
+    Args:
+        pixels: RGB, shape ``(height, width, 3)``, uint8.
+        spec: The geometry; its arithmetic is not applied here.
+
+    Returns:
+        RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
+        PIL images pixel for pixel.
+    """
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], spec)
+    image = Image.fromarray(pixels)
+    if (height, width) != pixels.shape[:2]:
+        image = image.resize((width, height), _FILTERS[spec.interpolation])
+    top, left = crop_offset(height, spec.image_size), crop_offset(width, spec.image_size)
+    box = (left, top, left + spec.image_size, top + spec.image_size)
+    return np.asarray(image.crop(box) if image.size != (spec.image_size,) * 2 else image)

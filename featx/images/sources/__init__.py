@@ -1,0 +1,46 @@
+"""Where samples come from.
+
+``open_source`` takes what a user types: a folder, a ``.csv`` or ``.tsv`` manifest,
+``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same ``ImageSource``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featx.errors import SourceError
+from featx.images.sources.sample import SPLITS, ImageSource, Sample, assign_validation
+
+__all__ = ["SPLITS", "ImageSource", "Sample", "assign_validation", "open_source"]
+
+
+def open_source(uri: str) -> ImageSource:
+    """Return the samples that ``uri`` names; images are read later, one by one.
+
+    Raises:
+        SourceError: It is missing, empty, or not laid out as expected.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if colon and scheme == "cifar10":
+        from featx.images.sources.cifar10 import open_cifar10
+
+        return open_cifar10(Path(rest).expanduser())
+    if colon and scheme == "digits":
+        from featx.images.sources.digits import open_digits
+
+        return open_digits()
+    path = Path(uri).expanduser()
+    if path.is_dir():
+        from featx.images.sources.folder import open_folder
+
+        return open_folder(path)
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        from featx.images.sources.manifest import open_manifest
+
+        return open_manifest(path)
+    if not path.exists():
+        raise SourceError(f"'{uri}' does not exist.")
+    raise SourceError(
+        f"'{uri}' is not an image source. Give a folder, a .csv or .tsv manifest, "
+        "cifar10:FOLDER, or digits:."
+    )
