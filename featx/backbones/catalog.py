@@ -1,0 +1,257 @@
+"""Which backbones there are, and the spec that says what one feature means.
+
+Every classification model of torchvision goes by its torchvision name; ``tiny`` is featx's own and
+needs no download.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+from torchvision.models.feature_extraction import get_graph_node_names
+from torchvision.transforms import InterpolationMode
+
+from featx.artifact import fingerprint_of
+from featx.backbones import tiny
+from featx.errors import BackboneError
+from featx.images.preprocess import PreprocessSpec
+
+Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Everything that decides what a feature means.
+
+    Attributes:
+        backbone: Name in the catalog.
+        weights_sha256: Of the weights file; of the tensors where they come from no file.
+        layer: Node of the model's graph that the network ends at.
+        pool: How that node's maps or tokens became a vector; ``"none"`` where it gives one.
+        num_features: Length of the vector.
+        preprocess: From pixels to the network's input.
+        precision: Arithmetic of the forward pass.
+    """
+
+    backbone: str
+    weights_sha256: str
+    layer: str
+    pool: Pool
+    num_features: int
+    preprocess: PreprocessSpec
+    precision: str = "fp32"
+
+    @property
+    def fingerprint(self) -> str:
+        """The spec's identity, 64 hexadecimal digits."""
+        return fingerprint_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the spec that ``to_dict`` described.
+
+        Raises:
+            BackboneError: A value is missing or unknown.
+            ConfigError: A preprocessing value is out of range.
+        """
+        try:
+            preprocess = PreprocessSpec.from_dict(values["preprocess"])
+            return cls(**(dict(values) | {"preprocess": preprocess}))
+        except (KeyError, TypeError) as err:
+            raise BackboneError(f"Not the spec of a backbone ({err}).") from err
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """One line of the catalog.
+
+    Attributes:
+        name: Name in the catalog.
+        num_features: Length of the penultimate feature.
+        image_size: Height and width the weights were trained for, pixels.
+        num_parameters: With the original head.
+        gflops: Multiply-adds of one forward pass, in billions, as torchvision counts them.
+        weights: Names of the weights that exist, the default first.
+    """
+
+    name: str
+    num_features: int
+    image_size: int
+    num_parameters: int
+    gflops: float
+    weights: tuple[str, ...]
+
+
+@cache
+def backbone_names() -> tuple[str, ...]:
+    """Return all names, ``tiny`` first, the rest in alphabetical order."""
+    return ("tiny", *models.list_models(module=models))
+
+
+def require_backbone(name: str) -> None:
+    """Check that the catalog has ``name``.
+
+    Raises:
+        BackboneError: It has not; the message offers the nearest names.
+    """
+    if name not in backbone_names():
+        near = difflib.get_close_matches(name, backbone_names(), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise BackboneError(f"Unknown backbone '{name}'.{hint} 'featx backbones' lists them all.")
+
+
+def build_model(name: str) -> nn.Module:
+    """Return the whole model, head included, in eval mode, with torch's random initial weights.
+
+    Raises:
+        BackboneError: The name is unknown.
+    """
+    require_backbone(name)
+    if name == "tiny":
+        return tiny.Tiny().eval()
+    with warnings.catch_warnings():
+        # GoogLeNet and Inception announce a change of their random initialisation.
+        warnings.filterwarnings("ignore", message="The default weight initialization")
+        model: nn.Module = models.get_model(name, weights=None)
+    return model.eval()
+
+
+def build_skeleton(name: str) -> nn.Module:
+    """Return the whole model without weights: names and shapes only, built at once.
+
+    Raises:
+        BackboneError: The name is unknown.
+    """
+    with _ShapesOnly():
+        model = build_model(name)
+    return model.to("meta")
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Allocates no parameters: ``torch.empty``, which modules create them with, goes to meta.
+
+    A plain ``torch.device("meta")`` context also catches the small tensors that RegNet's builder
+    computes its widths with, and fails on them.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
+def graph_nodes(model: nn.Module) -> list[str]:
+    """Return the names of the model's graph nodes in eval mode, in order of computation."""
+    with warnings.catch_warnings():
+        # torchvision warns where train and eval mode differ; featx only ever runs eval mode.
+        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+        return list(get_graph_node_names(model)[1])
+
+
+def classifier_layer(model: nn.Module) -> str:
+    """Return the name of the layer that makes the logits.
+
+    It is the last ``Linear`` or ``Conv2d`` of the eval graph (auxiliary heads are not in it). Its
+    input is the penultimate feature.
+
+    Raises:
+        BackboneError: The model has no such layer.
+    """
+    modules = dict(model.named_modules())
+    for node in reversed(graph_nodes(model)):
+        if isinstance(modules.get(node), (nn.Linear, nn.Conv2d)):
+            return node
+    raise BackboneError(f"{type(model).__name__} has no Linear or Conv2d layer to cut before.")
+
+
+def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
+    """Return the preprocessing that belongs to a backbone's weights.
+
+    Args:
+        name: Backbone.
+        weights: Name of torchvision weights; None takes the default ones, also for weights from a
+            file, which as a rule were fine-tuned from them.
+
+    Raises:
+        BackboneError: The backbone or its weights are unknown.
+    """
+    require_backbone(name)
+    if name == "tiny":
+        return PreprocessSpec(
+            image_size=tiny.IMAGE_SIZE, resize=tiny.IMAGE_SIZE, mean=tiny.MEAN, std=tiny.STD
+        )
+    preset = torchvision_weights(name, weights or "DEFAULT").transforms()
+    bicubic = preset.interpolation is InterpolationMode.BICUBIC
+    return PreprocessSpec(
+        image_size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation="bicubic" if bicubic else "bilinear",
+    )
+
+
+def torchvision_weights(name: str, weights: str) -> models.WeightsEnum:
+    """Return torchvision's entry for ``weights`` (``"IMAGENET1K_V1"``, ``"DEFAULT"``) of a model.
+
+    Raises:
+        BackboneError: The model has no weights of that name; the message lists what it has.
+    """
+    entries = models.get_model_weights(name)
+    key = weights.rpartition(".")[2]
+    if key not in entries.__members__:
+        known = ", ".join(entry.name for entry in entries)
+        raise BackboneError(f"{name} has no weights '{weights}'; it has {known}.")
+    entry: models.WeightsEnum = entries[key]
+    return entry
+
+
+def describe_backbone(name: str) -> BackboneInfo:
+    """Return one line of the catalog, from the model itself and torchvision's records.
+
+    Raises:
+        BackboneError: The name is unknown.
+    """
+    model = build_skeleton(name)
+    if name == "tiny":
+        weights, gflops = ("CIFAR10_V1",), tiny.GFLOPS
+    else:
+        default = models.get_model_weights(name).DEFAULT
+        others = [entry.name for entry in models.get_model_weights(name) if entry is not default]
+        weights, gflops = (default.name, *others), float(default.meta["_ops"])
+    return BackboneInfo(
+        name=name,
+        num_features=_penultimate_size(model),
+        image_size=default_preprocess(name).image_size,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        gflops=gflops,
+        weights=weights,
+    )
+
+
+def _penultimate_size(model: nn.Module) -> int:
+    layer = model.get_submodule(classifier_layer(model))
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    assert isinstance(layer, nn.Conv2d)  # classifier_layer gives no other
+    return layer.in_channels

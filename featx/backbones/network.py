@@ -1,0 +1,285 @@
+"""The frozen network: from normalised images to one vector each.
+
+It is the part of a model's graph that leads to the chosen layer, followed by a pooling that turns
+maps or tokens into a vector. What lies behind the layer is gone, and its weights with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from featx.backbones.catalog import (
+    BackboneSpec,
+    Pool,
+    build_model,
+    build_skeleton,
+    classifier_layer,
+    graph_nodes,
+)
+from featx.backbones.weights import Weights
+from featx.errors import BackboneError, ConfigError
+from featx.images.preprocess import PreprocessSpec
+
+log = logging.getLogger(__name__)
+
+
+class Network(nn.Module):
+    """A frozen backbone: uint8 pixels in, features out.
+
+    Args:
+        trunk: Module that maps normalised images ``(N, 3, size, size)`` to ``{"features": …}``.
+        pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors.
+        channels_last: The trunk's maps are ``(N, H, W, C)``.
+        preprocess: Its arithmetic is applied here.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, *, pool: Pool, channels_last: bool, preprocess: PreprocessSpec
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pool = pool
+        self.channels_last = channels_last
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features ``(N, num_features)`` float32 of pixels ``(N, size, size, 3)`` uint8."""
+        images = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, size, size)
+        images = (images - self.mean) / self.std
+        return _pooled(self.trunk(images)["features"], self.pool, self.channels_last)
+
+
+def build_network(
+    backbone: str,
+    weights: Weights,
+    preprocess: PreprocessSpec,
+    *,
+    layer: str | None = None,
+    pool: Pool = "auto",
+) -> tuple[Network, BackboneSpec]:
+    """Return the frozen network and the spec of its features.
+
+    Args:
+        backbone: Name in the catalog.
+        weights: For that backbone; a head that does not fit is left out and named in the log.
+        preprocess: Gives the input size and the arithmetic.
+        layer: Node of the model's graph to end at; None takes the input of the last layer.
+        pool: ``"auto"`` averages maps, takes a vision transformer's class token, and leaves
+            vectors alone.
+
+    Raises:
+        BackboneError: Unknown backbone or layer, weights that do not match, or an image size the
+            backbone does not take.
+        ConfigError: The pooling does not fit the layer's output.
+    """
+    cut = find_cut(backbone, preprocess.image_size, layer=layer, pool=pool)
+    model = build_model(backbone)
+    needed = _trunk(model, cut.layer).state_dict()
+    _require_fit(backbone, weights, needed, head=classifier_layer(model))
+    model.load_state_dict(
+        {name: weights.state[name] for name in needed.keys() & weights.state.keys()}, strict=False
+    )
+    network = Network(
+        _trunk(model, cut.layer),
+        pool=cut.pool,
+        channels_last=cut.channels_last,
+        preprocess=preprocess,
+    )
+    spec = BackboneSpec(
+        backbone=backbone,
+        weights_sha256=weights.sha256,
+        layer=cut.layer,
+        pool=cut.pool,
+        num_features=cut.num_features,
+        preprocess=preprocess,
+    )
+    return network.eval().requires_grad_(False), spec
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a network ends, worked out from shapes alone.
+
+    Attributes:
+        layer: Node of the model's graph.
+        pool: The pooling that ``"auto"`` became.
+        channels_last: The layer's maps are ``(N, H, W, C)``.
+        num_features: Length of the vector after pooling.
+    """
+
+    layer: str
+    pool: Pool
+    channels_last: bool
+    num_features: int
+
+
+def find_cut(
+    backbone: str, image_size: int, *, layer: str | None = None, pool: Pool = "auto"
+) -> Cut:
+    """Return where the network of a backbone ends, without loading weights.
+
+    Raises:
+        BackboneError: Unknown backbone or layer, or an image size the backbone does not take.
+        ConfigError: The pooling does not fit the layer's output.
+    """
+    model = build_skeleton(backbone)
+    layer = layer or penultimate_layer(model)
+    shape = layer_shapes(backbone, image_size, [layer], model=model)[layer]
+    channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
+    resolved = _resolve_pool(pool, shape, layer, is_vit=backbone.startswith("vit_"))
+    vector = _pooled(torch.empty(shape, device="meta"), resolved, channels_last)
+    return Cut(layer, resolved, channels_last, vector.shape[1])
+
+
+def penultimate_layer(model: nn.Module) -> str:
+    """Return the node whose output the model's last layer reads."""
+    nodes = graph_nodes(model)
+    return nodes[nodes.index(classifier_layer(model)) - 1]
+
+
+def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
+    """Return what ``--layer`` takes: the graph's nodes and the modules they belong to.
+
+    Args:
+        model: Whole model.
+        depth: Longest name to list, in dotted parts; None lists all.
+    """
+    names: dict[str, int] = {}  # in order of each name's last node, which is its output
+    for position, node in enumerate(graph_nodes(model)[1:]):
+        parts = node.split(".")
+        for end in range(1, len(parts) + 1):
+            if depth is None or end <= depth:
+                names[".".join(parts[:end])] = position
+    return sorted(names, key=lambda name: (names[name], name))
+
+
+def layer_shapes(
+    backbone: str, image_size: int, layers: Sequence[str], *, model: nn.Module | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each layer's output for a batch of two images.
+
+    Layers whose output is no tensor (a shape, a size) are left out.
+
+    Raises:
+        BackboneError: A layer is unknown, or the backbone does not take this image size.
+    """
+    model = model if model is not None else build_skeleton(backbone)
+    unknown = [layer for layer in layers if layer not in set(layer_names(model))]
+    if unknown:
+        raise BackboneError(
+            f"{backbone} has no layer '{unknown[0]}'; 'featx backbones {backbone}' lists them."
+        )
+    trunk = create_feature_extractor_quietly(model, {name: name for name in layers})
+    try:
+        outputs = trunk(torch.empty(2, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as err:
+        reason = str(err).strip().partition("\n")[0].rstrip(".")
+        raise BackboneError(
+            f"{backbone} does not take images of {image_size} pixels ({reason}). Leave out "
+            "--image-size, or try a larger one."
+        ) from err
+    return {name: tuple(out.shape) for name, out in outputs.items() if isinstance(out, Tensor)}
+
+
+def create_feature_extractor_quietly(model: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
+    """Return the part of a model that leads to ``nodes``, as torchvision cuts it out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+        trunk: nn.Module = create_feature_extractor(
+            model, return_nodes=dict(nodes), suppress_diff_warning=True
+        )
+    return trunk.eval()
+
+
+def _trunk(model: nn.Module, layer: str) -> nn.Module:
+    return create_feature_extractor_quietly(model, {layer: "features"})
+
+
+def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, is_vit: bool) -> Pool:
+    if shape[0] != 2:
+        raise BackboneError(
+            f"Layer '{layer}' mixes the images of a batch (output {shape} for two images); choose "
+            "another."
+        )
+    if len(shape) == 2:
+        if pool not in ("auto", "none", "flatten"):
+            raise ConfigError(
+                f"layer '{layer}' gives a vector already, there is nothing to pool by '{pool}'. "
+                "Leave out --pool, or choose an earlier layer."
+            )
+        return "none"
+    if pool == "none":
+        raise ConfigError(f"layer '{layer}' gives {shape[1:]}, no vector; leave out --pool.")
+    if pool == "flatten":
+        return pool
+    if len(shape) not in (3, 4):
+        raise BackboneError(
+            f"Layer '{layer}' gives neither maps nor tokens (output {shape} for two images); "
+            "choose another, or --pool flatten."
+        )
+    if pool == "cls" and not (is_vit and len(shape) == 3):
+        raise ConfigError(
+            f"layer '{layer}' has no class token (output {shape} for two images); "
+            "use --pool avg or max."
+        )
+    if pool == "auto":
+        return "cls" if is_vit and len(shape) == 3 else "avg"
+    return pool
+
+
+def _pooled(output: Tensor, pool: Pool, channels_last: bool) -> Tensor:
+    """Return one vector per image of ``(N, C)``, tokens ``(N, T, C)`` or maps."""
+    if pool == "none":
+        return output
+    if pool == "flatten":
+        return output.flatten(1)
+    if pool == "cls":
+        return output[:, 0]
+    dims = (1,) if output.ndim == 3 else (1, 2) if channels_last else (2, 3)
+    return output.mean(dims) if pool == "avg" else output.amax(dims)
+
+
+def _require_fit(
+    backbone: str, weights: Weights, needed: Mapping[str, Tensor], *, head: str
+) -> None:
+    """Check the weights against the tensors that the trunk needs.
+
+    Raises:
+        BackboneError: Tensors are missing, unexpected or of another shape; all are listed.
+    """
+    found = weights.state
+    problems = [
+        f"missing: {name}"
+        for name in needed
+        if name not in found and not name.endswith("num_batches_tracked")
+    ]
+    problems += [
+        f"shape of {name}: expected {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
+        for name, tensor in needed.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    known = build_skeleton(backbone).state_dict()
+    beside = [name for name in found if name not in needed]
+    head_root = head.partition(".")[0]
+    problems += [
+        f"unexpected: {name}"
+        for name in beside
+        if name not in known and name.partition(".")[0] != head_root
+    ]
+    if problems:
+        shown = "; ".join(problems[:12])
+        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise BackboneError(f"The weights '{weights.origin}' do not fit {backbone}: {shown}{more}.")
+    misfits = [n for n in beside if n not in known or found[n].shape != known[n].shape]
+    if misfits:
+        log.info("Left out a head of other classes: %s.", ", ".join(misfits))

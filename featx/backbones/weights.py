@@ -1,0 +1,208 @@
+"""Finding weights, checking that they are the ones meant, and reading them without running code.
+
+Four origins, written as one string that travels through the artifacts:
+
+- ``bundled``: featx's own ``tiny``;
+- ``torchvision:IMAGENET1K_V1``: an official file, downloaded once, sha256 checked;
+- ``file:/path/to/weights.pth``: a state dict, or safetensors;
+- ``random:0``: seeded random weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featx.backbones import tiny
+from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
+from featx.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone's weights and where they came from.
+
+    Attributes:
+        origin: One of the four forms above.
+        sha256: Of the file's bytes; of names and tensors for random weights.
+        state: Tensor of each parameter and buffer name.
+    """
+
+    origin: str
+    sha256: str
+    state: Mapping[str, Tensor]
+
+
+def open_weights(
+    backbone: str, choice: str = "default", *, seed: int = 0, progress: bool = False
+) -> Weights:
+    """Return the weights a user asked for.
+
+    Args:
+        backbone: Name in the catalog.
+        choice: ``"default"``, ``"none"`` (seeded random), a torchvision weights name, or the path
+            of a ``.pth``, ``.pt`` or ``.safetensors`` file.
+        seed: For random weights.
+        progress: Show a download bar on stderr.
+
+    Raises:
+        BackboneError: They cannot be found, downloaded or read, or are not what they should be.
+    """
+    require_backbone(backbone)
+    if choice == "none":
+        log.warning(
+            "Random weights (seed %d): features are a baseline, not a pretrained one.", seed
+        )
+        return open_origin(backbone, f"random:{seed}")
+    if Path(choice).suffix in {".pth", ".pt", ".safetensors"} or Path(choice).is_file():
+        return open_origin(backbone, f"file:{Path(choice).expanduser().resolve()}")
+    if backbone == "tiny":
+        if choice not in ("default", "CIFAR10_V1"):
+            raise BackboneError(f"tiny has no weights '{choice}'; it has CIFAR10_V1.")
+        return open_origin(backbone, "bundled")
+    name = "DEFAULT" if choice == "default" else choice
+    entry = torchvision_weights(backbone, name)
+    return open_origin(backbone, f"torchvision:{entry.name}", progress=progress)
+
+
+def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weights:
+    """Return the weights that an artifact's ``origin`` names.
+
+    Raises:
+        BackboneError: As ``open_weights``.
+    """
+    scheme, _, rest = origin.partition(":")
+    if scheme == "random":
+        state = _random_state(backbone, seed=int(rest))
+        return Weights(origin, _state_sha256(state), state)
+    if scheme == "bundled":
+        path = tiny.WEIGHTS_FILE
+    elif scheme == "torchvision":
+        path = _downloaded(backbone, rest, progress=progress)
+    elif scheme == "file":
+        path = Path(rest)
+    else:
+        raise BackboneError(f"Unknown origin of weights: '{origin}'.")
+    if not path.is_file():
+        raise BackboneError(f"Weights file '{path}' does not exist.")
+    return Weights(origin, file_sha256(path), _read_state(path))
+
+
+def require_sha256(weights: Weights, expected: str) -> None:
+    """Check that these are the weights the features were made with.
+
+    Raises:
+        BackboneError: Their sha256 is another.
+    """
+    if weights.sha256 != expected:
+        raise BackboneError(
+            f"The weights '{weights.origin}' have sha256 {weights.sha256[:16]}…, but the features "
+            f"were made with {expected[:16]}…. Give the original file with --weights."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state_sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
+        digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _random_state(backbone: str, *, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(backbone).state_dict()
+
+
+def _downloaded(backbone: str, name: str, *, progress: bool) -> Path:
+    """Return the local path of an official weights file, downloading it if it is not there.
+
+    The file lies where torchvision itself keeps it, so that neither downloads it twice. Official
+    names end in the first digits of the file's sha256; a file that does not have them is refused.
+    """
+    url = weights_url(backbone, name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    prefix = match[1] if match else ""
+    if not path.exists():
+        log.info("Downloading '%s' to '%s'.", url, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), prefix or None, progress)
+        except (urllib.error.URLError, OSError) as err:
+            reason = getattr(err, "reason", None) or err
+            raise BackboneError(
+                f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
+                f"machine that can, and put it at '{path}'."
+            ) from err
+        except RuntimeError as err:  # torch.hub's word for another sha256
+            raise BackboneError(
+                f"The download of '{url}' is damaged or altered: its sha256 does not start with "
+                f"{prefix}. Nothing was kept; try again."
+            ) from err
+    if not file_sha256(path).startswith(prefix):
+        raise BackboneError(
+            f"'{path}' is damaged or altered: its sha256 does not start with {prefix}. Delete it "
+            "to download it again."
+        )
+    return path
+
+
+def weights_url(backbone: str, name: str) -> str:
+    """Return the address of an official weights file."""
+    return str(torchvision_weights(backbone, name).url)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    content: object
+    try:
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as err:
+        raise BackboneError(f"Cannot read the weights '{path}': {_first_line(err)}") from err
+    except (pickle.UnpicklingError, safetensors.SafetensorError) as err:
+        raise BackboneError(
+            f"'{path}' is not a plain file of tensors, and featx runs no code from weights. Save "
+            "the model's state_dict() alone, or use safetensors."
+        ) from err
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
+    return {_plain_name(k): v for k, v in content.items() if isinstance(v, Tensor)}
+
+
+def _plain_name(name: str) -> str:
+    """Return a parameter's name without DataParallel's prefix, DenseNet's old spelling mended."""
+    name = name.removeprefix("module.")
+    return _DENSENET_OLD.sub(r"\1\2", name)
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0] or type(err).__name__
