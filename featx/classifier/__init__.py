@@ -1,0 +1,6 @@
+"""What is shipped: one ONNX file with preprocessing, backbone and head.
+
+graph     building it
+session   opening and running it (ONNX Runtime, no torch)
+proof     does it answer what the head answered?
+"""

@@ -1,0 +1,125 @@
+"""Does the exported file answer what the head answered? Measured on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from featx.classifier.session import Classifier
+from featx.errors import ParityError
+
+NUM_IMAGES = 64
+_BATCH_SIZES = (1, 3)
+_BATCH_BOUND = 1e-3
+"""Same pixels, same graph: only the order of float32 sums may differ with the batch size."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared and how it came out.
+
+    Attributes:
+        num_images: Raw images sent through the file.
+        max_difference: Largest absolute logit difference to head(cached features).
+        bound: What was allowed.
+        top1_agreement: Share of images with the same top class, in [0, 1]; a tie within the bound
+            counts as the same.
+        max_batch_difference: Largest absolute logit difference between batch sizes 1 and 3.
+    """
+
+    num_images: int
+    max_difference: float
+    bound: float
+    top1_agreement: float
+    max_batch_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the proof as JSON values."""
+        return asdict(self) | {"batch_sizes": list(_BATCH_SIZES)}
+
+
+def prove(
+    classifier: Classifier,
+    images: Sequence[np.ndarray],
+    names: Sequence[str],
+    expected: np.ndarray,
+    *,
+    bound: float,
+) -> Proof:
+    """Return the proof that the file answers as expected.
+
+    Args:
+        classifier: Opened from the bytes that will be published.
+        images: Raw pixels, ``(height, width, 3)`` uint8 each, of any size.
+        names: Of the images, for the error message.
+        expected: Logits of the head on cached features, ``(num_images, num_classes)``.
+        bound: Largest absolute logit difference allowed.
+
+    Raises:
+        ParityError: A logit, a top class, or a batch differs by more.
+    """
+    answered = np.concatenate([classifier.run(image[None])[0] for image in images])
+    differences = np.abs(answered - expected).max(axis=1)
+    worst = int(differences.argmax())
+    if not differences[worst] <= bound:  # NaN fails too
+        raise ParityError(
+            f"The exported file differs from the head by {differences[worst]:.3g} in a logit of "
+            f"'{names[worst]}'; {bound:.3g} is allowed (--atol). Nothing was written.",
+            difference=float(differences[worst]),
+            bound=bound,
+        )
+    agree = _top_class_agrees(answered, expected, bound)
+    if not agree.all():
+        name = names[int(np.argmin(agree))]
+        raise ParityError(
+            f"The exported file gives '{name}' another class than the head. Nothing was written.",
+            difference=float(differences[worst]),
+            bound=bound,
+        )
+    return Proof(
+        num_images=len(images),
+        max_difference=float(differences[worst]),
+        bound=bound,
+        top1_agreement=float(agree.mean()),
+        max_batch_difference=_check_batches(classifier, images, answered),
+    )
+
+
+def _top_class_agrees(answered: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
+    """Return, for each image, whether the top class is the same or a tie within the bound."""
+    rows = np.arange(len(expected))
+    gap = expected.max(axis=1) - expected[rows, answered.argmax(axis=1)]
+    agrees: np.ndarray = gap <= 2 * bound
+    return agrees
+
+
+def _check_batches(
+    classifier: Classifier, images: Sequence[np.ndarray], answered: np.ndarray
+) -> float:
+    """Return the largest logit difference between an image alone and in a batch of three.
+
+    The images are cut to one size first, as a batch must have one; each cut image is also run
+    alone.
+
+    Raises:
+        ParityError: It is beyond float32 rounding.
+    """
+    several = [images[i % len(images)] for i in range(max(_BATCH_SIZES))]
+    height = min(image.shape[0] for image in several)
+    width = min(image.shape[1] for image in several)
+    cut = np.stack([image[:height, :width] for image in several])
+    together = classifier.run(cut)[0]
+    alone = np.concatenate([classifier.run(image[None])[0] for image in cut])
+    difference = float(np.abs(together - alone).max())
+    bound = _BATCH_BOUND * max(1.0, float(np.abs(answered).max()))
+    if not difference <= bound:
+        raise ParityError(
+            f"The exported file answers differently in a batch of three: a logit differs by "
+            f"{difference:.3g}, {bound:.3g} is allowed. Nothing was written.",
+            difference=difference,
+            bound=bound,
+        )
+    return difference
