@@ -1,0 +1,72 @@
+"""Image features once, heads in seconds, one ONNX file that proves itself.
+
+    images ──extract──▶ features.h5 ──train-head──▶ head.safetensors ──export──▶ model.onnx
+
+The names in ``__all__`` are the whole public API. Each is loaded when it is first used, so that
+``import featx`` and predicting never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from featx import errors
+from featx.errors import FeatxError
+
+if TYPE_CHECKING:
+    from featx.features.file import FeatureFile, open_features
+    from featx.heads.head import Head, open_head
+    from featx.heads.mlp import MLPOptions
+    from featx.stages.evaluate import EvaluateReport, evaluate
+    from featx.stages.export import ExportOptions, ExportReport, export_onnx
+    from featx.stages.extract import ExtractOptions, ExtractReport, extract
+    from featx.stages.predict import Prediction, Predictor
+    from featx.stages.train import TrainOptions, TrainReport, train_head
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EvaluateReport",
+    "ExportOptions",
+    "ExportReport",
+    "ExtractOptions",
+    "ExtractReport",
+    "FeatureFile",
+    "FeatxError",
+    "Head",
+    "MLPOptions",
+    "Prediction",
+    "Predictor",
+    "TrainOptions",
+    "TrainReport",
+    "errors",
+    "evaluate",
+    "export_onnx",
+    "extract",
+    "open_features",
+    "open_head",
+    "train_head",
+]
+
+_LOADED_FROM = {
+    "featx.features.file": ("FeatureFile", "open_features"),
+    "featx.heads.head": ("Head", "open_head"),
+    "featx.heads.mlp": ("MLPOptions",),
+    "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
+    "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
+    "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
+    "featx.stages.predict": ("Prediction", "Predictor"),
+    "featx.stages.train": ("TrainOptions", "TrainReport", "train_head"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LOADED_FROM.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'featx' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

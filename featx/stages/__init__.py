@@ -1,0 +1,9 @@
+"""The stages: one verb each, from the artifact on its left to the one on its right.
+
+    extract   images → features.h5            predict    images → labels, without torch
+    train     features.h5 → head.safetensors  evaluate   labelled images → scores
+    export    head.safetensors → model.onnx
+
+Each is one plain function: paths and options in, a frozen report out. They raise ``FeatxError``,
+never print, and never import each other.
+"""

@@ -1,0 +1,145 @@
+"""Stage 4: answer for new images with an exported file; ONNX Runtime, numpy and Pillow only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featx.classifier.session import open_classifier
+from featx.errors import ConfigError, ImageError, SourceError
+from featx.images.decode import decode_image, read_image_file, rgb_pixels
+from featx.images.sources import open_source
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+"""A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        image: Its path; ``"image 3"`` for one without.
+        top: The most probable classes, best first, each with its probability in [0, 1]; empty
+            where the image could not be used.
+        error: Why it could not be used; None if it could.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class."""
+        return self.top[0][0] if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        """Its probability, in [0, 1]."""
+        return self.top[0][1] if self.top else None
+
+
+class Predictor:
+    """An exported classifier, ready to answer.
+
+    Args:
+        path: The ONNX file.
+        threads: For one image; None takes all cores.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is not a featx classifier, or is damaged.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self._classifier = open_classifier(path, threads=threads)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self._classifier.classes
+
+    def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
+        """Return a prediction for each image, in order.
+
+        Args:
+            images: Paths, encoded images, PIL images, or arrays ``(height, width, 3)`` uint8 RGB.
+            top_k: Classes to report; all of them where there are fewer.
+
+        Raises:
+            ImageError: An image cannot be used.
+            ConfigError: ``top_k`` is below 1, or something is no image.
+        """
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            raise ConfigError(
+                "predict takes a list of images; put a single one in brackets: [image]."
+            )
+        return [
+            self._predict_one(image, _name(image, position), top_k)
+            for position, image in enumerate(images)
+        ]
+
+    def predict_each(self, images: Iterable[ImageLike], *, top_k: int = 3) -> Iterator[Prediction]:
+        """Yield a prediction for each image, in order; one that cannot be used says why.
+
+        Args:
+            images: As ``predict`` takes them.
+            top_k: As ``predict`` takes it.
+        """
+        for position, image in enumerate(images):
+            name = _name(image, position)
+            try:
+                yield self._predict_one(image, name, top_k)
+            except ImageError as err:
+                yield Prediction(name, (), err.reason)
+
+    def _predict_one(self, image: ImageLike, name: str, top_k: int) -> Prediction:
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1; got {top_k}.")
+        _, probabilities = self._classifier.run(_pixels(image, name)[None])
+        best = np.argsort(-probabilities[0], kind="stable")[:top_k]
+        top = tuple((self.classes[index], float(probabilities[0, index])) for index in best)
+        return Prediction(name, top)
+
+
+def _name(image: ImageLike, position: int) -> str:
+    return str(image) if isinstance(image, (str, Path)) else f"image {position}"
+
+
+def _pixels(image: ImageLike, name: str) -> np.ndarray:
+    """Return an image's pixels, ``(height, width, 3)`` uint8, by the rules of ``images.decode``."""
+    if isinstance(image, (str, Path)):
+        return decode_image(read_image_file(Path(image), sample_id=name), sample_id=name)
+    if isinstance(image, bytes):
+        return decode_image(image, sample_id=name)
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image, sample_id=name)
+    if not isinstance(image, np.ndarray):
+        raise ConfigError(f"{name}: expected a path, bytes, PIL image or array; got {type(image)}.")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ConfigError(
+            f"{name}: expected pixels (height, width, 3) uint8; got {image.shape} {image.dtype}."
+        )
+    return rgb_pixels(Image.fromarray(image), sample_id=name)
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that ``paths`` name; a folder stands for all images below it.
+
+    Raises:
+        SourceError: A path does not exist, or a folder holds no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [path / sample.sample_id for sample in open_source(str(path)).samples]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise SourceError(f"Image '{path}' does not exist.")
+    return found
