@@ -1,0 +1,5 @@
+"""``python -m featx`` is the command ``featx``."""
+
+from featx.cli import main
+
+main()

@@ -1,0 +1,10 @@
+"""The command line: parses, calls one stage, prints its report, maps errors to exit codes.
+
+One file per command; the only place that prints or exits. Exit codes: 0 done, 1 a ``FeatxError``
+(one line on stderr), 2 wrong usage, 130 interrupted. Anything else is a bug and shows its
+traceback.
+"""
+
+from featx.cli.main import main
+
+__all__ = ["main"]

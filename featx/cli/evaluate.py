@@ -1,0 +1,31 @@
+"""``featx evaluate``."""
+
+from __future__ import annotations
+
+import click
+
+from featx.cli import options
+from featx.cli.output import human_seconds, print_fields, print_json, print_metrics, progress_bar
+
+
+@click.command()
+@click.argument("model", type=options.FILE)
+@click.argument("source")
+@options.as_json
+@options.quiet
+def evaluate(model: str, source: str, as_json: bool, quiet: bool) -> None:
+    """Score the exported file MODEL on the labelled images of SOURCE.
+
+    Raw images go through the file. Classes are joined by name, so SOURCE may have fewer of them, in
+    any order.
+    """
+    from featx.stages.evaluate import evaluate as run
+
+    with progress_bar("Evaluating", quiet=quiet) as progress:
+        report = run(model, source, progress=progress)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    print_metrics(report.metrics)
+    click.echo()
+    print_fields({"time": human_seconds(report.seconds)})

@@ -1,0 +1,70 @@
+"""``featx export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featx.cli import options
+from featx.cli.output import human_bytes, human_seconds, print_fields, step_status
+
+
+@click.command()
+@click.argument("head", type=options.FILE, default=options.HEAD)
+@click.option(
+    "--onnx",
+    "output",
+    type=options.FILE,
+    is_flag=False,
+    flag_value=options.MODEL,
+    default=options.MODEL,
+    show_default=True,
+    help="The ONNX file to write.",
+)
+@click.option(
+    "--features", type=options.FILE, help="Features to compare with.  [the head's own file]"
+)
+@click.option("--source", help="Where the images are now.  [where they were]")
+@click.option(
+    "-w", "--weights", help="The backbone's weights, where they moved.  [where they were]"
+)
+@click.option("--atol", type=float, help="Largest logit difference allowed.  [0.1]")
+@click.option(
+    "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."
+)
+@options.overwrite
+@options.quiet
+def export(
+    head: Path,
+    output: Path,
+    atol: float | None,
+    no_verify: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
+    from featx.stages.export import DEFAULT_ATOL, ExportOptions, export_onnx
+
+    export_options = ExportOptions(
+        **settings, atol=DEFAULT_ATOL if atol is None else atol, verify=not no_verify, quiet=quiet
+    )
+    with step_status(quiet=quiet) as progress:
+        report = export_onnx(head, output, export_options, progress=progress)
+    proof = "unverified (--no-verify)"
+    if report.proof:
+        proof = (
+            f"{report.proof.num_images} images: same class in "
+            f"{report.proof.top1_agreement:.0%}, largest logit difference "
+            f"{report.proof.max_difference:.1e} ({report.proof.bound:g} allowed)"
+        )
+    print_fields(
+        {
+            "model": f"{human_bytes(report.num_bytes)}, image → "
+            f"{len(report.header.classes)} logits, probabilities",
+            "proof": proof,
+            "time": human_seconds(report.seconds),
+            "written": report.path,
+        }
+    )

@@ -1,0 +1,92 @@
+"""``featx info``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featx.artifact import require_file
+from featx.cli import options
+from featx.cli.output import human_bytes, print_fields, print_json, print_metrics
+
+if TYPE_CHECKING:
+    from featx.artifact import Header
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_CLASSES_SHOWN = 10
+
+
+@click.command()
+@click.argument("path", type=options.FILE)
+@options.as_json
+def info(path: Path, as_json: bool) -> None:
+    """Say what a feature, head or model file is and how it was made."""
+    header = _open(path)
+    if as_json:
+        print_json(json.loads(header.to_json()))
+        return
+    print_fields(dict(_fields(path, header)))
+    metrics = header.details.get("metrics")
+    if metrics:
+        from featx.heads.metrics import Metrics
+
+        click.echo()
+        print_metrics({split: Metrics(**scores) for split, scores in metrics.items()})
+
+
+def _open(path: Path) -> Header:
+    """Return a file's header; which of the three it is shows in its first bytes."""
+    require_file(path, made_by="featx extract, train-head or export")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(_HDF5_MAGIC):
+        from featx.features.file import open_features
+
+        return open_features(path, verify=False).header
+    if start[8:9] == b"{":
+        from featx.heads.head import open_head
+
+        return open_head(path).header
+    from featx.classifier.session import open_classifier
+
+    return open_classifier(path).header
+
+
+def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
+    spec, details = header.spec, header.details
+    preprocess = spec["preprocess"]
+    yield "file", f"{path}  ({header.kind}, {human_bytes(path.stat().st_size)})"
+    if "num_rows" in details:
+        yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
+    shown = ", ".join(header.classes[:_CLASSES_SHOWN])
+    more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
+    yield "classes", f"{len(header.classes)}: {shown}{more}"
+    pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
+    yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
+    yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"
+    crop = (
+        f"resize {preprocess['resize']}, centre crop {preprocess['image_size']}"
+        if preprocess["crop"] == "center"
+        else f"resize to {preprocess['image_size']}×{preprocess['image_size']}"
+    )
+    yield "preprocess", f"{crop}, {preprocess['interpolation']}"
+    yield "source", details["source"]
+    if details.get("skipped"):
+        yield "skipped", f"{len(details['skipped']):,} images"
+    if header.kind == "classifier":
+        yield "proof", _describe_proof(details["proof"])
+    yield "fingerprint", f"{header.fingerprint[:16]}…"
+    yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
+
+
+def _describe_proof(proof: dict[str, float] | None) -> str:
+    if proof is None:
+        return "none: exported with --no-verify"
+    return (
+        f"{proof['num_images']} images, top-1 agreement {proof['top1_agreement']:.0%}, largest "
+        f"logit difference {proof['max_difference']:.1e} ({proof['bound']:g} allowed)"
+    )

@@ -1,0 +1,63 @@
+"""The ``featx`` command: its subcommands, and what happens to errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+import featx
+from featx.cli.backbones import backbones
+from featx.cli.evaluate import evaluate
+from featx.cli.export import export
+from featx.cli.extract import extract
+from featx.cli.info import info
+from featx.cli.predict import predict
+from featx.cli.train_head import train_head
+from featx.errors import FeatxError
+
+
+class _Group(click.Group):
+    """Turns a ``FeatxError`` into one line and exit code 1, an interrupt into exit code 130."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the flow, not of the alphabet
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FeatxError as err:
+            raise click.ClickException(str(err)) from err
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
+        click.echo(prefix + record.getMessage(), err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(featx.__version__, message="featx %(version)s")
+def main() -> None:
+    r"""Image features once, heads in seconds, one ONNX file that proves itself.
+
+    \b
+    featx extract photos/        images   → artifacts/features.h5
+    featx train-head             features → artifacts/head.safetensors
+    featx export --onnx          head     → artifacts/model.onnx
+    featx predict holiday.jpg    labels, without torch
+    """
+    log = logging.getLogger("featx")
+    log.handlers = [_Notes()]
+    log.setLevel(logging.INFO)  # --quiet raises it
+
+
+for command in (extract, train_head, export, predict, evaluate, info, backbones):
+    main.add_command(command)

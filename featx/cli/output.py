@@ -1,0 +1,121 @@
+"""How results and progress look: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from featx.heads.metrics import Metrics
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print ``name  value`` lines, the values aligned."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose others are numbers, right-aligned."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    lines = [columns, ["─" * width for width in widths], *rows]
+    for line in lines:
+        first, *others = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join([first, *others]).rstrip())
+
+
+def print_metrics(metrics: Mapping[str, Metrics]) -> None:
+    """Print the table that train-head and evaluate share."""
+    rows = [
+        [
+            split,
+            f"{scores.num_samples:,}",
+            f"{scores.top1:.4f}",
+            "–" if scores.top5 is None else f"{scores.top5:.4f}",
+            f"{scores.macro_f1:.4f}",
+            f"{scores.log_loss:.4f}",
+        ]
+        for split, scores in metrics.items()
+    ]
+    print_table(["split", "images", "top-1", "top-5", "macro F1", "log loss"], rows)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a callback ``(done, total)`` that draws images/s and time left on stderr.
+
+    Yields None where nothing should be drawn: with ``quiet``, or when stderr is no terminal.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} images/s" if speed else "")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def step_status(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
+    """Yield a callback that shows the step under way on stderr, None where nothing is drawn."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("Starting") as status:
+        yield lambda step: status.update(f"{step} …")
+
+
+def human_bytes(count: int) -> str:
+    """Return a size like ``"45.2 MB"``, in powers of 1000."""
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a duration like ``"0.8 s"`` or ``"12 min 5 s"``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"

@@ -1,0 +1,119 @@
+"""``featx train-head``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.cli import options
+from featx.cli.output import human_seconds, print_fields, print_json, print_metrics
+
+if TYPE_CHECKING:
+    from featx.stages.train import TrainReport
+
+
+@click.command("train-head")
+@click.argument("features", type=options.FILE, default=options.FEATURES)
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    default=options.HEAD,
+    show_default=True,
+    help="The head file to write.",
+)
+@click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
+@click.option(
+    "--solver",
+    type=click.Choice(["lbfgs", "sklearn"]),
+    default="lbfgs",
+    show_default=True,
+    help="Of a linear head.",
+)
+@click.option(
+    "-C",
+    "--strength",
+    "strengths",
+    type=float,
+    multiple=True,
+    help="Inverse L2 strength of a linear head; give several to choose from.  [1e-6 to 100]",
+)
+@click.option(
+    "--hidden", default="100", show_default=True, help="Hidden sizes of an MLP, like 256,128."
+)
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Of an MLP.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of an MLP.")
+@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of an MLP.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Of an MLP.")
+@click.option("--epochs", type=int, default=100, show_default=True, help="At most, of an MLP.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@options.overwrite
+@options.as_json
+@options.quiet
+def train_head(
+    features: Path,
+    output: Path,
+    head: str,
+    solver: str,
+    strengths: tuple[float, ...],
+    seed: int,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **mlp: Any,
+) -> None:
+    """Fit a head on cached FEATURES.
+
+    The strength of a linear head is chosen by cross-validation inside the training split, an MLP is
+    stopped early by a part of it; validation and test splits are only reported.
+    """
+    from featx.heads.linear import STRENGTHS
+    from featx.heads.mlp import MLPOptions, parse_hidden
+    from featx.stages.train import TrainOptions
+    from featx.stages.train import train_head as run
+
+    hidden, epochs = parse_hidden(mlp.pop("hidden")), mlp.pop("epochs")
+    report = run(
+        features,
+        output,
+        TrainOptions(
+            head=head,  # type: ignore[arg-type]
+            solver=solver,  # type: ignore[arg-type]
+            strengths=strengths or STRENGTHS,
+            mlp=MLPOptions(hidden=hidden, max_epochs=epochs, seed=seed, **mlp),
+            seed=seed,
+            overwrite=overwrite,
+        ),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+
+
+def _print(report: TrainReport) -> None:
+    print_metrics(report.metrics)
+    click.echo()
+    print_fields(
+        {
+            "head": _describe(report.choice),
+            "time": human_seconds(report.seconds),
+            "written": report.path,
+        }
+    )
+
+
+def _describe(choice: dict[str, Any]) -> str:
+    if choice["head"] == "mlp":
+        sizes = "-".join(str(size) for size in choice["hidden"])
+        return f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
+    text = f"linear, C = {choice['strength']:g}"
+    if choice["num_folds"] > 1:
+        text += (
+            f", the best of {len(choice['path'])} by {choice['num_folds']}-fold cross-validation"
+        )
+    elif choice["num_folds"] == 1:
+        text += f", the best of {len(choice['path'])} on a hold-out"
+    return text
