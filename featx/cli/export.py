@@ -30,7 +30,9 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, step_stat
 @click.option(
     "-w", "--weights", help="The backbone's weights, where they moved.  [where they were]"
 )
-@click.option("--atol", type=float, help="Largest logit difference allowed.  [0.1]")
+@click.option(
+    "--atol", type=float, help="Largest logit difference allowed.  [5 % of the largest logit]"
+)
 @click.option(
     "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."
 )
@@ -39,17 +41,14 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, step_stat
 def export(
     head: Path,
     output: Path,
-    atol: float | None,
     no_verify: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
-    from featx.stages.export import DEFAULT_ATOL, ExportOptions, export_onnx
+    from featx.stages.export import ExportOptions, export_onnx
 
-    export_options = ExportOptions(
-        **settings, atol=DEFAULT_ATOL if atol is None else atol, verify=not no_verify, quiet=quiet
-    )
+    export_options = ExportOptions(**settings, verify=not no_verify, quiet=quiet)
     with step_status(quiet=quiet) as progress:
         report = export_onnx(head, output, export_options, progress=progress)
     proof = "unverified (--no-verify)"
@@ -57,7 +56,7 @@ def export(
         proof = (
             f"{report.proof.num_images} images: same class in "
             f"{report.proof.top1_agreement:.0%}, largest logit difference "
-            f"{report.proof.max_difference:.1e} ({report.proof.bound:g} allowed)"
+            f"{report.proof.max_difference:.1e} ({report.proof.bound:.1e} allowed)"
         )
     print_fields(
         {

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "strengths",
     type=float,
     multiple=True,
-    help="Inverse L2 strength of a linear head; give several to choose from.  [1e-6 to 100]",
+    help="Inverse L2 strength of a linear head; repeat to choose from several.  [16 up to 10]",
 )
 @click.option(
     "--hidden", default="100", show_default=True, help="Hidden sizes of an MLP, like 256,128."

@@ -1,0 +1,88 @@
+# featx: every action is one target; each sets up what it needs.
+#
+#   make demo                                  the whole way on built-in data
+#   make test                                  the tests
+#   make check                                 format, lint, types
+#   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed
+#   make bench                                 the benchmarks
+#   make clean                                 delete what the demo and the chain made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FEATX := $(BIN)/featx
+
+DATA ?=
+BACKBONE ?= resnet18
+EXTRACT ?=
+TRAIN ?=
+EXPORT ?=
+OUT := artifacts
+
+.PHONY: help setup demo test test-slow check format bench features head onnx clean FORCE
+
+help:
+	@sed -n 's/^#  //p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/startup.py
+
+# The chain. A file is made again when what it depends on has changed: the images (names, sizes,
+# times) or the options given on the command line. Without DATA, TRAIN or EXPORT the last ones hold.
+
+features: $(OUT)/features.h5
+head: $(OUT)/head.safetensors
+onnx: $(OUT)/model.onnx
+
+$(OUT)/features.h5: $(OUT)/.extract | $(READY)
+	@eval "$(FEATX) extract -o $@ --overwrite $$(sed -n 1p $<)"
+
+$(OUT)/head.safetensors: $(OUT)/features.h5 $(OUT)/.train | $(READY)
+	@eval "$(FEATX) train-head $< -o $@ --overwrite $$(sed -n 1p $(OUT)/.train)"
+
+$(OUT)/model.onnx: $(OUT)/head.safetensors $(OUT)/.export | $(READY)
+	@eval "$(FEATX) export $< --onnx $@ --overwrite $$(sed -n 1p $(OUT)/.export)"
+
+$(OUT)/.extract: FORCE
+	@sh tools/note.sh $@ "$(if $(DATA),'$(DATA)' --backbone $(BACKBONE) $(EXTRACT))" "$(DATA)"
+
+$(OUT)/.train: FORCE
+	@sh tools/note.sh $@ "$(TRAIN)"
+
+$(OUT)/.export: FORCE
+	@sh tools/note.sh $@ "$(EXPORT)"
+
+FORCE:
+
+clean:
+	rm -rf $(OUT)/demo $(OUT)/features.h5 $(OUT)/head.safetensors $(OUT)/model.onnx
+	rm -f $(OUT)/.extract $(OUT)/.train $(OUT)/.export

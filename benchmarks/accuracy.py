@@ -1,0 +1,99 @@
+"""Accuracy on real data, from images to the exported file: writes docs/accuracy.md.
+
+    python benchmarks/accuracy.py [--data ../shared/data]
+
+The data folder holds hymenoptera_data, cifar10_subset and weights/squeezenet1_1-mango-c10.pth, a
+SqueezeNet fine-tuned from torchvision's ImageNet weights.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import featx
+from featx.heads.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a source, its backbone, and the split whose score counts."""
+
+    name: str
+    source: str
+    options: featx.ExtractOptions
+    split: str
+
+
+def cases(data: Path) -> list[Case]:
+    mango = str(data / "weights" / "squeezenet1_1-mango-c10.pth")
+    squeezenet = featx.ExtractOptions(backbone="squeezenet1_1", weights=mango)
+    small = featx.ExtractOptions(backbone="squeezenet1_1", weights=mango, image_size=96)
+    cifar = f"cifar10:{data / 'cifar10_subset'}"
+    tiny = featx.ExtractOptions(backbone="tiny")
+    return [
+        Case("digits, tiny, 32 px", "digits:", tiny, "val"),
+        Case("hymenoptera, squeezenet1_1", str(data / "hymenoptera_data"), squeezenet, "val"),
+        Case("CIFAR-10 subset, squeezenet1_1, 96 px", cifar, small, "test"),
+    ]
+
+
+def measure(case: Case, folder: Path) -> dict[str, object]:
+    features, head, model = folder / "f.h5", folder / "h.safetensors", folder / "m.onnx"
+    extracted = featx.extract(case.source, features, case.options)
+    trained = featx.train_head(features, head)
+    exported = featx.export_onnx(head, model)
+    evaluated = featx.evaluate(model, case.source)
+    scores: Metrics = trained.metrics[case.split]
+    assert exported.proof is not None
+    return {
+        "name": case.name,
+        "images": extracted.num_images,
+        "split": f"{case.split} ({scores.num_samples:,})",
+        "head": scores.top1,
+        "file": evaluated.metrics[case.split].top1,
+        "difference": exported.proof.max_difference,
+        "extract": extracted.seconds,
+        "train": trained.seconds,
+        "export": exported.seconds,
+    }
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [
+        "| data, backbone | images | split (images) | top-1 of the head | top-1 of the file "
+        "| largest logit difference | extract | train | export |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        "| {name} | {images:,} | {split} | {head:.4f} | {file:.4f} | {difference:.1e} "
+        "| {extract:.1f} s | {train:.1f} s | {export:.1f} s |".format(**row)
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data")
+def main(data: Path) -> None:
+    """Measure and write docs/accuracy.md."""
+    rows = []
+    for case in cases(data):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(case, Path(folder)))
+        print(json.dumps(rows[-1]), flush=True)
+    text = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    start, end = "<!-- measured -->\n", "<!-- end -->\n"
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    (ROOT / "docs" / "accuracy.md").write_text(
+        before + start + table(rows) + "\n" + end + after, encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
