@@ -8,10 +8,13 @@ came from. It is JSON in all three files.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -70,6 +73,8 @@ class Header:
             ArtifactInvalid: The text is no header of this kind and schema version, or it was
                 altered.
         """
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")  # what is no UTF-8 is no JSON of ours
         if len(text) > MAX_HEADER_BYTES:
             raise ArtifactInvalid(
                 path, f"'{path}': its header is {len(text)} bytes, over {MAX_HEADER_BYTES}."
@@ -97,8 +102,8 @@ class Header:
                 details=dict(raw["details"]),
                 environment=dict(raw["environment"]),
             )
-            intact = header.to_json() == canonical_json(raw)
-        except (KeyError, TypeError, ValueError) as err:
+            intact = header.to_json() == text
+        except (KeyError, TypeError, ValueError, RecursionError) as err:
             raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
         if not intact:
             raise ArtifactInvalid(
@@ -121,10 +126,11 @@ def _article(kind: object) -> str:
 
 
 def canonical_json(value: object) -> str:
-    """Return JSON that is equal for equal values: keys sorted, no spaces, no NaN."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    """Return JSON that is equal for equal values: keys sorted, no spaces, no NaN.
+
+    It is pure ASCII, so that file names that are not UTF-8 survive in it.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def fingerprint_of(spec: Mapping[str, Any]) -> str:
@@ -135,20 +141,31 @@ def fingerprint_of(spec: Mapping[str, Any]) -> str:
 def differing_settings(
     expected: Mapping[str, Any], found: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
-    """Return one ``"name: expected …, found …"`` for each setting in which two specs differ."""
+    """Return one ``"name: expected …, found …"`` for each setting in which two specs differ.
+
+    None of them exactly where the specs have the same fingerprint.
+    """
     lines = []
     for name in sorted(expected.keys() | found.keys()):
-        a, b = expected.get(name), found.get(name)
+        a, b = expected.get(name, _NOTHING), found.get(name, _NOTHING)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differing_settings(a, b, prefix=f"{prefix}{name}.")
-        elif a != b:
+        elif _NOTHING in (a, b) or canonical_json(a) != canonical_json(b):
             lines.append(f"{prefix}{name}: expected {_brief(a)}, found {_brief(b)}")
     return lines
 
 
+class _Nothing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()
+
+
 def _brief(value: object) -> str:
     text = repr(value)
-    return f"{text[:13]}…'" if len(text) > 60 else text
+    return f"{text[:13]}…{text[-1]}" if len(text) > 60 else text
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
@@ -159,14 +176,25 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
     """
     lines = differing_settings(expected.spec, found.spec)
     if expected.classes != found.classes:
-        lines.append(
-            f"classes: expected {len(expected.classes)} ({_brief(list(expected.classes))}), "
-            f"found {len(found.classes)} ({_brief(list(found.classes))})"
-        )
+        lines.append(_differing_classes(expected.classes, found.classes))
     if lines:
         raise ArtifactMismatch(
             path, f"'{path}' belongs to other features than this head: {'; '.join(lines)}."
         )
+
+
+def _differing_classes(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    if sorted(expected) == sorted(found):
+        return "classes: the same names in another order"
+    sides = [
+        f"{word} {', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}"
+        for word, names in (
+            ("missing", [name for name in expected if name not in found]),
+            ("unexpected", [name for name in found if name not in expected]),
+        )
+        if names
+    ]
+    return f"classes: {'; '.join(sides)}"
 
 
 def describe_environment(*packages: str) -> dict[str, str]:
@@ -181,8 +209,13 @@ def require_file(path: Path, *, made_by: str) -> None:
     Raises:
         ArtifactMissing: Nothing is there; the message names the command that makes it.
         ArtifactInvalid: It is a folder or a special file.
+        ArtifactError: Its path cannot be looked up.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as err:
+        raise ArtifactError(path, f"Cannot open '{path}': {err.strerror}.") from err
+    if not there:
         raise ArtifactMissing(path, f"'{path}' does not exist. Make it with '{made_by}'.")
     if not path.is_file():
         raise ArtifactInvalid(path, f"'{path}' is not a file.")
@@ -193,11 +226,20 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         ArtifactExists: Something is there and ``overwrite`` is false.
-        ArtifactError: The path is a folder, or its folder cannot be made or written.
+        ArtifactError: The path is a folder or special file, or its folder cannot be made or
+            written.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise ArtifactError(path, f"Cannot write '{path}': {err.strerror}.") from err
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
         raise ArtifactError(path, f"'{path}' is a folder; give the path of a file.")
-    if path.exists() and not overwrite:
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(path, f"'{path}' is not a regular file; it would be replaced by one.")
+    if os.path.lexists(path) and not overwrite:
         raise ArtifactExists(
             path, f"'{path}' exists. Use --overwrite to replace it, or -o for another path."
         )
@@ -222,7 +264,7 @@ def publishing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         ArtifactError: The disk refused; nothing is left behind.
     """
     require_writable(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -247,7 +289,8 @@ def _move_unless_there(temporary: Path, path: Path) -> None:
         raise ArtifactExists(
             path, f"'{path}' was written by another process meanwhile; it was left as it is."
         ) from err
-    except OSError:  # no hard links here: the check at the start has to do
+    except OSError:  # no hard links here: a check just before has to do
+        require_writable(path, overwrite=False)
         temporary.replace(path)
 
 
@@ -256,5 +299,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+            raise
     finally:
         os.close(descriptor)

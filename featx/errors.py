@@ -21,7 +21,9 @@ values quoted. Errors of other libraries are translated where featx touches them
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 class FeatxError(Exception):
@@ -49,6 +51,9 @@ class ImageError(SourceError):
         self.sample_id = sample_id
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sample_id, self.reason)
+
 
 class BackboneError(FeatxError):
     """A backbone is unknown, or its weights are missing or do not match it."""
@@ -68,6 +73,9 @@ class ArtifactError(FeatxError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, str(self))
 
 
 class ArtifactMissing(ArtifactError, FileNotFoundError):
@@ -111,3 +119,7 @@ class ParityError(ExportError):
         super().__init__(message)
         self.difference = difference
         self.bound = bound
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), difference=self.difference, bound=self.bound)
+        return make, self.args

@@ -6,6 +6,7 @@ deviation) runs next to the backbone, from the same spec. The exported graph rep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
@@ -53,6 +54,12 @@ class PreprocessSpec:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "resize"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(
+                    f"{name.replace('_', ' ')} must be a whole number; got {value!r}."
+                )
         if not 1 <= self.image_size <= 4096:
             raise ConfigError(f"image size must be 1 to 4096 pixels; got {self.image_size}.")
         if self.crop not in get_args(Crop):
@@ -68,12 +75,13 @@ class PreprocessSpec:
             )
         if not self.image_size <= self.resize <= 4 * 4096:
             raise ConfigError(
-                f"resize must be at least the image size ({self.image_size} pixels); "
-                f"got {self.resize}."
+                f"resize must be at least the image size ({self.image_size} pixels) and at most "
+                f"{4 * 4096}; got {self.resize}."
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ConfigError(
-                f"mean and std need three values, std above 0; got {self.mean}, {self.std}."
+                f"mean and std need three finite values, std above 0; got {self.mean}, {self.std}."
             )
 
     def with_overrides(
@@ -84,12 +92,13 @@ class PreprocessSpec:
         An image size given alone also becomes the resize, so that the shorter side just fills the
         square.
         """
-        new_crop = crop or self.crop
-        new_size = image_size or self.image_size
-        default = new_size if image_size or new_crop == "none" else self.resize
+        new_crop = self.crop if crop is None else crop
+        new_size = self.image_size if image_size is None else image_size
+        follows = image_size is not None or new_crop == "none"
+        default = new_size if follows else self.resize
         return PreprocessSpec(
             image_size=new_size,
-            resize=resize or default,
+            resize=default if resize is None else resize,
             mean=self.mean,
             std=self.std,
             crop=new_crop,
@@ -146,6 +155,20 @@ def crop_offset(length: int, image_size: int) -> int:
     return round((length - image_size) / 2)
 
 
+def resize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Return the image at the size it is cropped from, ``(height, width, 3)`` uint8.
+
+    Args:
+        pixels: RGB, shape ``(height, width, 3)``, uint8.
+        spec: Gives size and filter.
+    """
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], spec)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    image = Image.fromarray(pixels).resize((width, height), _FILTERS[spec.interpolation])
+    return np.asarray(image)
+
+
 def preprocess(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     """Return the square that the backbone sees.
 
@@ -157,10 +180,7 @@ def preprocess(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
         RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
         PIL images pixel for pixel.
     """
-    height, width = resized_shape(pixels.shape[0], pixels.shape[1], spec)
-    image = Image.fromarray(pixels)
-    if (height, width) != pixels.shape[:2]:
-        image = image.resize((width, height), _FILTERS[spec.interpolation])
-    top, left = crop_offset(height, spec.image_size), crop_offset(width, spec.image_size)
-    box = (left, top, left + spec.image_size, top + spec.image_size)
-    return np.asarray(image.crop(box) if image.size != (spec.image_size,) * 2 else image)
+    resized = resize(pixels, spec)
+    size = spec.image_size
+    top, left = crop_offset(resized.shape[0], size), crop_offset(resized.shape[1], size)
+    return resized[top : top + size, left : left + size]

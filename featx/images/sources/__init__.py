@@ -21,15 +21,23 @@ def open_source(uri: str) -> ImageSource:
         SourceError: It is missing, empty, or not laid out as expected.
     """
     scheme, colon, rest = uri.partition(":")
-    if colon and scheme == "cifar10":
-        from featx.images.sources.cifar10 import open_cifar10
-
-        return open_cifar10(Path(rest).expanduser())
-    if colon and scheme == "digits":
+    if uri == "digits:":
         from featx.images.sources.digits import open_digits
 
         return open_digits()
-    path = Path(uri).expanduser()
+    try:
+        if colon and scheme == "cifar10":
+            from featx.images.sources.cifar10 import open_cifar10
+
+            return open_cifar10(Path(rest).expanduser())
+        return _open_path(uri, Path(uri).expanduser())
+    except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
+        raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
+
+
+def _open_path(uri: str, path: Path) -> ImageSource:
+    if not uri or not path.exists():
+        raise SourceError(f"'{uri}' does not exist.")
     if path.is_dir():
         from featx.images.sources.folder import open_folder
 
@@ -38,8 +46,6 @@ def open_source(uri: str) -> ImageSource:
         from featx.images.sources.manifest import open_manifest
 
         return open_manifest(path)
-    if not path.exists():
-        raise SourceError(f"'{uri}' does not exist.")
     raise SourceError(
         f"'{uri}' is not an image source. Give a folder, a .csv or .tsv manifest, "
         "cifar10:FOLDER, or digits:."

@@ -1,12 +1,13 @@
 """CIFAR-10 as its authors ship it: python pickles of uint8 arrays, complete or not.
 
 A pickle can run code when it is read. This reader admits arrays, lists, dicts, strings and numbers
-and nothing else.
+and nothing else. Even numpy's own classes are kept out: they read any memory a pickle points at.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,6 @@ from featx.errors import SourceError
 from featx.images.sources.sample import Sample
 
 _BATCHES = {**{f"data_batch_{i}": "train" for i in range(1, 6)}, "test_batch": "test"}
-_ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),  # bytes in the pickles of old Pythons
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +55,7 @@ def open_cifar10(folder: Path) -> Cifar10Source:
             f"'{root}' holds no CIFAR-10: no file 'batches.meta'. Unpack cifar-10-python.tar.gz "
             "and give its folder."
         )
-    classes = _load(root / "batches.meta").get("label_names")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise SourceError(f"'{root / 'batches.meta'}' has no list of label names.")
+    classes = _class_names(root / "batches.meta")
     images: list[np.ndarray] = []
     samples: list[Sample] = []
     for batch, split in _BATCHES.items():
@@ -75,7 +67,19 @@ def open_cifar10(folder: Path) -> Cifar10Source:
             ]
     if not samples:
         raise SourceError(f"'{root}' has no batches: none of {', '.join(_BATCHES)}.")
-    return Cifar10Source(root, tuple(classes), tuple(samples), np.concatenate(images))
+    return Cifar10Source(root, classes, tuple(samples), np.concatenate(images))
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    names = _load(path).get("label_names")
+    names = [_text(name) for name in names] if isinstance(names, list) else []
+    if (
+        not names
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise SourceError(f"'{path}' has no list of different label names.")
+    return tuple(names)
 
 
 def _read_batch(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:
@@ -84,7 +88,6 @@ def _read_batch(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:
     if (
         not isinstance(pixels, np.ndarray)
         or not isinstance(labels, list)
-        or pixels.dtype != np.uint8
         or pixels.shape != (len(labels), 3072)
         or not all(isinstance(label, int) and 0 <= label < num_classes for label in labels)
     ):
@@ -95,19 +98,77 @@ def _read_batch(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:
     return pixels, labels
 
 
-class _DataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain data")
-        return super().find_class(module, name)
-
-
 def _load(path: Path) -> dict[str, Any]:
+    """Return a pickled dict; bytes among its keys become strings, its uint8 arrays real ones."""
     try:
         with path.open("rb") as file:
             content = _DataUnpickler(file, encoding="latin1").load()
+        if not isinstance(content, dict):
+            raise pickle.UnpicklingError("it is not a dict")
+        return {
+            _text(key): value.to_numpy() if isinstance(value, _Array) else value
+            for key, value in content.items()
+        }
     except Exception as err:  # a damaged pickle raises nearly anything
         raise SourceError(f"Cannot read '{path}': {err or type(err).__name__}.") from err
-    if not isinstance(content, dict):
-        raise SourceError(f"'{path}' is not a CIFAR-10 file: expected a dict.")
-    return content
+
+
+class _DataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = _STAND_INS.get((module.replace("numpy.core", "numpy._core"), name))
+        if stand_in is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain data")
+        return stand_in
+
+
+class _Array:
+    """What a pickle says of an array."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def to_numpy(self) -> np.ndarray:
+        """Return the array; only bytes are made, so that no pickle can point anywhere."""
+        _, shape, dtype, fortran, data = self.state
+        if dtype.code != "u1":
+            raise pickle.UnpicklingError(f"it holds an array of '{dtype.code}', expected uint8")
+        content = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+class _DType:
+    """What a pickle says of an array's type."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Pass over the byte order: bytes have none."""
+
+
+def _array_of_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
+    array = _Array()
+    array.state = (1, shape, dtype, order == "F", data)
+    return array
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+_STAND_INS: dict[tuple[str, str], Callable[..., object]] = {
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.numeric", "_frombuffer"): _array_of_buffer,  # protocol 5
+    ("numpy", "ndarray"): _Array,  # only handed to _reconstruct
+    ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _latin1_bytes,  # bytes, as Python 3 writes them up to protocol 2
+}

@@ -4,8 +4,9 @@
     photos/train/ants/1.jpg         split folders (train; val, valid, validation; test)
     photos/1.jpg                    no classes: label -1
 
-Below a class folder images may lie at any depth. Hidden files and folders, ``Thumbs.db`` and files
-without an image's extension are ignored and counted. Symbolic links are followed, loops refused.
+Below a class folder images may lie at any depth. Hidden files and folders, ``__MACOSX``, files
+without an image's extension and files beside split folders are ignored and counted. Symbolic links
+are followed, loops refused.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def open_folder(root: Path) -> FolderSource:
             classes.update(inner.folders)
             found += [(f"{folder}/{i}", name, split) for i, name in inner.images]
             listing.num_ignored += inner.num_ignored
+        listing.num_ignored += listing.num_beside
     else:
         classes = set(listing.folders)
         found = [(i, name, "train") for i, name in listing.images]
@@ -83,7 +85,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     """Return the split that each split folder stands for; empty where these are class folders."""
     splits = {f: SPLIT_ALIASES[f.lower()] for f in folders if f.lower() in SPLIT_ALIASES}
     others = [folder for folder in folders if folder not in splits]
-    if len(splits) >= 2 and others:
+    if others and (len(splits) >= 2 or any(_Listing(root / name).folders for name in splits)):
         raise SourceError(
             f"'{root}' mixes split folders ({', '.join(splits)}) with others "
             f"({', '.join(others[:5])}). Move the others away, or describe the images in a CSV "
@@ -100,10 +102,13 @@ class _Listing:
     def __init__(self, top: Path) -> None:
         self.top = top
         self.num_ignored = 0
+        self.num_beside = 0
         self.folders: list[str] = []
         for entry in _entries(top):
-            if entry.is_dir() and not entry.name.startswith("."):
+            if _is_folder(entry) and not _is_hidden(entry):
                 self.folders.append(entry.name)
+            else:
+                self.num_beside += 1
 
     @cached_property
     def images(self) -> list[tuple[str, str | None]]:
@@ -114,14 +119,13 @@ class _Listing:
         ]
 
     def _walk(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        status = folder.stat()
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity(folder)
         if identity in above:
             raise SourceError(f"'{folder}' is a link to a folder that contains it; remove it.")
         for entry in _entries(folder):
-            if entry.name.startswith("."):
+            if _is_hidden(entry):
                 self.num_ignored += 1
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 yield from self._walk(
                     folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
                 )
@@ -129,6 +133,25 @@ class _Listing:
                 yield prefix + entry.name
             else:
                 self.num_ignored += 1
+
+
+def _is_hidden(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") or entry.name == "__MACOSX"  # left by macOS's archiver
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it will say so
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError as err:
+        raise SourceError(f"Cannot list the folder '{folder}': {err.strerror}.") from err
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

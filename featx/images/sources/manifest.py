@@ -7,8 +7,9 @@ train. Other columns are ignored.
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from featx.errors import SourceError
 from featx.images.decode import read_image_file
@@ -47,18 +48,10 @@ def open_manifest(path: Path) -> ManifestSource:
             the message names the line.
     """
     path = path.resolve()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(
-                file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-            )
-            _require_columns(path, reader.fieldnames)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, csv.Error, UnicodeDecodeError) as err:
-        raise SourceError(f"Cannot read the manifest '{path}': {err}.") from err
+    rows = list(_rows(path))
     if not rows:
         raise SourceError(f"The manifest '{path}' lists no images.")
-    names = sorted({label for _, row in rows if (label := (row["label"] or "").strip())})
+    names = sorted({label for _, row in rows if (label := row["label"].strip())})
     index = {name: position for position, name in enumerate(names)}
     samples: dict[str, Sample] = {}
     for line, row in rows:
@@ -69,24 +62,45 @@ def open_manifest(path: Path) -> ManifestSource:
     return ManifestSource(path, tuple(names), tuple(samples.values()))
 
 
-def _require_columns(path: Path, names: object) -> None:
-    found = list(names) if isinstance(names, (list, tuple)) else []
-    missing = [name for name in ("path", "label") if name not in found]
-    if missing:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield each row and its line number."""
+    line = 0
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            columns = next(reader, [])
+            _require_columns(path, columns)
+            for row in reader:
+                line = reader.line_num
+                if row and len(row) != len(columns):
+                    raise SourceError(
+                        f"'{path}', line {line}: expected {len(columns)} fields as in the first "
+                        f"line, found {len(row)}. Put a field with a delimiter in double quotes."
+                    )
+                if row:
+                    yield line, dict(zip(columns, row, strict=True))
+    except (OSError, csv.Error, UnicodeDecodeError) as err:
+        raise SourceError(f"Cannot read '{path}' after line {line}: {err}.") from err
+
+
+def _require_columns(path: Path, found: list[str]) -> None:
+    if any(found.count(name) != 1 for name in ("path", "label")) or found.count("split") > 1:
         raise SourceError(
-            f"The manifest '{path}' needs the columns path and label in its first line; "
+            f"The manifest '{path}' needs the columns path and label, once, in its first line; "
             f"found {', '.join(map(repr, found)) or 'nothing'}."
         )
 
 
-def _sample(path: Path, line: int, row: dict[str, str | None], index: dict[str, int]) -> Sample:
-    image = (row["path"] or "").strip()
+def _sample(path: Path, line: int, row: dict[str, str], index: dict[str, int]) -> Sample:
+    image = row["path"].strip()
     if not image:
         raise SourceError(f"'{path}', line {line}: the path is empty.")
-    split = (row.get("split") or "train").strip().lower()
+    split = row.get("split", "").strip().lower() or "train"
     if split not in SPLIT_ALIASES:
         raise SourceError(
             f"'{path}', line {line}: split must be train, val or test; got '{split}'."
         )
-    label = (row["label"] or "").strip()
-    return Sample(image, index[label] if label else -1, SPLIT_ALIASES[split])
+    label = row["label"].strip()
+    sample_id = str(PurePosixPath(image))  # ./a.jpg is a.jpg
+    return Sample(sample_id, index[label] if label else -1, SPLIT_ALIASES[split])

@@ -1,0 +1,63 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from PIL import Image
+
+hypothesis.settings.register_profile(
+    "featx",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("featx")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared test data; skips where it is missing. Mark the test ``real_data``."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FEATX_DATA", beside))
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"no test data in '{folder}'; set FEATX_DATA to its folder")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a folder of small images of various sizes and formats.
+
+    ``photos({"train/ants": 3, "train/bees": 2})`` gives each folder that many images; those of one
+    folder share a colour, so that they can be told apart. ``"."`` is the folder itself.
+    """
+
+    def write(
+        layout: Mapping[str, int] | None = None, *, name: str = "photos", seed: int = 0
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        root = tmp_path / name
+        for folder, count in (layout or {"ants": 6, "bees": 6}).items():
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            colour = np.random.default_rng(list(Path(folder).name.encode())).integers(0, 256, 3)
+            for number in range(count):
+                image = Image.fromarray(_photo(rng, colour))
+                suffix = ".png" if number % 3 == 2 else ".jpg"
+                image.save(root / folder / f"{number:03d}{suffix}")
+        return root
+
+    return write
+
+
+def _photo(rng: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+    """Return a gradient with noise, ``(20 to 60, 20 to 60, 3)`` uint8."""
+    height, width = rng.integers(20, 60, 2)
+    shade = np.linspace(0.5, 1, height)[:, None] * np.linspace(1, 0.6, width)  # (H, W)
+    noise = rng.normal(0, 12, (height, width, 3))
+    return np.clip(shade[:, :, None] * colour + noise, 0, 255).astype(np.uint8)

@@ -1,0 +1,348 @@
+"""Folders: every layout, and what people's folders hold besides images."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.errors import ImageError, SourceError
+from featx.images.decode import EXTENSIONS, decode_image
+from featx.images.sources import open_source
+from featx.images.sources.folder import FolderSource, open_folder
+
+Photos = Callable[..., Path]
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Make files, each holding its own name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.fsencode(name))
+    return root
+
+
+def listed(source: FolderSource) -> list[tuple[str, str | None, str]]:
+    """Return id, class name and split of each sample."""
+    return [
+        (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
+        for s in source.samples
+    ]
+
+
+class TestLayouts:
+    def test_class_folders(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "bees/2.jpg", "ants/1.jpg", "bees/1.PNG"))
+        assert source.classes == ("ants", "bees")
+        assert listed(source) == [
+            ("ants/1.jpg", "ants", "train"),
+            ("bees/1.PNG", "bees", "train"),
+            ("bees/2.jpg", "bees", "train"),
+        ]
+
+    def test_images_alone_have_no_label(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "b.jpg", "a.gif"))
+        assert source.classes == ()
+        assert listed(source) == [("a.gif", None, "train"), ("b.jpg", None, "train")]
+
+    def test_images_beside_class_folders_have_no_label(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "ants/1.jpg", "new.jpg"))
+        assert source.classes == ("ants",)
+        assert listed(source) == [("ants/1.jpg", "ants", "train"), ("new.jpg", None, "train")]
+
+    def test_split_folders_join_classes_by_name(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/bees/1.jpg", "train/cats/1.jpg", "val/ants/1.jpg", "val/cats/2.jpg")
+        source = open_folder(touch(tmp_path, "test/bees/9.jpg"))
+        assert source.classes == ("ants", "bees", "cats")
+        assert listed(source) == [
+            ("test/bees/9.jpg", "bees", "test"),
+            ("train/bees/1.jpg", "bees", "train"),
+            ("train/cats/1.jpg", "cats", "train"),
+            ("val/ants/1.jpg", "ants", "val"),
+            ("val/cats/2.jpg", "cats", "val"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("folder", "split"),
+        [
+            ("train", "train"),
+            ("Train", "train"),
+            ("training", "train"),
+            ("val", "val"),
+            ("valid", "val"),
+            ("VALIDATION", "val"),
+            ("test", "test"),
+            ("TEST", "test"),
+        ],
+    )
+    def test_splits_go_by_many_names(self, tmp_path: Path, folder: str, split: str) -> None:
+        source = open_folder(touch(tmp_path, f"{folder}/ants/1.jpg"))
+        assert listed(source) == [(f"{folder}/ants/1.jpg", "ants", split)]
+
+    def test_split_folders_without_classes(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "train/1.jpg", "test/2.jpg"))
+        assert source.classes == ()
+        assert listed(source) == [("test/2.jpg", None, "test"), ("train/1.jpg", None, "train")]
+
+    def test_images_lie_at_any_depth(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "ants/red/big/1.jpg", "ants/1.jpg", "bees/test/1.jpg"))
+        assert listed(source) == [
+            ("ants/1.jpg", "ants", "train"),
+            ("ants/red/big/1.jpg", "ants", "train"),
+            ("bees/test/1.jpg", "bees", "train"),
+        ]
+
+    def test_same_names_in_several_folders_stay_apart(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "a/1.jpg", "b/1.jpg", "a/x/1.jpg", "a/1.JPG"))
+        ids = [sample.sample_id for sample in source.samples]
+        assert len(set(ids)) == 4
+
+    def test_an_empty_class_folder_keeps_its_index(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/1.jpg", "c/1.jpg")
+        (tmp_path / "b").mkdir()
+        source = open_folder(tmp_path)
+        assert source.classes == ("a", "b", "c")
+        assert [sample.label for sample in source.samples] == [0, 2]
+
+    def test_a_class_may_be_called_test(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "test/1.jpg", "control/1.jpg"))
+        assert source.classes == ("control", "test")
+        assert {sample.split for sample in source.samples} == {"train"}
+
+    def test_splits_beside_class_folders_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            SourceError, match=r"mixes split folders \(test, train\) with.*\(ants\)"
+        ):
+            open_folder(touch(tmp_path, "train/a/1.jpg", "test/a/1.jpg", "ants/1.jpg"))
+
+    def test_one_split_of_classes_beside_other_folders_is_refused(self, tmp_path: Path) -> None:
+        # As classes "raw" and "train", all images of a kind would fall into one class.
+        with pytest.raises(SourceError, match=r"mixes split folders \(train\) with others \(raw\)"):
+            open_folder(touch(tmp_path, "train/ants/1.jpg", "train/bees/1.jpg", "raw/1.jpg"))
+
+    def test_two_folders_for_one_split_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="two folders for one split: val, valid"):
+            open_folder(touch(tmp_path, "val/a/1.jpg", "valid/a/1.jpg"))
+
+
+class TestJunk:
+    def test_hidden_files_and_other_files_are_counted_not_listed(self, tmp_path: Path) -> None:
+        touch(tmp_path, "ants/1.jpg", "ants/._1.jpg", "ants/.DS_Store", "ants/Thumbs.db")
+        touch(tmp_path, "ants/notes.txt", "ants/1.jpg.part", "readme.md", ".git/x.jpg", "ants/jpg")
+        source = open_folder(touch(tmp_path, ".ipynb_checkpoints/1-checkpoint.jpg"))
+        assert [sample.sample_id for sample in source.samples] == ["ants/1.jpg"]
+        assert source.classes == ("ants",)
+        assert source.num_ignored == 9
+
+    def test_what_a_mac_leaves_in_archives_is_no_class(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "ants/1.jpg", "__MACOSX/ants/._1.jpg"))
+        assert source.classes == ("ants",)
+        touch(tmp_path, "split/train/a/1.jpg", "split/test/a/1.jpg", "split/__MACOSX/x/._1.jpg")
+        assert open_folder(tmp_path / "split").classes == ("a",)
+
+    def test_files_beside_and_in_split_folders_are_counted(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/a/1.jpg", "train/a/x.txt", "train/y.txt", "val/a/2.jpg", "val/.z")
+        source = open_folder(touch(tmp_path, "readme.md", ".hidden", "stray.jpg"))
+        assert [sample.sample_id for sample in source.samples] == ["train/a/1.jpg", "val/a/2.jpg"]
+        assert source.num_ignored == 6
+
+    @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
+    def test_extensions_in_any_case(self, tmp_path: Path, extension: str) -> None:
+        source = open_folder(touch(tmp_path, f"a/1{extension}", f"a/2{extension.upper()}"))
+        assert len(source.samples) == 2
+
+    @pytest.mark.parametrize("names", [(), ("a/x.txt", "b.md"), (".a/1.jpg",), ("train/x.txt",)])
+    def test_a_folder_without_images_says_so_and_what_was_expected(
+        self, tmp_path: Path, names: tuple[str, ...]
+    ) -> None:
+        touch(tmp_path, *names)
+        with pytest.raises(SourceError, match="holds no images") as caught:
+            open_folder(tmp_path)
+        assert f"({len(names)} other files)" in str(caught.value)
+        assert ".jpeg" in str(caught.value)
+        assert f"'{tmp_path}'" in str(caught.value)
+
+
+class TestLinks:
+    def test_linked_files_and_folders_are_followed(self, tmp_path: Path) -> None:
+        touch(tmp_path, "store/1.jpg", "store/2.jpg", "photos/ants/0.jpg")
+        (tmp_path / "photos/ants/1.jpg").symlink_to("../../store/1.jpg")
+        (tmp_path / "photos/bees").symlink_to("../store")
+        source = open_folder(tmp_path / "photos")
+        assert listed(source) == [
+            ("ants/0.jpg", "ants", "train"),  # the label is the folder's, not the target's
+            ("ants/1.jpg", "ants", "train"),
+            ("bees/1.jpg", "bees", "train"),
+            ("bees/2.jpg", "bees", "train"),
+        ]
+        assert source.read(1) == b"store/1.jpg"
+
+    @pytest.mark.parametrize("target", [".", "..", "../.."])
+    @pytest.mark.parametrize("layout", ["ants", "train/ants"])
+    def test_a_loop_is_named(self, tmp_path: Path, target: str, layout: str) -> None:
+        touch(tmp_path, f"photos/{layout}/1.jpg")
+        (tmp_path / "photos" / layout / "again").symlink_to(target, target_is_directory=True)
+        with pytest.raises(SourceError, match=r"again.*' is a link to a folder that contains it"):
+            open_folder(tmp_path / "photos")
+
+    def test_two_links_to_one_folder_are_no_loop(self, tmp_path: Path) -> None:
+        touch(tmp_path, "store/1.jpg")
+        for name in ("a", "b"):
+            (tmp_path / name).symlink_to("store")
+        assert open_folder(tmp_path).classes == ("a", "b", "store")
+
+    def test_a_link_to_nowhere_or_itself_is_an_unreadable_image(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/0.jpg")
+        (tmp_path / "a" / "1.jpg").symlink_to("nowhere.jpg")
+        (tmp_path / "a" / "2.jpg").symlink_to("2.jpg")
+        (tmp_path / "loop").symlink_to("loop")
+        source = open_folder(tmp_path)
+        assert [sample.sample_id for sample in source.samples] == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
+        for index in (1, 2):
+            with pytest.raises(ImageError, match=f"'a/{index}[.]jpg': cannot be read"):
+                source.read(index)
+
+    def test_a_folder_given_by_a_link_has_its_real_path(self, tmp_path: Path) -> None:
+        touch(tmp_path, "photos/a/1.jpg")
+        (tmp_path / "link").symlink_to("photos")
+        assert open_folder(tmp_path / "link").uri == str(tmp_path / "photos")
+
+
+class TestNames:
+    def test_names_of_any_kind(self, tmp_path: Path) -> None:
+        odd = os.fsdecode(b"caf\xe9.jpg")
+        names = [
+            "蚂蚁/ü.jpg",
+            f"b/{odd}",
+            "b/a b.jpg",
+            "b/" + "x" * 246 + ".jpg",
+            "b/new\nline.jpg",
+        ]
+        names += ["b/-rf.jpg", "b/%s.jpg", "b/a,b;'\".jpg", "b/back\\slash.jpg"]
+        source = open_folder(touch(tmp_path, *names))
+        assert [sample.sample_id for sample in source.samples] == sorted(names)
+        for index, name in enumerate(sorted(names)):
+            assert source.read(index) == os.fsencode(name)
+
+    def test_a_class_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"ameisen-gro\xdf")
+        assert open_folder(touch(tmp_path, f"{name}/1.jpg")).classes == (name,)
+
+    def test_a_folder_named_like_an_image_is_a_folder(self, tmp_path: Path) -> None:
+        source = open_folder(touch(tmp_path, "a/b.jpg/1.jpg", "c.jpg/2.jpg"))
+        assert source.classes == ("a", "c.jpg")
+        assert [sample.sample_id for sample in source.samples] == ["a/b.jpg/1.jpg", "c.jpg/2.jpg"]
+
+
+class TestOrder:
+    names = st.sets(
+        st.tuples(st.sampled_from("abcAB"), st.sampled_from(["", "x/", "y/"]), st.integers(0, 12)),
+        min_size=1,
+        max_size=12,
+    )
+
+    @given(names=names, random=st.randoms(use_true_random=False))
+    @settings(max_examples=25)
+    def test_it_does_not_depend_on_the_file_system(
+        self, tmp_path_factory: pytest.TempPathFactory, names, random
+    ) -> None:
+        root = tmp_path_factory.mktemp("order")
+        touch(root, *(f"{folder}/{inner}{number}.jpg" for folder, inner, number in names))
+        expected = open_folder(root)
+        scandir = os.scandir
+
+        class Shuffled:
+            def __init__(self, path: Path) -> None:
+                with scandir(path) as entries:
+                    self.entries = list(entries)
+                random.shuffle(self.entries)
+
+            def __enter__(self):
+                return iter(self.entries)
+
+            def __exit__(self, *_: object) -> None: ...
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "scandir", Shuffled)
+            assert open_folder(root) == expected
+        ids = [sample.sample_id for sample in expected.samples]
+        assert ids == sorted(ids)
+        assert len(set(ids)) == len(names)
+
+    def test_more_images_do_not_change_ids_or_labels(self, tmp_path: Path) -> None:
+        before = {s.sample_id: s.label for s in open_folder(touch(tmp_path, "a/2.jpg")).samples}
+        after = open_folder(touch(tmp_path, "a/1.jpg", "a/3.jpg", "b/1.jpg"))
+        assert before.items() <= {s.sample_id: s.label for s in after.samples}.items()
+
+
+class TestReading:
+    def test_images_are_read_and_decode(self, photos: Photos) -> None:
+        source = open_folder(photos({"train/ants": 3, "val/bees": 2}))
+        for index, sample in enumerate(source.samples):
+            content = source.read(index)
+            assert decode_image(content, sample_id=sample.sample_id).shape[2] == 3
+
+    def test_what_vanished_since_is_named(self, photos: Photos) -> None:
+        source = open_folder(photos({"ants": 2}))
+        (source.root / "ants" / "001.jpg").unlink()
+        with pytest.raises(ImageError, match=r"'ants/001\.jpg': cannot be read: No such file"):
+            source.read(1)
+
+    def test_a_folder_that_vanishes_meanwhile_is_named(
+        self, photos: Photos, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = photos({"ants": 1, "bees": 1})
+        stat = Path.stat
+
+        def gone(self: Path, **options: bool) -> os.stat_result:
+            if self.name == "bees":
+                raise FileNotFoundError(2, "No such file or directory")
+            return stat(self, **options)
+
+        monkeypatch.setattr(Path, "stat", gone)
+        with pytest.raises(SourceError, match=r"Cannot list the folder '.*bees': No such file"):
+            open_folder(root)
+
+    def test_a_folder_that_cannot_be_listed_is_named(
+        self, photos: Photos, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root, scandir = photos({"ants": 1, "bees": 1}), os.scandir
+
+        def locked(path: Path):
+            if Path(path).name == "bees":
+                raise PermissionError(13, "Permission denied")
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", locked)
+        with pytest.raises(SourceError, match="bees': Permission denied"):
+            open_folder(root)
+
+    def test_folders_nested_too_deeply_are_an_error_not_a_crash(self, tmp_path: Path) -> None:
+        touch(tmp_path, "d/" * 150 + "1.jpg")
+        assert len(open_source(str(tmp_path)).samples) == 1
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack(0)) + 120)
+        try:
+            with pytest.raises(SourceError, match=r"Cannot open .*recursion"):
+                open_source(str(tmp_path))
+        finally:
+            sys.setrecursionlimit(before)
+
+
+@pytest.mark.real_data
+def test_hymenoptera_is_all_there(data: Path) -> None:
+    source = open_folder(data / "hymenoptera_data")
+    assert source.classes == ("ants", "bees")
+    counts = [sum(s.split == split for s in source.samples) for split in ("train", "val", "test")]
+    assert counts == [245, 153, 0]  # one of train is the tutorial's imageNotFound.gif
+    labels = {split: [s.label for s in source.samples if s.split == split] for split in ("val",)}
+    assert labels["val"].count(0) == 70
+    gif = [i for i, s in enumerate(source.samples) if s.sample_id.endswith(".gif")]
+    assert len(gif) == 1
+    assert decode_image(source.read(gif[0]), sample_id="gif").shape[2] == 3

@@ -1,0 +1,184 @@
+"""Manifests: tables as people and their spreadsheets write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.errors import ImageError, SourceError
+from featx.images.sources.manifest import ManifestSource, open_manifest
+from featx.images.sources.sample import SPLITS, Sample
+
+
+def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def listed(source: ManifestSource) -> list[tuple[str, str | None, str]]:
+    return [
+        (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
+        for s in source.samples
+    ]
+
+
+def refused(folder: Path, content: str | bytes, message: str, name: str = "images.csv") -> None:
+    path = write(folder, content, name)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_manifest(path)
+    assert f"'{path}'" in str(caught.value)
+
+
+class TestTables:
+    def test_paths_labels_and_splits(self, tmp_path: Path) -> None:
+        table = "path,label,split\nb/2.jpg,bees,val\na.jpg,ants,train\nc.jpg,bees,test\n"
+        source = open_manifest(write(tmp_path, table))
+        assert source.classes == ("ants", "bees")
+        assert listed(source) == [
+            ("b/2.jpg", "bees", "val"),  # in the table's order
+            ("a.jpg", "ants", "train"),
+            ("c.jpg", "bees", "test"),
+        ]
+
+    def test_no_split_means_train_and_no_label_unlabelled(self, tmp_path: Path) -> None:
+        source = open_manifest(write(tmp_path, "path,label\n1.jpg,a\n2.jpg,\n3.jpg,  \n"))
+        expected = [("1.jpg", "a", "train"), ("2.jpg", None, "train"), ("3.jpg", None, "train")]
+        assert listed(source) == expected
+        blank = open_manifest(write(tmp_path, "path,label,split\n1.jpg,a,\n2.jpg,a, \n"))
+        assert {sample.split for sample in blank.samples} == {"train"}
+
+    @pytest.mark.parametrize("split", ["valid", "Validation", " VAL ", "val"])
+    def test_splits_go_by_many_names(self, tmp_path: Path, split: str) -> None:
+        source = open_manifest(write(tmp_path, f"path,label,split\n1.jpg,a,{split}\n"))
+        assert source.samples[0].split == "val"
+
+    def test_columns_in_any_order_and_others_ignored(self, tmp_path: Path) -> None:
+        source = open_manifest(write(tmp_path, "note,label,path\nblurred,ants,1.jpg\n"))
+        assert listed(source) == [("1.jpg", "ants", "train")]
+
+    def test_tabs_in_a_tsv(self, tmp_path: Path) -> None:
+        table = "path\tlabel\na,b.jpg\tred, big\n"
+        for name in ("x.tsv", "x.TSV"):
+            source = open_manifest(write(tmp_path, table, name))
+            assert listed(source) == [("a,b.jpg", "red, big", "train")]
+
+    @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+    def test_what_spreadsheets_write(self, tmp_path: Path, newline: str, mark: bytes) -> None:
+        lines = ["path,label", '"a ""b"".jpg","grün, hell"', "", "2.jpg,x", ""]
+        table = mark + newline.join(lines).encode()
+        source = open_manifest(write(tmp_path, table))
+        expected = [('a "b".jpg', "grün, hell", "train"), ("2.jpg", "x", "train")]
+        assert listed(source) == expected
+
+    names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
+
+    @given(st.dictionaries(names, st.tuples(names, st.sampled_from(SPLITS)), min_size=1))
+    def test_what_was_written_is_read(self, tmp_path: Path, rows) -> None:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
+        writer.writerow(["path", "label", "split"])
+        expected = []
+        for number, (name, (label, split)) in enumerate(rows.items()):
+            sample_id = f"{number}/{name.replace('/', '_')}.jpg"
+            writer.writerow([sample_id, label, split])
+            expected.append((sample_id, label, split))
+        source = open_manifest(write(tmp_path, buffer.getvalue()))
+        assert listed(source) == expected
+        assert list(source.classes) == sorted({label for _, label, _ in expected})
+
+    def test_one_path_has_one_name(self, tmp_path: Path) -> None:
+        source = open_manifest(write(tmp_path, "path,label\n./a//b.jpg,x\n"))
+        assert source.samples == (Sample("a/b.jpg", 0, "train"),)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ("", "found nothing"),
+            ("\n\n", "found nothing"),
+            ("path;label\n1.jpg;ants\n", "columns path and label.*found 'path;label'"),
+            ("path\tlabel\n1.jpg\tants\n", "columns path and label"),
+            ("file,class\n1.jpg,ants\n", "found 'file', 'class'"),
+            ("1.jpg,ants\n2.jpg,bees\n", "found '1.jpg', 'ants'"),
+            ("path,label,label\n1.jpg,a,b\n", "once, in its first line"),
+            ("path,label\n", "lists no images"),
+            ("path,label\n\n\n", "lists no images"),
+            ("path,label\n1.jpg,a\n,b\n", "line 3: the path is empty"),
+            ("path,label\n1.jpg,a\n2.jpg,b\n1.jpg,a\n", "line 4: '1.jpg' is listed twice"),
+            ("path,label\n1.jpg,a\n./1.jpg,a\n", "line 3: '1.jpg' is listed twice"),
+            ("path,label,split\n1.jpg,a,dev\n", "line 2: split must be .*; got 'dev'"),
+            ("path,label\n1.jpg,a\n2.jpg\n", "line 3: expected 2 fields .*, found 1"),
+            ("path,label\nmy, photo.jpg,ants\n", "line 2: expected 2 fields .*, found 3"),
+            ('path,label\n1.jpg,"a"b\n', "after line 1: .*expected"),
+            ('path,label\n1.jpg,a\n2.jpg,"a\n', "after line 2: unexpected end"),
+            ("path,label\n1.jpg,a\n2.jpg," + "x" * 200_000 + "\n", "after line 2: field larger"),
+        ],
+        ids=lambda value: repr(value)[:40],
+    )
+    def test_the_message_says_what_and_where(
+        self, tmp_path: Path, table: str, message: str
+    ) -> None:
+        refused(tmp_path, table, message.replace("after line 1", "after line [01]"))
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+    def test_other_encodings_are_refused(self, tmp_path: Path, encoding: str) -> None:
+        refused(tmp_path, "path,label\nü.jpg,ä\n".encode(encoding), "Cannot read .*utf-8")
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes_are_a_table_or_a_source_error(self, tmp_path: Path, content: bytes) -> None:
+        path = write(tmp_path, b"path,label\n" + content)
+        try:
+            source = open_manifest(path)
+        except SourceError:
+            return
+        assert source.samples
+
+    def test_a_file_that_cannot_be_read_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path, "path,label\n1.jpg,a\n")
+
+        def locked(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", locked)
+        with pytest.raises(SourceError, match="Permission denied"):
+            open_manifest(path)
+
+
+class TestReading:
+    def test_paths_are_relative_to_the_table(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "sets" / "in").mkdir(parents=True)
+        for name in ("sets/in/1.jpg", "2.jpg"):
+            (tmp_path / name).write_bytes(name.encode())
+        table = f"path,label\nin/1.jpg,a\n../2.jpg,a\n{tmp_path}/2.jpg,a\n"
+        write(tmp_path / "sets", table)
+        monkeypatch.chdir(tmp_path / "sets" / "in")
+        source = open_manifest(Path("../images.csv"))
+        monkeypatch.chdir("/")
+        assert [source.read(index) for index in range(3)] == [b"sets/in/1.jpg", b"2.jpg", b"2.jpg"]
+        assert source.uri == str(tmp_path / "sets" / "images.csv")
+
+    @pytest.mark.parametrize("name", ["gone.jpg", "a\0b.jpg", "x" * 300, "."])
+    def test_what_cannot_be_read_is_an_image_error(self, tmp_path: Path, name: str) -> None:
+        source = open_manifest(write(tmp_path, f"path,label\n{name},a\n"))
+        with pytest.raises(ImageError) as caught:
+            source.read(0)
+        assert caught.value.sample_id == name
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jpg")
+        source = open_manifest(write(tmp_path, "path,label\npipe.jpg,a\n"))
+        with pytest.raises(ImageError, match="not a regular file"):
+            source.read(0)

@@ -1,0 +1,110 @@
+"""Reading ahead: order, bounds, errors in their places, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.errors import ImageError
+from featx.images.read_ahead import num_cores, read_ahead
+
+
+def test_num_cores_is_what_this_process_may_use() -> None:
+    assert num_cores() >= 1
+
+
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 12))
+@settings(max_examples=40)
+def test_results_come_in_order_whatever_the_settings(count: int, workers: int, window: int) -> None:
+    futures = read_ahead(lambda index: index * index, count, workers=workers, window=window)
+    assert [future.result() for future in futures] == [index**2 for index in range(count)]
+
+
+def test_slow_calls_do_not_change_the_order() -> None:
+    def work(index: int) -> int:
+        time.sleep(0.02 if index % 3 == 0 else 0)
+        return index
+
+    assert [f.result() for f in read_ahead(work, 20, workers=4)] == list(range(20))
+
+
+def test_what_is_yielded_is_finished() -> None:
+    futures = read_ahead(lambda index: time.sleep(0.005), 10, workers=2, window=2)
+    assert all(future.done() for future in futures)
+
+
+def test_an_error_stays_in_its_place() -> None:
+    def work(index: int) -> int:
+        if index in (0, 3, 9):
+            raise ImageError(str(index), "broken.")
+        return index
+
+    results = []
+    for future in read_ahead(work, 10, workers=3, window=2):
+        error = future.exception()
+        results.append(str(error) if error else future.result())
+    bad = {index: f"Image '{index}': broken." for index in (0, 3, 9)}
+    assert results == [bad.get(index, index) for index in range(10)]
+
+
+@pytest.mark.parametrize(("workers", "window"), [(1, 1), (2, 4), (3, 8)])
+def test_it_stays_a_bounded_number_ahead(workers: int, window: int) -> None:
+    started, lock = [0], threading.Lock()
+
+    def work(index: int) -> int:
+        with lock:
+            started[0] += 1
+        return index
+
+    furthest = 0
+    for used, _ in enumerate(read_ahead(work, 60, workers=workers, window=window)):
+        time.sleep(0.002)
+        furthest = max(furthest, started[0] - used)
+    assert 1 <= furthest <= workers + window
+    assert started[0] == 60
+
+
+def test_calls_run_side_by_side() -> None:
+    meeting = threading.Barrier(3, timeout=20)  # nobody passes alone
+    assert len(list(read_ahead(lambda _: meeting.wait(), 6, workers=3))) == 6
+
+
+def test_nothing_starts_before_the_first_is_asked_for() -> None:
+    called = threading.Event()
+    futures = read_ahead(lambda _: called.set(), 3)
+    assert not called.wait(0.05)
+    list(futures)
+    assert called.is_set()
+
+
+def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads() -> None:
+    before, done = threading.active_count(), []
+
+    def work(index: int) -> None:
+        time.sleep(0.005)
+        done.append(index)
+
+    futures = read_ahead(work, 1000, workers=2, window=8)
+    next(futures)
+    futures.close()  # what a loop left by an exception does
+    count = len(done)
+    assert count <= 12
+    assert threading.active_count() == before
+    time.sleep(0.03)
+    assert len(done) == count
+
+
+def test_an_error_in_the_loop_ends_the_threads_too() -> None:
+    before = threading.active_count()
+
+    def use() -> None:
+        for _ in read_ahead(lambda index: index, 100, workers=4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert threading.active_count() == before

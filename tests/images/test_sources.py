@@ -1,0 +1,191 @@
+"""Opening a source by what a user types, and assigning a validation split."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.errors import ConfigError, SourceError
+from featx.images.sources import SPLITS, Sample, assign_validation, open_source
+from featx.images.sources.cifar10 import Cifar10Source
+from featx.images.sources.digits import DigitsSource
+from featx.images.sources.folder import FolderSource
+from featx.images.sources.manifest import ManifestSource
+
+Photos = Callable[..., Path]
+
+
+@pytest.fixture
+def uris(photos: Photos, tmp_path: Path) -> dict[type, str]:
+    """One source of each kind."""
+    root = photos({"ants": 2, "bees": 2})
+    (tmp_path / "table.CSV").write_text("path,label\nphotos/ants/000.jpg,a\n")
+    pickles = tmp_path / "pickles"
+    pickles.mkdir()
+    values = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+    (pickles / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
+    (pickles / "test_batch").write_bytes(pickle.dumps(values))
+    return {
+        FolderSource: str(root),
+        ManifestSource: str(tmp_path / "table.CSV"),
+        Cifar10Source: f"cifar10:{pickles}",
+        DigitsSource: "digits:",
+    }
+
+
+class TestOpenSource:
+    def test_each_kind_is_told_by_what_is_typed(self, uris: dict[type, str]) -> None:
+        assert {kind: type(open_source(uri)) for kind, uri in uris.items()} == {
+            kind: kind for kind in uris
+        }
+
+    def test_all_keep_the_same_promises(self, uris: dict[type, str]) -> None:
+        for uri in uris.values():
+            source = open_source(uri)
+            ids = [sample.sample_id for sample in source.samples]
+            assert len(set(ids)) == len(ids) > 0
+            assert all(-1 <= sample.label < len(source.classes) for sample in source.samples)
+            assert {sample.split for sample in source.samples} <= set(SPLITS)
+            assert len(set(source.classes)) == len(source.classes)
+            content = source.read(0)
+            if isinstance(content, np.ndarray):
+                assert (content.ndim, content.dtype) == (3, np.uint8)
+            else:
+                assert content[:3] == b"\xff\xd8\xff"
+
+    def test_the_uri_finds_the_source_again_from_anywhere(
+        self, uris: dict[type, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        relative = [uri.replace(f"{tmp_path}/", "") for uri in uris.values()]
+        sources = [open_source(uri) for uri in relative]
+        monkeypatch.chdir("/")
+        for source in sources:
+            again = open_source(source.uri)
+            assert (again.uri, again.classes) == (source.uri, source.classes)
+            assert list(again.samples) == list(source.samples)
+
+    def test_home_is_understood(
+        self, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        photos({"ants": 1})
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert len(open_source("~/photos").samples) == 1
+
+    @pytest.mark.parametrize(
+        ("uri", "message"),
+        [
+            ("", "'' does not exist"),
+            ("no/such/folder", "'no/such/folder' does not exist"),
+            ("no/such.csv", "'no/such.csv' does not exist"),
+            ("a\0b", "does not exist"),
+            ("digits:x", "'digits:x' does not exist"),
+            ("cifar100:x", "'cifar100:x' does not exist"),
+            ("cifar10:no/such", "holds no CIFAR-10"),
+            ("x" * 300, "Cannot open 'xxx.*File name too long"),
+            ("cifar10:" + "x" * 300, "Cannot open 'cifar10:xxx.*File name too long"),
+            ("~no-such-user/photos", "Cannot open '~no-such-user/photos'.*home"),
+            ("/dev/null", "'/dev/null' is not an image source. Give a folder, a .csv"),
+        ],
+        ids=lambda value: value[:30],
+    )
+    def test_what_cannot_be_a_source_is_named(self, uri: str, message: str) -> None:
+        with pytest.raises(SourceError, match=message):
+            open_source(uri)
+
+    def test_files_that_are_no_source_are_refused(self, photos: Photos, tmp_path: Path) -> None:
+        image = next(photos({"ants": 1}).rglob("*.jpg"))
+        os.mkfifo(tmp_path / "pipe.csv")
+        for path in (image, tmp_path / "pipe.csv"):
+            with pytest.raises(SourceError, match="is not an image source"):
+                open_source(str(path))
+
+    def test_links_that_lead_nowhere(self, tmp_path: Path) -> None:
+        (tmp_path / "loop").symlink_to("loop")
+        (tmp_path / "gone").symlink_to("nowhere")
+        for name in ("loop", "gone"):
+            with pytest.raises(SourceError, match="does not exist"):
+                open_source(str(tmp_path / name))
+
+    def test_an_empty_folder_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match=f"'{tmp_path}' holds no images"):
+            open_source(str(tmp_path))
+
+
+def samples(count: int, split: str = "train", *, start: int = 0) -> list[Sample]:
+    return [Sample(f"ants/{number}.jpg", 0, split) for number in range(start, start + count)]
+
+
+def splits(items: list[Sample]) -> dict[str, str]:
+    return {sample.sample_id: sample.split for sample in items}
+
+
+class TestAssignValidation:
+    @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
+    def test_about_the_fraction_becomes_validation(self, fraction: float) -> None:
+        found = assign_validation(samples(20_000), fraction)
+        share = sum(sample.split == "val" for sample in found) / len(found)
+        assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / 20_000) ** 0.5
+
+    @given(st.sets(st.text(), max_size=30), st.sets(st.text(), max_size=30), st.floats(0, 0.99))
+    def test_a_sample_keeps_its_split_as_the_data_grows(self, old, new, fraction) -> None:
+        def assigned(ids: set[str]) -> dict[str, str]:
+            return splits(assign_validation([Sample(i, 0, "train") for i in sorted(ids)], fraction))
+
+        assert assigned(old).items() <= assigned(old | new).items()
+
+    @given(st.lists(st.text(), unique=True, max_size=30), st.floats(0, 0.99), st.randoms())
+    def test_order_label_and_neighbours_do_not_matter(self, ids, fraction, random) -> None:
+        items = [Sample(i, 0, "train") for i in ids]
+        others = [replace(item, label=random.randrange(5)) for item in items]
+        random.shuffle(others)
+        one, two = assign_validation(items, fraction), assign_validation(others, fraction)
+        assert splits(one) == splits(two)
+
+    @given(st.text(), st.floats(0, 0.99), st.floats(0, 0.99))
+    def test_a_larger_fraction_keeps_the_smaller_ones_validation(self, name, a, b) -> None:
+        small, large = (
+            assign_validation([Sample(name, 0, "train")], fraction)[0].split
+            for fraction in sorted((a, b))
+        )
+        assert (small, large) != ("val", "train")
+
+    def test_only_the_split_changes(self) -> None:
+        items = [Sample(f"{n}.jpg", n % 3 - 1, "train") for n in range(100)]
+        found = assign_validation(items, 0.3)
+        assert [replace(sample, split="train") for sample in found] == items
+
+    def test_a_source_that_brings_validation_is_left_alone(self) -> None:
+        items = samples(50) + samples(1, "val", start=50) + samples(5, "test", start=60)
+        assert assign_validation(items, 0.5) == items
+
+    def test_test_samples_stay_test(self) -> None:
+        items = samples(100) + samples(100, "test", start=100)
+        found = assign_validation(items, 0.5)
+        assert [sample.split for sample in found[100:]] == ["test"] * 100
+        assert {sample.split for sample in found[:100]} == {"train", "val"}
+
+    def test_none_with_a_fraction_of_zero(self) -> None:
+        assert assign_validation(samples(500), 0) == samples(500)
+
+    def test_names_that_are_not_utf8_have_a_place(self) -> None:
+        found = assign_validation([Sample(os.fsdecode(b"\xe9.jpg"), 0, "train")], 0.5)
+        assert found[0].split in ("train", "val")
+
+    @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan"), float("inf")])
+    def test_fractions_that_cannot_be_are_named(self, fraction: float) -> None:
+        with pytest.raises(ConfigError, match=f"at least 0 and below 1; got {fraction}"):
+            assign_validation(samples(3), fraction)
+
+    def test_the_assignment_stays_what_it_was(self) -> None:
+        # Recorded: another hash would move users' images between train and validation.
+        found = assign_validation(samples(20), 0.2)
+        assert [i for i, sample in enumerate(found) if sample.split == "val"] == [1, 2, 12, 19]

@@ -1,0 +1,102 @@
+"""The exception tree: what a caller may catch, and that errors survive a trip between processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+
+from featx import errors
+from featx.errors import (
+    ArtifactBusy,
+    ArtifactError,
+    ArtifactExists,
+    ArtifactIncomplete,
+    ArtifactInvalid,
+    ArtifactMismatch,
+    ArtifactMissing,
+    BackboneError,
+    ConfigError,
+    ExportError,
+    FeatxError,
+    ImageError,
+    ParityError,
+    SourceError,
+)
+
+PARENTS = {
+    ConfigError: (FeatxError, ValueError),
+    SourceError: (FeatxError,),
+    ImageError: (SourceError,),
+    BackboneError: (FeatxError,),
+    ArtifactError: (FeatxError,),
+    ArtifactMissing: (ArtifactError, FileNotFoundError),
+    ArtifactExists: (ArtifactError, FileExistsError),
+    ArtifactInvalid: (ArtifactError, ValueError),
+    ArtifactIncomplete: (ArtifactError,),
+    ArtifactBusy: (ArtifactError,),
+    ArtifactMismatch: (ArtifactError, ValueError),
+    ExportError: (FeatxError,),
+    ParityError: (ExportError,),
+}
+
+EXAMPLES = [
+    ConfigError("size must be 1; got 0."),
+    SourceError("'photos' does not exist."),
+    ImageError("ants/1.jpg", "the file is empty."),
+    BackboneError("no such backbone."),
+    *(
+        kind(Path("a/b.h5"), "'a/b.h5' is odd.")
+        for kind in PARENTS
+        if issubclass(kind, ArtifactError)
+    ),
+    ExportError("no."),
+    ParityError("they differ.", difference=0.5, bound=0.25),
+]
+
+
+def test_the_tree_is_the_one_in_the_design() -> None:
+    assert {kind: kind.__bases__ for kind in PARENTS} == PARENTS
+    classes = {value for value in vars(errors).values() if isinstance(value, type)}
+    found = {kind for kind in classes if issubclass(kind, Exception)}
+    assert found == {*PARENTS, FeatxError}
+
+
+def test_the_module_text_draws_every_error() -> None:
+    assert errors.__doc__ is not None
+    for kind in PARENTS:
+        assert kind.__name__ in errors.__doc__
+        assert kind.__doc__
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("trip", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy])
+def test_an_error_survives_pickling_with_all_it_carries(error: FeatxError, trip) -> None:
+    back = trip(error)
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
+def test_examples_cover_the_whole_tree() -> None:
+    assert {type(error) for error in EXAMPLES} == set(PARENTS)
+
+
+def test_an_image_error_names_the_image_and_keeps_the_reason_apart() -> None:
+    error = ImageError("bees/ü 1.jpg", "the file is empty.")
+    assert str(error) == "Image 'bees/ü 1.jpg': the file is empty."
+    assert (error.sample_id, error.reason) == ("bees/ü 1.jpg", "the file is empty.")
+
+
+@pytest.mark.parametrize("kind", [k for k in PARENTS if issubclass(k, ArtifactError)])
+def test_an_artifact_error_says_its_message_and_carries_a_path(kind: type[ArtifactError]) -> None:
+    error = kind("x/features.h5", "'x/features.h5' is odd.")
+    assert str(error) == "'x/features.h5' is odd."  # not "[Errno …]", as OSError would have it
+    assert error.path == Path("x/features.h5")
+
+
+def test_a_parity_error_carries_difference_and_bound() -> None:
+    error = ParityError("they differ.", difference=0.5, bound=0.25)
+    assert (str(error), error.difference, error.bound) == ("they differ.", 0.5, 0.25)
