@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def export(
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
     from featx.stages.export import ExportOptions, export_onnx
 
-    export_options = ExportOptions(**settings, verify=not no_verify, quiet=quiet)
+    export_options = ExportOptions(
+        **settings, verify=not no_verify, quiet=quiet or not sys.stderr.isatty()
+    )
     with step_status(quiet=quiet) as progress:
         report = export_onnx(head, output, export_options, progress=progress)
     proof = "unverified (--no-verify)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ def extract(source: str, output: Path, quiet: bool, **settings: Any) -> None:
     from featx.stages.extract import extract as run
 
     with progress_bar("Extracting", quiet=quiet) as progress:
-        report = run(source, output, ExtractOptions(**settings, quiet=quiet), progress=progress)
+        settings["quiet"] = quiet or not sys.stderr.isatty()
+        report = run(source, output, ExtractOptions(**settings), progress=progress)
     _print(report)
 
 

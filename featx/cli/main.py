@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -54,6 +55,8 @@ def main() -> None:
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
     """
+    # Pillow warns about images that featx reads by rules of its own (docs/images.md).
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     log = logging.getLogger("featx")
     log.handlers = [_Notes()]
     log.setLevel(logging.INFO)  # --quiet raises it
