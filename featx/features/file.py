@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,6 @@ from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS
 
 COLUMNS = ("features", "labels", "splits", "sample_ids", "digests")
-_FILTERS = {h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 _BLOCK_BYTES = 2**25
 
 
@@ -62,8 +62,17 @@ class FeatureFile:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """All rows, ``(N, num_features)`` float32; read when first asked for."""
-        with h5py.File(self.path, "r", locking=False) as file:
+        """All rows, ``(N, num_features)`` float32; read when first asked for.
+
+        Raises:
+            ArtifactMissing: The file is gone.
+            ArtifactInvalid: It was damaged or replaced since it was opened.
+        """
+        with _opened(self.path) as (file, header):
+            if header != self.header:  # its checksums tell one content from another
+                raise ArtifactInvalid(
+                    self.path, f"'{self.path}' was replaced since it was opened. Open it again."
+                )
             rows: np.ndarray = file["features"][:].astype(np.float32, copy=False)
         return rows
 
@@ -94,23 +103,32 @@ def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
         ArtifactIncomplete: The extraction that wrote it did not finish.
     """
     path = Path(path)
+    with _opened(path) as (file, header):
+        if verify:
+            _require_digests(file, header, path)
+        opened = FeatureFile(
+            path=path,
+            header=header,
+            labels=file["labels"][:],
+            splits=file["splits"][:],
+            sample_ids=tuple(
+                name.decode("utf-8", "surrogateescape") for name in file["sample_ids"][:]
+            ),
+            digests=file["digests"][:],
+        )
+    _require_ranges(opened)
+    return opened
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.File, Header]]:
+    """Yield the HDF5 file, its header and schema checked, and translate h5py's errors."""
     require_file(path, made_by="featx extract")
     try:
         with h5py.File(path, "r", locking=False) as file:
             header = _read_header(file, path)
             _require_schema(file, header, path)
-            if verify:
-                _require_digests(file, header, path)
-            return FeatureFile(
-                path=path,
-                header=header,
-                labels=file["labels"][:],
-                splits=file["splits"][:],
-                sample_ids=tuple(
-                    name.decode("utf-8", "surrogateescape") for name in file["sample_ids"][:]
-                ),
-                digests=file["digests"][:],
-            )
+            yield file, header
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
@@ -122,10 +140,10 @@ def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
 def _read_header(file: h5py.File, path: Path) -> Header:
     if "header" not in file.attrs:
         raise ArtifactInvalid(path, f"'{path}' is an HDF5 file, but not one of featx's.")
-    text = file.attrs["header"]
-    if not isinstance(text, str):
-        raise ArtifactInvalid(path, f"'{path}': its featx header is not text.")
-    header = Header.from_json(text, path=path, kind="features")
+    stored = file.attrs.get_id("header")
+    if stored.dtype.kind != "S" or stored.shape != ():
+        raise ArtifactInvalid(path, f"'{path}': its featx header is not text of fixed length.")
+    header = Header.from_json(bytes(file.attrs["header"]), path=path, kind="features")
     if not bool(file.attrs.get("complete", False)):
         raise ArtifactIncomplete(
             path, f"'{path}' is incomplete: the extraction did not finish. Run featx extract again."
@@ -170,15 +188,19 @@ def _storage_problem(column: h5py.Dataset) -> str | None:
     layout = column.id.get_create_plist()
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         return "keeps its values in another file"
-    if any(layout.get_filter(i)[0] not in _FILTERS for i in range(layout.get_nfilters())):
+    filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
+    if filters - {h5py.h5z.FILTER_FLETCHER32}:
         return "uses a filter that featx does not write"
-    if column.size and column.id.get_storage_size() == 0:
+    stored = column.id.get_storage_size()  # nothing is compressed: all of it must be there
+    if not column.nbytes <= stored <= column.file.id.get_filesize():
         return "declares values that the file does not hold"
     return None
 
 
 def _require_digests(file: h5py.File, header: Header, path: Path) -> None:
-    stored = header.details.get("sha256", {})
+    stored = header.details.get("sha256")
+    if not isinstance(stored, dict):
+        raise ArtifactInvalid(path, f"'{path}': its header lists no sha256 of its columns.")
     for name in COLUMNS:
         digest = hashlib.sha256()
         for block in _blocks(file[name]):
@@ -189,6 +211,17 @@ def _require_digests(file: h5py.File, header: Header, path: Path) -> None:
                 f"'{path}': column '{name}' does not have the sha256 it was written with; the "
                 "file is damaged or was altered. Run featx extract again.",
             )
+
+
+def _require_ranges(opened: FeatureFile) -> None:
+    """Check that labels and splits are indices of something."""
+    num_classes, path = len(opened.classes), opened.path
+    if ((opened.labels < -1) | (opened.labels >= num_classes)).any():
+        raise ArtifactInvalid(
+            path, f"'{path}' has labels outside -1 to {num_classes - 1}, its {num_classes} classes."
+        )
+    if (opened.splits >= len(SPLITS)).any():
+        raise ArtifactInvalid(path, f"'{path}' has splits outside 0 to {len(SPLITS) - 1}.")
 
 
 def _blocks(column: h5py.Dataset) -> Iterator[bytes]:

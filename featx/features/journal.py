@@ -6,6 +6,8 @@ the number of images and nothing is left behind when the process dies.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ class Journal:
 
     def __init__(self, output: Path, *, num_features: int) -> None:
         self._output = output
-        self._num_features = num_features
+        self.num_features = num_features
         self.num_rows = 0
         try:
             self._file = tempfile.TemporaryFile(dir=output.parent)  # noqa: SIM115 closed by close()
@@ -45,6 +47,7 @@ class Journal:
             ArtifactError: The disk is full or failed.
         """
         try:
+            self._file.seek(0, os.SEEK_END)
             self._file.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
             self._file.flush()
         except OSError as err:
@@ -53,15 +56,17 @@ class Journal:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all rows in order, in arrays ``(up to BLOCK_ROWS, num_features)`` float32."""
-        self._file.seek(0)
+        row_bytes = self.num_features * 4
         for start in range(0, self.num_rows, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, self.num_rows - start)
-            content = self._file.read(rows * self._num_features * 4)
-            yield np.frombuffer(content, dtype="<f4").reshape(rows, self._num_features)
+            self._file.seek(start * row_bytes)
+            content = self._file.read(rows * row_bytes)
+            yield np.frombuffer(content, dtype="<f4").reshape(rows, self.num_features)
 
     def close(self) -> None:
         """Give the disk space back."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # bytes that a full disk refused are tried once more
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from featx.artifact import Header, publishing
 from featx.errors import ArtifactError
-from featx.features.file import open_features
+from featx.features.file import COLUMNS, open_features
 from featx.features.journal import Journal
 
 _CHUNK_BYTES = 2**20
@@ -56,12 +57,29 @@ def publish_features(
         "digests": [digests.astype("u1")],
     }
     with publishing(path, overwrite=overwrite) as temporary:
+        _require_room(
+            temporary,
+            num_rows=journal.num_rows,
+            row_bytes=4 * journal.num_features + width + 8 + 1 + digests.shape[1],
+            header_bytes=len(header.to_json().encode()),
+        )
         try:
             complete = _write(temporary, header, columns, num_rows=journal.num_rows)
         except RuntimeError as err:  # h5py's word for a full disk
             raise ArtifactError(path, f"Cannot write '{path}': {err}") from err
         open_features(temporary)
     return complete
+
+
+def _require_room(path: Path, *, num_rows: int, row_bytes: int, header_bytes: int) -> None:
+    """Claim the space before HDF5 writes: on a full disk the library crashes the process.
+
+    Raises:
+        OSError: The disk is full, or the file would be larger than allowed.
+    """
+    overhead = header_bytes + len(COLUMNS) * 2 * _CHUNK_BYTES  # last chunks, and HDF5's own
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, num_rows * row_bytes + overhead)
 
 
 def _write(
@@ -75,7 +93,8 @@ def _write(
         }
         details: dict[str, Any] = dict(header.details) | {"num_rows": num_rows, "sha256": checksums}
         header = replace(header, details=details)
-        file.attrs["header"] = header.to_json()
+        # Fixed length: a damaged text of variable length can hang the HDF5 library.
+        file.attrs["header"] = np.bytes_(header.to_json().encode())
         file.flush()
         file.attrs["complete"] = True
     return header

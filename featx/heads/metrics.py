@@ -77,8 +77,8 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> flo
         raise ConfigError(f"k must be 1 to {num_classes} (the number of classes); got {k}.")
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
     smaller_index = np.arange(num_classes)[None, :] < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & smaller_index)).sum(axis=1)
-    return float((rank < k).mean())
+    behind = (logits < own) | ((logits == own) & ~smaller_index)  # itself included; NaN never is
+    return float(((~behind).sum(axis=1) < k).mean())
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """The MLP head: hidden layers with ReLU, trained with AdamW and stopped early.
 
-A stratified tenth of the training samples is held out to decide when to stop; the validation and
-test splits are never looked at.
+A stratified tenth of the training samples is held out to decide when to stop, though never the only
+sample of a class; the validation and test splits are never looked at.
 """
 
 from __future__ import annotations
@@ -91,12 +91,15 @@ def fit_mlp(
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head.
         options: Shape and training.
+
+    Raises:
+        ConfigError: Training with these options diverges.
     """
-    folds = stratified_folds(labels, min(_HOLDOUT_SHARE, len(labels)), seed=options.seed)
-    mean, scale = standardisation(features[folds != 0])
+    trained, judged = _hold_out(labels, seed=options.seed)
+    mean, scale = standardisation(features[trained])
     x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     y = torch.from_numpy(labels.astype(np.int64))
-    train, held_out = torch.from_numpy(folds != 0), torch.from_numpy(folds == 0)
+    train, held_out = torch.from_numpy(trained), torch.from_numpy(judged)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = _build(features.shape[1], num_classes, options)
@@ -108,6 +111,20 @@ def fit_mlp(
     ]
     first = fold_standardisation(layers[0], mean, scale)
     return MLPFit((first, *layers[1:]), epoch, loss)
+
+
+def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which samples are trained on and which decide when to stop, ``(N,)`` bool each.
+
+    Where every class has a single sample, all of them are used for both.
+    """
+    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    if not len(several):
+        everything = np.ones(len(labels), dtype=bool)
+        return everything, everything
+    held_out = np.zeros(len(labels), dtype=bool)
+    held_out[several] = stratified_folds(labels[several], _HOLDOUT_SHARE, seed=seed) == 0
+    return ~held_out, held_out
 
 
 def _build(num_features: int, num_classes: int, options: MLPOptions) -> nn.Sequential:
@@ -142,6 +159,11 @@ def _train(
             best_state = {name: value.clone() for name, value in network.state_dict().items()}
         elif epoch - best_epoch >= options.patience:
             break
+    if not best_epoch:
+        raise ConfigError(
+            f"training the MLP diverged: no epoch had a finite loss. Use a learning rate below "
+            f"{options.learning_rate:g}."
+        )
     network.load_state_dict(best_state)
     return best_epoch, best_loss
 

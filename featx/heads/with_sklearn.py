@@ -71,10 +71,17 @@ def _fit(
     x: np.ndarray, labels: np.ndarray, num_classes: int, strength: float, *, tolerance: float
 ) -> tuple[Layer, int]:
     """Return the layer for standardised features and the number of iterations."""
-    model = LogisticRegression(C=strength, tol=tolerance, max_iter=5000).fit(x, labels)
     weight = np.zeros((num_classes, x.shape[1]))
     bias = np.full(num_classes, float(_NEVER))
-    if len(model.classes_) == 2:  # scikit-learn keeps one row: the difference of two logits
+    present = np.unique(labels)
+    if len(present) == 1:  # the other class is all in the fold left out
+        bias[present] = 0
+        return (weight, bias), 0
+    # Of two classes scikit-learn penalises the difference d of two rows, |d|²/2; with rows -d/2 and
+    # d/2 the penalty on each row is half of that, so twice its C is the strength meant here.
+    scale = 2 if len(present) == 2 else 1
+    model = LogisticRegression(C=scale * strength, tol=tolerance, max_iter=5000).fit(x, labels)
+    if len(present) == 2:
         half_weight, half_bias = model.coef_[0] / 2, model.intercept_[0] / 2
         weight[model.classes_] = [-half_weight, half_weight]
         bias[model.classes_] = [-half_bias, half_bias]

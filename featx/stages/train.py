@@ -34,7 +34,7 @@ class TrainOptions:
         solver: For a linear head: featx's own L-BFGS, or scikit-learn.
         strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from.
         mlp: Shape and training of an MLP head.
-        seed: Decides folds, and everything random about an MLP.
+        seed: Decides the folds of a linear head; an MLP has its own in ``mlp``.
         overwrite: Replace the output.
     """
 
@@ -100,6 +100,8 @@ def train_head(
         ConfigError: An option does not fit.
     """
     options, output = options or TrainOptions(), Path(output)
+    if output.resolve() == Path(features).resolve():
+        raise ConfigError(f"the head would replace '{features}', which it is trained on.")
     require_writable(output, overwrite=options.overwrite)
     cache = open_features(features)
     x, y = _training_samples(cache)

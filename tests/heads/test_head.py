@@ -1,0 +1,471 @@
+"""The head's file: exact weights or a refusal; folding keeps logits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.artifact import Header
+from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid, ArtifactMissing
+from featx.heads.head import (
+    Head,
+    Layer,
+    apply_layers,
+    fold_standardisation,
+    open_head,
+    save_head,
+    standardisation,
+)
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def head_of(*widths: int, seed: int = 0, **details: Any) -> Head:
+    """A head with random layers of these widths, features first."""
+    random = np.random.default_rng(seed)
+    layers = tuple(
+        (
+            random.normal(size=(out, inputs)).astype(np.float32),
+            random.normal(size=out).astype(np.float32),
+        )
+        for inputs, out in pairwise(widths)
+    )
+    classes = tuple(f"class {i}" for i in range(widths[-1]))
+    spec = {"backbone": "tiny", "num_features": widths[0]}
+    return Head(Header("head", spec, classes, {"choice": {"C": 0.1}, **details}), layers)
+
+
+def checksum(layers: tuple[Layer, ...]) -> str:
+    content = b"".join(part.tobytes() for layer in layers for part in layer)
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- write, then read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths", [(5, 2), (1, 1), (7, 4, 3), (6, 5, 4, 3, 2)])
+def test_what_is_written_is_read(tmp_path: Path, widths: tuple[int, ...]) -> None:
+    head = head_of(*widths)
+    saved = save_head(tmp_path / "h.safetensors", head)
+    opened = open_head(str(tmp_path / "h.safetensors"))
+    assert opened.header == saved.header
+    assert opened.classes == head.classes
+    assert len(opened.layers) == len(widths) - 1
+    for found, written in zip(opened.layers, head.layers, strict=True):
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in written]
+        assert [part.dtype for part in found] == [np.float32, np.float32]
+
+
+def test_every_bit_pattern_survives(tmp_path: Path) -> None:
+    head = head_of(3, 2)
+    odd = np.array([[0x7FC00001, 0xFFC12345, 0x80000000], [1, 0x7F800000, 0]], np.uint32)
+    head = replace(head, layers=((odd.view(np.float32), head.layers[0][1]),))
+    save_head(tmp_path / "h", head)
+    assert open_head(tmp_path / "h").layers[0][0].tobytes() == odd.tobytes()
+
+
+def test_other_layouts_and_types_are_stored_as_float32(tmp_path: Path) -> None:
+    head = head_of(4, 3)
+    weight = np.asfortranarray(head.layers[0][0].astype(np.float64))
+    save_head(tmp_path / "h", replace(head, layers=((weight, head.layers[0][1]),)))
+    assert np.array_equal(open_head(tmp_path / "h").layers[0][0], head.layers[0][0])
+
+
+def test_anyone_can_read_it(tmp_path: Path) -> None:
+    head = head_of(6, 4, 3)
+    save_head(tmp_path / "h.safetensors", head)
+    tensors = safetensors.numpy.load_file(tmp_path / "h.safetensors")
+    assert set(tensors) == {
+        "layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias",
+    }  # fmt: skip
+    assert np.array_equal(tensors["layers.1.weight"], head.layers[1][0])
+    size = struct.unpack("<Q", (tmp_path / "h.safetensors").read_bytes()[:8])[0]
+    raw = json.loads((tmp_path / "h.safetensors").read_bytes()[8 : 8 + size])
+    header = json.loads(raw["__metadata__"]["featx"])
+    assert (header["kind"], header["classes"]) == ("head", ["class 0", "class 1", "class 2"])
+    assert header["details"]["choice"] == {"C": 0.1}
+
+
+def test_equal_heads_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_head(tmp_path / name, head_of(50, 20, 10))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    save_head(tmp_path / "b", open_head(tmp_path / "a"), overwrite=True)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_overwrite_rule(tmp_path: Path) -> None:
+    save_head(tmp_path / "h", head_of(3, 2))
+    before = (tmp_path / "h").read_bytes()
+    with pytest.raises(ArtifactExists):
+        save_head(tmp_path / "h", head_of(3, 2, seed=1))
+    assert (tmp_path / "h").read_bytes() == before
+    save_head(tmp_path / "h", head_of(3, 2, seed=1), overwrite=True)
+    assert (tmp_path / "h").read_bytes() != before
+    assert os.listdir(tmp_path) == ["h"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def fail(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(ArtifactError, match="No space left on device") as caught:
+        save_head(tmp_path / "h", head_of(3, 2))
+    assert caught.value.path == tmp_path / "h"
+    assert os.listdir(tmp_path) == []
+
+
+# --- applying -----------------------------------------------------------------------------------
+
+
+def test_logits_are_torchs() -> None:
+    head = head_of(9, 7, 5, 3)
+    modules: list[torch.nn.Module] = []
+    for weight, bias in head.layers:
+        linear = torch.nn.Linear(*weight.shape[::-1])
+        linear.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+        modules += [linear, torch.nn.ReLU()]
+    features = np.random.default_rng(0).normal(size=(11, 9)).astype(np.float32)
+    with torch.inference_mode():
+        expected = torch.nn.Sequential(*modules[:-1])(torch.tensor(features)).numpy()
+    logits = head.logits(features)
+    assert logits.dtype == np.float32
+    assert np.allclose(logits, expected, atol=1e-5)
+    assert (logits < 0).any()  # no ReLU after the last
+
+
+def test_applying_leaves_features_alone() -> None:
+    features = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    before = features.copy()
+    head_of(9, 7, 3).logits(features)
+    assert np.array_equal(features, before)
+    assert head_of(9, 3).logits(features.astype(np.float16)).dtype == np.float32
+    assert head_of(9, 3).logits(features[:0]).shape == (0, 3)
+
+
+# --- standardisation ----------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    num_samples=st.integers(2, 30),
+    num_features=st.integers(1, 20),
+    num_outputs=st.integers(1, 6),
+    offset=st.sampled_from([0, 1, 100]),
+    spread=st.sampled_from([1e-4, 1, 1e4]),
+    seed=st.integers(0, 2**32),
+)
+def test_folding_keeps_logits(
+    *,
+    num_samples: int,
+    num_features: int,
+    num_outputs: int,
+    offset: float,
+    spread: float,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    features = (random.normal(size=(num_samples, num_features)) + offset) * spread
+    features = features.astype(np.float32)
+    mean, scale = standardisation(features)
+    weight, bias = random.normal(size=(num_outputs, num_features)), random.normal(size=num_outputs)
+    expected = ((features - mean) / scale) @ weight.T + bias
+    folded = fold_standardisation((weight, bias), mean, scale)
+    assert [part.dtype for part in folded] == [np.float32, np.float32]
+    size = np.abs(weight / scale)  # each product is rounded, and each of the sums
+    bound = np.abs(features) @ size.T + size @ np.abs(mean) + np.abs(bias)
+    bound = EPS * (num_features + 4) * bound
+    assert (np.abs(apply_layers([folded], features) - expected) <= bound).all()
+    exact = features.astype(np.float64) @ folded[0].astype(np.float64).T + folded[1]
+    assert (np.abs(exact - expected) <= bound / (num_features + 4) * 2).all()
+
+
+def test_standardised_features_have_mean_0_and_deviation_1() -> None:
+    features = np.random.default_rng(0).normal(5, 3, size=(100, 4)).astype(np.float32)
+    mean, scale = standardisation(features)
+    assert (mean.dtype, scale.dtype) == (np.float64, np.float64)
+    standardised = (features - mean) / scale
+    assert np.allclose(standardised.mean(axis=0), 0, atol=1e-12)
+    assert np.allclose(standardised.std(axis=0), 1)
+
+
+@pytest.mark.parametrize("value", [0, 0.1, -7.3, 1e-30, 1e6, 3e38])
+def test_a_constant_feature_keeps_scale_1(value: float) -> None:
+    features = np.full((333, 2), value, dtype=np.float32)
+    features[:, 1] = np.arange(333)
+    mean, scale = standardisation(features)
+    assert scale[0] == 1
+    assert scale[1] == pytest.approx(np.arange(333).std())
+    assert mean[0] == pytest.approx(np.float32(value))
+
+
+def test_one_sample_has_scale_1_everywhere() -> None:
+    assert (standardisation(np.ones((1, 4), np.float32))[1] == 1).all()
+
+
+def test_a_huge_feature_does_not_make_its_neighbours_constant() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(50, 2)).astype(np.float32) * np.float32([1, 1e3])
+    features[:, 1] += 1e9
+    assert standardisation(features)[1][0] == pytest.approx(features[:, 0].std(), rel=1e-5)
+
+
+# --- not a head ---------------------------------------------------------------------------------
+
+
+def refused(
+    path: Path, match: str | None = None, kind: type[ArtifactError] = ArtifactInvalid
+) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        open_head(path)
+    assert type(caught.value) is kind
+    assert caught.value.path == path
+    assert str(path) in str(caught.value)
+
+
+def craft(
+    path: Path, tensors: dict[str, np.ndarray], header: Header | None, **metadata: str
+) -> None:
+    if header is not None:
+        metadata["featx"] = header.to_json()
+    path.write_bytes(safetensors.numpy.save(tensors, metadata or None))
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    path = tmp_path / "head.safetensors"
+    save_head(path, head_of(6, 4, 3))
+    return path
+
+
+def parts(path: Path) -> tuple[dict[str, np.ndarray], Header]:
+    return safetensors.numpy.load_file(path), open_head(path).header
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "h", r"does not exist\. Make it with 'featx train-head'", ArtifactMissing)
+    refused(tmp_path, "is not a file")
+
+
+class _Explosive:
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.pt").write_bytes(pickle.dumps(_Explosive()))
+    refused(tmp_path / "h.pt", "is not a head")
+    torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "h.pth")
+    refused(tmp_path / "h.pth", "is not a head")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"path,label\n",
+        b"\x89HDF\r\n\x1a\n" + bytes(100),
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 10**8) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 0),
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+    ],
+    ids=["empty", "text", "HDF5", "2^63", "100 MB", "nothing inside", "zero", "deep"],
+)
+def test_other_content(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "h").write_bytes(content)
+    refused(tmp_path / "h", "not a head")
+
+
+def test_foreign_safetensors(tmp_path: Path, whole: Path) -> None:
+    tensors, _ = parts(whole)
+    craft(whole, tensors, None)
+    refused(whole, "is a safetensors file, but not a head of featx's")
+    craft(whole, tensors, None, format="pt")
+    refused(whole, "is a safetensors file, but not a head of featx's")
+    craft(whole, tensors, None, featx="no json")
+    refused(whole, "no readable featx header")
+
+
+def test_a_header_of_other_features_kind(whole: Path) -> None:
+    tensors, header = parts(whole)
+    craft(whole, tensors, replace(header, kind="features"))
+    refused(whole, "holds cached features, but a head is needed here")
+
+
+def test_an_altered_header(whole: Path) -> None:
+    content = whole.read_bytes()
+    assert content.count(b"class 1") == 1
+    whole.write_bytes(content.replace(b"class 1", b"class 9"))
+    refused(whole, "does not match its checksum")
+
+
+@pytest.mark.parametrize("name", ["layers.0.weight", "layers.0.bias", "layers.1.bias"])
+def test_an_altered_tensor(whole: Path, name: str) -> None:
+    tensors, header = parts(whole)
+    tensors[name].reshape(-1)[0] += 1
+    craft(whole, tensors, header)
+    refused(whole, "do not have the sha256 they were written with")
+
+
+@pytest.mark.parametrize("sha256", [None, 7, [], "x"])
+def test_a_header_without_the_checksum(whole: Path, sha256: object) -> None:
+    tensors, header = parts(whole)
+    craft(whole, tensors, replace(header, details={"sha256": sha256}))
+    refused(whole, "sha256")
+
+
+def with_layers(whole: Path, *layers: tuple[Any, Any], **changes: Any) -> None:
+    """Write other layers into the head, with a right checksum."""
+    _, header = parts(whole)
+    tensors = {}
+    for i, (weight, bias) in enumerate(layers):
+        tensors |= {f"layers.{i}.weight": np.asarray(weight), f"layers.{i}.bias": np.asarray(bias)}
+    single = tuple(tuple(np.asarray(part, "<f4") for part in layer) for layer in layers)
+    header = replace(header, details={"sha256": checksum(single)}, **changes)  # type: ignore[arg-type]
+    craft(whole, tensors, header)
+
+
+def zeros(*shape: int, dtype: str = "<f4") -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+def test_crafted_layers_that_fit_are_read(whole: Path) -> None:
+    with_layers(whole, (zeros(3, 6), zeros(3)))
+    assert len(open_head(whole).layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        ([(zeros(3, 5), zeros(3))], "expected 6 inputs"),
+        ([(zeros(4, 6), zeros(4))], "has 4 outputs, but 3 classes"),
+        ([(zeros(3, 6), zeros(4))], "layer 0 is"),
+        ([(zeros(3, 6), zeros(3, 1))], "layer 0 is"),
+        ([(zeros(6), zeros(3))], "layer 0 is"),
+        ([(zeros(3, 6, 1), zeros(3))], "layer 0 is"),
+        ([(zeros(4, 6), zeros(4)), (zeros(3, 5), zeros(3))], "layer 1 is"),
+        ([(zeros(3, 6, dtype="<f8"), zeros(3))], "'layers.0.weight' is F64"),
+        ([(zeros(3, 6, dtype="<f2"), zeros(3))], "is F16, expected F32"),
+        ([(zeros(3, 6, dtype="<i4"), zeros(3))], "is I32, expected F32"),
+        ([(zeros(3, 6), zeros(3, dtype="<f8"))], "'layers.0.bias' is F64"),
+        ([(zeros(0, 6), zeros(0)), (zeros(3, 0), zeros(3))], None),
+    ],
+)
+def test_layers_of_another_shape_or_type(whole: Path, layers: list, match: str | None) -> None:
+    with_layers(whole, *layers)
+    if match is None:  # odd, but a head: constant logits
+        assert open_head(whole).logits(zeros(2, 6)).shape == (2, 3)
+    else:
+        refused(whole, match)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "BOOL", "I64"])
+def test_types_numpy_may_not_know(whole: Path, dtype: str) -> None:
+    _, header = parts(whole)
+    size = {"BF16": 2, "F8_E4M3": 1, "BOOL": 1, "I64": 8}[dtype]
+    raw = json.dumps(
+        {
+            "__metadata__": {"featx": header.to_json()},
+            "layers.0.weight": {
+                "dtype": dtype, "shape": [3, 6], "data_offsets": [0, 18 * size],
+            },
+            "layers.0.bias": {
+                "dtype": dtype, "shape": [3], "data_offsets": [18 * size, 21 * size],
+            },
+        }
+    ).encode()  # fmt: skip
+    raw += b" " * (-len(raw) % 8)
+    whole.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(21 * size))
+    refused(whole, f"'layers.0.bias' is {dtype}, expected F32")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors | {"extra": zeros(1)},
+        lambda tensors: tensors | {"layers.2.weight": zeros(3, 3)},
+        lambda tensors: {name: t for name, t in tensors.items() if name != "layers.1.bias"},
+        lambda tensors: {name.replace("layers.1", "layers.2"): t for name, t in tensors.items()},
+        lambda tensors: {name.replace("layers.0", "layers.00"): t for name, t in tensors.items()},
+        lambda _: {},
+        lambda _: {"a": zeros(1), "b": zeros(1)},
+        lambda _: {f"layers.{i}.{p}": zeros(1) for i in range(65) for p in ("weight", "bias")},
+    ],
+    ids=["extra", "half a layer", "one less", "a gap", "00", "none", "others", "65 layers"],
+)
+def test_other_tensors_than_layers(whole: Path, change: Callable) -> None:
+    tensors, header = parts(whole)
+    craft(whole, change(tensors), header)
+    refused(whole, "holds other tensors than a head's layers")
+
+
+def test_more_outputs_than_classes(whole: Path) -> None:
+    with_layers(whole, (zeros(3, 6), zeros(3)), classes=("a", "b"))
+    refused(whole, "has 3 outputs, but 2 classes")
+
+
+def test_features_without_a_width(whole: Path) -> None:
+    with_layers(whole, (zeros(3, 6), zeros(3)), spec={"backbone": "tiny"})
+    refused(whole, "expected None inputs")
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def damage(content: bytes, seed: int) -> bytes:
+    random, damaged = np.random.default_rng(seed), bytearray(content)
+    if seed % 4 == 0:
+        for _ in range(random.integers(1, 4)):
+            damaged[random.integers(len(damaged))] ^= 1 << int(random.integers(8))
+    elif seed % 4 == 1:
+        damaged[random.integers(len(damaged))] = int(random.integers(256))
+    elif seed % 4 == 2:
+        del damaged[random.integers(len(damaged)) :]
+    else:
+        start = int(random.integers(max(1, len(damaged) // 64))) * 64
+        damaged[start : start + 64] = bytes(len(damaged[start : start + 64]))
+    return bytes(damaged)
+
+
+def test_damaged_files_are_refused_or_read_exactly(whole: Path) -> None:
+    content, good = whole.read_bytes(), open_head(whole)
+    outcomes = {"intact": 0, "refused": 0}
+    for seed in range(400):
+        whole.write_bytes(damage(content, seed))
+        try:
+            found = open_head(whole)
+        except ArtifactInvalid:
+            outcomes["refused"] += 1
+            continue
+        assert found.header == good.header
+        for layer, expected in zip(found.layers, good.layers, strict=True):
+            assert [p.tobytes() for p in layer] == [p.tobytes() for p in expected]
+        outcomes["intact"] += 1
+    assert outcomes["refused"] > 350
+
+
+def test_bytes_after_the_end(whole: Path) -> None:
+    whole.write_bytes(whole.read_bytes() + b"\0")
+    refused(whole)

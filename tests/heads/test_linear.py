@@ -1,0 +1,316 @@
+"""The linear head: the documented optimum, chosen honestly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+from sklearn.linear_model import LogisticRegression
+
+import featx.heads.linear
+from featx.heads.folds import stratified_folds
+from featx.heads.head import Layer, apply_layers, standardisation
+from featx.heads.linear import NUM_FOLDS, STRENGTHS, choose_num_folds, fit_linear
+from featx.heads.metrics import log_loss, top_k_accuracy
+
+
+def samples_of(
+    num_samples: int, num_features: int, num_classes: int, *, seed: int = 0, spread: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping blobs on features of different scales; every class occurs."""
+    random = np.random.default_rng(seed)
+    labels = np.concatenate(
+        [np.arange(num_classes), random.integers(0, num_classes, num_samples - num_classes)]
+    )
+    centres = spread * random.normal(size=(num_classes, num_features))
+    features = centres[labels] + random.normal(size=(num_samples, num_features))
+    features = features * random.uniform(0.1, 10, num_features) + random.normal(size=num_features)
+    return features.astype(np.float32), labels
+
+
+def objective(
+    weight: np.ndarray, bias: np.ndarray, x: np.ndarray, labels: np.ndarray, strength: float
+) -> float:
+    """The documented objective, on standardised features, float64."""
+    logits = x @ weight.T + bias
+    losses = logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
+    return float(losses.mean() + (weight**2).sum() / (2 * strength * len(labels)))
+
+
+def unfolded(layer: Layer, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The layer for standardised features behind one for raw features, float64."""
+    mean, scale = standardisation(features)
+    weight, bias = (part.astype(np.float64) for part in layer)
+    return weight * scale, bias + weight @ mean
+
+
+def reference(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, strength: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's optimum of the same objective, tightly converged.
+
+    Of two classes it penalises the difference of the rows, half of what two rows cost.
+    """
+    mean, scale = standardisation(features)
+    c = 2 * strength if num_classes == 2 else strength
+    model = LogisticRegression(C=c, tol=1e-10, max_iter=100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the line search ends at the last bit
+        model.fit((features - mean) / scale, labels)
+    if num_classes == 2:
+        half, bias = model.coef_[0] / 2, model.intercept_[0] / 2
+        return np.stack([-half, half]), np.array([-bias, bias])
+    return model.coef_, model.intercept_
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.03, 10.0])
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+@pytest.mark.parametrize(("num_samples", "num_features"), [(300, 12), (40, 120)])
+def test_the_optimum_is_scikit_learns(
+    num_samples: int, num_features: int, num_classes: int, strength: float
+) -> None:
+    features, labels = samples_of(num_samples, num_features, num_classes)
+    fit = fit_linear(features, labels, num_classes, strengths=[strength])
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    weight, bias = reference(features, labels, num_classes, strength)
+    expected = objective(weight, bias, x, labels, strength)
+    found = objective(*unfolded(fit.layer, features), x, labels, strength)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    logits = apply_layers([fit.layer], features)
+    difference = np.abs(centred(logits) - centred(x @ weight.T + bias)).max()
+    assert difference <= 1e-3 * max(1, np.abs(logits).max())
+    assert (fit.strength, fit.path, fit.num_folds) == (strength, (), 0)
+    assert fit.gradient_norm is not None
+    assert fit.gradient_norm < 1e-5
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    num_samples=st.integers(10, 60),
+    num_features=st.integers(1, 20),
+    num_classes=st.integers(2, 5),
+    strength=st.sampled_from([1e-3, 0.1, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_no_step_lowers_the_objective(
+    num_samples: int, num_features: int, num_classes: int, strength: float, seed: int
+) -> None:
+    """The objective is convex: a vanishing gradient proves the optimum."""
+    features, labels = samples_of(num_samples, num_features, num_classes, seed=seed)
+    fit = fit_linear(features, labels, num_classes, strengths=[strength])
+    weight, bias = unfolded(fit.layer, features)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    residual = np.exp(x @ weight.T + bias - logsumexp(x @ weight.T + bias, axis=1, keepdims=True))
+    residual[np.arange(num_samples), labels] -= 1
+    gradient = residual.T @ x / num_samples + weight / (strength * num_samples)
+    assert np.abs(gradient).max() < 1e-4
+    assert np.abs(residual.mean(axis=0)).max() < 1e-4
+
+
+def test_constant_and_duplicated_features() -> None:
+    features, labels = samples_of(200, 6, 3)
+    constants = np.tile(np.float32([0, 7.5]), (200, 1))
+    wide = np.concatenate([features, constants, features], axis=1)
+    fit = fit_linear(wide, labels, 3, strengths=[0.1])
+    weight, bias = reference(wide, labels, 3, 0.1)
+    mean, scale = standardisation(wide)
+    x = (wide - mean) / scale
+    assert objective(*unfolded(fit.layer, wide), x, labels, 0.1) == pytest.approx(
+        objective(weight, bias, x, labels, 0.1), rel=1e-6
+    )
+    assert np.allclose(fit.layer[0][:, :6], fit.layer[0][:, 8:], rtol=1e-3, atol=1e-5)
+    assert np.abs(fit.layer[0][:, 6:8]).max() < 1e-6
+
+
+def test_only_constant_features_give_the_class_frequencies() -> None:
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    fit = fit_linear(np.full((100, 4), 3, np.float32), labels, 3, strengths=[1.0])
+    logits = apply_layers([fit.layer], np.full((1, 4), 3, np.float32))
+    assert np.allclose(np.exp(logits) / np.exp(logits).sum(), [[0.6, 0.3, 0.1]], atol=1e-4)
+
+
+def test_duplicated_samples_count_twice() -> None:
+    """Every sample twice at half the strength is the same problem."""
+    features, labels = samples_of(80, 5, 3)
+    once = fit_linear(features, labels, 3, strengths=[0.2])
+    twice = fit_linear(np.tile(features, (2, 1)), np.tile(labels, 2), 3, strengths=[0.1])
+    assert np.allclose(once.layer[0], twice.layer[0], atol=1e-4)
+
+
+def test_imbalanced_classes() -> None:
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    features = random.normal(size=(1000, 5)).astype(np.float32)
+    features[:, 0] += labels
+    fit = fit_linear(features, labels, 3, strengths=[1.0])
+    weight, bias = reference(features, labels, 3, 1.0)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    assert objective(*unfolded(fit.layer, features), x, labels, 1.0) == pytest.approx(
+        objective(weight, bias, x, labels, 1.0), rel=1e-6
+    )
+
+
+def test_a_class_without_samples_is_never_predicted() -> None:
+    features, labels = samples_of(120, 6, 3)
+    labels = np.array([0, 2, 4])[labels]
+    fit = fit_linear(features, labels, 6, strengths=[0.1])
+    logits = apply_layers([fit.layer], features)
+    assert np.isfinite(logits).all()
+    assert set(logits.argmax(axis=1)) <= {0, 2, 4}
+    compact = fit_linear(features, np.searchsorted([0, 2, 4], labels), 3, strengths=[0.1])
+    expected = apply_layers([compact.layer], features)
+    assert np.allclose(centred(logits[:, [0, 2, 4]]), centred(expected), atol=0.02)
+    assert np.exp(logits - logits.max(axis=1, keepdims=True))[:, [1, 3, 5]].max() < 1e-2
+
+
+# --- choosing the strength ----------------------------------------------------------------------
+
+
+def test_the_strength_is_the_best_of_the_path() -> None:
+    features, labels = samples_of(120, 10, 3, spread=0.4)
+    fit = fit_linear(features, labels, 3)
+    strengths = [c for c, _ in fit.path]
+    assert set(strengths) <= set(STRENGTHS)
+    assert len(set(strengths)) == len(strengths) >= 4
+    losses = dict(fit.path)
+    assert losses[fit.strength] == min(losses.values())
+    assert fit.num_folds == NUM_FOLDS
+    assert min(losses.values()) < np.log(3)
+
+
+def test_the_path_is_the_held_out_loss_of_those_folds() -> None:
+    features, labels = samples_of(150, 10, 3, spread=0.5)
+    fit = fit_linear(features, labels, 3, strengths=[1e-3, 1e-2, 0.1], seed=3)
+    folds = stratified_folds(labels, NUM_FOLDS, seed=3)
+    mean, scale = standardisation(features)  # one standardisation for all folds, as documented
+    x = (features - mean) / scale
+    for strength, loss in fit.path:
+        total = 0.0
+        for fold in range(NUM_FOLDS):
+            held_out = folds == fold
+            model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
+            model.fit(x[~held_out], labels[~held_out])
+            logits = model.decision_function(x[held_out])
+            total += log_loss(logits, labels[held_out]) * held_out.sum()
+        assert loss == pytest.approx(total / len(labels), rel=2e-3)
+
+
+def test_the_refit_uses_every_sample() -> None:
+    features, labels = samples_of(150, 10, 3)
+    chosen = fit_linear(features, labels, 3)
+    fixed = fit_linear(features, labels, 3, strengths=[chosen.strength])
+    assert np.allclose(chosen.layer[0], fixed.layer[0], atol=1e-4)
+    assert np.allclose(chosen.layer[1], fixed.layer[1], atol=1e-3)
+
+
+def test_the_order_of_strengths_does_not_matter() -> None:
+    features, labels = samples_of(100, 8, 3)
+    up = fit_linear(features, labels, 3, strengths=[1e-3, 1e-2, 0.1])
+    down = fit_linear(features, labels, 3, strengths=[0.1, 1e-2, 1e-3])
+    assert up.strength == down.strength
+    for c, loss in up.path:
+        assert dict(down.path)[c] == pytest.approx(loss, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([5, 5], 5), ([100, 7], 5), ([100, 4], 4), ([3, 100, 9], 3), ([2, 2], 2), ([1, 9], 2)],
+)
+def test_folds_shrink_with_a_warning(
+    counts: list[int], expected: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with caplog.at_level(logging.WARNING):
+        assert choose_num_folds(labels) == expected
+    if expected < NUM_FOLDS:
+        assert f"smallest class has {min(counts)} training samples" in caplog.text
+    else:
+        assert not caplog.text
+
+
+def test_classes_without_samples_do_not_shrink_the_folds() -> None:
+    assert choose_num_folds(np.repeat([0, 7], 20)) == NUM_FOLDS
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 9], [2, 2], [1, 1, 1, 1], [2, 40, 3]])
+def test_tiny_classes_can_be_fitted(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(len(labels), 4)).astype(np.float32)
+    features[:, 0] += 5 * labels
+    fit = fit_linear(features, labels, len(counts))
+    assert np.isfinite(fit.layer[0]).all()
+    assert np.isfinite(fit.layer[1]).all()
+    assert all(np.isfinite(loss) for _, loss in fit.path)
+
+
+def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples_of(200, 8, 3, spread=0.5)
+    monkeypatch.setattr(featx.heads.linear, "HOLDOUT_ABOVE", 199)
+    fit = fit_linear(features, labels, 3)
+    assert fit.num_folds == 1
+    assert dict(fit.path)[fit.strength] == min(dict(fit.path).values())
+    monkeypatch.setattr(featx.heads.linear, "HOLDOUT_ABOVE", 200)
+    assert fit_linear(features, labels, 3).num_folds == NUM_FOLDS
+
+
+# --- and besides --------------------------------------------------------------------------------
+
+
+def test_deterministic_and_without_side_effects() -> None:
+    features, labels = samples_of(80, 12, 3)
+    before, state = features.copy(), torch.random.get_rng_state()
+    first, second = (fit_linear(features, labels, 3, seed=1) for _ in range(2))
+    assert first.layer[0].tobytes() == second.layer[0].tobytes()
+    assert first.layer[1].tobytes() == second.layer[1].tobytes()
+    assert first.path == second.path
+    assert np.array_equal(features, before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_seed_decides_the_folds() -> None:
+    features, labels = samples_of(60, 6, 3, spread=0.3)
+    assert fit_linear(features, labels, 3).path != fit_linear(features, labels, 3, seed=1).path
+
+
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    features, labels = samples_of(100, 6, 3)
+    units = np.float32([1e-6, 1e3, 1, 1e8, 1e-3, 7])
+    one = fit_linear(features, labels, 3, strengths=[0.1])
+    other = fit_linear(features * units, labels, 3, strengths=[0.1])
+    assert np.allclose(
+        apply_layers([one.layer], features),
+        apply_layers([other.layer], features * units),
+        atol=2e-3,
+    )
+
+
+def test_types_and_shapes() -> None:
+    features, labels = samples_of(50, 6, 3)
+    fit = fit_linear(features, labels, 3, strengths=[0.1])
+    assert [part.dtype for part in fit.layer] == [np.float32, np.float32]
+    assert [part.shape for part in fit.layer] == [(3, 6), (3,)]
+    assert isinstance(fit.strength, float)
+
+
+def test_digits() -> None:
+    digits = sklearn.datasets.load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    features, labels = digits.data[order].astype(np.float32), digits.target[order]
+    fit = fit_linear(features[:1400], labels[:1400], 10)
+    logits = apply_layers([fit.layer], features[1400:])
+    assert top_k_accuracy(logits, labels[1400:]) >= 0.95

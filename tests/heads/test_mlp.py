@@ -1,0 +1,222 @@
+"""The MLP head: learns what a line cannot, stops in time, repeats itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.errors import ConfigError
+from featx.heads.folds import stratified_folds
+from featx.heads.head import apply_layers
+from featx.heads.linear import fit_linear
+from featx.heads.metrics import log_loss, top_k_accuracy
+from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp, parse_hidden
+
+QUICK = MLPOptions(hidden=(16,), max_epochs=5)
+
+
+def blobs(
+    num_samples: int, num_classes: int = 3, num_features: int = 6, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % num_classes
+    centres = 2 * random.normal(size=(num_classes, num_features))
+    features = centres[labels] + random.normal(size=(num_samples, num_features))
+    return (features * 10 + 100).astype(np.float32), labels
+
+
+def xor(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    features = random.uniform(-1, 1, size=(num_samples, 2))
+    features += 0.2 * np.sign(features)  # a gap around the axes
+    return features.astype(np.float32), (features[:, 0] * features[:, 1] > 0).astype(np.int64)
+
+
+def bytes_of(fit: MLPFit) -> list[bytes]:
+    return [part.tobytes() for layer in fit.layers for part in layer]
+
+
+def test_learns_what_a_linear_head_cannot() -> None:
+    features, labels = xor(400)
+    others, their_labels = xor(400, seed=1)
+    options = MLPOptions(hidden=(32,), learning_rate=0.02, batch_size=64, max_epochs=40)
+    fit = fit_mlp(features, labels, 2, options)
+    line = fit_linear(features, labels, 2, strengths=[1.0])
+    assert top_k_accuracy(apply_layers(fit.layers, others), their_labels) > 0.95
+    assert top_k_accuracy(apply_layers([line.layer], others), their_labels) < 0.7
+
+
+@pytest.mark.parametrize("hidden", [(1,), (7,), (8, 5), (6, 5, 4, 3)])
+def test_shapes_follow_hidden(hidden: tuple[int, ...]) -> None:
+    features, labels = blobs(60)
+    fit = fit_mlp(features, labels, 3, replace(QUICK, hidden=hidden))
+    widths = [6, *hidden, 3]
+    assert [weight.shape for weight, _ in fit.layers] == [
+        (out, inputs) for inputs, out in pairwise(widths)
+    ]
+    assert all(part.dtype == np.float32 for layer in fit.layers for part in layer)
+    assert apply_layers(fit.layers, features).shape == (60, 3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_seed_repeats_itself_whatever_happened_before(dropout: float) -> None:
+    features, labels = blobs(60)
+    options = replace(QUICK, dropout=dropout)
+    first = fit_mlp(features, labels, 3, options)
+    torch.rand(17)
+    second = fit_mlp(features.copy(), labels.copy(), 3, options)
+    assert bytes_of(first) == bytes_of(second)
+    assert (first.num_epochs, first.held_out_loss) == (second.num_epochs, second.held_out_loss)
+    assert bytes_of(fit_mlp(features, labels, 3, replace(options, seed=1))) != bytes_of(first)
+
+
+def test_the_callers_random_state_and_arrays_are_left_alone() -> None:
+    features, labels = blobs(60)
+    copies, state = (features.copy(), labels.copy()), torch.random.get_rng_state()
+    numpys = np.random.get_state()[1].copy()
+    fit_mlp(features, labels, 3, replace(QUICK, dropout=0.3))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpys)
+    assert np.array_equal(features, copies[0])
+    assert np.array_equal(labels, copies[1])
+
+
+@pytest.mark.parametrize("max_epochs", [1, 25])
+def test_the_best_epoch_is_kept(max_epochs: int) -> None:
+    """What is reported of the hold-out is what the returned layers give on it."""
+    features, labels = blobs(100, seed=2)
+    features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
+    options = MLPOptions(
+        hidden=(64,), learning_rate=0.02, max_epochs=max_epochs, patience=30, batch_size=16
+    )
+    fit = fit_mlp(features, labels, 3, options)
+    held_out = stratified_folds(labels, 10, seed=options.seed) == 0
+    logits = apply_layers(fit.layers, features[held_out])
+    assert log_loss(logits.astype(np.float64), labels[held_out]) == pytest.approx(
+        fit.held_out_loss, rel=1e-3
+    )
+    assert 1 <= fit.num_epochs <= max_epochs
+    if max_epochs > 1:
+        assert fit.num_epochs < max_epochs  # it overfits, so the last is not the best
+
+
+def test_stopping_early_loses_nothing_that_was_better() -> None:
+    features, labels = blobs(80, seed=2)
+    features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
+    patient = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=20, patience=20)
+    eager = fit_mlp(features, labels, 3, replace(patient, patience=1))
+    fit = fit_mlp(features, labels, 3, patient)
+    assert fit.held_out_loss <= eager.held_out_loss
+    assert eager.num_epochs <= fit.num_epochs
+
+
+def test_held_out_samples_never_train() -> None:
+    """Outliers among them move neither the scaling nor the first epoch's weights."""
+    features, labels = blobs(60)
+    held_out = stratified_folds(labels, 10, seed=0) == 0
+    assert 0 < held_out.sum() <= 6
+    changed = features.copy()
+    changed[held_out] += 50
+    options = replace(QUICK, max_epochs=1)
+    first, second = (fit_mlp(x, labels, 3, options) for x in (features, changed))
+    assert bytes_of(first) == bytes_of(second)
+    assert first.held_out_loss != second.held_out_loss
+
+
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    features, labels = blobs(60)
+    one = fit_mlp(features, labels, 3, QUICK)
+    other = fit_mlp(features * np.float32(1024), labels, 3, QUICK)
+    assert np.allclose(
+        apply_layers(one.layers, features), apply_layers(other.layers, features * 1024), atol=1e-2
+    )
+
+
+def test_constant_features_do_no_harm() -> None:
+    features, labels = blobs(60)
+    features[:, 2] = 3e8
+    logits = apply_layers(fit_mlp(features, labels, 3, QUICK).layers, features)
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 2], [2, 1], [1, 9], [5, 5], [1, 1, 1], [2, 2, 2]])
+def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
+    """However few, each class is trained on: none lies in the hold-out alone."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = np.eye(len(counts), dtype=np.float32)[labels]
+    options = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=60, patience=60)
+    fit = fit_mlp(features, labels, len(counts), options)
+    assert np.isfinite(fit.held_out_loss)
+    assert top_k_accuracy(apply_layers(fit.layers, features), labels) == 1
+
+
+def test_a_class_without_samples_loses() -> None:
+    features, labels = blobs(60, num_classes=2)
+    options = MLPOptions(hidden=(16,), learning_rate=0.02, max_epochs=20)
+    fit = fit_mlp(features, np.array([0, 2])[labels], 4, options)
+    assert set(apply_layers(fit.layers, features).argmax(axis=1)) <= {0, 2}
+
+
+def test_divergence_is_a_clear_error() -> None:
+    features, labels = blobs(60)
+    with pytest.raises(ConfigError, match=r"diverged.*learning rate below 1e"):
+        fit_mlp(features, labels, 3, replace(QUICK, hidden=(8, 8), learning_rate=1e30))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"hidden": ()}, "hidden sizes"),
+        ({"hidden": (10, 0)}, "hidden sizes"),
+        ({"hidden": (-1,)}, "hidden sizes"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1; got -0.1"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": float("nan")}, "dropout"),
+        ({"learning_rate": 0.0}, "learning rate"),
+        ({"learning_rate": -1.0}, "learning rate"),
+        ({"learning_rate": float("nan")}, "learning rate"),
+        ({"weight_decay": -1e-3}, "weight decay"),
+        ({"weight_decay": float("nan")}, "weight decay"),
+        ({"batch_size": 0}, "batch size"),
+        ({"max_epochs": 0}, "epochs"),
+        ({"patience": 0}, "patience"),
+    ],
+)
+def test_options_out_of_range(change: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        MLPOptions(**change)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.999])
+def test_dropout_at_its_ends(dropout: float) -> None:
+    features, labels = blobs(60)
+    fit = fit_mlp(features, labels, 3, replace(QUICK, dropout=dropout))
+    first = apply_layers(fit.layers, features)
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, apply_layers(fit.layers, features))  # none when applied
+
+
+def test_dropout_changes_training() -> None:
+    features, labels = blobs(60)
+    assert bytes_of(fit_mlp(features, labels, 3, QUICK)) != bytes_of(
+        fit_mlp(features, labels, 3, replace(QUICK, dropout=0.5))
+    )
+
+
+@given(sizes=st.lists(st.integers(1, 10_000), min_size=1, max_size=5))
+def test_hidden_sizes_as_text(sizes: list[int]) -> None:
+    assert parse_hidden(",".join(map(str, sizes))) == tuple(sizes)
+    assert parse_hidden(" , ".join(map(str, sizes))) == tuple(sizes)
+    assert parse_hidden(sizes) == tuple(sizes)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "10,", "1.5", "10;20"])
+def test_hidden_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be like 100 or 256,128"):
+        parse_hidden(text)

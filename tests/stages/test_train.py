@@ -1,0 +1,383 @@
+"""Training: the train split decides, the others are reported, and what is refused says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from featx.errors import (
+    ArtifactExists,
+    ArtifactIncomplete,
+    ArtifactInvalid,
+    ArtifactMissing,
+    ConfigError,
+    SourceError,
+)
+from featx.features.file import open_features
+from featx.heads.head import open_head
+from featx.heads.linear import STRENGTHS, fit_linear
+from featx.heads.metrics import measure
+from featx.heads.mlp import MLPOptions
+from featx.stages.train import TrainOptions, train_head
+
+FIXED = TrainOptions(strengths=(0.01,))
+MLP = TrainOptions(head="mlp", mlp=MLPOptions(hidden=(8,), max_epochs=3))
+KINDS = {
+    "lbfgs": FIXED,
+    "chosen": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),
+    "sklearn": TrainOptions(solver="sklearn", strengths=(1e-3, 1e-2)),
+    "mlp": MLP,
+}
+
+
+@pytest.fixture(params=KINDS)
+def options(request) -> TrainOptions:
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, write_cache, separable) -> Path:
+    return write_cache(tmp_path / "features.h5", **separable())
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """In a folder of its own, so that what is left behind shows."""
+    (tmp_path / "heads").mkdir()
+    return tmp_path / "heads" / "head.safetensors"
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_the_report_is_what_the_head_stores(cache: Path, output: Path, options) -> None:
+    report = train_head(cache, output, options)
+    stored = open_head(output)
+    assert report.path == output
+    assert stored.header == report.head.header
+    assert stored.header.details["metrics"] == {
+        split: scores.to_dict() for split, scores in report.metrics.items()
+    }
+    assert stored.header.details["choice"] == json.loads(json.dumps(report.choice))
+    assert json.loads(json.dumps(report.to_dict()))["metrics"] == stored.header.details["metrics"]
+    for found, told in zip(stored.layers, report.head.layers, strict=True):
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in told]
+
+
+def test_the_stored_metrics_are_those_of_the_stored_head(
+    cache: Path, output: Path, options
+) -> None:
+    train_head(cache, output, options)
+    head, features = open_head(output), open_features(cache)
+    assert set(head.header.details["metrics"]) == {"train", "val", "test"}
+    for split, stored in head.header.details["metrics"].items():
+        rows = features.rows(split)
+        scores = measure(head.logits(features.features[rows]), features.labels[rows])
+        assert scores is not None
+        assert scores.to_dict() == stored
+        assert scores.num_samples == len(rows)
+    if options is not MLP:  # three epochs learn little
+        assert head.header.details["metrics"]["val"]["top1"] > 0.7
+
+
+def test_the_head_belongs_to_its_features(cache: Path, output: Path) -> None:
+    head, header = train_head(cache, output, FIXED).head, open_features(cache).header
+    assert head.header.spec == header.spec
+    assert head.header.fingerprint == header.fingerprint
+    assert head.classes == header.classes
+    assert head.header.details["features"] == str(cache.resolve())
+    assert head.header.details["source"] == "/photos"
+    assert head.header.details["weights"] == "builtin:tiny"
+
+
+def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) -> None:
+    head, features = train_head(cache, output, FIXED).head, open_features(cache)
+    rows = features.rows("train")
+    fit = fit_linear(features.features[rows], features.labels[rows], 3, strengths=[0.01])
+    assert head.layers[0][0].tobytes() == fit.layer[0].tobytes()
+    assert head.layers[0][1].tobytes() == fit.layer[1].tobytes()
+
+
+def test_the_same_twice_gives_the_same_bytes(cache: Path, output: Path, options) -> None:
+    train_head(cache, output, options)
+    first = output.read_bytes()
+    train_head(cache, output, replace(options, overwrite=True))
+    assert output.read_bytes() == first
+
+
+def test_the_default_options_choose_a_strength(cache: Path, output: Path) -> None:
+    report = train_head(str(cache), str(output))
+    assert report.choice["strength"] in STRENGTHS
+    assert report.choice["num_folds"] == 5
+    assert report.metrics["val"].top1 > 0.8
+    assert report.metrics["val"].top5 is None
+    assert report.seconds > 0
+
+
+def test_the_features_are_left_alone(cache: Path, output: Path, options) -> None:
+    before = cache.read_bytes()
+    train_head(cache, output, options)
+    assert cache.read_bytes() == before
+
+
+# --- validation and test are only reported ------------------------------------------------------
+
+
+def layers_of(path: Path) -> list[bytes]:
+    return [part.tobytes() for layer in open_head(path).layers for part in layer]
+
+
+def test_other_splits_never_influence_the_head(
+    tmp_path: Path, write_cache, separable, options
+) -> None:
+    """Whatever is done to them: other values, other labels, no labels, gone."""
+    table = separable()
+    held_out = table["splits"] != 0
+    random = np.random.default_rng(5)
+    variants = {"as it is": table}
+    variants["values"] = table | {"features": table["features"].copy()}
+    variants["values"]["features"][held_out] = random.normal(size=(held_out.sum(), 6)) * 1e4
+    variants["labels"] = table | {"labels": np.where(held_out, 0, table["labels"])}
+    variants["no labels"] = table | {"labels": np.where(held_out, -1, table["labels"])}
+    variants["swapped"] = table | {"splits": np.uint8([0, 2, 1])[table["splits"]]}
+    variants["gone"] = {name: column[~held_out] for name, column in table.items()}
+    results = {}
+    for name, variant in variants.items():
+        write_cache(tmp_path / "features.h5", **variant, overwrite=True)
+        report = train_head(
+            tmp_path / "features.h5", tmp_path / "h", replace(options, overwrite=True)
+        )
+        results[name] = layers_of(tmp_path / "h")
+        assert ("val" in report.metrics) == (name not in ("no labels", "gone")), name
+    assert all(layers == results["as it is"] for layers in results.values())
+
+
+def test_training_rows_do(tmp_path: Path, write_cache, separable, options) -> None:
+    table = separable()
+    layers = []
+    for factor in (1, 2):
+        features = table["features"].copy()
+        features[table["splits"] == 0, 0] *= factor
+        write_cache(tmp_path / "features.h5", **(table | {"features": features}), overwrite=True)
+        train_head(tmp_path / "features.h5", tmp_path / "h", replace(options, overwrite=True))
+        layers.append(layers_of(tmp_path / "h"))
+    assert layers[0] != layers[1]
+
+
+def test_unlabelled_training_rows_do_not_count(
+    tmp_path: Path, write_cache, separable, options
+) -> None:
+    table = separable()
+    without = train_head(write_cache(tmp_path / "a.h5", **table), tmp_path / "a", options)
+    random = np.random.default_rng(0)
+    more = {
+        "features": np.concatenate([table["features"], random.normal(size=(20, 6)) * 100]),
+        "labels": np.concatenate([table["labels"], np.full(20, -1)]),
+        "splits": np.concatenate([table["splits"], np.zeros(20, np.uint8)]),
+    }
+    report = train_head(write_cache(tmp_path / "b.h5", **more), tmp_path / "b", options)
+    assert layers_of(tmp_path / "a") == layers_of(tmp_path / "b")
+    assert report.metrics == without.metrics
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def refused(
+    features: Path, output: Path, kind: type[Exception], match: str, options: TrainOptions = FIXED
+) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        train_head(features, output, options)
+    assert type(caught.value) is kind
+    assert os.listdir(output.parent) == []
+
+
+def test_no_labels_at_all(tmp_path: Path, output: Path, write_cache, separable) -> None:
+    table = separable() | {"labels": np.full(150, -1)}
+    path = write_cache(tmp_path / "f.h5", **table, classes=())
+    refused(path, output, SourceError, r"f\.h5' has no labels.*one\s+folder per class")
+
+
+def test_no_labels_in_the_training_split(
+    tmp_path: Path, output: Path, write_cache, separable
+) -> None:
+    table = separable()
+    table["labels"] = np.where(table["splits"] == 0, -1, table["labels"])
+    path = write_cache(tmp_path / "f.h5", **table)
+    refused(path, output, SourceError, "no labelled images in its training split")
+
+
+def test_an_empty_training_split(tmp_path: Path, output: Path, write_cache, separable) -> None:
+    table = separable()
+    table["splits"] = np.maximum(table["splits"], 1)
+    path = write_cache(tmp_path / "f.h5", **table)
+    refused(path, output, SourceError, "no labelled images in its training split")
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_one_class_only(
+    tmp_path: Path, output: Path, write_cache, separable, elsewhere: bool
+) -> None:
+    """Classes with images in other splits only cannot be learnt either."""
+    table = separable()
+    table["labels"] = np.where((table["splits"] == 0) | (not elsewhere), 1, table["labels"])
+    path = write_cache(tmp_path / "f.h5", **table)
+    refused(path, output, SourceError, r"one class only \('bee'\); a classifier needs two")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_features_that_are_no_numbers_are_named(
+    *, tmp_path: Path, output: Path, write_cache, separable, value: float, split: int
+) -> None:
+    table = separable()
+    rows = np.flatnonzero(table["splits"] == split)[[1, 4]]
+    table["features"][rows, 3] = value
+    path = write_cache(tmp_path / "f.h5", **table)
+    refused(
+        path, output, ArtifactInvalid, f"NaN or infinite features in 2 rows, '{rows[0]:04d}.jpg'"
+    )
+
+
+def test_files_that_are_no_features(cache: Path, output: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "none.h5", output, ArtifactMissing, "featx extract")
+    (tmp_path / "text.h5").write_text("hello")
+    refused(tmp_path / "text.h5", output, ArtifactInvalid, "not a featx feature file")
+    with h5py.File(cache, "r+") as file:
+        file.attrs["complete"] = False
+    refused(cache, output, ArtifactIncomplete, "the extraction did not finish")
+
+
+def test_damaged_features(cache: Path, output: Path) -> None:
+    with h5py.File(cache, "r+") as file:
+        file["features"][0, 0] += 1
+    refused(cache, output, ArtifactInvalid, "sha256")
+
+
+def test_a_head_instead_of_features(cache: Path, output: Path, tmp_path: Path) -> None:
+    train_head(cache, tmp_path / "h.safetensors", FIXED)
+    refused(tmp_path / "h.safetensors", output, ArtifactInvalid, "not a featx feature file")
+
+
+def test_an_existing_head_needs_overwrite(cache: Path, output: Path) -> None:
+    train_head(cache, output, FIXED)
+    before = output.read_bytes()
+    with pytest.raises(ArtifactExists, match="--overwrite"):
+        train_head(cache, output, replace(FIXED, strengths=(1.0,)))
+    assert output.read_bytes() == before
+    train_head(cache, output, replace(FIXED, strengths=(1.0,), overwrite=True))
+    assert output.read_bytes() != before
+    assert os.listdir(output.parent) == [output.name]
+
+
+def test_an_existing_head_is_noticed_before_any_work(tmp_path: Path, output: Path) -> None:
+    output.write_bytes(b"")
+    with pytest.raises(ArtifactExists):
+        train_head(tmp_path / "none.h5", output, FIXED)
+
+
+def test_a_failed_training_keeps_the_old_head(
+    cache: Path, output: Path, tmp_path: Path, write_cache, separable
+) -> None:
+    train_head(cache, output, FIXED)
+    before = output.read_bytes()
+    one = write_cache(tmp_path / "one.h5", **(separable() | {"labels": np.zeros(150, int)}))
+    with pytest.raises(SourceError):
+        train_head(one, output, replace(FIXED, overwrite=True))
+    assert output.read_bytes() == before
+
+
+def test_the_features_cannot_be_overwritten_by_their_head(cache: Path, tmp_path: Path) -> None:
+    before = cache.read_bytes()
+    (tmp_path / "link.h5").symlink_to(cache)
+    for output in (cache, tmp_path / "link.h5"):
+        with pytest.raises(ConfigError, match="would replace"):
+            train_head(cache, output, replace(FIXED, overwrite=True))
+    assert cache.read_bytes() == before
+
+
+def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="is a folder; give the path of a file"):
+        train_head(cache, tmp_path, FIXED)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"head": "forest"}, "head must be 'linear' or 'mlp'; got 'forest'"),
+        ({"solver": "adam"}, "solver must be 'lbfgs' or 'sklearn'; got 'adam'"),
+        ({"strengths": ()}, "strengths C must be above 0"),
+        ({"strengths": (1.0, 0.0)}, "strengths C must be above 0"),
+        ({"strengths": (-1.0,)}, "strengths C must be above 0"),
+        ({"strengths": (float("inf"),)}, "strengths C must be above 0"),
+        ({"strengths": (float("nan"),)}, "strengths C must be above 0"),
+    ],
+)
+def test_options_out_of_range(change: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        TrainOptions(**change)
+
+
+# --- odd but usable data ------------------------------------------------------------------------
+
+
+def test_a_class_without_training_images_is_warned_of_and_never_predicted(
+    *, tmp_path: Path, output: Path, write_cache, separable, options, caplog
+) -> None:
+    table = separable()
+    table["labels"] = np.where(table["splits"] == 0, table["labels"] % 2 * 2, table["labels"])
+    path = write_cache(tmp_path / "f.h5", **table, classes=("ant", "bee", "wasp", "fly"))
+    if options is MLP:
+        options = replace(MLP, mlp=replace(MLP.mlp, max_epochs=60, learning_rate=0.02))
+    with caplog.at_level(logging.WARNING):
+        report = train_head(path, output, options)
+    assert "No training images of 'bee', 'fly': never predicted." in caplog.text
+    predicted = report.head.logits(table["features"]).argmax(axis=1)
+    assert set(predicted) <= {0, 2}
+    assert np.isfinite(report.metrics["val"].log_loss)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 5), (2, 2)])
+def test_the_smallest_training_splits(
+    tmp_path: Path, output: Path, write_cache, options, counts: tuple[int, int]
+) -> None:
+    labels = np.repeat([0, 1], counts)
+    features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
+    path = write_cache(
+        tmp_path / "f.h5", features, labels, np.zeros(len(labels), np.uint8), classes=("a", "b")
+    )
+    report = train_head(path, output, options)
+    assert list(report.metrics) == ["train"]
+    assert np.isfinite(report.head.logits(features)).all()
+
+
+def test_constant_features_give_the_largest_class(
+    tmp_path: Path, output: Path, write_cache, separable, options
+) -> None:
+    table = separable() | {"features": np.full((150, 6), 2.5, np.float32)}
+    report = train_head(write_cache(tmp_path / "f.h5", **table), output, options)
+    assert np.isfinite(report.metrics["val"].log_loss)
+    train = table["labels"][table["splits"] == 0]
+    if options is not MLP:
+        assert report.metrics["train"].top1 == np.bincount(train).max() / len(train)
+
+
+def test_an_mlp_that_diverges_is_a_clear_error(cache: Path, output: Path) -> None:
+    options = replace(MLP, mlp=MLPOptions(hidden=(8, 8), learning_rate=1e30, max_epochs=3))
+    refused(cache, output, ConfigError, "diverged", options)
+
+
+def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
+    options = MLPOptions(hidden=(8, 4), dropout=0.1, max_epochs=3, seed=7)
+    choice = train_head(cache, output, TrainOptions(head="mlp", mlp=options)).choice
+    assert choice["hidden"] == [8, 4]
+    assert (choice["head"], choice["solver"]) == ("mlp", "adamw")
+    assert (choice["dropout"], choice["seed"]) == (0.1, 7)
+    assert 1 <= choice["num_epochs"] <= 3
