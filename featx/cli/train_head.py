@@ -82,7 +82,7 @@ def train_head(
             head=head,  # type: ignore[arg-type]
             solver=solver,  # type: ignore[arg-type]
             strengths=strengths or STRENGTHS,
-            mlp=MLPOptions(hidden=hidden, max_epochs=epochs, seed=seed, **mlp),
+            mlp=MLPOptions(hidden=hidden, max_epochs=epochs, **mlp),
             seed=seed,
             overwrite=overwrite,
         ),

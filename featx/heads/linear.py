@@ -1,8 +1,11 @@
 """The linear head: L2-regularised multinomial logistic regression, solved to the optimum.
 
-For strength ``C`` and ``n`` samples the objective is scikit-learn's, divided by ``C n``:
+For strength ``C`` and ``n`` samples the objective is
 
     mean over samples of -log softmax(W x + b)[label]  +  |W|² / (2 C n)
+
+which is scikit-learn's divided by ``C n``. With two classes scikit-learn has one row of weights
+where there are two here, and its ``2 C`` is ``C`` here.
 
 The features are standardised and rotated into the eigenbasis of their covariance. The penalty does
 not see a rotation, and in this basis the Hessian at ``W = 0`` is diagonal and known, which is all
@@ -106,8 +109,8 @@ def _select(
     starting where the last one ended. A larger ``C`` costs more and fits the folds closer; once
     several in a row are worse than the best, the rest is not tried.
     """
-    num_folds = choose_num_folds(labels)
     holdout = len(labels) > HOLDOUT_ABOVE
+    num_folds = NUM_FOLDS if holdout else choose_num_folds(labels)
     left_out = np.array([0]) if holdout else np.arange(num_folds)
     folds = stratified_folds(labels, num_folds, seed=seed)
     sizes = np.array([(folds == fold).sum() for fold in left_out])

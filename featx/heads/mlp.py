@@ -34,7 +34,6 @@ class MLPOptions:
         batch_size: Samples a step.
         max_epochs: Length of the cosine decay.
         patience: Epochs without a better held-out loss before training stops.
-        seed: Of initial weights, shuffling, dropout and the hold-out.
 
     Raises:
         ConfigError: A value is out of range.
@@ -47,7 +46,6 @@ class MLPOptions:
     batch_size: int = 128
     max_epochs: int = 100
     patience: int = 10
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -82,7 +80,12 @@ class MLPFit:
 
 
 def fit_mlp(
-    features: np.ndarray, labels: np.ndarray, num_classes: int, options: MLPOptions
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    options: MLPOptions,
+    *,
+    seed: int = 0,
 ) -> MLPFit:
     """Return the MLP of the epoch with the lowest held-out loss.
 
@@ -91,17 +94,18 @@ def fit_mlp(
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head.
         options: Shape and training.
+        seed: Of initial weights, shuffling, dropout and the hold-out.
 
     Raises:
         ConfigError: Training with these options diverges.
     """
-    trained, judged = _hold_out(labels, seed=options.seed)
+    trained, judged = _hold_out(labels, seed=seed)
     mean, scale = standardisation(features[trained])
     x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     y = torch.from_numpy(labels.astype(np.int64))
     train, held_out = torch.from_numpy(trained), torch.from_numpy(judged)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         network = _build(features.shape[1], num_classes, options)
         epoch, loss = _train(network, (x[train], y[train]), (x[held_out], y[held_out]), options)
     layers = [

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featx.heads.folds import stratified_folds
 from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.linear import HOLDOUT_ABOVE, STRENGTHS, LinearFit, choose_num_folds
+from featx.heads.linear import HOLDOUT_ABOVE, NUM_FOLDS, STRENGTHS, LinearFit, choose_num_folds
 from featx.heads.metrics import log_loss
 
 _NEVER = -1e4
@@ -38,9 +38,10 @@ def fit_with_sklearn(
     path: list[tuple[float, float]] = []
     strength, num_folds = strengths[0], 0
     if len(strengths) > 1:
-        count = choose_num_folds(labels)
+        holdout = len(labels) > HOLDOUT_ABOVE
+        count = NUM_FOLDS if holdout else choose_num_folds(labels)
         folds = stratified_folds(labels, count, seed=seed)
-        num_folds = 1 if len(labels) > HOLDOUT_ABOVE else count
+        num_folds = 1 if holdout else count
         for candidate in strengths:
             losses = [
                 _held_out_loss(x, labels, folds == fold, num_classes, candidate)

@@ -34,7 +34,7 @@ class TrainOptions:
         solver: For a linear head: featx's own L-BFGS, or scikit-learn.
         strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from.
         mlp: Shape and training of an MLP head.
-        seed: Decides the folds of a linear head; an MLP has its own in ``mlp``.
+        seed: Decides folds, and everything random about an MLP.
         overwrite: Replace the output.
     """
 
@@ -105,6 +105,7 @@ def train_head(
     require_writable(output, overwrite=options.overwrite)
     cache = open_features(features)
     x, y = _training_samples(cache)
+    _require_provenance(cache)
     start = time.perf_counter()
     layers, choice = _fit(x, y, len(cache.classes), options)
     seconds = time.perf_counter() - start
@@ -113,6 +114,19 @@ def train_head(
         output, Head(_header(cache, choice, metrics), layers), overwrite=options.overwrite
     )
     return TrainReport(output, head, metrics, seconds, choice)
+
+
+_PROVENANCE = ("source", "weights", "val_fraction")
+"""What export needs to find images and weights again; the head passes it on."""
+
+
+def _require_provenance(cache: FeatureFile) -> None:
+    missing = [name for name in _PROVENANCE if name not in cache.header.details]
+    if missing:
+        raise ArtifactInvalid(
+            cache.path,
+            f"'{cache.path}' does not say its {', '.join(missing)}; extract it again.",
+        )
 
 
 def _training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
@@ -155,10 +169,16 @@ def _fit(
 ) -> tuple[tuple[Layer, ...], dict[str, Any]]:
     """Return the layers for raw features and what was chosen on the way."""
     if options.head == "mlp":
-        mlp = fit_mlp(x, y, num_classes, options.mlp)
+        mlp = fit_mlp(x, y, num_classes, options.mlp, seed=options.seed)
         settings = asdict(options.mlp) | {"hidden": list(options.mlp.hidden)}
         chosen = {"num_epochs": mlp.num_epochs, "held_out_loss": mlp.held_out_loss}
-        return mlp.layers, {"head": "mlp", "solver": "adamw", **settings, **chosen}
+        return mlp.layers, {
+            "head": "mlp",
+            "solver": "adamw",
+            **settings,
+            **chosen,
+            "seed": options.seed,
+        }
     if options.solver == "sklearn":
         from featx.heads.with_sklearn import fit_with_sklearn
 
@@ -199,9 +219,7 @@ def _header(cache: FeatureFile, choice: dict[str, Any], metrics: dict[str, Metri
         classes=cache.classes,
         details={
             "features": str(cache.path.resolve()),
-            "source": source["source"],
-            "weights": source["weights"],
-            "val_fraction": source["val_fraction"],
+            **{name: source[name] for name in _PROVENANCE},
             "activation": "relu",
             "choice": choice,
             "metrics": {split: scores.to_dict() for split, scores in metrics.items()},

@@ -1,0 +1,409 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import featx
+from featx.cli import main
+
+COMMANDS = ("extract", "train-head", "export", "predict", "evaluate", "info", "backbones")
+
+
+def featx_cli(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def failure(result: Result) -> str:
+    """Return the one line of a failure, after checking that it is one."""
+    assert result.exit_code == 1, result.output
+    assert result.stdout == "" or "Error" not in result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty small photos of two classes that differ in colour, in class folders."""
+    root = tmp_path_factory.mktemp("photos") / "photos"
+    generator = np.random.default_rng(0)
+    for name, tint in (("leaves", (0, 90, 0)), ("petals", (90, 0, 60))):
+        (root / name).mkdir(parents=True)
+        for i in range(30):
+            noise = generator.integers(0, 160, (40 + i, 50, 3))
+            pixels = np.clip(noise + np.array(tint), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02d}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features.h5, head.safetensors and model.onnx of ``photos``."""
+    out = tmp_path_factory.mktemp("made")
+    stages = (
+        ("extract", photos, "-o", out / "features.h5", "--backbone", "tiny"),
+        ("train-head", out / "features.h5", "-o", out / "head.safetensors"),
+        ("export", out / "head.safetensors", "--onnx", out / "model.onnx"),
+    )
+    for arguments in stages:
+        result = featx_cli(*arguments)
+        assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of ``made`` that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_its_options_explained(command: str) -> None:
+    result = featx_cli(command, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_help_lists_the_commands_in_the_order_of_the_flow() -> None:
+    text = featx_cli("--help").stdout
+    positions = [text.index(f"\n  {command} ") for command in COMMANDS]
+    assert positions == sorted(positions)
+
+
+def test_version() -> None:
+    assert featx_cli("--version").stdout == f"featx {featx.__version__}\n"
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    result = featx_cli("extract", "photos", "--backbones", "tiny")
+    assert result.exit_code == 2
+    assert "--backbone" in result.stderr
+
+
+def test_defaults_chain_the_stages(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ("extract", photos, "-b", "tiny"),
+        ("train-head",),
+        ("export", "--onnx"),
+        ("predict", photos / "petals" / "00.jpg"),
+    ):
+        result = featx_cli(*arguments)
+        assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "artifacts").iterdir()) == [
+        "features.h5",
+        "head.safetensors",
+        "model.onnx",
+    ]
+    assert "petals" in result.stdout
+
+
+def test_extract_says_what_it_made(photos: Path, tmp_path: Path) -> None:
+    result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
+    assert "60 × 192" in result.stdout
+    assert "images/s" in result.stdout
+    assert str(tmp_path / "f.h5") in result.stdout
+    assert result.stderr == ""  # no progress bar where there is no terminal
+
+
+def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
+    features = made / "features.h5"
+    table = featx_cli("train-head", features, "-o", tmp_path / "a.safetensors").stdout
+    assert table.splitlines()[0].split() == [
+        *("split", "images", "top-1", "top-5", "macro", "F1", "log", "loss")
+    ]
+    report = json.loads(
+        featx_cli("train-head", features, "-o", tmp_path / "b.safetensors", "--json").stdout
+    )
+    assert set(report["metrics"]) == {"train", "val"}
+    assert report["metrics"]["val"]["top1"] >= 0.9
+    assert report["choice"]["head"] == "linear"
+
+
+@pytest.mark.parametrize(
+    "options", [("--head", "mlp", "--hidden", "16,8"), ("--solver", "sklearn")]
+)
+def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    head, model = tmp_path / "head.safetensors", tmp_path / "model.onnx"
+    assert featx_cli("train-head", made / "features.h5", "-o", head, *options).exit_code == 0
+    result = featx_cli("export", head, "--onnx", model)
+    assert result.exit_code == 0, result.output
+    assert "same class in 100%" in result.stdout
+
+
+def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:
+    trained = json.loads(featx_cli("info", made / "head.safetensors", "--json").stdout)
+    report = json.loads(featx_cli("evaluate", made / "model.onnx", photos, "--json").stdout)
+    for split, scores in trained["details"]["metrics"].items():
+        assert report["metrics"][split]["num_samples"] == scores["num_samples"]
+        assert report["metrics"][split]["top1"] == pytest.approx(scores["top1"], abs=0.02)
+
+
+def test_evaluate_joins_classes_by_name(made: Path, photos: Path, tmp_path: Path) -> None:
+    """A folder with one class, which would be index 0 there, is index 1 of the model."""
+    shutil.copytree(photos / "petals", tmp_path / "test" / "petals")
+    report = json.loads(
+        featx_cli("evaluate", made / "model.onnx", tmp_path / "test", "--json").stdout
+    )
+    assert report["metrics"]["all"]["top1"] >= 0.9
+
+
+def test_evaluate_names_an_unknown_class(made: Path, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "petals", tmp_path / "test" / "roots")
+    message = failure(featx_cli("evaluate", made / "model.onnx", tmp_path / "test"))
+    assert "roots" in message
+    assert "leaves, petals" in message
+
+
+@pytest.mark.parametrize("name", ["features.h5", "head.safetensors", "model.onnx"])
+def test_info_reads_any_of_the_three(made: Path, name: str) -> None:
+    text = featx_cli("info", made / name).stdout
+    assert "2: leaves, petals" in text
+    assert "tiny, layer flatten" in text
+    header = json.loads(featx_cli("info", made / name, "--json").stdout)
+    assert header["classes"] == ["leaves", "petals"]
+    assert header["spec"]["backbone"] == "tiny"
+    assert len(header["fingerprint"]) == 64
+
+
+def test_one_fingerprint_travels_through_all_three(made: Path) -> None:
+    names = ("features.h5", "head.safetensors", "model.onnx")
+    found = {
+        json.loads(featx_cli("info", made / name, "--json").stdout)["fingerprint"] for name in names
+    }
+    assert len(found) == 1
+
+
+def test_predict_formats(made: Path, photos: Path) -> None:
+    images = (photos / "leaves" / "00.jpg", photos / "petals" / "01.jpg")
+    table = featx_cli("predict", made / "model.onnx", *images).stdout
+    assert "leaves 0." in table or "leaves 1." in table
+    parsed = json.loads(
+        featx_cli("predict", made / "model.onnx", *images, "--format", "json").stdout
+    )
+    assert [entry["top"][0]["label"] for entry in parsed] == ["leaves", "petals"]
+    assert sum(item["probability"] for item in parsed[0]["top"]) == pytest.approx(1, abs=1e-5)
+    text = featx_cli("predict", made / "model.onnx", *images, "--format", "csv", "-k", "1").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["image"], row["label"]) for row in rows] == [
+        (str(images[0]), "leaves"),
+        (str(images[1]), "petals"),
+    ]
+
+
+def test_predict_takes_a_folder(made: Path, photos: Path) -> None:
+    text = featx_cli("predict", made / "model.onnx", photos, "--format", "csv", "-k", "1").stdout
+    assert len(text.splitlines()) == 61
+
+
+def test_predict_reports_a_bad_image_and_goes_on(made: Path, photos: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "broken.jpg"
+    bad.write_bytes((photos / "leaves" / "00.jpg").read_bytes()[:300])
+    good = photos / "petals" / "00.jpg"
+    result = featx_cli("predict", made / "model.onnx", bad, good)
+    assert "1 of 2 images could not be used" in failure(result)
+    assert "broken.jpg" in result.stdout
+    assert "petals" in result.stdout
+
+
+def test_backbones_lists_layers_with_shapes() -> None:
+    text = featx_cli("backbones", "tiny").stdout
+    assert "flatten *" in text
+    assert "128 × 8 × 8" in text
+    shapes = json.loads(featx_cli("backbones", "vgg16", "--image-size", "32", "--json").stdout)
+    assert shapes["features"] == [512, 1, 1]
+
+
+class TestBadInput:
+    """One line on stderr, exit code 1, nothing half-written."""
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        message = failure(featx_cli("extract", tmp_path / "nowhere", "-o", tmp_path / "f.h5"))
+        assert "nowhere' does not exist" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        message = failure(
+            featx_cli("extract", tmp_path / "empty", "-o", tmp_path / "f.h5", "-b", "tiny")
+        )
+        assert "holds no images" in message
+        assert not (tmp_path / "f.h5").exists()
+
+    def test_unreadable_image_is_named_and_can_be_skipped(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        source, output = tmp_path / "photos", tmp_path / "f.h5"
+        shutil.copytree(photos, source)
+        (source / "petals" / "bad.jpg").write_bytes(b"not an image")
+        extract = ("extract", source, "-o", output, "-b", "tiny")
+        assert "petals/bad.jpg" in failure(featx_cli(*extract))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+        result = featx_cli(*extract, "--on-error", "skip")
+        assert result.exit_code == 0
+        assert "petals/bad.jpg: not an image" in result.stdout
+        header = json.loads(featx_cli("info", output, "--json").stdout)
+        assert [entry[0] for entry in header["details"]["skipped"]] == ["petals/bad.jpg"]
+        assert header["details"]["num_rows"] == 60
+
+    def test_only_unreadable_images(self, tmp_path: Path) -> None:
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "bad.jpg").write_bytes(b"")
+        arguments = ("extract", tmp_path / "photos", "-o", tmp_path / "f.h5", "-b", "tiny")
+        message = failure(featx_cli(*arguments, "--on-error", "skip"))
+        assert "None of the 1 images" in message
+        assert "the file is empty" in message
+
+    @pytest.mark.parametrize(
+        ("command", "name"), [("train-head", "head.safetensors"), ("export", "features.h5")]
+    )
+    def test_another_artifact(self, made: Path, tmp_path: Path, command: str, name: str) -> None:
+        option = "-o" if command == "train-head" else "--onnx"
+        message = failure(featx_cli(command, made / name, option, tmp_path / "out"))
+        assert name in message
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("command", ["train-head", "export", "info", "predict", "evaluate"])
+    def test_a_file_that_is_not_ours(self, photos: Path, tmp_path: Path, command: str) -> None:
+        foreign = tmp_path / "foreign.onnx"
+        foreign.write_text("hello")
+        image = [photos / "leaves" / "00.jpg"] if command in ("predict", "evaluate") else []
+        assert "foreign.onnx" in failure(featx_cli(command, foreign, *image))
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("extract", "{photos}", "-b", "tiny", "-o", "{made}/features.h5"),
+            ("train-head", "{made}/features.h5", "-o", "{made}/head.safetensors"),
+            ("export", "{made}/head.safetensors", "--onnx", "{made}/model.onnx"),
+        ],
+    )
+    def test_existing_output(self, made: Path, photos: Path, arguments: tuple[str, ...]) -> None:
+        before = {path: path.read_bytes() for path in made.iterdir()}
+        command = [text.format(made=made, photos=photos) for text in arguments]
+        message = failure(featx_cli(*command))
+        assert "exists" in message
+        assert "--overwrite" in message
+        assert {path: path.read_bytes() for path in made.iterdir()} == before
+
+    def test_overwrite_replaces_and_leaves_nothing_else(self, made: Path, copy: Path) -> None:
+        """The same features give the same head, byte for byte."""
+        head = copy / "head.safetensors"
+        before = head.read_bytes()
+        result = featx_cli("train-head", made / "features.h5", "-o", head, "--overwrite")
+        assert result.exit_code == 0
+        assert head.read_bytes() == before
+        assert len(list(copy.iterdir())) == 3
+
+    def test_head_of_another_feature_file(self, made: Path, photos: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.h5"
+        arguments = ("extract", photos, "-o", other, "-b", "tiny", "--image-size", "48")
+        assert featx_cli(*arguments).exit_code == 0
+        message = failure(
+            featx_cli(
+                *("export", made / "head.safetensors", "--features", other),
+                *("--onnx", tmp_path / "model.onnx"),
+            )
+        )
+        assert "preprocess.image_size: expected 32, found 48" in message
+        assert not (tmp_path / "model.onnx").exists()
+
+    def test_unknown_backbone_offers_the_nearest(self, photos: Path, tmp_path: Path) -> None:
+        message = failure(featx_cli("extract", photos, "-b", "resnet81", "-o", tmp_path / "f.h5"))
+        assert "resnet18" in message
+
+    def test_missing_gpu_is_an_error(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+        arguments = ("extract", photos, "-b", "tiny", "-o", tmp_path / "f.h5", "--device", "cuda")
+        message = failure(featx_cli(*arguments))
+        assert "cuda" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_changed_images_need_no_verify(self, photos: Path, tmp_path: Path) -> None:
+        source = tmp_path / "photos"
+        shutil.copytree(photos, source)
+        features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
+        model = tmp_path / "m.onnx"
+        assert featx_cli("extract", source, "-o", features, "-b", "tiny").exit_code == 0
+        assert featx_cli("train-head", features, "-o", head).exit_code == 0
+        shutil.rmtree(source / "petals")
+        message = failure(featx_cli("export", head, "--onnx", model))
+        assert "--no-verify" in message
+        assert not model.exists()
+        result = featx_cli("export", head, "--onnx", model, "--no-verify")
+        assert result.exit_code == 0
+        assert "unverified" in result.stdout
+        assert "none: exported with --no-verify" in featx_cli("info", model).stdout
+        moved = featx_cli(*("export", head, "--onnx", model, "--overwrite", "--source", photos))
+        assert moved.exit_code == 0, moved.output
+
+    def test_too_strict_a_bound_publishes_nothing(self, made: Path, tmp_path: Path) -> None:
+        model = tmp_path / "model.onnx"
+        message = failure(
+            featx_cli("export", made / "head.safetensors", "--onnx", model, "--atol", "1e-12")
+        )
+        assert "1e-12 is allowed" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_other_weights_are_refused(self, made: Path, tmp_path: Path) -> None:
+        import safetensors.torch
+
+        from featx.backbones.catalog import build_model
+
+        path = tmp_path / "other.safetensors"
+        safetensors.torch.save_file(build_model("tiny").state_dict(), path)
+        message = failure(
+            featx_cli(
+                *("export", made / "head.safetensors", "--weights", path),
+                *("--onnx", tmp_path / "model.onnx"),
+            )
+        )
+        assert "sha256" in message
+
+
+def test_interrupt_exits_130_and_leaves_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featx.backbones.engines.TorchEngine.features", interrupt)
+    result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_shows_its_traceback(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("featx.stages.extract.open_source", bug)
+    result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_the_module_runs_as_a_command() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "featx", "--version"], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout == f"featx {featx.__version__}\n"
