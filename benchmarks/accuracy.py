@@ -8,7 +8,7 @@ SqueezeNet fine-tuned from torchvision's ImageNet weights.
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -33,12 +33,14 @@ def cases(data: Path) -> list[Case]:
     mango = str(data / "weights" / "squeezenet1_1-mango-c10.pth")
     squeezenet = featx.ExtractOptions(backbone="squeezenet1_1", weights=mango)
     small = featx.ExtractOptions(backbone="squeezenet1_1", weights=mango, image_size=96)
+    whole = replace(small, val_fraction=0)
     cifar = f"cifar10:{data / 'cifar10_subset'}"
     tiny = featx.ExtractOptions(backbone="tiny")
     return [
         Case("digits, tiny, 32 px", "digits:", tiny, "val"),
         Case("hymenoptera, squeezenet1_1", str(data / "hymenoptera_data"), squeezenet, "val"),
         Case("CIFAR-10 subset, squeezenet1_1, 96 px", cifar, small, "test"),
+        Case("the same, `--val-fraction 0`", cifar, whole, "test"),
     ]
 
 

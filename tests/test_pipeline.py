@@ -129,15 +129,15 @@ def test_hymenoptera(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_cifar10(data: Path, tmp_path: Path) -> None:
-    """Held to: test top-1 of at least 0.74 at 96 pixels."""
+    """Held to: test top-1 of at least 0.74 at 96 pixels, trained on all 8,068 training images."""
     options = featx.ExtractOptions(
         backbone="squeezenet1_1",
         weights=str(data / "weights" / "squeezenet1_1-mango-c10.pth"),
         image_size=96,
+        val_fraction=0,
     )
     source = f"cifar10:{data / 'cifar10_subset'}"
     extracted = featx.extract(source, tmp_path / "f.h5", options)
-    assert extracted.split_sizes["test"] == 1017
-    assert extracted.split_sizes["train"] + extracted.split_sizes["val"] == 8068
+    assert extracted.split_sizes == {"train": 8068, "test": 1017}
     report = featx.train_head(tmp_path / "f.h5", tmp_path / "h.safetensors")
     assert report.metrics["test"].top1 >= 0.74

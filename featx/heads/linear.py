@@ -137,7 +137,11 @@ def _select(
 
 
 def choose_num_folds(labels: np.ndarray) -> int:
-    """Return ``NUM_FOLDS``, or fewer where the smallest class has fewer samples; at least 2."""
+    """Return ``NUM_FOLDS``, or fewer where the smallest class has fewer samples; at least 2.
+
+    Args:
+        labels: Class indices, ``(num_samples,)``.
+    """
     counts = np.bincount(labels)
     smallest = int(counts[counts > 0].min())
     num_folds = max(2, min(NUM_FOLDS, smallest))

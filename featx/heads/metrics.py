@@ -69,7 +69,7 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> flo
     Raises:
         ConfigError: ``k`` is outside its range.
 
-    >>> top_k_accuracy(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([2, 0]), k=2)
+    >>> top_k_accuracy(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([0, 1]), k=2)
     0.5
     """
     num_classes = logits.shape[1]
@@ -95,20 +95,28 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return counts ``(num_classes, num_classes)``: rows are labels, columns predictions."""
+    """Return counts ``(size, size)``: rows are labels, columns predictions.
+
+    ``size`` is just enough for the classes that occur.
+    """
     size = int(max(predicted.max(), labels.max())) + 1
     counts = np.bincount(labels * size + predicted, minlength=size * size)
     return counts.reshape(size, size)
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of ``-log softmax(logits)[label]``, nats."""
+    """Return the mean of ``-log softmax(logits)[label]``, nats.
+
+    Args:
+        logits: ``(num_samples, num_classes)``, floating.
+        labels: Class indices, ``(num_samples,)``.
+    """
     own = np.take_along_axis(log_softmax(logits), labels[:, None], axis=1)
     return float(-own.mean())
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log probabilities along the last axis, without overflow."""
+    """Return log probabilities, ``(num_samples, num_classes)`` as the logits, without overflow."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return normalised

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def num_cores() -> int:
 
 def read_ahead(
     work: Callable[[int], T], count: int, *, workers: int | None = None, window: int = 8
-) -> Iterator[Future[T]]:
+) -> Generator[Future[T], None, None]:
     """Yield the finished ``work(0)``, ``work(1)``, … in order; each future holds result or error.
 
     Args:
@@ -26,6 +26,8 @@ def read_ahead(
         count: How often to call it.
         workers: Threads; None takes one per core.
         window: Calls that may be under way or waiting to be used; bounds the memory.
+
+    Close it (``contextlib.closing``) where an error may leave it half used: its threads end then.
     """
     workers = workers or num_cores()
     ahead: deque[Future[T]] = deque()

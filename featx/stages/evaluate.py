@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,11 @@ def evaluate(
     def decode(index: int) -> np.ndarray:
         return pixels_of(images.read(index), sample_id=samples[index].sample_id)
 
-    for index, pixels in enumerate(read_ahead(decode, len(samples))):
-        logits[index] = classifier.run(pixels.result()[None])[0][0]
-        if progress:
-            progress(index + 1, len(samples))
+    with closing(read_ahead(decode, len(samples))) as ahead:
+        for index, pixels in enumerate(ahead):
+            logits[index] = classifier.run(pixels.result()[None])[0][0]
+            if progress:
+                progress(index + 1, len(samples))
     splits = np.array([sample.split for sample in samples])
     names = [name for name in ("train", "val", "test") if (splits == name).any()]
     metrics = {name: measure(logits[splits == name], labels[splits == name]) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,8 @@ def _read_unchanged(source: ImageSource, cache: FeatureFile, rows: np.ndarray) -
             )
         return pixels_of(content, sample_id=name)
 
-    return [future.result() for future in read_ahead(lambda i: read(rows[i]), len(rows))]
+    with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:
+        return [future.result() for future in ahead]
 
 
 def _header(head: Head, proof: Proof | None) -> Header:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -222,15 +223,15 @@ def _fill(
 ) -> _Rows:
     """Append the features of every usable image to the journal, in source order."""
     rows, total = _Rows(), len(images.samples)
-    prepared = _prepared(images, spec, options, rows)
-    while batch := list(islice(prepared, options.batch_size)):
-        features = engine.features(np.stack([image.pixels for image in batch]))
-        _require_finite(features, [images.samples[image.index].sample_id for image in batch])
-        journal.append(features)
-        rows.indices += [image.index for image in batch]
-        rows.digests += [image.digest for image in batch]
-        if progress:
-            progress(len(rows.indices) + len(rows.skipped), total)
+    with closing(_prepared(images, spec, options, rows)) as prepared:
+        while batch := list(islice(prepared, options.batch_size)):
+            features = engine.features(np.stack([image.pixels for image in batch]))
+            _require_finite(features, [images.samples[image.index].sample_id for image in batch])
+            journal.append(features)
+            rows.indices += [image.index for image in batch]
+            rows.digests += [image.digest for image in batch]
+            if progress:
+                progress(len(rows.indices) + len(rows.skipped), total)
     if not rows.indices:
         first = rows.skipped[0]
         raise SourceError(
@@ -241,21 +242,22 @@ def _fill(
 
 def _prepared(
     images: ImageSource, spec: PreprocessSpec, options: ExtractOptions, rows: _Rows
-) -> Iterator[_Prepared]:
+) -> Generator[_Prepared, None, None]:
     """Yield the usable images in source order; note the others in ``rows``."""
-    futures = read_ahead(
+    ahead = read_ahead(
         lambda index: _prepare(images, index, spec),
         len(images.samples),
         workers=options.workers,
         window=options.batch_size,
     )
-    for future in futures:
-        try:
-            yield future.result()
-        except ImageError as err:
-            if options.on_error == "fail":
-                raise
-            rows.skipped.append((err.sample_id, err.reason))
+    with closing(ahead):
+        for future in ahead:
+            try:
+                yield future.result()
+            except ImageError as err:
+                if options.on_error == "fail":
+                    raise
+                rows.skipped.append((err.sample_id, err.reason))
 
 
 def _prepare(images: ImageSource, index: int, spec: PreprocessSpec) -> _Prepared:

@@ -375,8 +375,8 @@ def test_an_mlp_that_diverges_is_a_clear_error(cache: Path, output: Path) -> Non
 
 
 def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
-    options = MLPOptions(hidden=(8, 4), dropout=0.1, max_epochs=3, seed=7)
-    choice = train_head(cache, output, TrainOptions(head="mlp", mlp=options)).choice
+    options = MLPOptions(hidden=(8, 4), dropout=0.1, max_epochs=3)
+    choice = train_head(cache, output, TrainOptions(head="mlp", mlp=options, seed=7)).choice
     assert choice["hidden"] == [8, 4]
     assert (choice["head"], choice["solver"]) == ("mlp", "adamw")
     assert (choice["dropout"], choice["seed"]) == (0.1, 7)
