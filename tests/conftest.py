@@ -6,8 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# One thread for each matrix product: on few cores, tests side by side are faster that way.
+# Tests run side by side, each worker on one core: threads that wait for each other across workers
+# would take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import hypothesis
 import numpy as np

@@ -82,7 +82,7 @@ class BackboneInfo:
         name: Name in the catalog.
         num_features: Length of the penultimate feature.
         image_size: Height and width the weights were trained for, pixels.
-        num_parameters: With the original head.
+        num_parameters: With the original head, as torchvision counts them.
         gflops: Multiply-adds of one forward pass, in billions, as torchvision counts them.
         weights: Names of the weights that exist, the default first.
     """
@@ -217,6 +217,8 @@ def torchvision_weights(name: str, weights: str) -> models.WeightsEnum:
     Raises:
         BackboneError: The model has no weights of that name; the message lists what it has.
     """
+    if name == "tiny":
+        raise BackboneError(f"tiny has no torchvision weights '{weights}'; its own are bundled.")
     entries = models.get_model_weights(name)
     key = weights.rpartition(".")[2]
     if key not in entries.__members__:
@@ -235,15 +237,17 @@ def describe_backbone(name: str) -> BackboneInfo:
     model = build_skeleton(name)
     if name == "tiny":
         weights, gflops = ("CIFAR10_V1",), tiny.GFLOPS
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
     else:
         default = models.get_model_weights(name).DEFAULT
         others = [entry.name for entry in models.get_model_weights(name) if entry is not default]
         weights, gflops = (default.name, *others), float(default.meta["_ops"])
+        num_parameters = int(default.meta["num_params"])  # GoogLeNet's without auxiliary heads
     return BackboneInfo(
         name=name,
         num_features=_penultimate_size(model),
         image_size=default_preprocess(name).image_size,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters,
         gflops=gflops,
         weights=weights,
     )

@@ -31,7 +31,7 @@ def resolve_device(device: str) -> torch.device:
                 f"device '{device}' was asked for, but torch finds {count} CUDA GPUs. Use "
                 "--device cpu, or check the driver and torch's CUDA build."
             )
-    elif wanted.type != "cpu":
+    elif wanted != torch.device("cpu"):
         raise ConfigError(f"device must be auto, cpu or cuda[:i]; got '{device}'.")
     return wanted
 

@@ -134,9 +134,18 @@ def find_cut(
     """
     model = build_skeleton(backbone)
     layer = layer or penultimate_layer(model)
-    shape = layer_shapes(backbone, image_size, [layer], model=model)[layer]
+    shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
+    if shape is None:
+        raise BackboneError(
+            f"Layer '{layer}' of {backbone} gives no tensor; 'featx backbones {backbone}' lists "
+            "those that do."
+        )
     channels_last = len(shape) == 4 and shape[1] == shape[2] != shape[3]
-    resolved = _resolve_pool(pool, shape, layer, is_vit=backbone.startswith("vit_"))
+    if len(shape) == 4 and shape[1] == shape[2] == shape[3]:  # only the maps grow with the image
+        larger = layer_shapes(backbone, 2 * image_size, [layer], model=model)[layer]
+        channels_last = larger[3] == shape[3] != larger[1]
+    has_class_token = backbone.startswith("vit_") and layer.startswith(("encoder", "cat"))
+    resolved = _resolve_pool(pool, shape, layer, has_class_token=has_class_token)
     vector = _pooled(torch.empty(shape, device="meta"), resolved, channels_last)
     return Cut(layer, resolved, channels_last, vector.shape[1])
 
@@ -154,13 +163,20 @@ def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
         model: Whole model.
         depth: Longest name to list, in dotted parts; None lists all.
     """
-    names: dict[str, int] = {}  # in order of each name's last node, which is its output
-    for position, node in enumerate(graph_nodes(model)[1:]):
+    names = _output_nodes(model)
+    return [name for name in names if depth is None or name.count(".") < depth]
+
+
+def _output_nodes(model: nn.Module) -> dict[str, str]:
+    """Return the node that gives the output of each node and module, in order of computation."""
+    names: dict[str, str] = {}
+    for node in graph_nodes(model)[1:]:
         parts = node.split(".")
         for end in range(1, len(parts) + 1):
-            if depth is None or end <= depth:
-                names[".".join(parts[:end])] = position
-    return sorted(names, key=lambda name: (names[name], name))
+            name = ".".join(parts[:end])
+            names.pop(name, None)  # a module's output is its last node's: to the end
+            names[name] = node
+    return names
 
 
 def layer_shapes(
@@ -174,12 +190,13 @@ def layer_shapes(
         BackboneError: A layer is unknown, or the backbone does not take this image size.
     """
     model = model if model is not None else build_skeleton(backbone)
-    unknown = [layer for layer in layers if layer not in set(layer_names(model))]
+    nodes = _output_nodes(model)
+    unknown = [layer for layer in layers if layer not in nodes]
     if unknown:
         raise BackboneError(
             f"{backbone} has no layer '{unknown[0]}'; 'featx backbones {backbone}' lists them."
         )
-    trunk = create_feature_extractor_quietly(model, {name: name for name in layers})
+    trunk = create_feature_extractor_quietly(model, {nodes[name]: nodes[name] for name in layers})
     try:
         outputs = trunk(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as err:
@@ -188,7 +205,8 @@ def layer_shapes(
             f"{backbone} does not take images of {image_size} pixels ({reason}). Leave out "
             "--image-size, or try a larger one."
         ) from err
-    return {name: tuple(out.shape) for name, out in outputs.items() if isinstance(out, Tensor)}
+    found = {name: outputs[nodes[name]] for name in layers}
+    return {name: tuple(out.shape) for name, out in found.items() if isinstance(out, Tensor)}
 
 
 def create_feature_extractor_quietly(model: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
@@ -205,7 +223,7 @@ def _trunk(model: nn.Module, layer: str) -> nn.Module:
     return create_feature_extractor_quietly(model, {layer: "features"})
 
 
-def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, is_vit: bool) -> Pool:
+def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, has_class_token: bool) -> Pool:
     if shape[0] != 2:
         raise BackboneError(
             f"Layer '{layer}' mixes the images of a batch (output {shape} for two images); choose "
@@ -227,13 +245,13 @@ def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, is_vit: boo
             f"Layer '{layer}' gives neither maps nor tokens (output {shape} for two images); "
             "choose another, or --pool flatten."
         )
-    if pool == "cls" and not (is_vit and len(shape) == 3):
+    if pool == "cls" and not (has_class_token and len(shape) == 3):
         raise ConfigError(
             f"layer '{layer}' has no class token (output {shape} for two images); "
             "use --pool avg or max."
         )
     if pool == "auto":
-        return "cls" if is_vit and len(shape) == 3 else "avg"
+        return "cls" if has_class_token and len(shape) == 3 else "avg"
     return pool
 
 

@@ -11,10 +11,12 @@ Four origins, written as one string that travels through the artifacts:
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import pickle
 import re
 import urllib.error
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +90,7 @@ def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weight
         BackboneError: As ``open_weights``.
     """
     scheme, _, rest = origin.partition(":")
-    if scheme == "random":
+    if scheme == "random" and rest.isdecimal():
         state = _random_state(backbone, seed=int(rest))
         return Weights(origin, _state_sha256(state), state)
     if scheme == "bundled":
@@ -101,7 +103,11 @@ def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weight
         raise BackboneError(f"Unknown origin of weights: '{origin}'.")
     if not path.is_file():
         raise BackboneError(f"Weights file '{path}' does not exist.")
-    return Weights(origin, file_sha256(path), _read_state(path))
+    try:
+        sha256 = file_sha256(path)
+    except OSError as err:
+        raise BackboneError(f"Cannot read the weights '{path}': {err.strerror or err}.") from err
+    return Weights(origin, sha256, _read_state(path))
 
 
 def require_sha256(weights: Weights, expected: str) -> None:
@@ -149,10 +155,10 @@ def _downloaded(backbone: str, name: str, *, progress: bool) -> Path:
     prefix = match[1] if match else ""
     if not path.exists():
         log.info("Downloading '%s' to '%s'.", url, path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), prefix or None, progress)
-        except (urllib.error.URLError, OSError) as err:
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
             reason = getattr(err, "reason", None) or err
             raise BackboneError(
                 f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
@@ -182,14 +188,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as err:
-        raise BackboneError(f"Cannot read the weights '{path}': {_first_line(err)}") from err
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about odd pickles, before they are refused
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, safetensors.SafetensorError) as err:
         raise BackboneError(
             f"'{path}' is not a plain file of tensors, and featx runs no code from weights. Save "
             "the model's state_dict() alone, or use safetensors."
         ) from err
+    except Exception as err:  # a damaged file makes torch's reader raise nearly anything
+        raise BackboneError(f"Cannot read the weights '{path}': {_first_line(err)}") from err
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

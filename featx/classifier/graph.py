@@ -44,7 +44,7 @@ def build_classifier(
         preprocess: The geometry before the backbone.
 
     Raises:
-        ExportError: The result is not a valid ONNX model.
+        ExportError: The result is not a valid ONNX model, or exceeds ONNX's limit of 2 GiB.
     """
     pieces = _Pieces()
     _add_geometry(pieces, preprocess, output=backbone.graph.input[0].name)
@@ -68,6 +68,7 @@ def build_classifier(
     model.functions.extend(backbone.functions)
     model.producer_name = "featx"
     model.doc_string = CONTRACT
+    _require_one_file(model)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
@@ -93,17 +94,24 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
         "contract": CONTRACT,
     }
     helper.set_model_props(stamped, entries)
-    if stamped.ByteSize() > MAX_BYTES:
-        raise ExportError(
-            f"The classifier takes {stamped.ByteSize() / 2**30:.1f} GiB; one ONNX file holds at "
-            "most 2. Choose a smaller backbone."
-        )
+    _require_one_file(stamped)
     content: bytes = stamped.SerializeToString()
     return content
 
 
+def _require_one_file(model: onnx.ModelProto) -> None:
+    size = model.ByteSize()
+    if size > MAX_BYTES:
+        raise ExportError(
+            f"The classifier takes {size / 2**30:.1f} GiB; one ONNX file holds at most 2. Choose a "
+            "smaller backbone."
+        )
+
+
+# exclude_outside: Pillow gives no weight to what lies beyond the border; otherwise borders differ
+# by up to 28 grey levels.
 _FILTERS: dict[str, dict[str, Any]] = {
-    "bilinear": {"mode": "linear"},
+    "bilinear": {"mode": "linear", "exclude_outside": 1},
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
 }
 
@@ -138,22 +146,14 @@ class _Pieces:
 def _add_geometry(pieces: _Pieces, spec: PreprocessSpec, *, output: str) -> None:
     """Add the nodes from ``image`` to ``output``, ``(batch, size, size, 3)`` uint8."""
     size = spec.image_size
+    shape = pieces.node("Shape", [INPUT], "shape", start=1, end=3)  # (height, width)
     if spec.crop == "none":
         new_shape = pieces.integers("resized_shape", size, size)
     else:
-        shape = pieces.node("Shape", [INPUT], "shape", start=1, end=3)  # (height, width)
         short = pieces.node("ReduceMin", [shape], "short_side", keepdims=1)
         scaled = pieces.node("Mul", [shape, pieces.integers("resize", spec.resize)], "scaled")
         new_shape = pieces.node("Div", [scaled, short], "resized_shape")
-    resized = pieces.node(
-        "Resize",
-        [INPUT, "", "", new_shape],
-        "resized",
-        antialias=1,
-        axes=[1, 2],
-        coordinate_transformation_mode="half_pixel",
-        **_FILTERS[spec.interpolation],
-    )
+    resized = _add_resize(pieces, shape, new_shape, spec)
     if spec.crop == "none":
         pieces.nodes.append(helper.make_node("Identity", [resized], [output], "featx_pixels"))
         return
@@ -170,6 +170,38 @@ def _add_geometry(pieces: _Pieces, spec: PreprocessSpec, *, output: str) -> None
     pieces.nodes.append(
         helper.make_node("Slice", [resized, start, end, axes], [output], "featx_pixels")
     )
+
+
+def _add_resize(pieces: _Pieces, shape: str, new_shape: str, spec: PreprocessSpec) -> str:
+    """Add the resize to ``new_shape`` (height, width) and return its output.
+
+    Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows: up
+    to 19 grey levels where bicubic overshoots. It takes the width first, but from version 13 on
+    the height where that loses more than twice as many pixels. So there are two nodes, each for
+    one axis.
+    """
+    zero, one = pieces.integers("zero", 0), pieces.integers("one", 1)
+    lost = pieces.node("Sub", [shape, new_shape], "lost")
+    lost_height = pieces.node("Gather", [lost, zero], "lost_height")
+    lost_width = pieces.node("Gather", [lost, one], "lost_width")
+    twice = pieces.node("Add", [lost_width, lost_width], "lost_width_twice")
+    limit = pieces.node("Max", [twice, zero], "lost_limit")
+    height_first = pieces.node("Greater", [lost_height, limit], "height_first")
+    is_height = pieces.constant("is_height", np.array([True, False]))
+    goes_first = pieces.node("Equal", [is_height, height_first], "goes_first")
+    between = pieces.node("Where", [goes_first, new_shape, shape], "shape_between")
+    values = INPUT
+    for name, target in (("half_resized", between), ("resized", new_shape)):
+        values = pieces.node(
+            "Resize",
+            [values, "", "", target],
+            name,
+            antialias=1,
+            axes=[1, 2],
+            coordinate_transformation_mode="half_pixel",
+            **_FILTERS[spec.interpolation],
+        )
+    return values
 
 
 def _add_head(

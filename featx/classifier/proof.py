@@ -92,7 +92,7 @@ def _top_class_agrees(answered: np.ndarray, expected: np.ndarray, bound: float) 
     """Return, for each image, whether the top class is the same or a tie within the bound."""
     rows = np.arange(len(expected))
     gap = expected.max(axis=1) - expected[rows, answered.argmax(axis=1)]
-    agrees: np.ndarray = gap <= 2 * bound
+    agrees: np.ndarray = gap <= bound
     return agrees
 
 

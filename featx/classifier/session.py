@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,23 @@ class Classifier:
     """An opened model file.
 
     Attributes:
+        path: Where it came from, for messages.
         header: What the file says about itself.
         preprocess: What its graph does before the backbone.
     """
 
-    def __init__(self, session: ort.InferenceSession, header: Header) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        *,
+        path: Path,
+        header: Header,
+        preprocess: PreprocessSpec,
+    ) -> None:
         self._session = session
+        self.path = path
         self.header = header
-        self.preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
+        self.preprocess = preprocess
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -40,24 +50,31 @@ class Classifier:
             images: RGB, ``(batch, height, width, 3)`` uint8, any height and width.
 
         Raises:
-            ConfigError: The array is of another type or shape.
+            ConfigError: The array is of another type or shape, or an image has no pixels.
+            ArtifactInvalid: The file's graph does not run on it.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+        if not fits or 0 in images.shape[1:3]:
             raise ConfigError(
                 "images must be uint8 of shape (batch, height, width, 3); "
                 f"got {images.dtype} {images.shape}."
             )
-        logits, probabilities = self._session.run(
-            ["logits", "probabilities"], {"image": np.ascontiguousarray(images)}
-        )
+        try:
+            logits, probabilities = self._session.run(
+                ["logits", "probabilities"], {"image": np.ascontiguousarray(images)}
+            )
+        except Exception as err:  # ONNX Runtime's errors have no common base below Exception
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' cannot be run on {images.shape}: {_first_line(err)}"
+            ) from err
         return logits, probabilities
 
 
 def open_classifier(path: str | Path, *, threads: int | None = None) -> Classifier:
     """Open a classifier file and check that it is one of featx's.
 
-    The file is read into memory first: ONNX Runtime then refuses to follow references to other
-    files.
+    Weights that lie in another file are refused: a model from elsewhere could read with them what
+    it should not.
 
     Args:
         path: The ONNX file.
@@ -79,12 +96,25 @@ def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or num_cores()
+    # ONNX Runtime takes references to other files from here; below this there are none.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            content,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it would print, and try the same provider again
+        )
     except Exception as err:  # ONNX Runtime's errors have no common base below Exception
-        reason = str(err).strip().partition("\n")[0]
-        raise ArtifactInvalid(path, f"'{path}' is not an ONNX model that runs: {reason}") from err
-    text = session.get_modelmeta().custom_metadata_map.get("featx")
+        raise ArtifactInvalid(
+            path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
+        ) from err
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get("featx")
+    except UnicodeDecodeError as err:
+        raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
     if text is None:
         raise ArtifactInvalid(path, f"'{path}' is an ONNX model, but not one of featx's.")
     header = Header.from_json(text, path=path, kind="classifier")
@@ -94,8 +124,18 @@ def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -
         raise ArtifactInvalid(
             path, f"'{path}' has other inputs or outputs than a featx classifier."
         )
-    if outputs["logits"][1] != len(header.classes):
-        raise ArtifactInvalid(
-            path, f"'{path}' has {outputs['logits'][1]} outputs, but {len(header.classes)} classes."
-        )
-    return Classifier(session, header)
+    for name in ("logits", "probabilities"):
+        if len(outputs[name]) != 2 or outputs[name][1] != len(header.classes):
+            raise ArtifactInvalid(
+                path,
+                f"'{path}' gives {name} {outputs[name]}, but has {len(header.classes)} classes.",
+            )
+    try:
+        preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
+    except (KeyError, ConfigError) as err:
+        raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
+    return Classifier(session, path=path, header=header, preprocess=preprocess)
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0]

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torchvision import models
+from torchvision.transforms import InterpolationMode
+
+from featx.backbones import tiny
+from featx.backbones.catalog import (
+    BackboneSpec,
+    backbone_names,
+    build_model,
+    build_skeleton,
+    classifier_layer,
+    default_preprocess,
+    describe_backbone,
+    require_backbone,
+    torchvision_weights,
+)
+from featx.errors import BackboneError, ConfigError
+from featx.images.preprocess import PreprocessSpec
+
+NAMES = models.list_models(module=models)
+ALL_WEIGHTS = [(name, entry.name) for name in NAMES for entry in models.get_model_weights(name)]
+
+
+def test_names_are_tiny_and_every_classification_model() -> None:
+    assert backbone_names()[0] == "tiny"
+    assert set(backbone_names()[1:]) == set(NAMES)
+    assert len(set(backbone_names())) == len(backbone_names()) > 70
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "vit_h_14"])
+def test_a_known_name_is_accepted(name: str) -> None:
+    require_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("resnet-18", "resnet18"), ("mobilenet_v3", "mobilenet_v3_small"), ("efficientnetb0",
+     "efficientnet_b0"), ("vit_b16", "vit_b_16"), ("tinny", "tiny")],
+)  # fmt: skip
+def test_a_near_miss_gets_a_suggestion(typo: str, meant: str) -> None:
+    with pytest.raises(BackboneError, match=rf"Unknown backbone '{typo}'.*{meant}"):
+        require_backbone(typo)
+
+
+@pytest.mark.parametrize("name", ["zzzzzzzz", "", "RESNET\n18"])
+def test_a_far_miss_still_says_where_to_look(name: str) -> None:
+    with pytest.raises(BackboneError, match="featx backbones"):
+        build_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_features"),
+    [
+        ("tiny", 192),
+        ("resnet18", 512),
+        ("resnet50", 2048),
+        ("vgg16", 4096),
+        ("alexnet", 4096),
+        ("squeezenet1_1", 512),
+        ("mobilenet_v3_small", 1024),
+        ("googlenet", 1024),
+        ("vit_b_32", 768),
+        ("swin_t", 768),
+        ("convnext_tiny", 768),
+    ],
+)
+def test_penultimate_sizes_of_well_known_networks(name: str, num_features: int) -> None:
+    info = describe_backbone(name)
+    assert info.name == name
+    assert info.num_features == num_features
+
+
+def test_tiny_describes_itself() -> None:
+    info = describe_backbone("tiny")
+    assert info.num_parameters == sum(p.numel() for p in tiny.Tiny().parameters())
+    assert (info.image_size, info.weights) == (32, ("CIFAR10_V1",))
+    assert info.num_features >= 128
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3", "vit_b_32"])
+def test_a_line_agrees_with_torchvisions_record(name: str) -> None:
+    _check_line(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_line_agrees_with_torchvisions_record(name: str) -> None:
+    _check_line(name)
+
+
+def _check_line(name: str) -> None:
+    info = describe_backbone(name)
+    default = models.get_model_weights(name).DEFAULT
+    parameters = build_skeleton(name).named_parameters()
+    counted = sum(p.numel() for key, p in parameters if not key.startswith("aux"))
+    assert info.num_parameters == default.meta["num_params"] == counted
+    assert info.gflops == default.meta["_ops"]
+    assert info.weights[0] == default.name
+    assert set(info.weights) == {entry.name for entry in models.get_model_weights(name)}
+    assert info.image_size == default.transforms().crop_size[0]
+    assert info.num_features > 0
+
+
+@pytest.mark.parametrize(("name", "weights"), ALL_WEIGHTS)
+def test_preprocessing_is_that_of_the_weights(name: str, weights: str) -> None:
+    preset = models.get_model_weights(name)[weights].transforms()
+    spec = default_preprocess(name, weights)
+    assert [spec.image_size] == preset.crop_size
+    assert [spec.resize] == preset.resize_size
+    assert (spec.mean, spec.std) == (tuple(preset.mean), tuple(preset.std))
+    assert InterpolationMode[spec.interpolation.upper()] == preset.interpolation
+    assert spec.crop == "center"
+
+
+def test_default_preprocessing_is_that_of_the_default_weights() -> None:
+    entry = models.ResNet50_Weights.DEFAULT
+    assert default_preprocess("resnet50") == default_preprocess("resnet50", entry.name)
+    assert default_preprocess("resnet50") != default_preprocess("resnet50", "IMAGENET1K_V1")
+
+
+def test_preprocessing_of_unknown_names() -> None:
+    with pytest.raises(BackboneError, match="Unknown backbone 'nope'"):
+        default_preprocess("nope")
+    with pytest.raises(BackboneError, match=r"no weights 'V9'; it has IMAGENET1K_V1, IMAGENET1K"):
+        default_preprocess("resnet50", "V9")
+
+
+def test_weights_go_by_their_long_name_too() -> None:
+    entry = torchvision_weights("resnet50", "ResNet50_Weights.IMAGENET1K_V2")
+    assert entry is models.ResNet50_Weights.IMAGENET1K_V2
+
+
+def test_tiny_has_no_torchvision_weights() -> None:
+    with pytest.raises(BackboneError, match="tiny has no torchvision weights"):
+        torchvision_weights("tiny", "DEFAULT")
+
+
+def test_a_skeleton_has_the_models_names_and_shapes_but_no_values() -> None:
+    skeleton, model = build_skeleton("resnet18").state_dict(), build_model("resnet18").state_dict()
+    assert {k: v.shape for k, v in skeleton.items()} == {k: v.shape for k, v in model.items()}
+    assert all(value.is_meta for value in skeleton.values())
+
+
+def test_building_is_in_eval_mode_and_quiet(recwarn: pytest.WarningsRecorder) -> None:
+    assert not any(module.training for module in build_skeleton("googlenet").modules())
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "fc"),
+        ("vgg16", "classifier.6"),
+        ("squeezenet1_1", "classifier.1"),
+        ("vit_b_32", "heads.head"),
+        ("googlenet", "fc"),
+        ("inception_v3", "fc"),
+        ("swin_t", "head"),
+        ("tiny", "head"),
+    ],
+)
+def test_the_last_layer_is_found_past_auxiliary_heads(name: str, layer: str) -> None:
+    assert classifier_layer(build_skeleton(name)) == layer
+
+
+def test_a_model_without_a_last_layer_is_refused() -> None:
+    with pytest.raises(BackboneError, match="Sequential has no Linear or Conv2d"):
+        classifier_layer(nn.Sequential(nn.ReLU()))
+
+
+def _spec(**changes: Any) -> BackboneSpec:
+    spec = BackboneSpec(
+        backbone="resnet18",
+        weights_sha256="0" * 64,
+        layer="flatten",
+        pool="none",
+        num_features=512,
+        preprocess=default_preprocess("resnet18"),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+TRIPLES = st.tuples(*[st.floats(1e-3, 10)] * 3)
+SPECS = st.builds(
+    BackboneSpec,
+    backbone=st.sampled_from(backbone_names()),
+    weights_sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
+    layer=st.text(max_size=20),
+    pool=st.sampled_from(["none", "avg", "max", "cls", "flatten"]),
+    num_features=st.integers(1, 10**6),
+    preprocess=st.integers(1, 4096).flatmap(
+        lambda size: st.builds(
+            PreprocessSpec,
+            image_size=st.just(size),
+            resize=st.integers(size, 4 * 4096),
+            mean=TRIPLES,
+            std=TRIPLES,
+            interpolation=st.sampled_from(["bilinear", "bicubic"]),
+        )
+    ),
+)
+
+
+@given(SPECS)
+def test_a_spec_survives_json(spec: BackboneSpec) -> None:
+    restored = BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert restored == spec
+    assert restored.fingerprint == spec.fingerprint
+
+
+CHANGES: dict[str, Any] = {
+    "backbone": "resnet34",
+    "weights_sha256": "1" * 64,
+    "layer": "avgpool",
+    "pool": "avg",
+    "num_features": 511,
+    "preprocess": None,
+    "precision": "bf16",
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BackboneSpec)])
+def test_every_field_shows_in_the_fingerprint(field: str) -> None:
+    value = CHANGES[field] or default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    assert _spec(**{field: value}).fingerprint != _spec().fingerprint
+
+
+PREPROCESS_CHANGES: dict[str, Any] = {
+    "image_size": 225,
+    "resize": 257,
+    "mean": (0.485, 0.456, 0.4060001),
+    "std": (0.229, 0.224, 0.2250001),
+    "interpolation": "bicubic",
+}
+
+
+@pytest.mark.parametrize("field", PREPROCESS_CHANGES)
+def test_every_preprocessing_field_shows_in_the_fingerprint(field: str) -> None:
+    spec = _spec()
+    other = dataclasses.replace(spec.preprocess, **{field: PREPROCESS_CHANGES[field]})
+    assert _spec(preprocess=other).fingerprint != spec.fingerprint
+
+
+def test_the_crop_shows_in_the_fingerprint() -> None:
+    square = dataclasses.replace(_spec().preprocess, resize=224)
+    squeezed = dataclasses.replace(square, crop="none")
+    assert _spec(preprocess=square).fingerprint != _spec(preprocess=squeezed).fingerprint
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        [],
+        {"preprocess": None},
+        {"preprocess": "abc"},
+        _spec().to_dict() | {"extra": 1},
+        {k: v for k, v in _spec().to_dict().items() if k != "layer"},
+    ],
+)
+def test_what_is_no_spec_is_refused(values: Any) -> None:
+    with pytest.raises((BackboneError, ConfigError), match=r"(?i)not (the spec|a preprocessing)"):
+        BackboneSpec.from_dict(values)
+
+
+def test_building_does_not_touch_the_default_dtype_or_device() -> None:
+    build_skeleton("regnet_y_400mf")
+    assert torch.empty(1).device == torch.device("cpu")
+    assert torch.empty(1).dtype == torch.float32

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from featx.backbones import onnx_graph
+from featx.backbones.catalog import default_preprocess
+from featx.backbones.engines import TorchEngine
+from featx.backbones.network import Network, build_network
+from featx.backbones.onnx_graph import OPSET, export_network
+from featx.backbones.weights import open_weights
+from featx.errors import ExportError
+
+Pixels = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return build_network("tiny", open_weights("tiny"), default_preprocess("tiny"))[0]
+
+
+@pytest.fixture(scope="module")
+def model(network: Network) -> onnx.ModelProto:
+    return export_network(network, image_size=32)
+
+
+def _run(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    features: np.ndarray = session.run(["features"], {"pixels": pixels})[0]
+    return features
+
+
+def test_the_graph_has_the_contracts_inputs_and_outputs(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model)
+    (pixels,), (features,) = model.graph.input, model.graph.output
+    assert (pixels.name, features.name) == ("pixels", "features")
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert features.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    dims = pixels.type.tensor_type.shape.dim
+    assert dims[0].dim_param
+    assert [dim.dim_value for dim in dims][1:] == [32, 32, 3]
+    assert features.type.tensor_type.shape.dim[1].dim_value == 192
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", OPSET)}
+
+
+def test_the_graph_is_self_contained(model: onnx.ModelProto) -> None:
+    assert all(t.data_location == onnx.TensorProto.DEFAULT for t in model.graph.initializer)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert len(model.functions) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_the_graph_gives_the_networks_features(
+    batch: int, network: Network, model: onnx.ModelProto, pixels: Pixels
+) -> None:
+    images = pixels(batch, 32, seed=batch)
+    expected = TorchEngine(network, device="cpu").features(images)
+    bound = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(_run(model, images), expected, rtol=1e-4, atol=bound)
+
+
+@pytest.mark.parametrize("value", [0, 255], ids=["black", "white"])
+def test_the_ends_of_the_range(value: int, network: Network, model: onnx.ModelProto) -> None:
+    images = np.full((1, 32, 32, 3), value, np.uint8)
+    expected = TorchEngine(network, device="cpu").features(images)
+    bound = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(_run(model, images), expected, rtol=1e-4, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("layer", "pool"), [("stage2", "max"), ("stage2", "avg"), ("stage1", "flatten")]
+)
+def test_pooling_is_in_the_graph(layer: str, pool: Any, pixels: Pixels) -> None:
+    network, spec = build_network(
+        "tiny", open_weights("tiny"), default_preprocess("tiny"), layer=layer, pool=pool
+    )
+    images = pixels(2, 32)
+    expected = TorchEngine(network, device="cpu").features(images)
+    found = _run(export_network(network, image_size=32), images)
+    assert found.shape == (2, spec.num_features)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_exporting_twice_gives_the_same_weights(network: Network, model: onnx.ModelProto) -> None:
+    again = export_network(network, image_size=32)
+    first = {t.name: t.SerializeToString() for t in model.graph.initializer}
+    assert {t.name: t.SerializeToString() for t in again.graph.initializer} == first
+
+
+def test_exporting_is_quiet_and_leaves_the_loggers_alone(
+    network: Network, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    export_network(network, image_size=32)
+    assert [logger.level for logger in loggers] == before
+    assert capfd.readouterr().out == ""
+    assert [r for r in caplog.records if r.levelno >= logging.INFO] == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.onnx.OnnxExporterError])
+def test_what_the_exporter_refuses_is_an_export_error(
+    error: type[Exception], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise error("no such operator\nand a long story")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    levels = [logging.getLogger("torch.onnx").level]
+    with pytest.raises(ExportError, match=r"cannot translate the backbone: no such operator$"):
+        export_network(network, image_size=32)
+    assert [logging.getLogger("torch.onnx").level] == levels
+
+
+def test_nothing_exported_is_an_export_error(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph.torch.onnx, "export", lambda *args, **options: None)
+    with pytest.raises(ExportError, match="returned nothing"):
+        export_network(network, image_size=32)

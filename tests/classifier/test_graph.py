@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from PIL import Image
+
+from featx.artifact import Header
+from featx.backbones.onnx_graph import OPSET
+from featx.classifier import graph as graph_module
+from featx.classifier.graph import CONTRACT, INPUT, OUTPUTS, build_classifier, with_header
+from featx.classifier.session import Classifier, load_classifier
+from featx.errors import ExportError
+from featx.heads.head import Layer, apply_layers
+from featx.images.preprocess import MAX_ASPECT_RATIO, PreprocessSpec, preprocess
+
+# The geometry alone: which pixels does the backbone see?
+
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "crop": {"image_size": 24, "resize": 29},
+    "even crop": {"image_size": 24, "resize": 28},
+    "square": {"image_size": 32, "resize": 32},
+    "squeeze": {"image_size": 32, "resize": 32, "crop": "none"},
+    "one pixel": {"image_size": 1, "resize": 1},
+}
+
+
+@cache
+def _geometry(name: str, interpolation: Any) -> tuple[PreprocessSpec, ort.InferenceSession]:
+    """Return a geometry, and a session that gives the backbone's pixels."""
+    spec = PreprocessSpec(
+        mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation, **GEOMETRIES[name]
+    )
+    pieces = graph_module._Pieces()
+    graph_module._add_geometry(pieces, spec, output="pixels")
+    uint8 = onnx.TensorProto.UINT8
+    graph = helper.make_graph(
+        pieces.nodes,
+        "geometry",
+        [helper.make_tensor_value_info(INPUT, uint8, ["batch", "height", "width", 3])],
+        [helper.make_tensor_value_info("pixels", uint8, None)],
+        initializer=pieces.initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    return spec, ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def _check_pixels(name: str, interpolation: Any, image: np.ndarray) -> float:
+    """Compare the graph's pixels with Pillow's; return the share that differs."""
+    spec, session = _geometry(name, interpolation)
+    expected = preprocess(image, spec).astype(int)
+    found = session.run(None, {INPUT: image[None]})[0][0].astype(int)
+    assert found.shape == expected.shape
+    difference = np.abs(found - expected)
+    assert difference.max() <= 1, f"{difference.max()} levels at {image.shape}"
+    return float((difference > 0).mean())
+
+
+def _noise(height: int, width: int, *, seed: int = 0, hard: bool = False) -> np.ndarray:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.where(image > 127, 255, 0).astype(np.uint8) if hard else image
+
+
+everywhere = pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
+
+
+@everywhere
+@every_geometry
+@settings(max_examples=30)
+@given(
+    height=st.integers(1, 600),
+    width=st.integers(1, 600),
+    seed=st.integers(0, 9),
+    hard=st.booleans(),
+)
+@example(height=1, width=1, seed=0, hard=False)
+@example(height=2, width=1, seed=0, hard=True)
+@example(height=1, width=100, seed=0, hard=True)
+@example(height=100, width=1, seed=0, hard=True)
+@example(height=600, width=6, seed=0, hard=True)
+@example(height=300, width=5, seed=0, hard=True)
+@example(height=7, width=300, seed=0, hard=True)
+@example(height=33, width=32, seed=0, hard=True)
+@example(height=40, width=5, seed=0, hard=True)
+@example(height=600, width=200, seed=0, hard=True)  # Pillow resizes the height first
+@example(height=24, width=24, seed=0, hard=False)
+@example(height=32, width=32, seed=0, hard=False)
+def test_the_graph_sees_pillows_pixels_within_one_level(
+    name: str, interpolation: Any, height: int, width: int, seed: int, hard: bool
+) -> None:
+    ratio = max(height, width) / min(height, width)
+    if ratio <= MAX_ASPECT_RATIO:
+        _check_pixels(name, interpolation, _noise(height, width, seed=seed, hard=hard))
+
+
+@everywhere
+@every_geometry
+@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
+def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int) -> None:
+    spec, session = _geometry(name, interpolation)
+    for shape in ((1, 1, 1, 3), (1, 50, 3, 3), (1, 300, 500, 3)):
+        found = session.run(None, {INPUT: np.full(shape, value, np.uint8)})[0]
+        assert found.shape == (1, spec.image_size, spec.image_size, 3)
+        assert (found == value).all()
+
+
+@everywhere
+@every_geometry
+def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation: Any) -> None:
+    spec, session = _geometry(name, interpolation)
+    image = _noise(spec.resize, spec.resize)
+    found = session.run(None, {INPUT: image[None]})[0][0]
+    np.testing.assert_array_equal(found, preprocess(image, spec))
+
+
+@everywhere
+@every_geometry
+def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
+    _, session = _geometry(name, interpolation)
+    images = np.stack([_noise(37, 61, seed=seed) for seed in range(3)])
+    together = session.run(None, {INPUT: images})[0]
+    alone = np.concatenate([session.run(None, {INPUT: image[None]})[0] for image in images])
+    np.testing.assert_array_equal(together, alone)
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
+def test_channels_do_not_mix(name: str, interpolation: Any) -> None:
+    _, session = _geometry(name, interpolation)
+    image = _noise(50, 70)
+    found = session.run(None, {INPUT: image[None]})[0]
+    swapped = session.run(None, {INPUT: np.ascontiguousarray(image[None, ..., ::-1])})[0]
+    np.testing.assert_array_equal(found[..., ::-1], swapped)
+
+
+@pytest.mark.real_data
+@everywhere
+@pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
+def test_on_photos_nearly_all_pixels_are_the_same(
+    name: str, interpolation: Any, photos_of_insects: list[tuple[np.ndarray, int]]
+) -> None:
+    shares = [_check_pixels(name, interpolation, image) for image, _ in photos_of_insects]
+    assert np.mean(shares) < 0.01
+
+
+# Stitching
+
+
+def test_the_graph_keeps_its_contract(plain: onnx.ModelProto) -> None:
+    onnx.checker.check_model(plain, full_check=True)
+    (image,) = plain.graph.input
+    assert image.name == INPUT == "image"
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    dims = image.type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims[:3]] == ["batch", "height", "width"]
+    assert dims[3].dim_value == 3
+    assert tuple(output.name for output in plain.graph.output) == OUTPUTS
+    assert plain.doc_string == CONTRACT
+    assert all(t.data_location == onnx.TensorProto.DEFAULT for t in plain.graph.initializer)
+
+
+def test_the_whole_is_preprocessing_then_backbone_then_head(
+    classifier: Classifier, layer: Layer, spec: PreprocessSpec
+) -> None:
+    for height, width in ((8, 8), (31, 57), (57, 31), (1, 1), (3, 250)):
+        image = _noise(height, width)
+        features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
+        logits, _ = classifier.run(image[None])
+        # a level of difference in each pixel at the very most
+        bound = np.abs(layer[0]).sum(axis=1).max() + 1e-4
+        assert np.abs(logits - apply_layers([layer], features)).max() <= bound
+    image = _noise(10, 10)  # nothing to resize: exact
+    features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
+    np.testing.assert_allclose(
+        classifier.run(image[None])[0], apply_layers([layer], features), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_probabilities_are_the_softmax_of_the_logits(classifier: Classifier) -> None:
+    logits, probabilities = classifier.run(np.stack([_noise(20, 30, seed=s) for s in range(4)]))
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probabilities, raised / raised.sum(1, keepdims=True), atol=1e-6)
+    assert logits.dtype == probabilities.dtype == np.float32
+
+
+def test_huge_logits_give_finite_probabilities(
+    flat: Callable[[int], onnx.ModelProto], spec: PreprocessSpec, header: Header
+) -> None:
+    layer = (np.array([[1e4], [-1e4]], np.float32).repeat(192, 1), np.zeros(2, np.float32))
+    model = build_classifier(flat(8), [layer], spec)
+    classifier = load_classifier(with_header(model, header), path=Path("huge.onnx"))
+    _, probabilities = classifier.run(np.full((1, 9, 9, 3), 255, np.uint8))
+    np.testing.assert_array_equal(probabilities, [[1, 0]])
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5), (1, 1, 1)])
+@pytest.mark.parametrize("num_classes", [2, 11])
+def test_heads_of_any_depth(
+    hidden: Sequence[int],
+    num_classes: int,
+    flat: Callable[[int], onnx.ModelProto],
+    spec: PreprocessSpec,
+) -> None:
+    rng = np.random.default_rng(1)
+    widths = [192, *hidden, num_classes]
+    layers = [
+        (rng.normal(size=(out, into)).astype(np.float32) / 50, rng.normal(size=out))
+        for into, out in pairwise(widths)
+    ]
+    layers = [(weight, bias.astype(np.float32)) for weight, bias in layers]
+    classes = tuple(f"class {i}" for i in range(num_classes))
+    header = Header(kind="classifier", spec={"preprocess": spec.to_dict()}, classes=classes)
+    model = build_classifier(flat(8), layers, spec)
+    classifier = load_classifier(with_header(model, header), path=Path("deep.onnx"))
+    image = _noise(10, 10)
+    features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
+    expected = apply_layers(layers, features)
+    bound = 1e-5 * np.abs(expected).max() + 1e-5
+    np.testing.assert_allclose(classifier.run(image[None])[0], expected, rtol=1e-4, atol=bound)
+
+
+def test_names_of_the_backbone_do_not_clash(
+    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
+) -> None:
+    backbone = flat(8)
+    for node in backbone.graph.node:  # a torch export may call its tensors anything
+        node.input[:] = ["shape" if name == "values" else name for name in node.input]
+        node.output[:] = ["shape" if name == "values" else name for name in node.output]
+    onnx.checker.check_model(build_classifier(backbone, [layer], spec), full_check=True)
+
+
+def test_a_backbone_that_does_not_fit_is_an_export_error(
+    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
+) -> None:
+    backbone = flat(8)
+    backbone.graph.node[1].input[0] = "nowhere"
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        build_classifier(backbone, [layer], spec)
+
+
+def test_more_than_one_file_holds_is_an_export_error(
+    flat: Callable[[int], onnx.ModelProto],
+    layer: Layer,
+    spec: PreprocessSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph_module, "MAX_BYTES", 1000)
+    with pytest.raises(ExportError, match="one ONNX file holds at most 2"):
+        build_classifier(flat(8), [layer], spec)
+
+
+def test_the_header_counts_too(
+    plain: onnx.ModelProto, header: Header, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_module, "MAX_BYTES", plain.ByteSize())
+    with pytest.raises(ExportError, match="one ONNX file holds at most 2"):
+        with_header(plain, header)
+
+
+# The header
+
+
+def test_metadata_can_be_read_with_onnxruntime_alone(
+    content: bytes, header: Header, spec: PreprocessSpec
+) -> None:
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    entries = session.get_modelmeta().custom_metadata_map
+    assert json.loads(entries["classes"]) == ["ants", "bees"]
+    assert json.loads(entries["preprocess"]) == spec.to_dict()
+    assert entries["contract"] == CONTRACT
+    found = Header.from_json(entries["featx"], path=Path("x"), kind="classifier")
+    assert found.fingerprint == header.fingerprint
+
+
+@given(classes=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=2, max_size=2,
+                        unique=True))  # fmt: skip
+@settings(max_examples=25)
+def test_any_class_names_survive(classes: list[str], plain_case: Any) -> None:
+    model, spec = plain_case
+    header = Header(kind="classifier", spec={"preprocess": spec.to_dict()}, classes=tuple(classes))
+    assert load_classifier(with_header(model, header), path=Path("x")).classes == tuple(classes)
+
+
+@pytest.fixture(scope="session")
+def plain_case(plain: onnx.ModelProto, spec: PreprocessSpec) -> Any:
+    return plain, spec
+
+
+def test_stamping_leaves_the_model_alone_and_is_reproducible(
+    plain: onnx.ModelProto, header: Header
+) -> None:
+    before = plain.SerializeToString(deterministic=True)
+    assert with_header(plain, header) == with_header(plain, header)
+    assert plain.SerializeToString(deterministic=True) == before
+    assert len(plain.metadata_props) == 0
+
+
+def test_a_second_header_replaces_the_first(plain: onnx.ModelProto, header: Header) -> None:
+    once = onnx.load_from_string(with_header(plain, header))
+    twice = onnx.load_from_string(with_header(once, header))
+    assert len(twice.metadata_props) == len(once.metadata_props) == 4
+
+
+# The whole file against torch, on real photos
+
+CASES: dict[str, Any] = {  # backbone, weights, layer, image size
+    "tiny": ("tiny", "default", None, None),
+    "resnet18": ("resnet18", "none", None, None),
+    "vgg16": ("vgg16", "none", "features", 32),
+    "mobilenet_v3_small": ("mobilenet_v3_small", "none", None, None),
+    "squeezenet1_1": ("squeezenet1_1", "none", None, None),
+    "densenet121": ("densenet121", "none", None, None),
+    "efficientnet_b0": ("efficientnet_b0", "none", None, None),
+    "vit_b_16": ("vit_b_16", "none", None, None),
+    "swin_t": ("swin_t", "none", None, None),
+    "convnext_tiny": ("convnext_tiny", "none", None, None),
+}
+RAW_SIZES = ((500, 375), (320, 240), (480, 640))  # width, height
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_parity_at_three_image_sizes_and_two_batch_sizes(
+    case: Any,
+    export: Any,
+    at_size: Callable[..., np.ndarray],
+    photos_of_insects: list[tuple[np.ndarray, int]],
+) -> None:
+    exported = export(case)
+    for size in RAW_SIZES:
+        images = [at_size(image, size) for image, _ in photos_of_insects[:3]]
+        expected = exported.logits(images)
+        together = exported.classifier.run(np.stack(images))[0]
+        alone = np.concatenate([exported.classifier.run(image[None])[0] for image in images[:1]])
+        scale = float(np.abs(expected).max())
+        for found, wanted in ((together, expected), (alone, expected[:1])):
+            worst = float(np.abs(found - wanted).max())
+            logging.getLogger(__name__).info("%s %s: %.1e of %.2f", case[0], size, worst, scale)
+            assert worst <= 2e-2 * scale
+            agree = found.argmax(1) == wanted.argmax(1)
+            assert (agree | (np.ptp(wanted, axis=1) <= worst * 2)).all()
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["tiny", "squeezenet1_1"])
+def test_the_backbones_graph_alone_agrees_to_float32_rounding(
+    name: str, export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
+) -> None:
+    exported = export(CASES[name])
+    images = [image for image, _ in photos_of_insects[:4]]
+    crops = np.stack([preprocess(image, exported.preprocess) for image in images])
+    session = ort.InferenceSession(
+        exported.backbone.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found, expected = session.run(None, {"pixels": crops})[0], exported.features(images)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.real_data
+def test_parity_with_fine_tuned_weights(
+    data: Path, export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
+) -> None:
+    weights = str(data / "weights" / "squeezenet1_1-mango-c10.pth")
+    exported = export(("squeezenet1_1", weights, None, None))
+    images = [image for image, _ in photos_of_insects[:6]]
+    expected = exported.logits(images)
+    found = np.concatenate([exported.classifier.run(image[None])[0] for image in images])
+    assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.real_data
+def test_a_tall_photo_and_a_squeezed_one(
+    export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
+) -> None:
+    exported = export(CASES["tiny"])
+    photo = Image.fromarray(photos_of_insects[0][0])
+    for size in ((120, 1000), (1000, 120), (20, 15), (1, 1)):
+        image = np.asarray(photo.resize(size))
+        found, expected = exported.classifier.run(image[None])[0], exported.logits([image])
+        assert np.abs(found - expected).max() <= 1e-2 * max(1.0, np.abs(expected).max())

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from featx.artifact import Header
+from featx.classifier.graph import build_classifier, with_header
+from featx.classifier.proof import NUM_IMAGES, prove
+from featx.classifier.session import Classifier, load_classifier
+from featx.errors import ExportError, ParityError
+from featx.heads.head import Layer, apply_layers
+from featx.images.preprocess import PreprocessSpec, preprocess
+
+
+class Answers:
+    """Stands in for a classifier: the first pixel of an image says which answer it gets.
+
+    Args:
+        logits: One row for each image.
+        drift: Added to every logit in a batch of more than one.
+    """
+
+    def __init__(self, logits: Any, *, drift: float = 0) -> None:
+        self.logits = np.array(logits, np.float32)
+        self.drift = drift
+        self.batches: list[int] = []
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.batches.append(len(images))
+        logits = self.logits[images[:, 0, 0, 0]]
+        if len(images) > 1:
+            logits = logits + np.float32(self.drift)
+        return logits, logits
+
+
+def _prove(found: Any, expected: Any, *, bound: float = 0.1, drift: float = 0) -> Any:
+    images = [np.full((4 + i, 9 - i, 3), i, np.uint8) for i in range(len(expected))]
+    names = [f"image {i}" for i in range(len(expected))]
+    answers: Any = Answers(found, drift=drift)
+    return prove(answers, images, names, np.array(expected, np.float32), bound=bound)
+
+
+RIGHT = [[2.0, 1.0], [0.0, 3.0], [5.0, -5.0], [1.0, 1.5]]
+
+
+def test_equal_answers_are_proven() -> None:
+    proof = _prove(RIGHT, RIGHT)
+    assert proof.num_images == 4
+    assert proof.max_difference == 0
+    assert proof.bound == 0.1
+    assert proof.top1_agreement == 1
+    assert proof.max_batch_difference == 0
+
+
+def test_the_proof_is_recorded_as_json() -> None:
+    values = _prove(np.array(RIGHT) + 0.05, RIGHT).to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["max_difference"] == pytest.approx(0.05, abs=1e-6)
+    assert values["num_images"] == 4
+    assert values["batch_sizes"] == [1, 3]
+    assert values["bound"] == 0.1
+
+
+def test_a_proof_takes_at_least_64_images() -> None:
+    assert NUM_IMAGES >= 64
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("image", [0, 1, 3])
+def test_one_logit_of_one_image_is_enough_to_fail(sign: int, image: int) -> None:
+    found = np.array(RIGHT)
+    found[image, 1] += sign * 0.2
+    with pytest.raises(ParityError, match=rf"'image {image}'.*Nothing was written") as caught:
+        _prove(found, RIGHT)
+    assert caught.value.difference == pytest.approx(0.2, abs=1e-5)
+    assert caught.value.bound == 0.1
+    assert "0.2" in str(caught.value)
+    assert "--atol" in str(caught.value)
+    assert isinstance(caught.value, ExportError)
+
+
+def test_the_worst_image_is_the_one_that_is_named() -> None:
+    found = np.array(RIGHT)
+    found[0, 0] += 0.2
+    found[2, 0] += 0.3
+    with pytest.raises(ParityError, match="'image 2'"):
+        _prove(found, RIGHT)
+
+
+@pytest.mark.parametrize(("offset", "passes"), [(0.5, True), (np.nextafter(0.5, 1), False)])
+def test_the_bound_itself_is_allowed(offset: float, passes: bool) -> None:
+    expected = [[0.0, 0.0]]
+    found = np.array([[offset, 0.0]])
+    if passes:
+        assert _prove(found, expected, bound=0.5).max_difference == 0.5
+    else:
+        with pytest.raises(ParityError):
+            _prove(found.astype(np.float64) + 1e-6, expected, bound=0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["found", "expected"])
+def test_what_is_not_finite_never_passes(value: float, where: str) -> None:
+    broken = np.array(RIGHT)
+    broken[1, 0] = value
+    pair = (broken, RIGHT) if where == "found" else (RIGHT, broken)
+    with pytest.raises(ParityError, match="'image 1'"):
+        _prove(*pair, bound=1e9)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_even_where_both_are_broken_alike(value: float) -> None:
+    broken = np.array(RIGHT)
+    broken[1, 0] = value
+    with pytest.raises(ParityError), np.errstate(invalid="ignore"):
+        _prove(broken, broken, bound=1e9)
+
+
+def test_a_tie_within_the_bound_may_fall_either_way() -> None:
+    proof = _prove([[1.0, 1.04]], [[1.02, 1.0]])
+    assert proof.max_difference == pytest.approx(0.04, abs=1e-6)
+
+
+def test_a_class_beyond_a_tie_is_refused_though_each_logit_is_within_the_bound() -> None:
+    with pytest.raises(ParityError, match="'image 0' another class"):
+        _prove([[1.0, 1.01]], [[1.09, 0.94]])
+
+
+def test_a_batch_that_answers_differently_is_refused() -> None:
+    with pytest.raises(ParityError, match="in a batch of three") as caught:
+        _prove(RIGHT, RIGHT, drift=0.01)
+    assert caught.value.difference == pytest.approx(0.01, abs=1e-5)
+
+
+def test_rounding_in_a_batch_is_recorded_not_refused() -> None:
+    proof = _prove(RIGHT, RIGHT, drift=2e-4)
+    assert proof.max_batch_difference == pytest.approx(2e-4, rel=0.01)
+
+
+def test_a_nan_in_a_batch_is_refused() -> None:
+    with pytest.raises(ParityError, match="in a batch of three"):
+        _prove(RIGHT, RIGHT, drift=np.nan)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_both_batch_sizes_are_run_however_few_the_images(count: int) -> None:
+    answers: Any = Answers(RIGHT + RIGHT)
+    images = [np.full((5, 5, 3), i, np.uint8) for i in range(count)]
+    expected = np.array((RIGHT + RIGHT)[:count], np.float32)
+    proof = prove(answers, images, ["x"] * count, expected, bound=0.1)
+    assert set(answers.batches) == {1, 3}
+    assert proof.num_images == count
+
+
+# With a real graph
+
+
+def _load(model: onnx.ModelProto, header: Header) -> Classifier:
+    return load_classifier(with_header(model, header), path=Path("model.onnx"), threads=1)
+
+
+@pytest.fixture
+def evidence(layer: Layer, spec: PreprocessSpec) -> tuple[list[np.ndarray], np.ndarray]:
+    """Images of several sizes, and the logits of the head on their features."""
+    rng = np.random.default_rng(4)
+    sizes = [(10, 10), (20, 33), (33, 20), (9, 9), (64, 64)]
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    features = np.stack([preprocess(image, spec).reshape(-1) for image in images])
+    return images, apply_layers([layer], features.astype(np.float32))
+
+
+def test_a_faithful_file_is_proven(
+    classifier: Classifier, evidence: tuple[list[np.ndarray], np.ndarray]
+) -> None:
+    images, expected = evidence
+    proof = prove(classifier, images, ["x"] * 5, expected, bound=0.1)
+    assert 0 < proof.max_difference <= 0.1
+    assert proof.max_batch_difference <= 1e-4
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_file_with_another_head_is_not(
+    part: str,
+    flat: Callable[[int], onnx.ModelProto],
+    layer: Layer,
+    spec: PreprocessSpec,
+    header: Header,
+    evidence: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    weight, bias = layer[0].copy(), layer[1].copy()
+    if part == "weight":
+        weight[1, 100] += 0.01  # of pixels up to 255
+    else:
+        bias[0] += 0.2
+    other = _load(build_classifier(flat(8), [(weight, bias)], spec), header)
+    images, expected = evidence
+    with pytest.raises(ParityError):
+        prove(other, images, ["x"] * 5, expected, bound=0.1)
+
+
+def test_a_file_with_other_preprocessing_is_not(
+    flat: Callable[[int], onnx.ModelProto],
+    layer: Layer,
+    spec: PreprocessSpec,
+    header: Header,
+    evidence: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    squeezed = PreprocessSpec(image_size=8, resize=8, mean=spec.mean, std=spec.std, crop="none")
+    other = _load(build_classifier(flat(8), [layer], squeezed), header)
+    images, expected = evidence
+    with pytest.raises(ParityError):
+        prove(other, images, ["x"] * 5, expected, bound=0.1)
+
+
+def test_classes_in_another_order_are_noticed(
+    flat: Callable[[int], onnx.ModelProto],
+    layer: Layer,
+    spec: PreprocessSpec,
+    header: Header,
+    evidence: tuple[list[np.ndarray], np.ndarray],
+) -> None:
+    swapped = (np.ascontiguousarray(layer[0][::-1]), np.ascontiguousarray(layer[1][::-1]))
+    other = _load(build_classifier(flat(8), [swapped], spec), header)
+    images, expected = evidence
+    with pytest.raises(ParityError):
+        prove(other, images, ["x"] * 5, expected, bound=0.1)
+
+
+@pytest.mark.real_data
+def test_a_real_backbone_is_proven_on_photos_of_many_sizes(
+    export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
+) -> None:
+    exported = export(("tiny", "default", None, None))
+    images = [image for image, _ in photos_of_insects]
+    assert len({image.shape for image in images}) > 3
+    names = [str(i) for i in range(len(images))]
+    proof = prove(exported.classifier, images, names, exported.logits(images), bound=0.01)
+    assert proof.num_images == len(images)
+    assert proof.max_difference <= 0.01
