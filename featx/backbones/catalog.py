@@ -113,8 +113,13 @@ def require_backbone(name: str) -> None:
         raise BackboneError(f"Unknown backbone '{name}'.{hint} 'featx backbones' lists them all.")
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str, image_size: int | None = None) -> nn.Module:
     """Return the whole model, head included, in eval mode, with torch's random initial weights.
+
+    Args:
+        name: Backbone.
+        image_size: A vision transformer is built for one size, where there are weights for it;
+            None takes that of the default weights. The others take any size.
 
     Raises:
         BackboneError: The name is unknown.
@@ -125,18 +130,30 @@ def build_model(name: str) -> nn.Module:
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce a change of their random initialisation.
         warnings.filterwarnings("ignore", message="The default weight initialization")
-        model: nn.Module = models.get_model(name, weights=None)
+        model: nn.Module = models.get_model(name, weights=None, **_size_option(name, image_size))
     return model.eval()
 
 
-def build_skeleton(name: str) -> nn.Module:
+def _size_option(name: str, image_size: int | None) -> dict[str, int]:
+    if not name.startswith("vit_"):
+        return {}
+    size = image_size or default_preprocess(name).image_size
+    known = {entry.transforms().crop_size[0] for entry in models.get_model_weights(name)}
+    return {"image_size": size} if size in known else {}
+
+
+def build_skeleton(name: str, image_size: int | None = None) -> nn.Module:
     """Return the whole model without weights: names and shapes only, built at once.
+
+    Args:
+        name: Backbone.
+        image_size: As ``build_model`` takes it.
 
     Raises:
         BackboneError: The name is unknown.
     """
     with _ShapesOnly():
-        model = build_model(name)
+        model = build_model(name, image_size)
     return model.to("meta")
 
 

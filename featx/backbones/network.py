@@ -83,12 +83,14 @@ def build_network(
         ConfigError: The pooling does not fit the layer's output.
     """
     cut = find_cut(backbone, preprocess.image_size, layer=layer, pool=pool)
-    model = build_model(backbone)
-    needed = _trunk(model, cut.layer).state_dict()
+    model = build_model(backbone, preprocess.image_size)
+    state = model.state_dict()  # with the versions that load_state_dict asks MNASNet's for
+    needed = {  # without the constants that tracing puts beside MaxViT's weights
+        name: state[name] for name in _trunk(model, cut.layer).state_dict() if name in state
+    }
     _require_fit(backbone, weights, needed, head=classifier_layer(model))
-    model.load_state_dict(
-        {name: weights.state[name] for name in needed.keys() & weights.state.keys()}, strict=False
-    )
+    state.update({name: weights.state[name] for name in needed if name in weights.state})
+    model.load_state_dict(state)
     network = Network(
         _trunk(model, cut.layer),
         pool=cut.pool,
@@ -132,7 +134,7 @@ def find_cut(
         BackboneError: Unknown backbone or layer, or an image size the backbone does not take.
         ConfigError: The pooling does not fit the layer's output.
     """
-    model = build_skeleton(backbone)
+    model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
     if shape is None:
@@ -189,7 +191,7 @@ def layer_shapes(
     Raises:
         BackboneError: A layer is unknown, or the backbone does not take this image size.
     """
-    model = model if model is not None else build_skeleton(backbone)
+    model = model if model is not None else build_skeleton(backbone, image_size)
     nodes = _output_nodes(model)
     unknown = [layer for layer in layers if layer not in nodes]
     if unknown:

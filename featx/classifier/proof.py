@@ -1,8 +1,13 @@
-"""Does the exported file answer what the head answered? Measured on real images."""
+"""Does the exported file answer what the head answered? Measured on real images.
+
+Three times: raw images, within the bound that the caller gives, because the graph's resize rounds
+some pixels otherwise than Pillow's; the same images resized by Pillow first, within float32
+rounding, because nothing else may differ; and in batches against alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +15,12 @@ import numpy as np
 
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
+from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
 _BATCH_SIZES = (1, 3)
-_BATCH_BOUND = 1e-3
-"""Same pixels, same graph: only the order of float32 sums may differ with the batch size."""
+_ROUNDING = 1e-3
+"""Share of the largest logit (at least 1) that the order of float32 sums may change."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Proof:
     Attributes:
         num_images: Raw images sent through the file.
         max_difference: Largest absolute logit difference to head(cached features).
+        max_resized_difference: The same for images that Pillow has resized first.
         bound: What was allowed.
         top1_agreement: Share of images with the same top class, in [0, 1]; a tie within the bound
             counts as the same.
@@ -32,6 +39,7 @@ class Proof:
 
     num_images: int
     max_difference: float
+    max_resized_difference: float
     bound: float
     top1_agreement: float
     max_batch_difference: float
@@ -61,31 +69,54 @@ def prove(
     Raises:
         ParityError: A logit, a top class, or a batch differs by more.
     """
-    answered = np.concatenate([classifier.run(image[None])[0] for image in images])
-    differences = np.abs(answered - expected).max(axis=1)
-    worst = int(differences.argmax())
-    if not differences[worst] <= bound:  # NaN fails too
-        raise ParityError(
-            f"The exported file differs from the head by {differences[worst]:.3g} in a logit of "
-            f"'{names[worst]}'; {bound:.3g} is allowed (--atol). Nothing was written.",
-            difference=float(differences[worst]),
-            bound=bound,
-        )
+    rounding = _ROUNDING * max(1.0, float(np.abs(expected).max()))
+    answered = _answers(classifier, images)
+    difference = _require_close(answered, expected, names, bound=bound, hint=" (--atol)")
     agree = _top_class_agrees(answered, expected, bound)
     if not agree.all():
         name = names[int(np.argmin(agree))]
         raise ParityError(
             f"The exported file gives '{name}' another class than the head. Nothing was written.",
-            difference=float(differences[worst]),
+            difference=difference,
             bound=bound,
         )
+    resized = _answers(classifier, [resize(image, classifier.preprocess) for image in images])
     return Proof(
         num_images=len(images),
-        max_difference=float(differences[worst]),
+        max_difference=difference,
+        max_resized_difference=_require_close(
+            resized, expected, names, bound=rounding, hint=" once the image is resized"
+        ),
         bound=bound,
         top1_agreement=float(agree.mean()),
-        max_batch_difference=_check_batches(classifier, images, answered),
+        max_batch_difference=_check_batches(classifier, images, bound=rounding),
     )
+
+
+def _answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the logits of each image alone, ``(num_images, num_classes)``."""
+    return np.concatenate([classifier.run(image[None])[0] for image in images])
+
+
+def _require_close(
+    answered: np.ndarray, expected: np.ndarray, names: Sequence[str], *, bound: float, hint: str
+) -> float:
+    """Return the largest logit difference.
+
+    Raises:
+        ParityError: It is beyond the bound; the message names the image.
+    """
+    differences = np.abs(answered - expected).max(axis=1)
+    worst = int(differences.argmax())
+    largest = float(differences[worst])
+    if not largest <= bound:  # NaN fails too
+        raise ParityError(
+            f"The exported file differs from the head by {largest:.3g} in a logit of "
+            f"'{names[worst]}'; {bound:.3g} is allowed{hint}. Nothing was written.",
+            difference=largest,
+            bound=bound,
+        )
+    return largest
 
 
 def _top_class_agrees(answered: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
@@ -96,25 +127,21 @@ def _top_class_agrees(answered: np.ndarray, expected: np.ndarray, bound: float) 
     return agrees
 
 
-def _check_batches(
-    classifier: Classifier, images: Sequence[np.ndarray], answered: np.ndarray
-) -> float:
+def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, bound: float) -> float:
     """Return the largest logit difference between an image alone and in a batch of three.
 
     The images are cut to one size first, as a batch must have one; each cut image is also run
     alone.
 
     Raises:
-        ParityError: It is beyond float32 rounding.
+        ParityError: It is beyond the bound.
     """
     several = [images[i % len(images)] for i in range(max(_BATCH_SIZES))]
     height = min(image.shape[0] for image in several)
     width = min(image.shape[1] for image in several)
     cut = np.stack([image[:height, :width] for image in several])
     together = classifier.run(cut)[0]
-    alone = np.concatenate([classifier.run(image[None])[0] for image in cut])
-    difference = float(np.abs(together - alone).max())
-    bound = _BATCH_BOUND * max(1.0, float(np.abs(answered).max()))
+    difference = float(np.abs(together - _answers(classifier, cut)).max())
     if not difference <= bound:
         raise ParityError(
             f"The exported file answers differently in a batch of three: a logit differs by "

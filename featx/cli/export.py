@@ -32,7 +32,7 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, step_stat
     "-w", "--weights", help="The backbone's weights, where they moved.  [where they were]"
 )
 @click.option(
-    "--atol", type=float, help="Largest logit difference allowed.  [5 % of the largest logit]"
+    "--atol", type=float, help="Largest logit difference allowed.  [2 % of the largest logit]"
 )
 @click.option(
     "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."

@@ -32,7 +32,7 @@ from featx.images.decode import content_digest, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, open_source
 
-DEFAULT_RTOL = 0.05
+DEFAULT_RTOL = 0.02
 """Largest logit difference allowed by default, as a share of the largest logit (at least 1).
 
 The resize in the graph rounds some pixels to another grey level than Pillow's; docs/parity.md has

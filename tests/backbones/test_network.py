@@ -43,6 +43,7 @@ QUICK = {  # backbone: image size
     "densenet121": 64,
     "efficientnet_b0": 64,
     "googlenet": 64,
+    "mnasnet0_5": 64,
     "mobilenet_v3_small": 64,
     "resnet18": 64,
     "shufflenet_v2_x0_5": 64,
@@ -96,7 +97,9 @@ def _check_logits(name: str, size: int, pixels: Pixels) -> None:
 
 def _spread(model: nn.Module, weights: Weights) -> nn.Module:
     """Load the weights, then give a zero last layer (ConvNeXt, ViT) something to say."""
-    model.load_state_dict(dict(weights.state))
+    state = model.state_dict()
+    state.update(weights.state)
+    model.load_state_dict(state)
     last = model.get_submodule(classifier_layer(model))
     assert isinstance(last.weight, Tensor)
     if not last.weight.any():
@@ -310,6 +313,20 @@ def test_no_image_size_escapes_as_another_error(name: str) -> None:
     for size in (1, 2, 7, 16, 33):
         with contextlib.suppress(BackboneError):
             assert find_cut(name, size).num_features > 0
+
+
+def test_a_vision_transformer_is_built_for_the_size_of_its_weights() -> None:
+    size = default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").image_size
+    assert size == 384
+    assert find_cut("vit_b_16", size).num_features == 768
+    assert layer_shapes("vit_b_16", size, ["encoder"])["encoder"] == (2, 577, 768)
+    assert find_cut("vit_h_14", default_preprocess("vit_h_14").image_size).num_features == 1280
+
+
+def test_a_vision_transformers_weights_of_another_size_are_refused() -> None:
+    preprocess = default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    with pytest.raises(BackboneError, match=r"shape of encoder\.pos_embedding"):
+        build_network("vit_b_16", _random_weights("vit_b_16", "none"), preprocess)
 
 
 # Frozen, and independent of company

@@ -22,27 +22,34 @@ class Answers:
     """Stands in for a classifier: the first pixel of an image says which answer it gets.
 
     Args:
-        logits: One row for each image.
+        logits: One row for each raw image.
+        resized: One row for each image that has been resized before; as ``logits`` by default.
         drift: Added to every logit in a batch of more than one.
     """
 
-    def __init__(self, logits: Any, *, drift: float = 0) -> None:
+    preprocess = PreprocessSpec(image_size=50, resize=50, mean=(0, 0, 0), std=(1, 1, 1))
+
+    def __init__(self, logits: Any, *, resized: Any = None, drift: float = 0) -> None:
         self.logits = np.array(logits, np.float32)
+        self.resized = self.logits if resized is None else np.array(resized, np.float32)
         self.drift = drift
         self.batches: list[int] = []
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.batches.append(len(images))
-        logits = self.logits[images[:, 0, 0, 0]]
+        ready = min(images.shape[1:3]) == self.preprocess.resize
+        logits = (self.resized if ready else self.logits)[images[:, 0, 0, 0]]
         if len(images) > 1:
             logits = logits + np.float32(self.drift)
         return logits, logits
 
 
-def _prove(found: Any, expected: Any, *, bound: float = 0.1, drift: float = 0) -> Any:
+def _prove(
+    found: Any, expected: Any, *, bound: float = 0.1, drift: float = 0, resized: Any = None
+) -> Any:
     images = [np.full((4 + i, 9 - i, 3), i, np.uint8) for i in range(len(expected))]
     names = [f"image {i}" for i in range(len(expected))]
-    answers: Any = Answers(found, drift=drift)
+    answers: Any = Answers(found, resized=expected if resized is None else resized, drift=drift)
     return prove(answers, images, names, np.array(expected, np.float32), bound=bound)
 
 
@@ -56,6 +63,16 @@ def test_equal_answers_are_proven() -> None:
     assert proof.bound == 0.1
     assert proof.top1_agreement == 1
     assert proof.max_batch_difference == 0
+
+
+def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> None:
+    raw = np.array(RIGHT) + 0.05
+    proof = _prove(raw, RIGHT, resized=np.array(RIGHT) + 1e-3)
+    assert proof.max_difference == pytest.approx(0.05, abs=1e-5)
+    assert proof.max_resized_difference == pytest.approx(1e-3, abs=1e-5)
+    with pytest.raises(ParityError, match="once the image is resized") as caught:
+        _prove(raw, RIGHT, resized=raw)
+    assert caught.value.bound == pytest.approx(5e-3)  # 0.1 % of the largest logit
 
 
 def test_the_proof_is_recorded_as_json() -> None:
