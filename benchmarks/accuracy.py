@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from report import ROOT, table, write_measured
 
 import featx
 from featx.heads.metrics import Metrics
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,19 @@ def measure(case: Case, folder: Path) -> dict[str, object]:
     }
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    lines = [
-        "| data, backbone | images | split (images) | top-1 of the head | top-1 of the file "
-        "| largest logit difference | extract | train | export |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        "| {name} | {images:,} | {split} | {head:.4f} | {file:.4f} | {difference:.1e} "
-        "| {extract:.1f} s | {train:.1f} s | {export:.1f} s |".format(**row)
-        for row in rows
-    ]
-    return "\n".join(lines)
+def cells(row: dict[str, object]) -> list[str]:
+    """Return one line of the table."""
+    form = (
+        "{name}|{images:,}|{split}|{head:.4f}|{file:.4f}|{difference:.1e}"
+        "|{extract:.1f} s|{train:.1f} s|{export:.1f} s"
+    )
+    return form.format(**row).split("|")
+
+
+COLUMNS = (
+    *("data, backbone", "images", "split (images)", "top-1 of the head", "top-1 of the file"),
+    *("largest logit difference", "extract", "train", "export"),
+)
 
 
 @click.command()
@@ -88,13 +88,7 @@ def main(data: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(case, Path(folder)))
         print(json.dumps(rows[-1]), flush=True)
-    text = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    start, end = "<!-- measured -->\n", "<!-- end -->\n"
-    before, _, rest = text.partition(start)
-    after = rest.partition(end)[2]
-    (ROOT / "docs" / "accuracy.md").write_text(
-        before + start + table(rows) + "\n" + end + after, encoding="utf-8"
-    )
+    write_measured("docs/accuracy.md", table(COLUMNS, [cells(row) for row in rows]))
 
 
 if __name__ == "__main__":

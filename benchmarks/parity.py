@@ -8,13 +8,13 @@ been resized by Pillow first, so that the resize in the graph has nothing left t
 have not. The figures are absolute logit differences as a share of the largest logit.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image
+from report import ROOT, table, write_measured
 
 from featx.artifact import Header
 from featx.backbones.engines import TorchEngine
@@ -27,21 +27,18 @@ from featx.images.decode import decode_image
 from featx.images.preprocess import preprocess, resize
 from featx.stages.extract import ExtractOptions, open_backbone
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = (None, (320, 240), (640, 640), (1600, 1200))
-START, END = "<!-- measured -->\n", "<!-- end -->\n"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of one backbone, over all sizes: shares of the largest logit, and seconds."""
+    """Of one backbone, over all sizes: shares of the largest logit, and of images."""
 
     name: str
     exact: float
     raw_median: float
     raw_largest: float
     same_class: float
-    export_seconds: float
 
 
 def cases(data: Path) -> dict[str, ExtractOptions]:
@@ -92,11 +89,9 @@ def measure(name: str, options: ExtractOptions, data: Path) -> Row:
 
     images, labels = photos(data / "hymenoptera_data" / "train", 60)
     layers = (fit_linear(features(images), labels, 2).layer,)
-    start = time.perf_counter()
     graph = build_classifier(
         export_network(network, image_size=spec.preprocess.image_size), layers, spec.preprocess
     )
-    seconds = time.perf_counter() - start
     header = Header(kind="classifier", spec=spec.to_dict(), classes=("ants", "bees"))
     classifier = load_classifier(with_header(graph, header), path=Path("model.onnx"))
     held_out, _ = photos(data / "hymenoptera_data" / "val", 24)
@@ -116,7 +111,6 @@ def measure(name: str, options: ExtractOptions, data: Path) -> Row:
         float(np.median(raw)),
         float(np.max(raw)),
         float(np.mean(same)),
-        seconds,
     )
 
 
@@ -124,17 +118,13 @@ def run(classifier: Classifier, images: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([classifier.run(image[None])[0] for image in images])
 
 
-def table(rows: list[Row]) -> str:
-    lines = [
-        "| backbone | resized, largest | raw, median | raw, largest | same class | export |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row.name} | {row.exact:.1e} | {row.raw_median:.1e} | {row.raw_largest:.1e} "
-        f"| {row.same_class:.0%} | {row.export_seconds:.0f} s |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+COLUMNS = ("backbone", "resized, largest", "raw, median", "raw, largest", "same class")
+
+
+def cells(row: Row) -> list[str]:
+    """Return one line of the table."""
+    shares = (row.exact, row.raw_median, row.raw_largest)
+    return [row.name, *(f"{share:.1e}" for share in shares), f"{row.same_class:.0%}"]
 
 
 @click.command()
@@ -145,10 +135,7 @@ def main(data: Path) -> None:
     for name, options in cases(data).items():
         rows.append(measure(name, options, data))
         print(rows[-1], flush=True)
-    path = ROOT / "docs" / "parity.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(START)
-    after = rest.partition(END)[2]
-    path.write_text(before + START + table(rows) + "\n" + END + after, encoding="utf-8")
+    write_measured("docs/parity.md", table(COLUMNS, [cells(row) for row in rows]))
 
 
 if __name__ == "__main__":

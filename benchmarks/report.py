@@ -1,0 +1,21 @@
+"""Putting measured tables into the documents, between their two marks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- measured -->\n", "<!-- end -->\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def write_measured(document: str, text: str) -> None:
+    """Replace what stands between the marks of a document of the project."""
+    path = ROOT / document
+    before, _, rest = path.read_text(encoding="utf-8").partition(START)
+    after = rest.partition(END)[2]
+    path.write_text(before + START + text + END + after, encoding="utf-8")
