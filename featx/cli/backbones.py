@@ -53,7 +53,7 @@ def _list_layers(name: str, image_size: int | None, *, depth: int | None, as_jso
     from featx.backbones.network import layer_names, layer_shapes, penultimate_layer
 
     size = image_size or default_preprocess(name).image_size
-    model = build_skeleton(name)
+    model = build_skeleton(name, size)
     shapes = layer_shapes(name, size, layer_names(model, depth=depth), model=model)
     default = penultimate_layer(model)
     if as_json:
