@@ -59,7 +59,7 @@ def export(
         proof = (
             f"{report.proof.num_images} images: same class in "
             f"{report.proof.top1_agreement:.0%}, largest logit difference "
-            f"{report.proof.max_difference:.1e} ({report.proof.bound:.1e} allowed)"
+            f"{report.proof.max_difference:.1e} ({report.proof.bound:.2g} allowed)"
         )
     print_fields(
         {

@@ -88,5 +88,5 @@ def _describe_proof(proof: dict[str, float] | None) -> str:
         return "none: exported with --no-verify"
     return (
         f"{proof['num_images']} images, top-1 agreement {proof['top1_agreement']:.0%}, largest "
-        f"logit difference {proof['max_difference']:.1e} ({proof['bound']:.1e} allowed)"
+        f"logit difference {proof['max_difference']:.1e} ({proof['bound']:.2g} allowed)"
     )

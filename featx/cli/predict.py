@@ -52,7 +52,10 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
     ]
     width = max(map(len, rows))
     print_table(
-        ["image", "prediction", *(f"{n}." for n in range(2, width))],
+        [
+            "image",
+            *(["prediction", "2nd", "3rd"] + [f"{n}th" for n in range(4, width)])[: width - 1],
+        ],
         [row + [""] * (width - len(row)) for row in rows],
     )
 
