@@ -77,6 +77,12 @@ def test_every_command_has_help_with_its_options_explained(command: str) -> None
     assert result.stdout.startswith("Usage: ")
 
 
+def test_help_shows_the_flow_line_by_line() -> None:
+    text = featx_cli("--help").stdout
+    assert "\n  featx train-head             features → artifacts/head.safetensors\n" in text
+    assert "\\b" not in text
+
+
 def test_help_lists_the_commands_in_the_order_of_the_flow() -> None:
     text = featx_cli("--help").stdout
     positions = [text.index(f"\n  {command} ") for command in COMMANDS]
@@ -146,6 +152,17 @@ def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, 
     assert "same class in 100%" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "named"), [(("--hidden", "8"), "--hidden"), (("--head", "mlp", "-C", "1"), "-C")]
+)
+def test_an_option_the_head_would_ignore_is_wrong_usage(
+    made: Path, tmp_path: Path, options: tuple[str, ...], named: str
+) -> None:
+    result = featx_cli("train-head", made / "features.h5", "-o", tmp_path / "h", *options)
+    assert result.exit_code == 2
+    assert f"{named} has no meaning for --head" in result.stderr
+
+
 def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:
     trained = json.loads(featx_cli("info", made / "head.safetensors", "--json").stdout)
     report = json.loads(featx_cli("evaluate", made / "model.onnx", photos, "--json").stdout)
@@ -209,6 +226,15 @@ def test_predict_formats(made: Path, photos: Path) -> None:
 def test_predict_takes_a_folder(made: Path, photos: Path) -> None:
     text = featx_cli("predict", made / "model.onnx", photos, "--format", "csv", "-k", "1").stdout
     assert len(text.splitlines()) == 61
+
+
+def test_odd_names_are_shown_as_escapes(made: Path, photos: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a\x1b[31m\n.jpg"
+    shutil.copy(photos / "leaves" / "00.jpg", odd)
+    result = featx_cli("predict", made / "model.onnx", odd, tmp_path / "gone.jpg")
+    assert "a\\x1b[31m\\n.jpg" in result.stdout
+    assert "gone.jpg" in result.stdout
+    assert "1 of 2 images" in failure(result)
 
 
 def test_predict_reports_a_bad_image_and_goes_on(made: Path, photos: Path, tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ if [ -z "$options" ] && [ "$(basename "$file")" = .extract ]; then
     echo "Say what to extract: make features DATA=photos/ BACKBONE=resnet18" >&2
     exit 2
 fi
+case $data in
+    "" | *:*) ;;
+    *) [ -e "$data" ] || { echo "DATA: '$data' does not exist." >&2; exit 2; } ;;
+esac
 listing=-
 if [ -n "$data" ] && [ -e "$data" ]; then
     listing=$(find -L "$data" -type f -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum)

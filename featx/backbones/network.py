@@ -174,7 +174,7 @@ def _output_nodes(model: nn.Module) -> dict[str, str]:
     names: dict[str, str] = {}
     for node in graph_nodes(model)[1:]:
         parts = node.split(".")
-        for end in range(1, len(parts) + 1):
+        for end in range(len(parts), 0, -1):  # a module stands behind its last part
             name = ".".join(parts[:end])
             names.pop(name, None)  # a module's output is its last node's: to the end
             names[name] = node

@@ -89,7 +89,7 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
     stamped.CopyFrom(model)
     entries = {
         "featx": header.to_json(),
-        "classes": json.dumps(list(header.classes), ensure_ascii=False),
+        "classes": json.dumps(list(header.classes)),
         "preprocess": json.dumps(header.spec["preprocess"]),
         "contract": CONTRACT,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -112,7 +113,8 @@ def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -
             path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
         ) from err
     try:
-        text = session.get_modelmeta().custom_metadata_map.get("featx")
+        metadata = session.get_modelmeta().custom_metadata_map
+        text = metadata.get("featx")
     except UnicodeDecodeError as err:
         raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
     if text is None:
@@ -130,6 +132,8 @@ def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -
                 path,
                 f"'{path}' gives {name} {outputs[name]}, but has {len(header.classes)} classes.",
             )
+    if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
+        raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
     except (KeyError, ConfigError) as err:

@@ -12,6 +12,7 @@ import click
 from featx.artifact import require_file
 from featx.cli import options
 from featx.cli.output import human_bytes, print_fields, print_json, print_metrics
+from featx.errors import ArtifactInvalid
 
 if TYPE_CHECKING:
     from featx.artifact import Header
@@ -46,14 +47,19 @@ def _open(path: Path) -> Header:
     if start.startswith(_HDF5_MAGIC):
         from featx.features.file import open_features
 
-        return open_features(path, verify=False).header
+        return open_features(path).header
     if start[8:9] == b"{":
         from featx.heads.head import open_head
 
         return open_head(path).header
     from featx.classifier.session import open_classifier
 
-    return open_classifier(path).header
+    try:
+        return open_classifier(path).header
+    except ArtifactInvalid as err:
+        if path.suffix == ".onnx":
+            raise
+        raise ArtifactInvalid(path, f"'{path}' is none of featx's files.") from err
 
 
 def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:

@@ -48,14 +48,14 @@ class _Notes(logging.Handler):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(featx.__version__, message="featx %(version)s")
 def main() -> None:
-    r"""Image features once, heads in seconds, one ONNX file that proves itself.
+    """Image features once, heads in seconds, one ONNX file that proves itself.
 
     \b
     featx extract photos/        images   → artifacts/features.h5
     featx train-head             features → artifacts/head.safetensors
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
-    """
+    """  # noqa: D301 the escape keeps click from re-wrapping the lines
     # torch's threads spin while they wait for each other; with the cores shared, that made fitting
     # a head ten times slower. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

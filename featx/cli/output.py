@@ -28,6 +28,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column is text and whose others are numbers, right-aligned."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
     lines = [columns, ["─" * width for width in widths], *rows]
     for line in lines:
@@ -36,6 +37,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         click.echo("  ".join([first, *others]).rstrip())
+
+
+def printable(text: str) -> str:
+    """Return the text with what a terminal would act on or cannot show written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_metrics(metrics: Mapping[str, Metrics]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from featx.cli import options
 from featx.cli.output import human_seconds, print_fields, print_json, print_metrics
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     "strengths",
     type=float,
     multiple=True,
-    help="Inverse L2 strength of a linear head; repeat to choose from several.  [16 up to 10]",
+    help="Inverse L2 strength of a linear head; repeat to choose from several.  [3.2e-7 to 10]",
 )
 @click.option(
     "--hidden", default="100", show_default=True, help="Hidden sizes of an MLP, like 256,128."
@@ -74,6 +75,7 @@ def train_head(
     from featx.stages.train import TrainOptions
     from featx.stages.train import train_head as run
 
+    _require_used(head)
     hidden, epochs = parse_hidden(mlp.pop("hidden")), mlp.pop("epochs")
     report = run(
         features,
@@ -91,6 +93,19 @@ def train_head(
         print_json(report.to_dict())
     else:
         _print(report)
+
+
+_ONLY_MLP = ("hidden", "dropout", "learning_rate", "weight_decay", "batch_size", "epochs")
+_ONLY_LINEAR = ("solver", "strengths")
+
+
+def _require_used(head: str) -> None:
+    """Refuse options that the chosen head would ignore."""
+    context = click.get_current_context()
+    for name in _ONLY_MLP if head == "linear" else _ONLY_LINEAR:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "-C" if name == "strengths" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} has no meaning for --head {head}.")
 
 
 def _print(report: TrainReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,6 +18,8 @@ from featx.heads.metrics import Metrics, measure
 from featx.images.decode import pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, Sample, assign_validation, open_source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ def _split(images: ImageSource, classifier: Classifier) -> list[Sample]:
     details = classifier.header.details
     if images.uri == details.get("source"):
         return assign_validation(images.samples, float(details["val_fraction"]))
+    log.info(
+        "Not the source that the head was trained from: images that trained it may be among these."
+    )
     return list(images.samples)
 
 

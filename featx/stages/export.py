@@ -111,8 +111,8 @@ def export_onnx(
     """
     options, output, start = options or ExportOptions(), Path(output), time.perf_counter()
     tell = progress or (lambda _: None)
-    require_writable(output, overwrite=options.overwrite)
     trained = open_head(head)
+    require_writable(output, overwrite=options.overwrite)
     evidence = _gather_evidence(trained, options) if options.verify else None
     tell("Exporting the backbone")
     network, spec = _rebuild(trained, options)

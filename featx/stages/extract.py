@@ -141,8 +141,8 @@ def extract(
         ArtifactError: The output exists or cannot be written.
     """
     options, output = options or ExtractOptions(), Path(output)
-    require_writable(output, overwrite=options.overwrite)
     images = open_source(str(source))
+    require_writable(output, overwrite=options.overwrite)
     samples = assign_validation(images.samples, options.val_fraction)
     network, spec, weights = open_backbone(options)
     engine = TorchEngine(network, device=options.device)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from featx.classifier.session import open_classifier
-from featx.errors import ConfigError, ImageError, SourceError
+from featx.errors import ConfigError, ImageError
 from featx.images.decode import decode_image, read_image_file, rgb_pixels
 from featx.images.sources import open_source
 
@@ -132,14 +132,12 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return the image files that ``paths`` name; a folder stands for all images below it.
 
     Raises:
-        SourceError: A path does not exist, or a folder holds no images.
+        SourceError: A folder holds no images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             found += [path / sample.sample_id for sample in open_source(str(path)).samples]
-        elif path.exists():
-            found.append(path)
         else:
-            raise SourceError(f"Image '{path}' does not exist.")
+            found.append(path)
     return found

@@ -102,8 +102,8 @@ def train_head(
     options, output = options or TrainOptions(), Path(output)
     if output.resolve() == Path(features).resolve():
         raise ConfigError(f"the head would replace '{features}', which it is trained on.")
-    require_writable(output, overwrite=options.overwrite)
     cache = open_features(features)
+    require_writable(output, overwrite=options.overwrite)
     x, y = _training_samples(cache)
     _require_provenance(cache)
     start = time.perf_counter()

@@ -161,10 +161,12 @@ def test_the_output_is_checked_before_any_work(photos: Callable, tmp_path: Path)
     output = tmp_path / "f.h5"
     output.write_text("mine")
     with pytest.raises(ArtifactExists, match="--overwrite"):
-        extract(tmp_path / "no such folder", output, TINY)
+        extract(photos(), output, ExtractOptions(backbone="no such backbone"))
     assert output.read_text() == "mine"
     with pytest.raises(ArtifactError, match="folder"):
-        extract(photos(), tmp_path, TINY)
+        extract(photos(name="more"), tmp_path, TINY)
+    with pytest.raises(SourceError, match="no such folder"):  # a typo is not hidden by it
+        extract(tmp_path / "no such folder", output, TINY)
 
 
 def test_a_failure_leaves_the_old_file_under_overwrite(photos: Callable, tmp_path: Path) -> None:

@@ -277,9 +277,14 @@ def test_an_existing_head_needs_overwrite(cache: Path, output: Path) -> None:
     assert os.listdir(output.parent) == [output.name]
 
 
-def test_an_existing_head_is_noticed_before_any_work(tmp_path: Path, output: Path) -> None:
+def test_an_existing_head_is_noticed_before_any_work(
+    cache: Path, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output.write_bytes(b"")
+    monkeypatch.setattr("featx.stages.train._fit", None)
     with pytest.raises(ArtifactExists):
+        train_head(cache, output, FIXED)
+    with pytest.raises(ArtifactMissing):  # a typo is not hidden by it
         train_head(tmp_path / "none.h5", output, FIXED)
 
 
