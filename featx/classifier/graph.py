@@ -109,7 +109,7 @@ def _require_one_file(model: onnx.ModelProto) -> None:
 
 
 # exclude_outside: Pillow gives no weight to what lies beyond the border; otherwise borders differ
-# by up to 28 grey levels.
+# by more than rounding explains.
 _FILTERS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "linear", "exclude_outside": 1},
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
@@ -175,8 +175,8 @@ def _add_geometry(pieces: _Pieces, spec: PreprocessSpec, *, output: str) -> None
 def _add_resize(pieces: _Pieces, shape: str, new_shape: str, spec: PreprocessSpec) -> str:
     """Add the resize to ``new_shape`` (height, width) and return its output.
 
-    Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows: up
-    to 19 grey levels where bicubic overshoots. It takes the width first, but from version 13 on
+    Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows,
+    most where bicubic overshoots. It takes the width first, but from version 13 on
     the height where that loses more than twice as many pixels. So there are two nodes, each for
     one axis.
     """

@@ -56,8 +56,8 @@ def main() -> None:
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
     """  # noqa: D301 the escape keeps click from re-wrapping the lines
-    # torch's threads spin while they wait for each other; with the cores shared, that made fitting
-    # a head ten times slower. It must be said before torch is loaded.
+    # torch's threads spin while they wait for each other; with the cores shared, that makes
+    # fitting a head several times slower. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Pillow warns about images that featx reads by rules of its own (docs/images.md).
     warnings.filterwarnings("ignore", module=r"PIL\.")
