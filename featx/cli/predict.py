@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import sys
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @click.option(
     "--format", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
 )
-def predict(paths: tuple[str, ...], top_k: int, format: str) -> None:
+@options.max_pixels
+def predict(paths: tuple[str, ...], top_k: int, format: str, max_pixels: int) -> None:
     """Answer for images with an exported file; a folder stands for all images below it.
 
     MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
@@ -35,7 +36,7 @@ def predict(paths: tuple[str, ...], top_k: int, format: str) -> None:
     model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)
     if not images:
         raise click.UsageError("Give at least one image or folder after the model.")
-    predictor = Predictor(model)
+    predictor = Predictor(model, max_pixels=max_pixels)
     predictions = list(predictor.predict_each(find_images(images), top_k=top_k))
     {"table": _print_table, "json": _print_json, "csv": _print_csv}[format](predictions)
     bad = [prediction for prediction in predictions if prediction.error]
@@ -74,11 +75,16 @@ def _print_json(predictions: Sequence[Prediction]) -> None:
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:
-    """Print one line per image and class: image, rank, label, probability, error."""
-    writer = csv.writer(sys.stdout)
+    """Print one line per image and class: image, rank, label, probability, error.
+
+    As UTF-8 whatever the terminal's encoding; a name that is not UTF-8 comes out as its own bytes.
+    """
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
     writer.writerow(["image", "rank", "label", "probability", "error"])
     for prediction in predictions:
         if prediction.error:
             writer.writerow([prediction.image, "", "", "", prediction.error])
         for rank, (label, probability) in enumerate(prediction.top, start=1):
             writer.writerow([prediction.image, rank, label, f"{probability:.6f}", ""])
+    click.echo(table.getvalue().encode("utf-8", "surrogateescape"), nl=False)

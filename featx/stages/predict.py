@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,14 @@ from PIL import Image
 
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError, ImageError
-from featx.images.decode import decode_image, read_image_file, rgb_pixels
+from featx.images.decode import (
+    MAX_PIXELS,
+    check_max_pixels,
+    decode_image,
+    pixels_of,
+    read_image_file,
+    rgb_pixels,
+)
 from featx.images.sources import open_source
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -50,13 +58,19 @@ class Predictor:
     Args:
         path: The ONNX file.
         threads: For one image; None takes all cores.
+        max_pixels: Height times width that an image may have.
 
     Raises:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a featx classifier, or is damaged.
+        ConfigError: ``max_pixels`` is out of range.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        check_max_pixels(max_pixels)
+        self._max_pixels = max_pixels
         self._classifier = open_classifier(path, threads=threads)
 
     @property
@@ -101,7 +115,8 @@ class Predictor:
     def _predict_one(self, image: ImageLike, name: str, top_k: int) -> Prediction:
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1; got {top_k}.")
-        _, probabilities = self._classifier.run(_pixels(image, name)[None])
+        pixels = _pixels(image, name, self._max_pixels)
+        _, probabilities = self._classifier.run(pixels[None])
         best = np.argsort(-probabilities[0], kind="stable")[:top_k]
         top = tuple((self.classes[index], float(probabilities[0, index])) for index in best)
         return Prediction(name, top)
@@ -111,21 +126,21 @@ def _name(image: ImageLike, position: int) -> str:
     return str(image) if isinstance(image, (str, Path)) else f"image {position}"
 
 
-def _pixels(image: ImageLike, name: str) -> np.ndarray:
+def _pixels(image: ImageLike, name: str, max_pixels: int) -> np.ndarray:
     """Return an image's pixels, ``(height, width, 3)`` uint8, by the rules of ``images.decode``."""
     if isinstance(image, (str, Path)):
-        return decode_image(read_image_file(Path(image), sample_id=name), sample_id=name)
+        image = read_image_file(image, sample_id=name)
     if isinstance(image, bytes):
-        return decode_image(image, sample_id=name)
+        return decode_image(image, sample_id=name, max_pixels=max_pixels)
     if isinstance(image, Image.Image):
-        return rgb_pixels(image, sample_id=name)
+        return rgb_pixels(image, sample_id=name, max_pixels=max_pixels)
     if not isinstance(image, np.ndarray):
         raise ConfigError(f"{name}: expected a path, bytes, PIL image or array; got {type(image)}.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ConfigError(
             f"{name}: expected pixels (height, width, 3) uint8; got {image.shape} {image.dtype}."
         )
-    return rgb_pixels(Image.fromarray(image), sample_id=name)
+    return pixels_of(image, sample_id=name, max_pixels=max_pixels)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -136,7 +151,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 never raises; a name too long is a bad image's
             found += [path / sample.sample_id for sample in open_source(str(path)).samples]
         else:
             found.append(path)
