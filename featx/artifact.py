@@ -24,13 +24,16 @@ from typing import Any, Literal, Self, get_args
 from featx.errors import (
     ArtifactError,
     ArtifactExists,
+    ArtifactIncomplete,
     ArtifactInvalid,
     ArtifactMismatch,
     ArtifactMissing,
 )
 
 Kind = Literal["features", "head", "classifier"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LOG_MAGIC = b"fxj1"
+"""What the log of an extraction starts with."""
 MAX_HEADER_BYTES = 16 * 2**20
 """A header lists classes and skipped images, never rows; 16 MiB is far above any honest one."""
 
@@ -138,6 +141,12 @@ def fingerprint_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def differing_settings(
     expected: Mapping[str, Any], found: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
@@ -221,6 +230,37 @@ def require_file(path: Path, *, made_by: str) -> None:
         raise ArtifactInvalid(path, f"'{path}' is not a file.")
 
 
+def partial_path(output: Path) -> Path:
+    """Return where the log of an extraction lies while its output is being made."""
+    return output.with_name(output.name + ".partial")
+
+
+def kind_of_file(path: Path) -> Kind:
+    """Return which of the three a file seems to be, by its first bytes, or is going to be.
+
+    Raises:
+        ArtifactMissing: Nothing is there.
+        ArtifactInvalid: It is a folder or special file.
+        ArtifactIncomplete: It is the log of an extraction that has not finished.
+        ArtifactError: It cannot be read.
+    """
+    if not path.exists() and partial_path(path).exists():
+        return "features"
+    require_file(path, made_by="featx extract, train-head or export")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as err:
+        raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
+    if start.startswith(LOG_MAGIC):
+        raise ArtifactIncomplete(
+            path, f"'{path}' is the log of an extraction; run featx extract again to finish it."
+        )
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "features"
+    return "head" if start[8:9] == b"{" else "classifier"
+
+
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Check, before any work is done, that an output may be written; make its folder.
 
@@ -254,17 +294,24 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success move it there durably, else remove it.
 
     A reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: Where to.
+        overwrite: Replace what is there.
+        temporary: Its name, for a caller that holds a lock on ``path``; None takes one that
+            nobody else has.
 
     Raises:
         ArtifactExists: ``path`` exists and ``overwrite`` is false.
         ArtifactError: The disk refused; nothing is left behind.
     """
     require_writable(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    if temporary is None:
+        temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
