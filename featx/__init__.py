@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featx.features.file import FeatureFile, open_features
     from featx.heads.head import Head, open_head
     from featx.heads.mlp import MLPOptions
+    from featx.stages.check import CheckOptions, CheckReport, check
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckOptions",
+    "CheckReport",
     "EvaluateReport",
     "ExportOptions",
     "ExportReport",
@@ -40,6 +43,7 @@ __all__ = [
     "Predictor",
     "TrainOptions",
     "TrainReport",
+    "check",
     "errors",
     "evaluate",
     "export_onnx",
@@ -53,6 +57,7 @@ _LOADED_FROM = {
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.head": ("Head", "open_head"),
     "featx.heads.mlp": ("MLPOptions",),
+    "featx.stages.check": ("CheckOptions", "CheckReport", "check"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),

@@ -12,10 +12,12 @@ import click
 
 import featx
 from featx.cli.backbones import backbones
+from featx.cli.check import check
 from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
+from featx.cli.output import printable
 from featx.cli.predict import predict
 from featx.cli.train_head import train_head
 from featx.errors import FeatxError
@@ -31,9 +33,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FeatxError as err:
-            raise click.ClickException(str(err)) from err
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted.", err=True)
+            # Names of files may hold what a terminal acts on; the lines of a list are ours.
+            text = "\n".join(map(printable, str(err).split("\n")))
+            raise click.ClickException(text) from err
+        except (KeyboardInterrupt, click.Abort) as stop:
+            click.echo(" ".join(("Interrupted.", *getattr(stop, "__notes__", ()))), err=True)
             sys.exit(130)
 
 
@@ -66,5 +70,5 @@ def main() -> None:
     log.setLevel(logging.INFO)  # --quiet raises it
 
 
-for command in (extract, train_head, export, predict, evaluate, info, backbones):
+for command in (extract, train_head, export, predict, evaluate, check, info, backbones):
     main.add_command(command)

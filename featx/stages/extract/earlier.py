@@ -1,0 +1,93 @@
+"""What lies at the output already, and whether this run may build on it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.artifact import partial_path
+from featx.errors import ArtifactError, ArtifactExists, ArtifactMismatch
+from featx.features.file import FeatureFile, open_features
+from featx.features.journal import read_settings
+from featx.stages.extract.options import ExtractOptions
+from featx.stages.extract.settings import Settings
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The file and the log of earlier runs, and the settings they were made with."""
+
+    output: Path
+    file: FeatureFile | None = None
+    file_settings: Settings | None = None
+    log_settings: Settings | None = None
+
+    @property
+    def settings(self) -> list[Settings]:
+        """Those of the log, those of the file."""
+        return [settings for settings in (self.log_settings, self.file_settings) if settings]
+
+    def file_for(self, settings: Settings, options: ExtractOptions) -> FeatureFile | None:
+        """Return the file if its rows are what these settings give, None where there is none.
+
+        Raises:
+            ArtifactMismatch: They are not, and it may not be replaced.
+        """
+        if self.file_settings is None:
+            return None
+        differences = settings.differences(self.file_settings, any_source=options.verify_content)
+        if not differences:
+            return self.file
+        if options.overwrite:
+            return None
+        raise ArtifactMismatch(
+            self.output,
+            f"'{self.output}' was made with other settings: {'; '.join(differences)}. Use "
+            "--overwrite to replace it, or -o for another path.",
+        )
+
+    def require_log_for(self, settings: Settings, num_images: int) -> None:
+        """Check that the log's rows are what these settings give.
+
+        Raises:
+            ArtifactMismatch: They are not.
+        """
+        if self.log_settings is None or not num_images:
+            return
+        differences = settings.differences(self.log_settings)
+        if differences:
+            raise ArtifactMismatch(
+                self.output,
+                f"'{partial_path(self.output)}' keeps {num_images:,} images of an extraction that "
+                f"was not finished, with other settings: {'; '.join(differences)}. Finish it with "
+                "those, discard it with --restart, or give another output with -o.",
+            )
+
+
+def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
+    """Return what earlier runs left at an output; nothing with ``restart``.
+
+    Raises:
+        ArtifactExists: Something else lies there, or a damaged file, and may not be replaced.
+        ArtifactInvalid: Something that is no extraction log lies in its place.
+        ArtifactMissing: A file cannot be read.
+    """
+    partial = partial_path(output)
+    record = read_settings(partial)
+    if options.restart:
+        return Earlier(output)
+    log = Settings.of_log(record, path=partial) if record else None
+    if not os.path.lexists(output):
+        return Earlier(output, log_settings=log)
+    try:
+        file = open_features(output)
+        return Earlier(output, file, Settings.of_file(file.header, path=output), log)
+    except ArtifactError as err:
+        if options.overwrite:
+            return Earlier(output, log_settings=log)
+        raise ArtifactExists(
+            output,
+            f"'{output}' exists, and no rows can be taken from it. {err} Use --overwrite to "
+            "replace it, or -o for another path.",
+        ) from err
