@@ -79,9 +79,21 @@ def pixels_of(
         ImageError: It is an encoded image that cannot be used, or has more than ``max_pixels``.
         ConfigError: ``max_pixels`` is out of range.
     """
-    if isinstance(content, bytes):
-        return decode_image(content, sample_id=sample_id, max_pixels=max_pixels)
+    return np.asarray(decoded(content, sample_id=sample_id, max_pixels=max_pixels))
+
+
+def decoded(
+    content: bytes | np.ndarray, *, sample_id: str, max_pixels: int = MAX_PIXELS
+) -> Image.Image | np.ndarray:
+    """Return the same pixels as they are at hand, which saves ``preprocess`` a copy or two.
+
+    Raises:
+        ImageError: As ``pixels_of``.
+        ConfigError: As ``pixels_of``.
+    """
     check_max_pixels(max_pixels)
+    if isinstance(content, bytes):
+        return _decoded(content, sample_id, max_pixels)
     _check_size(content.shape[0], content.shape[1], sample_id, max_pixels)
     return content
 
@@ -148,11 +160,15 @@ def decode_image(content: bytes, *, sample_id: str, max_pixels: int = MAX_PIXELS
         ConfigError: ``max_pixels`` is out of range.
     """
     check_max_pixels(max_pixels)
+    return np.asarray(_decoded(content, sample_id, max_pixels))
+
+
+def _decoded(content: bytes, sample_id: str, max_pixels: int) -> Image.Image:
     if not content:
         raise ImageError(sample_id, "the file is empty.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb_pixels(image, sample_id, max_pixels)
+            return _rgb(image, sample_id, max_pixels)
     except ImageError:
         raise
     except UnidentifiedImageError as err:
@@ -172,7 +188,7 @@ def rgb_pixels(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXE
     """
     check_max_pixels(max_pixels)
     try:
-        return _rgb_pixels(image, sample_id, max_pixels)
+        return np.asarray(_rgb(image, sample_id, max_pixels))
     except ImageError:
         raise
     except Exception as err:  # as above: decoding happens here, when Pillow loads the pixels
@@ -193,7 +209,7 @@ def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> Non
     check_aspect_ratio(height, width, sample_id=sample_id)
 
 
-def _rgb_pixels(image: Image.Image, sample_id: str, max_pixels: int) -> np.ndarray:
+def _rgb(image: Image.Image, sample_id: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     _check_size(height, width, sample_id, max_pixels)  # the header's word, before any decoding
     if image.mode in ("I", "F"):
@@ -206,12 +222,12 @@ def _rgb_pixels(image: Image.Image, sample_id: str, max_pixels: int) -> np.ndarr
         grey = np.asarray(upright).astype(np.uint32)
         if upright.has_transparency_data:  # one grey value stands for transparent
             grey[grey == upright.info["transparency"]] = 65535
-        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
         layers = upright.convert("RGBA")
         white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, layers)
-    return np.asarray(upright.convert("RGB"))
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -169,18 +169,21 @@ def resize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return np.asarray(image)
 
 
-def preprocess(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:
     """Return the square that the backbone sees.
 
     Args:
-        pixels: RGB, shape ``(height, width, 3)``, uint8.
+        pixels: RGB, shape ``(height, width, 3)``, uint8; or a PIL image of mode RGB.
         spec: The geometry; its arithmetic is not applied here.
 
     Returns:
         RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
         PIL images pixel for pixel.
     """
-    resized = resize(pixels, spec)
-    size = spec.image_size
-    top, left = crop_offset(resized.shape[0], size), crop_offset(resized.shape[1], size)
-    return resized[top : top + size, left : left + size]
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    height, width = resized_shape(image.height, image.width, spec)
+    if image.size != (width, height):
+        image = image.resize((width, height), _FILTERS[spec.interpolation])
+    top, left = crop_offset(height, spec.image_size), crop_offset(width, spec.image_size)
+    # Resizing the crop alone, by Pillow's "box", would be faster, but moves some values by one.
+    return np.asarray(image.crop((left, top, left + spec.image_size, top + spec.image_size)))

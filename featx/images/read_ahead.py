@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -19,13 +20,20 @@ def num_cores() -> int:
 def read_ahead(
     work: Callable[[int], T], count: int, *, workers: int | None = None, window: int = 8
 ) -> Generator[Future[T], None, None]:
-    """Yield the finished ``work(0)``, ``work(1)``, … in order; each future holds result or error.
+    """Yield the finished ``work(0)``, ``work(1)``, …, ``work(count - 1)``; as ``map_ahead``."""
+    return map_ahead(work, range(count), workers=workers, window=window)
+
+
+def map_ahead(
+    work: Callable[[S], T], items: Iterable[S], *, workers: int | None = None, window: int = 8
+) -> Generator[Future[T], None, None]:
+    """Yield the finished ``work(item)`` in the items' order; each future holds result or error.
 
     Args:
         work: Runs in threads; pays off where it releases the GIL, as decoding does.
-        count: How often to call it.
+        items: Taken one by one, in the caller's thread, as the work goes on.
         workers: Threads; None takes one per core.
-        window: Calls that may be under way or waiting to be used; bounds the memory.
+        window: Calls that may wait, begun or finished, beside those under way; bounds the memory.
 
     Close it (``contextlib.closing``) where an error may leave it half used: its threads end then.
     """
@@ -33,8 +41,8 @@ def read_ahead(
     ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for index in range(count):
-                ahead.append(pool.submit(work, index))
+            for item in items:
+                ahead.append(pool.submit(work, item))
                 if len(ahead) >= window + workers:
                     yield _finished(ahead.popleft())
             while ahead:
