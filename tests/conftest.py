@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,10 +16,16 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+# Neither reads nor fills the user's own cache; downloaded weights stay where they are.
+os.environ.setdefault("TORCH_HOME", str(Path("~/.cache/torch").expanduser()))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="featx-cache-")
+
 import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 hypothesis.settings.register_profile(
     "featx",

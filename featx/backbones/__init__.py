@@ -1,9 +1,12 @@
 """The frozen network, and running it.
 
-catalog      which backbones there are; the spec of one feature
+catalog      which backbones there are
+spec         what one feature means, and what was asked for
 weights      finding, checking and reading weights
 network      the module that ends at the chosen layer
 tiny         the bundled backbone
-engines      running the network over batches
+engines      running the network over batches: torch, or ONNX Runtime on its graph
 onnx_graph   the network as an ONNX graph
+graph_cache  graphs kept for the next run, in the user's cache folder
+bundled      the graph of the bundled backbone
 """

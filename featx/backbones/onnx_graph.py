@@ -1,4 +1,7 @@
-"""A frozen network as an ONNX graph: from cropped uint8 pixels to features."""
+"""A frozen network as an ONNX graph: from cropped uint8 pixels to features.
+
+Needs torch and onnx; what only runs a graph that is there imports ``engines`` and ``graph_cache``.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 import torch
 
+from featx.backbones.engines import OnnxEngine, TorchEngine
+from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
-from featx.errors import ExportError
+from featx.errors import BackboneError, ExportError
 
-OPSET = 20
+MAX_RELATIVE_ERROR = 1e-4
+"""Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
 
 
 def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
@@ -44,6 +51,36 @@ def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
         raise ExportError("torch's exporter returned nothing.")
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def build_graph(network: Network, *, image_size: int) -> bytes:
+    """Return the network's graph for ONNX Runtime, compared with the network itself.
+
+    Raises:
+        ExportError: The network cannot be translated, or its graph gives other features.
+    """
+    model = export_network(network, image_size=image_size)
+    try:
+        graph: bytes = model.SerializeToString()
+        engine = OnnxEngine(graph)
+    except (ValueError, BackboneError) as err:  # ValueError: over 2 GiB
+        raise ExportError(f"the backbone's graph cannot be run: {err}") from err
+    pixels = np.random.default_rng(0).integers(0, 256, (2, image_size, image_size, 3), np.uint8)
+    error = relative_error(
+        engine.features(pixels), TorchEngine(network, device="cpu").features(pixels)
+    )
+    if not error <= MAX_RELATIVE_ERROR:
+        raise ExportError(
+            f"the backbone's graph gives other features than the network: relative error "
+            f"{error:.1e}, at most {MAX_RELATIVE_ERROR:.0e} is allowed."
+        )
+    return graph
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest ‖found − expected‖ / ‖expected‖ over rows ``(n, num_features)``."""
+    difference = np.linalg.norm(found - expected, axis=1)
+    return float((difference / np.maximum(np.linalg.norm(expected, axis=1), 1e-30)).max())
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_skipped, progress_bar
+from featx.cli.output import human_seconds, print_fields, print_skipped, print_table, progress_bar
 
 if TYPE_CHECKING:
     from featx.stages.extract import ExtractReport
+    from featx.stages.extract.profile import Profile
 
 
 @click.command()
@@ -106,11 +107,23 @@ if TYPE_CHECKING:
     "--overwrite", is_flag=True, help="Replace an output that was made with other settings."
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
-@click.option("--batch-size", type=int, default=32, show_default=True)
-@click.option("--workers", type=int, help="Threads that read and decode.  [one per core]")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What runs the backbone; auto: ONNX Runtime on the CPU, torch on a GPU.",
+)
+@click.option("--batch-size", type=int, help="Images per forward pass.  [by engine and image size]")
+@click.option(
+    "--workers",
+    type=int,
+    help="Threads that decode and, with ONNX Runtime, run the backbone.  [one per core]",
+)
+@click.option("--profile", is_flag=True, help="Print where the time went.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
 @options.quiet
-def extract(source: str, output: Path, quiet: bool, **settings: Any) -> None:
+def extract(source: str, output: Path, quiet: bool, profile: bool, **settings: Any) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
@@ -131,6 +144,8 @@ def extract(source: str, output: Path, quiet: bool, **settings: Any) -> None:
         report = run(source, output, ExtractOptions(**given), progress=progress)
     print_fields(dict(_fields(report)))
     print_skipped(report.skipped, rest="featx info --json")
+    if profile and report.profile:
+        _print_profile(report.profile)
 
 
 def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
@@ -140,8 +155,14 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
     yield "classes", len(report.classes)
     yield "backbone", f"{report.spec.backbone}, layer {report.spec.layer}{pool}"
     if report.num_extracted:
-        speed = f"{report.num_extracted / report.seconds:,.0f} images/s, {report.device}"
-        yield "time", f"{human_seconds(report.seconds)} ({speed})"
+        speed = f"{report.num_extracted / report.seconds:,.0f} images/s"
+        ran_on = f"{report.engine}, {report.device}"
+        yield "time", f"{human_seconds(report.seconds)} ({speed}, {ran_on})"
+    if report.num_duplicates:
+        yield (
+            "duplicates",
+            f"{report.num_duplicates:,} images got the row of one with their content",
+        )
     if report.num_resumed:
         yield "resumed", f"{report.num_resumed:,} images kept from an unfinished extraction"
     if changes := _changes(report):
@@ -155,6 +176,20 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         yield "ignored", f"{report.num_ignored:,} files that are no images"
     if report.skipped:
         yield "skipped", f"{len(report.skipped):,} images that cannot be used:"
+
+
+def _print_profile(profile: Profile) -> None:
+    """Print the time of each step, all threads added up, and its share of the workers' time."""
+    total = profile.workers * profile.wall
+    steps = {**profile.seconds, "idle": profile.idle}
+    rows = [
+        [step, f"{seconds:.2f} s", f"{1e3 * seconds / profile.num_images:.2f} ms", share]
+        for step, seconds in steps.items()
+        if (share := f"{seconds / total:.1%}")
+    ]
+    print_table(
+        [f"{profile.workers} workers, {profile.wall:.2f} s", "time", "an image", "share"], rows
+    )
 
 
 def _changes(report: ExtractReport) -> str:

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from featx.backbones import engines
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import TorchEngine, resolve_device
+from featx.backbones.engines import (
+    EngineChoice,
+    OnnxEngine,
+    TorchEngine,
+    choose_engine,
+    default_batch_size,
+    may_have_gpu,
+    resolve_device,
+)
 from featx.backbones.network import Network, build_network
+from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative_error
 from featx.backbones.weights import open_weights
-from featx.errors import ConfigError
+from featx.errors import BackboneError, ConfigError
 
 Pixels = Callable[..., np.ndarray]
 
@@ -93,3 +105,117 @@ def test_pixels_are_left_as_they_were(network: Network, pixels: Pixels) -> None:
     before = batch.copy()
     TorchEngine(network, device="cpu").features(batch)
     np.testing.assert_array_equal(batch, before)
+
+
+@pytest.fixture(scope="module")
+def graph(network: Network) -> bytes:
+    return build_graph(network, image_size=32)
+
+
+class TestOnnxEngine:
+    def test_features_are_plain_float32_arrays(self, graph: bytes, pixels: Pixels) -> None:
+        engine = OnnxEngine(graph)
+        features = engine.features(pixels(3, 32))
+        assert isinstance(features, np.ndarray)
+        assert (features.dtype, features.shape) == (np.float32, (3, 192))
+        assert (engine.name, engine.device, engine.is_parallel) == ("onnxruntime", "cpu", True)
+
+    def test_a_repeat_is_identical_to_the_bit(self, graph: bytes, pixels: Pixels) -> None:
+        batch = pixels(5, 32)
+        first = OnnxEngine(graph).features(batch).tobytes()
+        engine = OnnxEngine(graph)
+        assert [engine.features(batch.copy()).tobytes() for _ in range(3)] == 3 * [first]
+
+    def test_batches_at_the_same_time_get_the_same_bits(self, graph: bytes, pixels: Pixels) -> None:
+        engine = OnnxEngine(graph)
+        batches = [pixels(4, 32, seed=seed) for seed in range(24)]
+        expected = [engine.features(batch).tobytes() for batch in batches]
+        with ThreadPoolExecutor(6) as pool:
+            found = [features.tobytes() for features in pool.map(engine.features, batches)]
+        assert found == expected
+
+    def test_what_is_no_graph_is_refused(self) -> None:
+        with pytest.raises(BackboneError, match="ONNX Runtime does not take the backbone's graph"):
+            OnnxEngine(b"no graph")
+
+    def test_what_it_cannot_run_is_an_error(self, graph: bytes, pixels: Pixels) -> None:
+        with pytest.raises(BackboneError, match=r"ONNX Runtime cannot run the backbone: .*pixels"):
+            OnnxEngine(graph).features(pixels(1, 16))
+
+
+def _random_network(backbone: str, size: int) -> Network:
+    geometry = default_preprocess(backbone).with_overrides(image_size=size, resize=None, crop=None)
+    return build_network(backbone, open_weights(backbone, "none"), geometry)[0]
+
+
+def _require_agreement(backbone: str, size: int, batch: np.ndarray) -> None:
+    network = _random_network(backbone, size)
+    graph = build_graph(network, image_size=size)
+    found = OnnxEngine(graph).features(batch)
+    expected = TorchEngine(network, device="cpu").features(batch)
+    assert relative_error(found, expected) <= MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_engines_agree(backbone: str, pixels: Pixels) -> None:
+    _require_agreement(backbone, 64, pixels(3, 64, seed=7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        *(("mobilenet_v3_small", 64), ("efficientnet_b0", 64), ("densenet121", 64)),
+        *(("regnet_y_400mf", 64), ("convnext_tiny", 64), ("swin_t", 64), ("vit_b_16", 224)),
+        *(("googlenet", 64), ("mnasnet0_5", 64), ("vgg11_bn", 64), ("alexnet", 96)),
+    ],
+)
+def test_engines_agree_on_many_backbones(backbone: str, size: int, pixels: Pixels) -> None:
+    _require_agreement(backbone, size, pixels(3, size, seed=7))
+
+
+class TestChoosingAnEngine:
+    @pytest.fixture(autouse=True)
+    def no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
+
+    @pytest.mark.parametrize("device", ["auto", "cpu"])
+    def test_the_cpu_gets_onnxruntime_unless_told(self, device: str) -> None:
+        assert choose_engine("auto", device) == "onnxruntime"
+        assert choose_engine("onnxruntime", device) == "onnxruntime"
+        assert choose_engine("torch", device) == "torch"
+
+    def test_a_gpu_gets_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "may_have_gpu", lambda: True)
+        _gpus(monkeypatch, 1)
+        assert choose_engine("auto", "auto") == "torch"
+        assert choose_engine("auto", "cuda") == "torch"
+        assert choose_engine("auto", "cpu") == "onnxruntime"
+        _gpus(monkeypatch, 0)
+        assert choose_engine("auto", "auto") == "onnxruntime"
+
+    @pytest.mark.parametrize("choice", ["auto", "onnxruntime"])
+    def test_other_devices_are_refused(self, choice: EngineChoice) -> None:
+        with pytest.raises(ConfigError, match=r"device must be auto, cpu or cuda\[:i\]"):
+            choose_engine(choice, "mps")
+
+    def test_onnxruntime_takes_no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _gpus(monkeypatch, 1)
+        with pytest.raises(ConfigError, match="runs on the CPU; use --engine torch for device"):
+            choose_engine("onnxruntime", "cuda")
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(engines.ctypes, "CDLL", missing)
+    assert may_have_gpu() == Path("/dev/kfd").exists()
+    monkeypatch.setattr(engines.ctypes, "CDLL", lambda name: object())
+    assert may_have_gpu()
+
+
+def test_batches_are_smaller_for_larger_images() -> None:
+    sizes = [default_batch_size(OnnxEngine, size) for size in (32, 64, 224, 299, 1024)]
+    assert sizes == [64, 32, 4, 2, 1]
+    assert default_batch_size(TorchEngine, 224) == 32

@@ -13,8 +13,9 @@ import torch
 from featx.backbones import onnx_graph
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import TorchEngine
+from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network, build_network
-from featx.backbones.onnx_graph import OPSET, export_network
+from featx.backbones.onnx_graph import build_graph, export_network, relative_error
 from featx.backbones.weights import open_weights
 from featx.errors import ExportError
 
@@ -125,3 +126,34 @@ def test_nothing_exported_is_an_export_error(
     monkeypatch.setattr(onnx_graph.torch.onnx, "export", lambda *args, **options: None)
     with pytest.raises(ExportError, match="returned nothing"):
         export_network(network, image_size=32)
+
+
+def test_a_built_graph_was_compared_with_its_network(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(network: Network, *, image_size: int) -> onnx.ModelProto:
+        model = export_network(network, image_size=image_size)
+        weights = next(t for t in model.graph.initializer if "conv" in t.name or len(t.dims) == 4)
+        values = onnx.numpy_helper.to_array(weights) * 1.001
+        weights.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weights.name))
+        return model
+
+    assert build_graph(network, image_size=32)
+    monkeypatch.setattr(onnx_graph, "export_network", shifted)
+    with pytest.raises(ExportError, match=r"relative error \d.*e-0[1-4], at most 1e-04"):
+        build_graph(network, image_size=32)
+
+
+def test_a_graph_that_does_not_run_is_an_export_error(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "export_network", lambda network, image_size: onnx.ModelProto())
+    with pytest.raises(ExportError, match="graph cannot be run"):
+        build_graph(network, image_size=32)
+
+
+def test_the_error_is_relative_to_each_row() -> None:
+    expected = np.array([[3.0, 4.0], [300.0, 400.0]], dtype=np.float32)
+    found = expected + np.array([[0.0, 0.05], [0.5, 0.0]], dtype=np.float32)
+    assert relative_error(found, expected) == pytest.approx(0.01, rel=1e-4)
+    assert np.isnan(relative_error(found * np.nan, expected))

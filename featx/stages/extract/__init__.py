@@ -3,7 +3,12 @@
 options    what a user chooses, and what comes back
 settings   what a row depends on: compared with the file and the log there are
 stage      extract(): lock, compare, go on, publish
-pipeline   from images to rows in the log; the only part that loads torch
+earlier    what lies at the output already
+backbone   the backbone and its engine; the only part that loads torch, and only where it must
+batches    images, read ahead, decoded and run in threads
+contents   images with the same content: which of them the backbone has to see
+pipeline   from batches to rows in the log
+profile    where the time went
 report     the account of every image, for people and machines
 """
 

@@ -1,31 +1,42 @@
-"""The backbone of a run: built when somebody asks, so that a run without work never loads torch."""
+"""The backbone of a run: built when somebody asks, so that a run without need never loads torch."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from featx.artifact import describe_environment
-from featx.errors import BackboneError
+from featx.backbones.engines import Engine, OnnxEngine, TorchEngine, choose_engine
+from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
+from featx.errors import BackboneError, ExportError
 from featx.stages.extract.options import ExtractOptions
 
 if TYPE_CHECKING:
-    from featx.backbones.engines import TorchEngine
     from featx.backbones.network import Network
     from featx.backbones.spec import BackboneSpec
     from featx.backbones.weights import Weights
 
+log = logging.getLogger(__name__)
+
 
 class LazyBackbone:
-    """The network that the options ask for, and the engine that runs it.
-
-    Attributes:
-        device: What the engine runs on; None as long as there is none.
-    """
+    """The network that the options ask for, and the engine that runs it."""
 
     def __init__(self, options: ExtractOptions) -> None:
         self._options = options
-        self._built: tuple[Network, BackboneSpec, Weights] | None = None
-        self.device: str | None = None
+        self._found: Found | None = None
+        self._network: Network | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def device(self) -> str | None:
+        """What the engine runs on; None as long as there is none."""
+        return None if self._engine is None else self._engine.device
+
+    @property
+    def engine_name(self) -> str | None:
+        """The library that runs it; None as long as there is no engine."""
+        return None if self._engine is None else self._engine.name
 
     def spec(self) -> BackboneSpec:
         """Return what its features mean.
@@ -34,40 +45,71 @@ class LazyBackbone:
             BackboneError: Backbone or weights cannot be used.
             ConfigError: An option does not fit the backbone.
         """
-        return self._build()[1]
+        return self._find().spec
 
     def origin(self) -> str:
         """Return where its weights are from. Raises as ``spec``."""
-        return self._build()[2].origin
+        return self._find().origin
 
-    def engine(self, expected: BackboneSpec) -> TorchEngine:
+    def engine(self, expected: BackboneSpec) -> Engine:
         """Return what runs it.
 
         Raises:
             BackboneError: As ``spec``, or its features mean something else than expected.
             ConfigError: As ``spec``, or the device is not there.
+            ExportError: The network has no graph, and ONNX Runtime was asked for.
         """
-        from featx.backbones.engines import TorchEngine
-
-        network, spec, _ = self._build()
-        if spec.fingerprint != expected.fingerprint:
-            raise BackboneError(
-                f"The backbone {spec.backbone} is not the one that the features there are were "
-                "made with: its weights changed meanwhile."
-            )
-        engine = TorchEngine(network, device=self._options.device)
-        self.device = str(engine.device)
-        return engine
+        if choose_engine(self._options.engine, self._options.device) == "onnxruntime":
+            self._engine = self._onnx_engine(expected)
+        else:
+            network = self._build(expected)
+            self._engine = TorchEngine(network, device=self._options.device)
+        return self._engine
 
     def environment(self) -> dict[str, str]:
         """Return the versions and the device of the engine."""
-        versions = describe_environment("torch", "torchvision", "pillow", "h5py")
-        return versions | {"device": str(self.device), "engine": "torch"}
+        library = () if self.engine_name == "torch" else ("onnxruntime",)
+        versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
+        return versions | {"device": str(self.device), "engine": str(self.engine_name)}
 
-    def _build(self) -> tuple[Network, BackboneSpec, Weights]:
-        if self._built is None:
-            self._built = open_backbone(self._options)
-        return self._built
+    def _onnx_engine(self, expected: BackboneSpec) -> Engine:
+        graph = read_graph(expected)
+        if graph is None:
+            from featx.backbones.onnx_graph import build_graph
+
+            network = self._build(expected)
+            log.info("Building the graph of %s for ONNX Runtime, once.", expected.backbone)
+            try:
+                graph = build_graph(network, image_size=expected.preprocess.image_size)
+            except ExportError as err:
+                if self._options.engine != "auto":
+                    raise
+                log.warning("torch runs this backbone: %s", err)
+                return TorchEngine(network, device="cpu")
+            keep_graph(expected, graph)
+        return OnnxEngine(graph)
+
+    def _find(self) -> Found:
+        if self._found is None:
+            self._found = recall(self._options.request) or self._build_anew()
+        return self._found
+
+    def _build(self, expected: BackboneSpec) -> Network:
+        """Return the network, which must be the one whose features are expected."""
+        if self._network is None:
+            self._found = self._build_anew()
+        if self._find().spec.fingerprint != expected.fingerprint or self._network is None:
+            raise BackboneError(
+                f"The backbone {expected.backbone} is not the one that the features there are were "
+                "made with: its weights changed meanwhile."
+            )
+        return self._network
+
+    def _build_anew(self) -> Found:
+        self._network, spec, weights = open_backbone(self._options)
+        found = Found(spec, weights.origin)
+        remember(self._options.request, found)
+        return found
 
 
 def open_backbone(options: ExtractOptions) -> tuple[Network, BackboneSpec, Weights]:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from featx.backbones.engines import EngineChoice
 from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool
 from featx.errors import ConfigError
 from featx.features.values import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Crop
+from featx.stages.extract.profile import Profile
 
 OnError = Literal["fail", "skip"]
+_CHOICES = {"on_error": OnError, "pool": Pool, "dtype": DType, "engine": EngineChoice}
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class ExtractOptions:
         restart: Reuse nothing: neither the output nor an unfinished extraction.
         overwrite: Replace an output that was made with other settings, or is something else.
         device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``.
-        batch_size: Images per forward pass.
-        workers: Threads that read and decode; None takes one per core.
+        engine: What runs the backbone: ``"torch"``, ``"onnxruntime"``, or ``"auto"``: ONNX Runtime
+            on the CPU, torch on a GPU.
+        batch_size: Images per forward pass; None takes what suits engine and image size.
+        workers: Threads that decode and, with ONNX Runtime, run the backbone; None takes one per
+            core.
         seed: Of random weights.
         quiet: No download bar.
     """
@@ -63,13 +69,14 @@ class ExtractOptions:
     restart: bool = False
     overwrite: bool = False
     device: str = "auto"
-    batch_size: int = 32
+    engine: EngineChoice = "auto"
+    batch_size: int | None = None
     workers: int | None = None
     seed: int = 0
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("on_error", OnError), ("pool", Pool), ("dtype", DType)):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in get_args(choices):
                 raise ConfigError(
@@ -112,6 +119,7 @@ class ExtractReport:
         num_ignored: Files passed over because they are no images.
         skipped: ``(sample_id, reason)`` of images left out.
         num_extracted: Images that the backbone saw in this run.
+        num_duplicates: Images that got the row of another with the same content.
         num_resumed: Images taken over from an unfinished extraction.
         num_new: Images that the file did not have before; 0 where there was no file.
         num_changed: Images whose content was another before.
@@ -120,6 +128,8 @@ class ExtractReport:
         is_unchanged: The file was as it should be, and was left alone.
         seconds: From the first image to the published file.
         device: What the backbone ran on; None where it did not have to.
+        engine: What ran it: ``"torch"`` or ``"onnxruntime"``; None where nothing had to.
+        profile: Where the time went; None where the backbone did not have to run.
     """
 
     path: Path
@@ -130,6 +140,7 @@ class ExtractReport:
     num_ignored: int
     skipped: tuple[tuple[str, str], ...]
     num_extracted: int
+    num_duplicates: int
     num_resumed: int
     num_new: int
     num_changed: int
@@ -138,6 +149,8 @@ class ExtractReport:
     is_unchanged: bool
     seconds: float
     device: str | None
+    engine: str | None
+    profile: Profile | None
 
     @property
     def num_images(self) -> int:

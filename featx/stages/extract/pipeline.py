@@ -1,48 +1,47 @@
-"""From images to rows in the log: read and decode in threads, run the backbone, append."""
+"""From images to rows in the log: batches come with their features; check them, append, note."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featx.errors import ImageError
+from featx.backbones.engines import Engine, default_batch_size
 from featx.features.file import SkippedImage
-from featx.features.known import KnownRows
+from featx.features.known import KnownRows, RowBlock
 from featx.features.plan import Plan
 from featx.features.records import Batch
 from featx.features.values import require_finite, require_float16
-from featx.images.decode import DIGEST_BYTES, content_digest, is_animated, pixels_of
-from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.read_ahead import read_ahead
-from featx.images.sources import ImageSource, Stamp
+from featx.images.decode import DIGEST_BYTES
+from featx.images.preprocess import PreprocessSpec
+from featx.images.read_ahead import num_cores
+from featx.images.sources import ImageSource
+from featx.stages.extract.batches import Image, ImageBatch, Loader
+from featx.stages.extract.contents import Contents
 from featx.stages.extract.options import ExtractOptions
-
-if TYPE_CHECKING:
-    from featx.backbones.engines import TorchEngine
-
-_NO_DIGEST = bytes(DIGEST_BYTES)
+from featx.stages.extract.profile import Profile, Spent
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """One image on its way: pixels ``(size, size, 3)`` uint8, or the reason why there are none."""
+class Extracted:
+    """What a run of the backbone came to.
 
-    position: int
-    sample_id: str
-    stamp: Stamp
-    digest: bytes = _NO_DIGEST
-    is_animated: bool = False
-    pixels: np.ndarray | None = None
-    reason: str = ""
+    Attributes:
+        num_animated: Animations and multi-page images.
+        num_duplicates: Images that got the row of another with the same content.
+        profile: Where the time went.
+    """
+
+    num_animated: int
+    num_duplicates: int
+    profile: Profile
 
 
 def run_backbone(
-    engine: TorchEngine,
+    engine: Engine,
     images: ImageSource,
     known: KnownRows,
     plan: Plan,
@@ -50,12 +49,13 @@ def run_backbone(
     preprocessing: PreprocessSpec,
     options: ExtractOptions,
     after_batch: Callable[[int], None],
-) -> int:
+) -> Extracted:
     """Extract what the plan has left to do, note it in the log and in the plan.
 
     A batch is always the next ``batch_size`` images of what was to be done, whether they can be
     used or not. So a run that goes on after an interruption forms the same batches, and with them
-    the same bits, as one that was never interrupted.
+    the same bits, as one that was never interrupted. Of images with the same content the backbone
+    sees the first, however the threads run.
 
     Args:
         engine: Runs the backbone.
@@ -66,79 +66,101 @@ def run_backbone(
         options: Batch size, threads, limits, type of the stored features.
         after_batch: Called with the number of images of a batch once it is in the log; may raise.
 
-    Returns:
-        The number of animations and multi-page images.
-
     Raises:
-        BackboneError: A feature is NaN or infinite.
+        BackboneError: A feature is NaN or infinite, or the engine fails.
         ConfigError: A feature does not fit the type.
         ArtifactError: The log cannot be written.
     """
-    num_animated = 0
-    with closing(_prepared(images, plan.todo(), preprocessing, options)) as prepared:
-        while batch := list(islice(prepared, options.batch_size)):
-            names = [image.sample_id for image in batch if image.pixels is not None]
-            pixels = [image.pixels for image in batch if image.pixels is not None]
-            features = np.empty((0, known.journal.num_features), dtype=np.float32)
-            if pixels:
-                features = engine.features(np.stack(pixels))
-            require_finite(features, names)
-            if options.dtype == "float16":
-                require_float16(features, names)
-            _enter(batch, features, known, plan)
-            num_animated += sum(image.is_animated for image in batch)
-            after_batch(len(batch))
-    return num_animated
+    start, todo = time.perf_counter(), plan.todo()
+    loader = Loader(
+        engine,
+        images,
+        preprocessing,
+        max_pixels=options.max_pixels,
+        batch_size=options.batch_size or default_batch_size(engine, preprocessing.image_size),
+        workers=options.workers or num_cores(),
+    )
+    num_animated, num_duplicates, spent, contents = 0, 0, Spent(), Contents(known)
+    with known.reading() as rows_at, closing(loader.batches(todo, contents)) as batches:
+        for batch in batches:
+            computed = _checked(batch, known.journal.num_features, options)
+            with batch.spent.on("journal"):
+                rows = _rows(batch.images, computed, known.next_row, contents, rows_at)
+                _enter(batch.images, rows, known, plan)
+            used = [image for image in batch.images if not image.reason]
+            num_animated += sum(image.is_animated for image in used)
+            num_duplicates += sum(not image.is_new for image in used)
+            spent.add(batch.spent)
+            after_batch(len(batch.images))
+    wall = time.perf_counter() - start
+    profile = Profile(spent.seconds, len(todo), loader.workers, engine.is_parallel, wall)
+    return Extracted(num_animated, num_duplicates, profile)
 
 
-def _enter(batch: list[_Prepared], features: np.ndarray, known: KnownRows, plan: Plan) -> None:
+def _checked(batch: ImageBatch, num_features: int, options: ExtractOptions) -> np.ndarray:
+    """Return what the backbone made of a batch, ``(m, num_features)`` float32."""
+    if batch.features is None:
+        return np.empty((0, num_features), dtype=np.float32)
+    names = [image.sample_id for image in batch.images if image.is_new and not image.reason]
+    require_finite(batch.features, names)
+    if options.dtype == "float16":
+        require_float16(batch.features, names)
+    return batch.features
+
+
+def _rows(
+    images: Sequence[Image],
+    computed: np.ndarray,
+    first: int,
+    contents: Contents,
+    rows_at: Callable[[np.ndarray], RowBlock],
+) -> np.ndarray:
+    """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content.
+
+    Args:
+        images: Of the batch; a duplicate of an image that cannot be used gets its reason.
+        computed: Rows of the new ones that can be used.
+        first: The number that the batch's first row will have.
+        contents: Learns what became of the new ones.
+        rows_at: Reads earlier rows.
+    """
+    sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
+    for image in images:
+        number = first + len(sources)
+        if image.is_new:
+            contents.settle(image.digest, image.reason or number)
+        else:
+            outcome = contents.outcome(image.digest)
+            image.reason, number = (outcome, -1) if isinstance(outcome, str) else ("", outcome)
+        if not image.reason:
+            sources.append(number)
+    numbers = np.array(sources, dtype=np.int64)
+    own = numbers == first + np.arange(len(numbers))
+    rows = np.empty((len(numbers), computed.shape[1]), dtype=np.float32)
+    rows[own] = computed
+    earlier, here = numbers < first, ~own & (numbers >= first)
+    if earlier.any():
+        rows[earlier] = rows_at(numbers[earlier]).features
+    rows[here] = rows[numbers[here] - first]
+    return rows
+
+
+def _enter(images: Sequence[Image], rows: np.ndarray, known: KnownRows, plan: Plan) -> None:
     """Append a batch to the log, then note in the plan what became of its images."""
     row = known.next_row
     known.journal.append(
         Batch(
-            sample_ids=tuple(image.sample_id for image in batch),
-            stamps=np.array([image.stamp for image in batch], dtype=np.int64),
-            digests=np.frombuffer(b"".join(image.digest for image in batch), np.uint8).reshape(
+            sample_ids=tuple(image.sample_id for image in images),
+            stamps=np.array([image.stamp for image in images], dtype=np.int64),
+            digests=np.frombuffer(b"".join(image.digest for image in images), np.uint8).reshape(
                 -1, DIGEST_BYTES
             ),
-            reasons=tuple(image.reason for image in batch),
-            features=features,
+            reasons=tuple(image.reason for image in images),
+            features=rows,
         )
     )
-    for image in batch:
+    for image in images:
         if image.reason:
             plan.skipped[image.position] = SkippedImage(image.sample_id, image.reason, image.stamp)
         else:
             plan.rows[image.position], row = row, row + 1
-
-
-def _prepared(
-    images: ImageSource, todo: np.ndarray, preprocessing: PreprocessSpec, options: ExtractOptions
-) -> Generator[_Prepared, None, None]:
-    """Yield the images to do, in source order."""
-    ahead = read_ahead(
-        lambda i: _prepare(images, int(todo[i]), preprocessing, options.max_pixels),
-        len(todo),
-        workers=options.workers,
-        window=options.batch_size,
-    )
-    with closing(ahead):
-        for future in ahead:
-            yield future.result()
-
-
-def _prepare(
-    images: ImageSource, position: int, preprocessing: PreprocessSpec, max_pixels: int
-) -> _Prepared:
-    name = images.samples[position].sample_id
-    stamp = images.stamp(position)  # before reading: a change in between shows next time
-    digest = _NO_DIGEST
-    try:
-        content = images.read(position)
-        digest = content_digest(content)
-        pixels = pixels_of(content, sample_id=name, max_pixels=max_pixels)
-        pixels = preprocess(pixels, preprocessing)
-    except ImageError as err:
-        return _Prepared(position, name, stamp, digest, reason=err.reason)
-    animated = isinstance(content, bytes) and is_animated(content)
-    return _Prepared(position, name, stamp, digest, animated, pixels)

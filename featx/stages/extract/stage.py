@@ -24,7 +24,7 @@ from featx.isolated import IsolatedCall
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.earlier import find_earlier
 from featx.stages.extract.options import ExtractOptions, ExtractReport
-from featx.stages.extract.pipeline import run_backbone
+from featx.stages.extract.pipeline import Extracted, run_backbone
 from featx.stages.extract.report import account_for_bad, bad_images, too_many_are_bad
 from featx.stages.extract.settings import Settings, settle
 
@@ -104,10 +104,10 @@ class _Run:
             workers=options.workers,
         )
         num_resumed = int((plan.rows >= self.known.num_in_file).sum())
-        num_extracted = len(plan.todo())
+        num_todo = len(plan.todo())
         is_unchanged = file is not None and is_current(file, plan, samples, self.images.classes)
         with nullcontext() if is_unchanged else start_verifier() as verifier:
-            num_animated = self._fill(plan, progress)
+            extracted = self._fill(plan, progress)
             account_for_bad(plan, self.images, self.output, options)
             if verifier:
                 self._publish(plan, samples, verifier)
@@ -120,28 +120,31 @@ class _Run:
             num_unlabelled=sum(sample.label < 0 for sample in kept),
             num_ignored=self.images.num_ignored,
             skipped=bad_images(plan),
-            num_extracted=num_extracted,
+            num_extracted=num_todo - extracted.num_duplicates if extracted else 0,
+            num_duplicates=extracted.num_duplicates if extracted else 0,
             num_resumed=num_resumed,
             num_new=plan.num_new if file else 0,
             num_changed=plan.num_changed if file else 0,
             num_removed=plan.num_removed,
-            num_animated=num_animated,
+            num_animated=extracted.num_animated if extracted else 0,
             is_unchanged=is_unchanged,
             seconds=0.0,
             device=self.backbone.device,
+            engine=self.backbone.engine_name,
+            profile=extracted.profile if extracted else None,
         )
 
-    def _fill(self, plan: Plan, progress: Progress | None) -> int:
-        """Bring the log to where the plan has nothing left to do; return the animations seen."""
+    def _fill(self, plan: Plan, progress: Progress | None) -> Extracted | None:
+        """Bring the log to where the plan has nothing left to do; None where the backbone rests."""
         journal, left = self.known.journal, len(plan.todo())
         if not left and not plan.touched:
-            return 0
+            return None
         engine = self.backbone.engine(self.settings.spec) if left else None
         if not journal.num_images:
             journal.begin(self._record())
         keep_touched(plan, self.images, self.known)
         if engine is None:
-            return 0
+            return None
 
         def after_batch(num_images: int) -> None:
             nonlocal left

@@ -1,0 +1,176 @@
+"""Batches of images, read, decoded and, where the engine lets several threads, run: in order.
+
+reading threads         files → bytes and content hashes                   a few batches ahead
+the caller's thread     which contents are new, in order
+workers                 bytes → pixels → squares (→ features)              a batch each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from featx.backbones.engines import Engine
+from featx.errors import ImageError
+from featx.images.decode import content_digest, decoded, is_animated
+from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.read_ahead import map_ahead, read_ahead
+from featx.images.sources import ImageSource, Stamp
+from featx.stages.extract.contents import NO_DIGEST, Contents
+from featx.stages.extract.profile import Spent
+
+_READERS = 2
+_WAITING = 2  # batches between two steps
+_KEPT_BYTES = 8 * 2**20
+"""Of a batch's files. What is beyond is read again when it is decoded, so that the memory does not
+grow with the size of the files."""
+
+
+@dataclass
+class Image:
+    """One image on its way.
+
+    Attributes:
+        position: In the source.
+        sample_id: Its name there.
+        stamp: Of its file, before it was read.
+        digest: Of its content.
+        content: As long as it is needed; None where it has to be read again.
+        is_animated: It has more than one frame or page.
+        is_new: No image before it has the same content.
+        reason: Why it cannot be used.
+    """
+
+    position: int
+    sample_id: str
+    stamp: Stamp
+    digest: bytes = NO_DIGEST
+    content: bytes | np.ndarray | None = None
+    is_animated: bool = False
+    is_new: bool = True
+    reason: str = ""
+
+
+@dataclass
+class ImageBatch:
+    """Some images, and what the backbone makes of those that are new and can be used.
+
+    Attributes:
+        images: In source order.
+        pixels: ``(m, size, size, 3)`` uint8.
+        features: ``(m, num_features)`` float32, once the backbone saw them.
+        spent: Time by step.
+    """
+
+    images: list[Image]
+    pixels: np.ndarray | None = None
+    features: np.ndarray | None = None
+    spent: Spent = field(default_factory=Spent)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Makes batches of a source's images.
+
+    Attributes:
+        engine: Runs the backbone.
+        source: The images.
+        preprocessing: From pixels to the network's input.
+        max_pixels: Images with more are not used.
+        batch_size: Images of a batch, whether they can be used or not.
+        workers: Threads.
+    """
+
+    engine: Engine
+    source: ImageSource
+    preprocessing: PreprocessSpec
+    max_pixels: int
+    batch_size: int
+    workers: int
+
+    def batches(
+        self, positions: np.ndarray, contents: Contents
+    ) -> Generator[ImageBatch, None, None]:
+        """Yield the batches of images at ``positions``, with their features.
+
+        Raises:
+            BackboneError: The engine fails.
+        """
+        size = self.batch_size
+        chunks = [positions[i : i + size].tolist() for i in range(0, len(positions), size)]
+        read = read_ahead(
+            lambda i: self._read(chunks[i]), len(chunks), workers=_READERS, window=_WAITING
+        )
+
+        def marked() -> Iterator[ImageBatch]:
+            for future in read:
+                batch = future.result()
+                for image in batch.images:
+                    image.is_new = contents.is_new(image.digest)
+                yield batch
+
+        prepared = map_ahead(self._prepare, marked(), workers=self.workers, window=_WAITING)
+        with closing(read), closing(prepared):
+            for future in prepared:
+                batch = future.result()
+                if not self.engine.is_parallel:
+                    self._run(batch)
+                yield batch
+
+    def _read(self, positions: list[int]) -> ImageBatch:
+        batch, room = ImageBatch([]), _KEPT_BYTES
+        with batch.spent.on("read"):
+            for position in positions:
+                # The stamp comes before the content: a change in between shows next time.
+                stamp = self.source.stamp(position)
+                image = Image(position, self.source.samples[position].sample_id, stamp)
+                batch.images.append(image)
+                try:
+                    content = self.source.read(position)
+                except ImageError as err:
+                    image.reason = err.reason
+                    continue
+                image.digest = content_digest(content)
+                image.is_animated = isinstance(content, bytes) and is_animated(content)
+                room -= len(content)
+                image.content = content if room >= 0 else None
+        return batch
+
+    def _prepare(self, batch: ImageBatch) -> ImageBatch:
+        wanted = [image for image in batch.images if image.is_new and not image.reason]
+        size, count = self.preprocessing.image_size, 0
+        squares = np.empty((len(wanted), size, size, 3), dtype=np.uint8)
+        for image in wanted:
+            try:
+                self._decode(image, squares[count], batch)
+                count += 1
+            except ImageError as err:
+                image.reason = err.reason
+        for image in batch.images:
+            image.content = None
+        batch.pixels = squares[:count]
+        if self.engine.is_parallel:
+            self._run(batch)
+        return batch
+
+    def _decode(self, image: Image, square: np.ndarray, batch: ImageBatch) -> None:
+        """Fill in the square of an image, ``(size, size, 3)`` uint8."""
+        if image.content is None:
+            with batch.spent.on("read"):
+                image.content = self.source.read(image.position)
+                if content_digest(image.content) != image.digest:
+                    raise ImageError(image.sample_id, "the file changes while it is read.")
+        with batch.spent.on("decode"):
+            pixels = decoded(image.content, sample_id=image.sample_id, max_pixels=self.max_pixels)
+            image.content = None
+        with batch.spent.on("preprocess"):
+            square[:] = preprocess(pixels, self.preprocessing)
+
+    def _run(self, batch: ImageBatch) -> None:
+        if batch.pixels is not None and len(batch.pixels):
+            with batch.spent.on("inference"):
+                batch.features = self.engine.features(batch.pixels)
+        batch.pixels = None

@@ -1,0 +1,47 @@
+"""Images with the same content: which of them the backbone has to see."""
+
+from __future__ import annotations
+
+from featx.features.known import KnownRows
+from featx.images.decode import DIGEST_BYTES
+
+NO_DIGEST = bytes(DIGEST_BYTES)
+"""Of an image that could not be read."""
+
+
+class Contents:
+    """What became of each content: the number of its row, or the reason why it has none.
+
+    It takes some 200 bytes for each.
+
+    Args:
+        known: The rows so far.
+    """
+
+    def __init__(self, known: KnownRows) -> None:
+        self._outcomes: dict[bytes, int | str | None] = {}
+        for block in known.images():
+            for row, digest in zip(block.rows.tolist(), block.digests, strict=True):
+                if row >= 0:
+                    self._outcomes[digest.tobytes()] = row
+
+    def is_new(self, digest: bytes) -> bool:
+        """Return whether a content was never seen; from now on it was."""
+        if digest == NO_DIGEST:
+            return True
+        is_new = digest not in self._outcomes
+        if is_new:
+            self._outcomes[digest] = None
+        return is_new
+
+    def settle(self, digest: bytes, outcome: int | str) -> None:
+        """Note what became of a new content."""
+        if digest != NO_DIGEST:
+            self._outcomes[digest] = outcome
+
+    def outcome(self, digest: bytes) -> int | str:
+        """Return what became of a content that is settled."""
+        outcome = self._outcomes[digest]
+        if outcome is None:
+            raise KeyError(digest)
+        return outcome

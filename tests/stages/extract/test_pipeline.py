@@ -1,0 +1,258 @@
+"""The way of images through the threads: order, duplicates, resuming, bounds, the profile."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from featx.errors import BackboneError, BadImages
+from featx.features.file import open_features
+from featx.images.decode import decode_image
+from featx.images.preprocess import preprocess
+from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract
+
+Photos = Callable[..., Path]
+Backbone = Callable[..., Any]
+
+
+def run(source: Path, output: Path, **options: Any) -> ExtractReport:
+    return extract(source, output, ExtractOptions(backbone="arithmetic", **options))
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Return the bytes of each dataset of a feature file."""
+    with h5py.File(path) as file:
+        return {name: file[name][:].tobytes() for name in file}
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_rows_belong_to_their_images_however_threads_run(
+    is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source = photos({"ants": 20, "bees": 23})
+    found = []
+    for workers, batch_size in ((1, 1), (2, 4), (5, 3), (3, 64)):
+        arithmetic(is_parallel=is_parallel, wait=lambda: random.random() / 200)
+        path = tmp_path / f"{workers}.h5"
+        run(source, path, workers=workers, batch_size=batch_size)
+        found.append(content(path))
+    assert all(other == found[0] for other in found)
+    file = open_features(tmp_path / "1.h5")
+    for name, row in zip(file.sample_ids, file.features, strict=True):
+        pixels = decode_image((source / name).read_bytes(), sample_id=name)
+        square = preprocess(pixels, arithmetic().spec().preprocess)
+        assert (row == square[None].mean(axis=(1, 2), dtype=np.float32)[0]).all()
+
+
+def test_an_engine_that_runs_one_batch_at_a_time_stays_in_one_thread(
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source = photos({"ants": 20})
+    one = arithmetic(is_parallel=False)
+    run(source, tmp_path / "one.h5", workers=4, batch_size=2)
+    assert one.threads == {threading.current_thread().name}
+    many = arithmetic(is_parallel=True, wait=lambda: 0.02)
+    run(source, tmp_path / "many.h5", workers=4, batch_size=2)
+    assert len(many.threads) == 4
+    assert threading.current_thread().name not in many.threads
+
+
+def test_batches_have_the_size_asked_for(
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source = photos({"ants": 11})
+    (source / "ants" / "000.jpg").write_bytes(b"")
+    backbone = arithmetic()
+    run(source, tmp_path / "f.h5", batch_size=4, on_error="skip", workers=1)
+    assert backbone.batches == [3, 4, 3]  # of four, the unusable one included
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_run_forms_the_same_batches(
+    stop_after: int, is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source = photos({"ants": 13, "bees": 12})
+    copy(source, "ants/001.jpg", "bees/copy.jpg", "bees/another.jpg")
+    (source / "ants" / "003.jpg").write_bytes(b"bad")
+    copy(source, "ants/003.jpg", "bees/bad.jpg")
+    options = {"batch_size": 4, "on_error": "skip", "workers": 2}
+    whole = arithmetic(is_parallel=is_parallel)
+    run(source, tmp_path / "whole.h5", **options)
+
+    again = arithmetic(is_parallel=is_parallel)
+    calls = itertools.count(1)
+
+    def stop(done: int, total: int) -> None:
+        if next(calls) == stop_after:
+            raise KeyboardInterrupt
+
+    output, settings = tmp_path / "again.h5", ExtractOptions(backbone="arithmetic", **options)
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, output, settings, progress=stop)
+    again.batches.clear()
+    run(source, output, **options)
+    assert content(output) == content(tmp_path / "whole.h5")
+    assert sum(again.batches) < sum(whole.batches)
+
+
+def copy(source: Path, original: str, *names: str) -> None:
+    for name in names:
+        shutil.copy(source / original, source / name)
+
+
+class TestDuplicates:
+    @pytest.mark.parametrize("batch_size", [1, 3, 64])
+    def test_each_content_is_extracted_once(
+        self, batch_size: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        source = photos({"ants": 6, "bees": 6})
+        copy(source, "ants/002.png", "ants/0021.png", "bees/zzz.png", "bees/004.png")
+        backbone = arithmetic()
+        report = run(source, tmp_path / "f.h5", batch_size=batch_size)
+        assert (report.num_images, report.num_extracted, report.num_duplicates) == (15, 12, 3)
+        assert sum(backbone.batches) == 12
+        file = open_features(tmp_path / "f.h5")
+        same = [
+            i for i, digest in enumerate(file.digests) if bytes(digest) == bytes(file.digests[2])
+        ]
+        assert len(same) == 4
+        assert (file.features[same] == file.features[2]).all()
+        assert [file.sample_ids[i] for i in same] == [
+            *("ants/002.png", "ants/0021.png", "bees/004.png", "bees/zzz.png")
+        ]
+        assert len(np.unique(file.features, axis=0)) == 12
+
+    def test_copies_and_renamed_images_of_a_published_file_are_known(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        source, output = photos({"ants": 6, "bees": 6}), tmp_path / "f.h5"
+        arithmetic()
+        run(source, output)
+        before = open_features(output)
+        rows = dict(zip(before.sample_ids, before.features, strict=True))
+        (source / "ants" / "001.jpg").rename(source / "bees" / "renamed.jpg")
+        copy(source, "bees/000.jpg", "ants/copy.jpg")
+        backbone = arithmetic()
+        report = run(source, output)
+        assert backbone.batches == []
+        assert (report.num_extracted, report.num_duplicates, report.num_new) == (0, 2, 2)
+        after = open_features(output)
+        found = dict(zip(after.sample_ids, after.features, strict=True))
+        assert (found["bees/renamed.jpg"] == rows["ants/001.jpg"]).all()
+        assert (found["ants/copy.jpg"] == rows["bees/000.jpg"]).all()
+
+    @pytest.mark.parametrize("batch_size", [1, 64])
+    def test_a_copy_of_a_bad_image_is_as_bad(
+        self, batch_size: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        source = photos({"ants": 4})
+        (source / "ants" / "001.jpg").write_bytes(b"no image")
+        copy(source, "ants/001.jpg", "ants/copy.jpg")
+        arithmetic()
+        report = run(source, tmp_path / "f.h5", batch_size=batch_size, on_error="skip")
+        (first, reason), (second, other) = report.skipped
+        assert (first, second, reason) == ("ants/001.jpg", "ants/copy.jpg", other)
+        assert "not an image of a known format" in reason
+        assert report.num_duplicates == 0
+
+    def test_unreadable_images_are_no_copies_of_each_other(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        source = photos({"ants": 4})
+        for name in ("001.jpg", "003.jpg"):
+            (source / "ants" / name).unlink()
+        (source / "ants" / "001.jpg").symlink_to("nowhere")
+        (source / "ants" / "003.jpg").symlink_to("x" * 300)
+        arithmetic()
+        report = run(source, tmp_path / "f.h5", on_error="skip")
+        assert len({reason for _, reason in report.skipped}) == len(report.skipped)
+
+
+class TestLargeFiles:
+    @pytest.fixture(autouse=True)
+    def small_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(batches, "_KEPT_BYTES", 1000)
+
+    def test_what_is_not_kept_is_read_again(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = photos({"ants": 12})
+        arithmetic()
+        run(source, tmp_path / "small.h5", batch_size=5)
+        monkeypatch.setattr(batches, "_KEPT_BYTES", 2**30)
+        run(source, tmp_path / "large.h5", batch_size=5)
+        assert content(tmp_path / "small.h5") == content(tmp_path / "large.h5")
+
+    def test_a_file_that_changes_in_between_is_bad(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(batches, "content_digest", lambda content: random.randbytes(16))
+        arithmetic()
+        with pytest.raises(BadImages, match=r"1\.jpg: the file changes while it is read"):
+            run(photos({"ants": 3}), tmp_path / "f.h5", on_error="skip", batch_size=64)
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_an_engine_that_fails_stops_it_and_leaves_no_thread(
+    is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    def fail() -> float:
+        raise BackboneError("it broke")
+
+    arithmetic(is_parallel=is_parallel, wait=fail)
+    before = threading.active_count()
+    with pytest.raises(BackboneError, match="it broke"):
+        run(photos({"ants": 40}), tmp_path / "f.h5", batch_size=2)
+    assert threading.active_count() == before
+
+
+def test_only_so_many_batches_are_on_their_way(
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source = photos({"ants": 60})
+    ahead: list[int] = []
+    backbone = arithmetic()
+
+    def note(done: int, total: int) -> None:
+        ahead.append(sum(backbone.batches) - done)
+
+    settings = ExtractOptions(backbone="arithmetic", batch_size=2, workers=2)
+    extract(source, tmp_path / "f.h5", settings, progress=note)
+    assert max(ahead) <= 2 * (2 + 2 + 1)
+
+
+class TestProfile:
+    @pytest.mark.parametrize("is_parallel", [True, False])
+    def test_it_says_where_the_time_went(
+        self, is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        arithmetic(is_parallel=is_parallel, wait=lambda: 0.05)
+        report = run(photos({"ants": 8}), tmp_path / "f.h5", batch_size=2, workers=2)
+        profile = report.profile
+        assert profile is not None
+        assert (profile.num_images, profile.workers) == (8, 2)
+        assert list(profile.seconds) == ["read", "decode", "preprocess", "inference", "journal"]
+        assert all(seconds > 0 for seconds in profile.seconds.values())
+        assert profile.seconds["inference"] >= 4 * 0.05
+        assert 0.1 <= profile.wall <= report.seconds
+        busy = profile.seconds["decode"] + profile.seconds["preprocess"]
+        busy += profile.seconds["inference"] if is_parallel else 0
+        assert profile.idle == pytest.approx(2 * profile.wall - busy)
+
+    def test_nothing_to_do_has_none(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    ) -> None:
+        arithmetic()
+        source = photos()
+        run(source, tmp_path / "f.h5")
+        assert run(source, tmp_path / "f.h5").profile is None
