@@ -55,6 +55,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/extraction.py
 
 # The chain. A file is made again when what it depends on has changed: the images (names, sizes,
 # times) or the options given on the command line. Without DATA, TRAIN or EXPORT the last ones hold.

@@ -45,6 +45,8 @@ class Arithmetic:
     """An engine and a backbone at once."""
 
     device = "cpu"
+    engine_name = name = "arithmetic"
+    is_parallel = False
 
     def __init__(self, _options: Any) -> None:
         pass

@@ -24,6 +24,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
     featx.train_head(folder / "f.h5", folder / "h.safetensors")
     featx.export_onnx(folder / "h.safetensors", folder / "m.onnx")
     Image.new("RGB", (500, 375), (90, 120, 30)).save(folder / "photo.jpg")
+    for number in range(10):
+        path = folder / "photos" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (500, 375), (90, 20 * number, 30)).save(path)
     python, run = sys.executable, [sys.executable, "-m", "featx"]
     return {
         "python -c pass": [python, "-c", "pass"],
@@ -31,6 +35,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "featx --help": [*run, "--help"],
         "featx predict, tiny, one photo": [
             *(*run, "predict", str(folder / "m.onnx"), str(folder / "photo.jpg"))
+        ],
+        "featx extract, tiny, ten photos": [
+            *(*run, "extract", str(folder / "photos"), "-b", "tiny", "--restart"),
+            *("-q", "-o", str(folder / "ten.h5")),
         ],
         "import torch, for comparison": [python, "-c", "import torch"],
     }

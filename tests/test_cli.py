@@ -127,6 +127,29 @@ def test_extract_says_what_it_made(photos: Path, tmp_path: Path) -> None:
     assert result.stderr == ""  # no progress bar where there is no terminal
 
 
+def test_extract_names_its_engine_and_profiles_it(photos: Path, tmp_path: Path) -> None:
+    command = ("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny", "--engine", "torch")
+    lines = featx_cli(*command, "--profile").stdout.splitlines()
+    assert any(line.endswith("images/s, torch, cpu)") for line in lines)
+    assert [line.split()[0] for line in lines[-6:]] == [
+        *("read", "decode", "preprocess", "inference", "journal", "idle")
+    ]
+    assert lines[-8].split()[1:2] == ["workers,"]
+    assert all(line.endswith("%") for line in lines[-6:])
+    again = featx_cli(*command, "--profile")  # nothing to do, nothing to profile
+    assert "up to date" in again.stdout
+    assert "decode" not in again.stdout
+
+
+def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(photos, tmp_path / "photos")
+    first = sorted(source.rglob("*.jpg"))[0]
+    shutil.copy(first, first.with_name("copy.jpg"))
+    result = featx_cli("extract", source, "-o", tmp_path / "f.h5", "-b", "tiny")
+    assert "duplicates  1 images got the row of one with their content" in result.stdout
+    assert "61 × 192" in result.stdout
+
+
 def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
     features = made / "features.h5"
     table = featx_cli("train-head", features, "-o", tmp_path / "a.safetensors").stdout
@@ -410,7 +433,7 @@ def test_interrupt_exits_130_and_leaves_nothing(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featx.backbones.engines.TorchEngine.features", interrupt)
+    monkeypatch.setattr("featx.backbones.engines.OnnxEngine.features", interrupt)
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
     assert result.exit_code == 130
     assert "Traceback" not in result.output

@@ -139,6 +139,9 @@ class TorchEngine:
         network: Frozen; it is moved to the device.
         device: As ``resolve_device`` takes it.
 
+    Attributes:
+        num_threads: That share a batch on the CPU; with another number the last bits differ.
+
     Raises:
         ConfigError: The device is not here.
     """
@@ -150,6 +153,7 @@ class TorchEngine:
         import torch
 
         self._device = resolve_device(device)
+        self.num_threads = torch.get_num_threads()
         self._network = network.to(memory_format=torch.channels_last).to(self._device)
 
     @property

@@ -708,3 +708,18 @@ class TestContent:
         assert decode.__doc__ is not None
         for kind in FORMATS:
             assert kind in decode.__doc__.upper()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "1"])
+def test_decoded_is_what_decode_image_gives(mode: str) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    image = Image.fromarray(grey) if mode == "I;16" else Image.new(mode, (8, 8), 1)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    found = decode.decoded(file.getvalue(), sample_id="a")
+    assert isinstance(found, Image.Image)
+    assert found.mode == "RGB"
+    expected = decode_image(file.getvalue(), sample_id="a")
+    np.testing.assert_array_equal(np.asarray(found), expected)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    assert decode.decoded(pixels, sample_id="a") is pixels

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from featx.errors import ConfigError, ImageError
 from featx.images.preprocess import (
     MAX_ASPECT_RATIO,
+    Crop,
     PreprocessSpec,
     check_aspect_ratio,
     crop_offset,
@@ -263,3 +264,14 @@ class TestAspectRatio:
         else:
             with pytest.raises(ImageError, match=f"'a': {width}×{height} pixels is too narrow"):
                 check_aspect_ratio(height, width, sample_id="a")
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 375), (40, 40), (32, 32), (32, 50), (9, 80)])
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_a_pil_image_gives_the_pixels_of_its_array(shape: tuple[int, int], crop: Crop) -> None:
+    spec = replace(SPEC, image_size=32, resize=40 if crop == "center" else 32, crop=crop)
+    pixels = noise(*shape, seed=1)
+    found = preprocess(Image.fromarray(pixels), spec)
+    assert found.shape == (32, 32, 3)
+    np.testing.assert_array_equal(found, preprocess(pixels, spec))
+    np.testing.assert_array_equal(found, torchvision_square(pixels, spec))

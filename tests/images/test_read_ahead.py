@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ImageError
-from featx.images.read_ahead import num_cores, read_ahead
+from featx.images.read_ahead import map_ahead, num_cores, read_ahead
 
 
 def test_num_cores_is_what_this_process_may_use() -> None:
@@ -107,4 +109,30 @@ def test_an_error_in_the_loop_ends_the_threads_too() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         use()
+    assert threading.active_count() == before
+
+
+def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on() -> None:
+    taken: list[tuple[int, int]] = []
+
+    def items() -> Iterator[int]:
+        for item in range(30):
+            taken.append((item, threading.get_ident()))
+            yield item
+
+    with closing(map_ahead(lambda item: -item, items(), workers=2, window=3)) as ahead:
+        assert next(ahead).result() == 0
+        assert len(taken) == 2 + 3
+        assert [future.result() for future in ahead] == [-item for item in range(1, 30)]
+    assert taken == [(item, threading.get_ident()) for item in range(30)]
+
+
+def test_items_that_fail_leave_no_thread() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ImageError("a.jpg", "gone")
+
+    before = threading.active_count()
+    with closing(map_ahead(abs, items(), workers=2)) as ahead, pytest.raises(ImageError):
+        next(ahead)
     assert threading.active_count() == before

@@ -68,8 +68,10 @@ class LazyBackbone:
 
     def environment(self) -> dict[str, str]:
         """Return the versions and the device of the engine."""
-        library = () if self.engine_name == "torch" else ("onnxruntime",)
+        library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
         versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
+        if isinstance(self._engine, TorchEngine):
+            versions["threads"] = str(self._engine.num_threads)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}
 
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:

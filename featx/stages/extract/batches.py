@@ -22,7 +22,7 @@ from featx.images.sources import ImageSource, Stamp
 from featx.stages.extract.contents import NO_DIGEST, Contents
 from featx.stages.extract.profile import Spent
 
-_READERS = 2
+_MIN_READERS = 2
 _WAITING = 2  # batches between two steps
 _KEPT_BYTES = 8 * 2**20
 """Of a batch's files. What is beyond is read again when it is decoded, so that the memory does not
@@ -101,8 +101,9 @@ class Loader:
         """
         size = self.batch_size
         chunks = [positions[i : i + size].tolist() for i in range(0, len(positions), size)]
+        readers = max(_MIN_READERS, self.workers)
         read = read_ahead(
-            lambda i: self._read(chunks[i]), len(chunks), workers=_READERS, window=_WAITING
+            lambda i: self._read(chunks[i]), len(chunks), workers=readers, window=_WAITING
         )
 
         def marked() -> Iterator[ImageBatch]:

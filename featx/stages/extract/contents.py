@@ -12,7 +12,8 @@ NO_DIGEST = bytes(DIGEST_BYTES)
 class Contents:
     """What became of each content: the number of its row, or the reason why it has none.
 
-    It takes some 200 bytes for each.
+    It takes some 200 bytes for each. Pixels that come without a file have one shape in a source,
+    so that those with the same hash are the same.
 
     Args:
         known: The rows so far.
@@ -21,9 +22,11 @@ class Contents:
     def __init__(self, known: KnownRows) -> None:
         self._outcomes: dict[bytes, int | str | None] = {}
         for block in known.images():
-            for row, digest in zip(block.rows.tolist(), block.digests, strict=True):
+            digests = block.digests.tobytes()
+            for number, row in enumerate(block.rows.tolist()):
                 if row >= 0:
-                    self._outcomes[digest.tobytes()] = row
+                    start = number * DIGEST_BYTES
+                    self._outcomes[digests[start : start + DIGEST_BYTES]] = row
 
     def is_new(self, digest: bytes) -> bool:
         """Return whether a content was never seen; from now on it was."""
