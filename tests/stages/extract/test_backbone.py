@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,27 @@ def test_a_kept_graph_is_run_without_torch_on_another_output(
     command = ("extract", source, "-b", "tiny", "--layer", "stage1", "-q", "-o")
     assert "torch" in modules_after(*command, str(tmp_path / "first.h5"))
     assert not modules_after(*command, str(tmp_path / "second.h5")) & HEAVY
+
+
+def test_an_interrupted_run_gives_the_same_bytes_with_any_number_of_threads(
+    photos: Photos, tmp_path: Path
+) -> None:
+    source = photos({"ants": 15, "bees": 16})
+
+    def stop(done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    found = []
+    for workers in (1, 2, 5):
+        path = tmp_path / f"{workers}.h5"
+        options = ExtractOptions(backbone="tiny", batch_size=4, workers=workers)
+        if workers > 1:
+            with pytest.raises(KeyboardInterrupt):
+                extract(source, path, options, progress=stop)
+            options = replace(options, workers=workers + 1)
+            assert extract(source, path, options).num_resumed >= 8
+        else:
+            extract(source, path, options)
+        found.append(path.read_bytes())
+    assert found[0] == found[1] == found[2]
