@@ -79,8 +79,9 @@ def build_graph(network: Network, *, image_size: int) -> bytes:
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest ‖found − expected‖ / ‖expected‖ over rows ``(n, num_features)``."""
-    difference = np.linalg.norm(found - expected, axis=1)
-    return float((difference / np.maximum(np.linalg.norm(expected, axis=1), 1e-30)).max())
+    exact = expected.astype(np.float64)  # squares of what float32 holds overflow it
+    difference = np.linalg.norm(found - exact, axis=1)
+    return float((difference / np.maximum(np.linalg.norm(exact, axis=1), 1e-30)).max())
 
 
 @contextlib.contextmanager

@@ -157,3 +157,4 @@ def test_the_error_is_relative_to_each_row() -> None:
     found = expected + np.array([[0.0, 0.05], [0.5, 0.0]], dtype=np.float32)
     assert relative_error(found, expected) == pytest.approx(0.01, rel=1e-4)
     assert np.isnan(relative_error(found * np.nan, expected))
+    assert relative_error(found * 1e30, expected * 1e30) == pytest.approx(0.01, rel=1e-4)
