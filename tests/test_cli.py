@@ -131,14 +131,44 @@ def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
     features = made / "features.h5"
     table = featx_cli("train-head", features, "-o", tmp_path / "a.safetensors").stdout
     assert table.splitlines()[0].split() == [
-        *("split", "images", "top-1", "top-5", "macro", "F1", "log", "loss")
+        *("split", "images", "top-1", "95", "%", "top-5", "balanced", "macro", "F1"),
+        *("log", "loss", "ECE"),
     ]
+    assert "3.16e-07 " in table
+    assert table.count(" * ") == 1  # the chosen strength
+    assert "temperature" in table
     report = json.loads(
         featx_cli("train-head", features, "-o", tmp_path / "b.safetensors", "--json").stdout
     )
     assert set(report["metrics"]) == {"train", "val"}
     assert report["metrics"]["val"]["top1"] >= 0.9
     assert report["choice"]["head"] == "linear"
+    assert len(report["choice"]["path"]) >= 16
+    assert report["calibration"]["temperature"] > 0
+
+
+def test_train_head_per_class(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--per-class")
+    lines = featx_cli(*arguments).stdout.splitlines()
+    header = next(line for line in lines if line.startswith("class (val)"))
+    assert header.split()[2:] == [
+        "images",
+        "predicted",
+        "precision",
+        "95",
+        "%",
+        "recall",
+        "95",
+        "%",
+    ]
+    assert any(line.startswith("petals ") for line in lines)
+
+
+def test_no_calibrate_leaves_the_probabilities(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--no-calibrate")
+    assert "temperature" not in featx_cli(*arguments).stdout
+    header = json.loads(featx_cli("info", tmp_path / "a", "--json").stdout)
+    assert header["details"]["temperature"] == 1.0
 
 
 @pytest.mark.parametrize(

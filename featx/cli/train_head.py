@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,17 @@ import click
 from click.core import ParameterSource
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_json, print_metrics
+from featx.cli.output import (
+    human_seconds,
+    print_fields,
+    print_json,
+    print_metrics,
+    print_per_class,
+    print_table,
+)
 
 if TYPE_CHECKING:
+    from featx.heads.calibration import Calibration
     from featx.stages.train import TrainReport
 
 
@@ -49,6 +58,12 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of an MLP.")
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Of an MLP.")
 @click.option("--epochs", type=int, default=100, show_default=True, help="At most, of an MLP.")
+@click.option(
+    "--no-calibrate",
+    is_flag=True,
+    help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
+)
+@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
 @options.as_json
@@ -59,6 +74,8 @@ def train_head(
     head: str,
     solver: str,
     strengths: tuple[float, ...],
+    no_calibrate: bool,
+    per_class: bool,
     seed: int,
     overwrite: bool,
     as_json: bool,
@@ -85,6 +102,7 @@ def train_head(
             solver=solver,  # type: ignore[arg-type]
             strengths=strengths or STRENGTHS,
             mlp=MLPOptions(hidden=hidden, max_epochs=epochs, **mlp),
+            calibrate=not no_calibrate,
             seed=seed,
             overwrite=overwrite,
         ),
@@ -92,7 +110,7 @@ def train_head(
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report)
+        _print(report, per_class=per_class)
 
 
 _ONLY_MLP = ("hidden", "dropout", "learning_rate", "weight_decay", "batch_size", "epochs")
@@ -108,15 +126,42 @@ def _require_used(head: str) -> None:
             raise click.UsageError(f"{option} has no meaning for --head {head}.")
 
 
-def _print(report: TrainReport) -> None:
+def _print(report: TrainReport, *, per_class: bool) -> None:
     print_metrics(report.metrics)
     click.echo()
-    print_fields(
-        {
-            "head": _describe(report.choice),
-            "time": human_seconds(report.seconds),
-            "written": report.path,
-        }
+    if per_class:
+        unseen = {split: scores for split, scores in report.metrics.items() if split != "train"}
+        print_per_class(unseen or report.metrics, report.head.classes)
+    path = report.choice.get("path", [])
+    if len(path) > 1:
+        _print_path(path, report.choice["strength"])
+    fields: dict[str, object] = {"head": _describe(report.choice)}
+    if report.calibration:
+        fields["calibration"] = _describe_calibration(report.calibration)
+    fields |= {"time": human_seconds(report.seconds), "written": report.path}
+    print_fields(fields)
+
+
+def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
+    """Print every strength that was solved; the chosen one has a star."""
+    rows = [
+        [
+            f"{point['strength']:g}{' *' if point['strength'] == chosen else ''}",
+            f"{point['log_loss']:.4f}",
+            f"{point['top1']:.4f}",
+            "–" if point["objective"] is None else f"{point['objective']:.5f}",
+            "–" if point["gradient_norm"] is None else f"{point['gradient_norm']:.0e}",
+        ]
+        for point in path
+    ]
+    print_table(["C", "held-out log loss", "top-1", "objective", "gradient"], rows)
+    click.echo()
+
+
+def _describe_calibration(calibration: Calibration) -> str:
+    return (
+        f"temperature {calibration.temperature:.3g}, held-out ECE {calibration.ece_before:.4f} → "
+        f"{calibration.ece_after:.4f}"
     )
 
 

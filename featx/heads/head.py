@@ -20,6 +20,7 @@ from featx.errors import ArtifactInvalid
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
+_BLOCK_ROWS = 1024
 
 Layer = tuple[np.ndarray, np.ndarray]
 """Weight ``(out, in)`` and bias ``(out,)``, float32."""
@@ -62,8 +63,15 @@ def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The scale is the standard deviation, 1 where a feature is constant.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    scale = features.std(axis=0, dtype=np.float64)
+    mean, squares = np.zeros((2, features.shape[1]))  # squares: of the differences to the mean
+    for start in range(0, len(features), _BLOCK_ROWS):
+        block = features[start : start + _BLOCK_ROWS].astype(np.float64)
+        here = block.mean(axis=0)
+        block -= here
+        share = len(block) / (start + len(block))
+        squares += np.einsum("nd,nd->d", block, block) + (here - mean) ** 2 * start * share
+        mean += (here - mean) * share
+    scale = np.sqrt(squares / len(features))
     constant = scale <= 1e-7 * np.abs(mean) + 1e-30  # rounding of its own value, or nothing
     return mean, np.where(constant, 1.0, scale)
 

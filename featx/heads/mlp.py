@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from featx.errors import ConfigError
-from featx.heads.folds import stratified_folds
-from featx.heads.head import Layer, fold_standardisation, standardisation
+from featx.heads.folds import HeldOut, stratified_folds
+from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
 
 _HOLDOUT_SHARE = 10
 """One in so many training samples is held out."""
@@ -72,11 +72,13 @@ class MLPFit:
         layers: First to last, for raw features.
         num_epochs: Epoch whose weights were kept, from 1.
         held_out_loss: Its log loss on the hold-out, nats.
+        held_out: What it said of the hold-out.
     """
 
     layers: tuple[Layer, ...]
     num_epochs: int
     held_out_loss: float
+    held_out: HeldOut
 
 
 def fit_mlp(
@@ -114,7 +116,9 @@ def fit_mlp(
         if isinstance(module, nn.Linear)
     ]
     first = fold_standardisation(layers[0], mean, scale)
-    return MLPFit((first, *layers[1:]), epoch, loss)
+    complete = (first, *layers[1:])
+    said = HeldOut(apply_layers(complete, features[judged]), labels[judged])
+    return MLPFit(complete, epoch, loss, said)
 
 
 def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,10 @@ import numpy as np
 from featx.artifact import Header, describe_environment, require_writable
 from featx.errors import ArtifactInvalid, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
+from featx.heads.calibration import Calibration, calibrate, fold_temperature
+from featx.heads.folds import HeldOut
 from featx.heads.head import Head, Layer, apply_layers, save_head
-from featx.heads.linear import STRENGTHS, LinearFit, fit_linear
+from featx.heads.linear import STRENGTHS
 from featx.heads.metrics import Metrics, measure
 from featx.heads.mlp import MLPOptions, fit_mlp
 
@@ -34,6 +36,7 @@ class TrainOptions:
         solver: For a linear head: featx's own L-BFGS, or scikit-learn.
         strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from.
         mlp: Shape and training of an MLP head.
+        calibrate: Fit a temperature on held-out samples and fold it into the head.
         seed: Decides folds, and everything random about an MLP.
         overwrite: Replace the output.
     """
@@ -42,6 +45,7 @@ class TrainOptions:
     solver: Solver = "lbfgs"
     strengths: tuple[float, ...] = STRENGTHS
     mlp: MLPOptions = field(default_factory=MLPOptions)
+    calibrate: bool = True
     seed: int = 0
     overwrite: bool = False
 
@@ -64,6 +68,8 @@ class TrainReport:
         metrics: Scores of each split that has labelled samples.
         seconds: Of fitting, without reading and writing.
         choice: The hyperparameters that were chosen, JSON values.
+        calibration: Of the head's probabilities; None where it was left out or nothing was held
+            out.
     """
 
     path: Path
@@ -71,6 +77,7 @@ class TrainReport:
     metrics: dict[str, Metrics]
     seconds: float
     choice: dict[str, Any]
+    calibration: Calibration | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -79,6 +86,7 @@ class TrainReport:
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
             "seconds": self.seconds,
             "choice": self.choice,
+            "calibration": self.calibration.to_dict() if self.calibration else None,
         }
 
 
@@ -107,13 +115,16 @@ def train_head(
     x, y = _training_samples(cache)
     _require_provenance(cache)
     start = time.perf_counter()
-    layers, choice = _fit(x, y, len(cache.classes), options)
+    fitted = _fit(x, y, len(cache.classes), options)
+    layers, calibration = fitted.layers, None
+    if options.calibrate and fitted.held_out:
+        calibration = calibrate(fitted.held_out)
+        layers = fold_temperature(layers, calibration.temperature)
     seconds = time.perf_counter() - start
     metrics = _metrics(layers, cache)
-    head = save_head(
-        output, Head(_header(cache, choice, metrics), layers), overwrite=options.overwrite
-    )
-    return TrainReport(output, head, metrics, seconds, choice)
+    header = _header(cache, fitted.choice, calibration, metrics)
+    head = save_head(output, Head(header, layers), overwrite=options.overwrite)
+    return TrainReport(output, head, metrics, seconds, fitted.choice, calibration)
 
 
 _PROVENANCE = ("source", "weights", "val_fraction")
@@ -164,41 +175,62 @@ def _training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
     return cache.features[rows], cache.labels[rows]
 
 
-def _fit(
-    x: np.ndarray, y: np.ndarray, num_classes: int, options: TrainOptions
-) -> tuple[tuple[Layer, ...], dict[str, Any]]:
-    """Return the layers for raw features and what was chosen on the way."""
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A head as its solver left it.
+
+    Attributes:
+        layers: For raw features.
+        choice: What was chosen on the way, JSON values.
+        held_out: What it, or its like, said of samples that were not trained on; None if nothing.
+    """
+
+    layers: tuple[Layer, ...]
+    choice: dict[str, Any]
+    held_out: HeldOut | None
+
+
+def _fit(x: np.ndarray, y: np.ndarray, num_classes: int, options: TrainOptions) -> _Fitted:
     if options.head == "mlp":
-        mlp = fit_mlp(x, y, num_classes, options.mlp, seed=options.seed)
-        settings = asdict(options.mlp) | {"hidden": list(options.mlp.hidden)}
-        chosen = {"num_epochs": mlp.num_epochs, "held_out_loss": mlp.held_out_loss}
-        return mlp.layers, {
-            "head": "mlp",
-            "solver": "adamw",
-            **settings,
-            **chosen,
-            "seed": options.seed,
-        }
+        return _fit_mlp(x, y, num_classes, options)
     if options.solver == "sklearn":
-        from featx.heads.with_sklearn import fit_with_sklearn
-
-        linear = fit_with_sklearn(x, y, num_classes, strengths=options.strengths, seed=options.seed)
+        from featx.heads.with_sklearn import fit_with_sklearn as fit
     else:
-        linear = fit_linear(x, y, num_classes, strengths=options.strengths, seed=options.seed)
-    return (linear.layer,), _linear_choice(linear, options)
-
-
-def _linear_choice(fit: LinearFit, options: TrainOptions) -> dict[str, Any]:
-    return {
+        from featx.heads.linear import fit_linear as fit
+    linear = fit(
+        x,
+        y,
+        num_classes,
+        strengths=options.strengths,
+        judge=options.calibrate,
+        seed=options.seed,
+    )
+    choice = {
         "head": "linear",
         "solver": options.solver,
-        "strength": fit.strength,
-        "path": [list(point) for point in fit.path],
-        "num_folds": fit.num_folds,
-        "gradient_norm": fit.gradient_norm,
-        "num_evaluations": fit.num_evaluations,
+        "strength": linear.strength,
+        "path": [asdict(point) for point in linear.path],
+        "num_folds": linear.num_folds,
+        "objective": linear.objective,
+        "gradient_norm": linear.gradient_norm,
+        "num_evaluations": linear.num_evaluations,
         "seed": options.seed,
     }
+    return _Fitted((linear.layer,), choice, linear.held_out)
+
+
+def _fit_mlp(x: np.ndarray, y: np.ndarray, num_classes: int, options: TrainOptions) -> _Fitted:
+    mlp = fit_mlp(x, y, num_classes, options.mlp, seed=options.seed)
+    choice = {
+        "head": "mlp",
+        "solver": "adamw",
+        **asdict(options.mlp),
+        "hidden": list(options.mlp.hidden),
+        "num_epochs": mlp.num_epochs,
+        "held_out_loss": mlp.held_out_loss,
+        "seed": options.seed,
+    }
+    return _Fitted(mlp.layers, choice, mlp.held_out)
 
 
 def _metrics(layers: Sequence[Layer], cache: FeatureFile) -> dict[str, Metrics]:
@@ -211,7 +243,12 @@ def _metrics(layers: Sequence[Layer], cache: FeatureFile) -> dict[str, Metrics]:
     return scores
 
 
-def _header(cache: FeatureFile, choice: dict[str, Any], metrics: dict[str, Metrics]) -> Header:
+def _header(
+    cache: FeatureFile,
+    choice: dict[str, Any],
+    calibration: Calibration | None,
+    metrics: dict[str, Metrics],
+) -> Header:
     source = cache.header.details
     return Header(
         kind="head",
@@ -222,6 +259,8 @@ def _header(cache: FeatureFile, choice: dict[str, Any], metrics: dict[str, Metri
             **{name: source[name] for name in _PROVENANCE},
             "activation": "relu",
             "choice": choice,
+            "temperature": calibration.temperature if calibration else 1.0,
+            "calibration": calibration.to_dict() if calibration else None,
             "metrics": {split: scores.to_dict() for split, scores in metrics.items()},
         },
         environment=describe_environment("torch", "numpy", "scikit-learn"),

@@ -98,7 +98,8 @@ def test_the_head_belongs_to_its_features(cache: Path, output: Path) -> None:
 
 
 def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) -> None:
-    head, features = train_head(cache, output, FIXED).head, open_features(cache)
+    options = replace(FIXED, calibrate=False)
+    head, features = train_head(cache, output, options).head, open_features(cache)
     rows = features.rows("train")
     fit = fit_linear(features.features[rows], features.labels[rows], 3, strengths=[0.01])
     assert head.layers[0][0].tobytes() == fit.layer[0].tobytes()
@@ -119,6 +120,34 @@ def test_the_default_options_choose_a_strength(cache: Path, output: Path) -> Non
     assert report.metrics["val"].top1 > 0.8
     assert report.metrics["val"].top5 is None
     assert report.seconds > 0
+
+
+def test_the_whole_path_is_stored(cache: Path, output: Path) -> None:
+    train_head(cache, output)
+    path = open_head(output).header.details["choice"]["path"]
+    assert [point["strength"] for point in path] == list(STRENGTHS)
+    assert len(path) >= 16
+    for point in path:
+        assert set(point) == {"strength", "log_loss", "top1", "objective", "gradient_norm"}
+        assert 0 <= point["top1"] <= 1
+        assert point["objective"] > 0
+
+
+def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, options) -> None:
+    plain = train_head(cache, output, replace(options, calibrate=False))
+    assert plain.calibration is None
+    assert open_head(output).header.details["temperature"] == 1.0
+    report = train_head(cache, output, replace(options, overwrite=True))
+    details = open_head(output).header.details
+    assert report.calibration is not None
+    assert details["calibration"] == report.calibration.to_dict() == report.to_dict()["calibration"]
+    temperature = details["temperature"]
+    assert temperature == report.calibration.temperature != 1.0
+    features = open_features(cache).features
+    before, after = plain.head.logits(features), report.head.logits(features)
+    assert np.allclose(after * temperature, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+    assert report.calibration.log_loss_after <= report.calibration.log_loss_before + 1e-3
+    assert report.metrics["val"].top1 == plain.metrics["val"].top1
 
 
 def test_the_features_are_left_alone(cache: Path, output: Path, options) -> None:
