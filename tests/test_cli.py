@@ -172,7 +172,15 @@ def test_no_calibrate_leaves_the_probabilities(made: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "options", [("--head", "mlp", "--hidden", "16,8"), ("--solver", "sklearn")]
+    "options",
+    [
+        ("--head", "mlp", "--hidden", "16,8"),
+        ("--solver", "sklearn"),
+        ("--solver", "ridge"),
+        ("--solver", "centroid"),
+        ("--solver", "sgd", "--lr", "0.01", "--epochs", "3"),
+        ("--class-weight", "balanced"),
+    ],
 )
 def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     head, model = tmp_path / "head.safetensors", tmp_path / "model.onnx"
@@ -183,14 +191,54 @@ def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [(("--hidden", "8"), "--hidden"), (("--head", "mlp", "-C", "1"), "-C")]
+    ("options", "named"),
+    [
+        (("--hidden", "8"), "--hidden"),
+        (("--head", "mlp", "-C", "1"), "-C"),
+        (("--solver", "centroid", "-C", "1"), "-C"),
+        (("--momentum", "0.5"), "--momentum"),
+        (("--head", "mlp", "--gamma", "0.5"), "--gamma"),
+        (("--repeats", "3"), "--repeats"),
+    ],
 )
 def test_an_option_the_head_would_ignore_is_wrong_usage(
     made: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
     result = featx_cli("train-head", made / "features.h5", "-o", tmp_path / "h", *options)
     assert result.exit_code == 2
-    assert f"{named} has no meaning for --head" in result.stderr
+    assert f"{named} has no meaning " in result.stderr
+
+
+def test_the_tutorials_recipe_prints_a_line_per_epoch(made: Path, tmp_path: Path) -> None:
+    recipe = "--lr 0.001 --momentum 0.9 --step-size 7 --gamma 0.1 --epochs 5 --batch-size 512"
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--solver", "sgd")
+    lines = featx_cli(*arguments, *recipe.split()).stdout.splitlines()
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 5
+    assert epochs[4].split()[::2] == ["epoch", "loss", "accuracy", epochs[4].split()[6]]
+    again = ("train-head", made / "features.h5", "-o", tmp_path / "g", "--solver", "sgd", "--json")
+    assert json.loads(featx_cli(*again).stdout)["choice"]["solver"] == "sgd"
+
+
+def test_few_shot_prints_mean_and_deviation(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--shots", "4")
+    text = featx_cli(*arguments, "--repeats", "3").stdout
+    line = next(line for line in text.splitlines() if line.startswith("over draws"))
+    assert "top-1" in line
+    assert " ± " in text
+
+
+def test_class_weights_from_a_file(made: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.json"
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--class-weight")
+    weights.write_text('{"petals": 2}')
+    assert featx_cli(*arguments, weights).exit_code == 0
+    header = json.loads(featx_cli("info", tmp_path / "h", "--json").stdout)
+    assert header["details"]["class_weight"] == {"petals": 2}
+    for content, said in (("[1]", "must hold an object"), ("{", "is not JSON")):
+        weights.write_text(content)
+        assert said in failure(featx_cli(*arguments, weights, "--overwrite"))
+    assert "cannot be read" in failure(featx_cli(*arguments, tmp_path / "no", "--overwrite"))
 
 
 def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:

@@ -5,8 +5,14 @@
     logistic       the objective, evaluated for many problems in one pass over the features,
     lbfgs          many smooth convex problems at once, and
     basis          standardised features and the eigenbasis of their covariance
+    ridge          least squares on one-hot targets, judged by leave-one-out
+    centroid       nearest centroid by cosine
+    sgd            the tutorials' recipe
     mlp            hidden layers, AdamW, early stopping
     with_sklearn   scikit-learn's logistic regression
+    fit            one way to call them all
+    few_shot       drawing a few samples of each class, again and again
+    class_weight   what a sample counts, by its class
     folds          stratified folds, and what was held out
     calibration    a temperature for the logits
     metrics        scores from logits and labels

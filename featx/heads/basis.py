@@ -68,7 +68,7 @@ def build_basis(features: np.ndarray) -> Basis:
     of the features themselves.
     """
     mean, scale = standardisation(features)
-    samples = _standardise(features, mean, scale)
+    samples = standardise(features, mean, scale)
     n, d = samples.shape
     if min(n, d) > _ROTATE_UP_TO:
         return Basis(samples, np.eye(d), np.ones(d), True, mean, scale)
@@ -85,8 +85,14 @@ def build_basis(features: np.ndarray) -> Basis:
     return Basis(samples @ directions, directions, variances, True, mean, scale)
 
 
-def _standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return ``(N, num_features)``, in float64 where that is small."""
+def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return standardised features ``(N, num_features)``, in float64 where that is small.
+
+    Args:
+        features: Raw, ``(N, num_features)``.
+        mean: ``(num_features,)``.
+        scale: ``(num_features,)``, above 0.
+    """
     if features.size <= _DOUBLE_UP_TO:
         return np.ascontiguousarray((features - mean) / scale)
     shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)

@@ -65,7 +65,7 @@ def calibrate(held_out: HeldOut) -> Calibration:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the lowest log loss, in [0.001, 1000].
 
-    A label counts as ``(N + 1) / (N + 2)`` of a sample and the other classes share the rest, as
+    A label counts as ``(N + 1) / (N + 2)`` of a sample and the other labels share the rest, as
     Platt (1999) has it: logits that are never wrong do not get a temperature of 0.
 
     Args:
@@ -74,9 +74,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     own = float(np.take_along_axis(shifted, labels[:, None], axis=1).mean())
-    count, num_classes = shifted.shape
-    rest = 1 / ((count + 2) * max(1, num_classes - 1))
-    target = own * (1 - rest * num_classes) + rest * float(shifted.sum(axis=1).mean())
+    present = np.unique(labels)
+    rest = 1 / ((len(labels) + 2) * max(1, len(present) - 1))
+    target = own * (1 - rest * len(present)) + rest * float(shifted[:, present].sum(1).mean())
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
     inverse = 1.0
     for _ in range(_MAX_STEPS):  # Newton's method, inside the bracket: the loss is convex

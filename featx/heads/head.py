@@ -22,6 +22,9 @@ _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
 _BLOCK_ROWS = 1024
 
+NEVER = np.float32(-1e4)
+"""Bias of a class without training samples."""
+
 Layer = tuple[np.ndarray, np.ndarray]
 """Weight ``(out, in)`` and bias ``(out,)``, float32."""
 
@@ -87,6 +90,18 @@ def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> L
     weight, bias = (part.astype(np.float64) for part in layer)
     folded = weight / scale
     return folded.astype(np.float32), (bias - folded @ mean).astype(np.float32)
+
+
+def silence_absent(layer: Layer, labels: np.ndarray) -> Layer:
+    """Return the layer with classes that have no samples given a probability of 0 in float32.
+
+    Args:
+        layer: Weight ``(num_classes, in)`` and bias ``(num_classes,)``.
+        labels: Class indices of the training samples, ``(N,)``.
+    """
+    weight, bias = layer
+    absent = np.bincount(labels, minlength=len(bias)) == 0
+    return np.where(absent[:, None], np.float32(0), weight), np.where(absent, NEVER, bias)
 
 
 def save_head(path: Path, head: Head, *, overwrite: bool = False) -> Head:

@@ -21,10 +21,12 @@ from featx.errors import (
     SourceError,
 )
 from featx.features.file import open_features
+from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.linear import STRENGTHS, fit_linear
 from featx.heads.metrics import measure
 from featx.heads.mlp import MLPOptions
+from featx.heads.sgd import EpochScores, SGDOptions
 from featx.stages.train import TrainOptions, train_head
 
 FIXED = TrainOptions(strengths=(0.01,))
@@ -33,6 +35,13 @@ KINDS = {
     "lbfgs": FIXED,
     "chosen": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),
     "sklearn": TrainOptions(solver="sklearn", strengths=(1e-3, 1e-2)),
+    "ridge": TrainOptions(solver="ridge"),
+    "centroid": TrainOptions(solver="centroid"),
+    "sgd": TrainOptions(
+        solver="sgd", sgd=SGDOptions(learning_rate=0.003, epochs=15, batch_size=16, step_size=12)
+    ),
+    "balanced": replace(FIXED, class_weight="balanced"),
+    "few-shot": replace(FIXED, few_shot=FewShot(12, 2)),
     "mlp": MLP,
 }
 
@@ -139,6 +148,9 @@ def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, opti
     assert open_head(output).header.details["temperature"] == 1.0
     report = train_head(cache, output, replace(options, overwrite=True))
     details = open_head(output).header.details
+    if options.solver == "sgd":  # holds nothing out
+        assert report.calibration is details["calibration"] is None
+        return
     assert report.calibration is not None
     assert details["calibration"] == report.calibration.to_dict() == report.to_dict()["calibration"]
     temperature = details["temperature"]
@@ -346,7 +358,10 @@ def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"head": "forest"}, "head must be 'linear' or 'mlp'; got 'forest'"),
-        ({"solver": "adam"}, "solver must be 'lbfgs' or 'sklearn'; got 'adam'"),
+        (
+            {"solver": "adam"},
+            "solver must be one of lbfgs, sklearn, ridge, centroid, sgd; got 'adam'",
+        ),
         ({"strengths": ()}, "strengths C must be above 0"),
         ({"strengths": (1.0, 0.0)}, "strengths C must be above 0"),
         ({"strengths": (-1.0,)}, "strengths C must be above 0"),
@@ -399,8 +414,50 @@ def test_constant_features_give_the_largest_class(
     report = train_head(write_cache(tmp_path / "f.h5", **table), output, options)
     assert np.isfinite(report.metrics["val"].log_loss)
     train = table["labels"][table["splits"] == 0]
-    if options is not MLP:
+    if options in (FIXED, KINDS["chosen"], KINDS["sklearn"], KINDS["ridge"]):
         assert report.metrics["train"].top1 == np.bincount(train).max() / len(train)
+
+
+def test_sgd_tells_each_epoch_and_is_not_calibrated(cache: Path, output: Path) -> None:
+    told: list[EpochScores] = []
+    report = train_head(cache, output, KINDS["sgd"], progress=told.append)
+    assert [scores.epoch for scores in told] == list(range(1, 16))
+    assert report.calibration is None
+    assert report.choice["momentum"] == 0.9
+
+
+def test_class_weights_move_the_decision(tmp_path: Path, write_cache) -> None:
+    """A rare class that overlaps a frequent one is found more often when it counts more."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [300, 30])
+    features = (random.normal(size=(330, 4)) + labels[:, None]).astype(np.float32)
+    splits = np.zeros(330, np.uint8)
+    path = write_cache(tmp_path / "f.h5", features, labels, splits, classes=("ant", "bee"))
+    recalls = {}
+    for name, weight in {"none": None, "balanced": "balanced", "named": {"bee": 10.0}}.items():
+        options = TrainOptions(strengths=(0.1,), class_weight=weight)
+        report = train_head(path, tmp_path / name, options)
+        recalls[name] = report.metrics["train"].per_class[1].recall
+        assert open_head(tmp_path / name).header.details["class_weight"] == weight
+    assert recalls["balanced"] == pytest.approx(recalls["named"], abs=0.05)
+    assert recalls["balanced"] > recalls["none"] + 0.2
+
+
+def test_unknown_class_weights_are_named(cache: Path, output: Path) -> None:
+    options = replace(FIXED, class_weight={"fly": 2.0})
+    refused(cache, output, ConfigError, "'fly', which is no class", options)
+
+
+def test_few_shot_scores_are_those_of_its_draws(cache: Path, output: Path) -> None:
+    options = replace(FIXED, few_shot=FewShot(3, 4))
+    report = train_head(cache, output, options)
+    details = open_head(output).header.details["few_shot"]
+    assert (details["shots"], details["repeats"]) == (3, 4)
+    assert details["metrics"] == report.to_dict()["few_shot"]
+    assert set(report.few_shot) == {"train", "val", "test"}
+    spread = report.few_shot["val"].top1
+    assert abs(report.metrics["val"].top1 - spread.mean) < 4 * spread.deviation + 0.1
+    assert spread.deviation > 0
 
 
 def test_an_mlp_that_diverges_is_a_clear_error(cache: Path, output: Path) -> None:
