@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
     from featx.stages.predict import Prediction, Predictor
+    from featx.stages.report import ReportOptions, write_report
     from featx.stages.train import TrainOptions, TrainReport, train_head
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "MLPOptions",
     "Prediction",
     "Predictor",
+    "ReportOptions",
     "TrainOptions",
     "TrainReport",
     "errors",
@@ -47,6 +49,7 @@ __all__ = [
     "open_features",
     "open_head",
     "train_head",
+    "write_report",
 ]
 
 _LOADED_FROM = {
@@ -57,6 +60,7 @@ _LOADED_FROM = {
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
     "featx.stages.predict": ("Prediction", "Predictor"),
+    "featx.stages.report": ("ReportOptions", "write_report"),
     "featx.stages.train": ("TrainOptions", "TrainReport", "train_head"),
 }
 

@@ -33,7 +33,8 @@ FLOOR = {
 # Where each heavy library may be imported: files, or folders ending in "/".
 DOORS = {
     "h5py": ("features/",),
-    "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py"),
+    "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
+    "matplotlib": ("stages/report/plots.py",),
     "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
     "onnxscript": (),
     "onnxruntime": ("classifier/session.py", "backbones/engines.py"),

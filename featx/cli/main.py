@@ -17,6 +17,7 @@ from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
 from featx.cli.predict import predict
+from featx.cli.report import report
 from featx.cli.train_head import train_head
 from featx.errors import FeatxError
 
@@ -66,5 +67,5 @@ def main() -> None:
     log.setLevel(logging.INFO)  # --quiet raises it
 
 
-for command in (extract, train_head, export, predict, evaluate, info, backbones):
+for command in (extract, train_head, export, predict, evaluate, report, info, backbones):
     main.add_command(command)
