@@ -33,7 +33,7 @@ from featx.heads.metrics import log_loss
 from featx.heads.sgd import SGDOptions
 from featx.stages.train import Solver
 
-Rows = list[tuple[str, str, str]]
+Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +59,36 @@ def load(path: Path) -> Data:
     return Data(path, raw, x, labels, len(cache.classes), test_x, test_labels)
 
 
-def seconds_of(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, which take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds.
+
+    Attributes:
+        wall: Seconds by the clock.
+        cpu: Seconds that cores worked, all threads together; other jobs hardly show in them.
+    """
+
+    wall: float
+    cpu: float
+
+
+def timings_of(timed: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Return how long each takes; they take turns."""
+    measured: dict[str, list[Timing]] = {name: [] for name in timed}
     for number in range(rounds):
         for name, run in timed.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
-            print(f"round {number + 1}, {name}: {seconds[name][-1]:.2f} s", flush=True)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            took = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+            measured[name].append(took)
+            print(f"round {number + 1}, {name}: {took.wall:.2f} s, {took.cpu:.2f} s", flush=True)
+    return {
+        name: Timing(
+            statistics.median(took.wall for took in rounds_),
+            statistics.median(took.cpu for took in rounds_),
+        )
+        for name, rounds_ in measured.items()
+    }
 
 
 def speed(data: Data, *, rounds: int, strength: float) -> Rows:
@@ -97,9 +117,18 @@ def speed(data: Data, *, rounds: int, strength: float) -> Rows:
                 featx.TrainOptions(head="mlp")
             ),
         }
-        medians = seconds_of(timed, rounds)
+        medians = timings_of(timed, rounds)
     one = next(iter(medians.values()))
-    return [(name, f"{value:.2f} s", f"{value / one:.2f}") for name, value in medians.items()]
+    return [
+        (
+            name,
+            f"{took.wall:.2f} s",
+            f"{took.wall / one.wall:.2f}",
+            f"{took.cpu:.2f} s",
+            f"{took.cpu / one.cpu:.2f}",
+        )
+        for name, took in medians.items()
+    ]
 
 
 def exactness(data: Data) -> Rows:
@@ -186,16 +215,20 @@ def hymenoptera(path: Path) -> Rows:
 def main(features: Path, small: Path | None, *, rounds: int, strength: float, write: bool) -> None:
     """Measure, print, and perhaps write docs/heads.md."""
     data = load(features)
-    print(
-        f"{data.raw.shape[0]:,} × {data.raw.shape[1]}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}"
+    machine = (
+        f"{data.raw.shape[0]:,} × {data.raw.shape[1]}, {os.cpu_count()} cores, "
+        f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads, load {os.getloadavg()[0]:.1f}"
     )
+    print(machine)
     timed = speed(data, rounds=rounds, strength=strength)
-    text = table(("what", f"median of {rounds}", "ratio to scikit-learn's fit"), timed)
+    columns = ("what", f"median of {rounds}", "ratio to the first", "CPU time", "ratio of it")
+    text = table(columns, timed)
     print(text, flush=True)
     rows = hymenoptera(small) if small else []
     rows += exactness(data)
-    text += "\n" + table(("what", "measured", "off, relative / reference"), rows)
+    text = f"{machine} at the start.\n\n{text}\n" + table(
+        ("what", "measured", "off, relative / reference"), rows
+    )
     print(text)
     if write:
         write_measured("docs/heads.md", text)

@@ -26,7 +26,7 @@ from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
 
 _BLOCK_ROWS = 2048
 _BLOCK_VALUES = 2**22
-_MEMORY_BYTES = 2**29
+_MEMORY_BYTES = 2**28
 _MAX_PAIRS = 30
 _ROWS_FOR_CURVATURE = 4096
 _NOISE = 4
