@@ -220,6 +220,18 @@ def test_the_tutorials_recipe_prints_a_line_per_epoch(made: Path, tmp_path: Path
     assert json.loads(featx_cli(*again).stdout)["choice"]["solver"] == "sgd"
 
 
+def test_several_mlps_side_by_side(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--head", "mlp")
+    options = ("--lr", "0.001", "--lr", "0.01", "--seeds", "2", "--epochs", "3", "--hidden", "8")
+    assert "the best of 4: learning rate" in featx_cli(*arguments, *options).stdout
+    choice = json.loads(featx_cli("info", tmp_path / "h", "--json").stdout)["details"]["choice"]
+    assert [c["learning_rate"] for c in choice["candidates"]] == [0.001, 0.001, 0.01, 0.01]
+    sgd = ("train-head", made / "features.h5", "-o", tmp_path / "g", "--solver", "sgd")
+    result = featx_cli(*sgd, "--lr", "0.001", "--lr", "0.01")
+    assert result.exit_code == 2
+    assert "may be repeated for --head mlp only" in result.stderr
+
+
 def test_few_shot_prints_mean_and_deviation(made: Path, tmp_path: Path) -> None:
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--shots", "4")
     text = featx_cli(*arguments, "--repeats", "3").stdout

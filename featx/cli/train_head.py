@@ -59,9 +59,17 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     "[3.2e-7 to 10]",
 )
 @click.option("--hidden", help="Hidden sizes of an MLP, like 256,128.  [100]")
-@click.option("--dropout", type=float, help="Of an MLP.  [0]")
-@click.option("--weight-decay", type=float, help="Of an MLP.  [0.01]")
-@click.option("--learning-rate", "--lr", type=float, help="Of an MLP, and of sgd.  [0.001]")
+@click.option("--dropout", type=float, multiple=True, help="Of an MLP.  [0]")
+@click.option("--weight-decay", type=float, multiple=True, help="Of an MLP.  [0.01]")
+@click.option(
+    "--learning-rate",
+    "--lr",
+    type=float,
+    multiple=True,
+    help="Of an MLP, and of sgd. Repeat it, --dropout or --weight-decay to train an MLP with each, "
+    "side by side.  [0.001]",
+)
+@click.option("--seeds", type=int, help="Initial weights of an MLP that are tried.  [1]")
 @click.option("--batch-size", type=int, help="Of an MLP [128], and of sgd [512].")
 @click.option("--epochs", type=int, help="Of an MLP at most [100], and of sgd [20].")
 @click.option("--momentum", type=float, help="Of sgd.  [0.9]")
@@ -123,15 +131,21 @@ def _options(
     from featx.heads.sgd import SGDOptions
     from featx.stages.train import TrainOptions
 
-    given = {name: value for name, value in training.items() if value is not None}
+    given = {name: value for name, value in training.items() if value not in (None, ())}
     mlp, sgd = MLPOptions(), SGDOptions()
     if head == "mlp":
         if "hidden" in given:
             given["hidden"] = parse_hidden(given["hidden"])
         if "epochs" in given:
             given["max_epochs"] = given.pop("epochs")
+        if "seeds" in given:
+            given["num_seeds"] = given.pop("seeds")
         mlp = MLPOptions(**given)
     elif solver == "sgd":
+        if "learning_rate" in given:
+            *others, given["learning_rate"] = given["learning_rate"]
+            if others:
+                raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
         sgd = SGDOptions(**given)
     return TrainOptions(
         head=head,  # type: ignore[arg-type]
@@ -171,7 +185,9 @@ def _class_weight(text: str | None) -> ClassWeight:
 
 _SGD = {"learning_rate", "batch_size", "epochs", "momentum", "step_size", "gamma"}
 _USED = {
-    "mlp": {"hidden", "dropout", "learning_rate", "weight_decay", "batch_size", "epochs"},
+    "mlp": {
+        *("hidden", "dropout", "learning_rate", "weight_decay", "seeds", "batch_size", "epochs"),
+    },
     "lbfgs": {"solver", "strengths"},
     "sklearn": {"solver", "strengths"},
     "ridge": {"solver", "strengths"},
@@ -270,7 +286,14 @@ def _describe_calibration(calibration: Calibration) -> str:
 def _describe(choice: dict[str, Any]) -> str:
     if choice["head"] == "mlp":
         sizes = "-".join(str(size) for size in choice["hidden"])
-        return f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
+        text = f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
+        if len(choice["candidates"]) > 1:
+            text += (
+                f", the best of {len(choice['candidates'])}: learning rate "
+                f"{choice['learning_rate']:g}, weight decay {choice['weight_decay']:g}, dropout "
+                f"{choice['dropout']:g}"
+            )
+        return text
     if choice["solver"] == "centroid":
         return "linear, nearest centroid by cosine"
     if choice["solver"] == "sgd":

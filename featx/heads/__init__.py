@@ -8,7 +8,8 @@
     ridge          least squares on one-hot targets, judged by leave-one-out
     centroid       nearest centroid by cosine
     sgd            the tutorials' recipe
-    mlp            hidden layers, AdamW, early stopping
+    mlp            hidden layers, AdamW, early stopping, on
+    dense          perceptrons of one shape, trained side by side
     with_sklearn   scikit-learn's logistic regression
     fit            one way to call them all
     few_shot       drawing a few samples of each class, again and again

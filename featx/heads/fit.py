@@ -112,14 +112,16 @@ def fit_sgd_head(
 
 def fit_mlp_head(samples: Samples, options: MLPOptions, *, seed: int) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
-    mlp = fit_mlp(*samples.arrays, options, seed=seed)
+    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed)
     choice = {
         "head": "mlp",
         "solver": "adamw",
-        **asdict(options),
         "hidden": list(options.hidden),
-        "num_epochs": mlp.num_epochs,
-        "held_out_loss": mlp.held_out_loss,
+        "batch_size": options.batch_size,
+        "max_epochs": options.max_epochs,
+        "patience": options.patience,
+        **asdict(mlp.chosen),
+        "candidates": [asdict(candidate) for candidate in mlp.candidates],
         "seed": seed,
     }
     return Fitted(mlp.layers, choice, mlp.held_out)

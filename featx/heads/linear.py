@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 STRENGTHS: tuple[float, ...] = tuple(float(f"{c:.3g}") for c in np.logspace(-6.5, 1, 16))
 _AHEAD = 0.7
 """Share of the last change along the path by which the next start goes on."""
-_ON_THE_WAY = Stopping(gradient=1e-7, decrement=3e-5, max_iterations=200)
+_ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
 _TO_THE_END = Stopping(gradient=1e-7)
-_TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=1e-7)
+_TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=2e-7)
 _SUSPICIOUS_GRADIENT = 1e-3
 
 

@@ -26,8 +26,8 @@ from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
 
 _BLOCK_ROWS = 2048
 _BLOCK_VALUES = 2**22
-_MEMORY_BYTES = 2**29
-_MAX_PAIRS = 15
+_MEMORY_BYTES = 2**28
+_MAX_PAIRS = 30
 _ROWS_FOR_CURVATURE = 4096
 _NOISE = 4
 """Roundings that the objective may be off by."""

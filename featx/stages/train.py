@@ -189,6 +189,7 @@ def _training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
         ArtifactInvalid: A feature is NaN or infinite.
     """
     rows = cache.rows("train")
+    unlabelled = int((cache.labels[rows] < 0).sum())
     rows = rows[cache.labels[rows] >= 0]
     if not (cache.labels >= 0).any():
         raise SourceError(
@@ -197,6 +198,8 @@ def _training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
         )
     if not len(rows):
         raise SourceError(f"'{cache.path}' has no labelled images in its training split.")
+    if unlabelled:
+        log.warning("%d training images have no label: left out.", unlabelled)
     counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
     empty = [name for name, count in zip(cache.classes, counts, strict=True) if not count]
     if len(cache.classes) - len(empty) < 2:

@@ -353,7 +353,12 @@ def test_a_weight_of_two_is_a_sample_twice() -> None:
 # --- and besides --------------------------------------------------------------------------------
 
 
-def test_deterministic_and_without_side_effects() -> None:
+@pytest.mark.parametrize("double", [True, False])
+def test_deterministic_and_without_side_effects(
+    monkeypatch: pytest.MonkeyPatch, *, double: bool
+) -> None:
+    if not double:
+        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
     features, labels = samples_of(80, 12, 3)
     before = features.copy()
     first, second = (fit_linear(features, labels, 3, seed=1) for _ in range(2))

@@ -212,8 +212,8 @@ def test_training_rows_do(tmp_path: Path, write_cache, separable, options) -> No
     assert layers[0] != layers[1]
 
 
-def test_unlabelled_training_rows_do_not_count(
-    tmp_path: Path, write_cache, separable, options
+def test_unlabelled_training_rows_are_left_out_and_counted(
+    *, tmp_path: Path, write_cache, separable, options, caplog
 ) -> None:
     table = separable()
     without = train_head(write_cache(tmp_path / "a.h5", **table), tmp_path / "a", options)
@@ -223,7 +223,9 @@ def test_unlabelled_training_rows_do_not_count(
         "labels": np.concatenate([table["labels"], np.full(20, -1)]),
         "splits": np.concatenate([table["splits"], np.zeros(20, np.uint8)]),
     }
+    assert "left out" not in caplog.text
     report = train_head(write_cache(tmp_path / "b.h5", **more), tmp_path / "b", options)
+    assert "20 training images have no label: left out." in caplog.text
     assert layers_of(tmp_path / "a") == layers_of(tmp_path / "b")
     assert report.metrics == without.metrics
 
