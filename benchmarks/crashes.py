@@ -45,6 +45,7 @@ class Arithmetic:
     """An engine and a backbone at once."""
 
     device = "cpu"
+    seconds = 0.0
 
     def __init__(self, _options: Any) -> None:
         pass

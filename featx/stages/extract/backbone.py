@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from featx.artifact import describe_environment
@@ -20,12 +21,14 @@ class LazyBackbone:
 
     Attributes:
         device: What the engine runs on; None as long as there is none.
+        seconds: That building it took.
     """
 
     def __init__(self, options: ExtractOptions) -> None:
         self._options = options
         self._built: tuple[Network, BackboneSpec, Weights] | None = None
         self.device: str | None = None
+        self.seconds = 0.0
 
     def spec(self) -> BackboneSpec:
         """Return what its features mean.
@@ -66,7 +69,9 @@ class LazyBackbone:
 
     def _build(self) -> tuple[Network, BackboneSpec, Weights]:
         if self._built is None:
+            start = time.perf_counter()
             self._built = open_backbone(self._options)
+            self.seconds = time.perf_counter() - start
         return self._built
 
 

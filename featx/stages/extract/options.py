@@ -118,7 +118,7 @@ class ExtractReport:
         num_removed: Images of the file that the source has no more.
         num_animated: Animations and multi-page images read in this run; their first frame counts.
         is_unchanged: The file was as it should be, and was left alone.
-        seconds: From the first image to the published file.
+        seconds: From the first image to the published file, without loading the backbone.
         device: What the backbone ran on; None where it did not have to.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ from featx.features.values import require_finite, require_float16
 from featx.images.decode import DIGEST_BYTES, content_digest, is_animated, pixels_of
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import ImageSource, Stamp
+from featx.images.sources import NO_FILE, ImageSource, Stamp
 from featx.stages.extract.options import ExtractOptions
 
 if TYPE_CHECKING:
     from featx.backbones.engines import TorchEngine
 
+_LASTING = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
+)
+"""What the system says of a file that stays as it is until somebody changes it."""
 _NO_DIGEST = bytes(DIGEST_BYTES)
 
 
@@ -127,6 +133,12 @@ def _prepared(
             yield future.result()
 
 
+def _may_pass(err: ImageError) -> bool:
+    """Return whether the system could not read a file for reasons that are not the file's."""
+    cause = err.__cause__
+    return isinstance(cause, OSError) and cause.errno not in (None, *_LASTING)
+
+
 def _prepare(
     images: ImageSource, position: int, preprocessing: PreprocessSpec, max_pixels: int
 ) -> _Prepared:
@@ -139,6 +151,7 @@ def _prepare(
         pixels = pixels_of(content, sample_id=name, max_pixels=max_pixels)
         pixels = preprocess(pixels, preprocessing)
     except ImageError as err:
+        stamp = NO_FILE if _may_pass(err) else stamp  # no file looks like that: it is tried again
         return _Prepared(position, name, stamp, digest, reason=err.reason)
     animated = isinstance(content, bytes) and is_animated(content)
     return _Prepared(position, name, stamp, digest, animated, pixels)

@@ -75,9 +75,17 @@ def extract(
                 journal.begin({})
             earlier.require_log_for(settings, journal.num_images)
             run = _Run(output, images, options, settings, KnownRows(file, journal), backbone)
-            report = run.to_report(progress)
+            try:
+                report = run.to_report(progress)
+            except KeyboardInterrupt as stop:
+                if journal.num_images:
+                    stop.add_note(
+                        f"{journal.num_images:,} images are kept in '{journal.path}'; run the same "
+                        "command again to go on."
+                    )
+                raise
             journal.remove()
-    return replace(report, seconds=time.perf_counter() - start)
+    return replace(report, seconds=time.perf_counter() - start - backbone.seconds)
 
 
 @dataclass(frozen=True)
@@ -151,22 +159,15 @@ class _Run:
             if progress:
                 progress(len(plan.rows) - left, len(plan.rows))
 
-        try:
-            return run_backbone(
-                engine,
-                self.images,
-                self.known,
-                plan,
-                preprocessing=self.settings.spec.preprocess,
-                options=self.options,
-                after_batch=after_batch,
-            )
-        except KeyboardInterrupt as stop:
-            stop.add_note(
-                f"{journal.num_images:,} images are kept in '{journal.path}'; run the same command "
-                "again to go on."
-            )
-            raise
+        return run_backbone(
+            engine,
+            self.images,
+            self.known,
+            plan,
+            preprocessing=self.settings.spec.preprocess,
+            options=self.options,
+            after_batch=after_batch,
+        )
 
     def _environment(self) -> dict[str, str]:
         """Return that of this run, or of the earlier ones if the backbone had nothing to do."""
