@@ -13,6 +13,8 @@ from featx.features.journal import read_settings
 from featx.stages.extract.options import ExtractOptions
 from featx.stages.extract.settings import Settings
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -41,10 +43,12 @@ class Earlier:
             return self.file
         if options.overwrite:
             return None
+        only_moved = not settings.differences(self.file_settings, any_source=True)
         raise ArtifactMismatch(
             self.output,
-            f"'{self.output}' was made with other settings: {'; '.join(differences)}. Use "
-            "--overwrite to replace it, or -o for another path.",
+            f"'{self.output}' was made with other settings: {_brief(differences)}. "
+            + ("If the images were only moved, use --verify-content. " if only_moved else "")
+            + "Use --overwrite to replace it, or -o for another path.",
         )
 
     def require_log_for(self, settings: Settings, num_images: int) -> None:
@@ -60,9 +64,15 @@ class Earlier:
             raise ArtifactMismatch(
                 self.output,
                 f"'{partial_path(self.output)}' keeps {num_images:,} images of an extraction that "
-                f"was not finished, with other settings: {'; '.join(differences)}. Finish it with "
+                f"was not finished, with other settings: {_brief(differences)}. Finish it with "
                 "those, discard it with --restart, or give another output with -o.",
             )
+
+
+def _brief(differences: list[str]) -> str:
+    """Return the first differences; another backbone alone makes a dozen."""
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def find_earlier(output: Path, options: ExtractOptions) -> Earlier:

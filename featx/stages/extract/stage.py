@@ -113,7 +113,11 @@ class _Run:
         )
         num_resumed = int((plan.rows >= self.known.num_in_file).sum())
         num_extracted = len(plan.todo())
-        is_unchanged = file is not None and is_current(file, plan, samples, self.images.classes)
+        is_unchanged = (
+            file is not None
+            and file.header.details["source"] == self.settings.source
+            and is_current(file, plan, samples, self.images.classes)
+        )
         with nullcontext() if is_unchanged else start_verifier() as verifier:
             num_animated = self._fill(plan, progress)
             account_for_bad(plan, self.images, self.output, options)
