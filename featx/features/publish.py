@@ -18,7 +18,6 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing
 from featx.errors import ArtifactError
 from featx.features import storage
-from featx.features.file import COLUMNS
 from featx.features.known import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, Sample
