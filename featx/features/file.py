@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from featx.artifact import Header, partial_path, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.images.decode import DIGEST_BYTES
@@ -180,6 +180,9 @@ def verify_features(path: Path) -> None:
     """
     with _opened(path) as (file, header):
         _require_digests(file, header, path)
+        for name, low, stop in (("labels", -1, len(header.classes)), ("splits", 0, len(SPLITS))):
+            for block in _blocks(file[name]):
+                _require_range(path, name, block, low, stop)
 
 
 @contextmanager
@@ -209,7 +212,7 @@ def _translated(path: Path) -> Iterator[None]:
     """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as err:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(
@@ -232,15 +235,26 @@ def _require_finished(path: Path) -> None:
 def _read_header(file: h5py.File, path: Path) -> Header:
     if "header" not in file.attrs:
         raise ArtifactInvalid(path, f"'{path}' is an HDF5 file, but not one of featx's.")
-    stored = file.attrs.get_id("header")
-    if stored.dtype.kind != "S" or stored.shape != ():
-        raise ArtifactInvalid(path, f"'{path}': its featx header is not text of fixed length.")
+    _require_attribute(file, "header", path, kind="S", max_bytes=MAX_HEADER_BYTES)
     header = Header.from_json(bytes(file.attrs["header"]), path=path, kind="features")
+    if "complete" in file.attrs:
+        _require_attribute(file, "complete", path, kind="b", max_bytes=1)
     if not bool(file.attrs.get("complete", False)):
         raise ArtifactIncomplete(
             path, f"'{path}' is incomplete: the extraction did not finish. Run featx extract again."
         )
     return header
+
+
+def _require_attribute(
+    file: h5py.File, name: str, path: Path, *, kind: str, max_bytes: int
+) -> None:
+    """Check that an attribute is one value of fixed length, before it is read."""
+    stored = file.attrs.get_id(name)
+    if stored.dtype.kind != kind or stored.shape != () or stored.dtype.itemsize > max_bytes:
+        raise ArtifactInvalid(
+            path, f"'{path}': its attribute '{name}' is not what featx writes there."
+        )
 
 
 def _require_schema(file: h5py.File, header: Header, path: Path) -> None:
