@@ -235,6 +235,12 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def is_unfinished(output: Path) -> bool:
+    """Return whether only the log of an extraction is there, and not its output."""
+    # os.path answers where pathlib raises: for names that cannot be.
+    return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
+
+
 def kind_of_file(path: Path) -> Kind:
     """Return which of the three a file seems to be, by its first bytes, or is going to be.
 
@@ -244,7 +250,7 @@ def kind_of_file(path: Path) -> Kind:
         ArtifactIncomplete: It is the log of an extraction that has not finished.
         ArtifactError: It cannot be read.
     """
-    if not path.exists() and partial_path(path).exists():
+    if is_unfinished(path):
         return "features"
     require_file(path, made_by="featx extract, train-head or export")
     try:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from featx.artifact import MAX_HEADER_BYTES, Header, partial_path, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.images.decode import DIGEST_BYTES
@@ -222,9 +222,8 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _require_finished(path: Path) -> None:
     """Say so where an extraction has begun to write this file, and only its log is there."""
-    partial = partial_path(path)
-    if not path.exists() and partial.is_file():
-        done, total = read_progress(partial)
+    if is_unfinished(path):
+        done, total = read_progress(partial_path(path))
         raise ArtifactIncomplete(
             path,
             f"'{path}' is unfinished: {done:,} of {total:,} images. Run the same featx extract "
@@ -235,26 +234,27 @@ def _require_finished(path: Path) -> None:
 def _read_header(file: h5py.File, path: Path) -> Header:
     if "header" not in file.attrs:
         raise ArtifactInvalid(path, f"'{path}' is an HDF5 file, but not one of featx's.")
-    _require_attribute(file, "header", path, kind="S", max_bytes=MAX_HEADER_BYTES)
+    stored = file.attrs.get_id("header")
+    if stored.dtype.kind != "S" or stored.shape != ():
+        raise ArtifactInvalid(path, f"'{path}': its featx header is not text of fixed length.")
+    if stored.dtype.itemsize > MAX_HEADER_BYTES:
+        raise ArtifactInvalid(
+            path, f"'{path}': its header is {stored.dtype.itemsize} bytes, over {MAX_HEADER_BYTES}."
+        )
     header = Header.from_json(bytes(file.attrs["header"]), path=path, kind="features")
-    if "complete" in file.attrs:
-        _require_attribute(file, "complete", path, kind="b", max_bytes=1)
-    if not bool(file.attrs.get("complete", False)):
+    if not _is_complete(file):
         raise ArtifactIncomplete(
             path, f"'{path}' is incomplete: the extraction did not finish. Run featx extract again."
         )
     return header
 
 
-def _require_attribute(
-    file: h5py.File, name: str, path: Path, *, kind: str, max_bytes: int
-) -> None:
-    """Check that an attribute is one value of fixed length, before it is read."""
-    stored = file.attrs.get_id(name)
-    if stored.dtype.kind != kind or stored.shape != () or stored.dtype.itemsize > max_bytes:
-        raise ArtifactInvalid(
-            path, f"'{path}': its attribute '{name}' is not what featx writes there."
-        )
+def _is_complete(file: h5py.File) -> bool:
+    """Return whether the mark that is written last is there, and true."""
+    if "complete" not in file.attrs:
+        return False
+    stored = file.attrs.get_id("complete")  # text of variable length would be read from elsewhere
+    return stored.dtype.kind == "b" and stored.shape == () and bool(file.attrs["complete"])
 
 
 def _require_schema(file: h5py.File, header: Header, path: Path) -> None:
