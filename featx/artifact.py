@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -173,8 +174,11 @@ _NOTHING = _Nothing()
 
 
 def _brief(value: object) -> str:
+    """Return a value, shortened: digests by their start, paths by their end."""
     text = repr(value)
-    return f"{text[:13]}…{text[-1]}" if len(text) > 60 else text
+    if len(text) <= 80:
+        return f"{text[:13]}…'" if re.fullmatch("'[0-9a-f]{64}'", text) else text
+    return f"{text[:13]}…{text[-60:]}"
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
@@ -331,7 +335,8 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
             raise
         raise ArtifactError(path, f"Cannot write '{path}': {err.strerror or err}.") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or a folder: not ours
+            temporary.unlink()
 
 
 def _move_unless_there(temporary: Path, path: Path) -> None:

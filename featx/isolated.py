@@ -105,9 +105,12 @@ class IsolatedCall:
                 env=_environment(),
                 process_group=0,  # Ctrl-C is for the caller, who may have more to tidy up
             )
-        except BaseException:
+        except OSError as err:
             os.close(self._requests)
-            raise
+            raise FeatxError(
+                f"Cannot start a process to read files in: {err.strerror}. Is the machine out of "
+                "memory or processes?"
+            ) from err
         finally:
             os.close(own_end)
         return self

@@ -80,11 +80,20 @@ class FeatureFile:
 
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
-        """The images that were left out."""
-        return tuple(
-            SkippedImage(sample_id, reason, Stamp(*stamp))
-            for sample_id, reason, stamp in self.header.details["skipped"]
-        )
+        """The images that were left out.
+
+        Raises:
+            ArtifactInvalid: The header does not list them as featx does.
+        """
+        try:
+            return tuple(
+                SkippedImage(str(sample_id), str(reason), Stamp(*map(int, stamp)))
+                for sample_id, reason, stamp in self.header.details["skipped"]
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' does not list the images that were left out ({err})."
+            ) from err
 
     @cached_property
     def features(self) -> np.ndarray:

@@ -501,9 +501,6 @@ def test_power_failures_one_after_another(
             assert all(same(a, b) for a, b in zip(batches, found, strict=False))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="zeros in the place of record 0 are taken for a file that is not featx's"
-)
 def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(
     tmp_path: Path, batch_of, disk: Disk
 ) -> None:
@@ -524,9 +521,6 @@ def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(
         "short",
         pytest.param(
             "whole sectors",
-            marks=pytest.mark.xfail(
-                strict=True, reason="begin() does not sync the truncation before it writes record 0"
-            ),
         ),
     ],
 )
@@ -572,7 +566,7 @@ def test_an_extraction_on_a_failing_disk_goes_on_where_it_was(
 ) -> None:  # fmt: skip
     from featx.stages.extract import ExtractOptions, backbone, extract
 
-    monkeypatch.setattr("featx.stages.extract.stage.start_verifier", lambda: verifier)
+    monkeypatch.setattr("featx.stages.extract.stage.start_verifier", lambda _: verifier)
     build = functools.cache(backbone.open_backbone)
     monkeypatch.setattr(backbone, "open_backbone", build)  # half a second each time
     root = photos({"ants": 6, "bees": 6})

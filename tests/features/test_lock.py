@@ -163,7 +163,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         pytest.fail("locked")
 
 
-@pytest.mark.xfail(strict=True, reason="_make_folder lets OSError of Path.exists out")
 def test_a_folder_name_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError), locked(tmp_path / ("x" * 300) / "f.h5"):
         pytest.fail("locked")
@@ -220,7 +219,6 @@ class TestWithoutLocks:
         assert f"delete '{output}.lock'" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="an errno of flock that is not listed comes out as it is")
 def test_a_lock_that_fails_otherwise_is_an_artifact_error(tmp_path: Path, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -214,7 +214,7 @@ def test_settings_that_are_none(text: bytes) -> None:
         scan_of(record(0, text))
 
 
-@pytest.mark.parametrize("content", [b"x", b"fxj2", b"\0" * 100, b"path,label\n", b"fxJ1"])
+@pytest.mark.parametrize("content", [b"x", b"fxj2", b"\1" * 100, b"path,label\n", b"fxJ1"])
 def test_another_file_is_none_of_ours(content: bytes) -> None:
     with pytest.raises(ArtifactInvalid, match=r"'log' is not an extraction log of .*\. Move it"):
         scan_of(content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featx.artifact import partial_path
@@ -31,7 +31,7 @@ class Earlier:
         return [settings for settings in (self.log_settings, self.file_settings) if settings]
 
     def file_for(self, settings: Settings, options: ExtractOptions) -> FeatureFile | None:
-        """Return the file if its rows are what these settings give, None where there is none.
+        """Return the file if its rows are what these settings give, and may be taken.
 
         Raises:
             ArtifactMismatch: They are not, and it may not be replaced.
@@ -40,7 +40,7 @@ class Earlier:
             return None
         differences = settings.differences(self.file_settings, any_source=options.verify_content)
         if not differences:
-            return self.file
+            return None if options.restart else self.file
         if options.overwrite:
             return None
         only_moved = not settings.differences(self.file_settings, any_source=True)
@@ -59,7 +59,8 @@ class Earlier:
         """
         if self.log_settings is None or not num_images:
             return
-        differences = settings.differences(self.log_settings)
+        # Rows of a log are float32 whatever they will be stored as.
+        differences = settings.differences(replace(self.log_settings, dtype=settings.dtype))
         if differences:
             raise ArtifactMismatch(
                 self.output,
@@ -76,7 +77,7 @@ def _brief(differences: list[str]) -> str:
 
 
 def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
-    """Return what earlier runs left at an output; nothing with ``restart``.
+    """Return what earlier runs left at an output; with ``restart``, no log.
 
     Raises:
         ArtifactExists: Something else lies there, or a damaged file, and may not be replaced.
@@ -85,9 +86,7 @@ def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
     """
     partial = partial_path(output)
     record = read_settings(partial)
-    if options.restart:
-        return Earlier(output)
-    log = Settings.of_log(record, path=partial) if record else None
+    log = None if options.restart or not record else Settings.of_log(record, path=partial)
     if not os.path.lexists(output):
         return Earlier(output, log_settings=log)
     try:
