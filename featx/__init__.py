@@ -16,8 +16,11 @@ from featx.errors import FeatxError
 
 if TYPE_CHECKING:
     from featx.features.file import FeatureFile, open_features
+    from featx.heads.few_shot import FewShot
     from featx.heads.head import Head, open_head
     from featx.heads.mlp import MLPOptions
+    from featx.heads.sgd import SGDOptions
+    from featx.stages.check import CheckOptions, CheckReport, check
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckOptions",
+    "CheckReport",
     "EvaluateReport",
     "ExportOptions",
     "ExportReport",
@@ -35,13 +40,16 @@ __all__ = [
     "ExtractReport",
     "FeatureFile",
     "FeatxError",
+    "FewShot",
     "Head",
     "MLPOptions",
     "Prediction",
     "Predictor",
     "ReportOptions",
+    "SGDOptions",
     "TrainOptions",
     "TrainReport",
+    "check",
     "errors",
     "evaluate",
     "export_onnx",
@@ -54,8 +62,11 @@ __all__ = [
 
 _LOADED_FROM = {
     "featx.features.file": ("FeatureFile", "open_features"),
+    "featx.heads.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
     "featx.heads.mlp": ("MLPOptions",),
+    "featx.heads.sgd": ("SGDOptions",),
+    "featx.stages.check": ("CheckOptions", "CheckReport", "check"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -24,13 +25,16 @@ from typing import Any, Literal, Self, get_args
 from featx.errors import (
     ArtifactError,
     ArtifactExists,
+    ArtifactIncomplete,
     ArtifactInvalid,
     ArtifactMismatch,
     ArtifactMissing,
 )
 
 Kind = Literal["features", "head", "classifier"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LOG_MAGIC = b"fxj1"
+"""What the log of an extraction starts with."""
 MAX_HEADER_BYTES = 16 * 2**20
 """A header lists classes and skipped images, never rows; 16 MiB is far above any honest one."""
 
@@ -138,6 +142,12 @@ def fingerprint_of(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(spec).encode()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def differing_settings(
     expected: Mapping[str, Any], found: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
@@ -164,8 +174,11 @@ _NOTHING = _Nothing()
 
 
 def _brief(value: object) -> str:
+    """Return a value, shortened: digests by their start, paths by their end."""
     text = repr(value)
-    return f"{text[:13]}…{text[-1]}" if len(text) > 60 else text
+    if len(text) <= 80:
+        return f"{text[:13]}…'" if re.fullmatch("'[0-9a-f]{64}'", text) else text
+    return f"{text[:13]}…{text[-60:]}"
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
@@ -221,6 +234,43 @@ def require_file(path: Path, *, made_by: str) -> None:
         raise ArtifactInvalid(path, f"'{path}' is not a file.")
 
 
+def partial_path(output: Path) -> Path:
+    """Return where the log of an extraction lies while its output is being made."""
+    return output.with_name(output.name + ".partial")
+
+
+def is_unfinished(output: Path) -> bool:
+    """Return whether only the log of an extraction is there, and not its output."""
+    # os.path answers where pathlib raises: for names that cannot be.
+    return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
+
+
+def kind_of_file(path: Path) -> Kind:
+    """Return which of the three a file seems to be, by its first bytes, or is going to be.
+
+    Raises:
+        ArtifactMissing: Nothing is there.
+        ArtifactInvalid: It is a folder or special file.
+        ArtifactIncomplete: It is the log of an extraction that has not finished.
+        ArtifactError: It cannot be read.
+    """
+    if is_unfinished(path):
+        return "features"
+    require_file(path, made_by="featx extract, train-head or export")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as err:
+        raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
+    if start.startswith(LOG_MAGIC):
+        raise ArtifactIncomplete(
+            path, f"'{path}' is the log of an extraction; run featx extract again to finish it."
+        )
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "features"
+    return "head" if start[8:9] == b"{" else "classifier"
+
+
 def require_writable(path: Path, *, overwrite: bool) -> None:
     """Check, before any work is done, that an output may be written; make its folder.
 
@@ -254,17 +304,24 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success move it there durably, else remove it.
 
     A reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: Where to.
+        overwrite: Replace what is there.
+        temporary: Its name, for a caller that holds a lock on ``path``; None takes one that
+            nobody else has.
 
     Raises:
         ArtifactExists: ``path`` exists and ``overwrite`` is false.
         ArtifactError: The disk refused; nothing is left behind.
     """
     require_writable(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    if temporary is None:
+        temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -278,7 +335,8 @@ def publishing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
         raise ArtifactError(path, f"Cannot write '{path}': {err.strerror or err}.") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or a folder: not ours
+            temporary.unlink()
 
 
 def _move_unless_there(temporary: Path, path: Path) -> None:

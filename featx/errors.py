@@ -3,7 +3,8 @@
     FeatxError
     ├─ ConfigError          (ValueError)          an option has an unusable value
     ├─ SourceError                                an image source cannot be used
-    │   └─ ImageError                             one image cannot be used; carries sample_id
+    │   ├─ ImageError                             one image cannot be used; carries sample_id
+    │   └─ BadImages                              some cannot; carries their ids and reasons
     ├─ BackboneError                              unknown name, weights missing or not matching
     ├─ ArtifactError                              something is wrong with a file; carries path
     │   ├─ ArtifactMissing  (FileNotFoundError)
@@ -21,6 +22,7 @@ values quoted. Errors of other libraries are translated where featx touches them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,31 @@ class ImageError(SourceError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.sample_id, self.reason)
+
+
+class BadImages(SourceError):
+    """Some images of a source cannot be used.
+
+    Args:
+        images: ``(sample_id, reason)`` of each.
+        total: Images of the source.
+        advice: What the user can do, a sentence or two.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, images: Sequence[tuple[str, str]], total: int, advice: str) -> None:
+        names = [f"  {name}: {reason}" for name, reason in images[: self.SHOWN]]
+        if len(images) > self.SHOWN:
+            names.append(f"  … and {len(images) - self.SHOWN:,} more")
+        head = f"{len(images):,} of {total:,} images cannot be used:"
+        super().__init__("\n".join([head, *names, advice]))
+        self.images = tuple(images)
+        self.total = total
+        self.advice = advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.images, self.total, self.advice)
 
 
 class BackboneError(FeatxError):

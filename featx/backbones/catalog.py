@@ -1,4 +1,4 @@
-"""Which backbones there are, and the spec that says what one feature means.
+"""Which backbones there are.
 
 Every classification model of torchvision goes by its torchvision name; ``tiny`` is featx's own and
 needs no download.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,58 +19,9 @@ from torchvision import models
 from torchvision.models.feature_extraction import get_graph_node_names
 from torchvision.transforms import InterpolationMode
 
-from featx.artifact import fingerprint_of
 from featx.backbones import tiny
 from featx.errors import BackboneError
 from featx.images.preprocess import PreprocessSpec
-
-Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """Everything that decides what a feature means.
-
-    Attributes:
-        backbone: Name in the catalog.
-        weights_sha256: Of the weights file; of the tensors where they come from no file.
-        layer: Node of the model's graph that the network ends at.
-        pool: How that node's maps or tokens became a vector; ``"none"`` where it gives one.
-        num_features: Length of the vector.
-        preprocess: From pixels to the network's input.
-        precision: Arithmetic of the forward pass.
-    """
-
-    backbone: str
-    weights_sha256: str
-    layer: str
-    pool: Pool
-    num_features: int
-    preprocess: PreprocessSpec
-    precision: str = "fp32"
-
-    @property
-    def fingerprint(self) -> str:
-        """The spec's identity, 64 hexadecimal digits."""
-        return fingerprint_of(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON values."""
-        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that ``to_dict`` described.
-
-        Raises:
-            BackboneError: A value is missing or unknown.
-            ConfigError: A preprocessing value is out of range.
-        """
-        try:
-            preprocess = PreprocessSpec.from_dict(values["preprocess"])
-            return cls(**(dict(values) | {"preprocess": preprocess}))
-        except (KeyError, TypeError) as err:
-            raise BackboneError(f"Not the spec of a backbone ({err}).") from err
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from featx.backbones.catalog import (
-    BackboneSpec,
-    Pool,
     build_model,
     build_skeleton,
     classifier_layer,
     graph_nodes,
 )
+from featx.backbones.spec import BackboneSpec, Pool
 from featx.backbones.weights import Weights
 from featx.errors import BackboneError, ConfigError
 from featx.images.preprocess import PreprocessSpec

@@ -4,10 +4,10 @@ It needs no download, so it is what a first run, the examples and the tests use.
 ``WEIGHTS_FILE`` as float16; ``tools/train_tiny.py`` is how they were made.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
+
+from featx.backbones.spec import BUNDLED_WEIGHTS
 
 MEAN = (0.4914, 0.4822, 0.4465)  # CIFAR-10 train images, RGB scaled to [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
@@ -25,7 +25,7 @@ CLASSES = (
     "ship",
     "truck",
 )
-WEIGHTS_FILE = Path(__file__).with_suffix(".safetensors")
+WEIGHTS_FILE = BUNDLED_WEIGHTS
 
 
 class Tiny(nn.Module):

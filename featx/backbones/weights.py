@@ -26,8 +26,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featx.backbones import tiny
+from featx.artifact import file_sha256
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
+from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
 from featx.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ def open_weights(
             "Random weights (seed %d): features are a baseline, not a pretrained one.", seed
         )
         return open_origin(backbone, f"random:{seed}")
-    if Path(choice).suffix in {".pth", ".pt", ".safetensors"} or Path(choice).is_file():
-        return open_origin(backbone, f"file:{Path(choice).expanduser().resolve()}")
+    if file := weights_file(choice):
+        return open_origin(backbone, f"file:{file}")
     if backbone == "tiny":
         if choice not in ("default", "CIFAR10_V1"):
             raise BackboneError(f"tiny has no weights '{choice}'; it has CIFAR10_V1.")
@@ -94,7 +95,7 @@ def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weight
         state = _random_state(backbone, seed=int(rest))
         return Weights(origin, _state_sha256(state), state)
     if scheme == "bundled":
-        path = tiny.WEIGHTS_FILE
+        path = BUNDLED_WEIGHTS
     elif scheme == "torchvision":
         path = _downloaded(backbone, rest, progress=progress)
     elif scheme == "file":
@@ -121,12 +122,6 @@ def require_sha256(weights: Weights, expected: str) -> None:
             f"The weights '{weights.origin}' have sha256 {weights.sha256[:16]}…, but the features "
             f"were made with {expected[:16]}…. Give the original file with --weights."
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _state_sha256(state: Mapping[str, Tensor]) -> str:

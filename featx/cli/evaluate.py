@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_json, print_metrics, progress_bar
+from featx.cli.output import (
+    human_seconds,
+    print_fields,
+    print_json,
+    print_metrics,
+    print_skipped,
+    progress_bar,
+)
 
 
 @click.command()
 @click.argument("model", type=options.FILE)
 @click.argument("source")
+@options.on_error
+@options.max_pixels
 @options.as_json
 @options.quiet
-def evaluate(model: str, source: str, as_json: bool, quiet: bool) -> None:
+def evaluate(model: str, source: str, as_json: bool, quiet: bool, **settings: Any) -> None:
     """Score the exported file MODEL on the labelled images of SOURCE.
 
     Raw images go through the file. Classes are joined by name, so SOURCE may have fewer of them, in
@@ -22,10 +33,14 @@ def evaluate(model: str, source: str, as_json: bool, quiet: bool) -> None:
     from featx.stages.evaluate import evaluate as run
 
     with progress_bar("Evaluating", quiet=quiet) as progress:
-        report = run(model, source, progress=progress)
+        report = run(model, source, progress=progress, **settings)
     if as_json:
         print_json(report.to_dict())
         return
     print_metrics(report.metrics)
     click.echo()
-    print_fields({"time": human_seconds(report.seconds)})
+    fields = {"time": human_seconds(report.seconds)}
+    if report.skipped:
+        fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"
+    print_fields(fields)
+    print_skipped(report.skipped, rest="--json")

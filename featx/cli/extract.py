@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, progress_bar
+from featx.cli.output import human_seconds, print_fields, print_skipped, progress_bar
 
 if TYPE_CHECKING:
     from featx.stages.extract import ExtractReport
-
-_SKIPPED_SHOWN = 10
 
 
 @click.command()
@@ -74,18 +73,42 @@ _SKIPPED_SHOWN = 10
     show_default=True,
     help="Share of the training images held out where the source has no validation split.",
 )
+@options.on_error
 @click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
+    "--max-bad",
+    type=float,
+    metavar="SHARE",
+    help="Largest share of images that --on-error skip leaves out, 0 to 1.  [no limit]",
+)
+@options.max_pixels
+@click.option(
+    "--report", type=options.FILE, help="Write the images that cannot be used to this JSON file."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
     show_default=True,
-    help="What to do with an image that cannot be used.",
+    help="What the features are stored as.",
+)
+@click.option(
+    "--verify-content",
+    is_flag=True,
+    help="Read every image and compare its content hash; by default size and time tell whether it "
+    "changed.",
+)
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Extract everything again; discard what an unfinished extraction left.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an output that was made with other settings."
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--workers", type=int, help="Threads that read and decode.  [one per core]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
-@options.overwrite
 @options.quiet
 def extract(source: str, output: Path, quiet: bool, **settings: Any) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.
@@ -93,35 +116,53 @@ def extract(source: str, output: Path, quiet: bool, **settings: Any) -> None:
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
     a folder of images; a .csv or .tsv with the columns path,label[,split]; cifar10:FOLDER with
     CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
+
+    Run it again to go on after an interruption, or to bring the file up to date: only new and
+    changed images are extracted.
     """
     from featx.stages.extract import ExtractOptions
     from featx.stages.extract import extract as run
 
+    if settings["max_bad"] is not None and settings["on_error"] != "skip":
+        raise click.UsageError("--max-bad needs --on-error skip; by default no image may be bad.")
     with progress_bar("Extracting", quiet=quiet) as progress:
         settings["quiet"] = quiet or not sys.stderr.isatty()
-        report = run(source, output, ExtractOptions(**settings), progress=progress)
-    _print(report)
+        given = {name: value for name, value in settings.items() if value is not None}
+        report = run(source, output, ExtractOptions(**given), progress=progress)
+    print_fields(dict(_fields(report)))
+    print_skipped(report.skipped, rest="featx info --json")
 
 
-def _print(report: ExtractReport) -> None:
+def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
     splits = ", ".join(f"{size:,} {split}" for split, size in report.split_sizes.items())
-    fields: dict[str, object] = {
-        "features": f"{report.num_images:,} × {report.spec.num_features}  ({splits})",
-        "classes": f"{len(report.classes)}",
-        "backbone": f"{report.spec.backbone}, layer {report.spec.layer}"
-        + (f", pool {report.spec.pool}" if report.spec.pool != "none" else ""),
-        "time": f"{human_seconds(report.seconds)} "
-        f"({report.num_images / report.seconds:,.0f} images/s, {report.device})",
-        "written": report.path,
-    }
+    pool = f", pool {report.spec.pool}" if report.spec.pool != "none" else ""
+    yield "features", f"{report.num_images:,} × {report.spec.num_features}  ({splits})"
+    yield "classes", len(report.classes)
+    yield "backbone", f"{report.spec.backbone}, layer {report.spec.layer}{pool}"
+    if report.num_extracted:
+        speed = f"{report.num_extracted / report.seconds:,.0f} images/s, {report.device}"
+        yield "time", f"{human_seconds(report.seconds)} ({speed})"
+    if report.num_resumed:
+        yield "resumed", f"{report.num_resumed:,} images kept from an unfinished extraction"
+    if changes := _changes(report):
+        yield "updated", changes
+    yield ("up to date" if report.is_unchanged else "written"), report.path
     if report.num_unlabelled:
-        fields["unlabelled"] = f"{report.num_unlabelled:,} images"
+        yield "unlabelled", f"{report.num_unlabelled:,} images"
+    if report.num_animated:
+        yield "animated", f"{report.num_animated:,} images; the first frame of each was used"
     if report.num_ignored:
-        fields["ignored"] = f"{report.num_ignored:,} files that are no images"
+        yield "ignored", f"{report.num_ignored:,} files that are no images"
     if report.skipped:
-        fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"
-    print_fields(fields)
-    for sample_id, reason in report.skipped[:_SKIPPED_SHOWN]:
-        click.echo(f"  {sample_id}: {reason}")
-    if len(report.skipped) > _SKIPPED_SHOWN:
-        click.echo(f"  … and {len(report.skipped) - _SKIPPED_SHOWN} more (featx info --json)")
+        yield "skipped", f"{len(report.skipped):,} images that cannot be used:"
+
+
+def _changes(report: ExtractReport) -> str:
+    """Return what an update changed, empty where the file is new or as it was."""
+    counts = {
+        "new": report.num_new,
+        "changed": report.num_changed,
+        "removed": report.num_removed,
+        "relabelled": report.num_relabelled,
+    }
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)

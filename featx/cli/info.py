@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.artifact import require_file
+from featx.artifact import kind_of_file
 from featx.cli import options
 from featx.cli.output import human_bytes, print_fields, print_json, print_metrics
 from featx.errors import ArtifactInvalid
@@ -17,7 +17,6 @@ from featx.errors import ArtifactInvalid
 if TYPE_CHECKING:
     from featx.artifact import Header
 
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _CLASSES_SHOWN = 10
 
 
@@ -40,15 +39,13 @@ def info(path: Path, as_json: bool) -> None:
 
 
 def _open(path: Path) -> Header:
-    """Return a file's header; which of the three it is shows in its first bytes."""
-    require_file(path, made_by="featx extract, train-head or export")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(_HDF5_MAGIC):
+    """Return the header of a file that is checked on opening."""
+    kind = kind_of_file(path)
+    if kind == "features":
         from featx.features.file import open_features
 
         return open_features(path).header
-    if start[8:9] == b"{":
+    if kind == "head":
         from featx.heads.head import open_head
 
         return open_head(path).header

@@ -12,10 +12,12 @@ import click
 
 import featx
 from featx.cli.backbones import backbones
+from featx.cli.check import check
 from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
+from featx.cli.output import printable
 from featx.cli.predict import predict
 from featx.cli.report import report
 from featx.cli.train_head import train_head
@@ -32,9 +34,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FeatxError as err:
-            raise click.ClickException(str(err)) from err
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted.", err=True)
+            # Names of files may hold what a terminal acts on; the lines of a list are ours.
+            text = "\n".join(map(printable, str(err).split("\n")))
+            raise click.ClickException(text) from err
+        except (KeyboardInterrupt, click.Abort) as stop:
+            click.echo(" ".join(("Interrupted.", *getattr(stop, "__notes__", ()))), err=True)
             sys.exit(130)
 
 
@@ -67,5 +71,8 @@ def main() -> None:
     log.setLevel(logging.INFO)  # --quiet raises it
 
 
-for command in (extract, train_head, export, predict, evaluate, report, info, backbones):
+for command in (
+    *(extract, train_head, export, predict),
+    *(evaluate, report, check, info, backbones),
+):
     main.add_command(command)

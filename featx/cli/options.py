@@ -28,4 +28,18 @@ quiet = click.option(
     callback=_set_quiet,
     help="No progress and no notes, only errors and results.",
 )
+on_error = click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do with images that cannot be used: name them all, or leave them out.",
+)
+max_pixels = click.option(
+    "--max-pixels",
+    type=int,
+    default=178_956_970,
+    show_default=True,
+    help="Images with more pixels cannot be used; the limit can only be lowered.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")

@@ -13,10 +13,14 @@ import click
 if TYPE_CHECKING:
     from featx.heads.metrics import Metrics
 
+_SKIPPED_SHOWN = 10
+
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # A name that is not UTF-8 stands as "\udce9", which is JSON as well.
+    click.echo(text.encode("utf-8", "backslashreplace"))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -90,6 +94,14 @@ def _or_dash(share: float | None) -> str:
 
 def _interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
+
+
+def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
+    """Print the first images that were left out, and why; ``rest`` shows the others."""
+    for sample_id, reason in skipped[:_SKIPPED_SHOWN]:
+        click.echo(f"  {printable(sample_id)}: {printable(reason)}")
+    if len(skipped) > _SKIPPED_SHOWN:
+        click.echo(f"  … and {len(skipped) - _SKIPPED_SHOWN:,} more ({rest})")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,14 @@
 """The cache: one HDF5 file of features, written once and checked whenever it is opened.
 
-    journal   where rows wait until the extraction is complete
-    publish   from the journal to the file
+    lock      one writer per output
+    plan      the images of a source compared with the rows there are
+    known     the rows there are: those of the file, then those of the log
+    journal   the log of an extraction: rows are safe in it as soon as they are made
+    records   how the log lies on the disk
+    values    which numbers a row may hold
+    publish   from the log to the file
     file      the schema and the reader
+    storage   every byte that is written goes through here
 
 The only place that touches h5py.
 """

@@ -7,22 +7,38 @@ it reads: whatever is not exactly this schema is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from featx.artifact import Header, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
+from featx.features.journal import read_progress
 from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import SPLITS
+from featx.images.sources import SPLITS, Stamp
 
-COLUMNS = ("features", "labels", "splits", "sample_ids", "digests")
+COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 _BLOCK_BYTES = 2**25
+
+
+class SkippedImage(NamedTuple):
+    """An image without a row.
+
+    Attributes:
+        sample_id: Which.
+        reason: Why it cannot be used.
+        stamp: What its file looked like.
+    """
+
+    sample_id: str
+    reason: str
+    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class FeatureFile:
         splits: Index into ``split_names``; ``(N,)`` uint8.
         sample_ids: Path of each image relative to the source; N strings.
         digests: Content hash of each image; ``(N, 16)`` uint8.
+        stamps: Size in bytes and modification time in ns of each image's file; ``(N, 2)`` int64.
     """
 
     path: Path
@@ -44,6 +61,7 @@ class FeatureFile:
     splits: np.ndarray
     sample_ids: tuple[str, ...]
     digests: np.ndarray
+    stamps: np.ndarray
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,6 +78,23 @@ class FeatureFile:
         """Length of a row."""
         return int(self.header.spec["num_features"])
 
+    @property
+    def skipped(self) -> tuple[SkippedImage, ...]:
+        """The images that were left out.
+
+        Raises:
+            ArtifactInvalid: The header does not list them as featx does.
+        """
+        try:
+            return tuple(
+                SkippedImage(str(sample_id), str(reason), Stamp(*map(int, stamp)))
+                for sample_id, reason, stamp in self.header.details["skipped"]
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' does not list the images that were left out ({err})."
+            ) from err
+
     @cached_property
     def features(self) -> np.ndarray:
         """All rows, ``(N, num_features)`` float32; read when first asked for.
@@ -68,13 +103,37 @@ class FeatureFile:
             ArtifactMissing: The file is gone.
             ArtifactInvalid: It was damaged or replaced since it was opened.
         """
-        with _opened(self.path) as (file, header):
+        with self._same_file() as file, _translated(self.path):
+            rows: np.ndarray = file["features"][:].astype(np.float32, copy=False)
+        return rows
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+        """Yield a function from row numbers ``(n,)`` to rows ``(n, num_features)`` float32.
+
+        It reads from the file what it is asked for; cheapest when the numbers ascend.
+
+        Raises:
+            ArtifactMissing: The file is gone.
+            ArtifactInvalid: It was damaged or replaced since it was opened.
+        """
+        with self._same_file() as file:
+
+            def rows_at(numbers: np.ndarray) -> np.ndarray:
+                with _translated(self.path):
+                    return _rows_at(file["features"], numbers)
+
+            yield rows_at
+
+    @contextmanager
+    def _same_file(self) -> Iterator[h5py.File]:
+        file, header = _open(self.path)
+        with file:
             if header != self.header:  # its checksums tell one content from another
                 raise ArtifactInvalid(
                     self.path, f"'{self.path}' was replaced since it was opened. Open it again."
                 )
-            rows: np.ndarray = file["features"][:].astype(np.float32, copy=False)
-        return rows
+            yield file
 
     def rows(self, split: str) -> np.ndarray:
         """Return the row numbers of a split, ascending, int64.
@@ -115,26 +174,70 @@ def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
                 name.decode("utf-8", "surrogateescape") for name in file["sample_ids"][:]
             ),
             digests=file["digests"][:],
+            stamps=file["stamps"][:],
         )
-    _require_ranges(opened)
+    _require_range(path, "labels", opened.labels, -1, len(opened.classes))
+    _require_range(path, "splits", opened.splits, 0, len(SPLITS))
     return opened
+
+
+def verify_features(path: Path) -> None:
+    """Check all of a feature file, block by block.
+
+    Raises:
+        ArtifactError: As ``open_features``.
+    """
+    with _opened(path) as (file, header):
+        _require_digests(file, header, path)
+        for name, low, stop in (("labels", -1, len(header.classes)), ("splits", 0, len(SPLITS))):
+            for block in _blocks(file[name]):
+                _require_range(path, name, block, low, stop)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[h5py.File, Header]]:
-    """Yield the HDF5 file, its header and schema checked, and translate h5py's errors."""
+    """Yield the HDF5 file, and its header once both are checked; translate h5py's errors."""
+    file, header = _open(path)
+    with file, _translated(path):
+        yield file, header
+
+
+def _open(path: Path) -> tuple[h5py.File, Header]:
+    _require_finished(path)
     require_file(path, made_by="featx extract")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
+    with _translated(path):
+        file = h5py.File(path, "r", locking=False)
+        try:
             header = _read_header(file, path)
             _require_schema(file, header, path)
-            yield file, header
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as err:
+        except BaseException:
+            file.close()
+            raise
+    return file, header
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(
             path, f"'{path}' is not a featx feature file, or is damaged ({err})."
         ) from err
+
+
+def _require_finished(path: Path) -> None:
+    """Say so where an extraction has begun to write this file, and only its log is there."""
+    if is_unfinished(path):
+        done, total = read_progress(partial_path(path))
+        raise ArtifactIncomplete(
+            path,
+            f"'{path}' is unfinished: {done:,} of {total:,} images. Run the same featx extract "
+            "again to go on.",
+        )
 
 
 def _read_header(file: h5py.File, path: Path) -> Header:
@@ -143,12 +246,24 @@ def _read_header(file: h5py.File, path: Path) -> Header:
     stored = file.attrs.get_id("header")
     if stored.dtype.kind != "S" or stored.shape != ():
         raise ArtifactInvalid(path, f"'{path}': its featx header is not text of fixed length.")
+    if stored.dtype.itemsize > MAX_HEADER_BYTES:
+        raise ArtifactInvalid(
+            path, f"'{path}': its header is {stored.dtype.itemsize} bytes, over {MAX_HEADER_BYTES}."
+        )
     header = Header.from_json(bytes(file.attrs["header"]), path=path, kind="features")
-    if not bool(file.attrs.get("complete", False)):
+    if not _is_complete(file):
         raise ArtifactIncomplete(
             path, f"'{path}' is incomplete: the extraction did not finish. Run featx extract again."
         )
     return header
+
+
+def _is_complete(file: h5py.File) -> bool:
+    """Return whether the mark that is written last is there, and true."""
+    if "complete" not in file.attrs:
+        return False
+    stored = file.attrs.get_id("complete")  # text of variable length would be read from elsewhere
+    return stored.dtype.kind == "b" and stored.shape == () and bool(file.attrs["complete"])
 
 
 def _require_schema(file: h5py.File, header: Header, path: Path) -> None:
@@ -160,6 +275,7 @@ def _require_schema(file: h5py.File, header: Header, path: Path) -> None:
         "splits": ((num_rows,), ("|u1",)),
         "sample_ids": ((num_rows,), ("|S",)),
         "digests": ((num_rows, DIGEST_BYTES), ("|u1",)),
+        "stamps": ((num_rows, 2), ("<i8",)),
     }
     for name, (shape, dtypes) in expected.items():
         problem = _column_problem(file, name, shape, dtypes)
@@ -198,13 +314,14 @@ def _storage_problem(column: h5py.Dataset) -> str | None:
 
 
 def _require_digests(file: h5py.File, header: Header, path: Path) -> None:
+    """Compare each column with its sha256, reading it block by block."""
     stored = header.details.get("sha256")
     if not isinstance(stored, dict):
         raise ArtifactInvalid(path, f"'{path}': its header lists no sha256 of its columns.")
     for name in COLUMNS:
         digest = hashlib.sha256()
         for block in _blocks(file[name]):
-            digest.update(block)
+            digest.update(block.data)
         if stored.get(name) != digest.hexdigest():
             raise ArtifactInvalid(
                 path,
@@ -213,19 +330,26 @@ def _require_digests(file: h5py.File, header: Header, path: Path) -> None:
             )
 
 
-def _require_ranges(opened: FeatureFile) -> None:
-    """Check that labels and splits are indices of something."""
-    num_classes, path = len(opened.classes), opened.path
-    if ((opened.labels < -1) | (opened.labels >= num_classes)).any():
-        raise ArtifactInvalid(
-            path, f"'{path}' has labels outside -1 to {num_classes - 1}, its {num_classes} classes."
-        )
-    if (opened.splits >= len(SPLITS)).any():
-        raise ArtifactInvalid(path, f"'{path}' has splits outside 0 to {len(SPLITS) - 1}.")
+def _require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:
+    """Check that a column holds indices of something."""
+    if ((values < low) | (values >= stop)).any():
+        raise ArtifactInvalid(path, f"'{path}' has {name} outside {low} to {stop - 1}.")
 
 
-def _blocks(column: h5py.Dataset) -> Iterator[bytes]:
+def _blocks(column: h5py.Dataset) -> Iterator[np.ndarray]:
     row_bytes = max(1, column.dtype.itemsize * int(np.prod(column.shape[1:])))
     rows = max(1, _BLOCK_BYTES // row_bytes)
     for start in range(0, column.shape[0], rows):
-        yield np.ascontiguousarray(column[start : start + rows]).tobytes()
+        yield np.ascontiguousarray(column[start : start + rows])
+
+
+def _rows_at(column: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Return rows in any order, by one read for each run without a gap of more than a chunk."""
+    rows = np.empty((len(numbers), column.shape[1]), dtype=np.float32)
+    order = np.argsort(numbers, kind="stable")
+    gaps = np.flatnonzero(np.diff(numbers[order]) > column.chunks[0]) + 1
+    for wanted in np.split(order, gaps):
+        if len(wanted):
+            first, last = int(numbers[wanted[0]]), int(numbers[wanted[-1]])
+            rows[wanted] = column[first : last + 1][numbers[wanted] - first]
+    return rows

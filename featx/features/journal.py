@@ -1,72 +1,164 @@
-"""Where rows wait until the extraction is complete.
+"""The extraction log, ``OUT.partial``: what an extraction has done, safe once it is said.
 
-Features are appended to a nameless temporary file beside the output, so memory does not grow with
-the number of images and nothing is left behind when the process dies.
+An append-only file of records (see ``records``). It is made at the first batch, lies beside the
+output while the extraction runs, and is deleted when its rows are published.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
-import tempfile
-from collections.abc import Iterator
+import time
+from array import array
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from featx.errors import ArtifactError
+from featx.artifact import canonical_json, partial_path
+from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing
+from featx.features import storage
+from featx.features.records import (
+    Batch,
+    Scan,
+    count_images,
+    pack,
+    read_record,
+    record,
+    unpack,
+)
+from featx.images.decode import DIGEST_BYTES
+from featx.images.sources import Stamp
 
-BLOCK_ROWS = 4096
+log = logging.getLogger(__name__)
+
+_SYNC_SECONDS = 1.0
+_SYNC_IMAGES = 4096
+_NONE = -1
 
 
 class Journal:
-    """An append-only list of feature rows on disk.
+    """The log of one output: opened where there is one, made at the first batch where not.
 
     Args:
-        output: The feature file that the rows are for; the journal lies in its folder.
+        output: The feature file that the rows are for.
         num_features: Length of a row.
 
+    Attributes:
+        settings: What the rows depend on, JSON values; None until ``begin`` where there is no log.
+        num_rows: Rows in it.
+        num_images: Images in it, those without a row included.
+
     Raises:
-        ArtifactError: The folder cannot be written.
+        ArtifactInvalid: Something that is no extraction log lies at its path.
+        ArtifactError: It cannot be opened.
     """
 
     def __init__(self, output: Path, *, num_features: int) -> None:
-        self._output = output
+        self.output = output
+        self.path = partial_path(output)
         self.num_features = num_features
+        self.settings: Mapping[str, Any] | None = None
         self.num_rows = 0
-        try:
-            self._file = tempfile.TemporaryFile(dir=output.parent)  # noqa: SIM115 closed by close()
-        except OSError as err:
-            raise self._error(err) from err
+        self.num_images = 0
+        self._descriptor = _NONE
+        self._end = 0
+        self._unsynced = 0
+        self._synced_at = time.monotonic()
+        self._offsets = array("q")  # of each batch's record
+        self._first_rows = array("q")  # number of each batch's first row
+        if os.path.lexists(self.path):
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
 
-    def append(self, features: np.ndarray) -> None:
-        """Add rows, shape ``(n, num_features)``, float32.
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Forget every batch, and begin with these settings at the next one.
 
         Raises:
-            ArtifactError: The disk is full or failed.
+            ArtifactError: The disk failed.
+        """
+        self.settings, self.num_rows, self.num_images, self._end = settings, 0, 0, 0
+        self._offsets, self._first_rows = array("q"), array("q")
+        if self._descriptor != _NONE:
+            try:
+                storage.truncate(self._descriptor, 0)
+                storage.sync(self._descriptor)  # or a power failure may bring the old rows back
+            except OSError as err:
+                raise self._error(err) from err
+
+    def append(self, batch: Batch) -> None:
+        """Add a batch; on the disk within about a second, or 4,096 rows.
+
+        Raises:
+            ArtifactError: The disk is full or failed; all earlier batches are kept.
         """
         try:
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
-            self._file.flush()
+            if not self._end:
+                self._create()
+            offset = self._end
+            self._write_record(len(self._offsets) + 1, pack(batch))
+            self._note(offset, len(batch.features), len(batch.sample_ids))
+            self._unsynced += len(batch.sample_ids)
+            waited = time.monotonic() - self._synced_at
+            if self._unsynced >= _SYNC_IMAGES or waited >= _SYNC_SECONDS:
+                self.sync()
         except OSError as err:
             raise self._error(err) from err
-        self.num_rows += len(features)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all rows in order, in arrays ``(up to BLOCK_ROWS, num_features)`` float32."""
-        row_bytes = self.num_features * 4
-        for start in range(0, self.num_rows, BLOCK_ROWS):
-            rows = min(BLOCK_ROWS, self.num_rows - start)
-            self._file.seek(start * row_bytes)
-            content = self._file.read(rows * row_bytes)
-            yield np.frombuffer(content, dtype="<f4").reshape(rows, self.num_features)
+    def sync(self) -> None:
+        """Wait until every batch is on the disk.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        if self._unsynced:
+            storage.sync(self._descriptor)
+        self._unsynced, self._synced_at = 0, time.monotonic()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all batches in the order they were added."""
+        for number in range(len(self._offsets)):
+            yield self._batch(number)
+
+    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return features ``(n, num_features)``, stamps ``(n, 3)`` and digests ``(n, 16)`` of rows.
+
+        Args:
+            numbers: Of rows, counted over all batches, ``(n,)`` int64; cheapest when ascending.
+        """
+        features = np.empty((len(numbers), self.num_features), dtype="<f4")
+        stamps = np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64)
+        digests = np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8)
+        owners = np.searchsorted(np.frombuffer(self._first_rows, "q"), numbers, side="right") - 1
+        for owner in np.unique(owners):
+            batch, wanted = self._batch(int(owner)), owners == owner
+            local = numbers[wanted] - self._first_rows[owner]
+            features[wanted] = batch.features[local]
+            stamps[wanted] = batch.stamps[batch.has_row][local]
+            digests[wanted] = batch.digests[batch.has_row][local]
+        return features, stamps, digests
+
+    def remove(self) -> None:
+        """Delete the log: its rows are published."""
+        self.close()
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as err:
+            raise self._error(err) from err
 
     def close(self) -> None:
-        """Give the disk space back."""
-        with contextlib.suppress(OSError):  # bytes that a full disk refused are tried once more
-            self._file.close()
+        """Close the log; what it holds stays."""
+        if self._descriptor != _NONE:
+            with contextlib.suppress(OSError):  # a disk that refuses has been reported by append
+                self.sync()
+            os.close(self._descriptor)
+            self._descriptor = _NONE
 
     def __enter__(self) -> Self:
         return self
@@ -74,8 +166,128 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _create(self) -> None:
+        """Make the file and write record 0; who dies in between leaves a log without batches."""
+        if self._descriptor == _NONE:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            self._descriptor = os.open(self.path, flags, 0o666)
+        self._end = 0
+        self._write_record(0, canonical_json(self.settings).encode())
+        storage.sync(self._descriptor)
+        sync_folder(self.path.parent)
+
+    def _open(self) -> None:
+        """Read every record up to the first that does not verify, and cut the file there."""
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            scan = Scan(self._descriptor, self.path)
+            self.settings = scan.settings()  # None if record 0 is not whole
+            for offset, num_images, num_rows in scan.batches():
+                self._note(offset, num_rows, num_images)
+            self._end = scan.end
+            dropped = os.fstat(self._descriptor).st_size - scan.end
+            if dropped:
+                storage.truncate(self._descriptor, scan.end)
+                log.info(
+                    "'%s' ends in %s bytes that were not whole; its first %s images are kept.",
+                    *(self.path, f"{dropped:,}", f"{self.num_images:,}"),
+                )
+        except OSError as err:
+            if isinstance(err, ArtifactError):
+                raise
+            raise self._error(err) from err
+
+    def _note(self, offset: int, num_rows: int, num_images: int) -> None:
+        self._offsets.append(offset)
+        self._first_rows.append(self.num_rows)
+        self.num_rows += num_rows
+        self.num_images += num_images
+
+    def _write_record(self, number: int, payload: bytes) -> None:
+        """Write a record at the end; after a failure the file ends where it ended before."""
+        content = record(number, payload)
+        try:
+            storage.write(self._descriptor, content, self._end)
+        except OSError:
+            with contextlib.suppress(OSError):
+                storage.truncate(self._descriptor, self._end)
+            raise
+        self._end += len(content)
+
+    def _batch(self, number: int) -> Batch:
+        try:
+            payload = read_record(self._descriptor, self._offsets[number], number + 1, self.path)
+        except OSError as err:
+            if isinstance(err, ArtifactError):
+                raise
+            raise self._error(err) from err
+        try:
+            return unpack(payload, self.num_features)
+        except ValueError as err:
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' holds rows of another length than {self.num_features}."
+            ) from err
+
     def _error(self, err: OSError) -> ArtifactError:
         return ArtifactError(
-            self._output,
-            f"Cannot write features beside '{self._output}': {err.strerror or err}.",
+            self.output,
+            f"Cannot write the features of '{self.output}' to '{self.path}': "
+            f"{err.strerror or err}. {self.num_images:,} images are kept in it; run the same "
+            "command again to go on.",
         )
+
+
+def read_progress(path: Path) -> tuple[int, int]:
+    """Return how many images an extraction log holds, and how many its source has.
+
+    Raises:
+        ArtifactMissing: There is no log.
+        ArtifactInvalid: It is no extraction log.
+        ArtifactError: It cannot be read.
+    """
+    with _reading(path) as descriptor:
+        scan = Scan(descriptor, path)
+        settings = scan.settings() or {}
+        done, total = count_images(descriptor, scan.end), settings.get("num_samples")
+        total = total if isinstance(total, int) else 0
+        return min(done, total), total
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """Return record 0 of an extraction log; None where there is no log, or no whole record 0.
+
+    Raises:
+        ArtifactInvalid: Something that is no extraction log lies there.
+        ArtifactError: It cannot be read.
+    """
+    try:
+        with _reading(path) as descriptor:
+            return Scan(descriptor, path).settings()
+    except ArtifactMissing:
+        return None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError as err:
+        raise ArtifactMissing(path, f"'{path}' does not exist.") from err
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise ArtifactInvalid(path, f"'{path}' is a link; move it away.") from err
+        raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -5,8 +5,8 @@
 - Transparent images are laid over white. Grey, palette and CMYK images become RGB.
 - 16-bit grey is scaled to 8 bits. 32-bit integer and float images are refused: their range is
   not known.
-- Refused as well: truncated or damaged files, more than ``MAX_PIXELS`` pixels or
-  ``MAX_FILE_BYTES``, and anything that is not a regular file.
+- Refused as well: truncated or damaged files, more than ``max_pixels`` pixels (told by the header,
+  before any is decoded) or ``MAX_FILE_BYTES``, and anything that is not a regular file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from featx.errors import ImageError
+from featx.errors import ConfigError, ImageError
 from featx.images.preprocess import check_aspect_ratio
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -43,24 +43,50 @@ _TRANSPOSE = {
 """What makes an image of each EXIF orientation upright."""
 
 
+# What a file that may hold several frames starts with. A JPEG's second picture is never a frame.
+_GIF, _PNG, _RIFF = (b"GIF87a", b"GIF89a"), b"\x89PNG\r\n\x1a\n", b"RIFF"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WEBP_FLAGS, _WEBP_ANIMATED = 20, 2
+
+
+def check_max_pixels(max_pixels: int) -> None:
+    """Refuse a limit that cannot be: it may only be lowered.
+
+    Raises:
+        ConfigError: It is below 1, or above ``MAX_PIXELS``, where Pillow itself refuses an image.
+    """
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
+        raise ConfigError(f"max pixels must be a whole number; got {max_pixels!r}.")
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise ConfigError(
+            f"max pixels must be 1 to {MAX_PIXELS}, Pillow's own limit for decompression bombs; "
+            f"got {max_pixels}."
+        )
+
+
 def content_digest(content: bytes | np.ndarray) -> bytes:
     """Return the first 16 bytes of an image file's sha256, or of its pixels' where it has none."""
     data = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
-def pixels_of(content: bytes | np.ndarray, *, sample_id: str) -> np.ndarray:
+def pixels_of(
+    content: bytes | np.ndarray, *, sample_id: str, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Return what a source reads as pixels, ``(height, width, 3)`` uint8, RGB.
 
     Raises:
-        ImageError: It is an encoded image that cannot be used.
+        ImageError: It is an encoded image that cannot be used, or has more than ``max_pixels``.
+        ConfigError: ``max_pixels`` is out of range.
     """
     if isinstance(content, bytes):
-        return decode_image(content, sample_id=sample_id)
+        return decode_image(content, sample_id=sample_id, max_pixels=max_pixels)
+    check_max_pixels(max_pixels)
+    _check_size(content.shape[0], content.shape[1], sample_id, max_pixels)
     return content
 
 
-def read_image_file(path: Path, *, sample_id: str) -> bytes:
+def read_image_file(path: str | Path, *, sample_id: str) -> bytes:
     """Return the content of a regular file; a pipe or device is refused instead of waited for.
 
     Raises:
@@ -85,17 +111,48 @@ def read_image_file(path: Path, *, sample_id: str) -> bytes:
         raise ImageError(sample_id, f"cannot be read: {reason or err}.") from err
 
 
-def decode_image(content: bytes, *, sample_id: str) -> np.ndarray:
+def is_animated(content: bytes) -> bool:
+    """Return whether an encoded image has frames or pages beyond the first; never raises.
+
+    Costs next to nothing for what cannot have any: JPEG, BMP, and a PNG or WebP whose header says
+    nothing of an animation.
+    """
+    if not _may_be_animated(content):
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # decoding it will say what is wrong
+        return False
+
+
+def _may_be_animated(content: bytes) -> bool:
+    if content.startswith(_PNG):  # the chunk that announces frames comes before the pixels
+        return content.find(b"acTL", 0, content.find(b"IDAT")) >= 0
+    if content.startswith(_RIFF):
+        flags = content[_WEBP_FLAGS : _WEBP_FLAGS + 1]
+        return content[12:16] == b"VP8X" and bool(flags) and bool(flags[0] & _WEBP_ANIMATED)
+    return content.startswith(_GIF + _TIFF)
+
+
+def decode_image(content: bytes, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return an encoded image's pixels, shape ``(height, width, 3)``, uint8, RGB.
+
+    Args:
+        content: The whole file.
+        sample_id: Names the image in errors.
+        max_pixels: Height times width allowed, ``1 <= max_pixels <= MAX_PIXELS``.
 
     Raises:
         ImageError: The content is damaged, of an unknown format, too large or too narrow.
+        ConfigError: ``max_pixels`` is out of range.
     """
+    check_max_pixels(max_pixels)
     if not content:
         raise ImageError(sample_id, "the file is empty.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb_pixels(image, sample_id)
+            return _rgb_pixels(image, sample_id, max_pixels)
     except ImageError:
         raise
     except UnidentifiedImageError as err:
@@ -106,14 +163,16 @@ def decode_image(content: bytes, *, sample_id: str) -> np.ndarray:
         raise ImageError(sample_id, f"cannot be decoded: {_reason(err)}.") from err
 
 
-def rgb_pixels(image: Image.Image, *, sample_id: str) -> np.ndarray:
+def rgb_pixels(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return an open PIL image's pixels by the same rules, ``(height, width, 3)``, uint8, RGB.
 
     Raises:
         ImageError: It is damaged, too large, too narrow, or of a mode that is refused.
+        ConfigError: ``max_pixels`` is out of range.
     """
+    check_max_pixels(max_pixels)
     try:
-        return _rgb_pixels(image, sample_id)
+        return _rgb_pixels(image, sample_id, max_pixels)
     except ImageError:
         raise
     except Exception as err:  # as above: decoding happens here, when Pillow loads the pixels
@@ -124,15 +183,19 @@ def _reason(err: Exception) -> str:
     return str(err).rstrip(". ") or type(err).__name__
 
 
-def _rgb_pixels(image: Image.Image, sample_id: str) -> np.ndarray:
-    width, height = image.size
+def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> None:
     if not width * height:
         raise ImageError(sample_id, f"{width}×{height} pixels is no image.")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
-            sample_id, f"{width}×{height} pixels is more than the {MAX_PIXELS} allowed."
+            sample_id, f"{width}×{height} pixels is more than the {max_pixels} allowed."
         )
     check_aspect_ratio(height, width, sample_id=sample_id)
+
+
+def _rgb_pixels(image: Image.Image, sample_id: str, max_pixels: int) -> np.ndarray:
+    width, height = image.size
+    _check_size(height, width, sample_id, max_pixels)  # the header's word, before any decoding
     if image.mode in ("I", "F"):
         raise ImageError(
             sample_id,

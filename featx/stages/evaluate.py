@@ -8,18 +8,22 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from featx.classifier.session import Classifier, open_classifier
-from featx.errors import SourceError
+from featx.errors import BadImages, ConfigError, ImageError, SourceError
 from featx.heads.metrics import Metrics, measure
-from featx.images.decode import pixels_of
+from featx.images.decode import MAX_PIXELS, check_max_pixels, pixels_of
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import ImageSource, Sample, assign_validation, open_source
+from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
 
 log = logging.getLogger(__name__)
+
+OnError = Literal["fail", "skip"]
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and the number of all."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,19 @@ class EvaluateReport:
 
     Attributes:
         metrics: Scores of each split; ``"all"`` where the source has only one.
+        skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
     """
 
     metrics: dict[str, Metrics]
+    skipped: tuple[tuple[str, str], ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return {
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "skipped": [list(image) for image in self.skipped],
             "seconds": self.seconds,
         }
 
@@ -46,7 +53,9 @@ def evaluate(
     model: str | Path,
     source: str | Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    on_error: OnError = "fail",
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
 ) -> EvaluateReport:
     """Return the scores of a classifier file on a source's labelled images.
 
@@ -56,34 +65,84 @@ def evaluate(
     Args:
         model: The ONNX file.
         source: As ``extract`` takes it.
-        progress: Called after each image with the number done and the number of all.
+        on_error: ``"fail"`` looks at all images and then names those that cannot be used;
+            ``"skip"`` leaves them out.
+        max_pixels: Height times width that an image may have.
+        progress: Called after each image.
 
     Raises:
         ArtifactError: The model cannot be used.
         SourceError: The source cannot be used, has no labels, or a class the model does not know.
-        ImageError: An image cannot be used.
+        BadImages: Images cannot be used (with ``on_error="skip"``: none with a label can).
+        ConfigError: An option is out of range.
     """
+    if on_error not in get_args(OnError):
+        raise ConfigError(f"on_error must be 'fail' or 'skip'; got {on_error!r}.")
+    check_max_pixels(max_pixels)
     start = time.perf_counter()
     classifier, images = open_classifier(model), open_source(str(source))
     samples = _split(images, classifier)
     labels = _labels_by_name(images, samples, classifier)
-    logits = np.empty((len(samples), len(classifier.classes)), np.float32)
+    logits, bad = _run(
+        classifier, images, go_on=on_error == "skip", max_pixels=max_pixels, progress=progress
+    )
+    skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
+    usable = np.ones(len(samples), bool)
+    usable[list(bad)] = False
+    if not (labels[usable] >= 0).any():
+        raise BadImages(skipped, len(samples), "None with a label is left.")
+    if skipped and on_error == "fail":
+        advice = "Repair or remove them, or leave them out with --on-error skip."
+        raise BadImages(skipped, len(samples), advice)
+    splits = np.array([sample.split for sample in samples])
+    return EvaluateReport(
+        metrics=_score(logits[usable], labels[usable], splits[usable]),
+        skipped=skipped,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _run(
+    classifier: Classifier,
+    images: ImageSource,
+    *,
+    go_on: bool,
+    max_pixels: int,
+    progress: Progress | None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return logits, ``(num_samples, num_classes)`` float32, and why images cannot be used, by row.
+
+    The logits of a bad image mean nothing; nor, unless the run is to ``go_on``, do those after the
+    first: the rest is decoded, to find all that are bad, but not classified.
+    """
+    samples, bad = images.samples, dict[int, str]()
+    logits = np.zeros((len(samples), len(classifier.classes)), np.float32)
 
     def decode(index: int) -> np.ndarray:
-        return pixels_of(images.read(index), sample_id=samples[index].sample_id)
+        sample_id = samples[index].sample_id
+        return pixels_of(images.read(index), sample_id=sample_id, max_pixels=max_pixels)
 
     with closing(read_ahead(decode, len(samples))) as ahead:
-        for index, pixels in enumerate(ahead):
-            logits[index] = classifier.run(pixels.result()[None])[0][0]
+        for index, decoded in enumerate(ahead):
+            try:
+                pixels = decoded.result()
+                if go_on or not bad:
+                    logits[index] = classifier.run(pixels[None])[0][0]
+            except ImageError as err:
+                bad[index] = err.reason
             if progress:
                 progress(index + 1, len(samples))
-    splits = np.array([sample.split for sample in samples])
-    names = [name for name in ("train", "val", "test") if (splits == name).any()]
-    metrics = {name: measure(logits[splits == name], labels[splits == name]) for name in names}
-    scored = {name: scores for name, scores in metrics.items() if scores}
-    if len(scored) == 1:
-        scored = {"all": next(iter(scored.values()))}
-    return EvaluateReport(scored, time.perf_counter() - start)
+    return logits, bad
+
+
+def _score(logits: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> dict[str, Metrics]:
+    """Return the scores of each split that has labelled images; of an only one, as ``"all"``."""
+    scores: dict[str, Metrics] = {}
+    for split in SPLITS:
+        rows = splits == split
+        if rows.any() and (metrics := measure(logits[rows], labels[rows])):
+            scores[split] = metrics
+    return {"all": next(iter(scores.values()))} if len(scores) == 1 else scores
 
 
 def _split(images: ImageSource, classifier: Classifier) -> list[Sample]:

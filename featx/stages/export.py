@@ -18,9 +18,9 @@ from featx.artifact import (
     require_same_features,
     require_writable,
 )
-from featx.backbones.catalog import BackboneSpec
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import OPSET, export_network
+from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import Weights, open_origin, open_weights, require_sha256
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import NUM_IMAGES, Proof, prove

@@ -18,6 +18,7 @@ import pytest
 from featx.errors import SourceError
 from featx.images.sources import open_source
 from featx.images.sources.cifar10 import open_cifar10
+from featx.images.sources.sample import stamp_of
 
 NAMES = ["airplane", "cat", "ship"]
 
@@ -154,6 +155,16 @@ class TestHonestFiles:
         source = open_source(f"cifar10:{folder}")
         assert source.uri == f"cifar10:{inner}"
         assert open_source(source.uri).samples == source.samples
+
+    def test_a_sample_has_the_stamp_of_its_batch_when_it_was_opened(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "test_batch").write_bytes(pickle.dumps(batch(3, seed=1), 2))
+        expected = [stamp_of(f"{folder}/data_batch_1")] * 4 + [stamp_of(f"{folder}/test_batch")] * 3
+        source = open_cifar10(folder)
+        (folder / "data_batch_1").unlink()
+        monkeypatch.setattr(os, "stat", None)  # 60,000 samples take seven look-ups
+        assert [source.stamp(index) for index in range(7)] == expected
 
 
 class TestRefusals:

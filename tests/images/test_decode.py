@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import random
 import struct
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -18,14 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from featx.errors import ImageError
+from featx.errors import ConfigError, ImageError
 from featx.images import decode
 from featx.images.decode import (
     DIGEST_BYTES,
     FORMATS,
     MAX_PIXELS,
+    check_max_pixels,
     content_digest,
     decode_image,
+    is_animated,
     pixels_of,
     read_image_file,
     rgb_pixels,
@@ -358,6 +362,171 @@ class TestLimits:
         text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 200_000_000))
         content = encode(noise())
         refused(content[:33] + text + content[33:], "cannot be decoded")
+
+
+class TestMaxPixels:
+    def test_the_limit_counts_height_times_width(self) -> None:
+        content = encode(noise(20, 30))
+        assert decode_image(content, sample_id=ID, max_pixels=600).shape == (20, 30, 3)
+        with pytest.raises(ImageError, match="30×20 pixels is more than the 599 allowed") as caught:
+            decode_image(content, sample_id=ID, max_pixels=599)
+        assert caught.value.sample_id == ID
+
+    @pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
+    def test_it_is_told_by_the_header_before_any_pixel_is_decoded(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = encode(noise(20, 30), kind)
+
+        def fail(*_: object) -> None:
+            raise AssertionError("decoded")
+
+        monkeypatch.setattr(decode, "_upright", fail)
+        with pytest.raises(ImageError, match="more than the 100 allowed"):
+            decode_image(content, sample_id=ID, max_pixels=100)
+
+    def test_a_bombs_pixels_are_never_made(self) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ImageError, match="9000×9000 pixels is more than the 1000000 allow"):
+                decode_image(png(9000, 9000), sample_id=ID, max_pixels=1_000_000)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+    def test_open_images_and_pixels_keep_it_too(self) -> None:
+        pixels = noise(20, 30)
+        for read in (
+            lambda: rgb_pixels(Image.fromarray(pixels), sample_id=ID, max_pixels=599),
+            lambda: pixels_of(pixels, sample_id=ID, max_pixels=599),
+            lambda: pixels_of(encode(pixels), sample_id=ID, max_pixels=599),
+        ):
+            with pytest.raises(ImageError, match="more than the 599 allowed"):
+                read()
+
+    @pytest.mark.parametrize("limit", [0, -1, MAX_PIXELS + 1, 2**40, 1e6, True, "9"])
+    def test_it_may_only_be_lowered(self, limit: Any) -> None:
+        content, pixels = encode(noise()), noise()
+        for read in (
+            lambda: check_max_pixels(limit),
+            lambda: decode_image(content, sample_id=ID, max_pixels=limit),
+            lambda: rgb_pixels(Image.fromarray(pixels), sample_id=ID, max_pixels=limit),
+            lambda: pixels_of(pixels, sample_id=ID, max_pixels=limit),
+        ):
+            with pytest.raises(ConfigError, match=f"max pixels must be .*; got {limit!r}"):
+                read()
+
+    def test_the_message_says_whose_limit_it_is(self) -> None:
+        with pytest.raises(ConfigError, match=rf"1 to {MAX_PIXELS}, Pillow's own limit"):
+            check_max_pixels(MAX_PIXELS + 1)
+        for limit in (1, MAX_PIXELS):
+            check_max_pixels(limit)
+
+
+def frames(count: int) -> list[Image.Image]:
+    return [Image.fromarray(noise(12, 16, seed=seed)) for seed in range(count)]
+
+
+def animation(kind: str, count: int) -> bytes:
+    first, *others = frames(count)
+    return encode(first, kind, save_all=True, append_images=others)
+
+
+class TestAnimation:
+    @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+    def test_more_than_one_frame_or_page_is_told(self, kind: str) -> None:
+        assert is_animated(animation(kind, 2))
+        assert is_animated(animation(kind, 5))
+
+    @pytest.mark.parametrize("kind", FORMATS)
+    def test_a_single_image_is_none(self, kind: str) -> None:
+        assert not is_animated(encode(noise(), kind))
+        if kind not in ("JPEG", "BMP"):
+            assert not is_animated(animation(kind, 1))
+
+    @pytest.mark.parametrize("kind", ["JPEG", "MPO", "BMP", "PNG", "WEBP"])
+    def test_what_can_have_no_frames_is_not_opened(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = animation("MPO", 2) if kind == "MPO" else encode(noise(), kind)
+        monkeypatch.setattr(Image, "open", None)
+        assert not is_animated(content)
+
+    def test_a_cameras_second_picture_is_no_frame_and_the_first_is_read(self) -> None:
+        images = frames(2)
+        content = encode(images[0], "MPO", save_all=True, append_images=images[1:], quality=98)
+        expected = decoded(encode(frames(1)[0], "JPEG", quality=98))
+        np.testing.assert_array_equal(decoded(content), expected)
+
+    def test_bytes_that_look_like_an_announcement_are_looked_at(self) -> None:
+        content = encode(noise())
+        assert not is_animated(content[:33] + png_chunk(b"tEXt", b"acTL\0acTL") + content[33:])
+
+    @given(
+        start=st.sampled_from([b"", b"GIF89a", b"II*\0\x08\0\0\0", b"MM\0*", b"MM\0+", b"II+\0"]),
+        rest=st.binary(max_size=60),
+    )
+    def test_any_bytes_get_an_answer(self, start: bytes, rest: bytes) -> None:
+        assert is_animated(start + rest) in (True, False)
+        assert is_animated(b"\x89PNG\r\n\x1a\nacTL" + rest) is False
+        assert is_animated(b"RIFF\0\0\0\0WEBPVP8X\0\0\0\0\x02" + rest) is False
+
+    @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+    def test_so_does_every_beginning_of_an_animation(self, kind: str) -> None:
+        content = animation(kind, 2)
+        for length in range(0, len(content), 7):
+            assert is_animated(content[:length]) in (True, False)
+
+
+@functools.cache
+def whole_files() -> dict[str, bytes]:
+    """Return one file of each kind that cameras, editors and scanners write."""
+    image, palette = frames(1)[0], frames(1)[0].convert("P")
+    bits, deep = image.convert("1"), Image.fromarray(noise().astype(np.uint16)[:, :, 0] * 257)
+    files = {kind: encode(image.copy(), kind) for kind in FORMATS}
+    files |= {f"animated {kind}": animation(kind, 2) for kind in ("GIF", "WEBP", "PNG", "TIFF")}
+    for name, options in (
+        ("progressive", {"progressive": True}),
+        ("restarts", {"restart_marker_blocks": 1}),
+        ("turned", {"exif": orientation(6)}),
+    ):
+        files[f"JPEG {name}"] = encode(image.copy(), "JPEG", **options)
+    files["JPEG CMYK"] = encode(image.convert("CMYK"), "JPEG")
+    files["MPO"] = animation("MPO", 2)
+    files["WEBP lossy"] = encode(image.copy(), "WEBP", lossless=False)
+    for kind in ("PNG", "GIF", "BMP"):
+        files[f"{kind} palette"] = encode(palette.copy(), kind)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        files[f"TIFF {compression}"] = encode(image.copy(), "TIFF", compression=compression)
+    files["TIFF group4"] = encode(bits, "TIFF", compression="group4")
+    files["TIFF 16 bit"], files["PNG 16 bit"] = encode(deep, "TIFF"), encode(deep, "PNG")
+    return files
+
+
+class TestTruncation:
+    @pytest.mark.parametrize(("kind", "content"), whole_files().items(), ids=list(whole_files()))
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    def test_a_beginning_is_refused_or_has_all_pixels(self, kind: str, content: bytes) -> None:
+        """What a file without its end still shows is all there: its end held no pixels."""
+        whole, dice = decoded(content), random.Random(kind)
+        cuts = {*dice.sample(range(len(content)), 40), *range(len(content) - 40, len(content))}
+        for length in cuts:
+            with contextlib.suppress(ImageError):
+                np.testing.assert_array_equal(decoded(content[:length]), whole)
+
+    @given(data=st.data())
+    @settings(max_examples=100)
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    def test_damage_of_any_kind_gives_pixels_or_an_image_error(self, data: st.DataObject) -> None:
+        content = bytearray(data.draw(st.sampled_from(list(whole_files().values()))))
+        for at, value in data.draw(
+            st.dictionaries(st.integers(0, len(content) - 1), st.integers(0, 255), max_size=6)
+        ).items():
+            content[at] = value
+        damaged = bytes(content[: data.draw(st.integers(0, len(content)))])
+        assert is_animated(damaged) in (True, False)
+        with contextlib.suppress(ImageError):
+            assert decode_image(damaged, sample_id=ID, max_pixels=10_000).size
 
 
 class TestDamage:

@@ -39,3 +39,8 @@ def test_two_openings_agree_and_the_uri_finds_it_again() -> None:
     one, two = open_digits(), open_source(open_digits().uri)
     assert one.samples == two.samples
     np.testing.assert_array_equal(one.read(7), two.read(7))
+
+
+def test_digits_never_change() -> None:
+    source = open_digits()
+    assert {source.stamp(index) for index in (0, 900, 1796)} == {(0, 0, 0)}

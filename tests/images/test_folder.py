@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import tracemalloc
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
 from featx.images.decode import EXTENSIONS, decode_image
-from featx.images.sources import open_source
+from featx.images.sources import NO_FILE, folder
 from featx.images.sources.folder import FolderSource, open_folder
 
 Photos = Callable[..., Path]
@@ -146,6 +149,25 @@ class TestJunk:
         touch(tmp_path, "split/train/a/1.jpg", "split/test/a/1.jpg", "split/__MACOSX/x/._1.jpg")
         assert open_folder(tmp_path / "split").classes == ("a",)
 
+    @pytest.mark.parametrize(
+        "junk",
+        [
+            *("._1.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "ants.zip", "labels.csv"),
+            *("__MACOSX/ants/._1.jpg", "__MACOSX/ants/1.jpg", ".thumbnails/1.jpg"),
+            *(".ipynb_checkpoints/1-checkpoint.jpg", "@eaDir.txt", ".Trash-0/files/1.jpg"),
+        ],
+    )
+    @pytest.mark.parametrize("layout", ["", "train/"])
+    @pytest.mark.parametrize("inside", ["", "ants/", "ants/red/"])
+    def test_what_systems_and_tools_leave_is_ignored_counted_and_no_class(
+        self, tmp_path: Path, junk: str, layout: str, inside: str
+    ) -> None:
+        touch(tmp_path, f"{layout}ants/1.jpg", f"{layout}ants/red/1.jpg", f"{layout}bees/1.jpg")
+        source = open_folder(touch(tmp_path, layout + inside + junk))
+        assert source.classes == ("ants", "bees")
+        assert len(source.samples) == 3
+        assert source.num_ignored == 1  # a whole folder of junk counts as one
+
     def test_files_beside_and_in_split_folders_are_counted(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/a/1.jpg", "train/a/x.txt", "train/y.txt", "val/a/2.jpg", "val/.z")
         source = open_folder(touch(tmp_path, "readme.md", ".hidden", "stray.jpg"))
@@ -188,8 +210,19 @@ class TestLinks:
     def test_a_loop_is_named(self, tmp_path: Path, target: str, layout: str) -> None:
         touch(tmp_path, f"photos/{layout}/1.jpg")
         (tmp_path / "photos" / layout / "again").symlink_to(target, target_is_directory=True)
-        with pytest.raises(SourceError, match=r"again.*' is a link to a folder that contains it"):
+        with pytest.raises(SourceError, match=r"/again' is a link to a folder that contains it"):
             open_folder(tmp_path / "photos")
+
+    def test_a_link_to_what_contains_everything_is_found_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "photos/ants/1.jpg")
+        (tmp_path / "photos/ants/root").symlink_to("/", target_is_directory=True)
+        listed, scandir = [], os.scandir
+        monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+        with pytest.raises(SourceError, match="ants/root' is a link to a folder that contains it"):
+            open_folder(tmp_path / "photos")
+        assert len(listed) <= 3
 
     def test_two_links_to_one_folder_are_no_loop(self, tmp_path: Path) -> None:
         touch(tmp_path, "store/1.jpg")
@@ -229,6 +262,21 @@ class TestNames:
         assert [sample.sample_id for sample in source.samples] == sorted(names)
         for index, name in enumerate(sorted(names)):
             assert source.read(index) == os.fsencode(name)
+
+    def test_names_that_differ_only_in_how_an_accent_is_written(self, tmp_path: Path) -> None:
+        forms = [unicodedata.normalize(form, "a/größe.jpg") for form in ("NFC", "NFD")]
+        source = open_folder(touch(tmp_path, *forms))
+        ids = [sample.sample_id for sample in source.samples]
+        assert ids == sorted(forms)
+        assert [os.fsdecode(source.read(index)) for index in (0, 1)] == ids
+
+    def test_a_long_name_and_a_bad_image_of_an_odd_name(self, tmp_path: Path) -> None:
+        odd = "b/\x1b[31m\n" + "x" * 240 + ".jpg"
+        source = open_folder(touch(tmp_path, odd))
+        assert source.stamp(0).size == len(odd)
+        with pytest.raises(ImageError) as caught:
+            decode_image(source.read(0), sample_id=source.samples[0].sample_id)
+        assert caught.value.sample_id == odd
 
     def test_a_class_name_that_is_not_utf8(self, tmp_path: Path) -> None:
         name = os.fsdecode(b"ameisen-gro\xdf")
@@ -297,15 +345,14 @@ class TestReading:
     def test_a_folder_that_vanishes_meanwhile_is_named(
         self, photos: Photos, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        root = photos({"ants": 1, "bees": 1})
-        stat = Path.stat
+        root, stat = photos({"ants": 1, "bees": 1}), os.stat
 
-        def gone(self: Path, **options: bool) -> os.stat_result:
-            if self.name == "bees":
+        def gone(path: str | Path) -> os.stat_result:
+            if str(path).rstrip("/").endswith("bees"):
                 raise FileNotFoundError(2, "No such file or directory")
-            return stat(self, **options)
+            return stat(path)
 
-        monkeypatch.setattr(Path, "stat", gone)
+        monkeypatch.setattr(folder, "os", SimpleNamespace(**vars(os) | {"stat": gone}))
         with pytest.raises(SourceError, match=r"Cannot list the folder '.*bees': No such file"):
             open_folder(root)
 
@@ -323,16 +370,60 @@ class TestReading:
         with pytest.raises(SourceError, match="bees': Permission denied"):
             open_folder(root)
 
-    def test_folders_nested_too_deeply_are_an_error_not_a_crash(self, tmp_path: Path) -> None:
+    def test_depth_takes_no_stack(self, tmp_path: Path) -> None:
         touch(tmp_path, "d/" * 150 + "1.jpg")
-        assert len(open_source(str(tmp_path)).samples) == 1
         before = sys.getrecursionlimit()
-        sys.setrecursionlimit(len(inspect.stack(0)) + 120)
+        sys.setrecursionlimit(len(inspect.stack(0)) + 50)
         try:
-            with pytest.raises(SourceError, match=r"Cannot open .*recursion"):
-                open_source(str(tmp_path))
+            assert len(open_folder(tmp_path).samples) == 1
         finally:
             sys.setrecursionlimit(before)
+
+    def test_paths_that_are_too_long_are_an_error_not_a_crash(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(touch(tmp_path, "a/1.jpg") / "a")
+        for _ in range(20):
+            Path("d" * 250).mkdir()
+            os.chdir("d" * 250)
+        with pytest.raises(
+            SourceError, match=r"Cannot list the folder '.*ddd': File name too long"
+        ):
+            open_folder(tmp_path)
+
+    @pytest.mark.skipif(os.getuid() == 0, reason="root may read anything")
+    def test_locked_folders_and_images_are_named(self, photos: Photos) -> None:
+        source = open_folder(root := photos({"ants": 1, "bees": 1}))
+        (root / "ants" / "000.jpg").chmod(0)
+        with pytest.raises(ImageError, match=r"'ants/000\.jpg': cannot be read: Permission denied"):
+            source.read(0)
+        (root / "bees").chmod(0)
+        assert source.stamp(1) == NO_FILE
+        with pytest.raises(SourceError, match="bees': Permission denied"):
+            open_folder(root)
+        (root / "bees").chmod(0o700)
+
+    def test_a_pipe_or_a_device_named_like_an_image(self, tmp_path: Path) -> None:
+        (touch(tmp_path, "a/0.jpg") / "a" / "1.jpg").symlink_to("/dev/zero")
+        os.mkfifo(tmp_path / "a" / "2.jpg")
+        source = open_folder(tmp_path)
+        for index in (1, 2):
+            with pytest.raises(ImageError, match=rf"'a/{index}\.jpg': not a regular file"):
+                source.read(index)
+
+    def test_an_image_costs_little_memory(self, tmp_path: Path) -> None:
+        (tmp_path / "ants").mkdir()
+        for number in range(2000):
+            (tmp_path / "ants" / f"image_{number:06d}.jpg").touch()
+        open_folder(tmp_path)
+        tracemalloc.start()
+        try:
+            source = open_folder(tmp_path)
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < peak < 2000 * 250  # bytes; two million images fit into 500 MB
+        assert not hasattr(source.samples[0], "__dict__")
 
 
 @pytest.mark.real_data

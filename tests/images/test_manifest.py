@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
 from featx.images.sources.manifest import ManifestSource, open_manifest
-from featx.images.sources.sample import SPLITS, Sample
+from featx.images.sources.sample import NO_FILE, SPLITS, Sample
 
 
 def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
@@ -69,6 +69,25 @@ class TestTables:
             source = open_manifest(write(tmp_path, table, name))
             assert listed(source) == [("a,b.jpg", "red, big", "train")]
 
+    @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+    @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+    def test_the_delimiter_shows_in_the_first_line(
+        self, tmp_path: Path, name: str, delimiter: str
+    ) -> None:
+        rows = [["path", "label", "split"], ["a.jpg", "ants", "val"], ["b.jpg", "bees", ""]]
+        table = "\n".join(delimiter.join(row) for row in rows)
+        source = open_manifest(write(tmp_path, table, name))
+        assert listed(source) == [("a.jpg", "ants", "val"), ("b.jpg", "bees", "train")]
+
+    def test_a_comma_in_the_first_line_outweighs_a_semicolon(self, tmp_path: Path) -> None:
+        table = "path,label,note; or not\na;b.jpg,x;y,\n"
+        assert listed(open_manifest(write(tmp_path, table))) == [("a;b.jpg", "x;y", "train")]
+
+    @pytest.mark.parametrize("header", ["Path,Label", " PATH , LABEL ", "\ufeffpath,Label"])
+    def test_columns_in_any_case_and_with_spaces(self, tmp_path: Path, header: str) -> None:
+        source = open_manifest(write(tmp_path, f"{header},SPLIT\n1.jpg,Ants,TEST\n"))
+        assert listed(source) == [("1.jpg", "Ants", "test")]
+
     @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
     def test_what_spreadsheets_write(self, tmp_path: Path, newline: str, mark: bytes) -> None:
@@ -105,8 +124,9 @@ class TestRefusals:
         [
             ("", "found nothing"),
             ("\n\n", "found nothing"),
-            ("path;label\n1.jpg;ants\n", "columns path and label.*found 'path;label'"),
-            ("path\tlabel\n1.jpg\tants\n", "columns path and label"),
+            ("path|label\n1.jpg|ants\n", "columns path and label.*found 'path|label'"),
+            ("path;label\n1.jpg,ants\n", "line 2: expected 2 fields .*, found 1"),
+            ("Path,PATH,label\n1.jpg,1.jpg,a\n", "once, in its first line; found 'Path', 'PATH'"),
             ("file,class\n1.jpg,ants\n", "found 'file', 'class'"),
             ("1.jpg,ants\n2.jpg,bees\n", "found '1.jpg', 'ants'"),
             ("path,label,label\n1.jpg,a,b\n", "once, in its first line"),
@@ -131,7 +151,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
     def test_other_encodings_are_refused(self, tmp_path: Path, encoding: str) -> None:
-        refused(tmp_path, "path,label\nü.jpg,ä\n".encode(encoding), "Cannot read .*utf-8")
+        refused(
+            tmp_path,
+            "path,label\nü.jpg,ä\n".encode(encoding),
+            "Cannot read .*not UTF-8 .*Save it as UTF-8",
+        )
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_table_or_a_source_error(self, tmp_path: Path, content: bytes) -> None:
@@ -169,6 +193,36 @@ class TestReading:
         monkeypatch.chdir("/")
         assert [source.read(index) for index in range(3)] == [b"sets/in/1.jpg", b"2.jpg", b"2.jpg"]
         assert source.uri == str(tmp_path / "sets" / "images.csv")
+
+    def test_an_absolute_path_and_dots_stay_as_they_are_written(self, tmp_path: Path) -> None:
+        (tmp_path / "set").mkdir()
+        (tmp_path / "1.jpg").write_bytes(b"one")
+        names = [f"{tmp_path}/1.jpg", "../1.jpg", "../set/../1.jpg"]
+        source = open_manifest(write(tmp_path / "set", "path,label\n" + ",a\n".join([*names, ""])))
+        assert [sample.sample_id for sample in source.samples] == names
+        assert {source.read(index) for index in range(3)} == {b"one"}
+        assert len({source.stamp(index) for index in range(3)}) == 1
+
+    def test_images_that_are_missing_are_found_by_their_stamp_and_when_read(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "1.jpg").write_bytes(b"one")
+        source = open_manifest(write(tmp_path, "path,label\n0.jpg,a\n1.jpg,a\n2.jpg,b\n"))
+        missing = [index for index in range(3) if source.stamp(index) == NO_FILE]
+        assert missing == [0, 2]
+        for index in missing:
+            with pytest.raises(ImageError, match=f"'{index}.jpg': cannot be read: No such file"):
+                source.read(index)
+
+    def test_opening_looks_no_image_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path, "path,label\n" + "".join(f"{i}.jpg,a\n" for i in range(50)))
+        looked_up, stat = [], os.stat
+        monkeypatch.setattr(os, "stat", lambda *a, **o: looked_up.append(a) or stat(*a, **o))
+        source = open_manifest(path)
+        assert len(source.samples) == 50
+        assert not [path for (path, *_) in looked_up if str(path).endswith(".jpg")]
 
     @pytest.mark.parametrize("name", ["gone.jpg", "a\0b.jpg", "x" * 300, "."])
     def test_what_cannot_be_read_is_an_image_error(self, tmp_path: Path, name: str) -> None:

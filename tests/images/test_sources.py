@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ConfigError, SourceError
-from featx.images.sources import SPLITS, Sample, assign_validation, open_source
+from featx.images.sources import (
+    NO_FILE,
+    SPLITS,
+    Sample,
+    Stamp,
+    assign_validation,
+    open_source,
+)
 from featx.images.sources.cifar10 import Cifar10Source
 from featx.images.sources.digits import DigitsSource
 from featx.images.sources.folder import FolderSource
 from featx.images.sources.manifest import ManifestSource
+from featx.images.sources.sample import stamp_of
 
 Photos = Callable[..., Path]
 
@@ -73,6 +82,17 @@ class TestOpenSource:
             assert (again.uri, again.classes) == (source.uri, source.classes)
             assert list(again.samples) == list(source.samples)
 
+    def test_stamps_are_those_of_the_files(self, uris: dict[type, str], tmp_path: Path) -> None:
+        status = (tmp_path / "photos" / "ants" / "000.jpg").stat()
+        expected = Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        for kind in (FolderSource, ManifestSource):
+            assert open_source(uris[kind]).stamp(0) == expected
+        for uri in uris.values():
+            source, again = open_source(uri), open_source(uri)
+            stamps = [source.stamp(index) for index in range(len(source.samples))]
+            assert stamps == [again.stamp(index) for index in range(len(stamps))]
+            assert all(isinstance(stamp, Stamp) and stamp != NO_FILE for stamp in stamps)
+
     def test_home_is_understood(
         self, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -118,6 +138,39 @@ class TestOpenSource:
     def test_an_empty_folder_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=f"'{tmp_path}' holds no images"):
             open_source(str(tmp_path))
+
+
+class TestStamp:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        (tmp_path / "a.jpg").write_bytes(b"content")
+        return tmp_path / "a.jpg"
+
+    def test_new_content_of_the_same_length_and_time_has_another(self, path: Path) -> None:
+        before, times = stamp_of(str(path)), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        time.sleep(0.02)  # a tick of the file system's clock
+        path.write_bytes(b"CONTENT")
+        os.utime(path, ns=times)
+        after = stamp_of(str(path))
+        assert after[:2] == before[:2]
+        assert after.ctime_ns > before.ctime_ns
+
+    def test_reading_leaves_it_alone(self, path: Path) -> None:
+        before = stamp_of(str(path))
+        assert before.size == len(path.read_bytes())
+        assert stamp_of(str(path)) == before
+
+    def test_a_link_has_that_of_its_target(self, path: Path) -> None:
+        (path.parent / "link.jpg").symlink_to("a.jpg")
+        assert stamp_of(f"{path.parent}/link.jpg") == stamp_of(str(path))
+
+    @pytest.mark.parametrize(
+        "name", ["gone.jpg", "dangling.jpg", "loop.jpg", "a\0.jpg", "x" * 300, "a.jpg/b", "\ud800"]
+    )
+    def test_what_cannot_be_looked_up_has_none(self, path: Path, name: str) -> None:
+        (path.parent / "dangling.jpg").symlink_to("nowhere.jpg")
+        (path.parent / "loop.jpg").symlink_to("loop.jpg")
+        assert stamp_of(f"{path.parent}/{name}") == NO_FILE == (-1, -1, -1)
 
 
 def samples(count: int, split: str = "train", *, start: int = 0) -> list[Sample]:

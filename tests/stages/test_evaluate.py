@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
-from featx.errors import ImageError, SourceError
+from featx.cli import main
+from featx.errors import BadImages, ConfigError, SourceError
 from featx.heads.head import open_head
 from featx.stages.evaluate import evaluate
 from featx.stages.export import export_onnx
@@ -73,8 +78,88 @@ def test_images_without_labels(
 def test_a_bad_image_is_named(trained: tuple[Path, Path, Path]) -> None:
     source, _, model = trained
     (source / "bees" / "005.png").write_bytes(b"broken")
-    with pytest.raises(ImageError, match=r"bees/005\.png"):
+    with pytest.raises(BadImages, match=r"1 of 36 images.*\n  bees/005\.png: not an image"):
         evaluate(model, source)
+
+
+@pytest.fixture
+def damaged(trained: tuple[Path, Path, Path]) -> tuple[Path, Path]:
+    """Source and model; five images of the source are bad, each in its own way."""
+    source, _, model = trained
+    (source / "ants" / "000.jpg").write_bytes(b"")
+    (source / "bees" / "001.jpg").write_bytes((source / "bees" / "000.jpg").read_bytes()[:-9])
+    (source / "bees" / "new.jpg").symlink_to("nowhere.jpg")
+    (source / "wasps" / "zz.jpg").write_bytes(b"<html>")
+    os.mkfifo(source / "wasps" / "pipe.jpg")
+    return source, model
+
+
+BAD = ["ants/000.jpg", "bees/001.jpg", "bees/new.jpg", "wasps/pipe.jpg", "wasps/zz.jpg"]
+
+
+def test_all_bad_images_are_named_at_once(damaged: tuple[Path, Path]) -> None:
+    source, model = damaged
+    seen: list[int] = []
+    with pytest.raises(BadImages, match=r"^5 of 39 images cannot be used:\n") as caught:
+        evaluate(model, source, progress=lambda done, _: seen.append(done))
+    assert [name for name, _ in caught.value.images] == BAD
+    reasons = dict(caught.value.images)
+    assert reasons["ants/000.jpg"] == "the file is empty."
+    assert "truncated" in reasons["bees/001.jpg"]
+    assert str(caught.value).endswith("leave them out with --on-error skip.")
+    assert seen[-1] == 39
+
+
+def test_bad_images_can_be_left_out(damaged: tuple[Path, Path]) -> None:
+    source, model = damaged
+    report = evaluate(model, source, on_error="skip")
+    assert sum(scores.num_samples for scores in report.metrics.values()) == 34
+    assert [name for name, _ in report.skipped] == BAD
+    assert [name for name, _ in report.to_dict()["skipped"]] == BAD
+    for name in BAD:
+        (source / name).unlink()
+    without = evaluate(model, source)
+    assert without.skipped == ()
+    assert without.metrics == report.metrics
+
+
+def test_nothing_is_scored_where_no_labelled_image_can_be_used(
+    trained: tuple[Path, Path, Path], photos: Callable[..., Path]
+) -> None:
+    source = photos({"ants": 2, ".": 3}, name="other")
+    for path in (source / "ants").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(BadImages, match=r"2 of 5 images.*\n.*\n.*\nNone with a label is left"):
+        evaluate(trained[2], source, on_error="skip")
+
+
+def test_larger_images_can_be_refused(trained: tuple[Path, Path, Path]) -> None:
+    source, _, model = trained
+    Image.new("RGB", (200, 200)).save(source / "ants" / "large.png")
+    with pytest.raises(BadImages, match=r"large\.png: 200×200 pixels is more than the 39999"):
+        evaluate(model, source, max_pixels=39_999)
+    assert evaluate(model, source, max_pixels=40_000).skipped == ()
+
+
+@pytest.mark.parametrize("options", [{"max_pixels": 0}, {"on_error": "ignore"}])
+def test_options_are_checked_first(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"max pixels|on_error"):
+        evaluate(tmp_path / "none.onnx", tmp_path, **options)
+
+
+def test_the_command_names_or_leaves_out(damaged: tuple[Path, Path]) -> None:
+    source, model = damaged
+    command = ["evaluate", str(model), str(source)]
+    failed = CliRunner().invoke(main, command)
+    assert failed.exit_code == 1
+    assert all(name in failed.stderr for name in BAD)
+    done = CliRunner().invoke(main, [*command, "--on-error", "skip"])
+    assert done.exit_code == 0
+    assert "5 images that cannot be used" in done.stdout
+    assert "  wasps/pipe.jpg: not a regular file." in done.stdout
+    small = CliRunner().invoke(main, [*command, "--on-error", "skip", "--max-pixels", "1000"])
+    assert "… and" in small.stdout
+    assert "allowed" in small.stdout
 
 
 def test_progress_and_json(trained: tuple[Path, Path, Path]) -> None:
@@ -82,5 +167,5 @@ def test_progress_and_json(trained: tuple[Path, Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     report = evaluate(model, source, progress=lambda *numbers: seen.append(numbers))
     assert seen == [(i, 36) for i in range(1, 37)]
-    assert set(report.to_dict()) == {"metrics", "seconds"}
+    assert set(report.to_dict()) == {"metrics", "skipped", "seconds"}
     assert report.to_dict()["metrics"]["val"]["top1"] == report.metrics["val"].top1

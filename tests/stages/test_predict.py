@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from featx.cli import main
 from featx.errors import ArtifactMissing, ConfigError, ImageError
+from featx.images.decode import MAX_PIXELS
 from featx.stages.export import export_onnx
 from featx.stages.extract import ExtractOptions, extract
 from featx.stages.predict import Prediction, Predictor, find_images
@@ -136,3 +141,141 @@ def test_folders_stand_for_their_images(photos: Callable[..., Path]) -> None:
     assert find_images([root / "none.jpg"]) == [
         root / "none.jpg"
     ]  # reading it says that it is gone
+
+
+def test_every_bad_image_has_its_line(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    Image.new("RGB", (90, 90)).save(folder / "good.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:-30])
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "empty.jpg").touch()
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    names = [*find_images([folder]), "x" * 300 + ".jpg", "a\0.jpg", str(tmp_path / "gone.jpg")]
+    answers = list(predictor.predict_each(names))
+    assert [answer.image for answer in answers] == [str(name) for name in names]
+    reasons = {Path(answer.image).name: answer.error for answer in answers}
+    assert reasons.pop("good.jpg") is None
+    assert len(reasons) == 9
+    assert "truncated" in str(reasons["cut.jpg"])
+    assert reasons["dangling.jpg"] == "cannot be read: No such file or directory."
+    assert reasons["empty.jpg"] == "the file is empty."
+    assert "Too many levels" in str(reasons["loop.jpg"])
+    assert reasons["pipe.jpg"] == reasons["zero.jpg"] == "not a regular file."
+    assert "File name too long" in str(reasons["x" * 300 + ".jpg"])
+
+
+def test_paths_that_cannot_be_looked_up_are_bad_images_not_crashes() -> None:
+    names = ["x" * 300, "a\0b", "no/such.jpg"]
+    assert find_images(names) == [Path(name) for name in names]
+
+
+def test_larger_images_can_be_refused(model: Path) -> None:
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    images = [pixels, Image.fromarray(pixels), buffer.getvalue()]
+    for answer in Predictor(model, max_pixels=599).predict_each(images):
+        assert answer.error == "30×20 pixels is more than the 599 allowed."
+    for answer in Predictor(model, max_pixels=600).predict_each(images):
+        assert answer.error is None
+    with pytest.raises(ConfigError, match="max pixels must be 1 to"):
+        Predictor(model, max_pixels=0)
+
+
+def test_pixels_need_not_lie_in_order(predictor: Predictor) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    views = [pixels[::-1, :, ::-1], pixels.transpose(1, 0, 2), pixels[::2, 1:]]
+    for answer, copied in zip(
+        predictor.predict(views), predictor.predict([view.copy() for view in views]), strict=True
+    ):
+        assert answer.top == copied.top
+
+
+class TestCommand:
+    def test_bad_images_have_a_line_each_and_fail_at_the_end(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+        (tmp_path / "b.png").write_bytes(b"broken")
+        command = ["predict", str(model), str(tmp_path), "--format", "csv", "-k", "1"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1
+        rows = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert [bool(row["error"]) for row in rows] == [False, True]
+        assert "1 of 2 images could not be used" in result.stderr
+        result = CliRunner().invoke(main, [*command, "--max-pixels", "80"])
+        assert "9×9 pixels is more than the 80 allowed." in result.stdout
+
+    def test_a_name_that_is_not_utf8_comes_out_as_its_bytes(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+        odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+        os.rename(tmp_path / "a.png", odd)  # noqa: PTH104 a Path has no bytes
+        result = CliRunner().invoke(main, ["predict", str(model), str(tmp_path), "--format", "csv"])
+        assert result.exit_code == 0
+        assert odd in result.stdout_bytes
+
+    def test_the_limit_shown_is_the_librarys(self) -> None:
+        for command in ("predict", "evaluate"):
+            shown = CliRunner().invoke(main, [command, "--help"]).stdout
+            assert f"[default: {MAX_PIXELS}]" in " ".join(shown.split())
+
+
+class TestManyImages:
+    @pytest.fixture
+    def images(self, photos: Callable[..., Path]) -> list[Path]:
+        """Images of many sizes, and runs of one size."""
+        folder = photos({"ants": 9, "bees": 8})
+        same = sorted((folder / "bees").iterdir())
+        for path in same:
+            with Image.open(path) as image:
+                image.resize((40, 30)).save(path)
+        return sorted((folder / "ants").iterdir()) + same
+
+    def test_a_list_and_a_generator_answer_alike(
+        self, predictor: Predictor, images: list[Path]
+    ) -> None:
+        at_once = list(predictor.predict_each(images))
+        one_by_one = list(predictor.predict_each(path for path in images))
+        assert [p.image for p in at_once] == list(map(str, images))
+        for a, b in zip(at_once, one_by_one, strict=True):
+            assert [label for label, _ in a.top] == [label for label, _ in b.top]
+            assert np.allclose([p for _, p in a.top], [p for _, p in b.top], atol=1e-5)
+
+    def test_neighbours_of_one_size_are_run_together(
+        self, predictor: Predictor, images: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes = []
+        run = predictor._classifier.run
+
+        def count(batch: np.ndarray) -> object:
+            sizes.append(len(batch))
+            return run(batch)
+
+        monkeypatch.setattr(predictor._classifier, "run", count)
+        predictor.predict(images)
+        assert sizes[-1] == 8
+        assert sum(sizes) == len(images)
+
+    def test_a_bad_image_among_them_keeps_its_place(
+        self, predictor: Predictor, images: list[Path]
+    ) -> None:
+        images[12].write_bytes(b"no image")
+        answers = list(predictor.predict_each(images))
+        assert [i for i, answer in enumerate(answers) if answer.error] == [12]
+        assert [answer.image for answer in answers] == list(map(str, images))
+
+    def test_a_batch_holds_a_bounded_number_of_bytes(
+        self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("featx.stages.predict._MAX_BATCH_BYTES", 3 * 50 * 50 * 3)
+        sizes, run = [], predictor._classifier.run
+        monkeypatch.setattr(
+            predictor._classifier, "run", lambda batch: sizes.append(len(batch)) or run(batch)
+        )
+        predictor.predict([np.zeros((50, 50, 3), np.uint8)] * 10)
+        assert sizes == [3, 3, 3, 1]

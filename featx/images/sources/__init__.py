@@ -2,6 +2,7 @@
 
 ``open_source`` takes what a user types: a folder, a ``.csv`` or ``.tsv`` manifest,
 ``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same ``ImageSource``.
+What looks wrong with the classes of any of them, ``warn_of_odd_classes`` says.
 """
 
 from __future__ import annotations
@@ -9,9 +10,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.images.sources.sample import SPLITS, ImageSource, Sample, assign_validation
+from featx.images.sources.classes import warn_of_odd_classes
+from featx.images.sources.sample import (
+    NO_FILE,
+    SPLITS,
+    ImageSource,
+    Sample,
+    Stamp,
+    assign_validation,
+)
 
-__all__ = ["SPLITS", "ImageSource", "Sample", "assign_validation", "open_source"]
+__all__ = [
+    "NO_FILE",
+    "SPLITS",
+    "ImageSource",
+    "Sample",
+    "Stamp",
+    "assign_validation",
+    "open_source",
+    "warn_of_odd_classes",
+]
 
 
 def open_source(uri: str) -> ImageSource:

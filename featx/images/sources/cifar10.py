@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import SourceError
-from featx.images.sources.sample import Sample
+from featx.images.sources.sample import Sample, Stamp, stamp_of
 
 _BATCHES = {**{f"data_batch_{i}": "train" for i in range(1, 6)}, "test_batch": "test"}
 
@@ -28,6 +28,7 @@ class Cifar10Source:
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     images: np.ndarray
+    stamps: dict[str, Stamp]
     num_ignored: int = 0
 
     @property
@@ -39,6 +40,10 @@ class Cifar10Source:
         """Return a sample's pixels, ``(32, 32, 3)`` uint8."""
         planes: np.ndarray = self.images[index].reshape(3, 32, 32)
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def stamp(self, index: int) -> Stamp:
+        """Return the stamp that a sample's batch had when the source was opened."""
+        return self.stamps[self.samples[index].sample_id.partition("/")[0]]
 
 
 def open_cifar10(folder: Path) -> Cifar10Source:
@@ -58,8 +63,10 @@ def open_cifar10(folder: Path) -> Cifar10Source:
     classes = _class_names(root / "batches.meta")
     images: list[np.ndarray] = []
     samples: list[Sample] = []
+    stamps: dict[str, Stamp] = {}
     for batch, split in _BATCHES.items():
         if (root / batch).is_file():
+            stamps[batch] = stamp_of(f"{root}/{batch}")  # before its content, lest it be too new
             pixels, labels = _read_batch(root / batch, len(classes))
             images.append(pixels)
             samples += [
@@ -67,7 +74,7 @@ def open_cifar10(folder: Path) -> Cifar10Source:
             ]
     if not samples:
         raise SourceError(f"'{root}' has no batches: none of {', '.join(_BATCHES)}.")
-    return Cifar10Source(root, classes, tuple(samples), np.concatenate(images))
+    return Cifar10Source(root, classes, tuple(samples), np.concatenate(images), stamps)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

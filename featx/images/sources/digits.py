@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.images.sources.sample import Sample
+from featx.images.sources.sample import NEVER_CHANGES, Sample, Stamp
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,10 @@ class DigitsSource:
     def read(self, index: int) -> np.ndarray:
         """Return a sample's pixels, ``(8, 8, 3)`` uint8."""
         return np.repeat(self.images[index][:, :, None], 3, axis=2)
+
+    def stamp(self, index: int) -> Stamp:
+        """Return ``NEVER_CHANGES``: the digits are no files of their own."""
+        return NEVER_CHANGES
 
 
 def open_digits() -> DigitsSource:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from featx.errors import SourceError
 from featx.images.decode import EXTENSIONS, read_image_file
-from featx.images.sources.sample import SPLIT_ALIASES, Sample
+from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class FolderSource:
             ImageError: The file cannot be read.
         """
         sample_id = self.samples[index].sample_id
-        return read_image_file(self.root / sample_id, sample_id=sample_id)
+        return read_image_file(f"{self.root}/{sample_id}", sample_id=sample_id)
+
+    def stamp(self, index: int) -> Stamp:
+        """Return the stamp of a sample's file, ``NO_FILE`` where it cannot be looked up."""
+        return stamp_of(f"{self.root}/{self.samples[index].sample_id}")
 
 
 def open_folder(root: Path) -> FolderSource:
@@ -53,39 +57,37 @@ def open_folder(root: Path) -> FolderSource:
         SourceError: It holds no images, mixes split and class folders, or a link loops.
     """
     root = root.resolve()
-    listing = _Listing(root)
-    splits = _split_folders(root, listing.folders)
-    found: list[tuple[str, str | None, str]] = []  # sample id, class name, split
-    if splits:
-        classes: set[str] = set()
-        for folder, split in splits.items():
-            inner = _Listing(root / folder)
-            classes.update(inner.folders)
-            found += [(f"{folder}/{i}", name, split) for i, name in inner.images]
-            listing.num_ignored += inner.num_ignored
-        listing.num_ignored += listing.num_beside
-    else:
-        classes = set(listing.folders)
-        found = [(i, name, "train") for i, name in listing.images]
-    if not found:
+    top = _Level(f"{root}/")
+    splits = _split_folders(root, top)
+    parts = {f"{name}/": split for name, split in splits.items()} or {"": "train"}
+    tops = {part: _Level(f"{root}/{part}") if part else top for part in parts}
+    names = sorted({name for level in tops.values() for name in level.folders})
+    labels = {name: position for position, name in enumerate(names)}
+    num_ignored = top.num_ignored + len(top.images) if splits else 0
+    samples: list[Sample] = []
+    for part, level in tops.items():
+        samples += [Sample(part + image, -1, parts[part]) for image in level.images]
+        num_ignored += level.num_ignored
+        above = tuple(_identity(str(path)) for path in (root / part, root, *root.parents))
+        for name in level.folders:
+            label, split = labels[name], parts[part]
+            for prefix, inner in _levels_below(f"{root}/", f"{part}{name}/", above):
+                samples += [Sample(prefix + image, label, split) for image in inner.images]
+                num_ignored += inner.num_ignored
+    if not samples:
         raise SourceError(
-            f"'{root}' holds no images ({listing.num_ignored} other files). Expected files ending "
+            f"'{root}' holds no images ({num_ignored} other files). Expected files ending "
             f"in {', '.join(sorted(EXTENSIONS))}, in one folder per class."
         )
-    names = tuple(sorted(classes))
-    index = {name: position for position, name in enumerate(names)}
-    samples = [
-        Sample(sample_id, -1 if name is None else index[name], split)
-        for sample_id, name, split in sorted(found, key=lambda item: item[0])
-    ]
-    return FolderSource(root, names, tuple(samples), listing.num_ignored)
+    samples.sort(key=attrgetter("sample_id"))
+    return FolderSource(root, tuple(names), tuple(samples), num_ignored)
 
 
-def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
+def _split_folders(root: Path, top: _Level) -> dict[str, str]:
     """Return the split that each split folder stands for; empty where these are class folders."""
-    splits = {f: SPLIT_ALIASES[f.lower()] for f in folders if f.lower() in SPLIT_ALIASES}
-    others = [folder for folder in folders if folder not in splits]
-    if others and (len(splits) >= 2 or any(_Listing(root / name).folders for name in splits)):
+    splits = {f: SPLIT_ALIASES[f.lower()] for f in top.folders if f.lower() in SPLIT_ALIASES}
+    others = [folder for folder in top.folders if folder not in splits]
+    if others and (len(splits) >= 2 or any(_Level(f"{root}/{name}/").folders for name in splits)):
         raise SourceError(
             f"'{root}' mixes split folders ({', '.join(splits)}) with others "
             f"({', '.join(others[:5])}). Move the others away, or describe the images in a CSV "
@@ -96,47 +98,69 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     return {} if others else splits
 
 
-class _Listing:
-    """The class folders and images below one folder, and how many files were passed over."""
+@dataclass
+class _Level:
+    """What lies directly in one folder: names of folders, sorted, and of images, in any order.
 
-    def __init__(self, top: Path) -> None:
-        self.top = top
-        self.num_ignored = 0
-        self.num_beside = 0
-        self.folders: list[str] = []
-        for entry in _entries(top):
-            if _is_folder(entry) and not _is_hidden(entry):
-                self.folders.append(entry.name)
-            else:
-                self.num_beside += 1
+    Raises:
+        SourceError: The folder cannot be listed.
+    """
 
-    @cached_property
-    def images(self) -> list[tuple[str, str | None]]:
-        """Relative path of each image and its class folder, None for images without one."""
-        return [
-            (relative, relative.partition("/")[0] if "/" in relative else None)
-            for relative in self._walk(self.top, "", ())
-        ]
+    folder: str
+    folders: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    num_ignored: int = 0
 
-    def _walk(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-        identity = _identity(folder)
+    def __post_init__(self) -> None:
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    self._add(entry)
+        except OSError as err:
+            raise _cannot_list(self.folder, err) from err
+        self.folders.sort()
+
+    def _add(self, entry: os.DirEntry[str]) -> None:
+        if _is_junk(entry.name):
+            self.num_ignored += 1
+        elif _is_folder(entry):
+            self.folders.append(entry.name)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            self.images.append(entry.name)
+        else:
+            self.num_ignored += 1
+
+
+def _levels_below(
+    root: str, prefix: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, _Level]]:
+    """Yield a folder and all below it, each with its path relative to the root.
+
+    Args:
+        root: Absolute path, ending in ``/``.
+        prefix: The folder, relative to the root, ending in ``/``.
+        above: Identities of the folders that contain it.
+
+    Raises:
+        SourceError: A folder cannot be listed, or is a link to one that contains it.
+    """
+    waiting = [(prefix, above)]
+    while waiting:
+        prefix, above = waiting.pop()
+        identity = _identity(root + prefix)
         if identity in above:
-            raise SourceError(f"'{folder}' is a link to a folder that contains it; remove it.")
-        for entry in _entries(folder):
-            if _is_hidden(entry):
-                self.num_ignored += 1
-            elif _is_folder(entry):
-                yield from self._walk(
-                    folder / entry.name, f"{prefix}{entry.name}/", (*above, identity)
-                )
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield prefix + entry.name
-            else:
-                self.num_ignored += 1
+            raise SourceError(
+                f"'{root}{prefix[:-1]}' is a link to a folder that contains it; remove it."
+            )
+        level = _Level(root + prefix)
+        yield prefix, level
+        inside = (*above, identity)
+        waiting += [(f"{prefix}{name}/", inside) for name in reversed(level.folders)]
 
 
-def _is_hidden(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith(".") or entry.name == "__MACOSX"  # left by macOS's archiver
+def _is_junk(name: str) -> bool:
+    """Return whether an entry is hidden, or what macOS's archiver leaves behind."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -146,17 +170,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: str) -> tuple[int, int]:
     try:
-        status = folder.stat()
+        status = os.stat(folder)  # noqa: PTH116 as in stamp_of
     except OSError as err:
-        raise SourceError(f"Cannot list the folder '{folder}': {err.strerror}.") from err
+        raise _cannot_list(folder, err) from err
     return status.st_dev, status.st_ino
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as err:
-        raise SourceError(f"Cannot list the folder '{folder}': {err.strerror}.") from err
+def _cannot_list(folder: str, err: OSError) -> SourceError:
+    path = folder.rstrip("/") or "/"
+    return SourceError(f"Cannot list the folder '{path}': {err.strerror}.")

@@ -1,19 +1,23 @@
 """A table of images: CSV or TSV with the columns ``path,label[,split]``.
 
-Paths are relative to the table's folder. An empty label means unlabelled, an empty split means
-train. Other columns are ignored.
+Paths are relative to the table's folder, or absolute. An empty label means unlabelled, an empty
+split means train. Other columns are ignored. Fields may be separated by semicolons, as spreadsheets
+do where the comma is the decimal sign, and the columns' names are in upper or lower case.
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from featx.errors import SourceError
 from featx.images.decode import read_image_file
-from featx.images.sources.sample import SPLIT_ALIASES, Sample
+from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
 
 
 @dataclass(frozen=True)
@@ -37,29 +41,42 @@ class ManifestSource:
             ImageError: The file cannot be read.
         """
         sample_id = self.samples[index].sample_id
-        return read_image_file(self.path.parent / sample_id, sample_id=sample_id)
+        return read_image_file(self._file(sample_id), sample_id=sample_id)
+
+    def stamp(self, index: int) -> Stamp:
+        """Return the stamp of a sample's file, ``NO_FILE`` where it cannot be looked up."""
+        return stamp_of(self._file(self.samples[index].sample_id))
+
+    def _file(self, sample_id: str) -> str:
+        return sample_id if sample_id.startswith("/") else f"{self._folder}/{sample_id}"
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
 
 
 def open_manifest(path: Path) -> ManifestSource:
     """Return the samples of a table, in its order.
+
+    The images are not looked for: one that is missing is found when it is read, or by its stamp.
 
     Raises:
         SourceError: The table cannot be read, lacks a column, is empty, or lists a path twice;
             the message names the line.
     """
     path = path.resolve()
-    rows = list(_rows(path))
+    rows: dict[str, tuple[str, str]] = {}  # sample id → label, split
+    for line, row in _rows(path):
+        sample_id, label, split = _checked(path, line, row)
+        if sample_id in rows:
+            raise SourceError(f"'{path}', line {line}: '{sample_id}' is listed twice.")
+        rows[sample_id] = sys.intern(label), split
     if not rows:
         raise SourceError(f"The manifest '{path}' lists no images.")
-    names = sorted({label for _, row in rows if (label := row["label"].strip())})
-    index = {name: position for position, name in enumerate(names)}
-    samples: dict[str, Sample] = {}
-    for line, row in rows:
-        sample = _sample(path, line, row, index)
-        if sample.sample_id in samples:
-            raise SourceError(f"'{path}', line {line}: '{sample.sample_id}' is listed twice.")
-        samples[sample.sample_id] = sample
-    return ManifestSource(path, tuple(names), tuple(samples.values()))
+    names = sorted({label for label, _ in rows.values() if label})
+    index = {name: position for position, name in enumerate(names)} | {"": -1}
+    samples = tuple(Sample(i, index[label], split) for i, (label, split) in rows.items())
+    return ManifestSource(path, tuple(names), samples)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -67,10 +84,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     line = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            columns = next(reader, [])
-            _require_columns(path, columns)
+            first = file.readline()
+            lines = chain([first], file)
+            reader = csv.reader(lines, delimiter=_delimiter(path, first), strict=True)
+            columns = _column_names(path, next(reader, []))
             for row in reader:
                 line = reader.line_num
                 if row and len(row) != len(columns):
@@ -80,19 +97,33 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 if row:
                     yield line, dict(zip(columns, row, strict=True))
-    except (OSError, csv.Error, UnicodeDecodeError) as err:
+    except UnicodeDecodeError as err:
+        raise SourceError(
+            f"Cannot read '{path}' after line {line}: it is not UTF-8 ({err.reason}). Save it as "
+            "UTF-8."
+        ) from err
+    except (OSError, csv.Error) as err:
         raise SourceError(f"Cannot read '{path}' after line {line}: {err}.") from err
 
 
-def _require_columns(path: Path, found: list[str]) -> None:
-    if any(found.count(name) != 1 for name in ("path", "label")) or found.count("split") > 1:
+def _delimiter(path: Path, header: str) -> str:
+    """Return what the name promises, or else the first of comma, tab, semicolon in the header."""
+    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    return next((delimiter for delimiter in (own, ",", "\t", ";") if delimiter in header), own)
+
+
+def _column_names(path: Path, found: list[str]) -> list[str]:
+    names = [name.strip().lower() for name in found]
+    if any(names.count(name) != 1 for name in ("path", "label")) or names.count("split") > 1:
         raise SourceError(
             f"The manifest '{path}' needs the columns path and label, once, in its first line; "
             f"found {', '.join(map(repr, found)) or 'nothing'}."
         )
+    return names
 
 
-def _sample(path: Path, line: int, row: dict[str, str], index: dict[str, int]) -> Sample:
+def _checked(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, str]:
+    """Return a row's sample id, label and split."""
     image = row["path"].strip()
     if not image:
         raise SourceError(f"'{path}', line {line}: the path is empty.")
@@ -101,6 +132,5 @@ def _sample(path: Path, line: int, row: dict[str, str], index: dict[str, int]) -
         raise SourceError(
             f"'{path}', line {line}: split must be train, val or test; got '{split}'."
         )
-    label = row["label"].strip()
-    sample_id = str(PurePosixPath(image))  # ./a.jpg is a.jpg
-    return Sample(sample_id, index[label] if label else -1, SPLIT_ALIASES[split])
+    sample_id = str(PurePosixPath(image))  # ./a.jpg is a.jpg; .. stays, it may follow a link
+    return sample_id, row["label"].strip(), SPLIT_ALIASES[split]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,7 +23,7 @@ SPLIT_ALIASES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image of a source.
 
@@ -35,6 +36,35 @@ class Sample:
     sample_id: str
     label: int
     split: str
+
+
+class Stamp(NamedTuple):
+    """What tells that an image file is the one seen before, without reading it.
+
+    Attributes:
+        size: Bytes.
+        mtime_ns: When its content was last written, ns since 1970. Programs that copy set it.
+        ctime_ns: When the file itself last changed, ns since 1970. Only the system sets it.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+NO_FILE = Stamp(-1, -1, -1)
+"""The stamp of a file that cannot be looked up."""
+NEVER_CHANGES = Stamp(0, 0, 0)
+"""The stamp of a sample without a file."""
+
+
+def stamp_of(path: str) -> Stamp:
+    """Return the stamp of the file that a path leads to; ``NO_FILE`` where it leads nowhere."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 a Path would take as long as the look-up itself
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return NO_FILE
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class ImageSource(Protocol):
@@ -61,6 +91,12 @@ class ImageSource(Protocol):
 
         Raises:
             ImageError: The file cannot be read.
+        """
+
+    def stamp(self, index: int) -> Stamp:
+        """Return what tells a sample's file from another version of it, without reading it.
+
+        ``NO_FILE`` where it cannot be looked up; ``NEVER_CHANGES`` where the sample has no file.
         """
 
 

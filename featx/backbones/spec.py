@@ -1,0 +1,138 @@
+"""What one feature means, and what was asked for: known without torch.
+
+A request is what a user types; the spec is what it came to. That a request comes to a spec is
+remembered with the features, so that the same one need not be worked out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from featx.artifact import file_sha256, fingerprint_of
+from featx.errors import BackboneError
+from featx.images.preprocess import Crop, PreprocessSpec
+
+BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
+WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
+
+Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Everything that decides what a feature means.
+
+    Attributes:
+        backbone: Name in the catalog.
+        weights_sha256: Of the weights file; of the tensors where they come from no file.
+        layer: Node of the model's graph that the network ends at.
+        pool: How that node's maps or tokens became a vector; ``"none"`` where it gives one.
+        num_features: Length of the vector.
+        preprocess: From pixels to the network's input.
+        precision: Arithmetic of the forward pass.
+    """
+
+    backbone: str
+    weights_sha256: str
+    layer: str
+    pool: Pool
+    num_features: int
+    preprocess: PreprocessSpec
+    precision: str = "fp32"
+
+    @property
+    def fingerprint(self) -> str:
+        """The spec's identity, 64 hexadecimal digits."""
+        return fingerprint_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the spec that ``to_dict`` described.
+
+        Raises:
+            BackboneError: A value is missing or unknown.
+            ConfigError: A preprocessing value is out of range.
+        """
+        try:
+            preprocess = PreprocessSpec.from_dict(values["preprocess"])
+            return cls(**(dict(values) | {"preprocess": preprocess}))
+        except (KeyError, TypeError) as err:
+            raise BackboneError(f"Not the spec of a backbone ({err}).") from err
+
+
+@dataclass(frozen=True)
+class BackboneRequest:
+    """What a user asks for; None leaves it to the weights' own preset.
+
+    Attributes:
+        backbone: Name in the catalog.
+        weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
+        layer: Node of the backbone's graph; None takes the penultimate one.
+        pool: How maps or tokens become a vector.
+        image_size: Input of the backbone, pixels.
+        resize: Length of the shorter side before the crop, pixels.
+        crop: ``"center"`` or ``"none"``.
+        seed: Of random weights.
+    """
+
+    backbone: str
+    weights: str = "default"
+    layer: str | None = None
+    pool: Pool = "auto"
+    image_size: int | None = None
+    resize: int | None = None
+    crop: Crop | None = None
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the request as JSON values, the path of a weights file made absolute."""
+        file = weights_file(self.weights)
+        return asdict(self) | ({} if file is None else {"weights": str(file)})
+
+    def comes_to(
+        self,
+        weights_sha256: str,
+        *,
+        request: object,
+        origin: str,
+        environment: Mapping[str, str],
+    ) -> bool:
+        """Return whether this request is known to give the spec again that an earlier one gave.
+
+        Args:
+            weights_sha256: Of that spec.
+            request: The earlier one, JSON values.
+            origin: Of its weights.
+            environment: Versions it was worked out with.
+        """
+        if request != self.to_dict() or any(
+            environment.get(name) != metadata.version(name)
+            for name in ("featx", "torch", "torchvision")
+        ):
+            return False
+        scheme, _, rest = origin.partition(":")
+        if scheme not in ("file", "bundled"):
+            return True  # an official name stands for one file, a seed for one set of numbers
+        path = BUNDLED_WEIGHTS if scheme == "bundled" else Path(rest)
+        try:
+            return file_sha256(path) == weights_sha256
+        except OSError:
+            return False
+
+
+def weights_file(choice: str) -> Path | None:
+    """Return the absolute path where a choice of weights is a file, None where it is a name."""
+    if choice in ("default", "none"):
+        return None
+    path = Path(choice)
+    if path.suffix in WEIGHTS_SUFFIXES or path.is_file():
+        return path.expanduser().resolve()
+    return None

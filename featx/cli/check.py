@@ -1,0 +1,82 @@
+"""``featx check``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.cli import options
+from featx.cli.output import print_fields, print_json
+
+if TYPE_CHECKING:
+    from featx.stages.check import CheckReport
+
+
+@click.command()
+@click.argument("path", type=options.FILE)
+@click.argument("source", required=False)
+@click.option("-b", "--backbone", help="Backbone that the features should be of.")
+@click.option("-w", "--weights", metavar="default|NAME|none|FILE", help="Likewise its weights,")
+@click.option("--layer", help="the layer,")
+@click.option("--pool", type=click.Choice(["auto", "avg", "max", "cls", "flatten"]))
+@click.option("--image-size", type=int, metavar="PIXELS")
+@click.option("--resize", type=int, metavar="PIXELS")
+@click.option("--crop", type=click.Choice(["center", "none"]))
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="and the stored type.")
+@click.option(
+    "--verify-content",
+    is_flag=True,
+    help="Read every image and compare its content hash; by default size and time tell whether it "
+    "changed.",
+)
+@click.option(
+    "--time-limit",
+    "seconds",
+    type=float,
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time that reading the file may take.",
+)
+@options.as_json
+def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> None:
+    """Check a feature, head or model file, and whether features are still what SOURCE gives.
+
+    The file is read in a process of its own, under limits of time and memory, so that a damaged or
+    hostile one is reported and does no harm. Features are then compared with their source, or with
+    another SOURCE, as 'featx extract' would: fresh, or what is stale and why, with exit code 1.
+    """
+    from featx.stages.check import CheckOptions
+    from featx.stages.check import check as run
+
+    report = run(path, source, CheckOptions(**settings))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_fields(dict(_fields(report)))
+    if not report.is_fresh:
+        sys.exit(1)
+
+
+def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
+    yield "intact", f"{report.path}  ({report.kind})"
+    if report.source is None:
+        return
+    counts = {
+        "new": report.num_new,
+        "changed": report.num_changed,
+        "removed": report.num_removed,
+        "relabelled": report.num_relabelled,
+    }
+    stale = [f"{count:,} {name}" for name, count in counts.items() if count]
+    if report.is_fresh:
+        yield "fresh", f"all {report.num_images:,} images of {report.source}"
+    else:
+        yield "stale", "; ".join([", ".join(stale)] * bool(stale) + list(report.settings))
+        yield "source", f"{report.source}  ({report.num_images:,} images)"
+    if report.num_touched:
+        yield "touched", f"{report.num_touched:,} images: written again with the same content"

@@ -1,0 +1,115 @@
+"""The rows there are already: those of the published file, then those of the extraction log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from featx.features.file import FeatureFile
+from featx.features.journal import Journal
+from featx.images.decode import DIGEST_BYTES
+from featx.images.sources import Stamp
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """What is known of n images.
+
+    Attributes:
+        sample_ids: n strings.
+        rows: Number of each image's row, -1 where it has none; ``(n,)`` int64.
+        stamps: ``(n, 3)`` int64; the change time of an image with a row is not kept, and 0.
+        digests: ``(n, 16)`` uint8; zeros where it has no row.
+        reasons: Why an image has no row; empty where it has one.
+    """
+
+    sample_ids: tuple[str, ...]
+    rows: np.ndarray
+    stamps: np.ndarray
+    digests: np.ndarray
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Some rows with what belongs to them: ``(n, num_features)``, ``(n, 16)`` and ``(n, 2)``."""
+
+    features: np.ndarray
+    digests: np.ndarray
+    stamps: np.ndarray
+
+
+class KnownRows:
+    """Rows under one numbering: first the file's, then the log's in the order they were added.
+
+    Args:
+        file: The published file, where there is one with the same settings.
+        journal: The log.
+    """
+
+    def __init__(self, file: FeatureFile | None, journal: Journal) -> None:
+        self.file = file
+        self.journal = journal
+        self.num_in_file = 0 if file is None else len(file)
+
+    @property
+    def next_row(self) -> int:
+        """The number that the next row added to the log will have."""
+        return self.num_in_file + self.journal.num_rows
+
+    def images(self) -> Iterator[KnownImages]:
+        """Yield what is known, the oldest first: the file, then the log."""
+        if self.file is not None:
+            yield from images_in_file(self.file)
+        first = self.num_in_file
+        for batch in self.journal.batches():
+            has_row = batch.has_row
+            rows = np.where(has_row, first + np.cumsum(has_row) - 1, -1)
+            first += int(has_row.sum())
+            yield KnownImages(batch.sample_ids, rows, batch.stamps, batch.digests, batch.reasons)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
+        """Yield a function from row numbers ``(n,)`` int64 to their rows."""
+        with nullcontext() if self.file is None else self.file.reading() as rows_in_file:
+            yield lambda numbers: self._rows_at(numbers, rows_in_file)
+
+    def _rows_at(
+        self, numbers: np.ndarray, rows_in_file: Callable[[np.ndarray], np.ndarray] | None
+    ) -> RowBlock:
+        old = numbers < self.num_in_file
+        block = RowBlock(
+            features=np.empty((len(numbers), self.journal.num_features), dtype=np.float32),
+            digests=np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8),
+            stamps=np.empty((len(numbers), 2), dtype=np.int64),
+        )
+        if self.file is not None and rows_in_file is not None and old.any():
+            block.features[old] = rows_in_file(numbers[old])
+            block.digests[old] = self.file.digests[numbers[old]]
+            block.stamps[old] = self.file.stamps[numbers[old]]
+        if not old.all():
+            features, stamps, digests = self.journal.rows(numbers[~old] - self.num_in_file)
+            block.features[~old], block.digests[~old] = features, digests
+            block.stamps[~old] = stamps[:, :2]
+        return block
+
+
+def images_in_file(file: FeatureFile) -> Iterator[KnownImages]:
+    """Yield the rows of a file, then the images it was made without."""
+    stamps = np.zeros((len(file), len(Stamp._fields)), dtype=np.int64)
+    stamps[:, :2] = file.stamps
+    yield KnownImages(
+        file.sample_ids, np.arange(len(file)), stamps, file.digests, ("",) * len(file)
+    )
+    skipped = file.skipped
+    if skipped:
+        yield KnownImages(
+            tuple(image.sample_id for image in skipped),
+            np.full(len(skipped), -1),
+            np.array([image.stamp for image in skipped], dtype=np.int64),
+            np.zeros((len(skipped), DIGEST_BYTES), dtype=np.uint8),
+            tuple(image.reason for image in skipped),
+        )

@@ -1,0 +1,235 @@
+"""What is to be done: the images of a source compared with the rows there are.
+
+An image is the one that was seen before when its file's size and modification time are; one that
+could not be used, when its size and change time are, which a change of its rights alters too.
+Content decides where these differ, or everywhere if asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from featx.errors import ImageError
+from featx.features.file import FeatureFile, SkippedImage
+from featx.features.known import KnownImages, KnownRows
+from featx.features.records import Batch
+from featx.images.decode import DIGEST_BYTES, content_digest
+from featx.images.read_ahead import read_ahead
+from featx.images.sources import SPLITS, ImageSource, Sample, Stamp
+
+_BLOCK_ROWS = 4096
+_NEW, _CHANGED, _KEPT, _SKIPPED = range(4)
+
+
+class Touched(NamedTuple):
+    """A row that still holds what an image's file holds.
+
+    Attributes:
+        row: Its number.
+        stamp: Of the file, taken before it was read.
+    """
+
+    row: int
+    stamp: Stamp
+
+
+@dataclass
+class Plan:
+    """Where each of N samples stands; an extraction writes on in it.
+
+    Attributes:
+        rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64.
+        skipped: Samples known to be unusable, by position.
+        touched: Samples whose file looks changed, though its content is that of a row, by position.
+        num_new: Samples never seen.
+        num_changed: Samples whose content is another now.
+        num_removed: Rows and skipped images of the published file that the source has no more.
+    """
+
+    rows: np.ndarray
+    skipped: dict[int, SkippedImage] = field(default_factory=dict)
+    touched: dict[int, Touched] = field(default_factory=dict)
+    num_new: int = 0
+    num_changed: int = 0
+    num_removed: int = 0
+
+    def todo(self) -> np.ndarray:
+        """Return the positions of samples that the backbone has to see, ascending, int64."""
+        waiting = self.rows < 0
+        waiting[[*self.skipped, *self.touched]] = False
+        return np.flatnonzero(waiting)
+
+
+def make_plan(
+    images: ImageSource,
+    known: Iterable[KnownImages],
+    file: FeatureFile | None,
+    *,
+    verify_content: bool = False,
+    workers: int | None = None,
+) -> Plan:
+    """Compare a source with the rows there are.
+
+    Args:
+        images: The source; only its files' sizes and times are looked up, if that is enough.
+        known: What is known, the oldest first.
+        file: The published file, to count what it has and the source has no more.
+        verify_content: Read every file and compare its content hash; try the unusable ones again.
+        workers: Threads that read; None takes one per core.
+    """
+    comparison = _Comparison(images, trust_skipped=not verify_content)
+    for block in known:
+        comparison.add(block)
+    if file is not None:
+        comparison.count_removed(file)
+    comparison.compare_content(everywhere=verify_content, workers=workers)
+    return comparison.plan()
+
+
+class _Comparison:
+    """The state of each sample while blocks of known images go by."""
+
+    def __init__(self, images: ImageSource, *, trust_skipped: bool) -> None:
+        self._images = images
+        self._trust_skipped = trust_skipped
+        count = len(images.samples)
+        self._position = {sample.sample_id: i for i, sample in enumerate(images.samples)}
+        self._stamps = np.empty((count, len(Stamp._fields)), dtype=np.int64)
+        for index in range(count):
+            self._stamps[index] = images.stamp(index)
+        self._state = np.full(count, _NEW, dtype=np.uint8)
+        self._rows = np.full(count, -1, dtype=np.int64)
+        self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
+        self._skipped: dict[int, SkippedImage] = {}
+        self._touched: dict[int, Touched] = {}
+        self._num_removed = 0
+
+    def add(self, block: KnownImages) -> None:
+        """Take what a block knows of samples that no earlier one fits."""
+        found = np.array(
+            [self._position.get(name, -1) for name in block.sample_ids], dtype=np.int64
+        )
+        there = np.flatnonzero(found >= 0)
+        positions, has_row = found[there], block.rows[there] >= 0
+        size, mtime, ctime = (self._stamps[positions] == block.stamps[there]).T
+        same = size & np.where(has_row, mtime, ctime & self._trust_skipped)
+        open_ = self._state[positions] < _KEPT
+        for state, chosen in (
+            (_CHANGED, open_ & ~same),
+            (_KEPT, open_ & same & has_row),
+            (_SKIPPED, open_ & same & ~has_row),
+        ):
+            self._state[positions[chosen]] = state
+        rows = open_ & has_row
+        self._rows[positions[rows]] = block.rows[there[rows]]
+        self._digests[positions[rows]] = block.digests[there[rows]]
+        for i in np.flatnonzero(open_ & same & ~has_row):
+            number = int(there[i])
+            self._skipped[int(positions[i])] = SkippedImage(
+                block.sample_ids[number],
+                block.reasons[number],
+                Stamp(*block.stamps[number].tolist()),
+            )
+
+    def count_removed(self, file: FeatureFile) -> None:
+        """Count the images of the published file that the source has no more."""
+        names = (*file.sample_ids, *(image.sample_id for image in file.skipped))
+        self._num_removed = sum(name not in self._position for name in names)
+
+    def compare_content(self, *, everywhere: bool, workers: int | None) -> None:
+        """Read the files that look changed, or all, and see whether their content is."""
+        doubtful = self._state == _CHANGED
+        if everywhere:
+            doubtful |= self._state == _KEPT
+        positions = np.flatnonzero(doubtful & (self._rows >= 0))
+        same = _have_content(self._images, positions, self._digests[positions], workers=workers)
+        for position in positions[same & (self._state[positions] == _CHANGED)].tolist():
+            stamp = Stamp(*self._stamps[position].tolist())
+            self._touched[position] = Touched(int(self._rows[position]), stamp)
+        self._state[positions[~same]] = _CHANGED
+
+    def plan(self) -> Plan:
+        changed = self._state == _CHANGED
+        changed[list(self._touched)] = False
+        return Plan(
+            rows=np.where(self._state == _KEPT, self._rows, -1),
+            skipped={i: self._skipped[i] for i in np.flatnonzero(self._state == _SKIPPED).tolist()},
+            touched=self._touched,
+            num_new=int((self._state == _NEW).sum()),
+            num_changed=int(changed.sum()),
+            num_removed=self._num_removed,
+        )
+
+
+def _have_content(
+    images: ImageSource, positions: np.ndarray, digests: np.ndarray, *, workers: int | None
+) -> np.ndarray:
+    """Return whether the samples at ``positions`` have these content hashes; ``(n,)`` bool."""
+
+    def is_same(i: int) -> bool:
+        try:
+            found = content_digest(images.read(int(positions[i])))
+        except ImageError:
+            return False
+        return bool(found == digests[i].tobytes())
+
+    with closing(read_ahead(is_same, len(positions), workers=workers)) as results:
+        return np.array([result.result() for result in results], dtype=bool)
+
+
+def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
+    """Note in the log that files which look changed hold what they held.
+
+    Raises:
+        ArtifactError: The log cannot be written.
+    """
+    positions = np.array(sorted(plan.touched), dtype=np.int64)
+    with known.reading() as rows_at:
+        for chosen in np.split(positions, range(_BLOCK_ROWS, len(positions), _BLOCK_ROWS)):
+            if not len(chosen):
+                continue
+            touched = [plan.touched[i] for i in chosen.tolist()]
+            block = rows_at(np.array([each.row for each in touched]))
+            first = known.next_row
+            known.journal.append(
+                Batch(
+                    sample_ids=tuple(images.samples[i].sample_id for i in chosen),
+                    stamps=np.array([each.stamp for each in touched], dtype=np.int64),
+                    digests=block.digests,
+                    reasons=("",) * len(chosen),
+                    features=block.features,
+                )
+            )
+            plan.rows[chosen] = np.arange(first, first + len(chosen))
+    plan.touched.clear()
+
+
+def is_current(
+    file: FeatureFile, plan: Plan, samples: Sequence[Sample], classes: Sequence[str]
+) -> bool:
+    """Return whether a plan would write the published file again as it is."""
+    return (
+        not (len(plan.todo()) or plan.touched or plan.num_removed)
+        and tuple(classes) == file.classes
+        and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
+        and {image[:2] for image in plan.skipped.values()} == {image[:2] for image in file.skipped}
+        and num_relabelled(file, plan, samples, classes) == 0
+    )
+
+
+def num_relabelled(
+    file: FeatureFile, plan: Plan, samples: Sequence[Sample], classes: Sequence[str]
+) -> int:
+    """Return how many rows of the file have another class or split in the source."""
+    kept = np.flatnonzero((plan.rows >= 0) & (plan.rows < len(file)))
+    rows = plan.rows[kept]
+    labels = np.array([samples[i].label for i in kept.tolist()], dtype=np.int64)
+    splits = np.array([SPLITS.index(samples[i].split) for i in kept.tolist()], dtype=np.uint8)
+    numbers = {name: number for number, name in enumerate(classes)}
+    renumbered = np.array([*(numbers.get(name, -2) for name in file.classes), -1])  # [-1] is -1
+    return int(((renumbered[file.labels[rows]] != labels) | (file.splits[rows] != splits)).sum())

@@ -1,0 +1,197 @@
+"""The records of an extraction log: how they lie in the file, and which of them are whole.
+
+Each has its number, its length and a CRC32. Record 0 holds the settings as JSON; every other one
+holds a batch: what became of some images. A record counts only when it is whole, so whatever ends
+a process costs at most the batch it was writing. Reading stops at the first that does not verify.
+
+Layout, little-endian: ``magic (4) | number u32 | payload length u64 | CRC32 u32 | payload``; the
+CRC covers everything but itself. The payload of a batch is ``images u32 | rows u32 | text bytes
+u32``, one ``ENTRY`` for each image, the text (ids, then reasons), and the rows as float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import LOG_MAGIC as MAGIC
+from featx.errors import ArtifactInvalid
+from featx.images.decode import DIGEST_BYTES
+from featx.images.sources import Stamp
+
+ENTRY = np.dtype(
+    [
+        ("digest", "u1", (DIGEST_BYTES,)),
+        ("stamp", "<i8", (len(Stamp._fields),)),
+        ("id_bytes", "<u4"),
+        ("reason_bytes", "<u4"),
+    ]
+)
+_HEAD = struct.Struct("<4sIQI")
+_COUNTS = struct.Struct("<III")
+_MAX_SETTINGS_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of n images, in the order of the source.
+
+    Attributes:
+        sample_ids: n strings.
+        stamps: What each image's file looked like before it was read; ``(n, 3)`` int64.
+        digests: Content hash of each image, zeros where it could not be read; ``(n, 16)`` uint8.
+        reasons: Why an image has no row; empty where it has one.
+        features: Rows of the others, ``(num_rows, num_features)`` float32.
+    """
+
+    sample_ids: tuple[str, ...]
+    stamps: np.ndarray
+    digests: np.ndarray
+    reasons: tuple[str, ...]
+    features: np.ndarray
+
+    @property
+    def has_row(self) -> np.ndarray:
+        """Which images have a row; ``(n,)`` bool."""
+        return np.array([not reason for reason in self.reasons], dtype=bool)
+
+
+def record(number: int, payload: bytes) -> bytes:
+    """Return the bytes of a record."""
+    start = _HEAD.pack(MAGIC, number, len(payload), 0)[:-4]
+    return start + struct.pack("<I", zlib.crc32(payload, zlib.crc32(start))) + payload
+
+
+class Scan:
+    """Goes through the records of a log and remembers where the whole ones end."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self.end = 0
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        start = os.pread(descriptor, len(MAGIC), 0) if is_file else b"?"
+        # Zeros are what a power failure leaves of a file that was just made.
+        if not MAGIC.startswith(start) and start.strip(b"\0"):
+            raise ArtifactInvalid(path, f"'{path}' is not an extraction log of featx's. Move it.")
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return record 0, None where it is not whole."""
+        payload = self._read(0, limit=_MAX_SETTINGS_BYTES)
+        if payload is None:
+            return None
+        self.end += _HEAD.size + len(payload)
+        try:
+            settings = json.loads(payload)
+        except (ValueError, RecursionError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise ArtifactInvalid(
+                self._path, f"'{self._path}' is no extraction log of featx's: no settings in it."
+            )
+        return settings
+
+    def batches(self) -> Iterator[tuple[int, int, int]]:
+        """Yield offset, images and rows of each batch."""
+        number = 1
+        while self.end and (payload := self._read(number)) is not None and _is_batch(payload):
+            num_images, num_rows, _ = _COUNTS.unpack_from(payload)
+            yield self.end, num_images, num_rows
+            number, self.end = number + 1, self.end + _HEAD.size + len(payload)
+
+    def _read(self, number: int, *, limit: int | None = None) -> bytes | None:
+        try:
+            return read_record(self._descriptor, self.end, number, self._path, limit=limit)
+        except ArtifactInvalid:
+            return None
+
+
+def read_record(
+    descriptor: int, offset: int, number: int, path: Path, *, limit: int | None = None
+) -> bytes:
+    """Return the payload of the record at ``offset``.
+
+    Raises:
+        ArtifactInvalid: There is no whole record of that number.
+    """
+    head = os.pread(descriptor, _HEAD.size, offset)
+    if len(head) == _HEAD.size:
+        magic, found, length, crc = _HEAD.unpack(head)
+        room = os.fstat(descriptor).st_size - offset - _HEAD.size
+        if magic == MAGIC and found == number and length <= (room if limit is None else limit):
+            payload = os.pread(descriptor, length, offset + _HEAD.size)
+            if zlib.crc32(payload, zlib.crc32(head[:-4])) == crc and len(payload) == length:
+                return payload
+    raise ArtifactInvalid(path, f"'{path}' is damaged at byte {offset}.")
+
+
+def pack(batch: Batch) -> bytes:
+    """Return a batch as the payload of a record."""
+    ids = [name.encode("utf-8", "surrogateescape") for name in batch.sample_ids]
+    reasons = [reason.encode("utf-8", "surrogateescape") for reason in batch.reasons]
+    entries = np.zeros(len(ids), dtype=ENTRY)
+    entries["digest"], entries["stamp"] = batch.digests, batch.stamps
+    entries["id_bytes"] = [len(name) for name in ids]
+    entries["reason_bytes"] = [len(reason) for reason in reasons]
+    text = b"".join(ids) + b"".join(reasons)
+    counts = _COUNTS.pack(len(ids), len(batch.features), len(text))
+    rows = np.ascontiguousarray(batch.features, dtype="<f4").tobytes()
+    return b"".join((counts, entries.tobytes(), text, rows))
+
+
+def _is_batch(payload: bytes) -> bool:
+    """Return whether a payload's parts add up, so that ``unpack`` cannot go astray."""
+    if len(payload) < _COUNTS.size:
+        return False
+    num_images, num_rows, text_bytes = _COUNTS.unpack_from(payload)
+    rest = len(payload) - _COUNTS.size - num_images * ENTRY.itemsize - text_bytes
+    if rest < 0 or (rest % (4 * num_rows) if num_rows else rest):
+        return False
+    entries = np.frombuffer(payload, ENTRY, num_images, _COUNTS.size)
+    length = entries["id_bytes"].sum(dtype=np.uint64) + entries["reason_bytes"].sum(dtype=np.uint64)
+    return bool(length == text_bytes and (entries["reason_bytes"] == 0).sum() == num_rows)
+
+
+def unpack(payload: bytes, num_features: int) -> Batch:
+    """Return the batch that ``pack`` wrote, its rows ``(num_rows, num_features)`` float32."""
+    num_images, num_rows, text_bytes = _COUNTS.unpack_from(payload)
+    entries = np.frombuffer(payload, ENTRY, num_images, _COUNTS.size)
+    start = _COUNTS.size + entries.nbytes
+    text = payload[start : start + text_bytes]
+    lengths = np.concatenate([entries["id_bytes"], entries["reason_bytes"]])
+    ends = np.cumsum(lengths, dtype=np.int64)
+    strings = [
+        text[end - length : end].decode("utf-8", "surrogateescape")
+        for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+    ]
+    return Batch(
+        sample_ids=tuple(strings[:num_images]),
+        stamps=entries["stamp"],
+        digests=entries["digest"],
+        reasons=tuple(strings[num_images:]),
+        features=np.frombuffer(payload, "<f4", offset=start + text_bytes).reshape(
+            num_rows, num_features
+        ),
+    )
+
+
+def count_images(descriptor: int, offset: int) -> int:
+    """Return how many images the records from ``offset`` on hold, by their lengths alone."""
+    count, size = 0, os.fstat(descriptor).st_size
+    while offset and (start := os.pread(descriptor, _HEAD.size + 4, offset)):
+        if len(start) < _HEAD.size + 4 or not start.startswith(MAGIC):
+            break
+        offset += _HEAD.size + int(_HEAD.unpack_from(start)[2])
+        if offset > size:
+            break
+        count += struct.unpack_from("<I", start, _HEAD.size)[0]
+    return count

@@ -1,0 +1,174 @@
+"""Is a file what it should be: intact, safe to read, and still what its source would give?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featx.artifact import Header, Kind, differing_settings, file_sha256, kind_of_file
+from featx.backbones.spec import BackboneRequest, weights_file
+from featx.errors import ConfigError
+from featx.isolated import Limits, call_isolated
+
+_READERS = {
+    "features": "featx.features.file:verify_features",
+    "head": "featx.heads.head:open_head",
+    "classifier": "featx.classifier.session:open_classifier",
+}
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What a file is compared with, and what the comparison may take.
+
+    Attributes:
+        backbone: And those below: as in ``ExtractOptions``; None takes what the file was made with.
+        weights: See there.
+        layer: See there.
+        pool: See there.
+        image_size: See there.
+        resize: See there.
+        crop: See there.
+        dtype: See there.
+        verify_content: Compare the images' content hashes, not sizes and times.
+        seconds: Longest time that reading the file may take.
+        memory_bytes: Most address space that reading the file may take.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    layer: str | None = None
+    pool: str | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    crop: str | None = None
+    dtype: str | None = None
+    verify_content: bool = False
+    seconds: float = 600
+    memory_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found; the file itself is intact.
+
+    Attributes:
+        path: The file.
+        kind: Which of the three artifacts.
+        source: What it was compared with; None for a head or classifier.
+        num_images: Images of the source.
+        num_new: Images of the source that the file does not know.
+        num_changed: Images whose content is another now.
+        num_touched: Images whose file looks changed, but whose content is the same.
+        num_removed: Images of the file that the source has no more.
+        num_relabelled: Images with another class or split now.
+        settings: One line for each setting that differs.
+    """
+
+    path: Path
+    kind: Kind
+    source: str | None = None
+    num_images: int = 0
+    num_new: int = 0
+    num_changed: int = 0
+    num_touched: int = 0
+    num_removed: int = 0
+    num_relabelled: int = 0
+    settings: tuple[str, ...] = field(default=())
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether extracting again would give the same rows, labels and splits."""
+        changes = self.num_new + self.num_changed + self.num_removed + self.num_relabelled
+        return not (changes or self.settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return asdict(self) | {"path": str(self.path), "is_fresh": self.is_fresh}
+
+
+def check(
+    path: str | Path, source: str | Path | None = None, options: CheckOptions | None = None
+) -> CheckReport:
+    """Check all of a file in a process of its own; compare a feature file with its source.
+
+    Args:
+        path: A feature file, head or classifier.
+        source: The images; None takes those that a feature file was made from.
+        options: Settings to compare with, and limits.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is damaged, hostile, or none of featx's; or reading it crashed, or took
+            more time or memory than allowed.
+        ArtifactIncomplete: The extraction that writes it has not finished.
+        SourceError: The source cannot be used.
+        ConfigError: A source was given for a file that has none.
+    """
+    options, path = options or CheckOptions(), Path(path)
+    kind = kind_of_file(path)
+    limits = Limits(memory_bytes=options.memory_bytes, seconds=options.seconds)
+    call_isolated(_READERS[kind], path, limits=limits)
+    if kind == "features":
+        return _compare(path, source, options)
+    if source is not None:
+        raise ConfigError(f"'{path}' is a {kind}; only a feature file is compared with images.")
+    return CheckReport(path, kind)
+
+
+def _compare(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
+    """Compare a feature file that is known to be intact with a source."""
+    from featx.features.file import open_features
+    from featx.features.known import images_in_file
+    from featx.features.plan import make_plan, num_relabelled
+    from featx.images.sources import assign_validation, open_source
+
+    file = open_features(path, verify=False)
+    details = file.header.details
+    images = open_source(str(source or details["source"]))
+    samples = assign_validation(images.samples, details["val_fraction"])
+    plan = make_plan(images, images_in_file(file), file, verify_content=options.verify_content)
+    num_touched = len(plan.touched)
+    for position, touched in plan.touched.items():
+        plan.rows[position] = touched.row
+    return CheckReport(
+        path=path,
+        kind="features",
+        source=images.uri,
+        num_images=len(samples),
+        num_new=plan.num_new,
+        num_changed=plan.num_changed,
+        num_touched=num_touched,
+        num_removed=plan.num_removed,
+        num_relabelled=num_relabelled(file, plan, samples, images.classes),
+        settings=tuple(_differing_settings(file.header, options)),
+    )
+
+
+def _differing_settings(header: Header, options: CheckOptions) -> list[str]:
+    """Return a line for each setting asked for, and the weights' file, that is another now."""
+    made = {**header.spec, **header.spec["preprocess"], "dtype": header.details["dtype"]}
+    asked = {
+        name: value
+        for name in ("backbone", "layer", "pool", "image_size", "resize", "crop", "dtype")
+        if (value := getattr(options, name)) not in (None, "auto")
+    }
+    lines = differing_settings(asked, {name: made.get(name) for name in asked})
+    return lines + _differing_weights(header, options)
+
+
+def _differing_weights(header: Header, options: CheckOptions) -> list[str]:
+    """Compare the weights by the sha256 of their file, or by name where they are official ones."""
+    scheme, _, origin = str(header.details["weights"]).partition(":")
+    asked = options.weights or (origin if scheme == "file" else None)
+    if asked is None:
+        return []
+    if path := weights_file(asked):
+        if not path.is_file():
+            return [f"weights: '{path}' does not exist"]
+        found = {"weights_sha256": header.spec["weights_sha256"]}
+        return differing_settings({"weights_sha256": file_sha256(path)}, found)
+    request = BackboneRequest(**header.details["request"])
+    same = asked in (request.weights, origin)
+    return [] if same else differing_settings({"weights": asked}, {"weights": origin or scheme})

@@ -1,0 +1,147 @@
+"""What a user chooses about an extraction, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool
+from featx.errors import ConfigError
+from featx.features.values import DType
+from featx.images.decode import MAX_PIXELS, check_max_pixels
+from featx.images.preprocess import Crop
+
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What to extract and how.
+
+    Attributes:
+        backbone: Name in the catalog.
+        weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
+        layer: Node of the backbone's graph; None takes the penultimate one.
+        pool: How maps or tokens become a vector.
+        image_size: Input of the backbone, pixels; None takes the weights' own.
+        resize: Length of the shorter side before the crop, pixels; None takes the weights' own, or
+            ``image_size`` where that is given.
+        crop: ``"center"`` or ``"none"``; None takes the weights' own.
+        dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
+        val_fraction: Share of the training samples that become validation where the source brings
+            none.
+        on_error: What images that cannot be used lead to: ``"fail"`` is an error that names them
+            all once the others are done, ``"skip"`` leaves them out.
+        max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
+        max_pixels: Images with more are not used.
+        report: JSON file that gets the account of every image that was not used.
+        verify_content: Recognise images by the hash of their content, not by size and time.
+        restart: Reuse nothing: neither the output nor an unfinished extraction.
+        overwrite: Replace an output that was made with other settings, or is something else.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``.
+        batch_size: Images per forward pass.
+        workers: Threads that read and decode; None takes one per core.
+        seed: Of random weights.
+        quiet: No download bar.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "default"
+    layer: str | None = None
+    pool: Pool = "auto"
+    image_size: int | None = None
+    resize: int | None = None
+    crop: Crop | None = None
+    dtype: DType = "float32"
+    val_fraction: float = 0.2
+    on_error: OnError = "fail"
+    max_bad: float = 1.0
+    max_pixels: int = MAX_PIXELS
+    report: Path | None = None
+    verify_content: bool = False
+    restart: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    batch_size: int = 32
+    workers: int | None = None
+    seed: int = 0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("on_error", OnError), ("pool", Pool), ("dtype", DType)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise ConfigError(
+                    f"{name.replace('_', ' ')} must be one of {', '.join(get_args(choices))}; "
+                    f"got '{value}'."
+                )
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1; got {value}.")
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
+        check_max_pixels(self.max_pixels)
+
+    @property
+    def request(self) -> BackboneRequest:
+        """What is asked of the backbone."""
+        return BackboneRequest(
+            backbone=self.backbone,
+            weights=self.weights,
+            layer=self.layer,
+            pool=self.pool,
+            image_size=self.image_size,
+            resize=self.resize,
+            crop=self.crop,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction made.
+
+    Attributes:
+        path: The feature file.
+        spec: What its features mean.
+        classes: Class names in index order.
+        split_sizes: Rows of each split that has any.
+        num_unlabelled: Rows without a label.
+        num_ignored: Files passed over because they are no images.
+        skipped: ``(sample_id, reason)`` of images left out.
+        num_extracted: Rows that the backbone made in this run.
+        num_resumed: Images taken over from an unfinished extraction.
+        num_new: Images that the file did not have before; 0 where there was no file.
+        num_changed: Images whose content was another before.
+        num_removed: Images of the file that the source has no more.
+        num_relabelled: Images that the file had with another class or split.
+        num_animated: Animations and multi-page images read in this run; their first frame counts.
+        is_unchanged: The file was as it should be, and was left alone.
+        seconds: From the first image to the published file, without loading the backbone.
+        device: What the backbone ran on; None where it did not have to.
+    """
+
+    path: Path
+    spec: BackboneSpec
+    classes: tuple[str, ...]
+    split_sizes: dict[str, int]
+    num_unlabelled: int
+    num_ignored: int
+    skipped: tuple[tuple[str, str], ...]
+    num_extracted: int
+    num_resumed: int
+    num_new: int
+    num_changed: int
+    num_removed: int
+    num_relabelled: int
+    num_animated: int
+    is_unchanged: bool
+    seconds: float
+    device: str | None
+
+    @property
+    def num_images(self) -> int:
+        """Rows of the feature file."""
+        return sum(self.split_sizes.values())

@@ -1,0 +1,273 @@
+"""The stage itself: lock the output, compare, go on where work is left, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featx.artifact import Header, require_writable
+from featx.features.journal import Journal
+from featx.features.known import KnownRows
+from featx.features.lock import locked
+from featx.features.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
+from featx.features.publish import publish_features, start_verifier
+from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
+from featx.images.sources.classes import warn_of_odd_classes
+from featx.isolated import IsolatedCall
+from featx.stages.extract.backbone import LazyBackbone
+from featx.stages.extract.earlier import find_earlier
+from featx.stages.extract.options import ExtractOptions, ExtractReport
+from featx.stages.extract.pipeline import run_backbone
+from featx.stages.extract.report import (
+    account_for_bad,
+    bad_images,
+    require_report_path,
+    too_many_are_bad,
+)
+from featx.stages.extract.settings import Settings, settle
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and the number of all."""
+
+
+def extract(
+    source: str | Path,
+    output: str | Path,
+    options: ExtractOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the features of a source's images to an HDF5 file, or bring that file up to date.
+
+    Rows there are already, in the file or in the log of an unfinished extraction, are kept where
+    image and settings are the same. Whatever ends a run, the next one goes on from there.
+
+    Args:
+        source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``.
+        output: The feature file.
+        options: Backbone, preprocessing and the rest.
+        progress: Called after each batch.
+
+    Raises:
+        SourceError: The source is missing, empty or malformed.
+        BadImages: Images cannot be used (with ``on_error="skip"``: more than ``max_bad`` of them);
+            what was made of the others is kept.
+        BackboneError: Backbone or weights cannot be used, or give NaN or infinite features.
+        ConfigError: An option does not fit.
+        ArtifactBusy: Another process is writing the output.
+        ArtifactMismatch: The output, or an unfinished extraction, was made with other settings.
+        ArtifactError: The output is something else, or cannot be written.
+    """
+    options, output = options or ExtractOptions(), Path(output)
+    with locked(output):
+        require_writable(output, overwrite=True)
+        if options.report:
+            require_report_path(options.report, output)
+        images = open_source(str(source))
+        start = time.perf_counter()
+        earlier, backbone = find_earlier(output, options), LazyBackbone(options)
+        settings = settle(options, images.uri, earlier.settings, backbone)
+        file = earlier.file_for(settings, options)
+        with Journal(output, num_features=settings.spec.num_features) as journal:
+            if options.restart:
+                journal.begin({})
+            earlier.require_log_for(settings, journal.num_images)
+            run = _Run(output, images, options, settings, KnownRows(file, journal), backbone)
+            try:
+                report = run.finish(progress)
+            except KeyboardInterrupt as stop:
+                if journal.num_images:
+                    stop.add_note(
+                        f"{journal.num_images:,} images are kept in '{journal.path}'; run the same "
+                        "command again to go on."
+                    )
+                raise
+            journal.remove()
+    return replace(report, seconds=time.perf_counter() - start - backbone.seconds)
+
+
+class _Found(NamedTuple):
+    """What there was before anything was done."""
+
+    num_resumed: int
+    num_relabelled: int
+    touched: frozenset[int]
+    is_unchanged: bool
+
+
+class _Filled(NamedTuple):
+    """What the backbone did."""
+
+    num_rows: int = 0
+    num_animated: int = 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run works with."""
+
+    output: Path
+    images: ImageSource
+    options: ExtractOptions
+    settings: Settings
+    known: KnownRows
+    backbone: LazyBackbone
+
+    def finish(self, progress: Progress | None) -> ExtractReport:
+        """Do what is left to do, publish if anything changed, and tell."""
+        file, journal, options = self.known.file, self.known.journal, self.options
+        samples = assign_validation(self.images.samples, options.val_fraction)
+        warn_of_odd_classes(self.images.uri, self.images.classes, samples)
+        begun = journal.settings or {}
+        if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
+            log.info("The list of images has changed since the unfinished extraction was begun.")
+        plan = make_plan(
+            self.images,
+            self.known.images(),
+            file,
+            verify_content=options.verify_content,
+            workers=options.workers,
+        )
+        found = _Found(
+            num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
+            num_relabelled=num_relabelled(file, plan, samples, self.images.classes) if file else 0,
+            touched=frozenset(plan.touched),
+            is_unchanged=file is not None
+            and file.header.details["source"] == self.settings.source
+            and is_current(file, plan, samples, self.images.classes),
+        )
+        num_bytes = 4 * len(samples) * self.settings.spec.num_features
+        with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
+            filled = self._fill(plan, progress)
+            account_for_bad(plan, self.images, self.output, options)
+            if verifier:
+                self._publish(plan, samples, verifier)
+        return self._report(plan, samples, found, filled)
+
+    def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
+        """Bring the log to where the plan has nothing left to do."""
+        journal, left = self.known.journal, len(plan.todo())
+        if not left and not plan.touched:
+            return _Filled()
+        engine = self.backbone.engine(self.settings.spec) if left else None
+        if not journal.num_images:
+            journal.begin(self._record())
+        keep_touched(plan, self.images, self.known)
+        if engine is None:
+            return _Filled()
+
+        def after_batch(num_images: int) -> None:
+            nonlocal left
+            left -= num_images
+            if too_many_are_bad(plan, self.options):
+                account_for_bad(plan, self.images, self.output, self.options)
+            if progress:
+                progress(len(plan.rows) - left, len(plan.rows))
+
+        first_row = journal.num_rows
+        num_animated = run_backbone(
+            engine,
+            self.images,
+            self.known,
+            plan,
+            preprocessing=self.settings.spec.preprocess,
+            options=self.options,
+            after_batch=after_batch,
+        )
+        return _Filled(journal.num_rows - first_row, num_animated)
+
+    def _report(
+        self, plan: Plan, samples: Sequence[Sample], found: _Found, filled: _Filled
+    ) -> ExtractReport:
+        kept = [samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist()]
+        others = set(np.flatnonzero(plan.rows >= self.known.num_in_file).tolist()) - found.touched
+        file = self.known.file
+        before = set(file.sample_ids) if file else set()
+        num_changed = sum(samples[i].sample_id in before for i in others)
+        return ExtractReport(
+            path=self.output,
+            spec=self.settings.spec,
+            classes=self.images.classes,
+            split_sizes=_split_sizes(kept),
+            num_unlabelled=sum(sample.label < 0 for sample in kept),
+            num_ignored=self.images.num_ignored,
+            skipped=bad_images(plan),
+            num_extracted=filled.num_rows,
+            num_resumed=found.num_resumed,
+            num_new=len(others) - num_changed if file else 0,
+            num_changed=num_changed,
+            num_removed=plan.num_removed,
+            num_relabelled=found.num_relabelled,
+            num_animated=filled.num_animated,
+            is_unchanged=found.is_unchanged,
+            seconds=0.0,
+            device=self.backbone.device,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Return that of this run, or of the earlier ones if the backbone had nothing to do."""
+        if self.backbone.device is None:
+            return dict(self.settings.environment)
+        return self.backbone.environment()
+
+    def _record(self) -> dict[str, Any]:
+        """Return record 0 of a log."""
+        return {
+            "settings": replace(self.settings, environment=self._environment()).to_dict(),
+            "num_samples": len(self.images.samples),
+            "sample_ids_sha256": self._list_digest(),
+        }
+
+    def _list_digest(self) -> str:
+        """Return the sha256 of the list of images."""
+        digest = hashlib.sha256()
+        for sample in self.images.samples:
+            digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    def _publish(self, plan: Plan, samples: Sequence[Sample], verifier: IsolatedCall) -> None:
+        header = Header(
+            kind="features",
+            spec=self.settings.spec.to_dict(),
+            classes=self.images.classes,
+            details={
+                "source": self.settings.source,
+                "weights": self.settings.weights,
+                "request": self.settings.request,
+                "dtype": self.settings.dtype,
+                "max_pixels": self.settings.max_pixels,
+                "splits": list(SPLITS),
+                "val_fraction": self.options.val_fraction,
+                "num_ignored": self.images.num_ignored,
+                "skipped": [
+                    [image.sample_id, image.reason, list(image.stamp)]
+                    for _, image in sorted(plan.skipped.items())
+                ],
+            },
+            environment=self._environment(),
+        )
+        publish_features(
+            self.output,
+            header,
+            self.known,
+            samples=samples,
+            rows=plan.rows,
+            verifier=verifier,
+            dtype=self.options.dtype,
+            overwrite=True,
+        )
+
+
+def _split_sizes(samples: Sequence[Sample]) -> dict[str, int]:
+    sizes = {split: sum(sample.split == split for sample in samples) for split in SPLITS}
+    return {split: size for split, size in sizes.items() if size}

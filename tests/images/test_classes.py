@@ -1,0 +1,79 @@
+"""What looks wrong with classes: said once, before the long run, and never of what is right."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+
+import pytest
+
+from featx.images.sources import Sample, warn_of_odd_classes
+from featx.images.sources.classes import odd_classes
+
+
+def samples(*found: tuple[int, str]) -> list[Sample]:
+    """Return a sample for each label and split."""
+    return [Sample(f"{n}.jpg", label, split) for n, (label, split) in enumerate(found)]
+
+
+BOTH = samples((0, "train"), (1, "train"), (0, "val"), (1, "test"))
+
+
+def test_nothing_is_said_of_classes_that_are_right() -> None:
+    assert list(odd_classes(["ants", "bees"], BOTH)) == []
+
+
+@pytest.mark.parametrize("classes", [[], ["ants"], ["ants", "Ants"]])
+def test_nothing_is_said_where_nothing_has_a_label(classes: list[str]) -> None:
+    assert list(odd_classes(classes, samples((-1, "train"), (-1, "test")))) == []
+    assert list(odd_classes(classes, [])) == []
+
+
+def test_classes_without_images_are_named() -> None:
+    (text,) = odd_classes(["ants", "bees", "wasps"], BOTH)
+    assert text == "1 class has no images: 'wasps'. Kept, but it can never be learned."
+    (text,) = odd_classes(["ants", "bees", *(f"c{i}" for i in range(9))], BOTH)
+    assert "9 classes have no images: 'c0', 'c1', 'c2', 'c3', 'c4' and 4 more." in text
+
+
+def test_classes_without_training_images_are_named() -> None:
+    (text,) = odd_classes(["a", "b", "c"], samples((0, "train"), (1, "val"), (2, "test")))
+    assert text.startswith("2 classes have images for validation or test but none for training")
+    assert "'b', 'c'." in text
+
+
+def test_nothing_is_said_of_training_where_there_is_none() -> None:
+    assert list(odd_classes(["a", "b"], samples((0, "test"), (1, "test")))) == []
+
+
+def test_a_single_class_has_nothing_to_be_told_from() -> None:
+    (text,) = odd_classes(["ants"], samples((0, "train"), (0, "val"), (-1, "train")))
+    assert text.startswith("all labelled images are of one class, 'ants': ")
+    assert "one folder, or label, per class" in text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Ants", "ants"],
+        ["STRASSE", "straße"],
+        [unicodedata.normalize(form, "grün") for form in ("NFD", "NFC")],
+    ],
+)
+def test_classes_that_readers_take_for_one_are_named(names: list[str]) -> None:
+    (text,) = odd_classes(names, BOTH)
+    assert text.startswith("2 classes differ only in case or in how accents are written: ")
+    assert all(repr(name) in text for name in names)
+
+
+def test_names_cannot_write_to_the_terminal() -> None:
+    (text,) = odd_classes(["a", "b", "\x1b[31m\n\udce9"], BOTH)
+    assert text.isprintable()
+    text.encode()
+
+
+def test_each_is_a_warning_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="featx"):
+        warn_of_odd_classes("/photos", ["A", "a", "b"], samples((0, "train"), (1, "val")))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert all(record.getMessage().startswith("'/photos': ") for record in caplog.records)
