@@ -176,9 +176,9 @@ _NOTHING = _Nothing()
 def _brief(value: object) -> str:
     """Return a value, shortened: digests by their start, paths by their end."""
     text = repr(value)
-    if len(text) <= 80:
-        return f"{text[:13]}…'" if re.fullmatch("'[0-9a-f]{64}'", text) else text
-    return f"{text[:13]}…{text[-60:]}"
+    if re.fullmatch("'[0-9a-f]{64}'", text):
+        return f"{text[:13]}…'"
+    return text if len(text) <= 240 else f"{text[:60]}…{text[-160:]}"
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:

@@ -53,8 +53,8 @@ def publish_features(
         header: Everything but row count and checksums.
         known: The rows.
         samples: All of the source, in the order of the file.
-        rows: Number of each sample's row, -1 where it has none; as many int64 as samples, and at
-            least one that has a row.
+        rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64, at least
+            one of them 0 or more.
         verifier: What ``start_verifier`` gives, entered; it reads the file before it gets its name.
         dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
         overwrite: Replace what is there.
