@@ -56,6 +56,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/cache.py unchanged
+	$(BIN)/python benchmarks/cache.py overhead
+	$(BIN)/python benchmarks/cache.py footprint
+	$(BIN)/python benchmarks/crashes.py
 
 # The chain. A file is made again when what it depends on has changed: the images (names, sizes,
 # times) or the options given on the command line. Without DATA, TRAIN or EXPORT the last ones hold.

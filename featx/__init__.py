@@ -16,13 +16,16 @@ from featx.errors import FeatxError
 
 if TYPE_CHECKING:
     from featx.features.file import FeatureFile, open_features
+    from featx.heads.few_shot import FewShot
     from featx.heads.head import Head, open_head
     from featx.heads.mlp import MLPOptions
+    from featx.heads.sgd import SGDOptions
     from featx.stages.check import CheckOptions, CheckReport, check
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
     from featx.stages.predict import Prediction, Predictor
+    from featx.stages.report import ReportOptions, write_report
     from featx.stages.train import TrainOptions, TrainReport, train_head
 
 __version__ = "0.1.0"
@@ -37,10 +40,13 @@ __all__ = [
     "ExtractReport",
     "FeatureFile",
     "FeatxError",
+    "FewShot",
     "Head",
     "MLPOptions",
     "Prediction",
     "Predictor",
+    "ReportOptions",
+    "SGDOptions",
     "TrainOptions",
     "TrainReport",
     "check",
@@ -51,17 +57,21 @@ __all__ = [
     "open_features",
     "open_head",
     "train_head",
+    "write_report",
 ]
 
 _LOADED_FROM = {
     "featx.features.file": ("FeatureFile", "open_features"),
+    "featx.heads.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
     "featx.heads.mlp": ("MLPOptions",),
+    "featx.heads.sgd": ("SGDOptions",),
     "featx.stages.check": ("CheckOptions", "CheckReport", "check"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
     "featx.stages.predict": ("Prediction", "Predictor"),
+    "featx.stages.report": ("ReportOptions", "write_report"),
     "featx.stages.train": ("TrainOptions", "TrainReport", "train_head"),
 }
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -173,8 +174,11 @@ _NOTHING = _Nothing()
 
 
 def _brief(value: object) -> str:
+    """Return a value, shortened: digests by their start, paths by their end."""
     text = repr(value)
-    return f"{text[:13]}…{text[-1]}" if len(text) > 60 else text
+    if re.fullmatch("'[0-9a-f]{64}'", text):
+        return f"{text[:13]}…'"
+    return text if len(text) <= 240 else f"{text[:60]}…{text[-160:]}"
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
@@ -235,6 +239,12 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def is_unfinished(output: Path) -> bool:
+    """Return whether only the log of an extraction is there, and not its output."""
+    # os.path answers where pathlib raises: for names that cannot be.
+    return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
+
+
 def kind_of_file(path: Path) -> Kind:
     """Return which of the three a file seems to be, by its first bytes, or is going to be.
 
@@ -244,7 +254,7 @@ def kind_of_file(path: Path) -> Kind:
         ArtifactIncomplete: It is the log of an extraction that has not finished.
         ArtifactError: It cannot be read.
     """
-    if not path.exists() and partial_path(path).exists():
+    if is_unfinished(path):
         return "features"
     require_file(path, made_by="featx extract, train-head or export")
     try:
@@ -325,7 +335,8 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
             raise
         raise ArtifactError(path, f"Cannot write '{path}': {err.strerror or err}.") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or a folder: not ours
+            temporary.unlink()
 
 
 def _move_unless_there(temporary: Path, path: Path) -> None:

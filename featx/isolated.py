@@ -29,8 +29,10 @@ import featx.errors
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
 
 _HOME = Path(featx.errors.__file__).parents[1]
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Each thread of a pool would take address space that the file's content could have."""
+_FRUGAL = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
+)
+"""Each thread of a pool, and each thread's own heap, would take address space from the content."""
 _SPARE_SECONDS = 5
 """Processor time for starting up; the wall clock in the caller is the limit that counts."""
 
@@ -40,7 +42,8 @@ class Limits:
     """What a call may take.
 
     Attributes:
-        memory_bytes: Address space, with the libraries' own (about 0.5 GiB).
+        memory_bytes: Address space, the libraries' own included: about 0.2 GiB, and for a model
+            8 MiB for each core.
         seconds: Wall time from the moment the path is handed over.
     """
 
@@ -102,9 +105,12 @@ class IsolatedCall:
                 env=_environment(),
                 process_group=0,  # Ctrl-C is for the caller, who may have more to tidy up
             )
-        except BaseException:
+        except OSError as err:
             os.close(self._requests)
-            raise
+            raise FeatxError(
+                f"Cannot start a process to read files in: {err.strerror}. Is the machine out of "
+                "memory or processes?"
+            ) from err
         finally:
             os.close(own_end)
         return self
@@ -171,7 +177,7 @@ class IsolatedCall:
 def _environment() -> dict[str, str]:
     """Return the child's environment: this featx is found first, the current folder never."""
     folders = [str(_HOME), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    return os.environ | _FRUGAL | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def _last_line(output: bytes) -> dict[str, Any] | None:

@@ -34,13 +34,14 @@ FLOOR = {
 # Where each heavy library may be imported: files, or folders ending in "/".
 DOORS = {
     "h5py": ("features/",),
-    "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py"),
+    "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
+    "matplotlib": ("stages/report/plots.py",),
     "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
     "onnxscript": (),
     "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/", "heads/linear.py", "heads/lbfgs.py", "heads/mlp.py"),
+    "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "PIL": ("images/", "stages/predict.py"),
@@ -192,12 +193,15 @@ def loaded_by(code: str) -> set[str]:
         "from featx.cli import main; main(['--help'], standalone_mode=False)",
         "from featx.cli import main; main(['predict', '--help'], standalone_mode=False)",
         "from featx.cli import main; main(['extract', '--help'], standalone_mode=False)",
-        "import featx; featx.extract, featx.ExtractOptions, featx.ExtractReport",
         "from featx.cli import main; main(['train-head', '--help'], standalone_mode=False)",
     ],
 )
 def test_light_entry_points_stay_light(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
+
+
+def test_an_extraction_loads_torch_only_when_there_is_something_to_extract() -> None:
+    assert "torch" not in loaded_by("import featx; featx.extract, featx.ExtractReport, featx.check")
 
 
 def test_help_and_import_load_next_to_nothing() -> None:

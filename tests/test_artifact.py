@@ -134,8 +134,7 @@ class TestHeader:
             {"environment": [["a"]]},
             {"extra": 1},
             {"fingerprint": "0" * 64},
-            {"schema_version": True},
-            {"schema_version": 1.0},
+            {"schema_version": float(SCHEMA_VERSION)},
         ],
         ids=str,
     )
@@ -182,7 +181,9 @@ class TestHeader:
         with pytest.raises(ArtifactInvalid, match="holds kind 'poem', but a head is needed"):
             read(replace(HEADER, kind="poem").to_json())  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])
+    @pytest.mark.parametrize(
+        "version", [0, SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, True, "1", None]
+    )
     def test_another_version_says_which_and_what_to_do(self, version: Any) -> None:
         with pytest.raises(ArtifactInvalid) as caught:
             read(replace(HEADER, schema_version=version).to_json())
@@ -534,6 +535,29 @@ class TestPublishing:
         losers = {type(future.exception()) for future in futures if future.exception()}
         assert losers == {ArtifactExists}
         assert os.listdir(path.parent) == [path.name]
+
+    @pytest.mark.parametrize("overwrite", [True, False])
+    def test_whoever_holds_a_lock_may_name_the_temporary(
+        self, path: Path, *, overwrite: bool
+    ) -> None:
+        own = path.with_name("f.bin.tmp")
+        path.parent.mkdir()
+        own.write_text("left by a killed process")
+        with publishing(path, overwrite=overwrite, temporary=own) as temporary:
+            assert temporary == own
+            own.write_text("new")
+        assert path.read_text() == "new"
+        assert os.listdir(path.parent) == ["f.bin"]
+
+        def interrupted() -> None:
+            with publishing(path, overwrite=True, temporary=own):
+                own.write_text("half")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            interrupted()
+        assert path.read_text() == "new"
+        assert os.listdir(path.parent) == ["f.bin"]
 
     def test_a_temporary_is_hidden(self, path: Path) -> None:
         with publishing(path, overwrite=False) as temporary:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from PIL import Image
 import featx
 from featx.cli import main
 
-COMMANDS = ("extract", "train-head", "export", "predict", "evaluate", "info", "backbones")
+COMMANDS = (
+    *("extract", "train-head", "export", "predict", "evaluate"),
+    *("check", "info", "backbones"),
+)
 
 
 def featx_cli(*arguments: object) -> Result:
@@ -26,13 +30,13 @@ def featx_cli(*arguments: object) -> Result:
 
 
 def failure(result: Result) -> str:
-    """Return the one line of a failure, after checking that it is one."""
+    """Return the message of a failure, after checking that it is one: the last thing on stderr."""
     assert result.exit_code == 1, result.output
-    assert result.stdout == "" or "Error" not in result.stdout
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1, result.stderr
+    assert "Error" not in result.stdout
+    _, *messages = f"\n{result.stderr}".split("\nError: ")
+    assert len(messages) == 1, result.stderr
     assert "Traceback" not in result.output
-    return lines[0]
+    return messages[0].rstrip("\n")
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +158,56 @@ def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
     features = made / "features.h5"
     table = featx_cli("train-head", features, "-o", tmp_path / "a.safetensors").stdout
     assert table.splitlines()[0].split() == [
-        *("split", "images", "top-1", "top-5", "macro", "F1", "log", "loss")
+        *("split", "images", "top-1", "95", "%", "top-5", "balanced", "macro", "F1"),
+        *("log", "loss", "ECE"),
     ]
+    assert "3.16e-07 " in table
+    assert table.count(" * ") == 1  # the chosen strength
+    assert "temperature" in table
     report = json.loads(
         featx_cli("train-head", features, "-o", tmp_path / "b.safetensors", "--json").stdout
     )
     assert set(report["metrics"]) == {"train", "val"}
     assert report["metrics"]["val"]["top1"] >= 0.9
     assert report["choice"]["head"] == "linear"
+    assert len(report["choice"]["path"]) >= 16
+    assert report["calibration"]["temperature"] > 0
+
+
+def test_train_head_per_class(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--per-class")
+    lines = featx_cli(*arguments).stdout.splitlines()
+    header = next(line for line in lines if line.startswith("class (val)"))
+    assert header.split()[2:] == [
+        "images",
+        "predicted",
+        "precision",
+        "95",
+        "%",
+        "recall",
+        "95",
+        "%",
+    ]
+    assert any(line.startswith("petals ") for line in lines)
+
+
+def test_no_calibrate_leaves_the_probabilities(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--no-calibrate")
+    assert "temperature" not in featx_cli(*arguments).stdout
+    header = json.loads(featx_cli("info", tmp_path / "a", "--json").stdout)
+    assert header["details"]["temperature"] == 1.0
 
 
 @pytest.mark.parametrize(
-    "options", [("--head", "mlp", "--hidden", "16,8"), ("--solver", "sklearn")]
+    "options",
+    [
+        ("--head", "mlp", "--hidden", "16,8"),
+        ("--solver", "sklearn"),
+        ("--solver", "ridge"),
+        ("--solver", "centroid"),
+        ("--solver", "sgd", "--lr", "0.01", "--epochs", "3"),
+        ("--class-weight", "balanced"),
+    ],
 )
 def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     head, model = tmp_path / "head.safetensors", tmp_path / "model.onnx"
@@ -176,14 +218,66 @@ def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [(("--hidden", "8"), "--hidden"), (("--head", "mlp", "-C", "1"), "-C")]
+    ("options", "named"),
+    [
+        (("--hidden", "8"), "--hidden"),
+        (("--head", "mlp", "-C", "1"), "-C"),
+        (("--solver", "centroid", "-C", "1"), "-C"),
+        (("--momentum", "0.5"), "--momentum"),
+        (("--head", "mlp", "--gamma", "0.5"), "--gamma"),
+        (("--repeats", "3"), "--repeats"),
+    ],
 )
 def test_an_option_the_head_would_ignore_is_wrong_usage(
     made: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
     result = featx_cli("train-head", made / "features.h5", "-o", tmp_path / "h", *options)
     assert result.exit_code == 2
-    assert f"{named} has no meaning for --head" in result.stderr
+    assert f"{named} has no meaning " in result.stderr
+
+
+def test_the_tutorials_recipe_prints_a_line_per_epoch(made: Path, tmp_path: Path) -> None:
+    recipe = "--lr 0.001 --momentum 0.9 --step-size 7 --gamma 0.1 --epochs 5 --batch-size 512"
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--solver", "sgd")
+    lines = featx_cli(*arguments, *recipe.split()).stdout.splitlines()
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 5
+    assert epochs[4].split()[::2] == ["epoch", "loss", "accuracy", epochs[4].split()[6]]
+    again = ("train-head", made / "features.h5", "-o", tmp_path / "g", "--solver", "sgd", "--json")
+    assert json.loads(featx_cli(*again).stdout)["choice"]["solver"] == "sgd"
+
+
+def test_several_mlps_side_by_side(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--head", "mlp")
+    options = ("--lr", "0.001", "--lr", "0.01", "--seeds", "2", "--epochs", "3", "--hidden", "8")
+    assert "the best of 4: learning rate" in featx_cli(*arguments, *options).stdout
+    choice = json.loads(featx_cli("info", tmp_path / "h", "--json").stdout)["details"]["choice"]
+    assert [c["learning_rate"] for c in choice["candidates"]] == [0.001, 0.001, 0.01, 0.01]
+    sgd = ("train-head", made / "features.h5", "-o", tmp_path / "g", "--solver", "sgd")
+    result = featx_cli(*sgd, "--lr", "0.001", "--lr", "0.01")
+    assert result.exit_code == 2
+    assert "may be repeated for --head mlp only" in result.stderr
+
+
+def test_few_shot_prints_mean_and_deviation(made: Path, tmp_path: Path) -> None:
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--shots", "4")
+    text = featx_cli(*arguments, "--repeats", "3").stdout
+    line = next(line for line in text.splitlines() if line.startswith("over draws"))
+    assert "top-1" in line
+    assert " ± " in text
+
+
+def test_class_weights_from_a_file(made: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.json"
+    arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--class-weight")
+    weights.write_text('{"petals": 2}')
+    assert featx_cli(*arguments, weights).exit_code == 0
+    header = json.loads(featx_cli("info", tmp_path / "h", "--json").stdout)
+    assert header["details"]["class_weight"] == {"petals": 2}
+    for content, said in (("[1]", "must hold an object"), ("{", "is not JSON")):
+        weights.write_text(content)
+        assert said in failure(featx_cli(*arguments, weights, "--overwrite"))
+    assert "cannot be read" in failure(featx_cli(*arguments, tmp_path / "no", "--overwrite"))
 
 
 def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:
@@ -301,8 +395,12 @@ class TestBadInput:
         shutil.copytree(photos, source)
         (source / "petals" / "bad.jpg").write_bytes(b"not an image")
         extract = ("extract", source, "-o", output, "-b", "tiny")
-        assert "petals/bad.jpg" in failure(featx_cli(*extract))
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+        message = failure(featx_cli(*extract))
+        first, second, *_ = message.splitlines()
+        assert first == "1 of 61 images cannot be used:"
+        assert second.startswith("  petals/bad.jpg: not an image of a known format")
+        assert "60 others are kept" in message
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5.partial", "photos"]
         result = featx_cli(*extract, "--on-error", "skip")
         assert result.exit_code == 0
         assert "petals/bad.jpg: not an image" in result.stdout
@@ -315,8 +413,11 @@ class TestBadInput:
         (tmp_path / "photos" / "bad.jpg").write_bytes(b"")
         arguments = ("extract", tmp_path / "photos", "-o", tmp_path / "f.h5", "-b", "tiny")
         message = failure(featx_cli(*arguments, "--on-error", "skip"))
-        assert "None of the 1 images" in message
-        assert "the file is empty" in message
+        assert message.splitlines() == [
+            "1 of 1 images cannot be used:",
+            "  bad.jpg: the file is empty.",
+            "None is left.",
+        ]
 
     @pytest.mark.parametrize(
         ("command", "name"), [("train-head", "head.safetensors"), ("export", "features.h5")]
@@ -337,7 +438,6 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments",
         [
-            ("extract", "{photos}", "-b", "tiny", "-o", "{made}/features.h5"),
             ("train-head", "{made}/features.h5", "-o", "{made}/head.safetensors"),
             ("export", "{made}/head.safetensors", "--onnx", "{made}/model.onnx"),
         ],
@@ -348,6 +448,14 @@ class TestBadInput:
         message = failure(featx_cli(*command))
         assert "exists" in message
         assert "--overwrite" in message
+        assert {path: path.read_bytes() for path in made.iterdir()} == before
+
+    def test_features_of_other_settings(self, made: Path, photos: Path) -> None:
+        before = {path: path.read_bytes() for path in made.iterdir()}
+        arguments = ("extract", photos, "-b", "tiny", "-o", made / "features.h5")
+        message = failure(featx_cli(*arguments, "--image-size", "48"))
+        assert "preprocess.image_size: expected 48, found 32" in message
+        assert "Use --overwrite to replace it, or -o for another path." in message
         assert {path: path.read_bytes() for path in made.iterdir()} == before
 
     def test_overwrite_replaces_and_leaves_nothing_else(self, made: Path, copy: Path) -> None:
@@ -446,7 +554,7 @@ def test_a_bug_shows_its_traceback(
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("featx.stages.extract.open_source", bug)
+    monkeypatch.setattr("featx.stages.extract.stage.open_source", bug)
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -456,3 +564,135 @@ def test_the_module_runs_as_a_command() -> None:
         [sys.executable, "-m", "featx", "--version"], capture_output=True, text=True, check=True
     )
     assert finished.stdout == f"featx {featx.__version__}\n"
+
+
+class TestRunningItAgain:
+    """``featx extract`` goes on, brings up to date, or says why it does not."""
+
+    @pytest.fixture
+    def source(self, photos: Path, tmp_path: Path) -> Path:
+        root = tmp_path / "photos"
+        for name in ("leaves", "petals"):
+            (root / name).mkdir(parents=True)
+            for number in range(10):
+                shutil.copy(photos / name / f"{number:02d}.jpg", root / name)
+        return root
+
+    @pytest.fixture
+    def interrupt(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+        """Run a command that is interrupted at its n-th batch."""
+        from featx.backbones.engines import OnnxEngine
+
+        def run(*arguments: object, batch: int) -> Result:
+            features, calls = OnnxEngine.features, []
+
+            def at_last(self: OnnxEngine, pixels: np.ndarray) -> np.ndarray:
+                calls.append(len(pixels))
+                if len(calls) == batch:
+                    raise KeyboardInterrupt
+                return features(self, pixels)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(OnnxEngine, "features", at_last)
+                return featx_cli(*arguments)
+
+        return run
+
+    def test_an_interrupted_extraction_says_what_it_keeps_and_goes_on(
+        self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
+    ) -> None:
+        output = tmp_path / "f.h5"
+        command = ("extract", source, "-b", "tiny", "--batch-size", 4)
+        assert featx_cli(*command, "-o", tmp_path / "whole.h5").exit_code == 0
+        stopped = interrupt(*command, "-o", output, batch=3)
+        assert stopped.exit_code == 130
+        assert stopped.stdout == ""
+        assert stopped.stderr.endswith(
+            f"Interrupted. 8 images are kept in '{output}.partial'; run the same command again to "
+            "go on.\n"
+        )
+        for reader in (("info", output), ("train-head", output, "-o", tmp_path / "h")):
+            message = failure(featx_cli(*reader))
+            assert f"'{output}' is unfinished: 8 of 20 images" in message
+        result = featx_cli(*command, "-o", output)
+        assert result.exit_code == 0, result.output
+        assert "resumed   8 images kept from an unfinished extraction" in result.stdout
+        assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "photos", "whole.h5"]
+
+    def test_other_settings_name_both_ways_on(
+        self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
+    ) -> None:
+        output = tmp_path / "f.h5"
+        command = ("extract", source, "-b", "tiny", "--batch-size", 4, "-o", output)
+        interrupt(*command, batch=2)
+        message = failure(featx_cli(*command, "--crop", "none"))
+        assert "keeps 4 images" in message
+        assert "preprocess.crop: expected 'none', found 'center'" in message
+        assert "--restart" in message
+        assert "-o" in message
+        result = featx_cli(*command, "--crop", "none", "--restart")
+        assert result.exit_code == 0, result.output
+        assert "resumed" not in result.stdout
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "photos"]
+
+    def test_an_update_says_what_changed(self, source: Path, tmp_path: Path) -> None:
+        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
+        assert f"written   {tmp_path / 'f.h5'}" in featx_cli(*command).stdout
+        before = (tmp_path / "f.h5").read_bytes()
+        again = featx_cli(*command)
+        assert again.exit_code == 0
+        assert f"up to date  {tmp_path / 'f.h5'}" in again.stdout
+        assert "images/s" not in again.stdout
+        assert (tmp_path / "f.h5").read_bytes() == before
+        shutil.copy(source / "leaves" / "00.jpg", source / "leaves" / "new.jpg")
+        shutil.copy(source / "leaves" / "00.jpg", source / "petals" / "00.jpg")
+        (source / "leaves" / "01.jpg").unlink()
+        updated = featx_cli(*command)
+        assert "updated   1 new, 1 changed, 1 removed" in updated.stdout
+        assert "20 × 192" in updated.stdout
+
+    def test_bad_images_up_to_a_share(self, source: Path, tmp_path: Path) -> None:
+        for number in range(3):
+            (source / "petals" / f"bad {number}.jpg").write_bytes(b"")
+        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
+        usage = featx_cli(*command, "--max-bad", "0.5")
+        assert usage.exit_code == 2
+        assert "--max-bad needs --on-error skip" in usage.stderr
+        skip = (*command, "--on-error", "skip", "--report", tmp_path / "bad.json")
+        message = failure(featx_cli(*skip, "--max-bad", "0.1"))
+        assert "3 of 23 images cannot be used" in message
+        assert "10.00% allowed by --max-bad" in message
+        assert len(json.loads((tmp_path / "bad.json").read_text())["bad"]) == 3
+        assert featx_cli(*skip, "--max-bad", "0.2").exit_code == 0
+
+    def test_an_odd_name_of_a_bad_image_is_shown_as_escapes(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        (source / "petals" / "a\x1b[31m.jpg").write_bytes(b"")
+        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
+        message = failure(featx_cli(*command))
+        assert "\x1b" not in message
+        assert "a\\x1b[31m.jpg: the file is empty" in message
+
+    def test_float16(self, source: Path, tmp_path: Path) -> None:
+        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
+        assert featx_cli(*command, "--dtype", "float16").exit_code == 0
+        assert "dtype: expected 'float32', found 'float16'" in failure(featx_cli(*command))
+        head = ("train-head", tmp_path / "f.h5", "-o", tmp_path / "h.safetensors")
+        assert featx_cli(*head).exit_code == 0
+
+    def test_an_up_to_date_run_loads_no_torch(self, source: Path, tmp_path: Path) -> None:
+        command = ("extract", str(source), "-b", "tiny", "-o", str(tmp_path / "f.h5"))
+        assert featx_cli(*command).exit_code == 0
+        code = (
+            "import sys; from featx.cli import main; "
+            "main(sys.argv[1:], standalone_mode=False); "
+            "print(*sorted({'torch', 'torchvision', 'sklearn', 'onnx'} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        assert "up to date" in done.stdout
+        assert done.stdout.splitlines()[-1] == ""

@@ -18,6 +18,7 @@ from featx.errors import (
     ArtifactMismatch,
     ArtifactMissing,
     BackboneError,
+    BadImages,
     ConfigError,
     ExportError,
     FeatxError,
@@ -30,6 +31,7 @@ PARENTS = {
     ConfigError: (FeatxError, ValueError),
     SourceError: (FeatxError,),
     ImageError: (SourceError,),
+    BadImages: (SourceError,),
     BackboneError: (FeatxError,),
     ArtifactError: (FeatxError,),
     ArtifactMissing: (ArtifactError, FileNotFoundError),
@@ -46,6 +48,7 @@ EXAMPLES = [
     ConfigError("size must be 1; got 0."),
     SourceError("'photos' does not exist."),
     ImageError("ants/1.jpg", "the file is empty."),
+    BadImages([("ants/1.jpg", "the file is empty.")], 7, "Repair it."),
     BackboneError("no such backbone."),
     *(
         kind(Path("a/b.h5"), "'a/b.h5' is odd.")
@@ -100,3 +103,14 @@ def test_an_artifact_error_says_its_message_and_carries_a_path(kind: type[Artifa
 def test_a_parity_error_carries_difference_and_bound() -> None:
     error = ParityError("they differ.", difference=0.5, bound=0.25)
     assert (str(error), error.difference, error.bound) == ("they differ.", 0.5, 0.25)
+
+
+def test_bad_images_are_listed_up_to_twenty() -> None:
+    bad = [(f"{number}.jpg", "the file is empty.") for number in range(23)]
+    error = BadImages(bad, 40, "Repair them.")
+    lines = str(error).splitlines()
+    assert lines[0] == "23 of 40 images cannot be used:"
+    assert lines[1] == "  0.jpg: the file is empty."
+    assert lines[-2:] == ["  … and 3 more", "Repair them."]
+    assert len(lines) == 23
+    assert error.images == tuple(bad)

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
+from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
 from featx.errors import ExportError
 from featx.images.preprocess import PreprocessSpec
 
@@ -68,6 +69,7 @@ def build_classifier(
     model.functions.extend(backbone.functions)
     model.producer_name = "featx"
     model.doc_string = CONTRACT
+    _forget_origin(model.graph)
     _require_one_file(model)
     try:
         onnx.checker.check_model(model)
@@ -76,14 +78,28 @@ def build_classifier(
     return model
 
 
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    """Drop the exporter's notes on each part.
+
+    They are stack traces: they name folders of this machine, and differ from run to run.
+    """
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            _forget_origin(inner)
+
+
 def with_header(model: onnx.ModelProto, header: Header) -> bytes:
-    """Return the model as one self-contained file with the header in its metadata.
+    """Return the model as one self-contained, sealed file with the header in its metadata.
 
     Besides the header, ``classes`` and ``preprocess`` stand there as JSON of their own, and
-    ``contract`` as text, for readers that don't know featx.
+    ``contract`` as text, for readers that don't know featx. The last entry is ``sha256``, of all
+    that stands before it. Equal models and headers give equal bytes.
 
     Raises:
-        ExportError: The file would exceed ONNX's limit of 2 GiB.
+        ExportError: The file would exceed ONNX's limit of 2 GiB, or would not be opened again.
     """
     stamped = onnx.ModelProto()
     stamped.CopyFrom(model)
@@ -95,12 +111,16 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
     }
     helper.set_model_props(stamped, entries)
     _require_one_file(stamped)
-    content: bytes = stamped.SerializeToString()
-    return content
+    content: bytes = stamped.SerializeToString(deterministic=True)
+    if unwanted := unwanted_parts(content):
+        raise ExportError(
+            f"The graph of the backbone has {', '.join(unwanted)}; featx ships none of that."
+        )
+    return seal(content)
 
 
 def _require_one_file(model: onnx.ModelProto) -> None:
-    size = model.ByteSize()
+    size = model.ByteSize() + SEAL_BYTES
     if size > MAX_BYTES:
         raise ExportError(
             f"The classifier takes {size / 2**30:.1f} GiB; one ONNX file holds at most 2. Choose a "

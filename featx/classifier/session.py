@@ -10,11 +10,14 @@ import numpy as np
 import onnxruntime as ort
 
 from featx.artifact import Header, require_file
+from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 
 _MAX_BYTES = 2**31
+_METADATA_KEY = "featx"
+_OUTPUTS = ("logits", "probabilities")
 
 
 class Classifier:
@@ -62,7 +65,7 @@ class Classifier:
             )
         try:
             logits, probabilities = self._session.run(
-                ["logits", "probabilities"], {"image": np.ascontiguousarray(images)}
+                list(_OUTPUTS), {"image": np.ascontiguousarray(images)}
             )
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise ArtifactInvalid(
@@ -71,38 +74,96 @@ class Classifier:
         return logits, probabilities
 
 
-def open_classifier(path: str | Path, *, threads: int | None = None) -> Classifier:
-    """Open a classifier file and check that it is one of featx's.
+def open_classifier(
+    path: str | Path, *, threads: int | None = None, verify: bool = True
+) -> Classifier:
+    """Open a classifier file and check that it is one of featx's, as it was exported.
 
-    Weights that lie in another file are refused: a model from elsewhere could read with them what
-    it should not.
+    Whatever reaches beyond the file is refused before ONNX Runtime sees it: weights in another
+    file, operators that are not ONNX's own. A model from elsewhere could read with them what it
+    should not.
 
     Args:
         path: The ONNX file.
         threads: For one image or batch; None takes all cores.
+        verify: Compare the file with its sha256; leave out only for a file you have verified, or
+            have changed yourself.
 
     Raises:
         ArtifactMissing: The file is not there.
-        ArtifactInvalid: It is not a featx classifier, or is damaged.
+        ArtifactInvalid: It is not a featx classifier, altered, damaged, or reaches beyond itself.
     """
     path = Path(path)
     require_file(path, made_by="featx export --onnx")
     if path.stat().st_size > _MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than an ONNX file can be (2 GiB).")
-    return load_classifier(path.read_bytes(), path=path, threads=threads)
+    return load_classifier(path.read_bytes(), path=path, threads=threads, verify=verify)
 
 
-def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -> Classifier:
+def load_classifier(
+    content: bytes, *, path: Path, threads: int | None = None, verify: bool = True
+) -> Classifier:
     """Return the classifier of a file's content; as ``open_classifier``."""
+    _require_own_content(content, path, verify=verify)
+    session = _start(content, path, threads)
+    header, metadata = _read_header(session, path)
+    _require_contract(session, header, path)
+    if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
+        raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
+    try:
+        preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
+    except (KeyError, ConfigError) as err:
+        raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
+    return Classifier(session, path=path, header=header, preprocess=preprocess)
+
+
+def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
+    """Check, on the bytes alone, that a model is as exported and holds all it needs.
+
+    Raises:
+        ArtifactInvalid: It is not.
+    """
+    try:
+        unwanted = unwanted_parts(content)
+        if verify and not is_sealed(content):
+            if not has_entry(content, _METADATA_KEY):
+                raise _not_ours(path)
+            raise ArtifactInvalid(
+                path,
+                f"'{path}' was altered after export, or is damaged; export it again with "
+                "featx export.",
+            )
+    except NotOnnx as err:
+        raise ArtifactInvalid(
+            path, f"'{path}' is not an ONNX model, or is damaged: {err}."
+        ) from err
+    if unwanted:
+        raise ArtifactInvalid(
+            path, f"'{path}' has {', '.join(unwanted)}, which no exported classifier has."
+        )
+
+
+def _not_ours(path: Path) -> ArtifactInvalid:
+    return ArtifactInvalid(path, f"'{path}' is an ONNX model, but not one of featx's.")
+
+
+def _start(content: bytes, path: Path, threads: int | None) -> ort.InferenceSession:
+    """Return a session that runs the graph.
+
+    Raises:
+        ArtifactInvalid: ONNX Runtime does not take it.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or num_cores()
+    # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # ONNX Runtime takes references to other files from here; below this there are none.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", os.devnull
     )
     try:
-        session = ort.InferenceSession(
+        return ort.InferenceSession(
             content,
             options,
             providers=["CPUExecutionProvider"],
@@ -112,33 +173,42 @@ def load_classifier(content: bytes, *, path: Path, threads: int | None = None) -
         raise ArtifactInvalid(
             path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
         ) from err
+
+
+def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dict[str, str]]:
+    """Return the header and all metadata entries."""
     try:
-        metadata = session.get_modelmeta().custom_metadata_map
-        text = metadata.get("featx")
+        metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as err:
         raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
+    text = metadata.get(_METADATA_KEY)
     if text is None:
-        raise ArtifactInvalid(path, f"'{path}' is an ONNX model, but not one of featx's.")
-    header = Header.from_json(text, path=path, kind="classifier")
-    names = [value.name for value in session.get_inputs()]
-    outputs = {value.name: value.shape for value in session.get_outputs()}
-    if names != ["image"] or not {"logits", "probabilities"} <= outputs.keys():
+        raise _not_ours(path)
+    return Header.from_json(text, path=path, kind="classifier"), metadata
+
+
+def _require_contract(session: ort.InferenceSession, header: Header, path: Path) -> None:
+    """Check names, types and shapes of what goes in and comes out.
+
+    Raises:
+        ArtifactInvalid: They are not those of ``classifier.graph``.
+    """
+    inputs = [(value.name, value.type) for value in session.get_inputs()]
+    outputs = {value.name: value for value in session.get_outputs()}
+    if inputs != [("image", "tensor(uint8)")] or not set(_OUTPUTS) <= outputs.keys():
         raise ArtifactInvalid(
             path, f"'{path}' has other inputs or outputs than a featx classifier."
         )
-    for name in ("logits", "probabilities"):
-        if len(outputs[name]) != 2 or outputs[name][1] != len(header.classes):
+    for name in _OUTPUTS:
+        shape = outputs[name].shape
+        if len(shape) != 2 or shape[1] != len(header.classes):
             raise ArtifactInvalid(
-                path,
-                f"'{path}' gives {name} {outputs[name]}, but has {len(header.classes)} classes.",
+                path, f"'{path}' gives {name} {shape}, but has {len(header.classes)} classes."
             )
-    if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
-        raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
-    try:
-        preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
-    except (KeyError, ConfigError) as err:
-        raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
-    return Classifier(session, path=path, header=header, preprocess=preprocess)
+        if outputs[name].type != "tensor(float)":
+            raise ArtifactInvalid(
+                path, f"'{path}' gives {name} as {outputs[name].type}, expected tensor(float)."
+            )
 
 
 def _first_line(err: Exception) -> str:

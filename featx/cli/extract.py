@@ -198,5 +198,6 @@ def _changes(report: ExtractReport) -> str:
         "new": report.num_new,
         "changed": report.num_changed,
         "removed": report.num_removed,
+        "relabelled": report.num_relabelled,
     }
     return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)

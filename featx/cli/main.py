@@ -19,6 +19,7 @@ from featx.cli.extract import extract
 from featx.cli.info import info
 from featx.cli.output import printable
 from featx.cli.predict import predict
+from featx.cli.report import report
 from featx.cli.train_head import train_head
 from featx.errors import FeatxError
 
@@ -70,5 +71,8 @@ def main() -> None:
     log.setLevel(logging.INFO)  # --quiet raises it
 
 
-for command in (extract, train_head, export, predict, evaluate, check, info, backbones):
+for command in (
+    *(extract, train_head, export, predict),
+    *(evaluate, report, check, info, backbones),
+):
     main.add_command(command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +11,24 @@ import click
 from click.core import ParameterSource
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_json, print_metrics
+from featx.cli.output import (
+    human_seconds,
+    print_fields,
+    print_json,
+    print_metrics,
+    print_per_class,
+    print_table,
+)
+from featx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from featx.stages.train import TrainReport
+    from featx.heads.calibration import Calibration
+    from featx.heads.class_weight import ClassWeight
+    from featx.heads.few_shot import FewShotScores
+    from featx.heads.sgd import EpochScores
+    from featx.stages.train import TrainOptions, TrainReport
+
+SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 
 
 @click.command("train-head")
@@ -28,10 +44,10 @@ if TYPE_CHECKING:
 @click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
     "--solver",
-    type=click.Choice(["lbfgs", "sklearn"]),
+    type=click.Choice(SOLVERS),
     default="lbfgs",
     show_default=True,
-    help="Of a linear head.",
+    help="Of a linear head: logistic regression by lbfgs or sklearn, or the others by name.",
 )
 @click.option(
     "-C",
@@ -39,96 +55,257 @@ if TYPE_CHECKING:
     "strengths",
     type=float,
     multiple=True,
-    help="Inverse L2 strength of a linear head; repeat to choose from several.  [3.2e-7 to 10]",
+    help="Inverse L2 strength of lbfgs, sklearn and ridge; repeat to choose from several.  "
+    "[3.2e-7 to 10]",
 )
+@click.option("--hidden", help="Hidden sizes of an MLP, like 256,128.  [100]")
+@click.option("--dropout", type=float, multiple=True, help="Of an MLP.  [0]")
+@click.option("--weight-decay", type=float, multiple=True, help="Of an MLP.  [0.01]")
 @click.option(
-    "--hidden", default="100", show_default=True, help="Hidden sizes of an MLP, like 256,128."
+    "--learning-rate",
+    "--lr",
+    type=float,
+    multiple=True,
+    help="Of an MLP, and of sgd. Repeat it, --dropout or --weight-decay to train an MLP with each, "
+    "side by side.  [0.001]",
 )
-@click.option("--dropout", type=float, default=0.0, show_default=True, help="Of an MLP.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of an MLP.")
-@click.option("--weight-decay", type=float, default=1e-2, show_default=True, help="Of an MLP.")
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Of an MLP.")
-@click.option("--epochs", type=int, default=100, show_default=True, help="At most, of an MLP.")
+@click.option("--seeds", type=int, help="Initial weights of an MLP that are tried.  [1]")
+@click.option("--batch-size", type=int, help="Of an MLP [128], and of sgd [512].")
+@click.option("--epochs", type=int, help="Of an MLP at most [100], and of sgd [20].")
+@click.option("--momentum", type=float, help="Of sgd.  [0.9]")
+@click.option("--step-size", type=int, help="Of sgd: epochs until the rate falls.  [7]")
+@click.option("--gamma", type=float, help="Of sgd: factor by which it falls.  [0.1]")
+@click.option(
+    "--class-weight",
+    metavar="balanced|FILE.json",
+    help="Let every class count the same, or give weights by class name.",
+)
+@click.option("--shots", type=int, help="Train on so many images of each class.")
+@click.option("--repeats", type=int, help="Draws of --shots.  [10]")
+@click.option(
+    "--no-calibrate",
+    is_flag=True,
+    help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
+)
+@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
 @options.as_json
 @options.quiet
 def train_head(
-    features: Path,
-    output: Path,
-    head: str,
-    solver: str,
-    strengths: tuple[float, ...],
-    seed: int,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-    **mlp: Any,
+    features: Path, output: Path, per_class: bool, as_json: bool, quiet: bool, **chosen: Any
 ) -> None:
     """Fit a head on cached FEATURES.
 
     The strength of a linear head is chosen by cross-validation inside the training split, an MLP is
     stopped early by a part of it; validation and test splits are only reported.
     """
-    from featx.heads.linear import STRENGTHS
-    from featx.heads.mlp import MLPOptions, parse_hidden
-    from featx.stages.train import TrainOptions
     from featx.stages.train import train_head as run
 
-    _require_used(head)
-    hidden, epochs = parse_hidden(mlp.pop("hidden")), mlp.pop("epochs")
-    report = run(
-        features,
-        output,
-        TrainOptions(
-            head=head,  # type: ignore[arg-type]
-            solver=solver,  # type: ignore[arg-type]
-            strengths=strengths or STRENGTHS,
-            mlp=MLPOptions(hidden=hidden, max_epochs=epochs, **mlp),
-            seed=seed,
-            overwrite=overwrite,
-        ),
-    )
+    _require_used(chosen["head"], chosen["solver"])
+    progress = None if as_json or quiet else _print_epoch
+    report = run(features, output, _options(**chosen), progress=progress)
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report)
+        _print(report, per_class=per_class)
 
 
-_ONLY_MLP = ("hidden", "dropout", "learning_rate", "weight_decay", "batch_size", "epochs")
-_ONLY_LINEAR = ("solver", "strengths")
+def _options(
+    *,
+    head: str,
+    solver: str,
+    strengths: tuple[float, ...],
+    class_weight: str | None,
+    shots: int | None,
+    repeats: int | None,
+    no_calibrate: bool,
+    seed: int,
+    overwrite: bool,
+    **training: Any,
+) -> TrainOptions:
+    """Return the stage's options; what was not given keeps its default there."""
+    from featx.heads.few_shot import FewShot
+    from featx.heads.linear import STRENGTHS
+    from featx.heads.mlp import MLPOptions, parse_hidden
+    from featx.heads.sgd import SGDOptions
+    from featx.stages.train import TrainOptions
+
+    given = {name: value for name, value in training.items() if value not in (None, ())}
+    mlp, sgd = MLPOptions(), SGDOptions()
+    if head == "mlp":
+        if "hidden" in given:
+            given["hidden"] = parse_hidden(given["hidden"])
+        if "epochs" in given:
+            given["max_epochs"] = given.pop("epochs")
+        if "seeds" in given:
+            given["num_seeds"] = given.pop("seeds")
+        mlp = MLPOptions(**given)
+    elif solver == "sgd":
+        if "learning_rate" in given:
+            *others, given["learning_rate"] = given["learning_rate"]
+            if others:
+                raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
+        sgd = SGDOptions(**given)
+    return TrainOptions(
+        head=head,  # type: ignore[arg-type]
+        solver=solver,  # type: ignore[arg-type]
+        strengths=strengths or STRENGTHS,
+        mlp=mlp,
+        sgd=sgd,
+        class_weight=_class_weight(class_weight),
+        few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
+        calibrate=not no_calibrate,
+        seed=seed,
+        overwrite=overwrite,
+    )
 
 
-def _require_used(head: str) -> None:
+def _class_weight(text: str | None) -> ClassWeight:
+    """Return ``"balanced"``, the content of a JSON file, or None.
+
+    Raises:
+        ConfigError: The file is not there, or no JSON object.
+    """
+    if text is None or text == "balanced":
+        return text  # type: ignore[return-value]
+    try:
+        weights = json.loads(Path(text).read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(
+            f"--class-weight must be 'balanced' or a JSON file; '{text}' cannot be read "
+            f"({err.strerror})."
+        ) from err
+    except ValueError as err:
+        raise ConfigError(f"'{text}' is not JSON ({err}).") from err
+    if not isinstance(weights, dict):
+        raise ConfigError(f'\'{text}\' must hold an object like {{"ants": 2, "bees": 1}}.')
+    return weights
+
+
+_SGD = {"learning_rate", "batch_size", "epochs", "momentum", "step_size", "gamma"}
+_USED = {
+    "mlp": {
+        *("hidden", "dropout", "learning_rate", "weight_decay", "seeds", "batch_size", "epochs"),
+    },
+    "lbfgs": {"solver", "strengths"},
+    "sklearn": {"solver", "strengths"},
+    "ridge": {"solver", "strengths"},
+    "centroid": {"solver"},
+    "sgd": {"solver", *_SGD},
+}
+
+
+def _require_used(head: str, solver: str) -> None:
     """Refuse options that the chosen head would ignore."""
     context = click.get_current_context()
-    for name in _ONLY_MLP if head == "linear" else _ONLY_LINEAR:
+    kind = "mlp" if head == "mlp" else solver
+    for name in sorted(set().union(*_USED.values()) - _USED[kind]):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "-C" if name == "strengths" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{option} has no meaning for --head {head}.")
+            only_mlp = name in _USED["mlp"] and name not in _SGD
+            chosen = f"--head {head}" if head == "mlp" or only_mlp else f"--solver {solver}"
+            raise click.UsageError(f"{option} has no meaning for {chosen}.")
+    if context.params["repeats"] is not None and context.params["shots"] is None:
+        raise click.UsageError("--repeats has no meaning without --shots.")
 
 
-def _print(report: TrainReport) -> None:
+def _print_epoch(scores: EpochScores) -> None:
+    click.echo(
+        f"epoch {scores.epoch:>3}  loss {scores.loss:.4f}  accuracy {scores.accuracy:.4f}  "
+        f"{scores.seconds:.2f} s"
+    )
+
+
+def _print(report: TrainReport, *, per_class: bool) -> None:
     print_metrics(report.metrics)
     click.echo()
-    print_fields(
-        {
-            "head": _describe(report.choice),
-            "time": human_seconds(report.seconds),
-            "written": report.path,
-        }
+    if report.few_shot:
+        _print_few_shot(report.few_shot)
+    if per_class:
+        unseen = {split: scores for split, scores in report.metrics.items() if split != "train"}
+        print_per_class(unseen or report.metrics, report.head.classes)
+    path = report.choice.get("path", [])
+    if len(path) > 1:
+        _print_path(path, report.choice["strength"])
+    fields: dict[str, object] = {"head": _describe(report.choice)}
+    if report.calibration:
+        fields["calibration"] = _describe_calibration(report.calibration)
+    fields |= {"time": human_seconds(report.seconds), "written": report.path}
+    print_fields(fields)
+
+
+def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:
+    """Print mean and deviation over the draws; the table above is that of the first."""
+    rows = [
+        [
+            split,
+            *(
+                f"{spread.mean:.4f} ± {spread.deviation:.4f}"
+                for spread in (own.top1, own.balanced_accuracy, own.macro_f1, own.log_loss)
+            ),
+        ]
+        for split, own in scores.items()
+    ]
+    print_table(["over draws", "top-1", "balanced", "macro F1", "log loss"], rows)
+    click.echo()
+
+
+_PATH_COLUMNS = {
+    "log_loss": ("held-out log loss", ".4f"),
+    "error": ("left-out error", ".4f"),
+    "top1": ("top-1", ".4f"),
+    "objective": ("objective", ".5f"),
+    "gradient_norm": ("gradient", ".0e"),
+}
+
+
+def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
+    """Print every strength that was solved; the chosen one has a star."""
+    known = {
+        name: column for name, column in _PATH_COLUMNS.items() if path[0].get(name) is not None
+    }
+    rows = [
+        [
+            f"{point['strength']:g}{' *' if point['strength'] == chosen else ''}",
+            *(format(point[name], form) for name, (_, form) in known.items()),
+        ]
+        for point in path
+    ]
+    print_table(["C", *(title for title, _ in known.values())], rows)
+    click.echo()
+
+
+def _describe_calibration(calibration: Calibration) -> str:
+    return (
+        f"temperature {calibration.temperature:.3g}, held-out ECE {calibration.ece_before:.4f} → "
+        f"{calibration.ece_after:.4f}"
     )
 
 
 def _describe(choice: dict[str, Any]) -> str:
     if choice["head"] == "mlp":
         sizes = "-".join(str(size) for size in choice["hidden"])
-        return f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
-    text = f"linear, C = {choice['strength']:g}"
-    if choice["num_folds"] > 1:
-        text += (
-            f", the best of {len(choice['path'])} by {choice['num_folds']}-fold cross-validation"
-        )
-    elif choice["num_folds"] == 1:
-        text += f", the best of {len(choice['path'])} on a hold-out"
-    return text
+        text = f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
+        if len(choice["candidates"]) > 1:
+            text += (
+                f", the best of {len(choice['candidates'])}: learning rate "
+                f"{choice['learning_rate']:g}, weight decay {choice['weight_decay']:g}, dropout "
+                f"{choice['dropout']:g}"
+            )
+        return text
+    if choice["solver"] == "centroid":
+        return "linear, nearest centroid by cosine"
+    if choice["solver"] == "sgd":
+        return f"linear, SGD for {choice['epochs']} epochs"
+    text = f"linear, {'ridge, ' if choice['solver'] == 'ridge' else ''}C = {choice['strength']:g}"
+    if len(choice["path"]) < 2:
+        return text
+    text += f", the best of {len(choice['path'])} "
+    if choice["solver"] == "ridge":
+        return text + "by leave-one-out"
+    return text + (
+        "on a hold-out"
+        if choice["num_folds"] == 1
+        else f"by {choice['num_folds']}-fold cross-validation"
+    )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from featx.artifact import Header, partial_path, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.images.decode import DIGEST_BYTES
@@ -80,11 +80,20 @@ class FeatureFile:
 
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
-        """The images that were left out."""
-        return tuple(
-            SkippedImage(sample_id, reason, Stamp(*stamp))
-            for sample_id, reason, stamp in self.header.details["skipped"]
-        )
+        """The images that were left out.
+
+        Raises:
+            ArtifactInvalid: The header does not list them as featx does.
+        """
+        try:
+            return tuple(
+                SkippedImage(str(sample_id), str(reason), Stamp(*map(int, stamp)))
+                for sample_id, reason, stamp in self.header.details["skipped"]
+            )
+        except (KeyError, TypeError, ValueError) as err:
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' does not list the images that were left out ({err})."
+            ) from err
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -180,6 +189,9 @@ def verify_features(path: Path) -> None:
     """
     with _opened(path) as (file, header):
         _require_digests(file, header, path)
+        for name, low, stop in (("labels", -1, len(header.classes)), ("splits", 0, len(SPLITS))):
+            for block in _blocks(file[name]):
+                _require_range(path, name, block, low, stop)
 
 
 @contextmanager
@@ -209,7 +221,7 @@ def _translated(path: Path) -> Iterator[None]:
     """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as err:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(
@@ -219,9 +231,8 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _require_finished(path: Path) -> None:
     """Say so where an extraction has begun to write this file, and only its log is there."""
-    partial = partial_path(path)
-    if not path.exists() and partial.is_file():
-        done, total = read_progress(partial)
+    if is_unfinished(path):
+        done, total = read_progress(partial_path(path))
         raise ArtifactIncomplete(
             path,
             f"'{path}' is unfinished: {done:,} of {total:,} images. Run the same featx extract "
@@ -235,12 +246,24 @@ def _read_header(file: h5py.File, path: Path) -> Header:
     stored = file.attrs.get_id("header")
     if stored.dtype.kind != "S" or stored.shape != ():
         raise ArtifactInvalid(path, f"'{path}': its featx header is not text of fixed length.")
+    if stored.dtype.itemsize > MAX_HEADER_BYTES:
+        raise ArtifactInvalid(
+            path, f"'{path}': its header is {stored.dtype.itemsize} bytes, over {MAX_HEADER_BYTES}."
+        )
     header = Header.from_json(bytes(file.attrs["header"]), path=path, kind="features")
-    if not bool(file.attrs.get("complete", False)):
+    if not _is_complete(file):
         raise ArtifactIncomplete(
             path, f"'{path}' is incomplete: the extraction did not finish. Run featx extract again."
         )
     return header
+
+
+def _is_complete(file: h5py.File) -> bool:
+    """Return whether the mark that is written last is there, and true."""
+    if "complete" not in file.attrs:
+        return False
+    stored = file.attrs.get_id("complete")  # text of variable length would be read from elsewhere
+    return stored.dtype.kind == "b" and stored.shape == () and bool(file.attrs["complete"])
 
 
 def _require_schema(file: h5py.File, header: Header, path: Path) -> None:

@@ -7,6 +7,8 @@ output while the extraction runs, and is deleted when its rows are published.
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import time
 from array import array
@@ -30,6 +32,8 @@ from featx.features.records import (
 )
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
+
+log = logging.getLogger(__name__)
 
 _SYNC_SECONDS = 1.0
 _SYNC_IMAGES = 4096
@@ -67,7 +71,11 @@ class Journal:
         self._offsets = array("q")  # of each batch's record
         self._first_rows = array("q")  # number of each batch's first row
         if os.path.lexists(self.path):
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Forget every batch, and begin with these settings at the next one.
@@ -80,6 +88,7 @@ class Journal:
         if self._descriptor != _NONE:
             try:
                 storage.truncate(self._descriptor, 0)
+                storage.sync(self._descriptor)  # or a power failure may bring the old rows back
             except OSError as err:
                 raise self._error(err) from err
 
@@ -172,15 +181,17 @@ class Journal:
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             scan = Scan(self._descriptor, self.path)
-            settings = scan.settings()
-            if settings is None:  # died before record 0 was whole
-                storage.truncate(self._descriptor, 0)
-                return
-            self.settings = settings
+            self.settings = scan.settings()  # None if record 0 is not whole
             for offset, num_images, num_rows in scan.batches():
                 self._note(offset, num_rows, num_images)
             self._end = scan.end
-            storage.truncate(self._descriptor, self._end)
+            dropped = os.fstat(self._descriptor).st_size - scan.end
+            if dropped:
+                storage.truncate(self._descriptor, scan.end)
+                log.info(
+                    "'%s' ends in %s bytes that were not whole; its first %s images are kept.",
+                    *(self.path, f"{dropped:,}", f"{self.num_images:,}"),
+                )
         except OSError as err:
             if isinstance(err, ArtifactError):
                 raise
@@ -237,7 +248,9 @@ def read_progress(path: Path) -> tuple[int, int]:
     with _reading(path) as descriptor:
         scan = Scan(descriptor, path)
         settings = scan.settings() or {}
-        return count_images(descriptor, scan.end), int(settings.get("num_samples", 0))
+        done, total = count_images(descriptor, scan.end), settings.get("num_samples")
+        total = total if isinstance(total, int) else 0
+        return min(done, total), total
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
@@ -261,6 +274,8 @@ def _reading(path: Path) -> Iterator[int]:
     except FileNotFoundError as err:
         raise ArtifactMissing(path, f"'{path}' does not exist.") from err
     except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise ArtifactInvalid(path, f"'{path}' is a link; move it away.") from err
         raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
     try:
         yield descriptor

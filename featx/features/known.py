@@ -61,12 +61,9 @@ class KnownRows:
         return self.num_in_file + self.journal.num_rows
 
     def images(self) -> Iterator[KnownImages]:
-        """Yield what is known, the log first: where both know an image, the file comes last."""
-        yield from self._images_in_journal()
+        """Yield what is known, the oldest first: the file, then the log."""
         if self.file is not None:
             yield from images_in_file(self.file)
-
-    def _images_in_journal(self) -> Iterator[KnownImages]:
         first = self.num_in_file
         for batch in self.journal.batches():
             has_row = batch.has_row

@@ -11,13 +11,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from featx.errors import ArtifactBusy, ArtifactError
+from featx.errors import ArtifactBusy, ArtifactError, ArtifactExists
 
+_SIGNATURE = re.compile(rb"process \d+ on .* since ")
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524)
 """What a file system without locks answers; 524 is ENOTSUPP, which Lustre and NFS let out."""
 
@@ -49,11 +51,11 @@ def locked(output: Path) -> Iterator[None]:
 def _make_folder(folder: Path) -> list[Path]:
     """Make a folder and return those that were missing, the innermost first."""
     missing = []
-    for candidate in (folder, *folder.parents):
-        if candidate.exists():
-            break
-        missing.append(candidate)
     try:
+        for candidate in (folder, *folder.parents):
+            if candidate.exists():
+                break
+            missing.append(candidate)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise ArtifactError(folder, f"Cannot make the folder '{folder}': {err.strerror}.") from err
@@ -70,6 +72,7 @@ def _acquire(path: Path, output: Path) -> int:
                 output, f"Cannot write '{path}', the lock of '{output}': {err.strerror}."
             ) from err
         try:
+            _require_ours(descriptor, path)
             _lock(descriptor, path, output)
             if _is_still_there(descriptor, path):
                 _sign(descriptor)
@@ -78,6 +81,13 @@ def _acquire(path: Path, output: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder removed it between our two calls: once more
+
+
+def _require_ours(descriptor: int, path: Path) -> None:
+    """Check that a file of the lock's name is a lock: ``-o poetry`` must not cost poetry.lock."""
+    content = os.pread(descriptor, 500, 0)
+    if content and not _SIGNATURE.match(content):
+        raise ArtifactExists(path, f"'{path}' is in the way, and is no lock of featx's; move it.")
 
 
 def _lock(descriptor: int, path: Path, output: Path) -> None:
@@ -92,11 +102,11 @@ def _lock(descriptor: int, path: Path, output: Path) -> None:
         ) from err
     except OSError as err:
         if err.errno not in _UNSUPPORTED:
-            raise
-        _take_over(descriptor, path, output)
+            raise ArtifactError(output, f"Cannot lock '{path}': {err.strerror}.") from err
+        _require_unsigned(descriptor, path, output)
 
 
-def _take_over(descriptor: int, path: Path, output: Path) -> None:
+def _require_unsigned(descriptor: int, path: Path, output: Path) -> None:
     """Where the file system knows no locks: whoever has signed the file holds it."""
     holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
     if holder:

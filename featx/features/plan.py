@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,18 @@ _BLOCK_ROWS = 4096
 _NEW, _CHANGED, _KEPT, _SKIPPED = range(4)
 
 
+class Touched(NamedTuple):
+    """A row that still holds what an image's file holds.
+
+    Attributes:
+        row: Its number.
+        stamp: Of the file, taken before it was read.
+    """
+
+    row: int
+    stamp: Stamp
+
+
 @dataclass
 class Plan:
     """Where each of N samples stands; an extraction writes on in it.
@@ -32,8 +45,7 @@ class Plan:
     Attributes:
         rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64.
         skipped: Samples known to be unusable, by position.
-        touched: Number of the row of each sample whose content is that row's, though its file looks
-            changed, by position.
+        touched: Samples whose file looks changed, though its content is that of a row, by position.
         num_new: Samples never seen.
         num_changed: Samples whose content is another now.
         num_removed: Rows and skipped images of the published file that the source has no more.
@@ -41,7 +53,7 @@ class Plan:
 
     rows: np.ndarray
     skipped: dict[int, SkippedImage] = field(default_factory=dict)
-    touched: dict[int, int] = field(default_factory=dict)
+    touched: dict[int, Touched] = field(default_factory=dict)
     num_new: int = 0
     num_changed: int = 0
     num_removed: int = 0
@@ -65,12 +77,12 @@ def make_plan(
 
     Args:
         images: The source; only its files' sizes and times are looked up, if that is enough.
-        known: What is known; where two know an image, the later counts.
+        known: What is known, the oldest first.
         file: The published file, to count what it has and the source has no more.
-        verify_content: Read every file and compare its content hash.
+        verify_content: Read every file and compare its content hash; try the unusable ones again.
         workers: Threads that read; None takes one per core.
     """
-    comparison = _Comparison(images)
+    comparison = _Comparison(images, trust_skipped=not verify_content)
     for block in known:
         comparison.add(block)
     if file is not None:
@@ -82,8 +94,9 @@ def make_plan(
 class _Comparison:
     """The state of each sample while blocks of known images go by."""
 
-    def __init__(self, images: ImageSource) -> None:
+    def __init__(self, images: ImageSource, *, trust_skipped: bool) -> None:
         self._images = images
+        self._trust_skipped = trust_skipped
         count = len(images.samples)
         self._position = {sample.sample_id: i for i, sample in enumerate(images.samples)}
         self._stamps = np.empty((count, len(Stamp._fields)), dtype=np.int64)
@@ -93,29 +106,29 @@ class _Comparison:
         self._rows = np.full(count, -1, dtype=np.int64)
         self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
         self._skipped: dict[int, SkippedImage] = {}
-        self._touched: dict[int, int] = {}
+        self._touched: dict[int, Touched] = {}
         self._num_removed = 0
 
     def add(self, block: KnownImages) -> None:
-        """Take what a block knows; a later block that fits counts more than an earlier one."""
+        """Take what a block knows of samples that no earlier one fits."""
         found = np.array(
             [self._position.get(name, -1) for name in block.sample_ids], dtype=np.int64
         )
         there = np.flatnonzero(found >= 0)
         positions, has_row = found[there], block.rows[there] >= 0
         size, mtime, ctime = (self._stamps[positions] == block.stamps[there]).T
-        same = size & np.where(has_row, mtime, ctime)
-        settled = self._state[positions] >= _KEPT
+        same = size & np.where(has_row, mtime, ctime & self._trust_skipped)
+        open_ = self._state[positions] < _KEPT
         for state, chosen in (
-            (_CHANGED, ~same & ~settled),
-            (_KEPT, same & has_row),
-            (_SKIPPED, same & ~has_row),
+            (_CHANGED, open_ & ~same),
+            (_KEPT, open_ & same & has_row),
+            (_SKIPPED, open_ & same & ~has_row),
         ):
             self._state[positions[chosen]] = state
-            rows = chosen & has_row
-            self._rows[positions[rows]] = block.rows[there[rows]]
-            self._digests[positions[rows]] = block.digests[there[rows]]
-        for i in np.flatnonzero(same & ~has_row):
+        rows = open_ & has_row
+        self._rows[positions[rows]] = block.rows[there[rows]]
+        self._digests[positions[rows]] = block.digests[there[rows]]
+        for i in np.flatnonzero(open_ & same & ~has_row):
             number = int(there[i])
             self._skipped[int(positions[i])] = SkippedImage(
                 block.sample_ids[number],
@@ -135,8 +148,9 @@ class _Comparison:
             doubtful |= self._state == _KEPT
         positions = np.flatnonzero(doubtful & (self._rows >= 0))
         same = _have_content(self._images, positions, self._digests[positions], workers=workers)
-        for position in positions[same & (self._state[positions] == _CHANGED)]:
-            self._touched[int(position)] = int(self._rows[position])
+        for position in positions[same & (self._state[positions] == _CHANGED)].tolist():
+            stamp = Stamp(*self._stamps[position].tolist())
+            self._touched[position] = Touched(int(self._rows[position]), stamp)
         self._state[positions[~same]] = _CHANGED
 
     def plan(self) -> Plan:
@@ -179,12 +193,13 @@ def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
         for chosen in np.split(positions, range(_BLOCK_ROWS, len(positions), _BLOCK_ROWS)):
             if not len(chosen):
                 continue
-            block = rows_at(np.array([plan.touched[int(i)] for i in chosen]))
+            touched = [plan.touched[i] for i in chosen.tolist()]
+            block = rows_at(np.array([each.row for each in touched]))
             first = known.next_row
             known.journal.append(
                 Batch(
                     sample_ids=tuple(images.samples[i].sample_id for i in chosen),
-                    stamps=np.array([images.stamp(int(i)) for i in chosen], dtype=np.int64),
+                    stamps=np.array([each.stamp for each in touched], dtype=np.int64),
                     digests=block.digests,
                     reasons=("",) * len(chosen),
                     features=block.features,
@@ -202,6 +217,7 @@ def is_current(
         not (len(plan.todo()) or plan.touched or plan.num_removed)
         and tuple(classes) == file.classes
         and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
+        and {image[:2] for image in plan.skipped.values()} == {image[:2] for image in file.skipped}
         and num_relabelled(file, plan, samples, classes) == 0
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ import h5py
 import numpy as np
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing
-from featx.errors import ArtifactError
+from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import storage
-from featx.features.file import COLUMNS
 from featx.features.known import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, Sample
-from featx.isolated import IsolatedCall
+from featx.isolated import IsolatedCall, Limits
 
 BLOCK_ROWS = 4096
+_HDF5_START = b"\x89HDF\r\n\x1a\n"
+_VERIFY_SECONDS = 600
+_SLOWEST_BYTES_PER_SECOND = 5e6
 _CHUNK_BYTES = 2**20
+_HDF5_CHUNK_BYTES = 128  # checksum and place in the index; measured: below 50
+_HDF5_BYTES = 2**16  # superblock, groups, the roots of six indices; measured: below 20 kB
 
 
 def publish_features(
@@ -48,7 +53,8 @@ def publish_features(
         header: Everything but row count and checksums.
         known: The rows.
         samples: All of the source, in the order of the file.
-        rows: Number of each sample's row, -1 where it has none; as many int64 as samples.
+        rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64, at least
+            one of them 0 or more.
         verifier: What ``start_verifier`` gives, entered; it reads the file before it gets its name.
         dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
         overwrite: Replace what is there.
@@ -74,7 +80,8 @@ def publish_features(
         "stamps": np.dtype(("<i8", (2,))),
     }
     temporary = path.with_name(path.name + ".tmp")
-    with publishing(path, overwrite=overwrite, temporary=temporary):
+    _require_ours(temporary, output=path)
+    with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
         with (
             _Disk.open(
                 temporary, room=_file_size(schema, len(kept), header_bytes), output=path
@@ -87,12 +94,50 @@ def publish_features(
     return complete
 
 
-def start_verifier() -> IsolatedCall:
+def start_verifier(num_bytes: int = 0) -> IsolatedCall:
     """Return a process, not yet begun, that checks a feature file as any reader will.
 
     Entered early, it starts up while there is other work.
+
+    Args:
+        num_bytes: About the size of the file, which decides how long reading it may take.
     """
-    return IsolatedCall("featx.features.file:verify_features")
+    limits = Limits(seconds=_VERIFY_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND)
+    return IsolatedCall("featx.features.file:verify_features", limits=limits)
+
+
+def _require_ours(temporary: Path, *, output: Path) -> None:
+    """Check that what has the temporary's name is the rest of a run that was killed.
+
+    Raises:
+        ArtifactExists: It is something else.
+    """
+    if not os.path.lexists(temporary):
+        return
+    start = b"?"
+    if temporary.is_file() and not temporary.is_symlink():
+        with temporary.open("rb") as file:
+            start = file.read(len(_HDF5_START))
+    if not _HDF5_START.startswith(start) and start.strip(b"\0"):
+        raise ArtifactExists(
+            output,
+            f"Cannot write '{output}': '{temporary}' is in the way, and is not featx's. Move it.",
+        )
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with the temporary as an error about the file it was to become."""
+    try:
+        yield
+    except ArtifactInvalid as err:
+        raise ArtifactInvalid(
+            path,
+            f"What was written for '{path}' does not read as it should: {err} The rows are kept; "
+            "run the same command again.",
+        ) from err
+    except RuntimeError as err:  # h5py's word for what it cannot do
+        raise ArtifactError(path, f"Cannot write '{path}': {err}.") from err
 
 
 def _blocks(
@@ -123,10 +168,13 @@ def _encoded(sample_id: str) -> bytes:
 
 
 def _file_size(schema: dict[str, np.dtype[Any]], num_rows: int, header_bytes: int) -> int:
-    """Return the bytes that the file takes at most: rows, header, HDF5's own."""
-    row_bytes = sum(column.itemsize for column in schema.values())
-    chunks = sum(1 + num_rows // _chunk_rows(column, num_rows) for column in schema.values())
-    return num_rows * row_bytes + header_bytes + 2 * len(COLUMNS) * _CHUNK_BYTES + 64 * chunks
+    """Return the bytes that the file takes at most: whole chunks, header, HDF5's own."""
+    size = header_bytes + _HDF5_BYTES
+    for column in schema.values():
+        rows = _chunk_rows(column, num_rows)
+        chunks = -(-num_rows // rows)
+        size += chunks * (rows * column.itemsize + _HDF5_CHUNK_BYTES)
+    return size
 
 
 def _chunk_rows(column: np.dtype[Any], num_rows: int) -> int:
@@ -270,4 +318,11 @@ def _claim(descriptor: int, room: int, output: Path) -> None:
             f"'{output}' needs {room:,} bytes, but its disk has {free:,} free. Free some and run "
             "the same command again; nothing is lost.",
         )
-    os.posix_fallocate(descriptor, 0, room)
+    try:
+        os.posix_fallocate(descriptor, 0, room)
+    except OSError as err:
+        raise ArtifactError(
+            output,
+            f"Cannot write '{output}': it needs {room:,} bytes, which cannot be had "
+            f"({err.strerror}). Run the same command again when they can; nothing is lost.",
+        ) from err

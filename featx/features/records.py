@@ -79,14 +79,17 @@ class Scan:
         self._path = path
         self.end = 0
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        if not is_file or not MAGIC.startswith(os.pread(descriptor, len(MAGIC), 0)):
+        start = os.pread(descriptor, len(MAGIC), 0) if is_file else b"?"
+        # Zeros are what a power failure leaves of a file that was just made.
+        if not MAGIC.startswith(start) and start.strip(b"\0"):
             raise ArtifactInvalid(path, f"'{path}' is not an extraction log of featx's. Move it.")
 
     def settings(self) -> dict[str, Any] | None:
         """Return record 0, None where it is not whole."""
-        payload = self._next(0, limit=_MAX_SETTINGS_BYTES)
+        payload = self._read(0, limit=_MAX_SETTINGS_BYTES)
         if payload is None:
             return None
+        self.end += _HEAD.size + len(payload)
         try:
             settings = json.loads(payload)
         except (ValueError, RecursionError):
@@ -99,19 +102,17 @@ class Scan:
 
     def batches(self) -> Iterator[tuple[int, int, int]]:
         """Yield offset, images and rows of each batch."""
-        number, offset = 1, self.end
-        while self.end and (payload := self._next(number)) is not None and _is_batch(payload):
+        number = 1
+        while self.end and (payload := self._read(number)) is not None and _is_batch(payload):
             num_images, num_rows, _ = _COUNTS.unpack_from(payload)
-            yield offset, num_images, num_rows
-            number, offset = number + 1, self.end
+            yield self.end, num_images, num_rows
+            number, self.end = number + 1, self.end + _HEAD.size + len(payload)
 
-    def _next(self, number: int, *, limit: int | None = None) -> bytes | None:
+    def _read(self, number: int, *, limit: int | None = None) -> bytes | None:
         try:
-            payload = read_record(self._descriptor, self.end, number, self._path, limit=limit)
+            return read_record(self._descriptor, self.end, number, self._path, limit=limit)
         except ArtifactInvalid:
             return None
-        self.end += _HEAD.size + len(payload)
-        return payload
 
 
 def read_record(

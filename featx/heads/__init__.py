@@ -1,11 +1,21 @@
 """What is trained: the head's file, and one module per way to fit one.
 
     head           the artifact; applying it; folding standardisation
-    linear         L2-regularised logistic regression, by lbfgs
-    lbfgs          many smooth convex problems at once
-    mlp            hidden layers, AdamW, early stopping
+    linear         L2-regularised logistic regression along a path of strengths, by
+    logistic       the objective, evaluated for many problems in one pass over the features,
+    lbfgs          many smooth convex problems at once, and
+    basis          standardised features and the eigenbasis of their covariance
+    ridge          least squares on one-hot targets, judged by leave-one-out
+    centroid       nearest centroid by cosine
+    sgd            the tutorials' recipe
+    mlp            hidden layers, AdamW, early stopping, on
+    dense          perceptrons of one shape, trained side by side
     with_sklearn   scikit-learn's logistic regression
-    folds          stratified folds
+    fit            one way to call them all
+    few_shot       drawing a few samples of each class, again and again
+    class_weight   what a sample counts, by its class
+    folds          stratified folds, and what was held out
+    calibration    a temperature for the logits
     metrics        scores from logits and labels
 
 Fitting is a pure function of arrays.

@@ -7,19 +7,28 @@ Standardisation is folded in, so a head applies to features as they are cached.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from featx.artifact import Header, publishing, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
+_BLOCK_ROWS = 1024
+
+NEVER = np.float32(-1e4)
+"""Bias of a class without training samples."""
+_MAX_BYTES = 2**31
+_MAX_JSON_BYTES = 2 * MAX_HEADER_BYTES + 2**16
+"""The header stands in the list of tensors as a string, where a quote takes two bytes."""
 
 Layer = tuple[np.ndarray, np.ndarray]
 """Weight ``(out, in)`` and bias ``(out,)``, float32."""
@@ -62,8 +71,15 @@ def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The scale is the standard deviation, 1 where a feature is constant.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    scale = features.std(axis=0, dtype=np.float64)
+    mean, squares = np.zeros((2, features.shape[1]))  # squares: of the differences to the mean
+    for start in range(0, len(features), _BLOCK_ROWS):
+        block = features[start : start + _BLOCK_ROWS].astype(np.float64)
+        here = block.mean(axis=0)
+        block -= here
+        share = len(block) / (start + len(block))
+        squares += np.einsum("nd,nd->d", block, block) + (here - mean) ** 2 * start * share
+        mean += (here - mean) * share
+    scale = np.sqrt(squares / len(features))
     constant = scale <= 1e-7 * np.abs(mean) + 1e-30  # rounding of its own value, or nothing
     return mean, np.where(constant, 1.0, scale)
 
@@ -81,13 +97,32 @@ def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> L
     return folded.astype(np.float32), (bias - folded @ mean).astype(np.float32)
 
 
+def silence_absent(layer: Layer, labels: np.ndarray) -> Layer:
+    """Return the layer with classes that have no samples given a probability of 0 in float32.
+
+    Args:
+        layer: Weight ``(num_classes, in)`` and bias ``(num_classes,)``.
+        labels: Class indices of the training samples, ``(N,)``.
+    """
+    weight, bias = layer
+    absent = np.bincount(labels, minlength=len(bias)) == 0
+    return np.where(absent[:, None], np.float32(0), weight), np.where(absent, NEVER, bias)
+
+
 def save_head(path: Path, head: Head, *, overwrite: bool = False) -> Head:
     """Write a head file; return the head with its header completed by a checksum.
 
     Raises:
         ArtifactExists: Something is there and ``overwrite`` is false.
+        ArtifactInvalid: A weight is NaN or infinite; no reader would take the file.
         ArtifactError: The disk refused; nothing is left behind.
     """
+    if (layer := _first_not_finite(head.layers)) is not None:
+        raise ArtifactInvalid(
+            path,
+            f"'{path}' was not written: layer {layer} has weights that are not finite. The "
+            "training diverged.",
+        )
     details = dict(head.header.details) | {"sha256": _checksum(head.layers)}
     head = replace(head, header=replace(head.header, details=details))
     tensors = {}
@@ -100,47 +135,94 @@ def save_head(path: Path, head: Head, *, overwrite: bool = False) -> Head:
     return head
 
 
-def open_head(path: str | Path) -> Head:
+def open_head(path: str | Path, *, verify: bool = True) -> Head:
     """Open a head file and check all of it.
+
+    Args:
+        path: The safetensors file.
+        verify: Compare the weights with their sha256; leave out only for a file you have verified.
 
     Raises:
         ArtifactMissing: The file is not there.
-        ArtifactInvalid: It is not a head, damaged, altered, or of another schema.
+        ArtifactInvalid: It is not a head, damaged, altered, of another schema, or has weights that
+            are not finite.
     """
     path = Path(path)
     require_file(path, made_by="featx train-head")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ArtifactInvalid(path, f"'{path}' is larger than a head can be (2 GiB).")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            if text is None:
-                raise ArtifactInvalid(
-                    path, f"'{path}' is a safetensors file, but not a head of featx's."
-                )
-            header = Header.from_json(text, path=path, kind="head")
-            names = set(file.keys())
-            count = len(names) // 2
-            expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}
-            if names != expected or not 1 <= count <= _MAX_LAYERS:
-                raise ArtifactInvalid(path, f"'{path}' holds other tensors than a head's layers.")
-            for name in sorted(names):  # numpy lacks some of the types that may stand here
-                if (dtype := file.get_slice(name).get_dtype()) != "F32":
-                    raise ArtifactInvalid(path, f"'{path}': '{name}' is {dtype}, expected F32.")
-            layers = tuple(
-                (file.get_tensor(f"layers.{i}.weight"), file.get_tensor(f"layers.{i}.bias"))
-                for i in range(count)
-            )
-    except (OSError, safetensors.SafetensorError, ValueError) as err:
+        header, layers = _parse(path.read_bytes(), path)
+    except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(path, f"'{path}' is not a head, or is damaged ({err}).") from err
     _require_shapes(path, header, layers)
-    if _checksum(layers) != header.details.get("sha256"):
+    if verify and _checksum(layers) != header.details.get("sha256"):
         raise ArtifactInvalid(
             path,
             f"'{path}': its weights do not have the sha256 they were written with; the file is "
             "damaged or was altered. Run featx train-head again.",
         )
+    if (layer := _first_not_finite(layers)) is not None:
+        raise ArtifactInvalid(path, f"'{path}': layer {layer} has weights that are not finite.")
     return Head(header, layers)
+
+
+def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
+    """Return what a file's content holds; what its names and sizes say is checked first.
+
+    Raises:
+        ArtifactInvalid: It is a safetensors file, but no head.
+        SafetensorError: It is no safetensors file: tensors overlap, leave holes, or are not there.
+        ValueError: The same, in its JSON.
+    """
+    listing = _listing(content)
+    metadata = listing.get("__metadata__")
+    text = metadata.get(_METADATA_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise ArtifactInvalid(path, f"'{path}' is a safetensors file, but not a head of featx's.")
+    header = Header.from_json(text, path=path, kind="head")
+    names = listing.keys() - {"__metadata__"}
+    count = len(names) // 2
+    expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}
+    if names != expected or not 1 <= count <= _MAX_LAYERS:
+        raise ArtifactInvalid(path, f"'{path}' holds other tensors than a head's layers.")
+    for name in sorted(names):  # numpy lacks some of the types that may stand here
+        entry = listing[name]
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        if dtype != "F32":
+            raise ArtifactInvalid(path, f"'{path}': '{name}' is {dtype}, expected F32.")
+    tensors = safetensors.numpy.load(content)
+    layers = ((tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count))
+    return header, tuple(layers)
+
+
+def _listing(content: bytes) -> dict[str, Any]:
+    """Return the JSON at the start of a safetensors file: name → type, shape and place.
+
+    The library takes the last of two equal names; here they are refused, so that no part of the
+    file is without a meaning.
+
+    Raises:
+        ValueError: There is none, it is too long, or a name occurs twice.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if length > _MAX_JSON_BYTES:
+        raise ValueError(f"its list of tensors has {length} bytes, over {_MAX_JSON_BYTES}")
+    if 8 + length > len(content):
+        raise ValueError(f"its list of tensors has {length} bytes, the file {len(content)}")
+    listing = json.loads(content[8 : 8 + length], object_pairs_hook=_without_repeats)
+    if not isinstance(listing, dict):
+        raise ValueError("it has no list of tensors")
+    return listing
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name occurs twice in its list of tensors")
+    return values
 
 
 def _require_shapes(path: Path, header: Header, layers: Sequence[Layer]) -> None:
@@ -158,6 +240,14 @@ def _require_shapes(path: Path, header: Header, layers: Sequence[Layer]) -> None
         raise ArtifactInvalid(
             path, f"'{path}' has {width} outputs, but {len(header.classes)} classes."
         )
+
+
+def _first_not_finite(layers: Sequence[Layer]) -> int | None:
+    """Return the number of the first layer with a NaN or infinity in it."""
+    for i, layer in enumerate(layers):
+        if not all(np.isfinite(part).all() for part in layer):
+            return i
+    return None
 
 
 def _checksum(layers: Sequence[Layer]) -> str:

@@ -1,18 +1,9 @@
 """The linear head: L2-regularised multinomial logistic regression, solved to the optimum.
 
-For strength ``C`` and ``n`` samples the objective is
-
-    mean over samples of -log softmax(W x + b)[label]  +  |W|² / (2 C n)
-
-which is scikit-learn's divided by ``C n``. With two classes scikit-learn has one row of weights
-where there are two here, and its ``2 C`` is ``C`` here.
-
-The features are standardised and rotated into the eigenbasis of their covariance. The penalty does
-not see a rotation, and in this basis the Hessian at ``W = 0`` is diagonal and known, which is all
-the preconditioning L-BFGS needs. Directions without variance carry no weight at the optimum and are
-dropped, so 4,096 features of 245 images cost no more than 245.
-
-The strength is chosen by stratified cross-validation, the folds solved as one batch.
+``logistic`` has the objective. All strengths are solved, from the strongest regularisation on. Each
+search starts where the ones before it point to, and inherits what they learnt of the curvature, so
+that it takes a few passes over the features; the folds of the cross-validation are solved side by
+side. The strength with the lowest held-out log loss is then solved on all samples, tightly.
 """
 
 from __future__ import annotations
@@ -22,22 +13,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from featx.heads.folds import stratified_folds
-from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.lbfgs import Minimum, minimise
+from featx.errors import ConfigError
+from featx.heads.basis import build_basis
+from featx.heads.folds import Division, HeldOut, divide
+from featx.heads.head import Layer
+from featx.heads.lbfgs import Minimum, Pairs, Stopping
+from featx.heads.logistic import Logistic, Problems
+from featx.heads.metrics import log_loss
 
 log = logging.getLogger(__name__)
 
 STRENGTHS: tuple[float, ...] = tuple(float(f"{c:.3g}") for c in np.logspace(-6.5, 1, 16))
-NUM_FOLDS = 5
-HOLDOUT_ABOVE = 20_000
-_ROTATE_UP_TO = 2048
-_BLOCK_VALUES = 2**24
-_SELECT_TOLERANCE, _REFIT_TOLERANCE = 1e-4, 1e-7
-_WORSE_IN_A_ROW = 3
+_AHEAD = 0.7
+"""Share of the last change along the path by which the next start goes on."""
+_ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
+_TO_THE_END = Stopping(gradient=1e-7)
+_TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=2e-7)
+_SUSPICIOUS_GRADIENT = 1e-3
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """One strength of the path, solved on the samples that were not held out.
+
+    Attributes:
+        strength: ``C``.
+        log_loss: On the held-out samples, nats.
+        top1: On the held-out samples, in [0, 1].
+        objective: At the solution, mean over folds; None if unknown.
+        gradient_norm: Largest absolute component of its gradient, over all folds; None if unknown.
+    """
+
+    strength: float
+    log_loss: float
+    top1: float
+    objective: float | None
+    gradient_norm: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +59,22 @@ class LinearFit:
     Attributes:
         layer: For raw features.
         strength: The chosen ``C``.
-        path: Of each ``C`` tried, the log loss on held-out samples, nats.
+        path: Each ``C`` tried, ascending.
+        objective: At the solution; None if unknown.
         gradient_norm: Largest absolute component of the gradient at the solution; None if unknown.
         num_evaluations: Of the objective, for the refit.
-        num_folds: Of the cross-validation; 1 for a single hold-out, 0 where nothing was chosen.
+        num_folds: Of the cross-validation; 1 for a single hold-out, 0 where nothing was held out.
+        held_out: Of the chosen strength; None where nothing was held out.
     """
 
     layer: Layer
     strength: float
-    path: tuple[tuple[float, float], ...]
+    path: tuple[PathPoint, ...]
+    objective: float | None
     gradient_norm: float | None
     num_evaluations: int
     num_folds: int
+    held_out: HeldOut | None
 
 
 def fit_linear(
@@ -67,6 +83,8 @@ def fit_linear(
     num_classes: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
+    weights: np.ndarray | None = None,
+    judge: bool = False,
     seed: int = 0,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best.
@@ -75,234 +93,123 @@ def fit_linear(
         features: Raw, ``(N, num_features)``, finite.
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
-        strengths: Values of ``C`` to choose from; a single one is used as it is.
+        strengths: Values of ``C`` to choose from.
+        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        judge: Cross-validate a single strength too, which is then known on held-out samples.
         seed: Decides the folds.
     """
-    mean, scale = standardisation(features)
-    basis = _Basis.of((features - mean) / scale)
-    problem = _Problem(basis.coordinates, basis.variances, labels, num_classes)
-    path: list[tuple[float, float]] = []
-    strength, num_folds = strengths[0], 0
-    if len(strengths) > 1:
-        strength, path, num_folds = _select(problem, labels, strengths, seed=seed)
-    everything = np.full(1, -1)
-    optimum = problem.solve(
-        np.array([strength]), everything, np.zeros(len(labels)), tolerance=_REFIT_TOLERANCE
-    )
-    weight, bias = problem.unpack(optimum.variables)
-    rotated = (weight[0].T @ basis.directions.T).numpy()  # (num_classes, num_features)
-    layer = fold_standardisation((rotated, bias[0].numpy()), mean, scale)
-    gradient_norm = float(optimum.gradient_norms[0])
-    if gradient_norm > 100 * _REFIT_TOLERANCE:
-        log.warning("The linear head stopped early: gradient norm %.1e.", gradient_norm)
+    basis = build_basis(features)
+    weights = np.ones(len(labels)) if weights is None else weights
+    division, best = None, None
+    path: tuple[PathPoint, ...] = ()
+    if len(strengths) > 1 or judge:
+        division = divide(labels, seed=seed)
+        samples = Logistic(basis, labels, num_classes, weights=weights, division=division)
+        best, path = _follow(samples, division, strengths)
+    strength = best.point.strength if best else float(strengths[0])
+    everything = Logistic(basis, labels, num_classes, weights=weights)
+    optimum = _refit(everything, strength, best)
     return LinearFit(
-        layer, strength, tuple(path), gradient_norm, optimum.num_evaluations, num_folds
+        layer=everything.layer(optimum.variables[0]),
+        strength=strength,
+        path=path,
+        objective=float(optimum.values[0]),
+        gradient_norm=float(optimum.gradient_norms[0]),
+        num_evaluations=optimum.num_evaluations,
+        num_folds=len(division.judged) if division else 0,
+        held_out=best.held_out if best else None,
     )
-
-
-def _select(
-    problem: _Problem, labels: np.ndarray, strengths: Sequence[float], *, seed: int
-) -> tuple[float, list[tuple[float, float]], int]:
-    """Return the best strength, the held-out log loss of each tried, and the number of folds.
-
-    The folds are solved side by side, the strengths one after the other, weakest ``C`` first, each
-    starting where the last one ended. A larger ``C`` costs more and fits the folds closer; once
-    several in a row are worse than the best, the rest is not tried.
-    """
-    holdout = len(labels) > HOLDOUT_ABOVE
-    num_folds = NUM_FOLDS if holdout else choose_num_folds(labels)
-    left_out = np.array([0]) if holdout else np.arange(num_folds)
-    folds = stratified_folds(labels, num_folds, seed=seed)
-    sizes = np.array([(folds == fold).sum() for fold in left_out])
-    single = problem.single()
-    path: list[tuple[float, float]] = []
-    start: Tensor | None = None
-    for strength in sorted(strengths):
-        optimum = single.solve(
-            np.full(len(left_out), strength),
-            left_out,
-            folds,
-            tolerance=_SELECT_TOLERANCE,
-            start=start,
-        )
-        start = optimum.variables
-        losses = single.held_out_loss(start, left_out, folds)
-        path.append((float(strength), float(np.average(losses, weights=sizes))))
-        best = min(range(len(path)), key=lambda i: path[i][1])
-        if len(path) - 1 - best >= _WORSE_IN_A_ROW:
-            break
-    if best in (0, len(strengths) - 1):
-        log.info("The best strength C=%g is at the end of the range tried.", path[best][0])
-    return path[best][0], path, 1 if holdout else num_folds
-
-
-def choose_num_folds(labels: np.ndarray) -> int:
-    """Return ``NUM_FOLDS``, or fewer where the smallest class has fewer samples; at least 2.
-
-    Args:
-        labels: Class indices, ``(num_samples,)``.
-    """
-    counts = np.bincount(labels)
-    smallest = int(counts[counts > 0].min())
-    num_folds = max(2, min(NUM_FOLDS, smallest))
-    if num_folds < NUM_FOLDS:
-        log.warning(
-            "The smallest class has %d training samples: %d folds instead of %d.",
-            smallest,
-            num_folds,
-            NUM_FOLDS,
-        )
-    return num_folds
 
 
 @dataclass(frozen=True, eq=False)
-class _Basis:
-    """Standardised features in the eigenbasis of their covariance.
+class _Solved:
+    """One strength on every fold.
 
     Attributes:
-        coordinates: ``(N, rank)``.
-        variances: Of each coordinate, ``(rank,)``.
-        directions: ``(num_features, rank)``, orthonormal columns.
+        point: How it did.
+        penalties: Factors of the objectives' penalty, ``(num_folds,)``.
+        variables: ``(num_folds, num_variables)``.
+        curvature: Of each fold.
+        held_out: What each fold's solution says of the samples it left out.
     """
 
-    coordinates: Tensor
-    variances: Tensor
-    directions: Tensor
-
-    @classmethod
-    def of(cls, standardised: np.ndarray) -> _Basis:
-        x = torch.from_numpy(np.ascontiguousarray(standardised, dtype=np.float64))
-        n, d = x.shape
-        if min(n, d) > _ROTATE_UP_TO:  # the decomposition would cost more than it saves
-            return cls(x, torch.ones(d, dtype=x.dtype), torch.eye(d, dtype=x.dtype))
-        variances, vectors = torch.linalg.eigh(x.T @ x / n if d <= n else x @ x.T / n)
-        keep = variances > 1e-10 * variances[-1].clamp_min(1e-300)
-        variances, vectors = variances[keep], vectors[:, keep]
-        if d > n:
-            vectors = x.T @ vectors / (variances * n).sqrt()
-        return cls(x @ vectors, variances, vectors)
+    point: PathPoint
+    penalties: np.ndarray
+    variables: np.ndarray
+    curvature: tuple[Pairs, ...]
+    held_out: HeldOut
 
 
-class _Problem:
-    """Logistic regressions on the same samples that differ in strength and in the fold left out.
-
-    Args:
-        coordinates: ``(N, rank)``.
-        variances: ``(rank,)``.
-        labels: ``(N,)``.
-        num_classes: Number of outputs.
-    """
-
-    def __init__(
-        self, coordinates: Tensor, variances: Tensor, labels: np.ndarray, num_classes: int
-    ) -> None:
-        self._coordinates = coordinates
-        self._variances = variances
-        self._labels = labels
-        self._targets = torch.from_numpy(labels.astype(np.int64))
-        self._num_classes = num_classes
-
-    def single(self) -> _Problem:
-        """Return the same problem in float32: twice as fast, precise enough to choose by."""
-        return _Problem(
-            self._coordinates.float(), self._variances.float(), self._labels, self._num_classes
-        )
-
-    def unpack(self, variables: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights ``(p, rank, num_classes)`` and biases ``(p, num_classes)``."""
-        shaped = variables.view(len(variables), -1, self._num_classes)
-        return shaped[:, :-1], shaped[:, -1]
-
-    def solve(
-        self,
-        strengths: np.ndarray,
-        left_out: np.ndarray,
-        folds: np.ndarray,
-        *,
-        tolerance: float,
-        start: Tensor | None = None,
-    ) -> Minimum:
-        """Return the optimum of each problem.
-
-        Args:
-            strengths: ``C`` of each, ``(P,)``.
-            left_out: Fold that is not trained on, ``(P,)``; -1 for none.
-            folds: Of each sample, ``(N,)``.
-            tolerance: Bound on the gradient.
-            start: Variables to start from; None starts at 0.
-        """
-        dtype = self._coordinates.dtype
-        fold_of = torch.from_numpy(folds.astype(np.int64))
-        skip = torch.from_numpy(left_out.astype(np.int64))
-        sizes = torch.tensor([(folds != fold).sum() for fold in left_out], dtype=dtype)
-        penalty = 1 / (torch.tensor(strengths, dtype=dtype) * sizes)  # (P,)
-        rank = len(self._variances)
-        curvature = self._variances / self._num_classes  # Hessian of the loss at W = 0
-        diagonal = torch.cat(
-            [curvature + penalty[:, None], torch.full((len(penalty), 1), 1 / self._num_classes)],
-            dim=1,
-        ).to(dtype)
-        inverse = (1 / diagonal)[:, :, None].expand(-1, -1, self._num_classes).flatten(1)
-
-        def objective(variables: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-            return self._evaluate(variables, penalty[which], sizes[which], skip[which], fold_of)
-
-        if start is None:
-            start = torch.zeros(len(strengths), (rank + 1) * self._num_classes, dtype=dtype)
-        return minimise(
-            objective, start, inverse_diagonal=inverse.contiguous(), tolerance=tolerance
-        )
-
-    def _evaluate(
-        self, variables: Tensor, penalty: Tensor, sizes: Tensor, skip: Tensor, fold_of: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        weight, bias = self.unpack(variables)
-        values = 0.5 * penalty * (weight * weight).sum((1, 2))
-        gradient = torch.empty_like(variables).view(len(variables), -1, self._num_classes)
-        gradient[:, :-1] = penalty[:, None, None] * weight
-        gradient[:, -1] = 0
-        for rows in self._blocks(len(variables)):
-            x = self._coordinates[rows]  # (n, rank)
-            trained = (fold_of[rows] != skip[:, None]).to(x.dtype) / sizes[:, None]  # (p, n)
-            log_p = self._log_probabilities(x, weight, bias)  # (p, n, num_classes)
-            index = self._targets[rows][None, :, None].expand(len(variables), -1, 1)
-            own = log_p.gather(2, index)
-            values = values - (own[:, :, 0] * trained).sum(1)
-            residual = log_p.exp_()
-            residual.scatter_add_(2, index, -torch.ones_like(own))
-            residual *= trained[:, :, None]
-            gradient[:, :-1] += _transposed_product(x, residual)
-            gradient[:, -1] += residual.sum(1)
-        return values, gradient.flatten(1)
-
-    def held_out_loss(
-        self, variables: Tensor, left_out: np.ndarray, folds: np.ndarray
-    ) -> np.ndarray:
-        """Return each problem's mean log loss on the fold it was not trained on, ``(P,)``."""
-        weight, bias = self.unpack(variables)
-        losses = np.empty(len(left_out))
-        for fold in np.unique(left_out):
-            which = np.flatnonzero(left_out == fold)
-            rows = torch.from_numpy(np.flatnonzero(folds == fold))
-            log_p = self._log_probabilities(self._coordinates[rows], weight[which], bias[which])
-            index = self._targets[rows][None, :, None].expand(len(which), -1, 1)
-            losses[which] = -log_p.gather(2, index).double().mean((1, 2)).numpy()
-        return losses
-
-    def _log_probabilities(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        p, rank, num_classes = weight.shape
-        columns = weight.permute(1, 0, 2).reshape(rank, p * num_classes)
-        logits = (x @ columns).view(len(x), p, num_classes).permute(1, 0, 2) + bias[:, None]
-        return logits.log_softmax(2)
-
-    def _blocks(self, num_problems: int) -> list[slice]:
-        n = len(self._coordinates)
-        step = max(256, _BLOCK_VALUES // (num_problems * self._num_classes))
-        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+def _follow(
+    samples: Logistic, division: Division, strengths: Sequence[float]
+) -> tuple[_Solved, tuple[PathPoint, ...]]:
+    """Return the best strength and the whole path, weakest ``C`` first."""
+    before: list[_Solved] = []
+    best, path = None, []
+    for strength in sorted(strengths):
+        solved = _solve_folds(samples, division, strength, before)
+        before = [*before[-1:], solved]
+        path.append(solved.point)
+        if best is None or solved.point.log_loss < best.point.log_loss:
+            best = solved
+    if best is None:
+        raise ConfigError("there are no strengths C to choose from.")
+    if len(path) > 1 and best.point in (path[0], path[-1]):
+        log.info("The best strength C=%g is at the end of the range tried.", best.point.strength)
+    return best, tuple(path)
 
 
-def _transposed_product(x: Tensor, residual: Tensor) -> Tensor:
-    """Return ``xᵀ residual`` for each problem, ``(p, rank, num_classes)``, as one product."""
-    p, n, num_classes = residual.shape
-    columns = residual.permute(1, 0, 2).reshape(n, p * num_classes)
-    return (x.T @ columns).view(-1, p, num_classes).permute(1, 0, 2)
+def _solve_folds(
+    samples: Logistic, division: Division, strength: float, before: Sequence[_Solved]
+) -> _Solved:
+    """Return the optimum for each fold left out, starting from the two strengths before."""
+    problems = Problems(np.full(len(division.judged), strength), division.judged)
+    penalties = samples.penalties(problems)
+    curvature: tuple[Pairs, ...] | None = None
+    if before:
+        last = before[-1]
+        curvature = samples.with_penalty(last.curvature, penalties - last.penalties)
+    start = _ahead(samples, before, strength, len(penalties))
+    minimum = samples.solve(problems, start=start, stopping=_ON_THE_WAY, curvature=curvature)
+    held_out, weights = samples.held_out(minimum.variables, division)
+    right = held_out.logits.argmax(axis=1) == held_out.labels
+    point = PathPoint(
+        strength=float(strength),
+        log_loss=log_loss(held_out.logits, held_out.labels, weights=weights),
+        top1=float(right.mean()),
+        objective=float(minimum.values.mean()),
+        gradient_norm=float(minimum.gradient_norms.max()),
+    )
+    return _Solved(point, penalties, minimum.variables, minimum.curvature, held_out)
+
+
+def _ahead(
+    samples: Logistic, before: Sequence[_Solved], strength: float, num_folds: int
+) -> np.ndarray:
+    """Return where to start a strength, ``(num_folds, num_variables)``: on along the path."""
+    if not before:
+        return np.zeros((num_folds, samples.num_variables))
+    last = before[-1]
+    if len(before) < 2:
+        return last.variables
+    gone = np.log(last.point.strength / before[0].point.strength)
+    to_go = np.log(strength / last.point.strength)
+    share = _AHEAD * min(to_go / gone, 2.0) if gone > 0 else 0.0
+    start: np.ndarray = last.variables + share * (last.variables - before[0].variables)
+    return start
+
+
+def _refit(samples: Logistic, strength: float, best: _Solved | None) -> Minimum:
+    """Return the optimum on all samples, warm from the path where there is one."""
+    problems = Problems(np.array([strength]), np.array([-1]))
+    curvature: tuple[Pairs, ...] | None = None
+    start = np.zeros((1, samples.num_variables))
+    if best:
+        start = best.variables.mean(axis=0, keepdims=True)
+        change = samples.penalties(problems) - best.penalties[:1]
+        curvature = samples.with_penalty(best.curvature[:1], change)
+    stopping = _TO_THE_END if samples.is_double else _TO_SINGLE_PRECISION
+    optimum = samples.solve(problems, start=start, curvature=curvature, stopping=stopping)
+    if optimum.gradient_norms[0] > _SUSPICIOUS_GRADIENT:
+        log.warning("The linear head stopped early: gradient norm %.1e.", optimum.gradient_norms[0])
+    return optimum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,28 +10,74 @@ import numpy as np
 
 from featx.errors import ConfigError
 
+NUM_BINS = 15
+"""Of the expected calibration error."""
+_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How one class did; a bound is that of a 95 % Wilson interval.
+
+    Attributes:
+        num_samples: Labelled samples of the class.
+        num_predicted: Samples that were taken for it.
+        precision: Share of these that are of it, in [0, 1]; None without any.
+        precision_low: Lower bound of ``precision``.
+        precision_high: Upper bound of ``precision``.
+        recall: Share of its samples that were recognised, in [0, 1]; None without any.
+        recall_low: Lower bound of ``recall``.
+        recall_high: Upper bound of ``recall``.
+    """
+
+    num_samples: int
+    num_predicted: int
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    recall: float | None
+    recall_low: float | None
+    recall_high: float | None
+
 
 @dataclass(frozen=True)
 class Metrics:
     """Scores on one split; samples without a label do not count.
 
+    ``Metrics(**scores.to_dict())`` is ``scores``.
+
     Attributes:
         num_samples: Labelled samples.
         top1: Share whose label has the largest logit, in [0, 1].
+        top1_low: Lower bound of ``top1``, of a 95 % Wilson interval.
+        top1_high: Its upper bound.
         top5: Share whose label is among the five largest; None with five classes or fewer.
+        balanced_accuracy: Mean over classes of the recall, in [0, 1].
         macro_f1: Mean over classes of the F1 score, in [0, 1].
         log_loss: Mean of ``-log p(label)``, nats.
+        ece: Expected calibration error, in [0, 1].
+        per_class: Each class in index order.
     """
 
     num_samples: int
     top1: float
+    top1_low: float
+    top1_high: float
     top5: float | None
+    balanced_accuracy: float
     macro_f1: float
     log_loss: float
+    ece: float
+    per_class: tuple[ClassScores, ...]
+
+    def __post_init__(self) -> None:
+        scores = [ClassScores(**s) if isinstance(s, Mapping) else s for s in self.per_class]
+        object.__setattr__(self, "per_class", tuple(scores))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        return values | {"per_class": list(values["per_class"])}
 
 
 def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics | None:
@@ -44,13 +91,89 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics | None:
     if not labelled.any():
         return None
     logits, labels = logits[labelled].astype(np.float64), labels[labelled]
+    predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
+    confusion = confusion_matrix(predicted, labels, size=num_classes)
+    top1 = top_k_accuracy(logits, labels, k=1)
+    low, high = wilson_interval(round(top1 * len(labels)), len(labels))
+    recalls = np.diag(confusion)[labels_in(confusion)] / confusion.sum(1)[labels_in(confusion)]
     return Metrics(
         num_samples=len(labels),
-        top1=top_k_accuracy(logits, labels, k=1),
-        top5=top_k_accuracy(logits, labels, k=5) if logits.shape[1] > 5 else None,
-        macro_f1=macro_f1(logits.argmax(axis=1), labels),
+        top1=top1,
+        top1_low=low,
+        top1_high=high,
+        top5=top_k_accuracy(logits, labels, k=5) if num_classes > 5 else None,
+        balanced_accuracy=float(recalls.mean()),
+        macro_f1=macro_f1(predicted, labels),
         log_loss=log_loss(logits, labels),
+        ece=expected_calibration_error(logits, labels),
+        per_class=tuple(class_scores(confusion)),
     )
+
+
+def labels_in(confusion: np.ndarray) -> np.ndarray:
+    """Return which classes of a confusion matrix ``(size, size)`` have samples, ``(size,)``."""
+    present: np.ndarray = confusion.sum(axis=1) > 0
+    return present
+
+
+def class_scores(confusion: np.ndarray) -> list[ClassScores]:
+    """Return the scores of each class.
+
+    Args:
+        confusion: Counts ``(size, size)``: rows are labels, columns predictions.
+    """
+    scores = []
+    for hits, samples, predicted in zip(
+        np.diag(confusion).tolist(),
+        confusion.sum(axis=1).tolist(),
+        confusion.sum(axis=0).tolist(),
+        strict=True,
+    ):
+        precision, recall = _share(hits, predicted), _share(hits, samples)
+        scores.append(ClassScores(samples, predicted, *precision, *recall))
+    return scores
+
+
+def _share(hits: int, count: int) -> tuple[float | None, float | None, float | None]:
+    if not count:
+        return None, None, None
+    return hits / count, *wilson_interval(hits, count)
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion, in [0, 1].
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+
+    Args:
+        hits: At most ``count``.
+        count: At least 1.
+
+    >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
+    [0.596, 0.982]
+    """
+    share, square = hits / count, _Z * _Z / count
+    centre = share + square / 2
+    spread = _Z * float(np.sqrt(share * (1 - share) / count + square / (4 * count)))
+    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
+    return (0.0 if hits == 0 else low), (1.0 if hits == count else high)
+
+
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean gap between the winner's probability and how often it is right, in [0, 1].
+
+    Samples are put into 15 bins of equal width by that probability.
+    Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
+
+    Args:
+        logits: ``(num_samples, num_classes)``, floating.
+        labels: Class indices, ``(num_samples,)``.
+    """
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    right = logits.argmax(axis=1) == labels
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> float:
@@ -94,25 +217,33 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 
-def confusion_matrix(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def confusion_matrix(
+    predicted: np.ndarray, labels: np.ndarray, *, size: int | None = None
+) -> np.ndarray:
     """Return counts ``(size, size)``: rows are labels, columns predictions.
 
-    ``size`` is just enough for the classes that occur.
+    Args:
+        predicted: Class indices, ``(num_samples,)``.
+        labels: Class indices, ``(num_samples,)``.
+        size: Number of classes; None for just enough for those that occur.
     """
-    size = int(max(predicted.max(), labels.max())) + 1
+    size = size or int(max(predicted.max(), labels.max())) + 1
     counts = np.bincount(labels * size + predicted, minlength=size * size)
     return counts.reshape(size, size)
 
 
-def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+def log_loss(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     """Return the mean of ``-log softmax(logits)[label]``, nats.
 
     Args:
         logits: ``(num_samples, num_classes)``, floating.
         labels: Class indices, ``(num_samples,)``.
+        weights: Of each sample, ``(num_samples,)``; None for 1 each.
     """
-    own = np.take_along_axis(log_softmax(logits), labels[:, None], axis=1)
-    return float(-own.mean())
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    losses = np.log(np.exp(shifted).sum(axis=1)) - own
+    return float(np.average(losses.astype(np.float64), weights=weights))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

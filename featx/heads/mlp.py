@@ -1,7 +1,8 @@
 """The MLP head: hidden layers with ReLU, trained with AdamW and stopped early.
 
 A stratified tenth of the training samples is held out to decide when to stop, though never the only
-sample of a class; the validation and test splits are never looked at.
+sample of a class; the validation and test splits are never looked at. Several seeds and settings
+are trained side by side, and the one that held out best is kept.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from featx.errors import ConfigError
-from featx.heads.folds import stratified_folds
-from featx.heads.head import Layer, fold_standardisation, standardisation
+from featx.heads.dense import Networks, Setting, split_layers
+from featx.heads.folds import HeldOut, stratified_folds
+from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
+from featx.heads.metrics import log_loss
 
 _HOLDOUT_SHARE = 10
 """One in so many training samples is held out."""
@@ -26,11 +28,15 @@ _HOLDOUT_SHARE = 10
 class MLPOptions:
     """How an MLP head is built and trained.
 
+    Of dropout, learning rate and weight decay several may be given: every combination is trained,
+    with every seed.
+
     Attributes:
         hidden: Width of each hidden layer, first to last.
         dropout: Probability of dropping a hidden unit, in [0, 1).
         learning_rate: AdamW's, at the start of its cosine decay.
         weight_decay: AdamW's.
+        num_seeds: Initial weights that are tried.
         batch_size: Samples a step.
         max_epochs: Length of the cosine decay.
         patience: Epochs without a better held-out loss before training stops.
@@ -40,9 +46,10 @@ class MLPOptions:
     """
 
     hidden: tuple[int, ...] = (100,)
-    dropout: float = 0.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
+    dropout: float | tuple[float, ...] = 0.0
+    learning_rate: float | tuple[float, ...] = 1e-3
+    weight_decay: float | tuple[float, ...] = 1e-2
+    num_seeds: int = 1
     batch_size: int = 128
     max_epochs: int = 100
     patience: int = 10
@@ -50,18 +57,56 @@ class MLPOptions:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"hidden sizes must be at least 1; got {list(self.hidden)}.")
-        if not 0 <= self.dropout < 1:
+        if not all(0 <= rate < 1 for rate in _several(self.dropout)):
             raise ConfigError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+        rates, decays = _several(self.learning_rate), _several(self.weight_decay)
+        if not (all(rate > 0 for rate in rates) and all(decay >= 0 for decay in decays)):
             raise ConfigError(
                 f"the learning rate must be above 0 and the weight decay at least 0; got "
                 f"{self.learning_rate} and {self.weight_decay}."
             )
-        if min(self.batch_size, self.max_epochs, self.patience) < 1:
+        if not (rates and decays and _several(self.dropout)):
+            raise ConfigError("there is no learning rate, weight decay or dropout to train with.")
+        if min(self.num_seeds, self.batch_size, self.max_epochs, self.patience) < 1:
             raise ConfigError(
-                "batch size, epochs and patience must be at least 1; got "
-                f"{self.batch_size}, {self.max_epochs} and {self.patience}."
+                "seeds, batch size, epochs and patience must be at least 1; got "
+                f"{self.num_seeds}, {self.batch_size}, {self.max_epochs} and {self.patience}."
             )
+
+    def settings(self, seed: int) -> list[Setting]:
+        """Return what each network to be trained has of its own."""
+        grid = product(
+            _several(self.learning_rate),
+            _several(self.weight_decay),
+            _several(self.dropout),
+            range(self.num_seeds),
+        )
+        return [Setting((seed, number), *rest) for *rest, number in grid]
+
+
+def _several(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(values) if isinstance(values, Sequence) else (values,)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the networks that were trained side by side.
+
+    Attributes:
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        dropout: In [0, 1).
+        number: Of its seed, from 0.
+        num_epochs: Epoch whose weights were kept, from 1; 0 if it diverged.
+        held_out_loss: Its log loss on the hold-out, nats; None if it diverged.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    number: int
+    num_epochs: int
+    held_out_loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +115,25 @@ class MLPFit:
 
     Attributes:
         layers: First to last, for raw features.
-        num_epochs: Epoch whose weights were kept, from 1.
-        held_out_loss: Its log loss on the hold-out, nats.
+        chosen: The network it is.
+        candidates: All that were trained.
+        held_out: What it said of the hold-out.
     """
 
     layers: tuple[Layer, ...]
-    num_epochs: int
-    held_out_loss: float
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    held_out: HeldOut
+
+    @property
+    def num_epochs(self) -> int:
+        """Epoch whose weights were kept, from 1."""
+        return self.chosen.num_epochs
+
+    @property
+    def held_out_loss(self) -> float:
+        """Log loss on the hold-out, nats."""
+        return math.nan if self.chosen.held_out_loss is None else self.chosen.held_out_loss
 
 
 def fit_mlp(
@@ -85,36 +142,65 @@ def fit_mlp(
     num_classes: int,
     options: MLPOptions,
     *,
+    weights: np.ndarray | None = None,
     seed: int = 0,
 ) -> MLPFit:
-    """Return the MLP of the epoch with the lowest held-out loss.
+    """Return the MLP of the network and epoch with the lowest held-out loss.
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head.
         options: Shape and training.
+        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         seed: Of initial weights, shuffling, dropout and the hold-out.
 
     Raises:
         ConfigError: Training with these options diverges.
     """
+    weights = np.ones(len(labels)) if weights is None else weights
     trained, judged = _hold_out(labels, seed=seed)
     mean, scale = standardisation(features[trained])
-    x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
-    y = torch.from_numpy(labels.astype(np.int64))
-    train, held_out = torch.from_numpy(trained), torch.from_numpy(judged)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _build(features.shape[1], num_classes, options)
-        epoch, loss = _train(network, (x[train], y[train]), (x[held_out], y[held_out]), options)
-    layers = [
-        (module.weight.detach().numpy().copy(), module.bias.detach().numpy().copy())
-        for module in network
-        if isinstance(module, nn.Linear)
+    train, judge = (
+        _Rows(_standardised(features[rows], mean, scale), labels[rows], weights[rows])
+        for rows in (trained, judged)
+    )
+    widths = (features.shape[1], *options.hidden, num_classes)
+    settings = options.settings(seed)
+    best = _train(Networks(widths, settings), train, judge, options, seed=seed)
+    candidates = [
+        Candidate(
+            setting.learning_rate,
+            setting.weight_decay,
+            setting.dropout,
+            setting.seed[1],
+            each.epoch,
+            each.loss if each.epoch else None,
+        )
+        for setting, each in zip(settings, best, strict=True)
     ]
-    first = fold_standardisation(layers[0], mean, scale)
-    return MLPFit((first, *layers[1:]), epoch, loss)
+    winner = min(range(len(best)), key=lambda i: best[i].loss)
+    if not best[winner].epoch:
+        raise ConfigError(
+            f"training the MLP diverged: no epoch had a finite loss. Use a learning rate below "
+            f"{min(_several(options.learning_rate)):g}."
+        )
+    layers = [
+        (np.ascontiguousarray(weight[0].T), bias[0, 0].copy())
+        for weight, bias in split_layers(best[winner].parameters[None], widths)
+    ]
+    complete = (fold_standardisation(layers[0], mean, scale), *layers[1:])
+    said = HeldOut(apply_layers(complete, features[judged]), labels[judged])
+    return MLPFit(complete, candidates[winner], tuple(candidates), said)
+
+
+def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return ``(N, num_features)`` float32, whatever the size of the values."""
+    standardised = np.empty(features.shape, np.float32)
+    for start in range(0, len(features), 1024):
+        rows = slice(start, start + 1024)
+        standardised[rows] = (features[rows] - mean) / scale
+    return standardised
 
 
 def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,61 +217,61 @@ def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]
     return ~held_out, held_out
 
 
-def _build(num_features: int, num_classes: int, options: MLPOptions) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    width = num_features
-    for hidden in options.hidden:
-        modules += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(options.dropout)]
-        width = hidden
-    return nn.Sequential(*modules, nn.Linear(width, num_classes))
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Standardised samples.
+
+    Attributes:
+        x: ``(n, num_features)`` float32.
+        labels: ``(n,)``.
+        weights: ``(n,)``.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return samples, labels, and their shares of the batch's loss."""
+        weights = self.weights[rows]
+        return self.x[rows], self.labels[rows], (weights / weights.sum()).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    """The best epoch of a network so far; epoch 0 has an infinite loss."""
+
+    epoch: int
+    loss: float
+    parameters: np.ndarray
 
 
 def _train(
-    network: nn.Sequential,
-    train: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
-    options: MLPOptions,
-) -> tuple[int, float]:
-    """Train in place, leave the best epoch's weights in the network, return epoch and loss."""
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.max_epochs)
-    best_loss, best_epoch, best_state = math.inf, 0, network.state_dict()
+    networks: Networks, train: _Rows, judge: _Rows, options: MLPOptions, *, seed: int
+) -> list[_Best]:
+    """Train in place and return each network's best epoch; one that is done drops out."""
+    random = np.random.default_rng(seed)
+    best = [_Best(0, math.inf, row) for row in networks.parameters.copy()]
+    going = np.arange(len(networks))
     for epoch in range(1, options.max_epochs + 1):
-        _one_epoch(network, optimiser, *train, batch_size=options.batch_size)
-        schedule.step()
-        network.eval()
-        with torch.inference_mode():
-            loss = float(nn.functional.cross_entropy(network(held_out[0]), held_out[1]))
-        if loss < best_loss:
-            best_loss, best_epoch = loss, epoch
-            best_state = {name: value.clone() for name, value in network.state_dict().items()}
-        elif epoch - best_epoch >= options.patience:
+        pace = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
+        order = random.permutation(len(train.labels))
+        with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
+            for start in range(0, len(order), options.batch_size):
+                rows = order[start : start + options.batch_size]
+                networks.step(*train.batch(rows), pace=pace)
+            logits = networks.logits(judge.x)
+            losses = [log_loss(own, judge.labels, weights=judge.weights) for own in logits]
+        for row, number in enumerate(going):
+            if losses[row] < best[number].loss:
+                best[number] = _Best(epoch, losses[row], networks.parameters[row].copy())
+        keep = np.array([epoch - best[number].epoch < options.patience for number in going])
+        if not keep.all():
+            networks.only(keep)
+            going = going[keep]
+        if not len(going):
             break
-    if not best_epoch:
-        raise ConfigError(
-            f"training the MLP diverged: no epoch had a finite loss. Use a learning rate below "
-            f"{options.learning_rate:g}."
-        )
-    network.load_state_dict(best_state)
-    return best_epoch, best_loss
-
-
-def _one_epoch(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    batch_size: int,
-) -> None:
-    network.train()
-    for rows in torch.split(torch.randperm(len(labels)), batch_size):
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(network(features[rows]), labels[rows])
-        torch.autograd.backward(loss)
-        optimiser.step()
+    return best
 
 
 def parse_hidden(text: str | Sequence[int]) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from featx.heads.folds import stratified_folds
+from featx.heads.folds import Division, HeldOut, divide
 from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.linear import HOLDOUT_ABOVE, NUM_FOLDS, STRENGTHS, LinearFit, choose_num_folds
+from featx.heads.linear import STRENGTHS, LinearFit, PathPoint
 from featx.heads.metrics import log_loss
 
 _NEVER = -1e4
@@ -22,6 +22,8 @@ def fit_with_sklearn(
     num_classes: int,
     *,
     strengths: Sequence[float] = STRENGTHS,
+    weights: np.ndarray | None = None,
+    judge: bool = False,
     seed: int = 0,
 ) -> LinearFit:
     """Return scikit-learn's logistic regression, at the strength that held out best.
@@ -30,46 +32,81 @@ def fit_with_sklearn(
         features: Raw, ``(N, num_features)``, finite.
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head.
-        strengths: Values of ``C`` to choose from; a single one is used as it is.
+        strengths: Values of ``C`` to choose from.
+        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        judge: Cross-validate a single strength too.
         seed: Decides the folds, the same ones as ``fit_linear``'s.
     """
     mean, scale = standardisation(features)
     x = (features - mean) / scale
-    path: list[tuple[float, float]] = []
-    strength, num_folds = strengths[0], 0
-    if len(strengths) > 1:
-        holdout = len(labels) > HOLDOUT_ABOVE
-        count = NUM_FOLDS if holdout else choose_num_folds(labels)
-        folds = stratified_folds(labels, count, seed=seed)
-        num_folds = 1 if holdout else count
-        for candidate in strengths:
-            losses = [
-                _held_out_loss(x, labels, folds == fold, num_classes, candidate)
-                for fold in range(num_folds)
-            ]
-            sizes = [(folds == fold).sum() for fold in range(num_folds)]
-            path.append((candidate, float(np.average(losses, weights=sizes))))
-        strength = min(path, key=lambda point: point[1])[0]
-    layer, evaluations = _fit(x, labels, num_classes, strength, tolerance=1e-6)
+    weights = np.ones(len(labels)) if weights is None else weights
+    path: list[tuple[PathPoint, HeldOut]] = []
+    num_folds = 0
+    if len(strengths) > 1 or judge:
+        division = divide(labels, seed=seed)
+        num_folds = len(division.judged)
+        for candidate in sorted(strengths):
+            path.append(
+                _judge(
+                    x, labels, num_classes, strength=candidate, weights=weights, division=division
+                )
+            )
+    point, held_out = min(path, key=lambda pair: pair[0].log_loss) if path else (None, None)
+    strength = point.strength if point else float(strengths[0])
+    layer, evaluations = _fit(
+        x, labels, num_classes, strength=strength, weights=weights, tolerance=1e-6
+    )
     return LinearFit(
         layer=fold_standardisation(layer, mean, scale),
         strength=strength,
-        path=tuple(path),
+        path=tuple(point for point, _ in path),
+        objective=None,
         gradient_norm=None,
         num_evaluations=evaluations,
         num_folds=num_folds,
+        held_out=held_out,
     )
 
 
-def _held_out_loss(
-    x: np.ndarray, labels: np.ndarray, held_out: np.ndarray, num_classes: int, strength: float
-) -> float:
-    (weight, bias), _ = _fit(x[~held_out], labels[~held_out], num_classes, strength, tolerance=1e-4)
-    return log_loss(x[held_out] @ weight.T + bias, labels[held_out])
+def _judge(
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    strength: float,
+    weights: np.ndarray,
+    division: Division,
+) -> tuple[PathPoint, HeldOut]:
+    """Return how a strength does on the folds, each left out once."""
+    logits, rows = [], []
+    for fold in division.judged:
+        judged = division.fold == fold
+        trained = ~judged
+        (weight, bias), _ = _fit(
+            x[trained],
+            labels[trained],
+            num_classes,
+            strength=strength,
+            weights=weights[trained],
+            tolerance=1e-4,
+        )
+        logits.append(x[judged] @ weight.T + bias)
+        rows.append(np.flatnonzero(judged))
+    row = np.concatenate(rows)
+    held_out = HeldOut(np.concatenate(logits), labels[row])
+    top1 = float((held_out.logits.argmax(axis=1) == held_out.labels).mean())
+    loss = log_loss(held_out.logits, held_out.labels, weights=weights[row])
+    return PathPoint(float(strength), loss, top1, None, None), held_out
 
 
 def _fit(
-    x: np.ndarray, labels: np.ndarray, num_classes: int, strength: float, *, tolerance: float
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    strength: float,
+    weights: np.ndarray,
+    tolerance: float,
 ) -> tuple[Layer, int]:
     """Return the layer for standardised features and the number of iterations."""
     weight = np.zeros((num_classes, x.shape[1]))
@@ -81,7 +118,9 @@ def _fit(
     # Of two classes scikit-learn penalises the difference d of two rows, |d|²/2; with rows -d/2 and
     # d/2 the penalty on each row is half of that, so twice its C is the strength meant here.
     scale = 2 if len(present) == 2 else 1
-    model = LogisticRegression(C=scale * strength, tol=tolerance, max_iter=5000).fit(x, labels)
+    model = LogisticRegression(C=scale * strength, tol=tolerance, max_iter=5000).fit(
+        x, labels, sample_weight=weights
+    )
     if len(present) == 2:
         half_weight, half_bias = model.coef_[0] / 2, model.intercept_[0] / 2
         weight[model.classes_] = [-half_weight, half_weight]

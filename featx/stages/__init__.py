@@ -2,7 +2,8 @@
 
     extract   images → features.h5            predict    images → labels, without torch
     train     features.h5 → head.safetensors  evaluate   labelled images → scores
-    export    head.safetensors → model.onnx
+    export    head.safetensors → model.onnx          report     a head on one page
+    check     is a file intact, and still what its source gives?
 
 Each is one plain function: paths and options in, a frozen report out. They raise ``FeatxError``,
 never print, and never import each other.

@@ -130,8 +130,8 @@ def _compare(path: Path, source: str | Path | None, options: CheckOptions) -> Ch
     samples = assign_validation(images.samples, details["val_fraction"])
     plan = make_plan(images, images_in_file(file), file, verify_content=options.verify_content)
     num_touched = len(plan.touched)
-    for position, row in plan.touched.items():
-        plan.rows[position] = row
+    for position, touched in plan.touched.items():
+        plan.rows[position] = touched.row
     return CheckReport(
         path=path,
         kind="features",

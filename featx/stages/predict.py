@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,10 +23,15 @@ from featx.images.decode import (
     read_image_file,
     rgb_pixels,
 )
+from featx.images.read_ahead import read_ahead
 from featx.images.sources import open_source
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
+
+_CHUNK = 256  # images that threads are given at once
+_MAX_BATCH = 16
+_MAX_BATCH_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -93,33 +101,84 @@ class Predictor:
             raise ConfigError(
                 "predict takes a list of images; put a single one in brackets: [image]."
             )
-        return [
-            self._predict_one(image, _name(image, position), top_k)
-            for position, image in enumerate(images)
-        ]
+        predictions = []
+        for prediction in self.predict_each(images, top_k=top_k):
+            if prediction.error is not None:
+                raise ImageError(prediction.image, prediction.error)
+            predictions.append(prediction)
+        return predictions
 
     def predict_each(self, images: Iterable[ImageLike], *, top_k: int = 3) -> Iterator[Prediction]:
         """Yield a prediction for each image, in order; one that cannot be used says why.
 
+        The images of a list are read and decoded by threads ahead of the model, and neighbours of
+        one size are run together; those of a generator are taken and answered one by one. Memory
+        does not grow with their number.
+
         Args:
             images: As ``predict`` takes them.
             top_k: As ``predict`` takes it.
-        """
-        for position, image in enumerate(images):
-            name = _name(image, position)
-            try:
-                yield self._predict_one(image, name, top_k)
-            except ImageError as err:
-                yield Prediction(name, (), err.reason)
 
-    def _predict_one(self, image: ImageLike, name: str, top_k: int) -> Prediction:
+        Raises:
+            ConfigError: As ``predict``.
+        """
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1; got {top_k}.")
-        pixels = _pixels(image, name, self._max_pixels)
-        _, probabilities = self._classifier.run(pixels[None])
-        best = np.argsort(-probabilities[0], kind="stable")[:top_k]
-        top = tuple((self.classes[index], float(probabilities[0, index])) for index in best)
-        return Prediction(name, top)
+        waiting: list[_Decoded] = []
+        for image in self._decoded(images):
+            if waiting and not _fit_together(waiting, image):
+                yield from self._run(waiting, top_k)
+                waiting = []
+            waiting.append(image)
+            if not isinstance(images, Sequence):
+                yield from self._run(waiting, top_k)
+                waiting = []
+        if waiting:
+            yield from self._run(waiting, top_k)
+
+    def _decoded(self, images: Iterable[ImageLike]) -> Iterator[_Decoded]:
+        """Yield each image's pixels, or why there are none."""
+        numbered, at_once = enumerate(images), _CHUNK if isinstance(images, Sequence) else 1
+        while chunk := [(_name(image, i), image) for i, image in islice(numbered, at_once)]:
+            yield from self._decoded_chunk(chunk)
+
+    def _decoded_chunk(self, chunk: Sequence[tuple[str, ImageLike]]) -> Iterator[_Decoded]:
+        def pixels(i: int) -> np.ndarray:
+            return _pixels(chunk[i][1], chunk[i][0], self._max_pixels)
+
+        with closing(read_ahead(pixels, len(chunk))) as ahead:
+            for (name, _), result in zip(chunk, ahead, strict=True):
+                try:
+                    yield _Decoded(name, result.result())
+                except ImageError as err:
+                    yield _Decoded(name, None, err.reason)
+
+    def _run(self, batch: list[_Decoded], top_k: int) -> Iterator[Prediction]:
+        """Yield the predictions of images of one size, or of a single one that has no pixels."""
+        pixels = [image.pixels for image in batch if image.pixels is not None]
+        if not pixels:
+            yield from (Prediction(image.name, (), image.reason) for image in batch)
+            return
+        _, probabilities = self._classifier.run(np.stack(pixels))
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        for image, row, best in zip(batch, probabilities, order, strict=True):
+            yield Prediction(image.name, tuple((self.classes[i], float(row[i])) for i in best))
+
+
+class _Decoded(NamedTuple):
+    """An image's pixels ``(height, width, 3)`` uint8, or the reason why there are none."""
+
+    name: str
+    pixels: np.ndarray | None
+    reason: str | None = None
+
+
+def _fit_together(batch: list[_Decoded], image: _Decoded) -> bool:
+    """Return whether an image can be run with those before it: same size, and not too much."""
+    first = batch[0].pixels
+    if first is None or image.pixels is None or first.shape != image.pixels.shape:
+        return False
+    return len(batch) < _MAX_BATCH and (len(batch) + 1) * first.size <= _MAX_BATCH_BYTES
 
 
 def _name(image: ImageLike, position: int) -> str:

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import dataclasses
-import json
-from typing import Any
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from featx.backbones import tiny
 from featx.backbones.catalog import (
-    BackboneSpec,
     backbone_names,
     build_model,
     build_skeleton,
@@ -24,8 +17,7 @@ from featx.backbones.catalog import (
     require_backbone,
     torchvision_weights,
 )
-from featx.errors import BackboneError, ConfigError
-from featx.images.preprocess import PreprocessSpec
+from featx.errors import BackboneError
 
 NAMES = models.list_models(module=models)
 ALL_WEIGHTS = [(name, entry.name) for name in NAMES for entry in models.get_model_weights(name)]
@@ -176,101 +168,6 @@ def test_the_last_layer_is_found_past_auxiliary_heads(name: str, layer: str) -> 
 def test_a_model_without_a_last_layer_is_refused() -> None:
     with pytest.raises(BackboneError, match="Sequential has no Linear or Conv2d"):
         classifier_layer(nn.Sequential(nn.ReLU()))
-
-
-def _spec(**changes: Any) -> BackboneSpec:
-    spec = BackboneSpec(
-        backbone="resnet18",
-        weights_sha256="0" * 64,
-        layer="flatten",
-        pool="none",
-        num_features=512,
-        preprocess=default_preprocess("resnet18"),
-    )
-    return dataclasses.replace(spec, **changes)
-
-
-TRIPLES = st.tuples(*[st.floats(1e-3, 10)] * 3)
-SPECS = st.builds(
-    BackboneSpec,
-    backbone=st.sampled_from(backbone_names()),
-    weights_sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
-    layer=st.text(max_size=20),
-    pool=st.sampled_from(["none", "avg", "max", "cls", "flatten"]),
-    num_features=st.integers(1, 10**6),
-    preprocess=st.integers(1, 4096).flatmap(
-        lambda size: st.builds(
-            PreprocessSpec,
-            image_size=st.just(size),
-            resize=st.integers(size, 4 * 4096),
-            mean=TRIPLES,
-            std=TRIPLES,
-            interpolation=st.sampled_from(["bilinear", "bicubic"]),
-        )
-    ),
-)
-
-
-@given(SPECS)
-def test_a_spec_survives_json(spec: BackboneSpec) -> None:
-    restored = BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
-    assert restored == spec
-    assert restored.fingerprint == spec.fingerprint
-
-
-CHANGES: dict[str, Any] = {
-    "backbone": "resnet34",
-    "weights_sha256": "1" * 64,
-    "layer": "avgpool",
-    "pool": "avg",
-    "num_features": 511,
-    "preprocess": None,
-    "precision": "bf16",
-}
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BackboneSpec)])
-def test_every_field_shows_in_the_fingerprint(field: str) -> None:
-    value = CHANGES[field] or default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
-    assert _spec(**{field: value}).fingerprint != _spec().fingerprint
-
-
-PREPROCESS_CHANGES: dict[str, Any] = {
-    "image_size": 225,
-    "resize": 257,
-    "mean": (0.485, 0.456, 0.4060001),
-    "std": (0.229, 0.224, 0.2250001),
-    "interpolation": "bicubic",
-}
-
-
-@pytest.mark.parametrize("field", PREPROCESS_CHANGES)
-def test_every_preprocessing_field_shows_in_the_fingerprint(field: str) -> None:
-    spec = _spec()
-    other = dataclasses.replace(spec.preprocess, **{field: PREPROCESS_CHANGES[field]})
-    assert _spec(preprocess=other).fingerprint != spec.fingerprint
-
-
-def test_the_crop_shows_in_the_fingerprint() -> None:
-    square = dataclasses.replace(_spec().preprocess, resize=224)
-    squeezed = dataclasses.replace(square, crop="none")
-    assert _spec(preprocess=square).fingerprint != _spec(preprocess=squeezed).fingerprint
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        [],
-        {"preprocess": None},
-        {"preprocess": "abc"},
-        _spec().to_dict() | {"extra": 1},
-        {k: v for k, v in _spec().to_dict().items() if k != "layer"},
-    ],
-)
-def test_what_is_no_spec_is_refused(values: Any) -> None:
-    with pytest.raises((BackboneError, ConfigError), match=r"(?i)not (the spec|a preprocessing)"):
-        BackboneSpec.from_dict(values)
 
 
 def test_building_does_not_touch_the_default_dtype_or_device() -> None:

@@ -15,7 +15,6 @@ from torchvision import models
 
 from featx.backbones import tiny
 from featx.backbones.catalog import (
-    Pool,
     build_model,
     build_skeleton,
     classifier_layer,
@@ -30,6 +29,7 @@ from featx.backbones.network import (
     layer_shapes,
     penultimate_layer,
 )
+from featx.backbones.spec import Pool
 from featx.backbones.weights import Weights, open_weights
 from featx.errors import BackboneError, ConfigError
 from featx.images.preprocess import PreprocessSpec

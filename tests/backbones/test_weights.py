@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from featx.artifact import file_sha256
 from featx.backbones import tiny
 from featx.backbones import weights as weights_module
 from featx.backbones.catalog import build_model, default_preprocess
 from featx.backbones.network import build_network
 from featx.backbones.weights import (
     Weights,
-    file_sha256,
     open_origin,
     open_weights,
     require_sha256,

@@ -21,6 +21,7 @@ from featx.artifact import Header
 from featx.backbones.onnx_graph import OPSET
 from featx.classifier import graph as graph_module
 from featx.classifier.graph import CONTRACT, INPUT, OUTPUTS, build_classifier, with_header
+from featx.classifier.seal import is_sealed
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError
 from featx.heads.head import Layer, apply_layers
@@ -270,6 +271,36 @@ def test_the_header_counts_too(
         with_header(plain, header)
 
 
+def test_the_exporters_notes_are_not_shipped(
+    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
+) -> None:
+    backbone = flat(8)
+    note = {"key": "pkg.torch.onnx.stack_trace", "value": "/home/me/secret_project.py"}
+    inner = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "inner", [], [])
+    inner.node[0].metadata_props.add(**note)
+    for part in (backbone.graph, *backbone.graph.node):
+        part.metadata_props.add(**note)
+        part.doc_string = "/home/me/secret_project.py"
+    one = helper.make_graph(
+        [helper.make_node("If", ["c"], ["d"], then_branch=inner)], "one", [], []
+    )
+    graph_module._forget_origin(one)
+    assert b"secret" not in one.SerializeToString()
+    before = backbone.SerializeToString()
+    assert b"secret" not in build_classifier(backbone, [layer], spec).SerializeToString()
+    assert backbone.SerializeToString() == before
+
+
+def test_a_graph_that_could_not_be_opened_is_not_shipped(
+    plain: onnx.ModelProto, header: Header
+) -> None:
+    odd = onnx.ModelProto()
+    odd.CopyFrom(plain)
+    odd.graph.node[0].domain = "com.microsoft"
+    with pytest.raises(ExportError, match=r"operators of the domain 'com\.microsoft'; featx ships"):
+        with_header(odd, header)
+
+
 # The header
 
 
@@ -306,12 +337,13 @@ def test_stamping_leaves_the_model_alone_and_is_reproducible(
     assert with_header(plain, header) == with_header(plain, header)
     assert plain.SerializeToString(deterministic=True) == before
     assert len(plain.metadata_props) == 0
+    assert is_sealed(with_header(plain, header))
 
 
 def test_a_second_header_replaces_the_first(plain: onnx.ModelProto, header: Header) -> None:
     once = onnx.load_from_string(with_header(plain, header))
     twice = onnx.load_from_string(with_header(once, header))
-    assert len(twice.metadata_props) == len(once.metadata_props) == 4
+    assert len(twice.metadata_props) == len(once.metadata_props) == 5
 
 
 # The whole file against torch, on real photos

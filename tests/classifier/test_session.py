@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
 from featx.classifier.graph import OUTPUTS, build_classifier
+from featx.classifier.seal import seal
 from featx.classifier.session import Classifier, load_classifier, open_classifier
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError
 from featx.heads.head import Layer
@@ -87,6 +88,44 @@ def test_a_foreign_onnx_model(plain: onnx.ModelProto) -> None:
         load_classifier(plain.SerializeToString(), path=PATH)
 
 
+ALTERED = "was altered after export, or is damaged; export it again with featx export"
+
+
+def test_a_file_that_another_tool_has_changed(plain: onnx.ModelProto, content: bytes) -> None:
+    model = onnx.load_from_string(content)
+    weight = next(t for t in model.graph.initializer if t.name == "featx_head_0_bias")
+    weight.raw_data = np.array([5, -5], np.float32).tobytes()
+    for changed in (model.SerializeToString(), content + b"\x72\x00", content[: -len(seal(b""))]):
+        with pytest.raises(ArtifactInvalid, match=ALTERED):
+            load_classifier(changed, path=PATH)
+        assert load_classifier(changed, path=PATH, verify=False).classes == ("ants", "bees")
+
+
+def test_a_file_that_is_checked_before_it_is_run(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("ONNX Runtime was given a damaged file")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    damaged = bytearray(content)
+    damaged[content.index(b"featx_head_0_bias") - 20] ^= 1
+    with pytest.raises(ArtifactInvalid, match=ALTERED):
+        load_classifier(bytes(damaged), path=PATH)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_reaches_out_is_refused_with_a_right_seal(
+    plain: onnx.ModelProto, header: Header, verify: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "InferenceSession", None)
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    model.graph.node[0].domain = "com.microsoft"
+    with pytest.raises(ArtifactInvalid, match=r"has operators of the domain 'com\.microsoft'"):
+        load_classifier(_stamped(model, header), path=PATH, verify=verify)
+
+
 # Damage
 
 
@@ -131,8 +170,7 @@ def _stamped(model: onnx.ModelProto, header: Header) -> bytes:
     stamped = onnx.ModelProto()
     stamped.CopyFrom(model)
     helper.set_model_props(stamped, {"featx": header.to_json()})
-    content: bytes = stamped.SerializeToString()
-    return content
+    return seal(stamped.SerializeToString())
 
 
 def _header(preprocess: PreprocessSpec, **changes: Any) -> Header:
@@ -190,6 +228,33 @@ def test_other_inputs_or_outputs(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     with pytest.raises(ArtifactInvalid, match="other inputs or outputs"):
+        load_classifier(_stamped(model, _header(spec)), path=PATH)
+
+
+@pytest.mark.parametrize(
+    ("input_type", "output_type", "message"),
+    [(TensorProto.FLOAT, TensorProto.FLOAT, "other inputs"),
+     (TensorProto.UINT8, TensorProto.DOUBLE, r"gives logits as tensor\(double\)")],
+)  # fmt: skip
+def test_other_types(input_type: int, output_type: int, message: str, spec: PreprocessSpec) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["values"], to=output_type),
+            helper.make_node("Slice", ["values", "start", "end", "axes"], ["few"]),
+            helper.make_node("ReduceMean", ["few", "last"], ["logits"], keepdims=0),
+            helper.make_node("Identity", ["logits"], ["probabilities"]),
+        ],
+        "types",
+        [value("image", input_type, ["batch", "height", "width", 3])],
+        [value(name, output_type, ["batch", 2]) for name in OUTPUTS],
+        initializer=[
+            numpy_helper.from_array(np.array(numbers, np.int64), name)
+            for name, numbers in {"start": [0], "end": [2], "axes": [3], "last": [1, 2]}.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ArtifactInvalid, match=message):
         load_classifier(_stamped(model, _header(spec)), path=PATH)
 
 

@@ -1,26 +1,55 @@
-"""Small feature files, whole and crafted."""
+"""Small feature files, whole and crafted, and what an extraction of made-up rows needs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 import pytest
 
 from featx.artifact import Header
+from featx.errors import ImageError
+from featx.features.file import SkippedImage, verify_features
 from featx.features.journal import Journal
+from featx.features.known import KnownRows
+from featx.features.plan import Plan, keep_touched, make_plan
 from featx.features.publish import publish_features
+from featx.features.records import Batch
+from featx.images.decode import content_digest
+from featx.images.sources import NO_FILE, SPLITS, Sample, Stamp
 
 NUM_ROWS, NUM_FEATURES = 60, 8
 CLASSES = ("ant", "bee", "wasp")
+
+
+class CallHere:
+    """Stands in for ``start_verifier``'s process: the same function, called in this one.
+
+    A process that imports h5py takes about half a second to start, and hundreds of tests publish.
+    Those about the process itself take a real one.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, path: Path) -> None:
+        verify_features(path)
+
+
+@pytest.fixture
+def verifier() -> CallHere:
+    return CallHere()
 
 
 def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0) -> dict[str, Any]:
@@ -30,6 +59,7 @@ def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0)
         "splits": generator.integers(0, 3, num_rows).astype(np.uint8),
         "sample_ids": [f"train/ant/{row:04d}.jpg" for row in range(num_rows)],
         "digests": generator.integers(0, 256, (num_rows, 16)).astype(np.uint8),
+        "stamps": generator.integers(0, 2**62, (num_rows, 3)),
     }
 
 
@@ -43,19 +73,73 @@ def header_of(num_features: int, classes: tuple[str, ...] = CLASSES, **details: 
     )
 
 
+def samples_of(columns: dict[str, Any]) -> list[Sample]:
+    return [
+        Sample(name, int(label), SPLITS[split])
+        for name, label, split in zip(
+            columns["sample_ids"], columns["labels"], columns["splits"], strict=True
+        )
+    ]
+
+
+def append(journal: Journal, features: np.ndarray, columns: dict[str, Any], step: int) -> None:
+    """Append rows in batches of ``step``."""
+    for start in range(0, len(features), step):
+        part = slice(start, start + step)
+        journal.append(
+            Batch(
+                sample_ids=tuple(columns["sample_ids"][part]),
+                stamps=columns["stamps"][part],
+                digests=columns["digests"][part],
+                reasons=("",) * len(features[part]),
+                features=features[part],
+            )
+        )
+
+
 def write(
-    path: Path, features: np.ndarray, *, header: Header | None = None, **options: Any
+    path: Path,
+    features: np.ndarray,
+    *,
+    header: Header | None = None,
+    step: int = 1000,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    verifier: Any = None,
+    **columns: Any,
 ) -> Header:
     """Publish a file; columns that are not given are made up."""
-    options = columns_of(len(features)) | options
+    columns = columns_of(len(features)) | columns
     with Journal(path, num_features=features.shape[1]) as journal:
-        journal.append(features)
-        return publish_features(path, header or header_of(features.shape[1]), journal, **options)
+        journal.begin({"made": "up"})
+        append(journal, features, columns, step)
+        written = publish_features(
+            path,
+            header or header_of(features.shape[1]),
+            KnownRows(None, journal),
+            samples=samples_of(columns),
+            rows=np.arange(len(features)),
+            verifier=verifier or CallHere(),
+            dtype=dtype,
+            overwrite=overwrite,
+        )
+        journal.remove()
+    return written
 
 
 @pytest.fixture
 def write_features() -> Callable[..., Header]:
     return write
+
+
+@pytest.fixture
+def append_rows() -> Callable[..., None]:
+    return append
+
+
+@pytest.fixture
+def make_samples() -> Callable[..., list[Sample]]:
+    return samples_of
 
 
 @pytest.fixture
@@ -105,6 +189,188 @@ def with_details() -> Callable[..., Header]:
 
 
 @pytest.fixture
+def batch_of() -> Callable[..., Batch]:
+    """Return a maker of batches: ``batch_of(["a", "b"], bad={"b"})`` has one row of two images.
+
+    Everything about an image follows from its name and ``seed``, so that a batch that comes back
+    can be compared with one made anew.
+    """
+
+    def make(
+        names: Sequence[str],
+        *,
+        num_features: int = NUM_FEATURES,
+        bad: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Batch:
+        rows = [row_of(name, num_features, seed) for name in names if name not in bad]
+        return Batch(
+            sample_ids=tuple(names),
+            stamps=np.array([stamp_for(name, seed) for name in names], np.int64).reshape(-1, 3),
+            digests=np.array(
+                [[0] * 16 if name in bad else list(digest_for(name, seed)) for name in names],
+                dtype=np.uint8,
+            ).reshape(-1, 16),
+            reasons=tuple(f"{name} is broken" if name in bad else "" for name in names),
+            features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
+        )
+
+    return make
+
+
+def digest_for(name: str, seed: int) -> bytes:
+    return content_digest(f"{name} {seed}".encode("utf-8", "surrogateescape"))
+
+
+def row_of(name: str, num_features: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(list(digest_for(name, seed)))
+    return generator.normal(size=num_features).astype(np.float32)
+
+
+def stamp_for(name: str, seed: int) -> Stamp:
+    return Stamp(
+        len(name), *np.random.default_rng(list(digest_for(name, seed))).integers(1, 9**9, 2)
+    )
+
+
+@dataclass
+class FakeSource:
+    """A source in memory: ``files`` maps each name to content and stamp, None to nothing at all.
+
+    Content that begins with ``bad`` cannot be used. ``num_read`` counts the files read.
+    """
+
+    files: dict[str, tuple[bytes | None, Stamp]]
+    labels: dict[str, int]
+    classes: tuple[str, ...] = CLASSES
+    uri: str = "fake:"
+    num_ignored: int = 0
+    num_read: int = 0
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [Sample(name, self.labels.get(name, 0), "train") for name in self.files]
+
+    def read(self, index: int) -> bytes:
+        self.num_read += 1
+        name = list(self.files)[index]
+        content = self.files[name][0]
+        if content is None:
+            raise ImageError(name, "does not exist.")
+        return content
+
+    def stamp(self, index: int) -> Stamp:
+        content, stamp = list(self.files.values())[index]
+        return NO_FILE if content is None else stamp
+
+
+@pytest.fixture
+def fake_source() -> Callable[..., FakeSource]:
+    """Return a maker of sources: ``fake_source({"a": b"content"})``, stamps made up."""
+
+    def make(contents: dict[str, bytes | None], **settings: Any) -> FakeSource:
+        files = {
+            name: (content, Stamp(len(content or b""), 1000 + i, 2000 + i))
+            for i, (name, content) in enumerate(contents.items())
+        }
+        return FakeSource(files, settings.pop("labels", {}), **settings)
+
+    return make
+
+
+@pytest.fixture
+def plan_of() -> Callable[..., Plan]:
+    """Compare a source with all that is known."""
+
+    def compare(source: FakeSource, known: KnownRows, **options: Any) -> Plan:
+        return make_plan(source, known.images(), known.file, workers=1, **options)
+
+    return compare
+
+
+@pytest.fixture
+def fill() -> Callable[..., list[str]]:
+    """Do what a plan has left, as the extraction stage does; rows follow from the content.
+
+    Returns the names that had to be done. ``stop_after`` so many batches it is interrupted.
+    """
+
+    def run(
+        source: FakeSource,
+        known: KnownRows,
+        plan: Plan,
+        *,
+        batch_size: int = 3,
+        stop_after: int | None = None,
+    ) -> list[str]:
+        todo = plan.todo().tolist()
+        if (todo or plan.touched) and not known.journal.num_images:
+            known.journal.begin({"made": "up"})
+        keep_touched(plan, source, known)
+        names = [source.samples[i].sample_id for i in todo]
+        num_features = known.journal.num_features
+        for start in range(0, len(todo), batch_size):
+            if stop_after is not None and start >= stop_after * batch_size:
+                raise KeyboardInterrupt
+            positions = todo[start : start + batch_size]
+            stamps = [source.stamp(i) for i in positions]
+            reasons, digests, rows = [], [], []
+            for i in positions:
+                try:
+                    content = source.read(i)
+                    reasons.append("it is bad" if content.startswith(b"bad") else "")
+                    digests.append(list(content_digest(content)))
+                except ImageError as err:
+                    reasons.append(err.reason)
+                    digests.append([0] * 16)
+                    continue
+                if not reasons[-1]:
+                    rows.append(feature_of(content, num_features))
+            row = known.next_row
+            known.journal.append(
+                Batch(
+                    sample_ids=tuple(source.samples[i].sample_id for i in positions),
+                    stamps=np.array(stamps, dtype=np.int64),
+                    digests=np.array(digests, dtype=np.uint8),
+                    reasons=tuple(reasons),
+                    features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
+                )
+            )
+            for i, stamp, reason in zip(positions, stamps, reasons, strict=True):
+                if reason:
+                    plan.skipped[i] = SkippedImage(source.samples[i].sample_id, reason, stamp)
+                else:
+                    plan.rows[i], row = row, row + 1
+        return names
+
+    return run
+
+
+def feature_of(content: bytes, num_features: int) -> np.ndarray:
+    generator = np.random.default_rng(list(content_digest(content)))
+    return generator.normal(size=num_features).astype(np.float32)
+
+
+@pytest.fixture
+def publish_plan() -> Callable[..., Header]:
+    """Publish what a plan says, with the header that the extraction stage would give it."""
+
+    def publish(path: Path, source: FakeSource, known: KnownRows, plan: Plan) -> Header:
+        skipped = [[i.sample_id, i.reason, list(i.stamp)] for _, i in sorted(plan.skipped.items())]
+        return publish_features(
+            path,
+            header_of(known.journal.num_features, source.classes, skipped=skipped),
+            known,
+            samples=source.samples,
+            rows=plan.rows,
+            verifier=CallHere(),
+            overwrite=True,
+        )
+
+    return publish
+
+
+@pytest.fixture
 def file_size_limit() -> Callable[[int], Any]:
     """A disk that refuses bytes beyond a limit: writes fail with EFBIG, as they do when full."""
 
@@ -118,6 +384,24 @@ def file_size_limit() -> Callable[[int], Any]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def descriptors_in() -> Callable[[Path], list[str]]:
+    """Return a function that lists this process's open files in a folder."""
+
+    def open_descriptors(folder: Path) -> list[str]:
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                target = str(Path(f"/proc/self/fd/{name}").readlink())
+            except OSError:
+                continue
+            if target.startswith(str(folder)):
+                found.append(target)
+        return found
+
+    return open_descriptors
 
 
 @pytest.fixture

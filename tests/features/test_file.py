@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -28,9 +30,11 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
-from featx.features.file import COLUMNS, open_features
-from featx.features.journal import BLOCK_ROWS, Journal
-from featx.features.publish import publish_features
+from featx.features.file import COLUMNS, FeatureFile, open_features, verify_features
+from featx.features.journal import Journal
+from featx.features.known import KnownRows
+from featx.features.publish import BLOCK_ROWS, publish_features
+from featx.features.records import Batch
 from featx.heads.head import Head, save_head
 
 # --- write, then read ---------------------------------------------------------------------------
@@ -40,6 +44,9 @@ odd_ids = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
     file_names.map(lambda name: name.decode("utf-8", "surrogateescape")),
 )
+
+
+int64 = st.integers(-(2**63), 2**63 - 1)
 
 
 @st.composite
@@ -59,12 +66,13 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
         "digests": np.frombuffer(
             draw(st.binary(min_size=16 * num_rows, max_size=16 * num_rows)), np.uint8
         ).reshape(num_rows, 16),
+        "stamps": np.array(draw(st.lists(st.tuples(*[int64] * 3), **column)), dtype=np.int64),
     }
 
 
 @settings(max_examples=60, deadline=None)
 @given(table=tables())
-def test_what_is_written_is_read(table: dict[str, Any]) -> None:
+def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) -> None:
     header = Header(
         "features", {"num_features": table["features"].shape[1]}, table.pop("classes"), {}, {}
     )
@@ -72,8 +80,17 @@ def test_what_is_written_is_read(table: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with Journal(path, num_features=features.shape[1]) as journal:
-            journal.append(features)
-            publish_features(path, header, journal, **table)
+            journal.begin({})
+            names, digests, stamps = (table[k] for k in ("sample_ids", "digests", "stamps"))
+            journal.append(Batch(tuple(names), stamps, digests, ("",) * len(names), features))
+            publish_features(
+                path,
+                header,
+                KnownRows(None, journal),
+                samples=make_samples(table),
+                rows=np.arange(len(names)),
+                verifier=verifier,
+            )
         opened = open_features(path)
         assert opened.features.tobytes() == features.tobytes()
     assert opened.classes == header.classes
@@ -86,6 +103,8 @@ def test_what_is_written_is_read(table: dict[str, Any]) -> None:
     assert np.array_equal(opened.splits, table["splits"])
     assert list(opened.sample_ids) == table["sample_ids"]
     assert np.array_equal(opened.digests, table["digests"])
+    assert opened.stamps.dtype == np.int64
+    assert np.array_equal(opened.stamps, table["stamps"][:, :2])
 
 
 def test_many_blocks_and_chunks(tmp_path: Path, write_features, make_columns) -> None:
@@ -130,21 +149,16 @@ def test_reading_leaves_the_file_as_it_is(published: Path) -> None:
     assert published.read_bytes() == before
 
 
-def test_float16_rows_are_read_as_float32(published: Path, set_header, values) -> None:
-    import hashlib
-
-    header = open_features(published).header
-    half = values.astype(np.float16)
-    with h5py.File(published, "r+") as file:
-        del file["features"]
-        file["features"] = half
-    sha256 = dict(header.details["sha256"]) | {
-        "features": hashlib.sha256(half.tobytes()).hexdigest()
-    }
-    set_header(published, replace(header, details=dict(header.details) | {"sha256": sha256}))
-    opened = open_features(published)
+def test_float16_rows_are_read_as_float32(tmp_path: Path, write_features, values) -> None:
+    write_features(tmp_path / "f.h5", values, dtype="float16")
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["features"].dtype == np.dtype("<f2")
+    opened, half = open_features(tmp_path / "f.h5"), values.astype(np.float16)
     assert opened.features.dtype == np.float32
     assert np.array_equal(opened.features, half.astype(np.float32))
+    with opened.reading() as rows_at:
+        assert rows_at(np.array([3, 1])).dtype == np.float32
+        assert np.array_equal(rows_at(np.array([3, 1])), half[[3, 1]].astype(np.float32))
 
 
 # --- between opening and reading ----------------------------------------------------------------
@@ -181,6 +195,97 @@ def test_features_are_read_once(published: Path, values) -> None:
     published.unlink()
     assert opened.features is first
     assert np.array_equal(first, values)
+
+
+rows_wanted = st.lists(st.integers(0, 59), max_size=80)
+
+
+@given(wanted=rows_wanted)
+def test_rows_are_read_in_any_order(
+    read_ids: tuple[FeatureFile, np.ndarray], wanted: list[int]
+) -> None:
+    opened, features = read_ids
+    with opened.reading() as rows_at:
+        found = rows_at(np.array(wanted, dtype=np.int64))
+    assert found.tobytes() == features[wanted].tobytes()
+
+
+@pytest.fixture
+def read_ids(published: Path, values: np.ndarray) -> tuple[FeatureFile, np.ndarray]:
+    return open_features(published), values
+
+
+def test_rows_far_apart_cost_no_more_than_their_chunks(tmp_path: Path, write_features) -> None:
+    rows = np.arange(40_000 * 64, dtype=np.float32).reshape(-1, 64)  # ten chunks
+    write_features(tmp_path / "f.h5", rows)
+    opened = open_features(tmp_path / "f.h5")
+    wanted = np.array([39_999, 0, 5, 20_000, 5])
+    tracemalloc.start()
+    try:
+        with opened.reading() as rows_at:
+            assert np.array_equal(rows_at(wanted), rows[wanted])
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_of_another_file_are_never_mixed_in(published: Path, write_features, values) -> None:
+    opened = open_features(published)
+    write_features(published, values + 1, overwrite=True)
+    with pytest.raises(ArtifactInvalid, match="was replaced since"), opened.reading():
+        pytest.fail("opened")
+
+
+def test_a_reader_keeps_what_it_opened(published: Path, write_features, values) -> None:
+    """Publishing moves a file to the name; the one that was there lives on for its reader."""
+    with open_features(published).reading() as rows_at:
+        write_features(published, values + 1, overwrite=True)
+        assert np.array_equal(rows_at(np.arange(60)), values)
+
+
+# --- unfinished ---------------------------------------------------------------------------------
+
+
+def test_an_unfinished_extraction_says_how_far_it_is(tmp_path: Path, batch_of) -> None:
+    path = tmp_path / "f.h5"
+    with Journal(path, num_features=8) as journal:
+        journal.begin({"num_samples": 1200})
+        journal.append(batch_of([f"{i}" for i in range(7)], bad=["3"]))
+        expected = "is unfinished: 7 of 1,200 images. Run the same featx extract again"
+        refused(path, expected, ArtifactIncomplete)
+        journal.append(batch_of(["a", "b"]))
+        refused(path, "is unfinished: 9 of 1,200 images", ArtifactIncomplete)
+    refused(path, "is unfinished: 9 of 1,200 images", ArtifactIncomplete)
+
+
+def test_beside_a_published_file_the_log_is_nobodys_business(published: Path, batch_of) -> None:
+    with Journal(published, num_features=8) as journal:
+        journal.begin({"num_samples": 3})
+        journal.append(batch_of(["a"]))
+        assert len(open_features(published)) == 60
+
+
+@pytest.mark.parametrize("content", [b"", b"fx", b"fxj1", b"fxj1" + bytes(100)])
+def test_a_log_that_has_hardly_begun(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f.h5.partial").write_bytes(content)
+    refused(tmp_path / "f.h5", "is unfinished: 0 of 0 images", ArtifactIncomplete)
+
+
+def test_something_else_in_the_place_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "f.h5.partial").write_text("notes of mine")
+    with pytest.raises(ArtifactError, match=r"partial' is not an extraction log"):
+        open_features(tmp_path / "f.h5")
+    (tmp_path / "f.h5.partial").unlink()
+    for make in (os.mkdir, os.mkfifo):
+        make(tmp_path / "f.h5.partial")
+        refused(tmp_path / "f.h5", "does not exist", ArtifactMissing)
+        if make is os.mkdir:
+            (tmp_path / "f.h5.partial").rmdir()
+
+
+def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="name too long"):
+        open_features(tmp_path / ("x" * 300))
 
 
 # --- not a feature file -------------------------------------------------------------------------
@@ -227,8 +332,11 @@ def test_a_head_instead(tmp_path: Path) -> None:
     refused(tmp_path / "h.h5", "is not a featx feature file")
 
 
-@pytest.mark.parametrize("flag", [None, False, 0])
+@pytest.mark.parametrize(
+    "flag", [None, False, 0, 1, "yes", [True] * 2, [True] * 5000, h5py.Empty(bool)], ids=repr
+)
 def test_incomplete(published: Path, flag: object) -> None:
+    """The mark is one true value, as featx writes it; anything else is none."""
     with h5py.File(published, "r+") as file:
         del file.attrs["complete"]
         if flag is not None:
@@ -265,8 +373,8 @@ def test_a_header_of_another_kind_or_version(published: Path, set_header) -> Non
     header = open_features(published).header
     set_header(published, replace(header, kind="head"))
     refused(published, "holds a head, but cached features is needed here")
-    set_header(published, replace(header, schema_version=2))
-    refused(published, "schema version 2; this featx reads 1")
+    set_header(published, replace(header, schema_version=1))
+    refused(published, "schema version 1; this featx reads 2")
 
 
 def test_an_altered_header(published: Path) -> None:
@@ -337,6 +445,9 @@ def test_a_missing_column(published: Path, name: str) -> None:
         ("sample_ids", {"shape": 60, "dtype": [("a", "S3")]}, r"type \|V3"),
         ("digests", {"data": np.zeros((60, 32), "u1")}, r"shape \(60, 32\)"),
         ("digests", {"data": np.zeros((60, 16), "i1")}, r"type \|i1"),
+        ("stamps", {"data": np.zeros((60, 3), "<i8")}, r"shape \(60, 3\)"),
+        ("stamps", {"data": np.zeros(60, "<i8")}, r"shape \(60,\)"),
+        ("stamps", {"data": np.zeros((60, 2), "<u8")}, "type <u8"),
     ],
 )
 def test_a_column_of_another_shape_or_type(
@@ -381,29 +492,39 @@ def test_an_altered_value_with_right_hdf5_checksums(published: Path, name: str) 
             column[3] = b"train/bee/0003.jpg"
         else:
             column[3] = (column[3] + 1) % 2
-    with pytest.raises(ArtifactInvalid, match=f"column '{name}' does not have the sha256"):
-        open_features(published)
+    for check in (open_features, verify_features):
+        with pytest.raises(ArtifactInvalid, match=f"column '{name}' does not have the sha256"):
+            check(published)
     assert len(open_features(published, verify=False)) == 60
 
 
 @pytest.mark.parametrize(
-    ("column", "match"),
+    ("name", "value", "match"),
     [
-        ({"labels": np.full(60, 3)}, "labels outside -1 to 2"),
-        ({"labels": np.full(60, -2)}, "labels outside -1 to 2"),
-        ({"labels": np.full(60, 2**62)}, "labels outside -1 to 2"),
-        ({"splits": np.full(60, 3)}, "splits outside 0 to 2"),
+        ("labels", 3, "labels outside -1 to 2"),
+        ("labels", -2, "labels outside -1 to 2"),
+        ("labels", 2**62, "labels outside -1 to 2"),
+        ("splits", 3, "splits outside 0 to 2"),
     ],
 )
 def test_indices_of_nothing(
-    *, tmp_path: Path, write_features, values, monkeypatch, column: dict[str, Any], match: str
+    *, published: Path, set_header, with_details, name: str, value: int, match: str
 ) -> None:
-    path = tmp_path / "f.h5"
-    with pytest.raises(ArtifactInvalid, match=match):
-        write_features(path, values, **column)
-    monkeypatch.setattr("featx.features.publish.open_features", lambda _: None)
-    write_features(path, values, **column)  # checksums and all
-    refused(path, match)
+    header = open_features(published).header
+    with h5py.File(published, "r+") as file:
+        file[name][:] = value
+        sha256 = hashlib.sha256(file[name][:].tobytes()).hexdigest()
+    checksums = dict(header.details["sha256"]) | {name: sha256}
+    set_header(published, with_details(header, sha256=checksums))
+    refused(published, match)
+
+
+@pytest.mark.parametrize("label", [3, -2])
+def test_what_the_reader_would_refuse_is_not_published(
+    tmp_path: Path, write_features, values, label: int
+) -> None:
+    with pytest.raises(ArtifactInvalid, match="labels outside -1 to 2"):
+        write_features(tmp_path / "f.h5", values, labels=np.full(60, label))
 
 
 # --- attacks: nothing foreign is opened, let alone read -----------------------------------------
@@ -492,6 +613,7 @@ def test_a_shape_bomb_costs_nothing(
         "splits": ((num_rows,), "u1"),
         "sample_ids": ((num_rows,), "S200"),
         "digests": ((num_rows, 16), "u1"),
+        "stamps": ((num_rows, 2), "<i8"),
     }
     with h5py.File(published, "r+") as file:
         for name, (shape, dtype) in shapes.items():
@@ -563,7 +685,7 @@ for seed in range(int(sys.argv[3])):
     assert found.header == good.header
     assert features.tobytes() == expected.tobytes()
     assert found.sample_ids == good.sample_ids
-    for name in ("labels", "splits", "digests"):
+    for name in ("labels", "splits", "digests", "stamps"):
         assert np.array_equal(getattr(found, name), getattr(good, name)), name
     outcomes["intact"] += 1
 print(outcomes["intact"], outcomes["refused"])

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import featx.features.publish
-from featx.errors import ArtifactError, ArtifactExists
+from featx.artifact import MAX_HEADER_BYTES
+from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
+from featx.features import publish, storage
 from featx.features.file import open_features
-from featx.features.journal import BLOCK_ROWS, Journal
-from featx.features.publish import publish_features
+from featx.features.journal import Journal
+from featx.features.known import KnownRows
+from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
+
+COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps"}
 
 
 def test_anyone_can_read_it(published: Path, values: np.ndarray, make_columns) -> None:
     columns = make_columns(len(values))
     with h5py.File(published) as file:
-        assert set(file) == {"features", "labels", "splits", "sample_ids", "digests"}
+        assert set(file) == COLUMNS
         assert file["features"].dtype == np.dtype("<f4")
         assert np.array_equal(file["features"][:], values)
         for name, dtype in [("labels", "<i8"), ("splits", "u1"), ("digests", "u1")]:
             assert file[name].dtype == np.dtype(dtype), name
             assert np.array_equal(file[name][:], columns[name]), name
+        assert file["stamps"].dtype == np.dtype("<i8")
+        assert np.array_equal(file["stamps"][:], columns["stamps"][:, :2])
         assert [name.decode() for name in file["sample_ids"][:]] == columns["sample_ids"]
         assert file.attrs["complete"]
         header = json.loads(file.attrs["header"])
-        assert (header["kind"], header["schema_version"]) == ("features", 1)
+        assert (header["kind"], header["schema_version"]) == ("features", 2)
         assert header["classes"] == ["ant", "bee", "wasp"]
 
 
@@ -54,9 +67,7 @@ def test_the_returned_header_is_the_stored_one(tmp_path: Path, write_features, v
     opened = open_features(tmp_path / "f.h5")
     assert opened.header == returned
     assert returned.details["num_rows"] == len(values)
-    assert set(returned.details["sha256"]) == {
-        "features", "labels", "splits", "sample_ids", "digests",
-    }  # fmt: skip
+    assert set(returned.details["sha256"]) == COLUMNS
     assert returned.details["source"] == "/photos"
 
 
@@ -64,14 +75,23 @@ def test_a_header_far_over_64_kib_survives(
     tmp_path: Path, write_features, make_header, values
 ) -> None:
     classes = tuple(f"class {number} – Ærøskøbing" for number in range(5000))
-    skipped = [[f"odd/{number}.jpg", "truncated"] for number in range(5000)]
+    skipped = [[f"odd/{number}.jpg", "truncated", [1, 2, number]] for number in range(5000)]
     header = make_header(values.shape[1], classes, skipped=skipped)
     write_features(tmp_path / "f.h5", values, header=header)
     opened = open_features(tmp_path / "f.h5")
     assert len(opened.header.to_json()) > 3 * 2**16
     assert opened.classes == classes
-    assert opened.header.details["skipped"] == skipped
+    assert [[*list(image[:2]), list(image.stamp)] for image in opened.skipped] == skipped
     assert np.array_equal(opened.features, values)
+
+
+def test_a_header_that_no_reader_would_take_is_refused(
+    tmp_path: Path, write_features, make_header, values
+) -> None:
+    skipped = [["x" * 1000, "y" * 1000, [1, 2, 3]]] * (MAX_HEADER_BYTES // 4000 + 1)
+    with pytest.raises(ArtifactError, match="cannot list all the images that were left out"):
+        write_features(tmp_path / "f.h5", values, header=make_header(8, skipped=skipped))
+    assert os.listdir(tmp_path) == ["f.h5.partial"]
 
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path, write_features, values) -> None:
@@ -84,17 +104,64 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, write_features, values) -
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_how_rows_were_batched_leaves_no_trace(tmp_path: Path, make_columns, make_header) -> None:
+def test_how_rows_were_batched_leaves_no_trace(tmp_path: Path, write_features) -> None:
     rows = np.random.default_rng(0).normal(size=(BLOCK_ROWS + 50, 5)).astype(np.float32)
     contents = set()
-    for batches in (1, 3, 77):
-        path = tmp_path / f"{batches}.h5"
-        with Journal(path, num_features=5) as journal:
-            for batch in np.array_split(rows, batches):
-                journal.append(batch)
-            publish_features(path, make_header(5), journal, **make_columns(len(rows)))
-        contents.add(path.read_bytes())
+    for step in (10_000, 1400, 57):
+        write_features(tmp_path / f"{step}.h5", rows, step=step)
+        contents.add((tmp_path / f"{step}.h5").read_bytes())
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("num_in_file", [1, 30, 59])
+def test_whether_rows_were_in_a_file_before_leaves_no_trace(
+    *, tmp_path: Path, write_features, make_columns, make_samples, append_rows, make_header,
+    verifier, values, num_in_file: int,
+) -> None:  # fmt: skip
+    columns = make_columns(len(values))
+    path, whole = tmp_path / "f.h5", tmp_path / "whole.h5"
+    write_features(whole, values, **columns)
+    first = {name: column[:num_in_file] for name, column in columns.items()}
+    write_features(path, values[:num_in_file], **first)
+    rest = {name: column[num_in_file:] for name, column in columns.items()}
+    with Journal(path, num_features=8) as journal:
+        journal.begin({})
+        append_rows(journal, values[num_in_file:], rest, 7)
+        publish_features(
+            path,
+            make_header(8),
+            KnownRows(open_features(path), journal),
+            samples=make_samples(columns),
+            rows=np.arange(len(values)),
+            verifier=verifier,
+            overwrite=True,
+        )
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_rows_come_in_the_order_of_the_samples_and_only_theirs(
+    *, tmp_path: Path, make_columns, make_samples, append_rows, make_header, verifier, values
+) -> None:
+    columns = make_columns(len(values))
+    order = np.random.default_rng(3).permutation(len(values))
+    rows = np.where(order % 4 == 0, -1, order)
+    path, samples = tmp_path / "f.h5", make_samples(columns)
+    with Journal(path, num_features=8) as journal:
+        journal.begin({})
+        append_rows(journal, values, columns, 7)
+        publish_features(
+            path,
+            make_header(8),
+            KnownRows(None, journal),
+            samples=[samples[i] for i in order],
+            rows=rows,
+            verifier=verifier,
+        )
+    opened, kept = open_features(path), rows[rows >= 0]
+    assert np.array_equal(opened.features, values[kept])
+    assert list(opened.sample_ids) == [columns["sample_ids"][i] for i in kept]
+    for name in ("labels", "splits", "digests"):
+        assert np.array_equal(getattr(opened, name), columns[name][kept]), name
 
 
 def test_what_is_there_stays_without_overwrite(published: Path, write_features, values) -> None:
@@ -107,13 +174,110 @@ def test_what_is_there_stays_without_overwrite(published: Path, write_features, 
     assert os.listdir(published.parent) == ["features.h5"]
 
 
-def test_nothing_shows_while_rows_wait(tmp_path: Path, make_columns, make_header, values) -> None:
+def test_memory_does_not_grow_with_the_rows(
+    *, tmp_path: Path, make_header, make_columns, make_samples, verifier, append_rows
+) -> None:
+    rows = np.zeros((10 * BLOCK_ROWS, 128), dtype=np.float32)  # 20 MiB
+    columns = make_columns(len(rows))
+    samples, header = make_samples(columns), make_header(128)
+    with Journal(tmp_path / "f.h5", num_features=128) as journal:
+        journal.begin({})
+        append_rows(journal, rows, columns, 512)
+        tracemalloc.start()
+        try:
+            publish_features(
+                tmp_path / "f.h5",
+                header,
+                KnownRows(None, journal),
+                samples=samples,
+                rows=np.arange(len(rows)),
+                verifier=SimpleNamespace(run=lambda path: None),
+            )
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < rows.nbytes / 2
+
+
+# --- verified by a fresh process ----------------------------------------------------------------
+
+
+def test_a_fresh_process_reads_it_before_it_gets_its_name(
+    tmp_path: Path, write_features, values
+) -> None:
+    with start_verifier() as verifier:
+        write_features(tmp_path / "f.h5", values, verifier=verifier)
+    assert np.array_equal(open_features(tmp_path / "f.h5").features, values)
+
+
+def test_what_the_fresh_process_refuses_is_not_published(
+    target: Path, write_features, values, monkeypatch
+) -> None:
+    before = content_of(target)
+    lose_a_column(monkeypatch)
+    with start_verifier() as verifier, pytest.raises(ArtifactInvalid, match="column 'features'"):
+        write_features(target, values, overwrite=True, verifier=verifier)
+    assert_failed_cleanly(target, before)
+
+
+def test_the_temporary_file_is_what_is_verified_and_is_whole_by_then(
+    tmp_path: Path, write_features, values
+) -> None:
+    seen = []
+
+    def look(path: Path) -> None:
+        assert not (tmp_path / "f.h5").exists()
+        seen.append((path, path.read_bytes()))
+
+    write_features(tmp_path / "f.h5", values, verifier=SimpleNamespace(run=look))
+    assert seen == [(tmp_path / "f.h5.tmp", (tmp_path / "f.h5").read_bytes())]
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_rows=st.integers(1, 3000),
+    num_features=st.integers(1, 300),
+    longest=st.integers(1, 4000),
+    header_kilobytes=st.integers(0, 500),
+)
+def test_a_file_never_outgrows_the_room_it_claimed(
+    *, tmp_path: Path, write_features, make_columns, make_header, monkeypatch,
+    num_rows: int, num_features: int, longest: int, header_kilobytes: int,
+) -> None:  # fmt: skip
+    claimed = []
+    claim = publish._claim
+    monkeypatch.setattr(
+        publish, "_claim", lambda fd, room, output: (claimed.append(room), claim(fd, room, output))
+    )
+    names = [f"{row:04d}".ljust(longest if row == 0 else 4, "x") for row in range(num_rows)]
+    columns = make_columns(num_rows) | {"sample_ids": names}
+    header = make_header(num_features, padding="x" * 1000 * header_kilobytes)
+    rows = np.ones((num_rows, num_features), dtype=np.float32)
     path = tmp_path / "f.h5"
-    with Journal(path, num_features=8) as journal:
-        journal.append(values)
-        assert os.listdir(tmp_path) == []
-        publish_features(path, make_header(8), journal, **make_columns(len(values)))
-        assert os.listdir(tmp_path) == ["f.h5"]
+    write_features(path, rows, header=header, overwrite=True, **columns)
+    assert path.stat().st_size <= claimed[-1]
+    assert path.stat().st_blocks * 512 <= path.stat().st_size + 2**16  # and what is left is given
+
+
+def test_a_disk_with_too_little_room_is_told_how_much_it_takes(
+    target: Path, write_features, values, monkeypatch
+) -> None:
+    before = content_of(target)
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=7, f_frsize=512))
+    with pytest.raises(ArtifactError) as caught:
+        write_features(target, values, overwrite=True)
+    message = str(caught.value)
+    assert message.startswith(f"'{target}' needs ")
+    assert " bytes, but its disk has 3,584 free." in message
+    assert "nothing is lost" in message
+    assert caught.value.path == target
+    assert_failed_cleanly(target, before)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["new", "replacing"])
@@ -126,65 +290,115 @@ def target(request, tmp_path: Path, write_features, values) -> Path:
 
 
 def assert_failed_cleanly(target: Path, before: bytes | None) -> None:
+    """Only the log is there, and the file that was there before."""
+    log = f"{target.name}.partial"
     if before is None:
-        assert os.listdir(target.parent) == []
+        assert os.listdir(target.parent) == [log]
     else:
-        assert os.listdir(target.parent) == [target.name]
+        assert sorted(os.listdir(target.parent)) == [target.name, log]
         assert target.read_bytes() == before
+    with Journal(target, num_features=8) as journal:
+        assert journal.num_rows
 
 
 def content_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
+def lose_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = h5py.Dataset.__setitem__
+
+    def lose_features(self, *args) -> None:
+        if self.name != "/features":
+            write(self, *args)
+        else:
+            write(self, args[0], np.zeros_like(args[1]))
+
+    monkeypatch.setattr(h5py.Dataset, "__setitem__", lose_features)
+
+
 @pytest.mark.parametrize("limit", [0, 1000, 20_000, 500_000])
 def test_a_full_disk_is_found_before_hdf5_writes(
-    *, target: Path, write_features, file_size_limit, make_columns, make_header, limit: int
-) -> None:
-    before, rows = content_of(target), np.ones((3000, 64), dtype=np.float32)
+    *, target: Path, append_rows, file_size_limit, make_columns, make_samples, make_header,
+    verifier, limit: int,
+) -> None:  # fmt: skip
+    before, rows, columns = content_of(target), np.ones((3000, 64), np.float32), make_columns(3000)
     with Journal(target, num_features=64) as journal:
-        journal.append(rows)
+        journal.begin({})
+        append_rows(journal, rows, columns, 1000)
         with file_size_limit(limit), pytest.raises(ArtifactError, match="File too large") as caught:
-            publish_features(target, make_header(64), journal, **make_columns(3000), overwrite=True)
+            publish_features(
+                target,
+                make_header(64),
+                KnownRows(None, journal),
+                samples=make_samples(columns),
+                rows=np.arange(3000),
+                verifier=verifier,
+                overwrite=True,
+            )
     assert caught.value.path == target
     assert "Cannot write" in str(caught.value)
-    assert_failed_cleanly(target, before)
+    assert "it needs" in str(caught.value)
+    with Journal(target, num_features=64) as journal:
+        assert journal.num_rows == 3000
+    assert sorted(os.listdir(target.parent)) == sorted(
+        [f"{target.name}.partial", *([] if before is None else [target.name])]
+    )
+    assert content_of(target) == before
 
 
 def test_a_process_whose_disk_is_full_says_so_and_lives(tmp_path: Path) -> None:
     """HDF5 crashes the interpreter at exit when one of its writes has failed."""
     code = """
-import resource, sys, numpy as np
+import errno, os, sys, numpy as np
 from pathlib import Path
 from featx.artifact import Header
 from featx.errors import ArtifactError
+from featx.features import storage
 from featx.features.journal import Journal
+from featx.features.known import KnownRows
 from featx.features.publish import publish_features
+from featx.features.records import Batch
+from featx.images.sources import Sample
 path, rows = Path(sys.argv[1]), np.ones((3000, 64), "f4")
 header = Header("features", {"num_features": 64}, ("a",))
+names = tuple(map(str, range(3000)))
 with Journal(path, num_features=64) as journal:
-    journal.append(rows)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    journal.begin({})
+    journal.append(Batch(names, np.zeros((3000, 3), "i8"), np.zeros((3000, 16), "u1"),
+        ("",) * 3000, rows))
+    write, room = storage.write, [300_000]
+    def full(descriptor, data, offset):
+        room[0] -= len(data)
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor, data, offset)
+    storage.write = full
     try:
-        publish_features(path, header, journal, labels=np.zeros(3000, "i8"),
-            splits=np.zeros(3000, "u1"), sample_ids=map(str, range(3000)),
-            digests=np.zeros((3000, 16), "u1"))
+        publish_features(path, header, KnownRows(None, journal), rows=np.arange(3000),
+            samples=[Sample(name, 0, "train") for name in names], verifier=None)
     except ArtifactError as err:
         print(err)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "f.h5")],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"Cannot write '{tmp_path / 'f.h5'}': File too large.\n"
-    assert os.listdir(tmp_path) == []
+    assert done.stdout == f"Cannot write '{tmp_path / 'f.h5'}': No space left on device.\n"
+    assert os.listdir(tmp_path) == ["f.h5.partial"]
 
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left on device"), RuntimeError("Can't write data"), OSError("h5py's")],
-    ids=["ENOSPC", "h5py RuntimeError", "h5py OSError"],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("h5py's"),
+        pytest.param(
+            RuntimeError("Can't write data"),
+        ),
+    ],
+    ids=["ENOSPC", "h5py OSError", "h5py RuntimeError"],
 )
 def test_a_failing_column_write_leaves_nothing(
     target: Path, write_features, values, monkeypatch, error: Exception
@@ -217,15 +431,25 @@ def test_a_failing_sync_leaves_nothing(target: Path, write_features, values, mon
     assert_failed_cleanly(target, before)
 
 
-def test_an_interruption_leaves_nothing(target: Path, write_features, values, monkeypatch) -> None:
+@pytest.mark.parametrize("where", ["_write", "_blocks", "sync"])
+def test_an_interruption_leaves_nothing(
+    *, target: Path, write_features, values, monkeypatch, where: str
+) -> None:
     before = content_of(target)
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(featx.features.publish, "_write_column", interrupt)
+    def from_now_on(*arguments: Any, **options: Any) -> Any:
+        owner = storage if where == "sync" else publish
+        monkeypatch.setattr(owner, where, interrupt)
+        return open_disk(*arguments, **options)
+
+    open_disk = publish._Disk.open
+    monkeypatch.setattr(publish._Disk, "open", from_now_on)
     with pytest.raises(KeyboardInterrupt):
         write_features(target, values, overwrite=True)
+    monkeypatch.undo()
     assert_failed_cleanly(target, before)
 
 
@@ -234,32 +458,82 @@ def test_a_file_that_hdf5_falsified_is_not_published(
 ) -> None:
     """The library can lose a chunk and report success: what was written is read back."""
     before = content_of(target)
-    write = h5py.Dataset.__setitem__
-
-    def lose_features(self, *args) -> None:
-        if self.name != "/features":
-            write(self, *args)
-        else:
-            write(self, args[0], np.zeros_like(args[1]))
-
-    monkeypatch.setattr(h5py.Dataset, "__setitem__", lose_features)
+    lose_a_column(monkeypatch)
     with pytest.raises(ArtifactError, match="column 'features'"):
         write_features(target, values, overwrite=True)
     assert_failed_cleanly(target, before)
 
 
-def test_another_process_that_was_faster_wins(
-    tmp_path: Path, write_features, values, monkeypatch
-) -> None:
+def test_another_process_that_was_faster_wins(tmp_path: Path, write_features, values) -> None:
     path = tmp_path / "f.h5"
-
-    def publish_meanwhile(temporary: Path) -> None:
-        path.write_bytes(b"theirs")
-        opened(temporary)
-
-    opened = featx.features.publish.open_features
-    monkeypatch.setattr(featx.features.publish, "open_features", publish_meanwhile)
+    theirs = SimpleNamespace(run=lambda _: path.write_bytes(b"theirs"))
     with pytest.raises(ArtifactExists, match="another process"):
-        write_features(path, values)
+        write_features(path, values, verifier=theirs)
     assert path.read_bytes() == b"theirs"
-    assert os.listdir(tmp_path) == ["f.h5"]
+    assert sorted(os.listdir(tmp_path)) == ["f.h5", "f.h5.partial"]
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda path: path.write_bytes(bytes(2**21)),
+        lambda path: path.write_bytes(b""),
+        lambda path: (path.write_bytes(b"\x89HDF"), path.chmod(0o444)),
+    ],
+    ids=["long", "empty", "read-only"],
+)
+def test_what_a_killed_process_left_does_no_harm(
+    tmp_path: Path, write_features, values, leave: Callable[[Path], object]
+) -> None:
+    write_features(tmp_path / "whole.h5", values)
+    leave(tmp_path / "f.h5.tmp")
+    write_features(tmp_path / "f.h5", values)
+    assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not (tmp_path / "f.h5.tmp").exists()
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(
+    tmp_path: Path, write_features, values
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "f.h5.tmp").symlink_to(precious)
+    with pytest.raises(ArtifactError, match=r"Cannot write '.*f\.h5'"):
+        write_features(tmp_path / "f.h5", values)
+    assert precious.read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_the_temporary_file(
+    tmp_path: Path, write_features, values
+) -> None:
+    (tmp_path / "f.h5.tmp").mkdir()
+    with pytest.raises(ArtifactError, match=r"Cannot write '.*f\.h5'"):
+        write_features(tmp_path / "f.h5", values)
+
+
+@pytest.mark.parametrize(("num_rows", "num_features"), [(1, 1), (60, 16), (3000, 64)])
+def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
+    *, tmp_path: Path, append_rows, make_columns, make_samples, make_header, verifier,
+    monkeypatch, num_rows: int, num_features: int,
+) -> None:  # fmt: skip
+    claimed, claim = [], os.posix_fallocate
+
+    def note(descriptor: int, offset: int, length: int) -> None:
+        claimed.append(length)
+        claim(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", note)
+    columns = make_columns(num_rows)
+    with Journal(tmp_path / "f.h5", num_features=num_features) as journal:
+        journal.begin({})
+        append_rows(journal, np.ones((num_rows, num_features), np.float32), columns, 1000)
+        publish_features(
+            tmp_path / "f.h5",
+            make_header(num_features),
+            KnownRows(None, journal),
+            samples=make_samples(columns),
+            rows=np.arange(num_rows),
+            verifier=verifier,
+        )
+    size = (tmp_path / "f.h5").stat().st_size
+    assert size <= claimed[0] <= size + 70_000

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.artifact import Header
+from featx.artifact import MAX_HEADER_BYTES, Header
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid, ArtifactMissing
 from featx.heads.head import (
     Head,
@@ -71,9 +71,9 @@ def test_what_is_written_is_read(tmp_path: Path, widths: tuple[int, ...]) -> Non
         assert [part.dtype for part in found] == [np.float32, np.float32]
 
 
-def test_every_bit_pattern_survives(tmp_path: Path) -> None:
+def test_every_finite_bit_pattern_survives(tmp_path: Path) -> None:
     head = head_of(3, 2)
-    odd = np.array([[0x7FC00001, 0xFFC12345, 0x80000000], [1, 0x7F800000, 0]], np.uint32)
+    odd = np.array([[0x7F7FFFFF, 0xFF7FFFFF, 0x80000000], [1, 0x007FFFFF, 0]], np.uint32)
     head = replace(head, layers=((odd.view(np.float32), head.layers[0][1]),))
     save_head(tmp_path / "h", head)
     assert open_head(tmp_path / "h").layers[0][0].tobytes() == odd.tobytes()
@@ -464,6 +464,137 @@ def test_damaged_files_are_refused_or_read_exactly(whole: Path) -> None:
             assert [p.tobytes() for p in layer] == [p.tobytes() for p in expected]
         outcomes["intact"] += 1
     assert outcomes["refused"] > 350
+
+
+def test_no_byte_can_change_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    save_head(path, head_of(2, 2))
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in (place % 8, (place + 5) % 8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ArtifactInvalid):
+                open_head(path)
+
+
+def test_without_the_check_of_the_checksum(whole: Path) -> None:
+    tensors, header = parts(whole)
+    tensors["layers.0.bias"][0] += 1
+    craft(whole, tensors, header)
+    refused(whole, "do not have the sha256")
+    assert open_head(whole, verify=False).layers[0][1][0] == tensors["layers.0.bias"][0]
+    tensors["layers.0.bias"][0] = np.nan
+    craft(whole, tensors, header)
+    with pytest.raises(ArtifactInvalid, match="not finite"):
+        open_head(whole, verify=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", [0, 1])
+def test_weights_that_are_not_finite(whole: Path, value: float, part: int) -> None:
+    layers = [(zeros(4, 6), zeros(4)), (zeros(3, 4), zeros(3))]
+    layers[1][part].reshape(-1)[2] = value
+    with_layers(whole, *layers)
+    refused(whole, "layer 1 has weights that are not finite")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_head_that_diverged_is_not_written(tmp_path: Path, value: float) -> None:
+    head = head_of(3, 4, 2)
+    head.layers[0][0][1, 1] = value
+    with pytest.raises(ArtifactInvalid, match=r"not written: layer 0.*diverged") as caught:
+        save_head(tmp_path / "h", head)
+    assert caught.value.path == tmp_path / "h"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_list_of_tensors_that_is_too_long(whole: Path) -> None:
+    text = b" " * (2 * MAX_HEADER_BYTES + 2**16 + 1)
+    whole.write_bytes(struct.pack("<Q", len(text)) + text)
+    refused(whole, "list of tensors has 33619969 bytes, over")
+
+
+def test_the_longest_header_fits(tmp_path: Path) -> None:
+    head = head_of(3, 2, padding=["" for _ in range(2**20)])  # quotes, which take most room
+    save_head(tmp_path / "h", head)
+    assert open_head(tmp_path / "h").header.details["padding"] == [""] * 2**20
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the JSON of a safetensors file."""
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    text = change(content[8 : 8 + size])
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b'"__metadata__":{', b'"__metadata__":{"featx":"{}",'),
+        lambda text: text.replace(b'"layers.0.bias"', b'"layers.0.bias":{},"layers.0.bias"', 1),
+        lambda text: text.replace(b'{"__metadata__"', b'{"__metadata__":{},"__metadata__"', 1),
+        lambda text: text.replace(b'"dtype"', b'"dtype":"F64","dtype"', 1),
+    ],
+    ids=["metadata", "a tensor", "the metadata", "a field"],
+)
+def test_names_that_occur_twice(whole: Path, change: Callable[[bytes], bytes]) -> None:
+    rewrite(whole, change)
+    refused(whole, "a name occurs twice")
+
+
+@pytest.mark.parametrize(
+    "text", [b"[]", b"null", b'"featx"', b'{"__metadata__": []}', b'{"__metadata__": {"featx": 1}}']
+)
+def test_json_that_lists_no_tensors(whole: Path, text: bytes) -> None:
+    rewrite(whole, lambda _: text)
+    refused(whole, "not a head")
+
+
+@pytest.mark.parametrize("entry", [1, None, [], {}, {"dtype": 4}, {"dtype": ["F32"]}])
+def test_tensors_that_are_none(whole: Path, entry: object) -> None:
+    def change(text: bytes) -> bytes:
+        return json.dumps(json.loads(text) | {"layers.1.bias": entry}).encode()
+
+    rewrite(whole, change)
+    refused(whole, "expected F32")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[2**62, 4], [2**63, 0], [2**64], [-3], [3, -1], [1.5], [10**9, 10**9], [3] + [1] * 100, "3"],
+    ids=str,
+)
+def test_shapes_that_cannot_be(whole: Path, shape: object) -> None:
+    def change(text: bytes) -> bytes:
+        listing = json.loads(text)
+        listing["layers.1.bias"]["shape"] = shape
+        return json.dumps(listing).encode()
+
+    rewrite(whole, change)
+    refused(whole, "is not a head, or is damaged")
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 12], [100, 112], [12, 0], [0, 2**63], [4, 16], [-4, 8]], ids=str
+)
+def test_tensors_that_overlap_leave_holes_or_are_not_there(whole: Path, offsets: list[int]) -> None:
+    def change(text: bytes) -> bytes:
+        listing = json.loads(text)
+        assert listing["layers.1.bias"]["data_offsets"] not in (offsets, [])
+        listing["layers.1.bias"]["data_offsets"] = offsets
+        return json.dumps(listing).encode()
+
+    rewrite(whole, change)
+    refused(whole, "is not a head, or is damaged")
+
+
+def test_a_file_larger_than_a_head_can_be(tmp_path: Path) -> None:
+    with (tmp_path / "h").open("wb") as sparse:
+        sparse.truncate(2**31 + 1)
+    refused(tmp_path / "h", "larger than a head can be")
 
 
 def test_bytes_after_the_end(whole: Path) -> None:

@@ -8,16 +8,16 @@ import warnings
 import numpy as np
 import pytest
 import sklearn.datasets
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-import featx.heads.linear
-from featx.heads.folds import stratified_folds
+import featx.heads.basis
+import featx.heads.folds
+from featx.heads.folds import NUM_FOLDS, choose_num_folds, stratified_folds
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.linear import NUM_FOLDS, STRENGTHS, choose_num_folds, fit_linear
+from featx.heads.linear import STRENGTHS, LinearFit, fit_linear
 from featx.heads.metrics import log_loss, top_k_accuracy
 
 
@@ -180,13 +180,16 @@ def test_a_class_without_samples_is_never_predicted() -> None:
 # --- choosing the strength ----------------------------------------------------------------------
 
 
+def losses_of(fit: LinearFit) -> dict[float, float]:
+    return {point.strength: point.log_loss for point in fit.path}
+
+
 def test_the_strength_is_the_best_of_the_path() -> None:
     features, labels = samples_of(120, 10, 3, spread=0.4)
     fit = fit_linear(features, labels, 3)
-    strengths = [c for c, _ in fit.path]
-    assert set(strengths) <= set(STRENGTHS)
-    assert len(set(strengths)) == len(strengths) >= 4
-    losses = dict(fit.path)
+    assert [point.strength for point in fit.path] == sorted(STRENGTHS)
+    assert len(STRENGTHS) >= 16
+    losses = losses_of(fit)
     assert losses[fit.strength] == min(losses.values())
     assert fit.num_folds == NUM_FOLDS
     assert min(losses.values()) < np.log(3)
@@ -198,15 +201,15 @@ def test_the_path_is_the_held_out_loss_of_those_folds() -> None:
     folds = stratified_folds(labels, NUM_FOLDS, seed=3)
     mean, scale = standardisation(features)  # one standardisation for all folds, as documented
     x = (features - mean) / scale
-    for strength, loss in fit.path:
+    for point in fit.path:
         total = 0.0
         for fold in range(NUM_FOLDS):
             held_out = folds == fold
-            model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
+            model = LogisticRegression(C=point.strength, tol=1e-8, max_iter=10_000)
             model.fit(x[~held_out], labels[~held_out])
             logits = model.decision_function(x[held_out])
             total += log_loss(logits, labels[held_out]) * held_out.sum()
-        assert loss == pytest.approx(total / len(labels), rel=2e-3)
+        assert point.log_loss == pytest.approx(total / len(labels), rel=2e-3)
 
 
 def test_the_refit_uses_every_sample() -> None:
@@ -222,8 +225,7 @@ def test_the_order_of_strengths_does_not_matter() -> None:
     up = fit_linear(features, labels, 3, strengths=[1e-3, 1e-2, 0.1])
     down = fit_linear(features, labels, 3, strengths=[0.1, 1e-2, 1e-3])
     assert up.strength == down.strength
-    for c, loss in up.path:
-        assert dict(down.path)[c] == pytest.approx(loss, rel=1e-3)
+    assert up.path == down.path
 
 
 @pytest.mark.parametrize(
@@ -255,31 +257,115 @@ def test_tiny_classes_can_be_fitted(counts: list[int]) -> None:
     fit = fit_linear(features, labels, len(counts))
     assert np.isfinite(fit.layer[0]).all()
     assert np.isfinite(fit.layer[1]).all()
-    assert all(np.isfinite(loss) for _, loss in fit.path)
+    assert all(np.isfinite(point.log_loss) for point in fit.path)
 
 
 def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples_of(200, 8, 3, spread=0.5)
-    monkeypatch.setattr(featx.heads.linear, "HOLDOUT_ABOVE", 199)
+    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 199)
     fit = fit_linear(features, labels, 3)
     assert fit.num_folds == 1
-    assert dict(fit.path)[fit.strength] == min(dict(fit.path).values())
-    monkeypatch.setattr(featx.heads.linear, "HOLDOUT_ABOVE", 200)
+    assert losses_of(fit)[fit.strength] == min(losses_of(fit).values())
+    assert fit.held_out is not None
+    assert len(fit.held_out.labels) == 40
+    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 200)
     assert fit_linear(features, labels, 3).num_folds == NUM_FOLDS
+
+
+def test_every_point_of_the_path_is_near_its_optimum() -> None:
+    """Within a thousandth of scikit-learn's objective, whatever was inherited on the way."""
+    features, labels = samples_of(200, 12, 4, spread=0.6)
+    fit = fit_linear(features, labels, 4)
+    folds = stratified_folds(labels, NUM_FOLDS)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    for point in fit.path[::3]:
+        values = []
+        for fold in range(NUM_FOLDS):
+            own, y = x[folds != fold], labels[folds != fold]
+            model = LogisticRegression(C=point.strength, tol=1e-9, max_iter=100_000).fit(own, y)
+            values.append(objective(model.coef_, model.intercept_, own, y, point.strength))
+        assert point.objective == pytest.approx(np.mean(values), rel=1e-3)
+        assert point.objective >= np.mean(values) * (1 - 1e-6)
+
+
+def test_a_single_strength_can_be_judged_too() -> None:
+    features, labels = samples_of(100, 8, 3)
+    plain = fit_linear(features, labels, 3, strengths=[0.1])
+    judged = fit_linear(features, labels, 3, strengths=[0.1], judge=True)
+    assert plain.held_out is None
+    assert judged.held_out is not None
+    assert judged.num_folds == NUM_FOLDS
+    assert np.bincount(judged.held_out.labels).tolist() == np.bincount(labels).tolist()
+    assert log_loss(judged.held_out.logits, judged.held_out.labels) == pytest.approx(
+        judged.path[0].log_loss
+    )
+    assert np.allclose(plain.layer[0], judged.layer[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(400, 30), (60, 200)])
+def test_float32_ends_at_the_same_optimum(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """What is done with many features, done with few."""
+    features, labels = samples_of(*shape, 4, spread=0.5)
+    double = fit_linear(features, labels, 4)
+    monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+    single = fit_linear(features, labels, 4)
+    assert single.strength == double.strength
+    assert single.objective == pytest.approx(double.objective, rel=1e-6)
+    for a, b in zip(single.path, double.path, strict=True):
+        assert a.log_loss == pytest.approx(b.log_loss, rel=1e-2)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    found = objective(*unfolded(single.layer, features), x, labels, single.strength)
+    assert found == pytest.approx(double.objective, rel=1e-5)
+
+
+def test_weighted_samples_are_scikit_learns() -> None:
+    features, labels = samples_of(200, 8, 3)
+    weights = np.random.default_rng(1).uniform(0.2, 3, len(labels))
+    fit = fit_linear(features, labels, 3, strengths=[0.05], weights=weights)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    model = LogisticRegression(C=0.05, tol=1e-10, max_iter=100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(x, labels, sample_weight=weights)
+    expected = centred(x @ model.coef_.T + model.intercept_)
+    assert np.allclose(centred(apply_layers([fit.layer], features)), expected, atol=2e-3)
+
+
+def test_a_weight_of_two_is_a_sample_twice() -> None:
+    features, labels = samples_of(90, 6, 3)
+    twice = np.arange(90) < 30
+    weighted = fit_linear(features, labels, 3, strengths=[0.1], weights=1.0 + twice)
+    mean, scale = standardisation(features)  # of the samples, whatever they weigh
+    rows = np.concatenate([np.arange(90), np.flatnonzero(twice)])
+    weight, _ = reference(features, labels, 3, 0.1)
+    x = ((features - mean) / scale)[rows]
+    model = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(x, labels[rows])
+    found, _ = unfolded(weighted.layer, features)
+    assert np.allclose(found - found.mean(0), model.coef_ - model.coef_.mean(0), atol=1e-3)
+    assert not np.allclose(found - found.mean(0), weight - weight.mean(0), atol=1e-2)
 
 
 # --- and besides --------------------------------------------------------------------------------
 
 
-def test_deterministic_and_without_side_effects() -> None:
+@pytest.mark.parametrize("double", [True, False])
+def test_deterministic_and_without_side_effects(
+    monkeypatch: pytest.MonkeyPatch, *, double: bool
+) -> None:
+    if not double:
+        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
     features, labels = samples_of(80, 12, 3)
-    before, state = features.copy(), torch.random.get_rng_state()
+    before = features.copy()
     first, second = (fit_linear(features, labels, 3, seed=1) for _ in range(2))
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
     assert first.layer[1].tobytes() == second.layer[1].tobytes()
     assert first.path == second.path
     assert np.array_equal(features, before)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_seed_decides_the_folds() -> None:

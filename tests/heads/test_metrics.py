@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ConfigError
 from featx.heads.metrics import (
+    ClassScores,
+    Metrics,
     confusion_matrix,
+    expected_calibration_error,
     log_loss,
     log_softmax,
     macro_f1,
     measure,
     top_k_accuracy,
+    wilson_interval,
 )
 
 
@@ -158,11 +164,88 @@ def test_measure_agrees_with_itself(data: tuple[np.ndarray, np.ndarray]) -> None
     scores = measure(logits.astype(np.float32), labels)
     assert scores is not None
     assert scores.top1 == pytest.approx(float((logits.argmax(axis=1) == labels).mean()))
-    assert scores.to_dict() == {
-        "num_samples": len(labels),
-        "top1": scores.top1,
-        "top5": scores.top5,
-        "macro_f1": scores.macro_f1,
-        "log_loss": scores.log_loss,
-    }
-    assert all(type(value) in (int, float, type(None)) for value in scores.to_dict().values())
+    assert Metrics(**scores.to_dict()) == scores
+    assert Metrics(**json.loads(json.dumps(scores.to_dict()))) == scores
+    assert scores.to_dict() == json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+    assert scores.top1_low <= scores.top1 <= scores.top1_high
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes")
+@given(data=scored())
+def test_balanced_accuracy_and_classes_as_scikit_learn(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    logits, labels = data
+    predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
+    scores = measure(logits, labels)
+    assert scores is not None
+    expected = sklearn.metrics.balanced_accuracy_score(labels, predicted)
+    assert scores.balanced_accuracy == pytest.approx(expected)
+    precision, recall, _, support = sklearn.metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(num_classes), zero_division=np.nan
+    )
+    assert [own.num_samples for own in scores.per_class] == support.tolist()
+    for own, p, r in zip(scores.per_class, precision, recall, strict=True):
+        assert own.precision == (None if np.isnan(p) else pytest.approx(p))
+        assert own.recall == (None if np.isnan(r) else pytest.approx(r))
+        assert (own.recall is None) == (own.recall_low is None) == (own.recall_high is None)
+
+
+@given(count=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_wilson_interval_is_scipys(count: int, share: float) -> None:
+    hits = round(share * count)
+    low, high = wilson_interval(hits, count)
+    expected = scipy.stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert low == pytest.approx(expected.low, abs=1e-12)
+    assert high == pytest.approx(expected.high, abs=1e-12)
+    assert 0 <= low <= hits / count <= high <= 1
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99])
+def test_wilson_intervals_hold_the_truth_19_times_in_20(share: float) -> None:
+    random = np.random.default_rng(0)
+    inside = 0
+    for hits in random.binomial(200, share, 2000).tolist():
+        low, high = wilson_interval(hits, 200)
+        inside += low <= share <= high
+    assert 0.93 <= inside / 2000 <= 0.975
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: sure of 0.8 and right in 3 of 4; sure of 0.6 and never right."""
+    odds = np.log([4.0, 4.0, 4.0, 4.0, 1.5, 1.5])
+    logits = np.stack([odds, np.zeros(6)], axis=1)
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    assert expected_calibration_error(logits, labels) == pytest.approx(
+        (4 * (0.8 - 0.75) + 2 * 0.6) / 6
+    )
+
+
+def test_honest_probabilities_have_little_calibration_error() -> None:
+    random = np.random.default_rng(0)
+    logits = 2 * random.normal(size=(20_000, 4))
+    labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+    assert expected_calibration_error(logits, labels) < 0.01
+    assert expected_calibration_error(3 * logits, labels) > 0.1
+    assert expected_calibration_error(logits / 3, labels) > 0.1
+
+
+@given(data=scored(ties=True))
+def test_calibration_error_is_a_share(data: tuple[np.ndarray, np.ndarray]) -> None:
+    assert 0 <= expected_calibration_error(*data) <= 1
+
+
+def test_a_class_that_nobody_has_and_nobody_guessed() -> None:
+    logits = np.array([[1.0, 0, -1], [1, 0, -1]])
+    scores = measure(logits, np.array([0, 1]))
+    assert scores is not None
+    assert scores.per_class[2] == ClassScores(0, 0, None, None, None, None, None, None)
+    assert scores.balanced_accuracy == 0.5
+
+
+@given(data=scored(), seed=st.integers(0, 2**32))
+def test_weighted_log_loss(data: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    logits, labels = data
+    weights = np.random.default_rng(seed).integers(1, 4, len(labels))
+    expected = log_loss(np.repeat(logits, weights, axis=0), np.repeat(labels, weights))
+    assert log_loss(logits, labels, weights=weights) == pytest.approx(expected)

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +68,7 @@ def test_a_seed_repeats_itself_whatever_happened_before(dropout: float) -> None:
     features, labels = blobs(60)
     options = replace(QUICK, dropout=dropout)
     first = fit_mlp(features, labels, 3, options)
-    torch.rand(17)
+    np.random.default_rng(0).random(17)
     second = fit_mlp(features.copy(), labels.copy(), 3, options)
     assert bytes_of(first) == bytes_of(second)
     assert (first.num_epochs, first.held_out_loss) == (second.num_epochs, second.held_out_loss)
@@ -78,10 +77,9 @@ def test_a_seed_repeats_itself_whatever_happened_before(dropout: float) -> None:
 
 def test_the_callers_random_state_and_arrays_are_left_alone() -> None:
     features, labels = blobs(60)
-    copies, state = (features.copy(), labels.copy()), torch.random.get_rng_state()
+    copies = features.copy(), labels.copy()
     numpys = np.random.get_state()[1].copy()
     fit_mlp(features, labels, 3, replace(QUICK, dropout=0.3))
-    assert torch.equal(torch.random.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], numpys)
     assert np.array_equal(features, copies[0])
     assert np.array_equal(labels, copies[1])
@@ -186,6 +184,10 @@ def test_divergence_is_a_clear_error() -> None:
         ({"batch_size": 0}, "batch size"),
         ({"max_epochs": 0}, "epochs"),
         ({"patience": 0}, "patience"),
+        ({"num_seeds": 0}, "seeds"),
+        ({"dropout": (0.1, 1.0)}, "dropout"),
+        ({"learning_rate": (0.1, 0.0)}, "learning rate"),
+        ({"learning_rate": ()}, "there is no learning rate"),
     ],
 )
 def test_options_out_of_range(change: dict, match: str) -> None:
@@ -207,6 +209,66 @@ def test_dropout_changes_training() -> None:
     assert bytes_of(fit_mlp(features, labels, 3, QUICK)) != bytes_of(
         fit_mlp(features, labels, 3, replace(QUICK, dropout=0.5))
     )
+
+
+# --- several side by side -----------------------------------------------------------------------
+
+
+def test_every_combination_and_seed_is_trained_and_the_best_is_kept() -> None:
+    features, labels = blobs(90, seed=3)
+    options = replace(
+        QUICK, learning_rate=(1e-3, 0.02), weight_decay=(0.0, 0.1), dropout=(0.0, 0.2), num_seeds=2
+    )
+    fit = fit_mlp(features, labels, 3, options)
+    found = {(c.learning_rate, c.weight_decay, c.dropout, c.number) for c in fit.candidates}
+    assert len(found) == len(fit.candidates) == 16
+    assert fit.held_out_loss == min(c.held_out_loss or np.inf for c in fit.candidates)
+    assert fit.chosen in fit.candidates
+    assert fit.chosen.learning_rate == 0.02  # five epochs are few
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_side_by_side_each_does_what_it_would_alone(dropout: float) -> None:
+    features, labels = blobs(80, seed=2)
+    features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
+    options = MLPOptions(
+        hidden=(16, 8),
+        learning_rate=(0.03, 1e-3, 0.01),
+        dropout=dropout,
+        max_epochs=15,
+        patience=2,
+        batch_size=16,
+    )
+    together = fit_mlp(features, labels, 3, options)
+    assert len({c.num_epochs for c in together.candidates}) > 1  # some stop before others
+    for candidate in together.candidates:
+        alone = fit_mlp(
+            features, labels, 3, replace(options, learning_rate=candidate.learning_rate)
+        )
+        assert alone.num_epochs == candidate.num_epochs
+        assert alone.held_out_loss == pytest.approx(candidate.held_out_loss, rel=1e-3)
+
+
+def test_one_that_diverges_does_not_take_the_others_along() -> None:
+    features, labels = blobs(60)
+    options = replace(QUICK, hidden=(8, 8), learning_rate=(1e30, 0.01))
+    fit = fit_mlp(features, labels, 3, options)
+    assert fit.chosen.learning_rate == 0.01
+    assert fit.candidates[0].held_out_loss is None
+    assert np.isfinite(fit.layers[0][0]).all()
+
+
+def test_weights_count() -> None:
+    """A class that counts a hundred times more is preferred where classes overlap."""
+    features, labels = blobs(90)
+    features = np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
+    options = replace(QUICK, learning_rate=0.01, max_epochs=20)
+    shares = []
+    for heavy in (0, 1):
+        weights = np.where(labels == heavy, 100.0, 1.0)
+        fit = fit_mlp(features, labels, 3, options, weights=weights)
+        shares.append((apply_layers(fit.layers, features).argmax(axis=1) == heavy).mean())
+    assert min(shares) > 0.8
 
 
 @given(sizes=st.lists(st.integers(1, 10_000), min_size=1, max_size=5))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import featx.heads.with_sklearn
-from featx.heads.folds import stratified_folds
+import featx.heads.folds
+from featx.heads.folds import NUM_FOLDS, stratified_folds
 from featx.heads.head import apply_layers
-from featx.heads.linear import NUM_FOLDS, fit_linear
+from featx.heads.linear import fit_linear
 from featx.heads.metrics import log_softmax
 from featx.heads.with_sklearn import fit_with_sklearn
 
@@ -68,10 +68,11 @@ def test_the_strength_is_the_best_of_the_path_and_near_featxs() -> None:
     theirs = fit_with_sklearn(features, labels, 3, strengths=strengths, seed=2)
     own = fit_linear(features, labels, 3, strengths=strengths, seed=2)
     assert theirs.num_folds == own.num_folds == NUM_FOLDS
-    assert theirs.strength == min(theirs.path, key=lambda point: point[1])[0]
-    losses = dict(theirs.path)
-    for strength, loss in own.path:
-        assert losses[strength] == pytest.approx(loss, rel=5e-3)
+    assert theirs.strength == min(theirs.path, key=lambda point: point.log_loss).strength
+    for a, b in zip(theirs.path, own.path, strict=True):
+        assert a.strength == b.strength
+        assert a.log_loss == pytest.approx(b.log_loss, rel=5e-3)
+        assert a.top1 == pytest.approx(b.top1, abs=0.02)
     assert theirs.strength == own.strength
 
 
@@ -83,12 +84,12 @@ def test_classes_with_fewer_samples_than_folds(counts: list[int]) -> None:
     fit = fit_with_sklearn(features, labels, len(counts), strengths=[0.01, 0.1])
     assert np.isfinite(fit.layer[0]).all()
     assert np.isfinite(fit.layer[1]).all()
-    assert all(np.isfinite(loss) for _, loss in fit.path)
+    assert all(np.isfinite(point.log_loss) for point in fit.path)
 
 
 def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples_of(100, 4, 2)
-    monkeypatch.setattr(featx.heads.with_sklearn, "HOLDOUT_ABOVE", 50)
+    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 50)
     fit = fit_with_sklearn(features, labels, 2, strengths=[0.01, 0.1])
     assert fit.num_folds == 1
     assert (stratified_folds(labels, NUM_FOLDS) == 0).sum() == 20
@@ -107,3 +108,19 @@ def test_deterministic_and_float32() -> None:
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
     assert first.path == second.path
     assert [part.dtype for part in first.layer] == [np.float32, np.float32]
+
+
+def test_weighted_samples_agree_with_featx() -> None:
+    features, labels = samples_of(200, 6, 3)
+    weights = np.where(labels == 1, 5.0, 0.5)
+    own = fit_linear(features, labels, 3, strengths=[0.1], weights=weights)
+    theirs = fit_with_sklearn(features, labels, 3, strengths=[0.1], weights=weights)
+    assert np.allclose(probabilities(own, features), probabilities(theirs, features), atol=2e-3)
+
+
+def test_a_single_strength_can_be_judged_too() -> None:
+    features, labels = samples_of(100, 4, 3)
+    fit = fit_with_sklearn(features, labels, 3, strengths=[0.1], judge=True)
+    assert fit.held_out is not None
+    assert len(fit.held_out.labels) == 100
+    assert len(fit.path) == 1

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 
 from featx.artifact import Header
+from featx.features.file import verify_features
 from featx.features.journal import Journal
+from featx.features.known import KnownRows
 from featx.features.publish import publish_features
+from featx.features.records import Batch
+from featx.images.sources import SPLITS, Sample
+from featx.stages.extract import ExtractOptions, backbone
+
+
+class VerifyHere:
+    """Stands in for the process that verifies a file: the same function, called in this one."""
+
+    def __init__(self, _num_bytes: int = 0) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, path: Path) -> None:
+        verify_features(path)
+
+
+@functools.cache
+def _built(options: ExtractOptions, build: Callable[[ExtractOptions], Any]) -> Any:
+    return build(options)
+
+
+@pytest.fixture(autouse=True)
+def _fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify in this process, and build a backbone once, but for tests that ask for ``as_is``.
+
+    To start a process that imports h5py takes about half a second, to trace a network the same,
+    and these tests extract some hundred times. What the process is worth is what the tests of
+    publishing look at; those of the command line have both as they are.
+    """
+    if "as_is" in request.fixturenames:
+        return
+    build = backbone.open_backbone
+
+    def build_once(options: ExtractOptions) -> Any:
+        plain = ExtractOptions(**vars(options.request) | {"quiet": True})
+        return _built(plain, build)
+
+    monkeypatch.setattr(backbone, "open_backbone", build_once)
+    monkeypatch.setattr("featx.stages.extract.stage.start_verifier", VerifyHere)
+
+
+@pytest.fixture
+def as_is() -> None:
+    """Change nothing about an extraction."""
 
 
 def cached(
@@ -39,18 +91,26 @@ def cached(
         }
         | details,
     )
+    count = len(features)
+    names = tuple(f"{row:04d}.jpg" for row in range(count))
+    samples = [
+        Sample(name, int(label), SPLITS[split])
+        for name, label, split in zip(names, labels, splits, strict=True)
+    ]
+    stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
     with Journal(path, num_features=features.shape[1]) as journal:
-        journal.append(features)
+        journal.begin({})
+        journal.append(Batch(names, stamps, digests, ("",) * count, features))
         publish_features(
             path,
             header,
-            journal,
-            labels=labels,
-            splits=splits,
-            sample_ids=[f"{row:04d}.jpg" for row in range(len(features))],
-            digests=np.zeros((len(features), 16), dtype=np.uint8),
+            KnownRows(None, journal),
+            samples=samples,
+            rows=np.arange(count),
+            verifier=VerifyHere(),
             overwrite=overwrite,
         )
+        journal.remove()
     return path
 
 

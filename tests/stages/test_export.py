@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+import featx
 from featx.backbones.tiny import WEIGHTS_FILE
+from featx.classifier.seal import is_sealed
 from featx.classifier.session import open_classifier
 from featx.errors import (
     ArtifactExists,
@@ -62,6 +65,23 @@ def test_the_proof_stands_in_the_file(trained: Trained) -> None:
     assert header.details["proof"] == report.proof.to_dict()
     assert header.fingerprint == open_head(trained.head).header.fingerprint
     assert header.classes == ("ants", "bees")
+
+
+def test_a_head_exported_twice_gives_the_same_bytes(trained: Trained) -> None:
+    options = ExportOptions(overwrite=True)
+    contents = []
+    for _ in range(2):
+        export_onnx(trained.head, trained.model, options)
+        contents.append(trained.model.read_bytes())
+    assert contents[0] == contents[1]
+    assert is_sealed(contents[0])
+
+
+def test_no_folder_of_this_machine_stands_in_the_graph(trained: Trained) -> None:
+    export_onnx(trained.head, trained.model)
+    graph = onnx.load(trained.model).graph.SerializeToString()
+    assert str(Path(featx.__file__).parent).encode() not in graph
+    assert b".py" not in graph
 
 
 def test_at_least_64_images_are_compared(photos: Callable[..., Path], tmp_path: Path) -> None:

@@ -223,3 +223,59 @@ class TestCommand:
         for command in ("predict", "evaluate"):
             shown = CliRunner().invoke(main, [command, "--help"]).stdout
             assert f"[default: {MAX_PIXELS}]" in " ".join(shown.split())
+
+
+class TestManyImages:
+    @pytest.fixture
+    def images(self, photos: Callable[..., Path]) -> list[Path]:
+        """Images of many sizes, and runs of one size."""
+        folder = photos({"ants": 9, "bees": 8})
+        same = sorted((folder / "bees").iterdir())
+        for path in same:
+            with Image.open(path) as image:
+                image.resize((40, 30)).save(path)
+        return sorted((folder / "ants").iterdir()) + same
+
+    def test_a_list_and_a_generator_answer_alike(
+        self, predictor: Predictor, images: list[Path]
+    ) -> None:
+        at_once = list(predictor.predict_each(images))
+        one_by_one = list(predictor.predict_each(path for path in images))
+        assert [p.image for p in at_once] == list(map(str, images))
+        for a, b in zip(at_once, one_by_one, strict=True):
+            assert [label for label, _ in a.top] == [label for label, _ in b.top]
+            assert np.allclose([p for _, p in a.top], [p for _, p in b.top], atol=1e-5)
+
+    def test_neighbours_of_one_size_are_run_together(
+        self, predictor: Predictor, images: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes = []
+        run = predictor._classifier.run
+
+        def count(batch: np.ndarray) -> object:
+            sizes.append(len(batch))
+            return run(batch)
+
+        monkeypatch.setattr(predictor._classifier, "run", count)
+        predictor.predict(images)
+        assert sizes[-1] == 8
+        assert sum(sizes) == len(images)
+
+    def test_a_bad_image_among_them_keeps_its_place(
+        self, predictor: Predictor, images: list[Path]
+    ) -> None:
+        images[12].write_bytes(b"no image")
+        answers = list(predictor.predict_each(images))
+        assert [i for i, answer in enumerate(answers) if answer.error] == [12]
+        assert [answer.image for answer in answers] == list(map(str, images))
+
+    def test_a_batch_holds_a_bounded_number_of_bytes(
+        self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("featx.stages.predict._MAX_BATCH_BYTES", 3 * 50 * 50 * 3)
+        sizes, run = [], predictor._classifier.run
+        monkeypatch.setattr(
+            predictor._classifier, "run", lambda batch: sizes.append(len(batch)) or run(batch)
+        )
+        predictor.predict([np.zeros((50, 50, 3), np.uint8)] * 10)
+        assert sizes == [3, 3, 3, 1]

@@ -21,10 +21,12 @@ from featx.errors import (
     SourceError,
 )
 from featx.features.file import open_features
+from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.linear import STRENGTHS, fit_linear
 from featx.heads.metrics import measure
 from featx.heads.mlp import MLPOptions
+from featx.heads.sgd import EpochScores, SGDOptions
 from featx.stages.train import TrainOptions, train_head
 
 FIXED = TrainOptions(strengths=(0.01,))
@@ -33,6 +35,13 @@ KINDS = {
     "lbfgs": FIXED,
     "chosen": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),
     "sklearn": TrainOptions(solver="sklearn", strengths=(1e-3, 1e-2)),
+    "ridge": TrainOptions(solver="ridge"),
+    "centroid": TrainOptions(solver="centroid"),
+    "sgd": TrainOptions(
+        solver="sgd", sgd=SGDOptions(learning_rate=0.003, epochs=15, batch_size=16, step_size=12)
+    ),
+    "balanced": replace(FIXED, class_weight="balanced"),
+    "few-shot": replace(FIXED, few_shot=FewShot(12, 2)),
     "mlp": MLP,
 }
 
@@ -98,7 +107,8 @@ def test_the_head_belongs_to_its_features(cache: Path, output: Path) -> None:
 
 
 def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) -> None:
-    head, features = train_head(cache, output, FIXED).head, open_features(cache)
+    options = replace(FIXED, calibrate=False)
+    head, features = train_head(cache, output, options).head, open_features(cache)
     rows = features.rows("train")
     fit = fit_linear(features.features[rows], features.labels[rows], 3, strengths=[0.01])
     assert head.layers[0][0].tobytes() == fit.layer[0].tobytes()
@@ -119,6 +129,37 @@ def test_the_default_options_choose_a_strength(cache: Path, output: Path) -> Non
     assert report.metrics["val"].top1 > 0.8
     assert report.metrics["val"].top5 is None
     assert report.seconds > 0
+
+
+def test_the_whole_path_is_stored(cache: Path, output: Path) -> None:
+    train_head(cache, output)
+    path = open_head(output).header.details["choice"]["path"]
+    assert [point["strength"] for point in path] == list(STRENGTHS)
+    assert len(path) >= 16
+    for point in path:
+        assert set(point) == {"strength", "log_loss", "top1", "objective", "gradient_norm"}
+        assert 0 <= point["top1"] <= 1
+        assert point["objective"] > 0
+
+
+def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, options) -> None:
+    plain = train_head(cache, output, replace(options, calibrate=False))
+    assert plain.calibration is None
+    assert open_head(output).header.details["temperature"] == 1.0
+    report = train_head(cache, output, replace(options, overwrite=True))
+    details = open_head(output).header.details
+    if options.solver == "sgd":  # holds nothing out
+        assert report.calibration is details["calibration"] is None
+        return
+    assert report.calibration is not None
+    assert details["calibration"] == report.calibration.to_dict() == report.to_dict()["calibration"]
+    temperature = details["temperature"]
+    assert temperature == report.calibration.temperature != 1.0
+    features = open_features(cache).features
+    before, after = plain.head.logits(features), report.head.logits(features)
+    assert np.allclose(after * temperature, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+    assert report.calibration.log_loss_after <= report.calibration.log_loss_before + 1e-3
+    assert report.metrics["val"].top1 == plain.metrics["val"].top1
 
 
 def test_the_features_are_left_alone(cache: Path, output: Path, options) -> None:
@@ -171,8 +212,8 @@ def test_training_rows_do(tmp_path: Path, write_cache, separable, options) -> No
     assert layers[0] != layers[1]
 
 
-def test_unlabelled_training_rows_do_not_count(
-    tmp_path: Path, write_cache, separable, options
+def test_unlabelled_training_rows_are_left_out_and_counted(
+    *, tmp_path: Path, write_cache, separable, options, caplog
 ) -> None:
     table = separable()
     without = train_head(write_cache(tmp_path / "a.h5", **table), tmp_path / "a", options)
@@ -182,7 +223,9 @@ def test_unlabelled_training_rows_do_not_count(
         "labels": np.concatenate([table["labels"], np.full(20, -1)]),
         "splits": np.concatenate([table["splits"], np.zeros(20, np.uint8)]),
     }
+    assert "left out" not in caplog.text
     report = train_head(write_cache(tmp_path / "b.h5", **more), tmp_path / "b", options)
+    assert "20 training images have no label: left out." in caplog.text
     assert layers_of(tmp_path / "a") == layers_of(tmp_path / "b")
     assert report.metrics == without.metrics
 
@@ -317,7 +360,10 @@ def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"head": "forest"}, "head must be 'linear' or 'mlp'; got 'forest'"),
-        ({"solver": "adam"}, "solver must be 'lbfgs' or 'sklearn'; got 'adam'"),
+        (
+            {"solver": "adam"},
+            "solver must be one of lbfgs, sklearn, ridge, centroid, sgd; got 'adam'",
+        ),
         ({"strengths": ()}, "strengths C must be above 0"),
         ({"strengths": (1.0, 0.0)}, "strengths C must be above 0"),
         ({"strengths": (-1.0,)}, "strengths C must be above 0"),
@@ -370,8 +416,50 @@ def test_constant_features_give_the_largest_class(
     report = train_head(write_cache(tmp_path / "f.h5", **table), output, options)
     assert np.isfinite(report.metrics["val"].log_loss)
     train = table["labels"][table["splits"] == 0]
-    if options is not MLP:
+    if options in (FIXED, KINDS["chosen"], KINDS["sklearn"], KINDS["ridge"]):
         assert report.metrics["train"].top1 == np.bincount(train).max() / len(train)
+
+
+def test_sgd_tells_each_epoch_and_is_not_calibrated(cache: Path, output: Path) -> None:
+    told: list[EpochScores] = []
+    report = train_head(cache, output, KINDS["sgd"], progress=told.append)
+    assert [scores.epoch for scores in told] == list(range(1, 16))
+    assert report.calibration is None
+    assert report.choice["momentum"] == 0.9
+
+
+def test_class_weights_move_the_decision(tmp_path: Path, write_cache) -> None:
+    """A rare class that overlaps a frequent one is found more often when it counts more."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [300, 30])
+    features = (random.normal(size=(330, 4)) + labels[:, None]).astype(np.float32)
+    splits = np.zeros(330, np.uint8)
+    path = write_cache(tmp_path / "f.h5", features, labels, splits, classes=("ant", "bee"))
+    recalls = {}
+    for name, weight in {"none": None, "balanced": "balanced", "named": {"bee": 10.0}}.items():
+        options = TrainOptions(strengths=(0.1,), class_weight=weight)
+        report = train_head(path, tmp_path / name, options)
+        recalls[name] = report.metrics["train"].per_class[1].recall
+        assert open_head(tmp_path / name).header.details["class_weight"] == weight
+    assert recalls["balanced"] == pytest.approx(recalls["named"], abs=0.05)
+    assert recalls["balanced"] > recalls["none"] + 0.2
+
+
+def test_unknown_class_weights_are_named(cache: Path, output: Path) -> None:
+    options = replace(FIXED, class_weight={"fly": 2.0})
+    refused(cache, output, ConfigError, "'fly', which is no class", options)
+
+
+def test_few_shot_scores_are_those_of_its_draws(cache: Path, output: Path) -> None:
+    options = replace(FIXED, few_shot=FewShot(3, 4))
+    report = train_head(cache, output, options)
+    details = open_head(output).header.details["few_shot"]
+    assert (details["shots"], details["repeats"]) == (3, 4)
+    assert details["metrics"] == report.to_dict()["few_shot"]
+    assert set(report.few_shot) == {"train", "val", "test"}
+    spread = report.few_shot["val"].top1
+    assert abs(report.metrics["val"].top1 - spread.mean) < 4 * spread.deviation + 0.1
+    assert spread.deviation > 0
 
 
 def test_an_mlp_that_diverges_is_a_clear_error(cache: Path, output: Path) -> None:

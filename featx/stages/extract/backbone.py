@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from featx.artifact import describe_environment
@@ -20,13 +21,18 @@ log = logging.getLogger(__name__)
 
 
 class LazyBackbone:
-    """The network that the options ask for, and the engine that runs it."""
+    """The network that the options ask for, and the engine that runs it.
+
+    Attributes:
+        seconds: That building or loading both took.
+    """
 
     def __init__(self, options: ExtractOptions) -> None:
         self._options = options
         self._found: Found | None = None
         self._network: Network | None = None
         self._engine: Engine | None = None
+        self.seconds = 0.0
 
     @property
     def device(self) -> str | None:
@@ -59,11 +65,13 @@ class LazyBackbone:
             ConfigError: As ``spec``, or the device is not there.
             ExportError: The network has no graph, and ONNX Runtime was asked for.
         """
+        start, before = time.perf_counter(), self.seconds
         if choose_engine(self._options.engine, self._options.device) == "onnxruntime":
             self._engine = self._onnx_engine(expected)
         else:
             network = self._build(expected)
             self._engine = TorchEngine(network, device=self._options.device)
+        self.seconds = before + time.perf_counter() - start
         return self._engine
 
     def environment(self) -> dict[str, str]:
@@ -108,7 +116,9 @@ class LazyBackbone:
         return self._network
 
     def _build_anew(self) -> Found:
+        start = time.perf_counter()
         self._network, spec, weights = open_backbone(self._options)
+        self.seconds += time.perf_counter() - start
         found = Found(spec, weights.origin)
         remember(self._options.request, found)
         return found

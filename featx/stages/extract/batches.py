@@ -7,6 +7,7 @@ workers                 bytes → pixels → squares (→ features)             
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,10 +19,15 @@ from featx.errors import ImageError
 from featx.images.decode import content_digest, decoded, is_animated
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import map_ahead, read_ahead
-from featx.images.sources import ImageSource, Stamp
+from featx.images.sources import NO_FILE, ImageSource, Stamp
 from featx.stages.extract.contents import NO_DIGEST, Contents
 from featx.stages.extract.profile import Spent
 
+_LASTING = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
+)
+"""What the system says of a file that stays as it is until somebody changes it."""
 _MIN_READERS = 2
 _WAITING = 2  # batches between two steps
 _KEPT_BYTES = 8 * 2**20
@@ -52,6 +58,13 @@ class Image:
     is_animated: bool = False
     is_new: bool = True
     reason: str = ""
+
+    def fail(self, err: ImageError) -> None:
+        """Note why it cannot be used; what was the system's fault is to be tried again."""
+        self.reason = err.reason
+        cause = err.__cause__
+        if isinstance(cause, OSError) and cause.errno not in (None, *_LASTING):
+            self.stamp = NO_FILE  # no file looks like that, so it counts as changed next time
 
 
 @dataclass
@@ -132,7 +145,7 @@ class Loader:
                 try:
                     content = self.source.read(position)
                 except ImageError as err:
-                    image.reason = err.reason
+                    image.fail(err)
                     continue
                 image.digest = content_digest(content)
                 image.is_animated = isinstance(content, bytes) and is_animated(content)
@@ -149,7 +162,7 @@ class Loader:
                 self._decode(image, squares[count], batch)
                 count += 1
             except ImageError as err:
-                image.reason = err.reason
+                image.fail(err)
         for image in batch.images:
             image.content = None
         batch.pixels = squares[:count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featx.artifact import partial_path
@@ -12,6 +12,8 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.journal import read_settings
 from featx.stages.extract.options import ExtractOptions
 from featx.stages.extract.settings import Settings
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Earlier:
         return [settings for settings in (self.log_settings, self.file_settings) if settings]
 
     def file_for(self, settings: Settings, options: ExtractOptions) -> FeatureFile | None:
-        """Return the file if its rows are what these settings give, None where there is none.
+        """Return the file if its rows are what these settings give, and may be taken.
 
         Raises:
             ArtifactMismatch: They are not, and it may not be replaced.
@@ -38,13 +40,15 @@ class Earlier:
             return None
         differences = settings.differences(self.file_settings, any_source=options.verify_content)
         if not differences:
-            return self.file
+            return None if options.restart else self.file
         if options.overwrite:
             return None
+        only_moved = not settings.differences(self.file_settings, any_source=True)
         raise ArtifactMismatch(
             self.output,
-            f"'{self.output}' was made with other settings: {'; '.join(differences)}. Use "
-            "--overwrite to replace it, or -o for another path.",
+            f"'{self.output}' was made with other settings: {_brief(differences)}. "
+            + ("If the images were only moved, use --verify-content. " if only_moved else "")
+            + "Use --overwrite to replace it, or -o for another path.",
         )
 
     def require_log_for(self, settings: Settings, num_images: int) -> None:
@@ -55,18 +59,25 @@ class Earlier:
         """
         if self.log_settings is None or not num_images:
             return
-        differences = settings.differences(self.log_settings)
+        # Rows of a log are float32 whatever they will be stored as.
+        differences = settings.differences(replace(self.log_settings, dtype=settings.dtype))
         if differences:
             raise ArtifactMismatch(
                 self.output,
                 f"'{partial_path(self.output)}' keeps {num_images:,} images of an extraction that "
-                f"was not finished, with other settings: {'; '.join(differences)}. Finish it with "
+                f"was not finished, with other settings: {_brief(differences)}. Finish it with "
                 "those, discard it with --restart, or give another output with -o.",
             )
 
 
+def _brief(differences: list[str]) -> str:
+    """Return the first differences; another backbone alone makes a dozen."""
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
 def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
-    """Return what earlier runs left at an output; nothing with ``restart``.
+    """Return what earlier runs left at an output; with ``restart``, no log.
 
     Raises:
         ArtifactExists: Something else lies there, or a damaged file, and may not be replaced.
@@ -75,9 +86,7 @@ def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
     """
     partial = partial_path(output)
     record = read_settings(partial)
-    if options.restart:
-        return Earlier(output)
-    log = Settings.of_log(record, path=partial) if record else None
+    log = None if options.restart or not record else Settings.of_log(record, path=partial)
     if not os.path.lexists(output):
         return Earlier(output, log_settings=log)
     try:

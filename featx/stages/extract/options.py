@@ -118,15 +118,16 @@ class ExtractReport:
         num_unlabelled: Rows without a label.
         num_ignored: Files passed over because they are no images.
         skipped: ``(sample_id, reason)`` of images left out.
-        num_extracted: Images that the backbone saw in this run.
+        num_extracted: Rows that the backbone made in this run.
         num_duplicates: Images that got the row of another with the same content.
         num_resumed: Images taken over from an unfinished extraction.
         num_new: Images that the file did not have before; 0 where there was no file.
         num_changed: Images whose content was another before.
         num_removed: Images of the file that the source has no more.
+        num_relabelled: Images that the file had with another class or split.
         num_animated: Animations and multi-page images read in this run; their first frame counts.
         is_unchanged: The file was as it should be, and was left alone.
-        seconds: From the first image to the published file.
+        seconds: From the first image to the published file, without loading the backbone.
         device: What the backbone ran on; None where it did not have to.
         engine: What ran it: ``"torch"`` or ``"onnxruntime"``; None where nothing had to.
         profile: Where the time went; None where the backbone did not have to run.
@@ -145,6 +146,7 @@ class ExtractReport:
     num_new: int
     num_changed: int
     num_removed: int
+    num_relabelled: int
     num_animated: int
     is_unchanged: bool
     seconds: float

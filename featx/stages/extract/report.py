@@ -5,11 +5,37 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featx.artifact import publishing
-from featx.errors import BadImages
+from featx.artifact import publishing, require_writable
+from featx.errors import ArtifactExists, BadImages, ConfigError
 from featx.features.plan import Plan
 from featx.images.sources import ImageSource
 from featx.stages.extract.options import ExtractOptions
+
+_KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "num_ignored", "bad")).keys()
+
+
+def require_report_path(path: Path, output: Path) -> None:
+    """Check that a report may be written: the path is free, or holds an earlier report.
+
+    Raises:
+        ConfigError: It is the output.
+        ArtifactExists: Something else is there.
+        ArtifactError: It cannot be written.
+    """
+    if path.resolve() == output.resolve():
+        raise ConfigError(f"the report would replace '{output}', the feature file.")
+    require_writable(path, overwrite=True)
+    try:
+        earlier = json.loads(path.read_bytes())
+        is_report = isinstance(earlier, dict) and earlier.keys() == _KEYS
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        is_report = False
+    if not is_report:
+        raise ArtifactExists(
+            path, f"'{path}' exists, and is no earlier report. Give --report another path."
+        )
 
 
 def bad_images(plan: Plan) -> tuple[tuple[str, str], ...]:
@@ -54,13 +80,14 @@ def account_for_bad(plan: Plan, images: ImageSource, output: Path, options: Extr
 
 
 def _write(path: Path, plan: Plan, images: ImageSource, output: Path) -> None:
-    account = {
-        "source": images.uri,
-        "output": str(output),
-        "num_images": len(plan.rows),
-        "num_rows": int((plan.rows >= 0).sum()),
-        "num_ignored": images.num_ignored,
-        "bad": [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
-    }
+    values = (
+        images.uri,
+        str(output),
+        len(plan.rows),
+        int((plan.rows >= 0).sum()),
+        images.num_ignored,
+        [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
+    )
+    account = dict(zip(_KEYS, values, strict=True))
     with publishing(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")

@@ -59,7 +59,17 @@ class Settings:
     @classmethod
     def _of(cls, values: Any, *, path: Path) -> Self:
         try:
-            return cls(**(dict(values) | {"spec": BackboneSpec.from_dict(values["spec"])}))
+            settings = cls(**(dict(values) | {"spec": BackboneSpec.from_dict(values["spec"])}))
+            for value, kind in (
+                (settings.source, str),
+                (settings.weights, str),
+                (settings.dtype, str),
+                (settings.max_pixels, int),
+                (settings.environment, Mapping),
+            ):
+                if not isinstance(value, kind):
+                    raise TypeError(f"{value!r} is no {kind.__name__}")
+            return settings
         except (KeyError, TypeError, BackboneError, ConfigError) as err:
             raise ArtifactInvalid(
                 path, f"'{path}' was written by another featx. Use --restart, or another output."
@@ -117,5 +127,6 @@ def settle(
         max_pixels=options.max_pixels,
         request=request.to_dict(),
         weights=before.weights if before else backbone.origin(),
-        environment=before.environment if before else {},
+        # Of the rows there are, should the backbone have nothing to do.
+        environment=next((settings.environment for settings in recorded), {}),
     )

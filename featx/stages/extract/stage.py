@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from featx.artifact import Header, require_writable
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.lock import locked
-from featx.features.plan import Plan, is_current, keep_touched, make_plan
+from featx.features.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
 from featx.features.publish import publish_features, start_verifier
 from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
 from featx.images.sources.classes import warn_of_odd_classes
@@ -25,8 +26,15 @@ from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.earlier import find_earlier
 from featx.stages.extract.options import ExtractOptions, ExtractReport
 from featx.stages.extract.pipeline import Extracted, run_backbone
-from featx.stages.extract.report import account_for_bad, bad_images, too_many_are_bad
+from featx.stages.extract.report import (
+    account_for_bad,
+    bad_images,
+    require_report_path,
+    too_many_are_bad,
+)
 from featx.stages.extract.settings import Settings, settle
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and the number of all."""
@@ -64,7 +72,7 @@ def extract(
     with locked(output):
         require_writable(output, overwrite=True)
         if options.report:
-            require_writable(options.report, overwrite=True)
+            require_report_path(options.report, output)
         images = open_source(str(source))
         start = time.perf_counter()
         earlier, backbone = find_earlier(output, options), LazyBackbone(options)
@@ -75,9 +83,33 @@ def extract(
                 journal.begin({})
             earlier.require_log_for(settings, journal.num_images)
             run = _Run(output, images, options, settings, KnownRows(file, journal), backbone)
-            report = run.to_report(progress)
+            try:
+                report = run.finish(progress)
+            except KeyboardInterrupt as stop:
+                if journal.num_images:
+                    stop.add_note(
+                        f"{journal.num_images:,} images are kept in '{journal.path}'; run the same "
+                        "command again to go on."
+                    )
+                raise
             journal.remove()
-    return replace(report, seconds=time.perf_counter() - start)
+    return replace(report, seconds=time.perf_counter() - start - backbone.seconds)
+
+
+class _Found(NamedTuple):
+    """What there was before anything was done."""
+
+    num_resumed: int
+    num_relabelled: int
+    touched: frozenset[int]
+    is_unchanged: bool
+
+
+class _Filled(NamedTuple):
+    """What the backbone did."""
+
+    num_rows: int = 0
+    extracted: Extracted | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +123,14 @@ class _Run:
     known: KnownRows
     backbone: LazyBackbone
 
-    def to_report(self, progress: Progress | None) -> ExtractReport:
+    def finish(self, progress: Progress | None) -> ExtractReport:
         """Do what is left to do, publish if anything changed, and tell."""
-        file, options = self.known.file, self.options
+        file, journal, options = self.known.file, self.known.journal, self.options
         samples = assign_validation(self.images.samples, options.val_fraction)
         warn_of_odd_classes(self.images.uri, self.images.classes, samples)
+        begun = journal.settings or {}
+        if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
+            log.info("The list of images has changed since the unfinished extraction was begun.")
         plan = make_plan(
             self.images,
             self.known.images(),
@@ -103,48 +138,33 @@ class _Run:
             verify_content=options.verify_content,
             workers=options.workers,
         )
-        num_resumed = int((plan.rows >= self.known.num_in_file).sum())
-        num_todo = len(plan.todo())
-        is_unchanged = file is not None and is_current(file, plan, samples, self.images.classes)
-        with nullcontext() if is_unchanged else start_verifier() as verifier:
-            extracted = self._fill(plan, progress)
+        found = _Found(
+            num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
+            num_relabelled=num_relabelled(file, plan, samples, self.images.classes) if file else 0,
+            touched=frozenset(plan.touched),
+            is_unchanged=file is not None
+            and file.header.details["source"] == self.settings.source
+            and is_current(file, plan, samples, self.images.classes),
+        )
+        num_bytes = 4 * len(samples) * self.settings.spec.num_features
+        with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
+            filled = self._fill(plan, progress)
             account_for_bad(plan, self.images, self.output, options)
             if verifier:
                 self._publish(plan, samples, verifier)
-        kept = [samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist()]
-        return ExtractReport(
-            path=self.output,
-            spec=self.settings.spec,
-            classes=self.images.classes,
-            split_sizes=_split_sizes(kept),
-            num_unlabelled=sum(sample.label < 0 for sample in kept),
-            num_ignored=self.images.num_ignored,
-            skipped=bad_images(plan),
-            num_extracted=num_todo - extracted.num_duplicates if extracted else 0,
-            num_duplicates=extracted.num_duplicates if extracted else 0,
-            num_resumed=num_resumed,
-            num_new=plan.num_new if file else 0,
-            num_changed=plan.num_changed if file else 0,
-            num_removed=plan.num_removed,
-            num_animated=extracted.num_animated if extracted else 0,
-            is_unchanged=is_unchanged,
-            seconds=0.0,
-            device=self.backbone.device,
-            engine=self.backbone.engine_name,
-            profile=extracted.profile if extracted else None,
-        )
+        return self._report(plan, samples, found, filled)
 
-    def _fill(self, plan: Plan, progress: Progress | None) -> Extracted | None:
-        """Bring the log to where the plan has nothing left to do; None where the backbone rests."""
+    def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
+        """Bring the log to where the plan has nothing left to do."""
         journal, left = self.known.journal, len(plan.todo())
         if not left and not plan.touched:
-            return None
+            return _Filled()
         engine = self.backbone.engine(self.settings.spec) if left else None
         if not journal.num_images:
             journal.begin(self._record())
         keep_touched(plan, self.images, self.known)
         if engine is None:
-            return None
+            return _Filled()
 
         def after_batch(num_images: int) -> None:
             nonlocal left
@@ -154,22 +174,50 @@ class _Run:
             if progress:
                 progress(len(plan.rows) - left, len(plan.rows))
 
-        try:
-            return run_backbone(
-                engine,
-                self.images,
-                self.known,
-                plan,
-                preprocessing=self.settings.spec.preprocess,
-                options=self.options,
-                after_batch=after_batch,
-            )
-        except KeyboardInterrupt as stop:
-            stop.add_note(
-                f"{journal.num_images:,} images are kept in '{journal.path}'; run the same command "
-                "again to go on."
-            )
-            raise
+        first_row = journal.num_rows
+        extracted = run_backbone(
+            engine,
+            self.images,
+            self.known,
+            plan,
+            preprocessing=self.settings.spec.preprocess,
+            options=self.options,
+            after_batch=after_batch,
+        )
+        num_rows = journal.num_rows - first_row - extracted.num_duplicates
+        return _Filled(num_rows, extracted)
+
+    def _report(
+        self, plan: Plan, samples: Sequence[Sample], found: _Found, filled: _Filled
+    ) -> ExtractReport:
+        kept = [samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist()]
+        others = set(np.flatnonzero(plan.rows >= self.known.num_in_file).tolist()) - found.touched
+        file = self.known.file
+        before = set(file.sample_ids) if file else set()
+        extracted = filled.extracted
+        num_changed = sum(samples[i].sample_id in before for i in others)
+        return ExtractReport(
+            path=self.output,
+            spec=self.settings.spec,
+            classes=self.images.classes,
+            split_sizes=_split_sizes(kept),
+            num_unlabelled=sum(sample.label < 0 for sample in kept),
+            num_ignored=self.images.num_ignored,
+            skipped=bad_images(plan),
+            num_extracted=filled.num_rows,
+            num_resumed=found.num_resumed,
+            num_new=len(others) - num_changed if file else 0,
+            num_changed=num_changed,
+            num_removed=plan.num_removed,
+            num_relabelled=found.num_relabelled,
+            num_duplicates=extracted.num_duplicates if extracted else 0,
+            num_animated=extracted.num_animated if extracted else 0,
+            is_unchanged=found.is_unchanged,
+            seconds=0.0,
+            device=self.backbone.device,
+            engine=self.backbone.engine_name,
+            profile=extracted.profile if extracted else None,
+        )
 
     def _environment(self) -> dict[str, str]:
         """Return that of this run, or of the earlier ones if the backbone had nothing to do."""
@@ -179,14 +227,18 @@ class _Run:
 
     def _record(self) -> dict[str, Any]:
         """Return record 0 of a log."""
-        digest = hashlib.sha256()
-        for sample in self.images.samples:
-            digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
         return {
             "settings": replace(self.settings, environment=self._environment()).to_dict(),
             "num_samples": len(self.images.samples),
-            "sample_ids_sha256": digest.hexdigest(),
+            "sample_ids_sha256": self._list_digest(),
         }
+
+    def _list_digest(self) -> str:
+        """Return the sha256 of the list of images."""
+        digest = hashlib.sha256()
+        for sample in self.images.samples:
+            digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
 
     def _publish(self, plan: Plan, samples: Sequence[Sample], verifier: IsolatedCall) -> None:
         header = Header(

@@ -1,0 +1,55 @@
+"""``featx report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featx.cli import options
+from featx.cli.output import human_bytes, print_fields
+
+
+@click.command()
+@click.argument("head", type=options.FILE, default=options.HEAD)
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    default=Path("artifacts/report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option("--features", type=options.FILE, help="The feature file.  [the head's own]")
+@click.option("--source", help="The images.  [those of the features]")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Split to look at closely.  [val, else test, else train]",
+)
+@click.option(
+    "--map",
+    type=click.Choice(["pca", "tsne", "none"]),
+    default="pca",
+    show_default=True,
+    help="How the features are put on a plane.",
+)
+@click.option(
+    "--num-mistakes",
+    type=int,
+    default=24,
+    show_default=True,
+    help="Mistakes that are shown as pictures.",
+)
+@options.overwrite
+def report(head: Path, output: Path, **settings: Any) -> None:
+    """Write one HTML page about HEAD: scores, confusions, calibration, a map, its worst mistakes.
+
+    The page needs no network: figures and pictures are in it. Figures need matplotlib
+    (pip install 'featx[report]').
+    """
+    from featx.stages.report import ReportOptions, write_report
+
+    path = write_report(head, output, ReportOptions(**settings))
+    print_fields({"written": f"{path}  ({human_bytes(path.stat().st_size)})"})

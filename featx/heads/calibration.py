@@ -1,0 +1,109 @@
+"""Calibration: one temperature that makes probabilities mean what they say.
+
+Logits are divided by it, which changes no prediction. It is fitted on samples that the head was not
+trained on, and folded into the last layer, so that a calibrated head is a head like any other.
+
+Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from featx.heads.folds import HeldOut
+from featx.heads.head import Layer
+from featx.heads.metrics import expected_calibration_error, log_loss
+
+_RANGE = (1e-3, 1e3)
+_MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature and what it does, on the samples it was fitted on.
+
+    Attributes:
+        temperature: What logits are divided by, above 0.
+        num_samples: Held-out samples it was fitted on.
+        log_loss_before: Of the head as it was trained, nats.
+        log_loss_after: With the temperature, nats.
+        ece_before: Expected calibration error of the head as it was trained, in [0, 1].
+        ece_after: With the temperature, in [0, 1].
+    """
+
+    temperature: float
+    num_samples: int
+    log_loss_before: float
+    log_loss_after: float
+    ece_before: float
+    ece_after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        return asdict(self)
+
+
+def calibrate(held_out: HeldOut) -> Calibration:
+    """Return the temperature with the lowest log loss on held-out samples."""
+    logits, labels = held_out.logits.astype(np.float64), held_out.labels
+    temperature = fit_temperature(logits, labels)
+    scaled = logits / temperature
+    return Calibration(
+        temperature=temperature,
+        num_samples=len(labels),
+        log_loss_before=log_loss(logits, labels),
+        log_loss_after=log_loss(scaled, labels),
+        ece_before=expected_calibration_error(logits, labels),
+        ece_after=expected_calibration_error(scaled, labels),
+    )
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature with the lowest log loss, in [0.001, 1000].
+
+    A label counts as ``(N + 1) / (N + 2)`` of a sample and the other labels share the rest, as
+    Platt (1999) has it: logits that are never wrong do not get a temperature of 0.
+
+    Args:
+        logits: ``(num_samples, num_classes)``, floating.
+        labels: Class indices, ``(num_samples,)``.
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    own = float(np.take_along_axis(shifted, labels[:, None], axis=1).mean())
+    present = np.unique(labels)
+    rest = 1 / ((len(labels) + 2) * max(1, len(present) - 1))
+    target = own * (1 - rest * len(present)) + rest * float(shifted[:, present].sum(1).mean())
+    low, high = 1 / _RANGE[1], 1 / _RANGE[0]
+    inverse = 1.0
+    for _ in range(_MAX_STEPS):  # Newton's method, inside the bracket: the loss is convex
+        likely = np.exp(shifted * inverse)
+        likely /= likely.sum(axis=1, keepdims=True)
+        expected = (likely * shifted).sum(axis=1)
+        slope = float(expected.mean()) - target
+        curvature = float(((likely * shifted * shifted).sum(axis=1) - expected**2).mean())
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        step = slope / curvature if curvature > 0 else np.inf
+        ahead = inverse - step
+        ahead = ahead if low < ahead < high else float(np.sqrt(low * high))
+        if abs(ahead - inverse) <= 1e-9 * inverse:
+            break
+        inverse = ahead
+    return float(1 / inverse)
+
+
+def fold_temperature(layers: Sequence[Layer], temperature: float) -> tuple[Layer, ...]:
+    """Return layers whose logits are those of ``layers`` divided by the temperature.
+
+    Args:
+        layers: First to last; only the last changes.
+        temperature: Above 0.
+    """
+    *others, (weight, bias) = layers
+    scaled = tuple(
+        (part.astype(np.float64) / temperature).astype(np.float32) for part in (weight, bias)
+    )
+    return (*others, (scaled[0], scaled[1]))

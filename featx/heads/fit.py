@@ -1,0 +1,127 @@
+"""One way to call every solver: samples in; layers, what was chosen, and held-out logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from featx.heads.centroid import fit_centroid
+from featx.heads.folds import HeldOut
+from featx.heads.head import Layer
+from featx.heads.linear import fit_linear
+from featx.heads.mlp import MLPOptions, fit_mlp
+from featx.heads.ridge import fit_ridge
+from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What a head is trained on.
+
+    Attributes:
+        features: Raw, ``(N, num_features)``, finite.
+        labels: ``(N,)`` in ``[0, num_classes)``.
+        num_classes: Outputs of the head.
+        weights: What each sample counts, ``(N,)``, above 0.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    weights: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Features, labels, and number of classes."""
+        return self.features, self.labels, self.num_classes
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A head as its solver left it.
+
+    Attributes:
+        layers: For raw features.
+        choice: What was chosen on the way, JSON values.
+        held_out: What it, or its like, said of samples it was not trained on; None if nothing.
+    """
+
+    layers: tuple[Layer, ...]
+    choice: dict[str, Any]
+    held_out: HeldOut | None
+
+
+def fit_logistic_head(
+    samples: Samples, strengths: Sequence[float], *, solver: str, judge: bool, seed: int
+) -> Fitted:
+    """Return logistic regression by ``"lbfgs"`` or ``"sklearn"``; see ``fit_linear``."""
+    if solver == "sklearn":
+        from featx.heads.with_sklearn import fit_with_sklearn as fit
+    else:
+        fit = fit_linear
+    linear = fit(
+        *samples.arrays, strengths=strengths, weights=samples.weights, judge=judge, seed=seed
+    )
+    choice = {
+        "head": "linear",
+        "solver": solver,
+        "strength": linear.strength,
+        "path": [asdict(point) for point in linear.path],
+        "num_folds": linear.num_folds,
+        "objective": linear.objective,
+        "gradient_norm": linear.gradient_norm,
+        "num_evaluations": linear.num_evaluations,
+        "seed": seed,
+    }
+    return Fitted((linear.layer,), choice, linear.held_out)
+
+
+def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
+    """Return ridge on one-hot targets; see ``fit_ridge``."""
+    ridge = fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights)
+    choice = {
+        "head": "linear",
+        "solver": "ridge",
+        "strength": ridge.strength,
+        "path": [asdict(point) for point in ridge.path],
+    }
+    return Fitted((ridge.layer,), choice, ridge.held_out)
+
+
+def fit_centroid_head(samples: Samples) -> Fitted:
+    """Return nearest centroid by cosine; see ``fit_centroid``."""
+    centroid = fit_centroid(*samples.arrays, weights=samples.weights)
+    return Fitted((centroid.layer,), {"head": "linear", "solver": "centroid"}, centroid.held_out)
+
+
+def fit_sgd_head(
+    samples: Samples,
+    options: SGDOptions,
+    *,
+    seed: int,
+    progress: Callable[[EpochScores], None] | None = None,
+) -> Fitted:
+    """Return the tutorials' recipe; see ``fit_sgd``. It holds nothing out."""
+    layer = fit_sgd(*samples.arrays, options, weights=samples.weights, seed=seed, progress=progress)
+    choice = {"head": "linear", "solver": "sgd", **asdict(options), "seed": seed}
+    return Fitted((layer,), choice, None)
+
+
+def fit_mlp_head(samples: Samples, options: MLPOptions, *, seed: int) -> Fitted:
+    """Return an MLP; see ``fit_mlp``."""
+    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed)
+    choice = {
+        "head": "mlp",
+        "solver": "adamw",
+        "hidden": list(options.hidden),
+        "batch_size": options.batch_size,
+        "max_epochs": options.max_epochs,
+        "patience": options.patience,
+        **asdict(mlp.chosen),
+        "candidates": [asdict(candidate) for candidate in mlp.candidates],
+        "seed": seed,
+    }
+    return Fitted(mlp.layers, choice, mlp.held_out)

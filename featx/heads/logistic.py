@@ -1,0 +1,237 @@
+"""Multinomial logistic regressions on the same samples, evaluated side by side.
+
+For strength ``C`` the objective is
+
+    weighted mean over samples of -log softmax(W x + b)[label]  +  |W|² / (2 C S)
+
+with ``S`` the sum of the sample weights, which are 1 unless classes are weighted. That is
+scikit-learn's divided by ``C S``. With two classes scikit-learn has one row of weights where there
+are two here, and its ``2 C`` is ``C`` here.
+
+Problems differ in strength and in the fold left out. One pass over the features serves all of them:
+a block of rows is multiplied with the weights of every problem while it is in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featx.heads.basis import Basis
+from featx.heads.folds import Division, HeldOut
+from featx.heads.head import Layer
+from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
+
+_BLOCK_ROWS = 2048
+_BLOCK_VALUES = 2**22
+_MEMORY_BYTES = 2**28
+_MAX_PAIRS = 30
+_ROWS_FOR_CURVATURE = 4096
+_NOISE = 4
+"""Roundings that the objective may be off by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """Which problems are solved together.
+
+    Attributes:
+        strengths: ``C`` of each, ``(P,)``.
+        left_out: Fold that is not trained on, ``(P,)``; -1 for none.
+    """
+
+    strengths: np.ndarray
+    left_out: np.ndarray
+
+
+class Logistic:
+    """Samples with labels, on which problems are solved.
+
+    Variables of a problem are ``(num_classes, rank + 1)``: weights in the basis, then the bias.
+
+    Args:
+        basis: Of the samples.
+        labels: ``(N,)`` in ``[0, num_classes)``.
+        num_classes: Number of outputs.
+        weights: Of each sample, ``(N,)``, above 0.
+        division: Who is held out when; None where nobody is.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        weights: np.ndarray,
+        division: Division | None = None,
+    ) -> None:
+        self._basis, self._all_labels, self._all_weights = basis, labels, weights
+        self._x, self._labels, self._weights = basis.samples, labels, weights
+        self._fold = division.fold if division else np.zeros(len(labels), np.int64)
+        self._num_classes = num_classes
+        if division and len(division.judged) == 1:  # the others train every time
+            rows = np.flatnonzero(self._fold != division.judged[0])
+            self._x, self._fold = self._x[rows], self._fold[rows]
+            self._labels, self._weights = labels[rows], weights[rows]
+
+    @property
+    def num_variables(self) -> int:
+        """Variables of a problem."""
+        return self._num_classes * (len(self._basis.variances) + 1)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether a pass is in float64."""
+        return self._x.dtype == np.float64
+
+    def _totals(self, left_out: np.ndarray) -> np.ndarray:
+        """Return the sum of the trained samples' weights for each fold left out, ``(P,)``."""
+        return np.array([self._weights[self._fold != fold].sum() for fold in left_out])
+
+    def penalties(self, problems: Problems) -> np.ndarray:
+        """Return the factor of ``|W|² / 2`` in each objective, ``(P,)``."""
+        penalties: np.ndarray = 1 / (problems.strengths * self._totals(problems.left_out))
+        return penalties
+
+    def solve(
+        self,
+        problems: Problems,
+        *,
+        start: np.ndarray,
+        stopping: Stopping,
+        curvature: Sequence[Pairs] | None = None,
+    ) -> Minimum:
+        """Return the optimum of each problem.
+
+        Args:
+            problems: What to solve.
+            start: Variables to start from, ``(P, num_variables)``.
+            stopping: When a problem is done.
+            curvature: Of similar problems, their penalties made these problems'.
+        """
+        totals = self._totals(problems.left_out)
+        penalties = 1 / (problems.strengths * totals)
+        inverse = 1 / self._diagonal(start, penalties)
+
+        def objective(variables: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._evaluate(
+                variables, penalties[which], totals[which], problems.left_out[which]
+            )
+
+        pair_bytes = 16 * start.size
+        return minimise(
+            objective,
+            start,
+            inverse_diagonal=inverse,
+            stopping=replace(stopping, noise=_NOISE * float(np.finfo(self._x.dtype).eps)),
+            curvature=curvature,
+            memory=max(3, min(_MAX_PAIRS, _MEMORY_BYTES // pair_bytes)),
+        )
+
+    def with_penalty(self, curvature: Sequence[Pairs], change: np.ndarray) -> tuple[Pairs, ...]:
+        """Return what is known of the Hessians ``(P,)`` once each penalty has changed so much."""
+        adapted = []
+        for pairs, difference in zip(curvature, change, strict=True):
+            shift = np.full((self._num_classes, len(self._basis.variances) + 1), difference)
+            shift[:, -1] = 0
+            adapted.append([(s, y + shift.reshape(-1) * s) for s, y in pairs])
+        return tuple(adapted)
+
+    def _diagonal(self, variables: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+        """Return roughly the diagonal of each Hessian, ``(P, num_variables)``.
+
+        A class's probability varies by ``p (1 - p)``; its mean is seen on some of the samples.
+        """
+        some = self._x[:: -(-len(self._x) // _ROWS_FOR_CURVATURE)]
+        weight, bias = self._unpack(variables)
+        p, k, _ = weight.shape
+        z = _softmax((some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None])
+        curvature = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
+        rank = len(self._basis.variances)
+        diagonal = np.empty((p, k, rank + 1))
+        along = curvature[:, None] * self._basis.variances + penalties[:, None]
+        diagonal[:, :, :rank] = along[:, None]
+        diagonal[:, :, rank] = curvature[:, None]
+        return diagonal.reshape(p, -1)
+
+    def _unpack(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights ``(p, num_classes, width)`` for the samples and biases, in their type."""
+        shaped = variables.reshape(len(variables), self._num_classes, -1)
+        weight = self._basis.to_samples(shaped[:, :, :-1])
+        return weight.astype(self._x.dtype), shaped[:, :, -1].astype(self._x.dtype)
+
+    def _evaluate(
+        self, variables: np.ndarray, penalties: np.ndarray, totals: np.ndarray, skip: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = self._unpack(variables)
+        p, k, width = weight.shape
+        columns, offset = np.ascontiguousarray(weight.reshape(p * k, width).T), bias.reshape(-1, 1)
+        losses, by_weight = np.zeros(p), np.zeros((p * k, width))
+        by_bias = np.zeros((p, k))
+        for rows in self._blocks(p):
+            x, labels = self._x[rows], self._labels[rows]
+            share = self._share(rows, totals, skip)  # (p, n)
+            z = np.add((x @ columns).T, offset, order="C").reshape(p, k, -1)  # (p, k, n)
+            losses += _residual_in_place(z, labels, share)
+            by_weight += z.reshape(p * k, -1) @ x
+            by_bias += z.sum(2)
+        own = variables.reshape(p, k, -1)[:, :, :-1]
+        gradient = np.empty((p, k, own.shape[2] + 1))
+        gradient[:, :, :-1] = self._basis.from_samples(by_weight.reshape(p, k, width))
+        gradient[:, :, :-1] += penalties[:, None, None] * own
+        gradient[:, :, -1] = by_bias
+        values = losses + 0.5 * penalties * (own * own).sum((1, 2))
+        return values, gradient.reshape(p, -1)
+
+    def _share(self, rows: slice, totals: np.ndarray, skip: np.ndarray) -> np.ndarray:
+        """Return each sample's share of each problem's loss, ``(p, n)``; 0 where left out."""
+        share = self._weights[rows] / totals[:, None]
+        return np.where(self._fold[rows] == skip[:, None], 0, share).astype(self._x.dtype)
+
+    def _blocks(self, num_problems: int) -> list[slice]:
+        fitting = _BLOCK_VALUES // (num_problems * self._num_classes)
+        step = max(128, min(_BLOCK_ROWS, fitting))
+        return [slice(start, start + step) for start in range(0, len(self._x), step)]
+
+    def held_out(self, variables: np.ndarray, division: Division) -> tuple[HeldOut, np.ndarray]:
+        """Return what each fold's solution says of the samples it left out, and their weights.
+
+        Args:
+            variables: Of each judged fold, ``(num_folds, num_variables)``.
+            division: The one the samples came with.
+        """
+        rows = [np.flatnonzero(division.fold == fold) for fold in division.judged]
+        weight, bias = self._unpack(variables)
+        logits = [
+            self._basis.samples[row] @ w.T + b for row, w, b in zip(rows, weight, bias, strict=True)
+        ]
+        row = np.concatenate(rows)
+        return HeldOut(np.concatenate(logits), self._all_labels[row]), self._all_weights[row]
+
+    def layer(self, variables: np.ndarray) -> Layer:
+        """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
+        shaped = variables.reshape(self._num_classes, -1)
+        return self._basis.layer(shaped[:, :-1], shaped[:, -1])
+
+
+def _residual_in_place(z: np.ndarray, labels: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Turn logits ``(p, k, n)`` into shares of the loss's gradient; return the losses, ``(p,)``."""
+    at = np.arange(z.shape[2])
+    z -= z.max(axis=1, keepdims=True)
+    own = z[:, labels, at]  # (p, n)
+    np.exp(z, out=z)
+    total = z.sum(axis=1)
+    losses: np.ndarray = np.einsum("pn,pn->p", share, np.log(total) - own, dtype=np.float64)
+    z *= (share / total)[:, None]
+    z[:, labels, at] -= share
+    return losses
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    """Return probabilities along axis 1 of ``(p, k, n)``."""
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    z /= z.sum(axis=1, keepdims=True)
+    return z

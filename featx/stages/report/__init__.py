@@ -1,0 +1,11 @@
+"""A head on one page: what it gets right, what it gets wrong, and how sure it is of both.
+
+stage    write_report(): open, look, draw, write
+look     what the page shows, as arrays and numbers
+plots    the figures; the only place that loads matplotlib
+page     the HTML
+"""
+
+from featx.stages.report.stage import ReportOptions, write_report
+
+__all__ = ["ReportOptions", "write_report"]

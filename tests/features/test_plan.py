@@ -1,0 +1,413 @@
+"""What is to be done: never a wrong row, never the same work twice."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.features.file import FeatureFile, SkippedImage, open_features
+from featx.features.journal import Journal
+from featx.features.known import KnownRows
+from featx.features.plan import Touched, is_current, keep_touched, make_plan, num_relabelled
+from featx.images.sources import NO_FILE, Stamp
+
+NUM_FEATURES = 4
+
+
+# --- any history of a source --------------------------------------------------------------------
+
+
+Row = tuple[int, int, bytes]
+"""Size and time of an image's file when its row was made, and what was in it."""
+
+
+@dataclass
+class Model:
+    """What a user does to a folder, and what is known of it afterwards.
+
+    Attributes:
+        source: The folder.
+        contents: What was ever behind a name, size and time.
+        log_rows, file_rows: What rows are known of.
+        bad: Name, size and change time of images that could not be used, in log or file.
+    """
+
+    source: Any
+    clock: itertools.count[int] = field(default_factory=lambda: itertools.count(10_000))
+    contents: dict[tuple[str, int, int], bytes | None] = field(default_factory=dict)
+    log_rows: dict[str, Row] = field(default_factory=dict)
+    file_rows: dict[str, Row] = field(default_factory=dict)
+    log_bad: set[tuple[str, int, int]] = field(default_factory=set)
+    file_bad: set[tuple[str, int, int]] = field(default_factory=set)
+
+    def apply(self, name: str, number: int, content: bytes) -> None:
+        files, now = self.source.files, next(self.clock)
+        chosen = list(files)[number % len(files)]
+        old, stamp = files[chosen]
+        match name:
+            case "add":
+                files[f"new {now}"] = (content, Stamp(len(content), now, now))
+            case "change":
+                files[chosen] = (content, Stamp(len(content), now, now))
+            case "touch" if old is not None:
+                files[chosen] = (old, stamp._replace(mtime_ns=now, ctime_ns=now))
+            case "chmod" if old is not None:
+                files[chosen] = (old, stamp._replace(ctime_ns=now))
+            case "vanish":
+                files[chosen] = (None, NO_FILE)
+            case "relabel":
+                self.source.labels[chosen] = number % 3
+            case "reorder":
+                names = sorted(files, key=lambda name: zlib.crc32(f"{name} {number}".encode()))
+                self.source.files = {name: files[name] for name in names}
+            case "rename":
+                files[f"renamed {now}"] = files.pop(chosen)
+            case "remove" if len(files) > 1:
+                del files[chosen]
+        for name_, (content_, stamp_) in self.source.files.items():
+            self.contents[name_, stamp_.size, stamp_.mtime_ns] = content_
+
+    def must_not_be_done(self, *, verify: bool = False) -> set[str]:
+        """Images that are known as they are, by stamp, or by the content of the last row.
+
+        Bad ones are tried again where content is verified.
+        """
+        free, bad = set(), self.log_bad | self.file_bad
+        for name, (content, stamp) in self.source.files.items():
+            rows = [rows[name] for rows in (self.log_rows, self.file_rows) if name in rows]
+            if (
+                (stamp.size, stamp.mtime_ns) in [row[:2] for row in rows]
+                or (not verify and (name, stamp.size, stamp.ctime_ns) in bad)
+                or (rows and content == rows[0][2])
+            ):
+                free.add(name)
+        return free
+
+    def may_be_kept(self) -> set[str]:
+        """And those that any row has the content of."""
+        return self.must_not_be_done() | {
+            name
+            for name, (content, _) in self.source.files.items()
+            for rows in (self.log_rows, self.file_rows)
+            if name in rows and rows[name][2] == content
+        }
+
+    def learn_from_log(self, journal: Journal) -> None:
+        self.log_rows, self.log_bad = {}, set()
+        for batch in journal.batches():
+            stamps = batch.stamps.tolist()
+            for name, reason, (size, mtime, ctime) in zip(
+                batch.sample_ids, batch.reasons, stamps, strict=True
+            ):
+                if reason:
+                    self.log_bad.add((name, size, ctime))
+                else:
+                    self.log_rows[name] = (size, mtime, self.contents[name, size, mtime] or b"")
+
+    def learn_from_file(self, file: FeatureFile) -> None:
+        self.log_rows, self.log_bad = {}, set()
+        self.file_rows = {
+            name: (size, mtime, self.contents[name, size, mtime] or b"")
+            for name, (size, mtime) in zip(file.sample_ids, file.stamps.tolist(), strict=True)
+        }
+        self.file_bad = {(i.sample_id, i.stamp.size, i.stamp.ctime_ns) for i in file.skipped}
+        assert len(self.file_rows) + len(self.file_bad) == len(self.source.files)
+
+
+contents_ = st.sampled_from([b"1", b"2", b"33", b"44", b"bad", b"badly"])
+operations = st.tuples(
+    st.sampled_from(
+        ["add", "change", "touch", "chmod", "vanish", "relabel", "reorder", "remove", "rename"]
+    ),
+    st.integers(0, 20),
+    contents_,
+)
+phases = st.tuples(
+    st.lists(operations, max_size=5),
+    st.one_of(st.none(), st.integers(0, 2)),  # batches until it is interrupted
+    st.booleans(),  # verify content
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.lists(contents_, min_size=1, max_size=7), history=st.lists(phases, max_size=5))
+def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
+    *, fake_source, plan_of, fill, publish_plan,
+    first: list[bytes], history: list[tuple[Any, int | None, bool]],
+) -> None:  # fmt: skip
+    source = fake_source({f"{i}": content for i, content in enumerate(first)})
+    model = Model(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path, scratch = Path(folder) / "f.h5", Path(folder) / "scratch.h5"
+        for changes, stop_after, verify in [([], None, False), *history, ([], None, False)]:
+            for change in changes:
+                model.apply(*change)
+            model.apply("add", 0, b"0")  # so that one can be used
+            file = open_features(path) if path.exists() else None
+            with Journal(path, num_features=NUM_FEATURES) as journal:
+                known = KnownRows(file, journal)
+                plan = plan_of(source, known, verify_content=verify)
+                names, todo = list(source.files), {list(source.files)[i] for i in plan.todo()}
+                assert todo.isdisjoint(model.must_not_be_done(verify=verify))
+                assert todo | model.may_be_kept() >= set(names)
+                gone = {*model.file_rows, *(name for name, *_ in model.file_bad)} - set(names)
+                assert plan.num_removed == len(gone)
+                finished = False
+                with suppress(KeyboardInterrupt):
+                    done = fill(source, known, plan, batch_size=2, stop_after=stop_after)
+                    assert set(done) == todo
+                    finished = True
+                model.learn_from_log(journal)
+                if not finished:
+                    continue
+                publish_plan(path, source, known, plan)
+                journal.remove()
+            with Journal(scratch, num_features=NUM_FEATURES) as journal:
+                known = KnownRows(None, journal)
+                plan = plan_of(source, known)
+                fill(source, known, plan, batch_size=3)
+                publish_plan(scratch, source, known, plan)
+                journal.remove()
+            assert path.read_bytes() == scratch.read_bytes()
+            opened = open_features(path)
+            model.learn_from_file(opened)
+            assert is_current(opened, plan_for(source, opened), source.samples, source.classes)
+
+
+# --- one thing after the other ------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(
+    tmp_path: Path, fake_source, plan_of, fill, publish_plan
+) -> Callable[..., tuple[Any, FeatureFile]]:
+    """Publish a source's rows; return the source and the file."""
+
+    def make(contents: dict[str, bytes | None]) -> tuple[Any, FeatureFile]:
+        source, path = fake_source(contents), tmp_path / "f.h5"
+        with Journal(path, num_features=NUM_FEATURES) as journal:
+            known = KnownRows(None, journal)
+            plan = plan_of(source, known)
+            fill(source, known, plan)
+            publish_plan(path, source, known, plan)
+            journal.remove()
+        source.num_read = 0
+        return source, open_features(path)
+
+    return make
+
+
+def plan_for(source: Any, file: FeatureFile, **options: Any) -> Any:
+    return make_plan(source, KnownRows(file, EMPTY).images(), file, workers=1, **options)
+
+
+EMPTY = Journal(Path("nowhere"), num_features=NUM_FEATURES)
+
+
+def touch(source: Any, name: str, by: int = 1) -> None:
+    content, stamp = source.files[name]
+    source.files[name] = (
+        content,
+        stamp._replace(mtime_ns=stamp.mtime_ns + by, ctime_ns=stamp.ctime_ns + by),
+    )
+
+
+def test_what_is_as_it_was_is_not_even_read(made) -> None:
+    source, file = made({"a": b"1", "b": b"bad", "c": None, "d": b"4"})
+    plan = plan_for(source, file)
+    assert source.num_read == 0
+    assert plan.rows.tolist() == [0, -1, -1, 1]
+    assert plan.skipped == {
+        1: SkippedImage("b", "it is bad", source.stamp(1)),
+        2: SkippedImage("c", "does not exist.", NO_FILE),
+    }
+    assert plan.todo().tolist() == []
+    assert (plan.num_new, plan.num_changed, plan.num_removed) == (0, 0, 0)
+    assert is_current(file, plan, source.samples, source.classes)
+
+
+@pytest.mark.parametrize("by", [1, -1, 10**9])
+def test_another_time_with_the_same_content_is_read_once(made, by: int) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    touch(source, "b", by)
+    plan = plan_for(source, file)
+    assert source.num_read == 1
+    assert plan.touched == {1: Touched(1, source.stamp(1))}
+    assert plan.todo().tolist() == []
+    assert plan.num_changed == 0
+    assert not is_current(file, plan, source.samples, source.classes)
+
+
+def test_another_content_is_to_be_done(made) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    source.files["a"] = (b"9", source.files["a"][1]._replace(mtime_ns=5, ctime_ns=5))
+    plan = plan_for(source, file)
+    assert plan.todo().tolist() == [0]
+    assert (plan.num_new, plan.num_changed, plan.num_removed) == (0, 1, 0)
+
+
+def test_another_content_behind_the_same_stamp_takes_reading_all(made) -> None:
+    source, file = made({"a": b"1", "b": b"2", "c": b"bad"})
+    source.files["a"] = (b"9", source.files["a"][1])
+    assert plan_for(source, file).todo().tolist() == []
+    plan = plan_for(source, file, verify_content=True)
+    assert source.num_read == 2
+    assert plan.todo().tolist() == [0, 2]  # the bad one is tried again
+    assert plan.rows.tolist() == [-1, 1, -1]
+    assert plan.num_changed == 2
+
+
+def test_a_bad_image_is_tried_again_when_its_file_changed_in_any_way(made) -> None:
+    source, file = made({"a": b"1", "b": b"bad", "c": None})
+    content, stamp = source.files["b"]
+    source.files["b"] = (content, stamp._replace(ctime_ns=1))  # its rights, say
+    assert plan_for(source, file).todo().tolist() == [1]
+    source.files["b"] = (content, stamp)
+    source.files["c"] = (b"3", Stamp(1, 1, 1))  # it is there now
+    assert plan_for(source, file).todo().tolist() == [2]
+
+
+def test_rights_of_a_good_image_do_not_matter(made) -> None:
+    source, file = made({"a": b"1"})
+    content, stamp = source.files["a"]
+    source.files["a"] = (content, stamp._replace(ctime_ns=1))
+    assert is_current(file, plan_for(source, file), source.samples, source.classes)
+
+
+def test_an_image_that_cannot_be_read_any_more_is_to_be_done(made) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    source.files["a"] = (None, NO_FILE)
+    for verify in (False, True):
+        plan = plan_for(source, file, verify_content=verify)
+        assert plan.todo().tolist() == [0]
+        assert plan.num_changed == 1
+
+
+def test_removed_images_are_counted_bad_ones_too(made) -> None:
+    source, file = made({"a": b"1", "b": b"bad", "c": b"3", "d": b"4"})
+    for name in ("a", "b"):
+        del source.files[name]
+    plan = plan_for(source, file)
+    assert plan.num_removed == 2
+    assert plan.rows.tolist() == [1, 2]
+    assert not is_current(file, plan, source.samples, source.classes)
+
+
+def test_order_labels_and_classes_are_compared(made) -> None:
+    source, file = made({"a": b"1", "b": b"2", "c": b"3"})
+    assert num_relabelled(file, plan_for(source, file), source.samples, source.classes) == 0
+    source.labels["b"] = 2
+    plan = plan_for(source, file)
+    assert num_relabelled(file, plan, source.samples, source.classes) == 1
+    assert not is_current(file, plan, source.samples, source.classes)
+    source.labels["b"] = 0
+    source.files = dict(reversed(source.files.items()))
+    plan = plan_for(source, file)
+    assert plan.rows.tolist() == [2, 1, 0]
+    assert num_relabelled(file, plan, source.samples, source.classes) == 0
+    assert not is_current(file, plan, source.samples, source.classes)
+
+
+def test_labels_are_compared_by_name(made) -> None:
+    """A class that comes before all others changes every index and no label."""
+    source, file = made({"a": b"1", "b": b"2"})
+    source.labels |= {"a": 1, "b": 1}
+    classes = ("aardvark", *source.classes)
+    plan = plan_for(source, file)
+    assert num_relabelled(file, plan, source.samples, classes) == 0
+    assert not is_current(file, plan, source.samples, classes)  # the indices are to be written
+    source.labels["b"] = -1
+    assert num_relabelled(file, plan, source.samples, classes) == 1
+
+
+def test_the_log_is_kept_beside_the_file(made, fill, plan_of, tmp_path: Path) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    source.files |= {"c": (b"3", Stamp(1, 1, 1)), "d": (b"bad", Stamp(3, 2, 2))}
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        known = KnownRows(file, journal)
+        assert fill(source, known, plan_of(source, known)) == ["c", "d"]
+        plan = plan_of(source, known)
+    assert plan.rows.tolist() == [0, 1, 2, -1]
+    assert list(plan.skipped) == [3]
+    assert plan.todo().tolist() == []
+    assert (plan.num_new, plan.num_changed, plan.num_removed) == (0, 0, 0)
+
+
+def test_a_bad_image_that_only_the_log_knows_is_news(made, fill, plan_of, tmp_path: Path) -> None:
+    source, file = made({"a": b"1"})
+    source.files["b"] = (b"bad", Stamp(3, 2, 2))
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        known = KnownRows(file, journal)
+        fill(source, known, plan_of(source, known))
+        plan = plan_of(source, known)
+    assert not is_current(file, plan, source.samples, source.classes)
+
+
+# --- touched images -----------------------------------------------------------------------------
+
+
+def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: Path) -> None:
+    source, file = made({f"{i}": bytes([i]) for i in range(5)})
+    for name in ("1", "3"):
+        touch(source, name)
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        journal.begin({})
+        known = KnownRows(file, journal)
+        plan = plan_of(source, known)
+        keep_touched(plan, source, known)
+        assert plan.rows.tolist() == [0, 5, 2, 6, 4]
+        assert plan.touched == {}
+        with known.reading() as rows_at:
+            block = rows_at(np.array([5, 6]))
+        assert np.array_equal(block.features, file.features[[1, 3]])
+        assert np.array_equal(block.digests, file.digests[[1, 3]])
+        assert block.stamps.tolist() == [list(source.stamp(i))[:2] for i in (1, 3)]
+        source.num_read = 0
+        again = plan_of(source, known)
+    assert source.num_read == 0  # now it is known without reading
+    assert again.rows.tolist() == [0, 5, 2, 6, 4]
+
+
+def test_nothing_touched_writes_nothing(made, plan_of, tmp_path: Path) -> None:
+    source, file = made({"a": b"1"})
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        known = KnownRows(file, journal)
+        keep_touched(plan_of(source, known), source, known)
+    assert not (tmp_path / "f.h5.partial").exists()
+
+
+def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(
+    made, plan_of, tmp_path: Path
+) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    touch(source, "b")
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        journal.begin({})
+        known = KnownRows(file, journal)
+        plan = plan_of(source, known)  # reads b and finds it the same
+        source.files["b"] = (b"9", Stamp(1, 77, 77))
+        keep_touched(plan, source, known)
+        assert plan_of(source, known).todo().tolist() == [1]
+
+
+def test_a_touched_image_is_compared_with_its_newest_row(
+    made, fill, plan_of, tmp_path: Path
+) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    source.files["b"] = (b"9", Stamp(1, 77, 77))
+    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+        known = KnownRows(file, journal)
+        fill(source, known, plan_of(source, known))
+        touch(source, "b")
+        assert plan_of(source, known).todo().tolist() == []

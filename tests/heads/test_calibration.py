@@ -1,0 +1,110 @@
+"""Calibration: the best temperature, and a head that has it in its weights."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.heads.calibration import calibrate, fit_temperature, fold_temperature
+from featx.heads.folds import HeldOut
+from featx.heads.head import Layer, apply_layers
+from featx.heads.metrics import log_loss
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def honest(num_samples: int, num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose probabilities are those their labels were drawn with."""
+    random = np.random.default_rng(seed)
+    logits = 2 * random.normal(size=(num_samples, num_classes))
+    return logits, (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 50.0])
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_a_temperature_is_found_again(temperature: float, num_classes: int) -> None:
+    logits, labels = honest(20_000, num_classes)
+    assert fit_temperature(temperature * logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+@given(seed=st.integers(0, 2**32), num_classes=st.integers(2, 6), factor=st.floats(0.1, 10))
+def test_no_other_temperature_is_better(seed: int, num_classes: int, factor: float) -> None:
+    logits, labels = honest(200, num_classes, seed)
+    logits = factor * (logits + np.random.default_rng(seed).normal(size=logits.shape))
+    found = fit_temperature(logits, labels)
+    best = log_loss(logits / found, labels)
+    for other in (0.5, 0.8, 0.9, 1.1, 1.25, 2.0):
+        assert best <= log_loss(logits / (found * other), labels) + 1e-3
+
+
+def test_scaling_logits_scales_the_temperature() -> None:
+    logits, labels = honest(500, 4)
+    assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels))
+
+
+def test_logits_that_are_never_wrong_stay_finite() -> None:
+    labels = np.arange(30) % 3
+    logits = np.eye(3)[labels]
+    temperature = fit_temperature(logits, labels)
+    assert 0.01 < temperature < 1
+    assert log_loss(logits / temperature, labels) < 0.1
+
+
+@pytest.mark.parametrize("logits", [np.zeros((6, 3)), -np.eye(3)[np.arange(6) % 3]])
+def test_logits_that_say_nothing_or_lie(logits: np.ndarray) -> None:
+    temperature = fit_temperature(logits, np.arange(6) % 3)
+    assert 1e-3 <= temperature <= 1e3
+    assert np.isfinite(log_loss(logits / temperature, np.arange(6) % 3))
+
+
+def test_what_is_reported() -> None:
+    logits, labels = honest(5000, 5)
+    found = calibrate(HeldOut(4 * logits, labels))
+    assert found.temperature == pytest.approx(4, rel=0.1)
+    assert found.num_samples == 5000
+    assert found.log_loss_before == pytest.approx(log_loss(4 * logits, labels))
+    assert found.log_loss_after < found.log_loss_before
+    assert found.ece_after < 0.03 < found.ece_before
+    assert all(type(value) in (int, float) for value in found.to_dict().values())
+
+
+@given(
+    widths=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    temperature=st.floats(1e-3, 1e3),
+    spread=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**32),
+)
+def test_folding_keeps_logits(
+    widths: list[int], temperature: float, spread: float, seed: int
+) -> None:
+    """The logits of the folded head are those of the head, divided, within float32 rounding."""
+    random = np.random.default_rng(seed)
+    layers: list[Layer] = [
+        (
+            (spread * random.normal(size=(out, inputs))).astype(np.float32),
+            (spread * random.normal(size=out)).astype(np.float32),
+        )
+        for inputs, out in pairwise(widths)
+    ]
+    features = random.normal(size=(20, widths[0])).astype(np.float32)
+    folded = fold_temperature(layers, temperature)
+    assert [part.dtype for layer in folded for part in layer] == [np.float32] * 2 * len(layers)
+    before = apply_layers(layers[:-1], features)
+    if len(layers) > 1:
+        before = np.maximum(before, 0)
+    weight, bias = layers[-1]
+    expected = (before.astype(np.float64) @ weight.T + bias) / temperature
+    size = (np.abs(before) @ np.abs(weight.T) + np.abs(bias)) / temperature
+    found = apply_layers(folded, features)
+    assert (np.abs(found - expected) <= EPS * (widths[-2] + 3) * size + 1e-37).all()
+
+
+def test_folding_leaves_the_layers_alone() -> None:
+    layers = [(np.ones((2, 3), np.float32), np.ones(2, np.float32))]
+    fold_temperature(layers, 2.0)
+    assert (layers[0][0] == 1).all()
+    assert (layers[0][1] == 1).all()

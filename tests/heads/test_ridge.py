@@ -1,0 +1,118 @@
+"""Ridge: scikit-learn's solution, and leave-one-out that is what leaving one out gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+
+from featx.heads.head import apply_layers, standardisation
+from featx.heads.linear import STRENGTHS
+from featx.heads.metrics import top_k_accuracy
+from featx.heads.ridge import fit_ridge
+
+
+def samples_of(
+    num_samples: int, num_features: int, num_classes: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % num_classes
+    centres = random.normal(size=(num_classes, num_features))
+    features = centres[labels] + random.normal(size=(num_samples, num_features))
+    return (3 * features + 5).astype(np.float32), labels
+
+
+def reference(
+    x: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray, at: np.ndarray
+) -> np.ndarray:
+    """What scikit-learn's ridge gives ``at`` some samples."""
+    targets = np.eye(labels.max() + 1)[labels]
+    model = Ridge(alpha=1 / strength, solver="svd" if (weights == 1).all() else "cholesky")
+    model.fit(x, targets, sample_weight=weights)
+    return model.predict(at)
+
+
+@pytest.mark.parametrize("shape", [(60, 8, 3), (20, 40, 3), (50, 6, 2)])
+@pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_solution_is_scikit_learns(
+    shape: tuple[int, int, int], strength: float, *, weighted: bool
+) -> None:
+    features, labels = samples_of(*shape)
+    weights = np.ones(len(labels))
+    if weighted:
+        weights = np.random.default_rng(1).uniform(0.2, 3, len(labels))
+    fit = fit_ridge(features, labels, shape[2], strengths=[strength], weights=weights)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    expected = reference(x, labels, strength, weights, x)
+    assert np.allclose(apply_layers([fit.layer], features), expected, atol=1e-4)
+
+
+@settings(max_examples=20)
+@given(
+    shape=st.sampled_from([(25, 4, 3), (12, 30, 3), (15, 3, 2)]),
+    strength=st.sampled_from([1e-2, 0.3, 5.0]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_left_out_is_what_leaving_one_out_gives(
+    shape: tuple[int, int, int], strength: float, seed: int, *, weighted: bool
+) -> None:
+    features, labels = samples_of(*shape, seed)
+    weights = np.ones(len(labels))
+    if weighted:
+        weights = np.random.default_rng(seed).uniform(0.2, 3, len(labels))
+    fit = fit_ridge(features, labels, shape[2], strengths=[strength], weights=weights)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    expected = np.empty_like(fit.held_out.logits)
+    for row in range(len(labels)):
+        rest = np.arange(len(labels)) != row
+        given_ = reference(x[rest], labels[rest], strength, weights[rest], x[row : row + 1])
+        expected[row] = given_[0]
+    assert np.allclose(fit.held_out.logits, expected, atol=1e-5)
+    squared = ((expected - np.eye(shape[2])[labels]) ** 2).sum(axis=1)
+    assert fit.path[0].error == pytest.approx(np.average(squared, weights=weights), rel=1e-4)
+    assert fit.path[0].top1 == top_k_accuracy(expected, labels)
+
+
+def test_the_strength_is_the_best_of_the_path() -> None:
+    fit = fit_ridge(*samples_of(100, 30, 4), 4)
+    assert [point.strength for point in fit.path] == sorted(STRENGTHS)
+    assert fit.strength == min(fit.path, key=lambda point: point.error).strength
+
+
+def test_a_class_without_samples_is_never_predicted() -> None:
+    features, labels = samples_of(60, 5, 2)
+    fit = fit_ridge(features, 2 * labels, 4, strengths=[0.1])
+    assert set(apply_layers([fit.layer], features).argmax(axis=1)) <= {0, 2}
+    assert set(fit.held_out.logits.argmax(axis=1)) <= {0, 2}
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [1, 5], [2, 2, 2]])
+def test_tiny_sets(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = np.random.default_rng(0).normal(size=(len(labels), 7)).astype(np.float32)
+    fit = fit_ridge(features, labels, len(counts))
+    assert np.isfinite(fit.held_out.logits).all()
+    assert np.isfinite(fit.layer[0]).all()
+
+
+def test_constant_and_duplicated_features() -> None:
+    features, labels = samples_of(50, 4, 3)
+    wide = np.concatenate([features, features, np.full((50, 2), 3, np.float32)], axis=1)
+    fit = fit_ridge(wide, labels, 3)
+    assert np.isfinite(apply_layers([fit.layer], wide)).all()
+    assert np.abs(fit.layer[0][:, 8:]).max() == 0
+    flat = fit_ridge(np.full((50, 2), 3, np.float32), labels, 3)
+    assert np.allclose(apply_layers([flat.layer], wide[:1, :2]), np.bincount(labels) / 50)
+
+
+def test_deterministic_and_float32() -> None:
+    first, second = (fit_ridge(*samples_of(60, 8, 3), 3) for _ in range(2))
+    assert first.layer[0].tobytes() == second.layer[0].tobytes()
+    assert first.path == second.path
+    assert [part.dtype for part in first.layer] == [np.float32, np.float32]

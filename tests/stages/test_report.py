@@ -1,0 +1,258 @@
+"""featx report: one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import featx
+from featx.cli import main
+from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
+from featx.heads.metrics import NUM_BINS, expected_calibration_error
+from featx.stages.report import ReportOptions, write_report
+from featx.stages.report.look import View, confused_pairs, map_features, reliability, view
+
+
+@pytest.fixture
+def source(photos: Callable[..., Path]) -> Path:
+    """Images of two classes whose colours are alike, so that some are mistaken."""
+    return photos({"ants": 12, "wasps & <b>bees</b>": 12}, seed=3)
+
+
+@pytest.fixture
+def made(source: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A feature file and a head that was trained on shuffled labels: it makes mistakes."""
+    table = tmp_path / "images.csv"
+    names = sorted(str(path.relative_to(tmp_path)) for path in source.rglob("*.*"))
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["ants", "wasps & <b>bees</b>"], len(names))
+    splits = rng.choice(["train", "val"], len(names))
+    rows = [f"{n},{a},{b}" for n, a, b in zip(names, labels, splits, strict=True)]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
+    featx.extract(table, features, featx.ExtractOptions(backbone="tiny"))
+    featx.train_head(features, head)
+    return features, head
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags, the addresses it would load, its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.pictures: list[bytes] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "img", "link"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and value:
+                self.addresses.append(value)
+        assert tag not in ("script", "link", "iframe")
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+class TestPage:
+    def test_it_is_whole_and_loads_nothing(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        path = write_report(made[1], tmp_path / "r.html")
+        page = Page(path)
+        assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
+        assert "url(http" not in path.read_text()
+        assert path.read_text().count("<figure>") == 4
+
+    def test_names_are_text_not_tags(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        path = write_report(made[1], tmp_path / "r.html")
+        assert "<b>bees</b>" not in path.read_text()
+        assert "wasps & <b>bees</b>" in Page(path).text
+
+    def test_its_scores_are_the_heads(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        features, head = made
+        page = Page(write_report(head, tmp_path / "r.html"))
+        scores = featx.open_head(head).header.details["metrics"]["val"]
+        for name in ("top1", "log_loss", "ece", "balanced_accuracy"):
+            assert f"{scores[name]:.4f}" in page.text
+        assert f"{len(featx.open_features(features).rows('val')):,} images of the val" in page.text
+
+    def test_mistakes_come_with_the_picture_of_their_image(
+        self, made: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        features, head = made
+        page = Page(write_report(head, tmp_path / "r.html"))
+        cache, trained = featx.open_features(features), featx.open_head(head)
+        seen = view(trained, cache, "val")
+        assert seen is not None
+        wrong = np.flatnonzero(seen.labels != seen.predicted)
+        assert len(wrong)
+        pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
+        assert len(pictures) == len(wrong)
+        surest = wrong[seen.confidence[wrong].argmax()]
+        shown = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(",")[2])))
+        name = cache.sample_ids[seen.rows[surest]]
+        with Image.open(tmp_path / name) as original:
+            expected = np.asarray(original.convert("RGB")).mean(axis=(0, 1))
+        assert np.abs(np.asarray(shown).mean(axis=(0, 1)) - expected).max() < 6
+        assert f"expected {cache.classes[seen.labels[surest]]}" in page.text
+
+    def test_the_same_head_gives_the_same_page(
+        self, made: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        pages = [write_report(made[1], tmp_path / f"{i}.html").read_bytes() for i in range(2)]
+        assert pages[0] == pages[1]
+
+
+class TestOptions:
+    def test_split_map_and_number(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        options = ReportOptions(split="train", map="none", num_mistakes=0)
+        page = Page(write_report(made[1], tmp_path / "r.html", options))
+        assert "train split" in page.text
+        assert not [a for a in page.addresses if "jpeg" in a]
+
+    def test_tsne(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        assert (
+            "t-SNE"
+            in Page(write_report(made[1], tmp_path / "r.html", ReportOptions(map="tsne"))).text
+        )
+
+    def test_a_split_without_images(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="test split"):
+            write_report(made[1], tmp_path / "r.html", ReportOptions(split="test"))
+
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"split": "all"}, "split must be one of"),
+            ({"map": "umap"}, "map must be one of"),
+            ({"num_mistakes": -1}, "at least 0"),
+        ],
+    )
+    def test_out_of_range(self, settings: dict[str, object], match: str) -> None:
+        with pytest.raises(ConfigError, match=match):
+            ReportOptions(**settings)  # type: ignore[arg-type]
+
+    def test_an_output_that_exists(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        (tmp_path / "r.html").write_text("mine")
+        with pytest.raises(ArtifactExists):
+            write_report(made[1], tmp_path / "r.html")
+        assert (tmp_path / "r.html").read_text() == "mine"
+
+    def test_features_that_are_gone(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        made[0].rename(tmp_path / "moved.h5")
+        with pytest.raises(ArtifactMissing, match="--features"):
+            write_report(made[1], tmp_path / "r.html")
+        write_report(made[1], tmp_path / "r.html", ReportOptions(features=tmp_path / "moved.h5"))
+
+
+class TestWithoutImages:
+    def test_a_source_that_is_gone_costs_the_pictures_only(
+        self, made: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "images.csv").unlink()
+        page = Page(write_report(made[1], tmp_path / "r.html"))
+        assert "not shown: its source is not there" in page.text
+        assert "--source" in caplog.text
+
+    def test_images_that_changed_or_vanished_are_not_shown(
+        self, made: tuple[Path, Path], source: Path, tmp_path: Path
+    ) -> None:
+        for path in source.rglob("*.*"):
+            Image.new("RGB", (9, 9)).save(path)
+        page = Page(write_report(made[1], tmp_path / "r.html"))
+        assert "changed since it was extracted" in page.text
+        shutil.rmtree(source)
+        page = Page(write_report(made[1], tmp_path / "r2.html"))
+        assert "cannot be read" in page.text
+
+
+def make_view(confidence: np.ndarray, right: np.ndarray) -> View:
+    labels = np.zeros(len(right), dtype=np.int64)
+    predicted = np.where(right, 0, 1)
+    confusion = np.array([[right.sum(), (~right).sum()], [0, 0]])
+    rows = np.arange(len(right))
+    return View("val", rows, labels, predicted, confidence, confidence, confusion)
+
+
+def test_reliability_adds_up_to_the_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (500, 2))
+    labels = rng.integers(0, 2, 500)
+    confidence = 1 / (1 + np.exp(-np.abs(logits[:, 0] - logits[:, 1])))
+    seen = make_view(confidence, logits.argmax(axis=1) == labels)
+    bins = reliability(seen)
+    assert bins.counts.sum() == 500
+    assert len(bins.counts) == NUM_BINS
+    filled = bins.counts > 0
+    assert np.isnan(bins.accuracy[~filled]).all()
+    gaps = np.abs(bins.accuracy - bins.confidence)[filled] * bins.counts[filled]
+    assert gaps.sum() / 500 == pytest.approx(expected_calibration_error(logits, labels))
+
+
+def test_the_commonest_confusions_come_first() -> None:
+    seen = make_view(np.ones(4), np.ones(4, dtype=bool))
+    confusion = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 6]])
+    seen = View(**{**seen.__dict__, "confusion": confusion})
+    pairs = confused_pairs(seen, ("a", "b", "c"))
+    assert [(p.label, p.predicted, p.count) for p in pairs] == [
+        ("c", "b", 4),
+        ("a", "b", 3),
+        ("b", "a", 1),
+    ]
+    assert pairs[0].share == pytest.approx(0.4)
+
+
+def test_a_map_of_few_and_of_many_samples(made: tuple[Path, Path]) -> None:
+    features, head = made
+    cache = featx.open_features(features)
+    seen = view(featx.open_head(head), cache, "val")
+    assert seen is not None
+    plane = map_features(cache, seen, kind="pca")
+    assert plane is not None
+    assert plane.points.shape == (len(seen.rows), 2)
+    assert 0 < (plane.explained or 0) <= 1
+    centred = cache.features[seen.rows] - cache.features[seen.rows].mean(axis=0)
+    spread = np.linalg.norm(centred, axis=1)
+    assert (np.linalg.norm(plane.points, axis=1) <= spread * 1.001).all()  # a projection
+    two = View(**{**seen.__dict__, "rows": seen.rows[:2]})
+    assert map_features(cache, two, kind="pca") is None
+
+
+def test_the_command(made: tuple[Path, Path], tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["report", str(made[1]), "-o", str(tmp_path / "out" / "r.html")]
+    )
+    assert result.exit_code == 0, result.output
+    assert re.match(r"written  .*r\.html  \(\d", result.output)
+    assert (tmp_path / "out" / "r.html").read_text().startswith("<!doctype html>")
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"pip install 'featx\[report\]'"):
+        write_report(made[1], tmp_path / "r.html")
