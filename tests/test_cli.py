@@ -649,7 +649,8 @@ class TestRunningItAgain:
         shutil.copy(source / "leaves" / "00.jpg", source / "petals" / "00.jpg")
         (source / "leaves" / "01.jpg").unlink()
         updated = featx_cli(*command)
-        assert "updated   1 new, 1 changed, 1 removed" in updated.stdout
+        assert "updated     1 new, 1 changed, 1 removed" in updated.stdout
+        assert "duplicates  2 images got the row of one with their content" in updated.stdout
         assert "20 × 192" in updated.stdout
 
     def test_bad_images_up_to_a_share(self, source: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class Loader:
     def batches(
         self, positions: np.ndarray, contents: Contents
     ) -> Generator[ImageBatch, None, None]:
-        """Yield the batches of images at ``positions``, with their features.
+        """Yield the batches of images at ``positions``, ``(n,)`` int64, with their features.
 
         Raises:
             BackboneError: The engine fails.

@@ -23,6 +23,7 @@ class Arithmetic:
         self.name: EngineName = "onnxruntime" if is_parallel else "torch"
         self.engine_name = self.name
         self.device = "cpu"
+        self.seconds = 0.0
         self.batches: list[int] = []
         self.threads: set[str] = set()
         self._wait = wait
