@@ -275,10 +275,15 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_reaches_the_caller_and_the_child_ends(tmp_path: Path) -> None:
+    # A shell that starts the tests in the background has the signal ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = children()
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        call("sleep", tmp_path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call("sleep", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert children() == before
 
 
