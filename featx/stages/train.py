@@ -37,6 +37,7 @@ from featx.heads.linear import STRENGTHS
 from featx.heads.metrics import Metrics, measure
 from featx.heads.mlp import MLPOptions
 from featx.heads.sgd import EpochScores, SGDOptions
+from featx.images.sources import SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def train_head(
     require_writable(output, overwrite=options.overwrite)
     x, y = _training_samples(cache)
     _require_provenance(cache)
+    _warn_of_leaks(cache)
     start = time.perf_counter()
     weights = weights_of(y, cache.classes, options.class_weight)
     draws = _draw(y, options)
@@ -178,6 +180,19 @@ def _require_provenance(cache: FeatureFile) -> None:
         raise ArtifactInvalid(
             cache.path,
             f"'{cache.path}' does not say its {', '.join(missing)}; extract it again.",
+        )
+
+
+def _warn_of_leaks(cache: FeatureFile) -> None:
+    """Warn where images that judge a head have the content of images that train it."""
+    digests = np.ascontiguousarray(cache.digests).view(f"S{cache.digests.shape[1]}")[:, 0]
+    judged = (cache.splits != SPLITS.index("train")) & (digests != b"")
+    leaks = np.flatnonzero(judged & np.isin(digests, digests[~judged]))
+    if len(leaks):
+        log.warning(
+            "%s validation or test images have the content of a training image ('%s' first): "
+            "their scores flatter.",
+            *(f"{len(leaks):,}", cache.sample_ids[leaks[0]]),
         )
 
 

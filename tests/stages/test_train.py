@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from featx.heads.linear import STRENGTHS, fit_linear
 from featx.heads.metrics import measure
 from featx.heads.mlp import MLPOptions
 from featx.heads.sgd import EpochScores, SGDOptions
+from featx.stages.extract import ExtractOptions, extract
 from featx.stages.train import TrainOptions, train_head
 
 FIXED = TrainOptions(strengths=(0.01,))
@@ -474,3 +476,18 @@ def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
     assert (choice["head"], choice["solver"]) == ("mlp", "adamw")
     assert (choice["dropout"], choice["seed"]) == (0.1, 7)
     assert 1 <= choice["num_epochs"] <= 3
+
+
+def test_copies_of_training_images_among_those_that_judge_are_named(
+    photos: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = photos({"train/ants": 4, "train/bees": 4, "val/ants": 2, "val/bees": 2})
+    options = ExtractOptions(backbone="tiny")
+    extract(root, tmp_path / "f.h5", options)
+    train_head(tmp_path / "f.h5", tmp_path / "h.safetensors")
+    assert "flatter" not in caplog.text
+    (root / "val" / "bees" / "copy.jpg").write_bytes((root / "train/bees/000.jpg").read_bytes())
+    extract(root, tmp_path / "f.h5", options)
+    train_head(tmp_path / "f.h5", tmp_path / "h2.safetensors")
+    assert "1 validation or test images have the content of a training image" in caplog.text
+    assert "'val/bees/copy.jpg' first" in caplog.text
