@@ -135,7 +135,7 @@ def overhead(data: Path, copies: int) -> None:
             for photo in (data / "hymenoptera_data").rglob("*.jpg"):
                 path = source / photo.parent.name / f"{copy}-{photo.name}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(photo.read_bytes())
+                path.write_bytes(photo.read_bytes() + bytes(copy))  # no duplicates
         report = extract(
             source, Path(folder) / "f.h5", ExtractOptions(backbone="resnet18", weights="none")
         )
