@@ -11,7 +11,6 @@ The bundled backbone comes with both. Everything here can be deleted at any time
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifact import canonical_json, fingerprint_of, publishing
+from featx.backbones.seal import is_sealed, seal
 from featx.backbones.spec import BackboneRequest, BackboneSpec
 from featx.errors import ArtifactError, BackboneError, ConfigError
 
@@ -31,8 +31,7 @@ OPSET = 20
 BUNDLED = Path(__file__).with_name("bundled")
 _SHAPED_BY = ("featx", "torch", "torchvision", "onnxscript")
 _SPEC_FROM = ("featx", "torch", "torchvision")
-_SHA256_KEY = b"featx.sha256"
-_SEAL_BYTES = 4 + len(_SHA256_KEY) + 2 + 64
+_SEAL_KEY = "featx.sha256"
 
 
 def cache_folder() -> Path:
@@ -65,7 +64,7 @@ def read_graph(spec: BackboneSpec) -> bytes | None:
             content = path.read_bytes()
         except OSError:
             continue
-        if content[-_SEAL_BYTES:] == _seal(content[:-_SEAL_BYTES]):
+        if is_sealed(content, key=_SEAL_KEY):
             return content
         log.warning("The kept graph '%s' is damaged; it is made again.", path)
     return None
@@ -77,19 +76,8 @@ def keep_graph(spec: BackboneSpec, graph: bytes) -> None:
 
 
 def sealed(graph: bytes) -> bytes:
-    """Return a serialised graph with its sha256 as one more entry of its metadata.
-
-    A protobuf message takes one more entry of a repeated field at its end: what comes back is the
-    same graph for every reader.
-    """
-    return graph + _seal(graph)
-
-
-def _seal(graph: bytes) -> bytes:
-    """Return ``metadata_props`` (field 14 of ModelProto) with one pair of key (1) and value (2)."""
-    digest = hashlib.sha256(graph).hexdigest().encode()
-    pair = b"\x0a" + bytes([len(_SHA256_KEY)]) + _SHA256_KEY + b"\x12" + bytes([64]) + digest
-    return b"\x72" + bytes([len(pair)]) + pair
+    """Return a serialised graph as it is kept."""
+    return seal(graph, key=_SEAL_KEY)
 
 
 @dataclass(frozen=True)

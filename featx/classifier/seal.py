@@ -1,8 +1,6 @@
 """What the bytes of a classifier file tell before ONNX Runtime sees them: the seal and the parts.
 
-The seal is one more metadata entry, ``sha256`` of everything before it, behind the serialised
-model. Protocol Buffers read concatenated messages as one, so every ONNX reader takes the sealed
-file for the same model with one entry more.
+The seal itself is ``backbones.seal``, which kept graphs carry as well.
 
 The parts are walked field by field, in plain Python: nothing is decoded, and no weight is copied.
 ONNX Runtime refuses most of what is refused here, too, but not in every version that may be
@@ -11,13 +9,12 @@ installed, and after it has allocated for it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_SEAL_START = b"\x72\x4a" + b"\x0a\x06sha256" + b"\x12\x40"
-"""Field 14 of 74 bytes: its field 1, the key, and the start of its field 2, 64 characters."""
-SEAL_BYTES = len(_SEAL_START) + 64
+from featx.backbones.seal import SEAL_BYTES, is_sealed, seal
+
+__all__ = ["SEAL_BYTES", "NotOnnx", "has_entry", "is_sealed", "seal", "unwanted_parts"]
 
 _MAX_PARTS = 1_000_000
 """Fields of all messages on the way; an exported backbone has some ten thousand."""
@@ -64,18 +61,6 @@ class Field(NamedTuple):
     value: int
     start: int
     end: int
-
-
-def seal(content: bytes) -> bytes:
-    """Return a serialised model with its seal, ``SEAL_BYTES`` longer."""
-    return content + _SEAL_START + hashlib.sha256(content).hexdigest().encode()
-
-
-def is_sealed(content: bytes) -> bool:
-    """Return whether a file is exactly as it was when it was sealed."""
-    body = memoryview(content)[:-SEAL_BYTES]
-    digest = hashlib.sha256(body).hexdigest().encode()
-    return content[-SEAL_BYTES:] == _SEAL_START + digest
 
 
 def has_entry(content: bytes, key: str) -> bool:
