@@ -159,7 +159,8 @@ class Predictor:
         if not pixels:
             yield from (Prediction(image.name, (), image.reason) for image in batch)
             return
-        _, probabilities = self._classifier.run(np.stack(pixels))
+        inputs = np.stack([self._classifier.prepare(image) for image in pixels])
+        probabilities = self._classifier.probabilities(inputs)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         for image, row, best in zip(batch, probabilities, order, strict=True):
             yield Prediction(image.name, tuple((self.classes[i], float(row[i])) for i in best))
