@@ -24,7 +24,9 @@ MAX_RELATIVE_ERROR = 1e-4
 """Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
 
 
-def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
+def export_network(
+    network: Network, *, image_size: int, opset: int = OPSET
+) -> onnx.ModelProto:
     """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
 
     The batch size is free, the image size fixed.
@@ -39,7 +41,7 @@ def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
                 network.cpu().eval(),
                 (pixels,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=["pixels"],
                 output_names=["features"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
@@ -53,13 +55,13 @@ def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
     return model
 
 
-def build_graph(network: Network, *, image_size: int) -> bytes:
+def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> bytes:
     """Return the network's graph for ONNX Runtime, compared with the network itself.
 
     Raises:
         ExportError: The network cannot be translated, or its graph gives other features.
     """
-    model = export_network(network, image_size=image_size)
+    model = export_network(network, image_size=image_size, opset=opset)
     try:
         graph: bytes = model.SerializeToString()
         engine = OnnxEngine(graph)
