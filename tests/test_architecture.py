@@ -36,7 +36,7 @@ DOORS = {
     "h5py": ("features/",),
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
-    "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
+    "onnx": ("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/graph.py"),
     "onnxscript": (),
     "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
     "click": ("cli/",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from featx.artifact import (
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network, build_network
-from featx.backbones.onnx_graph import export_network
+from featx.backbones.onnx_graph import export_backbone
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import Weights, open_origin, open_weights, require_sha256
 from featx.classifier.graph import build_classifier, with_header
@@ -118,7 +118,7 @@ def export_onnx(
     tell("Exporting the backbone")
     network, spec = _rebuild(trained, options)
     graph = build_classifier(
-        export_network(network, image_size=spec.preprocess.image_size),
+        export_backbone(network, spec),
         trained.layers,
         spec.preprocess,
     )
@@ -151,7 +151,7 @@ def _rebuild(head: Head, options: ExportOptions) -> tuple[Network, BackboneSpec]
         layer=spec.layer,
         pool=spec.pool,
     )
-    if rebuilt != spec:
+    if replace(rebuilt, precision=spec.precision, calibration=spec.calibration) != spec:
         raise ExportError(
             f"The backbone {spec.backbone} built here differs from the one the features were made "
             "with. Use the versions of torch and torchvision that extracted them."
