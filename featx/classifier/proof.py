@@ -226,6 +226,28 @@ def require_accuracy(proof: Proof, *, max_drop: float) -> None:
         )
 
 
+def require_same_outputs(
+    final: Classifier, draft: Classifier, images: Sequence[np.ndarray]
+) -> None:
+    """Check that a file gives for some images what one with more outputs gives.
+
+    Raises:
+        ParityError: An output differs.
+    """
+    for image in images:
+        found, expected = (one.run(one.prepare(image)[None]) for one in (final, draft))
+        for name, values in found.items():
+            difference = float(np.abs(values - expected[name]).max())
+            bound = _ROUNDING * max(1.0, float(np.abs(expected[name]).max()))
+            if not difference <= bound:
+                raise ParityError(
+                    f"The exported file's {name} differ by {difference:.3g} from those that were "
+                    f"proven; {bound:.3g} is allowed. Nothing was written.",
+                    difference=difference,
+                    bound=bound,
+                )
+
+
 def _require_close(
     answered: np.ndarray, expected: np.ndarray, names: Sequence[str], *, bound: float, hint: str
 ) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from featx.artifact import file_sha256
 from featx.backbones.calibration import Calibration
-from featx.backbones.graph_cache import OPSET, keep_graph, read_graph
+from featx.backbones.graph_cache import keep_graph, read_graph
 from featx.backbones.quantize import calibrate, quantize_graph
 from featx.backbones.spec import BackboneSpec, weights_file
 from featx.classifier.precision import Precision
@@ -21,7 +21,17 @@ NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
 
 
-def float_graph(head: Head, options: ExportOptions, *, opset: int = OPSET) -> bytes:
+def precision_of(head: Head, options: ExportOptions | None) -> Precision:
+    """Return the precision that is asked for, or else that of the head's features.
+
+    Only int8 can be told from float32 in a file: what the others leave out, no graph can repeat.
+    """
+    if options is not None and options.precision is not None:
+        return options.precision
+    return "fp32" if _own_ranges(head) is None else "int8"
+
+
+def float_graph(head: Head, options: ExportOptions) -> bytes:
     """Return the float32 graph ``pixels → features`` of the very weights that made the features.
 
     Raises:
@@ -31,6 +41,7 @@ def float_graph(head: Head, options: ExportOptions, *, opset: int = OPSET) -> by
     spec = BackboneSpec.from_dict(head.header.spec)
     plain = replace(spec, precision="fp32", calibration=None)
     origin = str(head.header.details["weights"])
+    opset = options.opset
     graph = read_graph(plain, opset=opset)
     if graph is not None and _weights_are_there(plain, origin, options):
         return graph
