@@ -10,10 +10,12 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from torch.overrides import TorchFunctionMode
 
 from featx.backbones.engines import OnnxEngine, TorchEngine
 from featx.backbones.graph_cache import OPSET
@@ -26,9 +28,7 @@ MAX_RELATIVE_ERROR = 1e-4
 """Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
 
 
-def export_network(
-    network: Network, *, image_size: int, opset: int = OPSET
-) -> onnx.ModelProto:
+def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> onnx.ModelProto:
     """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
 
     The batch size is free, the image size fixed.
@@ -38,7 +38,7 @@ def export_network(
     """
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
-        with _silent_exporter():
+        with _silent_exporter(), _MeansForGlobalPools():
             program = torch.onnx.export(
                 network.cpu().eval(),
                 (pixels,),
@@ -101,6 +101,28 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     exact = expected.astype(np.float64)  # squares of what float32 holds overflow it
     difference = np.linalg.norm(found - exact, axis=1)
     return float((difference / np.maximum(np.linalg.norm(exact, axis=1), 1e-30)).max())
+
+
+class _MeansForGlobalPools(TorchFunctionMode):
+    """Pools maps to a single value by their mean.
+
+    The exporter writes that as one node. Of an adaptive pooling it makes ten, which put every value
+    back where it was.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.adaptive_avg_pool2d:
+            maps, size = (*args, *kwargs.values())[:2]
+            if size in (1, (1, 1), [1, 1]):
+                return maps.mean((-2, -1), keepdim=True)
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from featx.classifier.geometry import add_geometry
 from featx.classifier.pieces import Pieces
 from featx.classifier.precision import to_float16
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
-from featx.classifier.trunk import add_arithmetic, drop_unused, split_trunk
+from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
 from featx.images.preprocess import PreprocessSpec
 
@@ -76,6 +76,7 @@ def build_classifier(
         doc_string=text,
     )
     drop_unused(graph)
+    share_equal(graph)
     _forget_origin(graph)
     graph.doc_string = text
     graph.input.append(_declared(source))

@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx
 
+from featx.classifier.trunk import TENSOR
 from featx.errors import ExportError
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -35,4 +36,7 @@ def to_float16(trunk: onnx.ModelProto) -> onnx.ModelProto:
             )
     except (ValueError, RuntimeError, AttributeError) as err:
         raise ExportError(f"The backbone cannot be converted to float16: {err}") from err
+    nodes = sorted(converted.graph.node, key=lambda node: TENSOR not in node.input)
+    del converted.graph.node[:]  # the converter puts the cast of the input last
+    converted.graph.node.extend(nodes)
     return converted

@@ -140,7 +140,7 @@ def prove(
         ParityError: A logit, a top class, or a batch differs by more.
     """
     largest = max(1.0, float(np.abs(expected).max()))
-    limit = np.finfo(np.float32).max if bound is None else bound
+    limit = float(np.finfo(np.float32).max) if bound is None else bound
     strict = _ROUNDING * largest * (1 if bound is not None else _COARSER)
     rounding = limit if bound is None else strict
     answered = answers(classifier, images)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -86,6 +86,28 @@ def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> N
         ]
         print_table([f"{columns[0]} ({split})", *columns[1:]], rows)
         click.echo()
+
+
+def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a model's proof says, as fields; files of earlier versions say less."""
+    if proof is None:
+        return {"proof": "none: exported with --no-verify"}
+    bound = proof["bound"]
+    allowed = "" if bound is None else f" ({bound:.2g} allowed)"
+    fields = {
+        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
+        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+    }
+    if hard := proof.get("hard"):
+        worst = max(hard, key=hard.__getitem__)
+        fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if accuracy := proof.get("accuracy"):
+        of = f" of {accuracy['num_available']:,}"
+        fields["accuracy"] = (
+            f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
+            f"{accuracy['num_images']:,}{of} validation images"
+        )
+    return fields
 
 
 def _or_dash(share: float | None) -> str:

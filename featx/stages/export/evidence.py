@@ -55,7 +55,8 @@ class Evidence:
     def validation(self) -> np.ndarray:
         """Return all rows of labelled validation images, int64."""
         rows = self.cache.rows("val")
-        return rows[self.cache.labels[rows] >= 0]
+        labelled: np.ndarray = rows[self.cache.labels[rows] >= 0]
+        return labelled
 
     def names(self, rows: np.ndarray) -> list[str]:
         """Return the sample ids of rows."""

@@ -27,6 +27,7 @@ from featx.classifier.proof import (
 )
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ConfigError
+from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.images.preprocess import PreprocessSpec
 from featx.stages.export.backbone import (
@@ -77,7 +78,7 @@ def export_onnx(
     with publishing(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(content)
     if options.card is not None:
-        write_card(Path(options.card), output, header, overwrite=options.overwrite)
+        write_card(Path(options.card), output, header, made.cache(), overwrite=options.overwrite)
     seconds = time.perf_counter() - start
     card = None if options.card is None else Path(options.card)
     return ExportReport(output, header, proof, len(content), seconds, card)
@@ -97,9 +98,7 @@ def proof_date(head: Path) -> str:
         seconds = int(head.stat().st_mtime) if given is None else int(given)
         date = datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError) as err:
-        raise ConfigError(
-            f"SOURCE_DATE_EPOCH must be seconds since 1970; got {given!r}."
-        ) from err
+        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970; got {given!r}.") from err
     return date.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -139,7 +138,9 @@ class _Export:
         rows = self._evidence.compared()
         images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
         self._tell(f"Comparing {len(rows)} images")
-        proof = self._prove(draft, rows, images, logits, OnnxEngine(features_graph(plain, self._head)))
+        proof = self._prove(
+            draft, rows, images, logits, OnnxEngine(features_graph(plain, self._head))
+        )
         proof = self._with_accuracy(draft, proof)
         require_accuracy(proof, max_drop=self._options.max_drop)
         header = self._header(contract, proof, witnesses=self._evidence.witnesses(rows, logits))
@@ -148,6 +149,10 @@ class _Export:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
         return proof, header, content
+
+    def cache(self) -> FeatureFile | None:
+        """Return the features of the head; None where the export did without them."""
+        return None if self._opened is None else self._opened.cache
 
     @property
     def _evidence(self) -> Evidence:
@@ -197,7 +202,11 @@ class _Export:
         return with_header(model, header)
 
     def _header(
-        self, contract: Contract, proof: Proof | None, *, witnesses: list[dict[str, Any]] | None = None
+        self,
+        contract: Contract,
+        proof: Proof | None,
+        *,
+        witnesses: list[dict[str, Any]] | None = None,
     ) -> Header:
         own = self._head.header
         environment = describe_environment("torch", "torchvision", "onnx", "onnxruntime", "pillow")
