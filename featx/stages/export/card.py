@@ -51,9 +51,9 @@ def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[s
     )
     yield from _data(header, cache)
     yield "## Backbone and head\n"
-    layer = f"layer `{spec['layer']}`, {spec['num_features']} features"
+    layer = f"layer {_code(spec['layer'])}, {spec['num_features']} features"
     yield f"- backbone: {spec['backbone']}, {layer}"
-    yield f"- weights: `{_plain(details['weights'])}`, sha256 `{spec['weights_sha256']}`"
+    yield f"- weights: {_code(details['weights'])}, sha256 `{spec['weights_sha256']}`"
     yield f"- licence of the weights: {licence(details['weights'])}"
     yield f"- head: {_choice(details['head'])}, sha256 `{details['head_sha256']}`"
     yield f"- precision of the file: {details['precision']}; ONNX opset {details['opset']}\n"
@@ -85,7 +85,7 @@ def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[s
 
 def _data(header: Header, cache: FeatureFile | None) -> Iterator[str]:
     yield "## Data\n"
-    yield f"- source: `{_plain(header.details['source'])}`"
+    yield f"- source: {_code(header.details['source'])}"
     if cache is None:
         shown = ", ".join(map(_plain, header.classes[:_CLASSES_SHOWN]))
         yield f"- classes: {shown}\n"
@@ -167,9 +167,11 @@ def licence(origin: str) -> str:
 
 
 def _choice(choice: object) -> str:
-    if isinstance(choice, Mapping):
-        return ", ".join(f"{name} {value}" for name, value in choice.items())
-    return str(choice)
+    """Return how the head was fitted, without what only its search says."""
+    told = ("head", "solver", "strength", "hidden", "seed")
+    if not isinstance(choice, Mapping):
+        return _plain(choice)
+    return ", ".join(f"{name} {_plain(choice[name])}" for name in told if name in choice)
 
 
 def _shape(value: Value) -> str:
@@ -177,8 +179,16 @@ def _shape(value: Value) -> str:
 
 
 def _plain(text: object) -> str:
-    """Return text that is no Markdown."""
-    return "".join(f"\\{c}" if c in "|*_`<>[]" else c for c in str(text))
+    """Return text on one line that is no Markdown."""
+    return "".join(f"\\{c}" if c in "|*_`<>[]\\" else c for c in _one_line(text))
+
+
+def _code(text: object) -> str:
+    return f"`{_one_line(text).replace('`', ' ')}`"
+
+
+def _one_line(text: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
