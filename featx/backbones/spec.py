@@ -71,12 +71,11 @@ class BackboneSpec:
             ConfigError: A preprocessing value is out of range.
         """
         try:
-            table = values.get("calibration")
-            parts = {
-                "preprocess": PreprocessSpec.from_dict(values["preprocess"]),
-                "calibration": None if table is None else Calibration.from_dict(table),
-            }
-            spec = cls(**(dict(values) | parts))
+            parts = dict(values)
+            parts["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
+            if "calibration" in parts:
+                parts["calibration"] = Calibration.from_dict(parts["calibration"])
+            spec = cls(**parts)
         except (KeyError, TypeError) as err:
             raise BackboneError(f"Not the spec of a backbone ({err}).") from err
         if spec.precision not in get_args(Precision):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from featx.artifact import file_sha256
 from featx.backbones import spec as spec_module
-from featx.backbones.catalog import backbone_names, default_preprocess
 from featx.backbones.calibration import Calibration
+from featx.backbones.catalog import backbone_names, default_preprocess
 from featx.backbones.spec import (
     BUNDLED_WEIGHTS,
     BackboneRequest,
@@ -184,6 +184,7 @@ CHANGED_REQUESTS: dict[str, Any] = {
     "resize": 257,
     "crop": "none",
     "seed": 1,
+    "precision": "int8",
 }
 
 
