@@ -38,7 +38,7 @@ DOORS = {
     "matplotlib": ("stages/report/plots.py",),
     "onnx": ("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/graph.py"),
     "onnxscript": (),
-    "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
+    "onnxruntime": ("classifier/session.py", "backbones/engines/with_onnxruntime.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),

@@ -25,6 +25,8 @@ from featx.backbones.calibration import Calibration
 from featx.backbones.engines import OnnxEngine
 from featx.errors import BackboneError
 
+MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
+"""Between the features of int8 and fp32, over images and of each."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _KEEP_UINT8 = ("Add", "Concat", "MaxPool")
 _LEVELS = 255
@@ -91,6 +93,38 @@ def _measuring(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
         helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, len(parts)])
     )
     return measuring
+
+
+def require_close(quantised: bytes, graph: bytes, pixels: np.ndarray, backbone: str) -> None:
+    """Check that a quantised graph gives nearly the features of the float graph.
+
+    Args:
+        quantised: What ``quantize_graph`` made of ``graph``.
+        graph: In float32.
+        pixels: ``(n, size, size, 3)`` uint8.
+        backbone: For the message.
+
+    Raises:
+        BackboneError: The cosines of the images' features are below what int8 is held to.
+    """
+    found, expected = OnnxEngine(quantised), OnnxEngine(graph)
+    cosines = np.concatenate(
+        [cosine(found.features(one[None]), expected.features(one[None])) for one in pixels]
+    )
+    if not (cosines.mean() >= MIN_MEAN_COSINE and cosines.min() >= MIN_COSINE):
+        raise BackboneError(
+            f"{backbone} loses too much in int8: the cosine between its features and those of fp32 "
+            f"is {cosines.mean():.4f} on average, {cosines.min():.4f} at worst; at least "
+            f"{MIN_MEAN_COSINE} and {MIN_COSINE} are needed. Use --precision fp32."
+        )
+
+
+def cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return the cosine between rows ``(n, num_features)``, ``(n,)`` float64; 1 for two zeros."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(lengths, 1e-30))
 
 
 def quantize_graph(graph: bytes, calibration: Calibration) -> bytes:

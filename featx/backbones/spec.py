@@ -7,7 +7,7 @@ remembered with the features, so that the same one need not be worked out again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -52,6 +52,11 @@ class BackboneSpec:
     def fingerprint(self) -> str:
         """The spec's identity, 64 hexadecimal digits."""
         return fingerprint_of(self.to_dict())
+
+    @property
+    def in_float32(self) -> Self:
+        """The spec of the same backbone in fp32."""
+        return replace(self, precision="fp32", calibration=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
