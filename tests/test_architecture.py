@@ -43,7 +43,7 @@ DOORS = {
     "onnxscript": (),
     "onnxruntime": (
         *("classifier/session.py", "classifier/precision.py"),
-        "backbones/engines.py",
+        "backbones/engines/with_onnxruntime.py",
     ),
     "click": ("cli/",),
     "rich": ("cli/",),

@@ -12,6 +12,7 @@ version of ONNX Runtime.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -24,10 +25,14 @@ from featx.backbones.calibration import Calibration
 from featx.backbones.engines import OnnxEngine
 from featx.errors import BackboneError
 
+MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
+"""Between the features of int8 and fp32, over images and of each."""
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _KEEP_UINT8 = ("Add", "Concat", "MaxPool")
 _LEVELS = 255
 _WEIGHT_LIMIT = 127
+_FEW_CHANNELS = 8
+_FEW_VALUES = 64
 _SHARE = 0.95
 """Of the images whose values a range holds; those of the others are cut off."""
 
@@ -88,6 +93,38 @@ def _measuring(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
         helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, len(parts)])
     )
     return measuring
+
+
+def require_close(quantised: bytes, graph: bytes, pixels: np.ndarray, backbone: str) -> None:
+    """Check that a quantised graph gives nearly the features of the float graph.
+
+    Args:
+        quantised: What ``quantize_graph`` made of ``graph``.
+        graph: In float32.
+        pixels: ``(n, size, size, 3)`` uint8.
+        backbone: For the message.
+
+    Raises:
+        BackboneError: The cosines of the images' features are below what int8 is held to.
+    """
+    found, expected = OnnxEngine(quantised), OnnxEngine(graph)
+    cosines = np.concatenate(
+        [cosine(found.features(one[None]), expected.features(one[None])) for one in pixels]
+    )
+    if not (cosines.mean() >= MIN_MEAN_COSINE and cosines.min() >= MIN_COSINE):
+        raise BackboneError(
+            f"{backbone} loses too much in int8: the cosine between its features and those of fp32 "
+            f"is {cosines.mean():.4f} on average, {cosines.min():.4f} at worst; at least "
+            f"{MIN_MEAN_COSINE} and {MIN_COSINE} are needed. Use --precision fp32."
+        )
+
+
+def cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return the cosine between rows ``(n, num_features)``, ``(n,)`` float64; 1 for two zeros."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(lengths, 1e-30))
 
 
 def quantize_graph(graph: bytes, calibration: Calibration) -> bytes:
@@ -157,28 +194,43 @@ class _Quantisable:
             self._readers.update(dict.fromkeys(node.input, node))
         self._outputs = {output.name for output in model.graph.output}
         self._uses.update(self._outputs)
-        given: set[str] = set()
+        self._givers = {name: node for node in model.graph.node for name in node.output}
+        self._given: set[str] = set()
         for node in model.graph.node:
-            if found := self._found(node, given):
+            if found := self._found(node):
                 self.nodes.append(found)
                 self.tensors.update(dict.fromkeys(found.reads))
                 if found.gives:
-                    given.add(found.gives)
+                    self._given.add(found.gives)
                     self.tensors[found.gives] = None
 
-    def _found(self, node: onnx.NodeProto, given: set[str]) -> _Node | None:
+    def _found(self, node: onnx.NodeProto) -> _Node | None:
         """Return a node with what it reads and gives if it can run in int8."""
         if node.op_type in _PRODUCTS:
             weight = self.weights.get(node.input[1])
             if weight is None or weight.data_type != TensorProto.FLOAT:
                 return None
             if node.op_type == "Conv":
-                return self._with_output(node, [node.input[0]])
+                return None if self._is_slow(node) else self._with_output(node, [node.input[0]])
             if len(weight.dims) == 2 and not _attribute(node, "transA", 0):
                 return _Node(node, None, [node.input[0]], "")
-        elif node.op_type in _KEEP_UINT8 and all(name in given for name in node.input):
+        elif node.op_type in _KEEP_UINT8 and self._given.issuperset(node.input):
             return self._with_output(node, list(dict.fromkeys(node.input)))
         return None
+
+    def _is_slow(self, node: onnx.NodeProto) -> bool:
+        """Return whether a convolution takes longer in int8 than in float32.
+
+        That is one with few values to add up, such as the first of most networks. ONNX Runtime
+        quantises before a pooling rather than behind it, and pools such uint8 slowly.
+        """
+        name = node.input[0]
+        giver = self._givers.get(name)
+        if giver is not None and giver.op_type == "MaxPool" and name not in self._given:
+            return True
+        shape = self.weights[node.input[1]].dims
+        is_first = shape[1] < _FEW_CHANNELS and _attribute(node, "group", 1) == 1
+        return is_first and math.prod(shape[1:]) < _FEW_VALUES
 
     def _with_output(self, node: onnx.NodeProto, reads: list[str]) -> _Node | None:
         output = node.output[0]

@@ -7,7 +7,7 @@ remembered with the features, so that the same one need not be worked out again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -53,6 +53,11 @@ class BackboneSpec:
         """The spec's identity, 64 hexadecimal digits."""
         return fingerprint_of(self.to_dict())
 
+    @property
+    def in_float32(self) -> Self:
+        """The spec of the same backbone in fp32."""
+        return replace(self, precision="fp32", calibration=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
         values = asdict(self) | {"preprocess": self.preprocess.to_dict()}
@@ -71,12 +76,11 @@ class BackboneSpec:
             ConfigError: A preprocessing value is out of range.
         """
         try:
-            table = values.get("calibration")
-            parts = {
-                "preprocess": PreprocessSpec.from_dict(values["preprocess"]),
-                "calibration": None if table is None else Calibration.from_dict(table),
-            }
-            spec = cls(**(dict(values) | parts))
+            parts = dict(values)
+            parts["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
+            if "calibration" in parts:
+                parts["calibration"] = Calibration.from_dict(parts["calibration"])
+            spec = cls(**parts)
         except (KeyError, TypeError) as err:
             raise BackboneError(f"Not the spec of a backbone ({err}).") from err
         if spec.precision not in get_args(Precision):

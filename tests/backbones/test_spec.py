@@ -184,6 +184,7 @@ CHANGED_REQUESTS: dict[str, Any] = {
     "resize": 257,
     "crop": "none",
     "seed": 1,
+    "precision": "int8",
 }
 
 
