@@ -38,13 +38,13 @@ DOORS = {
     "matplotlib": ("stages/report/plots.py",),
     "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
     "onnxscript": (),
-    "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
+    "onnxruntime": ("classifier/session.py", "classifier/providers.py", "backbones/engines.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
-    "PIL": ("images/", "stages/predict.py"),
+    "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")

@@ -3,5 +3,6 @@
 graph     building it
 seal      what a file's bytes tell before ONNX Runtime sees them
 session   opening and running it (ONNX Runtime, no torch)
+providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
 """
