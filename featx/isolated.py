@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import featx.errors
-from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
+from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
 
 _HOME = Path(featx.errors.__file__).parents[1]
 _FRUGAL = dict.fromkeys(
@@ -245,6 +245,11 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
         return {"error": type(err).__name__, "text": str(err)}
     except MemoryError:
         return {"error": "MemoryError", "text": ""}
+    except ModuleNotFoundError as err:
+        told = missing_package(err)
+        if told is None:
+            return {"error": "Exception", "text": traceback.format_exc()}
+        return {"error": "FeatxError", "text": str(told)}
     except Exception:  # a bug; the caller shows the whole of it
         return {"error": "Exception", "text": traceback.format_exc()}
     return {"error": None}
