@@ -55,11 +55,9 @@ class Environment:
         self.python, self.folder = root / "bin" / "python", folder
         (site,) = root.glob("lib/python*/site-packages")
         for distribution in required_by(PACKAGES).values():
-            for name in {file.parts[0] for file in distribution.files or ()} - {
-                "..",
-                "__pycache__",
-            }:
-                os.symlink(str(distribution.locate_file(name)), site / name)
+            names = {file.parts[0] for file in distribution.files or ()}
+            for name in names - {"..", "__pycache__"}:
+                (site / name).symlink_to(str(distribution.locate_file(name)))
         own = Path(featx.__file__).parent
         shutil.copytree(own, site / "featx", ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -116,9 +114,9 @@ def test_predict_answers_as_it_does_here(small: Environment) -> None:
     assert len(json.loads(there.stdout)) == 13
 
 
-@pytest.mark.parametrize("format", ["table", "csv", "jsonl"])
-def test_predict_in_every_format(small: Environment, format: str) -> None:
-    result = small.featx("predict", "model.onnx", "photo.jpg", "--format", format)
+@pytest.mark.parametrize("chosen", ["table", "csv", "jsonl"])
+def test_predict_in_every_format(small: Environment, chosen: str) -> None:
+    result = small.featx("predict", "model.onnx", "photo.jpg", "--format", chosen)
     assert (result.returncode, result.stderr) == (0, "")
     assert "photo.jpg" in result.stdout
 
