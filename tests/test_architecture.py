@@ -36,7 +36,10 @@ DOORS = {
     "h5py": ("features/",),
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
-    "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
+    "onnx": (
+        "backbones/onnx_graph.py",
+        *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
+    ),
     "onnxscript": (),
     "onnxruntime": ("classifier/session.py", "classifier/providers.py", "backbones/engines.py"),
     "click": ("cli/",),

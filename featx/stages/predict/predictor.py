@@ -47,7 +47,8 @@ class Predictor:
     Raises:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a featx classifier, or is damaged.
-        ConfigError: A provider is not here, or ``threads`` or ``max_pixels`` is out of range.
+        ConfigError: A provider is not here, ``threads`` or ``max_pixels`` is out of range, or the
+            file gives features only.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Predictor:
         self._threads = num_cores() if threads is None else threads
         self._path, self._content = Path(path), read_classifier(path)
         self._classifier = self._open(self._threads)
+        _require_answers(self._classifier)
         self._own_thread: Classifier | None = None
         self._opening = threading.Lock()
 
@@ -77,7 +79,7 @@ class Predictor:
 
         Args:
             images: Paths, encoded images, PIL images, or arrays ``(height, width, 3)`` uint8 RGB.
-            top_k: Classes to report; all of them where there are fewer.
+            top_k: Classes to report; as many as the file gives where these are fewer.
 
         Raises:
             ImageError: An image cannot be used.
@@ -116,35 +118,34 @@ class Predictor:
         named = (_Named(name_of(image, i), image) for i, image in enumerate(images))
         count = len(images) if isinstance(images, Sequence) else None
         if not (count is not None if ahead is None else ahead) or count == 1:
-            answers = self._one_by_one(named)
-        elif self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
-            answers = self._side_by_side(named)
-        else:
-            answers = self._together(named)
-        return self._predictions(answers, top_k)
+            return self._one_by_one(named, top_k)
+        if self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
+            return self._side_by_side(named, top_k)
+        return self._together(named, top_k)
 
-    def _one_by_one(self, images: Iterable[_Named]) -> Iterator[_Answered]:
+    def _one_by_one(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         for image in images:
-            yield self._answer(self._classifier, [self._prepare(image)])
+            yield from self._answer(self._classifier, [self._prepare(image)], top_k)
 
-    def _together(self, images: Iterable[_Named]) -> Iterator[_Answered]:
+    def _together(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         """Prepare images in threads, and run them in batches one after the other."""
         size = self._batch_size
         with closing(map_ahead(self._prepare, images, workers=self._threads, window=size)) as ahead:
             while batch := list(islice(ahead, size)):
-                yield self._answer(self._classifier, [future.result() for future in batch])
+                prepared = [future.result() for future in batch]
+                yield from self._answer(self._classifier, prepared, top_k)
 
-    def _side_by_side(self, images: Iterable[_Named]) -> Iterator[_Answered]:
+    def _side_by_side(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         """Give each thread whole groups of images, from preparing them to the answers."""
         classifier = self._of_one_thread()
 
-        def work(group: list[_Named]) -> _Answered:
-            return self._answer(classifier, [self._prepare(image) for image in group])
+        def work(group: list[_Named]) -> list[Prediction]:
+            return self._answer(classifier, [self._prepare(image) for image in group], top_k)
 
         groups = _groups(images, self._batch_size)
         with closing(map_ahead(work, groups, workers=self._threads, window=1)) as ahead:
             for future in ahead:
-                yield future.result()
+                yield from future.result()
 
     def _prepare(self, image: _Named) -> _Prepared:
         """Return what the graph takes of an image, or why there is nothing."""
@@ -152,24 +153,31 @@ class Predictor:
             upright = upright_image(image.image, name=image.name, max_pixels=self._max_pixels)
         except ImageError as err:
             return _Prepared(image.name, None, err.reason)
-        return _Prepared(image.name, resized_square(upright, self._classifier.preprocess))
+        square = resized_square(upright, self._classifier.preprocess)
+        return _Prepared(image.name, self._classifier.prepare(square))
 
-    def _answer(self, classifier: Classifier, images: Sequence[_Prepared]) -> _Answered:
-        """Run those of a batch that can be used."""
-        pixels = [image.pixels for image in images if image.pixels is not None]
-        probabilities = classifier.run(np.stack(pixels))[1] if pixels else None
-        return _Answered(images, probabilities)
+    def _answer(
+        self, classifier: Classifier, images: Sequence[_Prepared], top_k: int
+    ) -> list[Prediction]:
+        """Return the predictions of a batch, of which some may be no images."""
+        inputs = [image.input for image in images if image.input is not None]
+        tops = iter(self._tops(classifier, np.stack(inputs), top_k) if inputs else [])
+        return [
+            Prediction(image.name, () if image.input is None else next(tops), image.reason)
+            for image in images
+        ]
 
-    def _predictions(self, batches: Iterable[_Answered], top_k: int) -> Iterator[Prediction]:
-        for images, probabilities in batches:
-            tops = iter(
-                []
-                if probabilities is None
-                else best_classes(probabilities, self.classes, top_k=top_k)
-            )
-            for image in images:
-                top = next(tops) if image.pixels is not None else ()
-                yield Prediction(image.name, top, image.reason)
+    def _tops(
+        self, classifier: Classifier, inputs: np.ndarray, top_k: int
+    ) -> list[tuple[tuple[str, float], ...]]:
+        """Return the best classes of each input, from what the file gives."""
+        if classifier.gives_scores:
+            return best_classes(classifier.probabilities(inputs), self.classes, top_k=top_k)
+        outputs = classifier.run(inputs)
+        return [
+            tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:top_k]
+            for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
+        ]
 
     @property
     def _batch_size(self) -> int:
@@ -194,6 +202,19 @@ class Predictor:
         )
 
 
+def _require_answers(classifier: Classifier) -> None:
+    """Refuse a file that says nothing of classes.
+
+    Raises:
+        ConfigError: It gives features only.
+    """
+    if not (classifier.gives_scores or classifier.contract.top_k):
+        raise ConfigError(
+            f"'{classifier.path}' gives {', '.join(classifier.contract.outputs)}, but no classes; "
+            "export it with --output probabilities."
+        )
+
+
 class _Named(NamedTuple):
     """An image as it was given, and what it is called."""
 
@@ -205,15 +226,8 @@ class _Prepared(NamedTuple):
     """What the graph takes of an image, or the reason why there is nothing."""
 
     name: str
-    pixels: np.ndarray | None
+    input: np.ndarray | None
     reason: str | None = None
-
-
-class _Answered(NamedTuple):
-    """A batch, and the probabilities of those that can be used, ``(m, num_classes)``."""
-
-    images: Sequence[_Prepared]
-    probabilities: np.ndarray | None
 
 
 def _groups(images: Iterable[_Named], size: int) -> Iterator[list[_Named]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
 
-from featx.stages.export import export_onnx
+from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import ExtractOptions, extract
 from featx.stages.predict import Predictor
 from featx.stages.train import train_head
@@ -27,6 +29,19 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(head: Path) -> Path:
     export_onnx(head, head.parent / "m.onnx")
     return head.parent / "m.onnx"
+
+
+@pytest.fixture(scope="session")
+def exported(head: Path) -> Callable[..., Path]:
+    """Return a function that exports the head with other inputs and outputs, each once."""
+
+    @functools.cache
+    def export(source: Literal["image", "crop", "tensor"], *outputs: str) -> Path:
+        path = head.parent / f"{source}-{'-'.join(outputs)}.onnx"
+        export_onnx(head, path, ExportOptions(input=source, outputs=outputs, verify=False))
+        return path
+
+    return export
 
 
 @pytest.fixture(scope="session")

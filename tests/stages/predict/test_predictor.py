@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -193,7 +193,7 @@ class TestManyImages:
         answers = predictor.predict(images, top_k=10)
         for path, answer in zip(images, answers, strict=True):
             pixels = resize(decode_image(path.read_bytes(), sample_id=""), classifier.preprocess)
-            _, (probabilities,) = classifier.run(pixels[None])
+            (probabilities,) = classifier.probabilities(classifier.prepare(pixels)[None])
             expected = dict(zip(classifier.classes, probabilities, strict=True))
             assert dict(answer.top) == pytest.approx(expected, abs=1e-6)
 
@@ -293,6 +293,38 @@ class TestManyImages:
         predictor = Predictor(copy)
         copy.unlink()
         assert len(predictor.predict(images)) == 40
+
+
+class TestContracts:
+    @pytest.mark.parametrize(
+        "contract",
+        [("crop", "logits"), ("tensor", "probabilities", "features"), ("image", "top-3")],
+        ids="-".join,
+    )
+    def test_files_of_any_contract_answer_alike(
+        self,
+        predictor: Predictor,
+        exported: Callable[..., Path],
+        images: list[Path],
+        contract: tuple[str, ...],
+    ) -> None:
+        other = Predictor(exported(*contract), threads=2)
+        assert other.classes == predictor.classes
+        expected = predictor.predict(images)
+        for asked in (images, images[:5], images[:1]):
+            require_close(other.predict(asked), expected[: len(asked)])
+
+    def test_a_file_of_the_best_classes_gives_no_more_than_it_has(
+        self, predictor: Predictor, exported: Callable[..., Path], images: list[Path]
+    ) -> None:
+        other = Predictor(exported("image", "top-3"))
+        for top_k, count in ((1, 1), (3, 3), (5, 3)):
+            (answer,) = other.predict(images[:1], top_k=top_k)
+            require_close([answer], predictor.predict(images[:1], top_k=count))
+
+    def test_a_file_of_features_says_what_it_lacks(self, exported: Callable[..., Path]) -> None:
+        with pytest.raises(ConfigError, match=r"gives features, but no classes; export .*--output"):
+            Predictor(exported("image", "features"))
 
 
 class TestProvidersAndThreads:
