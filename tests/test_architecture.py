@@ -42,7 +42,7 @@ DOORS = {
     ),
     "onnxscript": (),
     "onnxruntime": (
-        *("classifier/session.py", "classifier/precision.py"),
+        *(f"classifier/{name}.py" for name in ("session", "providers", "precision")),
         "backbones/engines/with_onnxruntime.py",
     ),
     "click": ("cli/",),
@@ -50,7 +50,7 @@ DOORS = {
     "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
-    "PIL": ("images/", "stages/predict.py"),
+    "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")

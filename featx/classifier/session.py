@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from featx.artifact import Header, require_file
 from featx.classifier.contract import Contract, Value
+from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.images.preprocess import PreprocessSpec
@@ -57,6 +58,11 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.header.classes
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether there are logits or probabilities of all classes."""
+        return bool({"logits", "probabilities"} & set(self._names))
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Return one raw image as ``run`` takes it, but for the batch axis.
@@ -143,7 +149,11 @@ class Classifier:
 
 
 def open_classifier(
-    path: str | Path, *, threads: int | None = None, verify: bool = True
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[Provider] | None = None,
+    verify: bool = True,
 ) -> Classifier:
     """Open a classifier file and check that it is one of featx's, as it was exported.
 
@@ -153,27 +163,49 @@ def open_classifier(
 
     Args:
         path: The ONNX file.
-        threads: For one image or batch; None takes all cores.
+        threads: For one image or batch, at least 1; None takes all cores.
+        providers: As ``require_providers`` takes them; None takes the CPU.
         verify: Compare the file with its sha256; leave out only for a file you have verified, or
             have changed yourself.
 
     Raises:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a featx classifier, altered, damaged, or reaches beyond itself.
+        ConfigError: ``threads`` is below 1, or a provider is not here.
+    """
+    return load_classifier(
+        read_classifier(path), path=Path(path), threads=threads, providers=providers, verify=verify
+    )
+
+
+def read_classifier(path: str | Path) -> bytes:
+    """Return a classifier file's content, unchecked but for its size.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is larger than an ONNX file can be.
     """
     path = Path(path)
     require_file(path, made_by="featx export --onnx")
     if path.stat().st_size > _MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than an ONNX file can be (2 GiB).")
-    return load_classifier(path.read_bytes(), path=path, threads=threads, verify=verify)
+    return path.read_bytes()
 
 
 def load_classifier(
-    content: bytes, *, path: Path, threads: int | None = None, verify: bool = True
+    content: bytes,
+    *,
+    path: Path,
+    threads: int | None = None,
+    providers: Sequence[Provider] | None = None,
+    verify: bool = True,
 ) -> Classifier:
     """Return the classifier of a file's content; as ``open_classifier``."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1; got {threads}.")
+    wanted = require_providers(providers)
     _require_own_content(content, path, verify=verify)
-    session = _start(content, path, threads)
+    session = _start(content, path, threads, wanted)
     header, metadata = _read_header(session, path)
     if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
@@ -216,11 +248,14 @@ def _not_ours(path: Path) -> ArtifactInvalid:
     return ArtifactInvalid(path, f"'{path}' is an ONNX model, but not one of featx's.")
 
 
-def _start(content: bytes, path: Path, threads: int | None) -> ort.InferenceSession:
+def _start(
+    content: bytes, path: Path, threads: int | None, providers: list[Provider]
+) -> ort.InferenceSession:
     """Return a session that runs the graph.
 
     Raises:
         ArtifactInvalid: ONNX Runtime does not take it.
+        ConfigError: A provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -232,16 +267,18 @@ def _start(content: bytes, path: Path, threads: int | None) -> ort.InferenceSess
         "session.model_external_initializers_file_folder_path", os.devnull
     )
     try:
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             content,
             options,
-            providers=["CPUExecutionProvider"],
+            providers=providers,
             enable_fallback=0,  # it would print, and try the same provider again
         )
     except Exception as err:  # ONNX Runtime's errors have no common base below Exception
         raise ArtifactInvalid(
             path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
         ) from err
+    require_started(session, providers)
+    return session
 
 
 def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dict[str, str]]:
