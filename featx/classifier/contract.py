@@ -172,7 +172,7 @@ class Contract:
 
 
 def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Return ``(…, 3, size, size)`` float32 of RGB pixels ``(…, size, size, 3)`` uint8."""
+    """Return ``(*, 3, size, size)`` float32 of RGB pixels ``(*, size, size, 3)`` uint8."""
     scaled = pixels.astype(np.float32) / np.float32(255)
     values = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))

@@ -23,7 +23,7 @@ class Pieces:
         self.initializers.extend(graph.initializer)
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """Add an initializer and return its name in the graph."""
+        """Add an initializer of any shape ``(*shape,)`` and return its name in the graph."""
         self.initializers.append(numpy_helper.from_array(value, f"featx_{name}"))
         return f"featx_{name}"
 
