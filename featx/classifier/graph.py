@@ -213,7 +213,7 @@ def _add_head(
             pieces.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
         output = "logits" if last else None
-        values = pieces.node("Gemm", inputs, f"head_{i}", output=output, transB=1)
+        values = pieces.node("Gemm", inputs, f"head_{i}", output=output, attributes={"transB": 1})
         if not last:
             values = pieces.node("Relu", [values], f"head_{i}_relu")
     return values
@@ -224,7 +224,7 @@ def _add_outputs(pieces: Pieces, logits: str, contract: Contract, *, features: s
     if features != "features" and "features" in contract.outputs:
         pieces.node("Identity", [features], "features", output="features")
     probabilities = pieces.node(
-        "Softmax", [logits], "probabilities", output="probabilities", axis=-1
+        "Softmax", [logits], "probabilities", output="probabilities", attributes={"axis": -1}
     )
     if k := contract.top_k:
         pieces.node(
@@ -232,6 +232,6 @@ def _add_outputs(pieces: Pieces, logits: str, contract: Contract, *, features: s
             [probabilities, pieces.integers("top_k", k)],
             "top_scores",
             output="top_scores",
-            axis=-1,
+            attributes={"axis": -1},
         )
         pieces.nodes[-1].output.append("top_classes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,11 @@ class Pieces:
         name: str,
         *,
         output: str | None = None,
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
     ) -> str:
         """Add a node and return the name of its output, ``featx_`` and ``name`` by default."""
         output = output or f"featx_{name}"
         self.nodes.append(
-            helper.make_node(op, list(inputs), [output], f"featx_{name}_{op}", **attributes)
+            helper.make_node(op, list(inputs), [output], f"featx_{name}_{op}", **(attributes or {}))
         )
         return output

@@ -117,7 +117,9 @@ def add_arithmetic(
     """
     mean = 255 * np.array(spec.mean, np.float64)
     factor = 1 / (255 * np.array(spec.std, np.float64))
-    channels_first = pieces.node("Transpose", [pixels], "channels_first", perm=[0, 3, 1, 2])
+    channels_first = pieces.node(
+        "Transpose", [pixels], "channels_first", attributes={"perm": [0, 3, 1, 2]}
+    )
     first = _first_convolution(trunk) if fold else None
     whole = first is not None and not _is_padded(first)
     steps: list[tuple[str, str, np.ndarray]] = []
@@ -132,7 +134,7 @@ def add_arithmetic(
         [channels_first],
         "values",
         output=None if steps else TENSOR,
-        to=TensorProto.FLOAT,
+        attributes={"to": TensorProto.FLOAT},
     )
     for op, name, numbers in steps:
         constant = pieces.constant(f"{name}_by", numbers.astype(np.float32).reshape(1, 3, 1, 1))
