@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from featx.artifact import file_sha256, fingerprint_of
 from featx.errors import BackboneError
-from featx.images.preprocess import Crop, PreprocessSpec
+from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
@@ -80,6 +80,7 @@ class BackboneRequest:
         image_size: Input of the backbone, pixels.
         resize: Length of the shorter side before the crop, pixels.
         crop: ``"center"`` or ``"none"``.
+        decode: ``"full"`` or ``"scaled"``.
         seed: Of random weights.
     """
 
@@ -90,12 +91,19 @@ class BackboneRequest:
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
+    decode: Decode = "full"
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the request as JSON values, the path of a weights file made absolute."""
+        """Return the request as JSON values, the path of a weights file made absolute.
+
+        Full decoding is left out, as in the spec.
+        """
         file = weights_file(self.weights)
-        return asdict(self) | ({} if file is None else {"weights": str(file)})
+        values = asdict(self) | ({} if file is None else {"weights": str(file)})
+        if self.decode == "full":
+            del values["decode"]
+        return values
 
     def comes_to(
         self,
