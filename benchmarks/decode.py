@@ -1,6 +1,6 @@
 """What decoding large JPEGs scaled saves and changes: the table of docs/images.md.
 
-    python benchmarks/decode.py [--data ../shared/data] [--images 80]
+    python benchmarks/decode.py [--data ../shared/data] [--images 120]
 
 Photos of hymenoptera are enlarged to 4000×3000 and encoded again, once as they are and once with a
 camera's noise. SqueezeNet with an ImageNet fine-tune makes features of both, decoded in full and
@@ -88,7 +88,7 @@ def _logits(head: Path, features: np.ndarray) -> np.ndarray:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data")
-@click.option("--images", default=80, show_default=True, help="Of each kind.")
+@click.option("--images", default=120, show_default=True, help="Of each kind.")
 @click.option("--write/--no-write", default=True, help="Put the table into docs/images.md.")
 def main(data: Path, images: int, write: bool) -> None:
     """Measure, print, and write docs/images.md."""
