@@ -200,7 +200,10 @@ def open_backbone(options: ExtractOptions) -> tuple[Network, BackboneSpec, Weigh
     scheme, _, name = weights.origin.partition(":")
     own = default_preprocess(options.backbone, name if scheme == "torchvision" else None)
     geometry = own.with_overrides(
-        image_size=options.image_size, resize=options.resize, crop=options.crop
+        image_size=options.image_size,
+        resize=options.resize,
+        crop=options.crop,
+        decode=options.decode,
     )
     network, spec = build_network(
         options.backbone, weights, geometry, layer=options.layer, pool=options.pool
