@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 from featx.artifact import file_sha256, fingerprint_of
 from featx.backbones.calibration import Calibration
 from featx.errors import BackboneError
-from featx.images.preprocess import Crop, PreprocessSpec
+from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
@@ -102,6 +102,7 @@ class BackboneRequest:
         image_size: Input of the backbone, pixels.
         resize: Length of the shorter side before the crop, pixels.
         crop: ``"center"`` or ``"none"``.
+        decode: ``"full"`` or ``"scaled"``.
         seed: Of random weights.
         precision: Arithmetic of the forward pass.
     """
@@ -113,15 +114,21 @@ class BackboneRequest:
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
+    decode: Decode = "full"
     seed: int = 0
     precision: Precision = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the request as JSON values, the path of a weights file made absolute."""
+        """Return the request as JSON values, the path of a weights file made absolute.
+
+        Full decoding and fp32 are left out: requests made before there was a choice stay the same.
+        """
         file = weights_file(self.weights)
         values = asdict(self) | ({} if file is None else {"weights": str(file)})
         if self.precision == "fp32":
-            del values["precision"]  # requests made before there was a choice stay the same
+            del values["precision"]
+        if self.decode == "full":
+            del values["decode"]
         return values
 
     def comes_to(

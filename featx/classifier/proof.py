@@ -90,6 +90,10 @@ class Proof:
             batch.
         hard: Largest absolute logit difference for each kind of hard image.
         accuracy: On the validation split; None where it has no labels.
+        max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
+            scaled, for the same images decoded in full; None where there is no difference between
+            both ways.
+        full_top1_agreement: As ``top1_agreement``, likewise.
     """
 
     num_images: int
@@ -102,10 +106,14 @@ class Proof:
     median_difference: float = 0.0
     hard: Mapping[str, float] | None = None
     accuracy: Accuracy | None = None
+    max_full_difference: float | None = None
+    full_top1_agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as JSON values, differences to three digits."""
         values = asdict(self)
+        if self.max_full_difference is None:  # there is one way to decode
+            del values["max_full_difference"], values["full_top1_agreement"]
         for name in values:
             if name.endswith("difference"):
                 values[name] = _short(values[name])
@@ -126,6 +134,7 @@ def prove(
     bound: float | None,
     hard: Sequence[Hard] = (),
     coarse: bool = False,
+    full: Iterable[np.ndarray] | None = None,
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
@@ -137,6 +146,9 @@ def prove(
         bound: Largest absolute logit difference allowed; None allows any that is finite.
         hard: Hard images with the head's logits.
         coarse: The backbone is in fp16 or int8, where a last bit may become a step.
+        full: The images decoded in full, where ``images`` were decoded scaled. What the file
+            answers for these is measured, not bounded: a client that cannot decode scaled should
+            know, and who chose to decode scaled has accepted it.
 
     Raises:
         ParityError: A logit, a top class, or a batch differs by more.
@@ -151,6 +163,7 @@ def prove(
         _require_same_class(answered, expected, names, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
     resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
+    others = None if full is None else answers(classifier, full)
     return Proof(
         num_images=len(images),
         num_sizes=len({image.shape for image in images}),
@@ -164,9 +177,11 @@ def prove(
             hint=" once the image is resized",
         ),
         bound=bound,
-        top1_agreement=float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        top1_agreement=_agreement(answered, expected),
         max_batch_difference=_check_batches(classifier, images, bound=strict),
         hard=_check_hard(classifier, hard, bound=limit),
+        max_full_difference=None if others is None else float(np.abs(others - expected).max()),
+        full_top1_agreement=None if others is None else _agreement(others, expected),
     )
 
 
@@ -269,6 +284,10 @@ def _require_close(
             bound=bound,
         )
     return largest
+
+
+def _agreement(answered: np.ndarray, expected: np.ndarray) -> float:
+    return float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
 def _require_same_class(

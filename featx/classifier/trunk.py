@@ -211,14 +211,19 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def share_equal(graph: onnx.GraphProto) -> None:
-    """Keep one of initializers that hold the same values."""
+    """Keep one of initializers that hold the same values.
+
+    But for int8: ONNX Runtime makes uint8 of such constants, one for each reader, and then has two
+    of one name.
+    """
     first: dict[bytes, str] = {}
     names: dict[str, str] = {}
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         kind = f"{tensor.data_type} {values.shape}".encode()
         digest = hashlib.sha256(kind + np.ascontiguousarray(values).tobytes()).digest()
-        names[tensor.name] = first.setdefault(digest, tensor.name)
+        own = tensor.data_type == TensorProto.INT8
+        names[tensor.name] = tensor.name if own else first.setdefault(digest, tensor.name)
     for i in reversed(range(len(graph.initializer))):
         if names[graph.initializer[i].name] != graph.initializer[i].name:
             del graph.initializer[i]

@@ -183,6 +183,7 @@ CHANGED_REQUESTS: dict[str, Any] = {
     "image_size": 225,
     "resize": 257,
     "crop": "none",
+    "decode": "scaled",
     "seed": 1,
     "precision": "int8",
 }

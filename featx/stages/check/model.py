@@ -95,11 +95,11 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         )
     indices = [index for index, _ in found]
     expected = np.stack([witness.logits for _, witness in found])
-    difference, classes = _compare(classifier, list(_pixels(images, indices)), expected)
+    difference, classes = _compare(classifier, list(_pixels(classifier, images, indices)), expected)
     rows, labels = _labelled(classifier, images, max_images)
     right = [
         _classes(classifier, pixels)[0] == label
-        for pixels, label in zip(_pixels(images, rows), labels, strict=True)
+        for pixels, label in zip(_pixels(classifier, images, rows), labels, strict=True)
     ]
     return Repeated(
         source=images.uri,
@@ -166,12 +166,18 @@ def _find(witnesses: Sequence[_Witness], images: ImageSource) -> list[tuple[int,
     return [(i, by_digest[digest]) for i, digest in enumerate(digests) if digest in by_digest]
 
 
-def _pixels(images: ImageSource, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield raw pixels, ``(height, width, 3)`` uint8 each, read ahead."""
+def _pixels(
+    classifier: Classifier, images: ImageSource, indices: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yield pixels, ``(height, width, 3)`` uint8 each, decoded for a classifier, read ahead."""
 
     def read(i: int) -> np.ndarray:
         index = indices[i]
-        return pixels_of(images.read(index), sample_id=images.samples[index].sample_id)
+        return pixels_of(
+            images.read(index),
+            sample_id=images.samples[index].sample_id,
+            preprocess=classifier.preprocess,
+        )
 
     with closing(read_ahead(read, len(indices))) as ahead:
         for future in ahead:

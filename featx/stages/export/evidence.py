@@ -67,13 +67,16 @@ class Evidence:
         with self.cache.reading() as rows_at:
             return self.head.logits(rows_at(rows))
 
-    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+    def images(self, rows: np.ndarray, *, full: bool = False) -> Iterator[np.ndarray]:
         """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
+
+        They are decoded as the features' images were, or in full.
 
         Raises:
             SourceError: One is missing, unreadable, or has changed since its features were cached.
         """
         source, cache = self.source, self.cache
+        geometry = None if full else self.preprocess
         index_of = {sample.sample_id: index for index, sample in enumerate(source.samples)}
 
         def read(row: int) -> np.ndarray:
@@ -86,7 +89,7 @@ class Evidence:
                     f"The image '{name}' of '{source.uri}' has changed since its features were "
                     "cached."
                 )
-            return pixels_of(content, sample_id=name)
+            return pixels_of(content, sample_id=name, preprocess=geometry)
 
         try:
             with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:

@@ -179,7 +179,17 @@ class _Export:
         hard = self._evidence.hard(rows, images, engine.features)
         names = self._evidence.names(rows)
         coarse = self._precision != "fp32"
-        return prove(draft, images, names, logits, bound=bound, hard=hard, coarse=coarse)
+        scaled = self._evidence.preprocess.decode == "scaled"
+        return prove(
+            draft,
+            images,
+            names,
+            logits,
+            bound=bound,
+            hard=hard,
+            coarse=coarse,
+            full=self._evidence.images(rows, full=True) if scaled else None,
+        )
 
     def _with_accuracy(self, draft: Classifier, proof: Proof) -> Proof:
         available = self._evidence.validation()

@@ -43,7 +43,8 @@ def calibration_pixels(
         name = samples[chosen[number]].sample_id
         try:
             content = images.read(chosen[number])
-            return preprocess(decoded(content, sample_id=name, max_pixels=max_pixels), spec)
+            image = decoded(content, sample_id=name, max_pixels=max_pixels, preprocess=spec)
+            return preprocess(image, spec)
         except ImageError as err:
             return err
 

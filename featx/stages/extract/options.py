@@ -11,12 +11,16 @@ from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.errors import ConfigError
 from featx.features.values import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
-from featx.images.preprocess import Crop
+from featx.images.preprocess import Crop, Decode
 from featx.stages.extract.profile import Profile
 
 OnError = Literal["fail", "skip"]
 _CHOICES = {
-    **{"on_error": OnError, "pool": Pool, "dtype": DType, "engine": EngineChoice},
+    "on_error": OnError,
+    "pool": Pool,
+    "decode": Decode,
+    "dtype": DType,
+    "engine": EngineChoice,
     "precision": Precision,
 }
 
@@ -34,6 +38,8 @@ class ExtractOptions:
         resize: Length of the shorter side before the crop, pixels; None takes the weights' own, or
             ``image_size`` where that is given.
         crop: ``"center"`` or ``"none"``; None takes the weights' own.
+        decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
+            a half, a quarter or an eighth of their size.
         dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
         val_fraction: Share of the training samples that become validation where the source brings
             none.
@@ -64,6 +70,7 @@ class ExtractOptions:
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
+    decode: Decode = "full"
     dtype: DType = "float32"
     val_fraction: float = 0.2
     on_error: OnError = "fail"
@@ -109,6 +116,7 @@ class ExtractOptions:
             image_size=self.image_size,
             resize=self.resize,
             crop=self.crop,
+            decode=self.decode,
             seed=self.seed,
             precision=self.precision,
         )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from featx.errors import ConfigError
 from featx.images.decode import decoded, read_image_file, rgb_image
+from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import open_source
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -31,8 +32,12 @@ def num_bytes_of(image: ImageLike) -> int:
     return len(image) if isinstance(image, bytes) else 0
 
 
-def upright_image(image: ImageLike, *, name: str, max_pixels: int) -> Image.Image | np.ndarray:
+def upright_image(
+    image: ImageLike, *, name: str, max_pixels: int, preprocess: PreprocessSpec
+) -> Image.Image | np.ndarray:
     """Return an image as ``preprocess`` takes it, by the rules of ``images.decode``.
+
+    What is encoded is decoded as the spec has it; pixels and open images are taken as they are.
 
     Raises:
         ImageError: It cannot be used.
@@ -46,7 +51,7 @@ def upright_image(image: ImageLike, *, name: str, max_pixels: int) -> Image.Imag
         raise ConfigError(f"{name}: expected a path, bytes, PIL image or array; got {type(image)}.")
     if isinstance(image, np.ndarray):
         _require_pixels(image, name)
-    return decoded(image, sample_id=name, max_pixels=max_pixels)
+    return decoded(image, sample_id=name, max_pixels=max_pixels, preprocess=preprocess)
 
 
 def _require_pixels(image: np.ndarray, name: str) -> None:

@@ -150,7 +150,12 @@ class Predictor:
     def _prepare(self, image: _Named) -> _Prepared:
         """Return what the graph takes of an image, or why there is nothing."""
         try:
-            upright = upright_image(image.image, name=image.name, max_pixels=self._max_pixels)
+            upright = upright_image(
+                image.image,
+                name=image.name,
+                max_pixels=self._max_pixels,
+                preprocess=self._classifier.preprocess,
+            )
         except ImageError as err:
             return _Prepared(image.name, None, err.reason)
         square = resized_square(upright, self._classifier.preprocess)
