@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -78,9 +78,9 @@ def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> N
                 f"{own.num_samples:,}",
                 f"{own.num_predicted:,}",
                 _or_dash(own.precision),
-                _interval(own.precision_low, own.precision_high),
+                interval(own.precision_low, own.precision_high),
                 _or_dash(own.recall),
-                _interval(own.recall_low, own.recall_high),
+                interval(own.recall_low, own.recall_high),
             ]
             for name, own in zip(classes, scores.per_class, strict=True)
         ]
@@ -88,11 +88,34 @@ def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> N
         click.echo()
 
 
+def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a model's proof says, as fields; files of earlier versions say less."""
+    if proof is None:
+        return {"proof": "none: exported with --no-verify"}
+    bound = proof["bound"]
+    allowed = "" if bound is None else f" ({bound:.2g} allowed)"
+    fields = {
+        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
+        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+    }
+    if hard := proof.get("hard"):
+        worst = max(hard, key=hard.__getitem__)
+        fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if accuracy := proof.get("accuracy"):
+        of = f" of {accuracy['num_available']:,}"
+        fields["accuracy"] = (
+            f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
+            f"{accuracy['num_images']:,}{of} validation images"
+        )
+    return fields
+
+
 def _or_dash(share: float | None) -> str:
     return "–" if share is None else f"{share:.4f}"
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None) -> str:
+    """Return a 95 % interval like ``"0.91–0.96"``, a dash where there is none."""
     return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
 
 

@@ -1,0 +1,98 @@
+"""What a user chooses, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from featx.errors import ConfigError
+from featx.heads.calibration import Calibration
+from featx.heads.class_weight import ClassWeight
+from featx.heads.few_shot import FewShot, FewShotScores
+from featx.heads.head import Head
+from featx.heads.linear import STRENGTHS
+from featx.heads.metrics import Metrics
+from featx.heads.mlp import MLPOptions
+from featx.heads.sgd import SGDOptions
+
+HeadKind = Literal["linear", "mlp"]
+Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Which head to fit and how.
+
+    Attributes:
+        head: ``"linear"`` or ``"mlp"``.
+        solver: Of a linear head: logistic regression by featx's own L-BFGS or by scikit-learn,
+            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD.
+        strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from; for
+            ``lbfgs``, ``sklearn`` and ``ridge``.
+        mlp: Shape and training of an MLP head.
+        sgd: The recipe of ``sgd``.
+        class_weight: What a sample counts, by the name of its class, 1 where there is none;
+            ``"balanced"`` lets every class count the same; None counts each sample once.
+        few_shot: Train on a few samples of each class, on several draws; the head of the first is
+            written.
+        calibrate: Fit a temperature on held-out samples and fold it into the head.
+        seed: Decides folds, and everything random about an MLP.
+        overwrite: Replace the output.
+    """
+
+    head: HeadKind = "linear"
+    solver: Solver = "lbfgs"
+    strengths: tuple[float, ...] = STRENGTHS
+    mlp: MLPOptions = field(default_factory=MLPOptions)
+    sgd: SGDOptions = field(default_factory=SGDOptions)
+    class_weight: ClassWeight = None
+    few_shot: FewShot | None = None
+    calibrate: bool = True
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head not in get_args(HeadKind):
+            raise ConfigError(f"head must be 'linear' or 'mlp'; got {self.head!r}.")
+        if self.solver not in get_args(Solver):
+            raise ConfigError(
+                f"solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}."
+            )
+        if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
+            raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training made.
+
+    Attributes:
+        path: The head file.
+        head: The head itself.
+        metrics: Scores of each split that has labelled samples.
+        seconds: Of fitting, without reading and writing.
+        choice: The hyperparameters that were chosen, JSON values.
+        calibration: Of the head's probabilities; None where it was left out or nothing was held
+            out.
+        few_shot: Scores of each split over all draws; empty without ``few_shot``.
+    """
+
+    path: Path
+    head: Head
+    metrics: dict[str, Metrics]
+    seconds: float
+    choice: dict[str, Any]
+    calibration: Calibration | None
+    few_shot: dict[str, FewShotScores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "path": str(self.path),
+            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "seconds": self.seconds,
+            "choice": self.choice,
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+            "few_shot": {split: scores.to_dict() for split, scores in self.few_shot.items()},
+        }

@@ -1,0 +1,103 @@
+"""train_head(): open the cache, fit, score, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featx.artifact import Header, describe_environment, require_writable
+from featx.errors import ArtifactInvalid, ConfigError
+from featx.features.file import FeatureFile, open_features
+from featx.heads.few_shot import FewShotScores, summarise
+from featx.heads.head import Head, save_head
+from featx.stages.train.fitting import EpochProgress, Trained, fit_heads
+from featx.stages.train.options import TrainOptions, TrainReport
+from featx.stages.train.samples import warn_of_leaks
+
+
+def train_head(
+    features: str | Path,
+    output: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    progress: EpochProgress | None = None,
+) -> TrainReport:
+    """Fit a head on the training split of a feature file and write it.
+
+    Validation and test splits are only reported.
+
+    Args:
+        features: The feature file.
+        output: The head file.
+        options: Which head and how.
+        progress: Called after each epoch of ``sgd``.
+
+    Raises:
+        ArtifactError: The feature file cannot be used, or the output exists.
+        SourceError: Its samples cannot train a classifier.
+        ConfigError: An option does not fit.
+    """
+    options, output = options or TrainOptions(), Path(output)
+    if output.resolve() == Path(features).resolve():
+        raise ConfigError(f"the head would replace '{features}', which it is trained on.")
+    cache = open_features(features)
+    require_writable(output, overwrite=options.overwrite)
+    _require_provenance(cache)
+    warn_of_leaks(cache)
+    trained = fit_heads(cache, options, progress=progress)
+    first = trained[0]
+    few_shot = summarise([each.metrics for each in trained]) if options.few_shot else {}
+    head = Head(_header(cache, options, first, few_shot), first.layers)
+    return TrainReport(
+        path=output,
+        head=save_head(output, head, overwrite=options.overwrite),
+        metrics=first.metrics,
+        seconds=sum(each.seconds for each in trained),
+        choice=first.choice,
+        calibration=first.calibration,
+        few_shot=few_shot,
+    )
+
+
+_PROVENANCE = ("source", "weights", "val_fraction")
+"""What export needs to find images and weights again; the head passes it on."""
+
+
+def _require_provenance(cache: FeatureFile) -> None:
+    missing = [name for name in _PROVENANCE if name not in cache.header.details]
+    if missing:
+        raise ArtifactInvalid(
+            cache.path,
+            f"'{cache.path}' does not say its {', '.join(missing)}; extract it again.",
+        )
+
+
+def _header(
+    cache: FeatureFile,
+    options: TrainOptions,
+    trained: Trained,
+    few_shot: Mapping[str, FewShotScores],
+) -> Header:
+    source, calibration, weight = cache.header.details, trained.calibration, options.class_weight
+    details: dict[str, Any] = {
+        "features": str(cache.path.resolve()),
+        **{name: source[name] for name in _PROVENANCE},
+        "activation": "relu",
+        "choice": trained.choice,
+        "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
+        "temperature": calibration.temperature if calibration else 1.0,
+        "calibration": calibration.to_dict() if calibration else None,
+        "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
+    }
+    if options.few_shot:
+        scores = {split: each.to_dict() for split, each in few_shot.items()}
+        details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
+    return Header(
+        kind="head",
+        spec=cache.header.spec,
+        classes=cache.classes,
+        details=details,
+        environment=describe_environment("torch", "numpy", "scikit-learn"),
+    )
