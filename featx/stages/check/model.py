@@ -186,10 +186,11 @@ def _compare(
         return None, np.concatenate([_classes(classifier, image) for image in images])
     found = np.concatenate([classifier.logits(classifier.prepare(i)[None]) for i in images])
     classes = found.argmax(axis=1)
-    if "logits" not in classifier.contract.outputs:  # known but for a constant in each row
-        found = found - found.max(axis=1, keepdims=True)
-        expected = expected - expected.max(axis=1, keepdims=True)
-    return float(np.abs(found - expected).max()), classes
+    if "logits" in classifier.contract.outputs:
+        return float(np.abs(found - expected).max()), classes
+    found = found - found.max(axis=1, keepdims=True)  # known but for a constant in each row
+    expected = expected - expected.max(axis=1, keepdims=True)
+    return float(np.abs(found - expected).max()) / 2, classes  # two logits are off in each
 
 
 def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
