@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLIENTS := tests/clients/node_modules/.ready
 FEATX := $(BIN)/featx
 PEERS := .venv-bench
 FEATX_DATA ?= ../shared/data
@@ -36,10 +37,13 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(CLIENTS): tests/clients/package.json tools/clients.sh
+	@sh tools/clients.sh
+
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
 
-test: $(READY)
+test: $(READY) $(CLIENTS)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(READY)
@@ -54,7 +58,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) $(PEERS)/.ready $(PEERS)/cifar10.h5
+bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
@@ -66,6 +70,8 @@ bench: $(READY) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/cache.py overhead
 	$(BIN)/python benchmarks/cache.py footprint
 	$(BIN)/python benchmarks/crashes.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/clients.py
 
 # The peers of the benchmark: the first ones run on the torch that featx runs on, thingsvision on the
 # old one it asks for (7 GB). What is not there is left out of the tables.

@@ -36,15 +36,21 @@ DOORS = {
     "h5py": ("features/",),
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
-    "onnx": ("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/graph.py"),
+    "onnx": (
+        *("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/precision.py"),
+        *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
+    ),
     "onnxscript": (),
-    "onnxruntime": ("classifier/session.py", "backbones/engines/with_onnxruntime.py"),
+    "onnxruntime": (
+        *(f"classifier/{name}.py" for name in ("session", "providers", "precision")),
+        "backbones/engines/with_onnxruntime.py",
+    ),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
-    "PIL": ("images/", "stages/predict.py"),
+    "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")

@@ -6,12 +6,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from featx.artifact import Header
     from featx.heads.metrics import Metrics
 
 _SKIPPED_SHOWN = 10
@@ -29,17 +28,6 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
-
-
-def full_decode(header: Header) -> dict[str, str]:
-    """Return what a classifier of scaled JPEGs answers for full ones, as a field; else nothing."""
-    proof = header.details.get("proof") or {}
-    if "max_full_difference" not in proof:
-        return {}
-    agreement, difference = proof["full_top1_agreement"], proof["max_full_difference"]
-    return {
-        "full decode": f"same class in {agreement:.0%}, largest logit difference {difference:.1e}"
-    }
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -98,6 +86,33 @@ def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> N
         ]
         print_table([f"{columns[0]} ({split})", *columns[1:]], rows)
         click.echo()
+
+
+def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a model's proof says, as fields; files of earlier versions say less."""
+    if proof is None:
+        return {"proof": "none: exported with --no-verify"}
+    bound = proof["bound"]
+    allowed = "" if bound is None else f" ({bound:.2g} allowed)"
+    fields = {
+        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
+        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+    }
+    if hard := proof.get("hard"):
+        worst = max(hard, key=hard.__getitem__)
+        fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if "max_full_difference" in proof:
+        fields["full decode"] = (
+            f"same class in {proof['full_top1_agreement']:.0%}, largest logit difference "
+            f"{proof['max_full_difference']:.1e}"
+        )
+    if accuracy := proof.get("accuracy"):
+        of = f" of {accuracy['num_available']:,}"
+        fields["accuracy"] = (
+            f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
+            f"{accuracy['num_images']:,}{of} validation images"
+        )
+    return fields
 
 
 def _or_dash(share: float | None) -> str:
