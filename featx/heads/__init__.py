@@ -4,6 +4,8 @@
     linear         L2-regularised logistic regression along a path of strengths, by
     logistic       the objective, evaluated for many problems in one pass over the features,
     lbfgs          many smooth convex problems at once, and
+    moments        mean and deviation of features, block by block
+    rows           features that are read block by block
     basis          standardised features and the eigenbasis of their covariance
     ridge          least squares on one-hot targets, judged by leave-one-out
     centroid       nearest centroid by cosine
