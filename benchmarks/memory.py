@@ -60,7 +60,7 @@ class Made:
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
         fixed = np.random.default_rng(0)
-        centres = 0.5 * fixed.standard_normal((NUM_CLASSES, NUM_FACTORS), np.float32)
+        centres = 0.3 * fixed.standard_normal((NUM_CLASSES, NUM_FACTORS), np.float32)
         mixing = fixed.standard_normal((NUM_FACTORS, self.num_features), np.float32)
         mixing *= np.geomspace(1, 0.03, NUM_FACTORS, dtype=np.float32)[:, None]
         labels = self.labels()

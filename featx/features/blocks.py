@@ -49,6 +49,8 @@ class FeatureRows:
     def __init__(self, column: _Column, rows: np.ndarray) -> None:
         self._column, self._rows = column, rows
         self._pieces = np.unique(rows // column.chunk_rows)
+        starts = np.arange(-(-(column.num_rows + 1) // column.chunk_rows) + 1) * column.chunk_rows
+        self._bounds = np.searchsorted(rows, starts).tolist()  # of each piece's rows among these
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,11 +86,11 @@ class FeatureRows:
         groups = self._in_sequence() if order is None else [[piece] for piece in self._pieces[order]]
         with closing(column.read(groups)) as blocks:
             for group, values in blocks:
-                first = group[0] * column.chunk_rows
-                low, high = np.searchsorted(self._rows, [first, first + len(values)])
+                low, high = self._bounds[group[0]], self._bounds[group[-1] + 1]
                 if high - low < len(values):
+                    first = group[0] * column.chunk_rows
                     values = values[self._rows[low:high] - first]  # noqa: PLW2901
-                yield slice(int(low), int(high)), values
+                yield slice(low, high), values
 
     def _in_sequence(self) -> list[list[int]]:
         """Return runs of neighbouring pieces, each of a block's size at most."""
@@ -108,14 +110,14 @@ class _Column:
     def __init__(self, cache: FeatureFile, file: h5py.File) -> None:
         column = file["features"]
         self._cache, self._column = cache, column
-        self._num_rows, self.num_features = column.shape
+        self.num_rows, self.num_features = column.shape
         row_bytes = column.dtype.itemsize * self.num_features
         self._descriptor = file.id.get_vfd_handle()
         self._identity = _identity(os.fstat(self._descriptor))
         self._is_plain = column.chunks is not None and column.chunks[1] == self.num_features
         self._is_plain &= not file.userblock_size
         self.chunk_rows = column.chunks[0] if self._is_plain else max(1, 2**20 // row_bytes)
-        self._num_pieces = -(-self._num_rows // self.chunk_rows)
+        self._num_pieces = -(-self.num_rows // self.chunk_rows)
         self.pieces_at_once = max(1, _BLOCK_BYTES // (4 * self.chunk_rows * self.num_features))
         self._places = self._find() if self._is_plain else []
         self._sums: dict[int, int] = {}
@@ -138,7 +140,7 @@ class _Column:
         check = not self._checked and sum(map(len, groups)) == self._num_pieces
         digest = hashlib.sha256() if check else None
         rows = max(map(len, groups), default=1) * self.chunk_rows
-        shape = (min(rows, self._num_rows), self.num_features)
+        shape = (min(rows, self.num_rows), self.num_features)
         raw = np.empty(shape if self._column.dtype != np.float32 else (0, 0), self._column.dtype)
         buffers = np.empty((_AHEAD + 1, *shape), np.float32)
 
@@ -157,7 +159,7 @@ class _Column:
     ) -> np.ndarray:
         """Return the rows of neighbouring pieces, in ``values``."""
         first, stop = group[0] * self.chunk_rows, (group[-1] + 1) * self.chunk_rows
-        num_rows = min(stop, self._num_rows) - first
+        num_rows = min(stop, self.num_rows) - first
         values = values[:num_rows]
         stored = values if self._column.dtype == values.dtype else raw[:num_rows]
         with translated(self._cache.path):
