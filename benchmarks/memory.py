@@ -1,6 +1,6 @@
 r"""Training on features larger than memory: writes the table of docs/heads.md's last part.
 
-    python benchmarks/memory.py [--rows 1000000] [--features 2048] [--limit 2GB] [--write]
+    python benchmarks/memory.py [--rows 2000000] [--features 1024] [--limit 2GB] [--write]
 
 Makes a feature file of synthetic rows (64 hidden factors, noise, ReLU), trains the default head on
 it in a process whose address space is limited, and deletes it. Needs a little more disk than the
@@ -193,8 +193,8 @@ def _optimum(choice: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--rows", default=1_000_000, show_default=True)
-@click.option("--features", default=2048, show_default=True)
+@click.option("--rows", default=2_000_000, show_default=True)
+@click.option("--features", default=1024, show_default=True)
 @click.option("--limit", default="2GB", show_default=True, help="Of the address space.")
 @click.option("--memory", default="1GB", show_default=True, help="train-head's option.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to make the file.")

@@ -41,7 +41,7 @@ DOORS = {
     "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/",),
+    "torch": ("backbones/", "heads/on_torch.py"),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "PIL": ("images/", "stages/predict.py"),

@@ -12,6 +12,9 @@
     sgd            the tutorials' recipe
     mlp            hidden layers, AdamW, early stopping, on
     dense          perceptrons of one shape, trained side by side
+    device         what the products run on, where it is not numpy, by
+    on_torch       torch
+    streamed       the same heads on features that do not fit into memory
     with_sklearn   scikit-learn's logistic regression
     fit            one way to call them all
     few_shot       drawing a few samples of each class, again and again

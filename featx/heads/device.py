@@ -11,7 +11,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featx.heads.dense import Networks, Setting
+from featx.heads.dense import Setting
+
+
+class AnyNetworks(Protocol):
+    """Networks of one shape, as ``dense.Networks``."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """All of them, ``(num_networks, num_parameters)`` float32."""
+
+    def only(self, keep: np.ndarray) -> None:
+        """Drop networks; ``keep`` is ``(num_networks,)`` bool."""
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
+
+    def step(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, pace: float) -> None:
+        """Take one step of AdamW on the weighted mean log loss of a batch."""
 
 
 class LogisticPass(Protocol):
@@ -41,5 +61,5 @@ class Device(Protocol):
     ) -> LogisticPass:
         """Return an evaluation of weights ``(width, p * k)`` and biases ``(p * k, 1)``."""
 
-    def networks(self, widths: Sequence[int], settings: Sequence[Setting]) -> Networks:
+    def networks(self, widths: Sequence[int], settings: Sequence[Setting]) -> AnyNetworks:
         """Return networks that train there; as ``dense.Networks``."""

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.device import Device
 from featx.heads.dense import Networks, Setting, split_layers
+from featx.heads.device import AnyNetworks, Device
 from featx.heads.folds import HeldOut, stratified_folds
 from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
 from featx.heads.metrics import log_loss
@@ -315,7 +315,7 @@ class _Best:
 
 
 def _train(
-    networks: Networks, train: Batches, judge: _Rows, options: MLPOptions, *, seed: int
+    networks: AnyNetworks, train: Batches, judge: _Rows, options: MLPOptions, *, seed: int
 ) -> list[_Best]:
     """Train in place and return each network's best epoch; one that is done drops out."""
     random = np.random.default_rng(seed)

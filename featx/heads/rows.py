@@ -114,10 +114,11 @@ def survey(rows: Rows, trained: np.ndarray, kept: np.ndarray) -> tuple[Survey, n
                 products.add(some)
         low, high = np.searchsorted(wanted, [where.start, where.stop])
         features[low:high] = values[wanted[low:high] - where.start]
-    mean, scale = moments.standardisation()
-    correlation = products.covariance()
-    if correlation.size:
-        correlation /= scale[:, None] * scale
+    with np.errstate(invalid="ignore"):
+        mean, scale = moments.standardisation()
+        correlation = products.covariance()
+        if correlation.size:
+            correlation /= scale[:, None] * scale
     return Survey(mean, scale, kept, features, correlation), np.concatenate(bad)
 
 
