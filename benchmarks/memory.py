@@ -52,13 +52,16 @@ class Made:
 
     @property
     def journal(self) -> Any:
+        """What a log says of its rows."""
         return SimpleNamespace(num_features=self.num_features)
 
     def labels(self) -> np.ndarray:
+        """Return the class of each row."""
         return np.random.default_rng(1).integers(0, NUM_CLASSES, self.num_rows)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
+        """Yield what makes rows."""
         fixed = np.random.default_rng(0)
         centres = 0.3 * fixed.standard_normal((NUM_CLASSES, NUM_FACTORS), np.float32)
         mixing = fixed.standard_normal((NUM_FACTORS, self.num_features), np.float32)

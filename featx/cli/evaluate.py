@@ -12,6 +12,7 @@ from featx.cli.output import (
     print_fields,
     print_json,
     print_metrics,
+    print_per_class,
     print_skipped,
     progress_bar,
 )
@@ -20,11 +21,14 @@ from featx.cli.output import (
 @click.command()
 @click.argument("model", type=options.FILE)
 @click.argument("source")
+@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @options.on_error
 @options.max_pixels
 @options.as_json
 @options.quiet
-def evaluate(model: str, source: str, as_json: bool, quiet: bool, **settings: Any) -> None:
+def evaluate(
+    model: str, source: str, per_class: bool, as_json: bool, quiet: bool, **settings: Any
+) -> None:
     """Score the exported file MODEL on the labelled images of SOURCE.
 
     Raw images go through the file. Classes are joined by name, so SOURCE may have fewer of them, in
@@ -39,6 +43,8 @@ def evaluate(model: str, source: str, as_json: bool, quiet: bool, **settings: An
         return
     print_metrics(report.metrics)
     click.echo()
+    if per_class:
+        print_per_class(report.metrics, report.classes)
     fields = {"time": human_seconds(report.seconds)}
     if report.skipped:
         fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"

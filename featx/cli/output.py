@@ -78,9 +78,9 @@ def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> N
                 f"{own.num_samples:,}",
                 f"{own.num_predicted:,}",
                 _or_dash(own.precision),
-                _interval(own.precision_low, own.precision_high),
+                interval(own.precision_low, own.precision_high),
                 _or_dash(own.recall),
-                _interval(own.recall_low, own.recall_high),
+                interval(own.recall_low, own.recall_high),
             ]
             for name, own in zip(classes, scores.per_class, strict=True)
         ]
@@ -92,7 +92,8 @@ def _or_dash(share: float | None) -> str:
     return "–" if share is None else f"{share:.4f}"
 
 
-def _interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None) -> str:
+    """Return a 95 % interval like ``"0.91–0.96"``, a dash where there is none."""
     return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
 
 

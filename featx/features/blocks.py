@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import h5py
@@ -83,7 +83,9 @@ class FeatureRows:
             ArtifactInvalid: The file was damaged or replaced since it was opened.
         """
         column = self._column
-        groups = self._in_sequence() if order is None else [[piece] for piece in self._pieces[order]]
+        groups = (
+            self._in_sequence() if order is None else [[piece] for piece in self._pieces[order]]
+        )
         with closing(column.read(groups)) as blocks:
             for group, values in blocks:
                 low, high = self._bounds[group[0]], self._bounds[group[-1] + 1]
@@ -128,13 +130,17 @@ class _Column:
         """Return where each chunk lies in the file."""
         places = []
         for piece in range(self._num_pieces):
-            place = self._column.id.get_chunk_info_by_coord((piece * self.chunk_rows, 0)).byte_offset
+            place = self._column.id.get_chunk_info_by_coord(
+                (piece * self.chunk_rows, 0)
+            ).byte_offset
             if place is None:
                 raise self._damaged()
             places.append(place)
         return places
 
-    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    def read(
+        self, groups: Sequence[Sequence[int]]
+    ) -> Generator[tuple[Sequence[int], np.ndarray], None, None]:
         """Yield groups of neighbouring pieces with their rows, float32, reading one ahead."""
         self._require_same()
         check = not self._checked and sum(map(len, groups)) == self._num_pieces
@@ -155,7 +161,11 @@ class _Column:
             self._checked = True
 
     def _fill(
-        self, group: Sequence[int], raw: np.ndarray, values: np.ndarray, digest: hashlib._Hash | None
+        self,
+        group: Sequence[int],
+        raw: np.ndarray,
+        values: np.ndarray,
+        digest: hashlib._Hash | None,
     ) -> np.ndarray:
         """Return the rows of neighbouring pieces, in ``values``."""
         first, stop = group[0] * self.chunk_rows, (group[-1] + 1) * self.chunk_rows
@@ -179,7 +189,7 @@ class _Column:
             first = piece * self.chunk_rows
             self._column.read_direct(part, np.s_[first : first + len(part)])
             return
-        rest, place = memoryview(part).cast("B"), self._places[piece]
+        rest, place = part.data.cast("B"), self._places[piece]
         while rest:
             count = os.preadv(self._descriptor, [rest], place)
             if not count:

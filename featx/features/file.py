@@ -337,9 +337,7 @@ def _storage_problem(column: h5py.Dataset) -> str | None:
     return None
 
 
-def _require_digests(
-    file: h5py.File, header: Header, path: Path, columns: Sequence[str]
-) -> None:
+def _require_digests(file: h5py.File, header: Header, path: Path, columns: Sequence[str]) -> None:
     """Compare columns with their sha256, reading them block by block."""
     for name in columns:
         digest = hashlib.sha256()

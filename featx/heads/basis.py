@@ -62,7 +62,8 @@ class Basis:
             TypeError: The samples are not in memory.
         """
         if isinstance(self.samples, np.ndarray):
-            return self.samples[rows]
+            chosen: np.ndarray = self.samples[rows]
+            return chosen
         raise TypeError("these samples are read block by block")
 
     def layer(self, weight: np.ndarray, bias: np.ndarray) -> Layer:

@@ -50,7 +50,9 @@ class Networks:
         self._widths = tuple(widths)
         self._settings = tuple(settings)
         self._random = [np.random.default_rng(setting.seed) for setting in settings]
-        self._parameters = np.stack([initial_parameters(self._widths, random) for random in self._random])
+        self._parameters = np.stack(
+            [initial_parameters(self._widths, random) for random in self._random]
+        )
         self._moments = np.zeros((2, *self._parameters.shape), np.float32)
         self._steps = 0
 

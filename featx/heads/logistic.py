@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from featx.heads.basis import Basis
+from featx.heads.basis import Basis, StandardisedRows
 from featx.heads.device import Device, LogisticPass
 from featx.heads.folds import Division, HeldOut
 from featx.heads.head import Layer
@@ -73,15 +74,18 @@ class Logistic:
     ) -> None:
         self._basis, self._all_labels, self._all_weights = basis, labels, weights
         self._device = device
-        self._x, self._labels, self._weights = basis.samples, labels, weights
+        self._x: np.ndarray | StandardisedRows = basis.samples
+        self._labels, self._weights = labels, weights
         self._fold = division.fold if division else np.zeros(len(labels), np.int64)
         self._num_classes = num_classes
-        in_memory = isinstance(self._x, np.ndarray)
-        if in_memory and division and len(division.judged) == 1:  # the others train every time
+        self._on_device: Any = self._x
+        if not isinstance(self._x, np.ndarray):
+            return
+        if division and len(division.judged) == 1:  # the others train every time
             rows = np.flatnonzero(self._fold != division.judged[0])
             self._x, self._fold = self._x[rows], self._fold[rows]
             self._labels, self._weights = labels[rows], weights[rows]
-        self._on_device = device.hold(self._x) if device and in_memory else self._x
+        self._on_device = device.hold(self._x) if device else self._x
 
     @property
     def num_variables(self) -> int:
@@ -205,7 +209,8 @@ class Logistic:
         """Yield samples, a few at a time: of the blocks, or of those in memory."""
         fitting = _BLOCK_VALUES // (num_problems * self._num_classes)
         step = max(128, min(_BLOCK_ROWS, fitting))
-        for where, x in blocks or [(slice(0, len(self._x)), self._on_device)]:
+        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._on_device)
+        for where, x in blocks or [whole]:
             for start in range(where.start, where.stop, step):
                 stop = min(start + step, where.stop)
                 yield slice(start, stop), x[start - where.start : stop - where.start]

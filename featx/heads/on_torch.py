@@ -80,10 +80,9 @@ class TorchPass:
         self._device, self._p = device, num_problems
         self._columns, self._offset = _moved(columns, device), _moved(offset, device)
         width, outputs = columns.shape
-        double = {"dtype": torch.float64, "device": device}
-        self._losses = torch.zeros(num_problems, **double)
-        self._by_weight = torch.zeros((outputs, width), **double)
-        self._by_bias = torch.zeros(outputs, **double)
+        self._losses = torch.zeros(num_problems, dtype=torch.float64, device=device)
+        self._by_weight = torch.zeros((outputs, width), dtype=torch.float64, device=device)
+        self._by_bias = torch.zeros(outputs, dtype=torch.float64, device=device)
 
     def add(self, x: np.ndarray | torch.Tensor, labels: np.ndarray, share: np.ndarray) -> None:
         """Take in a block; as ``LogisticPass.add``."""
@@ -168,19 +167,20 @@ class TorchNetworks:
     ) -> None:
         """Take one step of AdamW; as ``dense.Networks.step``."""
         with _reported(self._device):
-            gradient = self._gradient(
-                *(_moved(part, self._device) for part in (x, labels, shares))
-            )
+            gradient = self._gradient(*(_moved(part, self._device) for part in (x, labels, shares)))
             self._steps += 1
-            column = {"device": self._device, "dtype": torch.float32}
-            rates = torch.tensor([[s.learning_rate * pace] for s in self._settings], **column)
-            decays = torch.tensor([[s.weight_decay] for s in self._settings], **column)
+            rates = self._of_each([s.learning_rate * pace for s in self._settings])
+            decays = self._of_each([s.weight_decay for s in self._settings])
             mean, square = self._moments
             mean.lerp_(gradient, 1 - BETAS[0])
             square.lerp_(gradient * gradient, 1 - BETAS[1])
             self._parameters *= 1 - rates * decays
             spread = (square / (1 - BETAS[1] ** self._steps)).sqrt_() + EPSILON
             self._parameters -= rates / (1 - BETAS[0] ** self._steps) * mean / spread
+
+    def _of_each(self, values: Sequence[float]) -> torch.Tensor:
+        """Return what each network has of its own, ``(num_networks, 1)``."""
+        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
 
     def _gradient(
         self, x: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
@@ -214,8 +214,7 @@ class TorchNetworks:
 
     def _kept(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return what each unit is multiplied with: 0 where it is dropped."""
-        rates = torch.tensor([s.dropout for s in self._settings], device=self._device)
-        rates = rates[:, None, None]
+        rates = self._of_each([s.dropout for s in self._settings])[:, None]
         chances = torch.rand(hidden.shape, generator=self._random, device=self._device)
         return (chances >= rates) / (1 - rates)
 

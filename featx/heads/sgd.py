@@ -14,7 +14,6 @@ import numpy as np
 from featx.errors import ConfigError
 from featx.heads.head import Layer, silence_absent
 
-
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Features ``(n, num_features)`` float32, labels ``(n,)``, and what each counts ``(n,)``."""
 
@@ -109,7 +108,7 @@ def fit_sgd(
             yield features[rows], labels[rows], shares[rows]
 
     widths = features.shape[1], num_classes
-    layer = train_sgd(batches, len(labels), widths, options, random, progress)
+    layer = train_sgd(batches, len(labels), widths, options, random=random, progress=progress)
     return silence_absent(layer, labels)
 
 
@@ -118,6 +117,7 @@ def train_sgd(
     num_samples: int,
     widths: tuple[int, int],
     options: SGDOptions,
+    *,
     random: np.random.Generator,
     progress: Callable[[EpochScores], None] | None,
 ) -> Layer:

@@ -32,11 +32,13 @@ class EvaluateReport:
 
     Attributes:
         metrics: Scores of each split; ``"all"`` where the source has only one.
+        classes: Of the model, in index order.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
     """
 
     metrics: dict[str, Metrics]
+    classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     seconds: float
 
@@ -44,6 +46,7 @@ class EvaluateReport:
         """Return the report as JSON values."""
         return {
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "classes": list(self.classes),
             "skipped": [list(image) for image in self.skipped],
             "seconds": self.seconds,
         }
@@ -97,6 +100,7 @@ def evaluate(
     splits = np.array([sample.split for sample in samples])
     return EvaluateReport(
         metrics=_score(logits[usable], labels[usable], splits[usable]),
+        classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
     )

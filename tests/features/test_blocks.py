@@ -1,4 +1,4 @@
-"""Blocks of a feature file: its rows, whatever the order and the layout; what is wrong is noticed."""
+"""Blocks of a feature file: its rows, whatever their order and layout; damage is noticed."""
 
 from __future__ import annotations
 

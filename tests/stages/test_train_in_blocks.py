@@ -179,7 +179,16 @@ def test_a_process_with_less_address_space_than_features(tmp_path: Path, write_c
         limit = 310 * 2**20
         arguments = ["-C", "0.001", "-C", "0.01", "--json", "--overwrite", "--memory", memory]
         return subprocess.run(
-            [sys.executable, "-m", "featx", "train-head", path, "-o", tmp_path / "head", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "featx",
+                "train-head",
+                path,
+                "-o",
+                tmp_path / "head",
+                *arguments,
+            ],
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
             capture_output=True,

@@ -15,7 +15,7 @@ import numpy as np
 from featx.heads.basis import build_basis_of_rows
 from featx.heads.device import Device
 from featx.heads.folds import NUM_FOLDS, Division, HeldOut, stratified_folds
-from featx.heads.linear import STRENGTHS, LinearFit, follow_path, refit
+from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, follow_path, refit
 from featx.heads.logistic import Logistic
 from featx.heads.rows import Rows, Survey
 
@@ -47,7 +47,8 @@ def fit_linear_in_blocks(
     """
     weights = np.ones(len(labels)) if weights is None else weights
     basis, basis_of_kept = build_basis_of_rows(rows, survey)
-    kept, best, path, inner = survey.kept, None, (), None
+    kept, best, inner = survey.kept, None, None
+    path: tuple[PathPoint, ...] = ()
     left_out = np.full(len(labels), -2)
     if len(strengths) > 1 or judge:
         fold = stratified_folds(labels[kept], NUM_FOLDS, seed=seed)

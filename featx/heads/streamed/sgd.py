@@ -47,5 +47,5 @@ def fit_sgd_in_blocks(
             yield x, labels[numbers], counts[numbers]
 
     widths = rows.shape[1], num_classes
-    layer = train_sgd(batches, len(labels), widths, options, random, progress)
+    layer = train_sgd(batches, len(labels), widths, options, random=random, progress=progress)
     return silence_absent(layer, labels)

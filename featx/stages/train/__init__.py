@@ -1,15 +1,24 @@
 """Stage 2: fit a head on cached features.
 
-options    what a user chooses, and what comes back
-samples    what the cache gives to train on, and what is wrong with it
-memory     how much there is, and sizes as people write them
-room       where training takes place: in memory or in blocks, on the CPU or a GPU
-blocks     training in passes over the file
-fitting    from samples to heads that are ready to be written, and their scores
-stage      train_head(): open the cache, fit, score, write
+options     what a user chooses, and what comes back
+samples     what the cache gives to train on, and what is wrong with it
+memory      how much there is, and sizes as people write them
+room        where training takes place: in memory or in blocks, on the CPU or a GPU
+blocks      training in passes over the file
+fitting     from samples to heads that are ready to be written, and their scores
+stage       train_head(): open the cache, fit, score, write
+comparison  compare(): the same head on several caches, side by side
 """
 
+from featx.stages.train.comparison import ComparedCache, CompareReport, compare
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.stage import train_head
 
-__all__ = ["TrainOptions", "TrainReport", "train_head"]
+__all__ = [
+    "CompareReport",
+    "ComparedCache",
+    "TrainOptions",
+    "TrainReport",
+    "compare",
+    "train_head",
+]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.features.blocks import FeatureRows, reading_blocks
+from featx.features.blocks import FeatureRows
 from featx.features.file import FeatureFile
 from featx.heads.class_weight import weights_of
 from featx.heads.device import Device
@@ -94,7 +94,9 @@ class Blocked:
         union = np.unique(np.concatenate(draws))
         features = self._survey(union).features
         return [
-            Samples(features[np.searchsorted(union, rows)], labels[rows], num_classes, weights[rows])
+            Samples(
+                features[np.searchsorted(union, rows)], labels[rows], num_classes, weights[rows]
+            )
             for rows in draws
         ]
 

@@ -32,7 +32,7 @@ def training_rows(cache: FeatureFile) -> np.ndarray:
     Raises:
         SourceError: There are none, or fewer than two classes have any.
     """
-    rows = cache.rows("train")
+    rows: np.ndarray = cache.rows("train")
     unlabelled = int((cache.labels[rows] < 0).sum())
     rows = rows[cache.labels[rows] >= 0]
     if not (cache.labels >= 0).any():
