@@ -1,4 +1,4 @@
-r"""Training on features larger than memory: writes the table of docs/heads.md's last part.
+r"""Training on features larger than memory: writes the table of docs/memory.md.
 
     python benchmarks/memory.py [--rows 2000000] [--features 1024] [--limit 2GB] [--write]
 

@@ -2,7 +2,7 @@
 
 HDF5 says where each chunk lies, and its bytes come straight into a buffer, the next block while the
 last is worked on. The first pass over all of them compares their sha256 with the header's and
-notes a sum of each chunk. Every later pass compares the sums, which costs a tenth of HDF5's own
+notes a sum of each chunk. Every later pass compares the sums, which costs less than HDF5's own
 checksums and tells as well whether a byte has changed since.
 """
 

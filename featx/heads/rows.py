@@ -81,7 +81,8 @@ class Survey:
         kept: Numbers of the samples that are kept in memory, ascending, ``(n,)``.
         features: Theirs, raw, ``(n, num_features)`` float32.
         correlation: Between features, seen on enough of the samples; ``(num_features,
-            num_features)`` float64, or empty where there are too many features.
+            num_features)`` float64, or empty where there are too many features, or none were asked
+            for.
     """
 
     mean: np.ndarray
@@ -91,16 +92,19 @@ class Survey:
     correlation: np.ndarray
 
 
-def survey(rows: Rows, trained: np.ndarray, kept: np.ndarray) -> tuple[Survey, np.ndarray]:
+def survey(
+    rows: Rows, trained: np.ndarray, kept: np.ndarray, *, correlate: bool = True
+) -> tuple[Survey, np.ndarray]:
     """Return what one pass says of training samples, and which of all samples are not finite.
 
     Args:
         rows: All samples, those that judge the head among them.
         trained: Numbers of those that train it, ascending, ``(N,)``.
         kept: Which of the training samples to keep, ascending: their places in ``trained``.
+        correlate: Look at correlations too.
     """
     moments, bad = Moments(rows.shape[1]), []
-    products = _Products(rows.shape[1], len(trained))
+    products = _Products(rows.shape[1] if correlate else 0, len(trained))
     features = np.empty((len(kept), rows.shape[1]), np.float32)
     wanted = trained[kept]
     for where, values in rows.blocks():
@@ -133,7 +137,8 @@ class _Products:
     def __init__(self, num_features: int, num_samples: int) -> None:
         width = num_features if num_features <= MOST_CORRELATED else 0
         self._squares, self._sum = np.zeros((width, width)), np.zeros(width)
-        self._step = -(-num_samples // max(_ROWS_AT_LEAST, _ROWS_PER_FEATURE * num_features))
+        enough = max(_ROWS_AT_LEAST, _ROWS_PER_FEATURE * num_features)
+        self._step = max(1, -(-num_samples // enough))
         self._seen, self._count = 0, 0
         self._shift: np.ndarray | None = None
 

@@ -123,6 +123,8 @@ class Blocked:
 
     def _choose(self) -> np.ndarray:
         """Return which of the training samples are kept in memory."""
+        if self.options.head == "linear" and self.options.solver == "sgd":
+            return np.zeros(0, np.int64)
         choose = choose_judges if self.options.head == "mlp" else choose_kept
         return choose(
             self.labels,
@@ -133,7 +135,8 @@ class Blocked:
         )
 
     def _survey(self, kept: np.ndarray) -> Survey:
-        surveyed, bad = survey(self.every, self.rows, kept)
+        correlate = self.options.head == "linear" and self.options.solver == "lbfgs"
+        surveyed, bad = survey(self.every, self.rows, kept, correlate=correlate)
         require_finite(self.cache, bad)
         return surveyed
 

@@ -34,9 +34,9 @@ def parse_memory(memory: str | int) -> int:
 def free_memory() -> int:
     """Return the bytes that this process may still take: of the machine, its group, its limit."""
     free = [_available()]
-    for limit, used in _GROUPS:
+    for group in _GROUPS:
         try:
-            free.append(int(limit.read_text()) - int(used.read_text()))
+            free.append(_left_in(*group))
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
     limited, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -46,13 +46,21 @@ def free_memory() -> int:
     return max(0, min(free))
 
 
-_GROUPS = [
-    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    )
-]
+_CGROUPS = Path("/sys/fs/cgroup")
+_GROUPS = (
+    (_CGROUPS, "memory.max", "memory.current", "inactive_file"),
+    (
+        *(_CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+)
+"""Folder, files of limit and use, and the part of the use that is files the kernel can drop."""
+
+
+def _left_in(folder: Path, limit: str, used: str, dropped: str) -> int:
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    taken = int((folder / used).read_text()) - int(statistics.get(dropped, 0))
+    return int((folder / limit).read_text()) - taken
 
 
 def _available() -> int:
