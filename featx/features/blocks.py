@@ -68,7 +68,7 @@ class FeatureRows:
         return self._column.bytes_read
 
     def only(self, rows: np.ndarray) -> FeatureRows:
-        """Return some of these rows; ``rows`` are their positions here, ascending."""
+        """Return some of these rows; ``rows`` ``(n,)`` are their positions here, ascending."""
         return FeatureRows(self._column, self._rows[rows])
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
