@@ -130,7 +130,7 @@ class StandardisedRows:
         return self._rows.num_pieces
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield as ``Rows.blocks``, standardised."""
+        """Yield as ``Rows.blocks``, standardised ``(n, num_features)``."""
         for where, values in self._rows.blocks(order):
             values -= self.shift  # noqa: PLW2901
             values *= self._factor  # noqa: PLW2901

@@ -31,7 +31,7 @@ class AnyNetworks(Protocol):
         """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
 
     def step(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, pace: float) -> None:
-        """Take one step of AdamW on the weighted mean log loss of a batch."""
+        """Take one step of AdamW on the weighted mean log loss of a batch ``(n, in)``."""
 
 
 class LogisticPass(Protocol):

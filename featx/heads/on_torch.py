@@ -85,7 +85,7 @@ class TorchPass:
         self._by_bias = torch.zeros(outputs, dtype=torch.float64, device=device)
 
     def add(self, x: np.ndarray | torch.Tensor, labels: np.ndarray, share: np.ndarray) -> None:
-        """Take in a block; as ``LogisticPass.add``."""
+        """Take in a block ``(n, width)``; as ``LogisticPass.add``."""
         with _reported(self._device):
             x, wanted = _moved(x, self._device), _moved(labels, self._device)
             shares = _moved(share, self._device)  # (p, n)
@@ -165,7 +165,7 @@ class TorchNetworks:
         *,
         pace: float,
     ) -> None:
-        """Take one step of AdamW; as ``dense.Networks.step``."""
+        """Take one step of AdamW on a batch ``(n, in)``; as ``dense.Networks.step``."""
         with _reported(self._device):
             gradient = self._gradient(*(_moved(part, self._device) for part in (x, labels, shares)))
             self._steps += 1

@@ -64,7 +64,7 @@ class ArrayRows:
         return -(-len(self._features) // self._step)
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield which samples these are, and a copy of their features, piece by piece."""
+        """Yield which samples these are, and a copy of their features ``(n, num_features)``."""
         for piece in range(self.num_pieces) if order is None else order.tolist():
             start = piece * self._step
             stop = min(start + self._step, len(self._features))

@@ -46,7 +46,7 @@ def choose_kept(
 def choose_judges(
     labels: np.ndarray, num_features: int, num_classes: int, *, memory: int, seed: int
 ) -> np.ndarray:
-    """Return which samples decide when to stop, ascending: a tenth of them at most.
+    """Return which of ``(N,)`` samples decide when to stop, ascending: a tenth at most.
 
     As ``choose_kept``, but never the only sample of a class.
     """

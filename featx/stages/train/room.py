@@ -30,7 +30,7 @@ def fits_into_memory(
 
     Args:
         cache: The features.
-        rows: Numbers of those that train.
+        rows: Numbers of those that train, ``(n,)``.
         options: What is trained.
         memory: Bytes that they may take.
 

@@ -57,7 +57,7 @@ def training_rows(cache: FeatureFile) -> np.ndarray:
 
 
 def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
-    """Check that there are no rows with NaN or infinite features; ``bad`` are their numbers.
+    """Check that no row has NaN or infinite features; ``bad`` ``(n,)`` are numbers of such.
 
     Raises:
         ArtifactInvalid: There are.
