@@ -1,17 +1,17 @@
-"""How fast images become features: rounds in turn, medians into docs/performance.md.
+"""How fast images become features, beside the peers: rounds in turn, into docs/performance.md.
 
-    python benchmarks/extraction.py [--data ../shared/data] [--rounds 5]
+    python benchmarks/extraction.py [--case resnet18 --case photos …] [--rounds 5] [--share 0.2]
 
-- featx, with each of its engines: what ``featx.extract`` takes, from opening the source to the
-  published file.
-- A loop over torch's DataLoader, as one writes it by hand, and as one does who knows that
-  convolutions are faster with ``channels_last``; it keeps nothing on the disk.
-- The ceiling of each engine: the forward passes alone, over pixels that are in memory.
+Each run is a process of its own, and they take turns. What is timed is extraction alone: the clock
+starts when everything is imported and the network is built, and stops when all features are there.
+featx's has then also opened the source, kept a log, and published and verified a file; the peers
+keep theirs in memory (see peers.py and ours.py). The ceiling is the forward pass alone, over pixels
+in memory, on all cores.
 
-Each is a process of its own. The clock starts after the imports, and after the graph was built.
 Weights are random: they change no time. Ratios are medians over rounds of the ratio within a round,
 so that a busy moment of the machine counts on both sides. Processor time counts all processes and
-threads, and hardly depends on what else the machine does.
+threads, and hardly depends on what else the machine does. Memory is the proportional set size of
+the process and its children, sampled in a round of its own, which is not timed.
 """
 
 from __future__ import annotations
@@ -19,270 +19,319 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import click
+from photos import enlarge, evenly, jpegs_of
 from report import ROOT, table, write_measured
+from timed import READY
 
 DATA = ROOT.parent / "shared" / "data"
-LOADER, LOADER_CL = "DataLoader loop", "DataLoader loop, channels_last"
-ORT, TORCH = "featx, onnxruntime", "featx, torch"
-CEILINGS = {ORT: "ceiling, onnxruntime", TORCH: "ceiling, torch"}
-VARIANTS = (LOADER, LOADER_CL, ORT, CEILINGS[ORT], TORCH, CEILINGS[TORCH])
+HERE, PEER_FOLDER = Path(__file__).parent, ROOT / ".venv-bench"
+PEERS = {
+    "DataLoader": "DataLoader loop",
+    "channels_last": "DataLoader loop, channels_last",
+    "timm": "timm",
+    "img2vec": "img2vec-pytorch",
+    "thingsvision": "thingsvision",
+}
+FEATX = {
+    "featx onnxruntime": "featx",
+    "featx onnxruntime scaled": "featx, `--decode scaled`",
+    "featx onnxruntime int8": "featx, `--precision int8`",
+    "featx onnxruntime int8 scaled": "featx, `--precision int8 --decode scaled`",
+    "featx torch": "featx, `--engine torch`",
+}
+_SAMPLED_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: a backbone over the photos of a folder."""
+    """What is run.
 
+    Attributes:
+        name: By which it is chosen, and its marks in the document are known.
+        title: Of the table.
+        backbone: As torchvision names it.
+        variants: Keys of ``PEERS`` and ``FEATX``.
+        count: Most images.
+        weights: As featx takes them.
+    """
+
+    name: str
     title: str
-    source: Path
     backbone: str
-    weights: str
-    ceiling_images: int
+    variants: Sequence[str]
+    count: int
+    weights: str = "none"
 
 
-def images_of(source: Path) -> list[Path]:
-    return sorted(source.rglob("*.jpg"))
+LOOPS = ("DataLoader", "channels_last")
+USUAL = (*LOOPS, "timm", "thingsvision", "featx onnxruntime")
+CASES = (
+    Case(
+        "resnet18",
+        "ResNet-18, 224 px, {:,} photos of 500×375",
+        "resnet18",
+        (
+            *(*LOOPS, "timm", "img2vec", "thingsvision"),
+            *("featx onnxruntime", "featx onnxruntime int8", "featx torch"),
+        ),
+        1000,
+    ),
+    Case(
+        "photos",
+        "ResNet-18, 224 px, {:,} photos of 4000×3000",
+        "resnet18",
+        (
+            *(*LOOPS, "timm", "thingsvision", "featx onnxruntime", "featx onnxruntime scaled"),
+            "featx onnxruntime int8 scaled",
+        ),
+        200,
+    ),
+    Case(
+        "tiny",
+        "`tiny`, {:,} CIFAR-10 JPEGs of 32×32",
+        "tiny",
+        (*LOOPS, "featx onnxruntime", "featx torch"),
+        10000,
+        "default",
+    ),
+    Case("mobilenet", "MobileNetV3-small, {:,} photos", "mobilenet_v3_small", USUAL, 1000),
+    Case("efficientnet", "EfficientNet-B0, {:,} photos", "efficientnet_b0", USUAL, 120),
+    Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", USUAL, 64),
+    Case("convnext", "ConvNeXt-tiny, {:,} photos", "convnext_tiny", USUAL, 64),
+)
 
 
-def extraction(engine: str, case: Case, folder: Path) -> Callable[[], int]:
-    """Return featx, its graph built."""
-    from featx.stages.extract import ExtractOptions, extract
-
-    options = ExtractOptions(backbone=case.backbone, weights=case.weights, engine=engine)  # type: ignore[arg-type]
-    first = images_of(case.source)[0]
-    (folder / "one" / "a").mkdir(parents=True)
-    (folder / "one" / "a" / first.name).write_bytes(first.read_bytes())
-    extract(folder / "one", folder / "one.h5", options)
-    return lambda: extract(case.source, folder / "f.h5", options).num_images
-
-
-def forward_only(engine: str, case: Case, _folder: Path) -> Callable[[], int]:
-    """Return forward passes over random pixels, as many at once as the engine takes."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    from featx.backbones.engines import default_batch_size
-    from featx.images.read_ahead import num_cores
-    from featx.stages.extract import ExtractOptions
-    from featx.stages.extract.backbone import LazyBackbone
-
-    backbone = LazyBackbone(
-        ExtractOptions(backbone=case.backbone, weights=case.weights, engine=engine)  # type: ignore[arg-type]
-    )
-    spec = backbone.spec()
-    runner, size = backbone.engine(spec), spec.preprocess.image_size
-    batch = default_batch_size(runner, size)
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-    rounds = -(-case.ceiling_images // batch)
-    runner.features(pixels)
-
-    def run() -> int:
-        if runner.is_parallel:
-            with ThreadPoolExecutor(num_cores()) as pool:
-                list(pool.map(lambda _: runner.features(pixels), range(rounds)))
-        else:
-            for _ in range(rounds):
-                runner.features(pixels)
-        return rounds * batch
-
-    return run
+def source_of(case: Case, data: Path, folder: Path, share: float) -> Path:
+    """Return a folder of a case's images."""
+    photos, count = data / "hymenoptera_data" / "train", max(8, round(share * case.count))
+    if case.name == "photos":
+        return enlarge(photos, folder / "large", count=count)
+    if case.name == "tiny":
+        return unpacked(data / "cifar10_jpeg" / "cifar10_jpeg.tar.gz", folder / "cifar10", count)
+    if count >= len(jpegs_of(photos)):
+        return photos
+    for path in evenly(jpegs_of(photos), count):
+        target = folder / case.name / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return folder / case.name
 
 
-def data_loader(case: Case, *, memory_format: str) -> Callable[[], int]:
-    """Return a loop as one writes it by hand."""
-    import numpy as np
-    import torch
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import models, transforms
-
-    from featx.backbones.tiny import MEAN, STD, Tiny
-
-    if case.backbone == "tiny":
-        model: Any = Tiny()
-        model.head = torch.nn.Identity()
-        steps = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    else:
-        model = models.get_model(case.backbone, weights=None)
-        model.fc = torch.nn.Identity()
-        normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        square = [transforms.Resize(256), transforms.CenterCrop(224)]
-        steps = [*square, transforms.ToTensor(), normalize]
-    layout = getattr(torch, memory_format)
-    model.eval().to(memory_format=layout)
-    transform, paths = transforms.Compose(steps), images_of(case.source)
-
-    class Photos(Dataset[torch.Tensor]):
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __getitem__(self, index: int) -> torch.Tensor:
-            tensor: torch.Tensor = transform(Image.open(paths[index]).convert("RGB"))
-            return tensor
-
-    workers = len(os.sched_getaffinity(0))
-    loader = DataLoader(Photos(), batch_size=32, num_workers=workers)
-
-    def run() -> int:
-        features = []
-        with torch.inference_mode():
-            for images in loader:
-                batch = images.to(memory_format=layout)
-                features.append(model(batch).numpy())
-        return len(np.concatenate(features))
-
-    return run
-
-
-def prepared(variant: str, case: Case, folder: Path) -> Callable[[], int]:
-    """Return what is timed; it returns the number of images."""
-    if variant in (LOADER, LOADER_CL):
-        layout = "contiguous_format" if variant == LOADER else "channels_last"
-        return data_loader(case, memory_format=layout)
-    make = forward_only if variant.startswith("ceiling") else extraction
-    return make(variant.partition(", ")[2], case, folder)
-
-
-def processor_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-@click.group(invoke_without_command=True)
-@click.option("--data", type=click.Path(path_type=Path), default=DATA)
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--images", default=4000, show_default=True, help="Of CIFAR-10.")
-@click.option("--write/--no-write", default=True, help="Put the tables into docs/performance.md.")
-@click.pass_context
-def main(context: click.Context, data: Path, rounds: int, images: int, write: bool) -> None:
-    """Time all variants in turn and print the tables."""
-    if context.invoked_subcommand:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        photos = data / "hymenoptera_data" / "train"
-        cases = [
-            Case("ResNet-18, 224 px, {:,} photos of 500×375", photos, "resnet18", "none", 200),
-            Case(
-                "`tiny`, {:,} CIFAR-10 JPEGs of 32×32",
-                unpacked(data, Path(folder), images),
-                "tiny",
-                "default",
-                4000,
-            ),
-        ]
-        text = "\n".join([described(rounds), *(measured(case, rounds) for case in cases)])
-    print(text)
-    if write:
-        write_measured("docs/performance.md", text)
-
-
-def unpacked(data: Path, folder: Path, count: int) -> Path:
-    """Return a folder of the first images of the archive, spread over its classes."""
-    source = folder / "cifar10"
-    with tarfile.open(data / "cifar10_jpeg" / "cifar10_jpeg.tar.gz") as archive:
+def unpacked(archive: Path, folder: Path, count: int) -> Path:
+    """Return a folder of the first images of an archive, spread over its classes."""
+    with tarfile.open(archive) as opened:
         members = sorted(
-            (member for member in archive.getmembers() if member.name.endswith(".jpg")),
+            (member for member in opened.getmembers() if member.name.endswith(".jpg")),
             key=lambda member: Path(member.name).name,
         )
-        archive.extractall(source, members=members[:count], filter="data")
-    return source
+        opened.extractall(folder, members=members[:count], filter="data")
+    return folder
+
+
+def interpreter(variant: str) -> str | None:
+    """Return the Python that has what a variant needs; None where it is not installed."""
+    if variant in LOOPS or variant not in PEERS:
+        return sys.executable
+    name = "thingsvision" if variant == "thingsvision" else "peers"
+    python = PEER_FOLDER / name / "bin" / "python"
+    return str(python) if python.is_file() else None
+
+
+def has_int8() -> bool:
+    """Return whether ``featx extract`` knows ``--precision int8``."""
+    from featx.cli.extract import extract
+
+    return any(
+        "int8" in getattr(option.type, "choices", ())
+        for option in extract.params
+        if option.name == "precision"
+    )
+
+
+def run_one(variant: str, case: Case, source: Path, *, sampled: bool = False) -> dict[str, float]:
+    """Run a variant in a process of its own; with its peak memory in MB where that is sampled."""
+    python = interpreter(variant)
+    assert python
+    count = str(len(jpegs_of(source)))
+    if variant in PEERS:
+        command = [python, str(HERE / "peers.py"), variant, str(source), case.backbone]
+    else:
+        own = [variant, str(source), case.backbone, case.weights, count]
+        command = [python, str(HERE / "ours.py"), *own]
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OMP_") and (python == sys.executable or name != "PYTHONPATH")
+    }
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        ready = any(line.strip() == READY for line in lines)
+        memory = Memory(process.pid) if sampled and ready else None
+        rest = list(lines)
+        if process.wait() or not ready:
+            errors.seek(0)
+            raise SystemExit(f"{variant} failed:\n{errors.read()[-4000:]}")
+        seen: dict[str, float] = json.loads(rest[-1])
+    return seen if memory is None else seen | {"memory": memory.stop()}
+
+
+class Memory:
+    """Samples how much memory a process and its children take, from a thread.
+
+    Pages that several of them share count in equal parts.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._peak, self._over = pid, 0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """Return the most there was, MB."""
+        self._over.set()
+        self._thread.join()
+        return self._peak / 1e6
+
+    def _sample(self) -> None:
+        while not self._over.is_set():
+            self._peak = max(self._peak, sum(map(_memory_of, _family(self._pid))))
+            time.sleep(_SAMPLED_SECONDS)
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for parent in found:
+        for tasks in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, tasks.read_text().split())
+            except OSError:
+                continue  # ended meanwhile
+    return found
+
+
+def _memory_of(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def measured(case: Case, source: Path, rounds: int) -> str:
+    """Return the table of one case."""
+    known = [v for v in case.variants if "int8" not in v or has_int8()]
+    variants = [v for v in known if interpreter(v)]
+    ceilings = {
+        f"ceiling{v.removeprefix('featx')}": v
+        for v in variants
+        if v.startswith("featx") and "scaled" not in v
+    }
+    ran = [*variants, *ceilings]
+    memory, seen = {}, {variant: list[dict[str, float]]() for variant in ran}
+    for variant in ran:
+        if variant in FEATX:
+            run_one(variant, case, source)  # builds the graph
+        memory[variant] = run_one(variant, case, source, sampled=True)["memory"]
+    for number in range(rounds):
+        turn = number % len(ran)
+        for variant in ran[turn:] + ran[:turn]:
+            seen[variant].append(run_one(variant, case, source))
+            print(f"{case.name}, round {number + 1}, {variant}: {seen[variant][-1]}", flush=True)
+    fastest = max((v for v in variants if v in PEERS), key=lambda v: _median(seen[v], "speed"))
+    rows = [_row(variant, seen, memory[variant], fastest, ceilings) for variant in ran]
+    rows += [[PEERS[v], "not installed", *[""] * 4] for v in known if v not in variants]
+    columns = [
+        case.title.format(len(jpegs_of(source))),
+        *("images/s", "against the fastest peer", "of its ceiling"),
+        *("processor time an image", "peak memory"),
+    ]
+    return f"{described(rounds)}\n\n{table(columns, rows)}"
+
+
+def _row(
+    variant: str,
+    seen: dict[str, list[dict[str, float]]],
+    memory: float,
+    fastest: str,
+    ceilings: dict[str, str],
+) -> list[str]:
+    own = {made: ceiling for ceiling, made in ceilings.items()}
+    # What decodes scaled runs the same graph.
+    ceiling = own.get(variant) or own.get(variant.removesuffix(" scaled"))
+    name = PEERS.get(variant) or FEATX.get(variant) or f"ceiling of {FEATX[ceilings[variant]]}"
+    return [
+        name,
+        f"{_median(seen[variant], 'speed'):,.{0 if _median(seen[variant], 'speed') >= 10 else 1}f}",
+        f"{ratio(seen, variant, fastest):.2f} ×",
+        f"{ratio(seen, variant, ceiling):.2f}" if ceiling else "",
+        f"{_median(seen[variant], 'processor'):.1f} ms",
+        f"{memory:,.0f} MB",
+    ]
+
+
+def _median(runs: Sequence[dict[str, float]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
+
+
+def ratio(seen: dict[str, list[dict[str, float]]], one: str, other: str) -> float:
+    """Return the median over rounds of the ratio of two speeds."""
+    pairs = zip(seen[one], seen[other], strict=True)
+    return statistics.median(a["speed"] / b["speed"] for a, b in pairs)
 
 
 def described(rounds: int) -> str:
+    """Return the machine, its load and the versions, in a sentence."""
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "pillow")
     )
     cores = len(os.sched_getaffinity(0))
     return (
         f"{cores} cores, {platform.machine()}, Python {platform.python_version()}, {versions}; "
-        f"medians of {rounds} rounds.\n"
+        f"medians of {rounds} rounds; load of the machine after them {os.getloadavg()[1]:.1f}."
     )
 
 
-def run_one(variant: str, case: Case) -> dict[str, float]:
-    """Run a variant in a process of its own."""
-    values = [case.title, str(case.source), case.backbone, case.weights, str(case.ceiling_images)]
-    command = [sys.executable, __file__, "one", variant, *values]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    seen: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
-    return seen
-
-
-def measured(case: Case, rounds: int) -> str:
-    """Return the table of one case."""
-    seen: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-    run_one(ORT, case)  # builds the graph
-    for number in range(rounds):
-        turn = VARIANTS[number % len(VARIANTS) :] + VARIANTS[: number % len(VARIANTS)]
-        for variant in turn:
-            seen[variant].append(run_one(variant, case))
-    rows = []
-    for variant in VARIANTS:
-        ceiling = CEILINGS.get(variant)
-        rows.append(
-            [
-                variant,
-                f"{statistics.median(run['speed'] for run in seen[variant]):,.0f}",
-                f"{ratio(seen, 'speed', variant, LOADER):.2f} ×",
-                "" if ceiling is None else f"{ratio(seen, 'speed', variant, ceiling):.2f}",
-                f"{statistics.median(run['processor'] for run in seen[variant]):.2f} ms",
-                "" if ceiling is None else f"{ratio(seen, 'processor', ceiling, variant):.2f}",
-                f"{max(run['memory'] for run in seen[variant]):,.0f} MB",
-            ]
-        )
-    columns = [
-        case.title.format(len(images_of(case.source))),
-        *("images/s", "against the loop", "of its ceiling", "processor time an image"),
-        *("of its ceiling", "peak memory"),
-    ]
-    return table(columns, rows)
-
-
-def ratio(seen: dict[str, list[dict[str, float]]], name: str, one: str, other: str) -> float:
-    """Return the median over rounds of ``one / other``."""
-    pairs = zip(seen[one], seen[other], strict=True)
-    return statistics.median(a[name] / b[name] for a, b in pairs)
-
-
-@main.command(hidden=True)
-@click.argument("variant")
-@click.argument("title")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("backbone")
-@click.argument("weights")
-@click.argument("ceiling_images", type=int)
-def one(variant: str, **values: Any) -> None:
-    """Run one variant once and print JSON."""
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=DATA)
+@click.option(
+    "--case",
+    "names",
+    multiple=True,
+    type=click.Choice([case.name for case in CASES]),
+    help="Which to run; all by default.",
+)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--share", default=1.0, show_default=True, help="Of each case's images.")
+@click.option("--write/--no-write", default=True, help="Put the tables into docs/performance.md.")
+def main(data: Path, names: tuple[str, ...], rounds: int, share: float, write: bool) -> None:
+    """Time all variants in turn, print the tables, and put them into docs/performance.md."""
     with tempfile.TemporaryDirectory() as folder:
-        run = prepared(variant, Case(**values), Path(folder))
-        processor, start = processor_seconds(), time.perf_counter()
-        count = run()
-        seconds = time.perf_counter() - start
-        processor = processor_seconds() - processor
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(
-        json.dumps(
-            {
-                "speed": count / seconds,
-                "processor": 1e3 * processor / count,
-                "memory": memory / 1e6,
-            }
-        )
-    )
+        for case in CASES:
+            if not names or case.name in names:
+                text = measured(case, source_of(case, data, Path(folder), share), rounds)
+                print(text, flush=True)
+                if write:
+                    write_measured("docs/performance.md", text, name=case.name)
 
 
 if __name__ == "__main__":

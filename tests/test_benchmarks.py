@@ -23,7 +23,7 @@ def test_it_starts(script: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(script.parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parent), *sys.path])},
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,20 @@ def cache_folder() -> Path:
     return home / "featx"
 
 
+def _graph_fingerprint(spec: BackboneSpec) -> str:
+    """Return the fingerprint that a graph is kept by: of both ways to decode, that of one."""
+    return replace(spec, preprocess=replace(spec.preprocess, decode="full")).fingerprint
+
+
 def graph_path(spec: BackboneSpec) -> Path:
     """Return where the graph of a backbone is kept."""
     versions = "-".join(metadata.version(name) for name in _SHAPED_BY)
-    return cache_folder() / "graphs" / f"{spec.fingerprint}-{OPSET}-{versions}.onnx"
+    return cache_folder() / "graphs" / f"{_graph_fingerprint(spec)}-{OPSET}-{versions}.onnx"
 
 
 def bundled_graph_path(spec: BackboneSpec) -> Path:
     """Return where the graph of a backbone lies that comes with one."""
-    return BUNDLED / f"{spec.backbone}-{spec.fingerprint[:16]}-{OPSET}.onnx"
+    return BUNDLED / f"{spec.backbone}-{_graph_fingerprint(spec)[:16]}-{OPSET}.onnx"
 
 
 def bundled_request_path(request: BackboneRequest) -> Path:

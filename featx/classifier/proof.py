@@ -35,6 +35,10 @@ class Proof:
         top1_agreement: Share of images with the same top class, in [0, 1]; below 1 only where two
             classes tie within the bound.
         max_batch_difference: Largest absolute logit difference between batch sizes 1 and 3.
+        max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
+            scaled, for the same images decoded in full; None where there is no difference between
+            both ways.
+        full_top1_agreement: As ``top1_agreement``, likewise.
     """
 
     num_images: int
@@ -43,10 +47,13 @@ class Proof:
     bound: float
     top1_agreement: float
     max_batch_difference: float
+    max_full_difference: float | None = None
+    full_top1_agreement: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the proof as JSON values."""
-        return asdict(self) | {"batch_sizes": list(_BATCH_SIZES)}
+        """Return the proof as JSON values, without what was not compared."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return values | {"batch_sizes": list(_BATCH_SIZES)}
 
 
 def prove(
@@ -56,6 +63,7 @@ def prove(
     expected: np.ndarray,
     *,
     bound: float,
+    full: Iterable[np.ndarray] | None = None,
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
@@ -65,6 +73,9 @@ def prove(
         names: Of the images, for the error message.
         expected: Logits of the head on cached features, ``(num_images, num_classes)``.
         bound: Largest absolute logit difference allowed.
+        full: The images decoded in full, where ``images`` were decoded scaled. What the file
+            answers for these is measured, not bounded: a client that cannot decode scaled should
+            know, and who chose to decode scaled has accepted it.
 
     Raises:
         ParityError: A logit, a top class, or a batch differs by more.
@@ -81,6 +92,7 @@ def prove(
             bound=bound,
         )
     resized = _answers(classifier, [resize(image, classifier.preprocess) for image in images])
+    others = None if full is None else _answers(classifier, full)
     return Proof(
         num_images=len(images),
         max_difference=difference,
@@ -88,8 +100,10 @@ def prove(
             resized, expected, names, bound=rounding, hint=" once the image is resized"
         ),
         bound=bound,
-        top1_agreement=float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        top1_agreement=_agreement(answered, expected),
         max_batch_difference=_check_batches(classifier, images, bound=rounding),
+        max_full_difference=None if others is None else float(np.abs(others - expected).max()),
+        full_top1_agreement=None if others is None else _agreement(others, expected),
     )
 
 
@@ -117,6 +131,10 @@ def _require_close(
             bound=bound,
         )
     return largest
+
+
+def _agreement(answered: np.ndarray, expected: np.ndarray) -> float:
+    return float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
 def _top_class_is_settled(answered: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=int, metavar="PIXELS")
 @click.option("--resize", type=int, metavar="PIXELS")
 @click.option("--crop", type=click.Choice(["center", "none"]))
+@click.option("--decode", type=click.Choice(["full", "scaled"]))
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="and the stored type.")
 @click.option(
     "--verify-content",

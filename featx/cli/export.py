@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_bytes, human_seconds, print_fields, step_status
+from featx.cli.output import full_decode, human_bytes, human_seconds, print_fields, step_status
 
 
 @click.command()
@@ -66,6 +66,7 @@ def export(
             "model": f"{human_bytes(report.num_bytes)}, image → "
             f"{len(report.header.classes)} logits, probabilities",
             "proof": proof,
+            **full_decode(report.header),
             "time": human_seconds(report.seconds),
             "written": report.path,
         }

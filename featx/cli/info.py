@@ -11,7 +11,7 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import human_bytes, print_fields, print_json, print_metrics
+from featx.cli.output import full_decode, human_bytes, print_fields, print_json, print_metrics
 from featx.errors import ArtifactInvalid
 
 if TYPE_CHECKING:
@@ -76,12 +76,14 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         if preprocess["crop"] == "center"
         else f"resize to {preprocess['image_size']}×{preprocess['image_size']}"
     )
-    yield "preprocess", f"{crop}, {preprocess['interpolation']}"
+    scaled = ", JPEGs decoded scaled" if preprocess.get("decode") == "scaled" else ""
+    yield "preprocess", f"{crop}, {preprocess['interpolation']}{scaled}"
     yield "source", details["source"]
     if details.get("skipped"):
         yield "skipped", f"{len(details['skipped']):,} images"
     if header.kind == "classifier":
         yield "proof", _describe_proof(details["proof"])
+        yield from full_decode(header).items()
     yield "fingerprint", f"{header.fingerprint[:16]}…"
     yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
 

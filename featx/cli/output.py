@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from featx.artifact import Header
     from featx.heads.metrics import Metrics
 
 _SKIPPED_SHOWN = 10
@@ -28,6 +29,17 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def full_decode(header: Header) -> dict[str, str]:
+    """Return what a classifier of scaled JPEGs answers for full ones, as a field; else nothing."""
+    proof = header.details.get("proof") or {}
+    if "max_full_difference" not in proof:
+        return {}
+    agreement, difference = proof["full_top1_agreement"], proof["max_full_difference"]
+    return {
+        "full decode": f"same class in {agreement:.0%}, largest logit difference {difference:.1e}"
+    }
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,6 +5,8 @@
 - Transparent images are laid over white. Grey, palette and CMYK images become RGB.
 - 16-bit grey is scaled to 8 bits. 32-bit integer and float images are refused: their range is
   not known.
+- A JPEG is decoded at a half, a quarter or an eighth of its size where the preprocessing spec says
+  "scaled" and both sides stay at least twice as long as what they are resized to.
 - Refused as well: truncated or damaged files, more than ``max_pixels`` pixels (told by the header,
   before any is decoded) or ``MAX_FILE_BYTES``, and anything that is not a regular file.
 """
@@ -18,10 +20,10 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from featx.errors import ConfigError, ImageError
-from featx.images.preprocess import check_aspect_ratio
+from featx.images.preprocess import PreprocessSpec, check_aspect_ratio, draft_size
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -71,19 +73,35 @@ def content_digest(content: bytes | np.ndarray) -> bytes:
 
 
 def pixels_of(
-    content: bytes | np.ndarray, *, sample_id: str, max_pixels: int = MAX_PIXELS
+    content: bytes | np.ndarray,
+    *,
+    sample_id: str,
+    max_pixels: int = MAX_PIXELS,
+    preprocess: PreprocessSpec | None = None,
 ) -> np.ndarray:
     """Return what a source reads as pixels, ``(height, width, 3)`` uint8, RGB.
+
+    Args:
+        content: An encoded image, or its pixels, which are taken as they are.
+        sample_id: Names the image in errors.
+        max_pixels: Height times width allowed, of the whole image.
+        preprocess: What the pixels are for; None decodes in full.
 
     Raises:
         ImageError: It is an encoded image that cannot be used, or has more than ``max_pixels``.
         ConfigError: ``max_pixels`` is out of range.
     """
-    return np.asarray(decoded(content, sample_id=sample_id, max_pixels=max_pixels))
+    return np.asarray(
+        decoded(content, sample_id=sample_id, max_pixels=max_pixels, preprocess=preprocess)
+    )
 
 
 def decoded(
-    content: bytes | np.ndarray, *, sample_id: str, max_pixels: int = MAX_PIXELS
+    content: bytes | np.ndarray,
+    *,
+    sample_id: str,
+    max_pixels: int = MAX_PIXELS,
+    preprocess: PreprocessSpec | None = None,
 ) -> Image.Image | np.ndarray:
     """Return the same pixels as they are at hand, which saves ``preprocess`` a copy or two.
 
@@ -93,7 +111,7 @@ def decoded(
     """
     check_max_pixels(max_pixels)
     if isinstance(content, bytes):
-        return _decoded(content, sample_id, max_pixels)
+        return _decoded(content, sample_id, max_pixels, preprocess)
     _check_size(content.shape[0], content.shape[1], sample_id, max_pixels)
     return content
 
@@ -147,28 +165,37 @@ def _may_be_animated(content: bytes) -> bool:
     return content.startswith(_GIF + _TIFF)
 
 
-def decode_image(content: bytes, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(
+    content: bytes,
+    *,
+    sample_id: str,
+    max_pixels: int = MAX_PIXELS,
+    preprocess: PreprocessSpec | None = None,
+) -> np.ndarray:
     """Return an encoded image's pixels, shape ``(height, width, 3)``, uint8, RGB.
 
     Args:
         content: The whole file.
         sample_id: Names the image in errors.
         max_pixels: Height times width allowed, ``1 <= max_pixels <= MAX_PIXELS``.
+        preprocess: What the pixels are for; None decodes in full.
 
     Raises:
         ImageError: The content is damaged, of an unknown format, too large or too narrow.
         ConfigError: ``max_pixels`` is out of range.
     """
     check_max_pixels(max_pixels)
-    return np.asarray(_decoded(content, sample_id, max_pixels))
+    return np.asarray(_decoded(content, sample_id, max_pixels, preprocess))
 
 
-def _decoded(content: bytes, sample_id: str, max_pixels: int) -> Image.Image:
+def _decoded(
+    content: bytes, sample_id: str, max_pixels: int, preprocess: PreprocessSpec | None
+) -> Image.Image:
     if not content:
         raise ImageError(sample_id, "the file is empty.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb(image, sample_id, max_pixels)
+            return _rgb(image, sample_id, max_pixels, preprocess)
     except ImageError:
         raise
     except UnidentifiedImageError as err:
@@ -181,6 +208,8 @@ def _decoded(content: bytes, sample_id: str, max_pixels: int) -> Image.Image:
 
 def rgb_pixels(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return an open PIL image's pixels by the same rules, ``(height, width, 3)``, uint8, RGB.
+
+    They are taken as they are: to scale a JPEG while it is decoded would change the caller's image.
 
     Raises:
         ImageError: It is damaged, too large, too narrow, or of a mode that is refused.
@@ -209,7 +238,9 @@ def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> Non
     check_aspect_ratio(height, width, sample_id=sample_id)
 
 
-def _rgb(image: Image.Image, sample_id: str, max_pixels: int) -> Image.Image:
+def _rgb(
+    image: Image.Image, sample_id: str, max_pixels: int, preprocess: PreprocessSpec | None = None
+) -> Image.Image:
     width, height = image.size
     _check_size(height, width, sample_id, max_pixels)  # the header's word, before any decoding
     if image.mode in ("I", "F"):
@@ -217,6 +248,8 @@ def _rgb(image: Image.Image, sample_id: str, max_pixels: int) -> Image.Image:
             sample_id,
             f"mode '{image.mode}' (32-bit grey) has no known range; convert it to 8 or 16 bits.",
         )
+    if preprocess:
+        _scale(image, preprocess)
     upright = _upright(image)
     if upright.mode.startswith("I;16"):
         grey = np.asarray(upright).astype(np.uint32)
@@ -228,6 +261,16 @@ def _rgb(image: Image.Image, sample_id: str, max_pixels: int) -> Image.Image:
         white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
         upright = Image.alpha_composite(white, layers)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _scale(image: Image.Image, preprocess: PreprocessSpec) -> None:
+    """Have a JPEG decoded at part of its size, where the spec wants that and the size allows it.
+
+    An image that lies on its side is resized lying, so its EXIF orientation makes no difference.
+    """
+    smallest = draft_size(image.height, image.width, preprocess)
+    if smallest and isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.draft(None, smallest[::-1])
 
 
 def _upright(image: Image.Image) -> Image.Image:

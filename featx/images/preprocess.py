@@ -18,6 +18,7 @@ from featx.errors import ConfigError, ImageError
 
 Crop = Literal["center", "none"]
 Interpolation = Literal["bilinear", "bicubic"]
+Decode = Literal["full", "scaled"]
 
 MAX_ASPECT_RATIO = 100
 """A longer strip would be resized to an image of a hundred times the network's input."""
@@ -41,6 +42,8 @@ class PreprocessSpec:
         interpolation: Filter of the (antialiased) resize.
         mean: Per channel R, G, B, for values in [0, 1].
         std: Per channel R, G, B, for values in [0, 1].
+        decode: ``"full"``; or ``"scaled"``, where a JPEG much larger than the resize target is
+            decoded at a half, a quarter or an eighth of its size (``draft_size``).
 
     Raises:
         ConfigError: A value is out of range.
@@ -52,6 +55,7 @@ class PreprocessSpec:
     std: tuple[float, float, float]
     crop: Crop = "center"
     interpolation: Interpolation = "bilinear"
+    decode: Decode = "full"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "resize"):
@@ -68,6 +72,8 @@ class PreprocessSpec:
             raise ConfigError(
                 f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}."
             )
+        if self.decode not in get_args(Decode):
+            raise ConfigError(f"decode must be 'full' or 'scaled'; got {self.decode!r}.")
         if self.crop == "none" and self.resize != self.image_size:
             raise ConfigError(
                 f"without a crop the image is resized to {self.image_size} pixels; "
@@ -85,9 +91,14 @@ class PreprocessSpec:
             )
 
     def with_overrides(
-        self, *, image_size: int | None, resize: int | None, crop: Crop | None
+        self,
+        *,
+        image_size: int | None,
+        resize: int | None,
+        crop: Crop | None,
+        decode: Decode | None = None,
     ) -> PreprocessSpec:
-        """Return the spec with a user's geometry.
+        """Return the spec with a user's geometry and way to decode; None leaves the spec's own.
 
         An image size given alone also becomes the resize, so that the shorter side just fills the
         square.
@@ -103,11 +114,18 @@ class PreprocessSpec:
             std=self.std,
             crop=new_crop,
             interpolation=self.interpolation,
+            decode=self.decode if decode is None else decode,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON values."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Return the spec as JSON values.
+
+        Full decoding is left out, so that it keeps the fingerprint it had when there was no other.
+        """
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if self.decode == "full":
+            del values["decode"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -148,6 +166,22 @@ def resized_shape(height: int, width: int, spec: PreprocessSpec) -> tuple[int, i
         return spec.image_size, spec.image_size
     short = min(height, width)
     return spec.resize * height // short, spec.resize * width // short
+
+
+def draft_size(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int] | None:
+    """Return the height and width below which a JPEG must not be scaled as it is decoded.
+
+    That is twice what it is resized to, so that the resize still has two pixels for each of its own
+    to filter. None where the spec wants it decoded in full.
+
+    >>> spec = PreprocessSpec(224, 256, (0, 0, 0), (1, 1, 1), decode="scaled")
+    >>> draft_size(3000, 4000, spec)
+    (512, 682)
+    """
+    if spec.decode == "full":
+        return None
+    new_height, new_width = resized_shape(height, width, spec)
+    return 2 * new_height, 2 * new_width
 
 
 def crop_offset(length: int, image_size: int) -> int:

@@ -16,6 +16,7 @@ _READERS = {
     "head": "featx.heads.head:open_head",
     "classifier": "featx.classifier.session:open_classifier",
 }
+_COMPARED = ("backbone", "layer", "pool", "image_size", "resize", "crop", "decode", "dtype")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CheckOptions:
         image_size: See there.
         resize: See there.
         crop: See there.
+        decode: See there.
         dtype: See there.
         verify_content: Compare the images' content hashes, not sizes and times.
         seconds: Longest time that reading the file may take.
@@ -43,6 +45,7 @@ class CheckOptions:
     image_size: int | None = None
     resize: int | None = None
     crop: str | None = None
+    decode: str | None = None
     dtype: str | None = None
     verify_content: bool = False
     seconds: float = 600
@@ -148,11 +151,10 @@ def _compare(path: Path, source: str | Path | None, options: CheckOptions) -> Ch
 
 def _differing_settings(header: Header, options: CheckOptions) -> list[str]:
     """Return a line for each setting asked for, and the weights' file, that is another now."""
-    made = {**header.spec, **header.spec["preprocess"], "dtype": header.details["dtype"]}
+    own = {"decode": "full", **header.spec["preprocess"], "dtype": header.details["dtype"]}
+    made = {**header.spec, **own}
     asked = {
-        name: value
-        for name in ("backbone", "layer", "pool", "image_size", "resize", "crop", "dtype")
-        if (value := getattr(options, name)) not in (None, "auto")
+        name: value for name in _COMPARED if (value := getattr(options, name)) not in (None, "auto")
     }
     lines = differing_settings(asked, {name: made.get(name) for name in asked})
     return lines + _differing_weights(header, options)

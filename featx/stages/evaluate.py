@@ -124,7 +124,12 @@ def _run(
 
     def decode(index: int) -> np.ndarray:
         sample_id = samples[index].sample_id
-        return pixels_of(images.read(index), sample_id=sample_id, max_pixels=max_pixels)
+        return pixels_of(
+            images.read(index),
+            sample_id=sample_id,
+            max_pixels=max_pixels,
+            preprocess=classifier.preprocess,
+        )
 
     with closing(read_ahead(decode, len(samples))) as ahead:
         for index, decoded in enumerate(ahead):

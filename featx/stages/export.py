@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from featx.artifact import (
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network, build_network
-from featx.backbones.onnx_graph import export_network
+from featx.backbones.onnx_graph import export_backbone
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import Weights, open_origin, open_weights, require_sha256
 from featx.classifier.graph import build_classifier, with_header
@@ -30,6 +30,7 @@ from featx.errors import ArtifactMissing, ConfigError, ExportError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, open_head
 from featx.images.decode import content_digest, pixels_of
+from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, open_source
 
@@ -118,7 +119,7 @@ def export_onnx(
     tell("Exporting the backbone")
     network, spec = _rebuild(trained, options)
     graph = build_classifier(
-        export_network(network, image_size=spec.preprocess.image_size),
+        export_backbone(network, spec),
         trained.layers,
         spec.preprocess,
     )
@@ -127,7 +128,14 @@ def export_onnx(
         tell(f"Comparing {len(evidence.images)} images")
         draft = load_classifier(with_header(graph, _header(trained, None)), path=output)
         bound = options.atol or DEFAULT_RTOL * max(1.0, float(np.abs(evidence.logits).max()))
-        proof = prove(draft, evidence.images, evidence.names, evidence.logits, bound=bound)
+        proof = prove(
+            draft,
+            evidence.images,
+            evidence.names,
+            evidence.logits,
+            bound=bound,
+            full=evidence.full,
+        )
     header = _header(trained, proof)
     content = with_header(graph, header)
     with publishing(output, overwrite=options.overwrite) as temporary:
@@ -151,7 +159,7 @@ def _rebuild(head: Head, options: ExportOptions) -> tuple[Network, BackboneSpec]
         layer=spec.layer,
         pool=spec.pool,
     )
-    if rebuilt != spec:
+    if replace(rebuilt, precision=spec.precision, calibration=spec.calibration) != spec:
         raise ExportError(
             f"The backbone {spec.backbone} built here differs from the one the features were made "
             "with. Use the versions of torch and torchvision that extracted them."
@@ -173,11 +181,13 @@ class _Evidence:
         images: Raw pixels, ``(height, width, 3)`` uint8 each.
         names: Sample id of each.
         logits: Of the head on the cached features, ``(num_images, num_classes)``.
+        full: Where ``images`` were decoded scaled: decoded in full, read once and one by one.
     """
 
     images: list[np.ndarray]
     names: list[str]
     logits: np.ndarray
+    full: Iterator[np.ndarray] | None
 
 
 def _gather_evidence(head: Head, options: ExportOptions) -> _Evidence:
@@ -196,22 +206,28 @@ def _gather_evidence(head: Head, options: ExportOptions) -> _Evidence:
         )
     cache = open_features(path)
     require_same_features(head.header, cache.header, path=path)
+    preprocess = PreprocessSpec.from_dict(cache.header.spec["preprocess"])
     rows = np.unique(np.linspace(0, len(cache) - 1, NUM_IMAGES).round().astype(int))
     try:
         source = open_source(options.source or str(cache.header.details["source"]))
-        images = _read_unchanged(source, cache, rows)
+        images = list(_read_unchanged(source, cache, rows, preprocess))
     except SourceError as err:
         raise SourceError(
             f"{err} The images are needed to prove the exported file; give their place with "
             "--source, or export unproven with --no-verify."
         ) from err
-    return _Evidence(
-        images, [cache.sample_ids[row] for row in rows], head.logits(cache.features[rows])
-    )
+    full = _read_unchanged(source, cache, rows) if preprocess.decode == "scaled" else None
+    names = [cache.sample_ids[row] for row in rows]
+    return _Evidence(images, names, head.logits(cache.features[rows]), full)
 
 
-def _read_unchanged(source: ImageSource, cache: FeatureFile, rows: np.ndarray) -> list[np.ndarray]:
-    """Return the pixels of some rows' images.
+def _read_unchanged(
+    source: ImageSource,
+    cache: FeatureFile,
+    rows: np.ndarray,
+    preprocess: PreprocessSpec | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the pixels of some rows' images, decoded as a spec has it, or in full.
 
     Raises:
         SourceError: One is missing, unreadable, or has changed since its features were cached.
@@ -227,10 +243,11 @@ def _read_unchanged(source: ImageSource, cache: FeatureFile, rows: np.ndarray) -
             raise SourceError(
                 f"The image '{name}' of '{source.uri}' has changed since its features were cached."
             )
-        return pixels_of(content, sample_id=name)
+        return pixels_of(content, sample_id=name, preprocess=preprocess)
 
     with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:
-        return [future.result() for future in ahead]
+        for future in ahead:
+            yield future.result()
 
 
 def _header(head: Head, proof: Proof | None) -> Header:

@@ -23,6 +23,7 @@ from featx.images.decode import (
     read_image_file,
     rgb_pixels,
 )
+from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import open_source
 
@@ -144,7 +145,7 @@ class Predictor:
 
     def _decoded_chunk(self, chunk: Sequence[tuple[str, ImageLike]]) -> Iterator[_Decoded]:
         def pixels(i: int) -> np.ndarray:
-            return _pixels(chunk[i][1], chunk[i][0], self._max_pixels)
+            return _pixels(chunk[i][1], chunk[i][0], self._max_pixels, self._classifier.preprocess)
 
         with closing(read_ahead(pixels, len(chunk))) as ahead:
             for (name, _), result in zip(chunk, ahead, strict=True):
@@ -185,12 +186,12 @@ def _name(image: ImageLike, position: int) -> str:
     return str(image) if isinstance(image, (str, Path)) else f"image {position}"
 
 
-def _pixels(image: ImageLike, name: str, max_pixels: int) -> np.ndarray:
+def _pixels(image: ImageLike, name: str, max_pixels: int, preprocess: PreprocessSpec) -> np.ndarray:
     """Return an image's pixels, ``(height, width, 3)`` uint8, by the rules of ``images.decode``."""
     if isinstance(image, (str, Path)):
         image = read_image_file(image, sample_id=name)
     if isinstance(image, bytes):
-        return decode_image(image, sample_id=name, max_pixels=max_pixels)
+        return decode_image(image, sample_id=name, max_pixels=max_pixels, preprocess=preprocess)
     if isinstance(image, Image.Image):
         return rgb_pixels(image, sample_id=name, max_pixels=max_pixels)
     if not isinstance(image, np.ndarray):

@@ -29,8 +29,14 @@ SPEC = PreprocessSpec(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SMALL = replace(SPEC, image_size=24, resize=29)
 
 specs = st.builds(
-    lambda size, more, mean, std, none, interpolation: PreprocessSpec(
-        size, size if none else size + more, mean, std, "none" if none else "center", interpolation
+    lambda size, more, mean, std, none, interpolation, decode: PreprocessSpec(
+        size,
+        size if none else size + more,
+        mean,
+        std,
+        "none" if none else "center",
+        interpolation,
+        decode,
     ),
     st.integers(1, 4096),
     st.integers(0, 4096),
@@ -38,6 +44,7 @@ specs = st.builds(
     st.tuples(*[st.floats(1e-6, 10)] * 3),
     st.booleans(),
     st.sampled_from(["bilinear", "bicubic"]),
+    st.sampled_from(["full", "scaled"]),
 )
 
 
@@ -149,6 +156,12 @@ class TestSpec:
         assert PreprocessSpec.from_dict(values) == spec
         assert PreprocessSpec.from_dict(values).to_dict() == spec.to_dict()
 
+    def test_full_decoding_is_not_spelled_out(self) -> None:
+        """So that specs, and with them fingerprints, of before there was another way stay."""
+        assert "decode" not in SPEC.to_dict()
+        assert PreprocessSpec.from_dict(SPEC.to_dict()).decode == "full"
+        assert replace(SPEC, decode="scaled").to_dict() == SPEC.to_dict() | {"decode": "scaled"}
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -164,6 +177,7 @@ class TestSpec:
             ({"crop": "middle"}, "crop must be 'center' or 'none'; got 'middle'"),
             ({"crop": None}, "crop must be 'center' or 'none'; got None"),
             ({"crop": "none"}, "a resize of 256 cannot be kept. Leave out --resize"),
+            ({"decode": "half"}, "decode must be 'full' or 'scaled'; got 'half'"),
             ({"interpolation": "nearest"}, "must be 'bilinear' or 'bicubic'; got 'nearest'"),
             ({"std": (1, 0, 1)}, r"std above 0; got .*\(1, 0, 1\)"),
             ({"std": (1, -1, 1)}, "std above 0"),
@@ -237,6 +251,12 @@ class TestOverrides:
         spec = replace(SPEC, interpolation="bicubic")
         found = overridden(spec, image_size=96, crop="none")
         assert (found.mean, found.std, found.interpolation) == (spec.mean, spec.std, "bicubic")
+
+    def test_the_way_to_decode_is_one(self) -> None:
+        spec = replace(SPEC, decode="scaled")
+        assert spec.with_overrides(image_size=96, resize=None, crop=None).decode == "scaled"
+        changed = SPEC.with_overrides(image_size=None, resize=None, crop=None, decode="scaled")
+        assert changed == spec
 
     @pytest.mark.parametrize(
         "values",

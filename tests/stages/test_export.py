@@ -55,6 +55,8 @@ def test_the_file_answers_what_the_head_answers(trained: Trained) -> None:
     assert report.proof.num_images == 16  # all, as there are fewer than 64
     assert report.proof.top1_agreement == 1
     assert 0 <= report.proof.max_difference <= report.proof.bound
+    assert report.proof.max_full_difference is None  # there is one way to decode
+    assert "max_full_difference" not in report.header.details["proof"]
     assert report.num_bytes == trained.model.stat().st_size
 
 

@@ -178,7 +178,12 @@ class Loader:
                 if content_digest(image.content) != image.digest:
                     raise ImageError(image.sample_id, "the file changes while it is read.")
         with batch.spent.on("decode"):
-            pixels = decoded(image.content, sample_id=image.sample_id, max_pixels=self.max_pixels)
+            pixels = decoded(
+                image.content,
+                sample_id=image.sample_id,
+                max_pixels=self.max_pixels,
+                preprocess=self.preprocessing,
+            )
             image.content = None
         with batch.spent.on("preprocess"):
             square[:] = preprocess(pixels, self.preprocessing)

@@ -71,7 +71,7 @@ def device_of(options: TrainOptions) -> Device | None:
     """
     if options.device == "cpu":
         return None
-    from featx.backbones.engines import may_have_gpu, resolve_device
+    from featx.backbones.engines.choice import may_have_gpu, resolve_device
 
     if options.device == "auto" and not may_have_gpu():
         return None

@@ -1,0 +1,100 @@
+"""featx, and the ceilings of its engines: what benchmarks/extraction.py starts.
+
+    python benchmarks/ours.py VARIANT SOURCE BACKBONE WEIGHTS IMAGES
+
+featx is timed from opening the source to the published and verified file; the graph was built, and
+for int8 the ranges of activations were measured, by a run before. A ceiling is the forward passes
+of as many images, over pixels that are in memory.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from photos import jpegs_of
+from timed import timed
+
+from featx.backbones.engines import Engine, OnnxEngine, default_batch_size
+from featx.backbones.graph_cache import read_graph
+from featx.backbones.spec import BackboneSpec
+from featx.images.read_ahead import num_cores
+from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract.backbone import LazyBackbone
+
+Run = Callable[[], int]
+
+
+def options_of(variant: str, backbone: str, weights: str) -> ExtractOptions:
+    """Return what a variant like ``onnxruntime int8 scaled`` extracts with."""
+    engine, *more = variant.split()
+    options = ExtractOptions(backbone=backbone, weights=weights, engine=engine)  # type: ignore[arg-type]
+    if "scaled" in more:
+        options = replace(options, decode="scaled")
+    if "int8" in more:
+        options = replace(options, **{"precision": "int8"})
+    return options
+
+
+def extraction(source: Path, options: ExtractOptions, folder: Path) -> Run:
+    """Return an extraction, what it can keep for the next one kept by one before."""
+    before = source if hasattr(options, "precision") and options.precision == "int8" else None
+    if before is None:
+        before, first = folder / "one", jpegs_of(source)[0]
+        (before / "a").mkdir(parents=True)
+        (before / "a" / first.name).write_bytes(first.read_bytes())
+    extract(before, folder / "before.h5", options)
+    return lambda: extract(source, folder / "f.h5", options).num_images
+
+
+def ceiling(source: Path, options: ExtractOptions, folder: Path, images: int) -> Run:
+    """Return the forward passes of as many images, batches as large as the engine takes them."""
+    extraction(source, options, folder)
+    runner, size = engine(options, folder / "before.h5")
+    batch = default_batch_size(runner, size)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+    rounds = -(-images // batch)
+    runner.features(pixels)
+
+    def run() -> int:
+        if runner.is_parallel:
+            with ThreadPoolExecutor(num_cores()) as pool:
+                list(pool.map(lambda _: runner.features(pixels), range(rounds)))
+        else:
+            for _ in range(rounds):
+                runner.features(pixels)
+        return rounds * batch
+
+    return run
+
+
+def engine(options: ExtractOptions, made: Path) -> tuple[Engine, int]:
+    """Return the engine that made a file, and the size of its images."""
+    import featx
+
+    spec = BackboneSpec.from_dict(featx.open_features(made).header.spec)
+    if options.engine == "torch":
+        return LazyBackbone(options).engine(spec), spec.preprocess.image_size
+    graph = read_graph(spec)
+    if graph is None:
+        raise SystemExit(f"no graph of {spec.backbone} is kept")
+    return OnnxEngine(graph), spec.preprocess.image_size
+
+
+def main(arguments: list[str]) -> None:
+    """Time one variant."""
+    variant, source, backbone, weights, images = arguments
+    kind, _, rest = variant.partition(" ")
+    options = options_of(rest, backbone, weights)
+    with tempfile.TemporaryDirectory() as temporary:
+        if kind == "featx":
+            timed(extraction(Path(source), options, Path(temporary)))
+        else:
+            timed(ceiling(Path(source), options, Path(temporary), int(images)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
