@@ -47,7 +47,7 @@ DOORS = {
     ),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/",),
+    "torch": ("backbones/", "heads/on_torch.py"),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "PIL": ("images/", "stages/predict/"),

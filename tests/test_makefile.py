@@ -85,3 +85,21 @@ def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert "make features DATA=photos/ BACKBONE=resnet18" in result.stderr
+
+
+def test_where_node_cannot_be_installed_the_tests_go_on(tmp_path: Path) -> None:
+    for name in ("sh", "dirname", "id"):
+        program = shutil.which(name)
+        assert program
+        (tmp_path / name).symlink_to(program)
+    result = subprocess.run(
+        ["sh", str(ROOT / "tools" / "clients.sh")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert result.stderr == (
+        "The tests of onnxruntime-web will skip: install Node and npm to run them.\n"
+    )

@@ -91,8 +91,7 @@ class Proof:
         hard: Largest absolute logit difference for each kind of hard image.
         accuracy: On the validation split; None where it has no labels.
         max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
-            scaled, for the same images decoded in full; None where there is no difference between
-            both ways.
+            scaled, for the same images decoded in full; None where both are the same.
         full_top1_agreement: As ``top1_agreement``, likewise.
     """
 
@@ -112,7 +111,7 @@ class Proof:
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as JSON values, differences to three digits."""
         values = asdict(self)
-        if self.max_full_difference is None:  # there is one way to decode
+        if self.max_full_difference is None:
             del values["max_full_difference"], values["full_top1_agreement"]
         for name in values:
             if name.endswith("difference"):

@@ -9,14 +9,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.output import (
-    full_decode,
-    human_bytes,
-    human_seconds,
-    print_fields,
-    proof_fields,
-    step_status,
-)
+from featx.cli.output import human_bytes, human_seconds, print_fields, proof_fields, step_status
 
 
 @click.command()
@@ -116,7 +109,6 @@ def export(
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
         f"{len(report.header.classes)} classes, {details['precision']}",
         **proof_fields(details["proof"]),
-        **full_decode(report.header),
         "time": human_seconds(report.seconds),
         "written": report.path,
     }

@@ -12,7 +12,6 @@ import click
 from featx.artifact import kind_of_file
 from featx.cli import options
 from featx.cli.output import (
-    full_decode,
     human_bytes,
     print_fields,
     print_json,
@@ -90,7 +89,6 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         yield "skipped", f"{len(details['skipped']):,} images"
     if header.kind == "classifier":
         yield from _model_fields(path, header)
-        yield from full_decode(header).items()
     yield "fingerprint", f"{header.fingerprint[:16]}…"
     yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
 

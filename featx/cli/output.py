@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from featx.artifact import Header
     from featx.heads.metrics import Metrics
 
 _SKIPPED_SHOWN = 10
@@ -29,17 +28,6 @@ def print_fields(fields: Mapping[str, object]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         click.echo(f"{name:<{width}}  {value}")
-
-
-def full_decode(header: Header) -> dict[str, str]:
-    """Return what a classifier of scaled JPEGs answers for full ones, as a field; else nothing."""
-    proof = header.details.get("proof") or {}
-    if "max_full_difference" not in proof:
-        return {}
-    agreement, difference = proof["full_top1_agreement"], proof["max_full_difference"]
-    return {
-        "full decode": f"same class in {agreement:.0%}, largest logit difference {difference:.1e}"
-    }
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -113,6 +101,11 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
     if hard := proof.get("hard"):
         worst = max(hard, key=hard.__getitem__)
         fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if "max_full_difference" in proof:
+        fields["full decode"] = (
+            f"same class in {proof['full_top1_agreement']:.0%}, largest logit difference "
+            f"{proof['max_full_difference']:.1e}"
+        )
     if accuracy := proof.get("accuracy"):
         of = f" of {accuracy['num_available']:,}"
         fields["accuracy"] = (

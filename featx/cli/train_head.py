@@ -87,6 +87,18 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     is_flag=True,
     help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What features and their copies may take, like 2GB; more are read from the file in "
+    "blocks.  [half of what is free]",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="What lbfgs and MLPs multiply on: auto, cpu or cuda[:i].",
+)
 @click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
@@ -120,6 +132,8 @@ def _options(
     shots: int | None,
     repeats: int | None,
     no_calibrate: bool,
+    memory: str | None,
+    device: str,
     seed: int,
     overwrite: bool,
     **training: Any,
@@ -156,6 +170,8 @@ def _options(
         class_weight=_class_weight(class_weight),
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         calibrate=not no_calibrate,
+        memory=memory,
+        device=device,
         seed=seed,
         overwrite=overwrite,
     )
@@ -229,6 +245,8 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
     if len(path) > 1:
         _print_path(path, report.choice["strength"])
     fields: dict[str, object] = {"head": _describe(report.choice)}
+    if blocks := report.choice.get("in_blocks"):
+        fields["features"] = _describe_blocks(blocks)
     if report.calibration:
         fields["calibration"] = _describe_calibration(report.calibration)
     fields |= {"time": human_seconds(report.seconds), "written": report.path}
@@ -274,6 +292,13 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
     ]
     print_table(["C", *(title for title, _ in known.values())], rows)
     click.echo()
+
+
+def _describe_blocks(blocks: Mapping[str, Any]) -> str:
+    return (
+        f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks, {blocks['kept']:,} samples kept in "
+        "memory"
+    )
 
 
 def _describe_calibration(calibration: Calibration) -> str:

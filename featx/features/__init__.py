@@ -8,6 +8,7 @@
     values    which numbers a row may hold
     publish   from the log to the file
     file      the schema and the reader
+    blocks    reading features block by block, where they do not fit into memory
     storage   every byte that is written goes through here
 
 The only place that touches h5py.

@@ -7,7 +7,7 @@ it reads: whatever is not exactly this schema is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +53,8 @@ class FeatureFile:
         sample_ids: Path of each image relative to the source; N strings.
         digests: Content hash of each image; ``(N, 16)`` uint8.
         stamps: Size in bytes and modification time in ns of each image's file; ``(N, 2)`` int64.
+        features_checked: Whether the features were compared with their sha256 when it was opened;
+            if not, they are when all of them are first read.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class FeatureFile:
     sample_ids: tuple[str, ...]
     digests: np.ndarray
     stamps: np.ndarray
+    features_checked: bool = True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -103,9 +106,19 @@ class FeatureFile:
             ArtifactMissing: The file is gone.
             ArtifactInvalid: It was damaged or replaced since it was opened.
         """
-        with self._same_file() as file, _translated(self.path):
-            rows: np.ndarray = file["features"][:].astype(np.float32, copy=False)
-        return rows
+        with self.same_file() as file, translated(self.path):
+            rows: np.ndarray = file["features"][:]
+        if not self.features_checked:
+            self.require_digest("features", hashlib.sha256(rows.data))
+        return rows.astype(np.float32, copy=False)
+
+    def require_digest(self, column: str, digest: hashlib._Hash) -> None:
+        """Check that what was read of a column has the sha256 in the header.
+
+        Raises:
+            ArtifactInvalid: It has not.
+        """
+        _require_digest(self.path, self.header, column, digest)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
@@ -117,16 +130,22 @@ class FeatureFile:
             ArtifactMissing: The file is gone.
             ArtifactInvalid: It was damaged or replaced since it was opened.
         """
-        with self._same_file() as file:
+        with self.same_file() as file:
 
             def rows_at(numbers: np.ndarray) -> np.ndarray:
-                with _translated(self.path):
+                with translated(self.path):
                     return _rows_at(file["features"], numbers)
 
             yield rows_at
 
     @contextmanager
-    def _same_file(self) -> Iterator[h5py.File]:
+    def same_file(self) -> Iterator[h5py.File]:
+        """Yield the HDF5 file, open for reading.
+
+        Raises:
+            ArtifactMissing: The file is gone.
+            ArtifactInvalid: It was damaged or replaced since it was opened.
+        """
         file, header = _open(self.path)
         with file:
             if header != self.header:  # its checksums tell one content from another
@@ -149,12 +168,16 @@ class FeatureFile:
         return len(self.labels)
 
 
-def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
+def open_features(
+    path: str | Path, *, verify: bool = True, features_later: bool = False
+) -> FeatureFile:
     """Open a feature file and check all of it.
 
     Args:
         path: The HDF5 file.
         verify: Compare each column with its sha256; leave out only for a file you have verified.
+        features_later: Compare the features when all of them are first read, which saves reading
+            them twice.
 
     Raises:
         ArtifactMissing: The file is not there.
@@ -164,7 +187,7 @@ def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
     path = Path(path)
     with _opened(path) as (file, header):
         if verify:
-            _require_digests(file, header, path)
+            _require_digests(file, header, path, COLUMNS[1:] if features_later else COLUMNS)
         opened = FeatureFile(
             path=path,
             header=header,
@@ -175,6 +198,7 @@ def open_features(path: str | Path, *, verify: bool = True) -> FeatureFile:
             ),
             digests=file["digests"][:],
             stamps=file["stamps"][:],
+            features_checked=not (verify and features_later),
         )
     _require_range(path, "labels", opened.labels, -1, len(opened.classes))
     _require_range(path, "splits", opened.splits, 0, len(SPLITS))
@@ -188,7 +212,7 @@ def verify_features(path: Path) -> None:
         ArtifactError: As ``open_features``.
     """
     with _opened(path) as (file, header):
-        _require_digests(file, header, path)
+        _require_digests(file, header, path, COLUMNS)
         for name, low, stop in (("labels", -1, len(header.classes)), ("splits", 0, len(SPLITS))):
             for block in _blocks(file[name]):
                 _require_range(path, name, block, low, stop)
@@ -198,14 +222,14 @@ def verify_features(path: Path) -> None:
 def _opened(path: Path) -> Iterator[tuple[h5py.File, Header]]:
     """Yield the HDF5 file, and its header once both are checked; translate h5py's errors."""
     file, header = _open(path)
-    with file, _translated(path):
+    with file, translated(path):
         yield file, header
 
 
 def _open(path: Path) -> tuple[h5py.File, Header]:
     _require_finished(path)
     require_file(path, made_by="featx extract")
-    with _translated(path):
+    with translated(path):
         file = h5py.File(path, "r", locking=False)
         try:
             header = _read_header(file, path)
@@ -217,7 +241,7 @@ def _open(path: Path) -> tuple[h5py.File, Header]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
     try:
         yield
@@ -313,21 +337,25 @@ def _storage_problem(column: h5py.Dataset) -> str | None:
     return None
 
 
-def _require_digests(file: h5py.File, header: Header, path: Path) -> None:
-    """Compare each column with its sha256, reading it block by block."""
-    stored = header.details.get("sha256")
-    if not isinstance(stored, dict):
-        raise ArtifactInvalid(path, f"'{path}': its header lists no sha256 of its columns.")
-    for name in COLUMNS:
+def _require_digests(file: h5py.File, header: Header, path: Path, columns: Sequence[str]) -> None:
+    """Compare columns with their sha256, reading them block by block."""
+    for name in columns:
         digest = hashlib.sha256()
         for block in _blocks(file[name]):
             digest.update(block.data)
-        if stored.get(name) != digest.hexdigest():
-            raise ArtifactInvalid(
-                path,
-                f"'{path}': column '{name}' does not have the sha256 it was written with; the "
-                "file is damaged or was altered. Run featx extract again.",
-            )
+        _require_digest(path, header, name, digest)
+
+
+def _require_digest(path: Path, header: Header, column: str, digest: hashlib._Hash) -> None:
+    stored = header.details.get("sha256")
+    if not isinstance(stored, dict):
+        raise ArtifactInvalid(path, f"'{path}': its header lists no sha256 of its columns.")
+    if stored.get(column) != digest.hexdigest():
+        raise ArtifactInvalid(
+            path,
+            f"'{path}': column '{column}' does not have the sha256 it was written with; the file "
+            "is damaged or was altered. Run featx extract again.",
+        )
 
 
 def _require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:

@@ -4,12 +4,17 @@
     linear         L2-regularised logistic regression along a path of strengths, by
     logistic       the objective, evaluated for many problems in one pass over the features,
     lbfgs          many smooth convex problems at once, and
+    moments        mean and deviation of features, block by block
+    rows           features that are read block by block
     basis          standardised features and the eigenbasis of their covariance
     ridge          least squares on one-hot targets, judged by leave-one-out
     centroid       nearest centroid by cosine
     sgd            the tutorials' recipe
     mlp            hidden layers, AdamW, early stopping, on
     dense          perceptrons of one shape, trained side by side
+    device         what the products run on, where it is not numpy, by
+    on_torch       torch
+    streamed       the same heads on features that do not fit into memory
     with_sklearn   scikit-learn's logistic regression
     fit            one way to call them all
     few_shot       drawing a few samples of each class, again and again

@@ -7,13 +7,16 @@ out, so 4,096 features of 245 images cost no more than 245.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from featx.heads.head import Layer, fold_standardisation, standardisation
+from featx.heads.rows import MOST_CORRELATED, Rows, Survey
 
-_ROTATE_UP_TO = 2048
+_LITTLE_CANCELS = 4
+"""Deviations that a mean may be away from 0, for products of raw features to be precise enough."""
 _DOUBLE_UP_TO = 2**22
 """Values in the features: as many are kept in float64; of more, float32 is precise enough."""
 _ROWS_FOR_COVARIANCE = 2**14
@@ -27,7 +30,8 @@ class Basis:
 
     Attributes:
         samples: ``(N, width)`` float32 or float64, C-contiguous: the standardised features, or,
-            where these are wider than samples are many, their coordinates in the basis.
+            where these are wider than samples are many, their coordinates in the basis. Those that
+            do not fit into memory come block by block.
         directions: The basis in the space of standardised features, ``(num_features, rank)``
             float64, orthonormal columns.
         variances: Of the samples along each direction, ``(rank,)`` float64.
@@ -36,7 +40,7 @@ class Basis:
         scale: Of the raw features, ``(num_features,)``.
     """
 
-    samples: np.ndarray
+    samples: np.ndarray | StandardisedRows
     directions: np.ndarray
     variances: np.ndarray
     rotated: bool
@@ -50,6 +54,17 @@ class Basis:
     def from_samples(self, gradient: np.ndarray) -> np.ndarray:
         """Return a gradient ``(*, width)`` by sample weights as one by the basis, ``(*, rank)``."""
         return gradient if self.rotated else gradient @ self.directions
+
+    def samples_at(self, rows: np.ndarray) -> np.ndarray:
+        """Return some samples ``(n, width)`` of those in memory.
+
+        Raises:
+            TypeError: The samples are not in memory.
+        """
+        if isinstance(self.samples, np.ndarray):
+            chosen: np.ndarray = self.samples[rows]
+            return chosen
+        raise TypeError("these samples are read block by block")
 
     def layer(self, weight: np.ndarray, bias: np.ndarray) -> Layer:
         """Return the layer for raw features.
@@ -70,19 +85,104 @@ def build_basis(features: np.ndarray) -> Basis:
     mean, scale = standardisation(features)
     samples = standardise(features, mean, scale)
     n, d = samples.shape
-    if min(n, d) > _ROTATE_UP_TO:
+    if min(n, d) > MOST_CORRELATED:
         return Basis(samples, np.eye(d), np.ones(d), True, mean, scale)
     if d <= n:
         some = samples[:: -(-n // _ROWS_FOR_COVARIANCE)]
-        variances, directions = np.linalg.eigh((some.T @ some).astype(np.float64) / len(some))
-        floor = _ROUNDING * max(float(variances[-1]), 1e-300)
-        return Basis(samples, directions, np.maximum(variances, floor), False, mean, scale)
+        variances, directions = _eigenbasis((some.T @ some).astype(np.float64) / len(some))
+        return Basis(samples, directions, variances, False, mean, scale)
     samples = samples.astype(np.float64)
     variances, vectors = np.linalg.eigh(samples @ samples.T / n)
     keep = variances > 1e-10 * max(float(variances[-1]), 1e-300)
     variances = variances[keep]
     directions = samples.T @ vectors[:, keep] / np.sqrt(variances * n)
     return Basis(samples @ directions, directions, variances, True, mean, scale)
+
+
+class StandardisedRows:
+    """Standardised features that are read block by block.
+
+    Args:
+        rows: Raw.
+        mean: ``(num_features,)``.
+        scale: ``(num_features,)``, above 0.
+        some: A sample of them, standardised, ``(n, num_features)`` float32.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, rows: Rows, mean: np.ndarray, scale: np.ndarray, some: np.ndarray) -> None:
+        self._rows, self.some = rows, some
+        self.shift, self._factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
+        self._can_wait = bool((np.abs(mean) <= _LITTLE_CANCELS * scale).all())
+
+    def __len__(self) -> int:
+        return self._rows.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of samples, and features of each."""
+        return self._rows.shape
+
+    @property
+    def num_pieces(self) -> int:
+        """Parts that can be read in any order."""
+        return self._rows.num_pieces
+
+    def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield as ``Rows.blocks``, standardised ``(n, num_features)``."""
+        for where, values in self._rows.blocks(order):
+            values -= self.shift  # noqa: PLW2901
+            values *= self._factor  # noqa: PLW2901
+            yield where, values
+
+    def for_product(
+        self, columns: np.ndarray, offset: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Iterator[tuple[slice, np.ndarray]]]:
+        """Return weights ``(width, m)`` and biases ``(m, 1)``, and the blocks that they are for.
+
+        Where means are not much larger than deviations, the features stay raw, which saves touching
+        each of them twice, and the weights are changed instead.
+        """
+        if not self._can_wait:
+            return columns, offset, self.blocks()
+        scaled = columns * self._factor[:, None]
+        return scaled, offset - (self.shift @ scaled)[:, None], self._rows.blocks()
+
+    def gradient(self, by_weight: np.ndarray, by_bias: np.ndarray) -> np.ndarray:
+        """Return the gradient ``(m, width)`` by weight, of sums over the blocks ``for_product``."""
+        if not self._can_wait:
+            return by_weight
+        gradient: np.ndarray = (by_weight - by_bias.reshape(-1, 1) * self.shift) * self._factor
+        return gradient
+
+
+def build_basis_of_rows(rows: Rows, survey: Survey) -> tuple[Basis, Basis]:
+    """Return features that are read block by block, standardised, with the basis for them.
+
+    The second is the same basis for the samples that the survey kept.
+
+    Args:
+        rows: Raw features of the training samples, more of them than features.
+        survey: Of the same.
+    """
+    mean, scale = survey.mean, survey.scale
+    some = standardise(survey.features, mean, scale)
+    if survey.correlation.size:
+        variances, directions = _eigenbasis(survey.correlation)
+        rotated = False
+    else:
+        directions, variances, rotated = np.eye(some.shape[1]), np.ones(some.shape[1]), True
+    every = StandardisedRows(rows, mean, scale, some.astype(np.float32, copy=False))
+    kept = Basis(some, directions, variances, rotated, mean, scale)
+    return Basis(every, directions, variances, rotated, mean, scale), kept
+
+
+def _eigenbasis(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return variances and directions of a covariance of standardised features."""
+    variances, directions = np.linalg.eigh(covariance)
+    floor = _ROUNDING * max(float(variances[-1]), 1e-300)
+    return np.maximum(variances, floor), directions
 
 
 def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -15,9 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8
-_ROWS_AT_ONCE = 4096
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+"""AdamW's."""
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,9 @@ class Networks:
         self._widths = tuple(widths)
         self._settings = tuple(settings)
         self._random = [np.random.default_rng(setting.seed) for setting in settings]
-        self._parameters = np.stack([_initial(self._widths, random) for random in self._random])
+        self._parameters = np.stack(
+            [initial_parameters(self._widths, random) for random in self._random]
+        )
         self._moments = np.zeros((2, *self._parameters.shape), np.float32)
         self._steps = 0
 
@@ -73,8 +76,8 @@ class Networks:
         """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
         layers = split_layers(self._parameters, self._widths)
         parts = []
-        for start in range(0, len(x), _ROWS_AT_ONCE):
-            hidden = x[None, start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(x), ROWS_AT_ONCE):
+            hidden = x[None, start : start + ROWS_AT_ONCE]
             for weight, bias in layers[:-1]:
                 hidden = np.maximum(hidden @ weight + bias, 0)
             parts.append(hidden @ layers[-1][0] + layers[-1][1])
@@ -94,17 +97,17 @@ class Networks:
         decays = np.array([s.weight_decay for s in self._settings], np.float32)[:, None]
         self._steps += 1
         mean, square = self._moments
-        first, second = (np.float32(beta) for beta in _BETAS)
+        first, second = (np.float32(beta) for beta in BETAS)
         mean += (1 - first) * (gradient - mean)
         gradient *= gradient
         square += (1 - second) * (gradient - square)
         rates *= np.float32(pace)
         self._parameters *= 1 - rates * decays
         np.sqrt(square, out=gradient)
-        gradient /= np.float32(np.sqrt(1 - _BETAS[1] ** self._steps))
-        gradient += np.float32(_EPSILON)
+        gradient /= np.float32(np.sqrt(1 - BETAS[1] ** self._steps))
+        gradient += np.float32(EPSILON)
         np.divide(mean, gradient, out=gradient)
-        gradient *= rates / np.float32(1 - _BETAS[0] ** self._steps)
+        gradient *= rates / np.float32(1 - BETAS[0] ** self._steps)
         self._parameters -= gradient
 
     def _gradient(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -161,8 +164,13 @@ def split_layers(
     return layers
 
 
-def _initial(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
-    """Return parameters as torch's Linear draws them, flat."""
+def initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
+    """Return parameters as torch's Linear draws them, ``(num_parameters,)`` float32.
+
+    Args:
+        widths: Features, hidden sizes, outputs.
+        random: They are drawn from.
+    """
     parts = []
     for inputs, outputs in pairwise(widths):
         bound = 1 / np.sqrt(inputs)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from featx.heads.centroid import fit_centroid
+from featx.heads.centroid import CentroidFit, fit_centroid
+from featx.heads.device import Device
 from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
-from featx.heads.linear import fit_linear
-from featx.heads.mlp import MLPOptions, fit_mlp
-from featx.heads.ridge import fit_ridge
+from featx.heads.linear import LinearFit, fit_linear
+from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp
+from featx.heads.ridge import RidgeFit, fit_ridge
 from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
 
 
@@ -55,16 +56,27 @@ class Fitted:
 
 
 def fit_logistic_head(
-    samples: Samples, strengths: Sequence[float], *, solver: str, judge: bool, seed: int
+    samples: Samples,
+    strengths: Sequence[float],
+    *,
+    solver: str,
+    judge: bool,
+    seed: int,
+    device: Device | None = None,
 ) -> Fitted:
     """Return logistic regression by ``"lbfgs"`` or ``"sklearn"``; see ``fit_linear``."""
+    chosen: dict[str, Any] = {"strengths": strengths, "weights": samples.weights}
     if solver == "sklearn":
-        from featx.heads.with_sklearn import fit_with_sklearn as fit
+        from featx.heads.with_sklearn import fit_with_sklearn
+
+        linear = fit_with_sklearn(*samples.arrays, **chosen, judge=judge, seed=seed)
     else:
-        fit = fit_linear
-    linear = fit(
-        *samples.arrays, strengths=strengths, weights=samples.weights, judge=judge, seed=seed
-    )
+        linear = fit_linear(*samples.arrays, **chosen, judge=judge, seed=seed, device=device)
+    return logistic_fitted(linear, solver=solver, seed=seed)
+
+
+def logistic_fitted(linear: LinearFit, *, solver: str, seed: int) -> Fitted:
+    """Return a logistic regression with what was chosen."""
     choice = {
         "head": "linear",
         "solver": solver,
@@ -81,7 +93,11 @@ def fit_logistic_head(
 
 def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
     """Return ridge on one-hot targets; see ``fit_ridge``."""
-    ridge = fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights)
+    return ridge_fitted(fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights))
+
+
+def ridge_fitted(ridge: RidgeFit) -> Fitted:
+    """Return a ridge head with what was chosen."""
     choice = {
         "head": "linear",
         "solver": "ridge",
@@ -93,7 +109,11 @@ def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
 
 def fit_centroid_head(samples: Samples) -> Fitted:
     """Return nearest centroid by cosine; see ``fit_centroid``."""
-    centroid = fit_centroid(*samples.arrays, weights=samples.weights)
+    return centroid_fitted(fit_centroid(*samples.arrays, weights=samples.weights))
+
+
+def centroid_fitted(centroid: CentroidFit) -> Fitted:
+    """Return a nearest-centroid head."""
     return Fitted((centroid.layer,), {"head": "linear", "solver": "centroid"}, centroid.held_out)
 
 
@@ -106,13 +126,25 @@ def fit_sgd_head(
 ) -> Fitted:
     """Return the tutorials' recipe; see ``fit_sgd``. It holds nothing out."""
     layer = fit_sgd(*samples.arrays, options, weights=samples.weights, seed=seed, progress=progress)
+    return sgd_fitted(layer, options, seed=seed)
+
+
+def sgd_fitted(layer: Layer, options: SGDOptions, *, seed: int) -> Fitted:
+    """Return the recipe's head with the recipe."""
     choice = {"head": "linear", "solver": "sgd", **asdict(options), "seed": seed}
     return Fitted((layer,), choice, None)
 
 
-def fit_mlp_head(samples: Samples, options: MLPOptions, *, seed: int) -> Fitted:
+def fit_mlp_head(
+    samples: Samples, options: MLPOptions, *, seed: int, device: Device | None = None
+) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
-    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed)
+    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed, device=device)
+    return mlp_fitted(mlp, options, seed=seed)
+
+
+def mlp_fitted(mlp: MLPFit, options: MLPOptions, *, seed: int) -> Fitted:
+    """Return an MLP with what was chosen."""
     choice = {
         "head": "mlp",
         "solver": "adamw",

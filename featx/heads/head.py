@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
+from featx.heads.moments import Moments
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
@@ -71,17 +72,10 @@ def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The scale is the standard deviation, 1 where a feature is constant.
     """
-    mean, squares = np.zeros((2, features.shape[1]))  # squares: of the differences to the mean
+    moments = Moments(features.shape[1])
     for start in range(0, len(features), _BLOCK_ROWS):
-        block = features[start : start + _BLOCK_ROWS].astype(np.float64)
-        here = block.mean(axis=0)
-        block -= here
-        share = len(block) / (start + len(block))
-        squares += np.einsum("nd,nd->d", block, block) + (here - mean) ** 2 * start * share
-        mean += (here - mean) * share
-    scale = np.sqrt(squares / len(features))
-    constant = scale <= 1e-7 * np.abs(mean) + 1e-30  # rounding of its own value, or nothing
-    return mean, np.where(constant, 1.0, scale)
+        moments.add(features[start : start + _BLOCK_ROWS])
+    return moments.standardisation()
 
 
 def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> Layer:

@@ -16,6 +16,7 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.basis import build_basis
+from featx.heads.device import Device
 from featx.heads.folds import Division, HeldOut, divide
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping
@@ -86,6 +87,7 @@ def fit_linear(
     weights: np.ndarray | None = None,
     judge: bool = False,
     seed: int = 0,
+    device: Device | None = None,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best.
 
@@ -97,6 +99,7 @@ def fit_linear(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         judge: Cross-validate a single strength too, which is then known on held-out samples.
         seed: Decides the folds.
+        device: What the products run on; None for numpy.
     """
     basis = build_basis(features)
     weights = np.ones(len(labels)) if weights is None else weights
@@ -104,11 +107,13 @@ def fit_linear(
     path: tuple[PathPoint, ...] = ()
     if len(strengths) > 1 or judge:
         division = divide(labels, seed=seed)
-        samples = Logistic(basis, labels, num_classes, weights=weights, division=division)
-        best, path = _follow(samples, division, strengths)
+        samples = Logistic(
+            basis, labels, num_classes, weights=weights, division=division, device=device
+        )
+        best, path = follow_path(samples, division, strengths)
     strength = best.point.strength if best else float(strengths[0])
-    everything = Logistic(basis, labels, num_classes, weights=weights)
-    optimum = _refit(everything, strength, best)
+    everything = Logistic(basis, labels, num_classes, weights=weights, device=device)
+    optimum = refit(everything, strength, best)
     return LinearFit(
         layer=everything.layer(optimum.variables[0]),
         strength=strength,
@@ -122,7 +127,7 @@ def fit_linear(
 
 
 @dataclass(frozen=True, eq=False)
-class _Solved:
+class Solved:
     """One strength on every fold.
 
     Attributes:
@@ -140,11 +145,20 @@ class _Solved:
     held_out: HeldOut
 
 
-def _follow(
+def follow_path(
     samples: Logistic, division: Division, strengths: Sequence[float]
-) -> tuple[_Solved, tuple[PathPoint, ...]]:
-    """Return the best strength and the whole path, weakest ``C`` first."""
-    before: list[_Solved] = []
+) -> tuple[Solved, tuple[PathPoint, ...]]:
+    """Return the best strength and the whole path, weakest ``C`` first.
+
+    Args:
+        samples: What is trained on, with its division.
+        division: Who is held out when.
+        strengths: Values of ``C``, at least one.
+
+    Raises:
+        ConfigError: There are no strengths.
+    """
+    before: list[Solved] = []
     best, path = None, []
     for strength in sorted(strengths):
         solved = _solve_folds(samples, division, strength, before)
@@ -160,8 +174,8 @@ def _follow(
 
 
 def _solve_folds(
-    samples: Logistic, division: Division, strength: float, before: Sequence[_Solved]
-) -> _Solved:
+    samples: Logistic, division: Division, strength: float, before: Sequence[Solved]
+) -> Solved:
     """Return the optimum for each fold left out, starting from the two strengths before."""
     problems = Problems(np.full(len(division.judged), strength), division.judged)
     penalties = samples.penalties(problems)
@@ -180,11 +194,11 @@ def _solve_folds(
         objective=float(minimum.values.mean()),
         gradient_norm=float(minimum.gradient_norms.max()),
     )
-    return _Solved(point, penalties, minimum.variables, minimum.curvature, held_out)
+    return Solved(point, penalties, minimum.variables, minimum.curvature, held_out)
 
 
 def _ahead(
-    samples: Logistic, before: Sequence[_Solved], strength: float, num_folds: int
+    samples: Logistic, before: Sequence[Solved], strength: float, num_folds: int
 ) -> np.ndarray:
     """Return where to start a strength, ``(num_folds, num_variables)``: on along the path."""
     if not before:
@@ -199,15 +213,25 @@ def _ahead(
     return start
 
 
-def _refit(samples: Logistic, strength: float, best: _Solved | None) -> Minimum:
-    """Return the optimum on all samples, warm from the path where there is one."""
-    problems = Problems(np.array([strength]), np.array([-1]))
+def refit(
+    samples: Logistic, strength: float, best: Solved | None, *, left_out: Sequence[int] = (-1,)
+) -> Minimum:
+    """Return the optimum at one strength, warm from the path where there is one.
+
+    Args:
+        samples: What is trained on.
+        strength: ``C``.
+        best: Where the path has it.
+        left_out: The fold that each problem leaves out, -1 for none; all samples come first.
+    """
+    count = len(left_out)
+    problems = Problems(np.full(count, strength), np.array(left_out))
     curvature: tuple[Pairs, ...] | None = None
-    start = np.zeros((1, samples.num_variables))
+    start = np.zeros((count, samples.num_variables))
     if best:
-        start = best.variables.mean(axis=0, keepdims=True)
+        start = np.repeat(best.variables.mean(axis=0, keepdims=True), count, axis=0)
         change = samples.penalties(problems) - best.penalties[:1]
-        curvature = samples.with_penalty(best.curvature[:1], change)
+        curvature = samples.with_penalty([best.curvature[0]] * count, change)
     stopping = _TO_THE_END if samples.is_double else _TO_SINGLE_PRECISION
     optimum = samples.solve(problems, start=start, curvature=curvature, stopping=stopping)
     if optimum.gradient_norms[0] > _SUSPICIOUS_GRADIENT:

@@ -14,12 +14,14 @@ a block of rows is multiplied with the weights of every problem while it is in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from featx.heads.basis import Basis
+from featx.heads.basis import Basis, StandardisedRows
+from featx.heads.device import Device, LogisticPass
 from featx.heads.folds import Division, HeldOut
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
@@ -57,6 +59,7 @@ class Logistic:
         num_classes: Number of outputs.
         weights: Of each sample, ``(N,)``, above 0.
         division: Who is held out when; None where nobody is.
+        device: What the products run on; None for numpy.
     """
 
     def __init__(
@@ -67,15 +70,22 @@ class Logistic:
         *,
         weights: np.ndarray,
         division: Division | None = None,
+        device: Device | None = None,
     ) -> None:
         self._basis, self._all_labels, self._all_weights = basis, labels, weights
-        self._x, self._labels, self._weights = basis.samples, labels, weights
+        self._device = device
+        self._x: np.ndarray | StandardisedRows = basis.samples
+        self._labels, self._weights = labels, weights
         self._fold = division.fold if division else np.zeros(len(labels), np.int64)
         self._num_classes = num_classes
+        self._on_device: Any = self._x
+        if not isinstance(self._x, np.ndarray):
+            return
         if division and len(division.judged) == 1:  # the others train every time
             rows = np.flatnonzero(self._fold != division.judged[0])
             self._x, self._fold = self._x[rows], self._fold[rows]
             self._labels, self._weights = labels[rows], weights[rows]
+        self._on_device = device.hold(self._x) if device else self._x
 
     @property
     def num_variables(self) -> int:
@@ -145,7 +155,8 @@ class Logistic:
 
         A class's probability varies by ``p (1 - p)``; its mean is seen on some of the samples.
         """
-        some = self._x[:: -(-len(self._x) // _ROWS_FOR_CURVATURE)]
+        some = self._x if isinstance(self._x, np.ndarray) else self._x.some
+        some = some[:: -(-len(some) // _ROWS_FOR_CURVATURE)]
         weight, bias = self._unpack(variables)
         p, k, _ = weight.shape
         z = _softmax((some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None])
@@ -169,15 +180,16 @@ class Logistic:
         weight, bias = self._unpack(variables)
         p, k, width = weight.shape
         columns, offset = np.ascontiguousarray(weight.reshape(p * k, width).T), bias.reshape(-1, 1)
-        losses, by_weight = np.zeros(p), np.zeros((p * k, width))
-        by_bias = np.zeros((p, k))
-        for rows in self._blocks(p):
-            x, labels = self._x[rows], self._labels[rows]
-            share = self._share(rows, totals, skip)  # (p, n)
-            z = np.add((x @ columns).T, offset, order="C").reshape(p, k, -1)  # (p, k, n)
-            losses += _residual_in_place(z, labels, share)
-            by_weight += z.reshape(p * k, -1) @ x
-            by_bias += z.sum(2)
+        blocks = None
+        if not isinstance(self._x, np.ndarray):
+            columns, offset, blocks = self._x.for_product(columns, offset)
+        begin = self._device.logistic_pass if self._device else _Pass
+        one: LogisticPass = begin(columns, offset, p)
+        for rows, x in self._parts(p, blocks):
+            one.add(x, self._labels[rows], self._share(rows, totals, skip))
+        losses, by_weight, by_bias = one.result()
+        if not isinstance(self._x, np.ndarray):
+            by_weight = self._x.gradient(by_weight, by_bias)
         own = variables.reshape(p, k, -1)[:, :, :-1]
         gradient = np.empty((p, k, own.shape[2] + 1))
         gradient[:, :, :-1] = self._basis.from_samples(by_weight.reshape(p, k, width))
@@ -191,10 +203,17 @@ class Logistic:
         share = self._weights[rows] / totals[:, None]
         return np.where(self._fold[rows] == skip[:, None], 0, share).astype(self._x.dtype)
 
-    def _blocks(self, num_problems: int) -> list[slice]:
+    def _parts(
+        self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]] | None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield samples, a few at a time: of the blocks, or of those in memory."""
         fitting = _BLOCK_VALUES // (num_problems * self._num_classes)
         step = max(128, min(_BLOCK_ROWS, fitting))
-        return [slice(start, start + step) for start in range(0, len(self._x), step)]
+        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._on_device)
+        for where, x in blocks or [whole]:
+            for start in range(where.start, where.stop, step):
+                stop = min(start + step, where.stop)
+                yield slice(start, stop), x[start - where.start : stop - where.start]
 
     def held_out(self, variables: np.ndarray, division: Division) -> tuple[HeldOut, np.ndarray]:
         """Return what each fold's solution says of the samples it left out, and their weights.
@@ -204,17 +223,52 @@ class Logistic:
             division: The one the samples came with.
         """
         rows = [np.flatnonzero(division.fold == fold) for fold in division.judged]
-        weight, bias = self._unpack(variables)
         logits = [
-            self._basis.samples[row] @ w.T + b for row, w, b in zip(rows, weight, bias, strict=True)
+            self.logits(of_fold, self._basis.samples_at(row))
+            for row, of_fold in zip(rows, variables, strict=True)
         ]
         row = np.concatenate(rows)
         return HeldOut(np.concatenate(logits), self._all_labels[row]), self._all_weights[row]
+
+    def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Return what one problem's variables ``(num_variables,)`` say of ``(n, width)`` samples.
+
+        Returns:
+            ``(n, num_classes)``.
+        """
+        weight, bias = self._unpack(variables[None])
+        logits: np.ndarray = samples @ weight[0].T + bias[0]
+        return logits
 
     def layer(self, variables: np.ndarray) -> Layer:
         """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
         shaped = variables.reshape(self._num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
+
+
+class _Pass:
+    """One evaluation of many problems, summed over blocks of samples in float64.
+
+    Args:
+        columns: Weights of all problems' classes, ``(width, p * k)``.
+        offset: Their biases, ``(p * k, 1)``.
+        num_problems: ``p``.
+    """
+
+    def __init__(self, columns: np.ndarray, offset: np.ndarray, num_problems: int) -> None:
+        self._columns, self._offset, self._p = columns, offset, num_problems
+        self._losses, self._by_weight = np.zeros(num_problems), np.zeros(columns.shape[::-1])
+        self._by_bias = np.zeros((num_problems, columns.shape[1] // num_problems))
+
+    def add(self, x: np.ndarray, labels: np.ndarray, share: np.ndarray) -> None:
+        z = np.add((x @ self._columns).T, self._offset, order="C")
+        z = z.reshape(*self._by_bias.shape, -1)  # (p, k, n)
+        self._losses += _residual_in_place(z, labels, share)
+        self._by_weight += z.reshape(len(self._by_weight), -1) @ x
+        self._by_bias += z.sum(2)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._losses, self._by_weight, self._by_bias
 
 
 def _residual_in_place(z: np.ndarray, labels: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -90,22 +90,66 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics | None:
     labelled = labels >= 0
     if not labelled.any():
         return None
-    logits, labels = logits[labelled].astype(np.float64), labels[labelled]
-    predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
+    return measure_judged([judge(logits[labelled], labels[labelled])], logits.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What scores need to know of labelled samples, without their logits.
+
+    Attributes:
+        labels: ``(n,)`` integer.
+        predicted: Class with the largest logit, ``(n,)``.
+        among_five: Whether the label is among the five largest, ``(n,)``; empty with five classes
+            or fewer.
+        losses: ``-log p(label)``, ``(n,)`` float64.
+        confidences: Probability of the predicted class, ``(n,)`` float64.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    among_five: np.ndarray
+    losses: np.ndarray
+    confidences: np.ndarray
+
+
+def judge(logits: np.ndarray, labels: np.ndarray) -> Judged:
+    """Return what scores need to know of labelled samples.
+
+    Args:
+        logits: ``(n, num_classes)``, floating.
+        labels: ``(n,)``, integer.
+    """
+    logits = logits.astype(np.float64)
+    five = logits.shape[1] > 5
+    return Judged(
+        labels=labels,
+        predicted=logits.argmax(axis=1),
+        among_five=among_largest(logits, labels, k=5) if five else np.zeros(0, bool),
+        losses=_losses(logits, labels),
+        confidences=np.exp(log_softmax(logits).max(axis=1)),
+    )
+
+
+def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
+    """Return the scores of the samples of all parts, at least one."""
+    labels, predicted, among_five, losses, confidences = (
+        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Judged)
+    )
+    right = predicted == labels
     confusion = confusion_matrix(predicted, labels, size=num_classes)
-    top1 = top_k_accuracy(logits, labels, k=1)
-    low, high = wilson_interval(round(top1 * len(labels)), len(labels))
+    low, high = wilson_interval(int(right.sum()), len(labels))
     recalls = np.diag(confusion)[labels_in(confusion)] / confusion.sum(1)[labels_in(confusion)]
     return Metrics(
         num_samples=len(labels),
-        top1=top1,
+        top1=float(right.mean()),
         top1_low=low,
         top1_high=high,
-        top5=top_k_accuracy(logits, labels, k=5) if num_classes > 5 else None,
+        top5=float(among_five.mean()) if num_classes > 5 else None,
         balanced_accuracy=float(recalls.mean()),
         macro_f1=macro_f1(predicted, labels),
-        log_loss=log_loss(logits, labels),
-        ece=expected_calibration_error(logits, labels),
+        log_loss=float(np.average(losses)),
+        ece=_calibration_error(confidences, right),
         per_class=tuple(class_scores(confusion)),
     )
 
@@ -170,10 +214,13 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: Class indices, ``(num_samples,)``.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
-    right = logits.argmax(axis=1) == labels
+    return _calibration_error(confidence, logits.argmax(axis=1) == labels)
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     gaps = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=NUM_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> float:
@@ -198,10 +245,16 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> flo
     num_classes = logits.shape[1]
     if not 1 <= k <= num_classes:
         raise ConfigError(f"k must be 1 to {num_classes} (the number of classes); got {k}.")
+    return float(among_largest(logits, labels, k=k).mean())
+
+
+def among_largest(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray:
+    """Return whether each label is among the ``k`` largest logits, ``(N,)``; as for the share."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
-    smaller_index = np.arange(num_classes)[None, :] < labels[:, None]
+    smaller_index = np.arange(logits.shape[1])[None, :] < labels[:, None]
     behind = (logits < own) | ((logits == own) & ~smaller_index)  # itself included; NaN never is
-    return float(((~behind).sum(axis=1) < k).mean())
+    among: np.ndarray = (~behind).sum(axis=1) < k
+    return among
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -240,10 +293,14 @@ def log_loss(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarray | No
         labels: Class indices, ``(num_samples,)``.
         weights: Of each sample, ``(num_samples,)``; None for 1 each.
     """
+    return float(np.average(_losses(logits, labels).astype(np.float64), weights=weights))
+
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    losses = np.log(np.exp(shifted).sum(axis=1)) - own
-    return float(np.average(losses.astype(np.float64), weights=weights))
+    losses: np.ndarray = np.log(np.exp(shifted).sum(axis=1)) - own
+    return losses
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

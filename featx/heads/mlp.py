@@ -8,14 +8,16 @@ are trained side by side, and the one that held out best is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.dense import Networks, Setting, split_layers
+from featx.heads.device import AnyNetworks, Device
 from featx.heads.folds import HeldOut, stratified_folds
 from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
 from featx.heads.metrics import log_loss
@@ -144,6 +146,7 @@ def fit_mlp(
     *,
     weights: np.ndarray | None = None,
     seed: int = 0,
+    device: Device | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
@@ -154,6 +157,7 @@ def fit_mlp(
         options: Shape and training.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         seed: Of initial weights, shuffling, dropout and the hold-out.
+        device: What the products run on; None for numpy.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -161,13 +165,43 @@ def fit_mlp(
     weights = np.ones(len(labels)) if weights is None else weights
     trained, judged = _hold_out(labels, seed=seed)
     mean, scale = standardisation(features[trained])
-    train, judge = (
-        _Rows(_standardised(features[rows], mean, scale), labels[rows], weights[rows])
-        for rows in (trained, judged)
-    )
-    widths = (features.shape[1], *options.hidden, num_classes)
+    x = _standardised(features[trained], mean, scale)
+    train = _Rows(device.hold(x) if device else x, labels[trained], weights[trained])
+    judge = Judges(features[judged], labels[judged], weights[judged])
+    standard = mean, scale
+    return train_mlp(train, judge, standard, num_classes, options, seed=seed, device=device)
+
+
+def train_mlp(
+    train: Batches,
+    judge: Judges,
+    standard: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
+    options: MLPOptions,
+    *,
+    seed: int = 0,
+    device: Device | None = None,
+) -> MLPFit:
+    """Return the MLP of the network and epoch with the lowest loss on the samples that judge.
+
+    Args:
+        train: The samples that train it, standardised.
+        judge: The samples that decide when to stop.
+        standard: Mean and scale of the features, ``(num_features,)`` each.
+        num_classes: Outputs of the head.
+        options: Shape and training.
+        seed: Of initial weights, shuffling and dropout.
+        device: What the products run on; None for numpy.
+
+    Raises:
+        ConfigError: Training with these options diverges.
+    """
+    widths = (judge.features.shape[1], *options.hidden, num_classes)
     settings = options.settings(seed)
-    best = _train(Networks(widths, settings), train, judge, options, seed=seed)
+    networks = device.networks(widths, settings) if device else Networks(widths, settings)
+    x = _standardised(judge.features, *standard)
+    rows = _Rows(device.hold(x) if device else x, judge.labels, judge.weights)
+    best = _train(networks, train, rows, options, seed=seed)
     candidates = [
         Candidate(
             setting.learning_rate,
@@ -189,8 +223,8 @@ def fit_mlp(
         (np.ascontiguousarray(weight[0].T), bias[0, 0].copy())
         for weight, bias in split_layers(best[winner].parameters[None], widths)
     ]
-    complete = (fold_standardisation(layers[0], mean, scale), *layers[1:])
-    said = HeldOut(apply_layers(complete, features[judged]), labels[judged])
+    complete = (fold_standardisation(layers[0], *standard), *layers[1:])
+    said = HeldOut(apply_layers(complete, judge.features), judge.labels)
     return MLPFit(complete, candidates[winner], tuple(candidates), said)
 
 
@@ -217,6 +251,32 @@ def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]
     return ~held_out, held_out
 
 
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Standardised samples ``(n, num_features)``, labels ``(n,)``, and shares of the loss ``(n,)``."""
+
+
+class Batches(Protocol):
+    """Samples that train networks."""
+
+    def batches(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
+        """Yield all samples in random order, ``size`` at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """Samples that decide when to stop.
+
+    Attributes:
+        features: Raw, ``(n, num_features)``.
+        labels: ``(n,)``.
+        weights: What each counts, ``(n,)``.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class _Rows:
     """Standardised samples.
@@ -231,10 +291,18 @@ class _Rows:
     labels: np.ndarray
     weights: np.ndarray
 
-    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return samples, labels, and their shares of the batch's loss."""
-        weights = self.weights[rows]
-        return self.x[rows], self.labels[rows], (weights / weights.sum()).astype(np.float32)
+    def batches(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
+        """Yield all samples in random order, ``size`` at a time."""
+        order = random.permutation(len(self.labels))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield self.x[rows], self.labels[rows], shares_of(self.weights[rows])
+
+
+def shares_of(weights: np.ndarray) -> np.ndarray:
+    """Return the share of each sample ``(n,)`` in the loss of their batch, float32."""
+    shares: np.ndarray = (weights / weights.sum()).astype(np.float32)
+    return shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +315,7 @@ class _Best:
 
 
 def _train(
-    networks: Networks, train: _Rows, judge: _Rows, options: MLPOptions, *, seed: int
+    networks: AnyNetworks, train: Batches, judge: _Rows, options: MLPOptions, *, seed: int
 ) -> list[_Best]:
     """Train in place and return each network's best epoch; one that is done drops out."""
     random = np.random.default_rng(seed)
@@ -255,11 +323,9 @@ def _train(
     going = np.arange(len(networks))
     for epoch in range(1, options.max_epochs + 1):
         pace = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
-        order = random.permutation(len(train.labels))
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
-            for start in range(0, len(order), options.batch_size):
-                rows = order[start : start + options.batch_size]
-                networks.step(*train.batch(rows), pace=pace)
+            for batch in train.batches(options.batch_size, random):
+                networks.step(*batch, pace=pace)
             logits = networks.logits(judge.x)
             losses = [log_loss(own, judge.labels, weights=judge.weights) for own in logits]
         for row, number in enumerate(going):

@@ -82,23 +82,23 @@ def fit_ridge(
     weights = np.ones(len(labels)) if weights is None else weights
     system = _decompose(standardise(features, mean, scale), labels, num_classes, weights)
     strengths = sorted(map(float, strengths))
-    leverages = _leverages(system, strengths)
+    leverages = leverages_of(system, strengths)
     path = [
-        _score(strength, _left_out(system, labels, strength, leverage), labels, weights)
+        _point(strength, without_own(system, labels, strength, leverage), labels, weights)
         for strength, leverage in zip(strengths, leverages, strict=True)
     ]
     best = min(path, key=lambda point: point.error)
-    weight, bias = _solve(system, best.strength)
+    weight, bias = solve_at(system, best.strength)
     layer = silence_absent(fold_standardisation((weight, bias), mean, scale), labels)
-    held_out = _left_out(system, labels, best.strength, leverages[path.index(best)])
+    held_out = without_own(system, labels, best.strength, leverages[path.index(best)])
     absent = np.bincount(labels, minlength=num_classes) == 0
     held_out[:, absent] = layer[1][absent]
     return RidgeFit(layer, best.strength, tuple(path), HeldOut(held_out, labels))
 
 
 @dataclass(frozen=True, eq=False)
-class _System:
-    """Weighted least squares in the eigenbasis of the covariance.
+class System:
+    """Weighted least squares in the eigenbasis of the covariance, and some of its samples.
 
     Attributes:
         coordinates: Of the centred samples, ``(N, rank)``.
@@ -108,6 +108,7 @@ class _System:
         centre: Weighted mean of the standardised samples, ``(num_features,)``.
         shares: Weighted share of each class, ``(num_classes,)``.
         weights: Of each sample, ``(N,)``.
+        total: Sum of all weights.
     """
 
     coordinates: np.ndarray
@@ -117,9 +118,10 @@ class _System:
     centre: np.ndarray
     shares: np.ndarray
     weights: np.ndarray
+    total: float
 
 
-def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray) -> _System:
+def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray) -> System:
     total = weights.sum()
     centre = weights @ x / total
     shares = np.bincount(labels, weights=weights, minlength=num_classes) / total
@@ -129,15 +131,20 @@ def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.
         rooted = np.sqrt(weights)[:, None] * (x - centre)
         squares, vectors = np.linalg.eigh(rooted @ rooted.T)
         directions = rooted.T @ vectors / np.sqrt(np.maximum(squares, 1e-300))
-    keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)
-    squares, directions = squares[keep], np.ascontiguousarray(directions[:, keep])
+    squares, directions = with_variance(squares, directions)
     coordinates = (x - centre.astype(x.dtype)) @ directions.astype(x.dtype)
     sums = np.zeros((num_classes, len(squares)))  # over the samples of each class
     for label in np.unique(labels):
         rows = labels == label
         sums[label] = weights[rows] @ coordinates[rows].astype(np.float64)
     products = sums.T - (weights @ coordinates.astype(np.float64))[:, None] * shares
-    return _System(coordinates, directions, squares, products, centre, shares, weights)
+    return System(coordinates, directions, squares, products, centre, shares, weights, total)
+
+
+def with_variance(squares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return those squares ``(rank,)`` and directions that are more than rounding."""
+    keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)
+    return squares[keep], np.ascontiguousarray(directions[:, keep])
 
 
 def _gram(x: np.ndarray, centre: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -150,14 +157,14 @@ def _gram(x: np.ndarray, centre: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return gram
 
 
-def _solve(system: _System, strength: float) -> Layer:
+def solve_at(system: System, strength: float) -> Layer:
     """Return the layer for standardised features, float64."""
     along = system.products / (system.squares + 1 / strength)[:, None]  # (rank, num_classes)
     weight = (system.directions @ along).T
     return weight, system.shares - weight @ system.centre
 
 
-def _leverages(system: _System, strengths: Sequence[float]) -> np.ndarray:
+def leverages_of(system: System, strengths: Sequence[float]) -> np.ndarray:
     """Return how much each sample pulls its own fit, ``(num_strengths, N)``, in (0, 1]."""
     factors = 1 / (system.squares[:, None] + 1 / np.array(strengths))  # (rank, num_strengths)
     factors = factors.astype(system.coordinates.dtype)
@@ -165,13 +172,13 @@ def _leverages(system: _System, strengths: Sequence[float]) -> np.ndarray:
     for start in range(0, len(system.coordinates), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
         leverages[:, rows] = (np.square(system.coordinates[rows]) @ factors).T
-    leverages += 1 / system.weights.sum()  # of the bias
+    leverages += 1 / system.total  # of the bias
     leverages *= system.weights
     return leverages
 
 
-def _left_out(
-    system: _System, labels: np.ndarray, strength: float, leverage: np.ndarray
+def without_own(
+    system: System, labels: np.ndarray, strength: float, leverage: np.ndarray
 ) -> np.ndarray:
     """Return what each sample is given by the solution without it, ``(N, num_classes)``."""
     along = system.products / (system.squares + 1 / strength)[:, None]
@@ -184,10 +191,15 @@ def _left_out(
     return fitted
 
 
-def _score(
+def _point(
     strength: float, left_out: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> RidgePoint:
+    squared, right = errors_of(left_out, labels)
+    return RidgePoint(strength, float(np.average(squared, weights=weights)), float(right.mean()))
+
+
+def errors_of(left_out: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each sample's squared error, ``(n,)``, and whether it is right."""
     own = left_out[np.arange(len(labels)), labels]
     squared = np.einsum("nk,nk->n", left_out, left_out) - 2 * own + 1
-    right = left_out.argmax(axis=1) == labels
-    return RidgePoint(strength, float(np.average(squared, weights=weights)), float(right.mean()))
+    return squared, left_out.argmax(axis=1) == labels

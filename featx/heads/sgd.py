@@ -6,13 +6,16 @@ It is here to compare with: ``linear`` finds the optimum in less time and has no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.head import Layer, silence_absent
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Features ``(n, num_features)`` float32, labels ``(n,)``, and what each counts ``(n,)``."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +100,54 @@ def fit_sgd(
     random = np.random.default_rng(seed)
     features = np.ascontiguousarray(features, dtype=np.float32)
     shares = np.ones(len(labels), np.float32) if weights is None else weights.astype(np.float32)
-    bound = 1 / np.sqrt(features.shape[1])  # as torch's Linear
+
+    def batches() -> Iterator[Batch]:
+        order = random.permutation(len(labels))
+        for first in range(0, len(order), options.batch_size):
+            rows = order[first : first + options.batch_size]
+            yield features[rows], labels[rows], shares[rows]
+
+    widths = features.shape[1], num_classes
+    layer = train_sgd(batches, len(labels), widths, options, random=random, progress=progress)
+    return silence_absent(layer, labels)
+
+
+def train_sgd(
+    batches: Callable[[], Iterator[Batch]],
+    num_samples: int,
+    widths: tuple[int, int],
+    options: SGDOptions,
+    *,
+    random: np.random.Generator,
+    progress: Callable[[EpochScores], None] | None,
+) -> Layer:
+    """Return the layer after the last epoch.
+
+    Args:
+        batches: Gives the batches of the next epoch.
+        num_samples: In all of them together.
+        widths: Features, and outputs.
+        options: The recipe.
+        random: Gives the initial weights; the batches may come from it too.
+        progress: Called after each epoch.
+
+    Raises:
+        ConfigError: Training with these options diverges.
+    """
+    num_features, num_classes = widths
+    bound = 1 / np.sqrt(num_features)  # as torch's Linear
     weight, bias = (
         random.uniform(-bound, bound, size).astype(np.float32)
-        for size in ((num_classes, features.shape[1]), num_classes)
+        for size in ((num_classes, num_features), num_classes)
     )
     state = _State(weight, bias, np.zeros_like(weight), np.zeros_like(bias))
     for epoch in range(options.epochs):
         start = time.perf_counter()
         rate = options.learning_rate * options.gamma ** (epoch // options.step_size)
         loss, accuracy = 0.0, 0.0
-        order = random.permutation(len(labels))
-        for first in range(0, len(order), options.batch_size):
-            rows = order[first : first + options.batch_size]
-            lost, right = state.step(
-                (features[rows], labels[rows], shares[rows]), rate, options.momentum
-            )
-            loss, accuracy = loss + lost / len(labels), accuracy + right / len(labels)
+        for batch in batches():
+            lost, right = state.step(batch, rate, options.momentum)
+            loss, accuracy = loss + lost / num_samples, accuracy + right / num_samples
         if not np.isfinite(loss):
             raise ConfigError(
                 f"training by SGD diverged in epoch {epoch + 1}. Use a learning rate below "
@@ -121,7 +155,7 @@ def fit_sgd(
             )
         if progress:
             progress(EpochScores(epoch + 1, loss, accuracy, time.perf_counter() - start))
-    return silence_absent((state.weight, state.bias), labels)
+    return state.weight, state.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +167,7 @@ class _State:
     weight_step: np.ndarray
     bias_step: np.ndarray
 
-    def step(
-        self, batch: tuple[np.ndarray, np.ndarray, np.ndarray], rate: float, momentum: float
-    ) -> tuple[float, float]:
+    def step(self, batch: Batch, rate: float, momentum: float) -> tuple[float, float]:
         """Take a step; return the sum of losses and the number of right answers before it."""
         x, labels, shares = batch
         rows = np.arange(len(labels))

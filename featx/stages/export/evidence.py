@@ -59,15 +59,19 @@ class Evidence:
         return labelled
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the sample ids of rows ``(n,)`` int64."""
+        """Return the sample ids of rows."""
         return [self.cache.sample_ids[row] for row in rows]
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Return the head's logits ``(n, num_classes)`` on cached features of rows ``(n,)``."""
+        """Return what the head answers on cached features, ``(len(rows), num_classes)``."""
         with self.cache.reading() as rows_at:
             return self.head.logits(rows_at(rows))
 
-    def images(self, rows: np.ndarray, *, full: bool = False) -> Iterator[np.ndarray]:
+    def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
+        """Return rows' images decoded in full; None where the features are of such already."""
+        return self.images(rows, in_full=True) if self.preprocess.decode == "scaled" else None
+
+    def images(self, rows: np.ndarray, *, in_full: bool = False) -> Iterator[np.ndarray]:
         """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
 
         They are decoded as the features' images were, or in full.
@@ -76,7 +80,7 @@ class Evidence:
             SourceError: One is missing, unreadable, or has changed since its features were cached.
         """
         source, cache = self.source, self.cache
-        geometry = None if full else self.preprocess
+        spec = None if in_full else self.preprocess
         index_of = {sample.sample_id: index for index, sample in enumerate(source.samples)}
 
         def read(row: int) -> np.ndarray:
@@ -89,7 +93,7 @@ class Evidence:
                     f"The image '{name}' of '{source.uri}' has changed since its features were "
                     "cached."
                 )
-            return pixels_of(content, sample_id=name, preprocess=geometry)
+            return pixels_of(content, sample_id=name, preprocess=spec)
 
         try:
             with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:
@@ -133,12 +137,7 @@ class Evidence:
         return found
 
     def witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return some of the compared images with the head's logits, JSON values.
-
-        Args:
-            rows: Of the images, ``(n,)`` int64.
-            logits: Of the head, ``(n, num_classes)``.
-        """
+        """Return some of the compared images with the head's logits, JSON values."""
         return [
             {
                 "sample_id": self.cache.sample_ids[rows[i]],
@@ -150,7 +149,7 @@ class Evidence:
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` of rows ``(n,)``, or all if there are fewer, evenly spread; ``n`` ≥ 1."""
+    """Return ``count`` of some rows, or all if there are fewer, evenly spread; at least one row."""
     chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
     return chosen
 

@@ -178,8 +178,6 @@ class _Export:
             bound = self._options.atol or DEFAULT_RTOL * largest
         hard = self._evidence.hard(rows, images, engine.features)
         names = self._evidence.names(rows)
-        coarse = self._precision != "fp32"
-        scaled = self._evidence.preprocess.decode == "scaled"
         return prove(
             draft,
             images,
@@ -187,8 +185,8 @@ class _Export:
             logits,
             bound=bound,
             hard=hard,
-            coarse=coarse,
-            full=self._evidence.images(rows, full=True) if scaled else None,
+            coarse=self._precision != "fp32",
+            full=self._evidence.in_full(rows),
         )
 
     def _with_accuracy(self, draft: Classifier, proof: Proof) -> Proof:

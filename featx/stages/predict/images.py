@@ -33,11 +33,9 @@ def num_bytes_of(image: ImageLike) -> int:
 
 
 def upright_image(
-    image: ImageLike, *, name: str, max_pixels: int, preprocess: PreprocessSpec
+    image: ImageLike, *, name: str, max_pixels: int, spec: PreprocessSpec
 ) -> Image.Image | np.ndarray:
-    """Return an image as ``preprocess`` takes it, by the rules of ``images.decode``.
-
-    What is encoded is decoded as the spec has it; pixels and open images are taken as they are.
+    """Return an image as ``preprocess`` takes it with a spec, by the rules of ``images.decode``.
 
     Raises:
         ImageError: It cannot be used.
@@ -51,7 +49,7 @@ def upright_image(
         raise ConfigError(f"{name}: expected a path, bytes, PIL image or array; got {type(image)}.")
     if isinstance(image, np.ndarray):
         _require_pixels(image, name)
-    return decoded(image, sample_id=name, max_pixels=max_pixels, preprocess=preprocess)
+    return decoded(image, sample_id=name, max_pixels=max_pixels, preprocess=spec)
 
 
 def _require_pixels(image: np.ndarray, name: str) -> None:

@@ -154,7 +154,7 @@ class Predictor:
                 image.image,
                 name=image.name,
                 max_pixels=self._max_pixels,
-                preprocess=self._classifier.preprocess,
+                spec=self._classifier.preprocess,
             )
         except ImageError as err:
             return _Prepared(image.name, None, err.reason)

@@ -2,6 +2,9 @@
 
 options     what a user chooses, and what comes back
 samples     what the cache gives to train on, and what is wrong with it
+memory      how much there is, and sizes as people write them
+room        where training takes place: in memory or in blocks, on the CPU or a GPU
+blocks      training in passes over the file
 fitting     from samples to heads that are ready to be written, and their scores
 stage       train_head(): open the cache, fit, score, write
 comparison  compare(): the same head on several caches, side by side

@@ -15,6 +15,7 @@ from featx.heads.linear import STRENGTHS
 from featx.heads.metrics import Metrics
 from featx.heads.mlp import MLPOptions
 from featx.heads.sgd import SGDOptions
+from featx.stages.train.memory import parse_memory
 
 HeadKind = Literal["linear", "mlp"]
 Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
@@ -37,6 +38,10 @@ class TrainOptions:
         few_shot: Train on a few samples of each class, on several draws; the head of the first is
             written.
         calibrate: Fit a temperature on held-out samples and fold it into the head.
+        memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
+            from the file in blocks, pass after pass. None is half of what is free.
+        device: What ``lbfgs`` and ``mlp`` multiply on: ``"cpu"``, ``"cuda[:i]"``, or ``"auto"``
+            for a GPU where there is one.
         seed: Decides folds, and everything random about an MLP.
         overwrite: Replace the output.
     """
@@ -49,6 +54,8 @@ class TrainOptions:
     class_weight: ClassWeight = None
     few_shot: FewShot | None = None
     calibrate: bool = True
+    memory: str | int | None = None
+    device: str = "cpu"
     seed: int = 0
     overwrite: bool = False
 
@@ -61,6 +68,13 @@ class TrainOptions:
             )
         if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
+        if self.memory is not None:
+            parse_memory(self.memory)
+        if self.device != "cpu" and self.head == "linear" and self.solver != "lbfgs":
+            raise ConfigError(
+                f"solver '{self.solver}' runs on the CPU only; got device '{self.device}'. Use "
+                "lbfgs or an MLP there."
+            )
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,13 @@ def warn_of_leaks(cache: FeatureFile) -> None:
         )
 
 
-def training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
-    """Return features and labels of the labelled training rows.
+def training_rows(cache: FeatureFile) -> np.ndarray:
+    """Return the numbers of the labelled training rows, ascending.
 
     Raises:
         SourceError: There are none, or fewer than two classes have any.
-        ArtifactInvalid: A feature is NaN or infinite.
     """
-    rows = cache.rows("train")
+    rows: np.ndarray = cache.rows("train")
     unlabelled = int((cache.labels[rows] < 0).sum())
     rows = rows[cache.labels[rows] >= 0]
     if not (cache.labels >= 0).any():
@@ -54,11 +53,18 @@ def training_samples(cache: FeatureFile) -> tuple[np.ndarray, np.ndarray]:
         )
     if empty:
         log.warning("No training images of %s: never predicted.", ", ".join(map(repr, empty)))
-    bad = [cache.sample_ids[row] for row in np.flatnonzero(~np.isfinite(cache.features).all(1))]
-    if bad:
+    return rows
+
+
+def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
+    """Check that no row has NaN or infinite features; ``bad`` ``(n,)`` are numbers of such.
+
+    Raises:
+        ArtifactInvalid: There are.
+    """
+    if len(bad):
         raise ArtifactInvalid(
             cache.path,
-            f"'{cache.path}' has NaN or infinite features in {len(bad)} rows, '{bad[0]}' first. "
-            "Extract again with other weights.",
+            f"'{cache.path}' has NaN or infinite features in {len(bad)} rows, "
+            f"'{cache.sample_ids[bad[0]]}' first. Extract again with other weights.",
         )
-    return cache.features[rows], cache.labels[rows]

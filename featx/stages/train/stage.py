@@ -42,7 +42,7 @@ def train_head(
     options, output = options or TrainOptions(), Path(output)
     if output.resolve() == Path(features).resolve():
         raise ConfigError(f"the head would replace '{features}', which it is trained on.")
-    cache = open_features(features)
+    cache = open_features(features, features_later=True)
     require_writable(output, overwrite=options.overwrite)
     _require_provenance(cache)
     warn_of_leaks(cache)

@@ -1,0 +1,90 @@
+"""Logistic regression on features that are read block by block.
+
+The strength is chosen on samples that are kept in memory, standardised as all are. The refit is on
+all samples and starts where that left off. Beside it, in the same passes, the same strength is
+solved without the samples that were held out in the choice, so that the temperature is fitted on
+what a head like the one that is written says of samples it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from featx.heads.basis import build_basis_of_rows
+from featx.heads.device import Device
+from featx.heads.folds import NUM_FOLDS, Division, HeldOut, stratified_folds
+from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, follow_path, refit
+from featx.heads.logistic import Logistic
+from featx.heads.rows import Rows, Survey
+
+
+def fit_linear_in_blocks(
+    rows: Rows,
+    labels: np.ndarray,
+    num_classes: int,
+    survey: Survey,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    weights: np.ndarray | None = None,
+    judge: bool = False,
+    seed: int = 0,
+    device: Device | None = None,
+) -> LinearFit:
+    """Return the regularised optimum on all samples, at the strength that held out best on some.
+
+    Args:
+        rows: Raw features of the training samples, finite.
+        labels: ``(N,)`` in ``[0, num_classes)``.
+        num_classes: Outputs of the head; classes without samples get logits that lose.
+        survey: Of the rows; what it kept decides the strength.
+        strengths: Values of ``C`` to choose from.
+        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        judge: Hold samples out for a single strength too.
+        seed: Decides the folds.
+        device: What the products run on; None for numpy.
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    basis, basis_of_kept = build_basis_of_rows(rows, survey)
+    kept, best, inner = survey.kept, None, None
+    path: tuple[PathPoint, ...] = ()
+    left_out = np.full(len(labels), -2)
+    if len(strengths) > 1 or judge:
+        fold = stratified_folds(labels[kept], NUM_FOLDS, seed=seed)
+        inner = Division(fold, np.array([0]))
+        some = Logistic(
+            basis_of_kept,
+            labels[kept],
+            num_classes,
+            weights=weights[kept],
+            division=inner,
+            device=device,
+        )
+        best, path = follow_path(some, inner, strengths)
+        left_out[kept[fold == 0]] = 0
+    strength = best.point.strength if best else float(strengths[0])
+    every = Logistic(
+        basis,
+        labels,
+        num_classes,
+        weights=weights,
+        division=Division(left_out, np.array([0])),
+        device=device,
+    )
+    optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1])
+    held_out = None
+    if inner:
+        out = inner.fold == 0
+        said = every.logits(optimum.variables[1], basis_of_kept.samples_at(out))
+        held_out = HeldOut(said, labels[kept][out])
+    return LinearFit(
+        layer=every.layer(optimum.variables[0]),
+        strength=strength,
+        path=path,
+        objective=float(optimum.values[0]),
+        gradient_norm=float(optimum.gradient_norms[0]),
+        num_evaluations=optimum.num_evaluations,
+        num_folds=1 if inner else 0,
+        held_out=held_out,
+    )

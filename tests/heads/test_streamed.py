@@ -1,0 +1,300 @@
+"""Heads that are fitted block by block: those of arrays, whatever the blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import featx.heads.basis
+from featx.heads.centroid import fit_centroid
+from featx.heads.head import Layer, apply_layers, standardisation
+from featx.heads.linear import fit_linear
+from featx.heads.metrics import log_loss, top_k_accuracy
+from featx.heads.mlp import MLPOptions, fit_mlp
+from featx.heads.ridge import fit_ridge
+from featx.heads.rows import ArrayRows, Survey, survey
+from featx.heads.sgd import SGDOptions, fit_sgd
+from featx.heads.streamed.centroid import fit_centroid_in_blocks
+from featx.heads.streamed.linear import fit_linear_in_blocks
+from featx.heads.streamed.mlp import fit_mlp_in_blocks
+from featx.heads.streamed.pools import pools_of
+from featx.heads.streamed.ridge import fit_ridge_in_blocks
+from featx.heads.streamed.selection import choose_judges, choose_kept
+from featx.heads.streamed.sgd import fit_sgd_in_blocks
+
+NUM_CLASSES = 4
+
+
+def samples_of(
+    num_samples: int = 2000, num_features: int = 12, *, seed: int = 0, ordered: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping blobs of four classes, the last without samples; one feature is constant."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, NUM_CLASSES - 1, num_samples)
+    labels[: NUM_CLASSES - 1] = np.arange(NUM_CLASSES - 1)
+    if ordered:
+        labels.sort()
+    features = random.normal(size=(NUM_CLASSES, num_features))[labels]
+    features = features + random.normal(size=features.shape)
+    features = features * random.uniform(0.1, 10, num_features) + random.normal(size=num_features)
+    features[:, -1] = 7
+    return features.astype(np.float32), labels
+
+
+def surveyed(features: np.ndarray, kept: np.ndarray, piece_rows: int) -> Survey:
+    rows = ArrayRows(features, piece_rows)
+    found, bad = survey(rows, np.arange(len(features)), kept)
+    assert not len(bad)
+    return found
+
+
+def weights_for(labels: np.ndarray, *, weighted: bool) -> np.ndarray:
+    return np.array([1, 5, 0.3, 1])[labels] if weighted else np.ones(len(labels))
+
+
+def logits(layer: Layer, features: np.ndarray) -> np.ndarray:
+    return apply_layers([layer], features)
+
+
+def present(said: np.ndarray) -> np.ndarray:
+    """Logits of the classes that have samples, centred: what softmax does not see is gone."""
+    of_present = said[:, : NUM_CLASSES - 1]
+    return of_present - of_present.mean(axis=1, keepdims=True)
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, within: float) -> bool:
+    return float(np.abs(ours - theirs).max()) <= within * float(np.abs(theirs).max())
+
+
+# --- the survey ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 400), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_a_survey_knows_the_moments_and_keeps_what_is_asked_for(n, piece_rows, seed) -> None:
+    random = np.random.default_rng(seed)
+    features = (random.normal(size=(n, 5)) * [1, 100, 1e-3, 0, 5] + 10).astype(np.float32)
+    trained = np.sort(random.choice(n, random.integers(1, n + 1), replace=False))
+    kept = np.sort(random.choice(len(trained), random.integers(0, len(trained) + 1), replace=False))
+    found, bad = survey(ArrayRows(features, piece_rows), trained, kept)
+    mean, scale = standardisation(features[trained])
+    assert not len(bad)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(found.scale, scale, rtol=1e-9)
+    assert np.array_equal(found.features, features[trained[kept]])
+    if len(trained) > 20:  # all of them are looked at
+        expected = np.cov(features[trained].astype(np.float64), rowvar=False, bias=True)
+        np.testing.assert_allclose(found.correlation, expected / np.outer(scale, scale), atol=1e-4)
+
+
+def test_a_survey_names_what_is_not_finite_in_any_split() -> None:
+    features, _ = samples_of(500)
+    features[17, 3], features[401, 0], features[402, 1] = np.nan, np.inf, -np.inf
+    _, bad = survey(ArrayRows(features, 64), np.arange(0, 500, 2), np.arange(3))
+    assert bad.tolist() == [17, 401, 402]
+
+
+@given(st.integers(2, 3000), st.integers(1, 30), st.integers(0, 10**7))
+def test_kept_samples_are_spread_over_the_classes(n, num_classes, memory) -> None:
+    labels = np.random.default_rng(n).integers(0, num_classes, n)
+    kept = choose_kept(labels, 10, num_classes, memory=memory, seed=0, at_most=700)
+    assert len(np.unique(kept)) == len(kept)
+    assert np.all(np.diff(kept) > 0)
+    shares = np.bincount(labels[kept], minlength=num_classes) / len(kept)
+    expected = np.bincount(labels, minlength=num_classes) / n
+    assert np.abs(shares - expected).max() <= 1 / len(kept) + 1e-9
+
+
+def test_judges_are_never_the_only_sample_of_a_class() -> None:
+    labels = np.concatenate([np.arange(50), np.repeat([50, 51], 60)])
+    judges = choose_judges(labels, 10, 52, memory=10**6, seed=0)
+    assert 1 <= len(judges) <= len(labels) // 10
+    assert (labels[judges] >= 50).all()
+
+
+# --- linear -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("piece_rows", [97, 5000])
+def test_the_optimum_is_that_of_arrays(strength: float, weighted: bool, piece_rows: int) -> None:
+    features, labels = samples_of()
+    weights = weights_for(labels, weighted=weighted)
+    whole = fit_linear(features, labels, NUM_CLASSES, strengths=[strength], weights=weights)
+    kept = choose_kept(labels, 12, NUM_CLASSES, memory=0, seed=0, at_most=500)
+    blocked = fit_linear_in_blocks(
+        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES),
+        surveyed(features, kept, piece_rows),
+        strengths=[strength],
+        weights=weights,
+    )
+    assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+    ours, theirs = (logits(fit.layer, features) for fit in (blocked, whole))
+    assert close(present(ours), present(theirs), 5e-3)
+    assert not (ours.argmax(axis=1) == NUM_CLASSES - 1).any()
+    assert blocked.held_out is None
+
+
+def test_features_far_from_zero_are_standardised_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = samples_of()
+    whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.1])
+    kept = np.arange(0, 2000, 4)
+    for cancels in (0, 1e9):  # always, never
+        monkeypatch.setattr(featx.heads.basis, "_LITTLE_CANCELS", cancels)
+        found = surveyed(features, kept, 300)
+        blocked = fit_linear_in_blocks(
+            ArrayRows(features, 300), labels, NUM_CLASSES, found, strengths=[0.1]
+        )
+        assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+
+
+def test_the_choice_is_that_of_arrays_where_all_samples_are_kept() -> None:
+    features, labels = samples_of(4000)
+    strengths = [1e-6, 1e-3, 1e-2, 10]
+    whole = fit_linear(features, labels, NUM_CLASSES, strengths=strengths)
+    found = surveyed(features, np.arange(4000), 500)
+    blocked = fit_linear_in_blocks(
+        ArrayRows(features, 500), labels, NUM_CLASSES, found, strengths=strengths
+    )
+    assert blocked.strength == whole.strength
+    assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+    for ours, theirs in zip(blocked.path, whole.path, strict=True):
+        assert ours.log_loss == pytest.approx(theirs.log_loss, abs=0.05)  # a fold, and five
+
+
+def test_what_is_held_out_was_not_trained_on() -> None:
+    """With labels that mean nothing and weak regularisation, seen samples look better."""
+    random = np.random.default_rng(5)
+    features = random.normal(size=(600, 100)).astype(np.float32)
+    labels = random.integers(0, 3, 600)
+    found = surveyed(features, np.arange(600), 100)
+    fit = fit_linear_in_blocks(
+        ArrayRows(features, 100), labels, 3, found, strengths=[10.0], judge=True
+    )
+    assert fit.held_out is not None
+    seen = log_loss(logits(fit.layer, features), labels)
+    assert log_loss(fit.held_out.logits, fit.held_out.labels) > 1.5 * seen
+
+
+def test_a_class_that_is_all_held_out() -> None:
+    features, labels = samples_of(600)
+    labels[labels == 2] = 1
+    labels[7] = 2  # one sample
+    found = surveyed(features, np.arange(600), 100)
+    fit = fit_linear_in_blocks(
+        ArrayRows(features, 100), labels, NUM_CLASSES, found, strengths=[1e-3, 1e-2]
+    )
+    assert fit.held_out is not None
+    assert np.isfinite(fit.held_out.logits).all()
+    assert np.isfinite(fit.layer[0]).all()
+
+
+def test_many_features_are_solved_without_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featx.heads.rows.MOST_CORRELATED", 8)
+    features, labels = samples_of()
+    whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.01])
+    found = surveyed(features, np.arange(500), 300)
+    assert not found.correlation.size
+    blocked = fit_linear_in_blocks(
+        ArrayRows(features, 300), labels, NUM_CLASSES, found, strengths=[0.01]
+    )
+    assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+
+
+# --- closed forms -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("piece_rows", [97, 5000])
+def test_ridge_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
+    features, labels = samples_of()
+    weights = weights_for(labels, weighted=weighted)
+    kept = np.arange(0, 2000, 3)
+    found = surveyed(features, kept, piece_rows)
+    strengths = [1e-6, 1e-4, 1e-2, 1]
+    whole = fit_ridge(features, labels, NUM_CLASSES, strengths=strengths, weights=weights)
+    blocked = fit_ridge_in_blocks(
+        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES, found),
+        strengths=strengths,
+        weights=weights,
+    )
+    assert blocked.strength == whole.strength
+    for ours, theirs in zip(blocked.path, whole.path, strict=True):
+        assert ours.error == pytest.approx(theirs.error, rel=1e-5)
+        assert ours.top1 == pytest.approx(theirs.top1, abs=1.1 / len(labels))
+    assert close(blocked.layer[0], whole.layer[0], 1e-4)
+    assert close(blocked.held_out.logits[:, :3], whole.held_out.logits[kept][:, :3], 1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("piece_rows", [97, 5000])
+def test_centroids_are_those_of_arrays(weighted: bool, piece_rows: int) -> None:
+    features, labels = samples_of()
+    weights = weights_for(labels, weighted=weighted)
+    kept = np.arange(0, 2000, 3)
+    whole = fit_centroid(features, labels, NUM_CLASSES, weights=weights)
+    blocked = fit_centroid_in_blocks(
+        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES),
+        surveyed(features, kept, piece_rows),
+        weights=weights,
+    )
+    for ours, theirs in zip(blocked.layer, whole.layer, strict=True):
+        assert close(ours, theirs, 1e-6)
+    assert close(blocked.held_out.logits[:, :3], whole.held_out.logits[kept][:, :3], 1e-5)
+
+
+# --- in random order ----------------------------------------------------------------------------
+
+
+@given(st.integers(1, 500), st.integers(1, 70), st.integers(1, 600), st.integers(0, 9))
+def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed) -> None:
+    features = np.arange(n, dtype=np.float32)[:, None] * [1, 2]
+    random = np.random.default_rng(seed)
+    seen, sizes = [], []
+    for numbers, values in pools_of(ArrayRows(features, piece_rows), pool_rows, random):
+        assert np.array_equal(values, features[numbers])
+        seen += numbers.tolist()
+        sizes.append(len(numbers))
+    assert sorted(seen) == list(range(n))
+    assert all(size == min(pool_rows, n) for size in sizes[:-1])
+
+
+def accuracy(layers, features: np.ndarray, labels: np.ndarray) -> float:
+    return top_k_accuracy(apply_layers(layers, features), labels)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_sgd_learns_as_well(ordered: bool) -> None:
+    features, labels = samples_of(ordered=ordered)
+    features /= features.std(axis=0) + 1e-6
+    features[:, -1] = 1
+    options = SGDOptions(learning_rate=0.01, epochs=10, batch_size=32)
+    whole = fit_sgd(features, labels, NUM_CLASSES, options)
+    pool_bytes = 4 * 12 * 32 * 20
+    layer = fit_sgd_in_blocks(
+        ArrayRows(features, 10), labels, NUM_CLASSES, options, pool_bytes=pool_bytes
+    )
+    ours, theirs = accuracy([layer], features, labels), accuracy([whole], features, labels)
+    assert theirs > 0.75
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_mlp_learns_as_well(ordered: bool) -> None:
+    features, labels = samples_of(ordered=ordered)
+    options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
+    whole = fit_mlp(features, labels, NUM_CLASSES, options)
+    kept = choose_judges(labels, 12, NUM_CLASSES, memory=10**6, seed=0)
+    others = np.delete(np.arange(2000), kept)
+    blocked = fit_mlp_in_blocks(
+        *(ArrayRows(features[others], 10), labels, NUM_CLASSES, surveyed(features, kept, 100)),
+        options,
+        pool_bytes=4 * 12 * 128 * 5,
+    )
+    theirs = accuracy(whole.layers, features, labels)
+    assert theirs > 0.75
+    assert accuracy(blocked.layers, features, labels) == pytest.approx(theirs, abs=0.02)
+    assert len(blocked.held_out.labels) == len(kept)
