@@ -59,16 +59,16 @@ class Evidence:
         return labelled
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the sample ids of rows."""
+        """Return the sample ids of rows ``(n,)`` int64."""
         return [self.cache.sample_ids[row] for row in rows]
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Return what the head answers on cached features, ``(len(rows), num_classes)``."""
+        """Return the head's logits ``(n, num_classes)`` on cached features of rows ``(n,)``."""
         with self.cache.reading() as rows_at:
             return self.head.logits(rows_at(rows))
 
     def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
-        """Return rows' images decoded in full; None where the features are of such already."""
+        """Return images of rows ``(n,)`` decoded in full; None where the features are of such."""
         return self.images(rows, in_full=True) if self.preprocess.decode == "scaled" else None
 
     def images(self, rows: np.ndarray, *, in_full: bool = False) -> Iterator[np.ndarray]:
@@ -137,7 +137,12 @@ class Evidence:
         return found
 
     def witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
-        """Return some of the compared images with the head's logits, JSON values."""
+        """Return some of the compared images with the head's logits, JSON values.
+
+        Args:
+            rows: Of the images, ``(n,)`` int64.
+            logits: Of the head, ``(n, num_classes)``.
+        """
         return [
             {
                 "sample_id": self.cache.sample_ids[rows[i]],
@@ -149,7 +154,7 @@ class Evidence:
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` of some rows, or all if there are fewer, evenly spread; at least one row."""
+    """Return ``count`` of rows ``(n,)``, or all if there are fewer, evenly spread; ``n`` ≥ 1."""
     chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
     return chosen
 

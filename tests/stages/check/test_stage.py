@@ -180,15 +180,15 @@ class TestNotIntact:
             assert (code, output.count("\n")) == (1, 1), output
 
 
-def test_heads_and_models_are_read_and_not_compared(features: Path, tmp_path: Path) -> None:
+def test_heads_and_models_are_read_without_a_source(features: Path, tmp_path: Path) -> None:
     head, model = tmp_path / "h.safetensors", tmp_path / "m.onnx"
     featx.train_head(features, head)
     featx.export_onnx(head, model)
     for path, kind in ((head, "head"), (model, "classifier")):
         report = check(path)
         assert (report.kind, report.source, report.is_fresh) == (kind, None, True)
-        with pytest.raises(ConfigError, match="only a feature file"):
-            check(path, "digits:")
+    with pytest.raises(ConfigError, match="only features and models"):
+        check(head, "digits:")
     content = bytearray(head.read_bytes())
     content[-3] ^= 1
     head.write_bytes(content)
