@@ -11,7 +11,8 @@ import numpy as np
 from featx.heads.centroid import fit_centroid
 from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
-from featx.heads.linear import fit_linear
+from featx.heads.linear import LinearFit, fit_linear
+from featx.heads.losses import SIGMOID, SOFTMAX, Loss
 from featx.heads.mlp import MLPOptions, fit_mlp
 from featx.heads.ridge import fit_ridge
 from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
@@ -23,7 +24,7 @@ class Samples:
 
     Attributes:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)``.
         num_classes: Outputs of the head.
         weights: What each sample counts, ``(N,)``, above 0.
     """
@@ -65,7 +66,11 @@ def fit_logistic_head(
     linear = fit(
         *samples.arrays, strengths=strengths, weights=samples.weights, judge=judge, seed=seed
     )
-    choice = {
+    return Fitted((linear.layer,), _linear_choice(linear, solver, seed), linear.held_out)
+
+
+def _linear_choice(linear: LinearFit, solver: str, seed: int) -> dict[str, Any]:
+    return {
         "head": "linear",
         "solver": solver,
         "strength": linear.strength,
@@ -76,11 +81,23 @@ def fit_logistic_head(
         "num_evaluations": linear.num_evaluations,
         "seed": seed,
     }
-    return Fitted((linear.layer,), choice, linear.held_out)
+
+
+def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) -> Fitted:
+    """Return a logistic regression for each tag, all of one strength; see ``fit_linear``."""
+    linear = fit_linear(
+        *samples.arrays,
+        strengths=strengths,
+        weights=samples.weights,
+        judge=True,
+        loss=SIGMOID,
+        seed=seed,
+    )
+    return Fitted((linear.layer,), _linear_choice(linear, "lbfgs", seed), linear.held_out)
 
 
 def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
-    """Return ridge on one-hot targets; see ``fit_ridge``."""
+    """Return ridge on numbers, or on one-hot targets; see ``fit_ridge``."""
     ridge = fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights)
     choice = {
         "head": "linear",
@@ -110,9 +127,11 @@ def fit_sgd_head(
     return Fitted((layer,), choice, None)
 
 
-def fit_mlp_head(samples: Samples, options: MLPOptions, *, seed: int) -> Fitted:
+def fit_mlp_head(
+    samples: Samples, options: MLPOptions, *, loss: Loss = SOFTMAX, seed: int
+) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
-    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed)
+    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, loss=loss, seed=seed)
     choice = {
         "head": "mlp",
         "solver": "adamw",

@@ -1,4 +1,4 @@
-"""Multinomial logistic regressions on the same samples, evaluated side by side.
+"""Logistic regressions on the same samples, evaluated side by side.
 
 For strength ``C`` the objective is
 
@@ -7,6 +7,9 @@ For strength ``C`` the objective is
 with ``S`` the sum of the sample weights, which are 1 unless classes are weighted. That is
 scikit-learn's divided by ``C S``. With two classes scikit-learn has one row of weights where there
 are two here, and its ``2 C`` is ``C`` here.
+
+Of tags that don't exclude each other the first term is the sum of their log losses; the optimum is
+then that of a scikit-learn model with strength ``C`` for each tag.
 
 Problems differ in strength and in the fold left out. One pass over the features serves all of them:
 a block of rows is multiplied with the weights of every problem while it is in the cache.
@@ -23,6 +26,7 @@ from featx.heads.basis import Basis
 from featx.heads.folds import Division, HeldOut
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
+from featx.heads.losses import SOFTMAX, LogisticLoss
 
 _BLOCK_ROWS = 2048
 _BLOCK_VALUES = 2**22
@@ -57,6 +61,7 @@ class Logistic:
         num_classes: Number of outputs.
         weights: Of each sample, ``(N,)``, above 0.
         division: Who is held out when; None where nobody is.
+        loss: Of what labels are: classes, or with ``SIGMOID`` tags ``(N, num_classes)``.
     """
 
     def __init__(
@@ -67,7 +72,9 @@ class Logistic:
         *,
         weights: np.ndarray,
         division: Division | None = None,
+        loss: LogisticLoss = SOFTMAX,
     ) -> None:
+        self.loss = loss
         self._basis, self._all_labels, self._all_weights = basis, labels, weights
         self._x, self._labels, self._weights = basis.samples, labels, weights
         self._fold = division.fold if division else np.zeros(len(labels), np.int64)
@@ -143,18 +150,18 @@ class Logistic:
     def _diagonal(self, variables: np.ndarray, penalties: np.ndarray) -> np.ndarray:
         """Return roughly the diagonal of each Hessian, ``(P, num_variables)``.
 
-        A class's probability varies by ``p (1 - p)``; its mean is seen on some of the samples.
+        A class's probability varies by ``p (1 - p)``; its mean is taken of some of the samples.
         """
         some = self._x[:: -(-len(self._x) // _ROWS_FOR_CURVATURE)]
         weight, bias = self._unpack(variables)
         p, k, _ = weight.shape
-        z = _softmax((some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None])
-        curvature = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
+        z = (some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None]
+        curvature = self.loss.curvature(z)  # (p, k)
         rank = len(self._basis.variances)
         diagonal = np.empty((p, k, rank + 1))
-        along = curvature[:, None] * self._basis.variances + penalties[:, None]
-        diagonal[:, :, :rank] = along[:, None]
-        diagonal[:, :, rank] = curvature[:, None]
+        diagonal[:, :, :rank] = curvature[:, :, None] * self._basis.variances
+        diagonal[:, :, :rank] += penalties[:, None, None]
+        diagonal[:, :, rank] = curvature
         return diagonal.reshape(p, -1)
 
     def _unpack(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +182,7 @@ class Logistic:
             x, labels = self._x[rows], self._labels[rows]
             share = self._share(rows, totals, skip)  # (p, n)
             z = np.add((x @ columns).T, offset, order="C").reshape(p, k, -1)  # (p, k, n)
-            losses += _residual_in_place(z, labels, share)
+            losses += self.loss.residual_in_place(z, labels, share)
             by_weight += z.reshape(p * k, -1) @ x
             by_bias += z.sum(2)
         own = variables.reshape(p, k, -1)[:, :, :-1]
@@ -215,23 +222,3 @@ class Logistic:
         """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
         shaped = variables.reshape(self._num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
-
-
-def _residual_in_place(z: np.ndarray, labels: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Turn logits ``(p, k, n)`` into shares of the loss's gradient; return the losses, ``(p,)``."""
-    at = np.arange(z.shape[2])
-    z -= z.max(axis=1, keepdims=True)
-    own = z[:, labels, at]  # (p, n)
-    np.exp(z, out=z)
-    total = z.sum(axis=1)
-    losses: np.ndarray = np.einsum("pn,pn->p", share, np.log(total) - own, dtype=np.float64)
-    z *= (share / total)[:, None]
-    z[:, labels, at] -= share
-    return losses
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    """Return probabilities along axis 1 of ``(p, k, n)``."""
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    z /= z.sum(axis=1, keepdims=True)
-    return z

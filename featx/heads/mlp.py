@@ -16,9 +16,9 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.dense import Networks, Setting, split_layers
-from featx.heads.folds import HeldOut, stratified_folds
+from featx.heads.folds import HeldOut
 from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
-from featx.heads.metrics import log_loss
+from featx.heads.losses import SOFTMAX, Loss
 
 _HOLDOUT_SHARE = 10
 """One in so many training samples is held out."""
@@ -98,7 +98,7 @@ class Candidate:
         dropout: In [0, 1).
         number: Of its seed, from 0.
         num_epochs: Epoch whose weights were kept, from 1; 0 if it diverged.
-        held_out_loss: Its log loss on the hold-out, nats; None if it diverged.
+        held_out_loss: Its loss on the hold-out; None if it diverged.
     """
 
     learning_rate: float
@@ -132,7 +132,7 @@ class MLPFit:
 
     @property
     def held_out_loss(self) -> float:
-        """Log loss on the hold-out, nats."""
+        """Loss on the hold-out."""
         return math.nan if self.chosen.held_out_loss is None else self.chosen.held_out_loss
 
 
@@ -143,23 +143,26 @@ def fit_mlp(
     options: MLPOptions,
     *,
     weights: np.ndarray | None = None,
+    loss: Loss = SOFTMAX,
     seed: int = 0,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)`` where the
+            loss takes these.
         num_classes: Outputs of the head.
         options: Shape and training.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        loss: What is made small, and judged by.
         seed: Of initial weights, shuffling, dropout and the hold-out.
 
     Raises:
         ConfigError: Training with these options diverges.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    trained, judged = _hold_out(labels, seed=seed)
+    trained, judged = _hold_out(labels, loss, seed=seed)
     mean, scale = standardisation(features[trained])
     train, judge = (
         _Rows(_standardised(features[rows], mean, scale), labels[rows], weights[rows])
@@ -167,7 +170,7 @@ def fit_mlp(
     )
     widths = (features.shape[1], *options.hidden, num_classes)
     settings = options.settings(seed)
-    best = _train(Networks(widths, settings), train, judge, options, seed=seed)
+    best = _train(Networks(widths, settings, loss=loss), train, judge, options, seed=seed)
     candidates = [
         Candidate(
             setting.learning_rate,
@@ -203,17 +206,15 @@ def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> 
     return standardised
 
 
-def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(labels: np.ndarray, loss: Loss, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which samples are trained on and which decide when to stop, ``(N,)`` bool each.
 
-    Where every class has a single sample, all of them are used for both.
+    Where none may be held out, all of them are used for both.
     """
-    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
-    if not len(several):
+    held_out = loss.hold_out(labels, _HOLDOUT_SHARE, seed=seed)
+    if not held_out.any():
         everything = np.ones(len(labels), dtype=bool)
         return everything, everything
-    held_out = np.zeros(len(labels), dtype=bool)
-    held_out[several] = stratified_folds(labels[several], _HOLDOUT_SHARE, seed=seed) == 0
     return ~held_out, held_out
 
 
@@ -261,7 +262,9 @@ def _train(
                 rows = order[start : start + options.batch_size]
                 networks.step(*train.batch(rows), pace=pace)
             logits = networks.logits(judge.x)
-            losses = [log_loss(own, judge.labels, weights=judge.weights) for own in logits]
+            losses = [
+                networks.loss.mean(own, judge.labels, weights=judge.weights) for own in logits
+            ]
         for row, number in enumerate(going):
             if losses[row] < best[number].loss:
                 best[number] = _Best(epoch, losses[row], networks.parameters[row].copy())
