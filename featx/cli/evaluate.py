@@ -11,10 +11,10 @@ from featx.cli.output import (
     human_seconds,
     print_fields,
     print_json,
-    print_metrics,
     print_skipped,
     progress_bar,
 )
+from featx.cli.scores import print_metrics, print_per_class
 
 
 @click.command()
@@ -22,13 +22,17 @@ from featx.cli.output import (
 @click.argument("source")
 @options.on_error
 @options.max_pixels
+@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @options.as_json
 @options.quiet
-def evaluate(model: str, source: str, as_json: bool, quiet: bool, **settings: Any) -> None:
+def evaluate(
+    model: str, source: str, per_class: bool, as_json: bool, quiet: bool, **settings: Any
+) -> None:
     """Score the exported file MODEL on the labelled images of SOURCE.
 
     Raw images go through the file. Classes are joined by name, so SOURCE may have fewer of them, in
-    any order.
+    any order. Labels are read as the model's head was trained: classes, tags separated by |, or
+    numbers.
     """
     from featx.stages.evaluate import evaluate as run
 
@@ -39,6 +43,8 @@ def evaluate(model: str, source: str, as_json: bool, quiet: bool, **settings: An
         return
     print_metrics(report.metrics)
     click.echo()
+    if per_class:
+        print_per_class(report.metrics, report.names)
     fields = {"time": human_seconds(report.seconds)}
     if report.skipped:
         fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"

@@ -11,13 +11,15 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import human_bytes, print_fields, print_json, print_metrics
+from featx.cli.output import human_bytes, print_fields, print_json
+from featx.cli.scores import print_metrics
 from featx.errors import ArtifactInvalid
 
 if TYPE_CHECKING:
     from featx.artifact import Header
 
 _CLASSES_SHOWN = 10
+_OUTPUTS = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
 
 
 @click.command()
@@ -32,10 +34,12 @@ def info(path: Path, as_json: bool) -> None:
     print_fields(dict(_fields(path, header)))
     metrics = header.details.get("metrics")
     if metrics:
-        from featx.heads.metrics import Metrics
+        from featx.heads.metrics import scores_from_dict
+        from featx.heads.task import task_of
 
         click.echo()
-        print_metrics({split: Metrics(**scores) for split, scores in metrics.items()})
+        task = task_of(header.details)
+        print_metrics({split: scores_from_dict(task, own) for split, own in metrics.items()})
 
 
 def _open(path: Path) -> Header:
@@ -67,7 +71,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
     shown = ", ".join(header.classes[:_CLASSES_SHOWN])
     more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
-    yield "classes", f"{len(header.classes)}: {shown}{more}"
+    yield _OUTPUTS[details.get("task", "single-label")], f"{len(header.classes)}: {shown}{more}"
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"

@@ -6,12 +6,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from featx.heads.metrics import Metrics
 
 _SKIPPED_SHOWN = 10
 
@@ -46,54 +42,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def printable(text: str) -> str:
     """Return the text with what a terminal would act on or cannot show written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def print_metrics(metrics: Mapping[str, Metrics]) -> None:
-    """Print the table that train-head and evaluate share; 95 % is the interval of top-1."""
-    rows = [
-        [
-            split,
-            f"{scores.num_samples:,}",
-            f"{scores.top1:.4f}",
-            f"{scores.top1_low:.4f}–{scores.top1_high:.4f}",
-            _or_dash(scores.top5),
-            f"{scores.balanced_accuracy:.4f}",
-            f"{scores.macro_f1:.4f}",
-            f"{scores.log_loss:.4f}",
-            f"{scores.ece:.4f}",
-        ]
-        for split, scores in metrics.items()
-    ]
-    columns = ("split", "images", "top-1", "95 %", "top-5", "balanced", "macro F1", "log loss")
-    print_table([*columns, "ECE"], rows)
-
-
-def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> None:
-    """Print precision and recall of each class with their 95 % intervals, for each split."""
-    columns = ("class", "images", "predicted", "precision", "95 %", "recall", "95 %")
-    for split, scores in metrics.items():
-        rows = [
-            [
-                name,
-                f"{own.num_samples:,}",
-                f"{own.num_predicted:,}",
-                _or_dash(own.precision),
-                _interval(own.precision_low, own.precision_high),
-                _or_dash(own.recall),
-                _interval(own.recall_low, own.recall_high),
-            ]
-            for name, own in zip(classes, scores.per_class, strict=True)
-        ]
-        print_table([f"{columns[0]} ({split})", *columns[1:]], rows)
-        click.echo()
-
-
-def _or_dash(share: float | None) -> str:
-    return "–" if share is None else f"{share:.4f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:

@@ -2,7 +2,8 @@
 
 options    what a user chooses, and what comes back
 samples    what the cache gives to train on, and what is wrong with it
-fitting    from samples to heads that are ready to be written, and their scores
+answers    from samples to layers: classes, tags or numbers
+fitting    from the cache to heads that are ready to be written, and their scores
 stage      train_head(): open the cache, fit, score, write
 """
 

@@ -12,12 +12,20 @@ from featx.heads.class_weight import ClassWeight
 from featx.heads.few_shot import FewShot, FewShotScores
 from featx.heads.head import Head
 from featx.heads.linear import STRENGTHS
-from featx.heads.metrics import Metrics
+from featx.heads.metrics import Scores
 from featx.heads.mlp import MLPOptions
 from featx.heads.sgd import SGDOptions
+from featx.heads.task import TASKS, Task
 
 HeadKind = Literal["linear", "mlp"]
 Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
+TaskChoice = Literal["auto"] | Task
+
+_SOLVERS: dict[Task, tuple[Solver, ...]] = {  # the default first
+    "single-label": get_args(Solver),
+    "multi-label": ("lbfgs",),
+    "regression": ("ridge",),
+}
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,12 @@ class TrainOptions:
     """Which head to fit and how.
 
     Attributes:
+        task: How labels are read: one class each, tags separated by ``|``, or numbers; ``"auto"``
+            reads tags where any label has a ``|``, else classes.
         head: ``"linear"`` or ``"mlp"``.
         solver: Of a linear head: logistic regression by featx's own L-BFGS or by scikit-learn,
-            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD.
+            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD. None takes
+            the first, for numbers ridge; tags and numbers know no other.
         strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from; for
             ``lbfgs``, ``sklearn`` and ``ridge``.
         mlp: Shape and training of an MLP head.
@@ -36,13 +47,15 @@ class TrainOptions:
             ``"balanced"`` lets every class count the same; None counts each sample once.
         few_shot: Train on a few samples of each class, on several draws; the head of the first is
             written.
-        calibrate: Fit a temperature on held-out samples and fold it into the head.
+        calibrate: Fit a temperature on held-out samples and fold it into the head; numbers need
+            none.
         seed: Decides folds, and everything random about an MLP.
         overwrite: Replace the output.
     """
 
+    task: TaskChoice = "auto"
     head: HeadKind = "linear"
-    solver: Solver = "lbfgs"
+    solver: Solver | None = None
     strengths: tuple[float, ...] = STRENGTHS
     mlp: MLPOptions = field(default_factory=MLPOptions)
     sgd: SGDOptions = field(default_factory=SGDOptions)
@@ -53,14 +66,33 @@ class TrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.task not in ("auto", *TASKS):
+            raise ConfigError(f"task must be one of auto, {', '.join(TASKS)}; got {self.task!r}.")
         if self.head not in get_args(HeadKind):
             raise ConfigError(f"head must be 'linear' or 'mlp'; got {self.head!r}.")
-        if self.solver not in get_args(Solver):
+        if self.solver not in (None, *get_args(Solver)):
             raise ConfigError(
                 f"solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}."
             )
         if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
+
+    def solver_for(self, task: Task) -> Solver:
+        """Return the solver of a linear head.
+
+        Raises:
+            ConfigError: An option has no meaning for the task.
+        """
+        solvers = _SOLVERS[task]
+        if self.head == "linear" and self.solver not in (None, *solvers):
+            raise ConfigError(
+                f"solver '{self.solver}' has no meaning for {task}; use {solvers[0]}, or an MLP."
+            )
+        if task != "single-label" and self.class_weight is not None:
+            raise ConfigError(f"class weights have no meaning for {task}: leave them out.")
+        if task != "single-label" and self.few_shot is not None:
+            raise ConfigError(f"few-shot draws have no meaning for {task}: leave shots out.")
+        return self.solver or solvers[0]
 
 
 @dataclass(frozen=True)
@@ -80,7 +112,7 @@ class TrainReport:
 
     path: Path
     head: Head
-    metrics: dict[str, Metrics]
+    metrics: dict[str, Scores]
     seconds: float
     choice: dict[str, Any]
     calibration: Calibration | None
@@ -90,6 +122,8 @@ class TrainReport:
         """Return the report as JSON values."""
         return {
             "path": str(self.path),
+            "task": self.head.task,
+            "thresholds": list(self.head.thresholds),
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
             "seconds": self.seconds,
             "choice": self.choice,
