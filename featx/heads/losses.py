@@ -163,9 +163,12 @@ class Sigmoid:
         judged = judged[np.isin(judged, folds)]
         if not len(judged):  # each sample is the only one with some tag
             return divide(np.zeros(len(targets), np.int64), seed=seed)
-        unjudged = int(unjudged_tags(targets, folds, NUM_FOLDS).sum())
+        unjudged = int(unjudged_tags(targets, folds, judged).sum())
         if unjudged:
-            log.warning("%d tags are trained without a sample in one of the folds.", unjudged)
+            log.warning(
+                "%d tags have all their samples in one fold: what is held out judges them badly.",
+                unjudged,
+            )
         return Division(folds, judged)
 
     def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:

@@ -54,17 +54,20 @@ def _deal(folds: np.ndarray, rows: np.ndarray, own: np.ndarray, sizes: np.ndarra
     sizes += np.bincount(folds[rows], minlength=num_folds)
 
 
-def unjudged_tags(tags: np.ndarray, folds: np.ndarray, num_folds: int) -> np.ndarray:
-    """Return which tags are not on both sides of every fold left out, ``(num_tags,)`` bool.
+def unjudged_tags(tags: np.ndarray, folds: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Return which tags lose all samples that have them, or lack them, with a fold.
 
     Args:
         tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
         folds: As ``fold_by_tags`` returns them.
-        num_folds: Of those that are left out.
+        judged: Folds that are left out, one after the other.
+
+    Returns:
+        ``(num_tags,)`` bool.
     """
-    has = np.stack([np.bincount(folds, weights=own, minlength=num_folds + 1) for own in tags.T])
-    lacks = np.bincount(folds, minlength=num_folds + 1) - has
-    unjudged: np.ndarray = (has[:, :num_folds].max(axis=1) == has.sum(axis=1)) | (
-        lacks[:, :num_folds].max(axis=1) == lacks.sum(axis=1)
-    )
+    size = int(max(folds.max(), judged.max())) + 1
+    has = np.stack([np.bincount(folds, weights=own, minlength=size) for own in tags.T])
+    lacks = np.bincount(folds, minlength=size) - has
+    unjudged: np.ndarray = (has[:, judged] == has.sum(axis=1, keepdims=True)).any(axis=1)
+    unjudged |= (lacks[:, judged] == lacks.sum(axis=1, keepdims=True)).any(axis=1)
     return unjudged

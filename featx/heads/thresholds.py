@@ -35,10 +35,11 @@ def _best_threshold(probabilities: np.ndarray, has: np.ndarray) -> float:
     ranked = probabilities[order]
     cuts = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last of those above
     below = np.append(ranked[1:], 0.0)[cuts]
-    thresholds = (ranked[cuts] + below) / 2
+    above = ranked[cuts]
     scores = 2 * np.cumsum(has[order])[cuts] / (cuts + 1 + positives)
     best = np.flatnonzero(scores == scores.max())
-    away = np.maximum(0, np.maximum(below - EVEN, EVEN - ranked[cuts]))[best]
-    nearest = int(np.argmin(away))
-    threshold = float(thresholds[best[nearest]])
-    return threshold if away[nearest] > 0 and 0 < threshold < 1 else EVEN
+    away = np.maximum(0, np.maximum(below - EVEN, EVEN - above))[best]
+    nearest = best[np.argmin(away)]
+    low, high = float(below[nearest]), float(above[nearest])
+    middle = (low + high) / 2
+    return middle if low < middle < high and not low < EVEN <= high else EVEN

@@ -112,8 +112,8 @@ def _per_tag(scores: MultiLabelMetrics, names: Sequence[str]) -> str:
         for name, own in zip(names, scores.per_class, strict=True)
     ]
     note = (
-        "<p>A tag is given from a probability on that was best for it on held-out training images. "
-        "Small figures are 95&nbsp;% Wilson intervals.</p>"
+        "<p>A tag is given from that probability on where its F1 score was best on held-out "
+        "training images. Small figures are 95&nbsp;% Wilson intervals.</p>"
     )
     return note + table(columns, rows)
 
