@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLIENTS := tests/clients/node_modules/.ready
 FEATX := $(BIN)/featx
 
 DATA ?=
@@ -33,10 +34,13 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(CLIENTS): tests/clients/package.json tools/clients.sh
+	@sh tools/clients.sh
+
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
 
-test: $(READY)
+test: $(READY) $(CLIENTS)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(READY)
@@ -51,7 +55,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)
+bench: $(READY) $(CLIENTS)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
@@ -60,6 +64,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/cache.py overhead
 	$(BIN)/python benchmarks/cache.py footprint
 	$(BIN)/python benchmarks/crashes.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/clients.py
 
 # The chain. A file is made again when what it depends on has changed: the images (names, sizes,
 # times) or the options given on the command line. Without DATA, TRAIN or EXPORT the last ones hold.

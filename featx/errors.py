@@ -150,3 +150,28 @@ class ParityError(ExportError):
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(type(self), difference=self.difference, bound=self.bound)
         return make, self.args
+
+
+_PACKAGE_OF = {
+    **{name: name for name in ("torch", "torchvision", "h5py", "safetensors", "numpy", "scipy")},
+    **{name: name for name in ("onnx", "onnxscript", "onnxruntime", "rich")},
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+}
+"""Module → package, of what featx requires but not every command needs."""
+
+
+def missing_package(error: ModuleNotFoundError) -> FeatxError | None:
+    """Return what to tell a user who lacks a package that featx requires, None for any other.
+
+    >>> print(missing_package(ModuleNotFoundError("No module named 'PIL'", name="PIL")))
+    This needs the package 'pillow', which is not installed: pip install pillow. (pip install featx
+    brings all that any command needs.)
+    """
+    package = _PACKAGE_OF.get(error.name or "")
+    if package is None:
+        return None
+    return FeatxError(
+        f"This needs the package '{package}', which is not installed: pip install {package}. "
+        "(pip install featx brings all that any command needs.)"
+    )

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import featx.errors
-from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
+from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
 
 _HOME = Path(featx.errors.__file__).parents[1]
 _FRUGAL = dict.fromkeys(
@@ -245,9 +245,17 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
         return {"error": type(err).__name__, "text": str(err)}
     except MemoryError:
         return {"error": "MemoryError", "text": ""}
-    except Exception:  # a bug; the caller shows the whole of it
-        return {"error": "Exception", "text": traceback.format_exc()}
+    except Exception as err:
+        return _unexpected(err)
     return {"error": None}
+
+
+def _unexpected(error: Exception) -> dict[str, str | None]:
+    """Return which package is missing, or the whole of a bug for the caller to show."""
+    told = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    if told:
+        return {"error": "FeatxError", "text": str(told)}
+    return {"error": "Exception", "text": traceback.format_exc()}
 
 
 def _resolve(target: str) -> Callable[[Path], object]:

@@ -36,15 +36,18 @@ DOORS = {
     "h5py": ("features/",),
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
-    "onnx": ("backbones/onnx_graph.py", "classifier/graph.py"),
+    "onnx": (
+        "backbones/onnx_graph.py",
+        *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
+    ),
     "onnxscript": (),
-    "onnxruntime": ("classifier/session.py", "backbones/engines.py"),
+    "onnxruntime": ("classifier/session.py", "classifier/providers.py", "backbones/engines.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
-    "PIL": ("images/", "stages/predict.py"),
+    "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")

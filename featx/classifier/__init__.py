@@ -1,7 +1,9 @@
 """What is shipped: one ONNX file with preprocessing, backbone and head.
 
-graph     building it
+contract  what goes in and what comes out
+graph     building it, from pieces: geometry (resize, crop), trunk (the backbone), head
 seal      what a file's bytes tell before ONNX Runtime sees them
 session   opening and running it (ONNX Runtime, no torch)
+providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
 """

@@ -1,81 +1,138 @@
 """Preprocessing, backbone and head as one ONNX graph.
 
     image (batch, height, width, 3) uint8
-      → resize → crop → [backbone: pixels → features] → head → logits → softmax → probabilities
+      → resize → crop → normalise → [trunk: → features] → head → logits → softmax → probabilities
 
-The geometry repeats ``images.preprocess`` with integer arithmetic on the image's shape, so any
-height and width is taken; images of one batch have the same.
+What goes in and what comes out is chosen by a ``Contract``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from featx.artifact import Header
+from featx.classifier.contract import Contract, Value
+from featx.classifier.geometry import add_geometry
+from featx.classifier.pieces import Pieces
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
+from featx.classifier.trunk import add_arithmetic, drop_unused, split_trunk
 from featx.errors import ExportError
 from featx.images.preprocess import PreprocessSpec
 
-INPUT = "image"
-OUTPUTS = ("logits", "probabilities")
 MAX_BYTES = 2**31 - 1
-CONTRACT = (
-    "image: uint8 (batch, height, width, 3), RGB, 0 to 255, any height and width, neither resized "
-    "nor normalised (the graph does both). logits, probabilities: float32 (batch, num_classes), "
-    "columns in the order of the metadata entry 'classes'."
-)
+_TYPES = {
+    "uint8": TensorProto.UINT8,
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+}
 
 
 def build_classifier(
     backbone: onnx.ModelProto,
     layers: Sequence[tuple[np.ndarray, np.ndarray]],
     preprocess: PreprocessSpec,
+    contract: Contract | None = None,
 ) -> onnx.ModelProto:
     """Return the stitched graph, checked, without a header.
 
     Args:
         backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
         layers: The head's weights ``(out, in)`` and biases ``(out,)``, float32.
-        preprocess: The geometry before the backbone.
+        preprocess: What stands before the trunk.
+        contract: What goes in and comes out; None takes images of any size, and gives logits and
+            probabilities.
 
     Raises:
-        ExportError: The result is not a valid ONNX model, or exceeds ONNX's limit of 2 GiB.
+        ConfigError: The contract asks for more classes than there are.
+        ExportError: The backbone does not take what the contract gives it, the result is not a
+            valid ONNX model, or it exceeds ONNX's limit of 2 GiB.
     """
-    pieces = _Pieces()
-    _add_geometry(pieces, preprocess, output=backbone.graph.input[0].name)
-    pieces.take(backbone.graph)
-    _add_head(pieces, layers, features=backbone.graph.output[0].name)
-    num_classes = layers[-1][0].shape[0]
+    contract = contract or Contract()
+    num_classes, num_features = layers[-1][0].shape[0], layers[0][0].shape[1]
+    source = contract.input_value(preprocess)
+    results = contract.output_values(num_classes=num_classes, num_features=num_features)
+    pieces = Pieces()
+    features = _add_backbone(pieces, backbone, preprocess, contract)
+    _add_outputs(pieces, _add_head(pieces, layers, features=features), contract, features=features)
+    text = contract.describe(preprocess, num_classes=num_classes, num_features=num_features)
     graph = helper.make_graph(
         pieces.nodes,
         "featx",
-        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", num_classes])
-            for name in OUTPUTS
-        ],
+        [],
+        [_declared(value) for value in results],
         initializer=pieces.initializers,
-        doc_string=CONTRACT,
+        doc_string=text,
     )
+    drop_unused(graph)
+    _forget_origin(graph)
+    graph.doc_string = text
+    graph.input.append(_declared(source))
     model = helper.make_model(
         graph, opset_imports=backbone.opset_import, ir_version=backbone.ir_version
     )
     model.functions.extend(backbone.functions)
     model.producer_name = "featx"
-    model.doc_string = CONTRACT
-    _forget_origin(model.graph)
+    model.doc_string = text
     _require_one_file(model)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
         raise ExportError(f"The stitched graph is not valid ONNX: {err}") from err
     return model
+
+
+def _declared(value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(
+        value.name, _TYPES[value.dtype], list(value.shape), doc_string=value.text
+    )
+
+
+def _add_backbone(
+    pieces: Pieces, backbone: onnx.ModelProto, spec: PreprocessSpec, contract: Contract
+) -> str:
+    """Add all from the input to the features, and return their name.
+
+    Raises:
+        ExportError: Normalised images are to go in, but the backbone has none.
+    """
+    trunk = split_trunk(backbone, spec)
+    if trunk is None and contract.input == "tensor":
+        raise ExportError(
+            "The backbone's graph does not normalise its images by the usual steps, so it cannot "
+            "take normalised ones. Use --input crop."
+        )
+    graph = onnx.GraphProto()
+    graph.CopyFrom((trunk or backbone).graph)
+    _rename(graph, {name: f"{name}_inside" for name in _reserved(contract, graph)})
+    pixels = contract.input_name
+    if contract.input == "image":
+        pixels = "pixels" if trunk is None else "featx_pixels"
+        add_geometry(pieces, spec, image=contract.input_name, output=pixels)
+    if trunk is None:
+        _rename(graph, {graph.input[0].name: pixels})
+    elif contract.input != "tensor":
+        add_arithmetic(pieces, graph, spec, pixels=pixels, fold=True)
+    pieces.take(graph)
+    return str(graph.output[0].name)
+
+
+def _reserved(contract: Contract, graph: onnx.GraphProto) -> set[str]:
+    """Return the names that a backbone must not use for what is inside of it."""
+    own = {graph.input[0].name, graph.output[0].name}
+    return {contract.input_name, "logits", "probabilities", "top_scores", "top_classes"} - own
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for part in (*graph.initializer, *graph.input):
+        part.name = names.get(part.name, part.name)
 
 
 def _forget_origin(graph: onnx.GraphProto) -> None:
@@ -107,7 +164,7 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
         "featx": header.to_json(),
         "classes": json.dumps(list(header.classes)),
         "preprocess": json.dumps(header.spec["preprocess"]),
-        "contract": CONTRACT,
+        "contract": model.doc_string,
     }
     helper.set_model_props(stamped, entries)
     _require_one_file(stamped)
@@ -128,105 +185,10 @@ def _require_one_file(model: onnx.ModelProto) -> None:
         )
 
 
-# exclude_outside: Pillow gives no weight to what lies beyond the border; otherwise borders differ
-# by more than rounding explains.
-_FILTERS: dict[str, dict[str, Any]] = {
-    "bilinear": {"mode": "linear", "exclude_outside": 1},
-    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
-}
-
-
-class _Pieces:
-    """Nodes and initializers in the making; new names start with ``featx_``."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def take(self, graph: onnx.GraphProto) -> None:
-        self.nodes.extend(graph.node)
-        self.initializers.extend(graph.initializer)
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(value, f"featx_{name}"))
-        return f"featx_{name}"
-
-    def integers(self, name: str, *values: int) -> str:
-        return self.constant(name, np.array(values, dtype=np.int64))
-
-    def node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """Add a node and return its output; ``name`` is kept as it is if it is a graph output."""
-        output = name if name in OUTPUTS else f"featx_{name}"
-        self.nodes.append(
-            helper.make_node(op, list(inputs), [output], f"featx_{name}_{op}", **attributes)
-        )
-        return output
-
-
-def _add_geometry(pieces: _Pieces, spec: PreprocessSpec, *, output: str) -> None:
-    """Add the nodes from ``image`` to ``output``, ``(batch, size, size, 3)`` uint8."""
-    size = spec.image_size
-    shape = pieces.node("Shape", [INPUT], "shape", start=1, end=3)  # (height, width)
-    if spec.crop == "none":
-        new_shape = pieces.integers("resized_shape", size, size)
-    else:
-        short = pieces.node("ReduceMin", [shape], "short_side", keepdims=1)
-        scaled = pieces.node("Mul", [shape, pieces.integers("resize", spec.resize)], "scaled")
-        new_shape = pieces.node("Div", [scaled, short], "resized_shape")
-    resized = _add_resize(pieces, shape, new_shape, spec)
-    if spec.crop == "none":
-        pieces.nodes.append(helper.make_node("Identity", [resized], [output], "featx_pixels"))
-        return
-    # round((length - size) / 2), halves to even, as torchvision's CenterCrop has it
-    margin = pieces.node("Sub", [new_shape, pieces.integers("size", size, size)], "margin")
-    as_float = pieces.node("Cast", [margin], "margin_float", to=TensorProto.FLOAT)
-    half = pieces.node(
-        "Mul", [as_float, pieces.constant("half", np.array(0.5, np.float32))], "half_margin"
-    )
-    rounded = pieces.node("Round", [half], "rounded_margin")
-    start = pieces.node("Cast", [rounded], "crop_start", to=TensorProto.INT64)
-    end = pieces.node("Add", [start, "featx_size"], "crop_end")
-    axes = pieces.integers("crop_axes", 1, 2)
-    pieces.nodes.append(
-        helper.make_node("Slice", [resized, start, end, axes], [output], "featx_pixels")
-    )
-
-
-def _add_resize(pieces: _Pieces, shape: str, new_shape: str, spec: PreprocessSpec) -> str:
-    """Add the resize to ``new_shape`` (height, width) and return its output.
-
-    Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows,
-    most where bicubic overshoots. It takes the width first, but from version 13 on
-    the height where that loses more than twice as many pixels. So there are two nodes, each for
-    one axis.
-    """
-    zero, one = pieces.integers("zero", 0), pieces.integers("one", 1)
-    lost = pieces.node("Sub", [shape, new_shape], "lost")
-    lost_height = pieces.node("Gather", [lost, zero], "lost_height")
-    lost_width = pieces.node("Gather", [lost, one], "lost_width")
-    twice = pieces.node("Add", [lost_width, lost_width], "lost_width_twice")
-    limit = pieces.node("Max", [twice, zero], "lost_limit")
-    height_first = pieces.node("Greater", [lost_height, limit], "height_first")
-    is_height = pieces.constant("is_height", np.array([True, False]))
-    goes_first = pieces.node("Equal", [is_height, height_first], "goes_first")
-    between = pieces.node("Where", [goes_first, new_shape, shape], "shape_between")
-    values = INPUT
-    for name, target in (("half_resized", between), ("resized", new_shape)):
-        values = pieces.node(
-            "Resize",
-            [values, "", "", target],
-            name,
-            antialias=1,
-            axes=[1, 2],
-            coordinate_transformation_mode="half_pixel",
-            **_FILTERS[spec.interpolation],
-        )
-    return values
-
-
 def _add_head(
-    pieces: _Pieces, layers: Sequence[tuple[np.ndarray, np.ndarray]], *, features: str
-) -> None:
+    pieces: Pieces, layers: Sequence[tuple[np.ndarray, np.ndarray]], *, features: str
+) -> str:
+    """Add the layers and return the name of the logits."""
     values = features
     for i, (weight, bias) in enumerate(layers):
         last = i == len(layers) - 1
@@ -235,7 +197,26 @@ def _add_head(
             pieces.constant(f"head_{i}_weight", weight.astype(np.float32)),
             pieces.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
-        values = pieces.node("Gemm", inputs, OUTPUTS[0] if last else f"head_{i}", transB=1)
+        output = "logits" if last else None
+        values = pieces.node("Gemm", inputs, f"head_{i}", output=output, transB=1)
         if not last:
             values = pieces.node("Relu", [values], f"head_{i}_relu")
-    pieces.node("Softmax", [values], OUTPUTS[1], axis=-1)
+    return values
+
+
+def _add_outputs(pieces: Pieces, logits: str, contract: Contract, *, features: str) -> None:
+    """Add what the contract gives besides the logits."""
+    if features != "features" and "features" in contract.outputs:
+        pieces.node("Identity", [features], "features", output="features")
+    probabilities = pieces.node(
+        "Softmax", [logits], "probabilities", output="probabilities", axis=-1
+    )
+    if k := contract.top_k:
+        pieces.node(
+            "TopK",
+            [probabilities, pieces.integers("top_k", k)],
+            "top_scores",
+            output="top_scores",
+            axis=-1,
+        )
+        pieces.nodes[-1].output.append("top_classes")

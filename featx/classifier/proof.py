@@ -95,7 +95,7 @@ def prove(
 
 def _answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
     """Return the logits of each image alone, ``(num_images, num_classes)``."""
-    return np.concatenate([classifier.run(image[None])[0] for image in images])
+    return np.concatenate([classifier.logits(classifier.prepare(image)[None]) for image in images])
 
 
 def _require_close(
@@ -140,7 +140,7 @@ def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, boun
     height = min(image.shape[0] for image in several)
     width = min(image.shape[1] for image in several)
     cut = np.stack([image[:height, :width] for image in several])
-    together = classifier.run(cut)[0]
+    together = classifier.logits(np.stack([classifier.prepare(image) for image in cut]))
     difference = float(np.abs(together - _answers(classifier, cut)).max())
     if not difference <= bound:
         raise ParityError(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from featx.artifact import Header, require_file
+from featx.classifier.contract import Contract, Value
+from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.images.preprocess import PreprocessSpec
@@ -17,7 +20,11 @@ from featx.images.read_ahead import num_cores
 
 _MAX_BYTES = 2**31
 _METADATA_KEY = "featx"
-_OUTPUTS = ("logits", "probabilities")
+_ORT_TYPES = {
+    "uint8": "tensor(uint8)",
+    "float32": "tensor(float)",
+    "int64": "tensor(int64)",
+}
 
 
 class Classifier:
@@ -26,7 +33,8 @@ class Classifier:
     Attributes:
         path: Where it came from, for messages.
         header: What the file says about itself.
-        preprocess: What its graph does before the backbone.
+        preprocess: What stands between an image and the backbone, in the file or before it.
+        contract: What goes in and comes out.
     """
 
     def __init__(
@@ -36,46 +44,116 @@ class Classifier:
         path: Path,
         header: Header,
         preprocess: PreprocessSpec,
+        contract: Contract,
     ) -> None:
         self._session = session
         self.path = path
         self.header = header
         self.preprocess = preprocess
+        self.contract = contract
+        self._input = contract.input_value(preprocess)
+        self._names = [value.name for value in session.get_outputs()]
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.header.classes
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits and probabilities, ``(batch, num_classes)`` float32 each.
+    @property
+    def gives_scores(self) -> bool:
+        """Whether there are logits or probabilities of all classes."""
+        return bool({"logits", "probabilities"} & set(self._names))
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Return one raw image as ``run`` takes it, but for the batch axis.
 
         Args:
-            images: RGB, ``(batch, height, width, 3)`` uint8, any height and width.
+            pixels: RGB, ``(height, width, 3)`` uint8, any height and width.
+        """
+        return self.contract.prepare(pixels, self.preprocess)
+
+    def run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the file's outputs by name; ``contract`` has shapes and types.
+
+        Args:
+            inputs: A batch of what the contract takes: ``(batch, height, width, 3)`` uint8 for
+                images of one size, ``(batch, size, size, 3)`` uint8 for crops,
+                ``(batch, 3, size, size)`` float32 for tensors.
 
         Raises:
             ConfigError: The array is of another type or shape, or an image has no pixels.
             ArtifactInvalid: The file's graph does not run on it.
         """
-        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
-        if not fits or 0 in images.shape[1:3]:
+        wanted = self._input
+        fits = inputs.dtype == wanted.dtype and inputs.ndim == len(wanted.shape)
+        sides = zip(inputs.shape[1:], wanted.shape[1:], strict=False)
+        if not fits or not all(n == side if isinstance(side, int) else n for n, side in sides):
+            shape = ", ".join(map(str, wanted.shape))
             raise ConfigError(
-                "images must be uint8 of shape (batch, height, width, 3); "
-                f"got {images.dtype} {images.shape}."
+                f"images must be {wanted.dtype} of shape ({shape}); "
+                f"got {inputs.dtype} {inputs.shape}."
             )
         try:
-            logits, probabilities = self._session.run(
-                list(_OUTPUTS), {"image": np.ascontiguousarray(images)}
-            )
+            values = self._session.run(self._names, {wanted.name: np.ascontiguousarray(inputs)})
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise ArtifactInvalid(
-                self.path, f"'{self.path}' cannot be run on {images.shape}: {_first_line(err)}"
+                self.path, f"'{self.path}' cannot be run on {inputs.shape}: {_first_line(err)}"
             ) from err
-        return logits, probabilities
+        return dict(zip(self._names, values, strict=True))
+
+    def logits(self, inputs: np.ndarray) -> np.ndarray:
+        """Return ``(batch, num_classes)`` float32, from the probabilities where that is all.
+
+        These give the logits but for a constant in each row, which neither the order of the classes
+        nor a softmax knows.
+
+        Args:
+            inputs: As ``run`` takes them.
+
+        Raises:
+            ConfigError: The file gives neither; also as ``run``.
+            ArtifactInvalid: As ``run``.
+        """
+        name, values = self._scores(inputs, ("logits", "probabilities"))
+        if name == "logits":
+            return values
+        logits: np.ndarray = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        return logits
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return ``(batch, num_classes)`` float32, from the logits where that is all.
+
+        Args:
+            inputs: As ``run`` takes them.
+
+        Raises:
+            ConfigError: The file gives neither; also as ``run``.
+            ArtifactInvalid: As ``run``.
+        """
+        name, values = self._scores(inputs, ("probabilities", "logits"))
+        if name == "probabilities":
+            return values
+        raised = np.exp(values - values.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _scores(self, inputs: np.ndarray, names: tuple[str, str]) -> tuple[str, np.ndarray]:
+        """Return the first of two outputs that the file has, with its name."""
+        name = next((name for name in names if name in self._names), None)
+        if name is None:
+            raise ConfigError(
+                f"'{self.path}' gives {', '.join(self._names)}, but neither logits nor "
+                "probabilities; export it with --output probabilities."
+            )
+        return name, self.run(inputs)[name]
 
 
 def open_classifier(
-    path: str | Path, *, threads: int | None = None, verify: bool = True
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[Provider] | None = None,
+    verify: bool = True,
 ) -> Classifier:
     """Open a classifier file and check that it is one of featx's, as it was exported.
 
@@ -85,36 +163,59 @@ def open_classifier(
 
     Args:
         path: The ONNX file.
-        threads: For one image or batch; None takes all cores.
+        threads: For one image or batch, at least 1; None takes all cores.
+        providers: As ``require_providers`` takes them; None takes the CPU.
         verify: Compare the file with its sha256; leave out only for a file you have verified, or
             have changed yourself.
 
     Raises:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a featx classifier, altered, damaged, or reaches beyond itself.
+        ConfigError: ``threads`` is below 1, or a provider is not here.
+    """
+    return load_classifier(
+        read_classifier(path), path=Path(path), threads=threads, providers=providers, verify=verify
+    )
+
+
+def read_classifier(path: str | Path) -> bytes:
+    """Return a classifier file's content, unchecked but for its size.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is larger than an ONNX file can be.
     """
     path = Path(path)
     require_file(path, made_by="featx export --onnx")
     if path.stat().st_size > _MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than an ONNX file can be (2 GiB).")
-    return load_classifier(path.read_bytes(), path=path, threads=threads, verify=verify)
+    return path.read_bytes()
 
 
 def load_classifier(
-    content: bytes, *, path: Path, threads: int | None = None, verify: bool = True
+    content: bytes,
+    *,
+    path: Path,
+    threads: int | None = None,
+    providers: Sequence[Provider] | None = None,
+    verify: bool = True,
 ) -> Classifier:
     """Return the classifier of a file's content; as ``open_classifier``."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1; got {threads}.")
+    wanted = require_providers(providers)
     _require_own_content(content, path, verify=verify)
-    session = _start(content, path, threads)
+    session = _start(content, path, threads, wanted)
     header, metadata = _read_header(session, path)
-    _require_contract(session, header, path)
     if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
+        contract = Contract.from_dict(header.details.get("contract"))
     except (KeyError, ConfigError) as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
-    return Classifier(session, path=path, header=header, preprocess=preprocess)
+    _require_contract(session, header, contract.input_value(preprocess), contract, path)
+    return Classifier(session, path=path, header=header, preprocess=preprocess, contract=contract)
 
 
 def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
@@ -147,11 +248,14 @@ def _not_ours(path: Path) -> ArtifactInvalid:
     return ArtifactInvalid(path, f"'{path}' is an ONNX model, but not one of featx's.")
 
 
-def _start(content: bytes, path: Path, threads: int | None) -> ort.InferenceSession:
+def _start(
+    content: bytes, path: Path, threads: int | None, providers: list[Provider]
+) -> ort.InferenceSession:
     """Return a session that runs the graph.
 
     Raises:
         ArtifactInvalid: ONNX Runtime does not take it.
+        ConfigError: A provider does not start.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -163,16 +267,18 @@ def _start(content: bytes, path: Path, threads: int | None) -> ort.InferenceSess
         "session.model_external_initializers_file_folder_path", os.devnull
     )
     try:
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             content,
             options,
-            providers=["CPUExecutionProvider"],
+            providers=providers,
             enable_fallback=0,  # it would print, and try the same provider again
         )
     except Exception as err:  # ONNX Runtime's errors have no common base below Exception
         raise ArtifactInvalid(
             path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
         ) from err
+    require_started(session, providers)
+    return session
 
 
 def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dict[str, str]]:
@@ -187,28 +293,50 @@ def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dic
     return Header.from_json(text, path=path, kind="classifier"), metadata
 
 
-def _require_contract(session: ort.InferenceSession, header: Header, path: Path) -> None:
+def _require_contract(
+    session: ort.InferenceSession, header: Header, source: Value, contract: Contract, path: Path
+) -> None:
     """Check names, types and shapes of what goes in and comes out.
 
     Raises:
-        ArtifactInvalid: They are not those of ``classifier.graph``.
+        ArtifactInvalid: They are not those of the contract.
     """
-    inputs = [(value.name, value.type) for value in session.get_inputs()]
-    outputs = {value.name: value for value in session.get_outputs()}
-    if inputs != [("image", "tensor(uint8)")] or not set(_OUTPUTS) <= outputs.keys():
+    num_classes, num_features = len(header.classes), header.spec.get("num_features")
+    width = num_features if isinstance(num_features, int) else 0
+    try:
+        results = contract.output_values(num_classes=num_classes, num_features=width)
+    except ConfigError as err:
+        raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    names = [value.name for value in outputs]
+    if (
+        [(value.name, value.type) for value in inputs] != [(source.name, _ORT_TYPES[source.dtype])]
+        or names != [value.name for value in results]
+        or not _has_shape(inputs[0].shape, source)
+    ):
         raise ArtifactInvalid(
             path, f"'{path}' has other inputs or outputs than a featx classifier."
         )
-    for name in _OUTPUTS:
-        shape = outputs[name].shape
-        if len(shape) != 2 or shape[1] != len(header.classes):
+    for value, found in zip(results, outputs, strict=True):
+        if not _has_shape(found.shape, value):
             raise ArtifactInvalid(
-                path, f"'{path}' gives {name} {shape}, but has {len(header.classes)} classes."
+                path,
+                f"'{path}' gives {value.name} {found.shape}, but has {num_classes} classes and "
+                f"{num_features} features.",
             )
-        if outputs[name].type != "tensor(float)":
+        if found.type != _ORT_TYPES[value.dtype]:
             raise ArtifactInvalid(
-                path, f"'{path}' gives {name} as {outputs[name].type}, expected tensor(float)."
+                path,
+                f"'{path}' gives {value.name} as {found.type}, expected {_ORT_TYPES[value.dtype]}.",
             )
+
+
+def _has_shape(found: Sequence[object], value: Value) -> bool:
+    """Return whether a declared shape has the rank and the fixed sides of the contract's."""
+    if len(found) != len(value.shape):
+        return False
+    pairs = zip(found, value.shape, strict=True)
+    return all(side == wanted for side, wanted in pairs if isinstance(wanted, int))
 
 
 def _first_line(err: Exception) -> str:

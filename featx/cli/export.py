@@ -32,6 +32,23 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, step_stat
     "-w", "--weights", help="The backbone's weights, where they moved.  [where they were]"
 )
 @click.option(
+    "--input",
+    type=click.Choice(["image", "crop", "tensor"]),
+    default="image",
+    show_default=True,
+    help="What the file takes: images of any size; or resized and cropped ones; or those "
+    "normalised as well, channels first.",
+)
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    default=["logits,probabilities"],
+    show_default="logits,probabilities",
+    metavar="NAMES",
+    help="What it gives: logits, probabilities, features, top-K; several with commas.",
+)
+@click.option(
     "--atol", type=float, help="Largest logit difference allowed.  [2 % of the largest logit]"
 )
 @click.option(
@@ -63,8 +80,8 @@ def export(
         )
     print_fields(
         {
-            "model": f"{human_bytes(report.num_bytes)}, image → "
-            f"{len(report.header.classes)} logits, probabilities",
+            "model": f"{human_bytes(report.num_bytes)}, {export_options.input} → "
+            f"{', '.join(export_options.contract.outputs)} of {len(report.header.classes)} classes",
             "proof": proof,
             "time": human_seconds(report.seconds),
             "written": report.path,

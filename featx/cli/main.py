@@ -21,11 +21,14 @@ from featx.cli.output import printable
 from featx.cli.predict import predict
 from featx.cli.report import report
 from featx.cli.train_head import train_head
-from featx.errors import FeatxError
+from featx.errors import FeatxError, missing_package
 
 
 class _Group(click.Group):
-    """Turns a ``FeatxError`` into one line and exit code 1, an interrupt into exit code 130."""
+    """Turns a ``FeatxError`` into one line and exit code 1, an interrupt into exit code 130.
+
+    A package that is not installed is told like a ``FeatxError``.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the flow, not of the alphabet
@@ -37,6 +40,10 @@ class _Group(click.Group):
             # Names of files may hold what a terminal acts on; the lines of a list are ours.
             text = "\n".join(map(printable, str(err).split("\n")))
             raise click.ClickException(text) from err
+        except ModuleNotFoundError as err:
+            if told := missing_package(err):
+                raise click.ClickException(str(told)) from err
+            raise
         except (KeyboardInterrupt, click.Abort) as stop:
             click.echo(" ".join(("Interrupted.", *getattr(stop, "__notes__", ()))), err=True)
             sys.exit(130)

@@ -30,9 +30,26 @@ if TYPE_CHECKING:
     show_default=True,
     help="jsonl and csv are written line by line, however many images there are.",
 )
+@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
+@click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    metavar="NAME",
+    help="Execution provider of ONNX Runtime, CUDAExecutionProvider for one; several are tried in "
+    "their order.  [default: the CPU]",
+)
 @options.max_pixels
 @options.quiet
-def predict(paths: tuple[str, ...], top_k: int, format: str, max_pixels: int, quiet: bool) -> None:
+def predict(
+    paths: tuple[str, ...],
+    top_k: int,
+    format: str,
+    threads: int | None,
+    providers: tuple[str, ...],
+    max_pixels: int,
+    quiet: bool,
+) -> None:
     """Answer for images with an exported file; a folder stands for all images below it.
 
     MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
@@ -44,7 +61,9 @@ def predict(paths: tuple[str, ...], top_k: int, format: str, max_pixels: int, qu
     model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)
     if not images:
         raise click.UsageError("Give at least one image or folder after the model.")
-    predictor = Predictor(model, max_pixels=max_pixels)
+    predictor = Predictor(
+        model, providers=providers or None, threads=threads, max_pixels=max_pixels
+    )
     found = find_images(images)
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     count = _Count(len(found))

@@ -179,8 +179,8 @@ def _decoded(content: bytes, sample_id: str, max_pixels: int) -> Image.Image:
         raise ImageError(sample_id, f"cannot be decoded: {_reason(err)}.") from err
 
 
-def rgb_pixels(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return an open PIL image's pixels by the same rules, ``(height, width, 3)``, uint8, RGB.
+def rgb_image(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an open PIL image by the same rules: upright, of mode RGB.
 
     Raises:
         ImageError: It is damaged, too large, too narrow, or of a mode that is refused.
@@ -188,7 +188,7 @@ def rgb_pixels(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXE
     """
     check_max_pixels(max_pixels)
     try:
-        return np.asarray(_rgb(image, sample_id, max_pixels))
+        return _rgb(image, sample_id, max_pixels)
     except ImageError:
         raise
     except Exception as err:  # as above: decoding happens here, when Pillow loads the pixels

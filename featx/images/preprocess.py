@@ -180,10 +180,33 @@ def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.nda
         RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
         PIL images pixel for pixel.
     """
+    return _middle_square(pixels, spec, side=spec.image_size)
+
+
+def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:
+    """Return the square that, preprocessed in turn, is only cropped, to what the backbone sees.
+
+    ``preprocess(resized_square(pixels, spec), spec)`` equals ``preprocess(pixels, spec)``, so a
+    graph that does both has only the crop left to do, and images of all sizes come to one.
+
+    Args:
+        pixels: RGB, shape ``(height, width, 3)``, uint8; or a PIL image of mode RGB.
+        spec: The geometry.
+
+    Returns:
+        RGB, shape ``(resize, resize, 3)``, uint8.
+    """
+    return _middle_square(pixels, spec, side=spec.resize)
+
+
+def _middle_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side: int) -> np.ndarray:
+    """Return the square of the resized image whose own middle is what the backbone sees."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     height, width = resized_shape(image.height, image.width, spec)
     if image.size != (width, height):
         image = image.resize((width, height), _FILTERS[spec.interpolation])
-    top, left = crop_offset(height, spec.image_size), crop_offset(width, spec.image_size)
+    margin = crop_offset(side, spec.image_size)
+    top = crop_offset(height, spec.image_size) - margin
+    left = crop_offset(width, spec.image_size) - margin
     # Resizing the crop alone, by Pillow's "box", would be faster, but moves some values by one.
-    return np.asarray(image.crop((left, top, left + spec.image_size, top + spec.image_size)))
+    return np.asarray(image.crop((left, top, left + side, top + side)))

@@ -134,7 +134,7 @@ def _run(
             try:
                 pixels = decoded.result()
                 if go_on or not bad:
-                    logits[index] = classifier.run(pixels[None])[0][0]
+                    logits[index] = classifier.logits(classifier.prepare(pixels)[None])[0]
             except ImageError as err:
                 bad[index] = err.reason
             if progress:

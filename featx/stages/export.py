@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import export_network
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import Weights, open_origin, open_weights, require_sha256
+from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import NUM_IMAGES, Proof, prove
 from featx.classifier.session import load_classifier
@@ -54,6 +55,9 @@ class ExportOptions:
         verify: Prove the file on images before it is published.
         overwrite: Replace the output.
         quiet: No download bar.
+        input: What the file takes: ``"image"``, ``"crop"`` or ``"tensor"``; see ``Contract``.
+        outputs: What it gives: any of ``"logits"``, ``"probabilities"``, ``"features"`` and
+            ``"top-K"``.
     """
 
     features: str | Path | None = None
@@ -63,10 +67,18 @@ class ExportOptions:
     verify: bool = True
     overwrite: bool = False
     quiet: bool = False
+    input: Input = "image"
+    outputs: Sequence[str] = ("logits", "probabilities")
 
     def __post_init__(self) -> None:
         if self.atol is not None and not 0 < self.atol < float("inf"):
             raise ConfigError(f"atol must be above 0; got {self.atol}.")
+        self.contract  # noqa: B018 names that are unknown are the first thing to hear of
+
+    @property
+    def contract(self) -> Contract:
+        """What the file takes and gives."""
+        return Contract(self.input, output_names(self.outputs))
 
 
 @dataclass(frozen=True)
@@ -121,14 +133,15 @@ def export_onnx(
         export_network(network, image_size=spec.preprocess.image_size),
         trained.layers,
         spec.preprocess,
+        options.contract,
     )
     proof = None
     if evidence:
         tell(f"Comparing {len(evidence.images)} images")
-        draft = load_classifier(with_header(graph, _header(trained, None)), path=output)
+        draft = load_classifier(with_header(graph, _header(trained, options, None)), path=output)
         bound = options.atol or DEFAULT_RTOL * max(1.0, float(np.abs(evidence.logits).max()))
         proof = prove(draft, evidence.images, evidence.names, evidence.logits, bound=bound)
-    header = _header(trained, proof)
+    header = _header(trained, options, proof)
     content = with_header(graph, header)
     with publishing(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(content)
@@ -233,7 +246,7 @@ def _read_unchanged(source: ImageSource, cache: FeatureFile, rows: np.ndarray) -
         return [future.result() for future in ahead]
 
 
-def _header(head: Head, proof: Proof | None) -> Header:
+def _header(head: Head, options: ExportOptions, proof: Proof | None) -> Header:
     details: dict[str, Any] = {
         "source": head.header.details["source"],
         "val_fraction": head.header.details["val_fraction"],
@@ -241,6 +254,7 @@ def _header(head: Head, proof: Proof | None) -> Header:
         "head_sha256": head.header.details["sha256"],
         "head": head.header.details["choice"],
         "metrics": head.header.details["metrics"],
+        "contract": options.contract.to_dict(),
         "proof": proof.to_dict() if proof else None,
         "opset": OPSET,
     }

@@ -20,7 +20,10 @@ from PIL import Image
 from featx.artifact import Header
 from featx.backbones.onnx_graph import OPSET
 from featx.classifier import graph as graph_module
-from featx.classifier.graph import CONTRACT, INPUT, OUTPUTS, build_classifier, with_header
+from featx.classifier.contract import Contract
+from featx.classifier.geometry import add_geometry
+from featx.classifier.graph import build_classifier, with_header
+from featx.classifier.pieces import Pieces
 from featx.classifier.seal import is_sealed
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError
@@ -44,13 +47,13 @@ def _geometry(name: str, interpolation: Any) -> tuple[PreprocessSpec, ort.Infere
     spec = PreprocessSpec(
         mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation, **GEOMETRIES[name]
     )
-    pieces = graph_module._Pieces()
-    graph_module._add_geometry(pieces, spec, output="pixels")
+    pieces = Pieces()
+    add_geometry(pieces, spec, image="image", output="pixels")
     uint8 = onnx.TensorProto.UINT8
     graph = helper.make_graph(
         pieces.nodes,
         "geometry",
-        [helper.make_tensor_value_info(INPUT, uint8, ["batch", "height", "width", 3])],
+        [helper.make_tensor_value_info("image", uint8, ["batch", "height", "width", 3])],
         [helper.make_tensor_value_info("pixels", uint8, None)],
         initializer=pieces.initializers,
     )
@@ -62,7 +65,7 @@ def _check_pixels(name: str, interpolation: Any, image: np.ndarray) -> float:
     """Compare the graph's pixels with Pillow's; return the share that differs."""
     spec, session = _geometry(name, interpolation)
     expected = preprocess(image, spec).astype(int)
-    found = session.run(None, {INPUT: image[None]})[0][0].astype(int)
+    found = session.run(None, {"image": image[None]})[0][0].astype(int)
     assert found.shape == expected.shape
     difference = np.abs(found - expected)
     assert difference.max() <= 1, f"{difference.max()} levels at {image.shape}"
@@ -113,7 +116,7 @@ def test_the_graph_sees_pillows_pixels_within_one_level(
 def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int) -> None:
     spec, session = _geometry(name, interpolation)
     for shape in ((1, 1, 1, 3), (1, 50, 3, 3), (1, 300, 500, 3)):
-        found = session.run(None, {INPUT: np.full(shape, value, np.uint8)})[0]
+        found = session.run(None, {"image": np.full(shape, value, np.uint8)})[0]
         assert found.shape == (1, spec.image_size, spec.image_size, 3)
         assert (found == value).all()
 
@@ -123,7 +126,7 @@ def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int)
 def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation: Any) -> None:
     spec, session = _geometry(name, interpolation)
     image = _noise(spec.resize, spec.resize)
-    found = session.run(None, {INPUT: image[None]})[0][0]
+    found = session.run(None, {"image": image[None]})[0][0]
     np.testing.assert_array_equal(found, preprocess(image, spec))
 
 
@@ -132,8 +135,8 @@ def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation:
 def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
     _, session = _geometry(name, interpolation)
     images = np.stack([_noise(37, 61, seed=seed) for seed in range(3)])
-    together = session.run(None, {INPUT: images})[0]
-    alone = np.concatenate([session.run(None, {INPUT: image[None]})[0] for image in images])
+    together = session.run(None, {"image": images})[0]
+    alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
     np.testing.assert_array_equal(together, alone)
 
 
@@ -142,8 +145,8 @@ def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
 def test_channels_do_not_mix(name: str, interpolation: Any) -> None:
     _, session = _geometry(name, interpolation)
     image = _noise(50, 70)
-    found = session.run(None, {INPUT: image[None]})[0]
-    swapped = session.run(None, {INPUT: np.ascontiguousarray(image[None, ..., ::-1])})[0]
+    found = session.run(None, {"image": image[None]})[0]
+    swapped = session.run(None, {"image": np.ascontiguousarray(image[None, ..., ::-1])})[0]
     np.testing.assert_array_equal(found[..., ::-1], swapped)
 
 
@@ -160,16 +163,20 @@ def test_on_photos_nearly_all_pixels_are_the_same(
 # Stitching
 
 
-def test_the_graph_keeps_its_contract(plain: onnx.ModelProto) -> None:
+def test_the_graph_keeps_its_contract(plain: onnx.ModelProto, spec: PreprocessSpec) -> None:
     onnx.checker.check_model(plain, full_check=True)
     (image,) = plain.graph.input
-    assert image.name == INPUT == "image"
+    assert image.name == "image"
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     dims = image.type.tensor_type.shape.dim
     assert [dim.dim_param for dim in dims[:3]] == ["batch", "height", "width"]
     assert dims[3].dim_value == 3
-    assert tuple(output.name for output in plain.graph.output) == OUTPUTS
-    assert plain.doc_string == CONTRACT
+    assert tuple(output.name for output in plain.graph.output) == ("logits", "probabilities")
+    assert (
+        plain.doc_string
+        == plain.graph.doc_string
+        == Contract().describe(spec, num_classes=2, num_features=192)
+    )
     assert all(t.data_location == onnx.TensorProto.DEFAULT for t in plain.graph.initializer)
 
 
@@ -179,19 +186,20 @@ def test_the_whole_is_preprocessing_then_backbone_then_head(
     for height, width in ((8, 8), (31, 57), (57, 31), (1, 1), (3, 250)):
         image = _noise(height, width)
         features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
-        logits, _ = classifier.run(image[None])
+        logits = classifier.logits(image[None])
         # a level of difference in each pixel at the very most
         bound = np.abs(layer[0]).sum(axis=1).max() + 1e-4
         assert np.abs(logits - apply_layers([layer], features)).max() <= bound
     image = _noise(10, 10)  # nothing to resize: exact
     features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
     np.testing.assert_allclose(
-        classifier.run(image[None])[0], apply_layers([layer], features), rtol=1e-5, atol=1e-5
+        classifier.logits(image[None]), apply_layers([layer], features), rtol=1e-5, atol=1e-5
     )
 
 
 def test_probabilities_are_the_softmax_of_the_logits(classifier: Classifier) -> None:
-    logits, probabilities = classifier.run(np.stack([_noise(20, 30, seed=s) for s in range(4)]))
+    found = classifier.run(np.stack([_noise(20, 30, seed=s) for s in range(4)]))
+    logits, probabilities = found["logits"], found["probabilities"]
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, raised / raised.sum(1, keepdims=True), atol=1e-6)
     assert logits.dtype == probabilities.dtype == np.float32
@@ -203,7 +211,7 @@ def test_huge_logits_give_finite_probabilities(
     layer = (np.array([[1e4], [-1e4]], np.float32).repeat(192, 1), np.zeros(2, np.float32))
     model = build_classifier(flat(8), [layer], spec)
     classifier = load_classifier(with_header(model, header), path=Path("huge.onnx"))
-    _, probabilities = classifier.run(np.full((1, 9, 9, 3), 255, np.uint8))
+    probabilities = classifier.run(np.full((1, 9, 9, 3), 255, np.uint8))["probabilities"]
     np.testing.assert_array_equal(probabilities, [[1, 0]])
 
 
@@ -230,7 +238,7 @@ def test_heads_of_any_depth(
     features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
     expected = apply_layers(layers, features)
     bound = 1e-5 * np.abs(expected).max() + 1e-5
-    np.testing.assert_allclose(classifier.run(image[None])[0], expected, rtol=1e-4, atol=bound)
+    np.testing.assert_allclose(classifier.logits(image[None]), expected, rtol=1e-4, atol=bound)
 
 
 def test_names_of_the_backbone_do_not_clash(
@@ -311,7 +319,7 @@ def test_metadata_can_be_read_with_onnxruntime_alone(
     entries = session.get_modelmeta().custom_metadata_map
     assert json.loads(entries["classes"]) == ["ants", "bees"]
     assert json.loads(entries["preprocess"]) == spec.to_dict()
-    assert entries["contract"] == CONTRACT
+    assert entries["contract"].startswith("image: uint8 (batch, height, width, 3), RGB")
     found = Header.from_json(entries["featx"], path=Path("x"), kind="classifier")
     assert found.fingerprint == header.fingerprint
 
@@ -375,8 +383,8 @@ def test_parity_at_three_image_sizes_and_two_batch_sizes(
     for size in RAW_SIZES:
         images = [at_size(image, size) for image, _ in photos_of_insects[:3]]
         expected = exported.logits(images)
-        together = exported.classifier.run(np.stack(images))[0]
-        alone = np.concatenate([exported.classifier.run(image[None])[0] for image in images[:1]])
+        together = exported.classifier.logits(np.stack(images))
+        alone = np.concatenate([exported.classifier.logits(image[None]) for image in images[:1]])
         scale = float(np.abs(expected).max())
         for found, wanted in ((together, expected), (alone, expected[:1])):
             worst = float(np.abs(found - wanted).max())
@@ -409,7 +417,7 @@ def test_parity_with_fine_tuned_weights(
     exported = export(("squeezenet1_1", weights, None, None))
     images = [image for image, _ in photos_of_insects[:6]]
     expected = exported.logits(images)
-    found = np.concatenate([exported.classifier.run(image[None])[0] for image in images])
+    found = np.concatenate([exported.classifier.logits(image[None]) for image in images])
     assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
     np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
@@ -422,5 +430,5 @@ def test_a_tall_photo_and_a_squeezed_one(
     photo = Image.fromarray(photos_of_insects[0][0])
     for size in ((120, 1000), (1000, 120), (20, 15), (1, 1)):
         image = np.asarray(photo.resize(size))
-        found, expected = exported.classifier.run(image[None])[0], exported.logits([image])
+        found, expected = exported.classifier.logits(image[None]), exported.logits([image])
         assert np.abs(found - expected).max() <= 1e-2 * max(1.0, np.abs(expected).max())

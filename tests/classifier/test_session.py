@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
-from featx.classifier.graph import OUTPUTS, build_classifier
+from featx.classifier.graph import build_classifier
 from featx.classifier.seal import seal
 from featx.classifier.session import Classifier, load_classifier, open_classifier
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError
@@ -22,6 +22,7 @@ from featx.heads.head import Layer
 from featx.images.preprocess import PreprocessSpec
 
 PATH = Path("somewhere/model.onnx")
+OUTPUTS = ("logits", "probabilities")
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_what_was_written_is_what_is_opened(
 
 def test_threads_do_not_change_the_answer(content: bytes) -> None:
     image = _images(1, 40, 30, 3)
-    one, two = (load_classifier(content, path=PATH, threads=n).run(image)[0] for n in (1, 2))
+    one, two = (load_classifier(content, path=PATH, threads=n).logits(image) for n in (1, 2))
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
@@ -155,8 +156,8 @@ def test_no_bit_flip_escapes_as_another_error(
         damaged = bytearray(content)
         damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
         try:
-            logits, probabilities = load_classifier(bytes(damaged), path=PATH, threads=1).run(image)
-            assert logits.shape[0] == probabilities.shape[0] == 1
+            opened = load_classifier(bytes(damaged), path=PATH, threads=1)
+            assert all(len(values) == 1 for values in opened.run(image).values())
         except ArtifactInvalid:
             refused += 1
     assert refused > 0
@@ -330,23 +331,23 @@ def test_arrays_of_another_type_or_shape(images: np.ndarray, classifier: Classif
 
 
 def test_no_images_give_no_answers(classifier: Classifier) -> None:
-    logits, probabilities = classifier.run(np.zeros((0, 8, 9, 3), np.uint8))
-    assert logits.shape == probabilities.shape == (0, 2)
+    found = classifier.run(np.zeros((0, 8, 9, 3), np.uint8))
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(OUTPUTS, (0, 2))
 
 
 def test_views_and_read_only_arrays(classifier: Classifier) -> None:
     image = _images(2, 20, 16, 3)
-    expected = classifier.run(image[:, ::2, ::-1].copy())[0]
+    expected = classifier.logits(image[:, ::2, ::-1].copy())
     view = image[:, ::2, ::-1]
     view.setflags(write=False)
-    np.testing.assert_array_equal(classifier.run(view)[0], expected)
+    np.testing.assert_array_equal(classifier.logits(view), expected)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 17])
 def test_the_batch_does_not_matter(batch: int, classifier: Classifier) -> None:
     images = _images(batch, 21, 34, 3)
-    together = classifier.run(images)[0]
-    alone = np.concatenate([classifier.run(image[None])[0] for image in images])
+    together = classifier.logits(images)
+    alone = np.concatenate([classifier.logits(image[None]) for image in images])
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -369,7 +370,7 @@ def test_opening_and_running_needs_no_heavy_library(file: Path) -> None:
         "import sys, numpy as np\n"
         "from featx.classifier.session import open_classifier\n"
         "model = open_classifier(sys.argv[1])\n"
-        "print(model.run(np.zeros((1, 5, 6, 3), np.uint8))[0].shape)\n"
+        "print(model.logits(np.zeros((1, 5, 6, 3), np.uint8)).shape)\n"
         "heavy = {'torch', 'torchvision', 'onnx', 'h5py', 'sklearn', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
@@ -383,6 +384,6 @@ def test_the_file_works_with_plain_onnxruntime(file: Path, classifier: Classifie
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     image = _images(1, 33, 21, 3)
     logits, probabilities = session.run(None, {"image": image})
-    np.testing.assert_allclose(logits, classifier.run(image)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, classifier.logits(image), rtol=1e-5, atol=1e-5)
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     assert len(classes) == probabilities.shape[1]

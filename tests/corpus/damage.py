@@ -102,7 +102,7 @@ def _classifier(path: Path) -> Iterator[bytes]:
     opened = open_classifier(path, threads=1)
     yield opened.header.to_json().encode()
     image = np.random.default_rng(0).integers(0, 256, (1, 37, 61, 3), dtype=np.uint8)
-    for answer in opened.run(image):
+    for answer in opened.run(image).values():
         yield answer.tobytes()
 
 

@@ -32,7 +32,7 @@ from featx.images.decode import (
     is_animated,
     pixels_of,
     read_image_file,
-    rgb_pixels,
+    rgb_image,
 )
 from featx.images.preprocess import MAX_ASPECT_RATIO
 
@@ -238,11 +238,11 @@ class TestModes:
 
     def test_every_mode_that_pillow_knows_is_taken_or_refused_by_name(self) -> None:
         for mode in ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"):
-            found = rgb_pixels(Image.new(mode, (3, 2)), sample_id=ID)
-            assert (found.shape, found.dtype) == ((2, 3, 3), np.uint8)
+            found = rgb_image(Image.new(mode, (3, 2)), sample_id=ID)
+            assert (found.size, found.mode) == ((3, 2), "RGB")
         for mode in ("I", "F", "La"):
             with pytest.raises(ImageError, match=ID):
-                rgb_pixels(Image.new(mode, (3, 2)), sample_id=ID)
+                rgb_image(Image.new(mode, (3, 2)), sample_id=ID)
 
 
 def orientation(value: int) -> bytes:
@@ -303,7 +303,7 @@ class TestOrientation:
     def test_a_pil_image_turns_once(self) -> None:
         content = encode(noise(5, 9), exif=orientation(6))
         with Image.open(io.BytesIO(content)) as image:
-            np.testing.assert_array_equal(rgb_pixels(image, sample_id=ID), decoded(content))
+            np.testing.assert_array_equal(rgb_image(image, sample_id=ID), decoded(content))
 
     @pytest.mark.parametrize(
         "exif", [b"Exif\0\0", b"Exif\0\0rubbish rubbish", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"\xff"]
@@ -336,7 +336,7 @@ class TestLimits:
         image = Image.new("1", (1, 1))
         image._size = (20000, 20000)
         with pytest.raises(ImageError, match=f"20000×20000 pixels is more than the {MAX_PIXELS}"):
-            rgb_pixels(image, sample_id=ID)
+            rgb_image(image, sample_id=ID)
 
     def test_nobody_lifted_pillows_limits(self) -> None:
         assert Image.MAX_IMAGE_PIXELS is not None
@@ -356,7 +356,7 @@ class TestLimits:
         refused(png(0, 5))
         refused(png(5, 0))
         with pytest.raises(ImageError, match="0×0 pixels is no image"):
-            rgb_pixels(Image.new("RGB", (0, 0)), sample_id=ID)
+            rgb_image(Image.new("RGB", (0, 0)), sample_id=ID)
 
     def test_a_text_bomb_in_a_png_is_refused(self) -> None:
         text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 200_000_000))
@@ -397,7 +397,7 @@ class TestMaxPixels:
     def test_open_images_and_pixels_keep_it_too(self) -> None:
         pixels = noise(20, 30)
         for read in (
-            lambda: rgb_pixels(Image.fromarray(pixels), sample_id=ID, max_pixels=599),
+            lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=599),
             lambda: pixels_of(pixels, sample_id=ID, max_pixels=599),
             lambda: pixels_of(encode(pixels), sample_id=ID, max_pixels=599),
         ):
@@ -410,7 +410,7 @@ class TestMaxPixels:
         for read in (
             lambda: check_max_pixels(limit),
             lambda: decode_image(content, sample_id=ID, max_pixels=limit),
-            lambda: rgb_pixels(Image.fromarray(pixels), sample_id=ID, max_pixels=limit),
+            lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=limit),
             lambda: pixels_of(pixels, sample_id=ID, max_pixels=limit),
         ):
             with pytest.raises(ConfigError, match=f"max pixels must be .*; got {limit!r}"):

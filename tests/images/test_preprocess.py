@@ -23,6 +23,7 @@ from featx.images.preprocess import (
     crop_offset,
     preprocess,
     resized_shape,
+    resized_square,
 )
 
 SPEC = PreprocessSpec(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -78,6 +79,29 @@ class TestGeometry:
         found = preprocess(pixels, spec)
         assert (found.shape, found.dtype) == ((size, size, 3), np.uint8)
         np.testing.assert_array_equal(found, torchvision_square(pixels, spec))
+
+    @given(
+        height=st.integers(1, 400),
+        width=st.integers(1, 400),
+        size=st.integers(1, 40),
+        more=st.integers(0, 20),
+        crop=st.sampled_from(["center", "none"]),
+    )
+    @settings(max_examples=200)
+    def test_the_resized_square_has_only_the_crop_left_to_do(
+        self, *, height, width, size, more, crop
+    ) -> None:
+        assume(max(height, width) <= MAX_ASPECT_RATIO * min(height, width))
+        spec = replace(
+            SPEC, image_size=size, resize=size if crop == "none" else size + more, crop=crop
+        )
+        pixels = noise(height, width)
+        square = resized_square(pixels, spec)
+        assert square.shape == (spec.resize, spec.resize, 3)
+        margin = crop_offset(spec.resize, size)
+        cut = square[margin : margin + size, margin : margin + size]
+        np.testing.assert_array_equal(cut, preprocess(pixels, spec))
+        np.testing.assert_array_equal(preprocess(square, spec), cut)
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("shape", [(375, 500), (500, 375), (256, 256), (224, 300), (333, 999)])

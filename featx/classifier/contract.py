@@ -1,0 +1,240 @@
+"""What a classifier file takes and gives, in names that stay and in words that anybody can follow.
+
+The contract stands in the file's header; the words stand in its metadata and doc strings. Without
+torch, onnx and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+from featx.errors import ConfigError
+from featx.images.preprocess import PreprocessSpec, preprocess
+
+Input = Literal["image", "crop", "tensor"]
+
+MAX_TOP_K = 1000
+_TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
+_CHOICES = ("logits", "probabilities", "features")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that goes in or comes out.
+
+    Attributes:
+        name: In the graph.
+        dtype: As numpy calls it.
+        shape: A number where it is fixed, a name where it is free.
+        text: What it is, one sentence.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What goes in and what comes out.
+
+    Attributes:
+        input: ``"image"``: RGB bytes of any size; ``"crop"``: RGB bytes, already resized and
+            cropped; ``"tensor"``: the same, normalised, channels first.
+        outputs: Any of ``"logits"``, ``"probabilities"``, ``"features"`` and ``"top-K"`` (the K
+            most probable classes), in this order.
+
+    Raises:
+        ConfigError: A name is unknown, occurs twice, or there is none.
+    """
+
+    input: Input = "image"
+    outputs: tuple[str, ...] = ("logits", "probabilities")
+
+    def __post_init__(self) -> None:
+        if self.input not in get_args(Input):
+            raise ConfigError(f"input must be image, crop or tensor; got {self.input!r}.")
+        if not self.outputs:
+            raise ConfigError("a classifier needs at least one output.")
+        ranks = [_rank(name) for name in self.outputs]
+        if len(set(ranks)) < len(ranks):
+            raise ConfigError(f"an output is named twice: {', '.join(self.outputs)}.")
+        ordered = sorted(self.outputs, key=_rank)
+        object.__setattr__(self, "outputs", tuple(ordered))
+
+    @property
+    def input_name(self) -> str:
+        """Name of the input in the graph: ``"image"`` for bytes, ``"tensor"`` for floats."""
+        return "tensor" if self.input == "tensor" else "image"
+
+    @property
+    def top_k(self) -> int | None:
+        """How many classes ``top-K`` gives; None without it."""
+        found = [_TOP_K.fullmatch(name) for name in self.outputs]
+        return next((int(match[1]) for match in found if match), None)
+
+    def with_outputs(self, *names: str) -> Contract:
+        """Return the contract with further outputs."""
+        missing = tuple(name for name in names if name not in self.outputs)
+        return Contract(self.input, self.outputs + missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contract as JSON values."""
+        return {"input": self.input, "outputs": list(self.outputs)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any] | None) -> Self:
+        """Return the contract that ``to_dict`` described; None stands for the default one.
+
+        Raises:
+            ConfigError: A value is missing or unknown.
+        """
+        if values is None:
+            return cls()
+        try:
+            return cls(values["input"], tuple(values["outputs"]))
+        except (KeyError, TypeError) as err:
+            raise ConfigError(f"not a contract ({err}).") from err
+
+    def input_value(self, spec: PreprocessSpec) -> Value:
+        """Return the input."""
+        size = spec.image_size
+        words = {
+            "image": "RGB, 0 to 255, any height and width, neither resized nor normalised (the "
+            "graph does both)",
+            "crop": "RGB, 0 to 255, resized and cropped, not normalised (the graph does that)",
+            "tensor": "channels R, G, B; resized, cropped and normalised",
+        }
+        if self.input == "tensor":
+            return Value("tensor", "float32", ("batch", 3, size, size), words["tensor"])
+        shape = ("height", "width") if self.input == "image" else (size, size)
+        return Value("image", "uint8", ("batch", *shape, 3), words[self.input])
+
+    def output_values(self, *, num_classes: int, num_features: int) -> tuple[Value, ...]:
+        """Return the outputs in the graph's order.
+
+        Raises:
+            ConfigError: ``top-K`` asks for more classes than there are.
+        """
+        columns = "columns in the order of the metadata entry 'classes'"
+        per_class = ("batch", num_classes)
+        values = {
+            "logits": Value("logits", "float32", per_class, f"unnormalised scores, {columns}"),
+            "probabilities": Value(
+                "probabilities", "float32", per_class, f"softmax of the logits, {columns}"
+            ),
+            "features": Value(
+                "features",
+                "float32",
+                ("batch", num_features),
+                "of the backbone, which the head reads",
+            ),
+        }
+        found = [values[name] for name in self.outputs if name in values]
+        if k := self.top_k:
+            if k > num_classes:
+                raise ConfigError(f"top-{k} was asked for, but there are {num_classes} classes.")
+            best = f"of the {k} most probable classes, best first"
+            found += [
+                Value("top_scores", "float32", ("batch", k), f"probabilities {best}"),
+                Value("top_classes", "int64", ("batch", k), f"indices into 'classes' {best}"),
+            ]
+        return tuple(found)
+
+    def describe(self, spec: PreprocessSpec, *, num_classes: int, num_features: int) -> str:
+        """Return what a user without featx has to know to use the file."""
+        values = self.output_values(num_classes=num_classes, num_features=num_features)
+        lines = [_line(self.input_value(spec)), *(_line(value) for value in values)]
+        if self.input != "image":
+            lines.append(f"How to make the input: {'; '.join(steps(spec, self.input))}.")
+        return "\n".join(lines)
+
+    def prepare(self, pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+        """Return one image as the file takes it, without the batch axis.
+
+        Args:
+            pixels: RGB, ``(height, width, 3)`` uint8.
+            spec: The preprocessing of the file.
+
+        Returns:
+            ``pixels``; or the crop ``(size, size, 3)`` uint8; or ``(3, size, size)`` float32.
+        """
+        if self.input == "image":
+            return pixels
+        square = preprocess(pixels, spec)
+        return square if self.input == "crop" else normalise(square, spec)
+
+
+def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Return ``(…, 3, size, size)`` float32 of RGB pixels ``(…, size, size, 3)`` uint8."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    values = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3))
+
+
+def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
+    """Return what has to be done with an image before it goes in, one clause for each step.
+
+    Args:
+        spec: The preprocessing of the file.
+        wanted: ``"crop"`` or ``"tensor"``.
+    """
+    size, name = spec.image_size, spec.interpolation
+    kernel = "triangle" if name == "bilinear" else "cubic with a = -0.5"
+    new = (
+        f"{size}×{size} pixels, whatever the shape"
+        if spec.crop == "none"
+        else f"height {spec.resize} · H // S and width {spec.resize} · W // S pixels, where H and "
+        "W are the image's height and width, S is the smaller of them and // divides whole numbers"
+    )
+    found = [
+        "decode to 8-bit RGB and turn it as its EXIF orientation says",
+        f"resize to {new}, as Pillow's resize with Resampling.{name.upper()} does: antialiased "
+        f"(the {kernel} kernel is as wide as the reduction), weights only inside the image, one "
+        "axis after the other, rounded to whole numbers 0 to 255 after each",
+    ]
+    if spec.crop == "center":
+        found.append(
+            f"cut out {size}×{size} pixels from row round((height - {size}) / 2) and column "
+            f"round((width - {size}) / 2) on, halves rounded to even"
+        )
+    if wanted == "tensor":
+        found.append(
+            f"divide by 255, subtract {list(spec.mean)} and divide by {list(spec.std)} (R, G, B)"
+        )
+        found.append("put the channels first")
+    return found
+
+
+def _rank(name: str) -> int:
+    """Return where an output stands among the others.
+
+    Raises:
+        ConfigError: There is no such output.
+    """
+    if name in _CHOICES:
+        return _CHOICES.index(name)
+    match = _TOP_K.fullmatch(name) if isinstance(name, str) else None
+    if match and int(match[1]) <= MAX_TOP_K:
+        return len(_CHOICES)
+    raise ConfigError(
+        f"output must be logits, probabilities, features or top-K with K from 1 to {MAX_TOP_K}; "
+        f"got {name!r}."
+    )
+
+
+def output_names(choice: str | Iterable[str]) -> tuple[str, ...]:
+    """Return outputs named in lists with commas: ``"logits,top-5"`` or ``["logits", "top-5"]``."""
+    lists = [choice] if isinstance(choice, str) else choice
+    return tuple(name.strip() for text in lists for name in text.split(",") if name.strip())
+
+
+def _line(value: Value) -> str:
+    shape = ", ".join(map(str, value.shape))
+    return f"{value.name}: {value.dtype} ({shape}), {value.text}."

@@ -1,0 +1,55 @@
+"""Which of ONNX Runtime's execution providers run a graph; never another one silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime as ort
+
+from featx.errors import ConfigError
+
+Provider = str | tuple[str, Mapping[str, Any]]
+"""A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""
+
+_CPU = "CPUExecutionProvider"
+
+
+def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
+    """Return the providers as ONNX Runtime takes them, the CPU where there are none.
+
+    Raises:
+        ConfigError: They are no list, empty, or one is not in the ONNX Runtime that is installed.
+    """
+    if providers is None:
+        return [_CPU]
+    if isinstance(providers, str) or not providers:
+        raise ConfigError(f"providers must be a list of names, at least one; got {providers!r}.")
+    available = ort.get_available_providers()
+    for name in map(_name, providers):
+        if name not in available:
+            raise ConfigError(
+                f"ONNX Runtime has no provider {name!r} here. It has {', '.join(available)}; "
+                "others come with other builds of it, CUDAExecutionProvider with onnxruntime-gpu."
+            )
+    return list(providers)
+
+
+def require_started(session: ort.InferenceSession, providers: Sequence[Provider]) -> None:
+    """Refuse a session that goes without a provider, as one does whose libraries are missing.
+
+    Raises:
+        ConfigError: One of them did not start.
+    """
+    started = session.get_providers()
+    for name in map(_name, providers):
+        if name not in started:
+            raise ConfigError(
+                f"The provider '{name}' does not start here: its driver or libraries are missing "
+                f"or of another version. Started: {', '.join(started)}."
+            )
+
+
+def _name(provider: Provider) -> Any:
+    """Return a provider's name; what is no provider at all is returned as it is."""
+    return provider[0] if isinstance(provider, tuple) and provider else provider

@@ -1,0 +1,244 @@
+"""From images to predictions, on all cores, in bounded memory.
+
+One image takes all cores. Of many images each core takes a few at a time, from their files to
+their predictions, so that no core waits for another; ``backbones.engines`` tells why. That needs a
+second session, of one thread, which is opened when the first long list comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from featx.backbones.engines import OnnxEngine, default_batch_size
+from featx.classifier.providers import Provider
+from featx.classifier.session import Classifier, load_classifier, read_classifier
+from featx.errors import ConfigError, ImageError
+from featx.images.decode import MAX_PIXELS, check_max_pixels
+from featx.images.preprocess import resized_square
+from featx.images.read_ahead import map_ahead, num_cores
+from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
+from featx.stages.predict.prediction import Prediction, best_classes
+
+_MANY = 32
+"""From so many images on, what a session of one thread saves is more than opening it takes."""
+_MAX_BATCH = 16
+_MAX_BATCH_BYTES = 2**25
+"""That images may take as they are given; a group of larger ones is smaller."""
+
+
+class Predictor:
+    """An exported classifier, ready to answer; several threads may ask it at the same time.
+
+    Args:
+        path: The ONNX file.
+        providers: ONNX Runtime's execution providers, in the order they are tried, each a name or
+            ``(name, options)``; None takes the CPU.
+        threads: That work on an image, or on as many groups of images; None takes all cores.
+        max_pixels: Height times width that an image may have.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is not a featx classifier, or is damaged.
+        ConfigError: A provider is not here, ``threads`` or ``max_pixels`` is out of range, or the
+            file gives features only.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        check_max_pixels(max_pixels)
+        self._max_pixels = max_pixels
+        self._providers = providers
+        self._threads = num_cores() if threads is None else threads
+        self._path, self._content = Path(path), read_classifier(path)
+        self._classifier = self._open(self._threads)
+        _require_answers(self._classifier)
+        self._own_thread: Classifier | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self._classifier.classes
+
+    def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
+        """Return a prediction for each image, in order.
+
+        Args:
+            images: Paths, encoded images, PIL images, or arrays ``(height, width, 3)`` uint8 RGB.
+            top_k: Classes to report; as many as the file gives where these are fewer.
+
+        Raises:
+            ImageError: An image cannot be used.
+            ConfigError: ``top_k`` is below 1, or something is no image.
+        """
+        predictions = []
+        for prediction in self.predict_each(images, top_k=top_k):
+            if prediction.error is not None:
+                raise ImageError(prediction.image, prediction.error)
+            predictions.append(prediction)
+        return predictions
+
+    def predict_each(
+        self, images: Iterable[ImageLike], *, top_k: int = 3, ahead: bool | None = None
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each image, in order; one that cannot be used says why.
+
+        Memory does not grow with the number of images.
+
+        Args:
+            images: As ``predict`` takes them.
+            top_k: As ``predict`` takes it.
+            ahead: Take images before those before them are answered, and work on several at once.
+                None does so with a list; the images of a generator are taken and answered one by
+                one, as it may wait for each of them.
+
+        Raises:
+            ConfigError: As ``predict``.
+        """
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            raise ConfigError(
+                "predict takes a list of images; put a single one in brackets: [image]."
+            )
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1; got {top_k}.")
+        named = (_Named(name_of(image, i), image) for i, image in enumerate(images))
+        count = len(images) if isinstance(images, Sequence) else None
+        if not (count is not None if ahead is None else ahead) or count == 1:
+            return self._one_by_one(named, top_k)
+        if self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
+            return self._side_by_side(named, top_k)
+        return self._together(named, top_k)
+
+    def _one_by_one(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+        for image in images:
+            yield from self._answer(self._classifier, [self._prepare(image)], top_k)
+
+    def _together(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+        """Prepare images in threads, and run them in batches one after the other."""
+        size = self._batch_size
+        with closing(map_ahead(self._prepare, images, workers=self._threads, window=size)) as ahead:
+            while batch := list(islice(ahead, size)):
+                prepared = [future.result() for future in batch]
+                yield from self._answer(self._classifier, prepared, top_k)
+
+    def _side_by_side(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+        """Give each thread whole groups of images, from preparing them to the answers."""
+        classifier = self._of_one_thread()
+
+        def work(group: list[_Named]) -> list[Prediction]:
+            return self._answer(classifier, [self._prepare(image) for image in group], top_k)
+
+        groups = _groups(images, self._batch_size)
+        with closing(map_ahead(work, groups, workers=self._threads, window=1)) as ahead:
+            for future in ahead:
+                yield from future.result()
+
+    def _prepare(self, image: _Named) -> _Prepared:
+        """Return what the graph takes of an image, or why there is nothing."""
+        try:
+            upright = upright_image(image.image, name=image.name, max_pixels=self._max_pixels)
+        except ImageError as err:
+            return _Prepared(image.name, None, err.reason)
+        square = resized_square(upright, self._classifier.preprocess)
+        return _Prepared(image.name, self._classifier.prepare(square))
+
+    def _answer(
+        self, classifier: Classifier, images: Sequence[_Prepared], top_k: int
+    ) -> list[Prediction]:
+        """Return the predictions of a batch, of which some may be no images."""
+        inputs = [image.input for image in images if image.input is not None]
+        tops = iter(self._tops(classifier, np.stack(inputs), top_k) if inputs else [])
+        return [
+            Prediction(image.name, () if image.input is None else next(tops), image.reason)
+            for image in images
+        ]
+
+    def _tops(
+        self, classifier: Classifier, inputs: np.ndarray, top_k: int
+    ) -> list[tuple[tuple[str, float], ...]]:
+        """Return the best classes of each input, from what the file gives."""
+        if classifier.gives_scores:
+            return best_classes(classifier.probabilities(inputs), self.classes, top_k=top_k)
+        outputs = classifier.run(inputs)
+        return [
+            tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:top_k]
+            for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
+        ]
+
+    @property
+    def _batch_size(self) -> int:
+        size = default_batch_size(OnnxEngine, self._classifier.preprocess.image_size)
+        return min(size, _MAX_BATCH)
+
+    def _of_one_thread(self) -> Classifier:
+        """Return the same classifier with one thread for each batch; opened once."""
+        with self._opening:
+            if self._own_thread is None:
+                self._own_thread = self._open(1, verify=False)
+                self._content = b""
+            return self._own_thread
+
+    def _open(self, num_threads: int, *, verify: bool = True) -> Classifier:
+        return load_classifier(
+            self._content,
+            path=self._path,
+            threads=num_threads,
+            providers=self._providers,
+            verify=verify,
+        )
+
+
+def _require_answers(classifier: Classifier) -> None:
+    """Refuse a file that says nothing of classes.
+
+    Raises:
+        ConfigError: It gives features only.
+    """
+    if not (classifier.gives_scores or classifier.contract.top_k):
+        raise ConfigError(
+            f"'{classifier.path}' gives {', '.join(classifier.contract.outputs)}, but no classes; "
+            "export it with --output probabilities."
+        )
+
+
+class _Named(NamedTuple):
+    """An image as it was given, and what it is called."""
+
+    name: str
+    image: ImageLike
+
+
+class _Prepared(NamedTuple):
+    """What the graph takes of an image, or the reason why there is nothing."""
+
+    name: str
+    input: np.ndarray | None
+    reason: str | None = None
+
+
+def _groups(images: Iterable[_Named], size: int) -> Iterator[list[_Named]]:
+    """Yield the images in lists of at most ``size``, and of a bounded number of bytes."""
+    group: list[_Named] = []
+    num_bytes = 0
+    for named in images:
+        group.append(named)
+        num_bytes += num_bytes_of(named.image)
+        if len(group) == size or num_bytes >= _MAX_BATCH_BYTES:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group

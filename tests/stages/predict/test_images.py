@@ -1,0 +1,47 @@
+"""What is an image, and the images that paths and folders stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx.errors import SourceError
+from featx.stages.predict.images import find_images, name_of, num_bytes_of
+
+
+def test_folders_stand_for_their_images(photos: Callable[..., Path]) -> None:
+    root = photos({"ants": 2, "bees": 1})
+    (root / "notes.txt").write_text("no image")
+    found = find_images([root, root / "bees" / "000.jpg"])
+    assert [path.relative_to(root).as_posix() for path in found] == [
+        *("ants/000.jpg", "ants/001.jpg", "bees/000.jpg", "bees/000.jpg")
+    ]
+    assert find_images([root / "none.jpg"]) == [
+        root / "none.jpg"
+    ]  # reading it says that it is gone
+
+
+def test_paths_that_cannot_be_looked_up_are_bad_images_not_crashes() -> None:
+    names = ["x" * 300, "a\0b", "no/such.jpg"]
+    assert find_images(names) == [Path(name) for name in names]
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no images"):
+        find_images([tmp_path])
+
+
+def test_an_image_without_a_path_goes_by_its_position() -> None:
+    assert name_of(Path("a/b.jpg"), 3) == name_of("a/b.jpg", 4) == "a/b.jpg"
+    assert name_of(b"", 3) == "image 3"
+
+
+def test_what_an_image_takes_before_it_is_decoded() -> None:
+    assert num_bytes_of(np.zeros((4, 5, 3), np.uint8)) == 60
+    assert num_bytes_of(b"12345") == 5
+    assert num_bytes_of(Image.new("L", (4, 5))) >= 20
+    assert num_bytes_of("photo.jpg") == num_bytes_of(Path("photo.jpg")) == 0
