@@ -31,7 +31,7 @@ from featx.heads.head import standardisation
 from featx.heads.linear import LinearFit, fit_linear
 from featx.heads.metrics import log_loss
 from featx.heads.sgd import SGDOptions
-from featx.stages.train import Solver
+from featx.stages.train.options import Solver
 
 Rows = list[tuple[str, ...]]
 

@@ -25,7 +25,8 @@ from featx.heads.head import apply_layers
 from featx.heads.linear import fit_linear
 from featx.images.decode import decode_image
 from featx.images.preprocess import preprocess, resize
-from featx.stages.extract import ExtractOptions, open_backbone
+from featx.stages.extract import ExtractOptions
+from featx.stages.extract.backbone import open_backbone
 
 SIZES = (None, (320, 240), (640, 640), (1600, 1200))
 

@@ -26,13 +26,22 @@ if TYPE_CHECKING:
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, write_report
-    from featx.stages.train import TrainOptions, TrainReport, train_head
+    from featx.stages.train import (
+        ComparedCache,
+        CompareReport,
+        TrainOptions,
+        TrainReport,
+        compare,
+        train_head,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckOptions",
     "CheckReport",
+    "CompareReport",
+    "ComparedCache",
     "EvaluateReport",
     "ExportOptions",
     "ExportReport",
@@ -50,6 +59,7 @@ __all__ = [
     "TrainOptions",
     "TrainReport",
     "check",
+    "compare",
     "errors",
     "evaluate",
     "export_onnx",
@@ -72,7 +82,10 @@ _LOADED_FROM = {
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "write_report"),
-    "featx.stages.train": ("TrainOptions", "TrainReport", "train_head"),
+    "featx.stages.train": (
+        *("ComparedCache", "CompareReport", "TrainOptions", "TrainReport"),
+        *("compare", "train_head"),
+    ),
 }
 
 

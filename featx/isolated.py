@@ -102,7 +102,7 @@ class IsolatedCall:
                 stdin=own_end,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=child_environment(),
                 process_group=0,  # Ctrl-C is for the caller, who may have more to tidy up
             )
         except OSError as err:
@@ -174,8 +174,8 @@ class IsolatedCall:
         )
 
 
-def _environment() -> dict[str, str]:
-    """Return the child's environment: this featx is found first, the current folder never."""
+def child_environment() -> dict[str, str]:
+    """Return an environment for a child: this featx is found first, and one thread is enough."""
     folders = [str(_HOME), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.environ | _FRUGAL | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 

@@ -37,11 +37,14 @@ DOORS = {
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
     "onnx": (
-        "backbones/onnx_graph.py",
+        *("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/precision.py"),
         *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
     ),
     "onnxscript": (),
-    "onnxruntime": ("classifier/session.py", "classifier/providers.py", "backbones/engines.py"),
+    "onnxruntime": (
+        *(f"classifier/{name}.py" for name in ("session", "providers", "precision")),
+        "backbones/engines/with_onnxruntime.py",
+    ),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),

@@ -288,6 +288,13 @@ def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:
         assert report["metrics"][split]["top1"] == pytest.approx(scores["top1"], abs=0.02)
 
 
+def test_evaluate_per_class(made: Path, photos: Path) -> None:
+    lines = featx_cli("evaluate", made / "model.onnx", photos, "--per-class").stdout.splitlines()
+    for split in ("train", "val"):
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"class ({split})"))
+        assert sum(line.startswith("petals ") for line in lines[start : start + 4]) == 1
+
+
 def test_evaluate_joins_classes_by_name(made: Path, photos: Path, tmp_path: Path) -> None:
     """A folder with one class, which would be index 0 there, is index 1 of the model."""
     shutil.copytree(photos / "petals", tmp_path / "test" / "petals")

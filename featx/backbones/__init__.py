@@ -7,6 +7,8 @@ network      the module that ends at the chosen layer
 tiny         the bundled backbone
 engines      running the network over batches: torch, or ONNX Runtime on its graph
 onnx_graph   the network as an ONNX graph
+calibration  the table of activation ranges that int8 needs
+quantize     the graph in int8
 seal         telling that an ONNX file is as it was written
 graph_cache  graphs kept for the next run, in the user's cache folder
 bundled      the graph of the bundled backbone

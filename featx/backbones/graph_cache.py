@@ -2,7 +2,7 @@
 
 ``$XDG_CACHE_HOME/featx`` (``~/.cache/featx``) holds two folders:
 
-- ``graphs``: ONNX files named by the spec's fingerprint, the opset and the versions that shape a
+- ``graphs``: ONNX files named by the spec's fingerprint, the opset, and the versions that shape a
   graph. The sha256 of each is its last metadata entry, so a file is whole or not used.
 - ``requests``: which spec a request came to, so that the same one need not be worked out again.
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 OPSET = 20
 BUNDLED = Path(__file__).with_name("bundled")
+BUILD = 2
+"""How a graph is built from a network; another number where the same network gives another."""
 _SHAPED_BY = ("featx", "torch", "torchvision", "onnxscript")
 _SPEC_FROM = ("featx", "torch", "torchvision")
 _SEAL_KEY = "featx.sha256"
@@ -41,15 +43,15 @@ def cache_folder() -> Path:
     return home / "featx"
 
 
-def graph_path(spec: BackboneSpec) -> Path:
+def graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
     """Return where the graph of a backbone is kept."""
     versions = "-".join(metadata.version(name) for name in _SHAPED_BY)
-    return cache_folder() / "graphs" / f"{spec.fingerprint}-{OPSET}-{versions}.onnx"
+    return cache_folder() / "graphs" / f"{spec.fingerprint}-{opset}-{versions}-{BUILD}.onnx"
 
 
-def bundled_graph_path(spec: BackboneSpec) -> Path:
+def bundled_graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
     """Return where the graph of a backbone lies that comes with one."""
-    return BUNDLED / f"{spec.backbone}-{spec.fingerprint[:16]}-{OPSET}.onnx"
+    return BUNDLED / f"{spec.backbone}-{spec.fingerprint[:16]}-{opset}.onnx"
 
 
 def bundled_request_path(request: BackboneRequest) -> Path:
@@ -57,9 +59,9 @@ def bundled_request_path(request: BackboneRequest) -> Path:
     return BUNDLED / f"{request.backbone}-{_request_name(request)}"
 
 
-def read_graph(spec: BackboneSpec) -> bytes | None:
+def read_graph(spec: BackboneSpec, *, opset: int = OPSET) -> bytes | None:
     """Return the graph of a backbone, None where none is kept or the one there is damaged."""
-    for path in (bundled_graph_path(spec), graph_path(spec)):
+    for path in (bundled_graph_path(spec, opset=opset), graph_path(spec, opset=opset)):
         try:
             content = path.read_bytes()
         except OSError:
@@ -70,9 +72,9 @@ def read_graph(spec: BackboneSpec) -> bytes | None:
     return None
 
 
-def keep_graph(spec: BackboneSpec, graph: bytes) -> None:
+def keep_graph(spec: BackboneSpec, graph: bytes, *, opset: int = OPSET) -> None:
     """Keep the graph of a backbone, if the folder can be written."""
-    _write(graph_path(spec), sealed(graph))
+    _write(graph_path(spec, opset=opset), sealed(graph))
 
 
 def sealed(graph: bytes) -> bytes:

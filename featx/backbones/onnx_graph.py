@@ -10,21 +10,25 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from torch.overrides import TorchFunctionMode
 
 from featx.backbones.engines import OnnxEngine, TorchEngine
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
+from featx.backbones.quantize import quantize_graph
+from featx.backbones.spec import BackboneSpec
 from featx.errors import BackboneError, ExportError
 
 MAX_RELATIVE_ERROR = 1e-4
 """Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
 
 
-def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
+def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> onnx.ModelProto:
     """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
 
     The batch size is free, the image size fixed.
@@ -34,12 +38,12 @@ def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
     """
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
-        with _silent_exporter():
+        with _silent_exporter(), _MeansForGlobalPools():
             program = torch.onnx.export(
                 network.cpu().eval(),
                 (pixels,),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=["pixels"],
                 output_names=["features"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
@@ -53,13 +57,28 @@ def export_network(network: Network, *, image_size: int) -> onnx.ModelProto:
     return model
 
 
-def build_graph(network: Network, *, image_size: int) -> bytes:
+def export_backbone(network: Network, spec: BackboneSpec) -> onnx.ModelProto:
+    """Return the graph that gives the features a spec speaks of, in int8 where it says so.
+
+    Other precisions are float32 here: what they leave out, no graph can bring back.
+
+    Raises:
+        ExportError: torch's exporter cannot translate the network.
+        BackboneError: The spec's int8 ranges belong to another graph.
+    """
+    model = export_network(network, image_size=spec.preprocess.image_size)
+    if spec.calibration is None:
+        return model
+    return onnx.load_from_string(quantize_graph(model.SerializeToString(), spec.calibration))
+
+
+def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> bytes:
     """Return the network's graph for ONNX Runtime, compared with the network itself.
 
     Raises:
         ExportError: The network cannot be translated, or its graph gives other features.
     """
-    model = export_network(network, image_size=image_size)
+    model = export_network(network, image_size=image_size, opset=opset)
     try:
         graph: bytes = model.SerializeToString()
         engine = OnnxEngine(graph)
@@ -82,6 +101,28 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     exact = expected.astype(np.float64)  # squares of what float32 holds overflow it
     difference = np.linalg.norm(found - exact, axis=1)
     return float((difference / np.maximum(np.linalg.norm(exact, axis=1), 1e-30)).max())
+
+
+class _MeansForGlobalPools(TorchFunctionMode):
+    """Pools maps to a single value by their mean.
+
+    The exporter writes that as one node. Of an adaptive pooling it makes ten, which put every value
+    back where it was.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.adaptive_avg_pool2d:
+            maps, size = (*args, *kwargs.values())[:2]
+            if size in (1, (1, 1), [1, 1]):
+                return maps.mean((-2, -1), keepdim=True)
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

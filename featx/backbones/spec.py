@@ -7,12 +7,13 @@ remembered with the features, so that the same one need not be worked out again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
+from featx.backbones.calibration import Calibration
 from featx.errors import BackboneError
 from featx.images.preprocess import Crop, PreprocessSpec
 
@@ -20,6 +21,7 @@ BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
 Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class BackboneSpec:
         num_features: Length of the vector.
         preprocess: From pixels to the network's input.
         precision: Arithmetic of the forward pass.
+        calibration: What int8 knows of the activations; None with any other precision.
     """
 
     backbone: str
@@ -42,16 +45,27 @@ class BackboneSpec:
     pool: Pool
     num_features: int
     preprocess: PreprocessSpec
-    precision: str = "fp32"
+    precision: Precision = "fp32"
+    calibration: Calibration | None = None
 
     @property
     def fingerprint(self) -> str:
         """The spec's identity, 64 hexadecimal digits."""
         return fingerprint_of(self.to_dict())
 
+    @property
+    def in_float32(self) -> Self:
+        """The spec of the same backbone in fp32."""
+        return replace(self, precision="fp32", calibration=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
-        return asdict(self) | {"preprocess": self.preprocess.to_dict()}
+        values = asdict(self) | {"preprocess": self.preprocess.to_dict()}
+        if self.calibration is None:
+            del values["calibration"]  # files without it keep their fingerprint
+        else:
+            values["calibration"] = self.calibration.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -62,10 +76,18 @@ class BackboneSpec:
             ConfigError: A preprocessing value is out of range.
         """
         try:
-            preprocess = PreprocessSpec.from_dict(values["preprocess"])
-            return cls(**(dict(values) | {"preprocess": preprocess}))
+            parts = dict(values)
+            parts["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
+            if "calibration" in parts:
+                parts["calibration"] = Calibration.from_dict(parts["calibration"])
+            spec = cls(**parts)
         except (KeyError, TypeError) as err:
             raise BackboneError(f"Not the spec of a backbone ({err}).") from err
+        if spec.precision not in get_args(Precision):
+            raise BackboneError(f"This featx has no precision '{spec.precision}'.")
+        if (spec.precision == "int8") != (spec.calibration is not None):
+            raise BackboneError("Not the spec of a backbone (int8 and its ranges go together).")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,7 @@ class BackboneRequest:
         resize: Length of the shorter side before the crop, pixels.
         crop: ``"center"`` or ``"none"``.
         seed: Of random weights.
+        precision: Arithmetic of the forward pass.
     """
 
     backbone: str
@@ -91,11 +114,15 @@ class BackboneRequest:
     resize: int | None = None
     crop: Crop | None = None
     seed: int = 0
+    precision: Precision = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON values, the path of a weights file made absolute."""
         file = weights_file(self.weights)
-        return asdict(self) | ({} if file is None else {"weights": str(file)})
+        values = asdict(self) | ({} if file is None else {"weights": str(file)})
+        if self.precision == "fp32":
+            del values["precision"]  # requests made before there was a choice stay the same
+        return values
 
     def comes_to(
         self,

@@ -21,8 +21,9 @@ from featx.artifact import Header
 from featx.classifier.contract import Contract, Value
 from featx.classifier.geometry import add_geometry
 from featx.classifier.pieces import Pieces
+from featx.classifier.precision import to_float16
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
-from featx.classifier.trunk import add_arithmetic, drop_unused, split_trunk
+from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
 from featx.heads.task import task_of, thresholds_of
 from featx.images.preprocess import PreprocessSpec
@@ -36,19 +37,23 @@ _TYPES = {
 
 
 def build_classifier(
-    backbone: onnx.ModelProto,
+    backbone: onnx.ModelProto | bytes,
     layers: Sequence[tuple[np.ndarray, np.ndarray]],
     preprocess: PreprocessSpec,
     contract: Contract | None = None,
+    *,
+    half: bool = False,
 ) -> onnx.ModelProto:
     """Return the stitched graph, checked, without a header.
 
     Args:
-        backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
+        backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``, serialised
+            or not.
         layers: The head's weights ``(out, in)`` and biases ``(out,)``, float32.
         preprocess: What stands before the trunk.
         contract: What goes in and comes out; None takes images of any size, and gives logits and
             probabilities.
+        half: Let the trunk be float16.
 
     Raises:
         ConfigError: The contract asks for more classes than there are.
@@ -56,11 +61,13 @@ def build_classifier(
             valid ONNX model, or it exceeds ONNX's limit of 2 GiB.
     """
     contract = contract or Contract()
+    if isinstance(backbone, bytes):
+        backbone = onnx.load_from_string(backbone)
     num_classes, num_features = layers[-1][0].shape[0], layers[0][0].shape[1]
     source = contract.input_value(preprocess)
     results = contract.output_values(num_classes=num_classes, num_features=num_features)
     pieces = Pieces()
-    features = _add_backbone(pieces, backbone, preprocess, contract)
+    features = _add_backbone(pieces, backbone, preprocess, contract, half=half)
     raw = _add_head(pieces, layers, features=features, output=contract.raw_output)
     _add_outputs(pieces, raw, contract, features=features)
     text = contract.describe(preprocess, num_classes=num_classes, num_features=num_features)
@@ -73,6 +80,7 @@ def build_classifier(
         doc_string=text,
     )
     drop_unused(graph)
+    share_equal(graph)
     _forget_origin(graph)
     graph.doc_string = text
     graph.input.append(_declared(source))
@@ -97,19 +105,26 @@ def _declared(value: Value) -> onnx.ValueInfoProto:
 
 
 def _add_backbone(
-    pieces: Pieces, backbone: onnx.ModelProto, spec: PreprocessSpec, contract: Contract
+    pieces: Pieces,
+    backbone: onnx.ModelProto,
+    spec: PreprocessSpec,
+    contract: Contract,
+    *,
+    half: bool,
 ) -> str:
     """Add all from the input to the features, and return their name.
 
     Raises:
-        ExportError: Normalised images are to go in, but the backbone has none.
+        ExportError: Normalised images are needed, but the backbone has none.
     """
     trunk = split_trunk(backbone, spec)
-    if trunk is None and contract.input == "tensor":
+    if trunk is None and (contract.input == "tensor" or half):
         raise ExportError(
-            "The backbone's graph does not normalise its images by the usual steps, so it cannot "
-            "take normalised ones. Use --input crop."
+            "The backbone's graph does not normalise its images by the usual steps, so it can "
+            "neither take normalised ones nor be float16. Use --input crop and fp32."
         )
+    if trunk is not None and half:
+        trunk = to_float16(trunk)
     graph = onnx.GraphProto()
     graph.CopyFrom((trunk or backbone).graph)
     _rename(graph, {name: f"{name}_inside" for name in _reserved(contract, graph)})
@@ -120,7 +135,7 @@ def _add_backbone(
     if trunk is None:
         _rename(graph, {graph.input[0].name: pixels})
     elif contract.input != "tensor":
-        add_arithmetic(pieces, graph, spec, pixels=pixels, fold=True)
+        add_arithmetic(pieces, graph, spec, pixels=pixels, fold=not half)
     pieces.take(graph)
     return str(graph.output[0].name)
 

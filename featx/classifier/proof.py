@@ -1,15 +1,20 @@
 """Does the exported file answer what the head answered? Measured on real images.
 
-Three times: raw images, within the bound that the caller gives, because the graph's resize rounds
-some pixels otherwise than Pillow's; the same images resized by Pillow first, within float32
-rounding, because nothing else may differ; and in batches against alone.
+- raw images of the source, within the bound that the caller gives, because the graph's resize
+  rounds some pixels otherwise than Pillow's;
+- the same images resized by Pillow first, within float32 rounding, because nothing else may differ;
+- hard images made from them, within the bound again;
+- images in batches against alone.
+
+A file in another precision than the features' has no bound on logits: there the share of images
+with the same class counts, and the accuracy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +23,54 @@ from featx.errors import ParityError
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
-_BATCH_SIZES = (1, 3)
+NUM_RESIZED = 16
+BATCH_SIZES = (1, 3, 8)
 _ROUNDING = 1e-3
 """Share of the largest logit (at least 1) that the order of float32 sums may change."""
+_COARSER = 20
+"""How much more of it fp16 and int8 may change."""
+
+
+class Hard(NamedTuple):
+    """A hard image.
+
+    Attributes:
+        kind: What is hard about it.
+        name: The image it was made from.
+        pixels: ``(height, width, 3)`` uint8, RGB.
+        logits: What the head answers for it, ``(num_classes,)``.
+    """
+
+    kind: str
+    name: str
+    pixels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy through the file, next to the head's own on the same images.
+
+    Attributes:
+        split: Which images.
+        num_images: Labelled images that were run.
+        num_available: Labelled images that there are.
+        file: Share that the file gets right, in [0, 1].
+        head: Share that the head gets right on cached features, in [0, 1].
+        agreement: Share for which both say the same, in [0, 1].
+    """
+
+    split: str
+    num_images: int
+    num_available: int
+    file: float
+    head: float
+    agreement: float
+
+    @property
+    def drop(self) -> float:
+        """Points that the file loses."""
+        return 100 * (self.head - self.file)
 
 
 @dataclass(frozen=True)
@@ -29,24 +79,42 @@ class Proof:
 
     Attributes:
         num_images: Raw images sent through the file.
+        num_sizes: Different sizes among them.
         max_difference: Largest absolute logit difference to head(cached features).
-        max_resized_difference: The same for images that Pillow has resized first.
-        bound: What was allowed.
-        top1_agreement: Share of images with the same top class, in [0, 1]; below 1 only where two
-            classes tie within the bound.
-        max_batch_difference: Largest absolute logit difference between batch sizes 1 and 3.
+        median_difference: Median over images of the same.
+        max_resized_difference: The largest for images that Pillow has resized first.
+        bound: What was allowed; None where the precision is another than the features'.
+        top1_agreement: Share of images with the same top class, in [0, 1]; with a bound, below 1
+            only where two classes tie within it.
+        max_batch_difference: Largest absolute logit difference between an image alone and in a
+            batch.
+        hard: Largest absolute logit difference for each kind of hard image.
+        accuracy: On the validation split; None where it has no labels.
     """
 
     num_images: int
     max_difference: float
     max_resized_difference: float
-    bound: float
+    bound: float | None
     top1_agreement: float
     max_batch_difference: float
+    num_sizes: int = 1
+    median_difference: float = 0.0
+    hard: Mapping[str, float] | None = None
+    accuracy: Accuracy | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the proof as JSON values."""
-        return asdict(self) | {"batch_sizes": list(_BATCH_SIZES)}
+        """Return the proof as JSON values, differences to three digits."""
+        values = asdict(self)
+        for name in values:
+            if name.endswith("difference"):
+                values[name] = _short(values[name])
+        hard = {kind: _short(difference) for kind, difference in (self.hard or {}).items()}
+        return values | {"hard": hard, "batch_sizes": list(BATCH_SIZES)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def prove(
@@ -55,7 +123,8 @@ def prove(
     names: Sequence[str],
     expected: np.ndarray,
     *,
-    bound: float,
+    bound: float | None,
+    hard: Sequence[Hard] = (),
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
@@ -64,38 +133,119 @@ def prove(
         images: Raw pixels, ``(height, width, 3)`` uint8 each, of any size.
         names: Of the images, for the error message.
         expected: Logits of the head on cached features, ``(num_images, num_classes)``.
-        bound: Largest absolute logit difference allowed.
+        bound: Largest absolute logit difference allowed; None allows any that is finite.
+        hard: Hard images with the head's logits.
 
     Raises:
         ParityError: A logit, a top class, or a batch differs by more.
     """
-    rounding = _ROUNDING * max(1.0, float(np.abs(expected).max()))
-    answered = _answers(classifier, images)
-    difference = _require_close(answered, expected, names, bound=bound, hint=" (--atol)")
-    settled = _top_class_is_settled(answered, expected, bound)
-    if not settled.all():
-        name = names[int(np.argmin(settled))]
-        raise ParityError(
-            f"The exported file gives '{name}' another class than the head. Nothing was written.",
-            difference=difference,
-            bound=bound,
-        )
-    resized = _answers(classifier, [resize(image, classifier.preprocess) for image in images])
+    largest = max(1.0, float(np.abs(expected).max()))
+    limit = float(np.finfo(np.float32).max) if bound is None else bound
+    strict = _ROUNDING * largest * (1 if bound is not None else _COARSER)
+    rounding = limit if bound is None else strict
+    answered = answers(classifier, images)
+    difference = _require_close(answered, expected, names, bound=limit, hint=" (--atol)")
+    if bound is not None:
+        _require_same_class(answered, expected, names, bound)
+    few = range(0, len(images), -(-len(images) // NUM_RESIZED))
+    resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
     return Proof(
         num_images=len(images),
+        num_sizes=len({image.shape for image in images}),
         max_difference=difference,
+        median_difference=float(np.median(np.abs(answered - expected).max(axis=1))),
         max_resized_difference=_require_close(
-            resized, expected, names, bound=rounding, hint=" once the image is resized"
+            resized,
+            expected[list(few)],
+            [names[i] for i in few],
+            bound=rounding,
+            hint=" once the image is resized",
         ),
         bound=bound,
         top1_agreement=float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean()),
-        max_batch_difference=_check_batches(classifier, images, bound=rounding),
+        max_batch_difference=_check_batches(classifier, images, bound=strict),
+        hard=_check_hard(classifier, hard, bound=limit),
     )
 
 
-def _answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the logits of each image alone, ``(num_images, num_classes)``."""
+def answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the logits of each raw image alone, ``(num_images, num_classes)``."""
     return np.concatenate([classifier.logits(classifier.prepare(image)[None]) for image in images])
+
+
+def measure_accuracy(
+    found: np.ndarray, expected: np.ndarray, labels: np.ndarray, *, num_available: int
+) -> Accuracy:
+    """Return how the file does on labelled validation images, next to the head.
+
+    Args:
+        found: Logits of the file, ``(num_images, num_classes)``.
+        expected: Logits of the head, likewise.
+        labels: Class indices, ``(num_images,)``.
+        num_available: Labelled images of the split.
+    """
+    by_file, by_head = found.argmax(axis=1), expected.argmax(axis=1)
+    return Accuracy(
+        split="val",
+        num_images=len(labels),
+        num_available=num_available,
+        file=float((by_file == labels).mean()),
+        head=float((by_head == labels).mean()),
+        agreement=float((by_file == by_head).mean()),
+    )
+
+
+def require_accuracy(proof: Proof, *, max_drop: float) -> None:
+    """Check that the file is hardly worse than the head.
+
+    Without labels, the share of images with another class stands in for the drop, where no bound
+    on the logits has been held.
+
+    Args:
+        proof: With the accuracy, if there is one.
+        max_drop: Points that may be lost.
+
+    Raises:
+        ParityError: It loses more.
+    """
+    if proof.accuracy is None:
+        lost = 0.0 if proof.bound is not None else 100 * (1 - proof.top1_agreement)
+        what = f"gives {lost:.2f} % of {proof.num_images} images another class than the head"
+    else:
+        lost, own = proof.accuracy.drop, proof.accuracy
+        what = (
+            f"gets {own.file:.2%} of {own.num_images} validation images right, the head "
+            f"{own.head:.2%}"
+        )
+    if not lost <= max_drop + 1e-9:
+        raise ParityError(
+            f"The exported file {what}; a loss of {max_drop:g} points is allowed (--max-drop). "
+            "Nothing was written.",
+            difference=lost,
+            bound=max_drop,
+        )
+
+
+def require_same_outputs(
+    final: Classifier, draft: Classifier, images: Sequence[np.ndarray]
+) -> None:
+    """Check that a file gives for some images what one with more outputs gives.
+
+    Raises:
+        ParityError: An output differs.
+    """
+    for image in images:
+        found, expected = (one.run(one.prepare(image)[None]) for one in (final, draft))
+        for name, values in found.items():
+            difference = float(np.abs(values - expected[name]).max())
+            bound = _ROUNDING * max(1.0, float(np.abs(expected[name]).max()))
+            if not difference <= bound:
+                raise ParityError(
+                    f"The exported file's {name} differ by {difference:.3g} from those that were "
+                    f"proven; {bound:.3g} is allowed. Nothing was written.",
+                    difference=difference,
+                    bound=bound,
+                )
 
 
 def _require_close(
@@ -119,16 +269,59 @@ def _require_close(
     return largest
 
 
-def _top_class_is_settled(answered: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
-    """Return, for each image, whether the top class is the same or a tie within the bound."""
-    rows = np.arange(len(expected))
-    gap = expected.max(axis=1) - expected[rows, answered.argmax(axis=1)]
+def _require_same_class(
+    answered: np.ndarray, expected: np.ndarray, names: Sequence[str], bound: float
+) -> None:
+    """Check that the top class of each image is the same, or a tie within the bound.
+
+    Raises:
+        ParityError: It is not; the message names the image.
+    """
+    settled = top_class_is_settled(answered.argmax(axis=1), expected, bound)
+    if not settled.all():
+        name = names[int(np.argmin(settled))]
+        difference = float(np.abs(answered - expected).max())
+        raise ParityError(
+            f"The exported file gives '{name}' another class than the head. Nothing was written.",
+            difference=difference,
+            bound=bound,
+        )
+
+
+def top_class_is_settled(classes: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
+    """Return, for each image, whether a class is the top one, or ties with it within the bound.
+
+    Args:
+        classes: ``(num_images,)`` int64.
+        expected: Logits, ``(num_images, num_classes)``.
+        bound: At least 0.
+    """
+    gap = expected.max(axis=1) - expected[np.arange(len(expected)), classes]
     settled: np.ndarray = gap <= bound
     return settled
 
 
+def _check_hard(classifier: Classifier, hard: Sequence[Hard], *, bound: float) -> dict[str, float]:
+    """Return the largest logit difference of each kind.
+
+    Raises:
+        ParityError: It is beyond the bound; the message names the kind.
+    """
+    found: dict[str, float] = {}
+    for kind in dict.fromkeys(image.kind for image in hard):
+        some = [image for image in hard if image.kind == kind]
+        found[kind] = _require_close(
+            answers(classifier, [image.pixels for image in some]),
+            np.stack([image.logits for image in some]),
+            [image.name for image in some],
+            bound=bound,
+            hint=f" for its {kind} version (--atol)",
+        )
+    return found
+
+
 def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, bound: float) -> float:
-    """Return the largest logit difference between an image alone and in a batch of three.
+    """Return the largest logit difference between an image alone and in a batch.
 
     The images are cut to one size first, as a batch must have one; each cut image is also run
     alone.
@@ -136,17 +329,21 @@ def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, boun
     Raises:
         ParityError: It is beyond the bound.
     """
-    several = [images[i % len(images)] for i in range(max(_BATCH_SIZES))]
+    several = [images[i % len(images)] for i in range(max(BATCH_SIZES))]
     height = min(image.shape[0] for image in several)
     width = min(image.shape[1] for image in several)
-    cut = np.stack([image[:height, :width] for image in several])
-    together = classifier.logits(np.stack([classifier.prepare(image) for image in cut]))
-    difference = float(np.abs(together - _answers(classifier, cut)).max())
-    if not difference <= bound:
-        raise ParityError(
-            f"The exported file answers differently in a batch of three: a logit differs by "
-            f"{difference:.3g}, {bound:.3g} is allowed. Nothing was written.",
-            difference=difference,
-            bound=bound,
-        )
-    return difference
+    cut = [image[:height, :width] for image in several]
+    alone, inputs = answers(classifier, cut), np.stack([classifier.prepare(i) for i in cut])
+    worst = 0.0
+    for size in BATCH_SIZES[1:]:
+        together = classifier.logits(inputs[:size])
+        difference = float(np.abs(together - alone[:size]).max())
+        if not difference <= bound:
+            raise ParityError(
+                f"The exported file answers differently in a batch of {size}: a logit differs by "
+                f"{difference:.3g}, {bound:.3g} is allowed. Nothing was written.",
+                difference=difference,
+                bound=bound,
+            )
+        worst = max(worst, difference)
+    return worst

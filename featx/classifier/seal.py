@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from featx.backbones.seal import SEAL_BYTES, is_sealed, seal
 
-__all__ = ["SEAL_BYTES", "NotOnnx", "has_entry", "is_sealed", "seal", "unwanted_parts"]
+__all__ = [
+    "SEAL_BYTES",
+    "NotOnnx",
+    "count_nodes",
+    "has_entry",
+    "is_sealed",
+    "seal",
+    "unwanted_parts",
+]
 
 _MAX_PARTS = 1_000_000
 """Fields of all messages on the way; an exported backbone has some ten thousand."""
@@ -76,6 +84,20 @@ def has_entry(content: bytes, key: str) -> bool:
                 if part.number == 1 and content[part.start : part.end] == wanted:
                     return True
     return False
+
+
+def count_nodes(content: bytes) -> int:
+    """Return how many nodes a model's graph has, without those of inner graphs.
+
+    Raises:
+        NotOnnx: It is no model.
+    """
+    return sum(
+        (part.number, part.wire) == (1, _BYTES)
+        for field in _fields(content, 0, len(content))
+        if (field.number, field.wire) == (7, _BYTES)
+        for part in _fields(content, field.start, field.end)
+    )
 
 
 def unwanted_parts(content: bytes) -> list[str]:

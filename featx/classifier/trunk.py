@@ -12,7 +12,8 @@ black.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -50,8 +51,7 @@ def split_trunk(backbone: onnx.ModelProto, spec: PreprocessSpec) -> onnx.ModelPr
     kept = [node for node in backbone.graph.node if not gone & set(node.output)]
     del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend(kept)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
+    _read_instead(graph, names)
     shape: list[str | int | None] = ["batch", 3, size, size]
     graph.input.append(helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, shape))
     drop_unused(graph)
@@ -206,6 +206,30 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     for i in reversed(range(len(graph.initializer))):
         if graph.initializer[i].name not in needed:
             del graph.initializer[i]
+
+
+def share_equal(graph: onnx.GraphProto) -> None:
+    """Keep one of initializers that hold the same values."""
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        kind = f"{tensor.data_type} {values.shape}".encode()
+        digest = hashlib.sha256(kind + np.ascontiguousarray(values).tobytes()).digest()
+        names[tensor.name] = first.setdefault(digest, tensor.name)
+    for i in reversed(range(len(graph.initializer))):
+        if names[graph.initializer[i].name] != graph.initializer[i].name:
+            del graph.initializer[i]
+    _read_instead(graph, names)
+
+
+def _read_instead(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Let nodes read other tensors, those of inner graphs as well."""
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _read_instead(inner, names)
 
 
 def _names_read(node: onnx.NodeProto) -> Iterator[str]:

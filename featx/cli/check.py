@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
-from featx.cli.output import print_fields, print_json
+from featx.cli.output import print_fields, print_json, proof_fields
 
 if TYPE_CHECKING:
     from featx.stages.check import CheckReport
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time that reading the file may take.",
 )
+@click.option(
+    "--max-images",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Labelled images that a model is run on.",
+)
 @options.as_json
 def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> None:
     """Check a feature, head or model file, and whether features are still what SOURCE gives.
@@ -49,6 +56,9 @@ def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> Non
     The file is read in a process of its own, under limits of time and memory, so that a damaged or
     hostile one is reported and does no harm. Features are then compared with their source, or with
     another SOURCE, as 'featx extract' would: fresh, or what is stale and why, with exit code 1.
+
+    Of a model, the proof is shown. With SOURCE it is repeated: the images that it names go through
+    the file again, and the labelled ones are scored; exit code 1 if it does not hold.
     """
     from featx.stages.check import CheckOptions
     from featx.stages.check import check as run
@@ -64,6 +74,9 @@ def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> Non
 
 def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield "intact", f"{report.path}  ({report.kind})"
+    if report.kind == "classifier":
+        yield from _proof_fields(report)
+        return
     if report.source is None:
         return
     counts = {
@@ -80,3 +93,30 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
         yield "source", f"{report.source}  ({report.num_images:,} images)"
     if report.num_touched:
         yield "touched", f"{report.num_touched:,} images: written again with the same content"
+
+
+def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
+    yield from proof_fields(report.proof).items()
+    if date := (report.proof or {}).get("date"):
+        yield "proven", date
+    again = report.repeated
+    if again is None:
+        return
+    difference = ""
+    if again.max_difference is not None:
+        difference = (
+            f", largest logit difference {again.max_difference:.1e} ({again.bound:.2g} allowed)"
+        )
+    yield (
+        "repeated",
+        f"{'holds' if again.holds else 'DOES NOT HOLD'}: same class in {again.num_agreeing} of "
+        f"{again.num_found} images{difference}",
+    )
+    if again.num_found < again.num_witnesses:
+        missing = again.num_witnesses - again.num_found
+        yield "missing", f"{missing} of {again.num_witnesses} images of the proof, or changed"
+    if again.accuracy is not None:
+        recorded = again.recorded_accuracy
+        before = "" if recorded is None else f"; {recorded:.4f} when it was exported"
+        yield "accuracy now", f"{again.accuracy:.4f} on {again.num_scored:,} images{before}"
+    yield "source", again.source

@@ -20,9 +20,9 @@ from featx.cli.scores import print_metrics, print_per_class
 @click.command()
 @click.argument("model", type=options.FILE)
 @click.argument("source")
+@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @options.on_error
 @options.max_pixels
-@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @options.as_json
 @options.quiet
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     print_metrics(report.metrics)
     click.echo()
     if per_class:
-        print_per_class(report.metrics, report.names)
+        print_per_class(report.metrics, report.classes)
     fields = {"time": human_seconds(report.seconds)}
     if report.skipped:
         fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"

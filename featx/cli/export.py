@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_bytes, human_seconds, print_fields, step_status
+from featx.cli.output import human_bytes, human_seconds, print_fields, proof_fields, step_status
 
 
 @click.command()
@@ -49,10 +49,42 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, step_stat
     help="What it gives: logits, probabilities, features, top-K; several with commas.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Of the backbone in the file.  [int8 if the features were made in it, else fp32]",
+)
+@click.option(
+    "--opset",
+    type=click.IntRange(18, 20),
+    default=20,
+    show_default=True,
+    help="Of the ONNX operators; older runtimes may need 18.",
+)
+@click.option(
     "--atol", type=float, help="Largest logit difference allowed.  [2 % of the largest logit]"
 )
 @click.option(
+    "--max-drop",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Validation accuracy that the file may lose against the head.",
+)
+@click.option(
+    "--max-images",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Validation images that the file is run on.",
+)
+@click.option(
     "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."
+)
+@click.option(
+    "--card",
+    type=options.FILE,
+    help="Write a model card as well: data, scores, proof, and how to use the file.",
 )
 @options.overwrite
 @options.quiet
@@ -71,19 +103,15 @@ def export(
     )
     with step_status(quiet=quiet) as progress:
         report = export_onnx(head, output, export_options, progress=progress)
-    proof = "unverified (--no-verify)"
-    if report.proof:
-        proof = (
-            f"{report.proof.num_images} images: same class in "
-            f"{report.proof.top1_agreement:.0%}, largest logit difference "
-            f"{report.proof.max_difference:.1e} ({report.proof.bound:.2g} allowed)"
-        )
-    print_fields(
-        {
-            "model": f"{human_bytes(report.num_bytes)}, {export_options.input} → "
-            f"{', '.join(export_options.contract.outputs)} of {len(report.header.classes)} classes",
-            "proof": proof,
-            "time": human_seconds(report.seconds),
-            "written": report.path,
-        }
-    )
+    details = report.header.details
+    outputs = ", ".join(details["contract"]["outputs"])
+    fields: dict[str, object] = {
+        "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
+        f"{len(report.header.classes)} classes, {details['precision']}",
+        **proof_fields(details["proof"]),
+        "time": human_seconds(report.seconds),
+        "written": report.path,
+    }
+    if report.card:
+        fields["card"] = report.card
+    print_fields(fields)

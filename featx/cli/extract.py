@@ -106,13 +106,27 @@ if TYPE_CHECKING:
 @click.option(
     "--overwrite", is_flag=True, help="Replace an output that was made with other settings."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:i]",
+    help="cuda: every GPU there is, cuda:0 the first alone.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["auto", "torch", "onnxruntime"]),
     default="auto",
     show_default=True,
     help="What runs the backbone; auto: ONNX Runtime on the CPU, torch on a GPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the backbone. int8: on the CPU, calibrated with SOURCE's images; bf16: "
+    "with torch; tf32, fp16: on a GPU.",
 )
 @click.option("--batch-size", type=int, help="Images per forward pass.  [by engine and image size]")
 @click.option(
@@ -153,7 +167,8 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
     pool = f", pool {report.spec.pool}" if report.spec.pool != "none" else ""
     yield "features", f"{report.num_images:,} × {report.spec.num_features}  ({splits})"
     yield "classes", len(report.classes)
-    yield "backbone", f"{report.spec.backbone}, layer {report.spec.layer}{pool}"
+    precision = f", {report.spec.precision}" if report.spec.precision != "fp32" else ""
+    yield "backbone", f"{report.spec.backbone}, layer {report.spec.layer}{pool}{precision}"
     if report.num_extracted:
         speed = f"{report.num_extracted / report.seconds:,.0f} images/s"
         ran_on = f"{report.engine}, {report.device}"

@@ -11,7 +11,7 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import human_bytes, print_fields, print_json
+from featx.cli.output import human_bytes, print_fields, print_json, proof_fields
 from featx.cli.scores import print_metrics
 from featx.errors import ArtifactInvalid
 
@@ -85,15 +85,21 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     if details.get("skipped"):
         yield "skipped", f"{len(details['skipped']):,} images"
     if header.kind == "classifier":
-        yield "proof", _describe_proof(details["proof"])
+        yield from _model_fields(path, header)
     yield "fingerprint", f"{header.fingerprint[:16]}…"
     yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
 
 
-def _describe_proof(proof: dict[str, float] | None) -> str:
-    if proof is None:
-        return "none: exported with --no-verify"
-    return (
-        f"{proof['num_images']} images, top-1 agreement {proof['top1_agreement']:.0%}, largest "
-        f"logit difference {proof['max_difference']:.1e} ({proof['bound']:.2g} allowed)"
-    )
+def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
+    from featx.classifier.contract import Contract
+    from featx.classifier.seal import count_nodes
+    from featx.heads.task import task_of
+
+    task = task_of(header.details)
+    contract = Contract.from_dict(header.details.get("contract"), task=task)
+    precision, opset = header.details.get("precision", "fp32"), header.details.get("opset", 20)
+    yield "contract", f"{contract.input} → {', '.join(contract.outputs)}"
+    yield "graph", f"{count_nodes(path.read_bytes()):,} nodes, opset {opset}, {precision}"
+    yield from proof_fields(header.details["proof"]).items()
+    if date := (header.details["proof"] or {}).get("date"):
+        yield "proven", date

@@ -13,6 +13,7 @@ import click
 import featx
 from featx.cli.backbones import backbones
 from featx.cli.check import check
+from featx.cli.compare import compare
 from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
@@ -80,6 +81,6 @@ def main() -> None:
 
 for command in (
     *(extract, train_head, export, predict),
-    *(evaluate, report, check, info, backbones),
+    *(compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)

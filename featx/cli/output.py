@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -42,6 +43,33 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def printable(text: str) -> str:
     """Return the text with what a terminal would act on or cannot show written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a model's proof says, as fields; files of earlier versions say less."""
+    if proof is None:
+        return {"proof": "none: exported with --no-verify"}
+    bound = proof["bound"]
+    allowed = "" if bound is None else f" ({bound:.2g} allowed)"
+    fields = {
+        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
+        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+    }
+    if hard := proof.get("hard"):
+        worst = max(hard, key=hard.__getitem__)
+        fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if accuracy := proof.get("accuracy"):
+        of = f" of {accuracy['num_available']:,}"
+        fields["accuracy"] = (
+            f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
+            f"{accuracy['num_images']:,}{of} validation images"
+        )
+    return fields
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return a 95 % interval like ``"0.91–0.96"``, a dash where there is none."""
+    return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:

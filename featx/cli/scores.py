@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.cli.output import print_table
+from featx.cli.output import interval, print_table
 
 if TYPE_CHECKING:
     from featx.heads.metrics import (
@@ -49,6 +49,21 @@ def print_per_class(metrics: Mapping[str, Scores], classes: Sequence[str]) -> No
         click.echo()
 
 
+def headline(scores: Scores) -> dict[str, str]:
+    """Return the few cells that say most, by the name of their column."""
+    if scores.task == "multi-label":
+        return {
+            "mAP": _or_dash(scores.mean_average_precision),
+            "micro F1": f"{scores.micro_f1:.4f}",
+            "log loss": f"{scores.log_loss:.4f}",
+        }
+    if scores.task == "regression":
+        mae, bounds, _, r2, _ = _numbers(scores)
+        return {"MAE": mae, "95 %": bounds, "R²": r2}
+    bounds = interval(scores.top1_low, scores.top1_high)
+    return {"top-1": f"{scores.top1:.4f}", "95 %": bounds, "log loss": f"{scores.log_loss:.4f}"}
+
+
 def _overall(scores: Scores) -> list[str]:
     """Return the cells of a split, in the order of ``_COLUMNS``."""
     if scores.task == "single-label":
@@ -59,7 +74,7 @@ def _overall(scores: Scores) -> list[str]:
 def _classes(scores: Metrics) -> list[str]:
     return [
         f"{scores.top1:.4f}",
-        _interval(scores.top1_low, scores.top1_high),
+        interval(scores.top1_low, scores.top1_high),
         _or_dash(scores.top5),
         f"{scores.balanced_accuracy:.4f}",
         f"{scores.macro_f1:.4f}",
@@ -74,7 +89,7 @@ def _tags(scores: MultiLabelMetrics) -> list[str]:
         f"{scores.micro_f1:.4f}",
         f"{scores.macro_f1:.4f}",
         f"{scores.exact:.4f}",
-        _interval(scores.exact_low, scores.exact_high),
+        interval(scores.exact_low, scores.exact_high),
         f"{scores.log_loss:.4f}",
         f"{scores.ece:.4f}",
     ]
@@ -86,7 +101,7 @@ def _numbers(scores: RegressionMetrics) -> list[str]:
         f"{scores.mae_low:.4g}–{scores.mae_high:.4g}",
         f"{scores.rmse:.4g}",
         _or_dash(scores.r2),
-        _interval(scores.r2_low, scores.r2_high),
+        interval(scores.r2_low, scores.r2_high),
     ]
 
 
@@ -108,15 +123,11 @@ def _each(scores: Scores) -> Iterator[list[str]]:
             f"{own.num_predicted:,}",
             *area,
             _or_dash(own.precision),
-            _interval(own.precision_low, own.precision_high),
+            interval(own.precision_low, own.precision_high),
             _or_dash(own.recall),
-            _interval(own.recall_low, own.recall_high),
+            interval(own.recall_low, own.recall_high),
         ]
 
 
 def _or_dash(share: float | None) -> str:
     return "–" if share is None else f"{share:.4f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"

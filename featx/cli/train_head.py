@@ -40,14 +40,7 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     show_default=True,
     help="The head file to write.",
 )
-@click.option(
-    "--task",
-    type=click.Choice(["auto", "single-label", "multi-label", "regression"]),
-    default="auto",
-    show_default=True,
-    help="What labels are: one class each, tags separated by |, or numbers. auto takes tags where "
-    "any label has a |, else classes.",
-)
+@options.task
 @click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
     "--solver",

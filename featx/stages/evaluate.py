@@ -34,13 +34,13 @@ class EvaluateReport:
 
     Attributes:
         metrics: Scores of each split; ``"all"`` where the source has only one.
-        names: Classes, tags or targets in the order of the scores.
+        classes: Of the model, in index order: classes, tags or targets.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
     """
 
     metrics: dict[str, Scores]
-    names: tuple[str, ...]
+    classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     seconds: float
 
@@ -48,7 +48,7 @@ class EvaluateReport:
         """Return the report as JSON values."""
         return {
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
-            "names": list(self.names),
+            "classes": list(self.classes),
             "skipped": [list(image) for image in self.skipped],
             "seconds": self.seconds,
         }
@@ -103,7 +103,7 @@ def evaluate(
     splits = np.array([sample.split for sample in samples])
     return EvaluateReport(
         metrics=_score(classifier, logits, targets, splits, usable),
-        names=classifier.classes,
+        classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
     )

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from featx.backbones import engines
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import (
     EngineChoice,
@@ -19,6 +18,7 @@ from featx.backbones.engines import (
     may_have_gpu,
     resolve_device,
 )
+from featx.backbones.engines import choice as choice_module
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative_error
 from featx.backbones.weights import open_weights
@@ -177,7 +177,7 @@ def test_engines_agree_on_many_backbones(backbone: str, size: int, pixels: Pixel
 class TestChoosingAnEngine:
     @pytest.fixture(autouse=True)
     def no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engines, "may_have_gpu", lambda: False)
+        monkeypatch.setattr(choice_module, "may_have_gpu", lambda: False)
 
     @pytest.mark.parametrize("device", ["auto", "cpu"])
     def test_the_cpu_gets_onnxruntime_unless_told(self, device: str) -> None:
@@ -186,7 +186,7 @@ class TestChoosingAnEngine:
         assert choose_engine("torch", device) == "torch"
 
     def test_a_gpu_gets_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engines, "may_have_gpu", lambda: True)
+        monkeypatch.setattr(choice_module, "may_have_gpu", lambda: True)
         _gpus(monkeypatch, 1)
         assert choose_engine("auto", "auto") == "torch"
         assert choose_engine("auto", "cuda") == "torch"
@@ -209,9 +209,9 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(engines.ctypes, "CDLL", missing)
+    monkeypatch.setattr(choice_module.ctypes, "CDLL", missing)
     assert may_have_gpu() == Path("/dev/kfd").exists()
-    monkeypatch.setattr(engines.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(choice_module.ctypes, "CDLL", lambda name: object())
     assert may_have_gpu()
 
 

@@ -131,8 +131,8 @@ def test_nothing_exported_is_an_export_error(
 def test_a_built_graph_was_compared_with_its_network(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(network: Network, *, image_size: int) -> onnx.ModelProto:
-        model = export_network(network, image_size=image_size)
+    def shifted(network: Network, *, image_size: int, opset: int) -> onnx.ModelProto:
+        model = export_network(network, image_size=image_size, opset=opset)
         weights = next(t for t in model.graph.initializer if "conv" in t.name or len(t.dims) == 4)
         values = onnx.numpy_helper.to_array(weights) * 1.001
         weights.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weights.name))
@@ -147,7 +147,7 @@ def test_a_built_graph_was_compared_with_its_network(
 def test_a_graph_that_does_not_run_is_an_export_error(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_graph, "export_network", lambda network, image_size: onnx.ModelProto())
+    monkeypatch.setattr(onnx_graph, "export_network", lambda network, **options: onnx.ModelProto())
     with pytest.raises(ExportError, match="graph cannot be run"):
         build_graph(network, image_size=32)
 

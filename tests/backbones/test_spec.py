@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from featx.artifact import file_sha256
 from featx.backbones import spec as spec_module
+from featx.backbones.calibration import Calibration
 from featx.backbones.catalog import backbone_names, default_preprocess
 from featx.backbones.spec import (
     BUNDLED_WEIGHTS,
@@ -73,6 +74,7 @@ CHANGES: dict[str, Any] = {
     "num_features": 511,
     "preprocess": None,
     "precision": "bf16",
+    "calibration": Calibration((("relu", 0.0, 6.0),)),
 }
 
 
@@ -182,6 +184,7 @@ CHANGED_REQUESTS: dict[str, Any] = {
     "resize": 257,
     "crop": "none",
     "seed": 1,
+    "precision": "int8",
 }
 
 

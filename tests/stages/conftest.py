@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from featx.artifact import Header
+from featx.backbones.spec import BackboneSpec
 from featx.features.file import verify_features
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.publish import publish_features
 from featx.features.records import Batch
+from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
 from featx.stages.extract import ExtractOptions, backbone
 
@@ -79,7 +81,14 @@ def cached(
     """Write a feature file; ``splits`` are 0 train, 1 val, 2 test."""
     header = Header(
         kind="features",
-        spec={"backbone": "tiny", "num_features": features.shape[1]},
+        spec=BackboneSpec(
+            backbone="tiny",
+            weights_sha256="0" * 64,
+            layer="flatten",
+            pool="none",
+            num_features=features.shape[1],
+            preprocess=PreprocessSpec(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop="none"),
+        ).to_dict(),
         classes=classes,
         details={
             "source": "/photos",

@@ -167,5 +167,5 @@ def test_progress_and_json(trained: tuple[Path, Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     report = evaluate(model, source, progress=lambda *numbers: seen.append(numbers))
     assert seen == [(i, 36) for i in range(1, 37)]
-    assert set(report.to_dict()) == {"metrics", "names", "skipped", "seconds"}
+    assert set(report.to_dict()) == {"metrics", "classes", "skipped", "seconds"}
     assert report.to_dict()["metrics"]["val"]["top1"] == report.metrics["val"].top1

@@ -5,6 +5,7 @@ settings   what a row depends on: compared with the file and the log there are
 stage      extract(): lock, compare, go on, publish
 earlier    what lies at the output already
 backbone   the backbone and its engine; the only part that loads torch, and only where it must
+calibrate  the images that int8 is calibrated with
 batches    images, read ahead, decoded and run in threads
 contents   images with the same content: which of them the backbone has to see
 pipeline   from batches to rows in the log

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featx.artifact import describe_environment
-from featx.backbones.engines import Engine, OnnxEngine, TorchEngine, choose_engine
+from featx.backbones.engines import (
+    Engine,
+    OnnxEngine,
+    SeveralEngine,
+    TorchEngine,
+    choose_engine,
+    resolve_devices,
+)
 from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
 from featx.errors import BackboneError, ExportError
 from featx.stages.extract.options import ExtractOptions
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NUM_COMPARED = 32
+
 
 class LazyBackbone:
     """The network that the options ask for, and the engine that runs it.
@@ -29,6 +41,8 @@ class LazyBackbone:
 
     def __init__(self, options: ExtractOptions) -> None:
         self._options = options
+        # What it comes to in fp32 is remembered; the ranges of int8 depend on the source, too.
+        self._request = replace(options.request, precision="fp32")
         self._found: Found | None = None
         self._network: Network | None = None
         self._engine: Engine | None = None
@@ -45,13 +59,39 @@ class LazyBackbone:
         return None if self._engine is None else self._engine.name
 
     def spec(self) -> BackboneSpec:
-        """Return what its features mean.
+        """Return what its features mean, in fp32 where int8 is yet to be calibrated.
 
         Raises:
             BackboneError: Backbone or weights cannot be used.
             ConfigError: An option does not fit the backbone.
         """
-        return self._find().spec
+        spec, precision = self._find().spec, self._options.precision
+        return spec if precision == "int8" else replace(spec, precision=precision)
+
+    def calibrated(self, pixels: np.ndarray) -> BackboneSpec:
+        """Return what its features mean in int8, calibrated with some images.
+
+        Args:
+            pixels: ``(n, size, size, 3)`` uint8.
+
+        Raises:
+            BackboneError: As ``spec``; it has nothing to quantise, or loses too much by it.
+            ConfigError: As ``spec``.
+            ExportError: The network has no graph.
+        """
+        from featx.backbones.quantize import calibrate, quantize_graph, require_close
+
+        start, before = time.perf_counter(), self.seconds
+        spec = self._find().spec
+        log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
+        graph = self._float_graph(spec)
+        calibration = calibrate(graph, [pixels])
+        spec = replace(spec, precision="int8", calibration=calibration)
+        quantised = quantize_graph(graph, calibration)
+        require_close(quantised, graph, pixels[:: -(-len(pixels) // _NUM_COMPARED)], spec.backbone)
+        keep_graph(spec, quantised)
+        self.seconds = before + time.perf_counter() - start
+        return spec
 
     def origin(self) -> str:
         """Return where its weights are from. Raises as ``spec``."""
@@ -66,11 +106,11 @@ class LazyBackbone:
             ExportError: The network has no graph, and ONNX Runtime was asked for.
         """
         start, before = time.perf_counter(), self.seconds
-        if choose_engine(self._options.engine, self._options.device) == "onnxruntime":
+        options = self._options
+        if choose_engine(options.engine, options.device, options.precision) == "onnxruntime":
             self._engine = self._onnx_engine(expected)
         else:
-            network = self._build(expected)
-            self._engine = TorchEngine(network, device=self._options.device)
+            self._engine = self._torch_engine(expected)
         self.seconds = before + time.perf_counter() - start
         return self._engine
 
@@ -82,33 +122,53 @@ class LazyBackbone:
             versions["threads"] = str(self._engine.num_threads)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}
 
+    def _torch_engine(self, expected: BackboneSpec) -> Engine:
+        network, devices = self._build(expected), resolve_devices(self._options.device)
+        if len(devices) > 1:
+            log.info("Starting a process for each of %s.", ", ".join(devices))
+            return SeveralEngine(network, expected, devices=devices)
+        return TorchEngine(network, device=devices[0], precision=expected.precision)
+
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:
         graph = read_graph(expected)
-        if graph is None:
-            from featx.backbones.onnx_graph import build_graph
+        if graph is None and expected.calibration is not None:
+            from featx.backbones.quantize import quantize_graph
 
-            network = self._build(expected)
-            log.info("Building the graph of %s for ONNX Runtime, once.", expected.backbone)
+            graph = quantize_graph(self._float_graph(expected), expected.calibration)
+            keep_graph(expected, graph)
+        elif graph is None:
             try:
-                graph = build_graph(network, image_size=expected.preprocess.image_size)
+                graph = self._float_graph(expected)
             except ExportError as err:
                 if self._options.engine != "auto":
                     raise
                 log.warning("torch runs this backbone: %s", err)
-                return TorchEngine(network, device="cpu")
-            keep_graph(expected, graph)
+                return TorchEngine(self._build(expected), device="cpu")
         return OnnxEngine(graph)
+
+    def _float_graph(self, expected: BackboneSpec) -> bytes:
+        """Return the graph in fp32, built where none is kept."""
+        spec = expected.in_float32
+        graph = read_graph(spec)
+        if graph is None:
+            from featx.backbones.onnx_graph import build_graph
+
+            network = self._build(spec)
+            log.info("Building the graph of %s for ONNX Runtime, once.", spec.backbone)
+            graph = build_graph(network, image_size=spec.preprocess.image_size)
+            keep_graph(spec, graph)
+        return graph
 
     def _find(self) -> Found:
         if self._found is None:
-            self._found = recall(self._options.request) or self._build_anew()
+            self._found = recall(self._request) or self._build_anew()
         return self._found
 
     def _build(self, expected: BackboneSpec) -> Network:
         """Return the network, which must be the one whose features are expected."""
         if self._network is None:
             self._found = self._build_anew()
-        if self._find().spec.fingerprint != expected.fingerprint or self._network is None:
+        if self._find().spec != expected.in_float32 or self._network is None:
             raise BackboneError(
                 f"The backbone {expected.backbone} is not the one that the features there are were "
                 "made with: its weights changed meanwhile."
@@ -120,7 +180,7 @@ class LazyBackbone:
         self._network, spec, weights = open_backbone(self._options)
         self.seconds += time.perf_counter() - start
         found = Found(spec, weights.origin)
-        remember(self._options.request, found)
+        remember(self._request, found)
         return found
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from featx.backbones.engines import EngineChoice
-from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool
+from featx.backbones.engines import EngineChoice, require_fit
+from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.errors import ConfigError
 from featx.features.values import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
@@ -15,7 +15,10 @@ from featx.images.preprocess import Crop
 from featx.stages.extract.profile import Profile
 
 OnError = Literal["fail", "skip"]
-_CHOICES = {"on_error": OnError, "pool": Pool, "dtype": DType, "engine": EngineChoice}
+_CHOICES = {
+    **{"on_error": OnError, "pool": Pool, "dtype": DType, "engine": EngineChoice},
+    "precision": Precision,
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ class ExtractOptions:
         verify_content: Recognise images by the hash of their content, not by size and time.
         restart: Reuse nothing: neither the output nor an unfinished extraction.
         overwrite: Replace an output that was made with other settings, or is something else.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``; ``"cuda"`` is every GPU that torch sees.
         engine: What runs the backbone: ``"torch"``, ``"onnxruntime"``, or ``"auto"``: ONNX Runtime
             on the CPU, torch on a GPU.
+        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
+            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
         batch_size: Images per forward pass; None takes what suits engine and image size.
         workers: Threads that decode and, with ONNX Runtime, run the backbone; None takes one per
             core.
@@ -70,6 +75,7 @@ class ExtractOptions:
     overwrite: bool = False
     device: str = "auto"
     engine: EngineChoice = "auto"
+    precision: Precision = "fp32"
     batch_size: int | None = None
     workers: int | None = None
     seed: int = 0
@@ -90,6 +96,7 @@ class ExtractOptions:
         if not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
         check_max_pixels(self.max_pixels)
+        require_fit(self.precision, self.engine, self.device)
 
     @property
     def request(self) -> BackboneRequest:
@@ -103,6 +110,7 @@ class ExtractOptions:
             resize=self.resize,
             crop=self.crop,
             seed=self.seed,
+            precision=self.precision,
         )
 
 

@@ -10,7 +10,9 @@ from typing import Any, Self
 from featx.artifact import Header, differing_settings
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactInvalid, BackboneError, ConfigError
+from featx.images.sources import ImageSource, assign_validation
 from featx.stages.extract.backbone import LazyBackbone
+from featx.stages.extract.calibrate import calibration_pixels
 from featx.stages.extract.options import ExtractOptions
 
 
@@ -90,28 +92,31 @@ class Settings:
 
 
 def settle(
-    options: ExtractOptions, source: str, recorded: list[Settings], backbone: LazyBackbone
+    options: ExtractOptions, images: ImageSource, recorded: list[Settings], backbone: LazyBackbone
 ) -> Settings:
     """Return the settings of this run.
 
-    Where the same request was made before, what it came to then is known without the backbone.
+    Where the same request was made before, what it came to then is known without the backbone. So
+    a file keeps the ranges it was calibrated with, however its source grows.
 
     Args:
         options: Of the run.
-        source: Address of the source.
+        images: The source.
         recorded: Of the file and the log there are.
         backbone: Is built where nothing recorded helps.
 
     Raises:
-        BackboneError: Backbone or weights cannot be used.
+        BackboneError: Backbone or weights cannot be used, or not in int8.
         ConfigError: An option does not fit the backbone.
+        SourceError: There is no image to calibrate int8 with.
     """
     request = options.request
     before = next(
         (
             settings
             for settings in recorded
-            if request.comes_to(
+            if _is_calibrated_for(settings, images, options)
+            and request.comes_to(
                 settings.spec.weights_sha256,
                 request=settings.request,
                 origin=settings.weights,
@@ -121,12 +126,28 @@ def settle(
         None,
     )
     return Settings(
-        spec=before.spec if before else backbone.spec(),
-        source=source,
+        spec=before.spec if before else _new_spec(options, images, backbone),
+        source=images.uri,
         dtype=options.dtype,
         max_pixels=options.max_pixels,
         request=request.to_dict(),
         weights=before.weights if before else backbone.origin(),
         # Of the rows there are, should the backbone have nothing to do.
         environment=next((settings.environment for settings in recorded), {}),
+    )
+
+
+def _is_calibrated_for(settings: Settings, images: ImageSource, options: ExtractOptions) -> bool:
+    """Return False for int8 ranges of another source whose file is to be replaced."""
+    same = settings.source == images.uri or options.verify_content or not options.overwrite
+    return same or settings.spec.calibration is None
+
+
+def _new_spec(options: ExtractOptions, images: ImageSource, backbone: LazyBackbone) -> BackboneSpec:
+    spec = backbone.spec()
+    if options.precision != "int8":
+        return spec
+    samples = assign_validation(images.samples, options.val_fraction)
+    return backbone.calibrated(
+        calibration_pixels(images, samples, spec.preprocess, max_pixels=options.max_pixels)
     )

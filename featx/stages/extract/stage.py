@@ -76,7 +76,7 @@ def extract(
         images = open_source(str(source))
         start = time.perf_counter()
         earlier, backbone = find_earlier(output, options), LazyBackbone(options)
-        settings = settle(options, images.uri, earlier.settings, backbone)
+        settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:
             if options.restart:

@@ -1,13 +1,22 @@
 """Stage 2: fit a head on cached features.
 
-options    what a user chooses, and what comes back
-samples    what the cache gives to train on, and what is wrong with it
-answers    from samples to layers: classes, tags or numbers
-fitting    from the cache to heads that are ready to be written, and their scores
-stage      train_head(): open the cache, fit, score, write
+options     what a user chooses, and what comes back
+samples     what the cache gives to train on, and what is wrong with it
+answers     from samples to layers: classes, tags or numbers
+fitting     from the cache to heads that are ready to be written, and their scores
+stage       train_head(): open the cache, fit, score, write
+comparison  compare(): the same head on several caches, side by side
 """
 
+from featx.stages.train.comparison import ComparedCache, CompareReport, compare
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.stage import train_head
 
-__all__ = ["TrainOptions", "TrainReport", "train_head"]
+__all__ = [
+    "CompareReport",
+    "ComparedCache",
+    "TrainOptions",
+    "TrainReport",
+    "compare",
+    "train_head",
+]

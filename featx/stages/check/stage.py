@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from featx.artifact import Header, Kind, differing_settings, file_sha256, kind_o
 from featx.backbones.spec import BackboneRequest, weights_file
 from featx.errors import ConfigError
 from featx.isolated import Limits, call_isolated
+from featx.stages.check.model import Repeated, repeat_proof
 
 _READERS = {
     "features": "featx.features.file:verify_features",
@@ -34,6 +36,7 @@ class CheckOptions:
         verify_content: Compare the images' content hashes, not sizes and times.
         seconds: Longest time that reading the file may take.
         memory_bytes: Most address space that reading the file may take.
+        max_images: Labelled images that a model is run on at most.
     """
 
     backbone: str | None = None
@@ -47,6 +50,7 @@ class CheckOptions:
     verify_content: bool = False
     seconds: float = 600
     memory_bytes: int = 4 * 2**30
+    max_images: int = 2000
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class CheckReport:
     Attributes:
         path: The file.
         kind: Which of the three artifacts.
-        source: What it was compared with; None for a head or classifier.
+        source: What it was compared with; None for a head, and for a model without images.
         num_images: Images of the source.
         num_new: Images of the source that the file does not know.
         num_changed: Images whose content is another now.
@@ -64,6 +68,8 @@ class CheckReport:
         num_removed: Images of the file that the source has no more.
         num_relabelled: Images with another class or split now.
         settings: One line for each setting that differs.
+        proof: What a model says of itself; None for another file, or one exported unproven.
+        repeated: What came of that proof on a source.
     """
 
     path: Path
@@ -76,10 +82,14 @@ class CheckReport:
     num_removed: int = 0
     num_relabelled: int = 0
     settings: tuple[str, ...] = field(default=())
+    proof: Mapping[str, Any] | None = None
+    repeated: Repeated | None = None
 
     @property
     def is_fresh(self) -> bool:
-        """Whether extracting again would give the same rows, labels and splits."""
+        """Whether the file is what its source gives: the same rows, labels, splits; or answers."""
+        if self.repeated is not None and not self.repeated.holds:
+            return False
         changes = self.num_new + self.num_changed + self.num_removed + self.num_relabelled
         return not (changes or self.settings)
 
@@ -91,11 +101,14 @@ class CheckReport:
 def check(
     path: str | Path, source: str | Path | None = None, options: CheckOptions | None = None
 ) -> CheckReport:
-    """Check all of a file in a process of its own; compare a feature file with its source.
+    """Check all of a file in a process of its own; compare it with its source.
+
+    A feature file is compared with the images as they are now, a model with what its proof says of
+    them.
 
     Args:
         path: A feature file, head or classifier.
-        source: The images; None takes those that a feature file was made from.
+        source: The images; None takes those that a feature file was made from, and runs no model.
         options: Settings to compare with, and limits.
 
     Raises:
@@ -104,7 +117,8 @@ def check(
             more time or memory than allowed.
         ArtifactIncomplete: The extraction that writes it has not finished.
         SourceError: The source cannot be used.
-        ConfigError: A source was given for a file that has none.
+        ArtifactMismatch: The source holds none of the images of a model's proof.
+        ConfigError: A source was given for a head, or for a model without a proof.
     """
     options, path = options or CheckOptions(), Path(path)
     kind = kind_of_file(path)
@@ -112,9 +126,24 @@ def check(
     call_isolated(_READERS[kind], path, limits=limits)
     if kind == "features":
         return _compare(path, source, options)
+    if kind == "classifier":
+        return _prove_again(path, source, options)
     if source is not None:
-        raise ConfigError(f"'{path}' is a {kind}; only a feature file is compared with images.")
+        raise ConfigError(
+            f"'{path}' is a {kind}; only features and models are compared with images."
+        )
     return CheckReport(path, kind)
+
+
+def _prove_again(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
+    """Show the proof of a model that is known to be intact, and repeat it on a source."""
+    from featx.classifier.session import open_classifier
+
+    proof = open_classifier(path).header.details.get("proof")
+    if source is None:
+        return CheckReport(path, "classifier", proof=proof)
+    repeated = repeat_proof(path, str(source), max_images=options.max_images)
+    return CheckReport(path, "classifier", repeated.source, proof=proof, repeated=repeated)
 
 
 def _compare(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:

@@ -1,0 +1,43 @@
+"""Running a frozen network over batches of pixels: one seam, several engines.
+
+- ``onnxruntime`` runs the network's graph on the CPU, without torch. One batch takes one thread,
+  and as many batches run at once as there are threads: no thread ever waits for another, and the
+  features don't depend on the number of threads.
+- ``torch`` runs the network itself, on the CPU or a CUDA GPU; on several GPUs in a process each.
+
+All take uint8 ``(N, size, size, 3)``; scaling and normalising are part of the network.
+
+engine            what an engine is, and how many images it takes at once
+choice            which one runs, on which devices, with which precision
+with_onnxruntime  ONNX Runtime
+with_torch        torch
+several           torch on several devices
+"""
+
+from featx.backbones.engines.choice import (
+    EngineChoice,
+    choose_engine,
+    may_have_gpu,
+    require_fit,
+    resolve_device,
+    resolve_devices,
+)
+from featx.backbones.engines.engine import Engine, EngineName, default_batch_size
+from featx.backbones.engines.several import SeveralEngine
+from featx.backbones.engines.with_onnxruntime import OnnxEngine
+from featx.backbones.engines.with_torch import TorchEngine
+
+__all__ = [
+    "Engine",
+    "EngineChoice",
+    "EngineName",
+    "OnnxEngine",
+    "SeveralEngine",
+    "TorchEngine",
+    "choose_engine",
+    "default_batch_size",
+    "may_have_gpu",
+    "require_fit",
+    "resolve_device",
+    "resolve_devices",
+]

@@ -1,0 +1,66 @@
+"""ONNX Runtime on the CPU, without torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from featx.backbones.engines.engine import EngineName
+from featx.errors import BackboneError
+
+
+class OnnxEngine:
+    """Runs a network's graph with ONNX Runtime, each batch in the thread that brings it.
+
+    Args:
+        graph: What ``export_network`` made, serialised.
+
+    Raises:
+        BackboneError: ONNX Runtime does not take the graph.
+    """
+
+    name: ClassVar[EngineName] = "onnxruntime"
+    is_parallel: ClassVar[bool] = True
+
+    def __init__(self, graph: bytes) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        # Without VNNI, products of uint8 and int8 would saturate: the same features everywhere
+        # are worth more than the speed of those processors.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self._session = ort.InferenceSession(
+                graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+        except Exception as err:  # ONNX Runtime's errors have no common base below Exception
+            raise BackboneError(
+                f"ONNX Runtime does not take the backbone's graph: {_first_line(err)} Use --engine "
+                "torch."
+            ) from err
+
+    @property
+    def device(self) -> str:
+        """What it runs on."""
+        return "cpu"
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
+
+        Raises:
+            BackboneError: ONNX Runtime fails on it.
+        """
+        try:
+            features: np.ndarray = self._session.run(["features"], {"pixels": pixels})[0]
+        except Exception as err:  # as above
+            raise BackboneError(
+                f"ONNX Runtime cannot run the backbone: {_first_line(err)}"
+            ) from err
+        return features
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0]

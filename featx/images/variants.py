@@ -1,0 +1,72 @@
+"""Images that are hard to preprocess, made from ordinary ones: what a proof looks at as well."""
+
+from __future__ import annotations
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from featx.images.decode import decode_image
+
+_ROTATED_LEFT = 6
+"""EXIF: the image has to be turned right by 90 degrees to be upright."""
+
+
+class Variant(NamedTuple):
+    """A hard image.
+
+    Attributes:
+        kind: What is hard about it.
+        pixels: ``(height, width, 3)`` uint8, RGB, as ``decode`` reads it.
+    """
+
+    kind: str
+    pixels: np.ndarray
+
+
+def hard_variants(pixels: np.ndarray, *, image_size: int) -> list[Variant]:
+    """Return a grey, a rotated, a tiny, a large and a panoramic version of an image.
+
+    The first two go through an encoded file: the grey one has a single channel there, the rotated
+    one lies on its side, and its EXIF orientation says so.
+
+    Args:
+        pixels: ``(height, width, 3)`` uint8, RGB.
+        image_size: Of the backbone; the tiny image is a third of it, the large one more than
+            twice.
+    """
+    image = Image.fromarray(pixels)
+    short, panorama = min(image.size), 4 * image.width
+    tiny = max(1, image_size // 3) / short
+    large = max(2.0, 2.5 * image_size / short)
+    aspect = panorama / image.height
+    return [
+        Variant("greyscale", _through_file(image.convert("L"))),
+        Variant("EXIF-rotated", rotated_by_exif(pixels)),
+        Variant("tiny", np.asarray(_scaled(image, tiny))),
+        Variant("large", np.asarray(_scaled(image, large))),
+        *([] if aspect > _MAX_ASPECT else [Variant("panoramic", np.concatenate([pixels] * 4, 1))]),
+    ]
+
+
+_MAX_ASPECT = 50
+
+
+def rotated_by_exif(pixels: np.ndarray) -> np.ndarray:
+    """Return an image read from a file in which it lies on its side, marked so by EXIF."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = _ROTATED_LEFT
+    return _through_file(Image.fromarray(np.ascontiguousarray(np.rot90(pixels))), exif=exif)
+
+
+def _scaled(image: Image.Image, factor: float) -> Image.Image:
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _through_file(image: Image.Image, exif: Image.Exif | None = None) -> np.ndarray:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1, **({} if exif is None else {"exif": exif}))
+    return decode_image(file.getvalue(), sample_id="variant")

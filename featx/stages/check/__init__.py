@@ -1,0 +1,9 @@
+"""Is a file what it should be: intact, safe to read, and still what its source would give?
+
+stage   every file: intact and safe; features against their source
+model   a model's proof, repeated on images
+"""
+
+from featx.stages.check.stage import CheckOptions, CheckReport, check
+
+__all__ = ["CheckOptions", "CheckReport", "check"]

@@ -1,0 +1,224 @@
+"""A model's proof, repeated with nothing but the model and images.
+
+The proof holds what the head answered for a few images, which are known by name and content. They
+go through the file once more, here and now; so does the validation split, if the images are
+labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featx.classifier.proof import top_class_is_settled
+from featx.classifier.session import Classifier, open_classifier
+from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
+from featx.images.decode import content_digest, pixels_of
+from featx.images.read_ahead import read_ahead
+from featx.images.sources import ImageSource, assign_validation, open_source
+
+_TWICE = 2
+"""How far a file without a bound on its logits may go beyond what its proof found."""
+_SMALLEST = 1e-3
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What came of a proof that was repeated.
+
+    Attributes:
+        source: The images.
+        num_witnesses: Images whose logits the proof holds.
+        num_found: Of these, those that the source holds unchanged.
+        max_difference: Largest absolute logit difference to what the head answered; None where the
+            file gives no scores.
+        bound: What is allowed.
+        num_agreeing: Found images with the head's class, ties within the bound included.
+        num_scored: Labelled images that the file was run on.
+        accuracy: Share that it got right, in [0, 1]; None without labels that it knows.
+        recorded_accuracy: What the proof says of the validation split.
+    """
+
+    source: str
+    num_witnesses: int
+    num_found: int
+    max_difference: float | None
+    bound: float
+    num_agreeing: int
+    num_scored: int
+    accuracy: float | None
+    recorded_accuracy: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file answers for all images that were found as its proof says."""
+        within = self.max_difference is None or self.max_difference <= self.bound
+        return within and self.num_agreeing == self.num_found
+
+
+class _Witness(NamedTuple):
+    sample_id: str
+    digest: bytes
+    logits: np.ndarray
+
+
+def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
+    """Return what a model answers for the images of its proof, and how it does on labelled ones.
+
+    Args:
+        path: A model that is known to be intact.
+        source: The images.
+        max_images: Labelled images that are run at most, spread evenly.
+
+    Raises:
+        ArtifactInvalid: The proof is not as featx writes it.
+        ArtifactMismatch: The source holds none of the proof's images.
+        ConfigError: The model has no proof, or gives nothing to compare.
+        SourceError: The source or an image cannot be used.
+    """
+    classifier, images = open_classifier(path), open_source(source)
+    proof = classifier.header.details.get("proof")
+    if proof is None:
+        raise ConfigError(f"'{path}' was exported without a proof; there is nothing to repeat.")
+    witnesses, bound, recorded = _parse(proof, classifier, path)
+    found = _find(witnesses, images)
+    if not found:
+        raise ArtifactMismatch(
+            path,
+            f"'{images.uri}' holds none of the {len(witnesses)} images that the proof of '{path}' "
+            "names, or they have changed. Give the images that the head was trained on.",
+        )
+    indices = [index for index, _ in found]
+    expected = np.stack([witness.logits for _, witness in found])
+    difference, classes = _compare(classifier, list(_pixels(images, indices)), expected)
+    rows, labels = _labelled(classifier, images, max_images)
+    right = [
+        _classes(classifier, pixels)[0] == label
+        for pixels, label in zip(_pixels(images, rows), labels, strict=True)
+    ]
+    return Repeated(
+        source=images.uri,
+        num_witnesses=len(witnesses),
+        num_found=len(found),
+        max_difference=difference,
+        bound=bound,
+        num_agreeing=int(top_class_is_settled(classes, expected, bound).sum()),
+        num_scored=len(right),
+        accuracy=float(np.mean(right)) if right else None,
+        recorded_accuracy=recorded,
+    )
+
+
+def _parse(
+    proof: Any, classifier: Classifier, path: Path
+) -> tuple[list[_Witness], float, float | None]:
+    """Return the images of a proof, what is allowed, and the accuracy that it found.
+
+    Raises:
+        ArtifactInvalid: It is not as featx writes it.
+        ConfigError: It was written before proofs held images.
+    """
+    if isinstance(proof, Mapping) and "witnesses" not in proof:
+        raise ConfigError(
+            f"'{path}' comes from an earlier featx: its proof names no images that could be run "
+            "again. Export it anew."
+        )
+    try:
+        witnesses = [
+            _Witness(
+                str(image["sample_id"]),
+                bytes.fromhex(image["digest"]),
+                np.array(image["logits"], np.float32),
+            )
+            for image in proof["witnesses"]
+        ]
+        bound = proof["bound"]
+        if bound is None:
+            bound = max(_SMALLEST, _TWICE * float(proof["max_difference"]))
+        accuracy = proof["accuracy"]
+        recorded = None if accuracy is None else float(accuracy["file"])
+        shapes = {witness.logits.shape for witness in witnesses}
+        if shapes != {(len(classifier.classes),)}:
+            raise ValueError("its logits are not of the model's classes")
+        return witnesses, float(bound), recorded
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise ArtifactInvalid(path, f"'{path}': its proof is damaged ({err}).") from err
+
+
+def _find(witnesses: Sequence[_Witness], images: ImageSource) -> list[tuple[int, _Witness]]:
+    """Return the witnesses that a source holds, with their index: by name, else by content."""
+    index_of = {sample.sample_id: index for index, sample in enumerate(images.samples)}
+    found = [
+        (index_of[witness.sample_id], witness)
+        for witness in witnesses
+        if witness.sample_id in index_of
+        and content_digest(images.read(index_of[witness.sample_id])) == witness.digest
+    ]
+    if found:
+        return found
+    by_digest = {witness.digest: witness for witness in witnesses}
+    digests = (content_digest(images.read(index)) for index in range(len(images.samples)))
+    return [(i, by_digest[digest]) for i, digest in enumerate(digests) if digest in by_digest]
+
+
+def _pixels(images: ImageSource, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield raw pixels, ``(height, width, 3)`` uint8 each, read ahead."""
+
+    def read(i: int) -> np.ndarray:
+        index = indices[i]
+        return pixels_of(images.read(index), sample_id=images.samples[index].sample_id)
+
+    with closing(read_ahead(read, len(indices))) as ahead:
+        for future in ahead:
+            yield future.result()
+
+
+def _compare(
+    classifier: Classifier, images: Sequence[np.ndarray], expected: np.ndarray
+) -> tuple[float | None, np.ndarray]:
+    """Return the largest logit difference, None without scores, and the classes ``(n,)``."""
+    if not {"logits", "probabilities"} & set(classifier.contract.outputs):
+        return None, np.concatenate([_classes(classifier, image) for image in images])
+    found = np.concatenate([classifier.logits(classifier.prepare(i)[None]) for i in images])
+    classes = found.argmax(axis=1)
+    if "logits" not in classifier.contract.outputs:  # known but for a constant in each row
+        found = found - found.max(axis=1, keepdims=True)
+        expected = expected - expected.max(axis=1, keepdims=True)
+    return float(np.abs(found - expected).max()), classes
+
+
+def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
+    """Return the class of one image, ``(1,)`` int64.
+
+    Raises:
+        ConfigError: The file tells none.
+    """
+    inputs = classifier.prepare(pixels)[None]
+    if classifier.contract.top_k:
+        best: np.ndarray = classifier.run(inputs)["top_classes"][:, 0]
+        return best
+    classes: np.ndarray = classifier.logits(inputs).argmax(axis=1)
+    return classes
+
+
+def _labelled(
+    classifier: Classifier, images: ImageSource, max_images: int
+) -> tuple[list[int], list[int]]:
+    """Return the validation images with a class that the model knows, or all if none are that."""
+    fraction = float(classifier.header.details.get("val_fraction", 0))
+    samples = assign_validation(images.samples, fraction)
+    class_of = {name: index for index, name in enumerate(classifier.classes)}
+    known = [class_of.get(name, -1) for name in images.classes]
+    labels = [known[sample.label] if sample.label >= 0 else -1 for sample in samples]
+    labelled = [i for i, label in enumerate(labels) if label >= 0]
+    held_out = [i for i in labelled if samples[i].split == "val"] or labelled
+    if not held_out:
+        return [], []
+    places = np.unique(np.linspace(0, len(held_out) - 1, max_images).round().astype(int))
+    chosen = [held_out[place] for place in places]
+    return chosen, [labels[i] for i in chosen]

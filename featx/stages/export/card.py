@@ -1,0 +1,197 @@
+"""The model card: one Markdown page for whoever gets the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import Header, publishing
+from featx.classifier.contract import Contract, Value, steps
+from featx.features.file import FeatureFile
+from featx.images.preprocess import PreprocessSpec
+from featx.stages.export.snippets import snippets
+
+_CLASSES_SHOWN = 100
+
+
+def write_card(
+    path: Path, model: Path, header: Header, cache: FeatureFile | None, *, overwrite: bool
+) -> None:
+    """Write the card of an exported file.
+
+    Args:
+        path: Where to.
+        model: The ONNX file.
+        header: What it says about itself.
+        cache: The features it was trained on, which have the counts; None where they are gone.
+        overwrite: Replace what is there.
+
+    Raises:
+        ArtifactError: The disk refused; nothing is left behind.
+    """
+    text = "\n".join(_lines(model, header, cache))
+    with publishing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[str]:
+    details, spec = header.details, header.spec
+    geometry = PreprocessSpec.from_dict(spec["preprocess"])
+    contract = Contract.from_dict(details["contract"])
+    results = contract.output_values(
+        num_classes=len(header.classes), num_features=spec["num_features"]
+    )
+    yield f"# {_plain(model.name)}\n"
+    yield (
+        f"An image classifier of {len(header.classes)} classes in one ONNX file: "
+        f"{contract.input} in, {', '.join(contract.outputs)} out.\n"
+    )
+    yield from _data(header, cache)
+    yield "## Backbone and head\n"
+    layer = f"layer {_code(spec['layer'])}, {spec['num_features']} features"
+    yield f"- backbone: {spec['backbone']}, {layer}"
+    yield f"- weights: {_code(details['weights'])}, sha256 `{spec['weights_sha256']}`"
+    yield f"- licence of the weights: {licence(details['weights'])}"
+    yield f"- head: {_choice(details['head'])}, sha256 `{details['head_sha256']}`"
+    yield f"- precision of the file: {details['precision']}; ONNX opset {details['opset']}\n"
+    yield "## Preprocessing\n"
+    where = {
+        "image": "The file does all of it but the first step.",
+        "crop": "It has to be done before the file, but for the normalisation.",
+        "tensor": "It has to be done before the file.",
+    }
+    yield f"{where[contract.input]}\n"
+    yield from (f"{i}. {step}" for i, step in enumerate(steps(geometry, "tensor"), start=1))
+    yield "\n## Inputs and outputs\n"
+    yield from _table(
+        ("", "name", "type", "shape", "meaning"),
+        [
+            [where, f"`{value.name}`", value.dtype, _shape(value), value.text]
+            for where, value in [
+                ("input", contract.input_value(geometry)),
+                *(("output", result) for result in results),
+            ]
+        ],
+    )
+    yield from _metrics(details["metrics"])
+    yield from _proof(details["proof"])
+    yield "## Use\n"
+    for language, code in snippets(model.name, contract, geometry).items():
+        yield f"### {language}\n\n{code}"
+
+
+def _data(header: Header, cache: FeatureFile | None) -> Iterator[str]:
+    yield "## Data\n"
+    yield f"- source: {_code(header.details['source'])}"
+    if cache is None:
+        shown = ", ".join(map(_plain, header.classes[:_CLASSES_SHOWN]))
+        yield f"- classes: {shown}\n"
+        return
+    rows = []
+    for index, name in enumerate(header.classes[:_CLASSES_SHOWN]):
+        of_class = cache.splits[cache.labels == index]
+        rows.append([_plain(name), *_counts(of_class, cache)])
+    yield "- images that the head was fitted on are those of the split `train`\n"
+    yield from _table(
+        ("class", *cache.split_names), [*rows, ["all", *_counts(cache.splits, cache)]]
+    )
+
+
+def _counts(splits: np.ndarray, cache: FeatureFile) -> list[str]:
+    return [f"{int((splits == i).sum()):,}" for i in range(len(cache.split_names))]
+
+
+def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Scores\n"
+    yield "Of the head on cached features; intervals are 95 % Wilson intervals.\n"
+    yield from _table(
+        ("split", "images", "top-1", "95 %", "balanced accuracy", "log loss", "ECE"),
+        [
+            [
+                split,
+                f"{scores['num_samples']:,}",
+                f"{scores['top1']:.4f}",
+                f"{scores['top1_low']:.4f}–{scores['top1_high']:.4f}",
+                f"{scores['balanced_accuracy']:.4f}",
+                f"{scores['log_loss']:.4f}",
+                f"{scores['ece']:.4f}",
+            ]
+            for split, scores in metrics.items()
+        ],
+    )
+
+
+def _proof(proof: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "## Proof\n"
+    if proof is None:
+        yield "None: the file was exported without comparing it with its head.\n"
+        return
+    allowed = "" if proof["bound"] is None else f", {proof['bound']:.2g} allowed"
+    yield (
+        f"- {proof['num_images']} images of {proof['num_sizes']} sizes through the file and "
+        f"through the head: same class in {proof['top1_agreement']:.2%}; logits differ by at most "
+        f"{proof['max_difference']:.2g}, in the median {proof['median_difference']:.2g}{allowed}"
+    )
+    hard = ", ".join(f"{kind} {difference:.2g}" for kind, difference in proof["hard"].items())
+    yield f"- largest logit difference on hard images: {hard}"
+    if own := proof["accuracy"]:
+        yield (
+            f"- validation accuracy on {own['num_images']:,} of {own['num_available']:,} images: "
+            f"{own['file']:.4f} through the file, {own['head']:.4f} by the head"
+        )
+    sizes = ", ".join(map(str, proof["batch_sizes"]))
+    versions = ", ".join(f"{name} {version}" for name, version in proof["versions"].items())
+    yield f"- batches of {sizes}: logits differ by at most {proof['max_batch_difference']:.2g}"
+    yield f"- {proof['date']}, {versions}"
+    yield "- `featx check` with this file and the images repeats it\n"
+
+
+def licence(origin: str) -> str:
+    """Return what is known of the terms of weights from some origin."""
+    scheme, _, name = origin.partition(":")
+    if scheme == "torchvision":
+        return (
+            f"torchvision's {name}. torchvision's code is BSD-3-Clause; its weights may have terms "
+            "of their own that come from the data they were trained on (mostly ImageNet, for "
+            "non-commercial research). See "
+            "https://github.com/pytorch/vision#pre-trained-model-license"
+        )
+    if scheme == "bundled":
+        return "featx's own, MIT; trained on CIFAR-10"
+    if scheme == "random":
+        return "random numbers, none needed"
+    return "not known: a file of the user's"
+
+
+def _choice(choice: object) -> str:
+    """Return how the head was fitted, without what only its search says."""
+    told = ("head", "solver", "strength", "hidden", "seed")
+    if not isinstance(choice, Mapping):
+        return _plain(choice)
+    return ", ".join(f"{name} {_plain(choice[name])}" for name in told if name in choice)
+
+
+def _shape(value: Value) -> str:
+    return f"({', '.join(map(str, value.shape))})"
+
+
+def _plain(text: object) -> str:
+    """Return text on one line that is no Markdown."""
+    return "".join(f"\\{c}" if c in "|*_`<>[]\\" else c for c in _one_line(text))
+
+
+def _code(text: object) -> str:
+    return f"`{_one_line(text).replace('`', ' ')}`"
+
+
+def _one_line(text: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (columns, ["---"] * len(columns), *rows):
+        yield f"| {' | '.join(row)} |"
+    yield ""

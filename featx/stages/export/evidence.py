@@ -1,0 +1,177 @@
+"""Images of the source, unchanged since their features were cached, and the head's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import require_same_features
+from featx.classifier.proof import NUM_IMAGES, Hard
+from featx.errors import ArtifactMissing, SourceError
+from featx.features.file import FeatureFile, open_features
+from featx.heads.head import Head
+from featx.images.decode import content_digest, pixels_of
+from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.read_ahead import read_ahead
+from featx.images.sources import ImageSource, open_source
+from featx.images.variants import hard_variants
+from featx.stages.export.options import ExportOptions
+
+NUM_HARD = 4
+"""Images that hard ones are made from."""
+NUM_WITNESSES = 16
+"""Images whose expected logits stay in the file, so that anyone can repeat the comparison."""
+_BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the exported file is compared with.
+
+    Attributes:
+        head: The head.
+        cache: Its features.
+        source: The images they were made from.
+    """
+
+    head: Head
+    cache: FeatureFile
+    source: ImageSource
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """What the features' images went through."""
+        return PreprocessSpec.from_dict(self.head.header.spec["preprocess"])
+
+    def compared(self) -> np.ndarray:
+        """Return rows spread evenly over the cache, 64 or all if there are fewer, int64."""
+        return spread(np.arange(len(self.cache)), NUM_IMAGES)
+
+    def validation(self) -> np.ndarray:
+        """Return all rows of labelled validation images, int64."""
+        rows = self.cache.rows("val")
+        labelled: np.ndarray = rows[self.cache.labels[rows] >= 0]
+        return labelled
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """Return the sample ids of rows."""
+        return [self.cache.sample_ids[row] for row in rows]
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Return what the head answers on cached features, ``(len(rows), num_classes)``."""
+        with self.cache.reading() as rows_at:
+            return self.head.logits(rows_at(rows))
+
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
+
+        Raises:
+            SourceError: One is missing, unreadable, or has changed since its features were cached.
+        """
+        source, cache = self.source, self.cache
+        index_of = {sample.sample_id: index for index, sample in enumerate(source.samples)}
+
+        def read(row: int) -> np.ndarray:
+            name = cache.sample_ids[row]
+            if name not in index_of:
+                raise SourceError(f"'{source.uri}' no longer holds the image '{name}'.")
+            content = source.read(index_of[name])
+            if content_digest(content) != cache.digests[row].tobytes():
+                raise SourceError(
+                    f"The image '{name}' of '{source.uri}' has changed since its features were "
+                    "cached."
+                )
+            return pixels_of(content, sample_id=name)
+
+        try:
+            with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:
+                for future in ahead:
+                    yield future.result()
+        except SourceError as err:
+            raise _needed(err) from err
+
+    def crops(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield what the backbone sees of rows' images, ``(n, size, size, 3)`` uint8 each."""
+        waiting: list[np.ndarray] = []
+        for pixels in self.images(rows):
+            waiting.append(preprocess(pixels, self.preprocess))
+            if len(waiting) == _BATCH:
+                yield np.stack(waiting)
+                waiting = []
+        if waiting:
+            yield np.stack(waiting)
+
+    def hard(
+        self,
+        rows: np.ndarray,
+        images: list[np.ndarray],
+        features: Callable[[np.ndarray], np.ndarray],
+    ) -> list[Hard]:
+        """Return hard images made from some of a few, with the head's answers for them.
+
+        Args:
+            rows: Of the images.
+            images: Raw pixels.
+            features: From crops ``(n, size, size, 3)`` uint8 to features, as the cached ones were
+                made.
+        """
+        found = []
+        for i in spread(np.arange(len(images)), NUM_HARD):
+            variants = hard_variants(images[i], image_size=self.preprocess.image_size)
+            crops = np.stack([preprocess(v.pixels, self.preprocess) for v in variants])
+            name = self.cache.sample_ids[rows[i]]
+            for variant, row in zip(variants, self.head.logits(features(crops)), strict=True):
+                found.append(Hard(variant.kind, name, variant.pixels, row))
+        return found
+
+    def witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
+        """Return some of the compared images with the head's logits, JSON values."""
+        return [
+            {
+                "sample_id": self.cache.sample_ids[rows[i]],
+                "digest": self.cache.digests[rows[i]].tobytes().hex(),
+                "logits": [float(f"{value:.6g}") for value in logits[i]],
+            }
+            for i in spread(np.arange(len(rows)), NUM_WITNESSES)
+        ]
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` of some rows, or all if there are fewer, evenly spread; at least one row."""
+    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
+    return chosen
+
+
+def open_evidence(head: Head, options: ExportOptions) -> Evidence:
+    """Return a head's features and their images.
+
+    Raises:
+        ArtifactError: The feature file is gone or belongs to another head.
+        SourceError: The images are gone.
+    """
+    path = Path(options.features or head.header.details["features"])
+    if not path.exists():
+        raise ArtifactMissing(
+            path,
+            f"The feature file '{path}' is not there to compare with. Give it with --features, or "
+            "export unproven with --no-verify.",
+        )
+    cache = open_features(path)
+    require_same_features(head.header, cache.header, path=path)
+    try:
+        source = open_source(options.source or str(cache.header.details["source"]))
+    except SourceError as err:
+        raise _needed(err) from err
+    return Evidence(head, cache, source)
+
+
+def _needed(err: SourceError) -> SourceError:
+    return SourceError(
+        f"{err} The images are needed to prove the exported file; give their place with --source, "
+        "or export unproven with --no-verify."
+    )

@@ -1,0 +1,106 @@
+"""What can be chosen of an export, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from featx.artifact import Header
+from featx.backbones.graph_cache import OPSET
+from featx.classifier.contract import Contract, Input, output_names
+from featx.classifier.precision import Precision
+from featx.classifier.proof import Proof
+from featx.errors import ConfigError
+
+MIN_OPSET = 18
+DEFAULT_RTOL = 0.02
+"""Largest logit difference allowed by default, as a share of the largest logit (at least 1).
+
+The resize in the graph rounds some pixels to another grey level than Pillow's; docs/parity.md has
+what that does to logits.
+"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        features: The feature file the head was trained on; None takes the path the head recorded.
+        source: The images; None takes the source the features recorded.
+        weights: The backbone's weights, as ``extract`` takes them; None takes the recorded ones.
+        input: What the file takes: ``"image"``, ``"crop"`` or ``"tensor"``; see ``Contract``.
+        outputs: What it gives: any of ``"logits"``, ``"probabilities"``, ``"features"`` and
+            ``"top-K"``.
+        precision: Of the backbone in the file; None takes int8 where the features were made in it,
+            else fp32.
+        opset: Of the ONNX operators, 18 to 20.
+        atol: Largest absolute logit difference to head(cached features) that is allowed at the
+            features' own precision; None takes ``DEFAULT_RTOL`` of the largest logit.
+        max_drop: Points of validation accuracy that the file may lose against the head.
+        max_images: Validation images that are run through the file, spread evenly over all.
+        verify: Prove the file on images before it is published.
+        card: Where to write a model card; None writes none.
+        overwrite: Replace the outputs.
+        quiet: No download bar.
+
+    Raises:
+        ConfigError: A value is unknown or out of range.
+    """
+
+    features: str | Path | None = None
+    source: str | None = None
+    weights: str | None = None
+    input: Input = "image"
+    outputs: Sequence[str] = ("logits", "probabilities")
+    precision: Precision | None = None
+    opset: int = OPSET
+    atol: float | None = None
+    max_drop: float = 1.0
+    max_images: int = 2000
+    verify: bool = True
+    card: str | Path | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.atol is not None and not 0 < self.atol < math.inf:
+            raise ConfigError(f"atol must be above 0; got {self.atol}.")
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"max drop must be 0 to 100 points; got {self.max_drop}.")
+        if self.max_images < 1:
+            raise ConfigError(f"max images must be at least 1; got {self.max_images}.")
+        if self.precision is not None and self.precision not in get_args(Precision):
+            raise ConfigError(f"precision must be fp32, fp16 or int8; got {self.precision!r}.")
+        if self.opset not in range(MIN_OPSET, OPSET + 1):
+            raise ConfigError(f"opset must be {MIN_OPSET} to {OPSET}; got {self.opset}.")
+        _ = self.contract  # names that are unknown are the first thing to hear of
+
+    @property
+    def contract(self) -> Contract:
+        """What the file takes and gives."""
+        return Contract(self.input, output_names(self.outputs))
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        path: The ONNX file.
+        header: What it says about itself.
+        proof: What was compared; None where verification was left out.
+        num_bytes: Size of the file.
+        seconds: All in all.
+        card: The model card; None where none was asked for.
+    """
+
+    path: Path
+    header: Header
+    proof: Proof | None
+    num_bytes: int
+    seconds: float
+    card: Path | None = None

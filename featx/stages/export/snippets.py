@@ -1,0 +1,163 @@
+"""How to use an exported file without featx: code that follows its contract."""
+
+from __future__ import annotations
+
+import json
+
+from featx.classifier.contract import Contract
+from featx.images.preprocess import PreprocessSpec
+
+
+def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, str]:
+    """Return Markdown blocks of code: Python, JavaScript and C#.
+
+    Each is a whole program that takes the path of an image and prints the file's outputs. What the
+    file does not do itself, the Python program does with Pillow; the others read it prepared, as
+    raw numbers.
+    """
+    return {
+        "Python": f"```python\n{_python(model, contract, spec)}```\n",
+        "JavaScript": f"```javascript\n{_javascript(model, contract, spec)}```\n",
+        "C#": f"```csharp\n{_csharp(model, contract, spec)}```\n",
+    }
+
+
+def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
+    lines = [
+        "import json",
+        "import sys",
+        "",
+        "import numpy as np",
+        "import onnxruntime",
+        "from PIL import Image, ImageOps",
+        "",
+        f"session = onnxruntime.InferenceSession({json.dumps(model)})",
+        "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
+        "image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')",
+        *_python_steps(contract, spec),
+        "outputs = [output.name for output in session.get_outputs()]",
+        f"values = session.run(outputs, {{'{contract.input_name}': values[None]}})",
+        "for name, value in zip(outputs, values):",
+        "    print(name, value[0].tolist())",
+    ]
+    if contract.top_k:
+        lines.append("print(classes[values[outputs.index('top_classes')][0][0]])")
+    elif best := _scores(contract):
+        lines.append(f"print(classes[values[outputs.index('{best}')][0].argmax()])")
+    return "\n".join(lines) + "\n"
+
+
+def _scores(contract: Contract) -> str | None:
+    return next((name for name in ("probabilities", "logits") if name in contract.outputs), None)
+
+
+def _python_steps(contract: Contract, spec: PreprocessSpec) -> list[str]:
+    if contract.input == "image":
+        return ["values = np.asarray(image)  # (height, width, 3) uint8"]
+    size, name = spec.image_size, spec.interpolation.upper()
+    if spec.crop == "none":
+        lines = [f"image = image.resize(({size}, {size}), Image.Resampling.{name})"]
+    else:
+        lines = [
+            "short = min(image.size)",
+            f"width, height = ({spec.resize} * side // short for side in image.size)",
+            f"image = image.resize((width, height), Image.Resampling.{name})",
+            f"left, top = round((width - {size}) / 2), round((height - {size}) / 2)",
+            f"image = image.crop((left, top, left + {size}, top + {size}))",
+        ]
+    if contract.input == "crop":
+        return [*lines, "values = np.asarray(image)"]
+    return [
+        *lines,
+        "values = np.asarray(image, np.float32) / np.float32(255)",
+        f"values = (values - np.float32({list(spec.mean)})) / np.float32({list(spec.std)})",
+        "values = values.transpose(2, 0, 1)",
+    ]
+
+
+def _javascript(model: str, contract: Contract, spec: PreprocessSpec) -> str:
+    size = spec.image_size
+    if contract.input == "image":
+        how = [
+            "// RGB bytes of an image of any size, row by row (a canvas gives RGBA)",
+            "const [file, height, width] = [process.argv[2], +process.argv[3], +process.argv[4]];",
+            "const data = new Uint8Array(fs.readFileSync(file));",
+            "const shape = [1, height, width, 3];",
+        ]
+    elif contract.input == "crop":
+        how = [
+            f"// RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says",
+            "const data = new Uint8Array(fs.readFileSync(process.argv[2]));",
+            f"const shape = [1, {size}, {size}, 3];",
+        ]
+    else:
+        how = [
+            f"// 3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says",
+            "const bytes = new Uint8Array(fs.readFileSync(process.argv[2]));",
+            "const data = new Float32Array(bytes.buffer);",
+            f"const shape = [1, 3, {size}, {size}];",
+        ]
+    kind = "float32" if contract.input == "tensor" else "uint8"
+    return "\n".join(
+        [
+            "// in Node; in a browser, import from 'onnxruntime-web' and fetch the files",
+            "const fs = require('fs');",
+            "const ort = require('onnxruntime-web');",
+            "",
+            "async function main() {",
+            f"  const model = fs.readFileSync({json.dumps(model)});",
+            "  const session = await ort.InferenceSession.create(model);",
+            *(f"  {line}" for line in how),
+            f"  const input = new ort.Tensor('{kind}', data, shape);",
+            f"  const outputs = await session.run({{ {contract.input_name}: input }});",
+            "  for (const name of session.outputNames) {",
+            "    console.log(name, JSON.stringify(Array.from(outputs[name].data, Number)));",
+            "  }",
+            "}",
+            "",
+            "main();",
+            "",
+        ]
+    )
+
+
+def _csharp(model: str, contract: Contract, spec: PreprocessSpec) -> str:
+    size = spec.image_size
+    kind = "float" if contract.input == "tensor" else "byte"
+    if contract.input == "image":
+        what = "RGB bytes of an image of any size, row by row"
+        shape = "1, int.Parse(args[1]), int.Parse(args[2]), 3"
+    elif contract.input == "crop":
+        what = f"RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says"
+        shape = f"1, {size}, {size}, 3"
+    else:
+        what = f"3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says"
+        shape = f"1, 3, {size}, {size}"
+    read = (
+        "System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(bytes).ToArray()"
+        if kind == "float"
+        else "bytes"
+    )
+    return "\n".join(
+        [
+            "// dotnet add package Microsoft.ML.OnnxRuntime",
+            "using Microsoft.ML.OnnxRuntime;",
+            "using Microsoft.ML.OnnxRuntime.Tensors;",
+            "",
+            f"using var session = new InferenceSession({json.dumps(model)});",
+            f"// {what}",
+            "byte[] bytes = File.ReadAllBytes(args[0]);",
+            f"var input = new DenseTensor<{kind}>({read}, new[] {{ {shape} }});",
+            "using var outputs = session.Run(new[] {",
+            f'    NamedOnnxValue.CreateFromTensor("{contract.input_name}", input)',
+            "});",
+            "foreach (var output in outputs)",
+            "{",
+            '    var text = output.Name == "top_classes"',
+            '        ? string.Join(", ", output.AsEnumerable<long>())',
+            '        : string.Join(", ", output.AsEnumerable<float>());',
+            '    Console.WriteLine($"{output.Name}: {text}");',
+            "}",
+            "",
+        ]
+    )

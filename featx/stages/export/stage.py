@@ -1,0 +1,238 @@
+"""The way from a head to a published file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import Header, describe_environment, publishing, require_writable
+from featx.backbones.engines import OnnxEngine
+from featx.classifier.contract import Contract
+from featx.classifier.graph import build_classifier, with_header
+from featx.classifier.precision import Precision
+from featx.classifier.proof import (
+    Proof,
+    answers,
+    measure_accuracy,
+    prove,
+    require_accuracy,
+    require_same_outputs,
+)
+from featx.classifier.session import Classifier, load_classifier
+from featx.errors import ConfigError
+from featx.features.file import FeatureFile
+from featx.heads.head import Head, open_head
+from featx.images.preprocess import PreprocessSpec
+from featx.stages.export.backbone import (
+    NUM_CALIBRATION,
+    features_graph,
+    float_graph,
+    precision_of,
+    shipped_graph,
+)
+from featx.stages.export.card import write_card
+from featx.stages.export.evidence import Evidence, open_evidence, spread
+from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport
+
+Tell = Callable[[str], None]
+
+
+def export_onnx(
+    head: str | Path,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Tell | None = None,
+) -> ExportReport:
+    """Write one ONNX file that maps images to logits and probabilities, and prove it.
+
+    Args:
+        head: The head file.
+        output: The ONNX file.
+        options: Where things are, what the file takes and gives, and how strict to be.
+        progress: Called with the name of each step.
+
+    Raises:
+        ArtifactError: The head or feature file cannot be used, or an output exists.
+        BackboneError: The weights are gone or are others.
+        SourceError: The images are gone or have changed.
+        ConfigError: An option does not fit the head.
+        ExportError: The backbone cannot be exported.
+        ParityError: The file does not answer what the head answers, or loses too much accuracy;
+            nothing was written.
+    """
+    options, output, start = options or ExportOptions(), Path(output), time.perf_counter()
+    tell = progress or (lambda _: None)
+    trained = open_head(head)
+    for path in [output] if options.card is None else [output, Path(options.card)]:
+        require_writable(path, overwrite=options.overwrite)
+    made = _Export(trained, options, date=proof_date(Path(head)), tell=tell)
+    proof, header, content = made.run(output)
+    with publishing(output, overwrite=options.overwrite) as temporary:
+        temporary.write_bytes(content)
+    if options.card is not None:
+        write_card(Path(options.card), output, header, made.cache(), overwrite=options.overwrite)
+    seconds = time.perf_counter() - start
+    card = None if options.card is None else Path(options.card)
+    return ExportReport(output, header, proof, len(content), seconds, card)
+
+
+def proof_date(head: Path) -> str:
+    """Return the date that a proof bears, UTC.
+
+    It is that of the head file, so that a second export gives the same bytes; or what
+    ``SOURCE_DATE_EPOCH`` says, the convention of reproducible builds.
+
+    Raises:
+        ConfigError: ``SOURCE_DATE_EPOCH`` is no time.
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        seconds = int(head.stat().st_mtime) if given is None else int(given)
+        date = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError) as err:
+        raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970; got {given!r}.") from err
+    return date.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class _Export:
+    """One export under way.
+
+    Args:
+        head: What is exported.
+        options: How.
+        date: Of the proof.
+        tell: Told the name of each step.
+    """
+
+    def __init__(self, head: Head, options: ExportOptions, *, date: str, tell: Tell) -> None:
+        self._head, self._options, self._date, self._tell = head, options, date, tell
+        self._precision: Precision = precision_of(head, options)
+        self._is_features_own = self._precision == precision_of(head, None)
+        self._opened: Evidence | None = None
+
+    def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
+        """Return the proof, the header and the file's content."""
+        contract = self._options.contract
+        if self._options.verify:
+            _ = self._evidence  # what is gone is the first thing to hear of
+        self._tell("Exporting the backbone")
+        plain = float_graph(self._head, self._options)
+        backbone = shipped_graph(plain, self._head, self._precision, self._training_crops)
+        if not self._options.verify:
+            header = self._header(contract, None)
+            content = self._content(backbone, contract, header)
+            load_classifier(content, path=output)
+            return None, header, content
+        open_contract = contract.with_outputs("logits")
+        draft = load_classifier(
+            self._content(backbone, open_contract, self._header(open_contract, None)), path=output
+        )
+        rows = self._evidence.compared()
+        images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
+        self._tell(f"Comparing {len(rows)} images")
+        proof = self._prove(
+            draft, rows, images, logits, OnnxEngine(features_graph(plain, self._head))
+        )
+        proof = self._with_accuracy(draft, proof)
+        require_accuracy(proof, max_drop=self._options.max_drop)
+        header = self._header(contract, proof, witnesses=self._evidence.witnesses(rows, logits))
+        content = self._content(backbone, contract, header)
+        if contract != open_contract:
+            final = load_classifier(content, path=output)
+            require_same_outputs(final, draft, images[:4])
+        return proof, header, content
+
+    def cache(self) -> FeatureFile | None:
+        """Return the features of the head; None where the export did without them."""
+        return None if self._opened is None else self._opened.cache
+
+    @property
+    def _evidence(self) -> Evidence:
+        if self._opened is None:
+            self._opened = open_evidence(self._head, self._options)
+        return self._opened
+
+    def _training_crops(self) -> Any:
+        rows = self._evidence.cache.rows("train")
+        return self._evidence.crops(spread(rows, NUM_CALIBRATION))
+
+    def _prove(
+        self,
+        draft: Classifier,
+        rows: np.ndarray,
+        images: list[np.ndarray],
+        logits: np.ndarray,
+        engine: OnnxEngine,
+    ) -> Proof:
+        bound = None
+        if self._is_features_own:
+            largest = max(1.0, float(np.abs(logits).max()))
+            bound = self._options.atol or DEFAULT_RTOL * largest
+        hard = self._evidence.hard(rows, images, engine.features)
+        names = self._evidence.names(rows)
+        return prove(draft, images, names, logits, bound=bound, hard=hard)
+
+    def _with_accuracy(self, draft: Classifier, proof: Proof) -> Proof:
+        available = self._evidence.validation()
+        if not len(available):
+            return proof
+        rows = spread(available, self._options.max_images)
+        self._tell(f"Measuring accuracy on {len(rows)} images")
+        accuracy = measure_accuracy(
+            answers(draft, self._evidence.images(rows)),
+            self._evidence.logits(rows),
+            self._evidence.cache.labels[rows],
+            num_available=len(available),
+        )
+        return replace(proof, accuracy=accuracy)
+
+    def _content(self, backbone: bytes, contract: Contract, header: Header) -> bytes:
+        geometry = PreprocessSpec.from_dict(self._head.header.spec["preprocess"])
+        model = build_classifier(
+            backbone, self._head.layers, geometry, contract, half=self._precision == "fp16"
+        )
+        return with_header(model, header)
+
+    def _header(
+        self,
+        contract: Contract,
+        proof: Proof | None,
+        *,
+        witnesses: list[dict[str, Any]] | None = None,
+    ) -> Header:
+        own = self._head.header
+        environment = describe_environment("torch", "torchvision", "onnx", "onnxruntime", "pillow")
+        details: dict[str, Any] = {
+            name: own.details[name] for name in ("source", "val_fraction", "weights", "metrics")
+        }
+        details |= {
+            "head_sha256": own.details["sha256"],
+            "head": own.details["choice"],
+            "contract": contract.to_dict(),
+            "precision": self._precision,
+            "opset": self._options.opset,
+            "proof": None,
+        }
+        if proof is not None:
+            details["proof"] = proof.to_dict() | {
+                "date": self._date,
+                "weights_sha256": own.spec["weights_sha256"],
+                "head_sha256": own.details["sha256"],
+                "versions": environment,
+                "witnesses": witnesses,
+            }
+        return Header(
+            kind="classifier",
+            spec=own.spec,
+            classes=self._head.classes,
+            details=details,
+            environment=environment,
+        )

@@ -1,0 +1,32 @@
+"""Every benchmark starts: what it takes from featx is still there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+
+
+def test_there_are_benchmarks() -> None:
+    assert len(SCRIPTS) > 5
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_it_starts(script: Path, tmp_path: Path) -> None:
+    """Everything a script imports at its top is there; nothing is measured."""
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='not_main')"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(script.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert not any(tmp_path.iterdir())
