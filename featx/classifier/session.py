@@ -16,7 +16,7 @@ from featx.classifier.providers import Provider, require_providers, require_star
 from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.task import Task, task_of, thresholds_of
+from featx.heads.task import Task, require_task, thresholds_of
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 
@@ -229,9 +229,8 @@ def load_classifier(
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
-        task = task_of(header.details)
+        task = require_task(header.details, len(header.classes))
         contract = Contract.from_dict(header.details.get("contract"), task=task)
-        thresholds_of(header.details, len(header.classes))
     except (KeyError, ValueError) as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
     _require_contract(session, header, contract.input_value(preprocess), contract, path)

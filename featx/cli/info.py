@@ -11,7 +11,7 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import human_bytes, print_fields, print_json, proof_fields
+from featx.cli.output import OUTPUT_NAMES, human_bytes, print_fields, print_json, proof_fields
 from featx.cli.scores import print_metrics
 from featx.errors import ArtifactInvalid
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from featx.artifact import Header
 
 _CLASSES_SHOWN = 10
-_OUTPUTS = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
 
 
 @click.command()
@@ -71,7 +70,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
     shown = ", ".join(header.classes[:_CLASSES_SHOWN])
     more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
-    yield _OUTPUTS[details.get("task", "single-label")], f"{len(header.classes)}: {shown}{more}"
+    yield OUTPUT_NAMES[details.get("task", "single-label")], f"{len(header.classes)}: {shown}{more}"
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
+"""What a head's outputs are called, by its task."""
 _SKIPPED_SHOWN = 10
 
 
@@ -45,26 +47,38 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_SAME = {
+    "single-label": "same class in {:.0%}, largest logit difference",
+    "multi-label": "same tags in {:.0%}, largest logit difference",
+    "regression": "largest difference, in deviations of the target,",
+}
+
+
 def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
     """Return what a model's proof says, as fields; files of earlier versions say less."""
     if proof is None:
         return {"proof": "none: exported with --no-verify"}
-    bound = proof["bound"]
+    bound, same = proof["bound"], _SAME[proof.get("task", "single-label")]
     allowed = "" if bound is None else f" ({bound:.2g} allowed)"
     fields = {
-        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
-        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+        "proof": f"{proof['num_images']} images: {same.format(proof['top1_agreement'])} "
+        f"{proof['max_difference']:.1e}{allowed}"
     }
     if hard := proof.get("hard"):
         worst = max(hard, key=hard.__getitem__)
         fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
     if accuracy := proof.get("accuracy"):
         of = f" of {accuracy['num_available']:,}"
-        fields["accuracy"] = (
+        fields[_short_measure(accuracy)] = (
             f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
             f"{accuracy['num_images']:,}{of} validation images"
         )
     return fields
+
+
+def _short_measure(accuracy: Mapping[str, Any]) -> str:
+    long = accuracy.get("measure", "accuracy")
+    return str(long) if len(long) < 10 else "right tags"
 
 
 def interval(low: float | None, high: float | None) -> str:

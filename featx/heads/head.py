@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
-from featx.heads.task import Task, task_of, thresholds_of
+from featx.heads.task import Task, require_task, task_of, thresholds_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
@@ -210,7 +210,7 @@ def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
     if not isinstance(text, str):
         raise ArtifactInvalid(path, f"'{path}' is a safetensors file, but not a head of featx's.")
     header = Header.from_json(text, path=path, kind="head")
-    thresholds_of(header.details, len(header.classes))
+    require_task(header.details, len(header.classes))
     names = listing.keys() - {"__metadata__"}
     count = len(names) // 2
     expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}

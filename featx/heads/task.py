@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 Task = Literal["single-label", "multi-label", "regression"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -34,3 +36,32 @@ def thresholds_of(details: Mapping[str, Any], num_classes: int) -> tuple[float, 
     if len(numbers) != num_classes or not all(0 < number < 1 for number in numbers):
         raise ValueError(f"it has no {num_classes} thresholds between 0 and 1")
     return tuple(map(float, numbers))
+
+
+def unit_of(details: Mapping[str, Any], num_targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of a regression's targets in training, ``(num_targets,)`` each.
+
+    Raises:
+        ValueError: They are not there, or a deviation is not above 0.
+    """
+    try:
+        mean, scale = (np.array(details["unit"][name], np.float64) for name in ("mean", "scale"))
+    except (TypeError, KeyError, ValueError) as err:
+        raise ValueError(f"it does not say the unit of its targets ({err})") from err
+    fits = mean.shape == scale.shape == (num_targets,) and np.isfinite(mean).all()
+    if not (fits and np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(f"it has no unit for {num_targets} targets")
+    return mean, scale
+
+
+def require_task(details: Mapping[str, Any], num_outputs: int) -> Task:
+    """Return the task, once all is there that it needs.
+
+    Raises:
+        ValueError: Something is not.
+    """
+    task = task_of(details)
+    thresholds_of(details, num_outputs)
+    if task == "regression":
+        unit_of(details, num_outputs)
+    return task

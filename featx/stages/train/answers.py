@@ -38,12 +38,14 @@ class Answers:
         choice: What was chosen on the way, JSON values.
         calibration: Of its probabilities; None where it was left out or nothing was held out.
         thresholds: From which probability on each tag is given; empty where there are none.
+        unit: Mean and deviation of each target of a regression in training; None of others.
     """
 
     layers: tuple[Layer, ...]
     choice: dict[str, Any]
     calibration: Calibration | None = None
     thresholds: tuple[float, ...] = ()
+    unit: tuple[list[float], list[float]] | None = None
 
 
 def answer_classes(
@@ -114,7 +116,8 @@ def answer_numbers(features: np.ndarray, numbers: np.ndarray, options: TrainOpti
         fitted = fit_mlp_head(samples, options.mlp, loss=SQUARED, seed=options.seed)
     else:
         fitted = fit_ridge_head(samples, options.strengths)
-    return Answers(tuple(fold_target_scale(fitted.layers, mean, scale)), fitted.choice)
+    layers = tuple(fold_target_scale(fitted.layers, mean, scale))
+    return Answers(layers, fitted.choice, unit=(mean.tolist(), scale.tolist()))
 
 
 def _calibrated(

@@ -101,6 +101,8 @@ def _header(
     }
     if answers.thresholds:
         details["thresholds"] = list(answers.thresholds)
+    if answers.unit:
+        details["unit"] = dict(zip(("mean", "scale"), answers.unit, strict=True))
     if options.few_shot:
         scores = {split: each.to_dict() for split, each in few_shot.items()}
         details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
