@@ -132,6 +132,7 @@ def prove(
     *,
     bound: float | None,
     hard: Sequence[Hard] = (),
+    coarse: bool = False,
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
@@ -142,13 +143,14 @@ def prove(
         expected: Logits of the head on cached features, ``(num_images, num_classes)``.
         bound: Largest absolute logit difference allowed; None allows any that is finite.
         hard: Hard images with the head's logits.
+        coarse: The backbone is in fp16 or int8, where a last bit may become a step.
 
     Raises:
         ParityError: A logit, a top class, or a batch differs by more.
     """
     largest = max(1.0, float(np.abs(expected).max()))
     limit = float(np.finfo(np.float32).max) if bound is None else bound
-    strict = _ROUNDING * largest * (1 if bound is not None else _COARSER)
+    strict = _ROUNDING * largest * (_COARSER if coarse else 1)
     rounding = limit if bound is None else strict
     answered = answers(classifier, images)
     difference = _require_close(answered, expected, names, bound=limit, hint=" (--atol)")

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from featx.artifact import Header, require_file
 from featx.classifier.contract import Contract, Value
 from featx.classifier.providers import Provider, require_providers, require_started
+from featx.classifier.recorded import check_recorded
 from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
@@ -231,6 +232,7 @@ def load_classifier(
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
         task = require_task(header.details, len(header.classes))
         contract = Contract.from_dict(header.details.get("contract"), task=task)
+        check_recorded(header.details)
     except (KeyError, ValueError) as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
     _require_contract(session, header, contract.input_value(preprocess), contract, path)

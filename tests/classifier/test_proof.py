@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 
 from featx.artifact import Header
 from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.proof import NUM_IMAGES, prove
+from featx.classifier.proof import (
+    NUM_IMAGES,
+    Hard,
+    measure_accuracy,
+    prove,
+    require_accuracy,
+    require_same_outputs,
+)
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError, ParityError
 from featx.heads.head import Layer, apply_layers
@@ -263,3 +271,85 @@ def test_a_real_backbone_is_proven_on_photos_of_many_sizes(
     proof = prove(exported.classifier, images, names, exported.logits(images), bound=0.01)
     assert proof.num_images == len(images)
     assert proof.max_difference <= 0.01
+
+
+# Hard images, other precisions, accuracy
+
+
+def _hard(kind: str, image: int, logits: list[float]) -> Hard:
+    pixels = np.full((6, 6, 3), image, np.uint8)
+    return Hard(kind, f"image {image}", pixels, np.array(logits, np.float32))
+
+
+def test_hard_images_are_held_to_the_same_bound() -> None:
+    images = [np.full((5, 5, 3), i, np.uint8) for i in range(4)]
+    names = [str(i) for i in range(4)]
+    expected = np.array(RIGHT, np.float32)
+    hard = [_hard("tiny", 0, [2.05, 1.0]), _hard("grey", 1, [0, 3]), _hard("grey", 2, [5, -5.02])]
+    proof = prove(Answers(RIGHT), images, names, expected, bound=0.1, hard=hard)  # type: ignore[arg-type]
+    assert proof.hard == {
+        "tiny": pytest.approx(0.05, abs=1e-6),
+        "grey": pytest.approx(0.02, abs=1e-6),
+    }
+    hard[2] = _hard("grey", 2, [5, -5.2])
+    with pytest.raises(ParityError, match=r"'image 2'.*for its grey version"):
+        prove(Answers(RIGHT), images, names, expected, bound=0.1, hard=hard)  # type: ignore[arg-type]
+
+
+def test_without_a_bound_anything_finite_passes_and_is_recorded() -> None:
+    far = np.array(RIGHT)[:, ::-1]
+    proof = _prove(far, RIGHT, bound=None, resized=far)  # type: ignore[arg-type]
+    assert proof.bound is None
+    assert proof.top1_agreement == 0
+    assert proof.max_difference == 10
+    with pytest.raises(ParityError):
+        _prove(far * np.nan, RIGHT, bound=None)  # type: ignore[arg-type]
+
+
+LABELS = np.array([0, 1, 0, 1])
+
+
+def test_accuracy_is_measured_next_to_the_heads() -> None:
+    found = np.array(RIGHT)
+    found[0] = [1, 2]
+    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=9)
+    assert (accuracy.file, accuracy.head, accuracy.agreement) == (0.75, 1.0, 0.75)
+    assert accuracy.drop == 25
+    assert (accuracy.num_images, accuracy.num_available) == (4, 9)
+
+
+@pytest.mark.parametrize(("max_drop", "passes"), [(25, True), (24.9, False), (0, False)])
+def test_a_drop_beyond_what_is_allowed_is_refused(max_drop: float, passes: bool) -> None:
+    found = np.array(RIGHT)[[1, 1, 2, 3]]
+    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=4)
+    proof = replace(_prove(RIGHT, RIGHT), accuracy=accuracy)
+    if passes:
+        require_accuracy(proof, max_drop=max_drop)
+    else:
+        with pytest.raises(ParityError, match=r"75\.00% of 4 .* the head 100\.00%.*--max-drop"):
+            require_accuracy(proof, max_drop=max_drop)
+
+
+def test_a_file_that_is_better_than_its_head_passes() -> None:
+    accuracy = measure_accuracy(np.array(RIGHT), np.array(RIGHT)[::-1], LABELS, num_available=4)
+    require_accuracy(replace(_prove(RIGHT, RIGHT), accuracy=accuracy), max_drop=0)
+
+
+def test_without_labels_other_classes_stand_for_a_drop() -> None:
+    found = np.array(RIGHT)[[1, 1, 2, 3]]
+    with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another class"):
+        require_accuracy(_prove(found, RIGHT, bound=None), max_drop=1)  # type: ignore[arg-type]
+    require_accuracy(_prove(RIGHT, RIGHT), max_drop=0)
+
+
+def test_outputs_that_differ_from_those_that_were_proven(
+    plain: onnx.ModelProto, header: Header, classifier: Classifier
+) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    require_same_outputs(classifier, classifier, [image])
+    other = onnx.ModelProto()
+    other.CopyFrom(plain)
+    bias = next(t for t in other.graph.initializer if t.name == "featx_head_0_bias")
+    bias.raw_data = np.array([9, -9], np.float32).tobytes()
+    with pytest.raises(ParityError, match=r"logits differ by .* from those that were proven"):
+        require_same_outputs(_load(other, header), classifier, [image])

@@ -84,44 +84,31 @@ def _python_steps(contract: Contract, spec: PreprocessSpec) -> list[str]:
 def _javascript(model: str, contract: Contract, spec: PreprocessSpec) -> str:
     size = spec.image_size
     if contract.input == "image":
-        how = [
-            "// RGB bytes of an image of any size, row by row (a canvas gives RGBA)",
-            "const [file, height, width] = [process.argv[2], +process.argv[3], +process.argv[4]];",
-            "const data = new Uint8Array(fs.readFileSync(file));",
-            "const shape = [1, height, width, 3];",
-        ]
+        what = "RGB bytes of an image of any size, row by row (a canvas gives RGBA)"
+        shape = "[1, Number(process.argv[3]), Number(process.argv[4]), 3]"
     elif contract.input == "crop":
-        how = [
-            f"// RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says",
-            "const data = new Uint8Array(fs.readFileSync(process.argv[2]));",
-            f"const shape = [1, {size}, {size}, 3];",
-        ]
+        what = f"RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says"
+        shape = f"[1, {size}, {size}, 3]"
     else:
-        how = [
-            f"// 3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says",
-            "const bytes = new Uint8Array(fs.readFileSync(process.argv[2]));",
-            "const data = new Float32Array(bytes.buffer);",
-            f"const shape = [1, 3, {size}, {size}];",
-        ]
+        what = f"3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says"
+        shape = f"[1, 3, {size}, {size}]"
     kind = "float32" if contract.input == "tensor" else "uint8"
+    array = "Float32Array" if contract.input == "tensor" else "Uint8Array"
     return "\n".join(
         [
-            "// in Node; in a browser, import from 'onnxruntime-web' and fetch the files",
-            "const fs = require('fs');",
-            "const ort = require('onnxruntime-web');",
+            "// an ES module for Node; in a browser, fetch() gives the bytes of both files",
+            'import { readFileSync } from "node:fs";',
+            'import * as ort from "onnxruntime-web";',
             "",
-            "async function main() {",
-            f"  const model = fs.readFileSync({json.dumps(model)});",
-            "  const session = await ort.InferenceSession.create(model);",
-            *(f"  {line}" for line in how),
-            f"  const input = new ort.Tensor('{kind}', data, shape);",
-            f"  const outputs = await session.run({{ {contract.input_name}: input }});",
-            "  for (const name of session.outputNames) {",
-            "    console.log(name, JSON.stringify(Array.from(outputs[name].data, Number)));",
-            "  }",
+            "const bytesOf = (path) => new Uint8Array(readFileSync(path));",
+            f"const session = await ort.InferenceSession.create(bytesOf({json.dumps(model)}));",
+            f"// {what}",
+            f"const data = new {array}(bytesOf(process.argv[2]).buffer);",
+            f'const input = new ort.Tensor("{kind}", data, {shape});',
+            f"const outputs = await session.run({{ {contract.input_name}: input }});",
+            "for (const name of session.outputNames) {",
+            "  console.log(name, JSON.stringify(Array.from(outputs[name].data, Number)));",
             "}",
-            "",
-            "main();",
             "",
         ]
     )

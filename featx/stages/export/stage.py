@@ -181,7 +181,8 @@ class _Export:
             bound = self._options.atol or DEFAULT_RTOL * largest
         hard = self._evidence.hard(rows, images, engine.features)
         names = self._evidence.names(rows)
-        return prove(draft, images, names, logits, bound=bound, hard=hard)
+        coarse = self._precision != "fp32"
+        return prove(draft, images, names, logits, bound=bound, hard=hard, coarse=coarse)
 
     def _with_accuracy(self, draft: Classifier, proof: Proof) -> Proof:
         available = self._evidence.validation()

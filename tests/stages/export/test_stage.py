@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,27 +30,9 @@ from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import ExtractOptions, extract
-from featx.stages.train import train_head
 
 
-class Trained:
-    """A source with its features and head, in one folder."""
-
-    def __init__(self, folder: Path, source: Path, **settings: object) -> None:
-        self.folder, self.source = folder, source
-        self.features, self.head = folder / "f.h5", folder / "h.safetensors"
-        self.model = folder / "m.onnx"
-        options = ExtractOptions(**({"backbone": "tiny"} | settings))  # type: ignore[arg-type]
-        extract(source, self.features, options)
-        train_head(self.features, self.head)
-
-
-@pytest.fixture
-def trained(photos: Callable[..., Path], tmp_path: Path) -> Trained:
-    return Trained(tmp_path, photos({"ants": 8, "bees": 8}))
-
-
-def test_the_file_answers_what_the_head_answers(trained: Trained) -> None:
+def test_the_file_answers_what_the_head_answers(trained: Any) -> None:
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.num_images == 16  # all, as there are fewer than 64
@@ -58,7 +41,7 @@ def test_the_file_answers_what_the_head_answers(trained: Trained) -> None:
     assert report.num_bytes == trained.model.stat().st_size
 
 
-def test_the_proof_stands_in_the_file(trained: Trained) -> None:
+def test_the_proof_stands_in_the_file(trained: Any) -> None:
     report = export_onnx(trained.head, trained.model)
     header = open_classifier(trained.model).header
     assert report.proof is not None
@@ -67,7 +50,7 @@ def test_the_proof_stands_in_the_file(trained: Trained) -> None:
     assert header.classes == ("ants", "bees")
 
 
-def test_a_head_exported_twice_gives_the_same_bytes(trained: Trained) -> None:
+def test_a_head_exported_twice_gives_the_same_bytes(trained: Any) -> None:
     options = ExportOptions(overwrite=True)
     contents = []
     for _ in range(2):
@@ -77,21 +60,23 @@ def test_a_head_exported_twice_gives_the_same_bytes(trained: Trained) -> None:
     assert is_sealed(contents[0])
 
 
-def test_no_folder_of_this_machine_stands_in_the_graph(trained: Trained) -> None:
+def test_no_folder_of_this_machine_stands_in_the_graph(trained: Any) -> None:
     export_onnx(trained.head, trained.model)
     graph = onnx.load(trained.model).graph.SerializeToString()
     assert str(Path(featx.__file__).parent).encode() not in graph
     assert b".py" not in graph
 
 
-def test_at_least_64_images_are_compared(photos: Callable[..., Path], tmp_path: Path) -> None:
-    trained = Trained(tmp_path, photos({"ants": 50, "bees": 50}))
+def test_at_least_64_images_are_compared(
+    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = make_trained(tmp_path, photos({"ants": 50, "bees": 50}))
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.num_images == 64
 
 
-def test_a_head_that_was_altered_is_caught(trained: Trained) -> None:
+def test_a_head_that_was_altered_is_caught(trained: Any) -> None:
     """The proof compares with the given head; one whose weights moved gives other logits."""
     head = open_head(trained.head)
     (weight, bias), *_ = head.layers
@@ -107,7 +92,7 @@ def test_a_head_that_was_altered_is_caught(trained: Trained) -> None:
 
 
 def test_features_of_another_preprocessing_are_caught(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch
+    trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the graph preprocessed differently from extraction, the proof would fail."""
     from featx.classifier import graph
@@ -125,11 +110,177 @@ def test_features_of_another_preprocessing_are_caught(
     assert not trained.model.exists()
 
 
-def test_a_bound_that_is_too_strict_publishes_nothing(trained: Trained) -> None:
+def test_a_bound_that_is_too_strict_publishes_nothing(trained: Any) -> None:
     with pytest.raises(ParityError, match="--atol") as caught:
         export_onnx(trained.head, trained.model, ExportOptions(atol=1e-12))
     assert caught.value.bound == 1e-12
     assert not trained.model.exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_are_smaller_and_as_accurate(precision: Any, trained: Any) -> None:
+    plain = export_onnx(trained.head, trained.folder / "fp32.onnx")
+    report = export_onnx(trained.head, trained.model, ExportOptions(precision=precision))
+    assert report.header.details["precision"] == precision
+    assert report.num_bytes < 0.65 * plain.num_bytes
+    proof = report.proof
+    assert proof is not None
+    assert proof.bound is None
+    assert proof.max_difference > 1e-4  # it is another precision
+    assert proof.accuracy is not None
+    assert proof.accuracy.drop <= 1
+    inside = onnx.load(trained.model).graph.initializer
+    wanted = {"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+    weights = [t for t in inside if len(t.dims) == 4 and max(t.dims) > 4]
+    kinds = [t.data_type for t in weights]
+    assert kinds.count(wanted) >= len(kinds) - 1  # int8 may leave the first convolution alone
+
+
+def test_int8_features_are_exported_with_their_own_ranges(
+    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = make_trained(tmp_path, photos({"ants": 8, "bees": 8}), precision="int8")
+    report = export_onnx(trained.head, trained.model)
+    assert report.header.details["precision"] == "int8"
+    assert report.proof is not None
+    assert report.proof.bound is not None  # the features' own precision: logits are held to it
+    assert report.proof.max_difference <= report.proof.bound
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_precision_that_loses_accuracy_is_not_published(
+    labelled: bool, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blunt(trunk: onnx.ModelProto) -> onnx.ModelProto:
+        for tensor in trunk.graph.initializer:
+            if len(tensor.dims) == 4:
+                values = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(-values, tensor.name))
+        return trunk
+
+    if not labelled:
+        monkeypatch.setattr(
+            "featx.stages.export.evidence.Evidence.validation", lambda _: np.zeros(0, np.int64)
+        )
+    monkeypatch.setattr("featx.classifier.graph.to_float16", blunt)
+    options = ExportOptions(precision="fp16", card=trained.folder / "card.md")
+    with pytest.raises(ParityError, match="--max-drop") as caught:
+        export_onnx(trained.head, trained.model, options)
+    assert caught.value.difference > caught.value.bound == 1
+    assert not trained.model.exists()
+    assert not (trained.folder / "card.md").exists()
+    report = export_onnx(trained.head, trained.model, replace(options, max_drop=100))
+    assert report.proof is not None  # who allows everything gets it, with the loss on record
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_each_opset_answers_alike(opset: int, trained: Any) -> None:
+    options = ExportOptions(opset=opset, input="crop", precision="int8" if opset == 18 else None)
+    report = export_onnx(trained.head, trained.model, options)
+    model = onnx.load(trained.model)
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", opset)}
+    assert report.header.details["opset"] == opset
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+@pytest.mark.parametrize("input_kind", ["image", "crop", "tensor"])
+@pytest.mark.parametrize("outputs", [["top-2"], ["features"], ["logits", "features"]])
+def test_what_is_published_gives_what_was_proven(
+    input_kind: Any, outputs: list[str], trained: Any
+) -> None:
+    options = ExportOptions(input=input_kind, outputs=outputs)
+    report = export_onnx(trained.head, trained.model, options)
+    assert report.proof is not None
+    assert report.proof.top1_agreement == 1
+    opened = open_classifier(trained.model)
+    assert list(opened.contract.outputs) == outputs
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    assert len(opened.run(opened.prepare(image)[None])) == len(outputs) + ("top-2" in outputs)
+
+
+def test_the_graph_has_nothing_it_does_not_need(trained: Any) -> None:
+    for precision in ("fp32", "int8"):
+        options = ExportOptions(precision=precision, overwrite=True)  # type: ignore[arg-type]
+        export_onnx(trained.head, trained.model, options)
+        graph = onnx.load(trained.model).graph
+        read = {name for node in graph.node for name in node.input}
+        read |= {output.name for output in graph.output}
+        assert all(set(node.output) & read for node in graph.node)
+        assert {tensor.name for tensor in graph.initializer} <= read
+        values = [(t.data_type, tuple(t.dims), t.raw_data) for t in graph.initializer]
+        assert len(set(values)) == len(values)
+        ops = {node.op_type for node in graph.node}
+        assert not ops & {"BatchNormalization", "Identity", "Constant", "Dropout"}
+        assert "Div" not in {n.op_type for n in graph.node if not n.name.startswith("featx_")}
+
+
+def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_onnx(trained.head, trained.model)
+    kept = trained.model.read_bytes()
+    monkeypatch.setattr("featx.stages.export.backbone.read_graph", lambda spec, **options: None)
+    monkeypatch.setattr("featx.stages.export.backbone.keep_graph", lambda *a, **options: None)
+    export_onnx(trained.head, trained.model, ExportOptions(overwrite=True))
+    model, before = onnx.load(trained.model), onnx.load_from_string(kept)
+    assert [n.op_type for n in model.graph.node] == [n.op_type for n in before.graph.node]
+    weights = {t.name: t.raw_data for t in model.graph.initializer}
+    assert weights == {t.name: t.raw_data for t in before.graph.initializer}
+
+
+def test_the_date_is_the_heads_or_what_the_environment_says(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    os.utime(trained.head, (1e9, 1e9))
+    proof = export_onnx(trained.head, trained.model).header.details["proof"]
+    assert proof["date"] == "2001-09-09T01:46:40Z"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    options = ExportOptions(overwrite=True)
+    proof = export_onnx(trained.head, trained.model, options).header.details["proof"]
+    assert proof["date"] == "1970-01-01T00:00:00Z"
+    for wrong in ("yesterday", "", "1e9", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH must be seconds"):
+            export_onnx(trained.head, trained.model, options)
+
+
+def test_the_proof_says_what_it_is_a_proof_of(trained: Any) -> None:
+    report = export_onnx(trained.head, trained.model)
+    proof, head = report.header.details["proof"], open_head(trained.head)
+    assert proof["head_sha256"] == head.header.details["sha256"]
+    assert proof["weights_sha256"] == head.header.spec["weights_sha256"]
+    assert proof["versions"]["onnxruntime"]
+    assert set(proof["hard"]) == {"greyscale", "EXIF-rotated", "tiny", "large", "panoramic"}
+    assert proof["accuracy"]["num_images"] == proof["accuracy"]["num_available"] > 0
+    assert proof["accuracy"]["head"] == head.header.details["metrics"]["val"]["top1"]
+    cache = open_features(trained.features)
+    for witness in proof["witnesses"]:
+        row = cache.sample_ids.index(witness["sample_id"])
+        assert witness["digest"] == cache.digests[row].tobytes().hex()
+        expected = head.logits(cache.features[row : row + 1])[0]
+        np.testing.assert_allclose(witness["logits"], expected, rtol=1e-5)
+
+
+def test_few_validation_images_are_enough_where_that_is_asked_for(trained: Any) -> None:
+    report = export_onnx(trained.head, trained.model, ExportOptions(max_images=2))
+    assert report.proof is not None
+    assert report.proof.accuracy is not None
+    assert report.proof.accuracy.num_images == 2 < report.proof.accuracy.num_available
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"max_drop": -1}, "max drop must be 0 to 100"), ({"max_drop": float("nan")}, "max drop"),
+     ({"max_images": 0}, "max images must be at least 1"), ({"precision": "fp8"}, "precision must"),
+     ({"opset": 17}, "opset must be 18 to 20"), ({"opset": 21}, "opset must be 18 to 20"),
+     ({"input": "photo"}, "input must be"), ({"outputs": []}, "at least one output"),
+     ({"outputs": ["top-x"]}, "got 'top-x'")],
+)  # fmt: skip
+def test_options_that_cannot_be(options: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        ExportOptions(**options)
 
 
 @pytest.mark.parametrize("atol", [0, -1, float("nan"), float("inf")])
@@ -138,14 +289,14 @@ def test_a_bound_must_be_a_positive_number(atol: float) -> None:
         ExportOptions(atol=atol)
 
 
-def test_existing_output_is_kept(trained: Trained) -> None:
+def test_existing_output_is_kept(trained: Any) -> None:
     trained.model.write_text("mine")
     with pytest.raises(ArtifactExists):
         export_onnx(trained.head, trained.model)
     assert trained.model.read_text() == "mine"
 
 
-def test_images_that_are_gone(trained: Trained) -> None:
+def test_images_that_are_gone(trained: Any) -> None:
     shutil.rmtree(trained.source)
     with pytest.raises(SourceError, match="--no-verify"):
         export_onnx(trained.head, trained.model)
@@ -154,7 +305,7 @@ def test_images_that_are_gone(trained: Trained) -> None:
     assert open_classifier(trained.model).header.details["proof"] is None
 
 
-def test_an_image_that_changed(trained: Trained) -> None:
+def test_an_image_that_changed(trained: Any) -> None:
     first, second = trained.source / "ants" / "000.jpg", trained.source / "ants" / "001.jpg"
     first.write_bytes(second.read_bytes())
     with pytest.raises(SourceError, match=r"ants/000\.jpg.*has changed"):
@@ -162,14 +313,14 @@ def test_an_image_that_changed(trained: Trained) -> None:
     assert not trained.model.exists()
 
 
-def test_images_that_moved(trained: Trained) -> None:
+def test_images_that_moved(trained: Any) -> None:
     trained.source.rename(trained.folder / "elsewhere")
     options = ExportOptions(source=str(trained.folder / "elsewhere"))
     report = export_onnx(trained.head, trained.model, options)
     assert report.proof is not None
 
 
-def test_features_that_are_gone_or_moved(trained: Trained) -> None:
+def test_features_that_are_gone_or_moved(trained: Any) -> None:
     trained.features.rename(trained.folder / "moved.h5")
     with pytest.raises(ArtifactMissing, match="--features"):
         export_onnx(trained.head, trained.model)
@@ -179,7 +330,7 @@ def test_features_that_are_gone_or_moved(trained: Trained) -> None:
     assert report.proof is not None
 
 
-def test_features_of_another_head(trained: Trained, photos: Callable[..., Path]) -> None:
+def test_features_of_another_head(trained: Any, photos: Callable[..., Path]) -> None:
     other = trained.folder / "other.h5"
     extract(trained.source, other, ExtractOptions(backbone="tiny", layer="stage2"))
     with pytest.raises(ArtifactMismatch, match="layer: expected 'flatten', found 'stage2'"):
@@ -190,23 +341,23 @@ class TestWeights:
     """Found again by their sha256, wherever they are now."""
 
     @pytest.fixture
-    def with_file(self, photos: Callable[..., Path], tmp_path: Path) -> Trained:
+    def with_file(self, make_trained: Any, photos: Callable[..., Path], tmp_path: Path) -> Any:
         shutil.copy(WEIGHTS_FILE, tmp_path / "mine.safetensors")
         weights = str(tmp_path / "mine.safetensors")
-        return Trained(tmp_path, photos({"ants": 4, "bees": 4}), weights=weights)
+        return make_trained(tmp_path, photos({"ants": 4, "bees": 4}), weights=weights)
 
-    def test_gone(self, with_file: Trained) -> None:
+    def test_gone(self, with_file: Any) -> None:
         (with_file.folder / "mine.safetensors").unlink()
         with pytest.raises(BackboneError, match=r"mine\.safetensors' does not exist"):
             export_onnx(with_file.head, with_file.model)
 
-    def test_moved(self, with_file: Trained) -> None:
+    def test_moved(self, with_file: Any) -> None:
         moved = with_file.folder / "moved.safetensors"
         (with_file.folder / "mine.safetensors").rename(moved)
         report = export_onnx(with_file.head, with_file.model, ExportOptions(weights=str(moved)))
         assert report.proof is not None
 
-    def test_replaced(self, with_file: Trained) -> None:
+    def test_replaced(self, with_file: Any) -> None:
         import safetensors.torch
 
         path = with_file.folder / "mine.safetensors"
@@ -222,9 +373,9 @@ class TestWeights:
     "settings", [{"crop": "none"}, {"image_size": 40, "resize": 52}, {"layer": "stage1"}]
 )
 def test_every_preprocessing_and_layer_is_proven(
-    photos: Callable[..., Path], tmp_path: Path, settings: dict[str, object]
+    make_trained: Any, photos: Callable[..., Path], tmp_path: Path, settings: dict[str, object]
 ) -> None:
-    trained = Trained(tmp_path, photos({"ants": 6, "bees": 6}), **settings)
+    trained = make_trained(tmp_path, photos({"ants": 6, "bees": 6}), **settings)
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.top1_agreement == 1

@@ -1,0 +1,182 @@
+"""The model card says what the file is, and its programs run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx.classifier.contract import Contract
+from featx.classifier.session import open_classifier
+from featx.images.preprocess import PreprocessSpec
+from featx.stages.export import ExportOptions, export_onnx
+from featx.stages.export.card import licence
+from featx.stages.export.snippets import snippets
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+INPUTS: Any = ("image", "crop", "tensor")
+OUTPUTS = ("logits", "probabilities", "features", "top-2")
+
+
+def code(card: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def printed(output: str) -> dict[str, list[float]]:
+    lines = [line.split(" ", 1) for line in output.splitlines() if " [" in line]
+    return {name: json.loads(values) for name, values in lines}
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo on its side, which its EXIF orientation says."""
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    rng, exif = np.random.default_rng(2), Image.Exif()
+    exif[0x0112] = 6
+    small = Image.fromarray(rng.integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    small.resize((90, 61), Image.Resampling.BICUBIC).save(path, exif=exif)
+    return path
+
+
+def pixels_of(photo: Path) -> np.ndarray:
+    with Image.open(photo) as image:
+        return np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+
+
+@pytest.fixture(params=INPUTS)
+def exported(request: pytest.FixtureRequest, trained: Any) -> tuple[Path, str]:
+    """A model of each contract and its card."""
+    card = trained.folder / "card.md"
+    options = ExportOptions(input=request.param, outputs=OUTPUTS, card=card)
+    report = export_onnx(trained.head, trained.model, options)
+    assert report.card == card
+    return trained.model, card.read_text()
+
+
+def test_the_python_program_gives_what_featx_gives(exported: tuple[Path, str], photo: Path) -> None:
+    model, card = exported
+    program = model.with_name("use.py")
+    program.write_text(code(card, "python"))
+    done = subprocess.run(
+        [sys.executable, "-I", program.name, str(photo)],
+        cwd=model.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    classifier = open_classifier(model)
+    expected = classifier.run(classifier.prepare(pixels_of(photo))[None])
+    found = printed(done.stdout)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values[0], rtol=1e-4, atol=1e-4)
+    best = classifier.classes[int(expected["probabilities"].argmax())]
+    assert done.stdout.splitlines()[-1] == best
+    assert "featx" not in code(card, "python")
+
+
+def test_the_javascript_program_gives_what_featx_gives(
+    exported: tuple[Path, str], photo: Path
+) -> None:
+    modules = CLIENTS / "node_modules"
+    if not (modules / "onnxruntime-web").is_dir():
+        pytest.skip("onnxruntime-web is not installed; 'make test' installs it where it can")
+    model, card = exported
+    (model.parent / "node_modules").symlink_to(modules)
+    program = model.with_name("use.mjs")
+    program.write_text(code(card, "javascript"))
+    classifier = open_classifier(model)
+    pixels = pixels_of(photo)
+    prepared = classifier.prepare(pixels)
+    raw = model.with_name("input.bin")
+    raw.write_bytes(np.ascontiguousarray(prepared).tobytes())
+    size = map(str, pixels.shape[:2]) if classifier.contract.input == "image" else ()
+    done = subprocess.run(
+        ["node", program.name, raw.name, *size],
+        cwd=model.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected, found = classifier.run(prepared[None]), printed(done.stdout)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_csharp_program_follows_the_contract(exported: tuple[Path, str]) -> None:
+    """Nothing here runs C#; its names and types are those of the file."""
+    model, card = exported
+    contract, text = open_classifier(model).contract, code(card, "csharp")
+    assert f'CreateFromTensor("{contract.input_name}"' in text
+    kind = "float" if contract.input == "tensor" else "byte"
+    assert f"DenseTensor<{kind}>" in text
+    assert json.dumps(model.name) in text
+    assert text.count("{") == text.count("}")
+    assert text.count("(") == text.count(")")
+
+
+def test_the_card_says_what_the_file_is(exported: tuple[Path, str]) -> None:
+    model, card = exported
+    header = open_classifier(model).header
+    proof = header.details["proof"]
+    assert "| ants | " in card
+    assert header.details["head_sha256"] in card
+    assert header.spec["weights_sha256"] in card
+    assert proof["date"] in card
+    assert f"{proof['accuracy']['file']:.4f} through the file" in card
+    assert f"{header.details['metrics']['val']['top1_low']:.4f}–" in card
+    assert "featx's own, MIT" in card
+
+
+def test_names_of_classes_are_no_markdown(
+    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = make_trained(tmp_path, photos({"a|b": 4, "<script>": 4}))
+    card = tmp_path / "card.md"
+    export_onnx(trained.head, trained.model, ExportOptions(verify=False, card=card))
+    text = card.read_text()
+    assert r"a\|b" in text
+    assert "<script>" not in text.replace(r"\<script", "")
+    assert "without comparing it with its head" in text
+
+
+def test_a_card_is_not_written_over_another(trained: Any) -> None:
+    card = trained.folder / "card.md"
+    card.write_text("mine")
+    from featx.errors import ArtifactExists
+
+    with pytest.raises(ArtifactExists):
+        export_onnx(trained.head, trained.model, ExportOptions(card=card))
+    assert card.read_text() == "mine"
+    assert not trained.model.exists()
+
+
+@pytest.mark.parametrize(
+    ("origin", "match"),
+    [("torchvision:IMAGENET1K_V1", "BSD-3-Clause"), ("bundled", "MIT"), ("random:0", "none"),
+     ("file:/x.pth", "not known")],
+)  # fmt: skip
+def test_licences(origin: str, match: str) -> None:
+    assert match in licence(origin)
+
+
+@pytest.mark.parametrize("given", INPUTS)
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_python_programs_of_every_geometry_compile(given: Any, crop: Any) -> None:
+    spec = PreprocessSpec(
+        image_size=32, resize=32, crop=crop, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
+    )
+    for outputs in (("logits",), ("features",), ("top-1",)):
+        block = snippets('a "b".onnx', Contract(given, outputs), spec)["Python"]
+        compile(code(block, "python"), "card", "exec")
