@@ -51,9 +51,10 @@ from featx.cli.output import (
     "outputs",
     multiple=True,
     default=["logits,probabilities"],
-    show_default="logits,probabilities",
+    show_default="logits,probabilities; of numbers values",
     metavar="NAMES",
-    help="What it gives: logits, probabilities, features, top-K; several with commas.",
+    help="What it gives: logits, probabilities, features, top-K, or values of a regression; several "
+    "with commas.",
 )
 @click.option(
     "--precision",
