@@ -53,8 +53,8 @@ from featx.cli.output import (
     default=["logits,probabilities"],
     show_default="logits,probabilities; of numbers values",
     metavar="NAMES",
-    help="What it gives: logits, probabilities, features, top-K, or values of a regression; several "
-    "with commas.",
+    help="What it gives: logits, probabilities, features, top-K, or the values of a regression; "
+    "several with commas.",
 )
 @click.option(
     "--precision",
