@@ -36,6 +36,7 @@ class Answers:
     """
 
     preprocess = PreprocessSpec(image_size=50, resize=50, mean=(0, 0, 0), std=(1, 1, 1))
+    header = Header("classifier", {}, ("ants", "bees"))
 
     def __init__(self, logits: Any, *, resized: Any = None, drift: float = 0) -> None:
         self.answers = np.array(logits, np.float32)
