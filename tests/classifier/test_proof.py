@@ -338,7 +338,7 @@ def test_a_file_that_is_better_than_its_head_passes() -> None:
 
 def test_without_labels_other_classes_stand_for_a_drop() -> None:
     found = np.array(RIGHT)[[1, 1, 2, 3]]
-    with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another class"):
+    with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another answer"):
         require_accuracy(_prove(found, RIGHT, bound=None), max_drop=1)  # type: ignore[arg-type]
     require_accuracy(_prove(RIGHT, RIGHT), max_drop=0)
 
