@@ -60,6 +60,7 @@ bench: $(READY) $(CLIENTS)
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/cache.py unchanged
 	$(BIN)/python benchmarks/cache.py overhead
 	$(BIN)/python benchmarks/cache.py footprint

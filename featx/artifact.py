@@ -171,6 +171,7 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
+_SHOWN = 12
 
 
 def _brief(value: object) -> str:
@@ -191,9 +192,9 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
     if expected.classes != found.classes:
         lines.append(_differing_classes(expected.classes, found.classes))
     if lines:
-        raise ArtifactMismatch(
-            path, f"'{path}' belongs to other features than this head: {'; '.join(lines)}."
-        )
+        more = len(lines) - _SHOWN
+        shown = "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise ArtifactMismatch(path, f"'{path}' belongs to other features than this head: {shown}.")
 
 
 def _differing_classes(expected: tuple[str, ...], found: tuple[str, ...]) -> str:

@@ -27,6 +27,7 @@ from featx.errors import BackboneError
 
 MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
 """Between the features of int8 and fp32, over images and of each."""
+_LEFT_OUT = (0.0, 0.25, 0.5, 0.75)
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _KEEP_UINT8 = ("Add", "Concat", "MaxPool")
 _LEVELS = 255
@@ -95,28 +96,43 @@ def _measuring(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     return measuring
 
 
-def require_close(quantised: bytes, graph: bytes, pixels: np.ndarray, backbone: str) -> None:
-    """Check that a quantised graph gives nearly the features of the float graph.
+def narrowed(
+    graph: bytes, calibration: Calibration, pixels: np.ndarray, backbone: str
+) -> Calibration:
+    """Return as much of a table as keeps the features near those of float32.
+
+    Errors of the first layers go through all the others, so where the whole table loses too much,
+    the first quarter of the layers is left to float32, then half, then three quarters.
 
     Args:
-        quantised: What ``quantize_graph`` made of ``graph``.
-        graph: In float32.
-        pixels: ``(n, size, size, 3)`` uint8.
+        graph: What ``build_graph`` made.
+        calibration: Ranges of that graph's activations.
+        pixels: To compare on, ``(n, size, size, 3)`` uint8.
         backbone: For the message.
 
     Raises:
-        BackboneError: The cosines of the images' features are below what int8 is held to.
+        BackboneError: No part of it does: the cosines of the images' features stay below what
+            int8 is held to.
     """
-    found, expected = OnnxEngine(quantised), OnnxEngine(graph)
-    cosines = np.concatenate(
-        [cosine(found.features(one[None]), expected.features(one[None])) for one in pixels]
+    nodes, expected = _Quantisable(onnx.load_from_string(graph)).nodes, _features(graph, pixels)
+    for share in _LEFT_OUT:
+        kept = nodes[round(share * len(nodes)) :]
+        names = {name for part in kept for name in (*part.reads, part.gives)}
+        table = Calibration(tuple(entry for entry in calibration.ranges if entry[0] in names))
+        cosines = cosine(_features(quantize_graph(graph, table), pixels), expected)
+        if cosines.mean() >= MIN_MEAN_COSINE and cosines.min() >= MIN_COSINE:
+            return table
+    raise BackboneError(
+        f"{backbone} loses too much in int8: with {_LEFT_OUT[-1]:.0%} of its layers left in "
+        f"float32, the cosine between its features and those of fp32 is {cosines.mean():.4f} on "
+        f"average, {cosines.min():.4f} at worst; at least {MIN_MEAN_COSINE} and {MIN_COSINE} are "
+        "needed. Use --precision fp32."
     )
-    if not (cosines.mean() >= MIN_MEAN_COSINE and cosines.min() >= MIN_COSINE):
-        raise BackboneError(
-            f"{backbone} loses too much in int8: the cosine between its features and those of fp32 "
-            f"is {cosines.mean():.4f} on average, {cosines.min():.4f} at worst; at least "
-            f"{MIN_MEAN_COSINE} and {MIN_COSINE} are needed. Use --precision fp32."
-        )
+
+
+def _features(graph: bytes, pixels: np.ndarray) -> np.ndarray:
+    engine = OnnxEngine(graph)
+    return np.concatenate([engine.features(one[None]) for one in pixels])
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -281,6 +281,8 @@ def _start(
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or num_cores()
+    # As the backbone's engine has it: int8 features are the same on every processor.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # ONNX Runtime takes references to other files from here; below this there are none.

@@ -16,11 +16,16 @@ from featx.backbones.engines import (
     choose_engine,
     default_batch_size,
     may_have_gpu,
+    require_fit,
     resolve_device,
+    resolve_devices,
+    with_torch,
 )
 from featx.backbones.engines import choice as choice_module
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative_error
+from featx.backbones.quantize import cosine
+from featx.backbones.spec import Precision
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError, ConfigError
 
@@ -219,3 +224,81 @@ def test_batches_are_smaller_for_larger_images() -> None:
     sizes = [default_batch_size(OnnxEngine, size) for size in (32, 64, 224, 299, 1024)]
     assert sizes == [64, 32, 4, 2, 1]
     assert default_batch_size(TorchEngine, 224) == 32
+
+
+class TestPrecisions:
+    def test_bf16_is_near_float32(self, network: Network, pixels: Pixels) -> None:
+        batch = pixels(16, 32)
+        exact = TorchEngine(network, device="cpu").features(batch)
+        found = TorchEngine(network, device="cpu", precision="bf16").features(batch)
+        assert found.dtype == np.float32
+        assert cosine(found, exact).min() >= 0.999
+        assert relative_error(found, exact) > MAX_RELATIVE_ERROR  # else nothing was changed
+
+    @pytest.mark.parametrize("precision", ["tf32", "fp16", "int8"])
+    def test_others_are_not_for_torch_on_the_cpu(
+        self, precision: Precision, network: Network
+    ) -> None:
+        with pytest.raises(ConfigError, match=f"torch has no precision {precision} on 'cpu'"):
+            TorchEngine(network, device="cpu", precision=precision)
+
+    @pytest.mark.parametrize(
+        ("precision", "choice", "device", "text"),
+        [
+            ("int8", "torch", "auto", "int8 runs with ONNX Runtime; leave out --engine torch"),
+            ("int8", "auto", "cuda", "int8 runs on the CPU, not on device 'cuda'"),
+            ("bf16", "onnxruntime", "auto", "bf16 runs with torch; leave out --engine"),
+            ("tf32", "auto", "cpu", "tf32 needs a CUDA GPU; on the CPU there are"),
+            ("fp16", "torch", "cpu", "fp16 needs a CUDA GPU; on the CPU there are"),
+        ],
+    )
+    def test_impossible_combinations_are_refused_anywhere(
+        self, precision: Precision, choice: EngineChoice, device: str, text: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=text):
+            require_fit(precision, choice, device)
+        with pytest.raises(ConfigError, match=text):
+            choose_engine(choice, device, precision)
+
+    def test_some_need_a_gpu_that_is_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _gpus(monkeypatch, 0)
+        with pytest.raises(ConfigError, match="needs a CUDA GPU, and torch finds none here"):
+            choose_engine("auto", "auto", "fp16")
+        _gpus(monkeypatch, 1)
+        assert choose_engine("auto", "auto", "fp16") == "torch"
+        assert choose_engine("auto", "cuda:0", "tf32") == "torch"
+
+    def test_the_precision_chooses_the_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _gpus(monkeypatch, 0)
+        assert choose_engine("auto", "cpu", "bf16") == "torch"
+        _gpus(monkeypatch, 1)
+        assert choose_engine("auto", "auto", "int8") == "onnxruntime"
+
+    def test_a_gpus_float32_is_set_for_a_batch_and_set_back(self) -> None:
+        switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+        before = [switch.fp32_precision for switch in switches]
+        for precision, mode in (("fp32", "ieee"), ("tf32", "tf32")):
+            with with_torch._arithmetic(torch.device("cuda"), precision):  # type: ignore[arg-type]
+                assert [switch.fp32_precision for switch in switches] == [mode, mode]
+            assert [switch.fp32_precision for switch in switches] == before
+
+    def test_memory_that_is_too_small_is_an_error(
+        self, network: Network, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(pixels: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+        engine = TorchEngine(network, device="cpu")
+        monkeypatch.setattr(engine, "_network", full)
+        with pytest.raises(BackboneError, match="does not hold a batch of 3 images"):
+            engine.features(pixels(3, 32))
+
+
+def test_cuda_without_a_number_is_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpus(monkeypatch, 3)
+    assert resolve_devices("cuda") == resolve_devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert resolve_devices("cuda:1") == ["cuda:1"]
+    _gpus(monkeypatch, 1)
+    assert resolve_devices("cuda") == ["cuda:0"]
+    _gpus(monkeypatch, 0)
+    assert resolve_devices("auto") == resolve_devices("cpu") == ["cpu"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from featx.backbones.engines.choice import resolve_device
 from featx.backbones.engines.engine import EngineName
 from featx.backbones.engines.with_torch import TorchEngine
 from featx.backbones.spec import BackboneSpec
@@ -184,6 +185,7 @@ def _engine(order: Mapping[str, Any], weights: bytes) -> tuple[TorchEngine, int]
     from featx.backbones.weights import Weights
 
     spec = BackboneSpec.from_dict(order["spec"])
+    resolve_device(order["device"])
     network, _ = build_network(
         spec.backbone,
         Weights("another process", spec.weights_sha256, load(weights)),

@@ -79,17 +79,16 @@ class LazyBackbone:
             ConfigError: As ``spec``.
             ExportError: The network has no graph.
         """
-        from featx.backbones.quantize import calibrate, quantize_graph, require_close
+        from featx.backbones.quantize import calibrate, narrowed, quantize_graph
 
         start, before = time.perf_counter(), self.seconds
         spec = self._find().spec
         log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
         graph = self._float_graph(spec)
-        calibration = calibrate(graph, [pixels])
+        some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
+        calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
         spec = replace(spec, precision="int8", calibration=calibration)
-        quantised = quantize_graph(graph, calibration)
-        require_close(quantised, graph, pixels[:: -(-len(pixels) // _NUM_COMPARED)], spec.backbone)
-        keep_graph(spec, quantised)
+        keep_graph(spec, quantize_graph(graph, calibration))
         self.seconds = before + time.perf_counter() - start
         return spec
 
