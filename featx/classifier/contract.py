@@ -207,7 +207,7 @@ class Contract:
 
 
 def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Return ``(…, 3, size, size)`` float32 of RGB pixels ``(…, size, size, 3)`` uint8."""
+    """Return ``(*, 3, size, size)`` float32 of RGB pixels ``(*, size, size, 3)`` uint8."""
     scaled = pixels.astype(np.float32) / np.float32(255)
     values = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(values, -1, -3))
@@ -228,8 +228,14 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
         else f"height {spec.resize} · H // S and width {spec.resize} · W // S pixels, where H and "
         "W are the image's height and width, S is the smaller of them and // divides whole numbers"
     )
+    scaled = (
+        " (a JPEG at the smallest of 1/8, 1/4, 1/2 and 1/1 of its size whose sides are at least "
+        "twice what they are resized to, as Pillow's draft does)"
+        if spec.decode == "scaled"
+        else ""
+    )
     found = [
-        "decode to 8-bit RGB and turn it as its EXIF orientation says",
+        f"decode to 8-bit RGB{scaled} and turn it as its EXIF orientation says",
         f"resize to {new}, as Pillow's resize with Resampling.{name.upper()} does: antialiased "
         f"(the {kernel} kernel is as wide as the reduction), weights only inside the image, one "
         "axis after the other, rounded to whole numbers 0 to 255 after each",

@@ -28,11 +28,13 @@ def add_geometry(pieces: Pieces, spec: PreprocessSpec, *, image: str, output: st
     The output is ``(batch, size, size, 3)``, as ``images.preprocess.preprocess`` gives it.
     """
     size = spec.image_size
-    shape = pieces.node("Shape", [image], "shape", start=1, end=3)  # (height, width)
+    shape = pieces.node(
+        "Shape", [image], "shape", attributes={"start": 1, "end": 3}
+    )  # (height, width)
     if spec.crop == "none":
         new_shape = pieces.integers("resized_shape", size, size)
     else:
-        short = pieces.node("ReduceMin", [shape], "short_side", keepdims=1)
+        short = pieces.node("ReduceMin", [shape], "short_side", attributes={"keepdims": 1})
         scaled = pieces.node("Mul", [shape, pieces.integers("resize", spec.resize)], "scaled")
         new_shape = pieces.node("Div", [scaled, short], "resized_shape")
     resized = _add_resize(pieces, image, shape, new_shape, spec)
@@ -41,12 +43,12 @@ def add_geometry(pieces: Pieces, spec: PreprocessSpec, *, image: str, output: st
         return
     # round((length - size) / 2), halves to even, as torchvision's CenterCrop has it
     margin = pieces.node("Sub", [new_shape, pieces.integers("size", size, size)], "margin")
-    as_float = pieces.node("Cast", [margin], "margin_float", to=TensorProto.FLOAT)
+    as_float = pieces.node("Cast", [margin], "margin_float", attributes={"to": TensorProto.FLOAT})
     half = pieces.node(
         "Mul", [as_float, pieces.constant("half", np.array(0.5, np.float32))], "half_margin"
     )
     rounded = pieces.node("Round", [half], "rounded_margin")
-    start = pieces.node("Cast", [rounded], "crop_start", to=TensorProto.INT64)
+    start = pieces.node("Cast", [rounded], "crop_start", attributes={"to": TensorProto.INT64})
     end = pieces.node("Add", [start, "featx_size"], "crop_end")
     axes = pieces.integers("crop_axes", 1, 2)
     pieces.node("Slice", [resized, start, end, axes], "pixels", output=output)
@@ -78,9 +80,11 @@ def _add_resize(
             "Resize",
             [values, "", "", target],
             name,
-            antialias=1,
-            axes=[1, 2],
-            coordinate_transformation_mode="half_pixel",
-            **_FILTERS[spec.interpolation],
+            attributes={
+                "antialias": 1,
+                "axes": [1, 2],
+                "coordinate_transformation_mode": "half_pixel",
+                **_FILTERS[spec.interpolation],
+            },
         )
     return values

@@ -227,7 +227,7 @@ def _add_head(
             pieces.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
         name = output if last else None
-        values = pieces.node("Gemm", inputs, f"head_{i}", output=name, transB=1)
+        values = pieces.node("Gemm", inputs, f"head_{i}", output=name, attributes={"transB": 1})
         if not last:
             values = pieces.node("Relu", [values], f"head_{i}_relu")
     return values
@@ -243,13 +243,13 @@ def _add_outputs(pieces: Pieces, raw: str, contract: Contract, *, features: str)
     if contract.task == "multi-label":
         probabilities = pieces.node("Sigmoid", [raw], name, output=name)
     else:
-        probabilities = pieces.node("Softmax", [raw], name, output=name, axis=-1)
+        probabilities = pieces.node("Softmax", [raw], name, output=name, attributes={"axis": -1})
     if k := contract.top_k:
         pieces.node(
             "TopK",
             [probabilities, pieces.integers("top_k", k)],
             "top_scores",
             output="top_scores",
-            axis=-1,
+            attributes={"axis": -1},
         )
         pieces.nodes[-1].output.append("top_classes")

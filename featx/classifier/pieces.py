@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class Pieces:
         self.initializers.extend(graph.initializer)
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """Add an initializer and return its name in the graph."""
+        """Add an initializer of any shape ``(*shape,)`` and return its name in the graph."""
         self.initializers.append(numpy_helper.from_array(value, f"featx_{name}"))
         return f"featx_{name}"
 
@@ -38,11 +38,11 @@ class Pieces:
         name: str,
         *,
         output: str | None = None,
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
     ) -> str:
         """Add a node and return the name of its output, ``featx_`` and ``name`` by default."""
         output = output or f"featx_{name}"
         self.nodes.append(
-            helper.make_node(op, list(inputs), [output], f"featx_{name}_{op}", **attributes)
+            helper.make_node(op, list(inputs), [output], f"featx_{name}_{op}", **(attributes or {}))
         )
         return output

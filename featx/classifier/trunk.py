@@ -117,7 +117,9 @@ def add_arithmetic(
     """
     mean = 255 * np.array(spec.mean, np.float64)
     factor = 1 / (255 * np.array(spec.std, np.float64))
-    channels_first = pieces.node("Transpose", [pixels], "channels_first", perm=[0, 3, 1, 2])
+    channels_first = pieces.node(
+        "Transpose", [pixels], "channels_first", attributes={"perm": [0, 3, 1, 2]}
+    )
     first = _first_convolution(trunk) if fold else None
     whole = first is not None and not _is_padded(first)
     steps: list[tuple[str, str, np.ndarray]] = []
@@ -132,7 +134,7 @@ def add_arithmetic(
         [channels_first],
         "values",
         output=None if steps else TENSOR,
-        to=TensorProto.FLOAT,
+        attributes={"to": TensorProto.FLOAT},
     )
     for op, name, numbers in steps:
         constant = pieces.constant(f"{name}_by", numbers.astype(np.float32).reshape(1, 3, 1, 1))
@@ -209,14 +211,19 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def share_equal(graph: onnx.GraphProto) -> None:
-    """Keep one of initializers that hold the same values."""
+    """Keep one of initializers that hold the same values.
+
+    But for int8: ONNX Runtime makes uint8 of such constants, one for each reader, and then has two
+    of one name.
+    """
     first: dict[bytes, str] = {}
     names: dict[str, str] = {}
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         kind = f"{tensor.data_type} {values.shape}".encode()
         digest = hashlib.sha256(kind + np.ascontiguousarray(values).tobytes()).digest()
-        names[tensor.name] = first.setdefault(digest, tensor.name)
+        own = tensor.data_type == TensorProto.INT8
+        names[tensor.name] = tensor.name if own else first.setdefault(digest, tensor.name)
     for i in reversed(range(len(graph.initializer))):
         if names[graph.initializer[i].name] != graph.initializer[i].name:
             del graph.initializer[i]

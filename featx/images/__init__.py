@@ -4,6 +4,7 @@
     decode       one encoded image → RGB pixels, by one set of rules
     preprocess   the spec of resize, crop and arithmetic; the geometry
     read_ahead   threads that stay a bounded number of images ahead
+    variants     hard images made from ordinary ones, for proofs
     thumbnail    small pictures, for pages that people look at
 
 Uses numpy and Pillow only, so that predicting needs nothing more.

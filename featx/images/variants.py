@@ -55,7 +55,10 @@ _MAX_ASPECT = 50
 
 
 def rotated_by_exif(pixels: np.ndarray) -> np.ndarray:
-    """Return an image read from a file in which it lies on its side, marked so by EXIF."""
+    """Return an image read from a file in which it lies on its side, marked so by EXIF.
+
+    Both are ``(height, width, 3)`` uint8.
+    """
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = _ROTATED_LEFT
     return _through_file(Image.fromarray(np.ascontiguousarray(np.rot90(pixels))), exif=exif)

@@ -98,7 +98,8 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         )
     indices = [index for index, _ in found]
     expected = np.stack([witness.logits for _, witness in found])
-    difference, same = _compare(classifier, list(_pixels(images, indices)), expected, bound)
+    pixels = list(_pixels(classifier, images, indices))
+    difference, same = _compare(classifier, pixels, expected, bound)
     rows, targets = _labelled(classifier, images, max_images)
     return Repeated(
         source=images.uri,
@@ -108,7 +109,7 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         bound=bound,
         num_agreeing=int(same.sum()),
         num_scored=len(rows),
-        accuracy=_score(classifier, _pixels(images, rows), targets) if rows else None,
+        accuracy=_score(classifier, _pixels(classifier, images, rows), targets) if rows else None,
         recorded_accuracy=recorded,
     )
 
@@ -165,12 +166,18 @@ def _find(witnesses: Sequence[_Witness], images: ImageSource) -> list[tuple[int,
     return [(i, by_digest[digest]) for i, digest in enumerate(digests) if digest in by_digest]
 
 
-def _pixels(images: ImageSource, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield raw pixels, ``(height, width, 3)`` uint8 each, read ahead."""
+def _pixels(
+    classifier: Classifier, images: ImageSource, indices: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yield pixels, ``(height, width, 3)`` uint8 each, decoded for a classifier, read ahead."""
 
     def read(i: int) -> np.ndarray:
         index = indices[i]
-        return pixels_of(images.read(index), sample_id=images.samples[index].sample_id)
+        return pixels_of(
+            images.read(index),
+            sample_id=images.samples[index].sample_id,
+            preprocess=classifier.preprocess,
+        )
 
     with closing(read_ahead(read, len(indices))) as ahead:
         for future in ahead:
