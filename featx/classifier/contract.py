@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from featx.errors import ConfigError
+from featx.heads.task import Task
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 Input = Literal["image", "crop", "tensor"]
 
 MAX_TOP_K = 1000
 _TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
-_CHOICES = ("logits", "probabilities", "features")
+_CHOICES = ("logits", "probabilities", "values", "features")
+_OF_CLASSES = ("logits", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,17 @@ class Contract:
         input: ``"image"``: RGB bytes of any size; ``"crop"``: RGB bytes, already resized and
             cropped; ``"tensor"``: the same, normalised, channels first.
         outputs: Any of ``"logits"``, ``"probabilities"``, ``"features"`` and ``"top-K"`` (the K
-            most probable classes), in this order.
+            most probable classes), in this order; of a regression ``"values"`` and
+            ``"features"``.
+        task: What the head answers.
 
     Raises:
         ConfigError: A name is unknown, occurs twice, or there is none.
     """
 
     input: Input = "image"
-    outputs: tuple[str, ...] = ("logits", "probabilities")
+    outputs: tuple[str, ...] = _OF_CLASSES
+    task: Task = "single-label"
 
     def __post_init__(self) -> None:
         if self.input not in get_args(Input):
@@ -79,26 +84,49 @@ class Contract:
         found = [_TOP_K.fullmatch(name) for name in self.outputs]
         return next((int(match[1]) for match in found if match), None)
 
+    @property
+    def raw_output(self) -> str:
+        """What the last layer gives: ``"logits"``, or ``"values"`` of a regression."""
+        return "values" if self.task == "regression" else "logits"
+
     def with_outputs(self, *names: str) -> Contract:
         """Return the contract with further outputs."""
         missing = tuple(name for name in names if name not in self.outputs)
-        return Contract(self.input, self.outputs + missing)
+        return replace(self, outputs=self.outputs + missing)
+
+    def for_task(self, task: Task) -> Contract:
+        """Return the contract of a head of a task; the default outputs are those of the task.
+
+        Raises:
+            ConfigError: The head has no such output.
+        """
+        outputs = self.outputs
+        if task == "regression" and outputs == _OF_CLASSES:
+            outputs = ("values",)
+        known = {"values", "features"} if task == "regression" else {*_OF_CLASSES, "features"}
+        for name in outputs:
+            ranked = task != "regression" and _TOP_K.fullmatch(name)
+            if name not in known and not ranked:
+                raise ConfigError(f"a head of {task} has no output {name!r}.")
+        return replace(self, outputs=outputs, task=task)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as JSON values."""
         return {"input": self.input, "outputs": list(self.outputs)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> Self:
+    def from_dict(
+        cls, values: Mapping[str, Any] | None, *, task: Task = "single-label"
+    ) -> Contract:
         """Return the contract that ``to_dict`` described; None stands for the default one.
 
         Raises:
             ConfigError: A value is missing or unknown.
         """
         if values is None:
-            return cls()
+            return cls().for_task(task)
         try:
-            return cls(values["input"], tuple(values["outputs"]))
+            return cls(values["input"], tuple(values["outputs"])).for_task(task)
         except (KeyError, TypeError) as err:
             raise ConfigError(f"not a contract ({err}).") from err
 
@@ -124,10 +152,17 @@ class Contract:
         """
         columns = "columns in the order of the metadata entry 'classes'"
         per_class = ("batch", num_classes)
+        squashed = (
+            "sigmoid of the logits; a tag is given from its entry in the metadata entry "
+            "'thresholds' on"
+            if self.task == "multi-label"
+            else "softmax of the logits"
+        )
         values = {
             "logits": Value("logits", "float32", per_class, f"unnormalised scores, {columns}"),
-            "probabilities": Value(
-                "probabilities", "float32", per_class, f"softmax of the logits, {columns}"
+            "probabilities": Value("probabilities", "float32", per_class, f"{squashed}, {columns}"),
+            "values": Value(
+                "values", "float32", per_class, f"in the unit of the labels, {columns}"
             ),
             "features": Value(
                 "features",
@@ -230,8 +265,8 @@ def _rank(name: str) -> int:
     if match and int(match[1]) <= MAX_TOP_K:
         return len(_CHOICES)
     raise ConfigError(
-        f"output must be logits, probabilities, features or top-K with K from 1 to {MAX_TOP_K}; "
-        f"got {name!r}."
+        f"output must be logits, probabilities, values, features or top-K with K from 1 to "
+        f"{MAX_TOP_K}; got {name!r}."
     )
 
 

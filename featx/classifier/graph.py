@@ -3,6 +3,8 @@
     image (batch, height, width, 3) uint8
       → resize → crop → normalise → [trunk: → features] → head → logits → softmax → probabilities
 
+Of tags it is a sigmoid; of a regression, the head gives ``values`` and nothing follows.
+
 What goes in and what comes out is chosen by a ``Contract``.
 """
 
@@ -23,6 +25,7 @@ from featx.classifier.precision import to_float16
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
 from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
+from featx.heads.task import task_of, thresholds_of
 from featx.images.preprocess import PreprocessSpec
 
 MAX_BYTES = 2**31 - 1
@@ -65,7 +68,8 @@ def build_classifier(
     results = contract.output_values(num_classes=num_classes, num_features=num_features)
     pieces = Pieces()
     features = _add_backbone(pieces, backbone, preprocess, contract, half=half)
-    _add_outputs(pieces, _add_head(pieces, layers, features=features), contract, features=features)
+    raw = _add_head(pieces, layers, features=features, output=contract.raw_output)
+    _add_outputs(pieces, raw, contract, features=features)
     text = contract.describe(preprocess, num_classes=num_classes, num_features=num_features)
     graph = helper.make_graph(
         pieces.nodes,
@@ -139,7 +143,8 @@ def _add_backbone(
 def _reserved(contract: Contract, graph: onnx.GraphProto) -> set[str]:
     """Return the names that a backbone must not use for what is inside of it."""
     own = {graph.input[0].name, graph.output[0].name}
-    return {contract.input_name, "logits", "probabilities", "top_scores", "top_classes"} - own
+    results = {"logits", "probabilities", "values", "top_scores", "top_classes"}
+    return {contract.input_name, *results} - own
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
@@ -167,8 +172,9 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
     """Return the model as one self-contained, sealed file with the header in its metadata.
 
     Besides the header, ``classes`` and ``preprocess`` stand there as JSON of their own, and
-    ``contract`` as text, for readers that don't know featx. The last entry is ``sha256``, of all
-    that stands before it. Equal models and headers give equal bytes.
+    ``contract`` as text, for readers that don't know featx; also the ``task`` where it is not
+    single-label, and ``thresholds`` of tags. The last entry is ``sha256``, of all that stands
+    before it. Equal models and headers give equal bytes.
 
     Raises:
         ExportError: The file would exceed ONNX's limit of 2 GiB, or would not be opened again.
@@ -181,6 +187,10 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
         "preprocess": json.dumps(header.spec["preprocess"]),
         "contract": model.doc_string,
     }
+    if (task := task_of(header.details)) != "single-label":
+        entries["task"] = task
+    if thresholds := thresholds_of(header.details, len(header.classes)):
+        entries["thresholds"] = json.dumps(list(thresholds))
     helper.set_model_props(stamped, entries)
     _require_one_file(stamped)
     content: bytes = stamped.SerializeToString(deterministic=True)
@@ -201,9 +211,13 @@ def _require_one_file(model: onnx.ModelProto) -> None:
 
 
 def _add_head(
-    pieces: Pieces, layers: Sequence[tuple[np.ndarray, np.ndarray]], *, features: str
+    pieces: Pieces,
+    layers: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    features: str,
+    output: str,
 ) -> str:
-    """Add the layers and return the name of the logits."""
+    """Add the layers up to ``output``, logits or values, and return its name."""
     values = features
     for i, (weight, bias) in enumerate(layers):
         last = i == len(layers) - 1
@@ -212,20 +226,24 @@ def _add_head(
             pieces.constant(f"head_{i}_weight", weight.astype(np.float32)),
             pieces.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
-        output = "logits" if last else None
-        values = pieces.node("Gemm", inputs, f"head_{i}", output=output, attributes={"transB": 1})
+        name = output if last else None
+        values = pieces.node("Gemm", inputs, f"head_{i}", output=name, attributes={"transB": 1})
         if not last:
             values = pieces.node("Relu", [values], f"head_{i}_relu")
     return values
 
 
-def _add_outputs(pieces: Pieces, logits: str, contract: Contract, *, features: str) -> None:
-    """Add what the contract gives besides the logits."""
+def _add_outputs(pieces: Pieces, raw: str, contract: Contract, *, features: str) -> None:
+    """Add what the contract gives besides the logits or values."""
     if features != "features" and "features" in contract.outputs:
         pieces.node("Identity", [features], "features", output="features")
-    probabilities = pieces.node(
-        "Softmax", [logits], "probabilities", output="probabilities", attributes={"axis": -1}
-    )
+    if contract.task == "regression":
+        return
+    name = "probabilities"
+    if contract.task == "multi-label":
+        probabilities = pieces.node("Sigmoid", [raw], name, output=name)
+    else:
+        probabilities = pieces.node("Softmax", [raw], name, output=name, attributes={"axis": -1})
     if k := contract.top_k:
         pieces.node(
             "TopK",

@@ -7,7 +7,8 @@
 - images in batches against alone.
 
 A file in another precision than the features' has no bound on logits: there the share of images
-with the same class counts, and the accuracy.
+with the same class counts, and the accuracy. What a class is here, are tags or numbers elsewhere:
+``decisions`` tells.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from featx.classifier.decisions import MEASURES, agreeing, comparable, settled, share_right
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
+from featx.heads.task import task_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
@@ -58,6 +61,8 @@ class Accuracy:
         file: Share that the file gets right, in [0, 1].
         head: Share that the head gets right on cached features, in [0, 1].
         agreement: Share for which both say the same, in [0, 1].
+        measure: What counts as right: the class, or all tags; of numbers the share of the variance
+            that is explained.
     """
 
     split: str
@@ -66,6 +71,7 @@ class Accuracy:
     file: float
     head: float
     agreement: float
+    measure: str = "accuracy"
 
     @property
     def drop(self) -> float:
@@ -84,8 +90,9 @@ class Proof:
         median_difference: Median over images of the same.
         max_resized_difference: The largest for images that Pillow has resized first.
         bound: What was allowed; None where the precision is another than the features'.
-        top1_agreement: Share of images with the same top class, in [0, 1]; with a bound, below 1
-            only where two classes tie within it.
+        top1_agreement: Share of images with the same top class, or the same tags, in [0, 1]; with
+            a bound, below 1 only where two tie within it. Of numbers the share of the variance that
+            file and head have in common.
         max_batch_difference: Largest absolute logit difference between an image alone and in a
             batch.
         hard: Largest absolute logit difference for each kind of hard image.
@@ -158,8 +165,9 @@ def prove(
     rounding = limit if bound is None else strict
     answered = answers(classifier, images)
     difference = _require_close(answered, expected, names, bound=limit, hint=" (--atol)")
+    details = classifier.header.details
     if bound is not None:
-        _require_same_class(answered, expected, names, bound)
+        _require_same_answers(details, answered, expected, names, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
     resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
     others = None if full is None else answers(classifier, full)
@@ -176,38 +184,53 @@ def prove(
             hint=" once the image is resized",
         ),
         bound=bound,
-        top1_agreement=_agreement(answered, expected),
+        top1_agreement=float(agreeing(details, answered, expected).mean()),
         max_batch_difference=_check_batches(classifier, images, bound=strict),
         hard=_check_hard(classifier, hard, bound=limit),
         max_full_difference=None if others is None else float(np.abs(others - expected).max()),
-        full_top1_agreement=None if others is None else _agreement(others, expected),
+        full_top1_agreement=None
+        if others is None
+        else float(agreeing(details, others, expected).mean()),
     )
 
 
 def answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the logits of each raw image alone, ``(num_images, num_classes)``."""
-    return np.concatenate([classifier.logits(classifier.prepare(image)[None]) for image in images])
+    """Return what a file says of each raw image alone, comparable, ``(n, num_classes)``."""
+    return np.concatenate(
+        [_answer(classifier, classifier.prepare(image)[None]) for image in images]
+    )
+
+
+def _answer(classifier: Classifier, inputs: np.ndarray) -> np.ndarray:
+    return comparable(classifier.header.details, classifier.logits(inputs))
 
 
 def measure_accuracy(
-    found: np.ndarray, expected: np.ndarray, labels: np.ndarray, *, num_available: int
+    found: np.ndarray,
+    expected: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_available: int,
+    details: Mapping[str, Any] | None = None,
 ) -> Accuracy:
     """Return how the file does on labelled validation images, next to the head.
 
     Args:
-        found: Logits of the file, ``(num_images, num_classes)``.
-        expected: Logits of the head, likewise.
-        labels: Class indices, ``(num_images,)``.
+        found: Of the file, as ``answers`` gives them, ``(num_images, num_classes)``.
+        expected: Of the head, likewise.
+        labels: Class indices, ``(num_images,)``; tags, or numbers as ``comparable`` gives them.
         num_available: Labelled images of the split.
+        details: Of the head's header; None for a head of classes.
     """
-    by_file, by_head = found.argmax(axis=1), expected.argmax(axis=1)
+    details = details or {}
     return Accuracy(
         split="val",
         num_images=len(labels),
         num_available=num_available,
-        file=float((by_file == labels).mean()),
-        head=float((by_head == labels).mean()),
-        agreement=float((by_file == by_head).mean()),
+        file=share_right(details, found, labels),
+        head=share_right(details, expected, labels),
+        agreement=float(agreeing(details, found, expected).mean()),
+        measure=MEASURES[task_of(details)],
     )
 
 
@@ -226,12 +249,15 @@ def require_accuracy(proof: Proof, *, max_drop: float) -> None:
     """
     if proof.accuracy is None:
         lost = 0.0 if proof.bound is not None else 100 * (1 - proof.top1_agreement)
-        what = f"gives {lost:.2f} % of {proof.num_images} images another class than the head"
+        what = f"gives {lost:.2f} % of {proof.num_images} images another answer than the head"
     else:
         lost, own = proof.accuracy.drop, proof.accuracy
         what = (
             f"gets {own.file:.2%} of {own.num_images} validation images right, the head "
             f"{own.head:.2%}"
+            if own.measure == "accuracy"
+            else f"has a {own.measure} of {own.file:.4f} on {own.num_images} validation images, "
+            f"the head {own.head:.4f}"
         )
     if not lost <= max_drop + 1e-9:
         raise ParityError(
@@ -285,40 +311,28 @@ def _require_close(
     return largest
 
 
-def _agreement(answered: np.ndarray, expected: np.ndarray) -> float:
-    return float((answered.argmax(axis=1) == expected.argmax(axis=1)).mean())
-
-
-def _require_same_class(
-    answered: np.ndarray, expected: np.ndarray, names: Sequence[str], bound: float
+def _require_same_answers(
+    details: Mapping[str, Any],
+    answered: np.ndarray,
+    expected: np.ndarray,
+    names: Sequence[str],
+    bound: float,
 ) -> None:
-    """Check that the top class of each image is the same, or a tie within the bound.
+    """Check that the class or the tags of each image are the same, or a tie within the bound.
 
     Raises:
-        ParityError: It is not; the message names the image.
+        ParityError: They are not; the message names the image.
     """
-    settled = top_class_is_settled(answered.argmax(axis=1), expected, bound)
-    if not settled.all():
-        name = names[int(np.argmin(settled))]
+    same = settled(details, answered, expected, bound)
+    if not same.all():
+        name = names[int(np.argmin(same))]
         difference = float(np.abs(answered - expected).max())
+        thing = "other tags" if task_of(details) == "multi-label" else "another class"
         raise ParityError(
-            f"The exported file gives '{name}' another class than the head. Nothing was written.",
+            f"The exported file gives '{name}' {thing} than the head. Nothing was written.",
             difference=difference,
             bound=bound,
         )
-
-
-def top_class_is_settled(classes: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
-    """Return, for each image, whether a class is the top one, or ties with it within the bound.
-
-    Args:
-        classes: ``(num_images,)`` int64.
-        expected: Logits, ``(num_images, num_classes)``.
-        bound: At least 0.
-    """
-    gap = expected.max(axis=1) - expected[np.arange(len(expected)), classes]
-    settled: np.ndarray = gap <= bound
-    return settled
 
 
 def _check_hard(classifier: Classifier, hard: Sequence[Hard], *, bound: float) -> dict[str, float]:
@@ -356,7 +370,7 @@ def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, boun
     alone, inputs = answers(classifier, cut), np.stack([classifier.prepare(i) for i in cut])
     worst = 0.0
     for size in BATCH_SIZES[1:]:
-        together = classifier.logits(inputs[:size])
+        together = _answer(classifier, inputs[:size])
         difference = float(np.abs(together - alone[:size]).max())
         if not difference <= bound:
             raise ParityError(

@@ -34,6 +34,11 @@ def check_recorded(details: Mapping[str, Any]) -> None:
     known = accuracy is None or isinstance(accuracy, Mapping)
     if not known or (accuracy is not None and not _are_numbers(accuracy, _ACCURACY)):
         raise ConfigError("its proof lacks figures of accuracy")
+    if accuracy is not None and not isinstance(accuracy.get("measure", ""), str):
+        raise ConfigError("its proof has no name for accuracy")
+    task = "single-label"
+    if proof.get("task", task) != details.get("task", task):
+        raise ConfigError("its proof is of another task")
     if not isinstance(proof.get("date", ""), str):
         raise ConfigError("its proof has no date")
 

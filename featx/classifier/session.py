@@ -16,6 +16,8 @@ from featx.classifier.providers import Provider, require_providers, require_star
 from featx.classifier.recorded import check_recorded
 from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
+from featx.heads.metrics.multi_label import sigmoid
+from featx.heads.task import Task, require_task, thresholds_of
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 
@@ -59,6 +61,16 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.header.classes
+
+    @property
+    def task(self) -> Task:
+        """What it answers: classes, tags or numbers."""
+        return self.contract.task
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """From which probability on each tag is given; empty unless it is multi-label."""
+        return thresholds_of(self.header.details, len(self.classes))
 
     @property
     def gives_scores(self) -> bool:
@@ -106,7 +118,7 @@ class Classifier:
         """Return ``(batch, num_classes)`` float32, from the probabilities where that is all.
 
         These give the logits but for a constant in each row, which neither the order of the classes
-        nor a softmax knows.
+        nor a softmax knows. Of a regression these are the values.
 
         Args:
             inputs: As ``run`` takes them.
@@ -115,14 +127,18 @@ class Classifier:
             ConfigError: The file gives neither; also as ``run``.
             ArtifactInvalid: As ``run``.
         """
-        name, values = self._scores(inputs, ("logits", "probabilities"))
-        if name == "logits":
+        name, values = self._scores(inputs, (self.contract.raw_output, "probabilities"))
+        if name != "probabilities":
             return values
         logits: np.ndarray = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        if self.task == "multi-label":
+            logits -= np.log(np.maximum(1 - values, np.finfo(np.float32).epsneg))
         return logits
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Return ``(batch, num_classes)`` float32, from the logits where that is all.
+
+        Of tags, each is one of its own; of a regression there are none.
 
         Args:
             inputs: As ``run`` takes them.
@@ -134,6 +150,8 @@ class Classifier:
         name, values = self._scores(inputs, ("probabilities", "logits"))
         if name == "probabilities":
             return values
+        if self.task == "multi-label":
+            return sigmoid(values)
         raised = np.exp(values - values.max(axis=1, keepdims=True))
         probabilities: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
         return probabilities
@@ -143,8 +161,8 @@ class Classifier:
         name = next((name for name in names if name in self._names), None)
         if name is None:
             raise ConfigError(
-                f"'{self.path}' gives {', '.join(self._names)}, but neither logits nor "
-                "probabilities; export it with --output probabilities."
+                f"'{self.path}' gives {', '.join(self._names)}, but neither {names[0]} nor "
+                f"{names[1]}; export it with --output {self.contract.raw_output}."
             )
         return name, self.run(inputs)[name]
 
@@ -212,9 +230,10 @@ def load_classifier(
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
-        contract = Contract.from_dict(header.details.get("contract"))
+        task = require_task(header.details, len(header.classes))
+        contract = Contract.from_dict(header.details.get("contract"), task=task)
         check_recorded(header.details)
-    except (KeyError, ConfigError) as err:
+    except (KeyError, ValueError) as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
     _require_contract(session, header, contract.input_value(preprocess), contract, path)
     return Classifier(session, path=path, header=header, preprocess=preprocess, contract=contract)

@@ -103,14 +103,14 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     again = report.repeated
     if again is None:
         return
+    task = (report.proof or {}).get("task", "single-label")
+    answer = {"multi-label": "tags", "regression": "values"}.get(task, "class")
     difference = ""
     if again.max_difference is not None:
-        difference = (
-            f", largest logit difference {again.max_difference:.1e} ({again.bound:.2g} allowed)"
-        )
+        difference = f", largest difference {again.max_difference:.1e} ({again.bound:.2g} allowed)"
     yield (
         "repeated",
-        f"{'holds' if again.holds else 'DOES NOT HOLD'}: same class in {again.num_agreeing} of "
+        f"{'holds' if again.holds else 'DOES NOT HOLD'}: same {answer} in {again.num_agreeing} of "
         f"{again.num_found} images{difference}",
     )
     if again.num_found < again.num_witnesses:

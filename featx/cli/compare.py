@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from featx.cli import options
 from featx.cli.output import (
     human_seconds,
-    interval,
     print_fields,
     print_json,
     print_table,
     step_status,
 )
+from featx.cli.scores import headline
 
 
 @click.command()
@@ -23,11 +24,17 @@ from featx.cli.output import (
     "--split",
     help="Whose images judge.  [val, or test where there is no val]",
 )
+@options.task
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.as_json
 @options.quiet
 def compare(
-    features: tuple[Path, ...], split: str | None, seed: int, as_json: bool, quiet: bool
+    features: tuple[Path, ...],
+    split: str | None,
+    task: Any,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train the default head on each of several FEATURES files: which backbone suits my images.
 
@@ -37,7 +44,7 @@ def compare(
     from featx.stages.train import compare as run
 
     with step_status(quiet=quiet) as progress:
-        report = run(features, TrainOptions(seed=seed), split=split, progress=progress)
+        report = run(features, TrainOptions(task=task, seed=seed), split=split, progress=progress)
     if as_json:
         print_json(report.to_dict())
         return
@@ -47,15 +54,14 @@ def compare(
             f"{cache.backbone} {cache.image_size}px",
             cache.layer,
             f"{cache.num_features:,}",
-            f"{cache.metrics.top1:.4f}",
-            interval(cache.metrics.top1_low, cache.metrics.top1_high),
-            f"{cache.metrics.log_loss:.4f}",
+            *headline(cache.metrics).values(),
             human_seconds(cache.seconds),
         ]
         for cache in report.caches
     ]
-    columns = ("backbone", "layer", "dim", f"{report.split} top-1", "95 %", "log loss", "time")
-    print_table(["features", *columns], rows)
     best = report.caches[0]
+    first, *others = headline(best.metrics)
+    columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
+    print_table(["features", *columns], rows)
     click.echo()
     print_fields({"judged by": f"{best.metrics.num_samples:,} images of the {report.split} split"})

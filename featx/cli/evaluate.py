@@ -11,11 +11,10 @@ from featx.cli.output import (
     human_seconds,
     print_fields,
     print_json,
-    print_metrics,
-    print_per_class,
     print_skipped,
     progress_bar,
 )
+from featx.cli.scores import print_metrics, print_per_class
 
 
 @click.command()
@@ -32,7 +31,8 @@ def evaluate(
     """Score the exported file MODEL on the labelled images of SOURCE.
 
     Raw images go through the file. Classes are joined by name, so SOURCE may have fewer of them, in
-    any order.
+    any order. Labels are read as the model's head was trained: classes, tags separated by |, or
+    numbers.
     """
     from featx.stages.evaluate import evaluate as run
 

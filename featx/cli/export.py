@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_bytes, human_seconds, print_fields, proof_fields, step_status
+from featx.cli.output import (
+    OUTPUT_NAMES,
+    human_bytes,
+    human_seconds,
+    print_fields,
+    proof_fields,
+    step_status,
+)
 
 
 @click.command()
@@ -44,9 +51,10 @@ from featx.cli.output import human_bytes, human_seconds, print_fields, proof_fie
     "outputs",
     multiple=True,
     default=["logits,probabilities"],
-    show_default="logits,probabilities",
+    show_default="logits,probabilities; of numbers values",
     metavar="NAMES",
-    help="What it gives: logits, probabilities, features, top-K; several with commas.",
+    help="What it gives: logits, probabilities, features, top-K, or the values of a regression; "
+    "several with commas.",
 )
 @click.option(
     "--precision",
@@ -105,9 +113,10 @@ def export(
         report = export_onnx(head, output, export_options, progress=progress)
     details = report.header.details
     outputs = ", ".join(details["contract"]["outputs"])
+    things = OUTPUT_NAMES[details.get("task", "single-label")]
     fields: dict[str, object] = {
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
-        f"{len(report.header.classes)} classes, {details['precision']}",
+        f"{len(report.header.classes)} {things}, {details['precision']}",
         **proof_fields(details["proof"]),
         "time": human_seconds(report.seconds),
         "written": report.path,

@@ -11,13 +11,8 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import (
-    human_bytes,
-    print_fields,
-    print_json,
-    print_metrics,
-    proof_fields,
-)
+from featx.cli.output import OUTPUT_NAMES, human_bytes, print_fields, print_json, proof_fields
+from featx.cli.scores import print_metrics
 from featx.errors import ArtifactInvalid
 
 if TYPE_CHECKING:
@@ -38,10 +33,12 @@ def info(path: Path, as_json: bool) -> None:
     print_fields(dict(_fields(path, header)))
     metrics = header.details.get("metrics")
     if metrics:
-        from featx.heads.metrics import Metrics
+        from featx.heads.metrics import scores_from_dict
+        from featx.heads.task import task_of
 
         click.echo()
-        print_metrics({split: Metrics(**scores) for split, scores in metrics.items()})
+        task = task_of(header.details)
+        print_metrics({split: scores_from_dict(task, own) for split, own in metrics.items()})
 
 
 def _open(path: Path) -> Header:
@@ -73,7 +70,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
     shown = ", ".join(header.classes[:_CLASSES_SHOWN])
     more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
-    yield "classes", f"{len(header.classes)}: {shown}{more}"
+    yield OUTPUT_NAMES[details.get("task", "single-label")], f"{len(header.classes)}: {shown}{more}"
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"
@@ -96,8 +93,10 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     from featx.classifier.contract import Contract
     from featx.classifier.seal import count_nodes
+    from featx.heads.task import task_of
 
-    contract = Contract.from_dict(header.details.get("contract"))
+    task = task_of(header.details)
+    contract = Contract.from_dict(header.details.get("contract"), task=task)
     precision, opset = header.details.get("precision", "fp32"), header.details.get("opset", 20)
     yield "contract", f"{contract.input} → {', '.join(contract.outputs)}"
     yield "graph", f"{count_nodes(path.read_bytes()):,} nodes, opset {opset}, {precision}"

@@ -35,6 +35,14 @@ on_error = click.option(
     show_default=True,
     help="What to do with images that cannot be used: name them all, or leave them out.",
 )
+task = click.option(
+    "--task",
+    type=click.Choice(["auto", "single-label", "multi-label", "regression"]),
+    default="auto",
+    show_default=True,
+    help="What labels are: one class each, tags separated by |, or numbers. auto takes tags where "
+    "any label has a |, else classes.",
+)
 max_pixels = click.option(
     "--max-pixels",
     type=int,

@@ -6,13 +6,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from featx.heads.metrics import Metrics
-
+OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
+"""What a head's outputs are called, by its task."""
 _SKIPPED_SHOWN = 10
 
 
@@ -48,55 +47,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_metrics(metrics: Mapping[str, Metrics]) -> None:
-    """Print the table that train-head and evaluate share; 95 % is the interval of top-1."""
-    rows = [
-        [
-            split,
-            f"{scores.num_samples:,}",
-            f"{scores.top1:.4f}",
-            f"{scores.top1_low:.4f}–{scores.top1_high:.4f}",
-            _or_dash(scores.top5),
-            f"{scores.balanced_accuracy:.4f}",
-            f"{scores.macro_f1:.4f}",
-            f"{scores.log_loss:.4f}",
-            f"{scores.ece:.4f}",
-        ]
-        for split, scores in metrics.items()
-    ]
-    columns = ("split", "images", "top-1", "95 %", "top-5", "balanced", "macro F1", "log loss")
-    print_table([*columns, "ECE"], rows)
-
-
-def print_per_class(metrics: Mapping[str, Metrics], classes: Sequence[str]) -> None:
-    """Print precision and recall of each class with their 95 % intervals, for each split."""
-    columns = ("class", "images", "predicted", "precision", "95 %", "recall", "95 %")
-    for split, scores in metrics.items():
-        rows = [
-            [
-                name,
-                f"{own.num_samples:,}",
-                f"{own.num_predicted:,}",
-                _or_dash(own.precision),
-                interval(own.precision_low, own.precision_high),
-                _or_dash(own.recall),
-                interval(own.recall_low, own.recall_high),
-            ]
-            for name, own in zip(classes, scores.per_class, strict=True)
-        ]
-        print_table([f"{columns[0]} ({split})", *columns[1:]], rows)
-        click.echo()
+_SAME = {
+    "single-label": "same class in {:.0%}, largest logit difference",
+    "multi-label": "same tags in {:.0%}, largest logit difference",
+    "regression": "largest difference, in deviations of the target,",
+}
 
 
 def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
     """Return what a model's proof says, as fields; files of earlier versions say less."""
     if proof is None:
         return {"proof": "none: exported with --no-verify"}
-    bound = proof["bound"]
+    bound, same = proof["bound"], _SAME[proof.get("task", "single-label")]
     allowed = "" if bound is None else f" ({bound:.2g} allowed)"
     fields = {
-        "proof": f"{proof['num_images']} images: same class in {proof['top1_agreement']:.0%}, "
-        f"largest logit difference {proof['max_difference']:.1e}{allowed}"
+        "proof": f"{proof['num_images']} images: {same.format(proof['top1_agreement'])} "
+        f"{proof['max_difference']:.1e}{allowed}"
     }
     if hard := proof.get("hard"):
         worst = max(hard, key=hard.__getitem__)
@@ -108,15 +74,16 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
         )
     if accuracy := proof.get("accuracy"):
         of = f" of {accuracy['num_available']:,}"
-        fields["accuracy"] = (
+        fields[_short_measure(accuracy)] = (
             f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
             f"{accuracy['num_images']:,}{of} validation images"
         )
     return fields
 
 
-def _or_dash(share: float | None) -> str:
-    return "–" if share is None else f"{share:.4f}"
+def _short_measure(accuracy: Mapping[str, Any]) -> str:
+    long = accuracy.get("measure", "accuracy")
+    return str(long) if len(long) < 10 else "right tags"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from featx.cli import options
-from featx.cli.output import print_json, print_table, progress_bar
+from featx.cli.output import print_json, progress_bar
+from featx.cli.predictions import as_json, print_csv, print_lines, print_predictions
 from featx.errors import SourceError
 
 if TYPE_CHECKING:
@@ -53,7 +51,8 @@ def predict(
     """Answer for images with an exported file; a folder stands for all images below it.
 
     MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
-    used gets a line with the reason, and the exit code is 1 at the end.
+    used gets a line with the reason, and the exit code is 1 at the end. Of tags, those are shown
+    whose probability is at least their threshold; of a regression, the value of each target.
     """
     from featx.stages.predict import Predictor, find_images
 
@@ -68,16 +67,18 @@ def predict(
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     count = _Count(len(found))
     with progress_bar("Predicting", quiet=quiet) as progress:
-        predictions = count.of(predictor.predict_each(found, top_k=top_k), progress)
+        every = format == "csv" and predictor.task == "multi-label"  # a column for each tag
+        shown = len(predictor.classes) if every else top_k
+        predictions = count.of(predictor.predict_each(found, top_k=shown), progress)
         if format == "jsonl":
-            _print_lines(predictions)
+            print_lines(predictions)
         elif format == "csv":
-            _print_csv(predictions)
+            print_csv(predictions, predictor.task, predictor.classes)
         all_of_them = list(predictions)  # what lines have not used up
     if format == "table":
-        _print_table(all_of_them)
+        print_predictions(all_of_them, predictor.task, predictor.classes)
     elif format == "json":
-        print_json([_as_json(prediction) for prediction in all_of_them])
+        print_json([as_json(prediction) for prediction in all_of_them])
     if count.bad:
         raise SourceError(f"{count.bad} of {count.total} images could not be used.")
 
@@ -99,57 +100,3 @@ class _Count:
             if progress:
                 progress(self.done, self.total)
             yield prediction
-
-
-def _print_table(predictions: Sequence[Prediction]) -> None:
-    rows = [
-        [prediction.image, f"cannot be used: {prediction.error}"]
-        if prediction.error
-        else [prediction.image, *(f"{label} {p:.3f}" for label, p in prediction.top)]
-        for prediction in predictions
-    ]
-    width = max(map(len, rows))
-    print_table(
-        [
-            "image",
-            *(["prediction", "2nd", "3rd"] + [f"{n}th" for n in range(4, width)])[: width - 1],
-        ],
-        [row + [""] * (width - len(row)) for row in rows],
-    )
-
-
-def _as_json(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "image": prediction.image,
-        "top": [{"label": label, "probability": p} for label, p in prediction.top],
-        "error": prediction.error,
-    }
-
-
-def _print_lines(predictions: Iterable[Prediction]) -> None:
-    """Print one JSON object per line."""
-    for prediction in predictions:
-        line = json.dumps(_as_json(prediction), ensure_ascii=False) + "\n"
-        click.echo(line.encode("utf-8", "backslashreplace"), nl=False)
-
-
-def _print_csv(predictions: Iterable[Prediction]) -> None:
-    """Print one line per image and class: image, rank, label, probability, error.
-
-    As UTF-8 whatever the terminal's encoding; a name that is not UTF-8 comes out as its own bytes.
-    """
-    line = io.StringIO(newline="")
-    writer = csv.writer(line)
-
-    def write(*fields: object) -> None:
-        writer.writerow(fields)
-        click.echo(line.getvalue().encode("utf-8", "surrogateescape"), nl=False)
-        line.seek(0)
-        line.truncate()
-
-    write("image", "rank", "label", "probability", "error")
-    for prediction in predictions:
-        if prediction.error:
-            write(prediction.image, "", "", "", prediction.error)
-        for rank, (label, probability) in enumerate(prediction.top, start=1):
-            write(prediction.image, rank, label, f"{probability:.6f}", "")

@@ -15,10 +15,9 @@ from featx.cli.output import (
     human_seconds,
     print_fields,
     print_json,
-    print_metrics,
-    print_per_class,
     print_table,
 )
+from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,13 +40,13 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     show_default=True,
     help="The head file to write.",
 )
+@options.task
 @click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
     "--solver",
     type=click.Choice(SOLVERS),
-    default="lbfgs",
-    show_default=True,
-    help="Of a linear head: logistic regression by lbfgs or sklearn, or the others by name.",
+    help="Of a linear head: logistic regression by lbfgs or sklearn, or the others by name.  "
+    "[lbfgs; of regression ridge]",
 )
 @click.option(
     "-C",
@@ -114,7 +113,7 @@ def train_head(
     """
     from featx.stages.train import train_head as run
 
-    _require_used(chosen["head"], chosen["solver"])
+    _require_used(chosen["task"], chosen["head"], chosen["solver"])
     progress = None if as_json or quiet else _print_epoch
     report = run(features, output, _options(**chosen), progress=progress)
     if as_json:
@@ -125,8 +124,9 @@ def train_head(
 
 def _options(
     *,
+    task: str,
     head: str,
-    solver: str,
+    solver: str | None,
     strengths: tuple[float, ...],
     class_weight: str | None,
     shots: int | None,
@@ -162,6 +162,7 @@ def _options(
                 raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
         sgd = SGDOptions(**given)
     return TrainOptions(
+        task=task,  # type: ignore[arg-type]
         head=head,  # type: ignore[arg-type]
         solver=solver,  # type: ignore[arg-type]
         strengths=strengths or STRENGTHS,
@@ -212,9 +213,10 @@ _USED = {
 }
 
 
-def _require_used(head: str, solver: str) -> None:
+def _require_used(task: str, head: str, solver: str | None) -> None:
     """Refuse options that the chosen head would ignore."""
     context = click.get_current_context()
+    solver = solver or ("ridge" if task == "regression" else "lbfgs")
     kind = "mlp" if head == "mlp" else solver
     for name in sorted(set().union(*_USED.values()) - _USED[kind]):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -244,7 +246,10 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
     path = report.choice.get("path", [])
     if len(path) > 1:
         _print_path(path, report.choice["strength"])
-    fields: dict[str, object] = {"head": _describe(report.choice)}
+    fields: dict[str, object] = {}
+    if report.head.task != "single-label":
+        fields["task"] = report.head.task
+    fields["head"] = _describe(report.choice)
     if blocks := report.choice.get("in_blocks"):
         fields["features"] = _describe_blocks(blocks)
     if report.calibration:

@@ -1,13 +1,16 @@
 """What is trained: the head's file, and one module per way to fit one.
 
     head           the artifact; applying it; folding standardisation
+    task           one class, several tags, or numbers, and
+    targets        what labels mean to it
     linear         L2-regularised logistic regression along a path of strengths, by
     logistic       the objective, evaluated for many problems in one pass over the features,
     lbfgs          many smooth convex problems at once, and
     moments        mean and deviation of features, block by block
     rows           features that are read block by block
     basis          standardised features and the eigenbasis of their covariance
-    ridge          least squares on one-hot targets, judged by leave-one-out
+    losses         what is made small: of classes, tags or numbers
+    ridge          least squares on numbers or one-hot targets, judged by leave-one-out
     centroid       nearest centroid by cosine
     sgd            the tutorials' recipe
     mlp            hidden layers, AdamW, early stopping, on
@@ -20,8 +23,10 @@
     few_shot       drawing a few samples of each class, again and again
     class_weight   what a sample counts, by its class
     folds          stratified folds, and what was held out
+    tag_folds      folds that spread every tag
+    thresholds     from which probability on a tag is given
     calibration    a temperature for the logits
-    metrics        scores from logits and labels
+    metrics/       scores, one module for each task
 
 Fitting is a pure function of arrays.
 """

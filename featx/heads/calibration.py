@@ -8,7 +8,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,12 @@ import numpy as np
 
 from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
-from featx.heads.metrics import expected_calibration_error, log_loss
+from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
+from featx.heads.metrics.single_label import (
+    calibration_gap,
+    expected_calibration_error,
+    log_loss,
+)
 
 _RANGE = (1e-3, 1e3)
 _MAX_STEPS = 100
@@ -32,7 +37,7 @@ class Calibration:
         log_loss_before: Of the head as it was trained, nats.
         log_loss_after: With the temperature, nats.
         ece_before: Expected calibration error of the head as it was trained, in [0, 1].
-        ece_after: With the temperature, in [0, 1].
+        ece_after: With the temperature, in [0, 1]. Of tags, both count each tag of each sample.
     """
 
     temperature: float
@@ -48,18 +53,22 @@ class Calibration:
 
 
 def calibrate(held_out: HeldOut) -> Calibration:
-    """Return the temperature with the lowest log loss on held-out samples."""
+    """Return the temperature with the lowest log loss on held-out samples, of classes or tags."""
     logits, labels = held_out.logits.astype(np.float64), held_out.labels
-    temperature = fit_temperature(logits, labels)
-    scaled = logits / temperature
-    return Calibration(
-        temperature=temperature,
-        num_samples=len(labels),
-        log_loss_before=log_loss(logits, labels),
-        log_loss_after=log_loss(scaled, labels),
-        ece_before=expected_calibration_error(logits, labels),
-        ece_after=expected_calibration_error(scaled, labels),
+    fit = fit_temperature if labels.ndim == 1 else fit_tag_temperature
+    temperature = fit(logits, labels)
+    (loss_before, ece_before), (loss_after, ece_after) = (
+        _loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )
+    return Calibration(temperature, len(labels), loss_before, loss_after, ece_before, ece_after)
+
+
+def _loss_and_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return log loss and expected calibration error, of classes ``(n,)`` or tags ``(n, k)``."""
+    if labels.ndim == 1:
+        return log_loss(logits, labels), expected_calibration_error(logits, labels)
+    error = calibration_gap(sigmoid(logits).reshape(-1), labels.reshape(-1) > 0)
+    return binary_log_loss(logits, labels), error
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -77,14 +86,49 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     present = np.unique(labels)
     rest = 1 / ((len(labels) + 2) * max(1, len(present) - 1))
     target = own * (1 - rest * len(present)) + rest * float(shifted[:, present].sum(1).mean())
-    low, high = 1 / _RANGE[1], 1 / _RANGE[0]
-    inverse = 1.0
-    for _ in range(_MAX_STEPS):  # Newton's method, inside the bracket: the loss is convex
+
+    def derivatives(inverse: float) -> tuple[float, float]:
         likely = np.exp(shifted * inverse)
         likely /= likely.sum(axis=1, keepdims=True)
         expected = (likely * shifted).sum(axis=1)
-        slope = float(expected.mean()) - target
         curvature = float(((likely * shifted * shifted).sum(axis=1) - expected**2).mean())
+        return float(expected.mean()) - target, curvature
+
+    return 1 / _best_inverse(derivatives)
+
+
+def fit_tag_temperature(logits: np.ndarray, tags: np.ndarray) -> float:
+    """Return the temperature of all tags with the lowest log loss, in [0.001, 1000].
+
+    That a sample has a tag counts as ``(N + 1) / (N + 2)``, with ``N`` the samples that do; that it
+    lacks the tag likewise.
+
+    Args:
+        logits: ``(num_samples, num_tags)``, floating.
+        tags: ``(num_samples, num_tags)``, 0 or 1.
+    """
+    z = logits.astype(np.float64)
+    having = tags.sum(axis=0, dtype=np.float64)
+    target = np.where(tags, (having + 1) / (having + 2), 1 / (len(tags) - having + 2))
+    own = float((target * z).mean())
+
+    def derivatives(inverse: float) -> tuple[float, float]:
+        likely = sigmoid(z * inverse)
+        return float((likely * z).mean()) - own, float((likely * (1 - likely) * z * z).mean())
+
+    return 1 / _best_inverse(derivatives)
+
+
+def _best_inverse(derivatives: Callable[[float], tuple[float, float]]) -> float:
+    """Return the factor in [0.001, 1000] where a convex loss is least, by Newton's method.
+
+    Args:
+        derivatives: First and second derivative of the loss by the factor.
+    """
+    low, high = 1 / _RANGE[1], 1 / _RANGE[0]
+    inverse = 1.0
+    for _ in range(_MAX_STEPS):  # inside the bracket
+        slope, curvature = derivatives(inverse)
         low, high = (low, inverse) if slope > 0 else (inverse, high)
         step = slope / curvature if curvature > 0 else np.inf
         ahead = inverse - step
@@ -92,7 +136,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         if abs(ahead - inverse) <= 1e-9 * inverse:
             break
         inverse = ahead
-    return float(1 / inverse)
+    return float(inverse)
 
 
 def fold_temperature(layers: Sequence[Layer], temperature: float) -> tuple[Layer, ...]:

@@ -15,6 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from featx.heads.losses import SOFTMAX, Loss
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 """AdamW's."""
@@ -44,9 +46,13 @@ class Networks:
     Args:
         widths: Features, hidden sizes, outputs.
         settings: One for each network.
+        loss: What they are trained to make small.
     """
 
-    def __init__(self, widths: Sequence[int], settings: Sequence[Setting]) -> None:
+    def __init__(
+        self, widths: Sequence[int], settings: Sequence[Setting], *, loss: Loss = SOFTMAX
+    ) -> None:
+        self.loss = loss
         self._widths = tuple(widths)
         self._settings = tuple(settings)
         self._random = [np.random.default_rng(setting.seed) for setting in settings]
@@ -84,11 +90,11 @@ class Networks:
         return np.concatenate(parts, axis=1)
 
     def step(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, pace: float) -> None:
-        """Take one step of AdamW on the weighted mean log loss of a batch.
+        """Take one step of AdamW on the weighted mean loss of a batch.
 
         Args:
             x: Standardised features, ``(n, in)``.
-            labels: ``(n,)``.
+            labels: ``(n,)``; tags or numbers ``(n, out)`` where the loss takes these.
             shares: Of each sample in the loss, ``(n,)``, summing to 1.
             pace: Factor of the learning rates, in [0, 1].
         """
@@ -120,8 +126,7 @@ class Networks:
             np.maximum(hidden, 0, out=hidden)
             self._drop(hidden)
             seen.append(hidden)
-        error = _softmax(seen[-1] @ layers[-1][0] + layers[-1][1])
-        error[:, np.arange(len(labels)), labels] -= 1
+        error = self.loss.error(seen[-1] @ layers[-1][0] + layers[-1][1], labels)
         error *= shares[:, None]
         gradient = np.empty_like(self._parameters)
         parts = split_layers(gradient, self._widths)
@@ -176,11 +181,3 @@ def initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np
         bound = 1 / np.sqrt(inputs)
         parts.append(random.uniform(-bound, bound, inputs * outputs + outputs))
     return np.concatenate(parts).astype(np.float32)
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    """Return probabilities along the last axis, in place."""
-    z -= z.max(axis=-1, keepdims=True)
-    np.exp(z, out=z)
-    z /= z.sum(axis=-1, keepdims=True)
-    return z

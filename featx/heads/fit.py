@@ -13,6 +13,7 @@ from featx.heads.device import Device
 from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
 from featx.heads.linear import LinearFit, fit_linear
+from featx.heads.losses import SIGMOID, SOFTMAX, Loss
 from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp
 from featx.heads.ridge import RidgeFit, fit_ridge
 from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
@@ -24,7 +25,7 @@ class Samples:
 
     Attributes:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)``.
         num_classes: Outputs of the head.
         weights: What each sample counts, ``(N,)``, above 0.
     """
@@ -91,8 +92,21 @@ def logistic_fitted(linear: LinearFit, *, solver: str, seed: int) -> Fitted:
     return Fitted((linear.layer,), choice, linear.held_out)
 
 
+def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) -> Fitted:
+    """Return a logistic regression for each tag, all of one strength; see ``fit_linear``."""
+    linear = fit_linear(
+        *samples.arrays,
+        strengths=strengths,
+        weights=samples.weights,
+        judge=True,
+        loss=SIGMOID,
+        seed=seed,
+    )
+    return logistic_fitted(linear, solver="lbfgs", seed=seed)
+
+
 def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
-    """Return ridge on one-hot targets; see ``fit_ridge``."""
+    """Return ridge on numbers, or on one-hot targets; see ``fit_ridge``."""
     return ridge_fitted(fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights))
 
 
@@ -136,10 +150,17 @@ def sgd_fitted(layer: Layer, options: SGDOptions, *, seed: int) -> Fitted:
 
 
 def fit_mlp_head(
-    samples: Samples, options: MLPOptions, *, seed: int, device: Device | None = None
+    samples: Samples,
+    options: MLPOptions,
+    *,
+    loss: Loss = SOFTMAX,
+    seed: int,
+    device: Device | None = None,
 ) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
-    mlp = fit_mlp(*samples.arrays, options, weights=samples.weights, seed=seed, device=device)
+    mlp = fit_mlp(
+        *samples.arrays, options, weights=samples.weights, loss=loss, seed=seed, device=device
+    )
     return mlp_fitted(mlp, options, seed=seed)
 
 

@@ -20,6 +20,7 @@ import safetensors.numpy
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
 from featx.heads.moments import Moments
+from featx.heads.task import Task, require_task, task_of, thresholds_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
@@ -52,8 +53,21 @@ class Head:
         """Class names in index order."""
         return self.header.classes
 
+    @property
+    def task(self) -> Task:
+        """What the head answers."""
+        return task_of(self.header.details)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """From which probability on each tag is given; empty unless it is multi-label."""
+        return thresholds_of(self.header.details, len(self.classes))
+
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """Return ``(N, num_classes)`` float32 of raw features ``(N, num_features)``."""
+        """Return ``(N, num_classes)`` float32 of raw features ``(N, num_features)``.
+
+        Of a regression these are the values themselves.
+        """
         return apply_layers(self.layers, features)
 
 
@@ -89,6 +103,19 @@ def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> L
     weight, bias = (part.astype(np.float64) for part in layer)
     folded = weight / scale
     return folded.astype(np.float32), (bias - folded @ mean).astype(np.float32)
+
+
+def fold_target_scale(layers: Sequence[Layer], mean: np.ndarray, scale: np.ndarray) -> list[Layer]:
+    """Return layers that give raw numbers where ``layers`` give standardised ones.
+
+    Args:
+        layers: First to last; only the last changes.
+        mean: Of each target, ``(num_targets,)``.
+        scale: Of each target, ``(num_targets,)``, above 0.
+    """
+    *others, (weight, bias) = layers
+    raw = weight * scale[:, None], bias * scale + mean
+    return [*others, (raw[0].astype(np.float32), raw[1].astype(np.float32))]
 
 
 def silence_absent(layer: Layer, labels: np.ndarray) -> Layer:
@@ -177,6 +204,7 @@ def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
     if not isinstance(text, str):
         raise ArtifactInvalid(path, f"'{path}' is a safetensors file, but not a head of featx's.")
     header = Header.from_json(text, path=path, kind="head")
+    require_task(header.details, len(header.classes))
     names = listing.keys() - {"__metadata__"}
     count = len(names) // 2
     expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""The linear head: L2-regularised multinomial logistic regression, solved to the optimum.
+"""The linear head: L2-regularised logistic regression, solved to the optimum.
 
 ``logistic`` has the objective. All strengths are solved, from the strongest regularisation on. Each
 search starts where the ones before it point to, and inherits what they learnt of the curvature, so
@@ -17,11 +17,11 @@ import numpy as np
 from featx.errors import ConfigError
 from featx.heads.basis import build_basis
 from featx.heads.device import Device
-from featx.heads.folds import Division, HeldOut, divide
+from featx.heads.folds import Division, HeldOut
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping
 from featx.heads.logistic import Logistic, Problems
-from featx.heads.metrics import log_loss
+from featx.heads.losses import SOFTMAX, LogisticLoss
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ class PathPoint:
     Attributes:
         strength: ``C``.
         log_loss: On the held-out samples, nats.
-        top1: On the held-out samples, in [0, 1].
+        top1: On the held-out samples, in [0, 1]; None for tags.
         objective: At the solution, mean over folds; None if unknown.
         gradient_norm: Largest absolute component of its gradient, over all folds; None if unknown.
     """
 
     strength: float
     log_loss: float
-    top1: float
+    top1: float | None
     objective: float | None
     gradient_norm: float | None
 
@@ -86,6 +86,7 @@ def fit_linear(
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
     judge: bool = False,
+    loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
 ) -> LinearFit:
@@ -93,11 +94,12 @@ def fit_linear(
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; with ``SIGMOID`` tags ``(N, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         strengths: Values of ``C`` to choose from.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         judge: Cross-validate a single strength too, which is then known on held-out samples.
+        loss: Of what labels are.
         seed: Decides the folds.
         device: What the products run on; None for numpy.
     """
@@ -106,13 +108,19 @@ def fit_linear(
     division, best = None, None
     path: tuple[PathPoint, ...] = ()
     if len(strengths) > 1 or judge:
-        division = divide(labels, seed=seed)
+        division = loss.divide(labels, seed=seed)
         samples = Logistic(
-            basis, labels, num_classes, weights=weights, division=division, device=device
+            basis,
+            labels,
+            num_classes,
+            weights=weights,
+            division=division,
+            loss=loss,
+            device=device,
         )
         best, path = follow_path(samples, division, strengths)
     strength = best.point.strength if best else float(strengths[0])
-    everything = Logistic(basis, labels, num_classes, weights=weights, device=device)
+    everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss, device=device)
     optimum = refit(everything, strength, best)
     return LinearFit(
         layer=everything.layer(optimum.variables[0]),
@@ -186,11 +194,10 @@ def _solve_folds(
     start = _ahead(samples, before, strength, len(penalties))
     minimum = samples.solve(problems, start=start, stopping=_ON_THE_WAY, curvature=curvature)
     held_out, weights = samples.held_out(minimum.variables, division)
-    right = held_out.logits.argmax(axis=1) == held_out.labels
     point = PathPoint(
         strength=float(strength),
-        log_loss=log_loss(held_out.logits, held_out.labels, weights=weights),
-        top1=float(right.mean()),
+        log_loss=samples.loss.mean(held_out.logits, held_out.labels, weights=weights),
+        top1=samples.loss.top1(held_out.logits, held_out.labels),
         objective=float(minimum.values.mean()),
         gradient_norm=float(minimum.gradient_norms.max()),
     )

@@ -1,4 +1,4 @@
-"""Multinomial logistic regressions on the same samples, evaluated side by side.
+"""Logistic regressions on the same samples, evaluated side by side.
 
 For strength ``C`` the objective is
 
@@ -7,6 +7,9 @@ For strength ``C`` the objective is
 with ``S`` the sum of the sample weights, which are 1 unless classes are weighted. That is
 scikit-learn's divided by ``C S``. With two classes scikit-learn has one row of weights where there
 are two here, and its ``2 C`` is ``C`` here.
+
+Of tags that don't exclude each other the first term is the sum of their log losses; the optimum is
+then that of a scikit-learn model with strength ``C`` for each tag.
 
 Problems differ in strength and in the fold left out. One pass over the features serves all of them:
 a block of rows is multiplied with the weights of every problem while it is in the cache.
@@ -25,6 +28,7 @@ from featx.heads.device import Device, LogisticPass
 from featx.heads.folds import Division, HeldOut
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
+from featx.heads.losses import SOFTMAX, LogisticLoss
 
 _BLOCK_ROWS = 2048
 _BLOCK_VALUES = 2**22
@@ -60,6 +64,7 @@ class Logistic:
         weights: Of each sample, ``(N,)``, above 0.
         division: Who is held out when; None where nobody is.
         device: What the products run on; None for numpy.
+        loss: Of what labels are: classes, or with ``SIGMOID`` tags ``(N, num_classes)``.
     """
 
     def __init__(
@@ -70,8 +75,10 @@ class Logistic:
         *,
         weights: np.ndarray,
         division: Division | None = None,
+        loss: LogisticLoss = SOFTMAX,
         device: Device | None = None,
     ) -> None:
+        self.loss = loss
         self._basis, self._all_labels, self._all_weights = basis, labels, weights
         self._device = device
         self._x: np.ndarray | StandardisedRows = basis.samples
@@ -153,19 +160,19 @@ class Logistic:
     def _diagonal(self, variables: np.ndarray, penalties: np.ndarray) -> np.ndarray:
         """Return roughly the diagonal of each Hessian, ``(P, num_variables)``.
 
-        A class's probability varies by ``p (1 - p)``; its mean is seen on some of the samples.
+        A class's probability varies by ``p (1 - p)``; its mean is taken of some of the samples.
         """
         some = self._x if isinstance(self._x, np.ndarray) else self._x.some
         some = some[:: -(-len(some) // _ROWS_FOR_CURVATURE)]
         weight, bias = self._unpack(variables)
         p, k, _ = weight.shape
-        z = _softmax((some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None])
-        curvature = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
+        z = (some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None]
+        curvature = self.loss.curvature(z)  # (p, k)
         rank = len(self._basis.variances)
         diagonal = np.empty((p, k, rank + 1))
-        along = curvature[:, None] * self._basis.variances + penalties[:, None]
-        diagonal[:, :, :rank] = along[:, None]
-        diagonal[:, :, rank] = curvature[:, None]
+        diagonal[:, :, :rank] = curvature[:, :, None] * self._basis.variances
+        diagonal[:, :, :rank] += penalties[:, None, None]
+        diagonal[:, :, rank] = curvature
         return diagonal.reshape(p, -1)
 
     def _unpack(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,8 +190,11 @@ class Logistic:
         blocks = None
         if not isinstance(self._x, np.ndarray):
             columns, offset, blocks = self._x.for_product(columns, offset)
-        begin = self._device.logistic_pass if self._device else _Pass
-        one: LogisticPass = begin(columns, offset, p)
+        one: LogisticPass
+        if self._device:
+            one = self._device.logistic_pass(columns, offset, p)
+        else:
+            one = _Pass(columns, offset, p, self.loss)
         for rows, x in self._parts(p, blocks):
             one.add(x, self._labels[rows], self._share(rows, totals, skip))
         losses, by_weight, by_bias = one.result()
@@ -253,39 +263,22 @@ class _Pass:
         columns: Weights of all problems' classes, ``(width, p * k)``.
         offset: Their biases, ``(p * k, 1)``.
         num_problems: ``p``.
+        loss: Of what labels are.
     """
 
-    def __init__(self, columns: np.ndarray, offset: np.ndarray, num_problems: int) -> None:
-        self._columns, self._offset, self._p = columns, offset, num_problems
+    def __init__(
+        self, columns: np.ndarray, offset: np.ndarray, num_problems: int, loss: LogisticLoss
+    ) -> None:
+        self._columns, self._offset, self._loss = columns, offset, loss
         self._losses, self._by_weight = np.zeros(num_problems), np.zeros(columns.shape[::-1])
         self._by_bias = np.zeros((num_problems, columns.shape[1] // num_problems))
 
     def add(self, x: np.ndarray, labels: np.ndarray, share: np.ndarray) -> None:
         z = np.add((x @ self._columns).T, self._offset, order="C")
         z = z.reshape(*self._by_bias.shape, -1)  # (p, k, n)
-        self._losses += _residual_in_place(z, labels, share)
+        self._losses += self._loss.residual_in_place(z, labels, share)
         self._by_weight += z.reshape(len(self._by_weight), -1) @ x
         self._by_bias += z.sum(2)
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self._losses, self._by_weight, self._by_bias
-
-
-def _residual_in_place(z: np.ndarray, labels: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Turn logits ``(p, k, n)`` into shares of the loss's gradient; return the losses, ``(p,)``."""
-    at = np.arange(z.shape[2])
-    z -= z.max(axis=1, keepdims=True)
-    own = z[:, labels, at]  # (p, n)
-    np.exp(z, out=z)
-    total = z.sum(axis=1)
-    losses: np.ndarray = np.einsum("pn,pn->p", share, np.log(total) - own, dtype=np.float64)
-    z *= (share / total)[:, None]
-    z[:, labels, at] -= share
-    return losses
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    """Return probabilities along axis 1 of ``(p, k, n)``."""
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    z /= z.sum(axis=1, keepdims=True)
-    return z

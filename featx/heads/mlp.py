@@ -18,9 +18,9 @@ import numpy as np
 from featx.errors import ConfigError
 from featx.heads.dense import Networks, Setting, split_layers
 from featx.heads.device import AnyNetworks, Device
-from featx.heads.folds import HeldOut, stratified_folds
+from featx.heads.folds import HeldOut
 from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
-from featx.heads.metrics import log_loss
+from featx.heads.losses import SOFTMAX, Loss
 
 _HOLDOUT_SHARE = 10
 """One in so many training samples is held out."""
@@ -100,7 +100,7 @@ class Candidate:
         dropout: In [0, 1).
         number: Of its seed, from 0.
         num_epochs: Epoch whose weights were kept, from 1; 0 if it diverged.
-        held_out_loss: Its log loss on the hold-out, nats; None if it diverged.
+        held_out_loss: Its loss on the hold-out; None if it diverged.
     """
 
     learning_rate: float
@@ -134,7 +134,7 @@ class MLPFit:
 
     @property
     def held_out_loss(self) -> float:
-        """Log loss on the hold-out, nats."""
+        """Loss on the hold-out."""
         return math.nan if self.chosen.held_out_loss is None else self.chosen.held_out_loss
 
 
@@ -145,6 +145,7 @@ def fit_mlp(
     options: MLPOptions,
     *,
     weights: np.ndarray | None = None,
+    loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
 ) -> MLPFit:
@@ -152,10 +153,12 @@ def fit_mlp(
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)`` where the
+            loss takes these.
         num_classes: Outputs of the head.
         options: Shape and training.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        loss: What is made small, and judged by.
         seed: Of initial weights, shuffling, dropout and the hold-out.
         device: What the products run on; None for numpy.
 
@@ -163,13 +166,15 @@ def fit_mlp(
         ConfigError: Training with these options diverges.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    trained, judged = _hold_out(labels, seed=seed)
+    trained, judged = _hold_out(labels, loss, seed=seed)
     mean, scale = standardisation(features[trained])
     x = _standardised(features[trained], mean, scale)
     train = _Rows(device.hold(x) if device else x, labels[trained], weights[trained])
     judge = Judges(features[judged], labels[judged], weights[judged])
     standard = mean, scale
-    return train_mlp(train, judge, standard, num_classes, options, seed=seed, device=device)
+    return train_mlp(
+        train, judge, standard, num_classes, options, loss=loss, seed=seed, device=device
+    )
 
 
 def train_mlp(
@@ -179,6 +184,7 @@ def train_mlp(
     num_classes: int,
     options: MLPOptions,
     *,
+    loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
 ) -> MLPFit:
@@ -190,6 +196,7 @@ def train_mlp(
         standard: Mean and scale of the features, ``(num_features,)`` each.
         num_classes: Outputs of the head.
         options: Shape and training.
+        loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
         seed: Of initial weights, shuffling and dropout.
         device: What the products run on; None for numpy.
 
@@ -198,10 +205,13 @@ def train_mlp(
     """
     widths = (judge.features.shape[1], *options.hidden, num_classes)
     settings = options.settings(seed)
-    networks = device.networks(widths, settings) if device else Networks(widths, settings)
+    if device:
+        networks: AnyNetworks = device.networks(widths, settings)
+    else:
+        networks = Networks(widths, settings, loss=loss)
     x = _standardised(judge.features, *standard)
     rows = _Rows(device.hold(x) if device else x, judge.labels, judge.weights)
-    best = _train(networks, train, rows, options, seed=seed)
+    best = _train(networks, train, rows, options, loss, seed=seed)
     candidates = [
         Candidate(
             setting.learning_rate,
@@ -237,17 +247,15 @@ def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> 
     return standardised
 
 
-def _hold_out(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(labels: np.ndarray, loss: Loss, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which samples are trained on and which decide when to stop, ``(N,)`` bool each.
 
-    Where every class has a single sample, all of them are used for both.
+    Where none may be held out, all of them are used for both.
     """
-    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
-    if not len(several):
+    held_out = loss.hold_out(labels, _HOLDOUT_SHARE, seed=seed)
+    if not held_out.any():
         everything = np.ones(len(labels), dtype=bool)
         return everything, everything
-    held_out = np.zeros(len(labels), dtype=bool)
-    held_out[several] = stratified_folds(labels[several], _HOLDOUT_SHARE, seed=seed) == 0
     return ~held_out, held_out
 
 
@@ -315,7 +323,13 @@ class _Best:
 
 
 def _train(
-    networks: AnyNetworks, train: Batches, judge: _Rows, options: MLPOptions, *, seed: int
+    networks: AnyNetworks,
+    train: Batches,
+    judge: _Rows,
+    options: MLPOptions,
+    loss: Loss,
+    *,
+    seed: int,
 ) -> list[_Best]:
     """Train in place and return each network's best epoch; one that is done drops out."""
     random = np.random.default_rng(seed)
@@ -327,7 +341,7 @@ def _train(
             for batch in train.batches(options.batch_size, random):
                 networks.step(*batch, pace=pace)
             logits = networks.logits(judge.x)
-            losses = [log_loss(own, judge.labels, weights=judge.weights) for own in logits]
+            losses = [loss.mean(own, judge.labels, weights=judge.weights) for own in logits]
         for row, number in enumerate(going):
             if losses[row] < best[number].loss:
                 best[number] = _Best(epoch, losses[row], networks.parameters[row].copy())

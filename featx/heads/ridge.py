@@ -1,8 +1,8 @@
-"""Ridge: least squares on one-hot targets, in closed form.
+"""Ridge: least squares on numbers, or on one-hot targets, in closed form.
 
 For strength ``C`` the objective, on standardised features, is
 
-    weighted sum over samples of |W x + b - onehot(label)|² / 2  +  |W|² / (2 C)
+    weighted sum over samples of |W x + b - target|² / 2  +  |W|² / (2 C)
 
 One decomposition of their covariance gives the solution at every strength, and also what each
 sample would be given had it been left out: its residual divided by ``1 - leverage``. So no folds
@@ -36,12 +36,12 @@ class RidgePoint:
     Attributes:
         strength: ``C``.
         error: Weighted mean over samples of the squared leave-one-out error.
-        top1: Share of samples that are right when left out, in [0, 1].
+        top1: Share of samples that are right when left out, in [0, 1]; None of numbers.
     """
 
     strength: float
     error: float
-    top1: float
+    top1: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def fit_ridge(
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; or numbers, ``(N, num_classes)`` floating.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         strengths: Values of ``C`` to choose from, at least one.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
@@ -89,10 +89,12 @@ def fit_ridge(
     ]
     best = min(path, key=lambda point: point.error)
     weight, bias = solve_at(system, best.strength)
-    layer = silence_absent(fold_standardisation((weight, bias), mean, scale), labels)
+    layer = fold_standardisation((weight, bias), mean, scale)
     held_out = without_own(system, labels, best.strength, leverages[path.index(best)])
-    absent = np.bincount(labels, minlength=num_classes) == 0
-    held_out[:, absent] = layer[1][absent]
+    if labels.ndim == 1:
+        layer = silence_absent(layer, labels)
+        absent = np.bincount(labels, minlength=num_classes) == 0
+        held_out[:, absent] = layer[1][absent]
     return RidgeFit(layer, best.strength, tuple(path), HeldOut(held_out, labels))
 
 
@@ -106,7 +108,7 @@ class System:
         squares: Weighted sum of the squared coordinates, ``(rank,)`` float64.
         products: Of coordinates with centred targets, ``(rank, num_classes)`` float64.
         centre: Weighted mean of the standardised samples, ``(num_features,)``.
-        shares: Weighted share of each class, ``(num_classes,)``.
+        shares: Weighted mean of each target, ``(num_classes,)``: of one-hot ones, class shares.
         weights: Of each sample, ``(N,)``.
         total: Sum of all weights.
     """
@@ -124,7 +126,7 @@ class System:
 def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray) -> System:
     total = weights.sum()
     centre = weights @ x / total
-    shares = np.bincount(labels, weights=weights, minlength=num_classes) / total
+    shares = _sums(np.ones((len(labels), 1)), labels, num_classes, weights)[:, 0] / total
     if x.shape[1] <= len(x):
         squares, directions = np.linalg.eigh(_gram(x, centre, weights))
     else:
@@ -133,10 +135,7 @@ def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.
         directions = rooted.T @ vectors / np.sqrt(np.maximum(squares, 1e-300))
     squares, directions = with_variance(squares, directions)
     coordinates = (x - centre.astype(x.dtype)) @ directions.astype(x.dtype)
-    sums = np.zeros((num_classes, len(squares)))  # over the samples of each class
-    for label in np.unique(labels):
-        rows = labels == label
-        sums[label] = weights[rows] @ coordinates[rows].astype(np.float64)
+    sums = _sums(coordinates, labels, num_classes, weights)
     products = sums.T - (weights @ coordinates.astype(np.float64))[:, None] * shares
     return System(coordinates, directions, squares, products, centre, shares, weights, total)
 
@@ -145,6 +144,20 @@ def with_variance(squares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarr
     """Return those squares ``(rank,)`` and directions that are more than rounding."""
     keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)
     return squares[keep], np.ascontiguousarray(directions[:, keep])
+
+
+def _sums(
+    values: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weighted sums of values ``(N, m)`` times targets, ``(num_classes, m)`` float64."""
+    if labels.ndim == 2:
+        weighted: np.ndarray = (labels * weights[:, None]).T @ values.astype(np.float64)
+        return weighted
+    sums = np.zeros((num_classes, values.shape[1]))  # over the samples of each class
+    for label in np.unique(labels):
+        rows = labels == label
+        sums[label] = weights[rows] @ values[rows].astype(np.float64)
+    return sums
 
 
 def _gram(x: np.ndarray, centre: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -184,9 +197,13 @@ def without_own(
     along = system.products / (system.squares + 1 / strength)[:, None]
     u = system.coordinates
     fitted: np.ndarray = u @ along.astype(u.dtype) + system.shares
+    freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
+    if labels.ndim == 2:
+        numbers: np.ndarray = labels + (fitted - labels) / freedom
+        return numbers
     own = np.arange(len(labels)), labels
     fitted[own] -= 1  # minus the residual
-    fitted /= np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
+    fitted /= freedom
     fitted[own] += 1
     return fitted
 
@@ -194,6 +211,9 @@ def without_own(
 def _point(
     strength: float, left_out: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> RidgePoint:
+    if labels.ndim == 2:
+        errors = np.square(left_out - labels).sum(axis=1)
+        return RidgePoint(strength, float(np.average(errors, weights=weights)), None)
     squared, right = errors_of(left_out, labels)
     return RidgePoint(strength, float(np.average(squared, weights=weights)), float(right.mean()))
 

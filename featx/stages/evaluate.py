@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import BadImages, ConfigError, ImageError, SourceError
-from featx.heads.metrics import Metrics, measure
+from featx.heads.metrics import Scores, measure_for
+from featx.heads.targets import Labels, Targets, read_targets
+from featx.heads.task import task_of, thresholds_of
 from featx.images.decode import MAX_PIXELS, check_max_pixels, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
@@ -32,12 +34,12 @@ class EvaluateReport:
 
     Attributes:
         metrics: Scores of each split; ``"all"`` where the source has only one.
-        classes: Of the model, in index order.
+        classes: Of the model, in index order: classes, tags or targets.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
     """
 
-    metrics: dict[str, Metrics]
+    metrics: dict[str, Scores]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     seconds: float
@@ -62,8 +64,8 @@ def evaluate(
 ) -> EvaluateReport:
     """Return the scores of a classifier file on a source's labelled images.
 
-    Classes are joined by name. On the source the head was trained from, the splits are those of
-    training.
+    Classes and tags are joined by name. On the source the head was trained from, the splits are
+    those of training.
 
     Args:
         model: The ONNX file.
@@ -75,7 +77,7 @@ def evaluate(
 
     Raises:
         ArtifactError: The model cannot be used.
-        SourceError: The source cannot be used, has no labels, or a class the model does not know.
+        SourceError: The source cannot be used, has no labels, or labels the model does not know.
         BadImages: Images cannot be used (with ``on_error="skip"``: none with a label can).
         ConfigError: An option is out of range.
     """
@@ -85,21 +87,22 @@ def evaluate(
     start = time.perf_counter()
     classifier, images = open_classifier(model), open_source(str(source))
     samples = _split(images, classifier)
-    labels = _labels_by_name(images, samples, classifier)
+    targets = _targets(images, samples, classifier)
     logits, bad = _run(
         classifier, images, go_on=on_error == "skip", max_pixels=max_pixels, progress=progress
     )
     skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
     usable = np.ones(len(samples), bool)
     usable[list(bad)] = False
-    if not (labels[usable] >= 0).any():
+    usable &= targets.labelled
+    if not usable.any():
         raise BadImages(skipped, len(samples), "None with a label is left.")
     if skipped and on_error == "fail":
         advice = "Repair or remove them, or leave them out with --on-error skip."
         raise BadImages(skipped, len(samples), advice)
     splits = np.array([sample.split for sample in samples])
     return EvaluateReport(
-        metrics=_score(logits[usable], labels[usable], splits[usable]),
+        metrics=_score(classifier, logits, targets, splits, usable),
         classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
@@ -144,12 +147,23 @@ def _run(
     return logits, bad
 
 
-def _score(logits: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> dict[str, Metrics]:
+def _score(
+    classifier: Classifier,
+    logits: np.ndarray,
+    targets: Targets,
+    splits: np.ndarray,
+    usable: np.ndarray,
+) -> dict[str, Scores]:
     """Return the scores of each split that has labelled images; of an only one, as ``"all"``."""
-    scores: dict[str, Metrics] = {}
+    thresholds = thresholds_of(classifier.header.details, len(classifier.classes))
+    scores: dict[str, Scores] = {}
     for split in SPLITS:
-        rows = splits == split
-        if rows.any() and (metrics := measure(logits[rows], labels[rows])):
+        rows = usable & (splits == split)
+        if rows.any() and (
+            metrics := measure_for(
+                targets.task, logits[rows], targets.values[rows], thresholds=thresholds
+            )
+        ):
             scores[split] = metrics
     return {"all": next(iter(scores.values()))} if len(scores) == 1 else scores
 
@@ -165,27 +179,18 @@ def _split(images: ImageSource, classifier: Classifier) -> list[Sample]:
     return list(images.samples)
 
 
-def _labels_by_name(
-    images: ImageSource, samples: list[Sample], classifier: Classifier
-) -> np.ndarray:
-    """Return each sample's index into the model's classes, -1 where unlabelled.
+def _targets(images: ImageSource, samples: Sequence[Sample], classifier: Classifier) -> Targets:
+    """Return what the source's labels mean to the model.
 
     Raises:
-        SourceError: No sample is labelled, or a class is unknown to the model.
+        SourceError: No sample is labelled, or a label is unknown to the model.
     """
-    index = {name: position for position, name in enumerate(classifier.classes)}
-    used = sorted({sample.label for sample in samples if sample.label >= 0})
-    if not used:
+    index = np.array([sample.label for sample in samples], np.int64)
+    if not (index >= 0).any():
         raise SourceError(
             f"'{images.uri}' has no labels to score against: its images lie in no class folders. "
             "Use featx predict for unlabelled images."
         )
-    unknown = [images.classes[label] for label in used if images.classes[label] not in index]
-    if unknown:
-        raise SourceError(
-            f"'{images.uri}' has classes that the model does not know: {', '.join(unknown[:5])}. "
-            f"The model knows {', '.join(classifier.classes[:10])}."
-        )
-    own = np.array([index.get(name, -1) for name in images.classes])
-    labels = np.array([sample.label for sample in samples])
-    return np.where(labels >= 0, own[labels], -1)
+    ids = [sample.sample_id for sample in samples]
+    labels = Labels(images.classes, index, ids, images.uri)
+    return read_targets(task_of(classifier.header.details), labels, names=classifier.classes)

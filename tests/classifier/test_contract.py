@@ -233,3 +233,21 @@ def test_a_contract_that_was_damaged(broken: Any, plain: onnx.ModelProto, header
     stamped = Header("classifier", header.spec, header.classes, {"contract": broken})
     with pytest.raises(ArtifactInvalid, match="header is damaged"):
         load_classifier(with_header(plain, stamped), path=Path("m.onnx"))
+
+
+def test_a_contract_follows_the_task() -> None:
+    assert Contract().for_task("regression").outputs == ("values",)
+    assert Contract("crop", ("features", "values")).for_task("regression").raw_output == "values"
+    tags = Contract("image", ("top-2", "probabilities")).for_task("multi-label")
+    assert (tags.outputs, tags.raw_output) == (("probabilities", "top-2"), "logits")
+    assert "sigmoid" in tags.output_values(num_classes=3, num_features=5)[0].text
+    assert Contract.from_dict(tags.to_dict(), task="multi-label") == tags
+    assert Contract.from_dict(None, task="regression").outputs == ("values",)
+    for outputs, task in (
+        (("logits",), "regression"),
+        (("top-1",), "regression"),
+        (("values",), "single-label"),
+        (("values",), "multi-label"),
+    ):
+        with pytest.raises(ConfigError, match=f"a head of {task} has no output"):
+            Contract("image", outputs).for_task(task)  # type: ignore[arg-type]

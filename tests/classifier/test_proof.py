@@ -36,6 +36,7 @@ class Answers:
     """
 
     preprocess = PreprocessSpec(image_size=50, resize=50, mean=(0, 0, 0), std=(1, 1, 1))
+    header = Header("classifier", {}, ("ants", "bees"))
 
     def __init__(self, logits: Any, *, resized: Any = None, drift: float = 0) -> None:
         self.answers = np.array(logits, np.float32)
@@ -337,7 +338,7 @@ def test_a_file_that_is_better_than_its_head_passes() -> None:
 
 def test_without_labels_other_classes_stand_for_a_drop() -> None:
     found = np.array(RIGHT)[[1, 1, 2, 3]]
-    with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another class"):
+    with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another answer"):
         require_accuracy(_prove(found, RIGHT, bound=None), max_drop=1)  # type: ignore[arg-type]
     require_accuracy(_prove(RIGHT, RIGHT), max_drop=0)
 

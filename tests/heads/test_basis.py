@@ -76,7 +76,7 @@ def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_decomposition_is_left_out_where_it_would_cost_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(featx.heads.basis, "_ROTATE_UP_TO", 5)
+    monkeypatch.setattr(featx.heads.basis, "MOST_CORRELATED", 5)
     basis = build_basis(features_of(40, 6))
     assert np.array_equal(basis.directions, np.eye(6))
     assert basis.samples.shape == (40, 6)

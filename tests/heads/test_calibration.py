@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.calibration import calibrate, fit_temperature, fold_temperature
+from featx.heads.calibration import (
+    calibrate,
+    fit_tag_temperature,
+    fit_temperature,
+    fold_temperature,
+)
 from featx.heads.folds import HeldOut
 from featx.heads.head import Layer, apply_layers
 from featx.heads.metrics import log_loss
+from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -108,3 +114,34 @@ def test_folding_leaves_the_layers_alone() -> None:
     fold_temperature(layers, 2.0)
     assert (layers[0][0] == 1).all()
     assert (layers[0][1] == 1).all()
+
+
+# --- tags ---------------------------------------------------------------------------------------
+
+
+def honest_tags(num_samples: int, num_tags: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    logits = 2 * random.normal(size=(num_samples, num_tags)) - 1
+    return logits, (random.random(logits.shape) < sigmoid(logits)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 50.0])
+def test_one_temperature_of_all_tags_is_found_again(temperature: float) -> None:
+    logits, tags = honest_tags(5_000, 4)
+    found = fit_tag_temperature(temperature * logits, tags)
+    assert found == pytest.approx(temperature, rel=0.05)
+    calibration = calibrate(HeldOut(temperature * logits, tags))
+    assert calibration.temperature == found
+    assert calibration.log_loss_after == pytest.approx(binary_log_loss(logits, tags), rel=1e-2)
+    assert calibration.ece_after < 0.03
+    assert calibration.log_loss_after <= calibration.log_loss_before + 1e-3
+
+
+def test_tags_that_are_never_wrong_stay_finite() -> None:
+    tags = np.eye(4, dtype=np.uint8).repeat(5, axis=0)
+    temperature = fit_tag_temperature(2.0 * tags - 1, tags)
+    assert 0.01 < temperature < 1
+
+
+def test_tags_about_which_logits_say_nothing() -> None:
+    assert 1e-3 <= fit_tag_temperature(np.zeros((6, 2)), np.eye(6, 2)) <= 1e3

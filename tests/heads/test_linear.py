@@ -18,7 +18,9 @@ import featx.heads.folds
 from featx.heads.folds import NUM_FOLDS, choose_num_folds, stratified_folds
 from featx.heads.head import Layer, apply_layers, standardisation
 from featx.heads.linear import STRENGTHS, LinearFit, fit_linear
+from featx.heads.losses import SIGMOID
 from featx.heads.metrics import log_loss, top_k_accuracy
+from featx.heads.metrics.multi_label import binary_log_loss
 
 
 def samples_of(
@@ -348,6 +350,65 @@ def test_a_weight_of_two_is_a_sample_twice() -> None:
     found, _ = unfolded(weighted.layer, features)
     assert np.allclose(found - found.mean(0), model.coef_ - model.coef_.mean(0), atol=1e-3)
     assert not np.allclose(found - found.mean(0), weight - weight.mean(0), atol=1e-2)
+
+
+# --- tags that don't exclude each other ----------------------------------------------------------
+
+
+def tags_of(num_samples: int, num_features: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping tags, common and rare ones, on features of different scales."""
+    random = np.random.default_rng(seed)
+    plain = random.normal(size=(num_samples, num_features))
+    scores = plain @ random.normal(size=(num_features, 4)) + random.normal(size=(num_samples, 4))
+    tags = (scores > np.quantile(scores, [0.5, 0.2, 0.9, 0.7], axis=0).diagonal()).astype(np.uint8)
+    features = plain * random.uniform(0.1, 10, num_features) + random.normal(size=num_features)
+    return features.astype(np.float32), tags
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.03, 3.0])
+@pytest.mark.parametrize(("num_samples", "num_features"), [(300, 12), (60, 120)])
+@pytest.mark.parametrize("double", [True, False])
+def test_each_tag_is_scikit_learns_own_model(
+    monkeypatch: pytest.MonkeyPatch,
+    num_samples: int,
+    num_features: int,
+    strength: float,
+    *,
+    double: bool,
+) -> None:
+    if not double:
+        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+    features, tags = tags_of(num_samples, num_features)
+    weights = np.random.default_rng(1).uniform(0.5, 2, num_samples)
+    fit = fit_linear(features, tags, 4, strengths=[strength], weights=weights, loss=SIGMOID)
+    assert fit.gradient_norm is not None
+    assert fit.gradient_norm < (1e-6 if double else 1e-3)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    logits = apply_layers([fit.layer], features)
+    for tag, own in zip(tags.T, logits.T, strict=True):
+        model = LogisticRegression(C=strength, tol=1e-10, max_iter=100_000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the line search ends at the last bit
+            model.fit(x, tag, sample_weight=weights)
+        expected = model.decision_function(x)
+        assert np.abs(own - expected).max() <= 2e-3 * max(1, np.abs(expected).max())
+
+
+def test_one_strength_for_all_tags_is_chosen_on_held_out_samples() -> None:
+    features, tags = tags_of(250, 20)
+    fit = fit_linear(features, tags, 4, loss=SIGMOID)
+    assert len(fit.path) == len(STRENGTHS)
+    assert fit.strength == min(fit.path, key=lambda point: point.log_loss).strength
+    assert [point.top1 for point in fit.path] == [None] * len(STRENGTHS)
+    assert fit.held_out is not None
+    assert fit.held_out.labels.shape == fit.held_out.logits.shape == (250, 4)
+    chosen = next(point for point in fit.path if point.strength == fit.strength)
+    assert binary_log_loss(fit.held_out.logits, fit.held_out.labels) == pytest.approx(
+        chosen.log_loss
+    )
+    held_out = fit_linear(features, tags, 4, strengths=[fit.strength], judge=True, loss=SIGMOID)
+    assert held_out.path[0].log_loss == pytest.approx(chosen.log_loss, rel=1e-2)
 
 
 # --- and besides --------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from featx.errors import ConfigError
 from featx.heads.folds import stratified_folds
 from featx.heads.head import apply_layers
 from featx.heads.linear import fit_linear
+from featx.heads.losses import SIGMOID, SQUARED
 from featx.heads.metrics import log_loss, top_k_accuracy
+from featx.heads.metrics.multi_label import binary_log_loss
 from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp, parse_hidden
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
@@ -282,3 +284,26 @@ def test_hidden_sizes_as_text(sizes: list[int]) -> None:
 def test_hidden_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="must be like 100 or 256,128"):
         parse_hidden(text)
+
+
+def test_tags_that_a_linear_head_cannot_tell() -> None:
+    features, labels = xor(600)
+    tags = np.stack([labels, labels == 0, features[:, 0] > 0], axis=1).astype(np.uint8)
+    options = MLPOptions(hidden=(32,), learning_rate=1e-2, max_epochs=60)
+    fit = fit_mlp(features, tags, 3, options, loss=SIGMOID)
+    right = (apply_layers(fit.layers, features) > 0) == tags
+    assert right.mean(axis=0).min() > 0.95
+    loss = binary_log_loss(fit.held_out.logits, fit.held_out.labels)
+    assert fit.held_out_loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_numbers_that_a_linear_head_cannot_tell() -> None:
+    features = np.random.default_rng(0).uniform(-2, 2, (500, 2)).astype(np.float32)
+    numbers = np.stack([features[:, 0] * features[:, 1], np.abs(features[:, 0])], axis=1)
+    options = MLPOptions(hidden=(32,), learning_rate=1e-2, max_epochs=60)
+    fit = fit_mlp(features, numbers, 2, options, loss=SQUARED)
+    errors = np.square(apply_layers(fit.layers, features) - numbers).mean(axis=0)
+    assert (errors < 0.05 * numbers.var(axis=0)).all()
+    squared = np.square(fit.held_out.logits - fit.held_out.labels).mean()
+    assert fit.held_out_loss == pytest.approx(squared, rel=1e-4)
+    assert len(fit.held_out.labels) == 50

@@ -116,3 +116,46 @@ def test_deterministic_and_float32() -> None:
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
     assert first.path == second.path
     assert [part.dtype for part in first.layer] == [np.float32, np.float32]
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(
+    shape=st.sampled_from([(25, 4, 1), (12, 30, 2), (15, 3, 3)]),
+    strength=st.sampled_from([1e-2, 0.3, 5.0]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_numbers_left_out_are_what_leaving_one_out_gives(
+    shape: tuple[int, int, int], strength: float, seed: int, *, weighted: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    features = random.normal(5, 3, shape[:2]).astype(np.float32)
+    numbers = random.normal(size=(shape[0], shape[2])) + features[:, : shape[2]]
+    weights = random.uniform(0.2, 3, shape[0]) if weighted else np.ones(shape[0])
+    fit = fit_ridge(features, numbers, shape[2], strengths=[strength], weights=weights)
+    mean, scale = standardisation(features)
+    x = (features - mean) / scale
+    model = Ridge(alpha=1 / strength, solver="cholesky" if weighted else "svd")
+    whole = model.fit(x, numbers, sample_weight=weights).predict(x).reshape(numbers.shape)
+    assert np.allclose(apply_layers([fit.layer], features), whole, atol=1e-3)
+    expected = np.empty_like(numbers)
+    for row in range(len(numbers)):
+        rest = np.arange(len(numbers)) != row
+        model.fit(x[rest], numbers[rest], sample_weight=weights[rest])
+        expected[row] = model.predict(x[row : row + 1])[0]
+    assert np.allclose(fit.held_out.logits, expected, atol=1e-5)
+    errors = ((expected - numbers) ** 2).sum(axis=1)
+    assert fit.path[0].error == pytest.approx(np.average(errors, weights=weights), rel=1e-4)
+    assert fit.path[0].top1 is None
+
+
+def test_one_hot_numbers_are_classes() -> None:
+    features, labels = samples_of(60, 8, 3)
+    classes = fit_ridge(features, labels, 3)
+    numbers = fit_ridge(features, np.eye(3)[labels], 3)
+    assert classes.strength == numbers.strength
+    assert np.allclose(classes.layer[0], numbers.layer[0], atol=1e-6)
+    assert np.allclose(classes.held_out.logits, numbers.held_out.logits)

@@ -77,3 +77,22 @@ def test_each_is_a_warning_of_the_source(caplog: pytest.LogCaptureFixture) -> No
         warn_of_odd_classes("/photos", ["A", "a", "b"], samples((0, "train"), (1, "val")))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert all(record.getMessage().startswith("'/photos': ") for record in caplog.records)
+
+
+def test_of_several_tags_each_tag_is_looked_at() -> None:
+    classes = ["big|red", "blue", "red", "|"]
+    found = samples((0, "train"), (2, "val"), (1, "train"), (3, "val"))
+    assert list(odd_classes(classes, found)) == []  # "red" alone has no training image
+    (text,) = odd_classes(classes, samples((0, "train"), (1, "val"), (3, "train")))
+    assert text.startswith("1 tag has images for validation or test but none for training: 'blue'")
+    (text,) = odd_classes(["a|Red", "red"], samples((0, "train"), (1, "train")))
+    assert text.startswith("2 tags differ only in case")
+
+
+def test_a_single_tag_can_be_told_from_none() -> None:
+    assert list(odd_classes(["red", "|"], samples((0, "train"), (1, "train")))) == []
+
+
+def test_measured_numbers_are_no_classes() -> None:
+    classes = [f"{n / 7:.3f}" for n in range(40)]
+    assert list(odd_classes(classes, samples(*((n, "val") for n in range(40))))) == []

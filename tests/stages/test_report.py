@@ -105,8 +105,7 @@ class TestPage:
         features, head = made
         page = Page(write_report(head, tmp_path / "r.html"))
         cache, trained = featx.open_features(features), featx.open_head(head)
-        seen = view(trained, cache, "val")
-        assert seen is not None
+        seen = view(trained, cache, cache.rows("val"))
         wrong = np.flatnonzero(seen.labels != seen.predicted)
         assert len(wrong)
         pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
@@ -194,7 +193,7 @@ def make_view(confidence: np.ndarray, right: np.ndarray) -> View:
     predicted = np.where(right, 0, 1)
     confusion = np.array([[right.sum(), (~right).sum()], [0, 0]])
     rows = np.arange(len(right))
-    return View("val", rows, labels, predicted, confidence, confidence, confusion)
+    return View(rows, labels, predicted, confidence, confidence, confusion)
 
 
 def test_reliability_adds_up_to_the_calibration_error() -> None:
@@ -203,7 +202,7 @@ def test_reliability_adds_up_to_the_calibration_error() -> None:
     labels = rng.integers(0, 2, 500)
     confidence = 1 / (1 + np.exp(-np.abs(logits[:, 0] - logits[:, 1])))
     seen = make_view(confidence, logits.argmax(axis=1) == labels)
-    bins = reliability(seen)
+    bins = reliability(seen.confidence, seen.labels == seen.predicted)
     assert bins.counts.sum() == 500
     assert len(bins.counts) == NUM_BINS
     filled = bins.counts > 0
@@ -228,17 +227,15 @@ def test_the_commonest_confusions_come_first() -> None:
 def test_a_map_of_few_and_of_many_samples(made: tuple[Path, Path]) -> None:
     features, head = made
     cache = featx.open_features(features)
-    seen = view(featx.open_head(head), cache, "val")
-    assert seen is not None
-    plane = map_features(cache, seen, kind="pca")
+    seen = view(featx.open_head(head), cache, cache.rows("val"))
+    plane = map_features(cache, seen.rows, kind="pca")
     assert plane is not None
     assert plane.points.shape == (len(seen.rows), 2)
     assert 0 < (plane.explained or 0) <= 1
     centred = cache.features[seen.rows] - cache.features[seen.rows].mean(axis=0)
     spread = np.linalg.norm(centred, axis=1)
     assert (np.linalg.norm(plane.points, axis=1) <= spread * 1.001).all()  # a projection
-    two = View(**{**seen.__dict__, "rows": seen.rows[:2]})
-    assert map_features(cache, two, kind="pca") is None
+    assert map_features(cache, seen.rows[:2], kind="pca") is None
 
 
 def test_the_command(made: tuple[Path, Path], tmp_path: Path) -> None:

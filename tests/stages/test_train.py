@@ -326,7 +326,7 @@ def test_an_existing_head_is_noticed_before_any_work(
     cache: Path, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output.write_bytes(b"")
-    monkeypatch.setattr("featx.stages.train.fitting._fit", None)
+    monkeypatch.setattr("featx.stages.train.fitting.training_rows", None)
     with pytest.raises(ArtifactExists):
         train_head(cache, output, FIXED)
     with pytest.raises(ArtifactMissing):  # a typo is not hidden by it

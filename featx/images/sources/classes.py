@@ -7,11 +7,13 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from featx.images.sources.labels import has_tags, look_like_numbers, split_tags
 from featx.images.sources.sample import Sample
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
+_PLURAL = {"class": "classes", "tag": "tags"}
 
 
 def warn_of_odd_classes(uri: str, classes: Sequence[str], samples: Sequence[Sample]) -> None:
@@ -28,31 +30,47 @@ def odd_classes(classes: Sequence[str], samples: Sequence[Sample]) -> Iterator[s
     - a single class that has images, so that there is nothing to tell apart;
     - names that differ only in case, or in how an accent is written.
 
+    Of labels with several tags, the tags are looked at. Labels that look like measured numbers
+    are no classes.
+
     Args:
         classes: Names in index order.
         samples: With the splits that they will be trained by.
     """
-    filled = {sample.label for sample in samples} - {-1}
-    trained = {sample.label for sample in samples if sample.split == "train"} - {-1}
-    if not filled:
+    tagged = has_tags(classes)
+    thing = "tag" if tagged else "class"
+    names_of = [split_tags(name) if tagged else (name,) for name in classes]
+    names = sorted({tag for tags in names_of for tag in tags}) if tagged else list(classes)
+    filled = _names(names_of, samples)
+    trained = _names(names_of, [sample for sample in samples if sample.split == "train"])
+    if not filled or look_like_numbers(classes, sum(sample.label >= 0 for sample in samples)):
         return
-    if empty := [name for label, name in enumerate(classes) if label not in filled]:
-        yield f"{_counted(empty)} no images: {_quoted(empty)}. Kept, but it can never be learned."
-    if trained and (untrained := [classes[label] for label in sorted(filled - trained)]):
+    if empty := [name for name in names if name not in filled]:
         yield (
-            f"{_counted(untrained)} images for validation or test but none for training: "
+            f"{_counted(empty, thing)} no images: {_quoted(empty)}. Kept, but it can never be "
+            "learned."
+        )
+    if trained and (untrained := [name for name in names if name in filled - trained]):
+        yield (
+            f"{_counted(untrained, thing)} images for validation or test but none for training: "
             f"{_quoted(untrained)}. What is not trained is never the answer."
         )
-    if len(filled) == 1:
+    if len(filled) == 1 and not tagged:
         yield (
-            f"all labelled images are of one class, {_quoted([classes[min(filled)]])}: there is "
+            f"all labelled images are of one class, {_quoted(list(filled))}: there is "
             "nothing to tell apart. Expected one folder, or label, per class."
         )
-    for alike in _alike(classes):
+    for alike in _alike(names):
         yield (
-            f"{len(alike)} classes differ only in case or in how accents are written: "
+            f"{len(alike)} {_PLURAL[thing]} differ only in case or in how accents are written: "
             f"{_quoted(alike)}. Join them if they are one."
         )
+
+
+def _names(names_of: Sequence[Sequence[str]], samples: Iterable[Sample]) -> set[str]:
+    """Return the names that some samples have; ``names_of`` has those of each label."""
+    labels = {sample.label for sample in samples} - {-1}
+    return {name for label in labels for name in names_of[label]}
 
 
 def _alike(names: Iterable[str]) -> Iterator[list[str]]:
@@ -63,8 +81,8 @@ def _alike(names: Iterable[str]) -> Iterator[list[str]]:
     return (group for group in groups.values() if len(group) > 1)
 
 
-def _counted(names: list[str]) -> str:
-    return "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+def _counted(names: list[str], thing: str) -> str:
+    return f"1 {thing} has" if len(names) == 1 else f"{len(names)} {_PLURAL[thing]} have"
 
 
 def _quoted(names: list[str]) -> str:

@@ -7,7 +7,7 @@ labelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.classifier.proof import top_class_is_settled
+from featx.classifier.decisions import comparable, settled, share_right, top_class_is_settled
+from featx.classifier.proof import answers
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
+from featx.heads.targets import Labels, read_targets
 from featx.images.decode import content_digest, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, assign_validation, open_source
+from featx.images.sources.labels import parse_numbers, split_tags
 
 _TWICE = 2
 """How far a file without a bound on its logits may go beyond what its proof found."""
@@ -95,21 +98,18 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         )
     indices = [index for index, _ in found]
     expected = np.stack([witness.logits for _, witness in found])
-    difference, classes = _compare(classifier, list(_pixels(classifier, images, indices)), expected)
-    rows, labels = _labelled(classifier, images, max_images)
-    right = [
-        _classes(classifier, pixels)[0] == label
-        for pixels, label in zip(_pixels(classifier, images, rows), labels, strict=True)
-    ]
+    pixels = list(_pixels(classifier, images, indices))
+    difference, same = _compare(classifier, pixels, expected, bound)
+    rows, targets = _labelled(classifier, images, max_images)
     return Repeated(
         source=images.uri,
         num_witnesses=len(witnesses),
         num_found=len(found),
         max_difference=difference,
         bound=bound,
-        num_agreeing=int(top_class_is_settled(classes, expected, bound).sum()),
-        num_scored=len(right),
-        accuracy=float(np.mean(right)) if right else None,
+        num_agreeing=int(same.sum()),
+        num_scored=len(rows),
+        accuracy=_score(classifier, _pixels(classifier, images, rows), targets) if rows else None,
         recorded_accuracy=recorded,
     )
 
@@ -185,18 +185,36 @@ def _pixels(
 
 
 def _compare(
-    classifier: Classifier, images: Sequence[np.ndarray], expected: np.ndarray
+    classifier: Classifier, images: Sequence[np.ndarray], expected: np.ndarray, bound: float
 ) -> tuple[float | None, np.ndarray]:
-    """Return the largest logit difference, None without scores, and the classes ``(n,)``."""
-    if not {"logits", "probabilities"} & set(classifier.contract.outputs):
-        return None, np.concatenate([_classes(classifier, image) for image in images])
-    found = np.concatenate([classifier.logits(classifier.prepare(i)[None]) for i in images])
-    classes = found.argmax(axis=1)
-    if "logits" in classifier.contract.outputs:
-        return float(np.abs(found - expected).max()), classes
+    """Return the largest logit difference, None without scores, and who agrees, ``(n,)`` bool."""
+    if not _gives_all(classifier):
+        classes = np.concatenate([_classes(classifier, image) for image in images])
+        return None, top_class_is_settled(classes, expected, bound)
+    found = answers(classifier, images)
+    same = settled(classifier.header.details, found, expected, bound)
+    if "logits" in classifier.contract.outputs or classifier.task != "single-label":
+        return float(np.abs(found - expected).max()), same
     found = found - found.max(axis=1, keepdims=True)  # known but for a constant in each row
     expected = expected - expected.max(axis=1, keepdims=True)
-    return float(np.abs(found - expected).max()) / 2, classes  # two logits are off in each
+    return float(np.abs(found - expected).max()) / 2, same  # two logits are off in each
+
+
+def _gives_all(classifier: Classifier) -> bool:
+    """Return whether a file gives an output for each class, tag or target."""
+    return classifier.gives_scores or "values" in classifier.contract.outputs
+
+
+def _score(
+    classifier: Classifier, images: Iterable[np.ndarray], targets: np.ndarray
+) -> float | None:
+    """Return how good the file is on labelled images; None where it gives only some tags."""
+    if _gives_all(classifier):
+        return share_right(classifier.header.details, answers(classifier, images), targets)
+    if classifier.task != "single-label":
+        return None
+    classes = np.concatenate([_classes(classifier, pixels) for pixels in images])
+    return float((classes == targets).mean())
 
 
 def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
@@ -215,17 +233,32 @@ def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
 
 def _labelled(
     classifier: Classifier, images: ImageSource, max_images: int
-) -> tuple[list[int], list[int]]:
-    """Return the validation images with a class that the model knows, or all if none are that."""
-    fraction = float(classifier.header.details.get("val_fraction", 0))
-    samples = assign_validation(images.samples, fraction)
-    class_of = {name: index for index, name in enumerate(classifier.classes)}
-    known = [class_of.get(name, -1) for name in images.classes]
-    labels = [known[sample.label] if sample.label >= 0 else -1 for sample in samples]
-    labelled = [i for i, label in enumerate(labels) if label >= 0]
+) -> tuple[list[int], np.ndarray]:
+    """Return labelled validation images, or any if there are none, and what is true of them.
+
+    Images with labels that the model does not know are passed over.
+    """
+    details = classifier.header.details
+    samples = assign_validation(images.samples, float(details.get("val_fraction", 0)))
+    index = np.array([sample.label for sample in samples], np.int64)
+    known = np.array([_is_known(name, classifier) for name in images.classes] or [False])
+    index[(index >= 0) & ~known[index]] = -1
+    labelled = np.flatnonzero(index >= 0).tolist()
     held_out = [i for i in labelled if samples[i].split == "val"] or labelled
     if not held_out:
-        return [], []
+        return [], np.zeros(0)
     places = np.unique(np.linspace(0, len(held_out) - 1, max_images).round().astype(int))
     chosen = [held_out[place] for place in places]
-    return chosen, [labels[i] for i in chosen]
+    names = [samples[i].sample_id for i in chosen]
+    labels = Labels(images.classes, index[chosen], names, images.uri)
+    targets = read_targets(classifier.task, labels, names=classifier.classes)
+    return chosen, comparable(details, targets.values)
+
+
+def _is_known(label: str, classifier: Classifier) -> bool:
+    """Return whether a model knows what a label says."""
+    if classifier.task == "multi-label":
+        return set(split_tags(label)) <= set(classifier.classes)
+    if classifier.task == "regression":
+        return len(parse_numbers(label) or ()) == len(classifier.classes)
+    return label in classifier.classes

@@ -11,10 +11,41 @@ import numpy as np
 from featx.artifact import Header, publishing
 from featx.classifier.contract import Contract, Value, steps
 from featx.features.file import FeatureFile
+from featx.heads.targets import Labels, read_targets
+from featx.heads.task import Task, task_of
 from featx.images.preprocess import PreprocessSpec
 from featx.stages.export.snippets import snippets
 
 _CLASSES_SHOWN = 100
+_KIND: dict[Task, str] = {
+    "single-label": "An image classifier of {} classes",
+    "multi-label": "An image classifier of {} tags that do not exclude each other",
+    "regression": "A model of {} numbers for each image",
+}
+_THING: dict[Task, str] = {"single-label": "class", "multi-label": "tag", "regression": "target"}
+_SAME: dict[Task, str] = {
+    "single-label": "same class in {:.2%}; logits",
+    "multi-label": "same tags in {:.2%}; logits",
+    "regression": "values, in deviations of their target,",
+}
+_COLUMNS: dict[Task, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "multi-label": (
+        ("mAP", ("mean_average_precision",)),
+        ("micro F1", ("micro_f1",)),
+        ("macro F1", ("macro_f1",)),
+        ("all tags right", ("exact",)),
+        ("95 %", ("exact_low", "exact_high")),
+        ("log loss", ("log_loss",)),
+        ("ECE", ("ece",)),
+    ),
+    "regression": (
+        ("MAE", ("mae",)),
+        ("95 %", ("mae_low", "mae_high")),
+        ("RMSE", ("rmse",)),
+        ("R²", ("r2",)),
+        ("95 %", ("r2_low", "r2_high")),
+    ),
+}
 
 
 def write_card(
@@ -40,13 +71,14 @@ def write_card(
 def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[str]:
     details, spec = header.details, header.spec
     geometry = PreprocessSpec.from_dict(spec["preprocess"])
-    contract = Contract.from_dict(details["contract"])
+    task = task_of(details)
+    contract = Contract.from_dict(details["contract"], task=task)
     results = contract.output_values(
         num_classes=len(header.classes), num_features=spec["num_features"]
     )
     yield f"# {_plain(model.name)}\n"
     yield (
-        f"An image classifier of {len(header.classes)} classes in one ONNX file: "
+        f"{_KIND[task].format(len(header.classes))} in one ONNX file: "
         f"{contract.input} in, {', '.join(contract.outputs)} out.\n"
     )
     yield from _data(header, cache)
@@ -76,8 +108,8 @@ def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[s
             ]
         ],
     )
-    yield from _metrics(details["metrics"])
-    yield from _proof(details["proof"])
+    yield from _metrics(task, details["metrics"])
+    yield from _proof(details["proof"], task)
     yield "## Use\n"
     for language, code in snippets(model.name, contract, geometry).items():
         yield f"### {language}\n\n{code}"
@@ -90,13 +122,20 @@ def _data(header: Header, cache: FeatureFile | None) -> Iterator[str]:
         shown = ", ".join(map(_plain, header.classes[:_CLASSES_SHOWN]))
         yield f"- classes: {shown}\n"
         return
+    task = task_of(header.details)
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    targets = read_targets(task, labels, names=header.classes)
     rows = []
     for index, name in enumerate(header.classes[:_CLASSES_SHOWN]):
-        of_class = cache.splits[cache.labels == index]
-        rows.append([_plain(name), *_counts(of_class, cache)])
+        having = targets.labelled
+        if task == "single-label":
+            having = targets.values == index
+        elif task == "multi-label":
+            having = targets.labelled & (targets.values[:, index] > 0)
+        rows.append([_plain(name), *_counts(cache.splits[having], cache)])
     yield "- images that the head was fitted on are those of the split `train`\n"
     yield from _table(
-        ("class", *cache.split_names), [*rows, ["all", *_counts(cache.splits, cache)]]
+        (_THING[task], *cache.split_names), [*rows, ["all", *_counts(cache.splits, cache)]]
     )
 
 
@@ -104,8 +143,19 @@ def _counts(splits: np.ndarray, cache: FeatureFile) -> list[str]:
     return [f"{int((splits == i).sum()):,}" for i in range(len(cache.split_names))]
 
 
-def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _metrics(task: Task, metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "## Scores\n"
+    if task != "single-label":
+        yield "Of the head on cached features; intervals are of 95 %.\n"
+        columns = _COLUMNS[task]
+        yield from _table(
+            ("split", "images", *(title for title, _ in columns)),
+            [
+                [split, f"{own['num_samples']:,}", *(_cell(own, names) for _, names in columns)]
+                for split, own in metrics.items()
+            ],
+        )
+        return
     yield "Of the head on cached features; intervals are 95 % Wilson intervals.\n"
     yield from _table(
         ("split", "images", "top-1", "95 %", "balanced accuracy", "log loss", "ECE"),
@@ -124,7 +174,13 @@ def _metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _proof(proof: Mapping[str, Any] | None) -> Iterator[str]:
+def _cell(scores: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return a score, or an interval of two."""
+    values = [scores[name] for name in names]
+    return "–".join("" if value is None else f"{value:.4g}" for value in values)
+
+
+def _proof(proof: Mapping[str, Any] | None, task: Task) -> Iterator[str]:
     yield "## Proof\n"
     if proof is None:
         yield "None: the file was exported without comparing it with its head.\n"
@@ -132,19 +188,20 @@ def _proof(proof: Mapping[str, Any] | None) -> Iterator[str]:
     allowed = "" if proof["bound"] is None else f", {proof['bound']:.2g} allowed"
     yield (
         f"- {proof['num_images']} images of {proof['num_sizes']} sizes through the file and "
-        f"through the head: same class in {proof['top1_agreement']:.2%}; logits differ by at most "
+        f"through the head: {_SAME[task].format(proof['top1_agreement'])} differ by at most "
         f"{proof['max_difference']:.2g}, in the median {proof['median_difference']:.2g}{allowed}"
     )
     hard = ", ".join(f"{kind} {difference:.2g}" for kind, difference in proof["hard"].items())
-    yield f"- largest logit difference on hard images: {hard}"
+    yield f"- largest difference on hard images: {hard}"
     if own := proof["accuracy"]:
+        images = f"{own['num_images']:,} of {own['num_available']:,} images"
         yield (
-            f"- validation accuracy on {own['num_images']:,} of {own['num_available']:,} images: "
+            f"- validation {own['measure']} on {images}: "
             f"{own['file']:.4f} through the file, {own['head']:.4f} by the head"
         )
     sizes = ", ".join(map(str, proof["batch_sizes"]))
     versions = ", ".join(f"{name} {version}" for name, version in proof["versions"].items())
-    yield f"- batches of {sizes}: logits differ by at most {proof['max_batch_difference']:.2g}"
+    yield f"- batches of {sizes}: they differ by at most {proof['max_batch_difference']:.2g}"
     yield f"- {proof['date']}, {versions}"
     yield "- `featx check` with this file and the images repeats it\n"
 

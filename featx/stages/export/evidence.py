@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from featx.artifact import require_same_features
+from featx.classifier.decisions import comparable
 from featx.classifier.proof import NUM_IMAGES, Hard
 from featx.errors import ArtifactMissing, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
+from featx.heads.targets import Labels, header_as_read, read_targets
 from featx.images.decode import content_digest, pixels_of
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import read_ahead
@@ -63,9 +65,16 @@ class Evidence:
         return [self.cache.sample_ids[row] for row in rows]
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Return the head's logits ``(n, num_classes)`` on cached features of rows ``(n,)``."""
+        """Return the head\'s logits, comparable, ``(n, num_classes)``, of rows ``(n,)``."""
         with self.cache.reading() as rows_at:
-            return self.head.logits(rows_at(rows))
+            return comparable(self.head.header.details, self.head.logits(rows_at(rows)))
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        """Return what is true of labelled rows ``(n,)``, as ``measure_accuracy`` takes it."""
+        cache, head = self.cache, self.head
+        labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+        values = read_targets(head.task, labels, names=head.classes).values[rows]
+        return comparable(head.header.details, values)
 
     def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
         """Return images of rows ``(n,)`` decoded in full; None where the features are of such."""
@@ -132,7 +141,8 @@ class Evidence:
             variants = hard_variants(images[i], image_size=self.preprocess.image_size)
             crops = np.stack([preprocess(v.pixels, self.preprocess) for v in variants])
             name = self.cache.sample_ids[rows[i]]
-            for variant, row in zip(variants, self.head.logits(features(crops)), strict=True):
+            said = comparable(self.head.header.details, self.head.logits(features(crops)))
+            for variant, row in zip(variants, said, strict=True):
                 found.append(Hard(variant.kind, name, variant.pixels, row))
         return found
 
@@ -174,7 +184,7 @@ def open_evidence(head: Head, options: ExportOptions) -> Evidence:
             "export unproven with --no-verify.",
         )
     cache = open_features(path)
-    require_same_features(head.header, cache.header, path=path)
+    require_same_features(head.header, header_as_read(head.task, cache.header), path=path)
     try:
         source = open_source(options.source or str(cache.header.details["source"]))
     except SourceError as err:

@@ -34,12 +34,14 @@ class ExportOptions:
         weights: The backbone's weights, as ``extract`` takes them; None takes the recorded ones.
         input: What the file takes: ``"image"``, ``"crop"`` or ``"tensor"``; see ``Contract``.
         outputs: What it gives: any of ``"logits"``, ``"probabilities"``, ``"features"`` and
-            ``"top-K"``.
+            ``"top-K"``. The default is ``"values"`` for a head of numbers, which gives only these
+            and ``"features"``.
         precision: Of the backbone in the file; None takes int8 where the features were made in it,
             else fp32.
         opset: Of the ONNX operators, 18 to 20.
         atol: Largest absolute logit difference to head(cached features) that is allowed at the
-            features' own precision; None takes ``DEFAULT_RTOL`` of the largest logit.
+            features' own precision; None takes ``DEFAULT_RTOL`` of the largest logit. Values of a
+            regression count in deviations of their target.
         max_drop: Points of validation accuracy that the file may lose against the head.
         max_images: Validation images that are run through the file, spread evenly over all.
         verify: Prove the file on images before it is published.

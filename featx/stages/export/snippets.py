@@ -40,7 +40,13 @@ def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
         "for name, value in zip(outputs, values):",
         "    print(name, value[0].tolist())",
     ]
-    if contract.top_k:
+    if contract.task == "multi-label" and _scores(contract) == "probabilities":
+        lines += [
+            "thresholds = json.loads(session.get_modelmeta().custom_metadata_map['thresholds'])",
+            "probabilities = values[outputs.index('probabilities')][0]",
+            "print([n for n, p, t in zip(classes, probabilities, thresholds) if p >= t])",
+        ]
+    elif contract.top_k:
         lines.append("print(classes[values[outputs.index('top_classes')][0][0]])")
     elif best := _scores(contract):
         lines.append(f"print(classes[values[outputs.index('{best}')][0].argmax()])")

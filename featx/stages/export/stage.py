@@ -43,6 +43,9 @@ from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportRepor
 
 Tell = Callable[[str], None]
 
+_OF_TASK = ("task", "thresholds", "unit")
+"""What the head's details say of its task."""
+
 
 def export_onnx(
     head: str | Path,
@@ -120,7 +123,7 @@ class _Export:
 
     def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
         """Return the proof, the header and the file's content."""
-        contract = self._options.contract
+        contract = self._options.contract.for_task(self._head.task)
         if self._options.verify:
             _ = self._evidence  # what is gone is the first thing to hear of
         self._tell("Exporting the backbone")
@@ -131,7 +134,7 @@ class _Export:
             content = self._content(backbone, contract, header)
             load_classifier(content, path=output)
             return None, header, content
-        open_contract = contract.with_outputs("logits")
+        open_contract = contract.with_outputs(contract.raw_output)
         draft = load_classifier(
             self._content(backbone, open_contract, self._header(open_contract, None)), path=output
         )
@@ -198,8 +201,9 @@ class _Export:
         accuracy = measure_accuracy(
             answers(draft, self._evidence.images(rows)),
             self._evidence.logits(rows),
-            self._evidence.cache.labels[rows],
+            self._evidence.targets(rows),
             num_available=len(available),
+            details=self._head.header.details,
         )
         return replace(proof, accuracy=accuracy)
 
@@ -222,6 +226,7 @@ class _Export:
         details: dict[str, Any] = {
             name: own.details[name] for name in ("source", "val_fraction", "weights", "metrics")
         }
+        details |= {name: own.details[name] for name in _OF_TASK if name in own.details}
         details |= {
             "head_sha256": own.details["sha256"],
             "head": own.details["choice"],
@@ -232,6 +237,7 @@ class _Export:
         }
         if proof is not None:
             details["proof"] = proof.to_dict() | {
+                "task": self._head.task,
                 "date": self._date,
                 "weights_sha256": own.spec["weights_sha256"],
                 "head_sha256": own.details["sha256"],

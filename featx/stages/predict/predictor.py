@@ -21,11 +21,17 @@ from featx.backbones.engines import OnnxEngine, default_batch_size
 from featx.classifier.providers import Provider
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ConfigError, ImageError
+from featx.heads.task import Task
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square
 from featx.images.read_ahead import map_ahead, num_cores
 from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
-from featx.stages.predict.prediction import Prediction, best_classes
+from featx.stages.predict.prediction import (
+    Answer,
+    Prediction,
+    best_classes,
+    given_tags,
+)
 
 _MANY = 32
 """From so many images on, what a session of one thread saves is more than opening it takes."""
@@ -73,6 +79,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self._classifier.classes
+
+    @property
+    def task(self) -> Task:
+        """What it answers: classes, tags or numbers."""
+        return self._classifier.task
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
         """Return a prediction for each image, in order.
@@ -166,11 +177,23 @@ class Predictor:
     ) -> list[Prediction]:
         """Return the predictions of a batch, of which some may be no images."""
         inputs = [image.input for image in images if image.input is not None]
-        tops = iter(self._tops(classifier, np.stack(inputs), top_k) if inputs else [])
-        return [
-            Prediction(image.name, () if image.input is None else next(tops), image.reason)
-            for image in images
-        ]
+        answers = iter(self._answers(classifier, np.stack(inputs), top_k) if inputs else [])
+        predictions = []
+        for image in images:
+            top, tags, values = Answer() if image.input is None else next(answers)
+            predictions.append(Prediction(image.name, top, image.reason, tags, values))
+        return predictions
+
+    def _answers(self, classifier: Classifier, inputs: np.ndarray, top_k: int) -> list[Answer]:
+        """Return what the file answers for each input."""
+        if self.task == "regression":
+            values = classifier.run(inputs)["values"].tolist()
+            return [Answer(values=tuple(zip(self.classes, row, strict=True))) for row in values]
+        if self.task == "single-label":
+            return [Answer(top) for top in self._tops(classifier, inputs, top_k)]
+        tops = self._tops(classifier, inputs, len(self.classes))
+        every = given_tags(tops, dict(zip(self.classes, classifier.thresholds, strict=True)))
+        return [Answer(top[:top_k], tags) for top, tags in zip(tops, every, strict=True)]
 
     def _tops(
         self, classifier: Classifier, inputs: np.ndarray, top_k: int
@@ -208,15 +231,17 @@ class Predictor:
 
 
 def _require_answers(classifier: Classifier) -> None:
-    """Refuse a file that says nothing of classes.
+    """Refuse a file that says nothing of classes, tags or numbers.
 
     Raises:
         ConfigError: It gives features only.
     """
-    if not (classifier.gives_scores or classifier.contract.top_k):
+    contract = classifier.contract
+    if not (classifier.gives_scores or contract.top_k or "values" in contract.outputs):
+        wanted = "values" if contract.task == "regression" else "probabilities"
         raise ConfigError(
-            f"'{classifier.path}' gives {', '.join(classifier.contract.outputs)}, but no classes; "
-            "export it with --output probabilities."
+            f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no "
+            f"{'values' if wanted == 'values' else 'classes'}; export it with --output {wanted}."
         )
 
 

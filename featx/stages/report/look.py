@@ -1,20 +1,17 @@
-"""What the page shows of one split: counts, bins, a map, and the mistakes worth looking at."""
+"""What the page shows of one split: a head's answers, counts, bins, and a map."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from featx.errors import ImageError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
-from featx.heads.metrics import NUM_BINS, confusion_matrix, log_softmax
-from featx.images.decode import content_digest, pixels_of
-from featx.images.sources import ImageSource
-from featx.images.thumbnail import thumbnail
+from featx.heads.metrics import NUM_BINS, Scores, confusion_matrix, log_softmax
+from featx.stages.report.pictures import Pictures
 
 MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000
@@ -22,11 +19,37 @@ _TSNE_COMPONENTS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """A head's answers on the labelled samples of one split.
+class Subject:
+    """What a page is about.
 
     Attributes:
-        split: Its name.
+        head: The head.
+        cache: The features.
+        metrics: Scores of each split.
+        split: The one to look at closely.
+        rows: Its labelled rows of the feature file, ``(n,)`` int64.
+        targets: What is true of these, as ``heads.targets`` reads it.
+        pictures: Of their images.
+        map: How the features are put on a plane.
+        num_mistakes: Mistakes that are shown as pictures.
+    """
+
+    head: Head
+    cache: FeatureFile
+    metrics: Mapping[str, Scores]
+    split: str
+    rows: np.ndarray
+    targets: np.ndarray
+    pictures: Pictures
+    map: MapKind
+    num_mistakes: int
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The answers of a head of classes on labelled samples.
+
+    Attributes:
         rows: Of the feature file, ``(n,)`` int64.
         labels: ``(n,)`` int64.
         predicted: ``(n,)`` int64.
@@ -35,7 +58,6 @@ class View:
         confusion: Counts ``(num_classes, num_classes)``: rows are labels, columns predictions.
     """
 
-    split: str
     rows: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
@@ -44,12 +66,8 @@ class View:
     confusion: np.ndarray
 
 
-def view(head: Head, cache: FeatureFile, split: str) -> View | None:
-    """Return what a head says of a split, None where it has no labelled samples."""
-    rows = cache.rows(split)
-    rows = rows[cache.labels[rows] >= 0]
-    if not len(rows):
-        return None
+def view(head: Head, cache: FeatureFile, rows: np.ndarray) -> View:
+    """Return what a head of classes says of some labelled rows."""
     labels = cache.labels[rows]
     probabilities = np.exp(log_softmax(head.logits(cache.features[rows]).astype(np.float64)))
     predicted = probabilities.argmax(axis=1)
@@ -58,7 +76,7 @@ def view(head: Head, cache: FeatureFile, split: str) -> View | None:
         for index in (labels, predicted)
     )
     confusion = confusion_matrix(predicted, labels, size=len(head.classes))
-    return View(split, rows, labels, predicted, confidence, own, confusion)
+    return View(rows, labels, predicted, confidence, own, confusion)
 
 
 @dataclass(frozen=True)
@@ -99,14 +117,18 @@ class Reliability:
     accuracy: np.ndarray
 
 
-def reliability(seen: View) -> Reliability:
-    """Return how often predictions of each probability are right."""
-    bins = np.clip(np.ceil(seen.confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+def reliability(probability: np.ndarray, right: np.ndarray) -> Reliability:
+    """Return how often what is given a probability comes true.
+
+    Args:
+        probability: ``(n,)`` in [0, 1].
+        right: Whether it came true, ``(n,)`` bool.
+    """
+    bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     some = np.where(counts, counts, 1)
     sums = (
-        np.bincount(bins, weights=values, minlength=NUM_BINS)
-        for values in (seen.confidence, seen.labels == seen.predicted)
+        np.bincount(bins, weights=values, minlength=NUM_BINS) for values in (probability, right)
     )
     confidence, accuracy = (np.where(counts, each / some, np.nan) for each in sums)
     return Reliability(counts, confidence, accuracy)
@@ -119,7 +141,7 @@ class Map:
     Attributes:
         kind: How they were put there.
         points: ``(n, 2)`` float64.
-        chosen: Which of the view's samples, ``(n,)`` int64.
+        chosen: Which of the rows, ``(n,)`` int64.
         explained: Share of the variance that the two axes of a PCA show; None for t-SNE.
     """
 
@@ -129,15 +151,17 @@ class Map:
     explained: float | None
 
 
-def map_features(cache: FeatureFile, seen: View, *, kind: MapKind, seed: int = 0) -> Map | None:
-    """Return a view's features on a plane; of many samples, 2,000 drawn at random."""
-    count = len(seen.rows)
+def map_features(
+    cache: FeatureFile, rows: np.ndarray, *, kind: MapKind, seed: int = 0
+) -> Map | None:
+    """Return the features of some rows on a plane; of many, 2,000 drawn at random."""
+    count = len(rows)
     if kind == "none" or count < 3:
         return None
     chosen = np.arange(count)
     if count > _MAP_SAMPLES:
         chosen = np.sort(np.random.default_rng(seed).choice(count, _MAP_SAMPLES, replace=False))
-    features = cache.features[seen.rows[chosen]].astype(np.float64)
+    features = cache.features[rows[chosen]].astype(np.float64)
     centred = features - features.mean(axis=0)
     scores, values, _ = np.linalg.svd(centred, full_matrices=False)
     components = scores * values  # (n, min(n, D)), the most variance first
@@ -151,69 +175,3 @@ def map_features(cache: FeatureFile, seen: View, *, kind: MapKind, seed: int = 0
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
     return Map("tsne", tsne.fit_transform(components[:, :_TSNE_COMPONENTS]), chosen, None)
-
-
-@dataclass(frozen=True, eq=False)
-class Mistake:
-    """A sample that the head is sure of, and wrong about.
-
-    Attributes:
-        sample_id: Which.
-        label: What it is.
-        predicted: What the head takes it for.
-        confidence: Probability of that, in [0, 1].
-        own: Probability of what it is, in [0, 1].
-        picture: JPEG file; None where the image cannot be shown.
-        why_not: Why it cannot be shown.
-    """
-
-    sample_id: str
-    label: str
-    predicted: str
-    confidence: float
-    own: float
-    picture: bytes | None
-    why_not: str | None
-
-
-def worst_mistakes(
-    seen: View, cache: FeatureFile, images: ImageSource | None, *, most: int
-) -> list[Mistake]:
-    """Return the mistakes that the head is surest of, the surest first."""
-    wrong = np.flatnonzero(seen.labels != seen.predicted)
-    worst = wrong[np.argsort(-seen.confidence[wrong], kind="stable")][:most]
-    positions = {sample.sample_id: i for i, sample in enumerate(images.samples)} if images else {}
-    mistakes = []
-    for i in worst.tolist():
-        row = int(seen.rows[i])
-        picture, why_not = _picture(images, positions, cache, row)
-        mistakes.append(
-            Mistake(
-                sample_id=cache.sample_ids[row],
-                label=cache.classes[seen.labels[i]],
-                predicted=cache.classes[seen.predicted[i]],
-                confidence=float(seen.confidence[i]),
-                own=float(seen.own[i]),
-                picture=picture,
-                why_not=why_not,
-            )
-        )
-    return mistakes
-
-
-def _picture(
-    images: ImageSource | None, positions: dict[str, int], cache: FeatureFile, row: int
-) -> tuple[bytes | None, str | None]:
-    """Return a picture of a row's image, or why there is none."""
-    name = cache.sample_ids[row]
-    if images is None:
-        return None, "its source is not there"
-    if name not in positions:
-        return None, "no longer in the source"
-    try:
-        content = images.read(positions[name])
-        if content_digest(content) != cache.digests[row].tobytes():
-            return None, "changed since it was extracted"
-        return thumbnail(pixels_of(content, sample_id=name)), None
-    except ImageError as err:
-        return None, err.reason

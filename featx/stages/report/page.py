@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from featx.artifact import Header
-from featx.heads.metrics import Metrics
-from featx.stages.report.look import Confusion, Mistake
+from featx.stages.report.pictures import Mistake
 
 _CSS = """
 :root { color-scheme: light; --ink: #1a202c; --soft: #4a5568; --line: #e2e8f0; --wash: #f7fafc; }
@@ -44,56 +44,52 @@ figure svg { max-width: 100%; height: auto; }
 """
 
 
-def render(
-    header: Header,
-    *,
-    metrics: Mapping[str, Metrics],
-    split: str,
-    figures: Sequence[tuple[str, str]],
-    pairs: Sequence[Confusion],
-    mistakes: Sequence[Mistake],
-    num_mistakes: int,
-) -> str:
-    """Return the page.
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
 
-    Args:
-        header: Of the head.
-        metrics: Scores of each split.
-        split: The one that the rest is about.
-        figures: SVG and caption of each.
-        pairs: The commonest mistakes.
-        mistakes: The surest mistakes.
-        num_mistakes: All there are.
+    Attributes:
+        title: Its heading, text.
+        content: HTML.
     """
-    own = metrics[split]
-    title = f"{header.spec['backbone']}: {len(header.classes)} classes"
+
+    title: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the page tells of a head.
+
+    Attributes:
+        title: Text.
+        summary: The sentence below it, HTML.
+        sections: The rest.
+    """
+
+    title: str
+    summary: str
+    sections: tuple[Section, ...]
+
+
+def render(header: Header, story: Story) -> str:
+    """Return the page about the head of a header."""
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p>Top-1 {own.top1:.1%} on {own.num_samples:,} images of the {_text(split)} split "
-        f"(95&nbsp;%: {own.top1_low:.1%} to {own.top1_high:.1%}).</p>",
+        f"<h1>{text(story.title)}</h1>",
+        f"<p>{story.summary}</p>",
         _facts(header),
-        "<h2>Scores</h2>",
-        _scores(metrics),
-        f"<h2>What it mistakes, {_text(split)} split</h2>",
-        _pairs(pairs, num_mistakes),
-        '<div class="figures">',
-        *(f"<figure>{svg}<figcaption>{_text(text)}</figcaption></figure>" for svg, text in figures),
-        "</div>",
-        "<h2>Surest mistakes</h2>",
-        _mistakes(mistakes, num_mistakes),
-        f"<h2>Classes, {_text(split)} split</h2>",
-        _per_class(own, header.classes),
+        *(f"<h2>{text(section.title)}</h2>\n{section.content}" for section in story.sections),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"<title>{text(story.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
     """Return text for a page; a name that is not UTF-8 keeps its shape."""
     return escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
 
@@ -116,11 +112,11 @@ def _facts(header: Header) -> str:
             f"{calibration['ece_before']:.4f} before, {calibration['ece_after']:.4f} after, on "
             "held-out training images"
         )
-    rows = "".join(f"<dt>{name}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
+    rows = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
     return f"<dl>{rows}</dl>"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; cells are HTML."""
     head = "".join(f"<th>{name}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
@@ -130,76 +126,46 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _scores(metrics: Mapping[str, Metrics]) -> str:
-    columns = ("split", "images", "top-1", "top-5", "balanced", "macro F1", "log loss", "ECE")
-    rows = [
-        [
-            _text(split),
-            f"{scores.num_samples:,}",
-            _share(scores.top1, scores.top1_low, scores.top1_high),
-            _share(scores.top5),
-            f"{scores.balanced_accuracy:.4f}",
-            f"{scores.macro_f1:.4f}",
-            f"{scores.log_loss:.4f}",
-            f"{scores.ece:.4f}",
-        ]
-        for split, scores in metrics.items()
-    ]
-    return _table(columns, rows)
-
-
-def _share(value: float | None, low: float | None = None, high: float | None = None) -> str:
+def share(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Return a proportion and, small, its interval."""
     if value is None:
         return "–"
     interval = "" if low is None else f" <small>{low:.3f}–{high:.3f}</small>"
     return f"{value:.4f}{interval}"
 
 
-def _per_class(scores: Metrics, classes: Sequence[str]) -> str:
-    columns = ("class", "images", "predicted", "precision", "recall")
-    rows = [
-        [
-            f'<span title="{_text(name)}">{_text(name)}</span>',
-            f"{own.num_samples:,}",
-            f"{own.num_predicted:,}",
-            _share(own.precision, own.precision_low, own.precision_high),
-            _share(own.recall, own.recall_low, own.recall_high),
-        ]
-        for name, own in zip(classes, scores.per_class, strict=True)
-    ]
-    return "<p>Small figures are 95&nbsp;% Wilson intervals.</p>" + _table(columns, rows)
+def named(name: str) -> str:
+    """Return a cell with the name of a class, in full where the mouse rests."""
+    return f'<span title="{text(name)}">{text(name)}</span>'
 
 
-def _pairs(pairs: Sequence[Confusion], num_mistakes: int) -> str:
-    if not pairs:
-        return "<p>Nothing: every image of the split is recognised.</p>"
-    rows = [
-        [_text(pair.label), _text(pair.predicted), f"{pair.count:,}", f"{pair.share:.1%}"]
-        for pair in pairs
-    ]
-    note = f"<p>{num_mistakes:,} images in all; the commonest mistakes:</p>"
-    return note + _table(("label", "taken for", "images", "of the class"), rows)
+def figures(drawn: Sequence[tuple[str, str]]) -> str:
+    """Return figures side by side, of the SVG and caption of each."""
+    each = (f"<figure>{svg}<figcaption>{text(note)}</figcaption></figure>" for svg, note in drawn)
+    return '<div class="figures">\n' + "\n".join(each) + "\n</div>"
 
 
-def _mistakes(mistakes: Sequence[Mistake], num_mistakes: int) -> str:
+def gallery(mistakes: Sequence[Mistake], note: str) -> str:
+    """Return mistakes as pictures, below a note."""
     if not mistakes:
         return "<p>None.</p>"
-    note = (
-        f"<p>The {len(mistakes):,} of {num_mistakes:,} that the head is surest of. Look for wrong "
-        "labels here first.</p>"
+    return (
+        f"<p>{text(note)}</p>"
+        + '<div class="mistakes">'
+        + "".join(map(_mistake, mistakes))
+        + "</div>"
     )
-    return note + '<div class="mistakes">' + "".join(map(_mistake, mistakes)) + "</div>"
 
 
 def _mistake(mistake: Mistake) -> str:
     if mistake.picture is None:
-        picture = f"not shown: {_text(mistake.why_not)}"
+        picture = f"not shown: {text(mistake.why_not)}"
     else:
         data = base64.b64encode(mistake.picture).decode()
         picture = f'<img alt="" src="data:image/jpeg;base64,{data}">'
     return (
         f'<div class="mistake"><div class="picture">{picture}</div><div>'
-        f"<b>{_text(mistake.predicted)}</b> {mistake.confidence:.3f}<br>"
-        f"expected <b>{_text(mistake.label)}</b> {mistake.own:.3f}<br>"
-        f"<small>{_text(mistake.sample_id)}</small></div></div>"
+        f"<b>{text(mistake.said.what)}</b> {text(mistake.said.how)}<br>"
+        f"expected <b>{text(mistake.expected.what)}</b> {text(mistake.expected.how)}<br>"
+        f"<small>{text(mistake.sample_id)}</small></div></div>"
     )

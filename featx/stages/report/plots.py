@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,20 +77,41 @@ def plot_reliability(bins: Reliability) -> str:
     return _svg(figure, "Reliability diagram")
 
 
-def plot_path(path: Sequence[Mapping[str, Any]], chosen: float) -> str:
-    """Return held-out log loss and accuracy over the regularisation strengths."""
+def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield how each strength of a linear head did where it was judged, with a caption.
+
+    Nothing where only one was tried, or none. Log loss and accuracy of logistic regression are of
+    held-out samples; ridge has its leave-one-out error.
+    """
+    path = choice.get("path", ())
+    if len(path) < 2:
+        return
+    measure, name = ("error", "left-out") if "error" in path[0] else ("log_loss", "held-out")
+    what = f"{name} {'squared error' if measure == 'error' else 'log loss'}"
     strengths = [point["strength"] for point in path]
     figure, axes = _figure(4.6, 3.8)
-    axes.plot(strengths, [point["log_loss"] for point in path], "o-", color=_BLUE, markersize=4)
-    axes.set(xscale="log", xlabel="C, inverse L2 strength", ylabel="held-out log loss")
+    axes.plot(strengths, [point[measure] for point in path], "o-", color=_BLUE, markersize=4)
+    axes.set(xscale="log", xlabel="C, inverse L2 strength", ylabel=what)
     axes.yaxis.label.set_color(_BLUE)
-    axes.axvline(chosen, color=_GREY, linestyle="--", linewidth=1)
-    other = axes.twinx()
-    other.grid(visible=False)
-    other.spines["right"].set_visible(True)
-    other.plot(strengths, [point["top1"] for point in path], "s-", color=_ORANGE, markersize=4)
-    other.set_ylabel("held-out top-1", color=_ORANGE)
-    return _svg(figure, f"Regularisation path; C = {chosen:g} was chosen")
+    axes.axvline(choice["strength"], color=_GREY, linestyle="--", linewidth=1)
+    if path[0]["top1"] is not None:
+        other = axes.twinx()
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+        other.plot(strengths, [point["top1"] for point in path], "s-", color=_ORANGE, markersize=4)
+        other.set_ylabel(f"{name} top-1", color=_ORANGE)
+    title = f"Regularisation path; C = {choice['strength']:g} was chosen"
+    yield _svg(figure, title), f"Chosen by the {what}: C = {choice['strength']:g}."
+
+
+def plot_values(true: np.ndarray, said: np.ndarray, name: str) -> str:
+    """Return what a head says over what is true, ``(n,)`` each."""
+    figure, axes = _figure(4.6, 3.8)
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+    axes.scatter(true, said, s=14, color=_BLUE, alpha=0.6, linewidths=0, rasterized=len(true) > 500)
+    axes.set(xlabel=f"true {_short(name)}", ylabel="what the head says")
+    return _svg(figure, f"{name}: said over true")
 
 
 def plot_map(plane: Map, seen: View, classes: Sequence[str]) -> str:

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
 
 from featx.artifact import publishing, require_same_features, require_writable
 from featx.errors import ArtifactMissing, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, open_head
-from featx.heads.metrics import Metrics, measure
+from featx.heads.metrics import Scores, measure_for
+from featx.heads.targets import Labels, Targets, header_as_read, read_targets
+from featx.heads.task import Task
 from featx.images.sources import SPLITS, ImageSource, open_source
-from featx.stages.report.look import (
-    MapKind,
-    View,
-    confused_pairs,
-    map_features,
-    reliability,
-    view,
-    worst_mistakes,
-)
-from featx.stages.report.page import render
-from featx.stages.report.plots import (
-    MAX_CONFUSION_CLASSES,
-    plot_confusion,
-    plot_map,
-    plot_path,
-    plot_reliability,
-    require_matplotlib,
-)
+from featx.stages.report.classes import tell_classes
+from featx.stages.report.look import MapKind, Subject
+from featx.stages.report.numbers import tell_numbers
+from featx.stages.report.page import Story, render
+from featx.stages.report.pictures import Pictures
+from featx.stages.report.plots import require_matplotlib
+from featx.stages.report.tags import tell_tags
 
 log = logging.getLogger(__name__)
+
+_TELL: dict[Task, Callable[[Subject], Story]] = {
+    "single-label": tell_classes,
+    "multi-label": tell_tags,
+    "regression": tell_numbers,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class ReportOptions:
         features: The feature file; None takes the one that the head was trained on.
         source: The images; None takes those that the features were made from.
         split: The one to look at closely; None takes validation, or else test, or else training.
-        map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``.
+        map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``; of a head of
+            classes.
         num_mistakes: Mistakes that are shown as pictures.
         overwrite: Replace the output.
     """
@@ -87,18 +87,21 @@ def write_report(
     require_matplotlib()
     trained = open_head(head)
     cache = _open_features(trained, options)
-    seen = _choose_view(trained, cache, options)
+    targets = _read_targets(trained, cache)
+    split, rows = _choose_split(cache, targets, options)
     require_writable(output, overwrite=options.overwrite)
-    images = _open_images(cache, options)
-    page = render(
-        trained.header,
-        metrics=_metrics(trained, cache),
-        split=seen.split,
-        figures=list(_figures(trained, cache, seen, options)),
-        pairs=confused_pairs(seen, trained.classes),
-        mistakes=worst_mistakes(seen, cache, images, most=options.num_mistakes),
-        num_mistakes=int((seen.labels != seen.predicted).sum()),
+    subject = Subject(
+        head=trained,
+        cache=cache,
+        metrics=_metrics(trained, cache, targets),
+        split=split,
+        rows=rows,
+        targets=targets.values[rows],
+        pictures=Pictures(cache, _open_images(cache, options)),
+        map=options.map,
+        num_mistakes=options.num_mistakes,
     )
+    page = render(trained.header, _TELL[trained.task](subject))
     with publishing(output, overwrite=options.overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
@@ -111,14 +114,28 @@ def _open_features(head: Head, options: ReportOptions) -> FeatureFile:
             path, f"The feature file '{path}' is not there. Give it with --features."
         )
     cache = open_features(path)
-    require_same_features(head.header, cache.header, path=path)
+    require_same_features(head.header, header_as_read(head.task, cache.header), path=path)
     return cache
 
 
-def _choose_view(head: Head, cache: FeatureFile, options: ReportOptions) -> View:
+def _read_targets(head: Head, cache: FeatureFile) -> Targets:
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    return read_targets(head.task, labels, names=head.classes)
+
+
+def _choose_split(
+    cache: FeatureFile, targets: Targets, options: ReportOptions
+) -> tuple[str, np.ndarray]:
+    """Return the split to look at, and its labelled rows.
+
+    Raises:
+        SourceError: There are none.
+    """
     for split in (options.split,) if options.split else ("val", "test", "train"):
-        if seen := view(head, cache, split):
-            return seen
+        rows = cache.rows(split)
+        rows = rows[targets.labelled[rows]]
+        if len(rows):
+            return split, rows
     raise SourceError(f"'{cache.path}' has no labelled images in its {options.split} split.")
 
 
@@ -135,38 +152,13 @@ def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | No
         return None
 
 
-def _metrics(head: Head, cache: FeatureFile) -> dict[str, Metrics]:
+def _metrics(head: Head, cache: FeatureFile, targets: Targets) -> dict[str, Scores]:
     scores = {}
     for split in SPLITS:
         rows = cache.rows(split)
-        if measured := measure(head.logits(cache.features[rows]), cache.labels[rows]):
+        rows = rows[targets.labelled[rows]]
+        outputs = head.logits(cache.features[rows])
+        measured = measure_for(head.task, outputs, targets.values[rows], thresholds=head.thresholds)
+        if measured:
             scores[split] = measured
     return scores
-
-
-def _figures(
-    head: Head, cache: FeatureFile, seen: View, options: ReportOptions
-) -> Iterator[tuple[str, str]]:
-    """Yield each figure and its caption."""
-    if len(head.classes) <= MAX_CONFUSION_CLASSES:
-        yield (
-            plot_confusion(seen, head.classes),
-            "Each row is a class; the shade is the share of its images.",
-        )
-    yield (
-        plot_reliability(reliability(seen)),
-        "Probabilities that can be trusted lie on the dashed line. Bars below it: too sure.",
-    )
-    choice = head.header.details["choice"]
-    if len(choice.get("path", ())) > 1:
-        yield (
-            plot_path(choice["path"], choice["strength"]),
-            f"Chosen by the held-out log loss: C = {choice['strength']:g}.",
-        )
-    if plane := map_features(cache, seen, kind=options.map):
-        how = (
-            f"The two directions of most variance ({plane.explained:.0%} of it)"
-            if plane.explained is not None
-            else "t-SNE: neighbours stay neighbours, distances between groups mean little"
-        )
-        yield plot_map(plane, seen, head.classes), f"{how}. Rings are mistakes."

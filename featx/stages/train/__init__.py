@@ -5,7 +5,8 @@ samples     what the cache gives to train on, and what is wrong with it
 memory      how much there is, and sizes as people write them
 room        where training takes place: in memory or in blocks, on the CPU or a GPU
 blocks      training in passes over the file
-fitting     from samples to heads that are ready to be written, and their scores
+answers     from samples to layers: classes, tags or numbers
+fitting     from the cache to heads that are ready to be written, and their scores
 stage       train_head(): open the cache, fit, score, write
 comparison  compare(): the same head on several caches, side by side
 """

@@ -57,7 +57,7 @@ class Blocked:
         every: All rows of it.
         rows: Numbers of those that train, ascending, ``(N,)``.
         memory: Bytes that features and their copies may take.
-        options: What is trained.
+        options: What is trained, with the solver that was settled.
         device: What the products run on; None for numpy.
     """
 
@@ -179,4 +179,4 @@ class Blocked:
             seed=seed,
             device=self.device,
         )
-        return logistic_fitted(linear, solver=options.solver, seed=seed)
+        return logistic_fitted(linear, solver=options.solver or "lbfgs", seed=seed)

@@ -12,7 +12,7 @@ import numpy as np
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import FeatureFile, open_features
-from featx.heads.metrics import Metrics
+from featx.heads.metrics import Metrics, MultiLabelMetrics, Scores
 from featx.images.sources import SPLITS
 from featx.stages.train.fitting import fit_heads
 from featx.stages.train.options import TrainOptions
@@ -41,7 +41,7 @@ class ComparedCache:
     layer: str
     image_size: int
     num_features: int
-    metrics: Metrics
+    metrics: Scores
     choice: dict[str, Any]
     seconds: float
 
@@ -52,7 +52,8 @@ class CompareReport:
 
     Attributes:
         split: The split whose images judge.
-        caches: Of each file, the best first: by top-1, then by log loss.
+        caches: Of each file, the best first: by top-1, of tags by mean average precision, then by
+            log loss; of numbers by mean absolute error.
     """
 
     split: str
@@ -91,7 +92,7 @@ def compare(
         ConfigError: There is nothing to compare, no such split, or an option does not fit.
         ArtifactError: A file cannot be used.
         ArtifactMismatch: Two files differ in images, labels or splits.
-        SourceError: The samples cannot train a classifier.
+        SourceError: The samples cannot train a head.
     """
     paths = [Path(path) for path in features]
     if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
@@ -110,8 +111,17 @@ def compare(
         judge.require_same_images(cache)
         compared.append(_train_on(cache, options, judge.split))
         del cache  # its features, before the next one's are read
-    compared.sort(key=lambda each: (-each.metrics.top1, each.metrics.log_loss))
+    compared.sort(key=lambda each: _rank(each.metrics))
     return CompareReport(judge.split if judge else "", tuple(compared))
+
+
+def _rank(scores: Scores) -> tuple[float, float]:
+    """Return what sorts the best first."""
+    if isinstance(scores, Metrics):
+        return -scores.top1, scores.log_loss
+    if isinstance(scores, MultiLabelMetrics):
+        return -(scores.mean_average_precision or 0.0), scores.log_loss
+    return scores.mae, scores.rmse
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +203,6 @@ def _train_on(cache: FeatureFile, options: TrainOptions, split: str) -> Compared
         image_size=spec.preprocess.image_size,
         num_features=cache.num_features,
         metrics=first.metrics[split],
-        choice=first.choice,
+        choice=first.answers.choice,
         seconds=first.seconds,
     )

@@ -12,13 +12,21 @@ from featx.heads.class_weight import ClassWeight
 from featx.heads.few_shot import FewShot, FewShotScores
 from featx.heads.head import Head
 from featx.heads.linear import STRENGTHS
-from featx.heads.metrics import Metrics
+from featx.heads.metrics import Scores
 from featx.heads.mlp import MLPOptions
 from featx.heads.sgd import SGDOptions
+from featx.heads.task import TASKS, Task
 from featx.stages.train.memory import parse_memory
 
 HeadKind = Literal["linear", "mlp"]
 Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
+TaskChoice = Literal["auto"] | Task
+
+_SOLVERS: dict[Task, tuple[Solver, ...]] = {  # the default first
+    "single-label": get_args(Solver),
+    "multi-label": ("lbfgs",),
+    "regression": ("ridge",),
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,12 @@ class TrainOptions:
     """Which head to fit and how.
 
     Attributes:
+        task: How labels are read: one class each, tags separated by ``|``, or numbers; ``"auto"``
+            reads tags where any label has a ``|``, else classes.
         head: ``"linear"`` or ``"mlp"``.
         solver: Of a linear head: logistic regression by featx's own L-BFGS or by scikit-learn,
-            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD.
+            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD. None takes
+            the first, for numbers ridge; tags and numbers know no other.
         strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from; for
             ``lbfgs``, ``sklearn`` and ``ridge``.
         mlp: Shape and training of an MLP head.
@@ -37,17 +48,19 @@ class TrainOptions:
             ``"balanced"`` lets every class count the same; None counts each sample once.
         few_shot: Train on a few samples of each class, on several draws; the head of the first is
             written.
-        calibrate: Fit a temperature on held-out samples and fold it into the head.
+        calibrate: Fit a temperature on held-out samples and fold it into the head; numbers need
+            none.
         memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
             from the file in blocks, pass after pass. None is half of what is free.
         device: What ``lbfgs`` and ``mlp`` multiply on: ``"cpu"``, ``"cuda[:i]"``, or ``"auto"``
-            for a GPU where there is one.
+            for a GPU where there is one. Tags and numbers train on the CPU.
         seed: Decides folds, and everything random about an MLP.
         overwrite: Replace the output.
     """
 
+    task: TaskChoice = "auto"
     head: HeadKind = "linear"
-    solver: Solver = "lbfgs"
+    solver: Solver | None = None
     strengths: tuple[float, ...] = STRENGTHS
     mlp: MLPOptions = field(default_factory=MLPOptions)
     sgd: SGDOptions = field(default_factory=SGDOptions)
@@ -60,9 +73,11 @@ class TrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        if self.task not in ("auto", *TASKS):
+            raise ConfigError(f"task must be one of auto, {', '.join(TASKS)}; got {self.task!r}.")
         if self.head not in get_args(HeadKind):
             raise ConfigError(f"head must be 'linear' or 'mlp'; got {self.head!r}.")
-        if self.solver not in get_args(Solver):
+        if self.solver not in (None, *get_args(Solver)):
             raise ConfigError(
                 f"solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}."
             )
@@ -70,11 +85,31 @@ class TrainOptions:
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
         if self.memory is not None:
             parse_memory(self.memory)
-        if self.device != "cpu" and self.head == "linear" and self.solver != "lbfgs":
+        no_gpu = self.head == "linear" and self.solver not in (None, "lbfgs")
+        if self.device not in ("cpu", "auto") and no_gpu:
             raise ConfigError(
                 f"solver '{self.solver}' runs on the CPU only; got device '{self.device}'. Use "
                 "lbfgs or an MLP there."
             )
+
+    def solver_for(self, task: Task) -> Solver:
+        """Return the solver of a linear head.
+
+        Raises:
+            ConfigError: An option has no meaning for the task.
+        """
+        solvers = _SOLVERS[task]
+        if self.head == "linear" and self.solver not in (None, *solvers):
+            raise ConfigError(
+                f"solver '{self.solver}' has no meaning for {task}; use {solvers[0]}, or an MLP."
+            )
+        if task != "single-label" and self.class_weight is not None:
+            raise ConfigError(f"class weights have no meaning for {task}: leave them out.")
+        if task != "single-label" and self.device not in ("cpu", "auto"):
+            raise ConfigError(f"{task} heads train on the CPU only; got device '{self.device}'.")
+        if task != "single-label" and self.few_shot is not None:
+            raise ConfigError(f"few-shot draws have no meaning for {task}: leave shots out.")
+        return self.solver or solvers[0]
 
 
 @dataclass(frozen=True)
@@ -94,7 +129,7 @@ class TrainReport:
 
     path: Path
     head: Head
-    metrics: dict[str, Metrics]
+    metrics: dict[str, Scores]
     seconds: float
     choice: dict[str, Any]
     calibration: Calibration | None
@@ -104,6 +139,8 @@ class TrainReport:
         """Return the report as JSON values."""
         return {
             "path": str(self.path),
+            "task": self.head.task,
+            "thresholds": list(self.head.thresholds),
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
             "seconds": self.seconds,
             "choice": self.choice,

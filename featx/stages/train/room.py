@@ -31,17 +31,22 @@ def fits_into_memory(
     Args:
         cache: The features.
         rows: Numbers of those that train, ``(n,)``.
-        options: What is trained.
+        options: What is trained, with the task and solver that were settled.
         memory: Bytes that they may take.
 
     Raises:
         ConfigError: They do not fit, and the solver knows no other way.
     """
-    kind = "mlp" if options.head == "mlp" else options.solver
+    kind = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
     size = 4 * len(cache) * cache.num_features
     copies = COPIES["sgd"] if options.few_shot else COPIES[kind]
     if copies * size <= memory:
         return True
+    if options.task in ("multi-label", "regression"):
+        raise ConfigError(
+            f"{options.task} heads train in memory: these features need about "
+            f"{_show(copies * size)}, and {_show(memory)} may be taken. Allow more by --memory."
+        )
     if not options.few_shot:
         if kind == "sklearn":
             raise ConfigError(
@@ -66,10 +71,14 @@ def _show(size: int) -> str:
 def device_of(options: TrainOptions) -> Device | None:
     """Return what the products run on; None for numpy.
 
+    Args:
+        options: With the task and solver that were settled.
+
     Raises:
         ConfigError: The device is not here, or has no such name.
     """
-    if options.device == "cpu":
+    no_gpu = options.head == "linear" and options.solver not in (None, "lbfgs")
+    if options.device == "cpu" or no_gpu or options.task in ("multi-label", "regression"):
         return None
     from featx.backbones.engines.choice import may_have_gpu, resolve_device
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from featx.errors import ArtifactInvalid, SourceError
 from featx.features.file import FeatureFile
+from featx.heads.targets import Labels, Targets, read_targets
+from featx.heads.task import Task
 from featx.images.sources import SPLITS
+from featx.images.sources.labels import has_tags, look_like_numbers
+from featx.stages.train.options import TaskChoice
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 10
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
@@ -26,33 +33,54 @@ def warn_of_leaks(cache: FeatureFile) -> None:
         )
 
 
-def training_rows(cache: FeatureFile) -> np.ndarray:
-    """Return the numbers of the labelled training rows, ascending.
+def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
+    """Return how labels are to be read; a warning says where that is doubtful."""
+    if wanted != "auto":
+        return wanted
+    labelled = int((cache.labels >= 0).sum())
+    if look_like_numbers(cache.classes, labelled):
+        log.warning(
+            "The labels are %s different numbers, taken for names. Are they measured? Then train "
+            "with --task regression.",
+            f"{len(cache.classes):,}",
+        )
+    return "multi-label" if has_tags(cache.classes) else "single-label"
+
+
+def targets_of(cache: FeatureFile, task: Task) -> Targets:
+    """Return what the cache's labels mean to a task.
 
     Raises:
-        SourceError: There are none, or fewer than two classes have any.
+        SourceError: There are none, or one cannot be read.
     """
-    rows: np.ndarray = cache.rows("train")
-    unlabelled = int((cache.labels[rows] < 0).sum())
-    rows = rows[cache.labels[rows] >= 0]
     if not (cache.labels >= 0).any():
         raise SourceError(
             f"'{cache.path}' has no labels: its images lie in no class folders. Sort them into one "
             "folder per class, or give their labels in a CSV manifest, and extract again."
         )
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    return read_targets(task, labels)
+
+
+def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
+    """Return the labelled training rows, checked, ``(n,)`` int64.
+
+    Raises:
+        SourceError: There are none, or they have nothing to tell apart.
+    """
+    rows: np.ndarray = cache.rows("train")
+    unlabelled = int((~targets.labelled[rows]).sum())
+    rows = rows[targets.labelled[rows]]
     if not len(rows):
         raise SourceError(f"'{cache.path}' has no labelled images in its training split.")
     if unlabelled:
         log.warning("%d training images have no label: left out.", unlabelled)
-    counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
-    empty = [name for name, count in zip(cache.classes, counts, strict=True) if not count]
-    if len(cache.classes) - len(empty) < 2:
-        raise SourceError(
-            f"'{cache.path}' has training images of one class only "
-            f"('{cache.classes[int(counts.argmax())]}'); a classifier needs two."
-        )
-    if empty:
-        log.warning("No training images of %s: never predicted.", ", ".join(map(repr, empty)))
+    require = {
+        "single-label": _require_classes,
+        "multi-label": _require_tags,
+        "regression": _require_numbers,
+    }
+    require[targets.task](cache, targets, rows)
     return rows
 
 
@@ -68,3 +96,50 @@ def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
             f"'{cache.path}' has NaN or infinite features in {len(bad)} rows, "
             f"'{cache.sample_ids[bad[0]]}' first. Extract again with other weights.",
         )
+
+
+def _require_classes(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    counts = np.bincount(targets.values[rows], minlength=len(targets.names))
+    empty = [name for name, count in zip(targets.names, counts, strict=True) if not count]
+    if len(targets.names) - len(empty) < 2:
+        raise SourceError(
+            f"'{cache.path}' has training images of one class only "
+            f"('{targets.names[int(counts.argmax())]}'); a classifier needs two."
+        )
+    if empty:
+        log.warning("No training images of %s: never predicted.", _listed(empty))
+
+
+def _require_tags(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    counts = targets.values[rows].sum(axis=0, dtype=np.int64)
+    never, always, once = (
+        [name for name, hit in zip(targets.names, each, strict=True) if hit]
+        for each in (counts == 0, counts == len(rows), counts == 1)
+    )
+    if len(never) + len(always) == len(targets.names):
+        raise SourceError(
+            f"'{cache.path}' has no tag that some training images have and others lack; there is "
+            "nothing to tell apart."
+        )
+    if never:
+        log.warning("No training images have %s: never predicted.", _listed(never))
+    if always:
+        log.warning("All training images have %s: always predicted.", _listed(always))
+    if once:
+        log.warning("One training image alone has %s: learned, but not judged.", _listed(once))
+
+
+def _require_numbers(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    constant = np.ptp(targets.values[rows], axis=0) == 0
+    if constant.all():
+        raise SourceError(
+            f"'{cache.path}': all training images have the same numbers; there is nothing to learn."
+        )
+    if constant.any():
+        names = [name for name, same in zip(targets.names, constant, strict=True) if same]
+        log.warning("All training images have the same %s: always predicted.", _listed(names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -12,7 +12,9 @@ from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
-from featx.stages.train.fitting import EpochProgress, Trained, fit_heads
+from featx.heads.metrics import Metrics
+from featx.stages.train.answers import EpochProgress
+from featx.stages.train.fitting import Trained, fit_heads
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.samples import warn_of_leaks
 
@@ -36,7 +38,7 @@ def train_head(
 
     Raises:
         ArtifactError: The feature file cannot be used, or the output exists.
-        SourceError: Its samples cannot train a classifier.
+        SourceError: Its samples cannot train a head.
         ConfigError: An option does not fit.
     """
     options, output = options or TrainOptions(), Path(output)
@@ -48,17 +50,21 @@ def train_head(
     warn_of_leaks(cache)
     trained = fit_heads(cache, options, progress=progress)
     first = trained[0]
-    few_shot = summarise([each.metrics for each in trained]) if options.few_shot else {}
-    head = Head(_header(cache, options, first, few_shot), first.layers)
+    few_shot = summarise([_of_classes(each) for each in trained]) if options.few_shot else {}
+    head = Head(_header(cache, options, first, few_shot), first.answers.layers)
     return TrainReport(
         path=output,
         head=save_head(output, head, overwrite=options.overwrite),
         metrics=first.metrics,
         seconds=sum(each.seconds for each in trained),
-        choice=first.choice,
-        calibration=first.calibration,
+        choice=first.answers.choice,
+        calibration=first.answers.calibration,
         few_shot=few_shot,
     )
+
+
+def _of_classes(trained: Trained) -> dict[str, Metrics]:
+    return {split: own for split, own in trained.metrics.items() if isinstance(own, Metrics)}
 
 
 _PROVENANCE = ("source", "weights", "val_fraction")
@@ -80,24 +86,30 @@ def _header(
     trained: Trained,
     few_shot: Mapping[str, FewShotScores],
 ) -> Header:
-    source, calibration, weight = cache.header.details, trained.calibration, options.class_weight
+    source, answers, weight = cache.header.details, trained.answers, options.class_weight
+    calibration = answers.calibration
     details: dict[str, Any] = {
         "features": str(cache.path.resolve()),
         **{name: source[name] for name in _PROVENANCE},
         "activation": "relu",
-        "choice": trained.choice,
+        "task": trained.task,
+        "choice": answers.choice,
         "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
         "temperature": calibration.temperature if calibration else 1.0,
         "calibration": calibration.to_dict() if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
     }
+    if answers.thresholds:
+        details["thresholds"] = list(answers.thresholds)
+    if answers.unit:
+        details["unit"] = dict(zip(("mean", "scale"), answers.unit, strict=True))
     if options.few_shot:
         scores = {split: each.to_dict() for split, each in few_shot.items()}
         details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
     return Header(
         kind="head",
         spec=cache.header.spec,
-        classes=cache.classes,
+        classes=trained.names,
         details=details,
         environment=describe_environment("torch", "numpy", "scikit-learn"),
     )

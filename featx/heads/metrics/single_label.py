@@ -1,18 +1,18 @@
-"""How good a classifier is, from logits and labels."""
+"""How good a classifier of one class each is, from logits and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from featx.errors import ConfigError
+from featx.heads.metrics.intervals import share_with_interval, wilson_interval
 
 NUM_BINS = 15
 """Of the expected calibration error."""
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Metrics:
     ``Metrics(**scores.to_dict())`` is ``scores``.
 
     Attributes:
+        task: What is scored.
         num_samples: Labelled samples.
         top1: Share whose label has the largest logit, in [0, 1].
         top1_low: Lower bound of ``top1``, of a 95 % Wilson interval.
@@ -58,6 +59,8 @@ class Metrics:
         ece: Expected calibration error, in [0, 1].
         per_class: Each class in index order.
     """
+
+    task: ClassVar[Literal["single-label"]] = "single-label"
 
     num_samples: int
     top1: float
@@ -149,7 +152,7 @@ def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
         balanced_accuracy=float(recalls.mean()),
         macro_f1=macro_f1(predicted, labels),
         log_loss=float(np.average(losses)),
-        ece=_calibration_error(confidences, right),
+        ece=calibration_gap(confidences, right),
         per_class=tuple(class_scores(confusion)),
     )
 
@@ -173,34 +176,9 @@ def class_scores(confusion: np.ndarray) -> list[ClassScores]:
         confusion.sum(axis=0).tolist(),
         strict=True,
     ):
-        precision, recall = _share(hits, predicted), _share(hits, samples)
+        precision, recall = share_with_interval(hits, predicted), share_with_interval(hits, samples)
         scores.append(ClassScores(samples, predicted, *precision, *recall))
     return scores
-
-
-def _share(hits: int, count: int) -> tuple[float | None, float | None, float | None]:
-    if not count:
-        return None, None, None
-    return hits / count, *wilson_interval(hits, count)
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion, in [0, 1].
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-
-    Args:
-        hits: At most ``count``.
-        count: At least 1.
-
-    >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
-    [0.596, 0.982]
-    """
-    share, square = hits / count, _Z * _Z / count
-    centre = share + square / 2
-    spread = _Z * float(np.sqrt(share * (1 - share) / count + square / (4 * count)))
-    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
-    return (0.0 if hits == 0 else low), (1.0 if hits == count else high)
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -214,13 +192,19 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
         labels: Class indices, ``(num_samples,)``.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
-    return _calibration_error(confidence, logits.argmax(axis=1) == labels)
+    return calibration_gap(confidence, logits.argmax(axis=1) == labels)
 
 
-def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=NUM_BINS)
-    return float(np.abs(gaps).sum() / len(right))
+def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
+    """Return the mean gap, over 15 bins of probability, between it and how often it comes true.
+
+    Args:
+        probability: ``(n,)`` in [0, 1].
+        right: Whether it came true, ``(n,)``.
+    """
+    bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    gaps = np.bincount(bins, weights=right - probability.astype(np.float64), minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / len(probability))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> float:

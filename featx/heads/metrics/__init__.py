@@ -1,0 +1,91 @@
+"""How good a head is: one module for each task, and intervals that they share.
+
+single_label   accuracies, F1, log loss and calibration of one class each
+multi_label    average precision of each tag, F1 and exact matches at its threshold
+regression     absolute error, and how much of the variance is explained
+intervals      Wilson's, and by bootstrap
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featx.heads.metrics.intervals import wilson_interval
+from featx.heads.metrics.multi_label import MultiLabelMetrics, TagScores, measure_tags
+from featx.heads.metrics.regression import RegressionMetrics, TargetScores, measure_values
+from featx.heads.metrics.single_label import (
+    NUM_BINS,
+    ClassScores,
+    Judged,
+    Metrics,
+    class_scores,
+    confusion_matrix,
+    expected_calibration_error,
+    judge,
+    labels_in,
+    log_loss,
+    log_softmax,
+    macro_f1,
+    measure,
+    measure_judged,
+    top_k_accuracy,
+)
+from featx.heads.task import Task
+
+__all__ = [
+    "NUM_BINS",
+    "ClassScores",
+    "Judged",
+    "Metrics",
+    "MultiLabelMetrics",
+    "RegressionMetrics",
+    "Scores",
+    "TagScores",
+    "TargetScores",
+    "class_scores",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "judge",
+    "labels_in",
+    "log_loss",
+    "log_softmax",
+    "macro_f1",
+    "measure",
+    "measure_for",
+    "measure_judged",
+    "measure_tags",
+    "measure_values",
+    "scores_from_dict",
+    "top_k_accuracy",
+    "wilson_interval",
+]
+
+Scores = Metrics | MultiLabelMetrics | RegressionMetrics
+
+
+def measure_for(
+    task: Task, outputs: np.ndarray, targets: np.ndarray, *, thresholds: Sequence[float] = ()
+) -> Scores | None:
+    """Return the scores of labelled samples at a task, None if there are none.
+
+    Args:
+        task: What the outputs are.
+        outputs: Logits, or values of a regression, ``(num_samples, num_outputs)``.
+        targets: As ``heads.targets`` reads them, of labelled samples.
+        thresholds: From which probability on a tag is given.
+    """
+    if task == "multi-label":
+        return measure_tags(outputs, targets, thresholds)
+    if task == "regression":
+        return measure_values(outputs, targets)
+    return measure(outputs, targets)
+
+
+def scores_from_dict(task: Task, values: Mapping[str, Any]) -> Scores:
+    """Return the scores of a task that ``to_dict`` made ``values`` of."""
+    kinds = {kind.task: kind for kind in (Metrics, MultiLabelMetrics, RegressionMetrics)}
+    scores: Scores = kinds[task](**values)
+    return scores

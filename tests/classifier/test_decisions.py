@@ -1,0 +1,63 @@
+"""What outputs decide, and when two decide the same: for classes, tags and numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.classifier.decisions import agreeing, comparable, settled, share_right
+
+CLASSES: dict[str, object] = {}
+TAGS = {"task": "multi-label", "thresholds": [0.5, 0.2]}
+NUMBERS = {"task": "regression", "unit": {"mean": [5.0, 1000.0], "scale": [2.0, 10.0]}}
+
+
+def test_only_numbers_are_standardised() -> None:
+    outputs = np.array([[7.0, 990.0]], np.float32)
+    assert comparable(NUMBERS, outputs).tolist() == [[1.0, -1.0]]
+    assert comparable(NUMBERS, outputs).dtype == np.float32
+    for details in (CLASSES, TAGS):
+        assert comparable(details, outputs) is outputs
+
+
+@given(st.integers(0, 2**32), st.floats(0.001, 2))
+def test_what_is_within_the_bound_is_settled(seed: int, bound: float) -> None:
+    random = np.random.default_rng(seed)
+    expected = random.normal(size=(20, 2))
+    found = expected + random.uniform(-bound / 2, bound / 2, expected.shape)
+    for details in (CLASSES, TAGS, NUMBERS):
+        assert settled(details, found, expected, bound).all()
+        assert settled(details, expected, expected, 0.0).all()
+        assert (agreeing(details, expected, expected) == 1).all()
+
+
+def test_another_class_or_tag_is_not_settled() -> None:
+    expected = np.array([[2.0, -3.0], [0.0, -1.4]])
+    found = np.array([[2.0, 3.0], [-0.1, -1.3]])
+    assert settled(CLASSES, found, expected, 1.0).tolist() == [False, True]
+    assert settled(TAGS, found, expected, 1.0).tolist() == [
+        False,
+        True,
+    ]  # the second: at thresholds
+    assert settled(TAGS, found, expected, 0.01).tolist() == [False, False]
+    assert agreeing(TAGS, found, expected).tolist() == [0, 0]
+    assert agreeing(CLASSES, found, expected).tolist() == [0, 1]
+    assert settled(NUMBERS, found, expected, 1.0).tolist() == [False, True]
+
+
+def test_numbers_agree_by_the_variance_they_share() -> None:
+    expected = np.array([[1.0, -1.0], [0.0, 0.0]])
+    found = np.array([[1.5, -1.5], [9.0, 0.0]])
+    assert agreeing(NUMBERS, found, expected).tolist() == [0.75, 0.0]
+
+
+def test_share_right_is_the_measure_of_the_task() -> None:
+    outputs = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    assert share_right(CLASSES, outputs, np.array([0, 1, 0])) == pytest.approx(2 / 3)
+    tags = np.array([[1, 1], [1, 0], [1, 1]])
+    assert share_right(TAGS, outputs, tags) == pytest.approx(2 / 3)
+    true = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+    error = 1 - np.square(outputs[:, 0] - true[:, 0]).mean() / true[:, 0].var()
+    assert share_right(NUMBERS, outputs, true) == pytest.approx(error)  # the other does not vary

@@ -1,0 +1,115 @@
+"""Losses: their gradients are those of what they say, and what is held out can be judged."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from featx.heads.folds import HOLDOUT_ABOVE, NUM_FOLDS
+from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, LogisticLoss, Loss
+from featx.heads.metrics.multi_label import binary_log_loss
+
+RANDOM = np.random.default_rng(0)
+N, K = 7, 4
+OUTPUTS = RANDOM.normal(0, 2, (N, K))
+CLASSES = RANDOM.integers(0, K, N)
+TAGS = RANDOM.integers(0, 2, (N, K)).astype(np.uint8)
+NUMBERS = RANDOM.normal(size=(N, K))
+
+
+def slope(function, at: np.ndarray) -> np.ndarray:
+    """Central differences of a function of an array."""
+    gradient = np.empty_like(at)
+    for place in np.ndindex(at.shape):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = at.copy()
+            moved[place] += step
+            ends.append(function(moved))
+        gradient[place] = (ends[0] - ends[1]) / 2e-5
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "scale"),
+    [(SOFTMAX, CLASSES, 1), (SIGMOID, TAGS, K), (SQUARED, NUMBERS, K / 2)],
+)
+def test_the_error_is_the_gradient_of_the_mean(
+    loss: Loss, targets: np.ndarray, scale: float
+) -> None:
+    """The mean over outputs, the 2 of a square: constants that training does not see."""
+    expected = slope(lambda z: scale * N * loss.mean(z, targets), OUTPUTS)
+    found = loss.error(OUTPUTS[None].copy(), targets)[0]
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "targets"), [(SOFTMAX, CLASSES), (SIGMOID, TAGS)])
+def test_the_residual_is_the_gradient_of_each_problem(
+    loss: LogisticLoss, targets: np.ndarray
+) -> None:
+    share = RANDOM.random((2, N))
+    z = RANDOM.normal(size=(2, K, N))
+
+    def losses(at: np.ndarray) -> float:
+        return float(loss.residual_in_place(at.copy(), targets, share).sum())
+
+    found = z.copy()
+    loss.residual_in_place(found, targets, share)
+    assert np.allclose(found, slope(losses, z), atol=1e-6)
+
+
+def test_the_losses_of_tags_add_up() -> None:
+    share = np.full((1, N), 1 / N)
+    (found,) = SIGMOID.residual_in_place(OUTPUTS.T[None].copy(), TAGS, share)
+    assert found == pytest.approx(K * binary_log_loss(OUTPUTS, TAGS))
+
+
+def test_extreme_outputs_stay_finite() -> None:
+    z = np.array([[[1e4, -1e4]]], np.float32)
+    losses = SIGMOID.residual_in_place(z, np.array([[0], [1]]), np.ones((1, 2)))
+    assert losses.tolist() == [2e4]
+    assert z.tolist() == [[[1, -1]]]
+
+
+def test_the_only_sample_with_a_tag_is_never_held_out() -> None:
+    tags = np.zeros((30, 3), np.uint8)
+    tags[:15, 0], tags[3, 1], tags[:29, 2] = 1, 1, 1
+    held_out = SIGMOID.hold_out(tags, 10, seed=0)
+    assert 1 <= held_out.sum() <= 5
+    assert not held_out[[3, 29]].any()
+    division = SIGMOID.divide(tags, seed=0)
+    assert division.judged.tolist() == list(range(NUM_FOLDS))
+    assert not np.isin(division.fold[[3, 29]], division.judged).any()
+
+
+def test_of_many_samples_one_fold_is_judged() -> None:
+    tags = np.random.default_rng(0).integers(0, 2, (HOLDOUT_ABOVE + 1, 2)).astype(np.uint8)
+    division = SIGMOID.divide(tags, seed=0)
+    assert division.judged.tolist() == [0]
+    assert (division.fold == 0).mean() == pytest.approx(1 / NUM_FOLDS, abs=0.01)
+
+
+def test_tags_that_a_fold_does_not_have_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    tags = np.zeros((40, 2), np.uint8)
+    tags[:20, 0] = 1
+    tags[:2, 1] = 1
+    with caplog.at_level(logging.WARNING, logger="featx"):
+        SIGMOID.divide(tags, seed=0)
+        assert not caplog.text  # two samples are on both sides
+        random = np.random.default_rng(268)
+        entangled = (random.random((16, 6)) < 0.15).astype(np.uint8)
+        assert len(SIGMOID.divide(entangled, seed=268).judged) == NUM_FOLDS
+    assert "1 tags have all their samples in one fold" in caplog.text
+
+
+def test_where_each_sample_alone_has_some_tag_folds_are_plain() -> None:
+    division = SIGMOID.divide(np.eye(3, dtype=np.uint8), seed=0)
+    assert set(division.fold) <= set(division.judged)
+
+
+def test_numbers_are_held_out_at_random() -> None:
+    held_out = SQUARED.hold_out(np.zeros((50, 1)), 10, seed=0)
+    assert held_out.sum() == 5
+    assert not SQUARED.hold_out(np.zeros((1, 1)), 10, seed=0).any()
