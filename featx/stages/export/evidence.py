@@ -65,7 +65,7 @@ class Evidence:
         return [self.cache.sample_ids[row] for row in rows]
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Return the head\'s logits, comparable, ``(n, num_classes)``, of rows ``(n,)``."""
+        """Return the head's logits, comparable, ``(n, num_classes)``, of rows ``(n,)``."""
         with self.cache.reading() as rows_at:
             return comparable(self.head.header.details, self.head.logits(rows_at(rows)))
 
