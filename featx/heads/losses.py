@@ -57,10 +57,10 @@ class LogisticLoss(Loss, Protocol):
         """
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """Return the share of samples that are right; None where there is no one right answer."""
+        """Return the share of outputs ``(N, k)`` that are right; None where none alone can be."""
 
     def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """Return who is held out when to judge."""
+        """Return who of targets, ``(N,)`` or ``(N, k)``, is held out when to judge."""
 
 
 class Softmax:
@@ -69,7 +69,7 @@ class Softmax:
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
-        """See above."""
+        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
         at = np.arange(z.shape[2])
         z -= z.max(axis=1, keepdims=True)
         own = z[:, targets, at]  # (p, n)
@@ -81,14 +81,17 @@ class Softmax:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """See above; the same for all classes, whose probabilities trade with each other."""
+        """Return the second derivative by each output, ``(p, k)``.
+
+        It is the same for all classes, whose probabilities trade with each other.
+        """
         k = z.shape[1]
         z = _softmax_in_place(z, axis=1)
         mean = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
         return np.repeat(mean[:, None], k, axis=1)
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """See above."""
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         error = _softmax_in_place(z, axis=-1)
         error[:, np.arange(len(targets)), targets] -= 1
         return error
@@ -96,19 +99,19 @@ class Softmax:
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """See above."""
+        """Return the mean loss of outputs ``(N, k)``."""
         return log_loss(outputs, targets, weights=weights)
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """See above."""
+        """Return the share of outputs ``(N, k)`` that are right."""
         return float((outputs.argmax(axis=1) == targets).mean())
 
     def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """See above."""
+        """Return who of targets ``(N,)`` is held out when to judge."""
         return divide(targets, seed=seed)
 
     def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """See above; never the only sample of a class."""
+        """Return who is held out, ``(N,)`` bool; never the only sample of a class."""
         several = np.flatnonzero(np.bincount(targets)[targets] > 1)
         held_out = np.zeros(len(targets), dtype=bool)
         if len(several):
@@ -122,7 +125,7 @@ class Sigmoid:
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
-        """See above."""
+        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
         has = targets.T.astype(z.dtype)
         small = np.exp(-np.abs(z))
         loss = np.maximum(z, 0)
@@ -135,13 +138,13 @@ class Sigmoid:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """See above."""
+        """Return the second derivative by each output, ``(p, k)``."""
         likely = _sigmoid_in_place(z)
         curvature: np.ndarray = np.clip((likely * (1 - likely)).mean(axis=2), 1e-3, 1)
         return curvature
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """See above."""
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         error = _sigmoid_in_place(z)
         error -= targets
         return error
@@ -149,15 +152,15 @@ class Sigmoid:
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """See above; a mean over tags, too."""
+        """Return the mean loss of outputs ``(N, k)``; a mean over tags, too."""
         return binary_log_loss(outputs, targets, weights=weights)
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """See above; tags have no single right answer."""
+        """Return None: of outputs ``(N, k)``, tags have no single right answer."""
         return None
 
     def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """See above; every tag has samples on both sides where that can be."""
+        """Return who of tags ``(N, k)`` is held out, every tag on both sides if possible."""
         folds = fold_by_tags(targets, NUM_FOLDS, seed=seed)
         judged = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
         judged = judged[np.isin(judged, folds)]
@@ -172,7 +175,7 @@ class Sigmoid:
         return Division(folds, judged)
 
     def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """See above; never the only sample that has, or lacks, a tag."""
+        """Return who is held out, ``(N,)`` bool; never the only one that has, or lacks, a tag."""
         held_out: np.ndarray = fold_by_tags(targets, num_parts, seed=seed) == 0
         return held_out
 
@@ -181,19 +184,19 @@ class Squared:
     """Half the squared error, summed over targets; these are numbers ``(N, k)``."""
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """See above."""
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         z -= targets
         return z
 
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """See above; the squared error, a mean over targets, too."""
+        """Return the squared error of outputs ``(N, k)``, a mean over samples and targets."""
         squared = np.square(outputs.astype(np.float64) - targets).mean(axis=1)
         return float(np.average(squared, weights=weights))
 
     def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """See above; at random."""
+        """Return who is held out, ``(N,)`` bool; at random."""
         return SOFTMAX.hold_out(np.zeros(len(targets), np.int64), num_parts, seed=seed)
 
 

@@ -36,7 +36,7 @@ class Labels:
     origin: str
 
     def first(self, among: np.ndarray) -> tuple[str, str]:
-        """Return the label and the id of the first sample with one of some labels."""
+        """Return label and id of the first sample with one of some labels ``(n,)``."""
         row = int(np.flatnonzero(np.isin(self.index, among))[0])
         return self.classes[self.index[row]], self.sample_ids[row]
 

@@ -70,22 +70,22 @@ def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-CASES: list[tuple[dict[str, Any], set[str]]] = [  # what is left of the arithmetic
-    ({}, set()),
-    ({"bias": False}, set()),
-    ({"auto_pad": "VALID"}, set()),
-    ({"strides": [2, 2]}, set()),
-    ({"dilations": [2, 2]}, set()),
-    ({"pads": (1, 1, 1, 1)}, {"Sub"}),
-    ({"pads": (0, 0, 1, 0), "bias": False}, {"Sub"}),
-    ({"auto_pad": "SAME_UPPER"}, {"Sub"}),
-    ({"first": "Sigmoid"}, {"Sub", "Mul"}),
+CASES: list[tuple[dict[str, Any], list[str]]] = [  # what is left of the arithmetic
+    ({}, []),
+    ({"bias": False}, []),
+    ({"auto_pad": "VALID"}, []),
+    ({"strides": [2, 2]}, []),
+    ({"dilations": [2, 2]}, []),
+    ({"pads": (1, 1, 1, 1)}, ["Sub"]),
+    ({"pads": (0, 0, 1, 0), "bias": False}, ["Sub"]),
+    ({"auto_pad": "SAME_UPPER"}, ["Sub"]),
+    ({"first": "Sigmoid"}, ["Mul", "Sub"]),
 ]
 
 
 @pytest.mark.parametrize(("settings", "left"), CASES, ids=str)
 def test_the_first_convolution_takes_over_what_is_exact(
-    settings: dict[str, Any], left: set[str]
+    settings: dict[str, Any], left: list[str]
 ) -> None:
     model = backbone(**settings)
     before = model.SerializeToString()
@@ -98,7 +98,7 @@ def test_the_first_convolution_takes_over_what_is_exact(
     (found,) = run(stitched, image=pixels)
     np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max() + 1e-6)
     ops = {node.op_type for node in stitched.graph.node}
-    assert ops & {"Sub", "Mul", "Div"} == left
+    assert ops & {"Sub", "Mul", "Div"} == set(left)
     assert model.SerializeToString() == before  # the backbone itself stays as it is
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from featx.errors import ImageError
-from featx.images.decode import decode_image, decoded, pixels_of, rgb_pixels
+from featx.images.decode import decode_image, decoded, pixels_of, rgb_image
 from featx.images.preprocess import PreprocessSpec, draft_size, preprocess, resized_shape
 
 ID = "ants/some image.jpg"
@@ -111,7 +111,7 @@ class TestRule:
         pixels = np.asarray(picture(300, 400))
         assert decoded(pixels, sample_id=ID, preprocess=SCALED) is pixels
         with Image.open(io.BytesIO(jpeg(picture(300, 400)))) as image:
-            assert rgb_pixels(image, sample_id=ID).shape == (300, 400, 3)
+            assert rgb_image(image, sample_id=ID).size == (400, 300)
             assert image.size == (400, 300)
 
 

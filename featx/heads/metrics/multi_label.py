@@ -176,7 +176,7 @@ def binary_log_loss(
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits, shaped as these, without overflow."""
+    """Return probabilities of logits ``(*shape,)``, without overflow."""
     small = np.exp(-np.abs(z))
     probabilities: np.ndarray = np.where(z >= 0, 1, small) / (1 + small)
     return probabilities

@@ -67,7 +67,7 @@ class View:
 
 
 def view(head: Head, cache: FeatureFile, rows: np.ndarray) -> View:
-    """Return what a head of classes says of some labelled rows."""
+    """Return what a head of classes says of labelled rows ``(n,)``."""
     labels = cache.labels[rows]
     probabilities = np.exp(log_softmax(head.logits(cache.features[rows]).astype(np.float64)))
     predicted = probabilities.argmax(axis=1)
@@ -154,7 +154,7 @@ class Map:
 def map_features(
     cache: FeatureFile, rows: np.ndarray, *, kind: MapKind, seed: int = 0
 ) -> Map | None:
-    """Return the features of some rows on a plane; of many, 2,000 drawn at random."""
+    """Return the features of rows ``(n,)`` on a plane; of many, 2,000 drawn at random."""
     count = len(rows)
     if kind == "none" or count < 3:
         return None
