@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featx.features.file import FeatureFile, open_features
     from featx.heads.few_shot import FewShot
     from featx.heads.head import Head, open_head
-    from featx.heads.mlp import MLPOptions
+    from featx.heads.mlp_options import MLPOptions
     from featx.heads.sgd import SGDOptions
     from featx.stages.check import CheckOptions, CheckReport, check
     from featx.stages.evaluate import EvaluateReport, evaluate
@@ -74,7 +74,7 @@ _LOADED_FROM = {
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
-    "featx.heads.mlp": ("MLPOptions",),
+    "featx.heads.mlp_options": ("MLPOptions",),
     "featx.heads.sgd": ("SGDOptions",),
     "featx.stages.check": ("CheckOptions", "CheckReport", "check"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),

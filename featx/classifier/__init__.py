@@ -6,6 +6,7 @@ seal      what a file's bytes tell before ONNX Runtime sees them
 session   opening and running it (ONNX Runtime, no torch)
 providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
+accuracy  how it does on labelled images, next to the head
 decisions what outputs decide: a class, tags, or numbers
 precision the backbone in float16
 recorded  what a header says of the export, looked at before it is shown

@@ -141,7 +141,7 @@ def _options(
     """Return the stage's options; what was not given keeps its default there."""
     from featx.heads.few_shot import FewShot
     from featx.heads.linear import STRENGTHS
-    from featx.heads.mlp import MLPOptions, parse_hidden
+    from featx.heads.mlp_options import MLPOptions, parse_hidden
     from featx.heads.sgd import SGDOptions
     from featx.stages.train import TrainOptions
 

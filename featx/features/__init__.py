@@ -7,7 +7,8 @@
     records   how the log lies on the disk
     values    which numbers a row may hold
     publish   from the log to the file
-    file      the schema and the reader
+    file      the reader, which opens what has the
+    schema    columns, types and layout of a feature file
     blocks    reading features block by block, where they do not fit into memory
     storage   every byte that is written goes through here
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from featx.artifact import canonical_json, partial_path
+from featx.artifact import canonical_json, partial_path, sync
 from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing
 from featx.features import storage
 from featx.features.records import (
@@ -174,7 +174,8 @@ class Journal:
         self._end = 0
         self._write_record(0, canonical_json(self.settings).encode())
         storage.sync(self._descriptor)
-        sync_folder(self.path.parent)
+        with contextlib.suppress(OSError):  # the folder's entries, where the file system can
+            sync(self.path.parent)
 
     def _open(self) -> None:
         """Read every record up to the first that does not verify, and cut the file there."""
@@ -279,15 +280,5 @@ def _reading(path: Path) -> Iterator[int]:
         raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
     try:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
     finally:
         os.close(descriptor)

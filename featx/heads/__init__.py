@@ -14,6 +14,7 @@
     centroid       nearest centroid by cosine
     sgd            the tutorials' recipe
     mlp            hidden layers, AdamW, early stopping, on
+    mlp_options    shape and training of these
     dense          perceptrons of one shape, trained side by side
     device         what the products run on, where it is not numpy, by
     on_torch       torch

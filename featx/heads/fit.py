@@ -14,7 +14,8 @@ from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
 from featx.heads.linear import LinearFit, fit_linear
 from featx.heads.losses import SIGMOID, SOFTMAX, Loss
-from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp
+from featx.heads.mlp import MLPFit, fit_mlp
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.ridge import RidgeFit, fit_ridge
 from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
 

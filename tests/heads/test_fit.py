@@ -19,7 +19,7 @@ from featx.heads.fit import (
     fit_sgd_head,
 )
 from featx.heads.head import apply_layers
-from featx.heads.mlp import MLPOptions
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.sgd import SGDOptions
 
 

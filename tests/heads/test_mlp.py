@@ -17,7 +17,8 @@ from featx.heads.linear import fit_linear
 from featx.heads.losses import SIGMOID, SQUARED
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.mlp import MLPFit, MLPOptions, fit_mlp, parse_hidden
+from featx.heads.mlp import MLPFit, fit_mlp
+from featx.heads.mlp_options import MLPOptions, parse_hidden
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
 

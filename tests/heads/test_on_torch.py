@@ -8,7 +8,8 @@ import torch
 
 from featx.heads.dense import Networks, Setting
 from featx.heads.linear import fit_linear
-from featx.heads.mlp import MLPOptions, fit_mlp
+from featx.heads.mlp import fit_mlp
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.on_torch import TorchDevice
 from featx.heads.rows import ArrayRows, survey
 from featx.heads.streamed.linear import fit_linear_in_blocks

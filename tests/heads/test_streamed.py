@@ -12,7 +12,8 @@ from featx.heads.centroid import fit_centroid
 from featx.heads.head import Layer, apply_layers, standardisation
 from featx.heads.linear import fit_linear
 from featx.heads.metrics import log_loss, top_k_accuracy
-from featx.heads.mlp import MLPOptions, fit_mlp
+from featx.heads.mlp import fit_mlp
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.ridge import fit_ridge
 from featx.heads.rows import ArrayRows, Survey, survey
 from featx.heads.sgd import SGDOptions, fit_sgd

@@ -21,7 +21,7 @@ from featx.heads.metrics import (
     measure_values,
     scores_from_dict,
 )
-from featx.heads.mlp import MLPOptions
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.thresholds import EVEN
 from featx.stages.report import ReportOptions, write_report
 from featx.stages.train import TrainOptions, train_head

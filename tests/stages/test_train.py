@@ -26,7 +26,7 @@ from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.linear import STRENGTHS, fit_linear
 from featx.heads.metrics import measure
-from featx.heads.mlp import MLPOptions
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.sgd import EpochScores, SGDOptions
 from featx.stages.extract import ExtractOptions, extract
 from featx.stages.train import TrainOptions, train_head

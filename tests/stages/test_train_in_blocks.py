@@ -24,7 +24,7 @@ from featx.features.file import open_features
 from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.metrics import measure
-from featx.heads.mlp import MLPOptions
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.sgd import EpochScores, SGDOptions
 from featx.stages.train import TrainOptions, train_head
 from featx.stages.train.memory import free_memory, parse_memory

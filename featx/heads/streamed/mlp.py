@@ -9,7 +9,8 @@ import numpy as np
 
 from featx.heads.basis import StandardisedRows
 from featx.heads.device import Device
-from featx.heads.mlp import Judges, MLPFit, MLPOptions, train_mlp
+from featx.heads.mlp import Judges, MLPFit, train_mlp
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.rows import Rows, Survey
 from featx.heads.streamed.pools import PooledRows
 

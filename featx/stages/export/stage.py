@@ -14,13 +14,13 @@ import numpy as np
 
 from featx.artifact import Header, describe_environment, publishing, require_writable
 from featx.backbones.engines import OnnxEngine
+from featx.classifier.accuracy import measure_accuracy
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.precision import Precision
 from featx.classifier.proof import (
     Proof,
     answers,
-    measure_accuracy,
     prove,
     require_accuracy,
     require_same_outputs,

@@ -13,7 +13,7 @@ from featx.heads.few_shot import FewShot, FewShotScores
 from featx.heads.head import Head
 from featx.heads.linear import STRENGTHS
 from featx.heads.metrics import Scores
-from featx.heads.mlp import MLPOptions
+from featx.heads.mlp_options import MLPOptions
 from featx.heads.sgd import SGDOptions
 from featx.heads.task import TASKS, Task
 from featx.stages.train.memory import parse_memory

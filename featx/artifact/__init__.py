@@ -1,0 +1,49 @@
+"""What the three artifacts share.
+
+header   what an artifact says about itself; one fingerprint, and who has the same
+files    looking at a file before it is read, and publishing one atomically
+"""
+
+from featx.artifact.files import (
+    LOG_MAGIC,
+    file_sha256,
+    is_unfinished,
+    kind_of_file,
+    partial_path,
+    publishing,
+    require_file,
+    require_writable,
+    sync,
+)
+from featx.artifact.header import (
+    MAX_HEADER_BYTES,
+    SCHEMA_VERSION,
+    Header,
+    Kind,
+    canonical_json,
+    describe_environment,
+    differing_settings,
+    fingerprint_of,
+    require_same_features,
+)
+
+__all__ = [
+    "LOG_MAGIC",
+    "MAX_HEADER_BYTES",
+    "SCHEMA_VERSION",
+    "Header",
+    "Kind",
+    "canonical_json",
+    "describe_environment",
+    "differing_settings",
+    "file_sha256",
+    "fingerprint_of",
+    "is_unfinished",
+    "kind_of_file",
+    "partial_path",
+    "publishing",
+    "require_file",
+    "require_same_features",
+    "require_writable",
+    "sync",
+]
