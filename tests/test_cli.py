@@ -513,7 +513,7 @@ class TestBadInput:
         assert not model.exists()
         result = featx_cli("export", head, "--onnx", model, "--no-verify")
         assert result.exit_code == 0
-        assert "unverified" in result.stdout
+        assert "none: exported with --no-verify" in result.stdout
         assert "none: exported with --no-verify" in featx_cli("info", model).stdout
         moved = featx_cli(*("export", head, "--onnx", model, "--overwrite", "--source", photos))
         assert moved.exit_code == 0, moved.output

@@ -20,6 +20,7 @@ from featx.images.preprocess import PreprocessSpec
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.card import licence
 from featx.stages.export.snippets import snippets
+from featx.stages.train import TrainOptions, train_head
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 INPUTS: Any = ("image", "crop", "tensor")
@@ -143,6 +144,7 @@ def test_names_of_classes_are_no_markdown(
     make_trained: Any, photos: Callable[..., Path], tmp_path: Path
 ) -> None:
     trained = make_trained(tmp_path, photos({"a|b": 4, "<script>": 4}))
+    train_head(trained.features, trained.head, TrainOptions(task="single-label", overwrite=True))
     card = tmp_path / "card.md"
     export_onnx(trained.head, trained.model, ExportOptions(verify=False, card=card))
     text = card.read_text()

@@ -156,7 +156,7 @@ class TestInt8:
         assert exported.header.spec == report.spec.to_dict()
         images, cache = open_source("digits:"), open_features(tmp_path / "f.h5")
         batch = np.stack([images.read(number) for number in range(0, 1797, 40)])
-        logits, _ = open_classifier(exported.path).run(batch)
+        logits = open_classifier(exported.path).run(batch)["logits"]
         mine = cosine(logits, _logits(head.path, cache.features[::40]))
         assert mine.min() > 0.99
 
