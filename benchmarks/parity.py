@@ -6,9 +6,12 @@ For each backbone a default head is trained on the hymenoptera training photos; 
 photos go through the file of each contract and, in parallel, through Pillow, the engine that
 extracts features, and the head. Logit differences are given as a share of the largest logit.
 A second table has the files of the fine-tuned SqueezeNet at each precision, with their accuracy on
-the same photos; a third compares the pixels of the resize in the graph with Pillow's.
+the same photos and the milliseconds that one crop takes; a third compares the pixels of the resize
+in the graph with Pillow's.
 """
 
+import statistics
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +38,7 @@ from featx.stages.extract import ExtractOptions
 from featx.stages.extract.backbone import open_backbone
 
 CLASSES = ("ants", "bees")
+ROUNDS = 50
 CONTRACTS = ("image", "crop", "tensor")
 LIMITS = {"crop": 1e-4, "tensor": 1e-4, "image": 1e-2}
 MEDIAN_LIMIT = 1e-3
@@ -148,16 +152,31 @@ def precision_rows(case: Measured, images: list[np.ndarray], labels: np.ndarray)
         "fp16": make(half=True),
         "int8": make(graph=quantize_graph(case.graph, ranges)),
     }
+    opened = {name: load_classifier(own, path=Path("m.onnx")) for name, own in files.items()}
+    times = latencies(opened, images[0])
     rows = []
     for name, content in files.items():
-        found = answers(load_classifier(content, path=Path("m.onnx")), images)
+        found = answers(opened[name], images)
         right = (found.argmax(1) == labels).mean()
         same = (found.argmax(1) == case.expected.argmax(1)).mean()
         share = np.abs(found - case.expected).max() / np.abs(case.expected).max()
         rows.append([name, f"{len(content) / 1e6:.2f} MB", f"{right:.4f}", f"{same:.1%}",
-                     f"{share:.1e}"])  # fmt: skip
+                     f"{share:.1e}", f"{1000 * times[name]:.1f} ms"])  # fmt: skip
         print(*rows[-1], flush=True)
     return rows
+
+
+def latencies(opened: dict[str, Classifier], image: np.ndarray) -> dict[str, float]:
+    """Return the median seconds that each file takes for one crop, on all cores, in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in opened}
+    for number in range(3 + ROUNDS):
+        for name, classifier in opened.items():
+            crop = classifier.prepare(image)[None]
+            start = time.perf_counter()
+            classifier.run(crop)
+            if number >= 3:  # the first ones warm up
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def pixel_rows(images: list[np.ndarray]) -> list[list[str]]:
@@ -216,7 +235,7 @@ def main(data: Path, names: tuple[str, ...]) -> None:
     parts = [
         table(columns, by_contract),
         "\nPrecision, `crop`, squeezenet1_1 fine-tuned from ImageNet:\n\n",
-        table(("precision", "file", "top-1", "same class", "largest"), by_precision),
+        table(("precision", "file", "top-1", "same class", "largest", "one crop"), by_precision),
         "\nPixels of the resize in the graph, photos that are shrunk to 256 and cropped to "
         "224:\n\n",
         table(("filter", "photos", "equal", "within 1 level", "largest"), pixels),
