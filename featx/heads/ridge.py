@@ -211,15 +211,15 @@ def without_own(
 def _point(
     strength: float, left_out: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> RidgePoint:
-    if labels.ndim == 2:
-        errors = np.square(left_out - labels).sum(axis=1)
-        return RidgePoint(strength, float(np.average(errors, weights=weights)), None)
     squared, right = errors_of(left_out, labels)
-    return RidgePoint(strength, float(np.average(squared, weights=weights)), float(right.mean()))
+    top1 = None if right is None else float(right.mean())
+    return RidgePoint(strength, float(np.average(squared, weights=weights)), top1)
 
 
-def errors_of(left_out: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each sample's squared error, ``(n,)``, and whether it is right."""
+def errors_of(left_out: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return each sample's squared error, ``(n,)``, and whether it is right; None of numbers."""
+    if labels.ndim == 2:
+        return np.square(left_out - labels).sum(axis=1), None
     own = left_out[np.arange(len(labels)), labels]
     squared = np.einsum("nk,nk->n", left_out, left_out) - 2 * own + 1
     return squared, left_out.argmax(axis=1) == labels

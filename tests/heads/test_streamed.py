@@ -11,6 +11,7 @@ import featx.heads.basis
 from featx.heads.centroid import fit_centroid
 from featx.heads.head import Layer, apply_layers, standardisation
 from featx.heads.linear import fit_linear
+from featx.heads.losses import SIGMOID, SQUARED, Loss
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.mlp import fit_mlp
 from featx.heads.mlp_options import MLPOptions
@@ -299,3 +300,153 @@ def test_an_mlp_learns_as_well(ordered: bool) -> None:
     assert theirs > 0.75
     assert accuracy(blocked.layers, features, labels) == pytest.approx(theirs, abs=0.02)
     assert len(blocked.held_out.labels) == len(kept)
+
+
+# --- tags and numbers ---------------------------------------------------------------------------
+
+
+def tagged(num_samples: int = 2000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping tags, from one in two to one in forty; features far from zero."""
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(num_samples, 12))
+    scores = features @ random.normal(size=(12, 4)) + 2 * random.normal(size=(num_samples, 4))
+    tags = scores > np.quantile(scores, [0.5, 0.8, 0.3, 0.975], axis=0)
+    features = features * random.uniform(0.1, 10, 12) + 30 * random.normal(size=12)
+    return features.astype(np.float32), tags.astype(np.uint8)
+
+
+def numbered(num_samples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """Two numbers that depend on the features, neither centred nor scaled."""
+    features, _ = samples_of(num_samples)
+    random = np.random.default_rng(1)
+    numbers = features @ random.normal(size=(12, 2)) + random.normal(size=(num_samples, 2))
+    return features, numbers * [1, 50] + [3, -100]
+
+
+def sides(tags: np.ndarray) -> np.ndarray:
+    """How many have each tag, and how many lack it."""
+    return np.stack([tags.sum(axis=0, dtype=np.int64), (1 - tags).sum(axis=0, dtype=np.int64)])
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_some_of_each_tag_are_kept_and_some_are_left(n, num_tags, seed) -> None:
+    random = np.random.default_rng(seed)
+    tags = (random.random((n, num_tags)) < random.random(num_tags) ** 3).astype(np.uint8)
+    there = sides(tags) > 0
+    kept = choose_kept(tags, 10, num_tags, memory=0, seed=0, at_most=2 * num_tags)
+    assert len(kept) == min(n, 2 * num_tags)
+    assert np.all(np.diff(kept) > 0)
+    assert np.array_equal(sides(tags[kept]) > 0, there)
+    judges = choose_judges(tags, 10, num_tags, memory=0, seed=0)
+    assert len(judges) >= 1
+    if n > 2 * num_tags:
+        assert np.array_equal(sides(np.delete(tags, judges, axis=0)) > 0, there)
+
+
+def test_kept_samples_have_tags_as_often_as_all() -> None:
+    tags = (np.random.default_rng(0).random((20_000, 3)) < [0.5, 0.1, 0.9]).astype(np.uint8)
+    kept = choose_kept(tags, 10, 3, memory=0, seed=0)
+    assert len(kept) == 2048
+    assert tags[kept].mean(axis=0) == pytest.approx(tags.mean(axis=0), abs=0.04)
+    assert not np.array_equal(kept, choose_kept(tags, 10, 3, memory=0, seed=1))
+
+
+@pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("piece_rows", [97, 5000])
+def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int) -> None:
+    features, tags = tagged()
+    whole = fit_linear(features, tags, 4, strengths=[strength], loss=SIGMOID)
+    found = surveyed(features, choose_kept(tags, 12, 4, memory=0, seed=0, at_most=500), piece_rows)
+    rows = ArrayRows(features, piece_rows)
+    alone = fit_linear_in_blocks(rows, tags, 4, found, strengths=[strength], loss=SIGMOID)
+    judged = fit_linear_in_blocks(
+        rows, tags, 4, found, strengths=[strength], loss=SIGMOID, judge=True
+    )
+    for blocked in (alone, judged):
+        assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+        assert close(logits(blocked.layer, features), logits(whole.layer, features), 5e-3)
+    assert alone.held_out is None
+    assert judged.held_out is not None
+    assert judged.held_out.labels.shape == judged.held_out.logits.shape
+    assert 80 < len(judged.held_out.labels) < 120  # a fifth of those kept
+
+
+def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept() -> None:
+    features, tags = tagged()
+    strengths = [1e-6, 1e-3, 1e-2, 10]
+    whole = fit_linear(features, tags, 4, strengths=strengths, loss=SIGMOID)
+    blocked = fit_linear_in_blocks(
+        *(ArrayRows(features, 500), tags, 4, surveyed(features, np.arange(2000), 500)),
+        strengths=strengths,
+        loss=SIGMOID,
+    )
+    assert blocked.strength == whole.strength
+    assert [point.top1 for point in blocked.path] == [None] * 4
+
+
+def test_what_is_held_out_of_tags_was_not_trained_on() -> None:
+    """With tags that mean nothing and weak regularisation, seen samples look better."""
+    random = np.random.default_rng(5)
+    features = random.normal(size=(600, 100)).astype(np.float32)
+    tags = random.integers(0, 2, (600, 3)).astype(np.uint8)
+    found = surveyed(features, np.arange(600), 100)
+    fit = fit_linear_in_blocks(
+        *(ArrayRows(features, 100), tags, 3, found), strengths=[10.0], judge=True, loss=SIGMOID
+    )
+    assert fit.held_out is not None
+    seen = SIGMOID.mean(logits(fit.layer, features), tags)
+    assert SIGMOID.mean(fit.held_out.logits, fit.held_out.labels) > 1.3 * seen
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("piece_rows", [97, 5000])
+def test_ridge_on_numbers_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
+    features, numbers = numbered()
+    weights = np.random.default_rng(2).uniform(0.3, 5, 2000) if weighted else np.ones(2000)
+    kept = np.arange(0, 2000, 3)
+    strengths = [1e-6, 1e-4, 1e-2, 1]
+    whole = fit_ridge(features, numbers, 2, strengths=strengths, weights=weights)
+    blocked = fit_ridge_in_blocks(
+        *(ArrayRows(features, piece_rows), numbers, 2, surveyed(features, kept, piece_rows)),
+        strengths=strengths,
+        weights=weights,
+    )
+    assert blocked.strength == whole.strength
+    for ours, theirs in zip(blocked.path, whole.path, strict=True):
+        assert ours.error == pytest.approx(theirs.error, rel=1e-4)
+        assert ours.top1 is None
+    for ours, theirs in zip(blocked.layer, whole.layer, strict=True):
+        assert close(ours, theirs, 1e-4)
+    assert close(blocked.held_out.logits, whole.held_out.logits[kept], 1e-4)
+
+
+@pytest.mark.parametrize("loss", [SIGMOID, SQUARED])
+def test_an_mlp_learns_tags_and_numbers_as_well(loss: Loss) -> None:
+    features, targets = tagged() if loss is SIGMOID else numbered()
+    strata = targets
+    if loss is SQUARED:
+        targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
+        strata = np.zeros(2000, np.int64)
+    num_outputs = targets.shape[1]
+    options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
+    whole = fit_mlp(features, targets, num_outputs, options, loss=loss)
+    kept = choose_judges(strata, 12, num_outputs, memory=10**6, seed=0)
+    others = np.delete(np.arange(2000), kept)
+    blocked = fit_mlp_in_blocks(
+        ArrayRows(features[others], 10),
+        *(targets, num_outputs, surveyed(features, kept, 100), options),
+        pool_bytes=4 * 12 * 128 * 5,
+        loss=loss,
+    )
+    constant = np.zeros_like(targets, float)
+    ours, theirs, knows_nothing = (
+        loss.mean(said, targets)
+        for said in (
+            apply_layers(blocked.layers, features),
+            apply_layers(whole.layers, features),
+            constant,
+        )
+    )
+    assert theirs < 0.6 * knows_nothing
+    assert ours == pytest.approx(theirs, abs=0.03 * knows_nothing)
+    assert np.array_equal(blocked.held_out.labels, targets[kept])

@@ -17,6 +17,7 @@ from featx.heads.device import Device
 from featx.heads.folds import NUM_FOLDS, Division, HeldOut, stratified_folds
 from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, follow_path, refit
 from featx.heads.logistic import Logistic
+from featx.heads.losses import SOFTMAX, LogisticLoss
 from featx.heads.rows import Rows, Survey
 
 
@@ -29,6 +30,7 @@ def fit_linear_in_blocks(
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
     judge: bool = False,
+    loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
 ) -> LinearFit:
@@ -36,12 +38,13 @@ def fit_linear_in_blocks(
 
     Args:
         rows: Raw features of the training samples, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; with ``SIGMOID`` tags ``(N, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         survey: Of the rows; what it kept decides the strength.
         strengths: Values of ``C`` to choose from.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         judge: Hold samples out for a single strength too.
+        loss: Of what labels are.
         seed: Decides the folds.
         device: What the products run on; None for numpy.
     """
@@ -51,18 +54,18 @@ def fit_linear_in_blocks(
     path: tuple[PathPoint, ...] = ()
     left_out = np.full(len(labels), -2)
     if len(strengths) > 1 or judge:
-        fold = stratified_folds(labels[kept], NUM_FOLDS, seed=seed)
-        inner = Division(fold, np.array([0]))
+        inner = _hold_out(labels[kept], loss, seed=seed)
         some = Logistic(
             basis_of_kept,
             labels[kept],
             num_classes,
             weights=weights[kept],
             division=inner,
+            loss=loss,
             device=device,
         )
         best, path = follow_path(some, inner, strengths)
-        left_out[kept[fold == 0]] = 0
+        left_out[kept[inner.fold == inner.judged[0]]] = 0
     strength = best.point.strength if best else float(strengths[0])
     every = Logistic(
         basis,
@@ -70,12 +73,13 @@ def fit_linear_in_blocks(
         num_classes,
         weights=weights,
         division=Division(left_out, np.array([0])),
+        loss=loss,
         device=device,
     )
     optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1])
     held_out = None
     if inner:
-        out = inner.fold == 0
+        out = inner.fold == inner.judged[0]
         said = every.logits(optimum.variables[1], basis_of_kept.samples_at(out))
         held_out = HeldOut(said, labels[kept][out])
     return LinearFit(
@@ -88,3 +92,11 @@ def fit_linear_in_blocks(
         num_folds=1 if inner else 0,
         held_out=held_out,
     )
+
+
+def _hold_out(labels: np.ndarray, loss: LogisticLoss, *, seed: int) -> Division:
+    """Return who of the kept samples is held out: one fold, so that one head more is solved."""
+    if labels.ndim == 2:
+        division = loss.divide(labels, seed=seed)
+        return Division(division.fold, division.judged[:1])
+    return Division(stratified_folds(labels, NUM_FOLDS, seed=seed), np.array([0]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from featx.heads.basis import StandardisedRows
 from featx.heads.device import Device
+from featx.heads.losses import SOFTMAX, Loss
 from featx.heads.mlp import Judges, MLPFit, train_mlp
 from featx.heads.mlp_options import MLPOptions
 from featx.heads.rows import Rows, Survey
@@ -24,6 +25,7 @@ def fit_mlp_in_blocks(
     *,
     pool_bytes: int,
     weights: np.ndarray | None = None,
+    loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
 ) -> MLPFit:
@@ -31,12 +33,14 @@ def fit_mlp_in_blocks(
 
     Args:
         rows: Raw features of the samples to train on, finite: those that were not kept.
-        labels: Of all training samples, ``(N,)`` in ``[0, num_classes)``.
+        labels: Of all training samples, ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N,
+            num_classes)`` where the loss takes these.
         num_classes: Outputs of the head.
         survey: Of all training samples.
         options: Shape and training.
         pool_bytes: Of the features that are shuffled together.
         weights: Of all training samples, ``(N,)``, above 0; None for 1 each.
+        loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
         seed: Of initial weights, shuffling and dropout.
         device: What the products run on; None for numpy.
 
@@ -50,4 +54,6 @@ def fit_mlp_in_blocks(
     train = PooledRows(standardised, labels[others], weights[others], pool_bytes, device)
     judge = Judges(survey.features, labels[kept], weights[kept])
     standard = survey.mean, survey.scale
-    return train_mlp(train, judge, standard, num_classes, options, seed=seed, device=device)
+    return train_mlp(
+        train, judge, standard, num_classes, options, loss=loss, seed=seed, device=device
+    )

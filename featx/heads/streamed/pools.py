@@ -68,7 +68,7 @@ class PooledRows:
 
     Attributes:
         rows: Standardised.
-        labels: ``(N,)``.
+        labels: ``(N,)``; tags or numbers ``(N, num_outputs)``.
         weights: What each counts, ``(N,)``.
         pool_bytes: Of features in a pool.
         device: Where a pool is held; None for memory.

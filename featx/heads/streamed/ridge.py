@@ -41,7 +41,7 @@ def fit_ridge_in_blocks(
 
     Args:
         rows: Raw features of the training samples, finite, more of them than features.
-        labels: ``(N,)`` in ``[0, num_classes)``.
+        labels: ``(N,)`` in ``[0, num_classes)``; or numbers, ``(N, num_classes)`` floating.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         survey: Of the rows; what it kept is what comes back as held out.
         strengths: Values of ``C`` to choose from, at least one.
@@ -55,13 +55,14 @@ def fit_ridge_in_blocks(
     path = _judge(_systems(samples, system, weights), labels, strengths)
     best = min(path, key=lambda point: point.error)
     layer = fold_standardisation(solve_at(system, best.strength), mean, scale)
-    layer = silence_absent(layer, labels)
     kept = survey.kept
     some = _with_samples(system, standardise(survey.features, mean, scale), weights[kept])
     leverage = leverages_of(some, [best.strength])[0]
     held_out = without_own(some, labels[kept], best.strength, leverage)
-    absent = np.bincount(labels, minlength=num_classes) == 0
-    held_out[:, absent] = layer[1][absent]
+    if labels.ndim == 1:
+        layer = silence_absent(layer, labels)
+        absent = np.bincount(labels, minlength=num_classes) == 0
+        held_out[:, absent] = layer[1][absent]
     return RidgeFit(layer, best.strength, tuple(path), HeldOut(held_out, labels[kept]))
 
 
@@ -71,22 +72,33 @@ def _sum_up(
     """Return the system, without samples."""
     width = len(samples.shift)
     squares, sums = np.zeros((width, width)), np.zeros((num_classes, width))
+    by_feature, of_targets = np.zeros(width), np.zeros(num_classes)
     for where, x in samples.blocks():
         wide = x.astype(np.float64)
-        own = np.zeros((num_classes, len(x)))
-        own[labels[where], np.arange(len(x))] = weights[where]
+        own = _weighted(labels[where], num_classes, weights[where])
         sums += own @ wide
+        by_feature += weights[where] @ wide
+        of_targets += own.sum(axis=1)
         wide *= np.sqrt(weights[where])[:, None]
         squares += wide.T @ wide
     total = weights.sum()
-    centre = sums.sum(axis=0) / total
-    by_class = np.bincount(labels, weights=weights, minlength=num_classes)
+    centre = by_feature / total
     variances, directions = np.linalg.eigh(squares - total * np.outer(centre, centre))
     variances, directions = with_variance(variances, directions)
-    shares = by_class / total
-    products = ((sums - by_class[:, None] * centre) @ directions).T
+    shares = of_targets / total
+    products = ((sums - of_targets[:, None] * centre) @ directions).T
     none = np.zeros((0, len(variances)))
     return System(none, directions, variances, products, centre, shares, weights[:0], total)
+
+
+def _weighted(labels: np.ndarray, num_classes: int, weights: np.ndarray) -> np.ndarray:
+    """Return the targets of samples times their weights ``(n,)``, ``(num_classes, n)`` float64."""
+    if labels.ndim == 2:
+        targets: np.ndarray = (labels * weights[:, None]).T
+        return targets
+    one_hot = np.zeros((num_classes, len(labels)))
+    one_hot[labels, np.arange(len(labels))] = weights
+    return one_hot
 
 
 def _with_samples(system: System, x: np.ndarray, weights: np.ndarray) -> System:
@@ -114,8 +126,10 @@ def _judge(
             left_out = without_own(system, labels[where], strength, leverage)
             squared, hits = errors_of(left_out, labels[where])
             error[i] += system.weights @ squared
-            right[i] += hits.sum()
+            if hits is not None:
+                right[i] += hits.sum()
+    are_classes = labels.ndim == 1
     return [
-        RidgePoint(strength, float(lost / total), float(hit / len(labels)))
+        RidgePoint(strength, float(lost / total), float(hit / len(labels)) if are_classes else None)
         for strength, lost, hit in zip(strengths, error, right, strict=True)
     ]

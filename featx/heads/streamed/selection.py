@@ -23,10 +23,11 @@ def choose_kept(
 ) -> np.ndarray:
     """Return which samples to keep, ascending: the same share of each class, by chance.
 
-    Their number is a power of two, so that a little more or less memory changes nothing.
+    Of each tag at least one that has it is kept, and one that lacks it, the rarest tags first. The
+    number of samples is a power of two, so that a little more or less memory changes nothing.
 
     Args:
-        labels: Class indices, ``(N,)``.
+        labels: Class indices, ``(N,)``; or tags, ``(N, num_classes)``, 0 or 1.
         num_features: Length of a row.
         num_classes: Length of a row of logits.
         memory: Bytes that may be taken for them and for what is made of them.
@@ -37,6 +38,10 @@ def choose_kept(
     fitting = 1 << max(0, int(memory // row_bytes).bit_length() - 1)
     count = min(len(labels), at_most, max(LEAST_KEPT, fitting))
     order = np.random.default_rng(seed).permutation(len(labels))
+    if labels.ndim == 2:
+        first = _one_of_each(labels, order)
+        others = order[~np.isin(order, first)]
+        return np.sort(np.concatenate([first, others])[:count])
     by_class = order[np.argsort(labels[order], kind="stable")]
     # evenly spread over classes that stand one after the other
     places = (np.arange(count) * len(labels)) // count
@@ -46,11 +51,18 @@ def choose_kept(
 def choose_judges(
     labels: np.ndarray, num_features: int, num_classes: int, *, memory: int, seed: int
 ) -> np.ndarray:
-    """Return which of ``(N,)`` samples decide when to stop, ascending: a tenth at most.
+    """Return which of N samples decide when to stop, ascending: a tenth at most.
 
-    As ``choose_kept``, but never the only sample of a class.
+    As ``choose_kept``, but never the only sample of a class, nor all that have, or lack, a tag; as
+    long as there are others.
     """
-    several = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    if labels.ndim == 2:
+        order = np.random.default_rng(seed).permutation(len(labels))
+        several = np.delete(np.arange(len(labels)), _one_of_each(labels, order))
+    else:
+        several = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    if not len(several):
+        several = np.arange(len(labels))
     kept = choose_kept(
         labels[several],
         num_features,
@@ -61,3 +73,18 @@ def choose_judges(
     )
     judges: np.ndarray = several[kept]
     return judges
+
+
+def _one_of_each(tags: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return the first in an order to have each tag, and to lack it: each once, rarest tags first.
+
+    Args:
+        tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
+        order: Numbers of all samples, ``(N,)``.
+    """
+    counts = tags.sum(axis=0, dtype=np.int64)
+    first = []
+    for tag in np.argsort(np.minimum(counts, len(tags) - counts), kind="stable"):
+        has = tags[order, tag] > 0
+        first += [int(order[side.argmax()]) for side in (has, ~has) if side.any()]
+    return np.array(list(dict.fromkeys(first)), np.int64)

@@ -5,7 +5,9 @@ samples     what the cache gives to train on, and what is wrong with it
 memory      how much there is, and sizes as people write them
 room        where training takes place: in memory or in blocks, on the CPU or a GPU
 blocks      training in passes over the file
-answers     from samples to layers: classes, tags or numbers
+scoring     scores of samples that come a few at a time
+solving     from samples in memory to layers
+answers     what a solver is asked, and what makes an answer of its layers: classes, tags or numbers
 fitting     from the cache to heads that are ready to be written, and their scores
 stage       train_head(): open the cache, fit, score, write
 comparison  compare(): the same head on several caches, side by side

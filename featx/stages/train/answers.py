@@ -1,33 +1,24 @@
-"""From samples to layers that answer in the way of their task."""
+"""What a solver is asked, at each task, and what makes an answer of the layers that it leaves.
+
+The same whether features are in memory or read in blocks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from featx.heads.calibration import Calibration, calibrate, fold_temperature
-from featx.heads.device import Device
-from featx.heads.fit import (
-    Fitted,
-    Samples,
-    fit_centroid_head,
-    fit_logistic_head,
-    fit_mlp_head,
-    fit_ridge_head,
-    fit_sgd_head,
-    fit_tags_head,
-)
+from featx.heads.class_weight import weights_of
+from featx.heads.fit import Fitted
 from featx.heads.head import Layer, fold_target_scale, standardisation
-from featx.heads.losses import SIGMOID, SQUARED
-from featx.heads.sgd import EpochScores
+from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, Loss
+from featx.heads.task import Task
 from featx.heads.thresholds import EVEN, choose_thresholds
 from featx.stages.train.options import TrainOptions
-
-EpochProgress = Callable[[EpochScores], None]
-"""Called after each epoch of ``sgd``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,97 +40,116 @@ class Answers:
     unit: tuple[list[float], list[float]] | None = None
 
 
-def answer_classes(
-    samples: Samples,
-    options: TrainOptions,
-    progress: EpochProgress | None = None,
-    device: Device | None = None,
-) -> Answers:
-    """Return layers that say which class; ``options`` name the solver."""
-    return ready(fit_classes(samples, options, progress, device), options)
+class Question(Protocol):
+    """Targets of the training samples, as a solver takes them, and the way back."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """Class indices ``(N,)``; tags or numbers ``(N, num_outputs)``."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the head that the solver fits."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """What each sample counts, ``(N,)``, above 0."""
+
+    @property
+    def loss(self) -> Loss:
+        """What a head is to make small."""
+
+    def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
+        """Return what a solver left as the answer to what was asked."""
 
 
-def fit_classes(
-    samples: Samples,
-    options: TrainOptions,
-    progress: EpochProgress | None = None,
-    device: Device | None = None,
-) -> Fitted:
-    """Return layers that say which class, as their solver left them."""
-    seed = options.seed
-    if options.head == "mlp":
-        return fit_mlp_head(samples, options.mlp, seed=seed, device=device)
-    if options.solver == "sgd":
-        return fit_sgd_head(samples, options.sgd, seed=seed, progress=progress)
-    if options.solver == "ridge":
-        return fit_ridge_head(samples, options.strengths)
-    if options.solver == "centroid":
-        return fit_centroid_head(samples)
-    return fit_logistic_head(
-        samples,
-        options.strengths,
-        solver=options.solver or "lbfgs",
-        judge=options.calibrate,
-        seed=seed,
-        device=device,
-    )
-
-
-def ready(fitted: Fitted, options: TrainOptions) -> Answers:
-    """Return what a solver left, with its temperature folded in."""
-    layers, calibration = _calibrated(fitted, options)
-    return Answers(layers, fitted.choice, calibration)
-
-
-def answer_tags(features: np.ndarray, tags: np.ndarray, options: TrainOptions) -> Answers:
-    """Return layers that say which tags.
-
-    A tag that all samples have, or none, has no optimum: its logit is that of ``(N + 1) / (N + 2)``
-    on the side where they are.
+def question_of(
+    task: Task, values: np.ndarray, classes: Sequence[str], options: TrainOptions
+) -> Question:
+    """Return what a solver is asked.
 
     Args:
-        features: Raw, ``(N, num_features)``.
+        task: What the head answers.
+        values: Targets of the training samples, as ``heads.targets`` reads them.
+        classes: Names of the classes, of class indices.
+        options: Where classes are weighted.
+    """
+    if task == "multi-label":
+        return _Tags(values)
+    if task == "regression":
+        return _Numbers(values)
+    return _Classes(values, len(classes), weights_of(values, classes, options.class_weight))
+
+
+@dataclass(frozen=True, eq=False)
+class _Classes:
+    """Which class: class indices ``(N,)``."""
+
+    values: np.ndarray
+    num_outputs: int
+    weights: np.ndarray
+    loss: Loss = SOFTMAX
+
+    def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
+        """Return what a solver left, with its temperature folded in."""
+        layers, calibration = _calibrated(fitted, options)
+        return Answers(layers, fitted.choice, calibration)
+
+
+class _Tags:
+    """Which tags.
+
+    A tag that all samples have, or none, has no optimum and is not asked for: its logit is that of
+    ``(N + 1) / (N + 2)`` on the side where they are.
+
+    Args:
         tags: Which each sample has, ``(N, num_tags)``; one at least is had by some.
-        options: How to fit.
     """
-    varies = np.ptp(tags, axis=0) > 0
-    samples = Samples(features, tags[:, varies], int(varies.sum()), np.ones(len(tags)))
-    if options.head == "mlp":
-        fitted = fit_mlp_head(samples, options.mlp, loss=SIGMOID, seed=options.seed)
-    else:
-        fitted = fit_tags_head(samples, options.strengths, seed=options.seed)
-    (*others, (weight, bias)), calibration = _calibrated(fitted, options)
-    thresholds = np.full(tags.shape[1], EVEN)
-    if fitted.held_out is not None:
-        temperature = calibration.temperature if calibration else 1.0
-        logits = fitted.held_out.logits / temperature
-        thresholds[varies] = choose_thresholds(logits, fitted.held_out.labels)
-    all_weights = np.zeros((tags.shape[1], weight.shape[1]), np.float32)
-    all_weights[varies] = weight
-    sides = np.where(tags[0], 1, -1) * np.log(len(tags) + 1)
-    all_biases = sides.astype(np.float32)
-    all_biases[varies] = bias
-    layers = (*others, (all_weights, all_biases))
-    return Answers(layers, fitted.choice, calibration, tuple(thresholds.tolist()))
+
+    loss: Loss = SIGMOID
+
+    def __init__(self, tags: np.ndarray) -> None:
+        self._varies = np.ptp(tags, axis=0) > 0
+        self._sides = np.where(tags[0], 1, -1) * np.log(len(tags) + 1)
+        self.values = tags[:, self._varies]
+        self.num_outputs = int(self._varies.sum())
+        self.weights = np.ones(len(tags))
+
+    def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
+        """Return what a solver left, with temperature, thresholds, and the tags left out."""
+        (*others, (weight, bias)), calibration = _calibrated(fitted, options)
+        thresholds = np.full(len(self._varies), EVEN)
+        if fitted.held_out is not None:
+            temperature = calibration.temperature if calibration else 1.0
+            logits = fitted.held_out.logits / temperature
+            thresholds[self._varies] = choose_thresholds(logits, fitted.held_out.labels)
+        all_weights = np.zeros((len(self._varies), weight.shape[1]), np.float32)
+        all_weights[self._varies] = weight
+        all_biases = self._sides.astype(np.float32)
+        all_biases[self._varies] = bias
+        layers = (*others, (all_weights, all_biases))
+        return Answers(layers, fitted.choice, calibration, tuple(thresholds.tolist()))
 
 
-def answer_numbers(features: np.ndarray, numbers: np.ndarray, options: TrainOptions) -> Answers:
-    """Return layers that say how much, in the unit of the labels.
+class _Numbers:
+    """How much: numbers, standardised for the solver.
 
     Args:
-        features: Raw, ``(N, num_features)``.
         numbers: Of each sample, ``(N, num_targets)`` float64.
-        options: How to fit.
     """
-    mean, scale = standardisation(numbers)
-    standardised = (numbers - mean) / scale
-    samples = Samples(features, standardised, numbers.shape[1], np.ones(len(numbers)))
-    if options.head == "mlp":
-        fitted = fit_mlp_head(samples, options.mlp, loss=SQUARED, seed=options.seed)
-    else:
-        fitted = fit_ridge_head(samples, options.strengths)
-    layers = tuple(fold_target_scale(fitted.layers, mean, scale))
-    return Answers(layers, fitted.choice, unit=(mean.tolist(), scale.tolist()))
+
+    loss: Loss = SQUARED
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._mean, self._scale = standardisation(numbers)
+        self.values = (numbers - self._mean) / self._scale
+        self.num_outputs = numbers.shape[1]
+        self.weights = np.ones(len(numbers))
+
+    def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
+        """Return what a solver left, in the unit of the labels."""
+        layers = tuple(fold_target_scale(fitted.layers, self._mean, self._scale))
+        return Answers(layers, fitted.choice, unit=(self._mean.tolist(), self._scale.tolist()))
 
 
 def _calibrated(

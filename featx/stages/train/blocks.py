@@ -10,7 +10,6 @@ import numpy as np
 
 from featx.features.blocks import FeatureRows
 from featx.features.file import FeatureFile
-from featx.heads.class_weight import weights_of
 from featx.heads.device import Device
 from featx.heads.fit import (
     Fitted,
@@ -21,8 +20,9 @@ from featx.heads.fit import (
     ridge_fitted,
     sgd_fitted,
 )
-from featx.heads.head import Layer, apply_layers
-from featx.heads.metrics import Judged, Metrics, judge, measure_judged
+from featx.heads.head import apply_layers
+from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED
+from featx.heads.metrics import Scores
 from featx.heads.rows import Survey, survey
 from featx.heads.sgd import EpochScores
 from featx.heads.streamed.centroid import fit_centroid_in_blocks
@@ -31,8 +31,11 @@ from featx.heads.streamed.mlp import fit_mlp_in_blocks
 from featx.heads.streamed.ridge import fit_ridge_in_blocks
 from featx.heads.streamed.selection import choose_judges, choose_kept
 from featx.heads.streamed.sgd import fit_sgd_in_blocks
+from featx.heads.targets import Targets
+from featx.stages.train.answers import Answers, Question
 from featx.stages.train.options import TrainOptions
 from featx.stages.train.samples import require_finite
+from featx.stages.train.scoring import Tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class Blocked:
         cache: Their file.
         every: All rows of it.
         rows: Numbers of those that train, ascending, ``(N,)``.
+        question: What is asked of them.
         memory: Bytes that features and their copies may take.
         options: What is trained, with the solver that was settled.
         device: What the products run on; None for numpy.
@@ -64,15 +68,10 @@ class Blocked:
     cache: FeatureFile
     every: FeatureRows
     rows: np.ndarray
+    question: Question
     memory: int
     options: TrainOptions
     device: Device | None = None
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of the rows that train, ``(N,)``."""
-        labels: np.ndarray = self.cache.labels[self.rows]
-        return labels
 
     def fit(self, progress: Callable[[EpochScores], None] | None = None) -> BlockedFit:
         """Return the head that the options ask for.
@@ -89,36 +88,38 @@ class Blocked:
 
     def samples_of(self, draws: Sequence[np.ndarray]) -> list[Samples]:
         """Return the samples of some draws, each rows of those that train, by one pass."""
-        labels, num_classes = self.labels, len(self.cache.classes)
-        weights = weights_of(labels, self.cache.classes, self.options.class_weight)
+        question = self.question
         union = np.unique(np.concatenate(draws))
         features = self._survey(union).features
         return [
             Samples(
-                features[np.searchsorted(union, rows)], labels[rows], num_classes, weights[rows]
+                features[np.searchsorted(union, rows)],
+                question.values[rows],
+                question.num_outputs,
+                question.weights[rows],
             )
             for rows in draws
         ]
 
-    def score(self, heads: Sequence[Sequence[Layer]]) -> list[dict[str, Metrics]]:
+    def score(self, heads: Sequence[Answers], targets: Targets) -> list[dict[str, Scores]]:
         """Return each head's scores of each split that has labelled samples, by one pass."""
-        parts: list[dict[str, list[Judged]]] = [{} for _ in heads]
-        labels, splits = self.cache.labels, self.cache.splits
+        tallies: list[dict[str, Tally]] = [{} for _ in heads]
+        splits = self.cache.splits
         for where, values in self.every.blocks():
-            for layers, of_head in zip(heads, parts, strict=True):
-                logits = apply_layers(layers, values)
+            for answers, of_head in zip(heads, tallies, strict=True):
+                outputs = apply_layers(answers.layers, values)
                 for number, split in enumerate(self.cache.split_names):
-                    rows = (splits[where] == number) & (labels[where] >= 0)
+                    rows = (splits[where] == number) & targets.labelled[where]
                     if rows.any():
-                        said = judge(logits[rows], labels[where][rows])
-                        of_head.setdefault(split, []).append(said)
+                        tally = of_head.setdefault(split, Tally(targets.task, answers.thresholds))
+                        tally.add(outputs[rows], targets.values[where][rows])
         return [
             {
-                split: measure_judged(of_head[split], len(self.cache.classes))
+                split: scores
                 for split in self.cache.split_names
-                if split in of_head
+                if split in of_head and (scores := of_head[split].scores(len(targets.names)))
             }
-            for of_head in parts
+            for of_head in tallies
         ]
 
     def _choose(self) -> np.ndarray:
@@ -126,10 +127,11 @@ class Blocked:
         if self.options.head == "linear" and self.options.solver == "sgd":
             return np.zeros(0, np.int64)
         choose = choose_judges if self.options.head == "mlp" else choose_kept
+        values = self.question.values
         return choose(
-            self.labels,
+            np.zeros(len(values), np.int64) if self.question.loss is SQUARED else values,
             self.cache.num_features,
-            len(self.cache.classes),
+            self.question.num_outputs,
             memory=self.memory * 2 // 3,
             seed=self.options.seed,
         )
@@ -142,8 +144,8 @@ class Blocked:
 
     def _fit(self, surveyed: Survey, progress: Callable[[EpochScores], None] | None) -> Fitted:
         options, seed = self.options, self.options.seed
-        labels, num_classes = self.labels, len(self.cache.classes)
-        weights = weights_of(labels, self.cache.classes, options.class_weight)
+        question, weights = self.question, self.question.weights
+        labels, num_classes = question.values, question.num_outputs
         train = self.every.only(self.rows)
         if options.head == "mlp":
             others = self.every.only(np.delete(self.rows, surveyed.kept))
@@ -151,6 +153,7 @@ class Blocked:
                 *(others, labels, num_classes, surveyed, options.mlp),
                 pool_bytes=self.memory // 4,
                 weights=weights,
+                loss=question.loss,
                 seed=seed,
                 device=self.device,
             )
@@ -175,7 +178,8 @@ class Blocked:
             *samples,
             strengths=options.strengths,
             weights=weights,
-            judge=options.calibrate,
+            judge=options.calibrate or question.loss is SIGMOID,
+            loss=SIGMOID if question.loss is SIGMOID else SOFTMAX,
             seed=seed,
             device=self.device,
         )

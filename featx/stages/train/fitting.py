@@ -10,22 +10,13 @@ import numpy as np
 
 from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile
-from featx.heads.class_weight import weights_of
 from featx.heads.few_shot import draw_shots, warn_of_small_classes
 from featx.heads.fit import Samples
 from featx.heads.head import apply_layers
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.targets import Targets
 from featx.heads.task import Task
-from featx.stages.train.answers import (
-    Answers,
-    EpochProgress,
-    answer_classes,
-    answer_numbers,
-    answer_tags,
-    fit_classes,
-    ready,
-)
+from featx.stages.train.answers import Answers, question_of
 from featx.stages.train.blocks import Blocked, BlockedFit
 from featx.stages.train.options import TrainOptions
 from featx.stages.train.room import device_of, fits_into_memory, memory_for
@@ -35,6 +26,7 @@ from featx.stages.train.samples import (
     targets_of,
     training_rows,
 )
+from featx.stages.train.solving import EpochProgress, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +62,21 @@ def fit_heads(
     options = replace(options, task=task, solver=options.solver_for(task))
     targets = targets_of(cache, task)
     rows = training_rows(cache, targets)
+    question = question_of(task, targets.values[rows], cache.classes, options)
     device, memory = device_of(options), memory_for(options)
     if not fits_into_memory(cache, rows, options, memory):
         with reading_blocks(cache) as every:
-            blocked = Blocked(cache, every, rows, memory, options, device)
+            blocked = Blocked(cache, every, rows, question, memory, options, device)
             return _fit_in_blocks(blocked, targets, progress)
     require_finite(cache, np.flatnonzero(~np.isfinite(cache.features).all(1)))
-    features, values = cache.features[rows], targets.values[rows]
+    features, values, weights = cache.features[rows], question.values, question.weights
     trained = []
     for drawn in _draw(values, options):
         start = time.perf_counter()
-        if task == "multi-label":
-            answers = answer_tags(features, values, options)
-        elif task == "regression":
-            answers = answer_numbers(features, values, options)
-        else:
-            weights = weights_of(values, cache.classes, options.class_weight)
-            samples = Samples(features[drawn], values[drawn], len(cache.classes), weights[drawn])
-            answers = answer_classes(samples, options, progress, device)
+        samples = Samples(features[drawn], values[drawn], question.num_outputs, weights[drawn])
+        answers = question.answers(
+            solve(samples, question.loss, options, progress, device), options
+        )
         seconds = time.perf_counter() - start
         scores = _score(answers, cache, targets)
         trained.append(Trained(task, targets.names, answers, scores, seconds))
@@ -98,19 +87,19 @@ def _fit_in_blocks(
     blocked: Blocked, targets: Targets, progress: EpochProgress | None
 ) -> list[Trained]:
     """Return what ``fit_heads`` does, without holding the features in memory."""
-    options = blocked.options
+    options, question = blocked.options, blocked.question
     if options.few_shot:
         fits = []
-        for samples in blocked.samples_of(_draw(blocked.labels, options)):
+        for samples in blocked.samples_of(_draw(question.values, options)):
             start = time.perf_counter()
-            fitted = fit_classes(samples, options, progress, blocked.device)
+            fitted = solve(samples, question.loss, options, progress, blocked.device)
             fits.append(BlockedFit(fitted, time.perf_counter() - start))
     else:
         fits = [blocked.fit(progress)]
-    answers = [ready(each.fitted, options) for each in fits]
-    scores = blocked.score([own.layers for own in answers])
+    answers = [question.answers(each.fitted, options) for each in fits]
+    scores = blocked.score(answers, targets)
     return [
-        Trained(targets.task, targets.names, own, dict(of_head), each.seconds)
+        Trained(targets.task, targets.names, own, of_head, each.seconds)
         for each, own, of_head in zip(fits, answers, scores, strict=True)
     ]
 

@@ -42,11 +42,6 @@ def fits_into_memory(
     copies = COPIES["sgd"] if options.few_shot else COPIES[kind]
     if copies * size <= memory:
         return True
-    if options.task in ("multi-label", "regression"):
-        raise ConfigError(
-            f"{options.task} heads train in memory: these features need about "
-            f"{_show(copies * size)}, and {_show(memory)} may be taken. Allow more by --memory."
-        )
     if not options.few_shot:
         if kind == "sklearn":
             raise ConfigError(

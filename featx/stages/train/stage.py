@@ -13,10 +13,10 @@ from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
 from featx.heads.metrics import Metrics
-from featx.stages.train.answers import EpochProgress
 from featx.stages.train.fitting import Trained, fit_heads
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.samples import warn_of_leaks
+from featx.stages.train.solving import EpochProgress
 
 
 def train_head(
