@@ -310,7 +310,8 @@ def tagged(num_samples: int = 2000, *, seed: int = 0) -> tuple[np.ndarray, np.nd
     random = np.random.default_rng(seed)
     features = random.normal(size=(num_samples, 12))
     scores = features @ random.normal(size=(12, 4)) + 2 * random.normal(size=(num_samples, 4))
-    tags = scores > np.quantile(scores, [0.5, 0.8, 0.3, 0.975], axis=0)
+    ranks = scores.argsort(axis=0).argsort(axis=0) / num_samples
+    tags = ranks > [0.5, 0.8, 0.3, 0.975]
     features = features * random.uniform(0.1, 10, 12) + 30 * random.normal(size=12)
     return features.astype(np.float32), tags.astype(np.uint8)
 
