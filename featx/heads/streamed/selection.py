@@ -51,7 +51,7 @@ def choose_kept(
 def choose_judges(
     labels: np.ndarray, num_features: int, num_classes: int, *, memory: int, seed: int
 ) -> np.ndarray:
-    """Return which of N samples decide when to stop, ascending: a tenth at most.
+    """Return which samples ``(n,)`` decide when to stop, ascending: a tenth at most.
 
     As ``choose_kept``, but never the only sample of a class, nor all that have, or lack, a tag; as
     long as there are others.
