@@ -70,7 +70,8 @@ def question_of(
 
     Args:
         task: What the head answers.
-        values: Targets of the training samples, as ``heads.targets`` reads them.
+        values: Targets of the training samples, as ``heads.targets`` reads them: ``(N,)`` or ``(N,
+            num_outputs)``.
         classes: Names of the classes, of class indices.
         options: Where classes are weighted.
     """
