@@ -587,7 +587,7 @@ class TestRunningItAgain:
 
     @pytest.fixture
     def interrupt(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-        """Run a command that is interrupted at its n-th batch."""
+        """Run a command of one worker that is interrupted at its n-th batch."""
         from featx.backbones.engines import OnnxEngine
 
         def run(*arguments: object, batch: int) -> Result:
@@ -609,7 +609,7 @@ class TestRunningItAgain:
         self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
     ) -> None:
         output = tmp_path / "f.h5"
-        command = ("extract", source, "-b", "tiny", "--batch-size", 4)
+        command = ("extract", source, "-b", "tiny", "--batch-size", 4, "--workers", 1)
         assert featx_cli(*command, "-o", tmp_path / "whole.h5").exit_code == 0
         stopped = interrupt(*command, "-o", output, batch=3)
         assert stopped.exit_code == 130
