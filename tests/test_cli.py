@@ -601,7 +601,7 @@ class TestRunningItAgain:
 
             with monkeypatch.context() as patch:
                 patch.setattr(OnnxEngine, "features", at_last)
-                return featx_cli(*arguments)
+                return featx_cli(*arguments, "--workers", 1)
 
         return run
 
@@ -609,7 +609,7 @@ class TestRunningItAgain:
         self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
     ) -> None:
         output = tmp_path / "f.h5"
-        command = ("extract", source, "-b", "tiny", "--batch-size", 4, "--workers", 1)
+        command = ("extract", source, "-b", "tiny", "--batch-size", 4)
         assert featx_cli(*command, "-o", tmp_path / "whole.h5").exit_code == 0
         stopped = interrupt(*command, "-o", output, batch=3)
         assert stopped.exit_code == 130
