@@ -228,7 +228,11 @@ def _choice(choice: object) -> str:
     told = ("head", "solver", "strength", "hidden", "seed")
     if not isinstance(choice, Mapping):
         return _plain(choice)
-    return ", ".join(f"{name} {_plain(choice[name])}" for name in told if name in choice)
+    return ", ".join(
+        _plain(choice[name]) if name == "head" else f"{name} {_plain(choice[name])}"
+        for name in told
+        if name in choice
+    )
 
 
 def _shape(value: Value) -> str:
