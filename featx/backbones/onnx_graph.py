@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 from featx.backbones.engines import OnnxEngine, TorchEngine
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
-from featx.backbones.quantize import quantize_graph
-from featx.backbones.spec import BackboneSpec
 from featx.errors import BackboneError, ExportError
 
 MAX_RELATIVE_ERROR = 1e-4
@@ -55,21 +53,6 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
         raise ExportError("torch's exporter returned nothing.")
     model: onnx.ModelProto = program.model_proto
     return model
-
-
-def export_backbone(network: Network, spec: BackboneSpec) -> onnx.ModelProto:
-    """Return the graph that gives the features a spec speaks of, in int8 where it says so.
-
-    Other precisions are float32 here: what they leave out, no graph can bring back.
-
-    Raises:
-        ExportError: torch's exporter cannot translate the network.
-        BackboneError: The spec's int8 ranges belong to another graph.
-    """
-    model = export_network(network, image_size=spec.preprocess.image_size)
-    if spec.calibration is None:
-        return model
-    return onnx.load_from_string(quantize_graph(model.SerializeToString(), spec.calibration))
 
 
 def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> bytes:
