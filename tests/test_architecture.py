@@ -37,13 +37,14 @@ DOORS = {
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
     "onnx": (
-        *("backbones/onnx_graph.py", "backbones/quantize.py", "classifier/precision.py"),
+        *(f"backbones/{name}.py" for name in ("onnx_graph", "quantize", "pixel_rows")),
+        "classifier/precision.py",
         *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
     ),
     "onnxscript": (),
     "onnxruntime": (
         *(f"classifier/{name}.py" for name in ("session", "providers", "precision")),
-        "backbones/engines/with_onnxruntime.py",
+        *("backbones/session_options.py", "backbones/engines/with_onnxruntime.py"),
     ),
     "click": ("cli/",),
     "rich": ("cli/",),

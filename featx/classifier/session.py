@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from featx.artifact import Header, require_file
+from featx.backbones.session_options import session_options
 from featx.classifier.contract import Contract, Value
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.recorded import check_recorded
@@ -278,11 +279,7 @@ def _start(
         ArtifactInvalid: ONNX Runtime does not take it.
         ConfigError: A provider does not start.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads or num_cores()
-    # As the backbone's engine has it: int8 features are the same on every processor.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options = session_options(threads=threads or num_cores())
     # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # ONNX Runtime takes references to other files from here; below this there are none.

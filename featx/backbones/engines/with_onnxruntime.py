@@ -26,15 +26,14 @@ class OnnxEngine:
     def __init__(self, graph: bytes) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        # Without VNNI, products of uint8 and int8 would saturate: the same features everywhere
-        # are worth more than the speed of those processors.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        from featx.backbones.session_options import session_options
+
         try:
             self._session = ort.InferenceSession(
-                graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                graph,
+                session_options(threads=1),
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,
             )
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise BackboneError(
