@@ -8,7 +8,7 @@ import numpy as np
 
 EngineName = Literal["torch", "onnxruntime"]
 
-_BATCH_PIXELS = 4 * 224 * 224
+_BATCH_PIXELS = 2 * 224 * 224
 
 
 class Engine(Protocol):
@@ -45,7 +45,7 @@ def default_batch_size(engine: Engine | type[Engine], image_size: int) -> int:
 
     >>> from featx.backbones.engines import OnnxEngine
     >>> default_batch_size(OnnxEngine, 224), default_batch_size(OnnxEngine, 32)
-    (4, 64)
+    (2, 64)
     """
     if engine.name == "onnxruntime":
         fitting = max(1, _BATCH_PIXELS // image_size**2)
