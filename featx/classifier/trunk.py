@@ -26,6 +26,7 @@ from featx.images.preprocess import PreprocessSpec
 
 TENSOR = "tensor"
 _ARITHMETIC = frozenset({"Transpose", "Cast", "Div", "Sub", "Mul", "Add"})
+_CHANNELS_FIRST = [0, 3, 1, 2]
 
 
 def split_trunk(backbone: onnx.ModelProto, spec: PreprocessSpec) -> onnx.ModelProto | None:
@@ -117,29 +118,40 @@ def add_arithmetic(
     """
     mean = 255 * np.array(spec.mean, np.float64)
     factor = 1 / (255 * np.array(spec.std, np.float64))
-    channels_first = pieces.node(
-        "Transpose", [pixels], "channels_first", attributes={"perm": [0, 3, 1, 2]}
-    )
     first = _first_convolution(trunk) if fold else None
-    whole = first is not None and not _is_padded(first)
-    steps: list[tuple[str, str, np.ndarray]] = []
     if first is None:
-        steps = [("Sub", "centred", mean), ("Mul", "normalised", factor)]
-    elif not whole:
-        steps = [("Sub", "centred", mean)]
-    if first is not None:
-        _fold_into(first, trunk, shift=-mean if whole else None, factor=factor)
-    value = pieces.node(
-        "Cast",
-        [channels_first],
-        "values",
-        output=None if steps else TENSOR,
-        attributes={"to": TensorProto.FLOAT},
+        _add_rows(pieces, spec.image_size, mean, factor, pixels=pixels)
+        return
+    whole = not _is_padded(first)
+    _fold_into(first, trunk, shift=-mean if whole else None, factor=factor)
+    arranged = pieces.node(
+        "Transpose", [pixels], "channels_first", attributes={"perm": _CHANNELS_FIRST}
     )
-    for op, name, numbers in steps:
-        constant = pieces.constant(f"{name}_by", numbers.astype(np.float32).reshape(1, 3, 1, 1))
-        output = TENSOR if name == steps[-1][1] else None
-        value = pieces.node(op, [value, constant], name, output=output)
+    to_float = {"to": TensorProto.FLOAT}
+    if whole:
+        pieces.node("Cast", [arranged], "values", output=TENSOR, attributes=to_float)
+        return
+    value = pieces.node("Cast", [arranged], "values", attributes=to_float)
+    by = pieces.constant("centred_by", mean.astype(np.float32).reshape(1, 3, 1, 1))
+    pieces.node("Sub", [value, by], "centred", output=TENSOR)
+
+
+def _add_rows(
+    pieces: Pieces, width: int, mean: np.ndarray, factor: np.ndarray, *, pixels: str
+) -> None:
+    """Add all of the arithmetic, on rows of ``3 · width`` values.
+
+    Integer convolutions want their images channels last, so ONNX Runtime would do arithmetic per
+    channel three numbers at a time (``backbones/pixel_rows``).
+    """
+    flat, square = pieces.integers("row_shape", 0, 0, -1), pieces.integers("square", 0, 0, -1, 3)
+    value = pieces.node("Reshape", [pixels, flat], "rows")
+    value = pieces.node("Cast", [value], "values", attributes={"to": TensorProto.FLOAT})
+    for op, name, numbers in (("Sub", "centred", mean), ("Mul", "normalised", factor)):
+        row = pieces.constant(f"{name}_by", np.tile(numbers, width).astype(np.float32))
+        value = pieces.node(op, [value, row], name)
+    value = pieces.node("Reshape", [value, square], "channels_last")
+    pieces.node("Transpose", [value], "tensor", output=TENSOR, attributes={"perm": _CHANNELS_FIRST})
 
 
 def _first_convolution(trunk: onnx.GraphProto) -> onnx.NodeProto | None:

@@ -79,6 +79,7 @@ class LazyBackbone:
             ConfigError: As ``spec``.
             ExportError: The network has no graph.
         """
+        from featx.backbones.pixel_rows import with_pixel_rows
         from featx.backbones.quantize import calibrate, narrowed, quantize_graph
 
         start, before = time.perf_counter(), self.seconds
@@ -88,7 +89,7 @@ class LazyBackbone:
         some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
         calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
         spec = replace(spec, precision="int8", calibration=calibration)
-        keep_graph(spec, quantize_graph(graph, calibration))
+        keep_graph(spec, with_pixel_rows(quantize_graph(graph, calibration)))
         self.seconds = before + time.perf_counter() - start
         return spec
 
@@ -131,9 +132,11 @@ class LazyBackbone:
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:
         graph = read_graph(expected)
         if graph is None and expected.calibration is not None:
+            from featx.backbones.pixel_rows import with_pixel_rows
             from featx.backbones.quantize import quantize_graph
 
-            graph = quantize_graph(self._float_graph(expected), expected.calibration)
+            own = quantize_graph(self._float_graph(expected), expected.calibration)
+            graph = with_pixel_rows(own)
             keep_graph(expected, graph)
         elif graph is None:
             try:
