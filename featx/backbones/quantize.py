@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featx.backbones.calibration import Calibration
 from featx.backbones.engines import OnnxEngine
 from featx.errors import BackboneError
+from featx.images.read_ahead import map_ahead
 
 MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
 """Between the features of int8 and fp32, over images and of each."""
@@ -57,7 +59,7 @@ def calibrate(graph: bytes, batches: Iterable[np.ndarray]) -> Calibration:
     engine = OnnxEngine(_measuring(model, tensors).SerializeToString())
     # One by one: some graphs have the images of a batch on another axis, or mixed with tokens.
     singles = (pixels[None] for batch in batches for pixels in batch)
-    found = np.concatenate([engine.features(single) for single in singles])  # (n, 2 · tensors)
+    found = _on_all_cores(engine, singles)  # (n, 2 · tensors)
     if not np.isfinite(found).all():
         raise BackboneError("The backbone gives values that are not finite; int8 cannot hold them.")
     lowest, highest = np.split(found.astype(np.float64), 2, axis=1)
@@ -131,8 +133,12 @@ def narrowed(
 
 
 def _features(graph: bytes, pixels: np.ndarray) -> np.ndarray:
-    engine = OnnxEngine(graph)
-    return np.concatenate([engine.features(one[None]) for one in pixels])
+    return _on_all_cores(OnnxEngine(graph), (one[None] for one in pixels))
+
+
+def _on_all_cores(engine: OnnxEngine, batches: Iterable[np.ndarray]) -> np.ndarray:
+    with closing(map_ahead(engine.features, batches)) as found:
+        return np.concatenate([features.result() for features in found])
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
