@@ -243,4 +243,5 @@ def _middle_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side:
     top = crop_offset(height, spec.image_size) - margin
     left = crop_offset(width, spec.image_size) - margin
     # Resizing the crop alone, by Pillow's "box", would be faster, but moves some values by one.
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    box = (left, top, left + side, top + side)
+    return np.asarray(image if box == (0, 0, *image.size) else image.crop(box))
