@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,12 +27,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import click
 from photos import enlarge, evenly, jpegs_of
-from report import ROOT, table, write_measured
+from report import ROOT, machine, table, write_measured
 from timed import READY
 
 DATA = ROOT.parent / "shared" / "data"
@@ -49,9 +47,13 @@ FEATX = {
     "featx onnxruntime": "featx",
     "featx onnxruntime scaled": "featx, `--decode scaled`",
     "featx onnxruntime int8": "featx, `--precision int8`",
+    "featx onnxruntime int8 first": "the same, the first time: with calibration",
     "featx onnxruntime int8 scaled": "featx, `--precision int8 --decode scaled`",
     "featx torch": "featx, `--engine torch`",
+    "featx torch bf16": "featx, `--precision bf16`",
 }
+NO_CEILING = ("scaled", "first")
+"""Words of variants that run the graph of the same variant without the word."""
 _SAMPLED_SECONDS = 0.1
 
 
@@ -85,7 +87,8 @@ CASES = (
         "resnet18",
         (
             *(*LOOPS, "timm", "img2vec", "thingsvision"),
-            *("featx onnxruntime", "featx onnxruntime int8", "featx torch"),
+            *("featx onnxruntime", "featx onnxruntime int8", "featx onnxruntime int8 first"),
+            *("featx torch", "featx torch bf16"),
         ),
         1000,
     ),
@@ -103,14 +106,20 @@ CASES = (
         "tiny",
         "`tiny`, {:,} CIFAR-10 JPEGs of 32×32",
         "tiny",
-        (*LOOPS, "featx onnxruntime", "featx torch"),
+        (*LOOPS, "featx onnxruntime", "featx onnxruntime int8"),
         10000,
         "default",
     ),
     Case("mobilenet", "MobileNetV3-small, {:,} photos", "mobilenet_v3_small", USUAL, 1000),
     Case("efficientnet", "EfficientNet-B0, {:,} photos", "efficientnet_b0", USUAL, 120),
-    Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", USUAL, 64),
-    Case("convnext", "ConvNeXt-tiny, {:,} photos", "convnext_tiny", USUAL, 64),
+    Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", (*USUAL, "featx onnxruntime int8"), 64),
+    Case(
+        "convnext",
+        "ConvNeXt-tiny, {:,} photos",
+        "convnext_tiny",
+        (*USUAL, "featx onnxruntime int8"),
+        64,
+    ),
 )
 
 
@@ -148,17 +157,6 @@ def interpreter(variant: str) -> str | None:
     name = "thingsvision" if variant == "thingsvision" else "peers"
     python = PEER_FOLDER / name / "bin" / "python"
     return str(python) if python.is_file() else None
-
-
-def has_int8() -> bool:
-    """Return whether ``featx extract`` knows ``--precision int8``."""
-    from featx.cli.extract import extract
-
-    return any(
-        "int8" in getattr(option.type, "choices", ())
-        for option in extract.params
-        if option.name == "precision"
-    )
 
 
 def run_one(variant: str, case: Case, source: Path, *, sampled: bool = False) -> dict[str, float]:
@@ -239,12 +237,11 @@ def _memory_of(pid: int) -> int:
 
 def measured(case: Case, source: Path, rounds: int) -> str:
     """Return the table of one case."""
-    known = [v for v in case.variants if "int8" not in v or has_int8()]
-    variants = [v for v in known if interpreter(v)]
+    variants = [v for v in case.variants if interpreter(v)]
     ceilings = {
         f"ceiling{v.removeprefix('featx')}": v
         for v in variants
-        if v.startswith("featx") and "scaled" not in v
+        if v in FEATX and not set(v.split()) & set(NO_CEILING)
     }
     ran = [*variants, *ceilings]
     memory, seen = {}, {variant: list[dict[str, float]]() for variant in ran}
@@ -259,7 +256,7 @@ def measured(case: Case, source: Path, rounds: int) -> str:
             print(f"{case.name}, round {number + 1}, {variant}: {seen[variant][-1]}", flush=True)
     fastest = max((v for v in variants if v in PEERS), key=lambda v: _median(seen[v], "speed"))
     rows = [_row(variant, seen, memory[variant], fastest, ceilings) for variant in ran]
-    rows += [[PEERS[v], "not installed", *[""] * 4] for v in known if v not in variants]
+    rows += [[PEERS[v], "not installed", *[""] * 4] for v in case.variants if v not in variants]
     columns = [
         case.title.format(len(jpegs_of(source))),
         *("images/s", "against the fastest peer", "of its ceiling"),
@@ -276,8 +273,7 @@ def _row(
     ceilings: dict[str, str],
 ) -> list[str]:
     own = {made: ceiling for ceiling, made in ceilings.items()}
-    # What decodes scaled runs the same graph.
-    ceiling = own.get(variant) or own.get(variant.removesuffix(" scaled"))
+    ceiling = own.get(" ".join(word for word in variant.split() if word not in NO_CEILING))
     name = PEERS.get(variant) or FEATX.get(variant) or f"ceiling of {FEATX[ceilings[variant]]}"
     return [
         name,
@@ -301,13 +297,9 @@ def ratio(seen: dict[str, list[dict[str, float]]], one: str, other: str) -> floa
 
 def described(rounds: int) -> str:
     """Return the machine, its load and the versions, in a sentence."""
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "pillow")
-    )
-    cores = len(os.sched_getaffinity(0))
     return (
-        f"{cores} cores, {platform.machine()}, Python {platform.python_version()}, {versions}; "
-        f"medians of {rounds} rounds; load of the machine after them {os.getloadavg()[1]:.1f}."
+        f"{machine('torch', 'onnxruntime', 'pillow')}; medians of {rounds} rounds; load of the "
+        f"machine after them {os.getloadavg()[1]:.1f}."
     )
 
 

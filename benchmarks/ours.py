@@ -3,8 +3,9 @@
     python benchmarks/ours.py VARIANT SOURCE BACKBONE WEIGHTS IMAGES
 
 featx is timed from opening the source to the published and verified file; the graph was built, and
-for int8 the ranges of activations were measured, by a run before. A ceiling is the forward passes
-of as many images, over pixels that are in memory.
+for int8 the ranges of activations were measured, by a run before. Where the variant says ``first``,
+they are measured within. A ceiling is the forward passes of as many images, over pixels that are in
+memory.
 """
 
 import sys
@@ -34,25 +35,40 @@ def options_of(variant: str, backbone: str, weights: str) -> ExtractOptions:
     options = ExtractOptions(backbone=backbone, weights=weights, engine=engine)  # type: ignore[arg-type]
     if "scaled" in more:
         options = replace(options, decode="scaled")
-    if "int8" in more:
-        options = replace(options, **{"precision": "int8"})
+    for precision in {"int8", "bf16"} & set(more):
+        options = replace(options, precision=precision)  # type: ignore[arg-type]
     return options
 
 
-def extraction(source: Path, options: ExtractOptions, folder: Path) -> Run:
-    """Return an extraction, what it can keep for the next one kept by one before."""
-    before = source if hasattr(options, "precision") and options.precision == "int8" else None
-    if before is None:
-        before, first = folder / "one", jpegs_of(source)[0]
-        (before / "a").mkdir(parents=True)
-        (before / "a" / first.name).write_bytes(first.read_bytes())
-    extract(before, folder / "before.h5", options)
-    return lambda: extract(source, folder / "f.h5", options).num_images
+def extraction(source: Path, options: ExtractOptions, folder: Path, *, first: bool) -> Run:
+    """Return an extraction, after one that kept what the next can use.
+
+    Args:
+        source: The images.
+        options: How they are extracted.
+        folder: For files.
+        first: Let int8 measure its ranges in it. Otherwise they stand in the file that it replaces
+            all rows of.
+    """
+    output = before(source, options, folder)
+    again = replace(options, restart=True)
+    if options.precision == "int8" and not first:
+        return lambda: extract(source, output, again).num_images
+    return lambda: extract(source, folder / "f.h5", again).num_images
+
+
+def before(source: Path, options: ExtractOptions, folder: Path) -> Path:
+    """Extract all images in int8, which has to be calibrated with them, or else one."""
+    if options.precision != "int8":
+        source, first = folder / "one", jpegs_of(source)[0]
+        (source / "a").mkdir(parents=True)
+        (source / "a" / first.name).write_bytes(first.read_bytes())
+    return extract(source, folder / "before.h5", options).path
 
 
 def ceiling(source: Path, options: ExtractOptions, folder: Path, images: int) -> Run:
     """Return the forward passes of as many images, batches as large as the engine takes them."""
-    extraction(source, options, folder)
+    before(source, options, folder)
     runner, size = engine(options, folder / "before.h5")
     batch = default_batch_size(runner, size)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -91,7 +107,8 @@ def main(arguments: list[str]) -> None:
     options = options_of(rest, backbone, weights)
     with tempfile.TemporaryDirectory() as temporary:
         if kind == "featx":
-            timed(extraction(Path(source), options, Path(temporary)))
+            first = "first" in rest.split()
+            timed(extraction(Path(source), options, Path(temporary), first=first))
         else:
             timed(ceiling(Path(source), options, Path(temporary), int(images)))
 

@@ -14,18 +14,15 @@ from photo to photo, so that their cosines say less.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import click
 import numpy as np
-from report import ROOT, table, write_measured
+from report import ROOT, machine, table, write_measured
 
 import featx
 
@@ -61,6 +58,7 @@ def engines(backbone: str, data: Path) -> Iterator[tuple[str, object, np.ndarray
     from featx.backbones.engines import OnnxEngine, TorchEngine
     from featx.backbones.network import build_network
     from featx.backbones.onnx_graph import build_graph
+    from featx.backbones.pixel_rows import with_pixel_rows
     from featx.backbones.quantize import calibrate, narrowed, quantize_graph
     from featx.backbones.weights import open_weights
     from featx.errors import BackboneError
@@ -78,7 +76,8 @@ def engines(backbone: str, data: Path) -> Iterator[tuple[str, object, np.ndarray
     ranges = calibrate(graph, [seen])
     with contextlib.suppress(BackboneError):  # measured all the same, and called refused
         ranges = narrowed(graph, ranges, seen[::4], backbone)
-    yield "onnxruntime int8", OnnxEngine(quantize_graph(graph, ranges)), pixels, exact
+    quantised = with_pixel_rows(quantize_graph(graph, ranges))
+    yield "onnxruntime int8", OnnxEngine(quantised), pixels, exact
 
 
 def speed(engine: object, pixels: np.ndarray, seconds: float) -> float:
@@ -144,17 +143,6 @@ def accuracy(data: Path) -> list[list[str]]:
     return rows
 
 
-def described() -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime"))
-    flags = Path("/proc/cpuinfo").read_text().split()
-    found = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if name in flags]
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"{cores} cores, {platform.machine()} ({', '.join(found)}), Python "
-        f"{platform.python_version()}, {versions}.\n"
-    )
-
-
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA)
 @click.option("--backbone", "backbones", multiple=True, default=BACKBONES, show_default=True)
@@ -168,7 +156,7 @@ def main(
     import torch
 
     torch.set_num_threads(1)
-    parts = [described()]
+    parts = [machine("torch", "onnxruntime") + ".\n"]
     columns = ("backbone", "engine, precision", "largest relative error", "mean cosine")
     rows = [row for backbone in backbones for row in agreement(backbone, data, seconds)]
     more = ("smallest cosine", "images/s, one thread", "against ONNX Runtime fp32")

@@ -1,10 +1,28 @@
 """Putting measured tables into the documents, between their two marks."""
 
+import os
+import platform
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- measured -->\n", "<!-- end -->\n"
+
+
+TOLD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""What a processor can, where it says so, and speeds depend on."""
+
+
+def machine(*libraries: str) -> str:
+    """Return cores, processor, Python and the versions of libraries, as a part of a sentence."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
+    able = ", ".join(name for name in TOLD if name in flags)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
+    processor = f"{platform.machine()} ({able})" if able else platform.machine()
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {processor}, Python {platform.python_version()}, {versions}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
