@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_the_engine_gives_what_the_network_gives(network: Network, pixels: Pixel
 def test_a_repeat_is_identical_to_the_bit(network: Network, pixels: Pixels) -> None:
     engine, batch = TorchEngine(network, device="cpu"), pixels(5, 32)
     assert engine.features(batch).tobytes() == engine.features(batch.copy()).tobytes()
+
+
+def test_on_the_cpu_threads_take_turns(network: Network, pixels: Pixels) -> None:
+    engine = TorchEngine(network, device="cpu")
+    assert not engine.is_parallel
+    batches = [pixels(4, 32, seed=seed) for seed in range(12)]
+    expected = [engine.features(batch).tobytes() for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = [features.tobytes() for features in pool.map(engine.features, batches)]
+    assert found == expected
+
+
+def test_after_an_error_the_next_batch_is_run(network: Network, pixels: Pixels) -> None:
+    engine = TorchEngine(network, device="cpu")
+    with pytest.raises(RuntimeError):
+        engine.features(pixels(2, 32)[..., :2])
+    assert engine.features(pixels(2, 32)).shape == (2, 192)
 
 
 def test_pixels_are_left_as_they_were(network: Network, pixels: Pixels) -> None:
@@ -281,6 +299,16 @@ class TestPrecisions:
             with with_torch._arithmetic(torch.device("cuda"), precision):  # type: ignore[arg-type]
                 assert [switch.fp32_precision for switch in switches] == [mode, mode]
             assert [switch.fp32_precision for switch in switches] == before
+
+    def test_only_one_thread_at_a_time_sets_them(self) -> None:
+        def seen(precision: Precision) -> tuple[str, str]:
+            with with_torch._arithmetic(torch.device("cuda"), precision):
+                time.sleep(0.001)
+                return precision, torch.backends.cuda.matmul.fp32_precision
+
+        with ThreadPoolExecutor(4) as pool:
+            found = set(pool.map(seen, 20 * ["fp32", "tf32"]))
+        assert found == {("fp32", "ieee"), ("tf32", "tf32")}
 
     def test_memory_that_is_too_small_is_an_error(
         self, network: Network, pixels: Pixels, monkeypatch: pytest.MonkeyPatch

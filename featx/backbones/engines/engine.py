@@ -16,11 +16,13 @@ class Engine(Protocol):
 
     Attributes:
         name: Of the library.
-        is_parallel: Several threads may each run a batch at the same time.
     """
 
     name: ClassVar[EngineName]
-    is_parallel: ClassVar[bool]
+
+    @property
+    def is_parallel(self) -> bool:
+        """Several threads may each run a batch at the same time."""
 
     @property
     def device(self) -> str:

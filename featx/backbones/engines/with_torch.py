@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,9 +20,14 @@ if TYPE_CHECKING:
 
     from featx.backbones.network import Network
 
+_STREAMS = 2
+
 
 class TorchEngine:
     """Runs a network with torch, in inference mode.
+
+    On a GPU two batches are under way, each in a stream of its own: while one is calculated, the
+    other is copied there and its operations are queued. On the CPU one batch takes all threads.
 
     For bf16 and fp16 the weights stay float32 and each operation is cast (autocast), so that
     normalisations, softmax and the arithmetic of the pixels keep float32 where they need it.
@@ -31,6 +38,7 @@ class TorchEngine:
         precision: Any but int8.
 
     Attributes:
+        is_parallel: It runs on a GPU.
         num_threads: That share a batch on the CPU; with another number the last bits differ.
 
     Raises:
@@ -38,7 +46,6 @@ class TorchEngine:
     """
 
     name: ClassVar[EngineName] = "torch"
-    is_parallel: ClassVar[bool] = False
 
     def __init__(
         self, network: Network, *, device: str = "auto", precision: Precision = "fp32"
@@ -51,6 +58,10 @@ class TorchEngine:
         self._precision = precision
         self.num_threads = torch.get_num_threads()
         self._network = network.to(memory_format=torch.channels_last).to(self._device)
+        self.is_parallel = self._device.type == "cuda"
+        self._streams: queue.SimpleQueue[torch.cuda.Stream | None] = queue.SimpleQueue()
+        for stream in _streams(self._device):
+            self._streams.put(stream)
 
     @property
     def device(self) -> str:
@@ -65,18 +76,34 @@ class TorchEngine:
         """
         import torch
 
-        batch = torch.from_numpy(pixels)
+        stream = self._streams.get()
         try:
-            with torch.inference_mode(), _arithmetic(self._device, self._precision):
-                if self._device.type == "cuda":  # from pinned memory the copy waits for nothing
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                batch = torch.from_numpy(pixels)
+                if stream is not None:  # from pinned memory the copy waits for nothing
                     batch = batch.pin_memory().to(self._device, non_blocking=True)
-                features: np.ndarray = self._network(batch).float().cpu().numpy()
+                with _arithmetic(self._device, self._precision):
+                    queued = self._network(batch).float()
+                features: np.ndarray = queued.cpu().numpy()  # waits for this stream alone
         except torch.OutOfMemoryError as err:
             raise BackboneError(
                 f"The memory of {self.device} does not hold a batch of {len(pixels)} images. Use a "
                 "smaller --batch-size."
             ) from err
+        finally:
+            self._streams.put(stream)
         return features
+
+
+def _streams(device: torch.device) -> list[torch.cuda.Stream | None]:
+    """Return a stream for each batch under way; None is what the CPU calculates in."""
+    import torch
+
+    if device.type == "cpu":
+        return [None]
+    torch.cuda.synchronize(device)  # they don't wait for what was begun outside of them
+    new: Any = torch.cuda.Stream  # not typed
+    return [new(device) for _ in range(_STREAMS)]
 
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -90,20 +117,25 @@ def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextMa
 
 
 _AS_IS = nullcontext()
+_SWITCHING = threading.Lock()
 
 
 @contextmanager
 def _float32(mode: str) -> Iterator[None]:
-    """Set how a GPU multiplies float32; torch's own default takes tf32 for convolutions."""
+    """Set how a GPU multiplies float32; torch's own default takes tf32 for convolutions.
+
+    The switches are the process's, so one thread at a time queues operations in here.
+    """
     import torch
 
     convolutions: Any = torch.backends.cudnn  # its types miss what is in it
     switches = (convolutions.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = mode
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+    with _SWITCHING:
+        before = [switch.fp32_precision for switch in switches]
+        try:
+            for switch in switches:
+                switch.fp32_precision = mode
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.fp32_precision = value
