@@ -27,12 +27,8 @@ from typing import Any, Self
 
 import featx.errors
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
+from featx.processes import child_environment
 
-_HOME = Path(featx.errors.__file__).parents[1]
-_FRUGAL = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
-)
-"""Each thread of a pool, and each thread's own heap, would take address space from the content."""
 _SPARE_SECONDS = 5
 """Processor time for starting up; the wall clock in the caller is the limit that counts."""
 
@@ -172,12 +168,6 @@ class IsolatedCall:
             f"Reading '{path}' was not done after {self._limits.seconds:g} seconds and was "
             "stopped; the file is damaged or hostile, or very large.",
         )
-
-
-def child_environment() -> dict[str, str]:
-    """Return an environment for a child: this featx is found first, and one thread is enough."""
-    folders = [str(_HOME), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return os.environ | _FRUGAL | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def _last_line(output: bytes) -> dict[str, Any] | None:

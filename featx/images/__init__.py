@@ -3,6 +3,7 @@
     sources/     where samples come from: classes, splits, stable ids
     decode       one encoded image → RGB pixels, by one set of rules
     preprocess   the spec of resize, crop and arithmetic; the geometry
+    decoders     processes that do both, beside a GPU
     read_ahead   threads that stay a bounded number of images ahead
     variants     hard images made from ordinary ones, for proofs
     thumbnail    small pictures, for pages that people look at

@@ -36,10 +36,7 @@ def engine(built: tuple[Network, BackboneSpec]) -> SeveralEngine:
 
 
 def processes(engine: SeveralEngine) -> list[int]:
-    workers = [engine._idle.get() for _ in engine._devices]
-    for worker in workers:
-        engine._idle.put(worker)
-    return [worker._process.pid for worker in workers]
+    return [process.pid for process in engine._processes.processes]
 
 
 def test_they_give_what_one_device_gives(

@@ -3,12 +3,14 @@
 reading threads         files → bytes and content hashes                   a few batches ahead
 the caller's thread     which contents are new, in order
 workers                 bytes → pixels → squares (→ features)              a batch each
+
+Beside a GPU each worker has a process that makes the squares.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -17,6 +19,7 @@ import numpy as np
 from featx.backbones.engines import Engine
 from featx.errors import ImageError
 from featx.images.decode import content_digest, decoded, is_animated
+from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import map_ahead, read_ahead
 from featx.images.sources import NO_FILE, ImageSource, Stamp
@@ -95,6 +98,7 @@ class Loader:
         max_pixels: Images with more are not used.
         batch_size: Images of a batch, whether they can be used or not.
         workers: Threads.
+        decoders: Make the squares; None leaves that to the threads.
     """
 
     engine: Engine
@@ -103,6 +107,7 @@ class Loader:
     max_pixels: int
     batch_size: int
     workers: int
+    decoders: Decoders | None = None
 
     def batches(
         self, positions: np.ndarray, contents: Contents
@@ -149,7 +154,8 @@ class Loader:
                     continue
                 image.digest = content_digest(content)
                 image.is_animated = isinstance(content, bytes) and is_animated(content)
-                room -= len(content)
+                if isinstance(content, bytes):  # an array is of what is in memory already
+                    room -= len(content)
                 image.content = content if room >= 0 else None
         return batch
 
@@ -157,12 +163,14 @@ class Loader:
         wanted = [image for image in batch.images if image.is_new and not image.reason]
         size, count = self.preprocessing.image_size, 0
         squares = np.empty((len(wanted), size, size, 3), dtype=np.uint8)
-        for image in wanted:
-            try:
-                self._decode(image, squares[count], batch)
-                count += 1
-            except ImageError as err:
-                image.fail(err)
+        are_encoded = not any(isinstance(image.content, np.ndarray) for image in wanted)
+        if self.decoders and are_encoded:
+            made = self._squares_by(self.decoders, wanted, batch.spent)
+        else:
+            made = self._squares(wanted, batch.spent)
+        for some in made:
+            squares[count : count + len(some)] = some
+            count += len(some)
         for image in batch.images:
             image.content = None
         batch.pixels = squares[:count]
@@ -170,23 +178,67 @@ class Loader:
             self._run(batch)
         return batch
 
-    def _decode(self, image: Image, square: np.ndarray, batch: ImageBatch) -> None:
-        """Fill in the square of an image, ``(size, size, 3)`` uint8."""
-        if image.content is None:
-            with batch.spent.on("read"):
-                image.content = self.source.read(image.position)
-                if content_digest(image.content) != image.digest:
+    def _squares(self, images: Sequence[Image], spent: Spent) -> Iterator[np.ndarray]:
+        """Yield the squares of those that can be used, ``(1, size, size, 3)`` uint8 each."""
+        for image in images:
+            try:
+                content = self._content(image, spent)
+                with spent.on("decode"):
+                    pixels = decoded(
+                        content,
+                        sample_id=image.sample_id,
+                        max_pixels=self.max_pixels,
+                        preprocess=self.preprocessing,
+                    )
+                with spent.on("preprocess"):
+                    square = preprocess(pixels, self.preprocessing)
+            except ImageError as err:
+                image.fail(err)
+                continue
+            yield square[None]
+
+    def _squares_by(
+        self, decoders: Decoders, images: Sequence[Image], spent: Spent
+    ) -> Iterator[np.ndarray]:
+        """Yield the same, ``(m, size, size, 3)`` uint8, made by processes."""
+        for some in self._handfuls(images, spent):
+            made = decoders.squares([content for _, content in some])
+            for number, reason in made.reasons.items():
+                image = some[number][0]
+                image.fail(ImageError(image.sample_id, reason))
+            spent.seconds["decode"] += made.decode_seconds
+            spent.seconds["preprocess"] += made.preprocess_seconds
+            yield made.pixels
+
+    def _handfuls(
+        self, images: Sequence[Image], spent: Spent
+    ) -> Iterator[list[tuple[Image, bytes]]]:
+        """Yield images with their contents, as many at once as may be kept."""
+        some, room = list[tuple[Image, bytes]](), _KEPT_BYTES
+        for image in images:
+            try:
+                content = self._content(image, spent)
+            except ImageError as err:
+                image.fail(err)
+                continue
+            assert isinstance(content, bytes)
+            some.append((image, content))
+            room -= len(content)
+            if room <= 0:
+                yield some
+                some, room = [], _KEPT_BYTES
+        if some:
+            yield some
+
+    def _content(self, image: Image, spent: Spent) -> bytes | np.ndarray:
+        """Return what an image is decoded from, read once more where it was not kept."""
+        content, image.content = image.content, None
+        if content is None:
+            with spent.on("read"):
+                content = self.source.read(image.position)
+                if content_digest(content) != image.digest:
                     raise ImageError(image.sample_id, "the file changes while it is read.")
-        with batch.spent.on("decode"):
-            pixels = decoded(
-                image.content,
-                sample_id=image.sample_id,
-                max_pixels=self.max_pixels,
-                preprocess=self.preprocessing,
-            )
-            image.content = None
-        with batch.spent.on("preprocess"):
-            square[:] = preprocess(pixels, self.preprocessing)
+        return content
 
     def _run(self, batch: ImageBatch) -> None:
         if batch.pixels is not None and len(batch.pixels):

@@ -16,6 +16,7 @@ from featx.features.plan import Plan
 from featx.features.records import Batch
 from featx.features.values import require_finite, require_float16
 from featx.images.decode import DIGEST_BYTES
+from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 from featx.images.sources import ImageSource
@@ -70,15 +71,21 @@ def run_backbone(
         BackboneError: A feature is NaN or infinite, or the engine fails.
         ConfigError: A feature does not fit the type.
         ArtifactError: The log cannot be written.
+        SourceError: A process that decodes images does not start, or is gone.
     """
     start, todo = time.perf_counter(), plan.todo()
+    batch_size = options.batch_size or default_batch_size(engine, preprocessing.image_size)
+    workers, decoders = options.workers or num_cores(), None
+    if engine.device != "cpu" and len(todo) > workers * batch_size:
+        decoders = Decoders(preprocessing, options.max_pixels, workers=workers)
     loader = Loader(
         engine,
         images,
         preprocessing,
         max_pixels=options.max_pixels,
-        batch_size=options.batch_size or default_batch_size(engine, preprocessing.image_size),
-        workers=options.workers or num_cores(),
+        batch_size=batch_size,
+        workers=workers,
+        decoders=decoders,
     )
     num_animated, num_duplicates, spent, contents = 0, 0, Spent(), Contents(known)
     with known.reading() as rows_at, closing(loader.batches(todo, contents)) as batches:

@@ -18,11 +18,17 @@ from featx.stages.extract import stage
 class Arithmetic:
     """Engine and backbone in one: the features of an image are the mean of each channel."""
 
-    def __init__(self, *, is_parallel: bool = True, wait: Callable[[], float] = float) -> None:
+    def __init__(
+        self,
+        *,
+        is_parallel: bool = True,
+        wait: Callable[[], float] = float,
+        device: str = "cpu",
+    ) -> None:
         self.is_parallel = is_parallel
         self.name: EngineName = "onnxruntime" if is_parallel else "torch"
         self.engine_name = self.name
-        self.device = "cpu"
+        self.device = device
         self.seconds = 0.0
         self.batches: list[int] = []
         self.threads: set[str] = set()

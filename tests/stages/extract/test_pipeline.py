@@ -17,6 +17,7 @@ import pytest
 from featx.errors import BackboneError, BadImages
 from featx.features.file import open_features
 from featx.images.decode import decode_image
+from featx.images.decoders import Decoders, Squares
 from featx.images.preprocess import preprocess
 from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract
 
@@ -229,6 +230,62 @@ def test_only_so_many_batches_are_on_their_way(
     settings = ExtractOptions(backbone="arithmetic", batch_size=2, workers=2)
     extract(source, tmp_path / "f.h5", settings, progress=note)
     assert max(ahead) <= 2 * (2 + 2 + 1)
+
+
+class TestBesideAGpu:
+    """Squares come from processes, and are the same."""
+
+    def test_rows_are_those_that_threads_make(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = photos({"ants": 12, "bees": 9})
+        (source / "ants" / "003.jpg").write_bytes(b"broken")
+        (source / "bees" / "004.jpg").write_bytes((source / "ants" / "001.jpg").read_bytes())
+        options = {"batch_size": 4, "workers": 2, "on_error": "skip"}
+        arithmetic()
+        here = run(source, tmp_path / "here.h5", **options)
+        used = list[int]()
+        squares = Decoders.squares
+
+        def noted(self: Decoders, contents: list[bytes]) -> Squares:
+            used.append(len(contents))
+            return squares(self, contents)
+
+        monkeypatch.setattr(Decoders, "squares", noted)
+        largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
+        for kept_bytes in (batches._KEPT_BYTES, largest):  # read once more, and fewer at once
+            monkeypatch.setattr(batches, "_KEPT_BYTES", kept_bytes)
+            used.clear()
+            arithmetic(device="cuda:0")
+            there = run(source, tmp_path / f"{kept_bytes}.h5", **options)
+            assert content(there.path) == content(here.path)
+            assert there.skipped == here.skipped
+            assert (there.num_duplicates, len(there.skipped)) == (1, 1)
+            assert sum(used) == 20
+            assert there.profile is not None
+            assert all(seconds > 0 for seconds in there.profile.seconds.values())
+        assert max(used) < 4
+
+    def test_few_images_are_not_worth_processes(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(Decoders, "__init__", refuse)
+        arithmetic(device="cuda:0")
+        run(photos({"ants": 8}), tmp_path / "f.h5", batch_size=4, workers=2)
+
+    def test_arrays_are_left_to_the_threads(
+        self, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(Decoders, "squares", refuse)
+        arithmetic(device="cuda:0")
+        report = extract("digits:", tmp_path / "f.h5", ExtractOptions(backbone="arithmetic"))
+        assert report.num_extracted > 1000
 
 
 class TestProfile:

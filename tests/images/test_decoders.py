@@ -1,0 +1,100 @@
+"""Processes that decode: the same squares, the same reasons, and a clear word when one is gone."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx.errors import ImageError, SourceError
+from featx.images.decode import decoded
+from featx.images.decoders import Decoders
+from featx.images.preprocess import PreprocessSpec, preprocess
+
+Pixels = Callable[..., np.ndarray]
+
+SPEC = PreprocessSpec(24, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="scaled")
+MAX_PIXELS = 40_000
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Decoders:
+    return Decoders(SPEC, MAX_PIXELS, workers=2)
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def contents() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (height, width, 3), np.uint8)
+        for height, width in ((40, 60), (190, 170), (24, 24), (33, 35), (300, 300))
+    ]
+    whole = [encoded(image, kind) for image in images for kind in ("JPEG", "PNG")]
+    return [*whole[:3], whole[2][:200], b"no image", *whole[3:], b""]
+
+
+def here(contents: list[bytes]) -> tuple[np.ndarray, dict[int, str]]:
+    squares, reasons = [], {}
+    for number, content in enumerate(contents):
+        try:
+            image = decoded(content, sample_id="", max_pixels=MAX_PIXELS, preprocess=SPEC)
+            squares.append(preprocess(image, SPEC))
+        except ImageError as err:
+            reasons[number] = err.reason
+    return np.array(squares), reasons
+
+
+def test_squares_and_reasons_are_those_of_this_process(
+    decoders: Decoders, contents: list[bytes]
+) -> None:
+    squares, reasons = here(contents)
+    made = decoders.squares(contents)
+    assert len(squares) == 8
+    np.testing.assert_array_equal(made.pixels, squares)
+    assert made.pixels.dtype == np.uint8
+    assert made.reasons == reasons
+    assert any("more than the 40000 allowed" in reason for reason in reasons.values())
+    assert min(made.decode_seconds, made.preprocess_seconds) > 0
+
+
+def test_no_image_and_only_bad_ones(decoders: Decoders) -> None:
+    assert decoders.squares([]).pixels.shape == (0, 24, 24, 3)
+    made = decoders.squares([b"", b"\xff\xd8"])
+    assert (made.pixels.shape, list(made.reasons)) == ((0, 24, 24, 3), [0, 1])
+
+
+def test_threads_get_their_own_answers(decoders: Decoders, contents: list[bytes]) -> None:
+    parts = [contents[number : number + 3] for number in range(len(contents))]
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(decoders.squares, 3 * parts))
+    for made, part in zip(found, 3 * parts, strict=True):
+        squares, reasons = here(part)
+        assert made.pixels.tobytes() == squares.tobytes()
+        assert made.reasons == reasons
+
+
+def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
+    decoders = Decoders(SPEC, MAX_PIXELS, workers=1)
+    assert len(decoders.squares(contents[:1]).pixels) == 1
+    (process,) = decoders._processes.processes
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(
+        SourceError,
+        match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer --workers",
+    ):
+        decoders.squares(contents[:1])
+    del decoders
+    assert not Path(f"/proc/{process.pid}").exists()
