@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from photos import enlarge, evenly, jpegs_of
+from photos import enlarge, evenly, jpegs_of, repeated
 from report import ROOT, machine, table, write_measured
 from timed import READY
 
@@ -42,6 +42,8 @@ PEERS = {
     "timm": "timm",
     "img2vec": "img2vec-pytorch",
     "thingsvision": "thingsvision",
+    "DataLoader cuda": "DataLoader loop, channels_last, GPU",
+    "DataLoader cuda bf16": "the same in bf16",
 }
 FEATX = {
     "featx onnxruntime": "featx",
@@ -51,6 +53,8 @@ FEATX = {
     "featx onnxruntime int8 scaled": "featx, `--precision int8 --decode scaled`",
     "featx torch": "featx, `--engine torch`",
     "featx torch bf16": "featx, `--precision bf16`",
+    "featx torch cuda": "featx, GPU",
+    "featx torch cuda bf16": "featx, GPU, `--precision bf16`",
 }
 NO_CEILING = ("scaled", "first")
 """Words of variants that run the graph of the same variant without the word."""
@@ -110,6 +114,16 @@ CASES = (
         10000,
         "default",
     ),
+    Case(
+        "gpu",
+        "ResNet-18 on a GPU, {:,} photos of 500×375",
+        "resnet18",
+        (
+            *("DataLoader cuda", "DataLoader cuda bf16"),
+            *("featx torch cuda", "featx torch cuda bf16"),
+        ),
+        4860,
+    ),
     Case("mobilenet", "MobileNetV3-small, {:,} photos", "mobilenet_v3_small", USUAL, 1000),
     Case("efficientnet", "EfficientNet-B0, {:,} photos", "efficientnet_b0", USUAL, 120),
     Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", (*USUAL, "featx onnxruntime int8"), 64),
@@ -130,6 +144,8 @@ def source_of(case: Case, data: Path, folder: Path, share: float) -> Path:
         return enlarge(photos, folder / "large", count=count)
     if case.name == "tiny":
         return unpacked(data / "cifar10_jpeg" / "cifar10_jpeg.tar.gz", folder / "cifar10", count)
+    if case.name == "gpu":
+        return repeated(photos, folder / "many", count=count)
     if count >= len(jpegs_of(photos)):
         return photos
     for path in evenly(jpegs_of(photos), count):
@@ -152,7 +168,7 @@ def unpacked(archive: Path, folder: Path, count: int) -> Path:
 
 def interpreter(variant: str) -> str | None:
     """Return the Python that has what a variant needs; None where it is not installed."""
-    if variant in LOOPS or variant not in PEERS:
+    if variant.split(maxsplit=1)[0] in LOOPS or variant not in PEERS:
         return sys.executable
     name = "thingsvision" if variant == "thingsvision" else "peers"
     python = PEER_FOLDER / name / "bin" / "python"
@@ -244,8 +260,9 @@ def measured(case: Case, source: Path, rounds: int) -> str:
         if v in FEATX and not set(v.split()) & set(NO_CEILING)
     }
     ran = [*variants, *ceilings]
-    memory, seen = {}, {variant: list[dict[str, float]]() for variant in ran}
-    for variant in ran:
+    memory = dict[str, float]()  # not on a GPU, whose driver maps much that nobody uses
+    seen = {variant: list[dict[str, float]]() for variant in ran}
+    for variant in [variant for variant in ran if "cuda" not in variant.split()]:
         if variant in FEATX:
             run_one(variant, case, source)  # builds the graph
         memory[variant] = run_one(variant, case, source, sampled=True)["memory"]
@@ -255,7 +272,7 @@ def measured(case: Case, source: Path, rounds: int) -> str:
             seen[variant].append(run_one(variant, case, source))
             print(f"{case.name}, round {number + 1}, {variant}: {seen[variant][-1]}", flush=True)
     fastest = max((v for v in variants if v in PEERS), key=lambda v: _median(seen[v], "speed"))
-    rows = [_row(variant, seen, memory[variant], fastest, ceilings) for variant in ran]
+    rows = [_row(variant, seen, memory.get(variant), fastest, ceilings) for variant in ran]
     rows += [[PEERS[v], "not installed", *[""] * 4] for v in case.variants if v not in variants]
     columns = [
         case.title.format(len(jpegs_of(source))),
@@ -268,7 +285,7 @@ def measured(case: Case, source: Path, rounds: int) -> str:
 def _row(
     variant: str,
     seen: dict[str, list[dict[str, float]]],
-    memory: float,
+    memory: float | None,
     fastest: str,
     ceilings: dict[str, str],
 ) -> list[str]:
@@ -281,7 +298,7 @@ def _row(
         f"{ratio(seen, variant, fastest):.2f} ×",
         f"{ratio(seen, variant, ceiling):.2f}" if ceiling else "",
         f"{_median(seen[variant], 'processor'):.1f} ms",
-        f"{memory:,.0f} MB",
+        "" if memory is None else f"{memory:,.0f} MB",
     ]
 
 
@@ -310,16 +327,19 @@ def described(rounds: int) -> str:
     "names",
     multiple=True,
     type=click.Choice([case.name for case in CASES]),
-    help="Which to run; all by default.",
+    help="Which to run; all by default, that of a GPU where there is one.",
 )
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--share", default=1.0, show_default=True, help="Of each case's images.")
 @click.option("--write/--no-write", default=True, help="Put the tables into docs/performance.md.")
 def main(data: Path, names: tuple[str, ...], rounds: int, share: float, write: bool) -> None:
     """Time all variants in turn, print the tables, and put them into docs/performance.md."""
+    import torch
+
+    left_out = () if torch.cuda.is_available() else ("gpu",)
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            if not names or case.name in names:
+            if case.name in names or (not names and case.name not in left_out):
                 text = measured(case, source_of(case, data, Path(folder), share), rounds)
                 print(text, flush=True)
                 if write:

@@ -10,6 +10,7 @@ memory.
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,7 +33,12 @@ Run = Callable[[], int]
 def options_of(variant: str, backbone: str, weights: str) -> ExtractOptions:
     """Return what a variant like ``onnxruntime int8 scaled`` extracts with."""
     engine, *more = variant.split()
-    options = ExtractOptions(backbone=backbone, weights=weights, engine=engine)  # type: ignore[arg-type]
+    options = ExtractOptions(
+        backbone=backbone,
+        weights=weights,
+        engine=engine,  # type: ignore[arg-type]
+        device="cuda:0" if "cuda" in more else "cpu",
+    )
     if "scaled" in more:
         options = replace(options, decode="scaled")
     for precision in {"int8", "bf16"} & set(more):
@@ -40,8 +46,10 @@ def options_of(variant: str, backbone: str, weights: str) -> ExtractOptions:
     return options
 
 
-def extraction(source: Path, options: ExtractOptions, folder: Path, *, first: bool) -> Run:
-    """Return an extraction, after one that kept what the next can use.
+def extraction(
+    source: Path, options: ExtractOptions, folder: Path, *, first: bool
+) -> tuple[Run, Callable[[], float]]:
+    """Return an extraction, after one that kept what the next can use, and how long it built.
 
     Args:
         source: The images.
@@ -50,11 +58,20 @@ def extraction(source: Path, options: ExtractOptions, folder: Path, *, first: bo
         first: Let int8 measure its ranges in it. Otherwise they stand in the file that it replaces
             all rows of.
     """
-    output = before(source, options, folder)
-    again = replace(options, restart=True)
-    if options.precision == "int8" and not first:
-        return lambda: extract(source, output, again).num_images
-    return lambda: extract(source, folder / "f.h5", again).num_images
+    output, again = before(source, options, folder), replace(options, restart=True)
+    if options.precision != "int8" or first:
+        output = folder / "f.h5"
+    building = 0.0
+
+    def run() -> int:
+        nonlocal building
+        start = time.perf_counter()
+        report = extract(source, output, again)
+        if options.engine == "torch":  # which builds its network each time
+            building = time.perf_counter() - start - report.seconds
+        return report.num_images
+
+    return run, lambda: building
 
 
 def before(source: Path, options: ExtractOptions, folder: Path) -> Path:
@@ -108,7 +125,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if kind == "featx":
             first = "first" in rest.split()
-            timed(extraction(Path(source), options, Path(temporary), first=first))
+            run, built = extraction(Path(source), options, Path(temporary), first=first)
+            timed(run, built=built)
         else:
             timed(ceiling(Path(source), options, Path(temporary), int(images)))
 

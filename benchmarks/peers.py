@@ -28,7 +28,14 @@ THINGSVISION = {"mobilenet_v3_small": "classifier.1", "vit_b_16": "encoder.ln"}
 Run = Callable[[], int]
 
 
-def data_loader(source: Path, backbone: str, *, layout: str = "contiguous_format") -> Run:
+def data_loader(
+    source: Path,
+    backbone: str,
+    *,
+    layout: str = "contiguous_format",
+    device: str = "cpu",
+    half: bool = False,
+) -> Run:
     """Return a loop as one writes it by hand."""
     import torch
     from torchvision import transforms
@@ -46,8 +53,10 @@ def data_loader(source: Path, backbone: str, *, layout: str = "contiguous_format
         mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     steps = [*square, transforms.ToTensor(), transforms.Normalize(mean, std)]
     memory_format = getattr(torch, layout)
-    model.eval().to(memory_format=memory_format)
-    return loop(source, model, transforms.Compose(steps), memory_format)
+    model.eval().to(device, memory_format=memory_format)
+    if half:
+        model = torch.autocast(device, torch.bfloat16)(model)
+    return loop(source, model, transforms.Compose(steps), memory_format, device)
 
 
 def headless(backbone: str) -> Any:
@@ -65,7 +74,7 @@ def headless(backbone: str) -> Any:
     return model
 
 
-def loop(source: Path, model: Any, transform: Any, memory_format: Any) -> Run:
+def loop(source: Path, model: Any, transform: Any, memory_format: Any, device: str = "cpu") -> Run:
     import numpy as np
     import torch
     from PIL import Image
@@ -82,13 +91,19 @@ def loop(source: Path, model: Any, transform: Any, memory_format: Any) -> Run:
             return tensor
 
     workers = len(os.sched_getaffinity(0))
-    loader = DataLoader(Photos(), batch_size=BATCH_SIZE, num_workers=workers)
+    is_pinned = device == "cuda"
+    loader = DataLoader(Photos(), batch_size=BATCH_SIZE, num_workers=workers, pin_memory=is_pinned)
+
+    if device == "cuda":  # the libraries behind it are loaded by the first batch
+        with torch.inference_mode():
+            model(torch.zeros(BATCH_SIZE, 3, 224, 224, device=device)).cpu()
 
     def run() -> int:
         features = []
         with torch.inference_mode():
             for images in loader:
-                features.append(model(images.to(memory_format=memory_format)).numpy())
+                batch = images.to(device, memory_format=memory_format, non_blocking=is_pinned)
+                features.append(model(batch).float().cpu().numpy())
         return len(np.concatenate(features))
 
     return run
@@ -163,9 +178,21 @@ def thingsvision(source: Path, backbone: str) -> Run:
     return run
 
 
+def on_gpu(source: Path, backbone: str) -> Run:
+    """Return the same on a GPU, from pinned memory, a worker process per core."""
+    return data_loader(source, backbone, layout="channels_last", device="cuda")
+
+
+def half_on_gpu(source: Path, backbone: str) -> Run:
+    """Return the same in bf16."""
+    return data_loader(source, backbone, layout="channels_last", device="cuda", half=True)
+
+
 PEERS: dict[str, Callable[[Path, str], Run]] = {
     "DataLoader": data_loader,
     "channels_last": channels_last,
+    "DataLoader cuda": on_gpu,
+    "DataLoader cuda bf16": half_on_gpu,
     "timm": timm,
     "img2vec": img2vec,
     "thingsvision": thingsvision,

@@ -20,6 +20,27 @@ def evenly(paths: list[Path], count: int) -> list[Path]:
     return [paths[number] for number in numbers]
 
 
+def repeated(source: Path, folder: Path, *, count: int) -> Path:
+    """Write JPEGs again and again, each time with another comment, so that no two are the same.
+
+    Args:
+        source: Folder of class folders of JPEGs.
+        folder: Gets them, in class folders of the same names.
+        count: Files.
+
+    Returns:
+        The folder.
+    """
+    paths = jpegs_of(source)
+    for number in range(count):
+        path, comment = paths[number % len(paths)], str(number).encode()
+        target = folder / path.parent.relative_to(source) / f"{number}-{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content, length = path.read_bytes(), (2 + len(comment)).to_bytes(2, "big")
+        target.write_bytes(content[:2] + b"\xff\xfe" + length + comment + content[2:])
+    return folder
+
+
 def enlarge(source: Path, folder: Path, *, count: int, noise: float = 0) -> Path:
     """Write photos of 4000×3000, or 3000×4000, in the class folders of their originals.
 

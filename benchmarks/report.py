@@ -15,12 +15,16 @@ TOLD = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 def machine(*libraries: str) -> str:
-    """Return cores, processor, Python and the versions of libraries, as a part of a sentence."""
+    """Return cores, processor, GPU, Python and versions of libraries, as a part of a sentence."""
+    import torch
+
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     able = ", ".join(name for name in TOLD if name in flags)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in libraries)
     processor = f"{platform.machine()} ({able})" if able else platform.machine()
+    if torch.cuda.is_available():
+        processor += f", {torch.cuda.get_device_name()}"
     cores = len(os.sched_getaffinity(0))
     return f"{cores} cores, {processor}, Python {platform.python_version()}, {versions}"
 

@@ -8,16 +8,18 @@ from collections.abc import Callable
 READY = "ready"
 
 
-def timed(run: Callable[[], int]) -> None:
+def timed(run: Callable[[], int], *, built: Callable[[], float] = float) -> None:
     """Run what is ready and print JSON: images/s, and processor time an image in ms.
 
     Args:
         run: Returns the number of images.
+        built: Returns how many seconds of the run went into building the network, which others do
+            before they are ready.
     """
     print(READY, flush=True)
     processor, start = _processor_seconds(), time.perf_counter()
     count = run()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - built()
     processor = _processor_seconds() - processor
     print(json.dumps({"speed": count / seconds, "processor": 1e3 * processor / count}))
 
