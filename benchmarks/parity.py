@@ -23,8 +23,9 @@ from report import ROOT, table, write_measured
 
 from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.int8.calibrate import calibrate
+from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.onnx_graph import build_graph
-from featx.backbones.quantize import calibrate, quantize_graph
 from featx.classifier.contract import Contract
 from featx.classifier.geometry import add_geometry
 from featx.classifier.graph import build_classifier, with_header

@@ -38,7 +38,7 @@ DOORS = {
     "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
     "matplotlib": ("stages/report/plots.py",),
     "onnx": (
-        *(f"backbones/{name}.py" for name in ("onnx_graph", "quantize", "pixel_rows")),
+        *("backbones/onnx_graph.py", "backbones/int8/"),
         "classifier/precision.py",
         *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
     ),

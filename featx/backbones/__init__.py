@@ -8,9 +8,7 @@ tiny             the bundled backbone
 engines          running the network over batches: torch, or ONNX Runtime on its graph
 session_options  how ONNX Runtime is set up
 onnx_graph       the network as an ONNX graph
-calibration      the table of activation ranges that int8 needs
-quantize         the graph in int8
-pixel_rows       the arithmetic on pixels, where a graph wants them channels last
+int8             that graph in integers: ranges, quantising
 seal             telling that an ONNX file is as it was written
 graph_cache      graphs kept for the next run, in the user's cache folder
 bundled          the graph of the bundled backbone

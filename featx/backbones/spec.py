@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
-from featx.backbones.calibration import Calibration
+from featx.backbones.int8.calibration import Calibration
 from featx.errors import BackboneError
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 

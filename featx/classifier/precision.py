@@ -2,7 +2,7 @@
 
 In fp16, weights and arithmetic are float16 inside the trunk; what goes in and out of it, the
 resize, the normalisation and the head stay float32. In int8 the graph comes quantised from
-``backbones.quantize``.
+``backbones.int8``.
 """
 
 from __future__ import annotations

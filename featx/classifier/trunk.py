@@ -142,7 +142,7 @@ def _add_rows(
     """Add all of the arithmetic, on rows of ``3 · width`` values.
 
     Integer convolutions want their images channels last, so ONNX Runtime would do arithmetic per
-    channel three numbers at a time (``backbones/pixel_rows``).
+    channel three numbers at a time (``backbones/int8/pixel_rows``).
     """
     flat, square = pieces.integers("row_shape", 0, 0, -1), pieces.integers("square", 0, 0, -1, 3)
     value = pieces.node("Reshape", [pixels, flat], "rows")

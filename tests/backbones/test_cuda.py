@@ -14,9 +14,9 @@ import torch
 from featx import ExtractOptions, extract, open_features
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import SeveralEngine, TorchEngine
+from featx.backbones.int8.calibrate import cosine
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
-from featx.backbones.quantize import cosine
 from featx.backbones.spec import BackboneSpec, Precision
 from featx.backbones.weights import open_weights
 

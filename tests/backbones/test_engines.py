@@ -23,9 +23,9 @@ from featx.backbones.engines import (
     with_torch,
 )
 from featx.backbones.engines import choice as choice_module
+from featx.backbones.int8.calibrate import cosine
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative_error
-from featx.backbones.quantize import cosine
 from featx.backbones.spec import Precision
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError, ConfigError

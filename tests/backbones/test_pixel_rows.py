@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import read_graph, recall
-from featx.backbones.pixel_rows import with_pixel_rows
-from featx.backbones.quantize import calibrate, quantize_graph
+from featx.backbones.int8.calibrate import calibrate
+from featx.backbones.int8.pixel_rows import with_pixel_rows
+from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.spec import BackboneRequest
 
 Pixels = Callable[..., np.ndarray]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from featx.artifact import file_sha256
 from featx.backbones import spec as spec_module
-from featx.backbones.calibration import Calibration
 from featx.backbones.catalog import backbone_names, default_preprocess
+from featx.backbones.int8.calibration import Calibration
 from featx.backbones.spec import (
     BUNDLED_WEIGHTS,
     BackboneRequest,

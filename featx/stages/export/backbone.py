@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from featx.artifact import file_sha256
-from featx.backbones.calibration import Calibration
 from featx.backbones.graph_cache import keep_graph, read_graph
-from featx.backbones.quantize import calibrate, quantize_graph
+from featx.backbones.int8.calibrate import calibrate
+from featx.backbones.int8.calibration import Calibration
+from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.spec import BackboneSpec, weights_file
 from featx.classifier.precision import Precision
 from featx.errors import BackboneError, ExportError

@@ -23,6 +23,7 @@ from featx.errors import BackboneError, ExportError
 from featx.stages.extract.options import ExtractOptions
 
 if TYPE_CHECKING:
+    from featx.backbones.int8.calibration import Calibration
     from featx.backbones.network import Network
     from featx.backbones.spec import BackboneSpec
     from featx.backbones.weights import Weights
@@ -79,8 +80,7 @@ class LazyBackbone:
             ConfigError: As ``spec``.
             ExportError: The network has no graph.
         """
-        from featx.backbones.pixel_rows import with_pixel_rows
-        from featx.backbones.quantize import calibrate, narrowed, quantize_graph
+        from featx.backbones.int8.calibrate import calibrate, narrowed
 
         start, before = time.perf_counter(), self.seconds
         spec = self._find().spec
@@ -89,7 +89,7 @@ class LazyBackbone:
         some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
         calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
         spec = replace(spec, precision="int8", calibration=calibration)
-        keep_graph(spec, with_pixel_rows(quantize_graph(graph, calibration)))
+        keep_graph(spec, _quantised(graph, calibration))
         self.seconds = before + time.perf_counter() - start
         return spec
 
@@ -132,11 +132,7 @@ class LazyBackbone:
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:
         graph = read_graph(expected)
         if graph is None and expected.calibration is not None:
-            from featx.backbones.pixel_rows import with_pixel_rows
-            from featx.backbones.quantize import quantize_graph
-
-            own = quantize_graph(self._float_graph(expected), expected.calibration)
-            graph = with_pixel_rows(own)
+            graph = _quantised(self._float_graph(expected), expected.calibration)
             keep_graph(expected, graph)
         elif graph is None:
             try:
@@ -184,6 +180,14 @@ class LazyBackbone:
         found = Found(spec, weights.origin)
         remember(self._request, found)
         return found
+
+
+def _quantised(graph: bytes, calibration: Calibration) -> bytes:
+    """Return what runs a graph in int8."""
+    from featx.backbones.int8.pixel_rows import with_pixel_rows
+    from featx.backbones.int8.quantize import quantize_graph
+
+    return with_pixel_rows(quantize_graph(graph, calibration))
 
 
 def open_backbone(options: ExtractOptions) -> tuple[Network, BackboneSpec, Weights]:
