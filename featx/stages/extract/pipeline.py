@@ -20,10 +20,12 @@ from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 from featx.images.sources import ImageSource
-from featx.stages.extract.batches import Image, ImageBatch, Loader
+from featx.stages.extract.batches import ImageBatch, Loader
 from featx.stages.extract.contents import Contents
+from featx.stages.extract.image import Image
 from featx.stages.extract.options import ExtractOptions
 from featx.stages.extract.profile import Profile, Spent
+from featx.stages.extract.squares import SquareMaker
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,8 @@ def run_backbone(
     workers, decoders = options.workers or num_cores(), None
     if engine.device != "cpu" and len(todo) > workers * batch_size:
         decoders = Decoders(preprocessing, options.max_pixels, workers=workers)
-    loader = Loader(
-        engine,
-        images,
-        preprocessing,
-        max_pixels=options.max_pixels,
-        batch_size=batch_size,
-        workers=workers,
-        decoders=decoders,
-    )
+    maker = SquareMaker(images, preprocessing, options.max_pixels, decoders)
+    loader = Loader(engine, images, maker, batch_size=batch_size, workers=workers)
     num_animated, num_duplicates, spent, contents = 0, 0, Spent(), Contents(known)
     with known.reading() as rows_at, closing(loader.batches(todo, contents)) as batches:
         for batch in batches:

@@ -6,20 +6,22 @@ import itertools
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import PIL.Image
 import pytest
 
 from featx.errors import BackboneError, BadImages
 from featx.features.file import open_features
-from featx.images.decode import decode_image
+from featx.images.decode import decode_image, decoded
 from featx.images.decoders import Decoders, Squares
 from featx.images.preprocess import preprocess
-from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract
+from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract, squares
 
 Photos = Callable[..., Path]
 Backbone = Callable[..., Any]
@@ -33,6 +35,17 @@ def content(path: Path) -> dict[str, bytes]:
     """Return the bytes of each dataset of a feature file."""
     with h5py.File(path) as file:
         return {name: file[name][:].tobytes() for name in file}
+
+
+@pytest.fixture
+def keep(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that sets how many bytes of a batch's files are kept."""
+
+    def kept(num_bytes: int) -> None:
+        for module in (batches, squares):
+            monkeypatch.setattr(module, "KEPT_BYTES", num_bytes)
+
+    return kept
 
 
 @pytest.mark.parametrize("is_parallel", [True, False])
@@ -181,23 +194,23 @@ class TestDuplicates:
 
 class TestLargeFiles:
     @pytest.fixture(autouse=True)
-    def small_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(batches, "_KEPT_BYTES", 1000)
+    def small_room(self, keep: Callable[[int], None]) -> None:
+        keep(1000)
 
     def test_what_is_not_kept_is_read_again(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, keep: Callable[[int], None]
     ) -> None:
         source = photos({"ants": 12})
         arithmetic()
         run(source, tmp_path / "small.h5", batch_size=5)
-        monkeypatch.setattr(batches, "_KEPT_BYTES", 2**30)
+        keep(2**30)
         run(source, tmp_path / "large.h5", batch_size=5)
         assert content(tmp_path / "small.h5") == content(tmp_path / "large.h5")
 
     def test_a_file_that_changes_in_between_is_bad(
         self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(batches, "content_digest", lambda content: random.randbytes(16))
+        monkeypatch.setattr(squares, "content_digest", lambda content: random.randbytes(16))
         arithmetic()
         with pytest.raises(BadImages, match=r"1\.jpg: the file changes while it is read"):
             run(photos({"ants": 3}), tmp_path / "f.h5", on_error="skip", batch_size=64)
@@ -232,11 +245,44 @@ def test_only_so_many_batches_are_on_their_way(
     assert max(ahead) <= 2 * (2 + 2 + 1)
 
 
+@pytest.mark.parametrize(("side", "at_once"), [(8, 1), (300, 3)])
+def test_small_images_are_decoded_by_one_thread_at_a_time(
+    side: int, at_once: int, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def noted(*args: Any, **options: Any) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+        return decoded(*args, **options)
+
+    noise = np.random.default_rng(0).integers(0, 256, (24, side, side, 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(pixels).save(path)
+    monkeypatch.setattr(squares, "decoded", noted)
+    monkeypatch.setattr(squares, "_DECODING", 3)
+    arithmetic()
+    run(tmp_path / "photos", tmp_path / "f.h5", batch_size=2, workers=6)
+    assert most == at_once
+
+
 class TestBesideAGpu:
     """Squares come from processes, and are the same."""
 
     def test_rows_are_those_that_threads_make(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+        self,
+        photos: Photos,
+        tmp_path: Path,
+        arithmetic: Backbone,
+        monkeypatch: pytest.MonkeyPatch,
+        keep: Callable[[int], None],
     ) -> None:
         source = photos({"ants": 12, "bees": 9})
         (source / "ants" / "003.jpg").write_bytes(b"broken")
@@ -245,16 +291,16 @@ class TestBesideAGpu:
         arithmetic()
         here = run(source, tmp_path / "here.h5", **options)
         used = list[int]()
-        squares = Decoders.squares
+        own = Decoders.squares
 
         def noted(self: Decoders, contents: list[bytes]) -> Squares:
             used.append(len(contents))
-            return squares(self, contents)
+            return own(self, contents)
 
         monkeypatch.setattr(Decoders, "squares", noted)
         largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
-        for kept_bytes in (batches._KEPT_BYTES, largest):  # read once more, and fewer at once
-            monkeypatch.setattr(batches, "_KEPT_BYTES", kept_bytes)
+        for kept_bytes in (batches.KEPT_BYTES, largest):  # read once more, and fewer at once
+            keep(kept_bytes)
             used.clear()
             arithmetic(device="cuda:0")
             there = run(source, tmp_path / f"{kept_bytes}.h5", **options)
