@@ -88,7 +88,7 @@ def ceiling(source: Path, options: ExtractOptions, folder: Path, images: int) ->
     """Return the forward passes of as many images, batches as large as the engine takes them."""
     before(source, options, folder)
     runner, size = engine(options, folder / "before.h5")
-    batch = default_batch_size(runner, size)
+    batch = default_batch_size(runner.name, size, device=runner.device)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     rounds = -(-images // batch)
     runner.features(pixels)

@@ -106,14 +106,40 @@ def test_a_repeat_is_identical_to_the_bit(network: Network, pixels: Pixels) -> N
     assert engine.features(batch).tobytes() == engine.features(batch.copy()).tobytes()
 
 
-def test_on_the_cpu_threads_take_turns(network: Network, pixels: Pixels) -> None:
+def test_batches_at_the_same_time_get_the_same_bits(network: Network, pixels: Pixels) -> None:
     engine = TorchEngine(network, device="cpu")
-    assert not engine.is_parallel
     batches = [pixels(4, 32, seed=seed) for seed in range(12)]
     expected = [engine.features(batch).tobytes() for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         found = [features.tobytes() for features in pool.map(engine.features, batches)]
     assert found == expected
+
+
+def test_features_do_not_depend_on_torchs_threads(network: Network, pixels: Pixels) -> None:
+    before, batch = torch.get_num_threads(), pixels(64, 32)
+    found = set()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.add(TorchEngine(network, device="cpu").features(batch).tobytes())
+            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as pool:  # of threads that torch has not seen
+                assert pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
+def test_a_batch_is_calculated_by_one_thread(network: Network, pixels: Pixels) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        engine = TorchEngine(network, device="cpu")
+        engine.features(pixels(1, 32))
+        assert engine._threads.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_after_an_error_the_next_batch_is_run(network: Network, pixels: Pixels) -> None:
@@ -239,9 +265,10 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_batches_are_smaller_for_larger_images() -> None:
-    sizes = [default_batch_size(OnnxEngine, size) for size in (32, 64, 224, 299, 1024)]
+    sizes = [default_batch_size("onnxruntime", size) for size in (32, 64, 224, 299, 1024)]
     assert sizes == [64, 16, 2, 1, 1]
-    assert default_batch_size(TorchEngine, 224) == 32
+    assert [default_batch_size("torch", size) for size in (32, 224, 384)] == [64, 8, 2]
+    assert default_batch_size("torch", 224, device="cuda:0, cuda:1") == 32
 
 
 class TestPrecisions:

@@ -8,7 +8,9 @@ import numpy as np
 
 EngineName = Literal["torch", "onnxruntime"]
 
-_BATCH_PIXELS = 2 * 224 * 224
+_BATCH = {"onnxruntime": 2, "torch": 8}
+"""Images of 224 pixels squared."""
+_GPU_BATCH = 32
 
 
 class Engine(Protocol):
@@ -38,18 +40,17 @@ class Engine(Protocol):
         """
 
 
-def default_batch_size(engine: Engine | type[Engine], image_size: int) -> int:
+def default_batch_size(name: EngineName, image_size: int, *, device: str = "cpu") -> int:
     """Return how many images form a batch.
 
-    Depends on nothing but the library and the size of the images, so that the same command forms
-    the same batches on every machine. ONNX Runtime is as fast at any size, and small batches leave
-    the other threads less to wait for at the end. torch needs larger ones for its threads.
+    Depends on nothing but the library, the kind of device and the size of the images, so that the
+    same command forms the same batches on every machine. On the CPU a batch takes one thread:
+    small ones stay in a core's cache, and leave the other threads less to wait for at the end.
 
-    >>> from featx.backbones.engines import OnnxEngine
-    >>> default_batch_size(OnnxEngine, 224), default_batch_size(OnnxEngine, 32)
+    >>> default_batch_size("onnxruntime", 224), default_batch_size("onnxruntime", 32)
     (2, 64)
     """
-    if engine.name == "onnxruntime":
-        fitting = max(1, _BATCH_PIXELS // image_size**2)
-        return min(64, 1 << (fitting.bit_length() - 1))
-    return 32
+    if not device.startswith("cpu"):
+        return _GPU_BATCH
+    fitting = max(1, _BATCH[name] * 224**2 // image_size**2)
+    return min(64, 1 << (fitting.bit_length() - 1))

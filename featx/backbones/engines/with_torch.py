@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from featx.backbones.engines.choice import resolve_device
 from featx.backbones.engines.engine import EngineName
 from featx.backbones.spec import Precision
 from featx.errors import BackboneError, ConfigError
+from featx.images.read_ahead import num_cores
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,9 @@ class TorchEngine:
     """Runs a network with torch, in inference mode.
 
     On a GPU two batches are under way, each in a stream of its own: while one is calculated, the
-    other is copied there and its operations are queued. On the CPU one batch takes all threads.
+    other is copied there and its operations are queued. On the CPU each batch is calculated by one
+    thread, and as many at once as are brought: none waits for another after every layer, and the
+    features don't depend on the number of threads.
 
     For bf16 and fp16 the weights stay float32 and each operation is cast (autocast), so that
     normalisations, softmax and the arithmetic of the pixels keep float32 where they need it.
@@ -37,15 +41,12 @@ class TorchEngine:
         device: As ``resolve_device`` takes it.
         precision: Any but int8.
 
-    Attributes:
-        is_parallel: It runs on a GPU.
-        num_threads: That share a batch on the CPU; with another number the last bits differ.
-
     Raises:
         ConfigError: The device is not here, or has no such precision.
     """
 
     name: ClassVar[EngineName] = "torch"
+    is_parallel: ClassVar[bool] = True
 
     def __init__(
         self, network: Network, *, device: str = "auto", precision: Precision = "fp32"
@@ -56,12 +57,16 @@ class TorchEngine:
         if precision == "int8" or (precision in ("tf32", "fp16") and self._device.type == "cpu"):
             raise ConfigError(f"torch has no precision {precision} on '{self._device}'.")
         self._precision = precision
-        self.num_threads = torch.get_num_threads()
         self._network = network.to(memory_format=torch.channels_last).to(self._device)
-        self.is_parallel = self._device.type == "cuda"
-        self._streams: queue.SimpleQueue[torch.cuda.Stream | None] = queue.SimpleQueue()
-        for stream in _streams(self._device):
-            self._streams.put(stream)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # streams don't wait for what was begun before
+            new: Any = torch.cuda.Stream  # not typed
+            self._streams: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(_STREAMS):
+                self._streams.put(new(self._device))
+        else:
+            threads = torch.get_num_threads()
+            self._threads = ThreadPoolExecutor(num_cores(), "torch", _calculate_alone, (threads,))
 
     @property
     def device(self) -> str:
@@ -76,34 +81,53 @@ class TorchEngine:
         """
         import torch
 
-        stream = self._streams.get()
         try:
-            with torch.inference_mode(), torch.cuda.stream(stream):
-                batch = torch.from_numpy(pixels)
-                if stream is not None:  # from pinned memory the copy waits for nothing
-                    batch = batch.pin_memory().to(self._device, non_blocking=True)
-                with _arithmetic(self._device, self._precision):
-                    queued = self._network(batch).float()
-                features: np.ndarray = queued.cpu().numpy()  # waits for this stream alone
+            if self._device.type == "cpu":
+                return self._threads.submit(self._on_cpu, pixels).result()
+            return self._on_gpu(pixels)
         except torch.OutOfMemoryError as err:
             raise BackboneError(
                 f"The memory of {self.device} does not hold a batch of {len(pixels)} images. Use a "
                 "smaller --batch-size."
             ) from err
+
+    def _on_cpu(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode(), _arithmetic(self._device, self._precision):
+            features: np.ndarray = self._network(torch.from_numpy(pixels)).float().numpy()
+        return features
+
+    def _on_gpu(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        stream = self._streams.get()
+        try:
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                # from pinned memory the copy waits for nothing
+                batch = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+                with _arithmetic(self._device, self._precision):
+                    queued = self._network(batch).float()
+                features: np.ndarray = queued.cpu().numpy()  # waits for this stream alone
         finally:
             self._streams.put(stream)
         return features
 
 
-def _streams(device: torch.device) -> list[torch.cuda.Stream | None]:
-    """Return a stream for each batch under way; None is what the CPU calculates in."""
+def _calculate_alone(before: int) -> None:
+    """Have this thread of torch's share its work with no other.
+
+    Args:
+        before: The number of threads that torch gives to a thread it has not seen, which setting
+            it for one of them changes, and which is set back.
+    """
     import torch
 
-    if device.type == "cpu":
-        return [None]
-    torch.cuda.synchronize(device)  # they don't wait for what was begun outside of them
-    new: Any = torch.cuda.Stream  # not typed
-    return [new(device) for _ in range(_STREAMS)]
+    torch.get_num_threads()  # what it does for a new thread is done, and not once more later
+    torch.set_num_threads(1)
+    other = threading.Thread(target=torch.set_num_threads, args=(before,))
+    other.start()
+    other.join()
 
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

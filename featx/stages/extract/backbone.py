@@ -118,8 +118,6 @@ class LazyBackbone:
         """Return the versions and the device of the engine."""
         library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
         versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
-        if isinstance(self._engine, TorchEngine):
-            versions["threads"] = str(self._engine.num_threads)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}
 
     def _torch_engine(self, expected: BackboneSpec) -> Engine:

@@ -76,7 +76,9 @@ def run_backbone(
         SourceError: A process that decodes images does not start, or is gone.
     """
     start, todo = time.perf_counter(), plan.todo()
-    batch_size = options.batch_size or default_batch_size(engine, preprocessing.image_size)
+    batch_size = options.batch_size or default_batch_size(
+        engine.name, preprocessing.image_size, device=engine.device
+    )
     workers, decoders = options.workers or num_cores(), None
     if engine.device != "cpu" and len(todo) > workers * batch_size:
         decoders = Decoders(preprocessing, options.max_pixels, workers=workers)

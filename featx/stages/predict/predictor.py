@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from featx.backbones.engines import OnnxEngine, default_batch_size
+from featx.backbones.engines import default_batch_size
 from featx.classifier.providers import Provider
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ConfigError, ImageError
@@ -209,7 +209,7 @@ class Predictor:
 
     @property
     def _batch_size(self) -> int:
-        size = default_batch_size(OnnxEngine, self._classifier.preprocess.image_size)
+        size = default_batch_size("onnxruntime", self._classifier.preprocess.image_size)
         return min(size, _MAX_BATCH)
 
     def _of_one_thread(self) -> Classifier:
