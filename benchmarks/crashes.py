@@ -47,7 +47,6 @@ class Arithmetic:
 
     device = "cpu"
     engine_name = name = "arithmetic"
-    is_parallel = False
     seconds = 0.0
 
     def __init__(self, _options: Any) -> None:

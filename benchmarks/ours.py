@@ -94,12 +94,8 @@ def ceiling(source: Path, options: ExtractOptions, folder: Path, images: int) ->
     runner.features(pixels)
 
     def run() -> int:
-        if runner.is_parallel:
-            with ThreadPoolExecutor(num_cores()) as pool:
-                list(pool.map(lambda _: runner.features(pixels), range(rounds)))
-        else:
-            for _ in range(rounds):
-                runner.features(pixels)
+        with ThreadPoolExecutor(num_cores()) as pool:
+            list(pool.map(lambda _: runner.features(pixels), range(rounds)))
         return rounds * batch
 
     return run

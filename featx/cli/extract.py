@@ -140,8 +140,8 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=int,
-    help="Threads, or beside a GPU processes, that decode; with ONNX Runtime they also run the "
-    "backbone.  [one per core]",
+    help="Threads that decode and run the backbone; beside a GPU each has a process that decodes.  "
+    "[one per core]",
 )
 @click.option("--profile", is_flag=True, help="Print where the time went.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")

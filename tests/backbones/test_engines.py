@@ -167,7 +167,7 @@ class TestOnnxEngine:
         features = engine.features(pixels(3, 32))
         assert isinstance(features, np.ndarray)
         assert (features.dtype, features.shape) == (np.float32, (3, 192))
-        assert (engine.name, engine.device, engine.is_parallel) == ("onnxruntime", "cpu", True)
+        assert (engine.name, engine.device) == ("onnxruntime", "cpu")
 
     def test_a_repeat_is_identical_to_the_bit(self, graph: bytes, pixels: Pixels) -> None:
         batch = pixels(5, 32)

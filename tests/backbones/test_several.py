@@ -55,7 +55,7 @@ def test_they_give_what_one_device_gives(
 
 
 def test_what_it_says_of_itself(engine: SeveralEngine) -> None:
-    assert (engine.name, engine.device, engine.is_parallel) == ("torch", "cpu, cpu", True)
+    assert (engine.name, engine.device) == ("torch", "cpu, cpu")
     assert default_batch_size(engine.name, 32, device=engine.device) == 64
     assert len(set(processes(engine))) == 2
 

@@ -1,9 +1,10 @@
 """Running a frozen network over batches of pixels: one seam, several engines.
 
-- ``onnxruntime`` runs the network's graph on the CPU, without torch. One batch takes one thread,
-  and as many batches run at once as there are threads: no thread ever waits for another, and the
-  features don't depend on the number of threads.
+- ``onnxruntime`` runs the network's graph on the CPU, without torch.
 - ``torch`` runs the network itself, on the CPU or a CUDA GPU; on several GPUs in a process each.
+
+On the CPU one batch takes one thread, and as many batches run at once as are brought: no thread
+ever waits for another, and the features don't depend on the number of threads.
 
 All take uint8 ``(N, size, size, 3)``; scaling and normalising are part of the network.
 

@@ -14,17 +14,13 @@ _GPU_BATCH = 32
 
 
 class Engine(Protocol):
-    """Runs a network.
+    """Runs a network; several threads may each bring a batch at the same time.
 
     Attributes:
         name: Of the library.
     """
 
     name: ClassVar[EngineName]
-
-    @property
-    def is_parallel(self) -> bool:
-        """Several threads may each run a batch at the same time."""
 
     @property
     def device(self) -> str:

@@ -36,7 +36,6 @@ class SeveralEngine:
     """
 
     name: ClassVar[EngineName] = "torch"
-    is_parallel: ClassVar[bool] = True
 
     def __init__(self, network: Network, spec: BackboneSpec, *, devices: Sequence[str]) -> None:
         weights = _weights_of(network, spec)

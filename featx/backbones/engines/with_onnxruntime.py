@@ -21,7 +21,6 @@ class OnnxEngine:
     """
 
     name: ClassVar[EngineName] = "onnxruntime"
-    is_parallel: ClassVar[bool] = True
 
     def __init__(self, graph: bytes) -> None:
         import onnxruntime as ort

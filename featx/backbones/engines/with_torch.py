@@ -46,7 +46,6 @@ class TorchEngine:
     """
 
     name: ClassVar[EngineName] = "torch"
-    is_parallel: ClassVar[bool] = True
 
     def __init__(
         self, network: Network, *, device: str = "auto", precision: Precision = "fp32"

@@ -1,8 +1,8 @@
-"""Batches of images, read, decoded and, where the engine lets several threads, run: in order.
+"""Batches of images, read, decoded and run, in order.
 
 reading threads         files → bytes and content hashes                   a few batches ahead
 the caller's thread     which contents are new, in order
-workers                 bytes → pixels → squares (→ features)              a batch each
+workers                 bytes → pixels → squares → features                a batch each
 """
 
 from __future__ import annotations
@@ -88,10 +88,7 @@ class Loader:
         prepared = map_ahead(self._prepare, marked(), workers=self.workers, window=_WAITING)
         with closing(read), closing(prepared):
             for future in prepared:
-                batch = future.result()
-                if not self.engine.is_parallel:
-                    self._run(batch)
-                yield batch
+                yield future.result()
 
     def _read(self, positions: list[int]) -> ImageBatch:
         batch, room = ImageBatch([]), KEPT_BYTES
@@ -118,12 +115,8 @@ class Loader:
         batch.pixels = self.maker.squares(wanted, batch.spent)
         for image in batch.images:
             image.content = None
-        if self.engine.is_parallel:
-            self._run(batch)
-        return batch
-
-    def _run(self, batch: ImageBatch) -> None:
-        if batch.pixels is not None and len(batch.pixels):
+        if len(batch.pixels):
             with batch.spent.on("inference"):
                 batch.features = self.engine.features(batch.pixels)
         batch.pixels = None
+        return batch

@@ -57,8 +57,8 @@ class ExtractOptions:
         precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
             with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
         batch_size: Images per forward pass; None takes what suits engine and image size.
-        workers: Threads that decode and, with ONNX Runtime, run the backbone; beside a GPU each
-            has a process that decodes. None takes one per core.
+        workers: Threads that decode and run the backbone; beside a GPU each has a process that
+            decodes. None takes one per core.
         seed: Of random weights.
         quiet: No download bar.
     """

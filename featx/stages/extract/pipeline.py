@@ -97,7 +97,7 @@ def run_backbone(
             spent.add(batch.spent)
             after_batch(len(batch.images))
     wall = time.perf_counter() - start
-    profile = Profile(spent.seconds, len(todo), loader.workers, engine.is_parallel, wall)
+    profile = Profile(spent.seconds, len(todo), loader.workers, wall)
     return Extracted(num_animated, num_duplicates, profile)
 
 

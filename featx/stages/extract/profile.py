@@ -39,20 +39,17 @@ class Profile:
     Attributes:
         seconds: Of all threads together, for each of ``STEPS``.
         num_images: Images that were gone through.
-        workers: Threads that decoded and, where the engine lets them, ran the backbone.
-        is_parallel: The engine did let them.
+        workers: Threads that decoded and ran the backbone.
         wall: From the first image to the last row, seconds.
     """
 
     seconds: Mapping[str, float]
     num_images: int
     workers: int
-    is_parallel: bool
     wall: float
 
     @property
     def idle(self) -> float:
         """Seconds that the workers waited, all together."""
-        steps = WORKER_STEPS if self.is_parallel else WORKER_STEPS[:2]
-        busy = sum(self.seconds[step] for step in steps)
+        busy = sum(self.seconds[step] for step in WORKER_STEPS)
         return max(0.0, self.workers * self.wall - busy)

@@ -21,12 +21,10 @@ class Arithmetic:
     def __init__(
         self,
         *,
-        is_parallel: bool = True,
         wait: Callable[[], float] = float,
         device: str = "cpu",
     ) -> None:
-        self.is_parallel = is_parallel
-        self.name: EngineName = "onnxruntime" if is_parallel else "torch"
+        self.name: EngineName = "onnxruntime"
         self.engine_name = self.name
         self.device = device
         self.seconds = 0.0

@@ -48,14 +48,13 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return kept
 
 
-@pytest.mark.parametrize("is_parallel", [True, False])
 def test_rows_belong_to_their_images_however_threads_run(
-    is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
 ) -> None:
     source = photos({"ants": 20, "bees": 23})
     found = []
     for workers, batch_size in ((1, 1), (2, 4), (5, 3), (3, 64)):
-        arithmetic(is_parallel=is_parallel, wait=lambda: random.random() / 200)
+        arithmetic(wait=lambda: random.random() / 200)
         path = tmp_path / f"{workers}.h5"
         run(source, path, workers=workers, batch_size=batch_size)
         found.append(content(path))
@@ -67,15 +66,11 @@ def test_rows_belong_to_their_images_however_threads_run(
         assert (row == square[None].mean(axis=(1, 2), dtype=np.float32)[0]).all()
 
 
-def test_an_engine_that_runs_one_batch_at_a_time_stays_in_one_thread(
+def test_each_worker_runs_its_own_batches(
     photos: Photos, tmp_path: Path, arithmetic: Backbone
 ) -> None:
-    source = photos({"ants": 20})
-    one = arithmetic(is_parallel=False)
-    run(source, tmp_path / "one.h5", workers=4, batch_size=2)
-    assert one.threads == {threading.current_thread().name}
-    many = arithmetic(is_parallel=True, wait=lambda: 0.02)
-    run(source, tmp_path / "many.h5", workers=4, batch_size=2)
+    many = arithmetic(wait=lambda: 0.02)
+    run(photos({"ants": 20}), tmp_path / "many.h5", workers=4, batch_size=2)
     assert len(many.threads) == 4
     assert threading.current_thread().name not in many.threads
 
@@ -90,20 +85,19 @@ def test_batches_have_the_size_asked_for(
     assert backbone.batches == [3, 4, 3]  # of four, the unusable one included
 
 
-@pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_an_interrupted_run_forms_the_same_batches(
-    stop_after: int, is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    stop_after: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
 ) -> None:
     source = photos({"ants": 13, "bees": 12})
     copy(source, "ants/001.jpg", "bees/copy.jpg", "bees/another.jpg")
     (source / "ants" / "003.jpg").write_bytes(b"bad")
     copy(source, "ants/003.jpg", "bees/bad.jpg")
     options = {"batch_size": 4, "on_error": "skip", "workers": 2}
-    whole = arithmetic(is_parallel=is_parallel)
+    whole = arithmetic()
     run(source, tmp_path / "whole.h5", **options)
 
-    again = arithmetic(is_parallel=is_parallel)
+    again = arithmetic()
     calls = itertools.count(1)
 
     def stop(done: int, total: int) -> None:
@@ -216,14 +210,13 @@ class TestLargeFiles:
             run(photos({"ants": 3}), tmp_path / "f.h5", on_error="skip", batch_size=64)
 
 
-@pytest.mark.parametrize("is_parallel", [True, False])
 def test_an_engine_that_fails_stops_it_and_leaves_no_thread(
-    is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
 ) -> None:
     def fail() -> float:
         raise BackboneError("it broke")
 
-    arithmetic(is_parallel=is_parallel, wait=fail)
+    arithmetic(wait=fail)
     before = threading.active_count()
     with pytest.raises(BackboneError, match="it broke"):
         run(photos({"ants": 40}), tmp_path / "f.h5", batch_size=2)
@@ -335,11 +328,10 @@ class TestBesideAGpu:
 
 
 class TestProfile:
-    @pytest.mark.parametrize("is_parallel", [True, False])
     def test_it_says_where_the_time_went(
-        self, is_parallel: bool, photos: Photos, tmp_path: Path, arithmetic: Backbone
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
     ) -> None:
-        arithmetic(is_parallel=is_parallel, wait=lambda: 0.05)
+        arithmetic(wait=lambda: 0.05)
         report = run(photos({"ants": 8}), tmp_path / "f.h5", batch_size=2, workers=2)
         profile = report.profile
         assert profile is not None
@@ -348,8 +340,7 @@ class TestProfile:
         assert all(seconds > 0 for seconds in profile.seconds.values())
         assert profile.seconds["inference"] >= 4 * 0.05
         assert 0.1 <= profile.wall <= report.seconds
-        busy = profile.seconds["decode"] + profile.seconds["preprocess"]
-        busy += profile.seconds["inference"] if is_parallel else 0
+        busy = sum(profile.seconds[step] for step in ("decode", "preprocess", "inference"))
         assert profile.idle == pytest.approx(2 * profile.wall - busy)
 
     def test_nothing_to_do_has_none(

@@ -13,7 +13,6 @@ import onnx
 import pytest
 
 from featx.artifact import require_same_features
-from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import graph_path, read_graph
 from featx.backbones.int8.calibrate import cosine
 from featx.backbones.spec import BackboneSpec
@@ -282,4 +281,3 @@ def test_int8_runs_in_as_many_threads_as_there_are(photos: Photos, tmp_path: Pat
         for workers in (1, 3)
     ]
     assert found[0] == found[1]
-    assert OnnxEngine.is_parallel
