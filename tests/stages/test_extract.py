@@ -43,7 +43,7 @@ from featx.features.journal import Journal
 from featx.features.records import Batch
 from featx.stages.extract import ExtractOptions, ExtractReport, extract
 
-TINY = ExtractOptions(backbone="tiny", engine="torch")  # batches one after the other
+TINY = ExtractOptions(backbone="tiny", engine="torch", workers=1)  # batches one after the other
 
 
 @pytest.fixture
@@ -364,8 +364,9 @@ def test_a_run_goes_on_from_any_batch_to_the_same_bytes(
         assert not output.exists()
         with pytest.raises(ArtifactIncomplete, match=f"unfinished: {done} of 14 images"):
             open_features(output)
+        seen.clear()  # what it did ahead is not in the log
         report = extract(root, output, SMALL)
-        assert seen == [3, 2, 3, 3, 2]  # in both runs together
+        assert seen == [3, 2, 3, 3, 2][done // 3 :]
         assert output.read_bytes() == whole
         assert report.num_extracted == 14 - done - (done <= 3)
         assert report.num_resumed == done - (done > 3)  # one of them has no row
@@ -813,11 +814,16 @@ def bad(photos: Callable) -> tuple[Path, list[str]]:
     return root, ["ants/000.jpg", "ants/004.jpg", "bees/001.jpg", "bees/005.png"]
 
 
+def num_threads() -> int:
+    """Return how many threads there are but the engine's, which stay as long as it does."""
+    return sum(not thread.name.startswith("torch") for thread in threading.enumerate())
+
+
 def test_all_bad_images_are_named_at_once(
     bad: tuple[Path, list[str]], tmp_path: Path, seen: list[int]
 ) -> None:
     root, names = bad
-    options, threads = replace(SMALL, on_error="fail"), threading.active_count()
+    options, threads = replace(SMALL, on_error="fail"), num_threads()
     with pytest.raises(BadImages) as caught:
         extract(root, tmp_path / "f.h5", options)
     message = str(caught.value)
@@ -829,7 +835,7 @@ def test_all_bad_images_are_named_at_once(
     assert "8 others are kept" in message
     assert left_in(tmp_path) == ["f.h5.partial"]
     assert sum(seen) == 8
-    assert threading.active_count() == threads
+    assert num_threads() == threads
     seen.clear()
     with pytest.raises(BadImages) as again:
         extract(root, tmp_path / "f.h5", options)
@@ -917,8 +923,8 @@ def test_it_stops_as_soon_as_too_many_are_bad(
 ) -> None:
     root, _ = bad
     with pytest.raises(BadImages):
-        extract(root, tmp_path / "f.h5", replace(SMALL, max_bad=0.0))
-    assert sum(seen) == 2
+        extract(root, tmp_path / "f.h5", replace(SMALL, max_bad=0.0, batch_size=1))
+    assert sum(seen) <= 3  # of eight: the first image is bad, and so much is done ahead
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
