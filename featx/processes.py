@@ -21,7 +21,7 @@ from pathlib import Path
 import featx.errors
 from featx.errors import FeatxError
 
-Answer = Callable[[bytes], "bytes | bytearray"]
+Answer = Callable[[bytes], bytes]
 """Called in a process with each message; its ``FeatxError`` is raised where the message is from."""
 Begin = Callable[[Callable[[], bytes]], Answer]
 """Called once in a process, with what gives it the messages to begin with, in turn."""

@@ -30,8 +30,8 @@ class TorchEngine:
 
     On a GPU two batches are under way, each in a stream of its own: while one is calculated, the
     other is copied there and its operations are queued. On the CPU each batch is calculated by one
-    thread, and as many at once as are brought: none waits for another after every layer, and the
-    features don't depend on the number of threads.
+    thread, and as many at once as there are cores: none waits for another after every layer, and
+    the features don't depend on the number of threads.
 
     For bf16 and fp16 the weights stay float32 and each operation is cast (autocast), so that
     normalisations, softmax and the arithmetic of the pixels keep float32 where they need it.

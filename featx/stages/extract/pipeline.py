@@ -80,7 +80,7 @@ def run_backbone(
         engine.name, preprocessing.image_size, device=engine.device
     )
     workers, decoders = options.workers or num_cores(), None
-    if engine.device != "cpu" and len(todo) > workers * batch_size:
+    if not engine.device.startswith("cpu") and len(todo) > workers * batch_size:
         decoders = Decoders(preprocessing, options.max_pixels, workers=workers)
     maker = SquareMaker(images, preprocessing, options.max_pixels, decoders)
     loader = Loader(engine, images, maker, batch_size=batch_size, workers=workers)
