@@ -122,7 +122,7 @@ CASES = (
             *("DataLoader cuda", "DataLoader cuda bf16"),
             *("featx torch cuda", "featx torch cuda bf16"),
         ),
-        4860,
+        9720,
     ),
     Case("mobilenet", "MobileNetV3-small, {:,} photos", "mobilenet_v3_small", USUAL, 1000),
     Case("efficientnet", "EfficientNet-B0, {:,} photos", "efficientnet_b0", USUAL, 120),

@@ -117,9 +117,14 @@ def decoding(contents: list[bytes]) -> list[list[str]]:
     def alone() -> None:
         decode_jpeg(encoded, mode=ImageReadMode.RGB, device="cuda")
 
-    def by(pool: ThreadPoolExecutor, decoders: Decoders) -> Callable[[], object]:
-        eighths = [contents[start::8] for start in range(8)]
-        return lambda: list(pool.map(decoders.squares, 4 * eighths))
+    def by(pool: ThreadPoolExecutor, decoders: Decoders, turns: int) -> Callable[[], object]:
+        shape = (BATCH, spec.image_size, spec.image_size, 3)
+        batches = [contents[start : start + BATCH] for start in range(0, len(contents), BATCH)]
+
+        def squares(batch: list[bytes]) -> None:
+            decoders.squares(batch, np.empty(shape, np.uint8))
+
+        return lambda: list(pool.map(squares, turns * batches))
 
     rows, cores = [], len(os.sched_getaffinity(0))
     for threads in sorted({1, 4, 8, cores}):
@@ -128,8 +133,8 @@ def decoding(contents: list[bytes]) -> list[list[str]]:
         rows.append([f"Pillow, threads: {threads}", f"{speed:,.0f}"])
     for processes in sorted({1, 4, 8, cores}):
         with ThreadPoolExecutor(processes) as pool:
-            decoders = Decoders(spec, MAX_PIXELS, workers=processes)
-            speed = rate(by(pool, decoders), 4 * len(contents))
+            decoders = Decoders(spec, MAX_PIXELS, batch_size=BATCH, workers=processes)
+            speed = rate(by(pool, decoders, processes), processes * len(contents))
         rows.append([f"Pillow, processes: {processes}", f"{speed:,.0f}"])
     if not torch.cuda.is_available():
         return rows

@@ -51,6 +51,7 @@ class Processes:
         names: Of the processes, for errors: "for cuda:0".
         error: What is raised where one fails.
         advice: What to do should one have ended, as a part of a sentence.
+        descriptors: Of open files that the processes have, too, under the same numbers.
 
     Raises:
         FeatxError: A process does not start; of the type ``error``.
@@ -64,6 +65,7 @@ class Processes:
         names: Sequence[str],
         error: type[FeatxError],
         advice: str,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._error, self._advice = error, advice
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
@@ -71,7 +73,7 @@ class Processes:
         weakref.finalize(self, _stop, self.processes)
         for name in names:
             try:
-                self.processes.append(_Process(target, name))
+                self.processes.append(_Process(target, name, descriptors))
             except OSError as err:
                 raise error(f"Cannot start a process {name}: {err.strerror}.") from err
         for process, messages in zip(self.processes, beginnings, strict=True):
@@ -118,7 +120,7 @@ class Processes:
 class _Process:
     """A process, and this end of the line to it."""
 
-    def __init__(self, target: str, name: str) -> None:
+    def __init__(self, target: str, name: str, descriptors: Sequence[int]) -> None:
         self.name = name
         self._begun: memoryview | None = None
         self._line, other = Pipe()
@@ -128,7 +130,7 @@ class _Process:
                 [sys.executable, "-P", "-c", command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(other.fileno(),),
+                pass_fds=(other.fileno(), *descriptors),
                 env=child_environment(),
                 process_group=0,  # Ctrl-C is for the caller
             )

@@ -3,13 +3,21 @@
 Threads of one process take turns at what Pillow and the files need of Python's lock: some twelve
 times an image, and each time a thread has to be woken. Eight of them decode as fast as they ever
 will, however many cores there are.
+
+Files go to a process through its line. Squares come back in memory that all of them share: through
+the line they would be copied four times, a piece at a time.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
+import os
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,17 +29,17 @@ from featx.processes import Answer, Processes
 
 
 @dataclass(frozen=True)
-class Squares:
+class Made:
     """What became of some encoded images.
 
     Attributes:
-        pixels: Of those that can be used, in their order, ``(m, size, size, 3)`` uint8.
+        num_squares: Of those that can be used.
         reasons: By the number of the image, why it cannot be used.
         decode_seconds: Of the process.
         preprocess_seconds: Of the process.
     """
 
-    pixels: np.ndarray
+    num_squares: int
     reasons: dict[int, str]
     decode_seconds: float
     preprocess_seconds: float
@@ -43,72 +51,114 @@ class Decoders:
     Args:
         spec: From pixels to squares.
         max_pixels: Images with more cannot be used.
+        batch_size: Most images that a process is given at once.
         workers: Processes.
 
     Raises:
-        SourceError: A process does not start.
+        SourceError: A process does not start, or there is no memory to share.
     """
 
-    def __init__(self, spec: PreprocessSpec, max_pixels: int, *, workers: int) -> None:
-        order = json.dumps({"spec": spec.to_dict(), "max_pixels": max_pixels}).encode()
-        self._size = spec.image_size
-        self._processes = Processes(
-            f"{__name__}:begin",
-            workers * [[order]],
-            names=workers * ["that decodes images"],
-            error=SourceError,
-            advice="with fewer --workers if the machine ran out of memory",
-        )
+    def __init__(
+        self, spec: PreprocessSpec, max_pixels: int, *, batch_size: int, workers: int
+    ) -> None:
+        shape = (workers, batch_size, spec.image_size, spec.image_size, 3)
+        order = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
+        with _memory(math.prod(shape)) as descriptor:
+            self._shared = _shared(descriptor, shape)
+            self._processes = Processes(
+                f"{__name__}:begin",
+                workers * [[json.dumps(order | {"descriptor": descriptor}).encode()]],
+                names=workers * ["that decodes images"],
+                error=SourceError,
+                advice="with fewer --workers if the machine ran out of memory",
+                descriptors=[descriptor],
+            )
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(workers):
+            self._free.put(number)
 
-    def squares(self, contents: Sequence[bytes]) -> Squares:
-        """Return the squares of some encoded images, made by one of the processes.
+    def squares(self, contents: Sequence[bytes], into: np.ndarray) -> Made:
+        """Make squares of encoded images, in one of the processes.
+
+        Args:
+            contents: At most ``batch_size``.
+            into: ``(n, size, size, 3)`` uint8; its first are overwritten by the squares of those
+                that can be used, in their order.
 
         Raises:
             SourceError: The process is gone.
         """
-        lengths = [len(content) for content in contents]
-        head = np.array([len(contents), *lengths], np.int64).tobytes()
-        answer = self._processes.ask(b"".join([head, *contents]))
-        length = int.from_bytes(answer[:8], "little")
-        told = json.loads(bytes(answer[8 : 8 + length]))
-        pixels = np.frombuffer(answer[8 + length :], np.uint8)
-        return Squares(
-            pixels.reshape(-1, self._size, self._size, 3),
-            {int(number): reason for number, reason in told["reasons"].items()},
-            *told["seconds"],
-        )
+        part = self._free.get()
+        try:
+            head = [part, len(contents), *map(len, contents)]
+            answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
+            told = json.loads(bytes(answer))
+            made = Made(
+                len(contents) - len(told["reasons"]),
+                {int(number): reason for number, reason in told["reasons"].items()},
+                *told["seconds"],
+            )
+            into[: made.num_squares] = self._shared[part, : made.num_squares]
+        finally:
+            self._free.put(part)
+        return made
+
+
+@contextmanager
+def _memory(num_bytes: int) -> Iterator[int]:
+    """Give a file in memory, whose pages live as long as somebody has mapped them.
+
+    Raises:
+        SourceError: There is none to be had.
+    """
+    descriptor = None
+    try:
+        descriptor = os.memfd_create("squares")
+        os.truncate(descriptor, num_bytes)
+        yield descriptor
+    except OSError as err:
+        raise SourceError(f"Cannot share memory with processes: {err.strerror}.") from err
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
+    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8).reshape(shape)
 
 
 # --- in a process -------------------------------------------------------------------------------
 
 
 def begin(receive: Callable[[], bytes]) -> Answer:
-    """Take the spec, and return what makes squares of encoded images."""
+    """Take the order, and return what makes squares of encoded images."""
     order = json.loads(receive())
     spec, max_pixels = PreprocessSpec.from_dict(order["spec"]), order["max_pixels"]
+    shared = _shared(order["descriptor"], order["shape"])
 
     def answer(message: bytes) -> bytes:
-        parts, reasons, seconds = list[bytes](), dict[int, str](), [0.0, 0.0]
-        for number, content in enumerate(_unpacked(message)):
+        part, count = np.frombuffer(message, np.int64, 2).tolist()
+        squares, reasons, seconds = shared[part], dict[int, str](), [0.0, 0.0]
+        for number, content in enumerate(_contents(message, count)):
             start = time.perf_counter()
             try:
                 image = decoded(content, sample_id="", max_pixels=max_pixels, preprocess=spec)
                 between = time.perf_counter()
-                parts.append(preprocess(image, spec).tobytes())
+                squares[number - len(reasons)] = preprocess(image, spec)
             except ImageError as err:
                 reasons[number] = err.reason
                 continue
             seconds[0] += between - start
             seconds[1] += time.perf_counter() - between
-        told = json.dumps({"reasons": reasons, "seconds": seconds}).encode()
-        return b"".join([len(told).to_bytes(8, "little"), told, *parts])
+        return json.dumps({"reasons": reasons, "seconds": seconds}).encode()
 
     return answer
 
 
-def _unpacked(message: bytes) -> Iterator[bytes]:
-    count = int.from_bytes(message[:8], "little")
-    start = 8 * (1 + count)
-    for length in np.frombuffer(message, np.int64, count, offset=8).tolist():
+def _contents(message: bytes, count: int) -> Iterator[bytes]:
+    lengths = np.frombuffer(message, np.int64, count, offset=16).tolist()
+    start = 8 * (2 + count)
+    for length in lengths:
         yield message[start : start + length]
         start += length

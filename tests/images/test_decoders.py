@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -15,7 +16,7 @@ from PIL import Image
 
 from featx.errors import ImageError, SourceError
 from featx.images.decode import decoded
-from featx.images.decoders import Decoders
+from featx.images.decoders import Decoders, Made
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 Pixels = Callable[..., np.ndarray]
@@ -26,7 +27,15 @@ MAX_PIXELS = 40_000
 
 @pytest.fixture(scope="module")
 def decoders() -> Decoders:
-    return Decoders(SPEC, MAX_PIXELS, workers=2)
+    return Decoders(SPEC, MAX_PIXELS, batch_size=15, workers=2)
+
+
+def squares_of(decoders: Decoders, contents: list[bytes]) -> tuple[np.ndarray, Made]:
+    """Return the squares, and what else is told; the rest of the array stays as it was."""
+    into = np.full((len(contents) + 2, 24, 24, 3), 77, np.uint8)
+    made = decoders.squares(contents, into)
+    assert (into[made.num_squares :] == 77).all()
+    return into[: made.num_squares], made
 
 
 def encoded(pixels: np.ndarray, kind: str) -> bytes:
@@ -61,40 +70,52 @@ def test_squares_and_reasons_are_those_of_this_process(
     decoders: Decoders, contents: list[bytes]
 ) -> None:
     squares, reasons = here(contents)
-    made = decoders.squares(contents)
+    found, made = squares_of(decoders, contents)
     assert len(squares) == 8
-    np.testing.assert_array_equal(made.pixels, squares)
-    assert made.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(found, squares)
     assert made.reasons == reasons
     assert any("more than the 40000 allowed" in reason for reason in reasons.values())
     assert min(made.decode_seconds, made.preprocess_seconds) > 0
 
 
 def test_no_image_and_only_bad_ones(decoders: Decoders) -> None:
-    assert decoders.squares([]).pixels.shape == (0, 24, 24, 3)
-    made = decoders.squares([b"", b"\xff\xd8"])
-    assert (made.pixels.shape, list(made.reasons)) == ((0, 24, 24, 3), [0, 1])
+    assert squares_of(decoders, [])[1] == Made(0, {}, 0.0, 0.0)
+    made = squares_of(decoders, [b"", b"\xff\xd8"])[1]
+    assert (made.num_squares, list(made.reasons)) == (0, [0, 1])
 
 
 def test_threads_get_their_own_answers(decoders: Decoders, contents: list[bytes]) -> None:
     parts = [contents[number : number + 3] for number in range(len(contents))]
     with ThreadPoolExecutor(5) as pool:
-        found = list(pool.map(decoders.squares, 3 * parts))
-    for made, part in zip(found, 3 * parts, strict=True):
+        answers = list(pool.map(lambda part: squares_of(decoders, part), 3 * parts))
+    for (found, made), part in zip(answers, 3 * parts, strict=True):
         squares, reasons = here(part)
-        assert made.pixels.tobytes() == squares.tobytes()
+        assert found.tobytes() == squares.tobytes()
         assert made.reasons == reasons
 
 
 def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
-    decoders = Decoders(SPEC, MAX_PIXELS, workers=1)
-    assert len(decoders.squares(contents[:1]).pixels) == 1
+    before = len(os.listdir("/proc/self/fd"))
+    decoders = Decoders(SPEC, MAX_PIXELS, batch_size=1, workers=1)
+    assert squares_of(decoders, contents[:1])[1].num_squares == 1
     (process,) = decoders._processes.processes
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(
         SourceError,
         match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer --workers",
     ):
-        decoders.squares(contents[:1])
+        squares_of(decoders, contents[:1])
     del decoders
     assert not Path(f"/proc/{process.pid}").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_memory_to_share_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for name in ("memfd_create", "truncate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse)
+            with pytest.raises(SourceError, match=r"share memory .*: Cannot allocate memory\."):
+                Decoders(SPEC, MAX_PIXELS, batch_size=4, workers=2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,12 @@ import numpy as np
 from featx.artifact import describe_environment
 from featx.backbones.engines import (
     Engine,
+    EngineName,
     OnnxEngine,
     SeveralEngine,
     TorchEngine,
     choose_engine,
+    resolve_device,
     resolve_devices,
 )
 from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
@@ -82,20 +86,28 @@ class LazyBackbone:
         """
         from featx.backbones.int8.calibrate import calibrate, narrowed
 
-        start, before = time.perf_counter(), self.seconds
-        spec = self._find().spec
-        log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
-        graph = self._float_graph(spec)
-        some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
-        calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
-        spec = replace(spec, precision="int8", calibration=calibration)
-        keep_graph(spec, _quantised(graph, calibration))
-        self.seconds = before + time.perf_counter() - start
-        return spec
+        with self._timed():
+            spec = self._find().spec
+            log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
+            graph = self._float_graph(spec)
+            some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
+            calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
+            spec = replace(spec, precision="int8", calibration=calibration)
+            keep_graph(spec, _quantised(graph, calibration))
+            return spec
 
     def origin(self) -> str:
         """Return where its weights are from. Raises as ``spec``."""
         return self._find().origin
+
+    def is_for_gpu(self) -> bool:
+        """Return whether a GPU will run it, before there is an engine.
+
+        Raises:
+            ConfigError: The device is not there.
+        """
+        with self._timed():
+            return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
 
     def engine(self, expected: BackboneSpec) -> Engine:
         """Return what runs it.
@@ -105,20 +117,20 @@ class LazyBackbone:
             ConfigError: As ``spec``, or the device is not there.
             ExportError: The network has no graph, and ONNX Runtime was asked for.
         """
-        start, before = time.perf_counter(), self.seconds
-        options = self._options
-        if choose_engine(options.engine, options.device, options.precision) == "onnxruntime":
-            self._engine = self._onnx_engine(expected)
-        else:
-            self._engine = self._torch_engine(expected)
-        self.seconds = before + time.perf_counter() - start
-        return self._engine
+        with self._timed():
+            build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
+            self._engine = build(expected)
+            return self._engine
 
     def environment(self) -> dict[str, str]:
         """Return the versions and the device of the engine."""
         library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
         versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}
+
+    def _chosen(self) -> EngineName:
+        options = self._options
+        return choose_engine(options.engine, options.device, options.precision)
 
     def _torch_engine(self, expected: BackboneSpec) -> Engine:
         network, devices = self._build(expected), resolve_devices(self._options.device)
@@ -172,12 +184,20 @@ class LazyBackbone:
         return self._network
 
     def _build_anew(self) -> Found:
-        start = time.perf_counter()
-        self._network, spec, weights = open_backbone(self._options)
-        self.seconds += time.perf_counter() - start
+        with self._timed():
+            self._network, spec, weights = open_backbone(self._options)
         found = Found(spec, weights.origin)
         remember(self._request, found)
         return found
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count what is done in here once, however many such blocks are in it."""
+        start, before = time.perf_counter(), self.seconds
+        try:
+            yield
+        finally:
+            self.seconds = before + time.perf_counter() - start
 
 
 def _quantised(graph: bytes, calibration: Calibration) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.backbones.engines import Engine, default_batch_size
+from featx.backbones.engines import Engine, EngineName, default_batch_size
 from featx.features.file import SkippedImage
 from featx.features.known import KnownRows, RowBlock
 from featx.features.plan import Plan
@@ -43,6 +43,28 @@ class Extracted:
     profile: Profile
 
 
+def start_decoders(
+    num_images: int, preprocessing: PreprocessSpec, options: ExtractOptions
+) -> Decoders | None:
+    """Start the processes that decode beside a GPU, unless the images are too few for them.
+
+    That takes them some tenths of a second, which loading the network takes anyway.
+
+    Args:
+        num_images: To be extracted.
+        preprocessing: From pixels to the network's input.
+        options: Batch size, processes, limits.
+
+    Raises:
+        SourceError: A process does not start.
+    """
+    batch_size = _batch_size(options, preprocessing, "torch", "cuda")
+    workers = options.workers or num_cores()
+    if num_images <= workers * batch_size:
+        return None
+    return Decoders(preprocessing, options.max_pixels, batch_size=batch_size, workers=workers)
+
+
 def run_backbone(
     engine: Engine,
     images: ImageSource,
@@ -51,6 +73,7 @@ def run_backbone(
     *,
     preprocessing: PreprocessSpec,
     options: ExtractOptions,
+    decoders: Decoders | None,
     after_batch: Callable[[int], None],
 ) -> Extracted:
     """Extract what the plan has left to do, note it in the log and in the plan.
@@ -67,21 +90,18 @@ def run_backbone(
         plan: What is to be done; rows and skipped images are entered.
         preprocessing: From pixels to the network's input.
         options: Batch size, threads, limits, type of the stored features.
+        decoders: Make the squares, where the threads do not.
         after_batch: Called with the number of images of a batch once it is in the log; may raise.
 
     Raises:
         BackboneError: A feature is NaN or infinite, or the engine fails.
         ConfigError: A feature does not fit the type.
         ArtifactError: The log cannot be written.
-        SourceError: A process that decodes images does not start, or is gone.
+        SourceError: A process that decodes images is gone.
     """
     start, todo = time.perf_counter(), plan.todo()
-    batch_size = options.batch_size or default_batch_size(
-        engine.name, preprocessing.image_size, device=engine.device
-    )
-    workers, decoders = options.workers or num_cores(), None
-    if not engine.device.startswith("cpu") and len(todo) > workers * batch_size:
-        decoders = Decoders(preprocessing, options.max_pixels, workers=workers)
+    batch_size = _batch_size(options, preprocessing, engine.name, engine.device)
+    workers = options.workers or num_cores()
     maker = SquareMaker(images, preprocessing, options.max_pixels, decoders)
     loader = Loader(engine, images, maker, batch_size=batch_size, workers=workers)
     num_animated, num_duplicates, spent, contents = 0, 0, Spent(), Contents(known)
@@ -99,6 +119,13 @@ def run_backbone(
     wall = time.perf_counter() - start
     profile = Profile(spent.seconds, len(todo), loader.workers, wall)
     return Extracted(num_animated, num_duplicates, profile)
+
+
+def _batch_size(
+    options: ExtractOptions, preprocessing: PreprocessSpec, engine: EngineName, device: str
+) -> int:
+    size = preprocessing.image_size
+    return options.batch_size or default_batch_size(engine, size, device=device)
 
 
 def _checked(batch: ImageBatch, num_features: int, options: ExtractOptions) -> np.ndarray:

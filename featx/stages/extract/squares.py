@@ -94,14 +94,13 @@ class SquareMaker:
     ) -> np.ndarray:
         squares, count = self._empty(images), 0
         for some in self._handfuls(images, spent):
-            made = decoders.squares([content for _, content in some])
+            made = decoders.squares([content for _, content in some], squares[count:])
             for number, reason in made.reasons.items():
                 image = some[number][0]
                 image.fail(ImageError(image.sample_id, reason))
             spent.seconds["decode"] += made.decode_seconds
             spent.seconds["preprocess"] += made.preprocess_seconds
-            squares[count : count + len(made.pixels)] = made.pixels
-            count += len(made.pixels)
+            count += made.num_squares
         return squares[:count]
 
     def _empty(self, images: Sequence[Image]) -> np.ndarray:

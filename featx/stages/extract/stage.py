@@ -25,7 +25,7 @@ from featx.isolated import IsolatedCall
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.earlier import find_earlier
 from featx.stages.extract.options import ExtractOptions, ExtractReport
-from featx.stages.extract.pipeline import Extracted, run_backbone
+from featx.stages.extract.pipeline import Extracted, run_backbone, start_decoders
 from featx.stages.extract.report import (
     account_for_bad,
     bad_images,
@@ -159,6 +159,9 @@ class _Run:
         journal, left = self.known.journal, len(plan.todo())
         if not left and not plan.touched:
             return _Filled()
+        preprocessing, decoders = self.settings.spec.preprocess, None
+        if left and self.backbone.is_for_gpu():
+            decoders = start_decoders(left, preprocessing, self.options)
         engine = self.backbone.engine(self.settings.spec) if left else None
         if not journal.num_images:
             journal.begin(self._record())
@@ -180,8 +183,9 @@ class _Run:
             self.images,
             self.known,
             plan,
-            preprocessing=self.settings.spec.preprocess,
+            preprocessing=preprocessing,
             options=self.options,
+            decoders=decoders,
             after_batch=after_batch,
         )
         num_rows = journal.num_rows - first_row - extracted.num_duplicates

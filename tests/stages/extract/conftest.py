@@ -48,6 +48,9 @@ class Arithmetic:
     def origin(self) -> str:
         return "random:0"
 
+    def is_for_gpu(self) -> bool:
+        return self.device != "cpu"
+
     def engine(self, _expected: Any) -> Arithmetic:
         return self
 

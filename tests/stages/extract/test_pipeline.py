@@ -19,7 +19,7 @@ import pytest
 from featx.errors import BackboneError, BadImages
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
-from featx.images.decoders import Decoders, Squares
+from featx.images.decoders import Decoders, Made
 from featx.images.preprocess import preprocess
 from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract, squares
 
@@ -286,9 +286,9 @@ class TestBesideAGpu:
         used = list[int]()
         own = Decoders.squares
 
-        def noted(self: Decoders, contents: list[bytes]) -> Squares:
+        def noted(self: Decoders, contents: list[bytes], into: np.ndarray) -> Made:
             used.append(len(contents))
-            return own(self, contents)
+            return own(self, contents, into)
 
         monkeypatch.setattr(Decoders, "squares", noted)
         largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
