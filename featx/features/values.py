@@ -33,6 +33,21 @@ def require_finite(features: np.ndarray, sample_ids: Sequence[str]) -> None:
         )
 
 
+def require_no_underflow(features: np.ndarray) -> None:
+    """Check that rows ``(n, num_features)`` calculated in fp16 are not all zero.
+
+    One image may well give zeros; several only where the numbers are smaller than float16 holds.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if len(features) > 1 and not features.any():
+        raise ConfigError(
+            f"In fp16 all features of {len(features)} images are zero: in this backbone numbers "
+            "are smaller than the 6e-08 that float16 holds. Use --precision bf16."
+        )
+
+
 def require_float16(features: np.ndarray, sample_ids: Sequence[str]) -> None:
     """Check that rows ``(n, num_features)`` survive being stored as float16.
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from featx.errors import BackboneError, ConfigError
-from featx.features.values import MAX_FLOAT16_LOSS, require_finite, require_float16
+from featx.features.values import (
+    MAX_FLOAT16_LOSS,
+    require_finite,
+    require_float16,
+    require_no_underflow,
+)
 
 NAMES = [f"{number}.jpg" for number in range(30)]
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -93,3 +98,13 @@ def test_one_bad_row_is_not_hidden_by_good_ones() -> None:
     features[777] = 1e-9
     with pytest.raises(ConfigError, match="'image 777'"):
         require_float16(features, [f"image {number}" for number in range(1000)])
+
+
+def test_zeros_alone_are_what_fp16_lost() -> None:
+    with pytest.raises(ConfigError, match=r"of 3 images are zero.*--precision bf16"):
+        require_no_underflow(np.zeros((3, 5), np.float32))
+
+
+@pytest.mark.parametrize("features", [np.zeros((0, 5)), np.zeros((1, 5)), np.diag([0, 0, 1e-12])])
+def test_some_zeros_are_no_underflow(features: np.ndarray) -> None:
+    require_no_underflow(features.astype(np.float32))

@@ -14,7 +14,7 @@ from featx.features.file import SkippedImage
 from featx.features.known import KnownRows, RowBlock
 from featx.features.plan import Plan
 from featx.features.records import Batch
-from featx.features.values import require_finite, require_float16
+from featx.features.values import require_finite, require_float16, require_no_underflow
 from featx.images.decode import DIGEST_BYTES
 from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
@@ -95,7 +95,7 @@ def run_backbone(
 
     Raises:
         BackboneError: A feature is NaN or infinite, or the engine fails.
-        ConfigError: A feature does not fit the type.
+        ConfigError: A feature does not fit the type, or fp16 loses them all.
         ArtifactError: The log cannot be written.
         SourceError: A process that decodes images is gone.
     """
@@ -134,6 +134,8 @@ def _checked(batch: ImageBatch, num_features: int, options: ExtractOptions) -> n
         return np.empty((0, num_features), dtype=np.float32)
     names = [image.sample_id for image in batch.images if image.is_new and not image.reason]
     require_finite(batch.features, names)
+    if options.precision == "fp16":
+        require_no_underflow(batch.features)
     if options.dtype == "float16":
         require_float16(batch.features, names)
     return batch.features

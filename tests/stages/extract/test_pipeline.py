@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from featx.errors import BackboneError, BadImages
+from featx.errors import BackboneError, BadImages, ConfigError
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
 from featx.images.decoders import Decoders, Made
@@ -325,6 +325,21 @@ class TestBesideAGpu:
         arithmetic(device="cuda:0")
         report = extract("digits:", tmp_path / "f.h5", ExtractOptions(backbone="arithmetic"))
         assert report.num_extracted > 1000
+
+
+def test_fp16_that_leaves_nothing_but_zeros_is_refused(
+    tmp_path: Path, arithmetic: Backbone
+) -> None:
+    for number in range(4):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (10 + number, 10)).save(path)
+    arithmetic()
+    with pytest.raises(ConfigError, match=r"In fp16 all features of 4 images are zero"):
+        run(tmp_path / "photos", tmp_path / "f.h5", precision="fp16", batch_size=4)
+    assert (
+        run(tmp_path / "photos", tmp_path / "f.h5", batch_size=4, restart=True).num_extracted == 4
+    )
 
 
 class TestProfile:
