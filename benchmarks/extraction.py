@@ -84,6 +84,7 @@ class Case:
 
 LOOPS = ("DataLoader", "channels_last")
 USUAL = (*LOOPS, "timm", "thingsvision", "featx onnxruntime")
+LARGE = (*USUAL, "featx onnxruntime int8", "featx torch bf16")
 CASES = (
     Case(
         "resnet18",
@@ -126,14 +127,8 @@ CASES = (
     ),
     Case("mobilenet", "MobileNetV3-small, {:,} photos", "mobilenet_v3_small", USUAL, 1000),
     Case("efficientnet", "EfficientNet-B0, {:,} photos", "efficientnet_b0", USUAL, 120),
-    Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", (*USUAL, "featx onnxruntime int8"), 64),
-    Case(
-        "convnext",
-        "ConvNeXt-tiny, {:,} photos",
-        "convnext_tiny",
-        (*USUAL, "featx onnxruntime int8"),
-        64,
-    ),
+    Case("vit", "ViT-B/16, {:,} photos", "vit_b_16", LARGE, 64),
+    Case("convnext", "ConvNeXt-tiny, {:,} photos", "convnext_tiny", LARGE, 64),
 )
 
 
