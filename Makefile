@@ -65,6 +65,7 @@ bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/extraction.py $(BENCH)
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/decode.py
+	PYTHONPATH=. $(PEERS)/peers/bin/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/heads.py $(PEERS)/cifar10.h5 --write
 	$(BIN)/python benchmarks/cache.py unchanged
 	$(BIN)/python benchmarks/cache.py overhead
