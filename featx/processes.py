@@ -43,7 +43,8 @@ def child_environment() -> dict[str, str]:
 class Processes:
     """Some processes that do the same; a message goes to the next that is free, and to it alone.
 
-    They start at the same time and are gone with this object, or with the process that has it.
+    They start at the same time and are gone once it is closed, or with this object or the process
+    that has it.
 
     Args:
         target: ``"package.module:function"``, a ``Begin``.
@@ -70,7 +71,7 @@ class Processes:
         self._error, self._advice = error, advice
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self.processes = list[_Process]()
-        weakref.finalize(self, _stop, self.processes)
+        self._stop = weakref.finalize(self, _stop, self.processes)
         for name in names:
             try:
                 self.processes.append(_Process(target, name, descriptors))
@@ -89,6 +90,10 @@ class Processes:
         """
         for process in self.processes:
             self._receive(process, begun=False)
+
+    def close(self) -> None:
+        """End them, whatever they are at; nobody may wait for an answer."""
+        self._stop()
 
     def ask(self, message: bytes | memoryview) -> memoryview:
         """Return the answer of the next process that is free.

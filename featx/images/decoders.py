@@ -29,7 +29,7 @@ from featx.processes import Answer, Processes
 
 
 @dataclass(frozen=True)
-class Made:
+class Outcome:
     """What became of some encoded images.
 
     Attributes:
@@ -48,10 +48,13 @@ class Made:
 class Decoders:
     """Processes that make squares of encoded images, as ``decoded`` and ``preprocess`` do.
 
+    Attributes:
+        batch_size: Most images that a process is given at once.
+
     Args:
         spec: From pixels to squares.
         max_pixels: Images with more cannot be used.
-        batch_size: Most images that a process is given at once.
+        batch_size: As above; what the memory is made for.
         workers: Processes.
 
     Raises:
@@ -63,6 +66,7 @@ class Decoders:
     ) -> None:
         shape = (workers, batch_size, spec.image_size, spec.image_size, 3)
         order = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
+        self.batch_size = batch_size
         with _memory(math.prod(shape)) as descriptor:
             self._shared = _shared(descriptor, shape)
             self._processes = Processes(
@@ -77,7 +81,7 @@ class Decoders:
         for number in range(workers):
             self._free.put(number)
 
-    def squares(self, contents: Sequence[bytes], into: np.ndarray) -> Made:
+    def squares(self, contents: Sequence[bytes], into: np.ndarray) -> Outcome:
         """Make squares of encoded images, in one of the processes.
 
         Args:
@@ -88,20 +92,25 @@ class Decoders:
         Raises:
             SourceError: The process is gone.
         """
-        part = self._free.get()
+        block = self._free.get()
         try:
-            head = [part, len(contents), *map(len, contents)]
+            head = [block, len(contents), *map(len, contents)]
             answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
             told = json.loads(bytes(answer))
-            made = Made(
+            outcome = Outcome(
                 len(contents) - len(told["reasons"]),
                 {int(number): reason for number, reason in told["reasons"].items()},
                 *told["seconds"],
             )
-            into[: made.num_squares] = self._shared[part, : made.num_squares]
+            into[: outcome.num_squares] = self._shared[block, : outcome.num_squares]
         finally:
-            self._free.put(part)
-        return made
+            self._free.put(block)
+        return outcome
+
+    def close(self) -> None:
+        """End the processes, and give back the memory."""
+        self._processes.close()
+        self._shared = np.empty(0, np.uint8)
 
 
 @contextmanager
@@ -111,21 +120,34 @@ def _memory(num_bytes: int) -> Iterator[int]:
     Raises:
         SourceError: There is none to be had.
     """
-    descriptor = None
-    try:
+    with _refused():
         descriptor = os.memfd_create("squares")
-        os.truncate(descriptor, num_bytes)
+    try:
+        with _refused():
+            os.truncate(descriptor, num_bytes)
         yield descriptor
-    except OSError as err:
-        raise SourceError(f"Cannot share memory with processes: {err.strerror}.") from err
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
-    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), np.uint8).reshape(shape)
+    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8.
+
+    Raises:
+        SourceError: There is no room for it.
+    """
+    with _refused():
+        memory = mmap.mmap(descriptor, 0)
+    return np.frombuffer(memory, np.uint8).reshape(shape)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Say what it was for, where the system refuses something."""
+    try:
+        yield
+    except OSError as err:
+        raise SourceError(f"Cannot share memory with processes: {err.strerror}.") from err
 
 
 # --- in a process -------------------------------------------------------------------------------
@@ -138,8 +160,8 @@ def begin(receive: Callable[[], bytes]) -> Answer:
     shared = _shared(order["descriptor"], order["shape"])
 
     def answer(message: bytes) -> bytes:
-        part, count = np.frombuffer(message, np.int64, 2).tolist()
-        squares, reasons, seconds = shared[part], dict[int, str](), [0.0, 0.0]
+        block, count = np.frombuffer(message, np.int64, 2).tolist()
+        squares, reasons, seconds = shared[block], dict[int, str](), [0.0, 0.0]
         for number, content in enumerate(_contents(message, count)):
             start = time.perf_counter()
             try:

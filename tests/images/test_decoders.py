@@ -16,7 +16,7 @@ from PIL import Image
 
 from featx.errors import ImageError, SourceError
 from featx.images.decode import decoded
-from featx.images.decoders import Decoders, Made
+from featx.images.decoders import Decoders, Outcome
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 Pixels = Callable[..., np.ndarray]
@@ -30,7 +30,7 @@ def decoders() -> Decoders:
     return Decoders(SPEC, MAX_PIXELS, batch_size=15, workers=2)
 
 
-def squares_of(decoders: Decoders, contents: list[bytes]) -> tuple[np.ndarray, Made]:
+def squares_of(decoders: Decoders, contents: list[bytes]) -> tuple[np.ndarray, Outcome]:
     """Return the squares, and what else is told; the rest of the array stays as it was."""
     into = np.full((len(contents) + 2, 24, 24, 3), 77, np.uint8)
     made = decoders.squares(contents, into)
@@ -79,7 +79,7 @@ def test_squares_and_reasons_are_those_of_this_process(
 
 
 def test_no_image_and_only_bad_ones(decoders: Decoders) -> None:
-    assert squares_of(decoders, [])[1] == Made(0, {}, 0.0, 0.0)
+    assert squares_of(decoders, [])[1] == Outcome(0, {}, 0.0, 0.0)
     made = squares_of(decoders, [b"", b"\xff\xd8"])[1]
     assert (made.num_squares, list(made.reasons)) == (0, [0, 1])
 
@@ -105,7 +105,10 @@ def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
         match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer --workers",
     ):
         squares_of(decoders, contents[:1])
-    del decoders
+    with pytest.raises(SourceError):  # and again, since nobody keeps its memory
+        squares_of(decoders, contents[:1])
+    decoders.close()
+    decoders.close()
     assert not Path(f"/proc/{process.pid}").exists()
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -48,7 +48,7 @@ def start_decoders(
 ) -> Decoders | None:
     """Start the processes that decode beside a GPU, unless the images are too few for them.
 
-    That takes them some tenths of a second, which loading the network takes anyway.
+    That takes them some tenths of a second, as long as it takes to bring the network to the GPU.
 
     Args:
         num_images: To be extracted.
@@ -56,7 +56,7 @@ def start_decoders(
         options: Batch size, processes, limits.
 
     Raises:
-        SourceError: A process does not start.
+        SourceError: A process does not start, or there is no memory to share.
     """
     batch_size = _batch_size(options, preprocessing, "torch", "cuda")
     workers = options.workers or num_cores()

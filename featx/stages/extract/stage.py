@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featx.artifact import Header, require_writable
+from featx.backbones.engines import Engine
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.lock import locked
 from featx.features.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
 from featx.features.publish import publish_features, start_verifier
+from featx.images.decoders import Decoders
 from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
 from featx.images.sources.classes import warn_of_odd_classes
 from featx.isolated import IsolatedCall
@@ -59,7 +61,8 @@ def extract(
         progress: Called after each batch.
 
     Raises:
-        SourceError: The source is missing, empty or malformed.
+        SourceError: The source is missing, empty or malformed; or a process that decodes images
+            does not start, or is gone.
         BadImages: Images cannot be used (with ``on_error="skip"``: more than ``max_bad`` of them);
             what was made of the others is kept.
         BackboneError: Backbone or weights cannot be used, or give NaN or infinite features.
@@ -159,15 +162,25 @@ class _Run:
         journal, left = self.known.journal, len(plan.todo())
         if not left and not plan.touched:
             return _Filled()
-        preprocessing, decoders = self.settings.spec.preprocess, None
-        if left and self.backbone.is_for_gpu():
-            decoders = start_decoders(left, preprocessing, self.options)
-        engine = self.backbone.engine(self.settings.spec) if left else None
-        if not journal.num_images:
-            journal.begin(self._record())
-        keep_touched(plan, self.images, self.known)
-        if engine is None:
-            return _Filled()
+        with self._decoders(left) as decoders:
+            engine = self.backbone.engine(self.settings.spec) if left else None
+            if not journal.num_images:
+                journal.begin(self._record())
+            keep_touched(plan, self.images, self.known)
+            return self._extract(plan, engine, decoders, progress) if engine else _Filled()
+
+    def _decoders(self, num_images: int) -> AbstractContextManager[Decoders | None]:
+        """Return what gives the processes that decode, where there are to be any."""
+        if not num_images or not self.backbone.is_for_gpu():
+            return nullcontext()
+        decoders = start_decoders(num_images, self.settings.spec.preprocess, self.options)
+        return closing(decoders) if decoders else nullcontext()
+
+    def _extract(
+        self, plan: Plan, engine: Engine, decoders: Decoders | None, progress: Progress | None
+    ) -> _Filled:
+        """Run the backbone over what the plan has left to do."""
+        journal, left = self.known.journal, len(plan.todo())
 
         def after_batch(num_images: int) -> None:
             nonlocal left
@@ -183,7 +196,7 @@ class _Run:
             self.images,
             self.known,
             plan,
-            preprocessing=preprocessing,
+            preprocessing=self.settings.spec.preprocess,
             options=self.options,
             decoders=decoders,
             after_batch=after_batch,

@@ -14,9 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from featx.backbones import onnx_graph
-from featx.backbones.engines import OnnxEngine, TorchEngine
+from featx.backbones.engines import OnnxEngine, TorchEngine, choice
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
 from featx.errors import BackboneError, ConfigError, ExportError
 from featx.features.file import open_features
@@ -191,3 +192,29 @@ def test_an_interrupted_run_gives_the_same_bytes_with_any_number_of_threads(
             extract(source, path, options)
         found.append(path.read_bytes())
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu", "expected"),
+    [
+        ({"device": "auto"}, True, True),
+        ({"device": "cuda"}, True, True),
+        ({"device": "auto"}, False, False),
+        ({"device": "cpu"}, True, False),
+        ({"device": "cpu", "engine": "torch"}, True, False),
+        ({"device": "auto", "engine": "torch"}, True, True),
+        ({"device": "auto", "engine": "onnxruntime"}, True, False),
+        ({"device": "auto", "precision": "int8"}, True, False),
+        ({"device": "auto", "precision": "bf16"}, True, True),
+        ({"device": "auto", "precision": "bf16"}, False, False),
+    ],
+)
+def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
+    options: dict[str, Any], gpu: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr(choice, "may_have_gpu", lambda: gpu)
+    backbone = LazyBackbone(ExtractOptions(**OTHER, **options))
+    assert backbone.is_for_gpu() == expected
+    assert backbone.device is None

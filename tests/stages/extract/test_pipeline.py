@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from featx.errors import BackboneError, BadImages, ConfigError
+from featx.errors import BackboneError, BadImages, ConfigError, SourceError
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
-from featx.images.decoders import Decoders, Made
-from featx.images.preprocess import preprocess
-from featx.stages.extract import ExtractOptions, ExtractReport, batches, extract, squares
+from featx.images.decoders import Decoders, Outcome
+from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.stages.extract import (
+    ExtractOptions,
+    ExtractReport,
+    batches,
+    extract,
+    pipeline,
+    squares,
+    stage,
+)
 
 Photos = Callable[..., Path]
 Backbone = Callable[..., Any]
@@ -286,7 +297,7 @@ class TestBesideAGpu:
         used = list[int]()
         own = Decoders.squares
 
-        def noted(self: Decoders, contents: list[bytes], into: np.ndarray) -> Made:
+        def noted(self: Decoders, contents: list[bytes], into: np.ndarray) -> Outcome:
             used.append(len(contents))
             return own(self, contents, into)
 
@@ -314,6 +325,57 @@ class TestBesideAGpu:
         monkeypatch.setattr(Decoders, "__init__", refuse)
         arithmetic(device="cuda:0")
         run(photos({"ants": 8}), tmp_path / "f.h5", batch_size=4, workers=2)
+        arithmetic(device="cpu")
+        run(photos({"ants": 40}), tmp_path / "f.h5", batch_size=4, workers=2, overwrite=True)
+
+    def test_a_process_gets_no_more_images_than_it_has_room_for(
+        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = photos({"ants": 30})
+        arithmetic()
+        here = run(source, tmp_path / "here.h5", batch_size=10)
+        own = pipeline.start_decoders
+
+        def smaller(count: int, spec: PreprocessSpec, options: ExtractOptions) -> Decoders | None:
+            return own(count, spec, replace(options, batch_size=3))
+
+        monkeypatch.setattr(stage, "start_decoders", smaller)
+        arithmetic(device="cuda:0")
+        there = run(source, tmp_path / "there.h5", batch_size=10, workers=2)
+        assert content(there.path) == content(here.path)
+
+    @pytest.mark.parametrize("fault", ["engine", "decoder"])
+    def test_nothing_is_left_of_them_after_an_error(
+        self,
+        fault: str,
+        photos: Photos,
+        tmp_path: Path,
+        arithmetic: Backbone,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        started = list[int]()
+
+        def noted(*settings: Any) -> Decoders | None:
+            decoders = pipeline.start_decoders(*settings)
+            assert decoders
+            started.extend(process.pid for process in decoders._processes.processes)
+            return decoders
+
+        def fail() -> float:
+            if fault == "decoder":
+                os.kill(started[0], signal.SIGKILL)
+                return 0
+            raise BackboneError("it broke")
+
+        monkeypatch.setattr(stage, "start_decoders", noted)
+        arithmetic(device="cuda:0", wait=fail)
+        before = len(os.listdir("/proc/self/fd"))
+        error = BackboneError if fault == "engine" else SourceError
+        with pytest.raises(error, match=r"it broke|ended \(SIGKILL\)"):
+            run(photos({"ants": 60}), tmp_path / "f.h5", batch_size=2, workers=2)
+        assert len(started) == 2
+        assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+        assert len(os.listdir("/proc/self/fd")) == before
 
     def test_arrays_are_left_to_the_threads(
         self, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
@@ -330,16 +392,14 @@ class TestBesideAGpu:
 def test_fp16_that_leaves_nothing_but_zeros_is_refused(
     tmp_path: Path, arithmetic: Backbone
 ) -> None:
-    for number in range(4):
+    for number in range(8):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.new("RGB", (10 + number, 10)).save(path)
     arithmetic()
-    with pytest.raises(ConfigError, match=r"In fp16 all features of 4 images are zero"):
-        run(tmp_path / "photos", tmp_path / "f.h5", precision="fp16", batch_size=4)
-    assert (
-        run(tmp_path / "photos", tmp_path / "f.h5", batch_size=4, restart=True).num_extracted == 4
-    )
+    with pytest.raises(ConfigError, match=r"In fp16 all features of 8 images are zero"):
+        run(tmp_path / "photos", tmp_path / "f.h5", precision="fp16", batch_size=8)
+    assert run(tmp_path / "photos", tmp_path / "f.h5", batch_size=8).num_extracted == 8
 
 
 class TestProfile:
