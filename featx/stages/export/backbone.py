@@ -22,14 +22,20 @@ NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
 
 
-def precision_of(head: Head, options: ExportOptions | None) -> Precision:
-    """Return the precision that is asked for, or else that of the head's features.
-
-    Only int8 can be told from float32 in a file: what the others leave out, no graph can repeat.
-    """
-    if options is not None and options.precision is not None:
+def precision_of(head: Head, options: ExportOptions) -> Precision:
+    """Return the precision that is asked for, or else int8 where the head's features have it."""
+    if options.precision is not None:
         return options.precision
     return "fp32" if _own_ranges(head) is None else "int8"
+
+
+def repeats_features(head: Head, precision: Precision) -> bool:
+    """Return whether a file in some precision calculates as the head's features were calculated.
+
+    None does so for features in tf32, bf16 or fp16: what these leave out, no graph can repeat.
+    """
+    own = BackboneSpec.from_dict(head.header.spec).precision
+    return precision == own and own in ("fp32", "int8")
 
 
 def float_graph(head: Head, options: ExportOptions) -> bytes:

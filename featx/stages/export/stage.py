@@ -35,6 +35,7 @@ from featx.stages.export.backbone import (
     features_graph,
     float_graph,
     precision_of,
+    repeats_features,
     shipped_graph,
 )
 from featx.stages.export.card import write_card
@@ -118,7 +119,7 @@ class _Export:
     def __init__(self, head: Head, options: ExportOptions, *, date: str, tell: Tell) -> None:
         self._head, self._options, self._date, self._tell = head, options, date, tell
         self._precision: Precision = precision_of(head, options)
-        self._is_features_own = self._precision == precision_of(head, None)
+        self._repeats_features = repeats_features(head, self._precision)
         self._opened: Evidence | None = None
 
     def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
@@ -176,7 +177,7 @@ class _Export:
         engine: OnnxEngine,
     ) -> Proof:
         bound = None
-        if self._is_features_own:
+        if self._repeats_features:
             largest = max(1.0, float(np.abs(logits).max()))
             bound = self._options.atol or DEFAULT_RTOL * largest
         hard = self._evidence.hard(rows, images, engine.features)

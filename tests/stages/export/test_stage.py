@@ -149,6 +149,20 @@ def test_int8_features_are_exported_with_their_own_ranges(
     assert report.proof.max_difference <= report.proof.bound
 
 
+def test_features_in_a_precision_that_no_graph_has_are_held_to_accuracy(
+    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = make_trained(
+        tmp_path, photos({"ants": 8, "bees": 8}), precision="bf16", val_fraction=0.4
+    )
+    report = export_onnx(trained.head, trained.model)
+    assert report.header.details["precision"] == "fp32"
+    assert report.proof is not None
+    assert report.proof.bound is None
+    assert report.proof.accuracy is not None
+    assert report.proof.accuracy.drop <= 1
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_precision_that_loses_accuracy_is_not_published(
     labelled: bool, trained: Any, monkeypatch: pytest.MonkeyPatch
