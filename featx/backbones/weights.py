@@ -69,9 +69,6 @@ def open_weights(
     """
     require_backbone(backbone)
     if choice == "none":
-        log.warning(
-            "Random weights (seed %d): features are a baseline, not a pretrained one.", seed
-        )
         return open_origin(backbone, f"random:{seed}")
     if file := weights_file(choice):
         return open_origin(backbone, f"file:{file}")

@@ -51,23 +51,30 @@ class Earlier:
             + "Use --overwrite to replace it, or -o for another path.",
         )
 
+    def has_log_for(self, settings: Settings) -> bool:
+        """Return whether the log's rows are what these settings give, or there is no log."""
+        return not self._log_differences(settings)
+
     def require_log_for(self, settings: Settings, num_images: int) -> None:
         """Check that the log's rows are what these settings give.
 
         Raises:
             ArtifactMismatch: They are not.
         """
-        if self.log_settings is None or not num_images:
-            return
-        # Rows of a log are float32 whatever they will be stored as.
-        differences = settings.differences(replace(self.log_settings, dtype=settings.dtype))
-        if differences:
+        differences = self._log_differences(settings)
+        if differences and num_images:
             raise ArtifactMismatch(
                 self.output,
                 f"'{partial_path(self.output)}' keeps {num_images:,} images of an extraction that "
                 f"was not finished, with other settings: {_brief(differences)}. Finish it with "
                 "those, discard it with --restart, or give another output with -o.",
             )
+
+    def _log_differences(self, settings: Settings) -> list[str]:
+        if self.log_settings is None:
+            return []
+        # Rows of a log are float32 whatever they will be stored as.
+        return settings.differences(replace(self.log_settings, dtype=settings.dtype))
 
 
 def _brief(differences: list[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from featx.artifact import Header, differing_settings
+from featx.artifact import Header, canonical_json, differing_settings
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactInvalid, BackboneError, ConfigError
 from featx.images.sources import ImageSource, assign_validation
@@ -84,11 +85,21 @@ class Settings:
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
         """Return one ``"name: expected …, found …"`` for each setting on which rows depend."""
         wanted, other = self._identity(any_source), found._identity(any_source)
+        if wanted["precision"] != other["precision"]:  # which says enough
+            wanted["calibration"] = other["calibration"]
         return differing_settings(wanted, other)
 
     def _identity(self, any_source: bool) -> dict[str, Any]:
-        own = {"dtype": self.dtype, "max_pixels": self.max_pixels}
-        return self.spec.to_dict() | own | ({} if any_source else {"source": self.source})
+        """Return what to compare, nothing left out where it is the default, and in few words."""
+        spec = self.spec.to_dict()
+        ranges = hashlib.sha256(canonical_json(spec.pop("calibration", None)).encode()).hexdigest()
+        own = {
+            "dtype": self.dtype,
+            "max_pixels": self.max_pixels,
+            "preprocess": spec["preprocess"] | {"decode": self.spec.preprocess.decode},
+            "calibration": f"ranges {ranges[:16]}",
+        }
+        return spec | own | ({} if any_source else {"source": self.source})
 
 
 def settle(

@@ -82,8 +82,8 @@ def extract(
         settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:
-            if options.restart:
-                journal.begin({})
+            if options.restart or not (journal.num_rows or earlier.has_log_for(settings)):
+                journal.begin({})  # a log of nothing but bad images holds nobody up
             earlier.require_log_for(settings, journal.num_images)
             run = _Run(output, images, options, settings, KnownRows(file, journal), backbone)
             try:
@@ -181,6 +181,11 @@ class _Run:
     ) -> _Filled:
         """Run the backbone over what the plan has left to do."""
         journal, left = self.known.journal, len(plan.todo())
+        scheme, _, seed = self.settings.weights.partition(":")
+        if scheme == "random":
+            log.warning(
+                "Random weights (seed %s): features are a baseline, not a pretrained one.", seed
+            )
 
         def after_batch(num_images: int) -> None:
             nonlocal left

@@ -218,3 +218,12 @@ def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
     backbone = LazyBackbone(ExtractOptions(**OTHER, **options))
     assert backbone.is_for_gpu() == expected
     assert backbone.device is None
+
+
+def test_random_weights_are_named_every_time(
+    photos: Photos, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        caplog.clear()
+        extract(photos(), tmp_path / f"{number}.h5", ExtractOptions(weights="none", **OTHER))
+        assert caplog.text.count("Random weights (seed 0)") == 1

@@ -389,6 +389,16 @@ class TestBesideAGpu:
         assert report.num_extracted > 1000
 
 
+def test_a_log_of_bad_images_alone_holds_nobody_up(
+    photos: Photos, tmp_path: Path, arithmetic: Backbone
+) -> None:
+    source, output = photos({"ants": 6}), tmp_path / "f.h5"
+    arithmetic()
+    with pytest.raises(BadImages):
+        run(source, output, max_pixels=10)
+    assert run(source, output).num_extracted == 6
+
+
 def test_fp16_that_leaves_nothing_but_zeros_is_refused(
     tmp_path: Path, arithmetic: Backbone
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from featx.stages.extract import ExtractOptions, extract
 from featx.stages.extract import backbone as backbone_module
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.calibrate import calibration_pixels
+from featx.stages.extract.settings import Settings
 from featx.stages.train import TrainOptions, train_head
 from tests.stages.extract.test_backbone import HEAVY, modules_after
 
@@ -172,8 +175,24 @@ class TestMismatches:
         extract(source, output, ExtractOptions(backbone="tiny"))
         with pytest.raises(ArtifactMismatch, match="precision: expected 'bf16', found 'fp32'"):
             extract(source, output, ExtractOptions(backbone="tiny", precision="bf16"))
-        with pytest.raises(ArtifactMismatch, match=r"calibration: expected .*, found nothing"):
+        with pytest.raises(ArtifactMismatch, match=r"precision: expected 'int8', found 'fp32'\."):
             extract(source, output, INT8)
+
+    def test_a_default_is_named_and_ranges_are_in_few_words(
+        self, photos: Photos, tmp_path: Path
+    ) -> None:
+        source, output = photos(), tmp_path / "f.h5"
+        extract(source, output, replace(INT8, decode="scaled"))
+        with pytest.raises(ArtifactMismatch) as caught:
+            extract(source, output, ExtractOptions(backbone="tiny"))
+        assert "precision: expected 'fp32', found 'int8'" in str(caught.value)
+        assert "preprocess.decode: expected 'full', found 'scaled'" in str(caught.value)
+        found = Settings.of_file(open_features(output).header, path=output)
+        assert found.spec.calibration is not None
+        ranges = tuple((name, 0.0, 1.0) for name, *_ in found.spec.calibration.ranges)
+        other = replace(found.spec.calibration, ranges=ranges)
+        (line,) = replace(found, spec=replace(found.spec, calibration=other)).differences(found)
+        assert re.fullmatch(r"calibration: expected 'ranges \w{16}', found 'ranges \w{16}'", line)
 
     def test_a_head_of_other_ranges_hears_of_a_few(self, photos: Photos, tmp_path: Path) -> None:
         one = extract(photos(name="one"), tmp_path / "one.h5", INT8).path
