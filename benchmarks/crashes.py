@@ -66,6 +66,10 @@ class Arithmetic:
         """Where its weights are from."""
         return "random:0"
 
+    def is_for_gpu(self) -> bool:
+        """No."""
+        return False
+
     def engine(self, _expected: Any) -> Arithmetic:
         """Itself."""
         return self
