@@ -24,8 +24,8 @@ from featx.stages.extract.profile import Spent
 
 _SMALL_BYTES = 8 * 2**10
 """Up to which Pillow is busier in Python than with pixels, as with a JPEG of 150 pixels squared.
-Threads then only take each other's turn, and with two of them one at a time is 1.1 to 1.2 times as
-fast (benchmarks/turns.py). Beyond, it would be too few for more cores."""
+Threads then only take each other's turn, and with two of them one at a time is 1.1 times as fast
+(benchmarks/turns.py). Beyond, it would be too few for more cores."""
 _DECODING = 8
 """Threads that decode larger images at once. More of them are slower, however many cores there are:
 16 cores decode 1,210 photos of 500×375 a second with eight threads, 1,108 with sixteen."""
