@@ -4,10 +4,9 @@
 
 featx is timed from opening the source to the published and verified file, without the time in which
 the engine loads the network, as that of the peers is loaded before they start (beside a GPU, the
-processes that decode start in that time); for int8 the ranges
-of activations were measured by a run before. Where the variant says ``first``, they are measured
-within, and all of it counts. A ceiling is the forward passes of as many images, over pixels that
-are in memory.
+processes that decode start in that time); for int8 the ranges of activations were measured by a run
+before. Where the variant says ``first``, they are measured within, and all of it counts. A ceiling
+is the forward passes of as many images, over pixels that are in memory.
 """
 
 import sys
