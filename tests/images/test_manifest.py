@@ -63,6 +63,13 @@ class TestTables:
         source = open_manifest(write(tmp_path, "note,label,path\nblurred,ants,1.jpg\n"))
         assert listed(source) == [("1.jpg", "ants", "train")]
 
+    def test_images_of_a_group(self, tmp_path: Path) -> None:
+        table = "path,label,Group,split\n1.jpg,a, patient 7 ,val\n2.jpg,b,,\n3.jpg,a,patient 7,\n"
+        source = open_manifest(write(tmp_path, table))
+        assert [sample.group for sample in source.samples] == ["patient 7", "", "patient 7"]
+        plain = open_manifest(write(tmp_path, "path,label\n1.jpg,a\n"))
+        assert plain.samples == (Sample("1.jpg", 0, "train", group=""),)
+
     def test_tabs_in_a_tsv(self, tmp_path: Path) -> None:
         table = "path\tlabel\na,b.jpg\tred, big\n"
         for name in ("x.tsv", "x.TSV"):
@@ -130,6 +137,8 @@ class TestRefusals:
             ("file,class\n1.jpg,ants\n", "found 'file', 'class'"),
             ("1.jpg,ants\n2.jpg,bees\n", "found '1.jpg', 'ants'"),
             ("path,label,label\n1.jpg,a,b\n", "once, in its first line"),
+            ("path,label,split,Split\n1.jpg,a,,\n", "two columns called split"),
+            ("path,group,label,GROUP\n1.jpg,g,a,g\n", "two columns called group"),
             ("path,label\n", "lists no images"),
             ("path,label\n\n\n", "lists no images"),
             ("path,label\n1.jpg,a\n,b\n", "line 3: the path is empty"),

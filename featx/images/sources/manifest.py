@@ -1,8 +1,9 @@
-"""A table of images: CSV or TSV with the columns ``path,label[,split]``.
+"""A table of images: CSV or TSV with the columns ``path,label[,split][,group]``.
 
 Paths are relative to the table's folder, or absolute. An empty label means unlabelled, an empty
-split means train. Other columns are ignored. Fields may be separated by semicolons, as spreadsheets
-do where the comma is the decimal sign, and the columns' names are in upper or lower case.
+split means train, an empty group an image by itself. Other columns are ignored. Fields may be
+separated by semicolons, as spreadsheets do where the comma is the decimal sign, and the columns'
+names are in upper or lower case.
 """
 
 from __future__ import annotations
@@ -65,17 +66,20 @@ def open_manifest(path: Path) -> ManifestSource:
             the message names the line.
     """
     path = path.resolve()
-    rows: dict[str, tuple[str, str]] = {}  # sample id → label, split
+    rows: dict[str, tuple[str, str, str]] = {}  # sample id → label, split, group
     for line, row in _rows(path):
         sample_id, label, split = _checked(path, line, row)
         if sample_id in rows:
             raise SourceError(f"'{path}', line {line}: '{sample_id}' is listed twice.")
-        rows[sample_id] = sys.intern(label), split
+        rows[sample_id] = sys.intern(label), split, sys.intern(row.get("group", "").strip())
     if not rows:
         raise SourceError(f"The manifest '{path}' lists no images.")
-    names = sorted({label for label, _ in rows.values() if label})
+    names = sorted({label for label, _, _ in rows.values() if label})
     index = {name: position for position, name in enumerate(names)} | {"": -1}
-    samples = tuple(Sample(i, index[label], split) for i, (label, split) in rows.items())
+    samples = tuple(
+        Sample(sample_id, index[label], split, group)
+        for sample_id, (label, split, group) in rows.items()
+    )
     return ManifestSource(path, tuple(names), samples)
 
 
@@ -114,11 +118,13 @@ def _delimiter(path: Path, header: str) -> str:
 
 def _column_names(path: Path, found: list[str]) -> list[str]:
     names = [name.strip().lower() for name in found]
-    if any(names.count(name) != 1 for name in ("path", "label")) or names.count("split") > 1:
+    if any(names.count(name) != 1 for name in ("path", "label")):
         raise SourceError(
             f"The manifest '{path}' needs the columns path and label, once, in its first line; "
             f"found {', '.join(map(repr, found)) or 'nothing'}."
         )
+    if twice := [name for name in ("split", "group") if names.count(name) > 1]:
+        raise SourceError(f"The manifest '{path}' has two columns called {twice[0]}.")
     return names
 
 

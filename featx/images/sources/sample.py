@@ -31,11 +31,14 @@ class Sample:
         sample_id: Unique and stable: the path relative to the source, with ``/``.
         label: Index into the source's classes; -1 where unlabelled.
         split: ``"train"``, ``"val"`` or ``"test"``.
+        group: Images of one patient, burst or plant share it, and stay in one split; ``""`` for
+            an image by itself.
     """
 
     sample_id: str
     label: int
     split: str
+    group: str = ""
 
 
 class Stamp(NamedTuple):
