@@ -347,6 +347,14 @@ def test_predict_formats(made: Path, photos: Path) -> None:
     ]
 
 
+def test_ranks_of_the_csv_start_at_1(made: Path, photos: Path) -> None:
+    image = photos / "leaves" / "00.jpg"
+    text = featx_cli("predict", made / "model.onnx", image, "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["probability"]) >= float(rows[1]["probability"])
+
+
 def test_predict_takes_a_folder(made: Path, photos: Path) -> None:
     text = featx_cli("predict", made / "model.onnx", photos, "--format", "csv", "-k", "1").stdout
     assert len(text.splitlines()) == 61

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_extraction_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.h5", "b.h5"):
         featx.extract("digits:", tmp_path / name, featx.ExtractOptions(backbone="tiny"))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_files_made_with_relative_paths_serve_from_elsewhere(
+    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos({"ants": 6, "bees": 6})
+    monkeypatch.chdir(tmp_path)
+    options = featx.ExtractOptions(backbone="tiny", val_fraction=0.4)
+    featx.extract("photos", "features.h5", options)
+    featx.train_head("features.h5", "head.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    report = featx.export_onnx("../head.safetensors", "model.onnx")
+    assert report.proof is not None
+    assert report.proof.num_images == 12
+    assert featx.evaluate("model.onnx", "../photos").metrics
 
 
 def test_batch_statistics_do_not_drift(tmp_path: Path) -> None:

@@ -330,3 +330,19 @@ def test_other_families(backbone: str, pixels: Callable[..., np.ndarray]) -> Non
     graph = build_graph(network, image_size=size)
     seen = pictures(8, size)
     narrowed(graph, calibrate(graph, [seen]), seen, backbone)
+
+
+def test_one_bad_image_is_enough_to_refuse(
+    tiny: bytes, table: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However good the mean of the others is."""
+
+    def with_last(value: float) -> Callable[..., np.ndarray]:
+        return lambda found, _: np.append(np.ones(len(found) - 1), value)
+
+    pixels = pictures(200, 32)
+    monkeypatch.setattr("featx.backbones.int8.calibrate.cosine", with_last(0.99))
+    assert narrowed(tiny, table, pixels, "tiny") == table
+    monkeypatch.setattr("featx.backbones.int8.calibrate.cosine", with_last(0.9899))
+    with pytest.raises(BackboneError, match=r"0\.9999 on average, 0\.9899 at worst"):
+        narrowed(tiny, table, pixels, "tiny")

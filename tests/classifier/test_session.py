@@ -304,6 +304,31 @@ def test_weights_in_another_file_are_refused(
         open_classifier(path)
 
 
+def test_weights_in_another_file_are_out_of_reach_even_where_no_check_finds_them(
+    plain: onnx.ModelProto,
+    header: Header,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime itself finds no file: a second line of defence behind the inspection."""
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    weight = next(t for t in model.graph.initializer if t.name == "featx_head_0_weight")
+    (tmp_path / "weights.bin").write_bytes(weight.raw_data)
+    size = len(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", str(size))):
+        entry = weight.external_data.add()
+        entry.key, entry.value = key, value
+    path = tmp_path / "model.onnx"
+    path.write_bytes(_stamped(model, header))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("featx.classifier.session.unwanted_parts", lambda _: [])
+    with pytest.raises(ArtifactInvalid, match="is not an ONNX model that runs"):
+        open_classifier(path)
+
+
 # Running
 
 

@@ -274,6 +274,19 @@ def test_what_is_no_file_is_refused_and_kept(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 5
 
 
+def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path: Path, batch_of: BatchOf) -> None:
+    write(tmp_path / "other.h5", [batch_of(["a"])])
+    journal, link = tmp_path / "other.h5.partial", tmp_path / "f.h5.partial"
+    content = journal.read_bytes()
+    link.symlink_to(journal)
+    with pytest.raises(ArtifactError, match=r"f\.h5\.partial"):
+        Journal(tmp_path / "f.h5", num_features=8)
+    for look in (read_settings, read_progress):
+        with pytest.raises(ArtifactError, match=r"f\.h5\.partial"):
+            look(link)
+    assert journal.read_bytes() == content
+
+
 def test_what_is_refused_is_closed(tmp_path: Path, descriptors_in) -> None:
     (tmp_path / "f.h5.partial").write_text("notes of mine")
     with pytest.raises(ArtifactInvalid):

@@ -461,3 +461,15 @@ def test_digits() -> None:
     fit = fit_linear(features[:1400], labels[:1400], 10)
     logits = apply_layers([fit.layer], features[1400:])
     assert top_k_accuracy(logits, labels[1400:]) >= 0.95
+
+
+def test_class_weights_act_in_the_loss_that_chooses_the_strength() -> None:
+    features, labels = samples_of(120, 6, 3, seed=4)
+    by_class = np.array([1.0, 5.0, 0.2])
+    fit = fit_linear(features, labels, 3, weights=by_class[labels])
+    assert fit.held_out is not None
+    chosen = next(point for point in fit.path if point.strength == fit.strength)
+    logits, held_out = fit.held_out.logits.astype(np.float64), fit.held_out.labels
+    weighted = log_loss(logits, held_out, weights=by_class[held_out])
+    assert chosen.log_loss == pytest.approx(weighted, rel=1e-6)
+    assert chosen.log_loss != pytest.approx(log_loss(logits, held_out), rel=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from featx.errors import ConfigError
 from featx.heads.folds import stratified_folds
 from featx.heads.head import apply_layers
 from featx.heads.linear import fit_linear
-from featx.heads.losses import SIGMOID, SQUARED
+from featx.heads.losses import SIGMOID, SQUARED, Softmax
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.mlp import MLPFit, fit_mlp
+from featx.heads.mlp import Judges, MLPFit, fit_mlp, train_mlp
 from featx.heads.mlp_options import MLPOptions, parse_hidden
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
@@ -308,3 +309,51 @@ def test_numbers_that_a_linear_head_cannot_tell() -> None:
     squared = np.square(fit.held_out.logits - fit.held_out.labels).mean()
     assert fit.held_out_loss == pytest.approx(squared, rel=1e-4)
     assert len(fit.held_out.labels) == 50
+
+
+class _Counted(Softmax):
+    """Counts how often the held-out loss is measured: once an epoch."""
+
+    def __init__(self) -> None:
+        self.num_epochs = 0
+
+    def mean(self, *args: Any, **options: Any) -> float:
+        self.num_epochs += 1
+        return super().mean(*args, **options)
+
+
+@pytest.mark.parametrize("patience", [1, 4])
+def test_training_ends_patience_epochs_after_the_best(patience: int) -> None:
+    features, labels = blobs(80, seed=2)
+    features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
+    options = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=60, patience=patience)
+    loss = _Counted()
+    fit = fit_mlp(features, labels, 3, options, loss=loss)
+    assert loss.num_epochs == fit.num_epochs + patience < 60
+
+
+def test_the_seed_decides_the_order_of_samples() -> None:
+    """Full batches leave only the order within them, small ones which samples meet."""
+    features, labels = blobs(40)
+    orders = {}
+
+    class Noted:
+        def __init__(self) -> None:
+            self.orders = list[list[int]]()
+
+        def batches(self, size: int, random: np.random.Generator) -> Any:
+            order = random.permutation(len(labels))
+            self.orders.append(order.tolist())
+            shares = np.full(len(labels), 1 / len(labels), np.float32)
+            yield features[order], labels[order], shares
+
+    rows = (features[:9], labels[:9], np.ones(9))
+    standard = (np.zeros(features.shape[1]), np.ones(features.shape[1]))
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        noted = Noted()
+        options = MLPOptions(hidden=(4,), max_epochs=2, patience=2)
+        train_mlp(noted, Judges(*rows), standard, 3, options, seed=seed)
+        orders[name] = noted.orders
+    assert orders["first"] == orders["again"]
+    assert orders["first"][0] != orders["first"][1]
+    assert orders["first"][0] != orders["other"][0]

@@ -45,3 +45,12 @@ def test_surest_of_all_is_still_below_one() -> None:
     logits = np.array([[1e3], [1e3], [-1e3]])
     (threshold,) = choose_thresholds(logits, np.array([[1], [0], [0]]))
     assert 0 < threshold < 1
+
+
+def test_a_tag_exactly_at_its_threshold_is_given() -> None:
+    logits = np.array([[0.25, -1.5], [3.0, 0.0]], np.float32)
+    at = sigmoid(logits.astype(np.float64))
+    for row in range(2):
+        assert given_tags(logits[row : row + 1], at[row].tolist()).all()
+        just_above = np.nextafter(at[row], 1).tolist()
+        assert not given_tags(logits[row : row + 1], just_above).any()

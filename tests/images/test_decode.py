@@ -723,3 +723,24 @@ def test_decoded_is_what_decode_image_gives(mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(found), expected)
     pixels = np.zeros((4, 4, 3), np.uint8)
     assert decode.decoded(pixels, sample_id="a") is pixels
+
+
+@pytest.mark.parametrize("size", [1, 16, 4096, 3_000_001])
+def test_the_content_digest_covers_all_of_a_file(size: int) -> None:
+    content = bytearray(np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes())
+    digest = content_digest(bytes(content))
+    for place in {0, size // 3, size // 2, size - 1}:
+        content[place] ^= 1
+        assert content_digest(bytes(content)) != digest, place
+        content[place] ^= 1
+    assert content_digest(bytes(content)) == digest
+    assert content_digest(bytes(content) + b"\0") != digest
+
+
+def test_the_content_digest_covers_all_pixels() -> None:
+    pixels = np.zeros((30, 20, 3), np.uint8)
+    digest = content_digest(pixels)
+    for place in ((0, 0, 0), (15, 10, 1), (29, 19, 2)):
+        changed = pixels.copy()
+        changed[place] = 1
+        assert content_digest(changed) != digest, place

@@ -918,6 +918,21 @@ def test_more_bad_images_than_allowed(
         assert left_in(tmp_path) == ["f.h5.partial"]
 
 
+@pytest.mark.parametrize(("max_bad", "passes"), [(0.5, True), (0.4999, False)])
+def test_exactly_as_many_bad_images_as_allowed_pass(
+    *, photos: Callable[..., Path], tmp_path: Path, max_bad: float, passes: bool
+) -> None:
+    root = photos({"ants": 4, "bees": 4})
+    for path in sorted(root.rglob("*.*"))[::2]:
+        path.write_bytes(b"broken")
+    options = replace(SMALL, on_error="skip", max_bad=max_bad)
+    if passes:
+        assert len(extract(root, tmp_path / "f.h5", options).skipped) == 4
+    else:
+        with pytest.raises(BadImages, match=r"allowed by --max-bad"):
+            extract(root, tmp_path / "f.h5", options)
+
+
 def test_it_stops_as_soon_as_too_many_are_bad(
     bad: tuple[Path, list[str]], tmp_path: Path, seen: list[int]
 ) -> None:

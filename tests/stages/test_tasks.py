@@ -21,6 +21,7 @@ from featx.heads.metrics import (
     measure_values,
     scores_from_dict,
 )
+from featx.heads.metrics.multi_label import given_tags
 from featx.heads.mlp_options import MLPOptions
 from featx.heads.thresholds import EVEN
 from featx.stages.report import ReportOptions, write_report
@@ -381,3 +382,24 @@ def test_report_refuses_features_of_other_labels(
     other = write_labels(features, [texts[0]] * len(features), splits, "other.h5")
     with pytest.raises(ArtifactMismatch, match=f"unexpected {texts[1]}"):
         write_report(output, output.with_suffix(".html"), ReportOptions(features=other))
+
+
+def test_thresholds_are_chosen_on_calibrated_logits(
+    write_labels: WriteLabels, tmp_path: Path
+) -> None:
+    """Calibration moves logits and thresholds alike: which tags are given stays as it is."""
+    random = np.random.default_rng(3)
+    features = random.normal(size=(120, 30)).astype(np.float32)
+    scores = features[:, :3] + 1.5 * random.normal(size=(120, 3)) - [1.0, 0.0, -1.0]
+    names = np.array(["a", "b", "c"])
+    labels = ["|".join(names[row > 0]) or "|" for row in scores]
+    path = write_labels(features, labels, np.zeros(120, int))
+    given = {}
+    for calibrate in (True, False):
+        options = TrainOptions(strengths=(10.0,), calibrate=calibrate, overwrite=True)
+        head = train_head(path, tmp_path / "h.safetensors", options).head
+        thresholds = head.header.details["thresholds"]
+        assert any(abs(threshold - EVEN) > 0.02 for threshold in thresholds)
+        given[calibrate] = given_tags(apply_layers(head.layers, features), thresholds)
+        assert (head.header.details["temperature"] > 1.5) == calibrate
+    assert (given[True] == given[False]).mean() > 0.98

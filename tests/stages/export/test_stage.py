@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import featx
+from featx.backbones.int8.calibration import Calibration
 from featx.backbones.tiny import WEIGHTS_FILE
 from featx.classifier.seal import is_sealed
 from featx.classifier.session import open_classifier
@@ -29,6 +30,7 @@ from featx.errors import (
 from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
 from featx.stages.export import ExportOptions, export_onnx
+from featx.stages.export.backbone import repeats_features
 from featx.stages.extract import ExtractOptions, extract
 
 
@@ -396,3 +398,17 @@ def test_every_preprocessing_and_layer_is_proven(
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.top1_agreement == 1
+
+
+@pytest.mark.parametrize("made_in", ["fp32", "tf32", "bf16", "fp16", "int8"])
+@pytest.mark.parametrize("file", ["fp32", "fp16", "int8"])
+def test_only_fp32_and_int8_files_repeat_features_and_only_their_own(
+    made_in: str, file: Any, trained: Any
+) -> None:
+    head = open_head(trained.head)
+    spec = head.header.spec | {"precision": made_in}
+    if made_in == "int8":
+        spec["calibration"] = Calibration((("relu", 0.0, 1.0),)).to_dict()
+    other = replace(head, header=replace(head.header, spec=spec))
+    exact = made_in in ("fp32", "int8") and file == made_in
+    assert repeats_features(other, file) == exact
