@@ -9,6 +9,8 @@ The names in ``__all__`` are the whole public API. Each is loaded when it is fir
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from featx import errors
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads this once, when it is imported, which any module below may do. Without it, it
+# keeps a device id in the home folder and sends events. Child processes inherit it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+if _runtime := sys.modules.get("onnxruntime"):  # imported before featx: too late for the variable
+    _runtime.disable_telemetry_events()
 
 __all__ = [
     "CheckOptions",

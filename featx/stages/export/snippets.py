@@ -25,8 +25,10 @@ def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, 
 def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
     lines = [
         "import json",
+        "import os",
         "import sys",
         "",
+        "os.environ['ORT_DISABLE_TELEMETRY'] = '1'  # before onnxruntime is imported",
         "import numpy as np",
         "import onnxruntime",
         "from PIL import Image, ImageOps",
@@ -137,6 +139,7 @@ def _csharp(model: str, contract: Contract, spec: PreprocessSpec) -> str:
             "using Microsoft.ML.OnnxRuntime;",
             "using Microsoft.ML.OnnxRuntime.Tensors;",
             "",
+            "OrtEnv.Instance().DisableTelemetryEvents();",
             f"using var session = new InferenceSession({json.dumps(model)});",
             f"// {what}",
             "byte[] bytes = File.ReadAllBytes(args[0]);",
