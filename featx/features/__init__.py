@@ -3,6 +3,8 @@
     lock      one writer per output
     plan      the images of a source compared with the rows there are
     known     the rows there are: those of the file, then those of the log
+    splits    which images are for validation where neither source nor file says, by
+    held_out  the choice among units of images that stay together
     journal   the log of an extraction: rows are safe in it as soon as they are made
     records   how the log lies on the disk
     values    which numbers a row may hold

@@ -1,0 +1,202 @@
+"""Which images are held out for validation where the source does not say.
+
+A split is settled when the image's content is known: the source's own split comes first, then the
+split that the published file gives to this content, then the rule.
+
+The rule takes a share of each class: the contents with the lowest hashes, their number rounded, at
+least one where a class has three, never more than half. Images with the same content, or of one
+group, are one unit and share a split. The rule depends on contents, labels, groups and fraction
+alone: not on names, nor on the order of the images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from featx.errors import ConfigError
+from featx.features.held_out import FREE, VAL, Choice, Counts, distinct
+from featx.images.sources import SPLITS
+from featx.images.sources.labels import has_tags, look_like_numbers, split_tags
+
+log = logging.getLogger(__name__)
+
+MAX_FRACTION = 0.5
+_TRAIN = SPLITS.index("train")
+
+
+class Published(NamedTuple):
+    """The contents of a feature file, ``(M, 16)`` uint8, and their splits, ``(M,)`` uint8."""
+
+    digests: np.ndarray
+    splits: np.ndarray
+
+
+def require_fraction(fraction: float) -> None:
+    """Check a share of images for validation.
+
+    Raises:
+        ConfigError: It is out of range.
+    """
+    if not 0 <= fraction <= MAX_FRACTION:
+        raise ConfigError(
+            f"val fraction must be at least 0 and at most {MAX_FRACTION}, because validation never "
+            f"takes most of a class; got {fraction}."
+        )
+
+
+def assign_splits(
+    digests: np.ndarray,
+    labels: np.ndarray,
+    own: np.ndarray,
+    *,
+    classes: Sequence[str],
+    fraction: float,
+    groups: np.ndarray | None = None,
+    published: Published | None = None,
+) -> np.ndarray:
+    """Return the split of each image, an index into ``SPLITS``; ``(N,)`` uint8.
+
+    A source with validation images of its own is left alone; of any other one, training images
+    become validation. Labels with several tags are stratified by their combination, the rare ones
+    together; measured numbers are one stratum, and so are images without a label.
+
+    Args:
+        digests: Content hashes, ``(N, 16)`` uint8.
+        labels: Indices into ``classes``, -1 where unlabelled; ``(N,)`` int64.
+        own: Splits that the source gives, ``(N,)`` uint8.
+        classes: Labels in index order.
+        fraction: Share of the training images that become validation, in [0, 0.5].
+        groups: Number of each image's group, -1 for an image by itself; ``(N,)`` int64.
+        published: Splits of earlier images. They keep them, unless a group or content lies in two;
+            new images are assigned so that each class gets closer to its share.
+
+    Raises:
+        ConfigError: ``fraction`` is out of range.
+    """
+    require_fraction(fraction)
+    splits = own.astype(np.uint8)
+    pool = np.flatnonzero(own == _TRAIN)
+    if (own == VAL).any() or not len(pool):
+        return splits
+    contents, hashes, kept = _contents(digests[pool], published)
+    owners = _owners(contents, len(hashes), None if groups is None else groups[pool])
+    strata = _strata(classes, labels[pool], contents, fraction)
+    choice = Choice(
+        keys=_keys(owners, hashes),
+        fixed=_fixed(owners, kept),
+        strata=Counts.of(contents, strata, owners),
+        tags=_tags(classes, labels[pool], contents, owners),
+        fraction=fraction,
+    )
+    splits[pool[choice.in_validation()[owners[contents]]]] = VAL
+    return splits
+
+
+def _contents(
+    digests: np.ndarray, published: Published | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return numbers of contents ``(n,)``, ascending by hash, and of each content hash and split.
+
+    Returns:
+        The number of each image's content; the first 8 bytes of each content's hash, ``(C,)``
+        uint64; whether the published file has it in training, in validation, ``(C, 2)`` bool.
+    """
+    count = len(digests)
+    if published is not None:
+        digests = np.concatenate([digests, published.digests])
+    high, low = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).T
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    contents = np.empty(len(order), dtype=np.int64)
+    contents[order] = np.cumsum(is_first) - 1
+    kept = np.zeros((int(is_first.sum()), 2), dtype=bool)
+    if published is not None:
+        for column, split in enumerate((_TRAIN, VAL)):
+            kept[contents[count:][published.splits == split], column] = True
+    return contents[:count], high[is_first], kept
+
+
+def _owners(contents: np.ndarray, num_contents: int, groups: np.ndarray | None) -> np.ndarray:
+    """Return the number of the unit that each content belongs to, ``(C,)`` int64.
+
+    Groups that share a content are one unit. Units are numbered by their lowest content.
+    """
+    root = np.arange(num_contents)
+    members = np.flatnonzero(groups >= 0) if groups is not None else np.zeros(0, dtype=np.int64)
+    if groups is None or not len(members):
+        return root
+    content, group = contents[members], np.unique(groups[members], return_inverse=True)[1]
+    while True:
+        lowest = np.full(int(group.max()) + 1, num_contents)
+        np.minimum.at(lowest, group, root[content])
+        lower = root.copy()
+        np.minimum.at(lower, content, lowest[group])
+        lower = lower[lower]
+        if np.array_equal(lower, root):
+            return np.unique(root, return_inverse=True)[1]
+        root = lower
+
+
+def _keys(owners: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return what units are sorted by: the sum of their contents' hashes, ``(U,)`` uint64.
+
+    Unlike the lowest hash, it does not favour large groups.
+    """
+    keys = np.zeros(int(owners.max()) + 1, dtype=np.uint64)
+    np.add.at(keys, owners, hashes)
+    return keys
+
+
+def _fixed(owners: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the published split of each unit, -1 where it has none or two; ``(U,)`` int8."""
+    has = np.zeros((int(owners.max()) + 1, 2), dtype=bool)
+    for column in (0, 1):
+        has[owners[kept[:, column]], column] = True
+    if torn := int(has.all(axis=1).sum()):
+        log.warning(
+            "%s in both training and validation: each is in one of them now.",
+            "1 group of images, or of copies, was"
+            if torn == 1
+            else f"{torn:,} groups of images, or of copies, were",
+        )
+    only_train, only_val = has[:, 0] & ~has[:, 1], has[:, 1] & ~has[:, 0]
+    return np.select([only_train, only_val], [_TRAIN, VAL], FREE).astype(np.int8)
+
+
+def _strata(
+    classes: Sequence[str], labels: np.ndarray, contents: np.ndarray, fraction: float
+) -> np.ndarray:
+    """Return the stratum of each image, ``(n,)`` int64."""
+    if look_like_numbers(classes, int((labels >= 0).sum())):
+        return (labels < 0).astype(np.int64)
+    if not has_tags(classes):
+        return np.where(labels < 0, len(classes), labels)
+    index: dict[tuple[str, ...], int] = {}
+    of_label = [index.setdefault(split_tags(name), len(index)) for name in classes]
+    strata = np.array([*of_label, len(index)])[labels]
+    sizes = np.bincount(distinct(contents * (len(index) + 1) + strata) % (len(index) + 1))
+    rare = (sizes * fraction < 1) & (np.arange(len(sizes)) < len(index))
+    return np.where(rare[strata], len(index) + 1, strata)
+
+
+def _tags(
+    classes: Sequence[str], labels: np.ndarray, contents: np.ndarray, owners: np.ndarray
+) -> Counts | None:
+    """Return the tags of each unit, None where labels have no tags."""
+    if not has_tags(classes) or look_like_numbers(classes, int((labels >= 0).sum())):
+        return None
+    index: dict[str, int] = {}
+    tags_of = [[index.setdefault(tag, len(index)) for tag in split_tags(name)] for name in classes]
+    tags_of.append([])  # unlabelled
+    lengths = np.array([len(tags) for tags in tags_of])
+    flat, ends = np.array([tag for tags in tags_of for tag in tags]), np.cumsum(lengths)
+    repeats = lengths[labels]
+    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    tags = flat[np.repeat((ends - lengths)[labels], repeats) + within]
+    return Counts.of(np.repeat(contents, repeats), tags, owners)
