@@ -162,16 +162,21 @@ def _brief(value: object) -> str:
     return text if len(text) <= 240 else f"{text[:60]}…{text[-160:]}"
 
 
+def differing_features(expected: Header, found: Header) -> list[str]:
+    """Return a line for each setting, and one for the classes, in which two headers differ."""
+    lines = differing_settings(expected.spec, found.spec)
+    if expected.classes != found.classes:
+        lines.append(_differing_classes(expected.classes, found.classes))
+    return lines
+
+
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
     """Check that two artifacts speak of the same features.
 
     Raises:
         ArtifactMismatch: They do not; the message names each setting or class that differs.
     """
-    lines = differing_settings(expected.spec, found.spec)
-    if expected.classes != found.classes:
-        lines.append(_differing_classes(expected.classes, found.classes))
-    if lines:
+    if lines := differing_features(expected, found):
         more = len(lines) - _SHOWN
         shown = "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise ArtifactMismatch(path, f"'{path}' belongs to other features than this head: {shown}.")

@@ -58,6 +58,9 @@ def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> Non
     hostile one is reported and does no harm. Features are then compared with their source, or with
     another SOURCE, as 'featx extract' would: fresh, or what is stale and why, with exit code 1.
 
+    A head is compared with its feature file, or with another one given as SOURCE: stale where the
+    rows that trained it have changed.
+
     Of a model, the proof is shown. With SOURCE it is repeated: the images that it names go through
     the file again, and the labelled ones are scored; exit code 1 if it does not hold.
     """
@@ -78,7 +81,8 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     if report.kind == "classifier":
         yield from _proof_fields(report)
         return
-    if report.source is None:
+    if report.kind == "head":
+        yield from _head_fields(report)
         return
     counts = {
         "new": report.num_new,
@@ -94,6 +98,24 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
         yield "source", f"{report.source}  ({report.num_images:,} images)"
     if report.num_touched:
         yield "touched", f"{report.num_touched:,} images: written again with the same content"
+
+
+def _head_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
+    found = report.staleness
+    if report.source is None:
+        yield "not compared", "its feature file is not there; give it as the second argument"
+    elif found is None:
+        yield "stale", f"it belongs to other features: {'; '.join(report.settings)}"
+    elif not found.known:
+        yield "not compared", "it comes from an earlier featx and does not say what trained it"
+    elif found.changes:
+        yield "stale", found.changes
+    else:
+        yield "fresh", "the rows that trained it are unchanged"
+        if found.outdated:
+            yield "outdated", f"its scores: the {' and '.join(found.outdated)} images changed"
+    if report.source is not None:
+        yield "features", report.source
 
 
 def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:

@@ -89,6 +89,7 @@ from featx.cli.output import (
 @click.option(
     "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."
 )
+@options.stale
 @click.option(
     "--card",
     type=options.FILE,
@@ -117,6 +118,7 @@ def export(
     fields: dict[str, object] = {
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
         f"{len(report.header.classes)} {things}, {details['precision']}",
+        **({"stale": details["stale"]} if "stale" in details else {}),
         **proof_fields(details["proof"]),
         "time": human_seconds(report.seconds),
         "written": report.path,

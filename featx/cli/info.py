@@ -100,6 +100,8 @@ def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     precision, opset = header.details.get("precision", "fp32"), header.details.get("opset", 20)
     yield "contract", f"{contract.input} → {', '.join(contract.outputs)}"
     yield "graph", f"{count_nodes(path.read_bytes()):,} nodes, opset {opset}, {precision}"
+    if "stale" in header.details:
+        yield "stale", header.details["stale"]
     yield from proof_fields(header.details["proof"]).items()
     if date := (header.details["proof"] or {}).get("date"):
         yield "proven", date

@@ -21,6 +21,11 @@ def _set_quiet(_context: click.Context, _option: click.Parameter, quiet: bool) -
 
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+stale = click.option(
+    "--stale",
+    is_flag=True,
+    help="Use the head although the rows that trained it have changed; the output says so.",
+)
 quiet = click.option(
     "-q",
     "--quiet",

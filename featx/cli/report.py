@@ -42,6 +42,7 @@ from featx.cli.output import human_bytes, print_fields
     show_default=True,
     help="Mistakes that are shown as pictures.",
 )
+@options.stale
 @options.overwrite
 def report(head: Path, output: Path, **settings: Any) -> None:
     """Write one HTML page about HEAD: scores, confusions, calibration, a map, its worst mistakes.

@@ -22,6 +22,7 @@
     with_sklearn   scikit-learn's logistic regression
     fit            one way to call them all
     few_shot       drawing a few samples of each class, again and again
+    provenance     which rows trained a head, and whether they have changed
     class_weight   what a sample counts, by its class
     folds          stratified folds, and what was held out
     tag_folds      folds that spread every tag

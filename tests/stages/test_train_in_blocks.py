@@ -76,6 +76,7 @@ def test_the_head_does_as_well_as_one_from_memory(
         if options.solver in ("ridge",):
             assert blocked.choice.get(name) == whole.choice.get(name)
     assert (blocked.calibration is None) == (whole.calibration is None)
+    assert blocked.head.header.details["provenance"] == whole.head.header.details["provenance"]
     if options.few_shot:  # the draws fit into memory: nothing is different
         assert blocked.head.layers[0][0].tobytes() == whole.head.layers[0][0].tobytes()
         assert blocked.few_shot == whole.few_shot

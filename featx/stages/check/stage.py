@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featx.artifact import Header, Kind, differing_settings, file_sha256, kind_of_file
+from featx.artifact import (
+    Header,
+    Kind,
+    differing_features,
+    differing_settings,
+    file_sha256,
+    kind_of_file,
+)
 from featx.backbones.spec import BackboneRequest, weights_file
 from featx.errors import ConfigError
 from featx.isolated import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
+
+if TYPE_CHECKING:
+    from featx.classifier.staleness import Staleness
 
 _READERS = {
     "features": "featx.features.file:verify_features",
@@ -71,6 +81,8 @@ class CheckReport:
         num_removed: Images of the file that the source has no more.
         num_relabelled: Images with another class or split now.
         settings: One line for each setting that differs.
+        staleness: Of a head, how its features differ from those that trained it; None where no
+            feature file was found, and for another file.
         proof: What a model says of itself; None for another file, or one exported unproven.
         repeated: What came of that proof on a source.
     """
@@ -85,6 +97,7 @@ class CheckReport:
     num_removed: int = 0
     num_relabelled: int = 0
     settings: tuple[str, ...] = field(default=())
+    staleness: Staleness | None = None
     proof: Mapping[str, Any] | None = None
     repeated: Repeated | None = None
 
@@ -92,6 +105,8 @@ class CheckReport:
     def is_fresh(self) -> bool:
         """Whether the file is what its source gives: the same rows, labels, splits; or answers."""
         if self.repeated is not None and not self.repeated.holds:
+            return False
+        if self.staleness is not None and self.staleness.is_stale:
             return False
         changes = self.num_new + self.num_changed + self.num_removed + self.num_relabelled
         return not (changes or self.settings)
@@ -112,6 +127,7 @@ def check(
     Args:
         path: A feature file, head or classifier.
         source: The images; None takes those that a feature file was made from, and runs no model.
+            Of a head, the feature file; None takes the one that it was trained on.
         options: Settings to compare with, and limits.
 
     Raises:
@@ -121,7 +137,7 @@ def check(
         ArtifactIncomplete: The extraction that writes it has not finished.
         SourceError: The source cannot be used.
         ArtifactMismatch: The source holds none of the images of a model's proof.
-        ConfigError: A source was given for a head, or for a model without a proof.
+        ConfigError: Images were given for a head, or a source for a model without a proof.
     """
     options, path = options or CheckOptions(), Path(path)
     kind = kind_of_file(path)
@@ -131,11 +147,30 @@ def check(
         return _compare(path, source, options)
     if kind == "classifier":
         return _prove_again(path, source, options)
-    if source is not None:
+    return _compare_head(path, source, limits)
+
+
+def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> CheckReport:
+    """Compare a head that is known to be intact with its feature file."""
+    from featx.classifier.staleness import find_features, staleness_of
+    from featx.features.file import open_features
+    from featx.heads.head import open_head
+    from featx.heads.targets import header_as_read
+
+    head = open_head(path)
+    own = find_features(head, path, features)
+    if features is None and not own.is_file():
+        return CheckReport(path, "head")
+    if not own.is_file() or kind_of_file(own) != "features":
         raise ConfigError(
-            f"'{path}' is a {kind}; only features and models are compared with images."
+            f"'{path}' is a head: it is compared with a feature file, and '{own}' is none."
         )
-    return CheckReport(path, kind)
+    call_isolated(_READERS["features"], own, limits=limits)
+    cache = open_features(own, verify=False)
+    settings = differing_features(head.header, header_as_read(head.task, cache.header))
+    if settings:
+        return CheckReport(path, "head", str(own), len(cache), settings=tuple(settings))
+    return CheckReport(path, "head", str(own), len(cache), staleness=staleness_of(head, cache))
 
 
 def _prove_again(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:

@@ -81,6 +81,8 @@ def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[s
         f"{_KIND[task].format(len(header.classes))} in one ONNX file: "
         f"{contract.input} in, {', '.join(contract.outputs)} out.\n"
     )
+    if "stale" in details:
+        yield f"**The head was stale when this file was made: {_plain(details['stale'])}.**\n"
     yield from _data(header, cache)
     yield "## Backbone and head\n"
     layer = f"layer {_code(spec['layer'])}, {spec['num_features']} features"

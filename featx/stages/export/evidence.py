@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.artifact import require_same_features
 from featx.classifier.decisions import comparable
 from featx.classifier.proof import NUM_IMAGES, Hard
+from featx.classifier.staleness import (
+    Staleness,
+    find_features,
+    open_features_of,
+    require_current,
+)
 from featx.errors import ArtifactMissing, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
-from featx.heads.targets import Labels, header_as_read, read_targets
+from featx.heads.targets import Labels, read_targets
 from featx.images.decode import content_digest, pixels_of
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import read_ahead
@@ -39,11 +44,13 @@ class Evidence:
         head: The head.
         cache: Its features.
         source: The images they were made from.
+        staleness: How the features differ from those that trained the head.
     """
 
     head: Head
     cache: FeatureFile
     source: ImageSource
+    staleness: Staleness = field(default_factory=Staleness)
 
     @property
     def preprocess(self) -> PreprocessSpec:
@@ -169,27 +176,43 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def open_evidence(head: Head, options: ExportOptions) -> Evidence:
+def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Evidence:
     """Return a head's features and their images.
 
     Raises:
-        ArtifactError: The feature file is gone or belongs to another head.
+        ArtifactError: The feature file is gone or belongs to another head, or the head is stale.
         SourceError: The images are gone.
     """
-    path = Path(options.features or head.header.details["features"])
+    path = find_features(head, head_path, options.features)
     if not path.exists():
         raise ArtifactMissing(
             path,
             f"The feature file '{path}' is not there to compare with. Give it with --features, or "
             "export unproven with --no-verify.",
         )
-    cache = open_features(path)
-    require_same_features(head.header, header_as_read(head.task, cache.header), path=path)
+    cache, staleness = open_features_of(head, path, allow_stale=options.stale)
     try:
         source = open_source(options.source or str(cache.header.details["source"]))
     except SourceError as err:
         raise _needed(err) from err
-    return Evidence(head, cache, source)
+    return Evidence(head, cache, source, staleness)
+
+
+def staleness_if_there(head: Head, head_path: Path, options: ExportOptions) -> Staleness:
+    """Return how features differ from those that trained a head, for an export without evidence.
+
+    Such an export does without the feature file, so one that is gone or another's tells nothing.
+
+    Raises:
+        ArtifactError: The features are the head's, but damaged; or the head is stale.
+    """
+    path = find_features(head, head_path, options.features)
+    if not path.exists():
+        return Staleness(known=False)
+    cache = open_features(path)
+    if cache.header.spec != head.header.spec and options.features is None:
+        return Staleness(known=False)
+    return require_current(head, cache, allow_stale=options.stale)
 
 
 def _needed(err: SourceError) -> SourceError:

@@ -45,6 +45,7 @@ class ExportOptions:
         max_drop: Points of validation accuracy that the file may lose against the head.
         max_images: Validation images that are run through the file, spread evenly over all.
         verify: Prove the file on images before it is published.
+        stale: Export a head although the rows that trained it have changed; the file says so.
         card: Where to write a model card; None writes none.
         overwrite: Replace the outputs.
         quiet: No download bar.
@@ -64,6 +65,7 @@ class ExportOptions:
     max_drop: float = 1.0
     max_images: int = 2000
     verify: bool = True
+    stale: bool = False
     card: str | Path | None = None
     overwrite: bool = False
     quiet: bool = False

@@ -26,6 +26,7 @@ from featx.classifier.proof import (
     require_same_outputs,
 )
 from featx.classifier.session import Classifier, load_classifier
+from featx.classifier.staleness import Staleness
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
@@ -39,7 +40,7 @@ from featx.stages.export.backbone import (
     shipped_graph,
 )
 from featx.stages.export.card import write_card
-from featx.stages.export.evidence import Evidence, open_evidence, spread
+from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
 from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport
 
 Tell = Callable[[str], None]
@@ -65,6 +66,7 @@ def export_onnx(
 
     Raises:
         ArtifactError: The head or feature file cannot be used, or an output exists.
+        ArtifactMismatch: The rows that trained the head have changed, and ``stale`` is not set.
         BackboneError: The weights are gone or are others.
         SourceError: The images are gone or have changed.
         ConfigError: An option does not fit the head.
@@ -77,7 +79,7 @@ def export_onnx(
     trained = open_head(head)
     for path in [output] if options.card is None else [output, Path(options.card)]:
         require_writable(path, overwrite=options.overwrite)
-    made = _Export(trained, options, date=proof_date(Path(head)), tell=tell)
+    made = _Export(trained, Path(head), options, tell=tell)
     proof, header, content = made.run(output)
     with publishing(output, overwrite=options.overwrite) as temporary:
         temporary.write_bytes(content)
@@ -111,22 +113,26 @@ class _Export:
 
     Args:
         head: What is exported.
+        path: Of the head's file.
         options: How.
-        date: Of the proof.
         tell: Told the name of each step.
     """
 
-    def __init__(self, head: Head, options: ExportOptions, *, date: str, tell: Tell) -> None:
-        self._head, self._options, self._date, self._tell = head, options, date, tell
+    def __init__(self, head: Head, path: Path, options: ExportOptions, *, tell: Tell) -> None:
+        self._head, self._path, self._options, self._tell = head, path, options, tell
+        self._date = proof_date(path)
         self._precision: Precision = precision_of(head, options)
         self._repeats_features = repeats_features(head, self._precision)
         self._opened: Evidence | None = None
+        self._staleness = Staleness(known=False)
 
     def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
         """Return the proof, the header and the file's content."""
         contract = self._options.contract.for_task(self._head.task)
         if self._options.verify:
-            _ = self._evidence  # what is gone is the first thing to hear of
+            self._staleness = self._evidence.staleness  # what is gone is told first
+        else:
+            self._staleness = staleness_if_there(self._head, self._path, self._options)
         self._tell("Exporting the backbone")
         plain = float_graph(self._head, self._options)
         backbone = shipped_graph(plain, self._head, self._precision, self._training_crops)
@@ -161,7 +167,7 @@ class _Export:
     @property
     def _evidence(self) -> Evidence:
         if self._opened is None:
-            self._opened = open_evidence(self._head, self._options)
+            self._opened = open_evidence(self._head, self._path, self._options)
         return self._opened
 
     def _training_crops(self) -> Any:
@@ -236,6 +242,8 @@ class _Export:
             "opset": self._options.opset,
             "proof": None,
         }
+        if changes := self._staleness.changes:
+            details["stale"] = str(changes)
         if proof is not None:
             details["proof"] = proof.to_dict() | {
                 "task": self._head.task,

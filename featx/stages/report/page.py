@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from featx.artifact import Header
+from featx.classifier.staleness import Staleness
 from featx.stages.report.pictures import Mistake
 
 _CSS = """
@@ -72,11 +73,12 @@ class Story:
     sections: tuple[Section, ...]
 
 
-def render(header: Header, story: Story) -> str:
+def render(header: Header, story: Story, *, staleness: Staleness) -> str:
     """Return the page about the head of a header."""
     parts = [
         f"<h1>{text(story.title)}</h1>",
         f"<p>{story.summary}</p>",
+        *_stale(staleness),
         _facts(header),
         *(f"<h2>{text(section.title)}</h2>\n{section.content}" for section in story.sections),
     ]
@@ -87,6 +89,12 @@ def render(header: Header, story: Story) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _stale(staleness: Staleness) -> Iterator[str]:
+    """Yield what is to be known before the scores: that the head is of earlier rows."""
+    if staleness.changes:
+        yield f"<p><b>The head is stale: {text(staleness.changes)}.</b></p>"
 
 
 def text(value: object) -> str:

@@ -10,12 +10,13 @@ from typing import get_args
 
 import numpy as np
 
-from featx.artifact import publishing, require_same_features, require_writable
+from featx.artifact import publishing, require_writable
+from featx.classifier.staleness import Staleness, find_features, open_features_of
 from featx.errors import ArtifactMissing, ConfigError, SourceError
-from featx.features.file import FeatureFile, open_features
+from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.metrics import Scores, measure_for
-from featx.heads.targets import Labels, Targets, header_as_read, read_targets
+from featx.heads.targets import Labels, Targets, read_targets
 from featx.heads.task import Task
 from featx.images.sources import SPLITS, ImageSource, open_source
 from featx.stages.report.classes import tell_classes
@@ -46,6 +47,7 @@ class ReportOptions:
         map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``; of a head of
             classes.
         num_mistakes: Mistakes that are shown as pictures.
+        stale: Report on a head although the rows that trained it have changed; the page says so.
         overwrite: Replace the output.
     """
 
@@ -54,6 +56,7 @@ class ReportOptions:
     split: str | None = None
     map: MapKind = "pca"
     num_mistakes: int = 24
+    stale: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -80,13 +83,14 @@ def write_report(
     Raises:
         ArtifactError: Head or features cannot be used, do not belong together, or the output
             exists.
+        ArtifactMismatch: The rows that trained the head have changed, and ``stale`` is not set.
         SourceError: There are no labelled images in the split.
         ConfigError: An option is out of range, or matplotlib is not installed.
     """
     options, output = options or ReportOptions(), Path(output)
     require_matplotlib()
     trained = open_head(head)
-    cache = _open_features(trained, options)
+    cache, staleness = _open_features(trained, Path(head), options)
     targets = _read_targets(trained, cache)
     split, rows = _choose_split(cache, targets, options)
     require_writable(output, overwrite=options.overwrite)
@@ -101,21 +105,21 @@ def write_report(
         map=options.map,
         num_mistakes=options.num_mistakes,
     )
-    page = render(trained.header, _TELL[trained.task](subject))
+    page = render(trained.header, _TELL[trained.task](subject), staleness=staleness)
     with publishing(output, overwrite=options.overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return output
 
 
-def _open_features(head: Head, options: ReportOptions) -> FeatureFile:
-    path = Path(options.features or head.header.details["features"])
+def _open_features(
+    head: Head, head_path: Path, options: ReportOptions
+) -> tuple[FeatureFile, Staleness]:
+    path = find_features(head, head_path, options.features)
     if not path.exists():
         raise ArtifactMissing(
             path, f"The feature file '{path}' is not there. Give it with --features."
         )
-    cache = open_features(path)
-    require_same_features(head.header, header_as_read(head.task, cache.header), path=path)
-    return cache
+    return open_features_of(head, path, allow_stale=options.stale)
 
 
 def _read_targets(head: Head, cache: FeatureFile) -> Targets:

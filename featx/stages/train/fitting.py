@@ -39,6 +39,7 @@ class Trained:
         answers: Its layers and what was chosen on the way.
         metrics: Scores of each split that has labelled samples.
         seconds: Of fitting, without reading.
+        drawn: Rows of the file that trained it, ``(n,)`` int64; None for the training split.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Trained:
     answers: Answers
     metrics: dict[str, Scores]
     seconds: float
+    drawn: np.ndarray | None = None
 
 
 def fit_heads(
@@ -79,7 +81,8 @@ def fit_heads(
         )
         seconds = time.perf_counter() - start
         scores = _score(answers, cache, targets)
-        trained.append(Trained(task, targets.names, answers, scores, seconds))
+        own = rows[drawn] if options.few_shot else None
+        trained.append(Trained(task, targets.names, answers, scores, seconds, own))
     return trained
 
 
@@ -88,9 +91,11 @@ def _fit_in_blocks(
 ) -> list[Trained]:
     """Return what ``fit_heads`` does, without holding the features in memory."""
     options, question = blocked.options, blocked.question
+    drawn: list[np.ndarray | None] = [None]
     if options.few_shot:
-        fits = []
-        for samples in blocked.samples_of(_draw(question.values, options)):
+        fits, draws = [], _draw(question.values, options)
+        drawn = [blocked.rows[each] for each in draws]
+        for samples in blocked.samples_of(draws):
             start = time.perf_counter()
             fitted = solve(samples, question.loss, options, progress, blocked.device)
             fits.append(BlockedFit(fitted, time.perf_counter() - start))
@@ -99,8 +104,8 @@ def _fit_in_blocks(
     answers = [question.answers(each.fitted, options) for each in fits]
     scores = blocked.score(answers, targets)
     return [
-        Trained(targets.task, targets.names, own, of_head, each.seconds)
-        for each, own, of_head in zip(fits, answers, scores, strict=True)
+        Trained(targets.task, targets.names, own, of_head, each.seconds, rows)
+        for each, own, of_head, rows in zip(fits, answers, scores, drawn, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, describe_environment, require_writable
+from featx.classifier.staleness import record_provenance
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
@@ -98,6 +99,7 @@ def _header(
         "temperature": calibration.temperature if calibration else 1.0,
         "calibration": calibration.to_dict() if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
+        **record_provenance(cache, trained.task, drawn=trained.drawn),
     }
     if answers.thresholds:
         details["thresholds"] = list(answers.thresholds)

@@ -216,7 +216,7 @@ def test_a_header_that_no_export_writes_is_refused_when_opened(model: Path) -> N
 
 
 def test_a_head_is_not_compared_with_images(head: Path, source: Path) -> None:
-    with pytest.raises(ConfigError, match="only features and models"):
+    with pytest.raises(ConfigError, match="compared with a feature file"):
         check(head, source)
 
 

@@ -184,10 +184,10 @@ def test_heads_and_models_are_read_without_a_source(features: Path, tmp_path: Pa
     head, model = tmp_path / "h.safetensors", tmp_path / "m.onnx"
     featx.train_head(features, head)
     featx.export_onnx(head, model)
-    for path, kind in ((head, "head"), (model, "classifier")):
+    for path, kind, beside in ((head, "head", str(features)), (model, "classifier", None)):
         report = check(path)
-        assert (report.kind, report.source, report.is_fresh) == (kind, None, True)
-    with pytest.raises(ConfigError, match="only features and models"):
+        assert (report.kind, report.source, report.is_fresh) == (kind, beside, True)
+    with pytest.raises(ConfigError, match="compared with a feature file"):
         check(head, "digits:")
     content = bytearray(head.read_bytes())
     content[-3] ^= 1

@@ -1,0 +1,167 @@
+"""Whether a head was trained on the rows that its feature file holds today.
+
+A file is known by its content: the recorded path only says where to look first.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import fingerprint_of, require_same_features
+from featx.errors import ArtifactInvalid, ArtifactMismatch
+from featx.features.blocks import reading_blocks
+from featx.features.file import FeatureFile, open_features
+from featx.heads.head import Head
+from featx.heads.provenance import (
+    Changes,
+    Provenance,
+    changes_since,
+    digest_labels,
+    digest_rows,
+    outdated_splits,
+)
+from featx.heads.targets import header_as_read
+from featx.heads.task import Task
+
+log = logging.getLogger(__name__)
+
+_KEY = "provenance"
+_COLUMNS = ("features", "labels", "splits", "digests")
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """How a feature file of today differs from the one that a head was trained on.
+
+    Attributes:
+        known: Whether the head says which rows trained it; heads of earlier versions do not.
+        changes: Of the rows that trained it; None where they are the same, or nothing is known.
+        outdated: Splits whose rows changed, so that the head's recorded scores are not theirs.
+    """
+
+    known: bool = True
+    changes: Changes | None = None
+    outdated: tuple[str, ...] = ()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the rows that trained the head have changed."""
+        return self.changes is not None
+
+
+def record_provenance(
+    cache: FeatureFile, task: Task, *, drawn: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return what a head's details say of the rows that trained it, for ``staleness_of``.
+
+    Args:
+        cache: The feature file.
+        task: How labels were read.
+        drawn: Numbers of the rows that trained it, ``(n,)``, where these are not all labelled rows
+            of the training split.
+    """
+    rows = _row_digests(cache, task)
+    chosen = None if drawn is None else rows[drawn]
+    made = Provenance.of(_by_split(cache, rows), chosen).to_dict()
+    return {_KEY: made | {"columns": _columns(cache)}}
+
+
+def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
+    """Return how a feature file differs from what a head was trained on.
+
+    Where the file is the one that trained it, byte for byte, the header tells; else each row is
+    read.
+
+    Raises:
+        ArtifactMismatch: Its features are others: another backbone, preprocessing or classes.
+        ArtifactInvalid: What the head recorded is damaged, or the feature file is.
+    """
+    require_same_features(head.header, header_as_read(head.task, cache.header), path=cache.path)
+    recorded = head.header.details.get(_KEY)
+    if recorded is None:
+        return Staleness(known=False)
+    try:
+        then, columns = Provenance.from_dict(recorded), recorded.get("columns")
+    except ValueError as err:
+        raise ArtifactInvalid(cache.path, f"The head of '{cache.path}' is damaged: {err}.") from err
+    if columns == _columns(cache):
+        return Staleness()
+    now = _by_split(cache, _row_digests(cache, head.task))
+    return Staleness(changes=changes_since(then, now), outdated=outdated_splits(then, now))
+
+
+def require_current(head: Head, cache: FeatureFile, *, allow_stale: bool) -> Staleness:
+    """Return the staleness of a head that may be used with a feature file.
+
+    Where only rows of other splits changed, or a stale head is allowed, a warning says so.
+
+    Raises:
+        ArtifactMismatch: The features are others, or rows that trained the head have changed and
+            ``allow_stale`` is false.
+        ArtifactInvalid: As ``staleness_of``.
+    """
+    found = staleness_of(head, cache)
+    if found.changes and not allow_stale:
+        raise ArtifactMismatch(
+            cache.path,
+            f"The head is stale beside '{cache.path}': {found.changes}. Run featx train-head "
+            "again, or use the head as it is with --stale.",
+        )
+    if found.changes:
+        log.warning("The head is stale: %s.", found.changes)
+    elif found.outdated:
+        log.warning(
+            "The %s images changed since the head was trained: its recorded scores are not those "
+            "of today. featx train-head brings them up to date.",
+            " and ".join(found.outdated),
+        )
+    return found
+
+
+def find_features(head: Head, head_path: Path, given: str | Path | None = None) -> Path:
+    """Return where a head's feature file should be.
+
+    That is the given path, or the recorded one; where nothing is there, the file of that name
+    beside the head, which has been moved along with it. Whether it is the right one, its content
+    tells.
+    """
+    if given is not None:
+        return Path(given)
+    recorded = Path(str(head.header.details["features"]))
+    beside = head_path.with_name(recorded.name)
+    return beside if beside.exists() and not recorded.exists() else recorded
+
+
+def open_features_of(head: Head, path: Path, *, allow_stale: bool) -> tuple[FeatureFile, Staleness]:
+    """Return a feature file, opened and checked, and how it differs from the one that trained.
+
+    Raises:
+        ArtifactError: As ``open_features`` and ``require_current``.
+    """
+    cache = open_features(path)
+    return cache, require_current(head, cache, allow_stale=allow_stale)
+
+
+def _row_digests(cache: FeatureFile, task: Task) -> np.ndarray:
+    labels = digest_labels(cache.classes, task)[cache.labels]
+    with reading_blocks(cache) as rows:
+        return digest_rows(cache.digests, labels, rows.blocks())
+
+
+def _by_split(cache: FeatureFile, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rows of each split that has labelled ones."""
+    numbers = {split: cache.rows(split) for split in cache.split_names}
+    labelled = {split: own[cache.labels[own] >= 0] for split, own in numbers.items()}
+    return {split: rows[own] for split, own in labelled.items() if len(own) or split == "train"}
+
+
+def _columns(cache: FeatureFile) -> str:
+    """Return a digest of all that a head can know of a file, from the header alone."""
+    digests = cache.header.details["sha256"]
+    own = {name: digests[name] for name in _COLUMNS}
+    return fingerprint_of(own | {"classes": list(cache.classes)})

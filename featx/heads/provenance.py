@@ -1,0 +1,297 @@
+"""Which rows a head was trained and scored on, as digests, and how the rows of today differ.
+
+A row is the content digest of its image, its label as the task reads it, and its features. Rows are
+sorted before they are hashed, so neither their order nor the names of files matter. Besides the
+hash of all rows, a head keeps short digests of the ``SAMPLE_ROWS`` rows that sort first. They sort
+by content digest, so these are a random sample, from which changes can be counted: exactly where
+they are all rows, else as an estimate.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from featx.heads.task import Task
+from featx.images.sources.labels import parse_numbers, split_tags
+
+SAMPLE_ROWS = 2048
+_PART = 16
+"""Bytes of each part of a row: content, label, features."""
+_ROW_BYTES = 3 * _PART
+_SHORT = (8, 4, 4)
+"""Bytes of each part in a short digest."""
+_SHORT_BYTES = sum(_SHORT)
+
+
+def digest_labels(labels: Sequence[str], task: Task) -> np.ndarray:
+    """Return a digest of each label, ``(num_labels + 1, 16)`` uint8; the last stands for no label.
+
+    Labels that mean the same to the task have the same digest: tags in another order, or a number
+    written otherwise.
+    """
+    table = np.zeros((len(labels) + 1, _PART), np.uint8)
+    for row, label in enumerate(labels):
+        meant = _meaning(label, task).encode("utf-8", "surrogateescape")
+        table[row] = np.frombuffer(hashlib.sha256(meant).digest()[:_PART], np.uint8)
+    return table
+
+
+def _meaning(label: str, task: Task) -> str:
+    if task == "multi-label":
+        return "|".join(split_tags(label))
+    numbers = parse_numbers(label) if task == "regression" else None
+    return label if numbers is None else repr(numbers)
+
+
+def digest_rows(
+    contents: np.ndarray, labels: np.ndarray, blocks: Iterable[tuple[slice, np.ndarray]]
+) -> np.ndarray:
+    """Return a digest of each row, ``(N, 48)`` uint8: content, label and features.
+
+    Args:
+        contents: Content digest of each image, ``(N, 16)`` uint8.
+        labels: Digest of each label, ``(N, 16)`` uint8.
+        blocks: Positions and features ``(n, num_features)`` float32, which cover all rows.
+    """
+    rows = np.zeros((len(contents), _ROW_BYTES), np.uint8)
+    rows[:, :_PART], rows[:, _PART : 2 * _PART] = contents, labels
+    for where, features in blocks:
+        values = np.ascontiguousarray(features, "<f4")
+        digests = b"".join(hashlib.sha256(row.data).digest()[:_PART] for row in values)
+        rows[where, 2 * _PART :] = np.frombuffer(digests, np.uint8).reshape(-1, _PART)
+    return rows
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows as one digest.
+
+    Attributes:
+        num_rows: How many.
+        sha256: Of all rows, sorted.
+        labels_sha256: The same without features: what can be told from images alone.
+    """
+
+    num_rows: int
+    sha256: str
+    labels_sha256: str
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Self:
+        """Return the digest of rows ``(n, 48)`` uint8, in any order."""
+        return cls(len(rows), _sha256(rows), _sha256(rows[:, : 2 * _PART]))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return what ``to_dict`` described.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        match values:
+            case {"num_rows": int(count), "sha256": str(rows), "labels_sha256": str(labels)}:
+                return cls(count, rows, labels)
+        raise ValueError("a digest of rows lacks a part")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the digest as JSON values."""
+        return dict(vars(self))
+
+
+def _sha256(rows: np.ndarray) -> str:
+    return hashlib.sha256(_sorted(rows).tobytes()).hexdigest()
+
+
+def _sorted(rows: np.ndarray) -> np.ndarray:
+    """Return byte rows ``(n, bytes)`` in ascending order, ``(n,)`` of byte strings."""
+    ordered: np.ndarray = np.sort(np.ascontiguousarray(rows).view(f"S{rows.shape[1]}").ravel())
+    return ordered
+
+
+def _short(rows: np.ndarray) -> np.ndarray:
+    parts = [rows[:, i * _PART : i * _PART + size] for i, size in enumerate(_SHORT)]
+    return np.concatenate(parts, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """Which rows a head was trained and scored on.
+
+    Attributes:
+        trained: Rows that trained it.
+        scored: Labelled rows of each split, which its metrics are of.
+        sample: Short digests of the first of the rows that trained it, ``(n, 16)`` uint8; of all
+            where it was trained on a draw.
+        drawn: Whether the rows that trained it are a draw from the training split.
+    """
+
+    trained: RowSet
+    scored: Mapping[str, RowSet]
+    sample: np.ndarray
+    drawn: bool = False
+
+    @classmethod
+    def of(cls, splits: Mapping[str, np.ndarray], drawn: np.ndarray | None = None) -> Self:
+        """Return the provenance of a head.
+
+        Args:
+            splits: Labelled rows of each split, ``(n, 48)`` uint8 as ``digest_rows`` gives them.
+            drawn: Rows that trained it where these are not the whole training split.
+        """
+        rows = splits["train"] if drawn is None else drawn
+        sample = _sorted(_short(rows))[: SAMPLE_ROWS if drawn is None else None]
+        return cls(
+            trained=RowSet.of(rows),
+            scored={split: RowSet.of(own) for split, own in splits.items()},
+            sample=sample.view(np.uint8).reshape(-1, _SHORT_BYTES),
+            drawn=drawn is not None,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the provenance that ``to_dict`` described.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            content = base64.b64decode(values["sample"], validate=True)
+            sample = np.frombuffer(content, np.uint8).reshape(-1, _SHORT_BYTES)
+            scored = {str(split): RowSet.from_dict(own) for split, own in values["scored"].items()}
+            return cls(RowSet.from_dict(values["trained"]), scored, sample, bool(values["drawn"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise ValueError(f"it does not say which rows trained it ({err})") from err
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the provenance as JSON values."""
+        return {
+            "trained": self.trained.to_dict(),
+            "scored": {split: own.to_dict() for split, own in self.scored.items()},
+            "sample": base64.b64encode(self.sample.tobytes()).decode(),
+            "drawn": self.drawn,
+        }
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the training rows of today differ from those that trained a head.
+
+    Attributes:
+        num_rows: Rows that trained the head.
+        new: Rows that it did not see.
+        gone: Rows that are no longer there, or no longer train.
+        relabelled: Rows with another label.
+        recomputed: Rows with other features.
+        estimated: Whether the counts are estimates.
+    """
+
+    num_rows: int
+    new: int = 0
+    gone: int = 0
+    relabelled: int = 0
+    recomputed: int = 0
+    estimated: bool = False
+
+    def __str__(self) -> str:
+        counts = {
+            "new": self.new,
+            "gone": self.gone,
+            "relabelled": self.relabelled,
+            "with other features": self.recomputed,
+        }
+        about = "about " if self.estimated else ""
+        told = [f"{about}{count:,} {what}" for what, count in counts.items() if count]
+        rows = "row" if self.num_rows == 1 else "rows"
+        return (
+            f"trained on {self.num_rows:,} {rows}; since then {', '.join(told) or 'a few differ'}"
+        )
+
+
+def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes | None:
+    """Return how the rows that trained a head differ from those of today; None where they don't.
+
+    A draw is unchanged as long as all of its rows are in the training split.
+
+    Args:
+        head: What the head recorded.
+        splits: Labelled rows of each split today, as ``Provenance.of`` takes them.
+    """
+    now = splits["train"]
+    if head.drawn:
+        now = _drawn_again(head, now)
+    if RowSet.of(now).sha256 == head.trained.sha256:
+        return None
+    limit = None if head.drawn else SAMPLE_ROWS
+    return _count(head, _sorted(_short(splits["train"]))[:limit], len(splits["train"]))
+
+
+def outdated_splits(head: Provenance, splits: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Return the splits whose rows are others than those that a head was scored on."""
+    none = np.zeros((0, _ROW_BYTES), np.uint8)
+    names = dict.fromkeys((*head.scored, *splits))
+    empty = RowSet.of(none)
+    return tuple(
+        name
+        for name in names
+        if head.scored.get(name, empty).sha256 != RowSet.of(splits.get(name, none)).sha256
+    )
+
+
+def _drawn_again(head: Provenance, rows: np.ndarray) -> np.ndarray:
+    """Return those of today's training rows that were drawn for a head."""
+    wanted = Counter(head.sample.view(f"S{_SHORT_BYTES}").ravel().tolist())
+    chosen = np.zeros(len(rows), bool)
+    for number, row in enumerate(_short(rows).view(f"S{_SHORT_BYTES}").ravel().tolist()):
+        if wanted[row]:
+            wanted[row] -= 1
+            chosen[number] = True
+    return rows[chosen]
+
+
+def _count(head: Provenance, now: np.ndarray, num_now: int) -> Changes:
+    """Return the counts of changes between two samples, each of the rows that sort first."""
+    then = head.sample.view(f"S{_SHORT_BYTES}").ravel()
+    size, whole = _SHORT[0], len(then) == head.trained.num_rows and len(now) == num_now
+    before, after = _padded(then), _padded(now)
+    scale = 1.0
+    if not whole:  # only up to the earlier end of the two are both known
+        ends = [rows[-1][:size] for rows in (before, after) if len(rows) >= SAMPLE_ROWS]
+        end = min(ends, default=b"")
+        before, after = ([row for row in rows if row[:size] < end] for rows in (before, after))
+        scale = head.trained.num_rows / max(1, len(before))
+    gone, new = Counter(before) - Counter(after), Counter(after) - Counter(before)
+    labels_gone, labels_new = _labels_by_content(gone), _labels_by_content(new)
+    counts = Counter[str]()
+    for content in {*labels_gone, *labels_new}:
+        lost, found = labels_gone[content], labels_new[content]
+        same = (lost & found).total()
+        others = min(lost.total(), found.total()) - same
+        counts["recomputed"] += same
+        counts["relabelled"] += others
+        counts["gone"] += lost.total() - same - others
+        counts["new"] += found.total() - same - others
+    if head.drawn:
+        counts["new"] = 0
+    rounded = {name: round(scale * count) for name, count in counts.items()}
+    return Changes(head.trained.num_rows, **rounded, estimated=not whole)
+
+
+def _padded(rows: np.ndarray) -> list[bytes]:
+    """Return byte strings with the zeros at their end that numpy drops."""
+    return [row.ljust(_SHORT_BYTES, b"\0") for row in rows.tolist()]
+
+
+def _labels_by_content(rows: Counter[bytes]) -> defaultdict[bytes, Counter[bytes]]:
+    """Return how often each content has each label."""
+    found: defaultdict[bytes, Counter[bytes]] = defaultdict(Counter)
+    first, second = _SHORT[0], _SHORT[0] + _SHORT[1]
+    for row, count in rows.items():
+        found[row[:first]][row[first:second]] += count
+    return found
