@@ -145,6 +145,17 @@ def test_extract_names_its_engine_and_profiles_it(photos: Path, tmp_path: Path) 
     assert "decode" not in again.stdout
 
 
+def test_extract_says_what_it_skipped(photos: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(photos, tmp_path / "photos")
+    for name in ("x.CR2", "y.cr2", "z.txt", ".hidden"):
+        (source / name).write_bytes(b"no image")
+    result = featx_cli("extract", source, "-o", tmp_path / "f.h5", "-b", "tiny")
+    line = next(line for line in result.stdout.splitlines() if line.startswith("skipped"))
+    assert line.removeprefix("skipped").strip() == "4 other files: 2 .cr2, 1 .txt, 1 hidden"
+    assert result.stderr.startswith("Warning: ")
+    assert "skipped 2 other files: 2 .cr2. Formats that featx does not read" in result.stderr
+
+
 def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
     source = shutil.copytree(photos, tmp_path / "photos")
     first = sorted(source.rglob("*.jpg"))[0]

@@ -150,8 +150,8 @@ def extract(source: str, output: Path, quiet: bool, profile: bool, **settings: A
     """Run a frozen backbone once over SOURCE and cache its features.
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
-    a folder of images; a .csv or .tsv with the columns path,label[,split]; cifar10:FOLDER with
-    CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
+    a folder of images; a .csv or .tsv with the columns path,label[,split][,group]; cifar10:FOLDER
+    with CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
 
     Run it again to go on after an interruption, or to bring the file up to date: only new and
     changed images are extracted.
@@ -172,6 +172,8 @@ def extract(source: str, output: Path, quiet: bool, profile: bool, **settings: A
 
 
 def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
+    from featx.images.sources.entries import describe_ignored
+
     splits = ", ".join(f"{size:,} {split}" for split, size in report.split_sizes.items())
     pool = f", pool {report.spec.pool}" if report.spec.pool != "none" else ""
     yield "features", f"{report.num_images:,} × {report.spec.num_features}  ({splits})"
@@ -196,10 +198,10 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         yield "unlabelled", f"{report.num_unlabelled:,} images"
     if report.num_animated:
         yield "animated", f"{report.num_animated:,} images; the first frame of each was used"
-    if report.num_ignored:
-        yield "ignored", f"{report.num_ignored:,} files that are no images"
+    if others := describe_ignored(report.ignored):
+        yield "skipped", others
     if report.skipped:
-        yield "skipped", f"{len(report.skipped):,} images that cannot be used:"
+        yield "bad images", f"{len(report.skipped):,} that cannot be used:"
 
 
 def _print_profile(profile: Profile) -> None:

@@ -1,6 +1,7 @@
 """What goes in: sources of samples, safe decoding, and preprocessing to the backbone's square.
 
     sources/     where samples come from: classes, splits, stable ids
+    formats      which file names are images
     decode       one encoded image → RGB pixels, by one set of rules
     preprocess   the spec of resize, crop and arithmetic; the geometry
     decoders     processes that do both, beside a GPU

@@ -25,7 +25,6 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from featx.errors import ConfigError, ImageError
 from featx.images.preprocess import PreprocessSpec, check_aspect_ratio, draft_size
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning limit, where Pillow takes an image for a decompression bomb."""

@@ -20,6 +20,7 @@ from featx.heads.task import task_of, thresholds_of
 from featx.images.decode import MAX_PIXELS, check_max_pixels, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
+from featx.images.sources.entries import describe_ignored
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def evaluate(
     check_max_pixels(max_pixels)
     start = time.perf_counter()
     classifier, images = open_classifier(model), open_source(str(source))
+    if images.ignored:
+        log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
     samples = _split(images, classifier)
     targets = _targets(images, samples, classifier)
     logits, bad = _run(

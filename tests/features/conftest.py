@@ -7,7 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -244,7 +244,8 @@ class FakeSource:
     labels: dict[str, int]
     classes: tuple[str, ...] = CLASSES
     uri: str = "fake:"
-    num_ignored: int = 0
+    has_tags: bool = False
+    ignored: dict[str, int] = field(default_factory=dict)
     num_read: int = 0
 
     @property

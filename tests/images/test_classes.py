@@ -58,12 +58,47 @@ def test_a_single_class_has_nothing_to_be_told_from() -> None:
         ["Ants", "ants"],
         ["STRASSE", "straße"],
         [unicodedata.normalize(form, "grün") for form in ("NFD", "NFC")],
+        ["cat", "cat "],
+        ["cat", " cat"],
+        ["cat", "cat\u00a0"],
+        ["dog", "d\u200bog"],
+        ["dog", "dog\ufeff"],
+        ["dog", "\u202adog"],
+        ["сat", "cat"],
+        ["Аnt", "Ant"],
+        ["BEE", "ВЕЕ"],
+        ["οwl", "owl"],
+        ["fire truck", "fire_truck"],
+        ["fire-truck", "fire\u2010truck"],
+        ["fire  truck", "fire truck"],
+        ["ﬁsh", "fish"],
+        ["ｃａｔ", "cat"],
+        ["cat\ufe0f", "cat"],
     ],
 )
 def test_classes_that_readers_take_for_one_are_named(names: list[str]) -> None:
     (text,) = odd_classes(names, BOTH)
-    assert text.startswith("2 classes differ only in case or in how accents are written: ")
+    assert text.startswith("2 classes look alike: ")
     assert all(repr(name) in text for name in names)
+    one, other = (text.index(ascii(name)[1:-1]) for name in names)
+    assert one != other  # told apart by what is printed, even in letters alike
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(["1", "-1"], ["a", "b"], ["cat", "cats"], ["кот", "кит"], ["ant", "änt"], ["1.5", "15"]),
+        *(["C", "C++"], ["caf\udce9", "caf"], ["O", "0"], ["l", "1"]),
+    ],
+)
+def test_different_names_do_not_look_alike(names: list[str]) -> None:
+    assert list(odd_classes(names, BOTH)) == []
+
+
+def test_a_bar_in_the_name_of_a_folder_is_said() -> None:
+    (text,) = odd_classes(["Tomato|healthy", "Tomato"], BOTH)
+    assert text.startswith("'|' in 'Tomato|healthy' is a part of the name")
+    assert not list(odd_classes(["red|big", "red"], BOTH, has_tags=True))
 
 
 def test_names_cannot_write_to_the_terminal() -> None:
@@ -74,7 +109,9 @@ def test_names_cannot_write_to_the_terminal() -> None:
 
 def test_each_is_a_warning_of_the_source(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="featx"):
-        warn_of_odd_classes("/photos", ["A", "a", "b"], samples((0, "train"), (1, "val")))
+        warn_of_odd_classes(
+            "/photos", ["A", "a", "b"], samples((0, "train"), (1, "val")), has_tags=False
+        )
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert all(record.getMessage().startswith("'/photos': ") for record in caplog.records)
 
@@ -82,15 +119,17 @@ def test_each_is_a_warning_of_the_source(caplog: pytest.LogCaptureFixture) -> No
 def test_of_several_tags_each_tag_is_looked_at() -> None:
     classes = ["big|red", "blue", "red", "|"]
     found = samples((0, "train"), (2, "val"), (1, "train"), (3, "val"))
-    assert list(odd_classes(classes, found)) == []  # "red" alone has no training image
-    (text,) = odd_classes(classes, samples((0, "train"), (1, "val"), (3, "train")))
+    assert (
+        list(odd_classes(classes, found, has_tags=True)) == []
+    )  # "red" alone has no training image
+    (text,) = odd_classes(classes, samples((0, "train"), (1, "val"), (3, "train")), has_tags=True)
     assert text.startswith("1 tag has images for validation or test but none for training: 'blue'")
-    (text,) = odd_classes(["a|Red", "red"], samples((0, "train"), (1, "train")))
-    assert text.startswith("2 tags differ only in case")
+    (text,) = odd_classes(["a|Red", "red"], samples((0, "train"), (1, "train")), has_tags=True)
+    assert text.startswith("2 tags look alike")
 
 
 def test_a_single_tag_can_be_told_from_none() -> None:
-    assert list(odd_classes(["red", "|"], samples((0, "train"), (1, "train")))) == []
+    assert list(odd_classes(["red", "|"], samples((0, "train"), (1, "train")), has_tags=True)) == []
 
 
 def test_measured_numbers_are_no_classes() -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import tracemalloc
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
-from featx.images.decode import EXTENSIONS, decode_image
-from featx.images.sources import NO_FILE, folder
-from featx.images.sources.folder import FolderSource, open_folder
+from featx.images.decode import decode_image
+from featx.images.formats import EXTENSIONS
+from featx.images.sources import NO_FILE, entries
+from featx.images.sources.folder import FolderSource, list_images, open_folder
 
 Photos = Callable[..., Path]
 
@@ -141,7 +143,9 @@ class TestJunk:
         source = open_folder(touch(tmp_path, ".ipynb_checkpoints/1-checkpoint.jpg"))
         assert [sample.sample_id for sample in source.samples] == ["ants/1.jpg"]
         assert source.classes == ("ants",)
-        assert source.num_ignored == 9
+        assert source.ignored == {
+            **{"hidden": 4, ".db": 1, ".txt": 1, ".part": 1, ".md": 1, "without extension": 1}
+        }
 
     def test_what_a_mac_leaves_in_archives_is_no_class(self, tmp_path: Path) -> None:
         source = open_folder(touch(tmp_path, "ants/1.jpg", "__MACOSX/ants/._1.jpg"))
@@ -166,29 +170,252 @@ class TestJunk:
         source = open_folder(touch(tmp_path, layout + inside + junk))
         assert source.classes == ("ants", "bees")
         assert len(source.samples) == 3
-        assert source.num_ignored == 1  # a whole folder of junk counts as one
+        assert sum(source.ignored.values()) == 1  # a whole folder of junk counts as one
 
     def test_files_beside_and_in_split_folders_are_counted(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/a/1.jpg", "train/a/x.txt", "train/y.txt", "val/a/2.jpg", "val/.z")
         source = open_folder(touch(tmp_path, "readme.md", ".hidden", "stray.jpg"))
         assert [sample.sample_id for sample in source.samples] == ["train/a/1.jpg", "val/a/2.jpg"]
-        assert source.num_ignored == 6
+        assert source.ignored == {
+            **{".txt": 2, ".md": 1, "hidden": 2, "images beside split folders": 1}
+        }
+
+    @pytest.mark.parametrize(
+        "junk",
+        [
+            *("@eaDir", "#recycle", "@Recycle", ".@__thumb", "#snapshot", "$RECYCLE.BIN", "@tmp"),
+            *("System Volume Information", "lost+found", "__MACOSX", ".thumbnails", "__pycache__"),
+        ],
+    )
+    @pytest.mark.parametrize("inside", ["", "ants/", "ants/red/"])
+    def test_what_storage_systems_leave_is_no_class_and_no_image(
+        self, tmp_path: Path, junk: str, inside: str
+    ) -> None:
+        touch(tmp_path, "ants/1.jpg", "ants/red/1.jpg", "bees/1.jpg")
+        touch(tmp_path, f"{inside}{junk}/1.jpg/SYNOPHOTO_THUMB_M.jpg", f"{inside}{junk}/2.jpg")
+        source = open_folder(tmp_path)
+        assert source.classes == ("ants", "bees")
+        assert [s.sample_id for s in source.samples] == list_images(tmp_path)
+        assert source.ignored == {"hidden" if junk.startswith(".") else f"{junk}/": 1}
+
+    def test_thumbnails_that_were_copied_along_are_no_images(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/1.jpg", "a/SYNOPHOTO_THUMB_M.jpg", "a/SYNOFILE_THUMB_M.png")
+        source = open_folder(tmp_path)
+        assert (len(source.samples), source.ignored) == (1, {"thumbnail": 2})
+
+    def test_pictures_that_cannot_be_read_are_warned_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(entries, "image_extensions", lambda: EXTENSIONS)
+        touch(tmp_path, "a/1.jpg", "a/IMG_1.HEIC", "a/IMG_2.heic", "a/3.NEF", "a/x.txt")
+        source = open_folder(tmp_path)
+        assert source.ignored == {".heic": 2, ".nef": 1, ".txt": 1}
+        (record,) = caplog.records
+        assert "skipped 3 other files: 2 .heic, 1 .nef. HEIC is read once" in record.getMessage()
+        assert "featx[heif]" in record.getMessage()
+
+    def test_kinds_are_safe_to_print(self, tmp_path: Path) -> None:
+        names = ["a.jp\x1b[31m", "b.\u202egpj", "c." + "x" * 40, "d.\udce9", "e.t t"]
+        source = open_folder(touch(tmp_path, "a/1.jpg", *names))
+        assert source.ignored == {"with an odd extension": 5}
+
+    def test_the_account_names_pictures_first_and_few_kinds(self) -> None:
+        found = {f".x{n}": n for n in range(1, 9)} | {".heic": 1, "hidden": 0}
+        text = entries.describe_ignored(found)
+        assert (
+            text == "37 other files: 1 .heic, 8 .x8, 7 .x7, 6 .x6, 5 .x5, 4 .x4, 6 of other kinds"
+        )
+        assert entries.describe_ignored({".txt": 1}) == "1 other file: 1 .txt"
+        assert entries.describe_ignored({}) == ""
 
     @pytest.mark.parametrize("extension", sorted(EXTENSIONS))
     def test_extensions_in_any_case(self, tmp_path: Path, extension: str) -> None:
         source = open_folder(touch(tmp_path, f"a/1{extension}", f"a/2{extension.upper()}"))
         assert len(source.samples) == 2
 
-    @pytest.mark.parametrize("names", [(), ("a/x.txt", "b.md"), (".a/1.jpg",), ("train/x.txt",)])
+    @pytest.mark.parametrize(
+        ("names", "found"),
+        [
+            ((), "it is empty"),
+            (("a/x.txt", "b.md", "c.md"), "3 other files: 2 .md, 1 .txt"),
+            ((".a/1.jpg",), "1 other file: 1 hidden"),
+            (("train/x.txt",), "1 other file: 1 .txt"),
+            (("a/1.cr2", "a/2.TXT"), "2 other files: 1 .cr2, 1 .txt"),
+        ],
+    )
     def test_a_folder_without_images_says_so_and_what_was_expected(
-        self, tmp_path: Path, names: tuple[str, ...]
+        self, tmp_path: Path, names: tuple[str, ...], found: str
     ) -> None:
         touch(tmp_path, *names)
         with pytest.raises(SourceError, match="holds no images") as caught:
             open_folder(tmp_path)
-        assert f"({len(names)} other files)" in str(caught.value)
+        assert f"({found})" in str(caught.value)
         assert ".jpeg" in str(caught.value)
         assert f"'{tmp_path}'" in str(caught.value)
+
+
+class TestOutputs:
+    @pytest.mark.parametrize(
+        "files",
+        [
+            *(("features.h5",), ("features.h5.lock",), ("f.h5.partial", "f.h5.lock")),
+            *(("head.safetensors", "notes.txt"), ("model.onnx", "report.html"), ("old/f.h5",)),
+        ],
+    )
+    @pytest.mark.parametrize("layout", ["", "train/"])
+    def test_a_folder_of_featx_is_no_class(
+        self, tmp_path: Path, files: tuple[str, ...], layout: str
+    ) -> None:
+        touch(tmp_path, f"{layout}ants/1.jpg", f"{layout}bees/1.jpg")
+        touch(tmp_path, *(f"artifacts/{name}" for name in files))
+        source = open_folder(tmp_path)
+        assert source.classes == ("ants", "bees")
+        assert sum(source.ignored.values()) == len(files)
+
+    def test_the_folder_of_the_output_is_no_class_before_anything_is_in_it(
+        self, tmp_path: Path
+    ) -> None:
+        touch(tmp_path, "ants/1.jpg", "bees/1.jpg")
+        for name in ("out", "cats"):
+            (tmp_path / name).mkdir()
+        source = open_folder(tmp_path, output=tmp_path / "out" / "f.h5")
+        assert source.classes == ("ants", "bees", "cats")
+
+    def test_images_beside_an_output_still_count(self, tmp_path: Path) -> None:
+        touch(tmp_path, "ants/1.jpg", "ants/features.h5", "bees/1.jpg")
+        source = open_folder(tmp_path, output=tmp_path / "ants" / "features.h5")
+        assert source.classes == ("ants", "bees")
+        assert (len(source.samples), source.ignored) == (2, {".h5": 1})
+
+
+def images_of(*folders: str) -> list[str]:
+    return [f"{folder}/{number}.jpg" for folder in folders for number in range(2)]
+
+
+class TestSplitsByManyNames:
+    def split_and_class(self, root: Path, *folders: str) -> Counter[tuple[str | None, str]]:
+        source = open_folder(touch(root, *images_of(*folders)))
+        assert source.samples == tuple(sorted(source.samples, key=lambda s: s.sample_id))
+        assert [s.sample_id for s in source.samples] == list_images(root)
+        return Counter((name, split) for _, name, split in listed(source))
+
+    @pytest.mark.parametrize(
+        ("train", "val", "test"),
+        [
+            ("Training", "Validation", "Testing"),
+            ("train", "dev", "test"),
+            ("TRAIN", "eval", "TEST"),
+            ("train_images", "val_images", "test_images"),
+            ("seg_train", "seg_val", "seg_test"),
+            ("trainset", "valset", "testset"),
+            ("train2017", "val2017", "test2017"),
+            ("01_train", "02_valid", "03_test"),
+            ("ImagesTrain", "ImagesVal", "ImagesTest"),
+            ("train-set", "validation set", "test.data"),
+            ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
+            ("train/train", "val/images", "test/Test"),
+            ("data/train", "data/val", "data/test"),
+            ("archive/flowers/train", "archive/flowers/val", "archive/flowers/test"),
+        ],
+    )
+    def test_splits_above_classes(self, tmp_path: Path, train: str, val: str, test: str) -> None:
+        splits = (train, val, test)
+        found = self.split_and_class(tmp_path, *(f"{s}/{c}" for s in splits for c in "ab"))
+        assert found == {(c, s): 2 for c in "ab" for s in ("train", "val", "test")}
+
+    @pytest.mark.parametrize(
+        "names", [("train", "test"), ("Training", "Testing"), ("train_x", "x test")]
+    )
+    @pytest.mark.parametrize("wrapping", ["", "archive/"])
+    def test_splits_below_classes(
+        self, tmp_path: Path, names: tuple[str, str], wrapping: str
+    ) -> None:
+        folders = (f"{wrapping}{c}/{s.replace('x', c)}" for s in names for c in ("cat", "dog"))
+        found = self.split_and_class(tmp_path, *folders)
+        assert found == {(c, s): 2 for c in ("cat", "dog") for s in ("train", "test")}
+
+    def test_a_class_without_images_beside_splits_below_classes(self, tmp_path: Path) -> None:
+        (tmp_path / "emu").mkdir()
+        touch(tmp_path, *images_of("cat/train", "cat/test", "dog/train/deep/er"))
+        assert open_folder(tmp_path).classes == ("cat", "dog", "emu")
+
+    @pytest.mark.parametrize("wrapping", ["archive", "a/b/c", "images"])
+    def test_classes_in_a_folder_of_their_own(self, tmp_path: Path, wrapping: str) -> None:
+        touch(tmp_path, "readme.txt", "__MACOSX/._x")
+        found = self.split_and_class(tmp_path, f"{wrapping}/cat", f"{wrapping}/dog/red")
+        assert found == {("cat", "train"): 2, ("dog", "train"): 2}
+
+    def test_images_beside_tables_of_boxes(self, tmp_path: Path) -> None:
+        touch(tmp_path, "labels/train/1.txt", "labels/val/1.txt")
+        found = self.split_and_class(
+            tmp_path, *(f"images/{s}/{c}" for s in ("train", "val") for c in "ab")
+        )
+        assert set(found) == {(c, s) for c in "ab" for s in ("train", "val")}
+        flat = self.split_and_class(tmp_path / "flat", "train/images", "val/images")
+        assert flat == {(None, "train"): 2, (None, "val"): 2}
+
+    def test_folders_without_images_beside_splits_do_no_harm(self, tmp_path: Path) -> None:
+        touch(tmp_path, "docs/readme.md", "empty/x.txt", *images_of("train/a", "test/a"))
+        source = open_folder(tmp_path)
+        assert (source.classes, len(source.samples)) == (("a",), 4)
+
+    @pytest.mark.parametrize(
+        "folders",
+        [
+            ("test_tube", "train_station", "cat"),
+            ("bullet train", "steam train"),
+            ("train", "bus", "car"),
+            ("test1", "test2", "control"),
+            ("dev board", "keyboard"),
+            ("validator", "tester", "trainer"),
+        ],
+    )
+    def test_classes_may_have_such_words_in_their_names(
+        self, tmp_path: Path, folders: tuple[str, ...]
+    ) -> None:
+        assert self.split_and_class(tmp_path, *folders) == {(name, "train"): 2 for name in folders}
+
+    @pytest.mark.parametrize(
+        ("folders", "message"),
+        [
+            (("seg_train/a", "seg_test/a", "seg_pred"), r"splits? .*\(seg_pred\)|\(seg_pred\)"),
+            (("train_cat", "train_dog", "test_cat", "test_dog"), "look like splits"),
+            (("train1/a", "train2/a"), "look like splits"),
+            (("train/a", "training/a"), "two folders for one split"),
+            (("val/a", "eval/a", "train/a"), "two folders for one split"),
+            (("train/a", "test_old/a"), r"\(train\) with others \(test_old\)"),
+            (("train/a", "val/a", "cats"), r"\(train, val\) with others \(cats\)"),
+            (("cat/train", "cat/test", "dog"), "'dog' has images outside"),
+            (("cat", "cat/test", "dog", "dog/test"), "'cat' has images outside"),
+            (("cat/train", "cat/test", "dog/train", "dog/more"), "'dog' has images outside"),
+            (("all/train/train/a", "all/train/val/a"), "has split folders in a split"),
+        ],
+    )
+    def test_what_may_be_meant_either_way_says_which_names_are_told(
+        self, tmp_path: Path, folders: tuple[str, ...], message: str
+    ) -> None:
+        touch(tmp_path, *images_of(*folders))
+        with pytest.raises(SourceError, match=message) as caught:
+            open_folder(tmp_path)
+        assert "called train, val or test" in str(caught.value)
+        assert "Rename" in str(caught.value)
+        assert len(list_images(tmp_path)) == 2 * len(folders)
+
+    def test_unusual_layouts_are_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", logger="featx")
+        open_folder(touch(tmp_path, *images_of("x/cat/train", "x/dog/test")))
+        assert [record.getMessage() for record in caplog.records] == [
+            f"'{tmp_path}': all images are in its folder 'x'.",
+            f"'{tmp_path}': splits are told by the folders in each class.",
+        ]
+
+
+def test_listing_knows_neither_splits_nor_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "test/x.png", "train/1.jpg", "other/deep/er/2.jpg", ".hidden/3.jpg")
+    touch(tmp_path, "@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg")
+    assert list_images(tmp_path) == ["b.jpg", "other/deep/er/2.jpg", "test/x.png", "train/1.jpg"]
 
 
 class TestLinks:
@@ -230,16 +457,35 @@ class TestLinks:
             (tmp_path / name).symlink_to("store")
         assert open_folder(tmp_path).classes == ("a", "b", "store")
 
-    def test_a_link_to_nowhere_or_itself_is_an_unreadable_image(self, tmp_path: Path) -> None:
+    def test_an_image_link_to_nowhere_or_itself_is_a_bad_image(self, tmp_path: Path) -> None:
         touch(tmp_path, "a/0.jpg")
         (tmp_path / "a" / "1.jpg").symlink_to("nowhere.jpg")
         (tmp_path / "a" / "2.jpg").symlink_to("2.jpg")
-        (tmp_path / "loop").symlink_to("loop")
         source = open_folder(tmp_path)
         assert [sample.sample_id for sample in source.samples] == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
         for index in (1, 2):
             with pytest.raises(ImageError, match=f"'a/{index}[.]jpg': cannot be read"):
                 source.read(index)
+
+    @pytest.mark.parametrize("where", ["bees", "ants/more", "c.v2", "train/bees"])
+    @pytest.mark.parametrize("target", ["nowhere", "bees", "notes.txt/x"])
+    def test_any_other_broken_link_is_refused_for_it_may_have_been_a_class(
+        self, tmp_path: Path, where: str, target: str
+    ) -> None:
+        touch(tmp_path, "ants/1.jpg", "train/ants/1.jpg" if "train" in where else "ants/2.jpg")
+        (tmp_path / "notes.txt").touch()
+        (tmp_path / where).symlink_to(target if target != "bees" else Path(where).name)
+        for open_it in (open_folder, list_images):
+            with pytest.raises(SourceError, match=rf"'.*/{where}' is a link to .*remove the link"):
+                open_it(tmp_path)
+
+    def test_broken_links_among_hidden_entries_do_no_harm(self, tmp_path: Path) -> None:
+        touch(tmp_path, "ants/1.jpg", "notes.txt")
+        (tmp_path / "ants" / ".#1.jpg").symlink_to("user@host.123")  # the lock of an editor
+        (tmp_path / "ants" / "notes").symlink_to("../notes.txt")
+        source = open_folder(tmp_path)
+        assert len(source.samples) == 1
+        assert source.ignored == {"hidden": 1, "without extension": 1, ".txt": 1}
 
     def test_a_folder_given_by_a_link_has_its_real_path(self, tmp_path: Path) -> None:
         touch(tmp_path, "photos/a/1.jpg")
@@ -352,7 +598,7 @@ class TestReading:
                 raise FileNotFoundError(2, "No such file or directory")
             return stat(path)
 
-        monkeypatch.setattr(folder, "os", SimpleNamespace(**vars(os) | {"stat": gone}))
+        monkeypatch.setattr(entries, "os", SimpleNamespace(**vars(os) | {"stat": gone}))
         with pytest.raises(SourceError, match=r"Cannot list the folder '.*bees': No such file"):
             open_folder(root)
 

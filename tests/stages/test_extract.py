@@ -42,6 +42,7 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.records import Batch
 from featx.stages.extract import ExtractOptions, ExtractReport, extract
+from featx.stages.train.samples import choose_task
 
 TINY = ExtractOptions(backbone="tiny", engine="torch", workers=1)  # batches one after the other
 
@@ -85,6 +86,41 @@ def test_an_image_keeps_its_split_as_the_data_grows(photos: Callable, run: Calla
     after = dict(zip(large.sample_ids, large.splits.tolist(), strict=True))
     assert before.items() <= after.items()
     assert set(after.values()) == {0, 1}
+
+
+def test_a_folder_that_is_refused_leaves_nothing_behind(photos: Callable, tmp_path: Path) -> None:
+    source = photos({"train/ants": 2, "test/ants": 2, "cats": 2})
+    with pytest.raises(SourceError, match="mixes split folders"):
+        extract(str(source), source / "artifacts" / "features.h5", TINY)
+    assert not (source / "artifacts").exists()
+
+
+@pytest.mark.parametrize("layout", [{"ants": 2, "bees": 2}, {"train/ants": 2, "test/ants": 2}])
+def test_the_output_may_lie_in_the_folder_of_the_images(
+    photos: Callable, layout: dict[str, int]
+) -> None:
+    source = photos(layout)
+    output = source / "artifacts" / "features.h5"
+    first, again = (extract(str(source), output, TINY) for _ in range(2))
+    assert "artifacts" not in first.classes
+    assert again.is_unchanged
+    assert first.ignored == {}
+    assert ".h5" in again.ignored
+
+
+def test_the_file_says_whether_labels_have_tags(
+    photos: Callable, run: Callable, tmp_path: Path
+) -> None:
+    source = photos({"Tomato|healthy": 2, "Tomato|blight": 2, "Potato|healthy": 2})
+    report, file = run(source)
+    assert file.header.details["label_kind"] == "classes"
+    assert choose_task(file, "auto") == "single-label"
+    rows = "".join(f"{source / image},{Path(image).parent}\n" for image in file.sample_ids)
+    (tmp_path / "t.csv").write_text("path,label\n" + rows)
+    _, file = run(tmp_path / "t.csv", "g.h5")
+    assert file.header.details["label_kind"] == "tags"
+    assert choose_task(file, "auto") == "multi-label"
+    assert set(file.classes) == set(report.classes)
 
 
 def test_without_classes_labels_are_minus_one(photos: Callable, run: Callable) -> None:

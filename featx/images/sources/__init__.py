@@ -32,8 +32,12 @@ __all__ = [
 ]
 
 
-def open_source(uri: str) -> ImageSource:
+def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
     """Return the samples that ``uri`` names; images are read later, one by one.
+
+    Args:
+        uri: What a user types.
+        output: A file that is about to be made, whose folder is no class.
 
     Raises:
         SourceError: It is missing, empty, or not laid out as expected.
@@ -48,18 +52,18 @@ def open_source(uri: str) -> ImageSource:
             from featx.images.sources.cifar10 import open_cifar10
 
             return open_cifar10(Path(rest).expanduser())
-        return _open_path(uri, Path(uri).expanduser())
+        return _open_path(uri, Path(uri).expanduser(), output)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
 
 
-def _open_path(uri: str, path: Path) -> ImageSource:
+def _open_path(uri: str, path: Path, output: Path | None) -> ImageSource:
     if not uri or not path.exists():
         raise SourceError(f"'{uri}' does not exist.")
     if path.is_dir():
         from featx.images.sources.folder import open_folder
 
-        return open_folder(path)
+        return open_folder(path, output=output)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
         from featx.images.sources.manifest import open_manifest
 

@@ -7,8 +7,8 @@ and nothing else. Even numpy's own classes are kept out: they read any memory a 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Cifar10Source:
     samples: tuple[Sample, ...]
     images: np.ndarray
     stamps: dict[str, Stamp]
-    num_ignored: int = 0
+    has_tags: bool = False
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def uri(self) -> str:

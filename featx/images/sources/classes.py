@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from featx.images.sources.labels import has_tags, look_like_numbers, split_tags
+from featx.images.sources.labels import SEPARATOR, look_like_numbers, split_tags
 from featx.images.sources.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -15,20 +16,35 @@ log = logging.getLogger(__name__)
 _SHOWN = 5
 _PLURAL = {"class": "classes", "tag": "tags"}
 
+# Letters that look like a Latin one, from Unicode's table of confusable characters.
+_LATIN = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХҮԌԚԜҺаеѕіјорсухһԁԛԝүɑɡıօսհαρυΑΒΕΖΗΙΚΜΝΟΡΤΥΧονιϳΡ",
+    "ABESIJKMHOPCTYXYGQWHaesijopcyxhdqwyagiouhapuABEZHIKMNOPTYXovijP",
+)
+_INVISIBLE = ("Cc", "Cf")
+_SELECT = frozenset(map(chr, (*range(0xFE00, 0xFE10), 0x034F, 0x115F, 0x1160, 0x2800, 0x3164)))
+"""Characters that take no space though Unicode counts them as marks or letters."""
+_BETWEEN = re.compile(r"(?<=\w)[\s_\-\u2010-\u2015\u2212]+(?=\w)")
 
-def warn_of_odd_classes(uri: str, classes: Sequence[str], samples: Sequence[Sample]) -> None:
+
+def warn_of_odd_classes(
+    uri: str, classes: Sequence[str], samples: Sequence[Sample], *, has_tags: bool
+) -> None:
     """Log a warning for each thing about a source's classes that training would suffer from."""
-    for oddity in odd_classes(classes, samples):
+    for oddity in odd_classes(classes, samples, has_tags=has_tags):
         log.warning("'%s': %s", uri, oddity)
 
 
-def odd_classes(classes: Sequence[str], samples: Sequence[Sample]) -> Iterator[str]:
+def odd_classes(
+    classes: Sequence[str], samples: Sequence[Sample], *, has_tags: bool = False
+) -> Iterator[str]:
     """Yield a sentence for each thing that looks wrong; none where no image has a label.
 
     - classes without images, which nothing can be told to belong to;
     - classes without training images, where others have some;
     - a single class that has images, so that there is nothing to tell apart;
-    - names that differ only in case, or in how an accent is written.
+    - names that look alike;
+    - folders' names that hold ``|``, which separates tags in manifests alone.
 
     Of labels with several tags, the tags are looked at. Labels that look like measured numbers
     are no classes.
@@ -36,11 +52,11 @@ def odd_classes(classes: Sequence[str], samples: Sequence[Sample]) -> Iterator[s
     Args:
         classes: Names in index order.
         samples: With the splits that they will be trained by.
+        has_tags: Whether ``|`` separates tags.
     """
-    tagged = has_tags(classes)
-    thing = "tag" if tagged else "class"
-    names_of = [split_tags(name) if tagged else (name,) for name in classes]
-    names = sorted({tag for tags in names_of for tag in tags}) if tagged else list(classes)
+    thing = "tag" if has_tags else "class"
+    names_of = [split_tags(name) if has_tags else (name,) for name in classes]
+    names = sorted({tag for tags in names_of for tag in tags}) if has_tags else list(classes)
     filled = _names(names_of, samples)
     trained = _names(names_of, [sample for sample in samples if sample.split == "train"])
     if not filled or look_like_numbers(classes, sum(sample.label >= 0 for sample in samples)):
@@ -55,15 +71,20 @@ def odd_classes(classes: Sequence[str], samples: Sequence[Sample]) -> Iterator[s
             f"{_counted(untrained, thing)} images for validation or test but none for training: "
             f"{_quoted(untrained)}. What is not trained is never the answer."
         )
-    if len(filled) == 1 and not tagged:
+    if len(filled) == 1 and not has_tags:
         yield (
             f"all labelled images are of one class, {_quoted(list(filled))}: there is "
             "nothing to tell apart. Expected one folder, or label, per class."
         )
     for alike in _alike(names):
         yield (
-            f"{len(alike)} {_PLURAL[thing]} differ only in case or in how accents are written: "
-            f"{_quoted(alike)}. Join them if they are one."
+            f"{len(alike)} {_PLURAL[thing]} look alike: {_distinguished(alike)}. Join them if they "
+            "are one."
+        )
+    if not has_tags and (barred := [name for name in names if SEPARATOR in name]):
+        yield (
+            f"'{SEPARATOR}' in {_quoted(barred)} is a part of the name: it separates tags in "
+            "manifests only."
         )
 
 
@@ -77,8 +98,30 @@ def _alike(names: Iterable[str]) -> Iterator[list[str]]:
     """Yield the names that many file systems, and readers, take for one."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[unicodedata.normalize("NFC", name.casefold())].append(name)
+        groups[_look(name)].append(name)
     return (group for group in groups.values() if len(group) > 1)
+
+
+def _look(name: str) -> str:
+    """Return what names that look alike have in common.
+
+    Case, accents, width, blanks and dashes, invisible characters, and the letters of other
+    alphabets that look like Latin ones make no difference.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).translate(_LATIN))
+    text = unicodedata.normalize("NFKC", text.casefold())
+    hidden = {c for c in text if c in _SELECT or unicodedata.category(c) in _INVISIBLE}
+    return " ".join(_BETWEEN.sub(" ", "".join(c for c in text if c not in hidden)).split())
+
+
+def _distinguished(names: list[str]) -> str:
+    """Return the first few names, with the code points of what looks like something else."""
+    shown = [
+        f"{name!r} ({name!a})" if ascii(name) != repr(name) else repr(name)
+        for name in names[:_SHOWN]
+    ]
+    more = len(names) - _SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _counted(names: list[str], thing: str) -> str:

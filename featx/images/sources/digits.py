@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,7 +21,8 @@ class DigitsSource:
     images: np.ndarray
     uri: str = "digits:"
     classes: tuple[str, ...] = tuple("0123456789")
-    num_ignored: int = 0
+    has_tags: bool = False
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, index: int) -> np.ndarray:
         """Return a sample's pixels, ``(8, 8, 3)`` uint8."""

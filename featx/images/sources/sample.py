@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -14,12 +14,9 @@ from featx.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
@@ -86,8 +83,12 @@ class ImageSource(Protocol):
         """All samples, in an order that does not depend on the file system."""
 
     @property
-    def num_ignored(self) -> int:
-        """Number of files passed over because they are no images (by name)."""
+    def has_tags(self) -> bool:
+        """Whether ``|`` in a class name separates several tags of one image."""
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """How many entries of folders were skipped as no images, by kind (``entries.Tree``)."""
 
     def read(self, index: int) -> bytes | np.ndarray:
         """Return a sample's encoded image, or its pixels ``(H, W, 3)`` uint8 where it has no file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -132,7 +133,7 @@ class ExtractReport:
         classes: Class names in index order.
         split_sizes: Rows of each split that has any.
         num_unlabelled: Rows without a label.
-        num_ignored: Files passed over because they are no images.
+        ignored: Files that were skipped because they are no images, by kind.
         skipped: ``(sample_id, reason)`` of images left out.
         num_extracted: Rows that the backbone made in this run.
         num_duplicates: Images that got the row of another with the same content.
@@ -154,7 +155,7 @@ class ExtractReport:
     classes: tuple[str, ...]
     split_sizes: dict[str, int]
     num_unlabelled: int
-    num_ignored: int
+    ignored: Mapping[str, int]
     skipped: tuple[tuple[str, str], ...]
     num_extracted: int
     num_duplicates: int

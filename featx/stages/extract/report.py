@@ -11,7 +11,7 @@ from featx.features.plan import Plan
 from featx.images.sources import ImageSource
 from featx.stages.extract.options import ExtractOptions
 
-_KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "num_ignored", "bad")).keys()
+_KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", "bad")).keys()
 
 
 def require_report_path(path: Path, output: Path) -> None:
@@ -85,7 +85,7 @@ def _write(path: Path, plan: Plan, images: ImageSource, output: Path) -> None:
         str(output),
         len(plan.rows),
         int((plan.rows >= 0).sum()),
-        images.num_ignored,
+        dict(images.ignored),
         [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
     )
     account = dict(zip(_KEYS, values, strict=True))

@@ -72,11 +72,11 @@ def extract(
         ArtifactError: The output is something else, or cannot be written.
     """
     options, output = options or ExtractOptions(), Path(output)
+    images = open_source(str(source), output=output)  # nothing is made before it is accepted
     with locked(output):
         require_writable(output, overwrite=True)
         if options.report:
             require_report_path(options.report, output)
-        images = open_source(str(source))
         start = time.perf_counter()
         earlier, backbone = find_earlier(output, options), LazyBackbone(options)
         settings = settle(options, images, earlier.settings, backbone)
@@ -130,7 +130,9 @@ class _Run:
         """Do what is left to do, publish if anything changed, and tell."""
         file, journal, options = self.known.file, self.known.journal, self.options
         samples = assign_validation(self.images.samples, options.val_fraction)
-        warn_of_odd_classes(self.images.uri, self.images.classes, samples)
+        warn_of_odd_classes(
+            self.images.uri, self.images.classes, samples, has_tags=self.images.has_tags
+        )
         begun = journal.settings or {}
         if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
             log.info("The list of images has changed since the unfinished extraction was begun.")
@@ -224,7 +226,7 @@ class _Run:
             classes=self.images.classes,
             split_sizes=_split_sizes(kept),
             num_unlabelled=sum(sample.label < 0 for sample in kept),
-            num_ignored=self.images.num_ignored,
+            ignored=self.images.ignored,
             skipped=bad_images(plan),
             num_extracted=filled.num_rows,
             num_resumed=found.num_resumed,
@@ -275,7 +277,8 @@ class _Run:
                 "max_pixels": self.settings.max_pixels,
                 "splits": list(SPLITS),
                 "val_fraction": self.options.val_fraction,
-                "num_ignored": self.images.num_ignored,
+                "label_kind": "tags" if self.images.has_tags else "classes",
+                "ignored": dict(self.images.ignored),
                 "skipped": [
                     [image.sample_id, image.reason, list(image.stamp)]
                     for _, image in sorted(plan.skipped.items())

@@ -12,7 +12,7 @@ from PIL import Image
 from featx.errors import ConfigError
 from featx.images.decode import decoded, read_image_file, rgb_image
 from featx.images.preprocess import PreprocessSpec
-from featx.images.sources import open_source
+from featx.images.sources.folder import list_images
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
@@ -63,12 +63,12 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Return the image files that ``paths`` name; a folder stands for all images below it.
 
     Raises:
-        SourceError: A folder holds no images.
+        SourceError: A folder holds no images, cannot be listed, or holds a broken link.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # noqa: PTH112 never raises; a name too long is a bad image's
-            found += [path / sample.sample_id for sample in open_source(str(path)).samples]
+            found += [path / name for name in list_images(path)]
         else:
             found.append(path)
     return found

@@ -44,7 +44,9 @@ def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
             "with --task regression.",
             f"{len(cache.classes):,}",
         )
-    return "multi-label" if has_tags(cache.classes) else "single-label"
+    kind = cache.header.details.get("label_kind")  # files of earlier versions do not say
+    tagged = kind == "tags" if kind else has_tags(cache.classes)
+    return "multi-label" if tagged else "single-label"
 
 
 def targets_of(cache: FeatureFile, task: Task) -> Targets:

@@ -25,6 +25,21 @@ def test_folders_stand_for_their_images(photos: Callable[..., Path]) -> None:
     ]  # reading it says that it is gone
 
 
+def test_splits_and_classes_mean_nothing(photos: Callable[..., Path]) -> None:
+    root = photos({"test": 1, "train/ants": 1, "holiday": 2, "@eaDir/x.jpg": 1, ".thumbs": 1})
+    names = [path.relative_to(root).as_posix() for path in find_images([root])]
+    assert names == ["holiday/000.jpg", "holiday/001.jpg", "test/000.jpg", "train/ants/000.jpg"]
+
+
+def test_what_is_skipped_is_said(
+    photos: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos({"ants": 1}) / "x.txt").touch()
+    caplog.set_level("INFO", logger="featx")
+    find_images([photos({"ants": 1})])
+    assert "skipped 1 other file: 1 .txt." in caplog.text
+
+
 def test_paths_that_cannot_be_looked_up_are_bad_images_not_crashes() -> None:
     names = ["x" * 300, "a\0b", "no/such.jpg"]
     assert find_images(names) == [Path(name) for name in names]

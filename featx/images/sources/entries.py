@@ -1,0 +1,266 @@
+"""One rule for what a directory entry is: a folder, an image, or something to skip and count.
+
+- Hidden entries, and what systems and network storage leave behind, are skipped; a folder as one.
+- Folders are looked into, links to folders too; a loop is refused.
+- Files with an image's extension are images, links that lead nowhere too: reading those fails.
+- Any other link that leads nowhere is refused: it may have been a folder of images.
+- All other files are skipped, and counted by extension.
+- A folder without images that holds artifacts of featx is its output, and skipped as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featx.errors import SourceError
+from featx.images.formats import extension_of, image_extensions, is_heif, is_picture
+
+log = logging.getLogger(__name__)
+
+_JUNK_FOLDERS = frozenset(
+    {
+        *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
+        *("~snapshot", "$recycle.bin", "recycler", "system volume information", "found.000"),
+        *("lost+found", "__macosx", "network trash folder", "temporary items"),
+        *("thevolumesettingsfolder", "__pycache__"),
+    }
+)
+"""Left by NAS systems, Windows, Linux, macOS and Python; in lower case."""
+_THUMBNAILS = ("synophoto_thumb_", "synofile_thumb_")
+"""How the names of thumbnails start that a Synology NAS makes."""
+_ARTIFACTS = (".h5", ".h5.lock", ".h5.partial", ".h5.tmp", ".safetensors", ".onnx")
+_KINDS_SHOWN = 6
+
+
+@dataclass
+class Level:
+    """What lies directly in one folder.
+
+    Attributes:
+        prefix: The folder's path relative to the root, ending in ``/``; empty for the root.
+        folders: Names, sorted.
+        images: Paths relative to the root, in any order.
+        num_images: Images here and in all folders below.
+        is_output: There are artifacts of featx here or below.
+    """
+
+    prefix: str
+    folders: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    num_images: int = 0
+    is_output: bool = False
+
+    def inner(self) -> list[str]:
+        """Return the prefixes of the folders in it."""
+        return [f"{self.prefix}{name}/" for name in self.folders]
+
+
+@dataclass
+class Tree:
+    """All that lies below a folder.
+
+    Attributes:
+        root: The folder.
+        levels: What each folder holds, by prefix; a folder comes before those in it.
+        ignored: How many entries were skipped, by kind: an extension like ``".txt"``, ``"hidden"``,
+            a folder's name like ``"@eaDir/"``.
+    """
+
+    root: Path
+    levels: dict[str, Level] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def top(self) -> Level:
+        """What lies directly in the root."""
+        return self.levels[""]
+
+    def inner(self, level: Level) -> list[Level]:
+        """Return the levels of the folders that lie directly in one."""
+        return [self.levels[prefix] for prefix in level.inner()]
+
+    def below(self, prefix: str) -> Iterator[str]:
+        """Yield the images in a folder and all below it."""
+        waiting = [prefix]
+        while waiting:
+            level = self.levels[waiting.pop()]
+            yield from level.images
+            waiting += level.inner()
+
+
+def read_tree(root: Path, *, output: Path | None = None) -> Tree:
+    """Return all that lies below a folder.
+
+    Args:
+        root: Absolute path.
+        output: A file that is about to be made: its folder is no class, if it holds no images.
+
+    Raises:
+        SourceError: A folder cannot be listed or is a link to one that contains it, or a link
+            that may have been one leads nowhere.
+    """
+    tree = Tree(root)
+    above = tuple(_identity(str(path)) for path in root.parents)
+    waiting = [("", above)]
+    while waiting:
+        prefix, above = waiting.pop()
+        identity = _identity(f"{root}/{prefix}")
+        if identity in above:
+            raise SourceError(
+                f"'{root}/{prefix[:-1]}' is a link to a folder that contains it; remove it."
+            )
+        level = _list_folder(tree, prefix)
+        inside = (*above, identity)
+        waiting += [(inner, inside) for inner in reversed(level.inner())]
+    _drop_outputs(tree, output)
+    _warn_of_pictures(tree)
+    return tree
+
+
+def require_images(tree: Tree) -> None:
+    """Check that there are any.
+
+    Raises:
+        SourceError: There are none; the message says what there is instead.
+    """
+    if not tree.top.num_images:
+        found = describe_ignored(tree.ignored) or "it is empty"
+        raise SourceError(
+            f"'{tree.root}' holds no images ({found}). Expected files ending in "
+            f"{', '.join(sorted(image_extensions()))}, in one folder per class."
+        )
+
+
+def describe_ignored(ignored: Mapping[str, int]) -> str:
+    """Return how many entries were skipped, by kind, pictures first; empty where none were.
+
+    >>> describe_ignored({".txt": 1, "hidden": 4, ".heic": 3})
+    '8 other files: 3 .heic, 4 hidden, 1 .txt'
+    """
+    kinds = sorted(ignored.items(), key=lambda item: (not is_picture(item[0]), -item[1], item[0]))
+    kinds = [(kind, count) for kind, count in kinds if count]
+    if not kinds:
+        return ""
+    total = sum(count for _, count in kinds)
+    shown = [f"{count:,} {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
+    if len(kinds) > _KINDS_SHOWN:
+        shown.append(f"{sum(count for _, count in kinds[_KINDS_SHOWN:]):,} of other kinds")
+    return f"{total:,} other file{'s' * (total > 1)}: {', '.join(shown)}"
+
+
+def _list_folder(tree: Tree, prefix: str) -> Level:
+    level, folder = Level(prefix), f"{tree.root}/{prefix}"
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if kind := _add(level, entry):
+                    tree.ignored[kind] += 1
+    except OSError as err:
+        raise _cannot_list(folder, err) from err
+    level.folders.sort()
+    tree.levels[prefix] = level
+    return level
+
+
+def _add(level: Level, entry: os.DirEntry[str]) -> str | None:
+    """Put an entry where it belongs; return its kind if it is to be skipped."""
+    name = entry.name
+    if name.startswith("."):
+        return "hidden"
+    is_image = extension_of(name) in image_extensions()
+    is_folder = _is_folder(entry, is_image=is_image)
+    if is_folder and name.lower() in _JUNK_FOLDERS:
+        return f"{name}/"
+    if is_folder:
+        level.folders.append(name)
+        return None
+    if is_image and not name.lower().startswith(_THUMBNAILS):
+        level.images.append(level.prefix + name)
+        return None
+    level.is_output |= name.endswith(_ARTIFACTS)
+    return _kind_of_file(name)
+
+
+def _is_folder(entry: os.DirEntry[str], *, is_image: bool) -> bool:
+    """Return whether an entry is a folder, or a link to one.
+
+    Raises:
+        SourceError: It leads nowhere and may have been a folder.
+    """
+    try:
+        if entry.is_dir():
+            return True
+        if is_image or not entry.is_symlink():
+            return False
+        entry.stat()  # a file, or nothing
+    except OSError as err:
+        if is_image:  # reading it will say so
+            return False
+        raise SourceError(_broken(entry, err)) from err
+    return False
+
+
+def _broken(entry: os.DirEntry[str], err: OSError) -> str:
+    if not entry.is_symlink():
+        return f"Cannot look up '{entry.path}': {err.strerror}."
+    target = Path(entry.path).readlink()
+    reason = "which does not exist" if err.errno == errno.ENOENT else f"where: {err.strerror}"
+    return (
+        f"'{entry.path}' is a link to '{target}', {reason}. It may have been a folder of images: "
+        "restore its target, or remove the link."
+    )
+
+
+def _kind_of_file(name: str) -> str:
+    """Return an extension, or a word for names that have none to be shown."""
+    if name.lower().startswith(_THUMBNAILS):
+        return "thumbnail"
+    extension = extension_of(name)
+    if not extension:
+        return "without extension"
+    plain = extension.isascii() and extension[1:].isalnum() and len(extension) <= 12
+    return extension if plain else "with an odd extension"
+
+
+def _drop_outputs(tree: Tree, output: Path | None) -> None:
+    """Count images from the inside out, and take out folders of featx's own files."""
+    folder = str(output.resolve().parent) if output else None
+    for prefix, level in reversed(tree.levels.items()):
+        level.is_output |= folder == f"{tree.root}/{prefix}"[:-1]
+        level.num_images += len(level.images)
+        for name, inner in zip(list(level.folders), tree.inner(level), strict=True):
+            level.num_images += inner.num_images
+            level.is_output |= inner.is_output
+            if inner.is_output and not inner.num_images:
+                level.folders.remove(name)  # its files are counted
+
+
+def _warn_of_pictures(tree: Tree) -> None:
+    """Log a warning where pictures are skipped because nothing here reads them."""
+    pictures = {kind: count for kind, count in tree.ignored.items() if is_picture(kind)}
+    advice = []
+    if any(is_heif(kind) for kind in pictures):
+        advice.append("HEIC is read once pillow-heif is installed: pip install 'featx[heif]'.")
+    if not all(is_heif(kind) for kind in pictures):
+        advice.append("Formats that featx does not read can be converted to JPEG or PNG.")
+    if pictures:
+        log.warning("'%s': skipped %s. %s", tree.root, describe_ignored(pictures), " ".join(advice))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)  # noqa: PTH116 as in stamp_of
+    except OSError as err:
+        raise _cannot_list(folder, err) from err
+    return status.st_dev, status.st_ino
+
+
+def _cannot_list(folder: str, err: OSError) -> SourceError:
+    path = folder.rstrip("/") or "/"
+    return SourceError(f"Cannot list the folder '{path}': {err.strerror}.")
