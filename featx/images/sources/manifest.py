@@ -3,22 +3,40 @@
 Paths are relative to the table's folder, or absolute. An empty label means unlabelled, an empty
 split means train, an empty group an image by itself. Other columns are ignored. Fields may be
 separated by semicolons, as spreadsheets do where the comma is the decimal sign, and the columns'
-names are in upper or lower case.
+names are in upper or lower case. It is UTF-8, or UTF-16 where its first bytes say so.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import logging
+import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from featx.errors import SourceError
 from featx.images.decode import read_image_file
+from featx.images.sources.labels import SEPARATOR
 from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
+
+log = logging.getLogger(__name__)
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class _Row(NamedTuple):
+    """A row of the table."""
+
+    label: str
+    split: str
+    group: str
+    line: int
 
 
 @dataclass(frozen=True)
@@ -28,12 +46,17 @@ class ManifestSource:
     path: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    num_ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def uri(self) -> str:
         """The table's absolute path."""
         return str(self.path)
+
+    @cached_property
+    def has_tags(self) -> bool:
+        """Whether any label has several tags."""
+        return any(SEPARATOR in name for name in self.classes)
 
     def read(self, index: int) -> bytes:
         """Return a sample's encoded image.
@@ -62,52 +85,107 @@ def open_manifest(path: Path) -> ManifestSource:
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
 
     Raises:
-        SourceError: The table cannot be read, lacks a column, is empty, or lists a path twice;
-            the message names the line.
+        SourceError: The table cannot be read, lacks a column, is empty, or lists a path twice with
+            different labels, splits or groups; the message names the line.
     """
     path = path.resolve()
-    rows: dict[str, tuple[str, str, str]] = {}  # sample id → label, split, group
-    for line, row in _rows(path):
-        sample_id, label, split = _checked(path, line, row)
-        if sample_id in rows:
-            raise SourceError(f"'{path}', line {line}: '{sample_id}' is listed twice.")
-        rows[sample_id] = sys.intern(label), split, sys.intern(row.get("group", "").strip())
+    rows: dict[str, _Row] = {}
+    repeated: list[int] = []
+    for line, fields in _rows(path):
+        sample_id, row = _checked(path, line, fields)
+        if first := rows.get(sample_id):
+            _require_same(path, sample_id, first, row)
+            repeated.append(line)
+        else:
+            rows[sample_id] = row
     if not rows:
         raise SourceError(f"The manifest '{path}' lists no images.")
-    names = sorted({label for label, _, _ in rows.values() if label})
+    if repeated:
+        log.warning(
+            "'%s' lists %s again, with the same label (line %d first): used once.",
+            *(path, "1 image" if len(repeated) == 1 else f"{len(repeated):,} images", repeated[0]),
+        )
+    names = sorted({row.label for row in rows.values() if row.label})
     index = {name: position for position, name in enumerate(names)} | {"": -1}
     samples = tuple(
-        Sample(sample_id, index[label], split, group)
-        for sample_id, (label, split, group) in rows.items()
+        Sample(sample_id, index[row.label], row.split, row.group) for sample_id, row in rows.items()
     )
     return ManifestSource(path, tuple(names), samples)
 
 
+def _require_same(path: Path, sample_id: str, first: _Row, row: _Row) -> None:
+    for name in ("label", "split", "group"):
+        one, other = getattr(first, name), getattr(row, name)
+        if one != other:
+            raise SourceError(
+                f"'{path}', lines {first.line} and {row.line}: '{sample_id}' is listed twice, with "
+                f"{name} {one!r} and {name} {other!r}. Keep the right one."
+            )
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row and its line number."""
-    line = 0
+    """Yield each row and the number of the line that it begins in."""
+    begin, reader = 1, None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding=_encoding(path)) as file:
             first = file.readline()
-            lines = chain([first], file)
-            reader = csv.reader(lines, delimiter=_delimiter(path, first), strict=True)
+            reader = csv.reader(
+                chain([first], file), delimiter=_delimiter(path, first), strict=True
+            )
             columns = _column_names(path, next(reader, []))
+            begin = reader.line_num + 1
             for row in reader:
-                line = reader.line_num
                 if row and len(row) != len(columns):
                     raise SourceError(
-                        f"'{path}', line {line}: expected {len(columns)} fields as in the first "
-                        f"line, found {len(row)}. Put a field with a delimiter in double quotes."
+                        f"'{path}', {_lines(begin, reader.line_num)}: expected {len(columns)} "
+                        f"fields as in the first line, found {len(row)}. Put a field with a "
+                        "delimiter in double quotes."
                     )
                 if row:
-                    yield line, dict(zip(columns, row, strict=True))
+                    yield begin, dict(zip(columns, row, strict=True))
+                begin = reader.line_num + 1
     except UnicodeDecodeError as err:
+        raise SourceError(_not_text(path, err)) from err
+    except csv.Error as err:
+        last = reader.line_num if reader else begin
         raise SourceError(
-            f"Cannot read '{path}' after line {line}: it is not UTF-8 ({err.reason}). Save it as "
-            "UTF-8."
+            f"'{path}', {_lines(begin, last)}: {err}. Double quotes belong around a whole field, "
+            "in pairs; inside one they are doubled."
         ) from err
-    except (OSError, csv.Error) as err:
-        raise SourceError(f"Cannot read '{path}' after line {line}: {err}.") from err
+    except OSError as err:
+        raise SourceError(f"Cannot read '{path}': {err.strerror or err}.") from err
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding that a table's first bytes show."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_UTF16):
+        return "utf-16"
+    if len(start) > 1 and 0 in start[:2]:  # "p", "a" of path in two bytes each
+        return "utf-16-be" if start[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+def _lines(first: int, last: int) -> str:
+    return f"line {first}" if last <= first else f"lines {first} to {last}"
+
+
+def _not_text(path: Path, err: UnicodeDecodeError) -> str:
+    """Return the message for a table that is not in its encoding; the line is looked for."""
+    content = path.read_bytes()
+    encoding = _encoding(path)
+    name = "UTF-16" if encoding.startswith("utf-16") else "UTF-8"
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError as whole:  # ``err`` knows only the place in a block
+        before = whole.object[: whole.start].decode(encoding, "ignore")
+        line = len(re.findall("\r\n|\r|\n", before)) + 1
+        return (
+            f"'{path}', line {line}: byte 0x{whole.object[whole.start]:02x} is not {name} "
+            f"({whole.reason}). Save the table as UTF-8."
+        )
+    return f"Cannot read '{path}': it is not {name} ({err.reason}). Save it as UTF-8."
 
 
 def _delimiter(path: Path, header: str) -> str:
@@ -128,15 +206,16 @@ def _column_names(path: Path, found: list[str]) -> list[str]:
     return names
 
 
-def _checked(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, str]:
-    """Return a row's sample id, label and split."""
-    image = row["path"].strip()
+def _checked(path: Path, line: int, fields: dict[str, str]) -> tuple[str, _Row]:
+    """Return a row's sample id, and what the table says of it."""
+    image = fields["path"].strip()
     if not image:
         raise SourceError(f"'{path}', line {line}: the path is empty.")
-    split = row.get("split", "").strip().lower() or "train"
+    split = fields.get("split", "").strip().lower() or "train"
     if split not in SPLIT_ALIASES:
         raise SourceError(
             f"'{path}', line {line}: split must be train, val or test; got '{split}'."
         )
     sample_id = str(PurePosixPath(image))  # ./a.jpg is a.jpg; .. stays, it may follow a link
-    return sample_id, row["label"].strip(), SPLIT_ALIASES[split]
+    label, group = (sys.intern(fields.get(name, "").strip()) for name in ("label", "group"))
+    return sample_id, _Row(label, SPLIT_ALIASES[split], group, line)
