@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
     from featx.stages.predict import Prediction, Predictor
-    from featx.stages.report import ReportOptions, write_report
+    from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.train import (
         ComparedCache,
         CompareReport,
@@ -63,6 +63,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "ReportOptions",
+    "ReportPage",
     "SGDOptions",
     "TrainOptions",
     "TrainReport",
@@ -89,7 +90,7 @@ _LOADED_FROM = {
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
     "featx.stages.predict": ("Prediction", "Predictor"),
-    "featx.stages.report": ("ReportOptions", "write_report"),
+    "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.train": (
         *("ComparedCache", "CompareReport", "TrainOptions", "TrainReport"),
         *("compare", "train_head"),

@@ -464,17 +464,22 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments",
         [
-            ("train-head", "{made}/features.h5", "-o", "{made}/head.safetensors"),
-            ("export", "{made}/head.safetensors", "--onnx", "{made}/model.onnx"),
+            ("train-head", "{made}/features.h5", "-o", "{out}"),
+            ("export", "{made}/head.safetensors", "--onnx", "{out}"),
+            ("report", "{made}/head.safetensors", "-o", "{out}"),
         ],
+        ids=lambda arguments: arguments[0],
     )
-    def test_existing_output(self, made: Path, photos: Path, arguments: tuple[str, ...]) -> None:
-        before = {path: path.read_bytes() for path in made.iterdir()}
-        command = [text.format(made=made, photos=photos) for text in arguments]
-        message = failure(featx_cli(*command))
-        assert "exists" in message
-        assert "--overwrite" in message
-        assert {path: path.read_bytes() for path in made.iterdir()} == before
+    def test_an_output_that_is_not_featxs(
+        self, made: Path, photos: Path, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        out = tmp_path / "notes.txt"
+        out.write_text("mine")
+        command = [text.format(made=made, photos=photos, out=out) for text in arguments]
+        for overwrite in ((), ("--overwrite",)):
+            assert f"{tmp_path}/notes-2.txt" in failure(featx_cli(*command, *overwrite))
+            assert out.read_text() == "mine"
+        assert len(list(tmp_path.iterdir())) == 1
 
     def test_features_of_other_settings(self, made: Path, photos: Path) -> None:
         before = {path: path.read_bytes() for path in made.iterdir()}

@@ -2,6 +2,7 @@
 
 header   what an artifact says about itself; one fingerprint, and who has the same
 files    looking at a file before it is read, and publishing one atomically
+own      which files featx wrote itself, and may replace
 """
 
 from featx.artifact.files import (
@@ -27,10 +28,19 @@ from featx.artifact.header import (
     fingerprint_of,
     require_same_features,
 )
+from featx.artifact.own import (
+    CARD_SIGN,
+    PAGE_SIGN,
+    free_path,
+    is_own,
+    require_replaceable,
+)
 
 __all__ = [
+    "CARD_SIGN",
     "LOG_MAGIC",
     "MAX_HEADER_BYTES",
+    "PAGE_SIGN",
     "SCHEMA_VERSION",
     "Header",
     "Kind",
@@ -40,11 +50,14 @@ __all__ = [
     "differing_settings",
     "file_sha256",
     "fingerprint_of",
+    "free_path",
+    "is_own",
     "is_unfinished",
     "kind_of_file",
     "partial_path",
     "publishing",
     "require_file",
+    "require_replaceable",
     "require_same_features",
     "require_writable",
     "sync",

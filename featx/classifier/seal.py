@@ -10,20 +10,28 @@ installed, and after it has allocated for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+from featx.artifact import Header, require_file
 from featx.backbones.seal import SEAL_BYTES, is_sealed, seal
+from featx.errors import ArtifactInvalid
 
 __all__ = [
+    "HEADER_KEY",
     "SEAL_BYTES",
     "NotOnnx",
     "count_nodes",
     "has_entry",
     "is_sealed",
+    "read_entry",
+    "read_sealed_header",
     "seal",
     "unwanted_parts",
 ]
 
+HEADER_KEY = "featx"
+"""The metadata entry that holds the header."""
 _MAX_PARTS = 1_000_000
 """Fields of all messages on the way; an exported backbone has some ten thousand."""
 _DOMAINS = (b"", b"ai.onnx")
@@ -77,13 +85,44 @@ def has_entry(content: bytes, key: str) -> bool:
     Raises:
         NotOnnx: It is no model.
     """
-    wanted = key.encode()
+    return read_entry(content, key) is not None
+
+
+def read_entry(content: bytes, key: str) -> bytes | None:
+    """Return the value of a metadata entry, None where a model has none of this name.
+
+    Raises:
+        NotOnnx: It is no model.
+    """
     for field in _fields(content, 0, len(content)):
         if (field.number, field.wire) == (14, _BYTES):
-            for part in _fields(content, field.start, field.end):
-                if part.number == 1 and content[part.start : part.end] == wanted:
-                    return True
-    return False
+            parts = {
+                part.number: content[part.start : part.end]
+                for part in _fields(content, field.start, field.end)
+            }
+            if parts.get(1) == key.encode():
+                return parts.get(2, b"")
+    return None
+
+
+def read_sealed_header(path: Path) -> Header:
+    """Return the header of an exported file whose bytes are as they were written.
+
+    The graph is not looked at: ``open_classifier`` does that, and takes longer.
+
+    Raises:
+        ArtifactMissing: The file is not there.
+        ArtifactInvalid: It is no exported file, or was altered.
+    """
+    require_file(path, made_by="featx export --onnx")
+    try:
+        content = path.read_bytes()
+        text = read_entry(content, HEADER_KEY) if is_sealed(content) else None
+    except (OSError, NotOnnx) as err:
+        raise ArtifactInvalid(path, f"'{path}' is no ONNX model that can be read ({err}).") from err
+    if text is None:
+        raise ArtifactInvalid(path, f"'{path}' is no exported model, or was altered after export.")
+    return Header.from_json(text, path=path, kind="classifier")
 
 
 def count_nodes(content: bytes) -> int:

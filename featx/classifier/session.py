@@ -15,7 +15,7 @@ from featx.backbones.session_options import session_options
 from featx.classifier.contract import Contract, Value
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.recorded import check_recorded
-from featx.classifier.seal import NotOnnx, has_entry, is_sealed, unwanted_parts
+from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
 from featx.heads.task import Task, require_task, thresholds_of
@@ -23,7 +23,6 @@ from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 
 _MAX_BYTES = 2**31
-_METADATA_KEY = "featx"
 _ORT_TYPES = {
     "uint8": "tensor(uint8)",
     "float32": "tensor(float)",
@@ -249,7 +248,7 @@ def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
     try:
         unwanted = unwanted_parts(content)
         if verify and not is_sealed(content):
-            if not has_entry(content, _METADATA_KEY):
+            if not has_entry(content, HEADER_KEY):
                 raise _not_ours(path)
             raise ArtifactInvalid(
                 path,
@@ -307,7 +306,7 @@ def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dic
         metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as err:
         raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
-    text = metadata.get(_METADATA_KEY)
+    text = metadata.get(HEADER_KEY)
     if text is None:
         raise _not_ours(path)
     return Header.from_json(text, path=path, kind="classifier"), metadata

@@ -16,6 +16,7 @@ from featx.cli.output import (
     print_fields,
     proof_fields,
     step_status,
+    written,
 )
 
 
@@ -95,7 +96,7 @@ from featx.cli.output import (
     type=options.FILE,
     help="Write a model card as well: data, scores, proof, and how to use the file.",
 )
-@options.overwrite
+@click.option("--overwrite", is_flag=True, help="Replace a model card that was edited.")
 @options.quiet
 def export(
     head: Path,
@@ -120,9 +121,10 @@ def export(
         f"{len(report.header.classes)} {things}, {details['precision']}",
         **({"stale": details["stale"]} if "stale" in details else {}),
         **proof_fields(details["proof"]),
-        "time": human_seconds(report.seconds),
-        "written": report.path,
     }
+    if not report.is_unchanged:
+        fields["time"] = human_seconds(report.seconds)
+    fields |= written(report)
     if report.card:
         fields["card"] = report.card
     print_fields(fields)

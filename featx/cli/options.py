@@ -20,7 +20,8 @@ def _set_quiet(_context: click.Context, _option: click.Parameter, quiet: bool) -
     return quiet
 
 
-overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+overwrite = click.option("--overwrite", is_flag=True, hidden=True)
+"""Accepted where it was needed once: what featx made itself is replaced anyway."""
 stale = click.option(
     "--stale",
     is_flag=True,

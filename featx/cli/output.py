@@ -6,9 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from featx.stages.export import ExportReport
+    from featx.stages.report import ReportPage
+    from featx.stages.train import TrainReport
 
 OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
 """What a head's outputs are called, by its task."""
@@ -84,6 +89,15 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
 def _short_measure(accuracy: Mapping[str, Any]) -> str:
     long = accuracy.get("measure", "accuracy")
     return str(long) if len(long) < 10 else "right tags"
+
+
+def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
+    """Return the field that says what became of an output: kept, replaced or new."""
+    if report.is_unchanged:
+        return {"up to date": str(report.path)}
+    if report.replaced:
+        return {"replaced": f"{report.path}  ({report.replaced})"}
+    return {"written": str(report.path)}
 
 
 def interval(low: float | None, high: float | None) -> str:

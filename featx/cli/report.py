@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_bytes, print_fields
+from featx.cli.output import human_bytes, print_fields, written
 
 
 @click.command()
@@ -52,5 +52,5 @@ def report(head: Path, output: Path, **settings: Any) -> None:
     """
     from featx.stages.report import ReportOptions, write_report
 
-    path = write_report(head, output, ReportOptions(**settings))
-    print_fields({"written": f"{path}  ({human_bytes(path.stat().st_size)})"})
+    page = write_report(head, output, ReportOptions(**settings))
+    print_fields({"size": human_bytes(page.path.stat().st_size)} | written(page))

@@ -16,6 +16,7 @@ from featx.cli.output import (
     print_fields,
     print_json,
     print_table,
+    written,
 )
 from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import ConfigError
@@ -254,8 +255,9 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
         fields["features"] = _describe_blocks(blocks)
     if report.calibration:
         fields["calibration"] = _describe_calibration(report.calibration)
-    fields |= {"time": human_seconds(report.seconds), "written": report.path}
-    print_fields(fields)
+    if not report.is_unchanged:
+        fields["time"] = human_seconds(report.seconds)
+    print_fields(fields | written(report))
 
 
 def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:

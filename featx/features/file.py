@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from featx.artifact import Header, is_unfinished, partial_path, require_file
+from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.features.schema import COLUMNS, read_header, require_schema
@@ -96,6 +96,18 @@ class FeatureFile:
             raise ArtifactInvalid(
                 self.path, f"'{self.path}' does not list the images that were left out ({err})."
             ) from err
+
+    @property
+    def inputs_sha256(self) -> str:
+        """The sha256 over what a head is made from: all but the times of the images' files.
+
+        It comes from the header, so that it costs nothing.
+        """
+        details = self.header.details
+        columns = {name: own for name, own in details["sha256"].items() if name != "stamps"}
+        origin = {name: details.get(name) for name in ("source", "weights", "val_fraction")}
+        values = {"spec": self.header.spec, "classes": list(self.classes), "columns": columns}
+        return fingerprint_of(values | origin)
 
     @cached_property
     def features(self) -> np.ndarray:

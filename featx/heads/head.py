@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,28 @@ class Head:
         Of a regression these are the values themselves.
         """
         return apply_layers(self.layers, features)
+
+
+_MAIN_SCORES = ("top1", "mean_average_precision", "mae")
+
+
+def describe_head(choice: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Return the kind of a head, its strength and main score, as a header holds them.
+
+    >>> describe_head({"head": "linear", "strength": 0.1}, {"val": {"top1": 0.94117}})
+    'linear, C = 0.1, val 0.9412'
+    """
+    parts = [str(choice.get("head", "head"))]
+    if choice.get("solver") not in (None, "lbfgs"):
+        parts.append(str(choice["solver"]))
+    if isinstance(strength := choice.get("strength"), int | float):
+        parts.append(f"C = {strength:g}")
+    for split in ("val", "test", "train"):
+        scores = metrics.get(split)
+        if isinstance(scores, Mapping):
+            found = [own for name in _MAIN_SCORES if isinstance(own := scores.get(name), float)]
+            return ", ".join([*parts, *(f"{split} {score:.4f}" for score in found[:1])])
+    return ", ".join(parts)
 
 
 def apply_layers(layers: Sequence[Layer], features: np.ndarray) -> np.ndarray:

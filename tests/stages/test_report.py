@@ -80,20 +80,20 @@ class Page(HTMLParser):
 
 class TestPage:
     def test_it_is_whole_and_loads_nothing(self, made: tuple[Path, Path], tmp_path: Path) -> None:
-        path = write_report(made[1], tmp_path / "r.html")
+        path = write_report(made[1], tmp_path / "r.html").path
         page = Page(path)
         assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
         assert "url(http" not in path.read_text()
         assert path.read_text().count("<figure>") == 4
 
     def test_names_are_text_not_tags(self, made: tuple[Path, Path], tmp_path: Path) -> None:
-        path = write_report(made[1], tmp_path / "r.html")
+        path = write_report(made[1], tmp_path / "r.html").path
         assert "<b>bees</b>" not in path.read_text()
         assert "wasps & <b>bees</b>" in Page(path).text
 
     def test_its_scores_are_the_heads(self, made: tuple[Path, Path], tmp_path: Path) -> None:
         features, head = made
-        page = Page(write_report(head, tmp_path / "r.html"))
+        page = Page(write_report(head, tmp_path / "r.html").path)
         scores = featx.open_head(head).header.details["metrics"]["val"]
         for name in ("top1", "log_loss", "ece", "balanced_accuracy"):
             assert f"{scores[name]:.4f}" in page.text
@@ -103,7 +103,7 @@ class TestPage:
         self, made: tuple[Path, Path], tmp_path: Path
     ) -> None:
         features, head = made
-        page = Page(write_report(head, tmp_path / "r.html"))
+        page = Page(write_report(head, tmp_path / "r.html").path)
         cache, trained = featx.open_features(features), featx.open_head(head)
         seen = view(trained, cache, cache.rows("val"))
         wrong = np.flatnonzero(seen.labels != seen.predicted)
@@ -121,21 +121,46 @@ class TestPage:
     def test_the_same_head_gives_the_same_page(
         self, made: tuple[Path, Path], tmp_path: Path
     ) -> None:
-        pages = [write_report(made[1], tmp_path / f"{i}.html").read_bytes() for i in range(2)]
+        pages = [write_report(made[1], tmp_path / f"{i}.html").path.read_bytes() for i in range(2)]
         assert pages[0] == pages[1]
+
+    def test_the_same_again_is_up_to_date(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+        features, head = made
+        page = tmp_path / "r.html"
+        assert not write_report(head, page).is_unchanged
+        before = page.read_bytes(), page.stat().st_mtime_ns
+        again = write_report(head, page)
+        assert (again.is_unchanged, again.replaced) == (True, "")
+        assert (page.read_bytes(), page.stat().st_mtime_ns) == before
+        other = write_report(head, page, ReportOptions(map="none"))
+        assert (other.is_unchanged, other.replaced) == (False, "an earlier report")
+        featx.train_head(features, head, featx.TrainOptions(strengths=(0.5,)))
+        assert not write_report(head, page, ReportOptions(map="none")).is_unchanged
+        page.write_bytes(page.read_bytes()[:-1])
+        assert not write_report(head, page, ReportOptions(map="none")).is_unchanged
+
+    def test_a_page_with_pictures_missing_is_made_again(
+        self, made: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        table, page = tmp_path / "images.csv", tmp_path / "r.html"
+        table.rename(tmp_path / "away")
+        write_report(made[1], page)
+        (tmp_path / "away").rename(table)
+        assert not write_report(made[1], page).is_unchanged
+        assert write_report(made[1], page).is_unchanged
 
 
 class TestOptions:
     def test_split_map_and_number(self, made: tuple[Path, Path], tmp_path: Path) -> None:
         options = ReportOptions(split="train", map="none", num_mistakes=0)
-        page = Page(write_report(made[1], tmp_path / "r.html", options))
+        page = Page(write_report(made[1], tmp_path / "r.html", options).path)
         assert "train split" in page.text
         assert not [a for a in page.addresses if "jpeg" in a]
 
     def test_tsne(self, made: tuple[Path, Path], tmp_path: Path) -> None:
         assert (
             "t-SNE"
-            in Page(write_report(made[1], tmp_path / "r.html", ReportOptions(map="tsne"))).text
+            in Page(write_report(made[1], tmp_path / "r.html", ReportOptions(map="tsne")).path).text
         )
 
     def test_a_split_without_images(self, made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -156,8 +181,9 @@ class TestOptions:
 
     def test_an_output_that_exists(self, made: tuple[Path, Path], tmp_path: Path) -> None:
         (tmp_path / "r.html").write_text("mine")
-        with pytest.raises(ArtifactExists):
-            write_report(made[1], tmp_path / "r.html")
+        for overwrite in (False, True):
+            with pytest.raises(ArtifactExists, match=r"is not a report that featx wrote.*r-2.html"):
+                write_report(made[1], tmp_path / "r.html", ReportOptions(overwrite=overwrite))
         assert (tmp_path / "r.html").read_text() == "mine"
 
     def test_features_that_are_gone(self, made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -172,7 +198,7 @@ class TestWithoutImages:
         self, made: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "images.csv").unlink()
-        page = Page(write_report(made[1], tmp_path / "r.html"))
+        page = Page(write_report(made[1], tmp_path / "r.html").path)
         assert "not shown: its source is not there" in page.text
         assert "--source" in caplog.text
 
@@ -181,10 +207,10 @@ class TestWithoutImages:
     ) -> None:
         for path in source.rglob("*.*"):
             Image.new("RGB", (9, 9)).save(path)
-        page = Page(write_report(made[1], tmp_path / "r.html"))
+        page = Page(write_report(made[1], tmp_path / "r.html").path)
         assert "changed since it was extracted" in page.text
         shutil.rmtree(source)
-        page = Page(write_report(made[1], tmp_path / "r2.html"))
+        page = Page(write_report(made[1], tmp_path / "r2.html").path)
         assert "cannot be read" in page.text
 
 
@@ -243,7 +269,7 @@ def test_the_command(made: tuple[Path, Path], tmp_path: Path) -> None:
         main, ["report", str(made[1]), "-o", str(tmp_path / "out" / "r.html")]
     )
     assert result.exit_code == 0, result.output
-    assert re.match(r"written  .*r\.html  \(\d", result.output)
+    assert re.match(r"size +\d.* kB\nwritten +.*r\.html\n", result.output)
     assert (tmp_path / "out" / "r.html").read_text().startswith("<!doctype html>")
 
 

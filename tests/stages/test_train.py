@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from featx.artifact import Header
 from featx.errors import (
     ArtifactExists,
     ArtifactIncomplete,
@@ -22,6 +25,7 @@ from featx.errors import (
     SourceError,
 )
 from featx.features.file import open_features
+from featx.features.schema import COLUMNS
 from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.linear import STRENGTHS, fit_linear
@@ -120,7 +124,8 @@ def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) ->
 def test_the_same_twice_gives_the_same_bytes(cache: Path, output: Path, options) -> None:
     train_head(cache, output, options)
     first = output.read_bytes()
-    train_head(cache, output, replace(options, overwrite=True))
+    output.unlink()
+    train_head(cache, output, options)
     assert output.read_bytes() == first
 
 
@@ -311,15 +316,110 @@ def test_a_head_instead_of_features(cache: Path, output: Path, tmp_path: Path) -
     refused(tmp_path / "h.safetensors", output, ArtifactInvalid, "not a featx feature file")
 
 
-def test_an_existing_head_needs_overwrite(cache: Path, output: Path) -> None:
-    train_head(cache, output, FIXED)
+def test_a_head_of_other_options_is_replaced_and_named(cache: Path, output: Path) -> None:
+    assert train_head(cache, output, FIXED).replaced == ""
     before = output.read_bytes()
-    with pytest.raises(ArtifactExists, match="--overwrite"):
-        train_head(cache, output, replace(FIXED, strengths=(1.0,)))
-    assert output.read_bytes() == before
-    train_head(cache, output, replace(FIXED, strengths=(1.0,), overwrite=True))
+    report = train_head(cache, output, replace(FIXED, strengths=(1.0,)))
+    assert not report.is_unchanged
+    assert report.replaced.startswith("linear, C = 0.01, val 0.")
+    assert report.to_dict()["replaced"] == report.replaced
     assert output.read_bytes() != before
     assert os.listdir(output.parent) == [output.name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_same_again_is_up_to_date_and_fits_nothing(
+    cache: Path, output: Path, options, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    first = train_head(cache, output, options)
+    before = output.read_bytes(), output.stat().st_mtime_ns
+    monkeypatch.setattr("featx.stages.train.stage.fit_heads", None)
+    again = train_head(cache, output, replace(options, overwrite=overwrite))
+    assert again.is_unchanged
+    assert (output.read_bytes(), output.stat().st_mtime_ns) == before
+    assert again.metrics == first.metrics
+    assert again.calibration == first.calibration
+    assert again.few_shot == first.few_shot
+    assert again.head.header == first.head.header
+    changed = {"seconds": 0.0, "is_unchanged": True}
+    assert again.to_dict() == json.loads(json.dumps(first.to_dict())) | changed
+
+
+CHANGES = {
+    "strength": replace(FIXED, strengths=(0.1,)),
+    "seed": replace(FIXED, seed=1),
+    "calibrate": replace(FIXED, calibrate=False),
+    "class weight": replace(FIXED, class_weight={"ant": 2.0}),
+    "solver": replace(FIXED, solver="ridge"),
+    "head": MLP,
+    "memory": replace(FIXED, memory="1GB"),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_another_option_trains_again(cache: Path, output: Path, changed: str) -> None:
+    train_head(cache, output, FIXED)
+    assert not train_head(cache, output, CHANGES[changed]).is_unchanged
+    assert train_head(cache, output, CHANGES[changed]).is_unchanged
+    assert not train_head(cache, output, FIXED).is_unchanged
+
+
+def change_column(path: Path, name: str) -> None:
+    """Change a column of a feature file, and what its header says of it, as an update does."""
+    with h5py.File(path, "r+") as file:
+        rows = file[name][:]
+        rows[[0, -1]] = rows[[-1, 0]] if name == "sample_ids" else (rows[[0, -1]] + 1) % 3
+        file[name][:] = rows
+        header = json.loads(file.attrs["header"])
+        header["details"]["sha256"][name] = hashlib.sha256(rows.data).hexdigest()
+        del header["checksum"], header["fingerprint"]
+        header["classes"] = tuple(header["classes"])
+        file.attrs["header"] = np.bytes_(Header(**header).to_json().encode())
+
+
+@pytest.mark.parametrize(
+    ("column", "is_unchanged"),
+    [*((name, False) for name in COLUMNS if name != "stamps"), ("stamps", True)],
+)
+def test_other_features_train_again_other_times_do_not(
+    cache: Path, output: Path, column: str, *, is_unchanged: bool
+) -> None:
+    train_head(cache, output, FIXED)
+    change_column(cache, column)
+    assert train_head(cache, output, FIXED).is_unchanged == is_unchanged
+
+
+def test_features_that_moved_are_noted_anew(cache: Path, output: Path, tmp_path: Path) -> None:
+    train_head(cache, output, FIXED)
+    moved = cache.rename(tmp_path / "moved.h5")
+    assert not train_head(moved, output, FIXED).is_unchanged
+    assert open_head(output).header.details["features"] == str(moved)
+
+
+@pytest.mark.parametrize("cut", [1000, -1])
+def test_a_damaged_head_is_replaced(cache: Path, output: Path, cut: int) -> None:
+    train_head(cache, output, FIXED)
+    whole = output.read_bytes()
+    output.write_bytes(whole[:cut])
+    assert train_head(cache, output, FIXED).replaced == "a head that cannot be read"
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("content", [b"", b"notes of mine", b'\x08\0\0\0\0\0\0\0{"a":{}}'])
+def test_a_file_that_is_no_head_is_never_replaced(
+    cache: Path, output: Path, content: bytes, *, overwrite: bool
+) -> None:
+    output.write_bytes(content)
+    with pytest.raises(ArtifactExists, match=r"is not a head that featx wrote.*head-2.safetensors"):
+        train_head(cache, output, replace(FIXED, overwrite=overwrite))
+    assert output.read_bytes() == content
+
+
+def test_other_files_of_featx_are_no_heads(cache: Path, tmp_path: Path) -> None:
+    other = shutil.copy(cache, tmp_path / "other.h5")
+    with pytest.raises(ArtifactExists):
+        train_head(cache, other, FIXED)
 
 
 def test_an_existing_head_is_noticed_before_any_work(

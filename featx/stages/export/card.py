@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.artifact import Header, publishing
+from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
 from featx.classifier.contract import Contract, Value, steps
+from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
 from featx.heads.targets import Labels, read_targets
 from featx.heads.task import Task, task_of
@@ -63,9 +65,54 @@ def write_card(
     Raises:
         ArtifactError: The disk refused; nothing is left behind.
     """
-    text = "\n".join(_lines(model, header, cache))
+    text = "\n".join(_lines(model, header, cache)).encode("utf-8", "backslashreplace")
     with publishing(path, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(_sign(text, model, header) + text)
+
+
+def require_card_replaceable(path: Path, *, overwrite: bool) -> bool:
+    """Check that a card may be written; return whether there is an earlier one.
+
+    Raises:
+        ArtifactExists: Something else lies there; or a card that was edited, without ``overwrite``.
+        ArtifactError: It cannot be written.
+    """
+    exists = require_replaceable(path, "card")
+    if exists and not overwrite and not _is_unedited(path.read_bytes()):
+        raise ArtifactExists(
+            path,
+            f"The model card '{path}' was edited since featx wrote it. Use --overwrite to replace "
+            f"it, or give another path, such as '{free_path(path)}'.",
+        )
+    return exists
+
+
+def is_card_of(path: Path, model: Path, header: Header) -> bool:
+    """Return whether a card is as it was written for this model."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    _, _, text = content.partition(b"\n")
+    return content.startswith(_sign(text, model, header))
+
+
+def _is_unedited(content: bytes) -> bool:
+    sign, _, text = content.partition(b"\n")
+    return _sha256(text).encode() in sign
+
+
+def _sign(text: bytes, model: Path, header: Header) -> bytes:
+    """Return the first line of a card: the sha256 of its text, and of the model's name and header.
+
+    By the one an edited card is told, by the other that of another model.
+    """
+    of = _sha256(f"{model.name}\n{header.to_json()}".encode("utf-8", "surrogateescape"))
+    return f"{CARD_SIGN}: text {_sha256(text)}, model {of} -->\n".encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[str]:

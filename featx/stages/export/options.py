@@ -47,7 +47,8 @@ class ExportOptions:
         verify: Prove the file on images before it is published.
         stale: Export a head although the rows that trained it have changed; the file says so.
         card: Where to write a model card; None writes none.
-        overwrite: Replace the outputs.
+        overwrite: Replace a model card that was edited; an earlier model or unedited card is
+            replaced anyway, another file never.
         quiet: No download bar.
 
     Raises:
@@ -96,10 +97,14 @@ class ExportReport:
     Attributes:
         path: The ONNX file.
         header: What it says about itself.
-        proof: What was compared; None where verification was left out.
+        proof: What was compared in this run; None where verification was left out, or the file is
+            unchanged. The header's details hold the proof of either.
         num_bytes: Size of the file.
         seconds: All in all.
         card: The model card; None where none was asked for.
+        is_unchanged: The file there was exported from the same head with the same options, and was
+            left as it is.
+        replaced: The model that was replaced, in a few words; empty where there was none.
     """
 
     path: Path
@@ -108,3 +113,5 @@ class ExportReport:
     num_bytes: int
     seconds: float
     card: Path | None = None
+    is_unchanged: bool = False
+    replaced: str = ""

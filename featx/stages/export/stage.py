@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.artifact import Header, describe_environment, publishing, require_writable
+from featx.artifact import Header, describe_environment, publishing, require_replaceable
 from featx.backbones.engines import OnnxEngine
 from featx.classifier.accuracy import measure_accuracy
 from featx.classifier.contract import Contract
@@ -39,7 +39,8 @@ from featx.stages.export.backbone import (
     repeats_features,
     shipped_graph,
 )
-from featx.stages.export.card import write_card
+from featx.stages.export.card import is_card_of, require_card_replaceable, write_card
+from featx.stages.export.current import describe_earlier, is_current, made_from, open_earlier
 from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
 from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport
 
@@ -58,6 +59,9 @@ def export_onnx(
 ) -> ExportReport:
     """Write one ONNX file that maps images to logits and probabilities, and prove it.
 
+    An earlier model is replaced; one that was exported from the same head with the same options is
+    left as it is.
+
     Args:
         head: The head file.
         output: The ONNX file.
@@ -65,7 +69,8 @@ def export_onnx(
         progress: Called with the name of each step.
 
     Raises:
-        ArtifactError: The head or feature file cannot be used, or an output exists.
+        ArtifactError: The head or feature file cannot be used; or an output is something else than
+            a model, or a card that was edited.
         ArtifactMismatch: The rows that trained the head have changed, and ``stale`` is not set.
         BackboneError: The weights are gone or are others.
         SourceError: The images are gone or have changed.
@@ -76,18 +81,37 @@ def export_onnx(
     """
     options, output, start = options or ExportOptions(), Path(output), time.perf_counter()
     tell = progress or (lambda _: None)
+    card = None if options.card is None else Path(options.card)
     trained = open_head(head)
-    for path in [output] if options.card is None else [output, Path(options.card)]:
-        require_writable(path, overwrite=options.overwrite)
+    exists = require_replaceable(output, "classifier")
+    card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
+    earlier = open_earlier(output) if exists else None
+    if earlier and _is_current(earlier, output, trained, Path(head), options):
+        size = output.stat().st_size
+        return ExportReport(output, earlier, None, size, 0.0, card, is_unchanged=True)
     made = _Export(trained, Path(head), options, tell=tell)
     proof, header, content = made.run(output)
-    with publishing(output, overwrite=options.overwrite) as temporary:
+    with publishing(output, overwrite=exists) as temporary:
         temporary.write_bytes(content)
-    if options.card is not None:
-        write_card(Path(options.card), output, header, made.cache(), overwrite=options.overwrite)
-    seconds = time.perf_counter() - start
-    card = None if options.card is None else Path(options.card)
-    return ExportReport(output, header, proof, len(content), seconds, card)
+    if card is not None:
+        write_card(card, output, header, made.cache(), overwrite=card_exists)
+    return ExportReport(
+        path=output,
+        header=header,
+        proof=proof,
+        num_bytes=len(content),
+        seconds=time.perf_counter() - start,
+        card=card,
+        replaced=describe_earlier(earlier) if exists else "",
+    )
+
+
+def _is_current(
+    header: Header, output: Path, head: Head, head_path: Path, options: ExportOptions
+) -> bool:
+    """Return whether a model, and its card where one is asked for, are those of this export."""
+    has_card = options.card is None or is_card_of(Path(options.card), output, header)
+    return has_card and is_current(header, head, head_path, options)
 
 
 def proof_date(head: Path) -> str:
@@ -241,6 +265,7 @@ class _Export:
             "precision": self._precision,
             "opset": self._options.opset,
             "proof": None,
+            "made_from": made_from(self._head, self._options),
         }
         if changes := self._staleness.changes:
             details["stale"] = str(changes)

@@ -10,6 +10,6 @@ plots     the figures; the only place that loads matplotlib
 page      the HTML
 """
 
-from featx.stages.report.stage import ReportOptions, write_report
+from featx.stages.report.stage import ReportOptions, ReportPage, write_report
 
-__all__ = ["ReportOptions", "write_report"]
+__all__ = ["ReportOptions", "ReportPage", "write_report"]

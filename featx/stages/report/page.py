@@ -6,8 +6,9 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
-from featx.artifact import Header
+from featx.artifact import PAGE_SIGN, Header
 from featx.classifier.staleness import Staleness
 from featx.stages.report.pictures import Mistake
 
@@ -73,8 +74,15 @@ class Story:
     sections: tuple[Section, ...]
 
 
-def render(header: Header, story: Story, *, staleness: Staleness) -> str:
-    """Return the page about the head of a header."""
+def render(header: Header, story: Story, *, staleness: Staleness, made_from: str) -> str:
+    """Return the page about the head of a header.
+
+    Args:
+        header: Of the head.
+        story: The rest of the content.
+        staleness: How the features differ from those that trained it.
+        made_from: What the page notes about its inputs, for ``is_page_of``; empty notes nothing.
+    """
     parts = [
         f"<h1>{text(story.title)}</h1>",
         f"<p>{story.summary}</p>",
@@ -85,6 +93,7 @@ def render(header: Header, story: Story, *, staleness: Staleness) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'{PAGE_SIGN}; {made_from}">\n'
         f"<title>{text(story.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
@@ -95,6 +104,16 @@ def _stale(staleness: Staleness) -> Iterator[str]:
     """Yield what is to be known before the scores: that the head is of earlier rows."""
     if staleness.changes:
         yield f"<p><b>The head is stale: {text(staleness.changes)}.</b></p>"
+
+
+def is_page_of(path: Path, made_from: str) -> bool:
+    """Return whether a page notes these inputs, and is whole."""
+    try:
+        page = path.read_bytes()
+    except OSError:
+        return False
+    noted = f'{PAGE_SIGN}; {made_from}">'.encode()
+    return bool(made_from) and noted in page[:1024] and page.endswith(b"</html>\n")
 
 
 def text(value: object) -> str:

@@ -49,16 +49,22 @@ class Pictures:
     Args:
         cache: The feature file.
         images: Its source; None where that is not there.
+
+    Attributes:
+        num_missing: Images asked for so far that cannot be shown.
     """
 
     def __init__(self, cache: FeatureFile, images: ImageSource | None) -> None:
+        self.num_missing = 0
         self._cache, self._images = cache, images
         samples = images.samples if images else ()
         self._positions = {sample.sample_id: i for i, sample in enumerate(samples)}
 
     def mistake(self, row: int, said: Statement, expected: Statement) -> Mistake:
         """Return a mistake about a row of the feature file, with its picture."""
-        return Mistake(self._cache.sample_ids[row], said, expected, *self._picture(row))
+        picture, why_not = self._picture(row)
+        self.num_missing += picture is None
+        return Mistake(self._cache.sample_ids[row], said, expected, picture, why_not)
 
     def _picture(self, row: int) -> tuple[bytes | None, str | None]:
         """Return a picture of a row's image, or why there is none."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
-from featx.artifact import publishing, require_writable
+from featx.artifact import (
+    describe_environment,
+    fingerprint_of,
+    publishing,
+    require_replaceable,
+)
 from featx.classifier.staleness import Staleness, find_features, open_features_of
 from featx.errors import ArtifactMissing, ConfigError, SourceError
 from featx.features.file import FeatureFile
@@ -22,7 +27,7 @@ from featx.images.sources import SPLITS, ImageSource, open_source
 from featx.stages.report.classes import tell_classes
 from featx.stages.report.look import MapKind, Subject
 from featx.stages.report.numbers import tell_numbers
-from featx.stages.report.page import Story, render
+from featx.stages.report.page import Story, is_page_of, render
 from featx.stages.report.pictures import Pictures
 from featx.stages.report.plots import require_matplotlib
 from featx.stages.report.tags import tell_tags
@@ -48,7 +53,7 @@ class ReportOptions:
             classes.
         num_mistakes: Mistakes that are shown as pictures.
         stale: Report on a head although the rows that trained it have changed; the page says so.
-        overwrite: Replace the output.
+        overwrite: Has no effect: an earlier report is replaced anyway, another file never.
     """
 
     features: Path | None = None
@@ -70,10 +75,28 @@ class ReportOptions:
             raise ConfigError(f"num mistakes must be at least 0; got {self.num_mistakes}.")
 
 
+@dataclass(frozen=True)
+class ReportPage:
+    """What became of a report.
+
+    Attributes:
+        path: The page.
+        is_unchanged: The page there was made from the same with the same options, and was left as
+            it is.
+        replaced: What was replaced, in a few words; empty where nothing was.
+    """
+
+    path: Path
+    is_unchanged: bool = False
+    replaced: str = ""
+
+
 def write_report(
     head: str | Path, output: str | Path, options: ReportOptions | None = None
-) -> Path:
-    """Write one HTML page about a head, pictures included, and return its path.
+) -> ReportPage:
+    """Write one HTML page about a head, pictures included.
+
+    An earlier report is replaced; one that was made from the same is left as it is.
 
     Args:
         head: The head file.
@@ -82,7 +105,7 @@ def write_report(
 
     Raises:
         ArtifactError: Head or features cannot be used, do not belong together, or the output
-            exists.
+            is something else than a report.
         ArtifactMismatch: The rows that trained the head have changed, and ``stale`` is not set.
         SourceError: There are no labelled images in the split.
         ConfigError: An option is out of range, or matplotlib is not installed.
@@ -93,7 +116,11 @@ def write_report(
     cache, staleness = _open_features(trained, Path(head), options)
     targets = _read_targets(trained, cache)
     split, rows = _choose_split(cache, targets, options)
-    require_writable(output, overwrite=options.overwrite)
+    exists = require_replaceable(output, "page")
+    made_from = _made_from(trained, cache, options)
+    if exists and is_page_of(output, made_from):
+        return ReportPage(output, is_unchanged=True)
+    pictures = Pictures(cache, _open_images(cache, options))
     subject = Subject(
         head=trained,
         cache=cache,
@@ -101,14 +128,28 @@ def write_report(
         split=split,
         rows=rows,
         targets=targets.values[rows],
-        pictures=Pictures(cache, _open_images(cache, options)),
+        pictures=pictures,
         map=options.map,
         num_mistakes=options.num_mistakes,
     )
-    page = render(trained.header, _TELL[trained.task](subject), staleness=staleness)
-    with publishing(output, overwrite=options.overwrite) as temporary:
+    story = _TELL[trained.task](subject)
+    # With a picture missing, the page is to be made again when it may be there.
+    page = render(
+        trained.header,
+        story,
+        staleness=staleness,
+        made_from="" if pictures.num_missing else made_from,
+    )
+    with publishing(output, overwrite=exists) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return output
+    return ReportPage(output, replaced="an earlier report" if exists else "")
+
+
+def _made_from(head: Head, cache: FeatureFile, options: ReportOptions) -> str:
+    """Return the sha256 of what decides a page."""
+    chosen = {name: str(value) for name, value in asdict(options).items() if name != "overwrite"}
+    inputs = {"head": head.header.to_json(), "features": cache.inputs_sha256, "options": chosen}
+    return fingerprint_of(inputs | describe_environment("matplotlib"))
 
 
 def _open_features(

@@ -55,7 +55,7 @@ class TrainOptions:
         device: What ``lbfgs`` and ``mlp`` multiply on: ``"cpu"``, ``"cuda[:i]"``, or ``"auto"``
             for a GPU where there is one. Tags and numbers train on the CPU.
         seed: Decides folds, and everything random about an MLP.
-        overwrite: Replace the output.
+        overwrite: Has no effect: an earlier head is replaced anyway, another file never.
     """
 
     task: TaskChoice = "auto"
@@ -125,6 +125,9 @@ class TrainReport:
         calibration: Of the head's probabilities; None where it was left out or nothing was held
             out.
         few_shot: Scores of each split over all draws; empty without ``few_shot``.
+        is_unchanged: The head there was made from the same features with the same options, and was
+            left as it is.
+        replaced: The head that was replaced, in a few words; empty where there was none.
     """
 
     path: Path
@@ -134,6 +137,8 @@ class TrainReport:
     choice: dict[str, Any]
     calibration: Calibration | None
     few_shot: dict[str, FewShotScores]
+    is_unchanged: bool = False
+    replaced: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -146,4 +151,6 @@ class TrainReport:
             "choice": self.choice,
             "calibration": self.calibration.to_dict() if self.calibration else None,
             "few_shot": {split: scores.to_dict() for split, scores in self.few_shot.items()},
+            "is_unchanged": self.is_unchanged,
+            "replaced": self.replaced,
         }

@@ -7,13 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featx.artifact import Header, describe_environment, require_writable
+from featx.artifact import Header, describe_environment, require_replaceable
 from featx.classifier.staleness import record_provenance
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
 from featx.heads.metrics import Metrics
+from featx.stages.train.current import (
+    describe_earlier,
+    made_from,
+    open_earlier,
+    report_if_current,
+)
 from featx.stages.train.fitting import Trained, fit_heads
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.samples import warn_of_leaks
@@ -29,7 +35,8 @@ def train_head(
 ) -> TrainReport:
     """Fit a head on the training split of a feature file and write it.
 
-    Validation and test splits are only reported.
+    Validation and test splits are only reported. An earlier head is replaced; one that was made
+    from the same features with the same options is left as it is.
 
     Args:
         features: The feature file.
@@ -38,7 +45,7 @@ def train_head(
         progress: Called after each epoch of ``sgd``.
 
     Raises:
-        ArtifactError: The feature file cannot be used, or the output exists.
+        ArtifactError: The feature file cannot be used, or the output is something else than a head.
         SourceError: Its samples cannot train a head.
         ConfigError: An option does not fit.
     """
@@ -46,21 +53,25 @@ def train_head(
     if output.resolve() == Path(features).resolve():
         raise ConfigError(f"the head would replace '{features}', which it is trained on.")
     cache = open_features(features, features_later=True)
-    require_writable(output, overwrite=options.overwrite)
+    exists = require_replaceable(output, "head")
     _require_provenance(cache)
     warn_of_leaks(cache)
+    earlier = open_earlier(output) if exists else None
+    if earlier and (report := report_if_current(output, earlier, cache, options)):
+        return report
     trained = fit_heads(cache, options, progress=progress)
     first = trained[0]
     few_shot = summarise([_of_classes(each) for each in trained]) if options.few_shot else {}
     head = Head(_header(cache, options, first, few_shot), first.answers.layers)
     return TrainReport(
         path=output,
-        head=save_head(output, head, overwrite=options.overwrite),
+        head=save_head(output, head, overwrite=exists),
         metrics=first.metrics,
         seconds=sum(each.seconds for each in trained),
         choice=first.answers.choice,
         calibration=first.answers.calibration,
         few_shot=few_shot,
+        replaced=describe_earlier(earlier) if exists else "",
     )
 
 
@@ -91,6 +102,7 @@ def _header(
     calibration = answers.calibration
     details: dict[str, Any] = {
         "features": str(cache.path.resolve()),
+        "made_from": made_from(cache, options),
         **{name: source[name] for name in _PROVENANCE},
         "activation": "relu",
         "task": trained.task,

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,28 @@ def test_a_card_is_not_written_over_another(trained: Any) -> None:
 
     with pytest.raises(ArtifactExists):
         export_onnx(trained.head, trained.model, ExportOptions(card=card))
+    with pytest.raises(ArtifactExists):
+        export_onnx(trained.head, trained.model, ExportOptions(card=card, overwrite=True))
     assert card.read_text() == "mine"
     assert not trained.model.exists()
+
+
+def test_an_edited_card_is_replaced_only_if_asked_to(trained: Any) -> None:
+    from featx.errors import ArtifactExists
+
+    card, options = trained.folder / "card.md", ExportOptions(verify=False, max_images=1)
+    export_onnx(trained.head, trained.model, replace(options, card=card))
+    text = card.read_text()
+    card.write_text(f"{text}\nTried on the fields of 2024.\n")
+    with pytest.raises(ArtifactExists, match=r"was edited.*--overwrite.*card-2\.md"):
+        export_onnx(trained.head, trained.model, replace(options, card=card))
+    assert "fields of 2024" in card.read_text()
+    report = export_onnx(trained.head, trained.model, replace(options, card=card, overwrite=True))
+    assert not report.is_unchanged
+    assert card.read_text() == text
+    other = replace(options, card=card, opset=19)  # unedited, so it may go
+    assert not export_onnx(trained.head, trained.model, other).is_unchanged
+    assert card.read_text() != text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import featx
 from featx.backbones.int8.calibration import Calibration
 from featx.backbones.tiny import WEIGHTS_FILE
 from featx.classifier.seal import is_sealed
+from featx.classifier.seal import read_sealed_header as open_sealed
 from featx.classifier.session import open_classifier
 from featx.errors import (
     ArtifactExists,
@@ -31,7 +32,9 @@ from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.backbone import repeats_features
+from featx.stages.export.current import is_current
 from featx.stages.extract import ExtractOptions, extract
+from featx.stages.train import TrainOptions, train_head
 
 
 def test_the_file_answers_what_the_head_answers(trained: Any) -> None:
@@ -55,11 +58,11 @@ def test_the_proof_stands_in_the_file(trained: Any) -> None:
 
 
 def test_a_head_exported_twice_gives_the_same_bytes(trained: Any) -> None:
-    options = ExportOptions(overwrite=True)
     contents = []
     for _ in range(2):
-        export_onnx(trained.head, trained.model, options)
+        export_onnx(trained.head, trained.model)
         contents.append(trained.model.read_bytes())
+        trained.model.unlink()
     assert contents[0] == contents[1]
     assert is_sealed(contents[0])
 
@@ -218,7 +221,7 @@ def test_what_is_published_gives_what_was_proven(
 
 def test_the_graph_has_nothing_it_does_not_need(trained: Any) -> None:
     for precision in ("fp32", "int8"):
-        options = ExportOptions(precision=precision, overwrite=True)  # type: ignore[arg-type]
+        options = ExportOptions(precision=precision)  # type: ignore[arg-type]
         export_onnx(trained.head, trained.model, options)
         graph = onnx.load(trained.model).graph
         read = {name for node in graph.node for name in node.input}
@@ -238,9 +241,10 @@ def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(
 ) -> None:
     export_onnx(trained.head, trained.model)
     kept = trained.model.read_bytes()
+    trained.model.unlink()
     monkeypatch.setattr("featx.stages.export.backbone.read_graph", lambda spec, **options: None)
     monkeypatch.setattr("featx.stages.export.backbone.keep_graph", lambda *a, **options: None)
-    export_onnx(trained.head, trained.model, ExportOptions(overwrite=True))
+    export_onnx(trained.head, trained.model)
     model, before = onnx.load(trained.model), onnx.load_from_string(kept)
     assert [n.op_type for n in model.graph.node] == [n.op_type for n in before.graph.node]
     weights = {t.name: t.raw_data for t in model.graph.initializer}
@@ -256,13 +260,12 @@ def test_the_date_is_the_heads_or_what_the_environment_says(
     proof = export_onnx(trained.head, trained.model).header.details["proof"]
     assert proof["date"] == "2001-09-09T01:46:40Z"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    options = ExportOptions(overwrite=True)
-    proof = export_onnx(trained.head, trained.model, options).header.details["proof"]
+    proof = export_onnx(trained.head, trained.model).header.details["proof"]
     assert proof["date"] == "1970-01-01T00:00:00Z"
     for wrong in ("yesterday", "", "1e9", "9" * 30):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
         with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH must be seconds"):
-            export_onnx(trained.head, trained.model, options)
+            export_onnx(trained.head, trained.model)
 
 
 def test_the_proof_says_what_it_is_a_proof_of(trained: Any) -> None:
@@ -308,11 +311,81 @@ def test_a_bound_must_be_a_positive_number(atol: float) -> None:
         ExportOptions(atol=atol)
 
 
-def test_existing_output_is_kept(trained: Any) -> None:
-    trained.model.write_text("mine")
-    with pytest.raises(ArtifactExists):
-        export_onnx(trained.head, trained.model)
-    assert trained.model.read_text() == "mine"
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_no_model_is_never_replaced(trained: Any, *, overwrite: bool) -> None:
+    foreign = onnx.helper.make_model(onnx.helper.make_graph([], "mine", [], []))
+    for content in (b"", b"mine", foreign.SerializeToString(), trained.head.read_bytes()):
+        trained.model.write_bytes(content)
+        with pytest.raises(ArtifactExists, match=r"is not a model that featx wrote.*m-2\.onnx"):
+            export_onnx(trained.head, trained.model, ExportOptions(overwrite=overwrite))
+        assert trained.model.read_bytes() == content
+
+
+def test_the_same_again_is_up_to_date_and_exports_nothing(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = trained.folder / "card.md"
+    options = ExportOptions(max_images=5)
+    first = export_onnx(trained.head, trained.model, options)
+    before = trained.model.read_bytes(), trained.model.stat().st_mtime_ns
+    assert not first.is_unchanged
+    assert first.replaced == ""
+    with monkeypatch.context() as patch:
+        patch.setattr("featx.stages.export.stage._Export", None)
+        again = export_onnx(trained.head, trained.model, replace(options, overwrite=True))
+    assert again.is_unchanged
+    assert again.header == first.header
+    assert again.num_bytes == first.num_bytes
+    assert not export_onnx(trained.head, trained.model, replace(options, card=card)).is_unchanged
+    text = card.read_text()
+    assert export_onnx(trained.head, trained.model, replace(options, card=card)).is_unchanged
+    assert card.read_text() == text
+    assert trained.model.read_bytes() == before[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input": "crop"},
+        {"outputs": ("logits",)},
+        {"precision": "fp16"},
+        {"opset": 18},
+        {"atol": 0.5},
+        {"max_images": 5},
+        {"verify": False},
+    ],
+    ids=str,
+)
+def test_another_option_exports_again(trained: Any, changes: dict[str, Any]) -> None:
+    export_onnx(trained.head, trained.model)
+    report = export_onnx(trained.head, trained.model, ExportOptions(**changes))
+    assert not report.is_unchanged
+    assert report.replaced.startswith("linear, C = ")
+    assert export_onnx(trained.head, trained.model, ExportOptions(**changes)).is_unchanged
+
+
+def test_another_head_or_a_damaged_model_exports_again(trained: Any) -> None:
+    export_onnx(trained.head, trained.model)
+    train_head(trained.features, trained.head, TrainOptions(strengths=(0.5,)))
+    assert not export_onnx(trained.head, trained.model).is_unchanged
+    whole = trained.model.read_bytes()
+    for damaged in (whole[:1000], whole[:-1], whole[:5000] + b"?" + whole[5001:]):
+        trained.model.write_bytes(damaged)
+        report = export_onnx(trained.head, trained.model)
+        assert report.replaced == "a model that cannot be read"
+        assert trained.model.read_bytes() == whole
+
+
+def test_features_that_changed_since_the_head_are_looked_at(
+    trained: Any, photos: Callable[..., Path]
+) -> None:
+    export_onnx(trained.head, trained.model)
+    (trained.source / "ants" / "000.jpg").unlink()
+    extract(trained.source, trained.features, ExtractOptions(backbone="tiny", val_fraction=0.4))
+    header = open_sealed(trained.model)
+    assert not is_current(header, open_head(trained.head), trained.head, ExportOptions())
+    trained.features.unlink()
+    assert is_current(header, open_head(trained.head), trained.head, ExportOptions())
 
 
 def test_images_that_are_gone(trained: Any) -> None:
