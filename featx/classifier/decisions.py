@@ -35,6 +35,51 @@ def comparable(details: Mapping[str, Any], outputs: np.ndarray) -> np.ndarray:
     return standardised
 
 
+def trained_outputs(task: Task, targets: np.ndarray, num_outputs: int) -> np.ndarray:
+    """Return which outputs training rows had something to say of, ``(num_outputs,)`` bool.
+
+    Others have logits of another order of magnitude: a class without training rows is never
+    predicted, and a tag or target that is the same in all rows is constant.
+
+    Args:
+        task: Of the head.
+        targets: Of the labelled training rows: class indices ``(N,)``; tags or numbers
+            ``(N, num_outputs)``.
+        num_outputs: Of the head.
+    """
+    trained: np.ndarray
+    if not len(targets):
+        trained = np.ones(num_outputs, bool)
+    elif task == "single-label":
+        trained = np.bincount(targets, minlength=num_outputs) > 0
+    else:
+        trained = np.ptp(targets, axis=0) > 0
+    return trained
+
+
+def typical_size(task: Task, expected: np.ndarray, trained: np.ndarray) -> float:
+    """Return how large differences between outputs are, at least 1: what bounds are a share of.
+
+    Of each image it is the spread between its logits; tags and numbers are compared with 0. Of
+    three or more, the farthest one is left out, and of images the median is taken, so that no
+    absurd output widens a bound.
+
+    Args:
+        task: Of the head.
+        expected: As ``comparable`` gives them, ``(n, num_outputs)``; ``n`` ≥ 1.
+        trained: Outputs that count, ``(num_outputs,)`` bool.
+    """
+    values = expected[:, trained] if trained.any() else expected
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return 1.0
+    if task == "single-label":
+        values = values.max(axis=1, keepdims=True) - values
+    sizes = np.sort(np.abs(values), axis=1)
+    farthest = sizes[:, -2 if sizes.shape[1] >= 3 else -1]
+    return max(1.0, float(np.median(farthest)))
+
+
 def agreeing(details: Mapping[str, Any], found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Return for which images both decide the same, ``(n,)``; numbers are never quite the same.
 

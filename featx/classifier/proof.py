@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featx.classifier.accuracy import Accuracy
-from featx.classifier.decisions import agreeing, comparable, settled
+from featx.classifier.decisions import agreeing, comparable, settled, typical_size
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
-from featx.heads.task import task_of
+from featx.heads.task import task_of, unit_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
 NUM_RESIZED = 16
 BATCH_SIZES = (1, 3, 8)
 _ROUNDING = 1e-3
-"""Share of the largest logit (at least 1) that the order of float32 sums may change."""
+"""Share of the logits' typical size that the order of float32 sums may change."""
 _COARSER = 20
 """How much more of it fp16 and int8 may change."""
 _HARDER = 5
@@ -75,6 +75,8 @@ class Proof:
         max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
             scaled, for the same images decoded in full; None where both are the same.
         full_top1_agreement: As ``top1_agreement``, likewise.
+        untrained: Outputs without training rows, or with the same in all of them. Their logits are
+            in no difference; what they decide is compared.
     """
 
     num_images: int
@@ -89,6 +91,7 @@ class Proof:
     accuracy: Accuracy | None = None
     max_full_difference: float | None = None
     full_top1_agreement: float | None = None
+    untrained: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as JSON values, differences to three digits."""
@@ -99,7 +102,8 @@ class Proof:
             if name.endswith("difference"):
                 values[name] = _short(values[name])
         hard = {kind: _short(difference) for kind, difference in (self.hard or {}).items()}
-        return values | {"hard": hard, "batch_sizes": list(BATCH_SIZES)}
+        lists = {"batch_sizes": list(BATCH_SIZES), "untrained": list(self.untrained)}
+        return values | {"hard": hard} | lists
 
 
 def _short(value: float) -> float:
@@ -116,6 +120,7 @@ def prove(
     hard: Sequence[Hard] = (),
     coarse: bool = False,
     full: Iterable[np.ndarray] | None = None,
+    trained: np.ndarray | None = None,
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
@@ -130,17 +135,24 @@ def prove(
         full: The images decoded in full, where ``images`` were decoded scaled. What the file
             answers for these is measured, not bounded: a client that cannot decode scaled should
             know, and who chose to decode scaled has accepted it.
+        trained: Outputs whose logits are compared, ``(num_classes,)`` bool; None compares all.
 
     Raises:
-        ParityError: A logit, a top class, or a batch differs by more.
+        ParityError: A logit, a top class, or a batch differs by more; or a class is predicted that
+            was never trained.
     """
-    largest = max(1.0, float(np.abs(expected).max()))
+    details = classifier.header.details
+    trained = np.ones(expected.shape[1], bool) if trained is None else trained
     limit = float(np.finfo(np.float32).max) if bound is None else bound
-    strict = _ROUNDING * largest * (_COARSER if coarse else 1)
+    strict = _ROUNDING * typical_size(task_of(details), expected, trained)
+    strict *= _COARSER if coarse else 1
     rounding = limit if bound is None else strict
     answered = answers(classifier, images)
-    difference = _require_close(answered, expected, names, bound=limit, hint=" (--atol)")
-    details = classifier.header.details
+    _require_untrained(details, answered, expected, names, trained)
+    kept = np.flatnonzero(trained)
+    difference = _require_close(
+        answered[:, kept], expected[:, kept], names, bound=limit, hint=" (--atol)"
+    )
     if bound is not None:
         _require_same_answers(details, answered, expected, names, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
@@ -150,22 +162,25 @@ def prove(
         num_images=len(images),
         num_sizes=len({image.shape for image in images}),
         max_difference=difference,
-        median_difference=float(np.median(np.abs(answered - expected).max(axis=1))),
+        median_difference=float(np.median(np.abs(answered - expected)[:, kept].max(axis=1))),
         max_resized_difference=_require_close(
-            resized,
-            expected[list(few)],
+            resized[:, kept],
+            expected[few][:, kept],
             [names[i] for i in few],
             bound=rounding,
             hint=" once the image is resized",
         ),
         bound=bound,
         top1_agreement=float(agreeing(details, answered, expected).mean()),
-        max_batch_difference=_check_batches(classifier, images, bound=strict),
-        hard=_check_hard(classifier, hard, bound=limit if bound is None else _HARDER * limit),
-        max_full_difference=None if others is None else float(np.abs(others - expected).max()),
+        max_batch_difference=_check_batches(classifier, images, kept, bound=strict),
+        hard=_check_hard(classifier, hard, kept, bound=limit if bound is None else _HARDER * limit),
+        max_full_difference=None
+        if others is None
+        else float(np.abs(others - expected)[:, kept].max()),
         full_top1_agreement=None
         if others is None
         else float(agreeing(details, others, expected).mean()),
+        untrained=tuple(np.flatnonzero(~trained).tolist()),
     )
 
 
@@ -219,20 +234,23 @@ def require_same_outputs(
 ) -> None:
     """Check that a file gives for some images what one with more outputs gives.
 
+    Each number is compared by its own size: one that is absurdly large widens no other's bound.
+
     Raises:
         ParityError: An output differs.
     """
     for image in images:
         found, expected = (one.run(one.prepare(image)[None]) for one in (final, draft))
         for name, values in found.items():
-            difference = float(np.abs(values - expected[name]).max())
-            bound = _ROUNDING * max(1.0, float(np.abs(expected[name]).max()))
-            if not difference <= bound:
+            sizes = np.abs(expected[name])
+            sizes = np.maximum(sizes, max(1, np.median(sizes)))
+            difference = float((np.abs(values - expected[name]) / sizes).max())
+            if not difference <= _ROUNDING:
                 raise ParityError(
-                    f"The exported file's {name} differ by {difference:.3g} from those that were "
-                    f"proven; {bound:.3g} is allowed. Nothing was written.",
+                    f"The exported file's {name} differ by {difference:.3g} of their size from "
+                    f"those that were proven; {_ROUNDING:.3g} is allowed. Nothing was written.",
                     difference=difference,
-                    bound=bound,
+                    bound=_ROUNDING,
                 )
 
 
@@ -255,6 +273,43 @@ def _require_close(
             bound=bound,
         )
     return largest
+
+
+def _require_untrained(
+    details: Mapping[str, Any],
+    answered: np.ndarray,
+    expected: np.ndarray,
+    names: Sequence[str],
+    trained: np.ndarray,
+) -> None:
+    """Check outputs whose logits are not compared: they are finite, and decide as in the head.
+
+    Raises:
+        ParityError: They do not; the message names the image.
+    """
+    others = np.flatnonzero(~trained)
+    if not len(others):
+        return
+    wrong = ~np.isfinite(answered[:, others]).all(axis=1)
+    task = task_of(details)
+    if task == "single-label":
+        found, wanted = answered.argmax(axis=1), expected.argmax(axis=1)
+        wrong |= np.isin(found, others) & (found != wanted)
+    else:
+        sizes = np.maximum(1, np.abs(expected[:, others]))
+        if task == "regression":  # rounded in the labels' unit, whose mean may be large
+            mean, scale = unit_of(details, expected.shape[1])
+            sizes = np.maximum(1, np.abs(mean / scale))[others]
+        wrong |= (np.abs(answered - expected)[:, others] > _ROUNDING * sizes).any(axis=1)
+    if wrong.any():
+        name = names[int(np.argmax(wrong))]
+        thing = "class" if task == "single-label" else "tag" if task == "multi-label" else "target"
+        raise ParityError(
+            f"The exported file gives '{name}' another answer than the head for a {thing} that "
+            "was not trained. Nothing was written.",
+            difference=float(np.abs(answered - expected)[:, others].max()),
+            bound=_ROUNDING,
+        )
 
 
 def _require_same_answers(
@@ -281,8 +336,10 @@ def _require_same_answers(
         )
 
 
-def _check_hard(classifier: Classifier, hard: Sequence[Hard], *, bound: float) -> dict[str, float]:
-    """Return the largest logit difference of each kind.
+def _check_hard(
+    classifier: Classifier, hard: Sequence[Hard], kept: np.ndarray, *, bound: float
+) -> dict[str, float]:
+    """Return the largest logit difference of each kind, of outputs ``kept``.
 
     Raises:
         ParityError: It is beyond the bound; the message names the kind.
@@ -291,8 +348,8 @@ def _check_hard(classifier: Classifier, hard: Sequence[Hard], *, bound: float) -
     for kind in dict.fromkeys(image.kind for image in hard):
         some = [image for image in hard if image.kind == kind]
         found[kind] = _require_close(
-            answers(classifier, [image.pixels for image in some]),
-            np.stack([image.logits for image in some]),
+            answers(classifier, [image.pixels for image in some])[:, kept],
+            np.stack([image.logits for image in some])[:, kept],
             [image.name for image in some],
             bound=bound,
             hint=f" for its {kind} version (--atol)",
@@ -300,8 +357,10 @@ def _check_hard(classifier: Classifier, hard: Sequence[Hard], *, bound: float) -
     return found
 
 
-def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, bound: float) -> float:
-    """Return the largest logit difference between an image alone and in a batch.
+def _check_batches(
+    classifier: Classifier, images: Sequence[np.ndarray], kept: np.ndarray, *, bound: float
+) -> float:
+    """Return the largest logit difference between an image alone and in a batch, of ``kept``.
 
     The images are cut to one size first, as a batch must have one; each cut image is also run
     alone.
@@ -317,7 +376,7 @@ def _check_batches(classifier: Classifier, images: Sequence[np.ndarray], *, boun
     worst = 0.0
     for size in BATCH_SIZES[1:]:
         together = _answer(classifier, inputs[:size])
-        difference = float(np.abs(together - alone[:size]).max())
+        difference = float(np.abs(together - alone[:size])[:, kept].max())
         if not difference <= bound:
             raise ParityError(
                 f"The exported file answers differently in a batch of {size}: a logit differs by "

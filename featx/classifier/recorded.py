@@ -28,6 +28,9 @@ def check_recorded(details: Mapping[str, Any]) -> None:
         raise ConfigError("its proof lacks figures")
     if "bound" not in proof or not (proof["bound"] is None or _are_numbers(proof, ("bound",))):
         raise ConfigError("the bound of its proof is no number")
+    untrained = proof.get("untrained", [])
+    if not isinstance(untrained, list) or not all(type(i) is int and i >= 0 for i in untrained):
+        raise ConfigError("its proof does not list outputs that were not trained")
     hard, accuracy = proof.get("hard", {}), proof.get("accuracy")
     if not isinstance(hard, Mapping) or not _are_numbers(hard, hard):
         raise ConfigError("its proof lacks figures of hard images")

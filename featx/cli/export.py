@@ -70,7 +70,7 @@ from featx.cli.output import (
     help="Of the ONNX operators; older runtimes may need 18.",
 )
 @click.option(
-    "--atol", type=float, help="Largest logit difference allowed.  [2 % of the largest logit]"
+    "--atol", type=float, help="Largest logit difference allowed.  [2 % of the logits' spread]"
 )
 @click.option(
     "--max-drop",

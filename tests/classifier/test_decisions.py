@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.classifier.decisions import agreeing, comparable, settled, share_right
+from featx.classifier.decisions import (
+    agreeing,
+    comparable,
+    settled,
+    share_right,
+    trained_outputs,
+    typical_size,
+)
+from featx.heads.task import Task
 
 CLASSES: dict[str, object] = {}
 TAGS = {"task": "multi-label", "thresholds": [0.5, 0.2]}
@@ -61,3 +69,37 @@ def test_share_right_is_the_measure_of_the_task() -> None:
     true = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     error = 1 - np.square(outputs[:, 0] - true[:, 0]).mean() / true[:, 0].var()
     assert share_right(NUMBERS, outputs, true) == pytest.approx(error)  # the other does not vary
+
+
+# --- how large outputs are ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "size"),
+    [
+        ("single-label", [[3, -2], [-1, 4], [2, -2]], 5),
+        ("single-label", [[0.1, 0.2], [0.2, 0.1]], 1),  # never below 1
+        ("single-label", [[3, -2], [-1, 4], [2000, -2]], 5),  # an absurd image
+        ("single-label", [[3, -2, -900], [-1, 4, -900], [2, -2, -900]], 5),  # an absurd class
+        ("multi-label", [[3, -2], [-1, 4], [2, -2]], 3),
+        ("multi-label", [[3, -2, -900], [-1, 4, -900], [2, -2, -900]], 3),
+        ("regression", [[0.5], [1.5], [3]], 1.5),
+        ("regression", [[0.5], [1.5], [1e9]], 1.5),
+    ],
+)
+def test_no_absurd_output_widens_what_bounds_are_a_share_of(
+    task: Task, rows: list[list[float]], size: float
+) -> None:
+    expected = np.array(rows, np.float32)
+    every = np.ones(expected.shape[1], bool)
+    assert typical_size(task, expected, every) == pytest.approx(size)
+    untrained = np.hstack([expected, np.full((len(expected), 2), -1e4, np.float32)])
+    assert typical_size(task, untrained, np.append(every, [False, False])) == pytest.approx(size)
+
+
+def test_outputs_are_trained_where_rows_tell_them_apart() -> None:
+    assert trained_outputs("single-label", np.array([0, 2, 2]), 4).tolist() == [1, 0, 1, 0]
+    tags = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
+    assert trained_outputs("multi-label", tags, 3).tolist() == [1, 0, 0]
+    assert trained_outputs("regression", tags * 0.5, 3).tolist() == [1, 0, 0]
+    assert trained_outputs("single-label", np.zeros(0, np.int64), 2).all()

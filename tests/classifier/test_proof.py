@@ -12,6 +12,7 @@ import pytest
 
 from featx.artifact import Header
 from featx.classifier.accuracy import measure_accuracy
+from featx.classifier.decisions import comparable
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,
@@ -84,7 +85,65 @@ def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> Non
     assert proof.max_resized_difference == pytest.approx(1e-3, abs=1e-5)
     with pytest.raises(ParityError, match="once the image is resized") as caught:
         _prove(raw, RIGHT, resized=raw)
-    assert caught.value.bound == pytest.approx(5e-3)  # 0.1 % of the largest logit
+    assert caught.value.bound == pytest.approx(2e-3)  # 0.1 % of the median spread
+
+
+FAR = [[*row, far] for row, far in zip(RIGHT, (-190, -200, -180, -210), strict=True)]
+"""With a class that was not trained."""
+
+
+def _prove_of_three(found: Any, expected: Any = FAR, **settings: Any) -> Any:
+    images = [np.full((4 + i, 9 - i, 3), i, np.uint8) for i in range(len(expected))]
+    answers: Any = Answers(found, resized=settings.pop("resized", expected))
+    trained = np.array([True, True, False])
+    names = [f"image {i}" for i in range(len(expected))]
+    expected = np.array(expected, np.float32)
+    return prove(answers, images, names, expected, trained=trained, **settings)
+
+
+def test_a_class_that_was_not_trained_counts_in_no_difference_and_widens_no_bound() -> None:
+    found = np.array(FAR)
+    found[:, 2] += 3
+    proof = _prove_of_three(found, bound=0.1, resized=found)
+    assert proof.max_difference == proof.max_resized_difference == 0
+    assert proof.untrained == (2,)
+    assert proof.to_dict()["untrained"] == [2]
+    with pytest.raises(ParityError, match="once the image is resized") as caught:
+        _prove_of_three(FAR, bound=0.1, resized=np.array(FAR) + 0.01)
+    assert caught.value.bound == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize("bound", [1e9, None])
+@pytest.mark.parametrize("logit", [9.0, np.nan, np.inf])
+def test_a_class_that_was_not_trained_is_never_predicted(bound: Any, logit: float) -> None:
+    found = np.array(FAR)
+    found[1, 2] = logit
+    with pytest.raises(ParityError, match=r"'image 1' another answer.*not trained"):
+        _prove_of_three(found, bound=bound)
+
+
+@pytest.mark.parametrize(
+    ("task", "details"),
+    [
+        ("multi-label", {"thresholds": [0.5, 0.5]}),
+        ("regression", {"unit": {"mean": [0, 1e6], "scale": [1, 1]}}),
+    ],
+)
+def test_a_tag_or_target_that_was_constant_stays_what_it_is(task: str, details: Any) -> None:
+    details = {"task": task} | details
+    expected = np.array([[1.0, 7.0], [0.5, 7.0]], np.float32)
+    if task == "regression":
+        expected[:, 1] = 1e6
+    answers: Any = Answers(expected)
+    answers.header = Header("classifier", {}, ("a", "b"), details)
+    images = [np.full((5, 5, 3), i, np.uint8) for i in range(2)]
+    known = comparable(details, expected)
+    trained = np.array([True, False])
+    proof = prove(answers, images, ["x", "y"], known, bound=0.1, trained=trained)
+    assert proof.untrained == (1,)
+    answers.answers[1, 1] *= 1.01
+    with pytest.raises(ParityError, match="'y' another answer"):
+        prove(answers, images, ["x", "y"], known, bound=0.1, trained=trained)
 
 
 def test_the_proof_is_recorded_as_json() -> None:

@@ -88,7 +88,7 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
     proof = classifier.header.details.get("proof")
     if proof is None:
         raise ConfigError(f"'{path}' was exported without a proof; there is nothing to repeat.")
-    witnesses, bound, recorded = _parse(proof, classifier, path)
+    witnesses, bound, recorded, trained = _parse(proof, classifier, path)
     found = _find(witnesses, images)
     if not found:
         raise ArtifactMismatch(
@@ -99,7 +99,7 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
     indices = [index for index, _ in found]
     expected = np.stack([witness.logits for _, witness in found])
     pixels = list(_pixels(classifier, images, indices))
-    difference, same = _compare(classifier, pixels, expected, bound)
+    difference, same = _compare(classifier, pixels, expected, bound, trained)
     rows, targets = _labelled(classifier, images, max_images)
     return Repeated(
         source=images.uri,
@@ -116,8 +116,8 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
 
 def _parse(
     proof: Any, classifier: Classifier, path: Path
-) -> tuple[list[_Witness], float, float | None]:
-    """Return the images of a proof, what is allowed, and the accuracy that it found.
+) -> tuple[list[_Witness], float, float | None, np.ndarray]:
+    """Return the images of a proof, what is allowed, the accuracy, and outputs that are compared.
 
     Raises:
         ArtifactInvalid: It is not as featx writes it.
@@ -145,8 +145,10 @@ def _parse(
         shapes = {witness.logits.shape for witness in witnesses}
         if shapes != {(len(classifier.classes),)}:
             raise ValueError("its logits are not of the model's classes")
-        return witnesses, float(bound), recorded
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        trained = np.ones(len(classifier.classes), bool)
+        trained[proof.get("untrained", [])] = False
+        return witnesses, float(bound), recorded, trained
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
         raise ArtifactInvalid(path, f"'{path}': its proof is damaged ({err}).") from err
 
 
@@ -185,7 +187,11 @@ def _pixels(
 
 
 def _compare(
-    classifier: Classifier, images: Sequence[np.ndarray], expected: np.ndarray, bound: float
+    classifier: Classifier,
+    images: Sequence[np.ndarray],
+    expected: np.ndarray,
+    bound: float,
+    trained: np.ndarray,
 ) -> tuple[float | None, np.ndarray]:
     """Return the largest logit difference, None without scores, and who agrees, ``(n,)`` bool."""
     if not _gives_all(classifier):
@@ -193,11 +199,14 @@ def _compare(
         return None, top_class_is_settled(classes, expected, bound)
     found = answers(classifier, images)
     same = settled(classifier.header.details, found, expected, bound)
+    found, expected = found[:, trained], expected[:, trained]
     if "logits" in classifier.contract.outputs or classifier.task != "single-label":
         return float(np.abs(found - expected).max()), same
     found = found - found.max(axis=1, keepdims=True)  # known but for a constant in each row
     expected = expected - expected.max(axis=1, keepdims=True)
-    return float(np.abs(found - expected).max()) / 2, same  # two logits are off in each
+    lowest = np.log(np.finfo(np.float32).tiny)  # of a probability
+    difference = np.maximum(found, lowest) - np.maximum(expected, lowest)
+    return float(np.abs(difference).max()) / 2, same  # two logits are off in each
 
 
 def _gives_all(classifier: Classifier) -> bool:

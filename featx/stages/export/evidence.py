@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.decisions import comparable
+from featx.classifier.decisions import comparable, trained_outputs
 from featx.classifier.proof import NUM_IMAGES, Hard
 from featx.classifier.staleness import (
     Staleness,
@@ -78,10 +78,19 @@ class Evidence:
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """Return what is true of labelled rows ``(n,)``, as ``measure_accuracy`` takes it."""
+        return comparable(self.head.header.details, self._targets(rows))
+
+    def trained(self) -> np.ndarray:
+        """Return which outputs of the head training rows tell apart, ``(num_classes,)`` bool."""
+        rows = self.cache.rows("train")
+        rows = rows[self.cache.labels[rows] >= 0]
+        return trained_outputs(self.head.task, self._targets(rows), len(self.head.classes))
+
+    def _targets(self, rows: np.ndarray) -> np.ndarray:
         cache, head = self.cache, self.head
         labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-        values = read_targets(head.task, labels, names=head.classes).values[rows]
-        return comparable(head.header.details, values)
+        values: np.ndarray = read_targets(head.task, labels, names=head.classes).values[rows]
+        return values
 
     def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
         """Return images of rows ``(n,)`` decoded in full; None where the features are of such."""

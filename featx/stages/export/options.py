@@ -17,7 +17,7 @@ from featx.errors import ConfigError
 
 MIN_OPSET = 18
 DEFAULT_RTOL = 0.02
-"""Largest logit difference allowed by default, as a share of the largest logit (at least 1).
+"""Largest logit difference allowed by default, as a share of the logits' typical size.
 
 The resize in the graph rounds some pixels to another grey level than Pillow's; docs/parity.md has
 what that does to logits.
@@ -40,7 +40,7 @@ class ExportOptions:
             else fp32.
         opset: Of the ONNX operators, 18 to 20.
         atol: Largest absolute logit difference to head(cached features) that is allowed at the
-            features' own precision; None takes ``DEFAULT_RTOL`` of the largest logit. Values of a
+            features' own precision; None takes ``DEFAULT_RTOL`` of their typical size. Values of a
             regression count in deviations of their target.
         max_drop: Points of validation accuracy that the file may lose against the head.
         max_images: Validation images that are run through the file, spread evenly over all.

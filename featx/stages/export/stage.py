@@ -16,6 +16,7 @@ from featx.artifact import Header, describe_environment, publishing, require_rep
 from featx.backbones.engines import OnnxEngine
 from featx.classifier.accuracy import measure_accuracy
 from featx.classifier.contract import Contract
+from featx.classifier.decisions import typical_size
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.precision import Precision
 from featx.classifier.proof import (
@@ -206,10 +207,10 @@ class _Export:
         logits: np.ndarray,
         engine: OnnxEngine,
     ) -> Proof:
-        bound = None
+        bound, trained = None, self._evidence.trained()
         if self._repeats_features:
-            largest = max(1.0, float(np.abs(logits).max()))
-            bound = self._options.atol or DEFAULT_RTOL * largest
+            size = typical_size(self._head.task, logits, trained)
+            bound = self._options.atol or DEFAULT_RTOL * size
         hard = self._evidence.hard(rows, images, engine.features)
         names = self._evidence.names(rows)
         return prove(
@@ -221,6 +222,7 @@ class _Export:
             hard=hard,
             coarse=self._precision != "fp32",
             full=self._evidence.in_full(rows),
+            trained=trained,
         )
 
     def _with_accuracy(self, draft: Classifier, proof: Proof) -> Proof:

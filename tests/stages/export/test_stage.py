@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import featx
 from featx.backbones.int8.calibration import Calibration
@@ -30,6 +31,7 @@ from featx.errors import (
 )
 from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
+from featx.stages.check import check
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.backbone import repeats_features
 from featx.stages.export.current import is_current
@@ -46,6 +48,36 @@ def test_the_file_answers_what_the_head_answers(trained: Any) -> None:
     assert report.proof.max_full_difference is None  # there is one way to decode
     assert "max_full_difference" not in report.header.details["proof"]
     assert report.num_bytes == trained.model.stat().st_size
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
+def test_a_class_without_training_images_leaves_the_bound_as_it_is(
+    trained: Any, solver: Any
+) -> None:
+    rows = ["path,label,split"]
+    for path in sorted(trained.source.rglob("*.*")):
+        rows.append(f"{path},{path.parent.name},train")
+    other, bounds = trained.folder / "wasp.png", []
+    Image.new("RGB", (30, 40), (90, 200, 10)).save(other)
+    for more in ([], [f"{other},wasps,val"]):
+        table = trained.folder / f"{len(more)}.csv"
+        table.write_text("\n".join([*rows, *more]))
+        features, head = table.with_suffix(".h5"), table.with_suffix(".safetensors")
+        extract(table, features, ExtractOptions(backbone="tiny"))
+        train_head(features, head, TrainOptions(solver=solver))
+        proof = export_onnx(head, table.with_suffix(".onnx"), ExportOptions(max_drop=100)).proof
+        assert proof is not None
+        bounds.append(proof.bound)
+    assert proof.untrained == (2,)
+    assert bounds[1] <= 3 * bounds[0] < 3
+    again = check(table.with_suffix(".onnx"), str(table)).repeated
+    assert again is not None
+    assert again.holds
+    ranked = ExportOptions(outputs=("probabilities",), max_drop=100)
+    export_onnx(head, trained.model, ranked)
+    again = check(trained.model, str(table)).repeated
+    assert again is not None
+    assert again.holds
 
 
 def test_the_proof_stands_in_the_file(trained: Any) -> None:
