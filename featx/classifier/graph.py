@@ -84,9 +84,9 @@ def build_classifier(
     _forget_origin(graph)
     graph.doc_string = text
     graph.input.append(_declared(source))
-    model = helper.make_model(
-        graph, opset_imports=backbone.opset_import, ir_version=backbone.ir_version
-    )
+    # The oldest version that has the opset: runtimes of that time refuse later ones.
+    ir_version = helper.find_min_ir_version_for(backbone.opset_import, ignore_unknown=True)
+    model = helper.make_model(graph, opset_imports=backbone.opset_import, ir_version=ir_version)
     model.functions.extend(backbone.functions)
     model.producer_name = "featx"
     model.doc_string = text

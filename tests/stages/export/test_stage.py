@@ -226,11 +226,17 @@ def test_a_precision_that_loses_accuracy_is_not_published(
     assert report.proof is not None  # who allows everything gets it, with the loss on record
 
 
-@pytest.mark.parametrize("opset", [18, 20])
-def test_each_opset_answers_alike(opset: int, trained: Any) -> None:
-    options = ExportOptions(opset=opset, input="crop", precision="int8" if opset == 18 else None)
+@pytest.mark.parametrize(
+    ("opset", "ir_version", "precision"),
+    [(18, 8, "int8"), (18, 8, "fp16"), (19, 9, None), (20, 9, None)],
+)
+def test_each_opset_answers_alike_in_the_ir_version_of_its_time(
+    opset: int, ir_version: int, precision: Any, trained: Any
+) -> None:
+    options = ExportOptions(opset=opset, input="crop", precision=precision, max_drop=100)
     report = export_onnx(trained.head, trained.model, options)
     model = onnx.load(trained.model)
+    assert model.ir_version == ir_version
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", opset)}
     assert report.header.details["opset"] == opset
     assert {node.domain for node in model.graph.node} == {""}
