@@ -235,7 +235,8 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
         else ""
     )
     found = [
-        f"decode to 8-bit RGB{scaled} and turn it as its EXIF orientation says",
+        f"decode to 8-bit RGB{scaled}, lay what is transparent on white, and turn it as its EXIF "
+        "orientation says",
         f"resize to {new}, as Pillow's resize with Resampling.{name.upper()} does: antialiased "
         f"(the {kernel} kernel is as wide as the reduction), weights only inside the image, one "
         "axis after the other, rounded to whole numbers 0 to 255 after each",

@@ -11,9 +11,9 @@ from featx.images.preprocess import PreprocessSpec
 def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, str]:
     """Return Markdown blocks of code: Python, JavaScript and C#.
 
-    Each is a whole program that takes the path of an image and prints the file's outputs. What the
-    file does not do itself, the Python program does with Pillow; the others read it prepared, as
-    raw numbers.
+    Each is a whole program that prints the file's outputs. What the file does not do itself, the
+    Python program does with Pillow: it takes the path of any image that featx takes. The others
+    take the path of raw numbers, prepared as their comment says.
     """
     return {
         "Python": f"```python\n{_python(model, contract, spec)}```\n",
@@ -33,9 +33,13 @@ def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
         "import onnxruntime",
         "from PIL import Image, ImageOps",
         "",
+        "",
+        *_python_decoding(spec),
+        "",
+        "",
         f"session = onnxruntime.InferenceSession({json.dumps(model)})",
         "classes = json.loads(session.get_modelmeta().custom_metadata_map['classes'])",
-        "image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert('RGB')",
+        "image = read_rgb(sys.argv[1])",
         *_python_steps(contract, spec),
         "outputs = [output.name for output in session.get_outputs()]",
         f"values = session.run(outputs, {{'{contract.input_name}': values[None]}})",
@@ -53,6 +57,46 @@ def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
     elif best := _scores(contract):
         lines.append(f"print(classes[values[outputs.index('{best}')][0].argmax()])")
     return "\n".join(lines) + "\n"
+
+
+def _python_decoding(spec: PreprocessSpec) -> list[str]:
+    """Return a function that decodes an image by the rules of ``images.decode``."""
+    lines = ["def read_rgb(path):", "    image = Image.open(path)"]
+    if spec.decode == "scaled":
+        side = "side" if spec.crop == "center" else "min(image.size)"
+        lines += [
+            f"    width, height = (2 * ({spec.resize} * {side} // min(image.size)) "
+            "for side in image.size)",
+            "    image.draft(None, (width, height))  # a JPEG at part of its size",
+        ]
+    return [
+        *lines,
+        "    if image.mode in ('I', 'F'):",
+        "        sys.exit('32-bit grey has no known range; convert it to 8 or 16 bits')",
+        "    image = ImageOps.exif_transpose(image)",
+        "    if image.mode.startswith('I;16'):  # 16-bit grey",
+        "        grey = np.asarray(image).astype(np.uint32)",
+        "        if 'transparency' in image.info:  # a grey that stands for transparent",
+        "            grey[grey == image.info['transparency']] = 65535",
+        "        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))",
+        "    elif image.has_transparency_data:  # is laid on white",
+        "        white = Image.new('RGBA', image.size, 'white')",
+        "        image = Image.alpha_composite(white, image.convert('RGBA'))",
+        "    return image.convert('RGB')",
+    ]
+
+
+def _raw_input(contract: Contract, spec: PreprocessSpec) -> str:
+    """Return what the file of raw numbers has to hold."""
+    size = spec.image_size
+    if contract.input == "image":
+        return (
+            "path, height and width of RGB bytes, row by row: decoded to 8 bits, upright, "
+            "transparency laid on white"
+        )
+    if contract.input == "crop":
+        return f"path of RGB bytes of {size}×{size} pixels, made as 'Preprocessing' says"
+    return f"path of 3×{size}×{size} floats, made as 'Preprocessing' says"
 
 
 def _scores(contract: Contract) -> str | None:
@@ -86,13 +130,10 @@ def _python_steps(contract: Contract, spec: PreprocessSpec) -> list[str]:
 def _javascript(model: str, contract: Contract, spec: PreprocessSpec) -> str:
     size = spec.image_size
     if contract.input == "image":
-        what = "RGB bytes of an image of any size, row by row (a canvas gives RGBA)"
         shape = "[1, Number(process.argv[3]), Number(process.argv[4]), 3]"
     elif contract.input == "crop":
-        what = f"RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says"
         shape = f"[1, {size}, {size}, 3]"
     else:
-        what = f"3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says"
         shape = f"[1, 3, {size}, {size}]"
     kind = "float32" if contract.input == "tensor" else "uint8"
     array = "Float32Array" if contract.input == "tensor" else "Uint8Array"
@@ -104,7 +145,7 @@ def _javascript(model: str, contract: Contract, spec: PreprocessSpec) -> str:
             "",
             "const bytesOf = (path) => new Uint8Array(readFileSync(path));",
             f"const session = await ort.InferenceSession.create(bytesOf({json.dumps(model)}));",
-            f"// {what}",
+            f"// takes the {_raw_input(contract, spec)}",
             f"const data = new {array}(bytesOf(process.argv[2]).buffer);",
             f'const input = new ort.Tensor("{kind}", data, {shape});',
             f"const outputs = await session.run({{ {contract.input_name}: input }});",
@@ -120,13 +161,10 @@ def _csharp(model: str, contract: Contract, spec: PreprocessSpec) -> str:
     size = spec.image_size
     kind = "float" if contract.input == "tensor" else "byte"
     if contract.input == "image":
-        what = "RGB bytes of an image of any size, row by row"
         shape = "1, int.Parse(args[1]), int.Parse(args[2]), 3"
     elif contract.input == "crop":
-        what = f"RGB bytes of {size}×{size} pixels, resized and cropped as 'Preprocessing' says"
         shape = f"1, {size}, {size}, 3"
     else:
-        what = f"3×{size}×{size} floats, resized, cropped and normalised as 'Preprocessing' says"
         shape = f"1, 3, {size}, {size}"
     read = (
         "System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(bytes).ToArray()"
@@ -141,7 +179,7 @@ def _csharp(model: str, contract: Contract, spec: PreprocessSpec) -> str:
             "",
             "OrtEnv.Instance().DisableTelemetryEvents();",
             f"using var session = new InferenceSession({json.dumps(model)});",
-            f"// {what}",
+            f"// takes the {_raw_input(contract, spec)}",
             "byte[] bytes = File.ReadAllBytes(args[0]);",
             f"var input = new DenseTensor<{kind}>({read}, new[] {{ {shape} }});",
             "using var outputs = session.Run(new[] {",

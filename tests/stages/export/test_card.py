@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from featx.classifier.contract import Contract
 from featx.classifier.session import open_classifier
+from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.card import licence
@@ -85,6 +87,73 @@ def test_the_python_program_gives_what_featx_gives(exported: tuple[Path, str], p
     best = classifier.classes[int(expected["probabilities"].argmax())]
     assert done.stdout.splitlines()[-1] == best
     assert "featx" not in code(card, "python")
+
+
+def encoded(folder: Path) -> list[Path]:
+    """Write small images of all modes that files have."""
+    rng = np.random.default_rng(5)
+    rgba = rng.integers(0, 256, (18, 31, 4), dtype=np.uint8)
+    grey16 = rng.integers(0, 65536, (18, 31)).astype(np.uint16)
+    rgb, on_side = Image.fromarray(rgba[..., :3]), Image.Exif()
+    on_side[0x0112] = 6
+    keyed = rgb.quantize(16)
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "rgb.png": (rgb, {}),
+        "rgb.jpg": (rgb, {"exif": on_side}),
+        "rgba.png": (Image.fromarray(rgba), {}),
+        "rgba on its side.png": (Image.fromarray(rgba), {"exif": on_side}),
+        "rgba.webp": (Image.fromarray(rgba), {"lossless": True}),
+        "clear.png": (Image.fromarray(np.zeros_like(rgba)), {}),
+        "grey and alpha.png": (Image.fromarray(rgba).convert("LA"), {}),
+        "grey.png": (rgb.convert("L"), {}),
+        "bits.png": (rgb.convert("1"), {}),
+        "grey16.png": (Image.fromarray(grey16), {}),
+        "grey16 on its side.png": (Image.fromarray(grey16), {"exif": on_side}),
+        "grey16.tif": (Image.fromarray(grey16), {}),
+        "palette.png": (keyed, {}),
+        "palette, one clear.png": (keyed, {"transparency": 3}),
+        "palette, some clear.png": (keyed, {"transparency": bytes(range(0, 256, 16))}),
+        "one clear.gif": (keyed, {"transparency": 3}),
+        "one colour clear.png": (rgb, {"transparency": rgb.getpixel((3, 3))}),
+        "one grey clear.png": (rgb.convert("L"), {"transparency": 7}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "cmyk.tif": (rgb.convert("CMYK"), {}),
+        "ycc.tif": (rgb.convert("YCbCr"), {}),
+        "rgb.bmp": (rgb, {}),
+        "lab.tif": (rgb.convert("LAB"), {}),
+    }
+    for name, (image, settings) in images.items():
+        image.save(folder / name, **settings)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("decode", ["full", "scaled"])
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_the_python_program_decodes_every_mode_as_featx_does(
+    tmp_path: Path, decode: Any, crop: Any
+) -> None:
+    size = {"image_size": 3, "resize": 4 if crop == "center" else 3}
+    spec = PreprocessSpec(mean=(0, 0, 0), std=(1, 1, 1), decode=decode, crop=crop, **size)
+    program = snippets("m.onnx", Contract(), spec)["Python"]
+    start, end = program.index("import json"), program.index("session =")
+    names: dict[str, Any] = {}
+    exec(compile(program[start:end], "card", "exec"), names)
+    for path in encoded(tmp_path):
+        expected = decode_image(path.read_bytes(), sample_id=path.name, preprocess=spec)
+        found = np.asarray(names["read_rgb"](BytesIO(path.read_bytes())))
+        assert (found.shape, found.tobytes()) == (expected.shape, expected.tobytes()), path.name
+    Image.new("I", (9, 9), 70000).save(tmp_path / "grey32.tif")
+    with pytest.raises(SystemExit, match="32-bit grey"):
+        names["read_rgb"](BytesIO((tmp_path / "grey32.tif").read_bytes()))
+
+
+def test_programs_without_a_decoder_say_what_they_take() -> None:
+    spec = PreprocessSpec(image_size=8, resize=10, mean=(0, 0, 0), std=(1, 1, 1))
+    for language in ("JavaScript", "C#"):
+        told = [snippets("m.onnx", Contract(each), spec)[language] for each in INPUTS]
+        assert "height and width of RGB bytes, row by row: decoded to 8 bits, upright" in told[0]
+        assert "8×8 pixels, made as 'Preprocessing' says" in told[1]
+        assert "3×8×8 floats" in told[2]
 
 
 def test_the_javascript_program_gives_what_featx_gives(
