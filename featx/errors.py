@@ -69,7 +69,7 @@ class BadImages(SourceError):
     SHOWN = 20
 
     def __init__(self, images: Sequence[tuple[str, str]], total: int, advice: str) -> None:
-        names = [f"  {name}: {reason}" for name, reason in images[: self.SHOWN]]
+        names = [printable(f"  {name}: {reason}") for name, reason in images[: self.SHOWN]]
         if len(images) > self.SHOWN:
             names.append(f"  … and {len(images) - self.SHOWN:,} more")
         head = f"{len(images):,} of {total:,} images cannot be used:"
@@ -150,6 +150,26 @@ class ParityError(ExportError):
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(type(self), difference=self.difference, bound=self.bound)
         return make, self.args
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Return the text with what a terminal would act on or cannot show written as escapes.
+
+    >>> print(printable("a\x1b[2J\n\u202eb"))
+    a\x1b[2J\n\u202eb
+
+    Args:
+        text: A name, or anything else that came from a file, a folder or a user.
+        keep: Characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """Return the escape of a character, in ASCII."""
+    return character.encode("unicode_escape").decode("ascii")
 
 
 _PACKAGE_OF = {

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from featx.cli import options
-from featx.cli.output import print_json, print_table
+from featx.cli.output import print_json, print_table, print_text
 
 _DEPTH = 2
 
@@ -59,7 +59,8 @@ def _list_layers(name: str, image_size: int | None, *, depth: int | None, as_jso
     if as_json:
         print_json({layer: list(shape[1:]) for layer, shape in shapes.items()})
         return
-    click.echo(f"{name} at {size} px; * is the default layer\n")
+    print_text(f"{name} at {size} px; * is the default layer")
+    click.echo()
     print_table(
         ["layer", "output"],
         [

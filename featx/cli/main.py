@@ -18,11 +18,11 @@ from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
-from featx.cli.output import printable
 from featx.cli.predict import predict
 from featx.cli.report import report
+from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
-from featx.errors import FeatxError, missing_package
+from featx.errors import BadImages, FeatxError, missing_package, printable
 
 
 class _Group(click.Group):
@@ -34,19 +34,26 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the flow, not of the alphabet
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with safe_streams():
+            return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as err:  # names of files may stand where options are expected
+            raise click.UsageError(printable(err.format_message()), err.ctx) from err
         except FeatxError as err:
-            # Names of files may hold what a terminal acts on; the lines of a list are ours.
-            text = "\n".join(map(printable, str(err).split("\n")))
-            raise click.ClickException(text) from err
+            # A list of images is the only text of several lines; it escapes the names itself.
+            keep = "\n" if isinstance(err, BadImages) else ""
+            raise click.ClickException(printable(str(err), keep=keep)) from err
         except ModuleNotFoundError as err:
             if told := missing_package(err):
                 raise click.ClickException(str(told)) from err
             raise
         except (KeyboardInterrupt, click.Abort) as stop:
-            click.echo(" ".join(("Interrupted.", *getattr(stop, "__notes__", ()))), err=True)
+            told = " ".join(("Interrupted.", *getattr(stop, "__notes__", ())))
+            click.echo(printable(told), err=True)
             sys.exit(130)
 
 
@@ -55,7 +62,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
-        click.echo(prefix + record.getMessage(), err=True)
+        click.echo(prefix + printable(record.getMessage()), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

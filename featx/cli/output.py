@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from featx.cli.streams import drawing_stream
+from featx.errors import printable
 
 if TYPE_CHECKING:
     from featx.stages.export import ExportReport
@@ -20,36 +24,58 @@ OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": 
 _SKIPPED_SHOWN = 10
 
 
-def print_json(value: object) -> None:
-    """Print a value as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    # A name that is not UTF-8 stands as "\udce9", which is JSON as well.
-    click.echo(text.encode("utf-8", "backslashreplace"))
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print a value as JSON in UTF-8: indented, or on one line.
+
+    What a terminal would act on stands as JSON's own escapes, as names do that are not UTF-8.
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False)
+    click.echo("\n".join(map(_json_escaped, text.split("\n"))).encode())
+
+
+def _json_escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
+
+
+def _finite(value: object) -> object:
+    """Return a JSON value with null for numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(own) for own in value]
+    return value
+
+
+def print_text(text: object) -> None:
+    """Print one line; line breaks and control characters in it are shown as escapes."""
+    click.echo(printable(str(text)))
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print ``name  value`` lines, the values aligned."""
     width = max(map(len, fields))
     for name, value in fields.items():
-        click.echo(f"{name:<{width}}  {value}")
+        print_text(f"{name:<{width}}  {value}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column is text and whose others are numbers, right-aligned."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    lines = [columns, ["─" * width for width in widths], *rows]
+    titles, *rows = ([printable(cell) for cell in row] for row in (columns, *rows))
+    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(columns))]
+    lines = [titles, ["─" * width for width in widths], *rows]
     for line in lines:
         first, *others = (
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         click.echo("  ".join([first, *others]).rstrip())
-
-
-def printable(text: str) -> str:
-    """Return the text with what a terminal would act on or cannot show written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 _SAME = {
@@ -108,7 +134,7 @@ def interval(low: float | None, high: float | None) -> str:
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
     """Print the first images that were left out, and why; ``rest`` shows the others."""
     for sample_id, reason in skipped[:_SKIPPED_SHOWN]:
-        click.echo(f"  {printable(sample_id)}: {printable(reason)}")
+        print_text(f"  {sample_id}: {reason}")
     if len(skipped) > _SKIPPED_SHOWN:
         click.echo(f"  … and {len(skipped) - _SKIPPED_SHOWN:,} more ({rest})")
 
@@ -146,7 +172,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
         Speed(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(file=drawing_stream()), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -158,9 +184,12 @@ def step_status(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
         yield None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status("Starting") as status:
-        yield lambda step: status.update(f"{step} …")
+    console = Console(file=drawing_stream())
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status("Starting", spinner=spinner) as status:
+        yield lambda step: status.update(Text(f"{printable(step)} …"))
 
 
 def human_bytes(count: int) -> str:

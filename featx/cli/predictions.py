@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.output import print_table
+from featx.cli.output import print_json, print_table
+from featx.errors import printable
 
 if TYPE_CHECKING:
     from featx.heads.task import Task
     from featx.stages.predict import Prediction
 
+_FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
+_KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with
 _RANKED = ("prediction", "2nd", "3rd")
 
 
@@ -60,23 +62,22 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
 def print_lines(predictions: Iterable[Prediction]) -> None:
     """Print one JSON object per line."""
     for prediction in predictions:
-        line = json.dumps(as_json(prediction), ensure_ascii=False) + "\n"
-        click.echo(line.encode("utf-8", "backslashreplace"), nl=False)
+        print_json(as_json(prediction), indent=None)
 
 
 def print_csv(predictions: Iterable[Prediction], task: Task, classes: Sequence[str]) -> None:
     """Print one line per image and class: image, rank, label, probability, error.
 
     Of tags one line per image, with those given as ``label`` and the probability of each; of a
-    regression one line per image with its values. As UTF-8 whatever the terminal's encoding; a name
-    that is not UTF-8 comes out as its own bytes.
+    regression one line per image with its values. As UTF-8 whatever the terminal's encoding. Text
+    that a spreadsheet would run as a formula begins with an apostrophe.
     """
     line = io.StringIO(newline="")
     writer = csv.writer(line)
 
-    def write(*fields: object) -> None:
-        writer.writerow(fields)
-        click.echo(line.getvalue().encode("utf-8", "surrogateescape"), nl=False)
+    def write(*fields: str) -> None:
+        writer.writerow(map(_cell, fields))
+        click.echo(line.getvalue().encode(), nl=False)
         line.seek(0)
         line.truncate()
 
@@ -89,6 +90,23 @@ def print_csv(predictions: Iterable[Prediction], task: Task, classes: Sequence[s
     for prediction in predictions:
         for fields in _lines(prediction, task, classes):
             write(prediction.image, *fields, prediction.error or "")
+
+
+def _cell(text: str) -> str:
+    """Return the text of a cell on one line; no formula to a spreadsheet, unless it is a number.
+
+    See https://owasp.org/www-community/attacks/CSV_Injection.
+    """
+    shown = printable(text, keep=_KEPT)
+    return f"'{shown}" if shown.startswith(_FORMULA) and not _is_number(shown) else shown
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(prediction: Prediction, task: Task, classes: Sequence[str]) -> list[list[str]]:

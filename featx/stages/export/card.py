@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
 from featx.classifier.contract import Contract, Value, steps
-from featx.errors import ArtifactExists
+from featx.errors import ArtifactExists, printable
 from featx.features.file import FeatureFile
 from featx.heads.targets import Labels, read_targets
 from featx.heads.task import Task, task_of
@@ -19,6 +19,7 @@ from featx.images.preprocess import PreprocessSpec
 from featx.stages.export.snippets import snippets
 
 _CLASSES_SHOWN = 100
+_PUNCTUATION = frozenset("\\|*_`~<>[]()!#&@:.")  # of Markdown, and of addresses that become links
 _KIND: dict[Task, str] = {
     "single-label": "An image classifier of {} classes",
     "multi-label": "An image classifier of {} tags that do not exclude each other",
@@ -133,7 +134,7 @@ def _lines(model: Path, header: Header, cache: FeatureFile | None) -> Iterator[s
     yield from _data(header, cache)
     yield "## Backbone and head\n"
     layer = f"layer {_code(spec['layer'])}, {spec['num_features']} features"
-    yield f"- backbone: {spec['backbone']}, {layer}"
+    yield f"- backbone: {_plain(spec['backbone'])}, {layer}"
     yield f"- weights: {_code(details['weights'])}, sha256 `{spec['weights_sha256']}`"
     yield f"- licence of the weights: {licence(details['weights'])}"
     yield f"- head: {_choice(details['head'])}, sha256 `{details['head_sha256']}`"
@@ -200,7 +201,11 @@ def _metrics(task: Task, metrics: Mapping[str, Any]) -> Iterator[str]:
         yield from _table(
             ("split", "images", *(title for title, _ in columns)),
             [
-                [split, f"{own['num_samples']:,}", *(_cell(own, names) for _, names in columns)]
+                [
+                    _plain(split),
+                    f"{own['num_samples']:,}",
+                    *(_cell(own, names) for _, names in columns),
+                ]
                 for split, own in metrics.items()
             ],
         )
@@ -210,7 +215,7 @@ def _metrics(task: Task, metrics: Mapping[str, Any]) -> Iterator[str]:
         ("split", "images", "top-1", "95 %", "balanced accuracy", "log loss", "ECE"),
         [
             [
-                split,
+                _plain(split),
                 f"{scores['num_samples']:,}",
                 f"{scores['top1']:.4f}",
                 f"{scores['top1_low']:.4f}–{scores['top1_high']:.4f}",
@@ -290,15 +295,11 @@ def _shape(value: Value) -> str:
 
 def _plain(text: object) -> str:
     """Return text on one line that is no Markdown."""
-    return "".join(f"\\{c}" if c in "|*_`<>[]\\" else c for c in _one_line(text))
+    return "".join(f"\\{c}" if c in _PUNCTUATION else c for c in printable(str(text)))
 
 
 def _code(text: object) -> str:
-    return f"`{_one_line(text).replace('`', ' ')}`"
-
-
-def _one_line(text: object) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return f"`{printable(str(text)).replace('`', ' ')}`"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

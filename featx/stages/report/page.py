@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featx.artifact import PAGE_SIGN, Header
 from featx.classifier.staleness import Staleness
+from featx.errors import printable
 from featx.stages.report.pictures import Mistake
 
 _CSS = """
@@ -117,8 +118,8 @@ def is_page_of(path: Path, made_from: str) -> bool:
 
 
 def text(value: object) -> str:
-    """Return text for a page; a name that is not UTF-8 keeps its shape."""
-    return escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
+    """Return text for a page; what cannot be shown, in a name that is not UTF-8, as an escape."""
+    return escape(printable(str(value)))
 
 
 def _facts(header: Header) -> str:

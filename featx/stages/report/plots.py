@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, printable
 from featx.stages.report.look import Map, Reliability, View
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def plot_values(true: np.ndarray, said: np.ndarray, name: str) -> str:
     axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
     axes.scatter(true, said, s=14, color=_BLUE, alpha=0.6, linewidths=0, rasterized=len(true) > 500)
     axes.set(xlabel=f"true {_short(name)}", ylabel="what the head says")
-    return _svg(figure, f"{name}: said over true")
+    return _svg(figure, f"{printable(name)}: said over true")
 
 
 def plot_map(plane: Map, seen: View, classes: Sequence[str]) -> str:
@@ -182,4 +182,5 @@ def _svg(figure: Figure, title: str) -> str:
 
 def _short(name: str) -> str:
     """Return a class name as a label: not too long, and no formula to matplotlib."""
-    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+    shown = printable(name)
+    return (shown if len(shown) <= 24 else f"{shown[:23]}…").replace("$", r"\$")
