@@ -52,8 +52,8 @@ class _Group(click.Group):
                 raise click.ClickException(str(told)) from err
             raise
         except (KeyboardInterrupt, click.Abort) as stop:
-            told = " ".join(("Interrupted.", *getattr(stop, "__notes__", ())))
-            click.echo(printable(told), err=True)
+            notes = " ".join(("Interrupted.", *getattr(stop, "__notes__", ())))
+            click.echo(printable(notes), err=True)
             sys.exit(130)
 
 
