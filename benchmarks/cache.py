@@ -26,12 +26,14 @@ import numpy as np
 from PIL import Image
 from report import ROOT, table
 
-from featx.artifact import Header
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.publish import publish_features, start_verifier
 from featx.features.records import Batch
 from featx.images.sources import Sample
+
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from headers import complete_header
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -199,7 +201,7 @@ def stream(count: int, num_features: int) -> None:
         start = time.perf_counter()
         publish_features(
             journal.output,
-            Header(kind="features", spec={"num_features": num_features}, classes=("a",)),
+            complete_header("features", {"num_features": num_features}, ("a",)),
             KnownRows(None, journal),
             samples=Names(count),
             rows=np.arange(count),

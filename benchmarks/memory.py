@@ -31,13 +31,15 @@ from typing import Any
 import click
 import h5py
 import numpy as np
-from report import table, write_measured
+from report import ROOT, table, write_measured
 
-from featx.artifact import Header
 from featx.features.known import RowBlock
 from featx.features.publish import publish_features
 from featx.images.sources import Sample
 from featx.stages.train.memory import parse_memory
+
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from headers import complete_header
 
 NUM_CLASSES, NUM_FACTORS = 10, 64
 BLOCK_BYTES = 2**22
@@ -89,11 +91,10 @@ def make(path: Path, num_rows: int, num_features: int) -> None:
         Sample(f"{row:08d}.jpg", label, splits[row % 10])
         for row, label in enumerate(made.labels().tolist())
     ]
-    header = Header(
-        kind="features",
-        spec={"backbone": "made up", "num_features": num_features},
-        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        details={"source": "", "weights": "", "val_fraction": 0.0, "skipped": []},
+    header = complete_header(
+        "features",
+        {"backbone": "made up", "num_features": num_features},
+        [f"class {number}" for number in range(NUM_CLASSES)],
     )
     publish_features(
         path,

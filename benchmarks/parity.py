@@ -11,6 +11,7 @@ in the graph with Pillow's.
 """
 
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,6 @@ import numpy as np
 import onnxruntime as ort
 from report import ROOT, table, write_measured
 
-from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.int8.calibrate import calibrate
 from featx.backbones.int8.quantize import quantize_graph
@@ -37,6 +37,9 @@ from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.stages.extract import ExtractOptions
 from featx.stages.extract.backbone import open_backbone
+
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from headers import complete_header
 
 CLASSES = ("ants", "bees")
 ROUNDS = 50
@@ -117,7 +120,7 @@ def file_of(
     """Return the content of an exported file."""
     model = build_classifier(graph or case.graph, [case.layer], case.geometry, contract, half=half)
     details = {"contract": contract.to_dict()}
-    header = Header(kind="classifier", spec=case.spec, classes=CLASSES, details=details)
+    header = complete_header("classifier", case.spec, CLASSES, details)
     return with_header(model, header)
 
 

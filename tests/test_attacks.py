@@ -22,6 +22,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import safetensors.numpy
+from headers import complete_header
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -363,7 +364,7 @@ def head_file(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> 
     """Write a head whose tensors were changed after its header was made."""
     spec = {"backbone": "tiny", "num_features": 3}
     layers = ((np.ones((2, 3), np.float32), np.zeros(2, np.float32)),)
-    saved = save_head(path, Head(Header("head", spec, ("ants", "bees")), layers))
+    saved = save_head(path, Head(complete_header("head", spec), layers))
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
     path.write_bytes(safetensors.numpy.save(tensors, {"featx": saved.header.to_json()}))

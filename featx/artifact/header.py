@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from featx.artifact.fields import require_fields
+from featx.artifact.schema import Unfit, brief
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 
 Kind = Literal["features", "head", "classifier"]
@@ -81,7 +82,7 @@ class Header:
         if version != SCHEMA_VERSION:
             raise ArtifactInvalid(
                 path,
-                f"'{path}' has schema version {version!r}; this featx reads {SCHEMA_VERSION}. "
+                f"'{path}' has schema version {brief(version)}; this featx reads {SCHEMA_VERSION}. "
                 "Make the file again, or use the featx that wrote it.",
             )
         try:
@@ -99,6 +100,13 @@ class Header:
             raise ArtifactInvalid(
                 path, f"'{path}': its header does not match its checksum; damaged or altered."
             )
+        try:
+            require_fields(kind, header.spec, header.classes, header.details, header.environment)
+        except Unfit as err:
+            raise ArtifactInvalid(
+                path,
+                f"'{path}': its header is damaged: {err}. Make the file again.",
+            ) from err
         return header
 
 
@@ -112,7 +120,7 @@ def _strings(values: Any) -> list[str]:
 
 def _article(kind: object) -> str:
     names = {"features": "cached features", "head": "a head", "classifier": "a classifier"}
-    return names.get(str(kind), f"'{kind}'") if kind in get_args(Kind) else f"kind {kind!r}"
+    return names.get(str(kind), f"'{kind}'") if kind in get_args(Kind) else f"kind {brief(kind)}"
 
 
 def canonical_json(value: object) -> str:
@@ -141,7 +149,7 @@ def differing_settings(
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differing_settings(a, b, prefix=f"{prefix}{name}.")
         elif _NOTHING in (a, b) or canonical_json(a) != canonical_json(b):
-            lines.append(f"{prefix}{name}: expected {_brief(a)}, found {_brief(b)}")
+            lines.append(f"{prefix}{name}: expected {brief(a)}, found {brief(b)}")
     return lines
 
 
@@ -152,14 +160,6 @@ class _Nothing:
 
 _NOTHING = _Nothing()
 _SHOWN = 12
-
-
-def _brief(value: object) -> str:
-    """Return a value, shortened: digests by their start, paths by their end."""
-    text = repr(value)
-    if re.fullmatch("'[0-9a-f]{64}'", text):
-        return f"{text[:13]}…'"
-    return text if len(text) <= 240 else f"{text[:60]}…{text[-160:]}"
 
 
 def differing_features(expected: Header, found: Header) -> list[str]:

@@ -14,11 +14,10 @@ from featx.artifact import Header, require_file
 from featx.backbones.session_options import session_options
 from featx.classifier.contract import Contract, Value
 from featx.classifier.providers import Provider, require_providers, require_started
-from featx.classifier.recorded import check_recorded
 from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.task import Task, require_task, thresholds_of
+from featx.heads.task import Task, task_of, thresholds_of
 from featx.images.preprocess import PreprocessSpec
 from featx.images.read_ahead import num_cores
 
@@ -230,10 +229,8 @@ def load_classifier(
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
-        task = require_task(header.details, len(header.classes))
-        contract = Contract.from_dict(header.details.get("contract"), task=task)
-        check_recorded(header.details)
-    except (KeyError, ValueError) as err:
+        contract = Contract.from_dict(header.details.get("contract"), task=task_of(header.details))
+    except ConfigError as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
     _require_contract(session, header, contract.input_value(preprocess), contract, path)
     return Classifier(session, path=path, header=header, preprocess=preprocess, contract=contract)
@@ -320,10 +317,9 @@ def _require_contract(
     Raises:
         ArtifactInvalid: They are not those of the contract.
     """
-    num_classes, num_features = len(header.classes), header.spec.get("num_features")
-    width = num_features if isinstance(num_features, int) else 0
+    num_classes, num_features = len(header.classes), header.spec["num_features"]
     try:
-        results = contract.output_values(num_classes=num_classes, num_features=width)
+        results = contract.output_values(num_classes=num_classes, num_features=num_features)
     except ConfigError as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
     inputs, outputs = session.get_inputs(), session.get_outputs()

@@ -102,6 +102,7 @@ def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     yield "graph", f"{count_nodes(path.read_bytes()):,} nodes, opset {opset}, {precision}"
     if "stale" in header.details:
         yield "stale", header.details["stale"]
-    yield from proof_fields(header.details["proof"]).items()
-    if date := (header.details["proof"] or {}).get("date"):
+    proof = header.details.get("proof")
+    yield from proof_fields(proof).items()
+    if date := (proof or {}).get("date"):
         yield "proven", date

@@ -51,7 +51,7 @@ def require_schema(file: h5py.File, header: Header, path: Path) -> None:
     Raises:
         ArtifactInvalid: They are not those of a feature file.
     """
-    num_rows, num_features = header.details.get("num_rows"), header.spec.get("num_features")
+    num_rows, num_features = header.details["num_rows"], header.spec["num_features"]
     expected = {
         "features": ((num_rows, num_features), ("<f4", "<f2")),
         "labels": ((num_rows,), ("<i8",)),

@@ -20,7 +20,7 @@ import safetensors.numpy
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
 from featx.heads.moments import Moments
-from featx.heads.task import Task, require_task, task_of, thresholds_of
+from featx.heads.task import Task, task_of, thresholds_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
@@ -201,7 +201,7 @@ def open_head(path: str | Path, *, verify: bool = True) -> Head:
             raise
         raise ArtifactInvalid(path, f"'{path}' is not a head, or is damaged ({err}).") from err
     _require_shapes(path, header, layers)
-    if verify and _checksum(layers) != header.details.get("sha256"):
+    if verify and _checksum(layers) != header.details["sha256"]:
         raise ArtifactInvalid(
             path,
             f"'{path}': its weights do not have the sha256 they were written with; the file is "
@@ -226,7 +226,6 @@ def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
     if not isinstance(text, str):
         raise ArtifactInvalid(path, f"'{path}' is a safetensors file, but not a head of featx's.")
     header = Header.from_json(text, path=path, kind="head")
-    require_task(header.details, len(header.classes))
     names = listing.keys() - {"__metadata__"}
     count = len(names) // 2
     expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}
@@ -270,7 +269,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_shapes(path: Path, header: Header, layers: Sequence[Layer]) -> None:
-    width = header.spec.get("num_features")
+    width = header.spec["num_features"]
     for i, (weight, bias) in enumerate(layers):
         fits = weight.ndim == 2 and weight.shape[1] == width and bias.shape == weight.shape[:1]
         if not fits:

@@ -52,16 +52,3 @@ def unit_of(details: Mapping[str, Any], num_targets: int) -> tuple[np.ndarray, n
     if not (fits and np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"it has no unit for {num_targets} targets")
     return mean, scale
-
-
-def require_task(details: Mapping[str, Any], num_outputs: int) -> Task:
-    """Return the task, once all is there that it needs.
-
-    Raises:
-        ValueError: Something is not.
-    """
-    task = task_of(details)
-    thresholds_of(details, num_outputs)
-    if task == "regression":
-        unit_of(details, num_outputs)
-    return task

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from headers import complete_header
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -66,7 +67,7 @@ def layer() -> Layer:
 
 @pytest.fixture(scope="session")
 def header(spec: PreprocessSpec) -> Header:
-    return Header(kind="classifier", spec={"preprocess": spec.to_dict()}, classes=CLASSES)
+    return complete_header("classifier", {"preprocess": spec.to_dict()}, CLASSES)
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +155,7 @@ def _export(case: Case, photos: list[tuple[np.ndarray, int]]) -> Exported:
     layer = fit_linear(features([image for image, _ in train]), labels, 2).layer
     backbone = export_network(network, image_size=geometry.image_size)
     graph = build_classifier(backbone, [layer], geometry)
-    header = Header(kind="classifier", spec=spec.to_dict(), classes=CLASSES)
+    header = complete_header("classifier", spec.to_dict(), CLASSES)
     classifier = load_classifier(with_header(graph, header), path=Path(f"{name}.onnx"))
     return Exported(backbone, layer, geometry, classifier, features)
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from headers import complete_header
 
 from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
@@ -45,7 +46,7 @@ def _classifier(tiny: tuple[bytes, dict[str, Any]], contract: Contract) -> Class
     graph, spec = tiny
     geometry = PreprocessSpec.from_dict(spec["preprocess"])
     model = build_classifier(onnx.load_from_string(graph), [LAYER], geometry, contract)
-    header = Header(
+    header = complete_header(
         kind="classifier",
         spec=spec,
         classes=("a", "b", "c"),
@@ -200,7 +201,7 @@ def test_a_backbone_without_the_usual_arithmetic(
         build_classifier(flat(8), [layer], spec, Contract("tensor"))
     model = build_classifier(flat(8), [layer], spec, Contract("crop"))
     details = {"contract": Contract("crop").to_dict()}
-    stamped = Header("classifier", header.spec, header.classes, details)
+    stamped = complete_header("classifier", header.spec, header.classes, details)
     classifier = load_classifier(with_header(model, stamped), path=Path("flat.onnx"))
     image = _photo(30, 20)
     features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
@@ -216,7 +217,9 @@ def test_a_backbone_without_the_usual_arithmetic(
 def test_a_header_that_claims_another_contract(
     claimed: Contract, plain: onnx.ModelProto, header: Header
 ) -> None:
-    stamped = Header("classifier", header.spec, header.classes, {"contract": claimed.to_dict()})
+    stamped = complete_header(
+        "classifier", header.spec, header.classes, {"contract": claimed.to_dict()}
+    )
     with pytest.raises(ArtifactInvalid, match="other inputs or outputs"):
         load_classifier(with_header(plain, stamped), path=Path("m.onnx"))
 
@@ -230,7 +233,7 @@ def test_a_header_that_claims_another_contract(
     ids=str,
 )  # fmt: skip
 def test_a_contract_that_was_damaged(broken: Any, plain: onnx.ModelProto, header: Header) -> None:
-    stamped = Header("classifier", header.spec, header.classes, {"contract": broken})
+    stamped = complete_header("classifier", header.spec, header.classes, {"contract": broken})
     with pytest.raises(ArtifactInvalid, match="header is damaged"):
         load_classifier(with_header(plain, stamped), path=Path("m.onnx"))
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from headers import complete_header
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper
@@ -231,7 +232,7 @@ def test_heads_of_any_depth(
     ]
     layers = [(weight, bias.astype(np.float32)) for weight, bias in layers]
     classes = tuple(f"class {i}" for i in range(num_classes))
-    header = Header(kind="classifier", spec={"preprocess": spec.to_dict()}, classes=classes)
+    header = complete_header("classifier", {"preprocess": spec.to_dict()}, classes)
     model = build_classifier(flat(8), layers, spec)
     classifier = load_classifier(with_header(model, header), path=Path("deep.onnx"))
     image = _noise(10, 10)
@@ -329,7 +330,7 @@ def test_metadata_can_be_read_with_onnxruntime_alone(
 @settings(max_examples=25)
 def test_any_class_names_survive(classes: list[str], plain_case: Any) -> None:
     model, spec = plain_case
-    header = Header(kind="classifier", spec={"preprocess": spec.to_dict()}, classes=tuple(classes))
+    header = complete_header("classifier", {"preprocess": spec.to_dict()}, classes)
     assert load_classifier(with_header(model, header), path=Path("x")).classes == tuple(classes)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from headers import complete_header
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
@@ -180,7 +182,7 @@ def _header(preprocess: PreprocessSpec, **changes: Any) -> Header:
         "spec": {"preprocess": preprocess.to_dict()},
         "classes": ("ants", "bees"),
     }
-    return Header(**(values | changes))
+    return complete_header(**(values | changes))
 
 
 @pytest.mark.parametrize("classes", [(), ("ants",), ("ants", "bees", "wasps")])
@@ -204,8 +206,10 @@ def test_the_header_of_another_kind(
 def test_a_header_without_usable_preprocessing(
     values: dict[str, Any], plain: onnx.ModelProto, spec: PreprocessSpec
 ) -> None:
+    header = _header(spec)
+    header = replace(header, spec=dict(header.spec) | {"preprocess": None} | values)
     with pytest.raises(ArtifactInvalid, match="header is damaged"):
-        load_classifier(_stamped(plain, _header(spec, spec=values)), path=PATH)
+        load_classifier(_stamped(plain, header), path=PATH)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 import pytest
+from headers import complete_header
 
 from featx.artifact import Header
 from featx.errors import ImageError
@@ -64,12 +65,8 @@ def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0)
 
 
 def header_of(num_features: int, classes: tuple[str, ...] = CLASSES, **details: Any) -> Header:
-    return Header(
-        kind="features",
-        spec={"backbone": "tiny", "num_features": num_features, "preprocess": {"resize": 32}},
-        classes=classes,
-        details={"source": "/photos", "skipped": [], **details},
-        environment={"python": "3"},
+    return complete_header(
+        "features", {"num_features": num_features}, classes, details, {"python": "3"}
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from headers import complete_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,7 @@ def head_of(*widths: int, seed: int = 0, **details: Any) -> Head:
     )
     classes = tuple(f"class {i}" for i in range(widths[-1]))
     spec = {"backbone": "tiny", "num_features": widths[0]}
-    return Head(Header("head", spec, classes, {"choice": {"C": 0.1}, **details}), layers)
+    return Head(complete_header("head", spec, classes, details), layers)
 
 
 def checksum(layers: tuple[Layer, ...]) -> str:
@@ -98,7 +99,7 @@ def test_anyone_can_read_it(tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "h.safetensors").read_bytes()[8 : 8 + size])
     header = json.loads(raw["__metadata__"]["featx"])
     assert (header["kind"], header["classes"]) == ("head", ["class 0", "class 1", "class 2"])
-    assert header["details"]["choice"] == {"C": 0.1}
+    assert header["details"]["choice"] == {"head": "linear", "solver": "lbfgs"}
 
 
 def test_equal_heads_give_equal_bytes(tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ def test_an_altered_tensor(whole: Path, name: str) -> None:
 @pytest.mark.parametrize("sha256", [None, 7, [], "x"])
 def test_a_header_without_the_checksum(whole: Path, sha256: object) -> None:
     tensors, header = parts(whole)
-    craft(whole, tensors, replace(header, details={"sha256": sha256}))
+    craft(whole, tensors, replace(header, details=header.details | {"sha256": sha256}))
     refused(whole, "sha256")
 
 
@@ -343,7 +344,8 @@ def with_layers(whole: Path, *layers: tuple[Any, Any], **changes: Any) -> None:
     for i, (weight, bias) in enumerate(layers):
         tensors |= {f"layers.{i}.weight": np.asarray(weight), f"layers.{i}.bias": np.asarray(bias)}
     single = tuple(tuple(np.asarray(part, "<f4") for part in layer) for layer in layers)
-    header = replace(header, details={"sha256": checksum(single)}, **changes)  # type: ignore[arg-type]
+    details = header.details | {"sha256": checksum(single)}
+    header = replace(header, details=details, **changes)  # type: ignore[arg-type]
     craft(whole, tensors, header)
 
 
@@ -428,7 +430,7 @@ def test_more_outputs_than_classes(whole: Path) -> None:
 
 def test_features_without_a_width(whole: Path) -> None:
     with_layers(whole, (zeros(3, 6), zeros(3)), spec={"backbone": "tiny"})
-    refused(whole, "expected None inputs")
+    refused(whole, r"spec\.\w+ is missing")
 
 
 # --- damage -------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featx.heads.task import TASKS, require_task, task_of, thresholds_of, unit_of
+from featx.heads.task import TASKS, task_of, thresholds_of, unit_of
 
 
 def test_heads_made_before_there_were_tasks_have_one_label() -> None:
@@ -47,11 +47,10 @@ def test_thresholds_are_read() -> None:
 )
 def test_a_regression_without_its_unit_is_refused(unit: object) -> None:
     with pytest.raises(ValueError, match="unit"):
-        require_task({"task": "regression", "unit": unit}, 2)
+        unit_of({"task": "regression", "unit": unit}, 2)
 
 
 def test_a_unit_is_read() -> None:
     details = {"task": "regression", "unit": {"mean": [0, 5], "scale": [1, 2]}}
-    assert require_task(details, 2) == "regression"
     mean, scale = unit_of(details, 2)
     assert (mean.tolist(), scale.tolist()) == ([0, 5], [1, 2])

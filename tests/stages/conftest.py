@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from headers import complete_header
 
-from featx.artifact import Header
 from featx.backbones.spec import BackboneSpec
 from featx.features.file import verify_features
 from featx.features.journal import Journal
@@ -79,7 +79,7 @@ def cached(
     **details: Any,
 ) -> Path:
     """Write a feature file; ``splits`` are 0 train, 1 val, 2 test."""
-    header = Header(
+    header = complete_header(
         kind="features",
         spec=BackboneSpec(
             backbone="tiny",

@@ -9,6 +9,7 @@ intervals      Wilson's, and by bootstrap
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,17 @@ def measure_for(
 
 
 def scores_from_dict(task: Task, values: Mapping[str, Any]) -> Scores:
-    """Return the scores of a task that ``to_dict`` made ``values`` of."""
-    kinds = {kind.task: kind for kind in (Metrics, MultiLabelMetrics, RegressionMetrics)}
-    scores: Scores = kinds[task](**values)
+    """Return the scores of a task that ``to_dict`` made ``values`` of, perhaps in a later featx."""
+    of_all, of_each, each = {
+        "single-label": (Metrics, ClassScores, "per_class"),
+        "multi-label": (MultiLabelMetrics, TagScores, "per_class"),
+        "regression": (RegressionMetrics, TargetScores, "per_target"),
+    }[task]
+    own = [_known(of_each, scores) for scores in values[each]]
+    scores: Scores = of_all(**_known(of_all, values) | {each: own})
     return scores
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has fields for."""
+    return {field.name: values[field.name] for field in fields(kind)}

@@ -7,7 +7,7 @@ labelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from featx.classifier.decisions import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
 from featx.classifier.session import Classifier, open_classifier
-from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
+from featx.errors import ArtifactMismatch, ConfigError
 from featx.heads.targets import Labels, read_targets
 from featx.images.decode import content_digest, pixels_of
 from featx.images.read_ahead import read_ahead
@@ -79,7 +79,6 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         max_images: Labelled images that are run at most, spread evenly.
 
     Raises:
-        ArtifactInvalid: The proof is not as featx writes it.
         ArtifactMismatch: The source holds none of the proof's images.
         ConfigError: The model has no proof, or gives nothing to compare.
         SourceError: The source or an image cannot be used.
@@ -120,36 +119,28 @@ def _parse(
     """Return the images of a proof, what is allowed, the accuracy, and outputs that are compared.
 
     Raises:
-        ArtifactInvalid: It is not as featx writes it.
         ConfigError: It was written before proofs held images.
     """
-    if isinstance(proof, Mapping) and "witnesses" not in proof:
+    if not proof.get("witnesses"):
         raise ConfigError(
             f"'{path}' comes from an earlier featx: its proof names no images that could be run "
             "again. Export it anew."
         )
-    try:
-        witnesses = [
-            _Witness(
-                str(image["sample_id"]),
-                bytes.fromhex(image["digest"]),
-                np.array(image["logits"], np.float32),
-            )
-            for image in proof["witnesses"]
-        ]
-        bound = proof["bound"]
-        if bound is None:
-            bound = max(_SMALLEST, _TWICE * float(proof["max_difference"]))
-        accuracy = proof["accuracy"]
-        recorded = None if accuracy is None else float(accuracy["file"])
-        shapes = {witness.logits.shape for witness in witnesses}
-        if shapes != {(len(classifier.classes),)}:
-            raise ValueError("its logits are not of the model's classes")
-        trained = np.ones(len(classifier.classes), bool)
-        trained[proof.get("untrained", [])] = False
-        return witnesses, float(bound), recorded, trained
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
-        raise ArtifactInvalid(path, f"'{path}': its proof is damaged ({err}).") from err
+    witnesses = [
+        _Witness(
+            image["sample_id"],
+            bytes.fromhex(image["digest"]),
+            np.array(image["logits"], np.float32),
+        )
+        for image in proof["witnesses"]
+    ]
+    bound, accuracy = proof["bound"], proof.get("accuracy")
+    if bound is None:
+        bound = max(_SMALLEST, _TWICE * proof["max_difference"])
+    recorded = None if accuracy is None else float(accuracy["file"])
+    trained = np.ones(len(classifier.classes), bool)
+    trained[proof.get("untrained", [])] = False
+    return witnesses, float(bound), recorded, trained
 
 
 def _find(witnesses: Sequence[_Witness], images: ImageSource) -> list[tuple[int, _Witness]]:

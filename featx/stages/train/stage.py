@@ -9,7 +9,7 @@ from typing import Any
 
 from featx.artifact import Header, describe_environment, require_replaceable
 from featx.classifier.staleness import record_provenance
-from featx.errors import ArtifactInvalid, ConfigError
+from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
@@ -54,7 +54,6 @@ def train_head(
         raise ConfigError(f"the head would replace '{features}', which it is trained on.")
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
-    _require_provenance(cache)
     warn_of_leaks(cache)
     earlier = open_earlier(output) if exists else None
     if earlier and (report := report_if_current(output, earlier, cache, options)):
@@ -81,15 +80,6 @@ def _of_classes(trained: Trained) -> dict[str, Metrics]:
 
 _PROVENANCE = ("source", "weights", "val_fraction")
 """What export needs to find images and weights again; the head passes it on."""
-
-
-def _require_provenance(cache: FeatureFile) -> None:
-    missing = [name for name in _PROVENANCE if name not in cache.header.details]
-    if missing:
-        raise ArtifactInvalid(
-            cache.path,
-            f"'{cache.path}' does not say its {', '.join(missing)}; extract it again.",
-        )
 
 
 def _header(

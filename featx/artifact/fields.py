@@ -1,0 +1,305 @@
+"""The fields of a header that readers use, with types and ranges, for each kind of artifact.
+
+Fields that are not declared are ignored, except where a mapping decides what features mean. A field
+that older files lack is optional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from featx.artifact.schema import (
+    Rule,
+    Unfit,
+    digest,
+    flag,
+    items,
+    list_of,
+    mapping_of,
+    nullable,
+    number,
+    path_text,
+    record,
+    text,
+    whole,
+)
+
+_SHARE = number(0, 1)
+_TASK = text("single-label", "multi-label", "regression")
+_INT64 = whole(-(2**63), 2**63 - 1)
+_COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
+
+
+def require_fields(
+    kind: str, spec: Any, classes: tuple[str, ...], details: Any, environment: Any
+) -> None:
+    """Check what a header of some kind says.
+
+    Raises:
+        Unfit: A field is missing, or has a value that no reader can use.
+    """
+    _spec(spec, "spec")
+    list_of(text())(classes, "classes")
+    mapping_of(text())(environment, "environment")
+    if kind == "features":
+        _FEATURES(details, "details")
+        return
+    record({}, {"task": _TASK})(details, "details")
+    task = details.get("task", "single-label")
+    of_kind = _head if kind == "head" else _classifier
+    of_kind(task, len(classes))(details, "details")
+
+
+# --- what features mean ---------------------------------------------------------------------------
+
+
+def _preprocess(value: Any, name: str) -> None:
+    channels = list_of(number(-1e6, 1e6), length=3)
+    record(
+        {
+            "image_size": whole(1, 4096),
+            "resize": whole(1, 4 * 4096),
+            "crop": text("center", "none"),
+            "interpolation": text("bilinear", "bicubic"),
+            "mean": channels,
+            "std": list_of(number(1e-6, 1e6), length=3),
+        },
+        {"decode": text("full", "scaled")},
+        closed=True,
+    )(value, name)
+    size = value["image_size"]
+    whole(size, size if value["crop"] == "none" else 4 * 4096)(value["resize"], f"{name}.resize")
+
+
+def _spec(value: Any, name: str) -> None:
+    calibration = record(
+        {
+            "scheme": whole(),
+            "ranges": mapping_of(items(number(), number())),
+        },
+        closed=True,
+    )
+    fields = {
+        "backbone": path_text,
+        "weights_sha256": digest(),
+        "layer": path_text,
+        "pool": text("auto", "none", "avg", "max", "cls", "flatten"),
+        "num_features": whole(1, 2**31),
+        "preprocess": _preprocess,
+        "precision": text("fp32", "tf32", "bf16", "fp16", "int8"),
+    }
+    in_int8 = isinstance(value, Mapping) and value.get("precision") == "int8"
+    record(fields | ({"calibration": calibration} if in_int8 else {}), closed=True)(value, name)
+
+
+# --- features -------------------------------------------------------------------------------------
+
+_REQUEST = record(
+    {
+        "backbone": path_text,
+        "weights": path_text,
+        "layer": nullable(path_text),
+        "pool": text("auto", "none", "avg", "max", "cls", "flatten"),
+        "image_size": nullable(whole(1)),
+        "resize": nullable(whole(1)),
+        "crop": nullable(text("center", "none")),
+        "seed": _INT64,
+    },
+    {
+        "decode": text("full", "scaled"),
+        "precision": text("fp32", "tf32", "bf16", "fp16", "int8"),
+    },
+    closed=True,
+)
+
+_FEATURES = record(
+    {
+        "num_rows": whole(1),
+        "sha256": record(dict.fromkeys(_COLUMNS, digest())),
+        "source": path_text,
+        "weights": path_text,
+        "request": _REQUEST,
+        "dtype": text("float32", "float16"),
+        "max_pixels": whole(1),
+        "val_fraction": _SHARE,
+        "skipped": list_of(items(path_text, text(), list_of(_INT64, length=3))),
+    },
+    {"num_ignored": whole(), "label_kind": text("tags", "classes")},
+)
+
+# --- heads ----------------------------------------------------------------------------------------
+
+_INTERVALS = {
+    name: nullable(_SHARE)
+    for name in (
+        *("precision", "precision_low", "precision_high"),
+        *("recall", "recall_low", "recall_high"),
+    )
+}
+_COUNTS = {"num_samples": whole(), "num_predicted": whole()}
+_PROBABILITIES = {"log_loss": number(0), "ece": _SHARE}
+
+
+def _scores(task: str, num_outputs: int) -> Rule:
+    """Return the rule of the scores on one split."""
+
+    def each(fields: dict[str, Rule]) -> Rule:
+        return list_of(record(fields), length=num_outputs)
+
+    if task == "regression":
+        errors = {"mae": number(0), "rmse": number(0), "r2": nullable(number(high=1))}
+        bounds = {"mae_low": number(0), "mae_high": number(0)}
+        bounds |= dict.fromkeys(("r2_low", "r2_high"), nullable(number(high=1)))
+        return record({"num_samples": whole(), **errors, **bounds, "per_target": each(errors)})
+    if task == "multi-label":
+        shares = dict.fromkeys(("micro_f1", "macro_f1", "exact", "exact_low", "exact_high"), _SHARE)
+        own = {"threshold": _SHARE, "average_precision": nullable(_SHARE)}
+        of_all = {"num_samples": whole(), "mean_average_precision": nullable(_SHARE)}
+        per_class = {"per_class": each({**_COUNTS, **own, **_INTERVALS})}
+        return record({**of_all, **shares, **_PROBABILITIES, **per_class})
+    names = ("top1", "top1_low", "top1_high", "balanced_accuracy", "macro_f1")
+    return record(
+        {
+            "num_samples": whole(),
+            **dict.fromkeys(names, _SHARE),
+            "top5": nullable(_SHARE),
+            **_PROBABILITIES,
+            "per_class": each({**_COUNTS, **_INTERVALS}),
+        }
+    )
+
+
+def _of_task(task: str, num_outputs: int) -> dict[str, Rule]:
+    """Return the fields that a head of some task has beside those of every head."""
+    fields = {"metrics": mapping_of(_scores(task, num_outputs))}
+    if task == "multi-label":
+        fields["thresholds"] = list_of(_between_0_and_1, length=num_outputs)
+    if task == "regression":
+        mean, scale = (list_of(rule, num_outputs) for rule in (number(), number(0, above=True)))
+        fields["unit"] = record({"mean": mean, "scale": scale})
+    return fields
+
+
+def _between_0_and_1(value: Any, name: str) -> None:
+    number(0, 1, above=True)(value, name)
+    if value == 1:
+        raise Unfit(name, "a number below 1", value)
+
+
+def _choice(value: Any, name: str) -> None:
+    """Check how a head was fitted; where there is a path, its points have the same measure."""
+    strength = number(0, above=True)
+    record({"head": text(), "solver": text()}, {"strength": strength})(value, name)
+    list_of(record({"strength": strength}))(value.get("path", []), f"{name}.path")
+    if not value.get("path"):
+        return
+    by_error = "error" in value["path"][0]
+    measure = {"error" if by_error else "log_loss": number(0)}
+    top1 = nullable(_SHARE) if value["path"][0].get("top1") is None else _SHARE
+    point = record({"strength": strength, "top1": top1, **measure})
+    record({"strength": strength, "path": list_of(point)})(value, name)
+
+
+_CALIBRATION = record(
+    {
+        "temperature": number(0, above=True),
+        "num_samples": whole(),
+        **dict.fromkeys(("log_loss_before", "log_loss_after"), number(0)),
+        **dict.fromkeys(("ece_before", "ece_after"), _SHARE),
+    }
+)
+
+
+_ROW_SET = record({"num_rows": whole(), "sha256": digest(), "labels_sha256": digest()})
+_PROVENANCE = record(
+    {"trained": _ROW_SET, "scored": mapping_of(_ROW_SET), "sample": text(), "columns": digest()},
+    {"drawn": flag},
+)
+_MADE_FROM = record({}, {"features": text()})
+
+
+def _head(task: str, num_outputs: int) -> Rule:
+    return record(
+        {
+            "sha256": digest(),
+            "features": path_text,
+            "source": path_text,
+            "weights": path_text,
+            "val_fraction": _SHARE,
+            "choice": _choice,
+            **_of_task(task, num_outputs),
+        },
+        {
+            "calibration": nullable(_CALIBRATION),
+            "provenance": _PROVENANCE,
+            "made_from": _MADE_FROM,
+        },
+    )
+
+
+# --- classifiers ----------------------------------------------------------------------------------
+
+
+def _proof(task: str, num_outputs: int) -> Rule:
+    accuracy = record(
+        {
+            **dict.fromkeys(("num_images", "num_available"), whole()),
+            **dict.fromkeys(("file", "head"), number(high=1)),
+        },
+        {"measure": text()},
+    )
+    reference = record(
+        {
+            "sample_id": path_text,
+            "digest": digest(32),
+            "logits": list_of(number(-3.4e38, 3.4e38), length=num_outputs),
+        }
+    )
+    full = {"full_top1_agreement": number(high=1), "max_full_difference": number(0)}
+
+    def rule(value: Any, name: str) -> None:
+        is_of_scaled = isinstance(value, Mapping) and "max_full_difference" in value
+        record(
+            {
+                "num_images": whole(),
+                "top1_agreement": number(high=1),
+                "max_difference": number(0),
+                "bound": nullable(number(0)),
+                **(full if is_of_scaled else {}),
+            },
+            {
+                "task": text(task),
+                "date": text(),
+                "hard": mapping_of(number(0)),
+                "accuracy": nullable(accuracy),
+                "untrained": list_of(whole(0, num_outputs - 1)),
+                "witnesses": nullable(list_of(reference, at_least=1)),
+            },
+        )(value, name)
+        if value.get("task", "single-label") != task:
+            raise Unfit(f"{name}.task", task, value.get("task"))
+
+    return rule
+
+
+def _classifier(task: str, num_outputs: int) -> Rule:
+    return record(
+        {
+            "source": path_text,
+            "weights": path_text,
+            "val_fraction": _SHARE,
+            **_of_task(task, num_outputs),
+        },
+        {
+            "contract": nullable(
+                record({"input": text("image", "crop", "tensor"), "outputs": list_of(text())})
+            ),
+            "precision": text(),
+            "opset": whole(1),
+            "head": _choice,
+            "made_from": _MADE_FROM,
+            "stale": text(),
+            "proof": nullable(_proof(task, num_outputs)),
+        },
+    )
