@@ -23,6 +23,8 @@ MAX_TOP_K = 1000
 _TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
 _CHOICES = ("logits", "probabilities", "values", "features")
 _OF_CLASSES = ("logits", "probabilities")
+_ROUNDING = 1e-3
+"""By which a probability may miss [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,30 @@ class Value:
     dtype: str
     shape: tuple[int | str, ...]
     text: str
+
+
+def find_fault(value: Value, found: np.ndarray, *, num_rows: int, num_classes: int) -> str | None:
+    """Return what is wrong with an output that a graph gave, None where it is as promised.
+
+    Args:
+        value: The promise.
+        found: The output, any shape.
+        num_rows: Images that went in.
+        num_classes: That ``top_classes`` may index.
+    """
+    shape = (num_rows, *value.shape[1:])
+    if found.shape != shape or found.dtype != value.dtype:
+        return f"{found.dtype} {found.shape}, expected {value.dtype} {shape}"
+    if not np.isfinite(found).all():
+        return "numbers that are not finite"
+    if value.name in ("probabilities", "top_scores"):
+        low, high = -_ROUNDING, 1 + _ROUNDING
+    elif value.name == "top_classes":
+        low, high = 0, num_classes - 1
+    else:
+        return None
+    outside = (found < low) | (found > high)
+    return f"{found[outside][0]:.6g}, outside 0 to {high:.0f}" if outside.any() else None
 
 
 @dataclass(frozen=True)

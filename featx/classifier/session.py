@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import onnxruntime as ort
 
 from featx.artifact import Header, require_file
 from featx.backbones.session_options import session_options
-from featx.classifier.contract import Contract, Value
+from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
@@ -27,6 +29,23 @@ _ORT_TYPES = {
     "float32": "tensor(float)",
     "int64": "tensor(int64)",
 }
+
+
+_sessions: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
+"""Those that are open."""
+
+
+def _abandon_sessions() -> None:
+    """Keep a forked process from closing its parent's sessions.
+
+    Closing one waits for its threads, and a fork takes none of them along: the process would hang
+    when it exits. A reference that nobody gives back keeps each of them open.
+    """
+    for session in _sessions:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+os.register_at_fork(after_in_child=_abandon_sessions)
 
 
 class Classifier:
@@ -54,7 +73,10 @@ class Classifier:
         self.preprocess = preprocess
         self.contract = contract
         self._input = contract.input_value(preprocess)
-        self._names = [value.name for value in session.get_outputs()]
+        self._outputs = contract.output_values(
+            num_classes=len(header.classes), num_features=header.spec["num_features"]
+        )
+        self._names = [value.name for value in self._outputs]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,7 +116,8 @@ class Classifier:
 
         Raises:
             ConfigError: The array is of another type or shape, or an image has no pixels.
-            ArtifactInvalid: The file's graph does not run on it.
+            ArtifactInvalid: The file's graph does not run on it, or gives what the contract rules
+                out: other shapes, numbers that are not finite, no probabilities.
         """
         wanted = self._input
         fits = inputs.dtype == wanted.dtype and inputs.ndim == len(wanted.shape)
@@ -111,6 +134,16 @@ class Classifier:
             raise ArtifactInvalid(
                 self.path, f"'{self.path}' cannot be run on {inputs.shape}: {_first_line(err)}"
             ) from err
+        for value, found in zip(self._outputs, values, strict=True):
+            fault = find_fault(
+                value, found, num_rows=len(inputs), num_classes=len(self.header.classes)
+            )
+            if fault:
+                raise ArtifactInvalid(
+                    self.path,
+                    f"'{self.path}' gives {value.name} that cannot be: {fault}. Its graph is "
+                    "damaged, or was never one of featx's; export it again.",
+                )
         return dict(zip(self._names, values, strict=True))
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
@@ -293,6 +326,7 @@ def _start(
         raise ArtifactInvalid(
             path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
         ) from err
+    _sessions.add(session)
     require_started(session, providers)
     return session
 

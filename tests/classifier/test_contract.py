@@ -14,7 +14,7 @@ from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import read_graph, recall
 from featx.backbones.spec import BackboneRequest
-from featx.classifier.contract import MAX_TOP_K, Contract, normalise, output_names
+from featx.classifier.contract import MAX_TOP_K, Contract, find_fault, normalise, output_names
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ExportError
@@ -254,3 +254,33 @@ def test_a_contract_follows_the_task() -> None:
     ):
         with pytest.raises(ConfigError, match=f"a head of {task} has no output"):
             Contract("image", outputs).for_task(task)  # type: ignore[arg-type]
+
+
+# --- what a graph gave --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "fault"),
+    [
+        ("logits", [[-1e4, 5], [0, 3]], None),
+        ("logits", [[0, 3]], "expected float32 (2, 2)"),
+        ("logits", [[0, 3, 1], [0, 3, 1]], "expected float32 (2, 2)"),
+        ("logits", [0, 3], "expected float32 (2, 2)"),
+        ("logits", [[0, np.nan], [0, 3]], "not finite"),
+        ("features", [[0, 1], [np.inf, 3]], "not finite"),
+        ("probabilities", [[0, 1.00001], [0.5, 0.5]], None),
+        ("probabilities", [[0, 1.1], [0.5, 0.5]], "1.1, outside 0 to 1"),
+        ("probabilities", [[-0.1, 1], [0.5, 0.5]], "-0.1, outside 0 to 1"),
+        ("probabilities", [[np.nan, 1], [0.5, 0.5]], "not finite"),
+        ("top_scores", [[2.0], [0.5]], "2, outside 0 to 1"),
+        ("top_classes", [[0], [1]], None),
+        ("top_classes", [[0], [2]], "2, outside 0 to 1"),
+        ("top_classes", [[-1], [0]], "-1, outside 0 to 1"),
+    ],
+)
+def test_what_a_graph_must_not_give(name: str, found: Any, fault: str | None) -> None:
+    contract = Contract(outputs=("logits", "probabilities", "features", "top-1"))
+    values = contract.output_values(num_classes=2, num_features=2)
+    (value,) = (value for value in values if value.name == name)
+    told = find_fault(value, np.array(found, value.dtype), num_rows=2, num_classes=2)
+    assert (told is None) if fault is None else (fault in str(told))

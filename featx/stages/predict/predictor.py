@@ -7,6 +7,7 @@ second session, of one thread, which is opened when the first long list comes.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -19,8 +20,9 @@ from PIL import Image
 
 from featx.backbones.engines import default_batch_size
 from featx.classifier.providers import Provider
+from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, load_classifier, read_classifier
-from featx.errors import ConfigError, ImageError
+from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.task import Task
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square
@@ -42,6 +44,9 @@ _MAX_BATCH_BYTES = 2**25
 
 class Predictor:
     """An exported classifier, ready to answer; several threads may ask it at the same time.
+
+    A process that was forked opens its sessions anew with the first question; threads of ONNX
+    Runtime do not follow into it.
 
     Args:
         path: The ONNX file.
@@ -70,20 +75,21 @@ class Predictor:
         self._providers = providers
         self._threads = num_cores() if threads is None else threads
         self._path, self._content = Path(path), read_classifier(path)
-        self._classifier = self._open(self._threads)
-        _require_answers(self._classifier)
+        self._seal = self._content[-SEAL_BYTES:]
+        self._opened = self._open(self._threads)
+        _require_answers(self._opened)
         self._own_thread: Classifier | None = None
-        self._opening = threading.Lock()
+        self._opening, self._process = threading.Lock(), os.getpid()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
-        return self._classifier.classes
+        return self._opened.classes
 
     @property
     def task(self) -> Task:
         """What it answers: classes, tags or numbers."""
-        return self._classifier.task
+        return self._opened.task
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
         """Return a prediction for each image, in order.
@@ -133,6 +139,26 @@ class Predictor:
         if self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
             return self._side_by_side(named, top_k)
         return self._together(named, top_k)
+
+    @property
+    def _classifier(self) -> Classifier:
+        """The classifier, with a session of this process.
+
+        Raises:
+            ArtifactMissing: The process was forked, and the file is gone.
+            ArtifactInvalid: The process was forked, and the file is another now.
+        """
+        if self._process != os.getpid():
+            self._content = read_classifier(self._path)
+            if self._content[-SEAL_BYTES:] != self._seal:
+                raise ArtifactInvalid(
+                    self._path,
+                    f"'{self._path}' was replaced since the parent process opened it. Start that "
+                    "process again.",
+                )
+            self._opened, self._own_thread = self._open(self._threads), None
+            self._opening, self._process = threading.Lock(), os.getpid()
+        return self._opened
 
     def _one_by_one(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         for image in images:
@@ -214,6 +240,7 @@ class Predictor:
 
     def _of_one_thread(self) -> Classifier:
         """Return the same classifier with one thread for each batch; opened once."""
+        _ = self._classifier  # of this process, as the content below
         with self._opening:
             if self._own_thread is None:
                 self._own_thread = self._open(1, verify=False)

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import weakref
@@ -14,15 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from featx.classifier.seal import seal
 from featx.classifier.session import Classifier, open_classifier
 from featx.cli import main
-from featx.errors import ArtifactMissing, ConfigError, ImageError
+from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError, ImageError
 from featx.images.decode import MAX_PIXELS, decode_image
 from featx.images.preprocess import resize
+from featx.stages.evaluate import evaluate
 from featx.stages.predict import Prediction, Predictor, find_images
 from featx.stages.predict import predictor as predictor_module
 
@@ -413,3 +418,122 @@ def require_close(answers: Sequence[Prediction], expected: Sequence[Prediction])
     for answer, other in zip(answers, expected, strict=True):
         assert (answer.image, answer.label) == (other.image, other.label)
         assert dict(answer.top) == pytest.approx(dict(other.top), abs=1e-5)
+
+
+# --- forks --------------------------------------------------------------------------------------
+
+_FORK = """
+import os, signal, sys
+import numpy as np
+import featx
+
+model, threads, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+images = [np.full((20, 30, 3), 3 * i, np.uint8) for i in range(count)]
+predictor = featx.Predictor(model, threads=threads)
+expected = predictor.predict(images)
+
+def forked(work):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(30)  # a process that hangs is killed
+        work()
+        sys.exit(0)
+    return os.waitpid(pid, 0)[1]
+
+def answer():
+    assert predictor.predict(images) == expected
+
+print(forked(answer), forked(lambda: None), forked(lambda: (answer(), sys.exit(forked(answer)))))
+assert predictor.predict(images) == expected
+"""
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 1), (2, 40), (4, 2)])
+def test_a_forked_process_answers_and_ends(model: Path, threads: int, count: int) -> None:
+    """As under a server that loads the model first and forks its workers then."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORK, str(model), str(threads), str(count)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout.split(), done.stderr) == (["0", "0", "0"], "")
+
+
+def test_a_forked_process_does_not_answer_with_another_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    shutil.copy(model, path)
+    predictor = Predictor(path, threads=1)
+    own = os.getpid()
+    monkeypatch.setattr(predictor_module.os, "getpid", lambda: own + 1)
+    assert predictor.predict([np.zeros((8, 8, 3), np.uint8)])[0].label
+    monkeypatch.setattr(predictor_module.os, "getpid", lambda: own + 2)
+    path.write_bytes(seal(model.read_bytes()))
+    with pytest.raises(ArtifactInvalid, match="was replaced since the parent process opened it"):
+        predictor.predict([np.zeros((8, 8, 3), np.uint8)])
+
+
+# --- answers that cannot be ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=["nan", "one row", "no probability"])
+def liar(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> Path:
+    """A sealed model of the right contract whose graph gives what cannot be."""
+    value, node = helper.make_tensor_value_info, helper.make_node
+    weight = np.full((3, 10), np.nan if request.param == "nan" else 1, np.float32)
+    last = {
+        "nan": [
+            node("Identity", ["sums"], ["logits"]),
+            node("Softmax", ["sums"], ["probabilities"]),
+        ],
+        "one row": [
+            node("ReduceMean", ["sums", "zero"], ["logits"], keepdims=1),
+            node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "no probability": [
+            node("Identity", ["sums"], ["logits"]),
+            node("Identity", ["sums"], ["probabilities"]),
+        ],
+    }[request.param]
+    graph = helper.make_graph(
+        [
+            node("Cast", ["image"], ["values"], to=TensorProto.FLOAT),
+            node("ReduceMean", ["values", "axes"], ["means"], keepdims=0),
+            node("MatMul", ["means", "weight"], ["sums"]),
+            *last,
+        ],
+        "liar",
+        [value("image", TensorProto.UINT8, ["batch", "height", "width", 3])],
+        [value(name, TensorProto.FLOAT, ["batch", 10]) for name in ("logits", "probabilities")],
+        initializer=[
+            numpy_helper.from_array(np.array([1, 2]), "axes"),
+            numpy_helper.from_array(np.array([0]), "zero"),
+            numpy_helper.from_array(weight, "weight"),
+        ],
+    )
+    forged = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    entries = {e.key: e.value for e in onnx.load(model).metadata_props if e.key != "sha256"}
+    helper.set_model_props(forged, entries)
+    path = tmp_path / "liar.onnx"
+    path.write_bytes(seal(forged.SerializeToString()))
+    return path
+
+
+@pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
+def test_answers_that_cannot_be_are_one_line_of_error(
+    liar: Path, images: list[Path], form: str
+) -> None:
+    folder = str(images[0].parent)
+    result = CliRunner().invoke(main, ["predict", str(liar), folder, "--format", form])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "that cannot be" in result.stderr
+    assert result.stdout.count("\n") <= 1  # the names of columns
+
+
+@pytest.mark.parametrize("liar", ["nan", "no probability"], indirect=True)
+def test_answers_that_cannot_be_get_no_scores(liar: Path) -> None:
+    with pytest.raises(ArtifactInvalid, match="that cannot be"):
+        evaluate(liar, "digits:")
