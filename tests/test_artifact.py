@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from featx import artifact
 from featx.artifact import (
     MAX_HEADER_BYTES,
+    OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
     Header,
     canonical_json,
@@ -188,13 +189,24 @@ class TestHeader:
             read(replace(HEADER, kind="poem").to_json())  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
-        "version", [0, SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, True, "1", None]
+        ("version", "advice"),
+        [
+            *[(version, "Make the file again.") for version in (-1, 0, OLDEST_SCHEMA_VERSION - 1)],
+            *[(version, "Make the file again.") for version in (True, "3", None, [3], {}, 2.5)],
+            *[(version, "update featx.") for version in (SCHEMA_VERSION + 1, 10**30)],
+        ],
     )
-    def test_another_version_says_which_and_what_to_do(self, version: Any) -> None:
+    def test_another_version_says_which_and_what_to_do(self, version: Any, advice: str) -> None:
         with pytest.raises(ArtifactInvalid) as caught:
             read(replace(HEADER, schema_version=version).to_json())
-        assert f"schema version {version!r}; this featx reads {SCHEMA_VERSION}" in str(caught.value)
-        assert "Make the file again" in str(caught.value)
+        reads = f"this featx reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+        assert f"schema version {version!r}; {reads}" in str(caught.value)
+        assert str(caught.value).endswith(advice)
+
+    @pytest.mark.parametrize("version", range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1))
+    def test_older_versions_are_read_with_details_nobody_knows(self, version: int) -> None:
+        header = replace(HEADER, schema_version=version, details={**HEADER.details, "x": [{}]})
+        assert read(header.to_json()) == header
 
 
 class TestFingerprint:

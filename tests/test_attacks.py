@@ -212,7 +212,7 @@ def virtual_dataset(file: h5py.File, name: str, foreign: Path) -> None:
     file.create_virtual_dataset(name, layout)
 
 
-COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
+COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps", "groups")
 every_column = pytest.mark.parametrize("name", COLUMNS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import featx
+from featx.artifact import SCHEMA_VERSION
 from featx.backbones.catalog import build_model
 from featx.backbones.weights import open_weights
 from featx.images.sources import open_source
@@ -52,6 +54,26 @@ def test_predictions_are_the_heads(digits: Path) -> None:
         probabilities /= probabilities.sum()
         assert prediction.label == head.classes[int(logits.argmax())]
         assert prediction.probability == pytest.approx(probabilities.max(), abs=1e-4)
+
+
+def test_files_of_the_version_before_go_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(__file__).parent / "corpus" / "version-2", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    cache, head = featx.open_features("features.h5"), featx.open_head("head.safetensors")
+    assert (cache.header.schema_version, head.header.schema_version) == (2, 2)
+    assert cache.header.fingerprint == head.header.fingerprint
+    assert np.isfinite(head.logits(cache.features)).all()
+    featx.export_onnx("head.safetensors", "new.onnx", featx.ExportOptions(source="photos"))
+    featx.train_head("features.h5", "new.safetensors")
+    assert featx.open_head("new.safetensors").header.schema_version == SCHEMA_VERSION
+    for name in ("features.h5", "head.safetensors", "model.onnx", "new.safetensors", "new.onnx"):
+        report = featx.check(name, "photos" if name == "features.h5" else None)
+        assert report.num_new + report.num_removed + report.num_relabelled == 0, name
+    image = np.zeros((9, 9, 3), np.uint8)
+    (found,) = featx.Predictor("model.onnx").predict([image])
+    assert found.label == "ant"
 
 
 def test_features_do_not_depend_on_batch_size_or_workers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from featx.artifact.files import (
 )
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
+    OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
     Header,
     Kind,
@@ -40,6 +41,7 @@ __all__ = [
     "CARD_SIGN",
     "LOG_MAGIC",
     "MAX_HEADER_BYTES",
+    "OLDEST_SCHEMA_VERSION",
     "PAGE_SIGN",
     "SCHEMA_VERSION",
     "Header",

@@ -113,17 +113,26 @@ _REQUEST = record(
     closed=True,
 )
 
+_SKIPPED_IMAGE = (path_text, text(), list_of(_INT64, length=3))
+
+
+def _skipped_image(value: Any, name: str) -> None:
+    """Check id, reason, stamp and content hash of an image; version 2 has no hash."""
+    is_old = isinstance(value, list | tuple) and len(value) == len(_SKIPPED_IMAGE)
+    items(*_SKIPPED_IMAGE, *(() if is_old else (digest(32),)))(value, name)
+
+
 _FEATURES = record(
     {
         "num_rows": whole(1),
-        "sha256": record(dict.fromkeys(_COLUMNS, digest())),
+        "sha256": record(dict.fromkeys(_COLUMNS, digest()), {"groups": digest()}),
         "source": path_text,
         "weights": path_text,
         "request": _REQUEST,
         "dtype": text("float32", "float16"),
         "max_pixels": whole(1),
         "val_fraction": _SHARE,
-        "skipped": list_of(items(path_text, text(), list_of(_INT64, length=3))),
+        "skipped": list_of(_skipped_image),
     },
     {"num_ignored": whole(), "label_kind": text("tags", "classes")},
 )

@@ -21,7 +21,11 @@ from featx.artifact.schema import Unfit, brief
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 
 Kind = Literal["features", "head", "classifier"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Of all three files. It goes up only where a reader would misunderstand the old layout: a detail
+that a reader does not know is left alone, so new details need no new version."""
+OLDEST_SCHEMA_VERSION = 2
+"""That is still read."""
 MAX_HEADER_BYTES = 16 * 2**20
 """A header lists classes and skipped images, never rows; 16 MiB is far above any honest one."""
 
@@ -36,7 +40,7 @@ class Header:
         classes: Class names in index order.
         details: What only this kind has (split names, metrics, the proof, …), JSON values only.
         environment: Versions and device that produced the file; provenance, not identity.
-        schema_version: Layout of the file.
+        schema_version: Layout of the file, ``OLDEST_SCHEMA_VERSION`` to ``SCHEMA_VERSION``.
     """
 
     kind: Kind
@@ -61,8 +65,8 @@ class Header:
         """Return the header that ``to_json`` wrote into the file at ``path``.
 
         Raises:
-            ArtifactInvalid: The text is no header of this kind and schema version, or it was
-                altered.
+            ArtifactInvalid: The text is no header of this kind, of a schema version that is not
+                read, or it was altered.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")  # what is no UTF-8 is no JSON of ours
@@ -79,12 +83,7 @@ class Header:
             raise ArtifactInvalid(
                 path, f"'{path}' holds {_article(found_kind)}, but {_article(kind)} is needed here."
             )
-        if version != SCHEMA_VERSION:
-            raise ArtifactInvalid(
-                path,
-                f"'{path}' has schema version {brief(version)}; this featx reads {SCHEMA_VERSION}. "
-                "Make the file again, or use the featx that wrote it.",
-            )
+        _require_known_version(version, path)
         try:
             header = cls(
                 kind=kind,
@@ -92,6 +91,7 @@ class Header:
                 classes=tuple(_strings(raw["classes"])),
                 details=dict(raw["details"]),
                 environment=dict(raw["environment"]),
+                schema_version=int(version),
             )
             intact = header.to_json() == text
         except (KeyError, TypeError, ValueError, RecursionError) as err:
@@ -108,6 +108,19 @@ class Header:
                 f"'{path}': its header is damaged: {err}. Make the file again.",
             ) from err
         return header
+
+
+def _require_known_version(version: object, path: Path) -> None:
+    """Check that a schema version is one that this featx reads."""
+    if version in range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1):
+        return
+    is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+    raise ArtifactInvalid(
+        path,
+        f"'{path}' has schema version {brief(version)}; this featx reads "
+        f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}. "
+        + ("A newer featx wrote it: update featx." if is_newer else "Make the file again."),
+    )
 
 
 def _strings(values: Any) -> list[str]:

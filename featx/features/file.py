@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -20,8 +20,9 @@ import numpy as np
 from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
-from featx.features.schema import COLUMNS, read_header, require_schema
-from featx.images.sources import SPLITS, Stamp
+from featx.features.schema import columns_of, read_header, require_schema
+from featx.images.decode import DIGEST_BYTES
+from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 
 _BLOCK_BYTES = 2**25
 
@@ -33,11 +34,23 @@ class SkippedImage(NamedTuple):
         sample_id: Which.
         reason: Why it cannot be used.
         stamp: What its file looked like.
+        digest: Content hash, 16 bytes; zeros where it could not be read, or is not recorded.
     """
 
     sample_id: str
     reason: str
     stamp: Stamp
+    digest: bytes = bytes(DIGEST_BYTES)
+
+    def to_list(self) -> list[Any]:
+        """Return JSON values, for the header."""
+        return [self.sample_id, self.reason, list(self.stamp), self.digest.hex()]
+
+    @classmethod
+    def of_list(cls, values: Sequence[Any]) -> Self:
+        """Return what ``to_list`` gave; without a digest in files of version 2."""
+        sample_id, reason, stamp, *digest = values
+        return cls(sample_id, reason, Stamp(*stamp), *map(bytes.fromhex, digest))
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,10 @@ class FeatureFile:
         splits: Index into ``split_names``; ``(N,)`` uint8.
         sample_ids: Path of each image relative to the source; N strings.
         digests: Content hash of each image; ``(N, 16)`` uint8.
-        stamps: Size in bytes and modification time in ns of each image's file; ``(N, 2)`` int64.
+        stamps: ``Stamp`` of each image's file, whose change time is ``UNKNOWN_TIME`` in files of
+            version 2; ``(N, 3)`` int64.
+        groups: Index of each image's group, in order of first appearance, -1 where it has none;
+            ``(N,)`` int64.
         features_checked: Whether the features were compared with their sha256 when it was opened;
             if not, they are when all of them are first read.
     """
@@ -63,6 +79,7 @@ class FeatureFile:
     sample_ids: tuple[str, ...]
     digests: np.ndarray
     stamps: np.ndarray
+    groups: np.ndarray
     features_checked: bool = True
 
     @property
@@ -83,10 +100,7 @@ class FeatureFile:
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
         """The images that were left out."""
-        return tuple(
-            SkippedImage(sample_id, reason, Stamp(*stamp))
-            for sample_id, reason, stamp in self.header.details["skipped"]
-        )
+        return tuple(map(SkippedImage.of_list, self.header.details["skipped"]))
 
     @property
     def inputs_sha256(self) -> str:
@@ -189,7 +203,7 @@ def open_features(
     path = Path(path)
     with _opened(path) as (file, header):
         if verify:
-            _require_digests(file, header, path, COLUMNS[1:] if features_later else COLUMNS)
+            _require_digests(file, header, path, columns_of(header)[1 if features_later else 0 :])
         opened = FeatureFile(
             path=path,
             header=header,
@@ -199,11 +213,13 @@ def open_features(
                 name.decode("utf-8", "surrogateescape") for name in file["sample_ids"][:]
             ),
             digests=file["digests"][:],
-            stamps=file["stamps"][:],
+            stamps=_stamps(file),
+            groups=_groups(file, header),
             features_checked=not (verify and features_later),
         )
     _require_range(path, "labels", opened.labels, -1, len(opened.classes))
     _require_range(path, "splits", opened.splits, 0, len(SPLITS))
+    _require_range(path, "groups", opened.groups, -1, len(opened))
     return opened
 
 
@@ -214,10 +230,27 @@ def verify_features(path: Path) -> None:
         ArtifactError: As ``open_features``.
     """
     with _opened(path) as (file, header):
-        _require_digests(file, header, path, COLUMNS)
-        for name, low, stop in (("labels", -1, len(header.classes)), ("splits", 0, len(SPLITS))):
-            for block in _blocks(file[name]):
+        columns = columns_of(header)
+        _require_digests(file, header, path, columns)
+        num_rows = len(file["labels"])
+        ranges = {"labels": (-1, len(header.classes)), "splits": (0, len(SPLITS))}
+        for name, (low, stop) in (ranges | {"groups": (-1, num_rows)}).items():
+            for block in _blocks(file[name]) if name in columns else ():
                 _require_range(path, name, block, low, stop)
+
+
+def _stamps(file: h5py.File) -> np.ndarray:
+    """Return the stamps, ``(N, 3)`` int64; files of version 2 have no change times."""
+    stored: np.ndarray = file["stamps"][:]
+    missing = len(Stamp._fields) - stored.shape[1]
+    return np.pad(stored, ((0, 0), (0, missing)), constant_values=UNKNOWN_TIME)
+
+
+def _groups(file: h5py.File, header: Header) -> np.ndarray:
+    """Return the groups, ``(N,)`` int64; files of version 2 have none."""
+    if "groups" not in columns_of(header):
+        return np.full(len(file["labels"]), -1, dtype=np.int64)
+    return np.asarray(file["groups"][:])
 
 
 @contextmanager

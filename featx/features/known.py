@@ -21,8 +21,8 @@ class KnownImages:
     Attributes:
         sample_ids: n strings.
         rows: Number of each image's row, -1 where it has none; ``(n,)`` int64.
-        stamps: ``(n, 3)`` int64; the change time of an image with a row is not kept, and 0.
-        digests: ``(n, 16)`` uint8; zeros where it has no row.
+        stamps: ``(n, 3)`` int64.
+        digests: ``(n, 16)`` uint8; zeros where it is not known.
         reasons: Why an image has no row; empty where it has one.
     """
 
@@ -35,7 +35,7 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows with what belongs to them: ``(n, num_features)``, ``(n, 16)`` and ``(n, 2)``."""
+    """Some rows with what belongs to them: ``(n, num_features)``, ``(n, 16)`` and ``(n, 3)``."""
 
     features: np.ndarray
     digests: np.ndarray
@@ -84,7 +84,7 @@ class KnownRows:
         block = RowBlock(
             features=np.empty((len(numbers), self.journal.num_features), dtype=np.float32),
             digests=np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8),
-            stamps=np.empty((len(numbers), 2), dtype=np.int64),
+            stamps=np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64),
         )
         if self.file is not None and rows_in_file is not None and old.any():
             block.features[old] = rows_in_file(numbers[old])
@@ -93,16 +93,14 @@ class KnownRows:
         if not old.all():
             features, stamps, digests = self.journal.rows(numbers[~old] - self.num_in_file)
             block.features[~old], block.digests[~old] = features, digests
-            block.stamps[~old] = stamps[:, :2]
+            block.stamps[~old] = stamps
         return block
 
 
 def images_in_file(file: FeatureFile) -> Iterator[KnownImages]:
     """Yield the rows of a file, then the images it was made without."""
-    stamps = np.zeros((len(file), len(Stamp._fields)), dtype=np.int64)
-    stamps[:, :2] = file.stamps
     yield KnownImages(
-        file.sample_ids, np.arange(len(file)), stamps, file.digests, ("",) * len(file)
+        file.sample_ids, np.arange(len(file)), file.stamps, file.digests, ("",) * len(file)
     )
     skipped = file.skipped
     if skipped:
@@ -110,6 +108,6 @@ def images_in_file(file: FeatureFile) -> Iterator[KnownImages]:
             tuple(image.sample_id for image in skipped),
             np.full(len(skipped), -1),
             np.array([image.stamp for image in skipped], dtype=np.int64),
-            np.zeros((len(skipped), DIGEST_BYTES), dtype=np.uint8),
+            np.array([list(image.digest) for image in skipped], dtype=np.uint8),
             tuple(image.reason for image in skipped),
         )

@@ -1,13 +1,14 @@
 """What is to be done: the images of a source compared with the rows there are.
 
-An image is the one that was seen before when its file's size and modification time are; one that
-could not be used, when its size and change time are, which a change of its rights alters too.
-Content decides where these differ, or everywhere if asked to.
+An image is the one that was seen before when its file's size, modification time and change time
+are. Its content decides where these differ, where another image has the same three, or everywhere
+if asked to. An image that could not be used is known by its content as well; where its content was
+not the reason, it is read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,10 +21,12 @@ from featx.features.known import KnownImages, KnownRows
 from featx.features.records import Batch
 from featx.images.decode import DIGEST_BYTES, content_digest
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import SPLITS, ImageSource, Sample, Stamp
+from featx.images.sources import SPLITS, ImageSource, Sample, Stamp, group_numbers
 
 _BLOCK_ROWS = 4096
 _NEW, _CHANGED, _KEPT, _SKIPPED = range(4)
+_NO_KEY = 0
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 
 
 class Touched(NamedTuple):
@@ -103,11 +106,12 @@ class _Comparison:
         for index in range(count):
             self._stamps[index] = images.stamp(index)
         self._state = np.full(count, _NEW, dtype=np.uint8)
-        self._rows = np.full(count, -1, dtype=np.int64)
+        self._rows = np.full(count, -1, dtype=np.int64)  # that the digests are of
         self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
         self._skipped: dict[int, SkippedImage] = {}
         self._touched: dict[int, Touched] = {}
         self._num_removed = 0
+        self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
 
     def add(self, block: KnownImages) -> None:
         """Take what a block knows of samples that no earlier one fits."""
@@ -116,8 +120,12 @@ class _Comparison:
         )
         there = np.flatnonzero(found >= 0)
         positions, has_row = found[there], block.rows[there] >= 0
-        size, mtime, ctime = (self._stamps[positions] == block.stamps[there]).T
-        same = size & np.where(has_row, mtime, ctime & self._trust_skipped)
+        all_digests = np.asarray(block.digests.any(axis=1))
+        contents = np.ascontiguousarray(block.digests[all_digests]).view(np.uint64)[:, 0]
+        self._seen.append((_keys_of(block.stamps[all_digests]), contents))
+        has_digest = all_digests[there]
+        same = (self._stamps[positions] == block.stamps[there]).all(axis=1)
+        same &= (block.stamps[there, 0] >= 0) & (has_row | (has_digest & self._trust_skipped))
         open_ = self._state[positions] < _KEPT
         for state, chosen in (
             (_CHANGED, open_ & ~same),
@@ -125,15 +133,16 @@ class _Comparison:
             (_SKIPPED, open_ & same & ~has_row),
         ):
             self._state[positions[chosen]] = state
-        rows = open_ & has_row
-        self._rows[positions[rows]] = block.rows[there[rows]]
-        self._digests[positions[rows]] = block.digests[there[rows]]
-        for i in np.flatnonzero(open_ & same & ~has_row):
+        known = open_ & has_digest
+        self._rows[positions[known]] = block.rows[there[known]]
+        self._digests[positions[known]] = block.digests[there[known]]
+        for i in np.flatnonzero(open_ & ~has_row):
             number = int(there[i])
             self._skipped[int(positions[i])] = SkippedImage(
                 block.sample_ids[number],
                 block.reasons[number],
                 Stamp(*block.stamps[number].tolist()),
+                block.digests[number].tobytes(),
             )
 
     def count_removed(self, file: FeatureFile) -> None:
@@ -144,21 +153,66 @@ class _Comparison:
     def compare_content(self, *, everywhere: bool, workers: int | None) -> None:
         """Read the files that look changed, or all, and see whether their content is."""
         doubtful = self._state == _CHANGED
+        if self._seen:
+            doubtful |= self._is_ambiguous()
         if everywhere:
             doubtful |= self._state == _KEPT
-        positions = np.flatnonzero(doubtful & (self._rows >= 0))
-        same = _have_content(self._images, positions, self._digests[positions], workers=workers)
-        for position in positions[same & (self._state[positions] == _CHANGED)].tolist():
-            stamp = Stamp(*self._stamps[position].tolist())
-            self._touched[position] = Touched(int(self._rows[position]), stamp)
-        self._state[positions[~same]] = _CHANGED
+        has_digest = self._digests.any(axis=1)
+        doubtful &= ~has_digest | (self._rows >= 0) | self._trust_skipped
+        positions = np.flatnonzero(doubtful & (self._state != _NEW))
+        for position, is_same in self._compared(positions, workers=workers):
+            self._settle(position, is_same=is_same)
+
+    def _compared(
+        self, positions: np.ndarray, *, workers: int | None
+    ) -> Iterator[tuple[int, bool]]:
+        """Read samples; yield each position, and whether content or error are what is known."""
+
+        def is_same(i: int) -> bool:
+            position = int(positions[i])
+            digest = self._digests[position]
+            try:
+                return bool(content_digest(self._images.read(position)) == digest.tobytes())
+            except ImageError as err:
+                return not digest.any() and err.reason == self._skipped[position].reason
+
+        with closing(read_ahead(is_same, len(positions), workers=workers)) as results:
+            for position, result in zip(positions.tolist(), results, strict=True):
+                yield position, result.result()
+
+    def _is_ambiguous(self) -> np.ndarray:
+        """Return which images have a stamp that was seen with several contents; ``(N,)`` bool.
+
+        Files of equal size, unpacked with their times within one tick of the file system's clock,
+        can trade places without a change of stamps: with the folders they are in.
+        """
+        stamps, contents = map(np.concatenate, zip(*self._seen, strict=True))
+        distinct = np.unique(np.column_stack([stamps, contents]), axis=0)
+        keys, num_contents = np.unique(distinct[:, 0], return_counts=True)
+        return np.isin(_keys_of(self._stamps), keys[(num_contents > 1) & (keys != _NO_KEY)])
+
+    def _settle(self, position: int, *, is_same: bool) -> None:
+        """Note whether the content of a file, or what keeps it from being read, is as it was."""
+        row, was = int(self._rows[position]), self._state[position]
+        if not is_same:
+            self._state[position] = _CHANGED
+        elif row < 0:
+            self._state[position] = _SKIPPED
+        elif was == _CHANGED:
+            self._touched[position] = Touched(row, self._stamp(position))
+
+    def _stamp(self, position: int) -> Stamp:
+        return Stamp(*self._stamps[position].tolist())
 
     def plan(self) -> Plan:
         changed = self._state == _CHANGED
         changed[list(self._touched)] = False
         return Plan(
             rows=np.where(self._state == _KEPT, self._rows, -1),
-            skipped={i: self._skipped[i] for i in np.flatnonzero(self._state == _SKIPPED).tolist()},
+            skipped={
+                i: self._skipped[i]._replace(stamp=self._stamp(i))
+                for i in np.flatnonzero(self._state == _SKIPPED).tolist()
+            },
             touched=self._touched,
             num_new=int((self._state == _NEW).sum()),
             num_changed=int(changed.sum()),
@@ -166,20 +220,13 @@ class _Comparison:
         )
 
 
-def _have_content(
-    images: ImageSource, positions: np.ndarray, digests: np.ndarray, *, workers: int | None
-) -> np.ndarray:
-    """Return whether the samples at ``positions`` have these content hashes; ``(n,)`` bool."""
+def _keys_of(stamps: np.ndarray) -> np.ndarray:
+    """Return a number for each stamp ``(n, 3)``, the same for the same: ``(n,)`` uint64.
 
-    def is_same(i: int) -> bool:
-        try:
-            found = content_digest(images.read(int(positions[i])))
-        except ImageError:
-            return False
-        return bool(found == digests[i].tobytes())
-
-    with closing(read_ahead(is_same, len(positions), workers=workers)) as results:
-        return np.array([result.result() for result in results], dtype=bool)
+    Different stamps hardly ever have the same; ``NEVER_CHANGES`` has ``_NO_KEY``.
+    """
+    keys: np.ndarray = (stamps.astype(np.uint64) * _FACTORS).sum(axis=1)
+    return keys
 
 
 def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
@@ -217,9 +264,14 @@ def is_current(
         not (len(plan.todo()) or plan.touched or plan.num_removed)
         and tuple(classes) == file.classes
         and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
-        and {image[:2] for image in plan.skipped.values()} == {image[:2] for image in file.skipped}
+        and set(plan.skipped.values()) == set(file.skipped)
         and num_relabelled(file, plan, samples, classes) == 0
+        and np.array_equal(file.groups, group_numbers(_kept(plan, samples)))
     )
+
+
+def _kept(plan: Plan, samples: Sequence[Sample]) -> Iterator[Sample]:
+    return (samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist())
 
 
 def num_relabelled(

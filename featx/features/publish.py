@@ -21,7 +21,7 @@ from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import storage
 from featx.features.known import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import SPLITS, Sample
+from featx.images.sources import SPLITS, Sample, Stamp, group_numbers
 from featx.isolated import IsolatedCall, Limits
 
 BLOCK_ROWS = 4096
@@ -77,7 +77,8 @@ def publish_features(
         "splits": np.dtype("u1"),
         "sample_ids": np.dtype(f"S{width}"),
         "digests": np.dtype(("u1", (DIGEST_BYTES,))),
-        "stamps": np.dtype(("<i8", (2,))),
+        "stamps": np.dtype(("<i8", (len(Stamp._fields),))),
+        "groups": np.dtype("<i8"),
     }
     temporary = path.with_name(path.name + ".tmp")
     _require_ours(temporary, output=path)
@@ -148,6 +149,7 @@ def _blocks(
     schema: dict[str, np.dtype[Any]],
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns, up to ``BLOCK_ROWS`` rows at a time."""
+    groups = group_numbers(samples[i] for i in kept.tolist())
     for start in range(0, len(kept), BLOCK_ROWS):
         positions = kept[start : start + BLOCK_ROWS]
         block, chosen = rows_at(rows[positions]), [samples[i] for i in positions.tolist()]
@@ -160,6 +162,7 @@ def _blocks(
             ),
             "digests": block.digests,
             "stamps": block.stamps,
+            "groups": groups[start : start + BLOCK_ROWS],
         }
 
 

@@ -10,7 +10,14 @@ from featx.artifact import MAX_HEADER_BYTES, Header
 from featx.errors import ArtifactIncomplete, ArtifactInvalid
 from featx.images.decode import DIGEST_BYTES
 
-COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
+COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps", "groups")
+"""The features come first; version 2 has no groups."""
+_WITHOUT_GROUPS = 2
+
+
+def columns_of(header: Header) -> tuple[str, ...]:
+    """Return the names of the columns that a file of this header has."""
+    return COLUMNS[:-1] if header.schema_version == _WITHOUT_GROUPS else COLUMNS
 
 
 def read_header(file: h5py.File, path: Path) -> Header:
@@ -58,9 +65,11 @@ def require_schema(file: h5py.File, header: Header, path: Path) -> None:
         "splits": ((num_rows,), ("|u1",)),
         "sample_ids": ((num_rows,), ("|S",)),
         "digests": ((num_rows, DIGEST_BYTES), ("|u1",)),
-        "stamps": ((num_rows, 2), ("<i8",)),
+        "stamps": ((num_rows, 2 if header.schema_version == _WITHOUT_GROUPS else 3), ("<i8",)),
+        "groups": ((num_rows,), ("<i8",)),
     }
-    for name, (shape, dtypes) in expected.items():
+    for name in columns_of(header):
+        shape, dtypes = expected[name]
         problem = _column_problem(file, name, shape, dtypes)
         if problem:
             raise ArtifactInvalid(path, f"'{path}': column '{name}' {problem}.")

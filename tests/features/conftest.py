@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
@@ -71,10 +72,11 @@ def header_of(num_features: int, classes: tuple[str, ...] = CLASSES, **details: 
 
 
 def samples_of(columns: dict[str, Any]) -> list[Sample]:
+    groups = columns.get("groups") or [""] * len(columns["sample_ids"])
     return [
-        Sample(name, int(label), SPLITS[split])
-        for name, label, split in zip(
-            columns["sample_ids"], columns["labels"], columns["splits"], strict=True
+        Sample(name, int(label), SPLITS[split], group)
+        for name, label, split, group in zip(
+            columns["sample_ids"], columns["labels"], columns["splits"], groups, strict=True
         )
     ]
 
@@ -175,6 +177,27 @@ def set_header() -> Callable[[Path, Header], None]:
             file.attrs["header"] = np.bytes_(header.to_json().encode())
 
     return set_
+
+
+@pytest.fixture
+def as_version_2(set_header) -> Callable[[Path], None]:
+    """Make of a file what featx wrote before it recorded change times and groups."""
+
+    def make(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            stamps = file["stamps"][:, :2]
+            del file["groups"], file["stamps"]
+            file.create_dataset("stamps", data=stamps, chunks=stamps.shape, fletcher32=True)
+            text = bytes(file.attrs["header"])
+        header = Header.from_json(text, path=path, kind="features")
+        sha256 = dict(header.details["sha256"])
+        del sha256["groups"]
+        sha256["stamps"] = hashlib.sha256(np.ascontiguousarray(stamps).data).hexdigest()
+        skipped = [values[:3] for values in header.details["skipped"]]
+        details = dict(header.details) | {"sha256": sha256, "skipped": skipped}
+        set_header(path, replace(header, schema_version=2, details=details))
+
+    return make
 
 
 @pytest.fixture
@@ -334,9 +357,10 @@ def fill() -> Callable[..., list[str]]:
                     features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
                 )
             )
-            for i, stamp, reason in zip(positions, stamps, reasons, strict=True):
+            for i, stamp, reason, digest in zip(positions, stamps, reasons, digests, strict=True):
                 if reason:
-                    plan.skipped[i] = SkippedImage(source.samples[i].sample_id, reason, stamp)
+                    name = source.samples[i].sample_id
+                    plan.skipped[i] = SkippedImage(name, reason, stamp, bytes(digest))
                 else:
                     plan.rows[i], row = row, row + 1
         return names
@@ -354,7 +378,7 @@ def publish_plan() -> Callable[..., Header]:
     """Publish what a plan says, with the header that the extraction stage would give it."""
 
     def publish(path: Path, source: FakeSource, known: KnownRows, plan: Plan) -> Header:
-        skipped = [[i.sample_id, i.reason, list(i.stamp)] for _, i in sorted(plan.skipped.items())]
+        skipped = [image.to_list() for _, image in sorted(plan.skipped.items())]
         return publish_features(
             path,
             header_of(known.journal.num_features, source.classes, skipped=skipped),

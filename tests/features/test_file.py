@@ -31,12 +31,14 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
-from featx.features.file import COLUMNS, FeatureFile, open_features, verify_features
+from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.publish import BLOCK_ROWS, publish_features
 from featx.features.records import Batch
+from featx.features.schema import COLUMNS
 from featx.heads.head import Head, save_head
+from featx.images.sources import UNKNOWN_TIME
 
 # --- write, then read ---------------------------------------------------------------------------
 
@@ -68,6 +70,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
             draw(st.binary(min_size=16 * num_rows, max_size=16 * num_rows)), np.uint8
         ).reshape(num_rows, 16),
         "stamps": np.array(draw(st.lists(st.tuples(*[int64] * 3), **column)), dtype=np.int64),
+        "groups": draw(st.lists(st.sampled_from(["", "a", "b", "ü"]), **column)),
     }
 
 
@@ -94,6 +97,8 @@ def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) 
             )
         opened = open_features(path)
         assert opened.features.tobytes() == features.tobytes()
+    names = list(dict.fromkeys(filter(None, table["groups"])))
+    expected_groups = [names.index(name) if name else -1 for name in table["groups"]]
     assert opened.classes == header.classes
     assert opened.header.spec == header.spec
     assert opened.num_features == features.shape[1]
@@ -105,7 +110,9 @@ def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) 
     assert list(opened.sample_ids) == table["sample_ids"]
     assert np.array_equal(opened.digests, table["digests"])
     assert opened.stamps.dtype == np.int64
-    assert np.array_equal(opened.stamps, table["stamps"][:, :2])
+    assert np.array_equal(opened.stamps, table["stamps"])
+    assert opened.groups.dtype == np.int64
+    assert opened.groups.tolist() == expected_groups
 
 
 def test_many_blocks_and_chunks(tmp_path: Path, write_features, make_columns) -> None:
@@ -375,7 +382,51 @@ def test_a_header_of_another_kind_or_version(published: Path, set_header) -> Non
     set_header(published, replace(header, kind="head"))
     refused(published, "holds a head, but cached features is needed here")
     set_header(published, replace(header, schema_version=1))
-    refused(published, "schema version 1; this featx reads 2")
+    refused(published, "schema version 1; this featx reads 2 to 3. Make the file again")
+    set_header(published, replace(header, schema_version=4))
+    refused(published, "schema version 4; this featx reads 2 to 3. A newer featx wrote it")
+
+
+def test_a_header_of_another_version_than_the_columns(published: Path, set_header) -> None:
+    set_header(published, replace(open_features(published).header, schema_version=2))
+    refused(published, r"column 'stamps' has shape \(60, 3\), expected \(60, 2\)")
+
+
+def test_details_that_nobody_knows_are_left_alone(
+    published: Path, set_header, with_details
+) -> None:
+    header = with_details(open_features(published).header, etags={"a": [1, None]}, views=3)
+    set_header(published, header)
+    opened = open_features(published)
+    assert (opened.header, len(opened.features)) == (header, 60)
+
+
+def test_a_file_of_the_version_before_is_read_like_a_new_one(
+    published: Path, values: np.ndarray, as_version_2
+) -> None:
+    new = open_features(published)
+    as_version_2(published)
+    for options in ({}, {"features_later": True}, {"verify": False}):
+        old = open_features(published, **options)
+        assert old.features.tobytes() == values.tobytes()
+        assert np.array_equal(old.stamps[:, :2], new.stamps[:, :2])
+        assert (old.stamps[:, 2] == UNKNOWN_TIME).all()
+        assert (old.groups == -1).all()
+        assert old.groups.shape == (60,)
+    verify_features(published)
+
+
+def test_links_called_as_columns_of_later_versions_are_not_followed(
+    published: Path, as_version_2, tmp_path: Path, watch
+) -> None:
+    foreign = tmp_path / "foreign.h5"
+    shutil.copy(published, foreign)
+    as_version_2(published)
+    with h5py.File(published, "r+") as file:
+        file["groups"] = h5py.ExternalLink(str(foreign), "/groups")
+    was_opened = watch(foreign)
+    assert (open_features(published).groups == -1).all()
+    assert not was_opened()
 
 
 def test_an_altered_header(published: Path) -> None:
@@ -446,9 +497,11 @@ def test_a_missing_column(published: Path, name: str) -> None:
         ("sample_ids", {"shape": 60, "dtype": [("a", "S3")]}, r"type \|V3"),
         ("digests", {"data": np.zeros((60, 32), "u1")}, r"shape \(60, 32\)"),
         ("digests", {"data": np.zeros((60, 16), "i1")}, r"type \|i1"),
-        ("stamps", {"data": np.zeros((60, 3), "<i8")}, r"shape \(60, 3\)"),
+        ("stamps", {"data": np.zeros((60, 2), "<i8")}, r"shape \(60, 2\)"),
         ("stamps", {"data": np.zeros(60, "<i8")}, r"shape \(60,\)"),
-        ("stamps", {"data": np.zeros((60, 2), "<u8")}, "type <u8"),
+        ("stamps", {"data": np.zeros((60, 3), "<u8")}, "type <u8"),
+        ("groups", {"data": np.zeros(60, "<i4")}, "type <i4"),
+        ("groups", {"data": np.zeros((60, 1), "<i8")}, r"shape \(60, 1\)"),
     ],
 )
 def test_a_column_of_another_shape_or_type(
@@ -506,6 +559,8 @@ def test_an_altered_value_with_right_hdf5_checksums(published: Path, name: str) 
         ("labels", -2, "labels outside -1 to 2"),
         ("labels", 2**62, "labels outside -1 to 2"),
         ("splits", 3, "splits outside 0 to 2"),
+        ("groups", -2, "groups outside -1 to 59"),
+        ("groups", 60, "groups outside -1 to 59"),
     ],
 )
 def test_indices_of_nothing(
@@ -614,7 +669,8 @@ def test_a_shape_bomb_costs_nothing(
         "splits": ((num_rows,), "u1"),
         "sample_ids": ((num_rows,), "S200"),
         "digests": ((num_rows, 16), "u1"),
-        "stamps": ((num_rows, 2), "<i8"),
+        "stamps": ((num_rows, 3), "<i8"),
+        "groups": ((num_rows,), "<i8"),
     }
     with h5py.File(published, "r+") as file:
         for name, (shape, dtype) in shapes.items():
@@ -686,7 +742,7 @@ for seed in range(int(sys.argv[3])):
     assert found.header == good.header
     assert features.tobytes() == expected.tobytes()
     assert found.sample_ids == good.sample_ids
-    for name in ("labels", "splits", "digests", "stamps"):
+    for name in ("labels", "splits", "digests", "stamps", "groups"):
         assert np.array_equal(getattr(found, name), getattr(good, name)), name
     outcomes["intact"] += 1
 print(outcomes["intact"], outcomes["refused"])

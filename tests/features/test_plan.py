@@ -7,9 +7,9 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from featx.features.file import FeatureFile, SkippedImage, open_features
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.plan import Touched, is_current, keep_touched, make_plan, num_relabelled
-from featx.images.sources import NO_FILE, Stamp
+from featx.images.decode import content_digest
+from featx.images.sources import NEVER_CHANGES, NO_FILE, Stamp
 
 NUM_FEATURES = 4
 
@@ -28,8 +29,12 @@ NUM_FEATURES = 4
 # --- any history of a source --------------------------------------------------------------------
 
 
-Row = tuple[int, int, bytes]
-"""Size and time of an image's file when its row was made, and what was in it."""
+class Seen(NamedTuple):
+    """What is known of an image: its file's stamp, what was in it, and whether it has a row."""
+
+    stamp: Stamp
+    content: bytes | None
+    has_row: bool
 
 
 @dataclass
@@ -38,20 +43,17 @@ class Model:
 
     Attributes:
         source: The folder.
-        contents: What was ever behind a name, size and time.
-        log_rows, file_rows: What rows are known of.
-        bad: Name, size and change time of images that could not be used, in log or file.
+        in_file, in_log: What was seen of each image, the oldest first.
+        num_batches: Of the log, that were seen.
     """
 
     source: Any
     clock: itertools.count[int] = field(default_factory=lambda: itertools.count(10_000))
-    contents: dict[tuple[str, int, int], bytes | None] = field(default_factory=dict)
-    log_rows: dict[str, Row] = field(default_factory=dict)
-    file_rows: dict[str, Row] = field(default_factory=dict)
-    log_bad: set[tuple[str, int, int]] = field(default_factory=set)
-    file_bad: set[tuple[str, int, int]] = field(default_factory=set)
+    in_file: dict[str, list[Seen]] = field(default_factory=dict)
+    in_log: dict[str, list[Seen]] = field(default_factory=dict)
+    num_batches: int = 0
 
-    def apply(self, name: str, number: int, content: bytes) -> None:
+    def apply(self, name: str, number: int, content: bytes) -> None:  # noqa: PLR0912 a case each
         files, now = self.source.files, next(self.clock)
         chosen = list(files)[number % len(files)]
         old, stamp = files[chosen]
@@ -73,62 +75,73 @@ class Model:
                 self.source.files = {name: files[name] for name in names}
             case "rename":
                 files[f"renamed {now}"] = files.pop(chosen)
+            case "swap":  # by three renames, of files with one time
+                other = list(files)[-1]
+                for one, two in ((chosen, files[other]), (other, files[chosen])):
+                    stamp_ = two[1] if two[0] is None else Stamp(len(two[0]), 7, now)
+                    files[one] = (two[0], stamp_)
+            case "unpack":  # all at once, and within one tick of the clock
+                for name_, (content_, _) in files.items():
+                    if content_ is not None:
+                        files[name_] = (content_, Stamp(len(content_), 7, number))
+            case "exchange folders":  # which leaves what is in them as it is
+                other = list(files)[-1]
+                files[chosen], files[other] = files[other], files[chosen]
             case "remove" if len(files) > 1:
                 del files[chosen]
-        for name_, (content_, stamp_) in self.source.files.items():
-            self.contents[name_, stamp_.size, stamp_.mtime_ns] = content_
 
     def must_not_be_done(self, *, verify: bool = False) -> set[str]:
-        """Images that are known as they are, by stamp, or by the content of the last row.
+        """Images that are known as they are: by content, or by the error where there is none.
 
         Bad ones are tried again where content is verified.
         """
-        free, bad = set(), self.log_bad | self.file_bad
-        for name, (content, stamp) in self.source.files.items():
-            rows = [rows[name] for rows in (self.log_rows, self.file_rows) if name in rows]
-            if (
-                (stamp.size, stamp.mtime_ns) in [row[:2] for row in rows]
-                or (not verify and (name, stamp.size, stamp.ctime_ns) in bad)
-                or (rows and content == rows[0][2])
-            ):
+        free = set()
+        for name, (content, _) in self.source.files.items():
+            seen = [*self.in_file.get(name, []), *self.in_log.get(name, [])]
+            read = [each for each in seen if each.content is not None]
+            if content is None:
+                is_known = bool(seen) and not read
+            else:
+                is_known = bool(read) and read[-1].content == content
+                is_known &= not verify or (is_known and read[-1].has_row)
+            if is_known:
                 free.add(name)
         return free
 
     def may_be_kept(self) -> set[str]:
-        """And those that any row has the content of."""
+        """And those of which anything older is known that they are again."""
         return self.must_not_be_done() | {
             name
             for name, (content, _) in self.source.files.items()
-            for rows in (self.log_rows, self.file_rows)
-            if name in rows and rows[name][2] == content
+            for seen in (*self.in_file.get(name, []), *self.in_log.get(name, []))
+            if seen.content == content
         }
 
     def learn_from_log(self, journal: Journal) -> None:
-        self.log_rows, self.log_bad = {}, set()
-        for batch in journal.batches():
-            stamps = batch.stamps.tolist()
-            for name, reason, (size, mtime, ctime) in zip(
-                batch.sample_ids, batch.reasons, stamps, strict=True
-            ):
-                if reason:
-                    self.log_bad.add((name, size, ctime))
-                else:
-                    self.log_rows[name] = (size, mtime, self.contents[name, size, mtime] or b"")
+        batches = list(journal.batches())
+        for batch in batches[self.num_batches :]:
+            for name, has_row in zip(batch.sample_ids, batch.has_row.tolist(), strict=True):
+                content, stamp = self.source.files[name]
+                self.in_log.setdefault(name, []).append(Seen(stamp, content, has_row))
+        self.num_batches = len(batches)
 
     def learn_from_file(self, file: FeatureFile) -> None:
-        self.log_rows, self.log_bad = {}, set()
-        self.file_rows = {
-            name: (size, mtime, self.contents[name, size, mtime] or b"")
-            for name, (size, mtime) in zip(file.sample_ids, file.stamps.tolist(), strict=True)
+        names = set(file.sample_ids)
+        assert names | {image.sample_id for image in file.skipped} == set(self.source.files)
+        self.in_log, self.num_batches = {}, 0
+        self.in_file = {
+            name: [Seen(stamp, content, name in names)]
+            for name, (content, stamp) in self.source.files.items()
         }
-        self.file_bad = {(i.sample_id, i.stamp.size, i.stamp.ctime_ns) for i in file.skipped}
-        assert len(self.file_rows) + len(self.file_bad) == len(self.source.files)
 
 
 contents_ = st.sampled_from([b"1", b"2", b"33", b"44", b"bad", b"badly"])
 operations = st.tuples(
     st.sampled_from(
-        ["add", "change", "touch", "chmod", "vanish", "relabel", "reorder", "remove", "rename"]
+        [
+            *("add", "change", "touch", "chmod", "vanish", "relabel", "reorder", "remove"),
+            *("rename", "swap", "unpack", "exchange folders"),
+        ]
     ),
     st.integers(0, 20),
     contents_,
@@ -161,8 +174,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
                 names, todo = list(source.files), {list(source.files)[i] for i in plan.todo()}
                 assert todo.isdisjoint(model.must_not_be_done(verify=verify))
                 assert todo | model.may_be_kept() >= set(names)
-                gone = {*model.file_rows, *(name for name, *_ in model.file_bad)} - set(names)
-                assert plan.num_removed == len(gone)
+                assert plan.num_removed == len(model.in_file.keys() - set(names))
                 finished = False
                 with suppress(KeyboardInterrupt):
                     done = fill(source, known, plan, batch_size=2, stop_after=stop_after)
@@ -194,8 +206,9 @@ def made(
 ) -> Callable[..., tuple[Any, FeatureFile]]:
     """Publish a source's rows; return the source and the file."""
 
-    def make(contents: dict[str, bytes | None]) -> tuple[Any, FeatureFile]:
+    def make(contents: dict[str, bytes | None], stamps: Any = None) -> tuple[Any, FeatureFile]:
         source, path = fake_source(contents), tmp_path / "f.h5"
+        source.files |= stamps or {}
         with Journal(path, num_features=NUM_FEATURES) as journal:
             known = KnownRows(None, journal)
             plan = plan_of(source, known)
@@ -215,7 +228,7 @@ def plan_for(source: Any, file: FeatureFile, **options: Any) -> Any:
 EMPTY = Journal(Path("nowhere"), num_features=NUM_FEATURES)
 
 
-def touch(source: Any, name: str, by: int = 1) -> None:
+def touch(source: Any, name: str, by: int = 10**9) -> None:
     content, stamp = source.files[name]
     source.files[name] = (
         content,
@@ -226,10 +239,10 @@ def touch(source: Any, name: str, by: int = 1) -> None:
 def test_what_is_as_it_was_is_not_even_read(made) -> None:
     source, file = made({"a": b"1", "b": b"bad", "c": None, "d": b"4"})
     plan = plan_for(source, file)
-    assert source.num_read == 0
+    assert source.num_read == 1  # the one that could not be read
     assert plan.rows.tolist() == [0, -1, -1, 1]
     assert plan.skipped == {
-        1: SkippedImage("b", "it is bad", source.stamp(1)),
+        1: SkippedImage("b", "it is bad", source.stamp(1), content_digest(b"bad")),
         2: SkippedImage("c", "does not exist.", NO_FILE),
     }
     assert plan.todo().tolist() == []
@@ -237,10 +250,11 @@ def test_what_is_as_it_was_is_not_even_read(made) -> None:
     assert is_current(file, plan, source.samples, source.classes)
 
 
-@pytest.mark.parametrize("by", [1, -1, 10**9])
-def test_another_time_with_the_same_content_is_read_once(made, by: int) -> None:
+@pytest.mark.parametrize("changes", [{"mtime_ns": 5}, {"ctime_ns": 5}, {"mtime_ns": 2**62}])
+def test_another_time_with_the_same_content_is_read_once(made, changes: dict[str, int]) -> None:
     source, file = made({"a": b"1", "b": b"2"})
-    touch(source, "b", by)
+    content, stamp = source.files["b"]
+    source.files["b"] = (content, stamp._replace(**changes))
     plan = plan_for(source, file)
     assert source.num_read == 1
     assert plan.touched == {1: Touched(1, source.stamp(1))}
@@ -268,21 +282,79 @@ def test_another_content_behind_the_same_stamp_takes_reading_all(made) -> None:
     assert plan.num_changed == 2
 
 
-def test_a_bad_image_is_tried_again_when_its_file_changed_in_any_way(made) -> None:
-    source, file = made({"a": b"1", "b": b"bad", "c": None})
-    content, stamp = source.files["b"]
-    source.files["b"] = (content, stamp._replace(ctime_ns=1))  # its rights, say
-    assert plan_for(source, file).todo().tolist() == [1]
-    source.files["b"] = (content, stamp)
-    source.files["c"] = (b"3", Stamp(1, 1, 1))  # it is there now
-    assert plan_for(source, file).todo().tolist() == [2]
+def test_a_bad_image_is_tried_again_when_its_content_changed(made) -> None:
+    source, file = made({"a": b"1", "b": b"bad"})
+    source.files["b"] = (b"bda", source.files["b"][1]._replace(ctime_ns=1))
+    plan = plan_for(source, file)
+    assert plan.todo().tolist() == [1]
+    assert plan.num_changed == 1
 
 
-def test_rights_of_a_good_image_do_not_matter(made) -> None:
-    source, file = made({"a": b"1"})
-    content, stamp = source.files["a"]
-    source.files["a"] = (content, stamp._replace(ctime_ns=1))
-    assert is_current(file, plan_for(source, file), source.samples, source.classes)
+def test_a_bad_image_of_another_time_is_read_not_decoded(made) -> None:
+    source, file = made({"a": b"1", "b": b"bad"})
+    touch(source, "b")
+    plan = plan_for(source, file)
+    assert source.num_read == 1
+    assert plan.todo().tolist() == []
+    assert plan.num_changed == 0
+    assert plan.skipped[1].stamp == source.stamp(1)
+    assert not is_current(file, plan, source.samples, source.classes)  # the stamp is to be noted
+
+
+def test_an_image_that_could_not_be_read_is_tried_again_whatever_its_stamp(made) -> None:
+    source, file = made({"a": b"1", "b": None, "c": None})
+    source.files["b"] = (b"2", NO_FILE)
+    plan = plan_for(source, file)
+    assert source.num_read == 2
+    assert plan.todo().tolist() == [1]
+    assert list(plan.skipped) == [2]
+
+
+def test_files_of_one_stamp_that_trade_places_are_told_apart(made, fake_source) -> None:
+    source, file = made({"a": b"1", "b": b"2", "c": b"3"})
+    same = {name: (content, Stamp(1, 7, 7)) for name, (content, _) in source.files.items()}
+    same["d"], same["e"] = (b"4", Stamp(1, 8, 8)), (b"4", Stamp(1, 8, 8))  # links to one file
+    source, file = made({name: content for name, (content, _) in same.items()}, stamps=same)
+    plan = plan_for(source, file)
+    assert source.num_read == 3
+    assert is_current(file, plan, source.samples, source.classes)
+    source.files["a"], source.files["b"] = same["b"], same["a"]
+    assert plan_for(source, file).todo().tolist() == [0, 1]
+    del source.files["b"]
+    assert plan_for(source, file).todo().tolist() == [0]
+
+
+def test_images_without_files_have_one_stamp_and_are_not_read(made) -> None:
+    names = {name: (name.encode(), NEVER_CHANGES) for name in "abc"}
+    source, file = made({name: content for name, (content, _) in names.items()}, stamps=names)
+    plan = plan_for(source, file)
+    assert source.num_read == 0
+    assert is_current(file, plan, source.samples, source.classes)
+
+
+def test_a_row_of_a_file_that_could_not_be_looked_up_is_compared(made) -> None:
+    names = {"a": (b"1", NO_FILE)}  # it came between the two
+    source, file = made({"a": b"1"}, stamps=names)
+    plan = plan_for(source, file)
+    assert source.num_read == 1
+    assert list(plan.touched) == [0]
+
+
+def test_without_change_times_every_image_is_read_once(made, as_version_2) -> None:
+    source, file = made({"a": b"1", "b": b"2", "c": b"bad"})
+    as_version_2(file.path)
+    old = open_features(file.path)
+    plan = plan_for(source, old)
+    assert source.num_read == 3
+    assert list(plan.touched) == [0, 1]
+    assert plan.todo().tolist() == [2]  # no content hash says that it is as it was
+
+
+def test_other_groups_are_to_be_written(made) -> None:
+    source, file = made({"a": b"1", "b": b"2"})
+    plan = plan_for(source, file)
+    samples = [replace(sample, group="patient 7") for sample in source.samples]
+    assert not is_current(file, plan, samples, source.classes)
 
 
 def test_an_image_that_cannot_be_read_any_more_is_to_be_done(made) -> None:
@@ -372,7 +444,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: P
             block = rows_at(np.array([5, 6]))
         assert np.array_equal(block.features, file.features[[1, 3]])
         assert np.array_equal(block.digests, file.digests[[1, 3]])
-        assert block.stamps.tolist() == [list(source.stamp(i))[:2] for i in (1, 3)]
+        assert block.stamps.tolist() == [list(source.stamp(i)) for i in (1, 3)]
         source.num_read = 0
         again = plan_of(source, known)
     assert source.num_read == 0  # now it is known without reading

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.artifact import MAX_HEADER_BYTES
+from featx.artifact import MAX_HEADER_BYTES, SCHEMA_VERSION
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
 from featx.features.file import open_features
@@ -27,7 +27,7 @@ from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
 
-COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps"}
+COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps", "groups"}
 
 
 def test_anyone_can_read_it(published: Path, values: np.ndarray, make_columns) -> None:
@@ -40,11 +40,12 @@ def test_anyone_can_read_it(published: Path, values: np.ndarray, make_columns) -
             assert file[name].dtype == np.dtype(dtype), name
             assert np.array_equal(file[name][:], columns[name]), name
         assert file["stamps"].dtype == np.dtype("<i8")
-        assert np.array_equal(file["stamps"][:], columns["stamps"][:, :2])
+        assert np.array_equal(file["stamps"][:], columns["stamps"])
+        assert file["groups"][:].tolist() == [-1] * len(values)
         assert [name.decode() for name in file["sample_ids"][:]] == columns["sample_ids"]
         assert file.attrs["complete"]
         header = json.loads(file.attrs["header"])
-        assert (header["kind"], header["schema_version"]) == ("features", 2)
+        assert (header["kind"], header["schema_version"]) == ("features", SCHEMA_VERSION)
         assert header["classes"] == ["ant", "bee", "wasp"]
 
 

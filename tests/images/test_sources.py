@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,9 +161,35 @@ class TestStamp:
         assert before.size == len(path.read_bytes())
         assert stamp_of(str(path)) == before
 
-    def test_a_link_has_that_of_its_target(self, path: Path) -> None:
-        (path.parent / "link.jpg").symlink_to("a.jpg")
-        assert stamp_of(f"{path.parent}/link.jpg") == stamp_of(str(path))
+    def test_a_link_has_that_of_its_target_and_changes_with_either(self, path: Path) -> None:
+        link = path.parent / "link.jpg"
+        link.symlink_to("a.jpg")
+        first, target = stamp_of(str(link)), stamp_of(str(path))
+        assert first[:2] == target[:2]
+        assert first.ctime_ns == link.lstat().st_ctime_ns >= target.ctime_ns
+        time.sleep(0.02)
+        path.chmod(0o600)
+        second = stamp_of(str(link))
+        assert second == stamp_of(str(path)) != first
+        time.sleep(0.02)
+        link.unlink()
+        link.symlink_to("a.jpg")
+        assert stamp_of(str(link)).ctime_ns > second.ctime_ns
+
+    @pytest.mark.parametrize("year", [1601, 1676, 1677, 1969, 1970, 2262, 2263, 2400, 9999])
+    def test_a_time_of_any_year_fits_into_64_bits(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, year: int
+    ) -> None:
+        nanoseconds = (year - 1970) * 31_556_952 * 10**9
+        found = path.lstat()
+        status = SimpleNamespace(
+            **{name: getattr(found, name) for name in ("st_mode", "st_size")},
+            st_mtime_ns=nanoseconds, st_ctime_ns=nanoseconds,
+        )  # fmt: skip
+        monkeypatch.setattr(os, "lstat", lambda _: status)
+        stamp = stamp_of(str(path))
+        assert np.array(stamp, dtype=np.int64).tolist() == list(stamp)
+        assert stamp.mtime_ns == stamp.ctime_ns == min(max(nanoseconds, -(2**63)), 2**63 - 1)
 
     @pytest.mark.parametrize(
         "name", ["gone.jpg", "dangling.jpg", "loop.jpg", "a\0.jpg", "x" * 300, "a.jpg/b", "\ud800"]

@@ -41,6 +41,8 @@ from featx.errors import (
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.records import Batch
+from featx.images.sources.sample import stamp_of
+from featx.stages.check import check
 from featx.stages.extract import ExtractOptions, ExtractReport, extract
 from featx.stages.train.samples import choose_task
 
@@ -654,13 +656,100 @@ def test_a_manifest_that_is_relabelled_or_reordered_extracts_nothing(
         seen.clear()
 
 
-def test_content_is_compared_if_asked_to(made: tuple[Path, Path], seen: list[int]) -> None:
-    root, output = made
-    path = root / "ants" / "000.jpg"
+def change_but_for_the_time(path: Path) -> None:
+    """Change a byte of a file, and put its modification time back."""
     content, status = bytearray(path.read_bytes()), path.stat()
     content[-30] ^= 1
     path.write_bytes(bytes(content))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_change_shows_though_size_and_time_are_put_back(
+    made: tuple[Path, Path], seen: list[int]
+) -> None:
+    root, output = made
+    change_but_for_the_time(root / "ants" / "000.jpg")
+    report = extract(root, output, SMALL)
+    assert (seen, report.num_changed) == ([1], 1)
+    assert_as_from_scratch(root, output, SMALL)
+
+
+def equal_but_for_their_pixels(root: Path) -> tuple[Path, Path]:
+    """Replace two images by bitmaps of one size and one modification time."""
+    paths = root / "ants" / "000.jpg", root / "bees" / "003.jpg"
+    for number, path in enumerate(paths):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, format="BMP")
+        os.utime(path, (10**9, 10**9))
+    return paths
+
+
+@pytest.mark.parametrize("way", ["rename", "hard link", "copy", "restore", "folders"])
+def test_images_of_one_size_and_time_that_trade_places(made: tuple[Path, Path], way: str) -> None:
+    root, output = made
+    one, two = equal_but_for_their_pixels(root)
+    extract(root, output, SMALL)
+    spare = root.with_name("spare")
+    if way == "folders":
+        (root / "ants").rename(spare)
+        (root / "bees").rename(root / "ants")
+        spare.rename(root / "bees")
+    else:
+        contents = one.read_bytes(), two.read_bytes()
+        match way:
+            case "rename":
+                one.rename(spare), two.rename(one), spare.rename(two)
+            case "hard link":
+                spare.hardlink_to(one)
+                one.unlink(), one.hardlink_to(two), two.unlink(), two.hardlink_to(spare)
+            case "copy":
+                shutil.copy2(one, spare), shutil.copy2(two, one), shutil.copy2(spare, two)
+            case "restore":
+                for path, content in ((two, contents[0]), (one, contents[1])):
+                    path.unlink()
+                    path.write_bytes(content)
+                    os.utime(path, (10**9, 10**9))
+        assert (one.read_bytes(), two.read_bytes()) == contents[::-1]
+    assert not check(output).is_fresh
+    extract(root, output, SMALL)
+    assert_as_from_scratch(root, output, SMALL)
+
+
+def test_a_link_that_leads_elsewhere_is_another_image(made: tuple[Path, Path]) -> None:
+    root, output = made
+    one, two = equal_but_for_their_pixels(root)
+    store = root.with_name("store")
+    store.mkdir()
+    one.rename(store / "1"), two.rename(store / "2")
+    one.symlink_to(store / "1"), two.symlink_to(store / "1")
+    extract(root, output, SMALL)
+    two.unlink()
+    two.symlink_to(store / "2")
+    assert check(output).num_changed == 1
+    extract(root, output, SMALL)
+    assert_as_from_scratch(root, output, SMALL)
+
+
+def test_new_rights_or_times_of_all_files_cost_no_extraction(
+    made: tuple[Path, Path], seen: list[int]
+) -> None:
+    root, output = made
+    for number, path in enumerate(sorted(root.rglob("*.jpg"))):
+        path.chmod(0o600)
+        os.utime(path, (2**33 * number, 2**33 * number))  # years 1970 to 2500
+    assert check(output).is_fresh
+    report = extract(root, output, SMALL)
+    assert (seen, report.num_extracted, report.is_unchanged) == ([], 0, False)
+    assert extract(root, output, SMALL).is_unchanged
+
+
+def test_content_is_compared_if_asked_to(
+    made: tuple[Path, Path], seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, output = made
+    stamps = {str(path): stamp_of(str(path)) for path in root.rglob("*.*")}
+    change_but_for_the_time(root / "ants" / "000.jpg")
+    monkeypatch.setattr("featx.images.sources.folder.stamp_of", stamps.get)  # the clock stood still
     assert extract(root, output, SMALL).is_unchanged
     report = extract(root, output, replace(SMALL, verify_content=True))
     assert (seen, report.num_changed) == ([1], 1)

@@ -12,21 +12,27 @@ from pathlib import Path
 from featx.errors import SourceError
 from featx.images.sources.classes import warn_of_odd_classes
 from featx.images.sources.sample import (
+    NEVER_CHANGES,
     NO_FILE,
     SPLITS,
+    UNKNOWN_TIME,
     ImageSource,
     Sample,
     Stamp,
     assign_validation,
+    group_numbers,
 )
 
 __all__ = [
+    "NEVER_CHANGES",
     "NO_FILE",
     "SPLITS",
+    "UNKNOWN_TIME",
     "ImageSource",
     "Sample",
     "Stamp",
     "assign_validation",
+    "group_numbers",
     "open_source",
     "warn_of_odd_classes",
 ]

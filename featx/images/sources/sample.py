@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -44,7 +45,10 @@ class Stamp(NamedTuple):
     Attributes:
         size: Bytes.
         mtime_ns: When its content was last written, ns since 1970. Programs that copy set it.
-        ctime_ns: When the file itself last changed, ns since 1970. Only the system sets it.
+        ctime_ns: When the file itself, or the link that leads to it, last changed, ns since 1970.
+            Only the system sets it.
+
+    Times before 1677 and after 2262 are the earliest and latest that 64 bits hold.
     """
 
     size: int
@@ -52,6 +56,8 @@ class Stamp(NamedTuple):
     ctime_ns: int
 
 
+UNKNOWN_TIME = -1
+"""The change time of a file that was recorded without one."""
 NO_FILE = Stamp(-1, -1, -1)
 """The stamp of a file that cannot be looked up."""
 NEVER_CHANGES = Stamp(0, 0, 0)
@@ -61,10 +67,18 @@ NEVER_CHANGES = Stamp(0, 0, 0)
 def stamp_of(path: str) -> Stamp:
     """Return the stamp of the file that a path leads to; ``NO_FILE`` where it leads nowhere."""
     try:
-        status = os.stat(path)  # noqa: PTH116 a Path would take as long as the look-up itself
+        status = os.lstat(path)  # a Path would take as long as the look-up itself
+        changed = status.st_ctime_ns
+        if stat.S_ISLNK(status.st_mode):
+            status = os.stat(path)  # noqa: PTH116 as above
+            changed = max(changed, status.st_ctime_ns)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return NO_FILE
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return Stamp(status.st_size, _in_64_bits(status.st_mtime_ns), _in_64_bits(changed))
+
+
+def _in_64_bits(value: int) -> int:
+    return min(max(value, -(2**63)), 2**63 - 1)
 
 
 class ImageSource(Protocol):
@@ -102,6 +116,19 @@ class ImageSource(Protocol):
 
         ``NO_FILE`` where it cannot be looked up; ``NEVER_CHANGES`` where the sample has no file.
         """
+
+
+def group_numbers(samples: Iterable[Sample]) -> np.ndarray:
+    """Return the index of each sample's group in order of first appearance, -1 where it has none.
+
+    Returns:
+        ``(num_samples,)`` int64.
+    """
+    numbers: dict[str, int] = {}
+    return np.fromiter(
+        (numbers.setdefault(each.group, len(numbers)) if each.group else -1 for each in samples),
+        dtype=np.int64,
+    )
 
 
 def assign_validation(samples: Sequence[Sample], fraction: float) -> list[Sample]:

@@ -194,6 +194,8 @@ def _enter(images: Sequence[Image], rows: np.ndarray, known: KnownRows, plan: Pl
     )
     for image in images:
         if image.reason:
-            plan.skipped[image.position] = SkippedImage(image.sample_id, image.reason, image.stamp)
+            plan.skipped[image.position] = SkippedImage(
+                image.sample_id, image.reason, image.stamp, image.digest
+            )
         else:
             plan.rows[image.position], row = row, row + 1

@@ -279,10 +279,7 @@ class _Run:
                 "val_fraction": self.options.val_fraction,
                 "label_kind": "tags" if self.images.has_tags else "classes",
                 "ignored": dict(self.images.ignored),
-                "skipped": [
-                    [image.sample_id, image.reason, list(image.stamp)]
-                    for _, image in sorted(plan.skipped.items())
-                ],
+                "skipped": [image.to_list() for _, image in sorted(plan.skipped.items())],
             },
             environment=self._environment(),
         )

@@ -16,6 +16,7 @@ from PIL import Image
 import featx
 from featx.cli import main
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError, SourceError
+from featx.images.sources.sample import stamp_of
 from featx.stages.check import CheckOptions, check
 
 
@@ -95,6 +96,17 @@ class TestStale:
         content[-20] ^= 1
         path.write_bytes(content)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert check(features).num_changed == 1
+
+    def test_a_change_that_no_time_shows(
+        self, features: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = source / "ants" / "002.png"
+        stamps = {str(each): stamp_of(str(each)) for each in source.rglob("*.*")}
+        monkeypatch.setattr("featx.images.sources.folder.stamp_of", stamps.get)
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
         assert check(features).is_fresh
         assert check(features, options=CheckOptions(verify_content=True)).num_changed == 1
 
