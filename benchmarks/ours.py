@@ -107,7 +107,7 @@ def engine(options: ExtractOptions, made: Path) -> tuple[Engine, int]:
 
     spec = BackboneSpec.from_dict(featx.open_features(made).header.spec)
     if options.engine == "torch":
-        return LazyBackbone(options).engine(spec), spec.preprocess.image_size
+        return LazyBackbone(options.resolved()).engine(spec), spec.preprocess.image_size
     graph = read_graph(spec)
     if graph is None:
         raise SystemExit(f"no graph of {spec.backbone} is kept")

@@ -96,7 +96,7 @@ def photos(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
 
 def prepare(name: str, options: ExtractOptions, data: Path) -> Measured:
     """Return a backbone with a head, and the head's answers."""
-    network, spec, _ = open_backbone(options)
+    network, spec, _ = open_backbone(options.resolved())
     geometry = spec.preprocess
     graph = build_graph(network, image_size=geometry.image_size)
     engine = OnnxEngine(graph)

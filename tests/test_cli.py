@@ -467,6 +467,7 @@ class TestBadInput:
             ("train-head", "{made}/features.h5", "-o", "{out}"),
             ("export", "{made}/head.safetensors", "--onnx", "{out}"),
             ("report", "{made}/head.safetensors", "-o", "{out}"),
+            ("extract", "{photos}", "-b", "tiny", "-o", "{out}"),
         ],
         ids=lambda arguments: arguments[0],
     )
@@ -486,17 +487,8 @@ class TestBadInput:
         arguments = ("extract", photos, "-b", "tiny", "-o", made / "features.h5")
         message = failure(featx_cli(*arguments, "--image-size", "48"))
         assert "preprocess.image_size: expected 48, found 32" in message
-        assert "Use --overwrite to replace it, or -o for another path." in message
+        assert f"Use --overwrite to replace it, or -o {made / 'features-48px.h5'} for" in message
         assert {path: path.read_bytes() for path in made.iterdir()} == before
-
-    def test_overwrite_replaces_and_leaves_nothing_else(self, made: Path, copy: Path) -> None:
-        """The same features give the same head, byte for byte."""
-        head = copy / "head.safetensors"
-        before = head.read_bytes()
-        result = featx_cli("train-head", made / "features.h5", "-o", head, "--overwrite")
-        assert result.exit_code == 0
-        assert head.read_bytes() == before
-        assert len(list(copy.iterdir())) == 3
 
     def test_head_of_another_feature_file(self, made: Path, photos: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.h5"
@@ -667,6 +659,27 @@ class TestRunningItAgain:
         assert "resumed" not in result.stdout
         assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "photos"]
 
+    def test_the_daily_loop_needs_no_overwrite_and_says_what_it_replaces(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        chain = (("train-head",), ("export",), ("report",))
+        assert featx_cli("extract", source, "-b", "tiny", "--image-size", 40).exit_code == 0
+        for command in chain:
+            assert "written" in featx_cli(*command).stdout
+        artifacts = sorted(Path("artifacts").iterdir())
+        before = [path.read_bytes() for path in artifacts]
+        for command in (("extract",), *chain):
+            assert "up to date" in featx_cli(*command).stdout, command
+        assert [path.read_bytes() for path in artifacts] == before
+        shutil.copy(source / "leaves" / "00.jpg", source / "leaves" / "new.jpg")
+        assert "updated     1 new" in featx_cli("extract").stdout
+        trained = featx_cli("train-head", "-C", "0.1").stdout
+        assert "replaced     artifacts/head.safetensors  (linear, C = " in trained
+        assert "replaced     artifacts/model.onnx  (linear, C = " in featx_cli("export").stdout
+        assert "replaced  artifacts/report.html  (an earlier report)" in featx_cli("report").stdout
+        assert "preprocess.image_size" not in featx_cli("extract", source).output
+
     def test_an_update_says_what_changed(self, source: Path, tmp_path: Path) -> None:
         command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
         assert f"written   {tmp_path / 'f.h5'}" in featx_cli(*command).stdout
@@ -689,8 +702,7 @@ class TestRunningItAgain:
             (source / "petals" / f"bad {number}.jpg").write_bytes(b"")
         command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
         usage = featx_cli(*command, "--max-bad", "0.5")
-        assert usage.exit_code == 2
-        assert "--max-bad needs --on-error skip" in usage.stderr
+        assert "--max-bad needs --on-error skip" in failure(usage)
         skip = (*command, "--on-error", "skip", "--report", tmp_path / "bad.json")
         message = failure(featx_cli(*skip, "--max-bad", "0.1"))
         assert "3 of 23 images cannot be used" in message
@@ -710,7 +722,9 @@ class TestRunningItAgain:
     def test_float16(self, source: Path, tmp_path: Path) -> None:
         command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
         assert featx_cli(*command, "--dtype", "float16").exit_code == 0
-        assert "dtype: expected 'float32', found 'float16'" in failure(featx_cli(*command))
+        assert "up to date" in featx_cli(*command).stdout
+        message = failure(featx_cli(*command, "--dtype", "float32"))
+        assert "dtype: expected 'float32', found 'float16'" in message
         head = ("train-head", tmp_path / "f.h5", "-o", tmp_path / "h.safetensors")
         assert featx_cli(*head).exit_code == 0
 

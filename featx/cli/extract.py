@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option(
     "-o",
     "--output",
@@ -112,7 +112,9 @@ if TYPE_CHECKING:
     help="Extract everything again; discard what an unfinished extraction left.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Replace an output that was made with other settings."
+    "--overwrite",
+    is_flag=True,
+    help="Replace a file that was made with other settings, or is damaged.",
 )
 @click.option(
     "--device",
@@ -146,7 +148,7 @@ if TYPE_CHECKING:
 @click.option("--profile", is_flag=True, help="Print where the time went.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
 @options.quiet
-def extract(source: str, output: Path, quiet: bool, profile: bool, **settings: Any) -> None:
+def extract(source: str | None, output: Path, quiet: bool, profile: bool, **settings: Any) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
@@ -154,17 +156,16 @@ def extract(source: str, output: Path, quiet: bool, profile: bool, **settings: A
     with CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
 
     Run it again to go on after an interruption, or to bring the file up to date: only new and
-    changed images are extracted.
+    changed images are extracted. What is not given then, SOURCE included, is as the file was made;
+    the defaults below are those of a new file.
     """
     from featx.stages.extract import ExtractOptions
     from featx.stages.extract import extract as run
 
-    if settings["max_bad"] is not None and settings["on_error"] != "skip":
-        raise click.UsageError("--max-bad needs --on-error skip; by default no image may be bad.")
+    given = options.given(settings)
     with progress_bar("Extracting", quiet=quiet) as progress:
-        settings["quiet"] = quiet or not sys.stderr.isatty()
-        given = {name: value for name, value in settings.items() if value is not None}
-        report = run(source, output, ExtractOptions(**given), progress=progress)
+        extract_options = ExtractOptions(**given, quiet=quiet or not sys.stderr.isatty())
+        report = run(source, output, extract_options, progress=progress)
     print_fields(dict(_fields(report)))
     print_skipped(report.skipped, rest="featx info --json")
     if profile and report.profile:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 FEATURES = Path("artifacts/features.h5")
 HEAD = Path("artifacts/head.safetensors")
@@ -18,6 +21,16 @@ def _set_quiet(_context: click.Context, _option: click.Parameter, quiet: bool) -
     if quiet:
         logging.getLogger("featx").setLevel(logging.ERROR)
     return quiet
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the current command's options that were given, not left at their default."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value
+        for name, value in settings.items()
+        if source(name) is not ParameterSource.DEFAULT
+    }
 
 
 overwrite = click.option("--overwrite", is_flag=True, hidden=True)

@@ -268,6 +268,19 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def has_rows(path: Path) -> bool:
+    """Return whether an extraction log holds a row, and not just images that cannot be used.
+
+    Raises:
+        ArtifactMissing: There is no log.
+        ArtifactInvalid: It is no extraction log.
+        ArtifactError: It cannot be read.
+    """
+    with _reading(path) as descriptor:
+        scan = Scan(descriptor, path)
+        return scan.settings() is not None and any(rows for _, _, rows in scan.batches())
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[int]:
     try:

@@ -19,7 +19,8 @@ from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
-from featx.stages.extract import ExtractOptions, backbone
+from featx.stages.extract import backbone
+from featx.stages.extract.options import ResolvedOptions
 
 
 class VerifyHere:
@@ -39,7 +40,7 @@ class VerifyHere:
 
 
 @functools.cache
-def _built(options: ExtractOptions, build: Callable[[ExtractOptions], Any]) -> Any:
+def _built(options: ResolvedOptions, build: Callable[[ResolvedOptions], Any]) -> Any:
     return build(options)
 
 
@@ -55,8 +56,8 @@ def _fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         return
     build = backbone.open_backbone
 
-    def build_once(options: ExtractOptions) -> Any:
-        plain = ExtractOptions(**vars(options.request) | {"quiet": True})
+    def build_once(options: ResolvedOptions) -> Any:
+        plain = ResolvedOptions(**vars(options.request) | {"quiet": True})
         return _built(plain, build)
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)

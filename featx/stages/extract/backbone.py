@@ -24,7 +24,7 @@ from featx.backbones.engines import (
 )
 from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
 from featx.errors import BackboneError, ExportError
-from featx.stages.extract.options import ExtractOptions
+from featx.stages.extract.options import ResolvedOptions
 
 if TYPE_CHECKING:
     from featx.backbones.int8.calibration import Calibration
@@ -44,7 +44,7 @@ class LazyBackbone:
         seconds: That building or loading both took.
     """
 
-    def __init__(self, options: ExtractOptions) -> None:
+    def __init__(self, options: ResolvedOptions) -> None:
         self._options = options
         # What it comes to in fp32 is remembered; the ranges of int8 depend on the source, too.
         self._request = replace(options.request, precision="fp32")
@@ -208,7 +208,7 @@ def _quantised(graph: bytes, calibration: Calibration) -> bytes:
     return with_pixel_rows(quantize_graph(graph, calibration))
 
 
-def open_backbone(options: ExtractOptions) -> tuple[Network, BackboneSpec, Weights]:
+def open_backbone(options: ResolvedOptions) -> tuple[Network, BackboneSpec, Weights]:
     """Return the frozen network that the options ask for.
 
     Raises:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
@@ -30,15 +31,18 @@ _CHOICES = {
 class ExtractOptions:
     """What to extract and how.
 
+    None leaves an option as it is in the feature file that is brought up to date; in a new one, or
+    with ``overwrite``, or with another backbone, it takes the default of ``ResolvedOptions``.
+
     Attributes:
         backbone: Name in the catalog.
         weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
-        layer: Node of the backbone's graph; None takes the penultimate one.
+        layer: Node of the backbone's graph; by default the penultimate one.
         pool: How maps or tokens become a vector.
-        image_size: Input of the backbone, pixels; None takes the weights' own.
-        resize: Length of the shorter side before the crop, pixels; None takes the weights' own, or
+        image_size: Input of the backbone, pixels; by default the weights' own.
+        resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
             ``image_size`` where that is given.
-        crop: ``"center"`` or ``"none"``; None takes the weights' own.
+        crop: ``"center"`` or ``"none"``; by default the weights' own.
         decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
             a half, a quarter or an eighth of their size.
         dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
@@ -48,51 +52,51 @@ class ExtractOptions:
             all once the others are done, ``"skip"`` leaves them out.
         max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
         max_pixels: Images with more are not used.
+        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
+            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
+        seed: Of random weights.
         report: JSON file that gets the account of every image that was not used.
         verify_content: Recognise images by the hash of their content, not by size and time.
         restart: Reuse nothing: neither the output nor an unfinished extraction.
-        overwrite: Replace an output that was made with other settings, or is something else.
+        overwrite: Replace a feature file that was made with other settings, or is damaged.
         device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``; ``"cuda"`` is every GPU that torch sees.
         engine: What runs the backbone: ``"torch"``, ``"onnxruntime"``, or ``"auto"``: ONNX Runtime
             on the CPU, torch on a GPU.
-        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
-            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
         batch_size: Images per forward pass; None takes what suits engine and image size.
         workers: Threads that decode and run the backbone; beside a GPU each has a process that
             decodes. None takes one per core.
-        seed: Of random weights.
         quiet: No download bar.
     """
 
-    backbone: str = "resnet18"
-    weights: str = "default"
+    backbone: str | None = None
+    weights: str | None = None
     layer: str | None = None
-    pool: Pool = "auto"
+    pool: Pool | None = None
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
-    decode: Decode = "full"
-    dtype: DType = "float32"
-    val_fraction: float = 0.2
-    on_error: OnError = "fail"
-    max_bad: float = 1.0
-    max_pixels: int = MAX_PIXELS
+    decode: Decode | None = None
+    dtype: DType | None = None
+    val_fraction: float | None = None
+    on_error: OnError | None = None
+    max_bad: float | None = None
+    max_pixels: int | None = None
     report: Path | None = None
     verify_content: bool = False
     restart: bool = False
     overwrite: bool = False
     device: str = "auto"
     engine: EngineChoice = "auto"
-    precision: Precision = "fp32"
+    precision: Precision | None = None
     batch_size: int | None = None
     workers: int | None = None
-    seed: int = 0
+    seed: int | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value not in get_args(choices):
+            if value not in (None, *get_args(choices)):
                 raise ConfigError(
                     f"{name.replace('_', ' ')} must be one of {', '.join(get_args(choices))}; "
                     f"got '{value}'."
@@ -101,10 +105,45 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name.replace('_', ' ')} must be at least 1; got {value}.")
-        if not 0 <= self.max_bad <= 1:
+        if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
-        check_max_pixels(self.max_pixels)
-        require_fit(self.precision, self.engine, self.device)
+        if self.max_pixels is not None:
+            check_max_pixels(self.max_pixels)
+        require_fit(self.precision or "fp32", self.engine, self.device)
+
+    def resolved(self, recorded: Mapping[str, Any] = MappingProxyType({})) -> ResolvedOptions:
+        """Return the options with nothing left open.
+
+        Args:
+            recorded: Those that the file there was made with; empty for a new one.
+
+        Raises:
+            ConfigError: Two of them do not go together.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
+            raise ConfigError("--max-bad needs --on-error skip; by default no image may be bad.")
+        return ResolvedOptions(**{**recorded, **given})
+
+
+@dataclass(frozen=True)
+class ResolvedOptions(ExtractOptions):
+    """The options of a run, none left open; None here leaves a value to the weights.
+
+    Attributes are those of ``ExtractOptions``, with their defaults.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "default"
+    pool: Pool = "auto"
+    decode: Decode = "full"
+    dtype: DType = "float32"
+    val_fraction: float = 0.2
+    on_error: OnError = "fail"
+    max_bad: float = 1.0
+    max_pixels: int = MAX_PIXELS
+    precision: Precision = "fp32"
+    seed: int = 0
 
     @property
     def request(self) -> BackboneRequest:
@@ -121,6 +160,11 @@ class ExtractOptions:
             seed=self.seed,
             precision=self.precision,
         )
+
+    @property
+    def handling(self) -> dict[str, Any]:
+        """What a file keeps for its next update beside its settings, JSON values."""
+        return {name: getattr(self, name) for name in ("val_fraction", "on_error", "max_bad")}
 
 
 @dataclass(frozen=True)

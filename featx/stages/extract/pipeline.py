@@ -23,7 +23,7 @@ from featx.images.sources import ImageSource
 from featx.stages.extract.batches import ImageBatch, Loader
 from featx.stages.extract.contents import Contents
 from featx.stages.extract.image import Image
-from featx.stages.extract.options import ExtractOptions
+from featx.stages.extract.options import ResolvedOptions
 from featx.stages.extract.profile import Profile, Spent
 from featx.stages.extract.squares import SquareMaker
 
@@ -44,7 +44,7 @@ class Extracted:
 
 
 def start_decoders(
-    num_images: int, preprocessing: PreprocessSpec, options: ExtractOptions
+    num_images: int, preprocessing: PreprocessSpec, options: ResolvedOptions
 ) -> Decoders | None:
     """Start the processes that decode beside a GPU, unless the images are too few for them.
 
@@ -72,7 +72,7 @@ def run_backbone(
     plan: Plan,
     *,
     preprocessing: PreprocessSpec,
-    options: ExtractOptions,
+    options: ResolvedOptions,
     decoders: Decoders | None,
     after_batch: Callable[[int], None],
 ) -> Extracted:
@@ -122,13 +122,13 @@ def run_backbone(
 
 
 def _batch_size(
-    options: ExtractOptions, preprocessing: PreprocessSpec, engine: EngineName, device: str
+    options: ResolvedOptions, preprocessing: PreprocessSpec, engine: EngineName, device: str
 ) -> int:
     size = preprocessing.image_size
     return options.batch_size or default_batch_size(engine, size, device=device)
 
 
-def _checked(batch: ImageBatch, num_features: int, options: ExtractOptions) -> np.ndarray:
+def _checked(batch: ImageBatch, num_features: int, options: ResolvedOptions) -> np.ndarray:
     """Return what the backbone made of a batch, ``(m, num_features)`` float32."""
     if batch.features is None:
         return np.empty((0, num_features), dtype=np.float32)

@@ -9,7 +9,7 @@ from featx.artifact import publishing, require_writable
 from featx.errors import ArtifactExists, BadImages, ConfigError
 from featx.features.plan import Plan
 from featx.images.sources import ImageSource
-from featx.stages.extract.options import ExtractOptions
+from featx.stages.extract.options import ResolvedOptions
 
 _KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", "bad")).keys()
 
@@ -43,12 +43,14 @@ def bad_images(plan: Plan) -> tuple[tuple[str, str], ...]:
     return tuple((plan.skipped[i].sample_id, plan.skipped[i].reason) for i in sorted(plan.skipped))
 
 
-def too_many_are_bad(plan: Plan, options: ExtractOptions) -> bool:
+def too_many_are_bad(plan: Plan, options: ResolvedOptions) -> bool:
     """Return whether more images are bad than may be left out."""
     return options.on_error == "skip" and len(plan.skipped) > options.max_bad * len(plan.rows)
 
 
-def account_for_bad(plan: Plan, images: ImageSource, output: Path, options: ExtractOptions) -> None:
+def account_for_bad(
+    plan: Plan, images: ImageSource, output: Path, options: ResolvedOptions
+) -> None:
     """Write the report that was asked for; raise if the bad images are no longer acceptable.
 
     Raises:

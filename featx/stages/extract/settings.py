@@ -14,7 +14,7 @@ from featx.errors import ArtifactInvalid, BackboneError, ConfigError
 from featx.images.sources import ImageSource, assign_validation
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.calibrate import calibration_pixels
-from featx.stages.extract.options import ExtractOptions
+from featx.stages.extract.options import ResolvedOptions
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Settings:
 
 
 def settle(
-    options: ExtractOptions, images: ImageSource, recorded: list[Settings], backbone: LazyBackbone
+    options: ResolvedOptions, images: ImageSource, recorded: list[Settings], backbone: LazyBackbone
 ) -> Settings:
     """Return the settings of this run.
 
@@ -148,13 +148,15 @@ def settle(
     )
 
 
-def _is_calibrated_for(settings: Settings, images: ImageSource, options: ExtractOptions) -> bool:
+def _is_calibrated_for(settings: Settings, images: ImageSource, options: ResolvedOptions) -> bool:
     """Return False for int8 ranges of another source whose file is to be replaced."""
     same = settings.source == images.uri or options.verify_content or not options.overwrite
     return same or settings.spec.calibration is None
 
 
-def _new_spec(options: ExtractOptions, images: ImageSource, backbone: LazyBackbone) -> BackboneSpec:
+def _new_spec(
+    options: ResolvedOptions, images: ImageSource, backbone: LazyBackbone
+) -> BackboneSpec:
     spec = backbone.spec()
     if options.precision != "int8":
         return spec

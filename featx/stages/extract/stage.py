@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.artifact import Header, require_writable
+from featx.artifact import Header
 from featx.backbones.engines import Engine
+from featx.errors import SourceError
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.lock import locked
@@ -25,8 +26,8 @@ from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation,
 from featx.images.sources.classes import warn_of_odd_classes
 from featx.isolated import IsolatedCall
 from featx.stages.extract.backbone import LazyBackbone
-from featx.stages.extract.earlier import find_earlier
-from featx.stages.extract.options import ExtractOptions, ExtractReport
+from featx.stages.extract.earlier import find_earlier, recorded_source
+from featx.stages.extract.options import ExtractOptions, ExtractReport, ResolvedOptions
 from featx.stages.extract.pipeline import Extracted, run_backbone, start_decoders
 from featx.stages.extract.report import (
     account_for_bad,
@@ -43,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 
 def extract(
-    source: str | Path,
+    source: str | Path | None,
     output: str | Path,
     options: ExtractOptions | None = None,
     *,
@@ -52,10 +53,12 @@ def extract(
     """Write the features of a source's images to an HDF5 file, or bring that file up to date.
 
     Rows there are already, in the file or in the log of an unfinished extraction, are kept where
-    image and settings are the same. Whatever ends a run, the next one goes on from there.
+    image and settings are the same. Whatever ends a run, the next one goes on from there. Options
+    that are not given are those that the file was made with.
 
     Args:
-        source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``.
+        source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``; None takes
+            the one that the output was made from.
         output: The feature file.
         options: Backbone, preprocessing and the rest.
         progress: Called after each batch.
@@ -71,14 +74,14 @@ def extract(
         ArtifactMismatch: The output, or an unfinished extraction, was made with other settings.
         ArtifactError: The output is something else, or cannot be written.
     """
-    options, output = options or ExtractOptions(), Path(output)
-    images = open_source(str(source), output=output)  # nothing is made before it is accepted
+    given, output = options or ExtractOptions(), Path(output)
+    images = _open_source(source, output)  # nothing is made before it is accepted
     with locked(output):
-        require_writable(output, overwrite=True)
+        earlier = find_earlier(output, given)
+        options = earlier.resolve(given)
         if options.report:
             require_report_path(options.report, output)
-        start = time.perf_counter()
-        earlier, backbone = find_earlier(output, options), LazyBackbone(options)
+        start, backbone = time.perf_counter(), LazyBackbone(options)
         settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:
@@ -97,6 +100,19 @@ def extract(
                 raise
             journal.remove()
     return replace(report, seconds=time.perf_counter() - start - backbone.seconds)
+
+
+def _open_source(source: str | Path | None, output: Path) -> ImageSource:
+    if source is not None:
+        return open_source(str(source), output=output)
+    recorded = recorded_source(output)
+    try:
+        return open_source(recorded, output=output)
+    except SourceError as err:
+        raise SourceError(
+            f"{err} '{output}' was made from it. If the images were moved, give their new place, "
+            "with --verify-content."
+        ) from err
 
 
 class _Found(NamedTuple):
@@ -121,7 +137,7 @@ class _Run:
 
     output: Path
     images: ImageSource
-    options: ExtractOptions
+    options: ResolvedOptions
     settings: Settings
     known: KnownRows
     backbone: LazyBackbone
@@ -148,7 +164,7 @@ class _Run:
             num_relabelled=num_relabelled(file, plan, samples, self.images.classes) if file else 0,
             touched=frozenset(plan.touched),
             is_unchanged=file is not None
-            and file.header.details["source"] == self.settings.source
+            and self._is_noted_in(file.header)
             and is_current(file, plan, samples, self.images.classes),
         )
         num_bytes = 4 * len(samples) * self.settings.spec.num_features
@@ -158,6 +174,11 @@ class _Run:
             if verifier:
                 self._publish(plan, samples, verifier)
         return self._report(plan, samples, found, filled)
+
+    def _is_noted_in(self, header: Header) -> bool:
+        """Return whether a file says what the next update is to know; old ones say less."""
+        noted = {"source": self.settings.source, **self.options.handling}
+        return all(header.details.get(name, value) == value for name, value in noted.items())
 
     def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
         """Bring the log to where the plan has nothing left to do."""
@@ -253,6 +274,7 @@ class _Run:
         """Return record 0 of a log."""
         return {
             "settings": replace(self.settings, environment=self._environment()).to_dict(),
+            "handling": self.options.handling,
             "num_samples": len(self.images.samples),
             "sample_ids_sha256": self._list_digest(),
         }
@@ -276,7 +298,7 @@ class _Run:
                 "dtype": self.settings.dtype,
                 "max_pixels": self.settings.max_pixels,
                 "splits": list(SPLITS),
-                "val_fraction": self.options.val_fraction,
+                **self.options.handling,
                 "label_kind": "tags" if self.images.has_tags else "classes",
                 "ignored": dict(self.images.ignored),
                 "skipped": [image.to_list() for _, image in sorted(plan.skipped.items())],

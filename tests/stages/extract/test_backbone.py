@@ -95,8 +95,8 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(
 def test_weights_that_changed_are_noticed(
     photos: Photos, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = LazyBackbone(ExtractOptions(backbone="tiny", weights="none"))
-    other = LazyBackbone(ExtractOptions(backbone="tiny", weights="none", seed=1)).spec()
+    backbone = LazyBackbone(ExtractOptions(backbone="tiny", weights="none").resolved())
+    other = LazyBackbone(ExtractOptions(backbone="tiny", weights="none", seed=1).resolved()).spec()
     with pytest.raises(BackboneError, match="its weights changed meanwhile"):
         backbone.engine(other)
 
@@ -128,7 +128,7 @@ def test_a_wrong_engine_is_refused() -> None:
 
 def test_the_lazy_backbone_gives_what_was_chosen() -> None:
     for engine, kind in (("torch", TorchEngine), ("onnxruntime", OnnxEngine)):
-        backbone = LazyBackbone(ExtractOptions(backbone="tiny", engine=engine))  # type: ignore[arg-type]
+        backbone = LazyBackbone(ExtractOptions(backbone="tiny", engine=engine).resolved())  # type: ignore[arg-type]
         assert backbone.device is backbone.engine_name is None
         made = backbone.engine(backbone.spec())
         assert isinstance(made, kind)
@@ -215,7 +215,7 @@ def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
     monkeypatch.setattr(choice, "may_have_gpu", lambda: gpu)
-    backbone = LazyBackbone(ExtractOptions(**OTHER, **options))
+    backbone = LazyBackbone(ExtractOptions(**OTHER, **options).resolved())
     assert backbone.is_for_gpu() == expected
     assert backbone.device is None
 

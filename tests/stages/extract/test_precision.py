@@ -184,7 +184,7 @@ class TestMismatches:
         source, output = photos(), tmp_path / "f.h5"
         extract(source, output, replace(INT8, decode="scaled"))
         with pytest.raises(ArtifactMismatch) as caught:
-            extract(source, output, ExtractOptions(backbone="tiny"))
+            extract(source, output, ExtractOptions(precision="fp32", decode="full"))
         assert "precision: expected 'fp32', found 'int8'" in str(caught.value)
         assert "preprocess.decode: expected 'full', found 'scaled'" in str(caught.value)
         found = Settings.of_file(open_features(output).header, path=output)
@@ -204,7 +204,7 @@ class TestMismatches:
 
     @pytest.mark.parametrize("change", [{"scheme": 99}, {"ranges": [1]}])
     def test_a_table_from_elsewhere_is_refused(self, change: Any, photos: Photos) -> None:
-        spec = LazyBackbone(ExtractOptions(backbone="tiny")).spec().to_dict()
+        spec = LazyBackbone(ExtractOptions(backbone="tiny").resolved()).spec().to_dict()
         table = {"scheme": 1, "ranges": {"relu": [0, 1]}} | change
         with pytest.raises(BackboneError):
             BackboneSpec.from_dict(spec | {"precision": "int8", "calibration": table})
@@ -218,7 +218,7 @@ class TestMismatches:
         ],
     )
     def test_precision_and_table_go_together(self, change: Any) -> None:
-        spec = LazyBackbone(ExtractOptions(backbone="tiny")).spec().to_dict()
+        spec = LazyBackbone(ExtractOptions(backbone="tiny").resolved()).spec().to_dict()
         with pytest.raises(BackboneError, match=r"precision|int8"):
             BackboneSpec.from_dict(json.loads(json.dumps(spec | change)))
 
