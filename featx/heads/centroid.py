@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.heads.folds import HeldOut
-from featx.heads.head import Layer, silence_absent
+from featx.heads.folds import HeldOut, divide_to_leave_out
+from featx.heads.head import NEVER, Layer, silence_absent
+
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +27,12 @@ class CentroidFit:
 
     Attributes:
         layer: For raw features.
-        held_out: What each sample is given by the centroids without it.
+        held_out: What each sample is given by the centroids without it, or without its fold where
+            samples are in groups; None where none can be left out.
     """
 
     layer: Layer
-    held_out: HeldOut
+    held_out: HeldOut | None
 
 
 def fit_centroid(
@@ -38,6 +41,8 @@ def fit_centroid(
     num_classes: int,
     *,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> CentroidFit:
     """Return the layer whose largest logit is the largest cosine.
 
@@ -46,12 +51,34 @@ def fit_centroid(
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
+        seed: Decides the folds.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    centroids = Centroids(features.mean(axis=0, dtype=np.float64), num_classes)
-    x, lengths = centroids.centred(features)
-    centroids.add(x, lengths, labels, weights)
-    return CentroidFit(centroids.layer(), centroids.without_own(x, lengths, labels, weights))
+    every = Centroids(features.mean(axis=0, dtype=np.float64), num_classes)
+    samples = (*every.centred(features), labels, weights)
+    every.add(*samples)
+    division = divide_to_leave_out(labels, groups=groups, seed=seed)
+    if division is None:
+        return CentroidFit(every.layer(), None)
+    parts = [np.flatnonzero(division.fold == fold) for fold in division.judged]
+    if groups is None:
+        parts = np.array_split(parts[0], -(-len(parts[0]) // _BLOCK_ROWS))
+    outputs = []
+    for rows in parts:
+        own = tuple(each[rows] for each in samples)
+        if groups is None:
+            outputs.append(every.without_own(*own))
+            continue
+        part = every.empty()
+        part.add(*own)
+        outputs.append(every.without(part).logits(own[0]))
+    held_out = HeldOut(
+        np.concatenate(outputs),
+        labels[np.concatenate(parts)],
+        0 if groups is None else len(division.judged),
+    )
+    return CentroidFit(every.layer(), held_out)
 
 
 class Centroids:
@@ -66,6 +93,17 @@ class Centroids:
         self._mean, self._sums = mean, np.zeros((num_classes, len(mean)))
         self._counts = np.zeros(num_classes, np.int64)
         self._length = 0.0
+
+    def empty(self) -> Centroids:
+        """Return the sums over no samples, of features with the same mean."""
+        return Centroids(self._mean, len(self._counts))
+
+    def without(self, part: Centroids) -> Centroids:
+        """Return the sums over the samples that are not in a part."""
+        rest = self.empty()
+        rest._sums, rest._counts = self._sums - part._sums, self._counts - part._counts
+        rest._length = self._length - part._length
+        return rest
 
     def centred(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return raw features ``(n, num_features)`` centred, and their lengths ``(n,)``."""
@@ -96,23 +134,32 @@ class Centroids:
         layer = weight.astype(np.float32), (-weight @ self._mean).astype(np.float32)
         return silence_absent(layer, np.repeat(np.arange(len(self._counts)), self._counts > 0))
 
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return ``(n, num_classes)`` of centred samples ``(n, num_features)``."""
+        weight, _, _ = self._weight()
+        logits: np.ndarray = x @ weight.T + np.where(self._counts > 0, 0, NEVER)
+        return logits
+
     def without_own(
         self, x: np.ndarray, lengths: np.ndarray, labels: np.ndarray, weights: np.ndarray
-    ) -> HeldOut:
-        """Return what centred samples are given by the centroids without them.
+    ) -> np.ndarray:
+        """Return what centred samples are given by the centroids without them, each by itself.
 
         Args:
             x: ``(n, num_features)``.
             lengths: ``(n,)``.
             labels: ``(n,)``.
             weights: What each counts, ``(n,)``.
+
+        Returns:
+            ``(n, num_classes)``.
         """
-        weight, norms, usual = self._weight()
-        logits = x @ weight.T + np.where(norms > 1e-30, 0, self.layer()[1])
+        _, norms, usual = self._weight()
+        logits = self.logits(x)
         rows = np.arange(len(labels))
         product = logits[rows, labels] * norms[labels] * usual / lengths  # own sum, own direction
         rest = norms[labels] ** 2 - 2 * weights * product + weights**2
         known = rest > 1e-9 * weights**2  # more than the sample itself
         own = (product - weights) / np.sqrt(np.where(known, rest, 1))
         logits[rows, labels] = np.where(known, own, -1) * lengths / usual
-        return HeldOut(logits, labels)
+        return logits

@@ -29,12 +29,14 @@ class Samples:
         labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)``.
         num_classes: Outputs of the head.
         weights: What each sample counts, ``(N,)``, above 0.
+        groups: Of each sample, ``(N,)``, -1 for none: held out as a whole; None without groups.
     """
 
     features: np.ndarray
     labels: np.ndarray
     num_classes: int
     weights: np.ndarray
+    groups: np.ndarray | None = None
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, int]:
@@ -49,7 +51,8 @@ class Fitted:
     Attributes:
         layers: For raw features.
         choice: What was chosen on the way, JSON values.
-        held_out: What it, or its like, said of samples it was not trained on; None if nothing.
+        held_out: Outputs of it, or its like, for samples that were not trained on; None if nothing
+            was held out.
     """
 
     layers: tuple[Layer, ...]
@@ -67,7 +70,11 @@ def fit_logistic_head(
     device: Device | None = None,
 ) -> Fitted:
     """Return logistic regression by ``"lbfgs"`` or ``"sklearn"``; see ``fit_linear``."""
-    chosen: dict[str, Any] = {"strengths": strengths, "weights": samples.weights}
+    chosen: dict[str, Any] = {
+        "strengths": strengths,
+        "weights": samples.weights,
+        "groups": samples.groups,
+    }
     if solver == "sklearn":
         from featx.heads.with_sklearn import fit_with_sklearn
 
@@ -99,6 +106,7 @@ def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) ->
         *samples.arrays,
         strengths=strengths,
         weights=samples.weights,
+        groups=samples.groups,
         judge=True,
         loss=SIGMOID,
         seed=seed,
@@ -106,9 +114,16 @@ def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) ->
     return logistic_fitted(linear, solver="lbfgs", seed=seed)
 
 
-def fit_ridge_head(samples: Samples, strengths: Sequence[float]) -> Fitted:
+def fit_ridge_head(samples: Samples, strengths: Sequence[float], *, seed: int) -> Fitted:
     """Return ridge on numbers, or on one-hot targets; see ``fit_ridge``."""
-    return ridge_fitted(fit_ridge(*samples.arrays, strengths=strengths, weights=samples.weights))
+    ridge = fit_ridge(
+        *samples.arrays,
+        strengths=strengths,
+        weights=samples.weights,
+        groups=samples.groups,
+        seed=seed,
+    )
+    return ridge_fitted(ridge)
 
 
 def ridge_fitted(ridge: RidgeFit) -> Fitted:
@@ -118,13 +133,17 @@ def ridge_fitted(ridge: RidgeFit) -> Fitted:
         "solver": "ridge",
         "strength": ridge.strength,
         "path": [asdict(point) for point in ridge.path],
+        "num_folds": ridge.held_out.num_folds if ridge.held_out else None,
     }
     return Fitted((ridge.layer,), choice, ridge.held_out)
 
 
-def fit_centroid_head(samples: Samples) -> Fitted:
+def fit_centroid_head(samples: Samples, *, seed: int) -> Fitted:
     """Return nearest centroid by cosine; see ``fit_centroid``."""
-    return centroid_fitted(fit_centroid(*samples.arrays, weights=samples.weights))
+    centroid = fit_centroid(
+        *samples.arrays, weights=samples.weights, groups=samples.groups, seed=seed
+    )
+    return centroid_fitted(centroid)
 
 
 def centroid_fitted(centroid: CentroidFit) -> Fitted:
@@ -160,7 +179,13 @@ def fit_mlp_head(
 ) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
     mlp = fit_mlp(
-        *samples.arrays, options, weights=samples.weights, loss=loss, seed=seed, device=device
+        *samples.arrays,
+        options,
+        weights=samples.weights,
+        groups=samples.groups,
+        loss=loss,
+        seed=seed,
+        device=device,
     )
     return mlp_fitted(mlp, options, seed=seed)
 

@@ -1,13 +1,14 @@
-"""Dividing training samples for selection: the same share of each class in every part."""
+"""Folds for cross-validation: the same share of each class in every fold, groups kept together.
+
+A class needs a sample to be trained on while another one is held out. So the only sample of a
+class, or all of them where they are in one group, are never held out: every fold trains on them.
+"""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 NUM_FOLDS = 5
 HOLDOUT_ABOVE = 20_000
@@ -15,76 +16,196 @@ HOLDOUT_ABOVE = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Who is held out when.
+    """Which samples are held out when.
 
     Attributes:
-        fold: Of each sample, ``(N,)`` int64.
+        fold: Of each sample, ``(N,)`` int64; those in none of ``judged`` are always trained on.
         judged: Folds that are held out once each; a single one is a hold-out.
     """
 
     fold: np.ndarray
     judged: np.ndarray
 
+    @property
+    def held_out(self) -> np.ndarray:
+        """Which samples are held out at some time, ``(N,)`` bool."""
+        held_out: np.ndarray = np.isin(self.fold, self.judged)
+        return held_out
+
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What heads said of samples that they were not trained on.
+    """Outputs of heads for samples that they were not trained on.
 
     Attributes:
         logits: ``(n, num_classes)``.
-        labels: ``(n,)``.
+        labels: ``(n,)``; tags or numbers ``(n, num_classes)``.
+        num_folds: Of the cross-validation; 1 for a single hold-out, 0 for leave-one-out.
     """
 
     logits: np.ndarray
     labels: np.ndarray
+    num_folds: int = 1
 
 
-def divide(labels: np.ndarray, *, seed: int = 0) -> Division:
-    """Return stratified folds of ``(N,)`` labels, a single hold-out where there are many.
+def divide(
+    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
+) -> Division | None:
+    """Return stratified folds, a single hold-out where there are many samples.
+
+    None where fewer than two classes have samples that may be held out: they cannot be compared.
 
     Args:
         labels: Class indices, ``(N,)``.
+        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
         seed: Decides which samples of a class go where.
     """
+    division = divide_samples(labels, groups=groups, seed=seed)
+    if division is None or len(np.unique(labels[division.held_out])) < 2:
+        return None
+    return division
+
+
+def divide_samples(
+    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
+) -> Division | None:
+    """Return folds as ``divide``, of one class too; None where no sample may be held out."""
+    num_folds, judged = NUM_FOLDS, NUM_FOLDS
     if len(labels) > HOLDOUT_ABOVE:
-        return Division(stratified_folds(labels, NUM_FOLDS, seed=seed), np.array([0]))
-    num_folds = choose_num_folds(labels)
-    return Division(stratified_folds(labels, num_folds, seed=seed), np.arange(num_folds))
+        judged = 1
+    else:
+        num_folds = judged = choose_num_folds(labels, groups=groups)
+    folds = stratified_folds(labels, num_folds, groups=groups, seed=seed)
+    present = np.intersect1d(folds, np.arange(judged))
+    return Division(folds, present) if len(present) else None
 
 
-def stratified_folds(labels: np.ndarray, num_folds: int, *, seed: int = 0) -> np.ndarray:
-    """Return the fold of each sample, ``(N,)`` int64 in ``[0, num_folds)``.
+def divide_to_leave_out(
+    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
+) -> Division | None:
+    """Return which samples are left out one by one, or with groups in folds; None for none.
 
-    Classes are dealt out one after the other, so fold sizes differ by at most one sample, and a
+    Args:
+        labels: Class indices, ``(N,)``; or numbers, ``(N, num_outputs)``.
+        groups: Of each sample, ``(N,)``, -1 for none. Without groups all that are left out, each by
+            itself, are in fold 0.
+        seed: Decides the folds.
+    """
+    are_classes = labels.ndim == 1
+    classes = labels if are_classes else np.zeros(len(labels), np.int64)
+    if groups is not None:
+        return (divide if are_classes else divide_samples)(classes, groups=groups, seed=seed)
+    left_out = several(classes)
+    if not left_out.any() or (are_classes and len(np.unique(classes[left_out])) < 2):
+        return None
+    return Division(np.where(left_out, 0, 1), np.array([0]))
+
+
+def choose_num_folds(labels: np.ndarray, *, groups: np.ndarray | None = None) -> int:
+    """Return ``NUM_FOLDS``, or fewer where no class has as many samples or groups; at least 2.
+
+    A smaller class is in some of the folds only. Where all classes are equally small, each fold
+    holds out one sample of each, so that the others stay balanced.
+
+    Args:
+        labels: Class indices, ``(N,)``.
+        groups: Of each sample, ``(N,)``, -1 for none.
+    """
+    of_classes = labels
+    if groups is not None:
+        pairs = np.stack([labels, units_of(groups, len(labels))])
+        of_classes = np.unique(pairs, axis=1)[0]
+    return max(2, min(NUM_FOLDS, int(np.bincount(of_classes).max())))
+
+
+def stratified_folds(
+    labels: np.ndarray, num_folds: int, *, groups: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """Return the fold of each sample, ``(N,)`` int64.
+
+    It is in ``[0, num_folds)``, or ``num_folds`` for samples that are never to be held out. Classes
+    are dealt out one after the other. Without groups fold sizes differ by at most one sample, and a
     class's counts differ by at most one between folds.
 
     Args:
         labels: Class indices, ``(N,)``.
         num_folds: At least 2.
+        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
         seed: Decides which samples of a class go where.
     """
     generator = np.random.default_rng(seed)
+    if groups is not None and (groups >= 0).any():
+        return _grouped_folds(labels, units_of(groups, len(labels)), num_folds, generator)
     order = generator.permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
-    folds = np.empty(len(labels), dtype=np.int64)
-    folds[by_class] = np.arange(len(labels)) % num_folds
+    by_class = by_class[several(labels)[by_class]]
+    folds = np.full(len(labels), num_folds, dtype=np.int64)
+    folds[by_class] = np.arange(len(by_class)) % num_folds
     return folds
 
 
-def choose_num_folds(labels: np.ndarray) -> int:
-    """Return ``NUM_FOLDS``, or fewer where the smallest class has fewer samples; at least 2.
+def several(labels: np.ndarray) -> np.ndarray:
+    """Return which samples are not the only one of their class; both ``(N,)``."""
+    more: np.ndarray = np.bincount(labels)[labels] > 1
+    return more
+
+
+def units_of(groups: np.ndarray | None, num_samples: int) -> np.ndarray:
+    """Return what goes into a fold as a whole: of each sample a group's number, or its own.
 
     Args:
-        labels: Class indices, ``(num_samples,)``.
+        groups: ``(N,)``, -1 for none; None where there are no groups.
+        num_samples: ``N``.
+
+    Returns:
+        ``(N,)`` int64, from 0 without gaps.
     """
-    counts = np.bincount(labels)
-    smallest = int(counts[counts > 0].min())
-    num_folds = max(2, min(NUM_FOLDS, smallest))
-    if num_folds < NUM_FOLDS:
-        log.warning(
-            "The smallest class has %d training samples: %d folds instead of %d.",
-            smallest,
-            num_folds,
-            NUM_FOLDS,
-        )
-    return num_folds
+    every = np.arange(num_samples)
+    if groups is None:
+        return every
+    alone = groups < 0
+    keys = np.where(alone, every, groups)
+    _, units = np.unique(np.stack([alone, keys]), axis=1, return_inverse=True)
+    return np.asarray(units, np.int64).reshape(-1)
+
+
+def keep_one_trained(folds: np.ndarray, units: np.ndarray, sides: np.ndarray, last: int) -> None:
+    """Never hold out a unit of each side whose units are all in one fold, in place.
+
+    Args:
+        folds: Of each unit; ``last`` is that of units that are never held out.
+        units: Which unit has a side, ``(P,)``.
+        sides: The side that it has, ``(P,)``, ascending: a class, or a tag that is there or not.
+        last: Number of folds.
+    """
+    named, start = np.unique(sides, return_index=True)
+    if not len(named):
+        return
+    lowest = np.minimum.reduceat(folds[units], start)
+    highest = np.maximum.reduceat(folds[units], start)
+    folds[units[start[(lowest == highest) & (lowest < last)]]] = last
+
+
+def _grouped_folds(
+    labels: np.ndarray, units: np.ndarray, num_folds: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the fold of each sample; a unit goes where there is least of its class."""
+    pairs, counts = np.unique(np.stack([labels, units]), axis=1, return_counts=True)
+    classes, members = pairs
+    sizes, filled = np.bincount(units), np.zeros(num_folds)
+    folds = np.full(len(sizes), -1)
+    _, start, num_units = np.unique(classes, return_index=True, return_counts=True)
+    folds[members[start[num_units == 1]]] = num_folds
+    for row in np.argsort(num_units, kind="stable"):
+        part = slice(start[row], start[row] + num_units[row])
+        own = np.bincount(folds[members[part]] + 1, counts[part], num_folds + 2)[1:-1]
+        order = generator.permutation(np.arange(part.start, part.stop))
+        for pair in order[np.argsort(-counts[order], kind="stable")]:
+            if folds[members[pair]] < 0:
+                fold = int(np.lexsort((filled, own))[0])
+                folds[members[pair]] = fold
+                own[fold] += counts[pair]
+                filled[fold] += sizes[members[pair]]
+    keep_one_trained(folds, members, classes, num_folds)
+    of_samples: np.ndarray = folds[units]
+    return of_samples

@@ -104,10 +104,7 @@ def apply_layers(layers: Sequence[Layer], features: np.ndarray) -> np.ndarray:
 
 
 def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and scale per feature, ``(num_features,)`` float64 each.
-
-    The scale is the standard deviation, 1 where a feature is constant.
-    """
+    """Return mean and scale per feature, ``(num_features,)`` float64 each; see ``Moments``."""
     moments = Moments(features.shape[1])
     for start in range(0, len(features), _BLOCK_ROWS):
         moments.add(features[start : start + _BLOCK_ROWS])

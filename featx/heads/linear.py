@@ -26,6 +26,8 @@ from featx.heads.losses import SOFTMAX, LogisticLoss
 log = logging.getLogger(__name__)
 
 STRENGTHS: tuple[float, ...] = tuple(float(f"{c:.3g}") for c in np.logspace(-6.5, 1, 16))
+FIXED_STRENGTH = STRENGTHS[10]
+"""Where nothing can be held out to choose by: the lowest log loss of one-shot heads, on average."""
 _AHEAD = 0.7
 """Share of the last change along the path by which the next start goes on."""
 _ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
@@ -85,6 +87,7 @@ def fit_linear(
     *,
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     judge: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
@@ -92,12 +95,15 @@ def fit_linear(
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best.
 
+    Where nothing can be held out, the strength nearest to ``FIXED_STRENGTH`` is taken.
+
     Args:
         features: Raw, ``(N, num_features)``, finite.
         labels: ``(N,)`` in ``[0, num_classes)``; with ``SIGMOID`` tags ``(N, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
         strengths: Values of ``C`` to choose from.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
         judge: Cross-validate a single strength too, which is then known on held-out samples.
         loss: Of what labels are.
         seed: Decides the folds.
@@ -108,7 +114,8 @@ def fit_linear(
     division, best = None, None
     path: tuple[PathPoint, ...] = ()
     if len(strengths) > 1 or judge:
-        division = loss.divide(labels, seed=seed)
+        division = loss.divide(labels, groups=groups, seed=seed)
+    if division:
         samples = Logistic(
             basis,
             labels,
@@ -119,7 +126,7 @@ def fit_linear(
             device=device,
         )
         best, path = follow_path(samples, division, strengths)
-    strength = best.point.strength if best else float(strengths[0])
+    strength = best.point.strength if best else fixed_strength(strengths)
     everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss, device=device)
     optimum = refit(everything, strength, best)
     return LinearFit(
@@ -132,6 +139,15 @@ def fit_linear(
         num_folds=len(division.judged) if division else 0,
         held_out=best.held_out if best else None,
     )
+
+
+def fixed_strength(strengths: Sequence[float]) -> float:
+    """Return the strength to take where nothing can be held out to choose by.
+
+    >>> fixed_strength([0.001]), fixed_strength(STRENGTHS)
+    (0.001, 0.0316)
+    """
+    return float(min(strengths, key=lambda c: abs(np.log(c / FIXED_STRENGTH))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -238,7 +238,9 @@ class Logistic:
             for row, of_fold in zip(rows, variables, strict=True)
         ]
         row = np.concatenate(rows)
-        return HeldOut(np.concatenate(logits), self._all_labels[row]), self._all_weights[row]
+        return HeldOut(
+            np.concatenate(logits), self._all_labels[row], len(division.judged)
+        ), self._all_weights[row]
 
     def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Return what one problem's variables ``(num_variables,)`` say of ``(n, width)`` samples.

@@ -1,27 +1,35 @@
-"""What a head is trained to make small, one way for each task.
+"""Loss functions, one for each task.
 
 All three end alike: the gradient of a sample's loss by its outputs is what the head says minus what
 is true. ``Softmax`` has one class for each sample, ``Sigmoid`` tags that don't exclude each other,
-``Squared`` numbers. A loss also says how samples are divided so that it can be judged.
+``Squared`` numbers. A loss also divides samples into those that are trained on and held out.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from featx.heads.folds import HOLDOUT_ABOVE, NUM_FOLDS, Division, divide, stratified_folds
+from featx.heads.folds import (
+    HOLDOUT_ABOVE,
+    NUM_FOLDS,
+    Division,
+    divide,
+    divide_samples,
+    stratified_folds,
+)
 from featx.heads.metrics.multi_label import binary_log_loss
 from featx.heads.metrics.single_label import log_loss
-from featx.heads.tag_folds import fold_by_tags, unjudged_tags
+from featx.heads.tag_folds import fold_by_tags
 
-log = logging.getLogger(__name__)
+_FEWER_PARTS = (5, 2)
+"""Of samples so few that one part of more would have nothing to compare."""
 
 
 class Loss(Protocol):
-    """A loss of outputs, its gradient, and who is held out to see how it comes on."""
+    """A loss of outputs, its gradient, and which samples are held out."""
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return the gradient of each sample's loss by its outputs ``(m, n, k)``, in place."""
@@ -31,8 +39,15 @@ class Loss(Protocol):
     ) -> float:
         """Return the loss that is reported, of outputs ``(N, k)``: a mean over samples."""
 
-    def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """Return who is held out when one part of several is, ``(N,)`` bool; none, if need be."""
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of targets, ``(N,)`` or ``(N, k)``, are held out when; None for none."""
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return which samples one part of several holds out, ``(N,)`` bool; perhaps none."""
 
 
 class LogisticLoss(Loss, Protocol):
@@ -58,9 +73,6 @@ class LogisticLoss(Loss, Protocol):
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
         """Return the share of outputs ``(N, k)`` that are right; None where none alone can be."""
-
-    def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """Return who of targets, ``(N,)`` or ``(N, k)``, is held out when to judge."""
 
 
 class Softmax:
@@ -106,17 +118,21 @@ class Softmax:
         """Return the share of outputs ``(N, k)`` that are right."""
         return float((outputs.argmax(axis=1) == targets).mean())
 
-    def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """Return who of targets ``(N,)`` is held out when to judge."""
-        return divide(targets, seed=seed)
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of targets ``(N,)`` are held out when; None for none."""
+        return divide(targets, groups=groups, seed=seed)
 
-    def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """Return who is held out, ``(N,)`` bool; never the only sample of a class."""
-        several = np.flatnonzero(np.bincount(targets)[targets] > 1)
-        held_out = np.zeros(len(targets), dtype=bool)
-        if len(several):
-            held_out[several] = stratified_folds(targets[several], num_parts, seed=seed) == 0
-        return held_out
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return who is held out, ``(N,)`` bool: of two classes at least, never all of one."""
+        return _first_part(
+            lambda parts: stratified_folds(targets, parts, groups=groups, seed=seed) == 0,
+            num_parts,
+            lambda held_out: len(np.unique(targets[held_out])) > 1,
+        )
 
 
 class Sigmoid:
@@ -159,25 +175,24 @@ class Sigmoid:
         """Return None: of outputs ``(N, k)``, tags have no single right answer."""
         return None
 
-    def divide(self, targets: np.ndarray, *, seed: int) -> Division:
-        """Return who of tags ``(N, k)`` is held out, every tag on both sides if possible."""
-        folds = fold_by_tags(targets, NUM_FOLDS, seed=seed)
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of tags ``(N, k)`` are held out when; None for none."""
+        folds = fold_by_tags(targets, NUM_FOLDS, groups=groups, seed=seed)
         judged = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
-        judged = judged[np.isin(judged, folds)]
-        if not len(judged):  # each sample is the only one with some tag
-            return divide(np.zeros(len(targets), np.int64), seed=seed)
-        unjudged = int(unjudged_tags(targets, folds, judged).sum())
-        if unjudged:
-            log.warning(
-                "%d tags have all their samples in one fold: what is held out judges them badly.",
-                unjudged,
-            )
-        return Division(folds, judged)
+        division = Division(folds, np.intersect1d(folds, judged))
+        return division if _some_tag_varies(targets[division.held_out]) else None
 
-    def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
-        """Return who is held out, ``(N,)`` bool; never the only one that has, or lacks, a tag."""
-        held_out: np.ndarray = fold_by_tags(targets, num_parts, seed=seed) == 0
-        return held_out
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return who is held out, ``(N,)`` bool; never all that have, or all that lack, a tag."""
+        return _first_part(
+            lambda parts: fold_by_tags(targets, parts, groups=groups, seed=seed) == 0,
+            num_parts,
+            lambda held_out: _some_tag_varies(targets[held_out]),
+        )
 
 
 class Squared:
@@ -195,14 +210,40 @@ class Squared:
         squared = np.square(outputs.astype(np.float64) - targets).mean(axis=1)
         return float(np.average(squared, weights=weights))
 
-    def hold_out(self, targets: np.ndarray, num_parts: int, *, seed: int) -> np.ndarray:
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of numbers ``(N, k)`` are held out when, at random; None for none."""
+        return divide_samples(np.zeros(len(targets), np.int64), groups=groups, seed=seed)
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
         """Return who is held out, ``(N,)`` bool; at random."""
-        return SOFTMAX.hold_out(np.zeros(len(targets), np.int64), num_parts, seed=seed)
+        alike = np.zeros(len(targets), np.int64)
+        held_out: np.ndarray = stratified_folds(alike, num_parts, groups=groups, seed=seed) == 0
+        return held_out
 
 
 SOFTMAX = Softmax()
 SIGMOID = Sigmoid()
 SQUARED = Squared()
+
+
+def _first_part(
+    part_of: Callable[[int], np.ndarray], num_parts: int, enough: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """Return the first of so many parts ``(N,)`` bool, of fewer and larger ones where need be."""
+    for parts in (num_parts, *_FEWER_PARTS):
+        held_out = part_of(parts)
+        if enough(held_out):
+            return held_out
+    return np.zeros_like(held_out)
+
+
+def _some_tag_varies(tags: np.ndarray) -> bool:
+    """Return whether some samples ``(n, num_tags)`` have a tag that others lack."""
+    return bool(len(tags)) and bool((np.ptp(tags, axis=0) > 0).any())
 
 
 def _softmax_in_place(z: np.ndarray, *, axis: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A stratified tenth of the training samples is held out to decide when to stop, though never the only
 sample of a class; the validation and test splits are never looked at. Several seeds and settings
-are trained side by side, and the one that held out best is kept.
+are trained side by side, and the one that held out best is kept. Where nothing can be held out, the
+first of them is trained for all epochs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from featx.heads.head import Layer, apply_layers, fold_standardisation, standard
 from featx.heads.losses import SOFTMAX, Loss
 from featx.heads.mlp_options import MLPOptions
 
-_HOLDOUT_SHARE = 10
+HOLDOUT_PARTS = 10
 """One in so many training samples is held out."""
 
 
@@ -36,7 +37,7 @@ class Candidate:
         dropout: In [0, 1).
         number: Of its seed, from 0.
         num_epochs: Epoch whose weights were kept, from 1; 0 if it diverged.
-        held_out_loss: Its loss on the hold-out; None if it diverged.
+        held_out_loss: Its loss on the hold-out; None if it diverged, or nothing was held out.
     """
 
     learning_rate: float
@@ -55,13 +56,13 @@ class MLPFit:
         layers: First to last, for raw features.
         chosen: The network it is.
         candidates: All that were trained.
-        held_out: What it said of the hold-out.
+        held_out: Its outputs for the hold-out; None if nothing was held out.
     """
 
     layers: tuple[Layer, ...]
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    held_out: HeldOut
+    held_out: HeldOut | None
 
     @property
     def num_epochs(self) -> int:
@@ -81,6 +82,7 @@ def fit_mlp(
     options: MLPOptions,
     *,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
@@ -94,7 +96,8 @@ def fit_mlp(
         num_classes: Outputs of the head.
         options: Shape and training.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        loss: What is made small, and judged by.
+        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
+        loss: What is made small, and compared.
         seed: Of initial weights, shuffling, dropout and the hold-out.
         device: What the products run on; None for numpy.
 
@@ -102,7 +105,8 @@ def fit_mlp(
         ConfigError: Training with these options diverges.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    trained, judged = _hold_out(labels, loss, seed=seed)
+    judged = loss.hold_out(labels, HOLDOUT_PARTS, groups=groups, seed=seed)
+    trained = ~judged
     mean, scale = standardisation(features[trained])
     x = _standardised(features[trained], mean, scale)
     train = _Rows(device.hold(x) if device else x, labels[trained], weights[trained])
@@ -128,7 +132,7 @@ def train_mlp(
 
     Args:
         train: The samples that train it, standardised.
-        judge: The samples that decide when to stop.
+        judge: The samples that decide when to stop; perhaps none.
         standard: Mean and scale of the features, ``(num_features,)`` each.
         num_classes: Outputs of the head.
         options: Shape and training.
@@ -141,6 +145,8 @@ def train_mlp(
     """
     widths = (judge.features.shape[1], *options.hidden, num_classes)
     settings = options.settings(seed)
+    if not len(judge.labels):
+        settings = settings[:1]  # there is nothing to compare them by
     if device:
         networks: AnyNetworks = device.networks(widths, settings)
     else:
@@ -155,7 +161,7 @@ def train_mlp(
             setting.dropout,
             setting.seed[1],
             each.epoch,
-            each.loss if each.epoch else None,
+            each.loss if each.epoch and len(judge.labels) else None,
         )
         for setting, each in zip(settings, best, strict=True)
     ]
@@ -170,8 +176,10 @@ def train_mlp(
         for weight, bias in split_layers(best[winner].parameters[None], widths)
     ]
     complete = (fold_standardisation(layers[0], *standard), *layers[1:])
-    said = HeldOut(apply_layers(complete, judge.features), judge.labels)
-    return MLPFit(complete, candidates[winner], tuple(candidates), said)
+    held_out = None
+    if len(judge.labels):
+        held_out = HeldOut(apply_layers(complete, judge.features), judge.labels)
+    return MLPFit(complete, candidates[winner], tuple(candidates), held_out)
 
 
 def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -181,18 +189,6 @@ def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> 
         rows = slice(start, start + 1024)
         standardised[rows] = (features[rows] - mean) / scale
     return standardised
-
-
-def _hold_out(labels: np.ndarray, loss: Loss, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which samples are trained on and which decide when to stop, ``(N,)`` bool each.
-
-    Where none may be held out, all of them are used for both.
-    """
-    held_out = loss.hold_out(labels, _HOLDOUT_SHARE, seed=seed)
-    if not held_out.any():
-        everything = np.ones(len(labels), dtype=bool)
-        return everything, everything
-    return ~held_out, held_out
 
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -276,8 +272,7 @@ def _train(
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
             for batch in train.batches(options.batch_size, random):
                 networks.step(*batch, pace=pace)
-            logits = networks.logits(judge.x)
-            losses = [loss.mean(own, judge.labels, weights=judge.weights) for own in logits]
+            losses = _losses(networks, judge, loss, epoch)
         for row, number in enumerate(going):
             if losses[row] < best[number].loss:
                 best[number] = _Best(epoch, losses[row], networks.parameters[row].copy())
@@ -288,3 +283,12 @@ def _train(
         if not len(going):
             break
     return best
+
+
+def _losses(networks: AnyNetworks, judge: _Rows, loss: Loss, epoch: int) -> list[float]:
+    """Return the held-out loss of each network; without a hold-out the latest epoch is the best."""
+    if not len(judge.labels):
+        finite = np.isfinite(networks.parameters).all(axis=1)
+        return [-float(epoch) if each else math.inf for each in finite]
+    logits = networks.logits(judge.x)
+    return [loss.mean(own, judge.labels, weights=judge.weights) for own in logits]

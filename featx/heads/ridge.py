@@ -6,7 +6,7 @@ For strength ``C`` the objective, on standardised features, is
 
 One decomposition of their covariance gives the solution at every strength, and also what each
 sample would be given had it been left out: its residual divided by ``1 - leverage``. So no folds
-are needed to choose.
+are needed to choose, unless samples are in groups, which are left out as a whole.
 
 Source: Golub, Heath and Wahba, "Generalized Cross-Validation as a Method for Choosing a Good Ridge
 Parameter" (1979).
@@ -14,15 +14,15 @@ Parameter" (1979).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featx.heads.basis import standardise
-from featx.heads.folds import HeldOut
+from featx.heads.folds import Division, HeldOut, divide_to_leave_out
 from featx.heads.head import Layer, fold_standardisation, silence_absent, standardisation
-from featx.heads.linear import STRENGTHS
+from featx.heads.linear import STRENGTHS, fixed_strength
 
 _BLOCK_ROWS = 4096
 _LEAST_FREEDOM = 1e-9
@@ -35,7 +35,7 @@ class RidgePoint:
 
     Attributes:
         strength: ``C``.
-        error: Weighted mean over samples of the squared leave-one-out error.
+        error: Weighted mean over samples of their squared error when left out.
         top1: Share of samples that are right when left out, in [0, 1]; None of numbers.
     """
 
@@ -52,13 +52,18 @@ class RidgeFit:
         layer: For raw features.
         strength: The chosen ``C``.
         path: Each ``C`` tried, ascending.
-        held_out: What each sample is given by the head that was not trained on it.
+        held_out: What each sample is given by the head that was not trained on it; None where
+            none can be left out.
     """
 
     layer: Layer
     strength: float
     path: tuple[RidgePoint, ...]
-    held_out: HeldOut
+    held_out: HeldOut | None
+
+
+LeftOut = Callable[["System", np.ndarray, Sequence[float]], Iterator[np.ndarray]]
+"""Outputs for a system's samples, of their labels and some strengths, by heads without them."""
 
 
 def fit_ridge(
@@ -68,8 +73,12 @@ def fit_ridge(
     *,
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> RidgeFit:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
+
+    Where no sample can be left out, the strength nearest to ``linear.FIXED_STRENGTH`` is taken.
 
     Args:
         features: Raw, ``(N, num_features)``, finite.
@@ -77,25 +86,78 @@ def fit_ridge(
         num_classes: Outputs of the head; classes without samples get logits that lose.
         strengths: Values of ``C`` to choose from, at least one.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
+        seed: Decides the folds.
     """
     mean, scale = standardisation(features)
     weights = np.ones(len(labels)) if weights is None else weights
-    system = _decompose(standardise(features, mean, scale), labels, num_classes, weights)
-    strengths = sorted(map(float, strengths))
-    leverages = leverages_of(system, strengths)
-    path = [
-        _point(strength, without_own(system, labels, strength, leverage), labels, weights)
-        for strength, leverage in zip(strengths, leverages, strict=True)
-    ]
+    x = standardise(features, mean, scale)
+    system = _decompose(x, labels, num_classes, weights)
+    division = divide_to_leave_out(labels, groups=groups, seed=seed)
+    if division is None:
+        return ridge_fit(system, labels, (mean, scale), fixed_strength(strengths))
+    left_out, num_folds = without_own, 0
+    parts = list(_parts(system, division))
+    if groups is not None:
+        left_out, num_folds = predicted, len(division.judged)
+        parts = [
+            (
+                rows,
+                with_samples(_decompose(x[rest], labels[rest], num_classes, weights[rest]), *own),
+            )
+            for rows, rest, own in _folds(x, weights, division)
+        ]
+    path = errors_along(parts, labels, strengths, left_out)
     best = min(path, key=lambda point: point.error)
-    weight, bias = solve_at(system, best.strength)
-    layer = fold_standardisation((weight, bias), mean, scale)
-    held_out = without_own(system, labels, best.strength, leverages[path.index(best)])
+    outputs = [next(left_out(part, labels[rows], [best.strength])) for rows, part in parts]
+    held_labels = np.concatenate([labels[rows] for rows, _ in parts])
+    held_out = HeldOut(np.concatenate(outputs), held_labels, num_folds)
+    return ridge_fit(system, labels, (mean, scale), best.strength, path=path, held_out=held_out)
+
+
+def ridge_fit(
+    system: System,
+    labels: np.ndarray,
+    standard: tuple[np.ndarray, np.ndarray],
+    strength: float,
+    *,
+    path: tuple[RidgePoint, ...] = (),
+    held_out: HeldOut | None = None,
+) -> RidgeFit:
+    """Return the head at a strength; classes without samples lose, held out or not.
+
+    Args:
+        system: Of all samples.
+        labels: ``(N,)``; or numbers, ``(N, num_classes)``.
+        standard: Mean and scale of the features, ``(num_features,)`` each.
+        strength: ``C``.
+        path: Each ``C`` tried.
+        held_out: Outputs for samples that were left out; changed in place.
+    """
+    layer = fold_standardisation(solve_at(system, strength), *standard)
     if labels.ndim == 1:
         layer = silence_absent(layer, labels)
-        absent = np.bincount(labels, minlength=num_classes) == 0
-        held_out[:, absent] = layer[1][absent]
-    return RidgeFit(layer, best.strength, tuple(path), HeldOut(held_out, labels))
+        if held_out:
+            absent = np.bincount(labels, minlength=len(layer[1])) == 0
+            held_out.logits[:, absent] = layer[1][absent]
+    return RidgeFit(layer, strength, path, held_out)
+
+
+def _parts(system: System, division: Division) -> Iterator[tuple[np.ndarray, System]]:
+    """Yield numbers of samples that are left out one by one, a few at a time, and their system."""
+    rows = np.flatnonzero(division.held_out)
+    for some in np.array_split(rows, -(-len(rows) // _BLOCK_ROWS)):
+        own = system.coordinates[some], system.weights[some]
+        yield some, replace(system, coordinates=own[0], weights=own[1])
+
+
+def _folds(
+    x: np.ndarray, weights: np.ndarray, division: Division
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """Yield numbers of samples left out, of the others, and samples and weights of the former."""
+    for fold in division.judged:
+        out = division.fold == fold
+        yield np.flatnonzero(out), np.flatnonzero(~out), (x[out], weights[out])
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,30 +252,68 @@ def leverages_of(system: System, strengths: Sequence[float]) -> np.ndarray:
     return leverages
 
 
-def without_own(
-    system: System, labels: np.ndarray, strength: float, leverage: np.ndarray
-) -> np.ndarray:
-    """Return what each sample is given by the solution without it, ``(N, num_classes)``."""
-    along = system.products / (system.squares + 1 / strength)[:, None]
+def with_samples(system: System, x: np.ndarray, weights: np.ndarray) -> System:
+    """Return the system with other standardised samples ``(n, num_features)``."""
+    coordinates = (x - system.centre.astype(x.dtype)) @ system.directions.astype(x.dtype)
+    return replace(system, coordinates=coordinates, weights=weights)
+
+
+def predicted(
+    system: System, labels: np.ndarray, strengths: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Yield the outputs ``(N, num_classes)`` for a system's samples, at each strength."""
     u = system.coordinates
-    fitted: np.ndarray = u @ along.astype(u.dtype) + system.shares
-    freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
-    if labels.ndim == 2:
-        numbers: np.ndarray = labels + (fitted - labels) / freedom
-        return numbers
+    for strength in strengths:
+        along = system.products / (system.squares + 1 / strength)[:, None]
+        outputs: np.ndarray = u @ along.astype(u.dtype) + system.shares
+        yield outputs
+
+
+def without_own(
+    system: System, labels: np.ndarray, strengths: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Yield what each sample is given by the solution without it, ``(N, num_classes)``."""
+    leverages = leverages_of(system, strengths)
     own = np.arange(len(labels)), labels
-    fitted[own] -= 1  # minus the residual
-    fitted /= freedom
-    fitted[own] += 1
-    return fitted
+    for outputs, leverage in zip(predicted(system, labels, strengths), leverages, strict=True):
+        freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
+        if labels.ndim == 2:
+            yield labels + (outputs - labels) / freedom
+            continue
+        outputs[own] -= 1  # minus the residual
+        np.divide(outputs, freedom, out=outputs, casting="same_kind")
+        outputs[own] += 1
+        yield outputs
 
 
-def _point(
-    strength: float, left_out: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> RidgePoint:
-    squared, right = errors_of(left_out, labels)
-    top1 = None if right is None else float(right.mean())
-    return RidgePoint(strength, float(np.average(squared, weights=weights)), top1)
+def errors_along(
+    parts: Iterable[tuple[np.ndarray, System]],
+    labels: np.ndarray,
+    strengths: Sequence[float],
+    left_out: LeftOut,
+) -> tuple[RidgePoint, ...]:
+    """Return how each strength, ascending, does on samples that it was not trained on.
+
+    Args:
+        parts: Numbers of samples ``(n,)``, and a system with these.
+        labels: ``(N,)``; or numbers, ``(N, num_classes)``.
+        strengths: Values of ``C``.
+        left_out: Outputs for the samples.
+    """
+    strengths = sorted(map(float, strengths))
+    error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
+    for rows, system in parts:
+        total, count = total + system.weights.sum(), count + len(rows)
+        for i, outputs in enumerate(left_out(system, labels[rows], strengths)):
+            squared, hits = errors_of(outputs, labels[rows])
+            error[i] += system.weights @ squared
+            if hits is not None:
+                right[i] += hits.sum()
+    are_classes = labels.ndim == 1
+    return tuple(
+        RidgePoint(strength, float(lost / total), float(hit / count) if are_classes else None)
+        for strength, lost, hit in zip(strengths, error, right, strict=True)
+    )
 
 
 def errors_of(left_out: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,8 +1,8 @@
-"""Folds for samples with several tags: each tag in every part, as far as that goes.
+"""Folds for samples with several tags: each tag in every fold, as far as possible.
 
 Tags are dealt out from the rarest on. Its samples go where there are fewest of them, then to the
-smallest fold. Of two sides the rarer counts: a tag that nearly all samples have is as hard to judge
-as one that hardly any has.
+smallest fold. Of two sides the rarer counts: a tag that nearly all samples have is as hard to
+stratify as one that hardly any has.
 
 Source: Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data" (2011).
 """
@@ -11,24 +11,50 @@ from __future__ import annotations
 
 import numpy as np
 
+from featx.heads.folds import keep_one_trained, units_of
 
-def fold_by_tags(tags: np.ndarray, num_folds: int, *, seed: int = 0) -> np.ndarray:
+
+def fold_by_tags(
+    tags: np.ndarray, num_folds: int, *, groups: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
     """Return the fold of each sample, ``(N,)`` int64.
 
     They are in ``[0, num_folds)``; ``num_folds`` itself is the fold of samples that are never to be
-    held out, because they alone have a tag, or alone lack it.
+    held out, so that whichever fold is, some sample with each tag is trained on, and some without.
 
     Args:
         tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
         num_folds: At least 2.
+        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
         seed: Decides which samples go where.
     """
+    units = units_of(groups, len(tags))
+    has, lacks = tags.astype(bool), tags == 0
+    common = has.sum(axis=0) * 2 > len(tags)
+    if groups is not None:
+        has, lacks = (_any_of(side, units) for side in (has, lacks))
+    rarer = np.where(common, lacks, has)
+    folds = _deal_by_tags(rarer, num_folds, seed=seed)
+    for column in (*has.T, *lacks.T):
+        members = np.flatnonzero(column)
+        keep_one_trained(folds, members, np.zeros_like(members), num_folds)
+    of_samples: np.ndarray = folds[units]
+    return of_samples
+
+
+def _any_of(side: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Return which units have a sample on a side, ``(num_units, num_tags)`` bool."""
+    order = np.argsort(units, kind="stable")
+    _, start = np.unique(units[order], return_index=True)
+    there: np.ndarray = np.logical_or.reduceat(side[order], start)
+    return there
+
+
+def _deal_by_tags(rarer: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
+    """Return the fold of each unit, by the rarer side of each tag ``(num_units, num_tags)``."""
     random = np.random.default_rng(seed)
-    rarer = tags.astype(bool)
-    common = rarer.sum(axis=0) * 2 > len(tags)
-    rarer = rarer ^ common
     counts = rarer.sum(axis=0)
-    folds = np.full(len(tags), -1, np.int64)
+    folds = np.full(len(rarer), -1, np.int64)
     folds[rarer[:, counts == 1].any(axis=1)] = num_folds
     sizes = np.zeros(num_folds, np.int64)
     for tag in np.argsort(counts, kind="stable"):
@@ -52,22 +78,3 @@ def _deal(folds: np.ndarray, rows: np.ndarray, own: np.ndarray, sizes: np.ndarra
     order = np.lexsort((fold.reshape(-1), filled.reshape(-1), levels.reshape(-1)))[: len(rows)]
     folds[rows] = fold.reshape(-1)[order]
     sizes += np.bincount(folds[rows], minlength=num_folds)
-
-
-def unjudged_tags(tags: np.ndarray, folds: np.ndarray, judged: np.ndarray) -> np.ndarray:
-    """Return which tags lose all samples that have them, or lack them, with a fold.
-
-    Args:
-        tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
-        folds: As ``fold_by_tags`` returns them.
-        judged: Folds that are left out, one after the other.
-
-    Returns:
-        ``(num_tags,)`` bool.
-    """
-    size = int(max(folds.max(), judged.max())) + 1
-    has = np.stack([np.bincount(folds, weights=own, minlength=size) for own in tags.T])
-    lacks = np.bincount(folds, minlength=size) - has
-    unjudged: np.ndarray = (has[:, judged] == has.sum(axis=1, keepdims=True)).any(axis=1)
-    unjudged |= (lacks[:, judged] == lacks.sum(axis=1, keepdims=True)).any(axis=1)
-    return unjudged

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featx.heads.folds import Division, HeldOut, divide
 from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.linear import STRENGTHS, LinearFit, PathPoint
+from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, fixed_strength
 from featx.heads.metrics import log_loss
 
 _NEVER = -1e4
@@ -23,6 +23,7 @@ def fit_with_sklearn(
     *,
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     judge: bool = False,
     seed: int = 0,
 ) -> LinearFit:
@@ -34,6 +35,7 @@ def fit_with_sklearn(
         num_classes: Outputs of the head.
         strengths: Values of ``C`` to choose from.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
         judge: Cross-validate a single strength too.
         seed: Decides the folds, the same ones as ``fit_linear``'s.
     """
@@ -41,18 +43,18 @@ def fit_with_sklearn(
     x = (features - mean) / scale
     weights = np.ones(len(labels)) if weights is None else weights
     path: list[tuple[PathPoint, HeldOut]] = []
-    num_folds = 0
+    division = None
     if len(strengths) > 1 or judge:
-        division = divide(labels, seed=seed)
-        num_folds = len(division.judged)
+        division = divide(labels, groups=groups, seed=seed)
+    if division:
         for candidate in sorted(strengths):
             path.append(
-                _judge(
+                _cross_validate(
                     x, labels, num_classes, strength=candidate, weights=weights, division=division
                 )
             )
     point, held_out = min(path, key=lambda pair: pair[0].log_loss) if path else (None, None)
-    strength = point.strength if point else float(strengths[0])
+    strength = point.strength if point else fixed_strength(strengths)
     layer, evaluations = _fit(
         x, labels, num_classes, strength=strength, weights=weights, tolerance=1e-6
     )
@@ -63,12 +65,12 @@ def fit_with_sklearn(
         objective=None,
         gradient_norm=None,
         num_evaluations=evaluations,
-        num_folds=num_folds,
+        num_folds=len(division.judged) if division else 0,
         held_out=held_out,
     )
 
 
-def _judge(
+def _cross_validate(
     x: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
@@ -80,8 +82,8 @@ def _judge(
     """Return how a strength does on the folds, each left out once."""
     logits, rows = [], []
     for fold in division.judged:
-        judged = division.fold == fold
-        trained = ~judged
+        held_out = division.fold == fold
+        trained = ~held_out
         (weight, bias), _ = _fit(
             x[trained],
             labels[trained],
@@ -90,13 +92,13 @@ def _judge(
             weights=weights[trained],
             tolerance=1e-4,
         )
-        logits.append(x[judged] @ weight.T + bias)
-        rows.append(np.flatnonzero(judged))
+        logits.append(x[held_out] @ weight.T + bias)
+        rows.append(np.flatnonzero(held_out))
     row = np.concatenate(rows)
-    held_out = HeldOut(np.concatenate(logits), labels[row])
-    top1 = float((held_out.logits.argmax(axis=1) == held_out.labels).mean())
-    loss = log_loss(held_out.logits, held_out.labels, weights=weights[row])
-    return PathPoint(float(strength), loss, top1, None, None), held_out
+    out = HeldOut(np.concatenate(logits), labels[row], len(division.judged))
+    top1 = float((out.logits.argmax(axis=1) == out.labels).mean())
+    loss = log_loss(out.logits, out.labels, weights=weights[row])
+    return PathPoint(float(strength), loss, top1, None, None), out
 
 
 def _fit(
@@ -112,7 +114,7 @@ def _fit(
     weight = np.zeros((num_classes, x.shape[1]))
     bias = np.full(num_classes, float(_NEVER))
     present = np.unique(labels)
-    if len(present) == 1:  # the other class is all in the fold left out
+    if len(present) == 1:  # all of the other class are in the fold left out
         bias[present] = 0
         return (weight, bias), 0
     # Of two classes scikit-learn penalises the difference d of two rows, |d|²/2; with rows -d/2 and

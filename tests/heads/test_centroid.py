@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.heads.centroid import fit_centroid
+from featx.heads.folds import divide
 from featx.heads.head import apply_layers
 
 
@@ -66,13 +67,36 @@ def test_a_class_without_samples_is_never_predicted() -> None:
     assert set(fit.held_out.logits.argmax(axis=1)) <= {0, 2}
 
 
-@pytest.mark.parametrize("counts", [[1, 1], [1, 4], [1, 1, 1]])
-def test_a_class_of_one_knows_nothing_of_itself(counts: list[int]) -> None:
+@pytest.mark.parametrize(("counts", "left_out"), [([1, 1], 0), ([1, 4], 0), ([1, 3, 2], 5)])
+def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out: int) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
     fit = fit_centroid(features, labels, len(counts))
+    if not left_out:
+        assert fit.held_out is None
+        return
+    assert fit.held_out is not None
+    assert (fit.held_out.num_folds, len(fit.held_out.labels)) == (0, left_out)
     assert np.isfinite(fit.held_out.logits).all()
-    assert fit.held_out.logits[0].argmax() != 0
+    assert (fit.held_out.labels > 0).all()
+
+
+def test_groups_are_left_out_in_folds() -> None:
+    features, labels = samples_of(40, 6, 3)
+    groups = np.arange(40) // 4
+    fit = fit_centroid(features, labels, 3, groups=groups)
+    division = divide(labels, groups=groups)
+    assert division is not None
+    assert fit.held_out is not None
+    assert fit.held_out.num_folds == len(division.judged)
+    mean = features.mean(axis=0, dtype=np.float64)
+    usual = np.linalg.norm(features - mean, axis=1)
+    expected = []
+    for fold in division.judged:
+        rest, out = division.fold != fold, division.fold == fold
+        own = cosines(features[rest].astype(np.float64), labels[rest], features[out], mean)
+        expected.append(own * usual[out, None] / usual[rest].mean())
+    assert np.allclose(fit.held_out.logits, np.concatenate(expected), atol=1e-4)
 
 
 def test_constant_features_are_finite() -> None:

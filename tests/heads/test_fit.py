@@ -33,8 +33,8 @@ def samples() -> Samples:
 HEADS = {
     "lbfgs": lambda s: fit_logistic_head(s, [0.01, 0.1], solver="lbfgs", judge=True, seed=0),
     "sklearn": lambda s: fit_logistic_head(s, [0.01, 0.1], solver="sklearn", judge=True, seed=0),
-    "ridge": lambda s: fit_ridge_head(s, [0.01, 0.1]),
-    "centroid": fit_centroid_head,
+    "ridge": lambda s: fit_ridge_head(s, [0.01, 0.1], seed=0),
+    "centroid": lambda s: fit_centroid_head(s, seed=0),
     "sgd": lambda s: fit_sgd_head(s, SGDOptions(epochs=15, batch_size=16), seed=0),
     "mlp": lambda s: fit_mlp_head(s, MLPOptions((8,), learning_rate=0.02, max_epochs=9), seed=0),
 }

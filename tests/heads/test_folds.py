@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.folds import stratified_folds
+from featx.heads.folds import (
+    HOLDOUT_ABOVE,
+    NUM_FOLDS,
+    choose_num_folds,
+    divide,
+    divide_to_leave_out,
+    stratified_folds,
+    units_of,
+)
 
 label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(np.array)
 
@@ -20,10 +28,94 @@ def test_sizes_and_class_counts_differ_by_at_most_one(
     assert folds.shape == labels.shape
     assert folds.dtype == np.int64
     assert folds.min() >= 0
-    assert folds.max() < num_folds
-    assert np.ptp(np.bincount(folds, minlength=num_folds)) <= 1
-    for label in np.unique(labels):
-        assert np.ptp(np.bincount(folds[labels == label], minlength=num_folds)) <= 1
+    alone = np.bincount(labels)[labels] == 1
+    assert np.array_equal(folds == num_folds, alone)  # the only sample of a class is never held out
+    assert np.ptp(np.bincount(folds[~alone], minlength=num_folds)) <= 1
+    for label in np.unique(labels[~alone]):
+        counts = np.bincount(folds[labels == label], minlength=num_folds)
+        assert np.ptp(counts) <= 1
+        assert (counts < (labels == label).sum()).all()
+
+
+@given(
+    labels=label_lists,
+    num_folds=st.integers(2, 7),
+    num_groups=st.integers(1, 30),
+    seed=st.integers(0, 2**32),
+)
+def test_groups_stay_together_and_every_class_is_always_trained(
+    labels: np.ndarray, num_folds: int, num_groups: int, seed: int
+) -> None:
+    groups = np.random.default_rng(seed).integers(-1, num_groups, len(labels))
+    folds = stratified_folds(labels, num_folds, groups=groups, seed=seed)
+    assert folds.min() >= 0
+    assert folds.max() <= num_folds
+    assert np.array_equal(folds, stratified_folds(labels, num_folds, groups=groups, seed=seed))
+    for group in np.unique(groups[groups >= 0]):
+        assert len(np.unique(folds[groups == group])) == 1
+    for fold in range(num_folds):
+        assert set(labels[folds != fold]) == set(labels)
+
+
+def test_groups_are_spread_like_their_classes() -> None:
+    labels = np.repeat([0, 1, 2], [60, 60, 20])
+    groups = np.repeat(np.arange(35), 4)
+    folds = stratified_folds(labels, 5, groups=groups)
+    assert np.bincount(folds).tolist() == [28] * 5
+    for label, each in ((0, 12), (1, 12), (2, 4)):
+        assert np.bincount(folds[labels == label]).tolist() == [each] * 5
+
+
+def test_a_class_of_one_group_is_never_held_out() -> None:
+    labels = np.repeat([0, 1, 2], 6)
+    groups = np.where(labels == 2, 7, -1)
+    division = divide(labels, groups=groups)
+    assert division is not None
+    assert not division.held_out[labels == 2].any()
+    assert division.held_out[labels < 2].all()
+
+
+def test_without_a_group_every_sample_is_its_own_unit() -> None:
+    units = units_of(np.array([-1, 4, -1, 4, 9]), 5)
+    assert units[1] == units[3]
+    assert sorted(set(units)) == [0, 1, 2, 3]
+    assert units_of(None, 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_folds"), [([40, 30, 1], 5), ([40, 2], 5), ([3, 3, 3], 3), ([2, 1], 2)]
+)
+def test_one_small_class_does_not_shrink_the_folds(counts: list[int], num_folds: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert choose_num_folds(labels) == num_folds
+    assert choose_num_folds(labels, groups=np.full(len(labels), -1)) == num_folds
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 1, 40], [1], [40]])
+def test_samples_of_one_class_alone_are_not_held_out(counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert divide(labels) is None
+    assert divide_to_leave_out(labels) is None
+    assert divide(labels, groups=np.arange(len(labels))) is None
+
+
+def test_of_many_samples_one_fold_is_held_out() -> None:
+    labels = np.concatenate([np.arange(HOLDOUT_ABOVE + 10) % 50, [50, 51, 51]])
+    division = divide(labels)
+    assert division is not None
+    assert division.judged.tolist() == [0]
+    assert division.held_out.mean() == pytest.approx(1 / NUM_FOLDS, abs=0.01)
+    assert not division.held_out[-3]
+
+
+def test_left_out_one_by_one_are_all_but_the_only_ones() -> None:
+    labels = np.array([0, 0, 1, 1, 2])
+    division = divide_to_leave_out(labels)
+    assert division is not None
+    assert division.held_out.tolist() == [True] * 4 + [False]
+    numbers = divide_to_leave_out(labels[:, None].astype(float))
+    assert numbers is not None
+    assert numbers.held_out.all()
 
 
 @given(labels=label_lists, num_folds=st.integers(2, 12), seed=st.integers(0, 2**32))
@@ -52,5 +144,5 @@ def test_sorted_data_is_mixed() -> None:
 
 @pytest.mark.parametrize("num_folds", [5, 10])
 def test_more_folds_than_samples_leave_some_empty(num_folds: int) -> None:
-    folds = stratified_folds(np.array([0, 1, 1]), num_folds)
-    assert sorted(folds) == [0, 1, 2]
+    folds = stratified_folds(np.array([0, 0, 1, 1]), num_folds)
+    assert sorted(folds) == [0, 1, 2, 3]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -80,6 +78,7 @@ def test_the_only_sample_with_a_tag_is_never_held_out() -> None:
     assert 1 <= held_out.sum() <= 5
     assert not held_out[[3, 29]].any()
     division = SIGMOID.divide(tags, seed=0)
+    assert division is not None
     assert division.judged.tolist() == list(range(NUM_FOLDS))
     assert not np.isin(division.fold[[3, 29]], division.judged).any()
 
@@ -87,26 +86,51 @@ def test_the_only_sample_with_a_tag_is_never_held_out() -> None:
 def test_of_many_samples_one_fold_is_judged() -> None:
     tags = np.random.default_rng(0).integers(0, 2, (HOLDOUT_ABOVE + 1, 2)).astype(np.uint8)
     division = SIGMOID.divide(tags, seed=0)
+    assert division is not None
     assert division.judged.tolist() == [0]
     assert (division.fold == 0).mean() == pytest.approx(1 / NUM_FOLDS, abs=0.01)
 
 
-def test_tags_that_a_fold_does_not_have_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    tags = np.zeros((40, 2), np.uint8)
-    tags[:20, 0] = 1
-    tags[:2, 1] = 1
-    with caplog.at_level(logging.WARNING, logger="featx"):
-        SIGMOID.divide(tags, seed=0)
-        assert not caplog.text  # two samples are on both sides
-        random = np.random.default_rng(268)
-        entangled = (random.random((16, 6)) < 0.15).astype(np.uint8)
-        assert len(SIGMOID.divide(entangled, seed=268).judged) == NUM_FOLDS
-    assert "1 tags have all their samples in one fold" in caplog.text
+def test_no_fold_loses_all_samples_with_a_tag() -> None:
+    random = np.random.default_rng(268)
+    entangled = (random.random((16, 6)) < 0.15).astype(np.uint8)
+    division = SIGMOID.divide(entangled, seed=268)
+    assert division is not None
+    for fold in division.judged:
+        assert entangled[division.fold != fold].any(axis=0).tolist() == entangled.any(0).tolist()
 
 
-def test_where_each_sample_alone_has_some_tag_folds_are_plain() -> None:
-    division = SIGMOID.divide(np.eye(3, dtype=np.uint8), seed=0)
-    assert set(division.fold) <= set(division.judged)
+def test_where_each_sample_alone_has_some_tag_none_is_held_out() -> None:
+    assert SIGMOID.divide(np.eye(3, dtype=np.uint8), seed=0) is None
+    assert not SIGMOID.hold_out(np.eye(3, dtype=np.uint8), 10, seed=0).any()
+
+
+def test_a_hold_out_has_two_classes_or_is_none() -> None:
+    few = np.array([0, 0, 1, 1, 2])
+    held_out = SOFTMAX.hold_out(few, 10, seed=0)
+    assert sorted(few[held_out]) == [0, 1]
+    assert not SOFTMAX.hold_out(np.array([0, 0, 0, 1, 2]), 10, seed=0).any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (SOFTMAX, np.arange(40) % 3),
+        (SIGMOID, (np.arange(120).reshape(40, 3) % 7 < 3).astype(np.uint8)),
+        (SQUARED, np.arange(40.0)[:, None]),
+    ],
+)
+def test_groups_are_held_out_as_a_whole(loss: Loss, targets: np.ndarray) -> None:
+    groups = np.arange(40) // 4
+    division = loss.divide(targets, groups=groups, seed=0)
+    assert division is not None
+    held_out = loss.hold_out(targets, 10, groups=groups, seed=0)
+    assert 0 < held_out.sum() <= 20
+    for group in range(10):
+        assert len(set(division.fold[groups == group])) == 1
+        assert len(set(held_out[groups == group])) == 1
+    assert loss.divide(targets, groups=np.zeros(40, np.int64), seed=0) is None
+    assert not loss.hold_out(targets, 10, groups=np.zeros(40, np.int64), seed=0).any()
 
 
 def test_numbers_are_held_out_at_random() -> None:

@@ -154,8 +154,19 @@ def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
     features = np.eye(len(counts), dtype=np.float32)[labels]
     options = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=60, patience=60)
     fit = fit_mlp(features, labels, len(counts), options)
-    assert np.isfinite(fit.held_out_loss)
+    assert (fit.held_out is None) == (sorted(counts)[-2] < 2)
+    assert np.isfinite(fit.held_out_loss) == (fit.held_out is not None)
     assert top_k_accuracy(apply_layers(fit.layers, features), labels) == 1
+
+
+def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs() -> None:
+    labels = np.array([0, 1, 2])
+    features = np.eye(3, dtype=np.float32)
+    options = MLPOptions(hidden=(8,), dropout=(0.1, 0.0), max_epochs=12, patience=2)
+    fit = fit_mlp(features, labels, 3, options)
+    assert fit.held_out is None
+    assert len(fit.candidates) == 1
+    assert (fit.chosen.num_epochs, fit.chosen.dropout) == (12, 0.1)
 
 
 def test_a_class_without_samples_loses() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
+from featx.heads.folds import divide_to_leave_out
 from featx.heads.head import apply_layers, standardisation
-from featx.heads.linear import STRENGTHS
+from featx.heads.linear import FIXED_STRENGTH, STRENGTHS
 from featx.heads.metrics import top_k_accuracy
 from featx.heads.ridge import fit_ridge
 
@@ -92,13 +93,43 @@ def test_a_class_without_samples_is_never_predicted() -> None:
     assert set(fit.held_out.logits.argmax(axis=1)) <= {0, 2}
 
 
-@pytest.mark.parametrize("counts", [[1, 1], [1, 5], [2, 2, 2]])
-def test_tiny_sets(counts: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("counts", "left_out"), [([1, 1], 0), ([1, 5], 0), ([2, 2, 2], 6), ([1, 3, 3], 6)]
+)
+def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out: int) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 7)).astype(np.float32)
     fit = fit_ridge(features, labels, len(counts))
-    assert np.isfinite(fit.held_out.logits).all()
     assert np.isfinite(fit.layer[0]).all()
+    if not left_out:
+        assert (fit.held_out, fit.path, fit.strength) == (None, (), FIXED_STRENGTH)
+        return
+    assert fit.held_out is not None
+    assert np.isfinite(fit.held_out.logits).all()
+    assert len(fit.held_out.labels) == left_out
+    squared = (fit.held_out.logits - np.eye(len(counts))[fit.held_out.labels]) ** 2
+    best = min(point.error for point in fit.path)
+    assert best == pytest.approx(squared.sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("shape", [(60, 8, 3), (24, 40, 3)])
+@pytest.mark.parametrize("numbers", [False, True])
+def test_groups_are_left_out_in_folds(shape: tuple[int, int, int], *, numbers: bool) -> None:
+    features, labels = samples_of(*shape)
+    groups = np.arange(len(labels)) // 3
+    targets = np.eye(3)[labels]
+    given_ = targets if numbers else labels
+    fit = fit_ridge(features, given_, 3, strengths=[0.1], groups=groups)
+    division = divide_to_leave_out(given_, groups=groups)
+    assert division is not None
+    assert fit.held_out is not None
+    assert fit.held_out.num_folds == len(division.judged) > 1
+    mean, scale = standardisation(features)
+    x, expected = (features - mean) / scale, []
+    for fold in division.judged:
+        rest, out = division.fold != fold, division.fold == fold
+        expected.append(Ridge(alpha=10.0).fit(x[rest], targets[rest]).predict(x[out]))
+    assert np.allclose(fit.held_out.logits, np.concatenate(expected), atol=1e-5)
 
 
 def test_constant_and_duplicated_features() -> None:

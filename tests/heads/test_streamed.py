@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import featx.heads.basis
 from featx.heads.centroid import fit_centroid
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.linear import fit_linear
-from featx.heads.losses import SIGMOID, SQUARED, Loss
+from featx.heads.linear import FIXED_STRENGTH, fit_linear
+from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, Loss
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.mlp import fit_mlp
 from featx.heads.mlp_options import MLPOptions
@@ -23,7 +23,7 @@ from featx.heads.streamed.linear import fit_linear_in_blocks
 from featx.heads.streamed.mlp import fit_mlp_in_blocks
 from featx.heads.streamed.pools import pools_of
 from featx.heads.streamed.ridge import fit_ridge_in_blocks
-from featx.heads.streamed.selection import choose_judges, choose_kept
+from featx.heads.streamed.selection import LEAST_KEPT, choose_judges, choose_kept
 from featx.heads.streamed.sgd import fit_sgd_in_blocks
 
 NUM_CLASSES = 4
@@ -111,9 +111,22 @@ def test_kept_samples_are_spread_over_the_classes(n, num_classes, memory) -> Non
 
 def test_judges_are_never_the_only_sample_of_a_class() -> None:
     labels = np.concatenate([np.arange(50), np.repeat([50, 51], 60)])
-    judges = choose_judges(labels, 10, 52, memory=10**6, seed=0)
+    judges = choose_judges(labels, 10, 52, loss=SOFTMAX, memory=10**6, seed=0)
     assert 1 <= len(judges) <= len(labels) // 10
     assert (labels[judges] >= 50).all()
+    none = choose_judges(np.arange(50), 10, 50, loss=SOFTMAX, memory=10**6, seed=0)
+    assert not len(none)
+
+
+def test_judges_are_few_and_whole_groups_where_samples_are_many() -> None:
+    labels = np.arange(60_000) % 7
+    groups = np.where(np.arange(60_000) < 50_000, np.arange(60_000) // 25, -1)
+    judges = choose_judges(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
+    assert 0.8 * LEAST_KEPT < len(judges) <= 1.05 * LEAST_KEPT
+    assert np.all(np.diff(judges) > 0)
+    held_out = np.isin(np.arange(60_000), judges)
+    for group in np.unique(groups[judges]):
+        assert group < 0 or held_out[groups == group].all()
 
 
 # --- linear -------------------------------------------------------------------------------------
@@ -133,7 +146,7 @@ def test_the_optimum_is_that_of_arrays(strength: float, weighted: bool, piece_ro
         strengths=[strength],
         weights=weights,
     )
-    assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
+    assert blocked.objective == pytest.approx(whole.objective, rel=3e-5)
     ours, theirs = (logits(fit.layer, features) for fit in (blocked, whole))
     assert close(present(ours), present(theirs), 5e-3)
     assert not (ours.argmax(axis=1) == NUM_CLASSES - 1).any()
@@ -248,6 +261,73 @@ def test_centroids_are_those_of_arrays(weighted: bool, piece_rows: int) -> None:
     assert close(blocked.held_out.logits[:, :3], whole.held_out.logits[kept][:, :3], 1e-5)
 
 
+# --- lone samples and groups --------------------------------------------------------------------
+
+
+def grouped(num_samples: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples of three classes and a stray one, in groups of five; some are in none."""
+    features, labels = samples_of(num_samples)
+    groups = np.where(np.arange(num_samples) % 4 == 0, -1, np.arange(num_samples) // 5)
+    return features, np.append(labels[:-1], NUM_CLASSES), groups
+
+
+@pytest.mark.parametrize("in_groups", [False, True])
+@pytest.mark.parametrize("solver", ["ridge", "centroid"])
+def test_the_same_samples_are_left_out_as_of_arrays(solver: str, *, in_groups: bool) -> None:
+    features, labels, groups = grouped()
+    given_ = {"groups": groups if in_groups else None}
+    fit, in_blocks = {
+        "ridge": (fit_ridge, fit_ridge_in_blocks),
+        "centroid": (fit_centroid, fit_centroid_in_blocks),
+    }[solver]
+    whole = fit(features, labels, NUM_CLASSES + 1, **given_)
+    found = surveyed(features, np.arange(600), 70)
+    blocked = in_blocks(ArrayRows(features, 70), labels, NUM_CLASSES + 1, found, **given_)
+    ours, theirs = (each.held_out for each in (blocked, whole))
+    assert ours.num_folds == theirs.num_folds == (5 if in_groups else 0)
+    assert NUM_CLASSES not in ours.labels
+    assert len(ours.labels) == (596 if in_groups else 599)  # the group of the stray one, too
+    assert np.array_equal(ours.labels, theirs.labels)
+    assert close(ours.logits, theirs.logits, 1e-4)
+    assert close(blocked.layer[0], whole.layer[0], 1e-4)
+    if solver == "ridge":
+        assert blocked.strength == whole.strength
+        assert [p.top1 for p in blocked.path] == pytest.approx([p.top1 for p in whole.path])
+
+
+def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups() -> None:
+    features, labels, groups = grouped()
+    kept = np.sort(np.random.default_rng(0).permutation(599)[:300])
+    fit = fit_linear_in_blocks(
+        *(ArrayRows(features, 70), labels, NUM_CLASSES + 1, surveyed(features, kept, 70)),
+        groups=groups,
+    )
+    assert fit.held_out is not None
+    inner = SOFTMAX.hold_out(labels[kept], 5, groups=groups[kept], seed=0)
+    assert np.array_equal(fit.held_out.labels, labels[kept][inner])
+    out = np.isin(groups, groups[kept][inner]) & (groups >= 0)
+    out[kept[inner]] = True  # those of the same groups that were not kept are not trained on either
+    assert out.sum() > inner.sum() + 10
+    rest = fit_linear(features[~out], labels[~out], NUM_CLASSES + 1, strengths=[fit.strength])
+    expected = logits(rest.layer, features[kept][inner])
+    assert close(present(fit.held_out.logits), present(expected), 0.1)
+
+
+def test_with_nothing_to_hold_out_heads_in_blocks_have_fixed_settings() -> None:
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    labels, rows = np.arange(30), ArrayRows(features, 7)
+    found = surveyed(features, np.arange(30), 7)
+    for fit in (fit_linear_in_blocks, fit_ridge_in_blocks):
+        head = fit(rows, labels, 30, found)
+        assert (head.strength, head.path, head.held_out) == (FIXED_STRENGTH, (), None)
+    assert fit_centroid_in_blocks(rows, labels, 30, found).held_out is None
+    mlp = fit_mlp_in_blocks(
+        *(rows, labels, 30, surveyed(features, np.arange(0), 7), MLPOptions(max_epochs=3)),
+        pool_bytes=4 * 4 * 128,
+    )
+    assert (mlp.held_out, mlp.num_epochs) == (None, 3)
+
+
 # --- in random order ----------------------------------------------------------------------------
 
 
@@ -289,7 +369,7 @@ def test_an_mlp_learns_as_well(ordered: bool) -> None:
     features, labels = samples_of(ordered=ordered)
     options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
     whole = fit_mlp(features, labels, NUM_CLASSES, options)
-    kept = choose_judges(labels, 12, NUM_CLASSES, memory=10**6, seed=0)
+    kept = choose_judges(labels, 12, NUM_CLASSES, loss=SOFTMAX, memory=10**6, seed=0)
     others = np.delete(np.arange(2000), kept)
     blocked = fit_mlp_in_blocks(
         *(ArrayRows(features[others], 10), labels, NUM_CLASSES, surveyed(features, kept, 100)),
@@ -338,9 +418,8 @@ def test_some_of_each_tag_are_kept_and_some_are_left(n, num_tags, seed) -> None:
     assert len(kept) == min(n, 2 * num_tags)
     assert np.all(np.diff(kept) > 0)
     assert np.array_equal(sides(tags[kept]) > 0, there)
-    judges = choose_judges(tags, 10, num_tags, memory=0, seed=0)
-    assert len(judges) >= 1
-    if n > 2 * num_tags:
+    judges = choose_judges(tags, 10, num_tags, loss=SIGMOID, memory=0, seed=0)
+    if len(judges):
         assert np.array_equal(sides(np.delete(tags, judges, axis=0)) > 0, there)
 
 
@@ -424,14 +503,12 @@ def test_ridge_on_numbers_is_that_of_arrays(weighted: bool, piece_rows: int) -> 
 @pytest.mark.parametrize("loss", [SIGMOID, SQUARED])
 def test_an_mlp_learns_tags_and_numbers_as_well(loss: Loss) -> None:
     features, targets = tagged() if loss is SIGMOID else numbered()
-    strata = targets
     if loss is SQUARED:
         targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)
-        strata = np.zeros(2000, np.int64)
     num_outputs = targets.shape[1]
     options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
     whole = fit_mlp(features, targets, num_outputs, options, loss=loss)
-    kept = choose_judges(strata, 12, num_outputs, memory=10**6, seed=0)
+    kept = choose_judges(targets, 12, num_outputs, loss=loss, memory=10**6, seed=0)
     others = np.delete(np.arange(2000), kept)
     blocked = fit_mlp_in_blocks(
         ArrayRows(features[others], 10),

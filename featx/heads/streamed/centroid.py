@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featx.heads.centroid import CentroidFit, Centroids
+from featx.heads.folds import HeldOut, divide_to_leave_out
 from featx.heads.rows import Rows, Survey
 
 
@@ -15,6 +16,8 @@ def fit_centroid_in_blocks(
     survey: Survey,
     *,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> CentroidFit:
     """Return the layer whose largest logit is the largest cosine, by one more pass.
 
@@ -22,15 +25,31 @@ def fit_centroid_in_blocks(
         rows: Raw features of the training samples, finite.
         labels: ``(N,)`` in ``[0, num_classes)``.
         num_classes: Outputs of the head; classes without samples get logits that lose.
-        survey: Of the rows; what it kept is judged without itself.
+        survey: Of the rows; what it kept, and is left out, is what comes back as held out.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
+        seed: Decides the folds.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    centroids = Centroids(survey.mean, num_classes)
+    division = divide_to_leave_out(labels, groups=groups, seed=seed)
+    folds = division.judged if division else np.zeros(0, np.int64)
+    every = Centroids(survey.mean, num_classes)
+    parts = [every.empty() for _ in folds] if groups is not None else []
     for where, values in rows.blocks():
-        centroids.add(*centroids.centred(values), labels[where], weights[where])
+        samples = (*every.centred(values), labels[where], weights[where])
+        every.add(*samples)
+        if division:
+            for fold, part in zip(folds[: len(parts)], parts, strict=True):
+                part.add(*(each[division.fold[where] == fold] for each in samples))
+    if division is None:
+        return CentroidFit(every.layer(), None)
     kept = survey.kept
-    held_out = centroids.without_own(
-        *centroids.centred(survey.features), labels[kept], weights[kept]
-    )
-    return CentroidFit(centroids.layer(), held_out)
+    samples = (*every.centred(survey.features), labels[kept], weights[kept])
+    outputs, held_labels = [], []
+    for number, fold in enumerate(folds):
+        own = tuple(each[division.fold[kept] == fold] for each in samples)
+        rest = every.without(parts[number]) if parts else every
+        outputs.append(rest.logits(own[0]) if parts else every.without_own(*own))
+        held_labels.append(own[2])
+    held_out = HeldOut(np.concatenate(outputs), np.concatenate(held_labels), len(parts))
+    return CentroidFit(every.layer(), held_out if len(held_out.labels) else None)

@@ -14,8 +14,15 @@ import numpy as np
 
 from featx.heads.basis import build_basis_of_rows
 from featx.heads.device import Device
-from featx.heads.folds import NUM_FOLDS, Division, HeldOut, stratified_folds
-from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, follow_path, refit
+from featx.heads.folds import NUM_FOLDS, Division, HeldOut, units_of
+from featx.heads.linear import (
+    STRENGTHS,
+    LinearFit,
+    PathPoint,
+    fixed_strength,
+    follow_path,
+    refit,
+)
 from featx.heads.logistic import Logistic
 from featx.heads.losses import SOFTMAX, LogisticLoss
 from featx.heads.rows import Rows, Survey
@@ -29,6 +36,7 @@ def fit_linear_in_blocks(
     *,
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     judge: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
@@ -43,6 +51,7 @@ def fit_linear_in_blocks(
         survey: Of the rows; what it kept decides the strength.
         strengths: Values of ``C`` to choose from.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
         judge: Hold samples out for a single strength too.
         loss: Of what labels are.
         seed: Decides the folds.
@@ -54,7 +63,8 @@ def fit_linear_in_blocks(
     path: tuple[PathPoint, ...] = ()
     left_out = np.full(len(labels), -2)
     if len(strengths) > 1 or judge:
-        inner = _hold_out(labels[kept], loss, seed=seed)
+        inner = _hold_out(labels[kept], None if groups is None else groups[kept], loss, seed=seed)
+    if inner:
         some = Logistic(
             basis_of_kept,
             labels[kept],
@@ -65,8 +75,9 @@ def fit_linear_in_blocks(
             device=device,
         )
         best, path = follow_path(some, inner, strengths)
-        left_out[kept[inner.fold == inner.judged[0]]] = 0
-    strength = best.point.strength if best else float(strengths[0])
+        units = units_of(groups, len(labels))
+        left_out[np.isin(units, units[kept[inner.held_out]])] = 0  # the rest of their groups, too
+    strength = best.point.strength if best else fixed_strength(strengths)
     every = Logistic(
         basis,
         labels,
@@ -79,9 +90,9 @@ def fit_linear_in_blocks(
     optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1])
     held_out = None
     if inner:
-        out = inner.fold == inner.judged[0]
-        said = every.logits(optimum.variables[1], basis_of_kept.samples_at(out))
-        held_out = HeldOut(said, labels[kept][out])
+        out = inner.held_out
+        logits = every.logits(optimum.variables[1], basis_of_kept.samples_at(out))
+        held_out = HeldOut(logits, labels[kept][out])
     return LinearFit(
         layer=every.layer(optimum.variables[0]),
         strength=strength,
@@ -94,9 +105,9 @@ def fit_linear_in_blocks(
     )
 
 
-def _hold_out(labels: np.ndarray, loss: LogisticLoss, *, seed: int) -> Division:
+def _hold_out(
+    labels: np.ndarray, groups: np.ndarray | None, loss: LogisticLoss, *, seed: int
+) -> Division | None:
     """Return who of the kept samples is held out: one fold, so that one head more is solved."""
-    if labels.ndim == 2:
-        division = loss.divide(labels, seed=seed)
-        return Division(division.fold, division.judged[:1])
-    return Division(stratified_folds(labels, NUM_FOLDS, seed=seed), np.array([0]))
+    held_out = loss.hold_out(labels, NUM_FOLDS, groups=groups, seed=seed)
+    return Division(np.where(held_out, 0, 1), np.array([0])) if held_out.any() else None

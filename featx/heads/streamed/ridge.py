@@ -1,27 +1,26 @@
 """Ridge on features that are read block by block: two passes after the survey.
 
-The first sums up the covariance and what it takes for the solutions at every strength; the second
-judges these by leave-one-out.
+The first sums up the covariance and what it takes for the solutions at every strength, the second
+finds their error on samples left out: one by one, or in folds where samples are in groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from featx.heads.basis import StandardisedRows, standardise
-from featx.heads.folds import HeldOut
-from featx.heads.head import fold_standardisation, silence_absent
-from featx.heads.linear import STRENGTHS
+from featx.heads.folds import Division, HeldOut, divide_to_leave_out
+from featx.heads.linear import STRENGTHS, fixed_strength
 from featx.heads.ridge import (
     RidgeFit,
-    RidgePoint,
     System,
-    errors_of,
-    leverages_of,
-    solve_at,
+    errors_along,
+    predicted,
+    ridge_fit,
+    with_samples,
     with_variance,
     without_own,
 )
@@ -36,6 +35,8 @@ def fit_ridge_in_blocks(
     *,
     strengths: Sequence[float] = STRENGTHS,
     weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> RidgeFit:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
@@ -43,52 +44,140 @@ def fit_ridge_in_blocks(
         rows: Raw features of the training samples, finite, more of them than features.
         labels: ``(N,)`` in ``[0, num_classes)``; or numbers, ``(N, num_classes)`` floating.
         num_classes: Outputs of the head; classes without samples get logits that lose.
-        survey: Of the rows; what it kept is what comes back as held out.
+        survey: Of the rows; what it kept, and is left out, is what comes back as held out.
         strengths: Values of ``C`` to choose from, at least one.
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
+        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
+        seed: Decides the folds.
     """
-    mean, scale = survey.mean, survey.scale
+    standard = survey.mean, survey.scale
     weights = np.ones(len(labels)) if weights is None else weights
-    samples = StandardisedRows(rows, mean, scale, survey.features[:0])
-    system = _sum_up(samples, labels, num_classes, weights)
-    strengths = sorted(map(float, strengths))
-    path = _judge(_systems(samples, system, weights), labels, strengths)
+    samples = StandardisedRows(rows, *standard, survey.features[:0])
+    division = divide_to_leave_out(labels, groups=groups, seed=seed)
+    grouped = groups is not None and division is not None
+    every, parts = _sum_up(
+        samples, labels, num_classes, weights=weights, division=division if grouped else None
+    )
+    system = every.system()
+    if division is None:
+        return ridge_fit(system, labels, standard, fixed_strength(strengths))
+    left_out = predicted if grouped else without_own
+    systems = [every.without(part).system() for part in parts] if grouped else [system]
+    blocks = ((np.arange(where.start, where.stop), x) for where, x in samples.blocks())
+    path = errors_along(_parts(blocks, division, systems, weights), labels, strengths, left_out)
     best = min(path, key=lambda point: point.error)
-    layer = fold_standardisation(solve_at(system, best.strength), mean, scale)
-    kept = survey.kept
-    some = _with_samples(system, standardise(survey.features, mean, scale), weights[kept])
-    leverage = leverages_of(some, [best.strength])[0]
-    held_out = without_own(some, labels[kept], best.strength, leverage)
-    if labels.ndim == 1:
-        layer = silence_absent(layer, labels)
-        absent = np.bincount(labels, minlength=num_classes) == 0
-        held_out[:, absent] = layer[1][absent]
-    return RidgeFit(layer, best.strength, tuple(path), HeldOut(held_out, labels[kept]))
+    kept = [(survey.kept, standardise(survey.features, *standard))]
+    outputs, of_kept = [], []
+    for numbers, part in _parts(kept, division, systems, weights):
+        outputs.append(next(left_out(part, labels[numbers], [best.strength])))
+        of_kept.append(labels[numbers])
+    held_out = None
+    if outputs:
+        held_out = HeldOut(np.concatenate(outputs), np.concatenate(of_kept), len(parts))
+    return ridge_fit(system, labels, standard, best.strength, path=path, held_out=held_out)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Weighted sums over samples, of which their system is made.
+
+    Attributes:
+        squares: Of outer products of samples, ``(num_features, num_features)`` float64.
+        products: Of targets with samples, ``(num_classes, num_features)``.
+        samples: ``(num_features,)``.
+        targets: ``(num_classes,)``.
+        total: Of weights.
+    """
+
+    squares: np.ndarray
+    products: np.ndarray
+    samples: np.ndarray
+    targets: np.ndarray
+    total: float = 0.0
+
+    @classmethod
+    def zeros(cls, width: int, num_classes: int) -> _Sums:
+        return cls(
+            np.zeros((width, width)),
+            np.zeros((num_classes, width)),
+            np.zeros(width),
+            np.zeros(num_classes),
+        )
+
+    def add(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+        """Take in samples ``(n, num_features)`` and weighted targets ``(num_classes, n)``."""
+        wide = x.astype(np.float64)
+        self.products += targets @ wide
+        self.samples += weights @ wide
+        self.targets += targets.sum(axis=1)
+        self.total += weights.sum()
+        wide *= np.sqrt(weights)[:, None]
+        self.squares += wide.T @ wide
+
+    def without(self, part: _Sums) -> _Sums:
+        """Return the sums over the samples that are not in a part."""
+        return _Sums(
+            self.squares - part.squares,
+            self.products - part.products,
+            self.samples - part.samples,
+            self.targets - part.targets,
+            self.total - part.total,
+        )
+
+    def system(self) -> System:
+        """Return the system, without samples."""
+        centre = self.samples / self.total
+        squares = self.squares - self.total * np.outer(centre, centre)
+        variances, directions = with_variance(*np.linalg.eigh(squares))
+        products = ((self.products - self.targets[:, None] * centre) @ directions).T
+        none, shares = np.zeros((0, len(variances))), self.targets / self.total
+        return System(
+            *(none, directions, variances, products, centre, shares, none[:, 0], self.total)
+        )
 
 
 def _sum_up(
-    samples: StandardisedRows, labels: np.ndarray, num_classes: int, weights: np.ndarray
-) -> System:
-    """Return the system, without samples."""
+    samples: StandardisedRows,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    weights: np.ndarray,
+    division: Division | None,
+) -> tuple[_Sums, list[_Sums]]:
+    """Return the sums over all samples, and over those in each fold that is held out."""
+    folds = division.fold if division else np.zeros(len(labels), np.int64)
+    judged = division.judged if division else np.zeros(0, np.int64)
     width = len(samples.shift)
-    squares, sums = np.zeros((width, width)), np.zeros((num_classes, width))
-    by_feature, of_targets = np.zeros(width), np.zeros(num_classes)
+    every = _Sums.zeros(width, num_classes)
+    parts = [_Sums.zeros(width, num_classes) for _ in judged]
     for where, x in samples.blocks():
-        wide = x.astype(np.float64)
-        own = _weighted(labels[where], num_classes, weights[where])
-        sums += own @ wide
-        by_feature += weights[where] @ wide
-        of_targets += own.sum(axis=1)
-        wide *= np.sqrt(weights[where])[:, None]
-        squares += wide.T @ wide
-    total = weights.sum()
-    centre = by_feature / total
-    variances, directions = np.linalg.eigh(squares - total * np.outer(centre, centre))
-    variances, directions = with_variance(variances, directions)
-    shares = of_targets / total
-    products = ((sums - of_targets[:, None] * centre) @ directions).T
-    none = np.zeros((0, len(variances)))
-    return System(none, directions, variances, products, centre, shares, weights[:0], total)
+        targets = _weighted(labels[where], num_classes, weights[where])
+        every.add(x, targets, weights[where])
+        for fold, part in zip(judged, parts, strict=True):
+            own = folds[where] == fold
+            part.add(x[own], targets[:, own], weights[where][own])
+    return every, parts
+
+
+def _parts(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    division: Division,
+    systems: Sequence[System],
+    weights: np.ndarray,
+) -> Iterator[tuple[np.ndarray, System]]:
+    """Yield numbers of samples that are left out, and the system for them.
+
+    Args:
+        blocks: Numbers of samples ``(n,)``, and these, standardised.
+        division: Of all samples.
+        systems: One for each fold that is left out.
+        weights: Of all samples.
+    """
+    for numbers, x in blocks:
+        for fold, system in zip(division.judged, systems, strict=True):
+            own = division.fold[numbers] == fold
+            if own.any():
+                yield numbers[own], with_samples(system, x[own], weights[numbers[own]])
 
 
 def _weighted(labels: np.ndarray, num_classes: int, weights: np.ndarray) -> np.ndarray:
@@ -99,37 +188,3 @@ def _weighted(labels: np.ndarray, num_classes: int, weights: np.ndarray) -> np.n
     one_hot = np.zeros((num_classes, len(labels)))
     one_hot[labels, np.arange(len(labels))] = weights
     return one_hot
-
-
-def _with_samples(system: System, x: np.ndarray, weights: np.ndarray) -> System:
-    """Return the system with standardised samples ``(n, num_features)``."""
-    coordinates = (x - system.centre.astype(x.dtype)) @ system.directions.astype(x.dtype)
-    return replace(system, coordinates=coordinates, weights=weights)
-
-
-def _systems(
-    samples: StandardisedRows, system: System, weights: np.ndarray
-) -> Iterator[tuple[slice, System]]:
-    for where, x in samples.blocks():
-        yield where, _with_samples(system, x, weights[where])
-
-
-def _judge(
-    systems: Iterator[tuple[slice, System]], labels: np.ndarray, strengths: Sequence[float]
-) -> list[RidgePoint]:
-    """Return how each strength does on the samples it is without."""
-    error, right, total = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0
-    for where, system in systems:
-        leverages = leverages_of(system, strengths)
-        total += system.weights.sum()
-        for i, (strength, leverage) in enumerate(zip(strengths, leverages, strict=True)):
-            left_out = without_own(system, labels[where], strength, leverage)
-            squared, hits = errors_of(left_out, labels[where])
-            error[i] += system.weights @ squared
-            if hits is not None:
-                right[i] += hits.sum()
-    are_classes = labels.ndim == 1
-    return [
-        RidgePoint(strength, float(lost / total), float(hit / len(labels)) if are_classes else None)
-        for strength, lost, hit in zip(strengths, error, right, strict=True)
-    ]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from featx.heads.folds import units_of
+from featx.heads.losses import Loss
+from featx.heads.mlp import HOLDOUT_PARTS
+
 MOST_KEPT = 2**16
 """More samples do not change which strength is best, only how long it takes to find."""
 LEAST_KEPT = 2**11
@@ -34,8 +38,7 @@ def choose_kept(
         seed: Decides which.
         at_most: More are not kept.
     """
-    row_bytes = 4 * num_features * _COPIES + 8 * num_classes * _COPIES_OF_LOGITS
-    fitting = 1 << max(0, int(memory // row_bytes).bit_length() - 1)
+    fitting = _fitting(num_features, num_classes, memory)
     count = min(len(labels), at_most, max(LEAST_KEPT, fitting))
     order = np.random.default_rng(seed).permutation(len(labels))
     if labels.ndim == 2:
@@ -48,30 +51,38 @@ def choose_kept(
     return np.sort(by_class[places])
 
 
-def choose_judges(
-    labels: np.ndarray, num_features: int, num_classes: int, *, memory: int, seed: int
-) -> np.ndarray:
-    """Return which samples ``(n,)`` decide when to stop, ascending: a tenth at most.
+def _fitting(num_features: int, num_classes: int, memory: int) -> int:
+    """Return how many samples fit, a power of two."""
+    row_bytes = 4 * num_features * _COPIES + 8 * num_classes * _COPIES_OF_LOGITS
+    return 1 << max(0, int(memory // row_bytes).bit_length() - 1)
 
-    As ``choose_kept``, but never the only sample of a class, nor all that have, or lack, a tag; as
-    long as there are others.
+
+def choose_judges(
+    labels: np.ndarray,
+    num_features: int,
+    num_classes: int,
+    *,
+    loss: Loss,
+    groups: np.ndarray | None = None,
+    memory: int,
+    seed: int,
+) -> np.ndarray:
+    """Return which samples ``(n,)`` decide when to stop, ascending: about a tenth at most.
+
+    They are held out as ``mlp`` does it, of as many samples as leave that few; perhaps none.
     """
-    if labels.ndim == 2:
-        order = np.random.default_rng(seed).permutation(len(labels))
-        several = np.delete(np.arange(len(labels)), _one_of_each(labels, order))
-    else:
-        several = np.flatnonzero(np.bincount(labels)[labels] > 1)
-    if not len(several):
-        several = np.arange(len(labels))
-    kept = choose_kept(
-        labels[several],
-        num_features,
-        num_classes,
-        memory=memory,
-        seed=seed,
-        at_most=min(MOST_KEPT, max(1, len(several) // 10)),
-    )
-    judges: np.ndarray = several[kept]
+    fitting = _fitting(num_features, num_classes, memory)
+    most = HOLDOUT_PARTS * min(MOST_KEPT, max(LEAST_KEPT, fitting))
+    some = np.arange(len(labels))
+    if len(labels) > most:
+        units = units_of(groups, len(labels))
+        order = np.argsort(np.random.default_rng(seed).permutation(units.max() + 1)[units])
+        whole = np.flatnonzero(np.diff(units[order], append=-1))  # last of each unit
+        end = whole[max(0, int(np.searchsorted(whole, most)) - 1)] + 1
+        some = np.sort(order[:end])
+    of_some = None if groups is None else groups[some]
+    held_out = loss.hold_out(labels[some], HOLDOUT_PARTS, groups=of_some, seed=seed)
+    judges: np.ndarray = some[held_out]
     return judges
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from featx.heads.calibration import Calibration, calibrate, fold_temperature
 from featx.heads.class_weight import weights_of
 from featx.heads.fit import Fitted
-from featx.heads.head import Layer, fold_target_scale, standardisation
+from featx.heads.head import Layer, fold_target_scale
 from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, Loss
+from featx.heads.moments import Moments
 from featx.heads.task import Task
 from featx.heads.thresholds import EVEN, choose_thresholds
 from featx.stages.train.options import TrainOptions
@@ -142,7 +143,9 @@ class _Numbers:
     loss: Loss = SQUARED
 
     def __init__(self, numbers: np.ndarray) -> None:
-        self._mean, self._scale = standardisation(numbers)
+        moments = Moments(numbers.shape[1])
+        moments.add(numbers)
+        self._mean, self._scale = moments.deviation()
         self.values = (numbers - self._mean) / self._scale
         self.num_outputs = numbers.shape[1]
         self.weights = np.ones(len(numbers))

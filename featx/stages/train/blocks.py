@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,7 @@ class Blocked:
         question: What is asked of them.
         memory: Bytes that features and their copies may take.
         options: What is trained, with the solver that was settled.
+        groups: Of the rows, ``(N,)``, -1 for none: held out as a whole; None without groups.
         device: What the products run on; None for numpy.
     """
 
@@ -71,6 +73,7 @@ class Blocked:
     question: Question
     memory: int
     options: TrainOptions
+    groups: np.ndarray | None = None
     device: Device | None = None
 
     def fit(self, progress: Callable[[EpochScores], None] | None = None) -> BlockedFit:
@@ -97,6 +100,7 @@ class Blocked:
                 question.values[rows],
                 question.num_outputs,
                 question.weights[rows],
+                None if self.groups is None else self.groups[rows],
             )
             for rows in draws
         ]
@@ -126,15 +130,19 @@ class Blocked:
         """Return which of the training samples are kept in memory."""
         if self.options.head == "linear" and self.options.solver == "sgd":
             return np.zeros(0, np.int64)
-        choose = choose_judges if self.options.head == "mlp" else choose_kept
-        values = self.question.values
-        return choose(
-            np.zeros(len(values), np.int64) if self.question.loss is SQUARED else values,
-            self.cache.num_features,
-            self.question.num_outputs,
-            memory=self.memory * 2 // 3,
-            seed=self.options.seed,
-        )
+        question, memory = self.question, self.memory * 2 // 3
+        widths, seed = (self.cache.num_features, question.num_outputs), self.options.seed
+        if self.options.head == "mlp":
+            return choose_judges(
+                *(question.values, *widths),
+                loss=question.loss,
+                groups=self.groups,
+                memory=memory,
+                seed=seed,
+            )
+        are_numbers = question.loss is SQUARED
+        strata = np.zeros(len(question.values), np.int64) if are_numbers else question.values
+        return choose_kept(strata, *widths, memory=memory, seed=seed)
 
     def _survey(self, kept: np.ndarray) -> Survey:
         correlate = self.options.head == "linear" and self.options.solver == "lbfgs"
@@ -168,19 +176,17 @@ class Blocked:
             )
             return sgd_fitted(layer, options.sgd, seed=seed)
         samples = train, labels, num_classes, surveyed
+        split: dict[str, Any] = {"weights": weights, "groups": self.groups, "seed": seed}
         if options.solver == "ridge":
-            return ridge_fitted(
-                fit_ridge_in_blocks(*samples, strengths=options.strengths, weights=weights)
-            )
+            return ridge_fitted(fit_ridge_in_blocks(*samples, strengths=options.strengths, **split))
         if options.solver == "centroid":
-            return centroid_fitted(fit_centroid_in_blocks(*samples, weights=weights))
+            return centroid_fitted(fit_centroid_in_blocks(*samples, **split))
         linear = fit_linear_in_blocks(
             *samples,
             strengths=options.strengths,
-            weights=weights,
             judge=options.calibrate or question.loss is SIGMOID,
             loss=SIGMOID if question.loss is SIGMOID else SOFTMAX,
-            seed=seed,
+            **split,
             device=self.device,
         )
         return logistic_fitted(linear, solver=options.solver or "lbfgs", seed=seed)

@@ -68,7 +68,7 @@ def fit_heads(
     device, memory = device_of(options), memory_for(options)
     if not fits_into_memory(cache, rows, options, memory):
         with reading_blocks(cache) as every:
-            blocked = Blocked(cache, every, rows, question, memory, options, device)
+            blocked = Blocked(cache, every, rows, question, memory, options, device=device)
             return _fit_in_blocks(blocked, targets, progress)
     require_finite(cache, np.flatnonzero(~np.isfinite(cache.features).all(1)))
     features, values, weights = cache.features[rows], question.values, question.weights

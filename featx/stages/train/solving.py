@@ -45,9 +45,9 @@ def solve(
     if options.solver == "sgd":
         return fit_sgd_head(samples, options.sgd, seed=seed, progress=progress)
     if options.solver == "ridge":
-        return fit_ridge_head(samples, options.strengths)
+        return fit_ridge_head(samples, options.strengths, seed=seed)
     if options.solver == "centroid":
-        return fit_centroid_head(samples)
+        return fit_centroid_head(samples, seed=seed)
     if loss is SIGMOID:
         return fit_tags_head(samples, options.strengths, seed=seed)
     return fit_logistic_head(
