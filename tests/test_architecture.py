@@ -52,6 +52,7 @@ DOORS = {
     "torch": ("backbones/", "heads/on_torch.py"),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
+    "pillow_heif": ("images/decode.py",),
     "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }

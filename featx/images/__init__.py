@@ -3,6 +3,9 @@
     sources/     where samples come from: classes, splits, stable ids
     formats      which file names are images
     decode       one encoded image → RGB pixels, by one set of rules
+    containers   the format of a file, its metadata, and what it may cost
+    rgb          modes, depths and transparency → RGB
+    tiff         what the tags of a TIFF say of its samples
     preprocess   the spec of resize, crop and arithmetic; the geometry
     decoders     processes that do both, beside a GPU
     read_ahead   threads that stay a bounded number of images ahead

@@ -1,19 +1,22 @@
 """One image file to RGB pixels, safely: the same rules for extract and predict.
 
-- Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, told by content, not by name.
+- Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF where Pillow has it, and HEIC where pillow-heif is
+  installed, told by content, not by name.
 - EXIF orientation is applied. Of an animation, the first frame counts.
 - Transparent images are laid over white. Grey, palette and CMYK images become RGB.
-- 16-bit grey is scaled to 8 bits. 32-bit integer and float images are refused: their range is
-  not known.
+- More than 8 bits are scaled to 8. Images whose range is not known are refused.
 - A JPEG is decoded at a half, a quarter or an eighth of its size where the preprocessing spec says
   "scaled" and both sides stay at least twice as long as what they are resized to.
+- Damaged metadata of a PNG or JPEG does not cost the image.
 - Refused as well: truncated or damaged files, more than ``max_pixels`` pixels (told by the header,
-  before any is decoded) or ``MAX_FILE_BYTES``, and anything that is not a regular file.
+  before any is decoded) or ``MAX_FILE_BYTES``, what is built to keep a decoder busy, and anything
+  that is not a regular file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import stat
@@ -23,9 +26,20 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from featx.errors import ConfigError, ImageError
+from featx.images.containers import (
+    TooCostly,
+    check_cost,
+    check_png,
+    check_scans,
+    format_of,
+    without_metadata,
+)
 from featx.images.preprocess import PreprocessSpec, check_aspect_ratio, draft_size
+from featx.images.rgb import to_rgb
+from featx.images.tiff import describe_tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Those that are always read."""
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning limit, where Pillow takes an image for a decompression bomb."""
 MAX_FILE_BYTES = 2**30
@@ -44,10 +58,8 @@ _TRANSPOSE = {
 """What makes an image of each EXIF orientation upright."""
 
 
-# What a file that may hold several frames starts with. A JPEG's second picture is never a frame.
-_GIF, _PNG, _RIFF = (b"GIF87a", b"GIF89a"), b"\x89PNG\r\n\x1a\n", b"RIFF"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WEBP_FLAGS, _WEBP_ANIMATED = 20, 2
+_PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif"}
 
 
 def check_max_pixels(max_pixels: int) -> None:
@@ -149,19 +161,22 @@ def is_animated(content: bytes) -> bool:
     if not _may_be_animated(content):
         return False
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _open(content) as image:
             return bool(getattr(image, "is_animated", False))
     except Exception:  # decoding it will say what is wrong
         return False
 
 
 def _may_be_animated(content: bytes) -> bool:
-    if content.startswith(_PNG):  # the chunk that announces frames comes before the pixels
+    kind = format_of(content)
+    if kind == "PNG":  # the chunk that announces frames comes before the pixels
         return content.find(b"acTL", 0, content.find(b"IDAT")) >= 0
-    if content.startswith(_RIFF):
+    if kind == "WEBP":
         flags = content[_WEBP_FLAGS : _WEBP_FLAGS + 1]
         return content[12:16] == b"VP8X" and bool(flags) and bool(flags[0] & _WEBP_ANIMATED)
-    return content.startswith(_GIF + _TIFF)
+    if kind == "AVIF":
+        return b"avis" in content[8:64]
+    return kind in ("GIF", "TIFF")
 
 
 def decode_image(
@@ -193,16 +208,66 @@ def _decoded(
     if not content:
         raise ImageError(sample_id, "the file is empty.")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _rgb(image, sample_id, max_pixels, preprocess)
+        return _attempt(content, sample_id, max_pixels, preprocess)
     except ImageError:
         raise
-    except UnidentifiedImageError as err:
-        raise ImageError(
-            sample_id, f"not an image of a known format ({', '.join(FORMATS)})."
-        ) from err
     except Exception as err:  # a damaged file makes Pillow's plug-ins raise nearly anything
-        raise ImageError(sample_id, f"cannot be decoded: {_reason(err)}.") from err
+        kind = format_of(content)
+        plain = None if isinstance(err, TooCostly) else without_metadata(content, kind)
+        if plain is not None:  # what is damaged may have nothing to do with the pixels
+            try:
+                return _attempt(plain, sample_id, max_pixels, preprocess)
+            except ImageError:
+                raise
+            except Exception as again:
+                raise ImageError(sample_id, _why(again, kind, plain)) from again
+        raise ImageError(sample_id, _why(err, kind, content)) from err
+
+
+def _attempt(
+    content: bytes, sample_id: str, max_pixels: int, preprocess: PreprocessSpec | None
+) -> Image.Image:
+    with _open(content) as image:
+        width, height = image.size
+        _check_size(height, width, sample_id, max_pixels)  # the header's word, before any decoding
+        if image.format in ("JPEG", "MPO"):
+            check_scans(content, width * height)
+        elif image.format == "PNG":
+            check_png(content)
+        return _rgb(image, sample_id, max_pixels, preprocess, content)
+
+
+def _open(content: bytes) -> Image.Image:
+    """Return an image that is open but not decoded.
+
+    Raises:
+        UnidentifiedImageError: It is of no known format, or damaged.
+        ModuleNotFoundError: What reads the format is not installed.
+        ValueError: It is built to keep a decoder busy.
+    """
+    kind = format_of(content)
+    if kind is None:
+        raise UnidentifiedImageError
+    check_cost(content, kind)
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    elif kind in _PLUGINS:  # or Pillow loads those of all formats
+        importlib.import_module(f"PIL.{_PLUGINS[kind]}ImagePlugin")
+    return Image.open(io.BytesIO(content), formats=(kind,))
+
+
+def _why(err: Exception, kind: str | None, content: bytes) -> str:
+    """Return the reason that a file of a format cannot be decoded."""
+    if isinstance(err, ModuleNotFoundError) and kind == "HEIF":
+        return "HEIC needs the package 'pillow-heif': pip install 'featx[heif]'."
+    if not isinstance(err, UnidentifiedImageError):
+        return f"cannot be decoded: {_reason(err)}."
+    if kind is None:
+        return f"not an image of a known format ({', '.join((*FORMATS, 'AVIF', 'HEIF'))})."
+    told = describe_tiff(content) if kind == "TIFF" else ""
+    return f"a damaged {kind} file, or a variant that is not read{told and f' ({told})'}."
 
 
 def rgb_image(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -238,28 +303,23 @@ def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> Non
 
 
 def _rgb(
-    image: Image.Image, sample_id: str, max_pixels: int, preprocess: PreprocessSpec | None = None
+    image: Image.Image,
+    sample_id: str,
+    max_pixels: int,
+    preprocess: PreprocessSpec | None = None,
+    content: bytes | None = None,
 ) -> Image.Image:
     width, height = image.size
-    _check_size(height, width, sample_id, max_pixels)  # the header's word, before any decoding
+    _check_size(height, width, sample_id, max_pixels)
     if image.mode in ("I", "F"):
         raise ImageError(
             sample_id,
-            f"mode '{image.mode}' (32-bit grey) has no known range; convert it to 8 or 16 bits.",
+            f"mode '{image.mode}' (signed, floating-point or 32-bit grey) has no known range; "
+            "convert it to 8 or 16 bits.",
         )
     if preprocess:
         _scale(image, preprocess)
-    upright = _upright(image)
-    if upright.mode.startswith("I;16"):
-        grey = np.asarray(upright).astype(np.uint32)
-        if upright.has_transparency_data:  # one grey value stands for transparent
-            grey[grey == upright.info["transparency"]] = 65535
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if upright.has_transparency_data:
-        layers = upright.convert("RGBA")
-        white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(white, layers)
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+    return _upright(image, content)
 
 
 def _scale(image: Image.Image, preprocess: PreprocessSpec) -> None:
@@ -272,11 +332,11 @@ def _scale(image: Image.Image, preprocess: PreprocessSpec) -> None:
         image.draft(None, smallest[::-1])
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Return the image as its EXIF orientation wants it seen."""
-    image.load()
+def _upright(image: Image.Image, content: bytes | None) -> Image.Image:
+    """Return the image's pixels as its EXIF orientation wants them seen."""
+    pixels = to_rgb(image, content)
     try:
         method = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF says nothing, and the pixels are whole
-        return image
-    return image if method is None else image.transpose(method)
+        return pixels
+    return pixels if method is None else pixels.transpose(method)

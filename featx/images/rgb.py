@@ -1,0 +1,172 @@
+"""The pixels of an open image as RGB, whatever its mode, depth and transparency.
+
+Transparent pixels are laid over white. More than 8 bits are scaled, not cut. A value is right to
+one grey level, or the image is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from featx.images.tiff import check_tiff, grey_range, has_unknown_band, is_premultiplied, is_tiff
+
+_WHITE = 65535
+_BLOCK = 2**20
+"""Pixels of deep images that are calculated at once."""
+
+
+def to_rgb(image: Image.Image, content: bytes | None = None) -> Image.Image:
+    """Return an image's pixels, mode RGB, as they are stored; loads the image.
+
+    Args:
+        image: Open, and maybe not loaded yet.
+        content: The file; without it, 16-bit colours have but their high bytes.
+
+    Raises:
+        ValueError: Pillow cannot read the pixels right.
+        Exception: Whatever Pillow raises for damaged files.
+    """
+    if is_tiff(image) and _rawmode(image):
+        check_tiff(image)
+    if content is not None and (rawmode := _deep_rawmode(image)):
+        return _deep(image, content, rawmode)
+    key = _scaled_key(image)
+    image.load()
+    if key is not None:
+        image.info["transparency"] = key
+    if image.mode.startswith("I;16"):
+        return _grey(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    return _over_white(image)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        raise ValueError("a transparent colour of 16 bits cannot be told once the image is open")
+    layers = image.convert("RGBA")
+    alpha = np.asarray(layers.getchannel("A"))
+    low, high = int(alpha.min()), int(alpha.max())
+    if low == 255:
+        return layers.convert("RGB")
+    if has_unknown_band(image):
+        raise ValueError("it does not say what its fourth band is; save it with three, or as RGBA")
+    if high == 0:
+        if image.format == "BMP":  # programs that know no opacity leave it empty
+            return layers.convert("RGB")
+        raise ValueError("it is wholly transparent")
+    white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layers).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    maximum, is_inverted = grey_range(image)
+    grey = np.asarray(image)
+    pixels = np.empty(grey.shape, np.uint8)
+    for rows in _blocks(*grey.shape):
+        block = grey[rows].astype(np.uint32)
+        if is_inverted:
+            block = maximum - block
+        if image.has_transparency_data:  # one grey value stands for transparent
+            block[block == image.info["transparency"]] = maximum
+        pixels[rows] = (block * 255 + maximum // 2) // maximum
+    if image.has_transparency_data and (grey == image.info["transparency"]).all():
+        raise ValueError("it is wholly transparent")
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _scaled_key(image: Image.Image) -> int | None:
+    """Return the transparent grey of a PNG of 2 or 4 bits as Pillow scales its pixels."""
+    key = image.info.get("transparency")
+    if image.mode != "L" or not isinstance(key, int):
+        return None
+    scale = {"L;2": 85, "L;4": 17}.get(_rawmode(image))
+    return scale and scale * (key & (255 // scale))
+
+
+def _rawmode(image: Image.Image) -> str:
+    """Return how the samples of an image lie in its file; empty where it is loaded."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    args = image.tile[0].args
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _deep_rawmode(image: Image.Image) -> str | None:
+    """Return how the samples lie in a file of several bands of 16 bits, None for any other."""
+    rawmode = _rawmode(image)
+    is_deep = rawmode.endswith((";16B", ";16L", ";16N"))
+    return rawmode if is_deep and image.mode in ("RGB", "RGBA", "CMYK") else None
+
+
+def _deep(image: Image.Image, content: bytes, rawmode: str) -> Image.Image:
+    """Return the pixels of a file of 16 bits a band, of which Pillow gives a byte at a time."""
+    bands, _, order = rawmode.partition(";")
+    if bands == "LA":
+        planes = _load(image, content, "RGBA")  # each byte as a band
+        high, low = planes[:, :, 0::2], planes[:, :, 1::2]
+    else:
+        first, last = ("16B", "16L") if order == "16B" else ("16L", "16B")
+        if order == "16N" and sys.byteorder == "big":
+            first, last = last, first
+        plain = bands.replace("RGBa", "RGBA")
+        high = _load(image, content, f"{plain};{first}")
+        low = _load(image, content, f"{plain};{last}")
+    image.load()  # for its EXIF
+    pixels = np.empty((*high.shape[:2], 3), np.uint8)
+    opaque = 0
+    for rows in _blocks(*high.shape[:2]):
+        values = (high[rows].astype(np.uint32) << 8) | low[rows]
+        colours, opacity = _separated(image, values)
+        opaque = max(opaque, int(opacity.max()))
+        if is_premultiplied(image):
+            laid = np.minimum(colours + (_WHITE - opacity), _WHITE)
+        else:
+            laid = (colours * opacity + _WHITE // 2) // _WHITE + (_WHITE - opacity)
+        pixels[rows] = (laid * 255 + _WHITE // 2) // _WHITE
+    if not opaque:
+        raise ValueError("it is wholly transparent")
+    return Image.fromarray(pixels)
+
+
+def _separated(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return colours, ``(n, width, 3 or 1)``, and opacity, ``(n, width, 1)``, of 16-bit samples."""
+    if image.mode == "CMYK":
+        ink = _WHITE - values
+        colours = (ink[:, :, :3] * ink[:, :, 3:] + _WHITE // 2) // _WHITE
+        return colours, np.full_like(values[:, :, :1], _WHITE)
+    if values.shape[2] % 2:
+        opacity = np.full_like(values[:, :, :1], _WHITE)
+        if key := image.info.get("transparency"):
+            opacity[(values == np.array(key, np.uint32)).all(axis=2)] = 0
+        return values, opacity
+    opacity = values[:, :, -1:]
+    if has_unknown_band(image) and (opacity < _WHITE).any():
+        raise ValueError("it does not say what its fourth band is; save it with three, or as RGBA")
+    return values[:, :, :-1], opacity
+
+
+def _load(image: Image.Image, content: bytes, rawmode: str) -> np.ndarray:
+    """Return the bands of a file, unpacked in another way, ``(height, width, bands)`` uint8."""
+    assert isinstance(image.format, str)
+    with Image.open(io.BytesIO(content), formats=(image.format,)) as again:
+        again.tile = [
+            tile._replace(
+                args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode
+            )
+            for tile in again.tile
+        ]
+        return np.asarray(again)
+
+
+def _blocks(height: int, width: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // width)
+    return (slice(row, row + step) for row in range(0, height, step))
