@@ -3,7 +3,8 @@
 #   make demo                                  the whole way on built-in data
 #   make test                                  the tests
 #   make check                                 format, lint, types
-#   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed
+#   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed;
+#                                              without DATA and BACKBONE as the last time
 #   make bench                                 the benchmarks; BENCH='--case tiny --rounds 3' for a part
 #   make clean                                 delete what the demo and the chain made
 
@@ -17,14 +18,14 @@ PEERS := .venv-bench
 FEATX_DATA ?= ../shared/data
 
 DATA ?=
-BACKBONE ?= resnet18
+BACKBONE ?=
 EXTRACT ?=
 TRAIN ?=
 EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup demo test test-slow check format bench features head onnx clean FORCE
+.PHONY: help setup demo test test-slow check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -96,33 +97,32 @@ $(PEERS)/cifar10.h5: | $(READY)
 	$(FEATX) extract $(PEERS)/cifar10 -b squeezenet1_1 --image-size 96 --val-fraction 0 -o $@ -q \
 		-w $(FEATX_DATA)/weights/squeezenet1_1-mango-c10.pth
 
-# The chain. A file is made again when what it depends on has changed: the images (names, sizes,
-# times) or the options given on the command line. Without DATA, TRAIN or EXPORT the last ones hold.
+# The chain: featx is called for each file, and does only what is left to do. Values reach it through
+# the environment, as they are: no name is read as a command, an option or an expression of make.
+# EXTRACT, TRAIN and EXPORT are options; xargs splits them, so an argument with spaces goes in quotes:
+#
+#   make features EXTRACT='--weights "my weights.pth"'
 
-features: $(OUT)/features.h5
-head: $(OUT)/head.safetensors
-onnx: $(OUT)/model.onnx
+override DATA := $(value DATA)
+override BACKBONE := $(value BACKBONE)
+override EXTRACT := $(value EXTRACT)
+override TRAIN := $(value TRAIN)
+override EXPORT := $(value EXPORT)
+override OUT := $(value OUT)
+export DATA BACKBONE EXTRACT TRAIN EXPORT OUT
 
-$(OUT)/features.h5: $(OUT)/.extract | $(READY)
-	@eval "$(FEATX) extract -o $@ --overwrite $$(sed -n 1p $<)"
+features: | $(READY)
+	@case $$DATA in -*) DATA=./$$DATA ;; esac; \
+	printf '%s\n' "$$EXTRACT" | xargs $(FEATX) extract \
+		$${DATA:+"$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} --output "$$OUT/features.h5"
 
-$(OUT)/head.safetensors: $(OUT)/features.h5 $(OUT)/.train | $(READY)
-	@eval "$(FEATX) train-head $< -o $@ --overwrite $$(sed -n 1p $(OUT)/.train)"
+head: features
+	@printf '%s\n' "$$TRAIN" | xargs $(FEATX) train-head \
+		"$$OUT/features.h5" --output "$$OUT/head.safetensors"
 
-$(OUT)/model.onnx: $(OUT)/head.safetensors $(OUT)/.export | $(READY)
-	@eval "$(FEATX) export $< --onnx $@ --overwrite $$(sed -n 1p $(OUT)/.export)"
-
-$(OUT)/.extract: FORCE
-	@sh tools/note.sh $@ "$(if $(DATA),'$(DATA)' --backbone $(BACKBONE) $(EXTRACT))" "$(DATA)"
-
-$(OUT)/.train: FORCE
-	@sh tools/note.sh $@ "$(TRAIN)"
-
-$(OUT)/.export: FORCE
-	@sh tools/note.sh $@ "$(EXPORT)"
-
-FORCE:
+onnx: head
+	@printf '%s\n' "$$EXPORT" | xargs $(FEATX) export \
+		"$$OUT/head.safetensors" --onnx "$$OUT/model.onnx"
 
 clean:
-	rm -rf $(OUT)/demo $(OUT)/features.h5 $(OUT)/head.safetensors $(OUT)/model.onnx
-	rm -f $(OUT)/.extract $(OUT)/.train $(OUT)/.export
+	rm -rf -- "$$OUT/demo" "$$OUT/features.h5" "$$OUT/head.safetensors" "$$OUT/model.onnx"

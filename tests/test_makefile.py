@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,75 +17,171 @@ FILES = ("features.h5", "head.safetensors", "model.onnx")
 
 
 class Chain:
-    """Runs make with its outputs in a folder of its own."""
+    """A copy of the Makefile in a folder of its own, where the environment counts as set up.
 
-    def __init__(self, folder: Path) -> None:
-        self.photos = folder / "my photos"
-        self.out = folder / "out"
-        self.out.mkdir()
-        generator = np.random.default_rng(0)
-        for number, name in enumerate(("ants", "bees")):
-            (self.photos / name).mkdir(parents=True)
-            for i in range(12):
-                noise = generator.integers(0, 120, (32, 40, 3)) + 100 * number
-                Image.fromarray(noise.astype(np.uint8)).save(self.photos / name / f"{i}.jpg")
+    Args:
+        folder: Where to.
+        featx: What the targets call.
+    """
 
-    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        featx = f"{sys.executable} -m featx"
-        fixed = (f"OUT={self.out}", f"FEATX={featx}", "READY=Makefile")
+    def __init__(self, folder: Path, featx: str) -> None:
+        self.folder, self._featx = folder, featx
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        (folder / ".venv").mkdir()
+        (folder / ".venv" / ".ready").touch()
+
+    def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["make", *arguments, *fixed], cwd=ROOT, capture_output=True, text=True, check=False
+            ["make", *arguments, f"FEATX={self._featx}"],
+            cwd=self.folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
-    def times(self) -> dict[str, int]:
-        return {name: (self.out / name).stat().st_mtime_ns for name in FILES}
+    def contents(self) -> dict[str, bytes]:
+        return {name: (self.folder / "artifacts" / name).read_bytes() for name in FILES}
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    chain = Chain(tmp_path_factory.mktemp("chain"))
-    result = chain.make("onnx", f"DATA={chain.photos}", "BACKBONE=tiny")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two classes in a folder whose name has a space and an apostrophe."""
+    photos = tmp_path_factory.mktemp("photos") / "bob's photos"
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("ants", "bees")):
+        (photos / name).mkdir(parents=True)
+        for i in range(12):
+            noise = generator.integers(0, 120, (32, 40, 3)) + 100 * number
+            Image.fromarray(noise.astype(np.uint8)).save(photos / name / f"{i}.jpg")
+    return photos
+
+
+@pytest.fixture(scope="module")
+def chain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    chain = Chain(tmp_path_factory.mktemp("chain"), f"{sys.executable} -m featx")
+    result = chain.make("onnx", f"DATA={photos}", "BACKBONE=tiny")
     assert result.returncode == 0, result.stdout + result.stderr
     return chain
 
 
-def test_nothing_changed_does_nothing(chain: Chain) -> None:
-    before = chain.times()
-    for arguments in ((), (f"DATA={chain.photos}", "BACKBONE=tiny")):
+def test_nothing_changed_does_nothing_and_says_so(chain: Chain, photos: Path) -> None:
+    before = chain.contents()
+    for arguments in ((), (f"DATA={photos}", "BACKBONE=tiny")):
         result = chain.make("onnx", *arguments)
         assert result.returncode == 0, result.stderr
-        assert "written" not in result.stdout
-        assert chain.times() == before
+        assert result.stdout.count("up to date") == 3
+        assert chain.contents() == before
 
 
 def test_another_head_leaves_the_features(chain: Chain) -> None:
-    before = chain.times()
+    before = chain.contents()
     result = chain.make("onnx", "TRAIN=-C 0.1")
     assert result.returncode == 0, result.stderr
-    after = chain.times()
-    assert after["features.h5"] == before["features.h5"]
-    assert after["head.safetensors"] > before["head.safetensors"]
-    assert after["model.onnx"] > before["model.onnx"]
+    after = chain.contents()
+    assert [after[name] == before[name] for name in FILES] == [True, False, False]
 
 
-def test_a_new_image_runs_everything(chain: Chain) -> None:
-    before = chain.times()
-    shutil.copy(chain.photos / "ants" / "0.jpg", chain.photos / "ants" / "new.jpg")
+def test_a_new_image_runs_everything_with_the_settings_of_the_file(
+    chain: Chain, photos: Path
+) -> None:
+    before = chain.contents()
+    shutil.copy(photos / "ants" / "0.jpg", photos / "ants" / "new.jpg")
     result = chain.make("onnx")
     assert result.returncode == 0, result.stderr
-    assert all(time > before[name] for name, time in chain.times().items())
+    assert "up to date" not in result.stdout
+    assert all(content != before[name] for name, content in chain.contents().items())
+
+
+def test_an_option_without_data_counts(chain: Chain) -> None:
+    for options in ("BACKBONE=resnet18", "EXTRACT=--image-size 64"):
+        result = chain.make("features", options)
+        assert result.returncode == 2
+        assert "was made with other settings" in result.stderr
 
 
 def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
-    result = subprocess.run(
-        ["make", "onnx", f"OUT={tmp_path}", "READY=Makefile"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = Chain(tmp_path, f"{sys.executable} -m featx").make("onnx")
     assert result.returncode == 2
-    assert "make features DATA=photos/ BACKBONE=resnet18" in result.stderr
+    assert "Say where the images are" in result.stderr
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Chain:
+    """A chain that prints the arguments of each call, one to a line."""
+    script = tmp_path / "print_arguments"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+    (tmp_path / "chain").mkdir()
+    return Chain(tmp_path / "chain", str(script))
+
+
+NAMES = [
+    "it's",
+    'say "cheese"',
+    "two  spaces",
+    "`touch ran`",
+    "$(touch ran)",
+    "$(shell touch ran)",
+    "${HOME}",
+    "$$",
+    "a;touch ran;",
+    "';touch ran;'",
+    "a|b & c",
+    "*",
+    "back\\slash",
+    "digits:",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_names_are_names(recorded: Chain, name: str, how: str) -> None:
+    target = ("features", "BACKBONE=tiny")
+    if how == "argument":
+        result = recorded.make(*target, f"DATA={name}", f"OUT={name}")
+    else:
+        result = recorded.make(*target, f"OUT={name}", DATA=name)
+    assert result.returncode == 0, result.stderr
+    output = ["--output", f"{name}/features.h5"]
+    assert result.stdout.splitlines() == ["extract", name, "--backbone", "tiny", *output]
+    assert not list(recorded.folder.rglob("ran"))
+
+
+def test_a_folder_with_the_name_of_an_option_is_a_folder(recorded: Chain) -> None:
+    for name in ("-delete", "--overwrite"):
+        result = recorded.make("features", f"DATA={name}")
+        output = ["--output", "artifacts/features.h5"]
+        assert result.stdout.splitlines() == ["extract", f"./{name}", *output]
+    assert (recorded.folder / "Makefile").is_file()
+
+
+def test_options_are_split_at_spaces_outside_quotes_and_nothing_else(recorded: Chain) -> None:
+    options = (
+        "--crop none --weights \"my weights.pth\" 'a b' * `touch ran` $(shell touch ran) $HOME"
+    )
+    expected = [
+        *("--crop", "none", "--weights", "my weights.pth", "a b", "*", "`touch", "ran`"),
+        *("$(shell", "touch", "ran)", "$HOME"),
+    ]
+    result = recorded.make("onnx", f"EXTRACT={options}", f"TRAIN={options}", f"EXPORT={options}")
+    lines = result.stdout.splitlines()
+    for stage in ("extract", "train-head", "export"):
+        assert stage in lines
+    assert [lines[i : i + len(expected)] for i, line in enumerate(lines) if line == "--crop"] == [
+        expected
+    ] * 3
+    assert not list(recorded.folder.rglob("ran"))
+
+
+def test_cleaning_takes_only_what_the_chain_made(recorded: Chain) -> None:
+    out = recorded.folder / "my out"
+    out.mkdir()
+    for name in (*FILES, "features-resnet50.h5"):
+        (out / name).touch()
+    assert recorded.make("clean", "OUT=my out").returncode == 0
+    assert [path.name for path in out.iterdir()] == ["features-resnet50.h5"]
 
 
 def test_where_node_cannot_be_installed_the_tests_go_on(tmp_path: Path) -> None:
