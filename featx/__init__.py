@@ -8,15 +8,15 @@ The names in ``__all__`` are the whole public API. Each is loaded when it is fir
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
-from featx import errors
-from featx.errors import FeatxError
-
+TYPE_CHECKING = False  # the command starts with this module; typing would take most of its time
 if TYPE_CHECKING:
+    from typing import Any
+
+    from featx import errors
+    from featx.errors import FeatxError
     from featx.features.file import FeatureFile, open_features
     from featx.heads.few_shot import FewShot
     from featx.heads.head import Head, open_head
@@ -80,6 +80,7 @@ __all__ = [
 ]
 
 _LOADED_FROM = {
+    "featx.errors": ("FeatxError",),
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
@@ -99,6 +100,10 @@ _LOADED_FROM = {
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module("featx.errors")
     for module, names in _LOADED_FROM.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

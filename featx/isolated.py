@@ -10,7 +10,6 @@ its standard output. The end of that input means that nobody waits for the answe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import os
@@ -27,7 +26,7 @@ from typing import Any, Self
 
 import featx.errors
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
-from featx.processes import child_environment
+from featx.processes import child_environment, end_with_caller
 
 _SPARE_SECONDS = 5
 """Processor time for starting up; the wall clock in the caller is the limit that counts."""
@@ -225,7 +224,7 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
         function = _resolve(target)
         with open(requests, "rb", buffering=0) as file:
             line = file.readline()
-            if not line or not _die_with_caller(requests):
+            if not line or not end_with_caller(requests):
                 return None
             function(Path(os.fsdecode(bytes.fromhex(line.decode()))))
     except ArtifactError as err:
@@ -252,17 +251,3 @@ def _resolve(target: str) -> Callable[[Path], object]:
     module, _, name = target.partition(":")
     function: Callable[[Path], object] = getattr(importlib.import_module(module), name)
     return function
-
-
-def _die_with_caller(requests: int) -> bool:
-    """Ask the kernel to end this process when the other end closes; False if it has already.
-
-    SIGIO's default ends a process even where a library hangs and no line of Python runs any more.
-    """
-    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
-    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
-    fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
-    try:
-        return os.read(requests, 1) != b""
-    except BlockingIOError:  # nothing to read, so it is still open
-        return True

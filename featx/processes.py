@@ -7,6 +7,7 @@ own. What may crash on a file is called in ``featx.isolated``, once and under li
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import os
 import queue
@@ -130,17 +131,22 @@ class _Process:
         self._begun: memoryview | None = None
         self._line, other = Pipe()
         command = f"from featx.processes import serve; serve({other.fileno()}, {target!r})"
+        own_end, self._lifeline = os.pipe()  # closed when this process ends, however it does
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", command],
-                stdin=subprocess.DEVNULL,
+                stdin=own_end,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(other.fileno(), *descriptors),
                 env=child_environment(),
                 process_group=0,  # Ctrl-C is for the caller
             )
+        except OSError:
+            os.close(self._lifeline)
+            raise
         finally:
             other.close()
+            os.close(own_end)
         self.pid = self._process.pid
 
     def send(self, message: bytes | memoryview) -> None:
@@ -177,6 +183,9 @@ class _Process:
         self._line.close()
         self._process.kill()
         self._process.wait()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
 
 def _stop(processes: Sequence[_Process]) -> None:
@@ -187,8 +196,25 @@ def _stop(processes: Sequence[_Process]) -> None:
 # --- in the process -----------------------------------------------------------------------------
 
 
+def end_with_caller(descriptor: int) -> bool:
+    """Ask the kernel to end this process when the other end closes; False if it has already.
+
+    SIGIO's default ends a process even where a library hangs and no line of Python runs any more.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, 1) != b""
+    except BlockingIOError:  # nothing to read, so it is still open
+        return True
+
+
 def serve(descriptor: int, target: str) -> None:
-    """Be the process: begin, then answer messages until the line ends."""
+    """Be the process: begin, then answer messages until the line ends, or the caller."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller
+    if not end_with_caller(0):
+        return
     module, _, name = target.partition(":")
     begin: Begin = getattr(importlib.import_module(module), name)
     with Connection(descriptor) as line, contextlib.suppress(EOFError, OSError):

@@ -571,6 +571,17 @@ def test_interrupt_exits_130_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_has_an_exit_code_of_its_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr("featx.backbones.engines.OnnxEngine.features", interrupt)
+    result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
+    assert (result.stderr, result.exit_code) == ("Terminated.\n", 143)
+
+
 def test_a_bug_shows_its_traceback(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

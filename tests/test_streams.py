@@ -25,7 +25,6 @@ from featx.cli.output import print_fields, print_json, print_skipped, print_tabl
 from featx.cli.streams import safe_streams
 from featx.errors import BadImages, printable
 
-CODE = "import sys; sys.argv[0] = 'featx'; from featx.cli import main; main()"
 HOSTILE = (
     "=1+1\x1b]0;PWNED\x07\x1b[2J",
     "b\nforged: line\r\u202eevil\u2028\x9b31m",
@@ -145,10 +144,10 @@ class TestEncodings:
 
 class TestStreamsThatRefuse:
     def run(self, arguments: str, shell: str, head: Path) -> subprocess.CompletedProcess[str]:
-        command = f'{sys.executable} -c "$CODE" {arguments} {shell}'
+        command = f"{sys.executable} -m featx {arguments} {shell}"
         return subprocess.run(  # noqa: PLW1510 the exit code is what is tested
             ["bash", "-o", "pipefail", "-c", command],
-            env=os.environ | {"CODE": CODE, "HEAD": str(head)},
+            env=os.environ | {"HEAD": str(head)},
             capture_output=True,
             text=True,
         )

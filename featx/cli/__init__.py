@@ -1,8 +1,9 @@
 """The command line: parses, calls one stage, prints its report, maps errors to exit codes.
 
 One file per command; the only place that prints or exits. Exit codes: 0 done, 1 a ``FeatxError``
-(one line on stderr) or an output that cannot be written, 2 wrong usage, 130 interrupted, 141 where
-the reader of a pipe has left. Anything else is a bug and shows its traceback.
+(one line on stderr) or an output that cannot be written, 2 wrong usage, 130 interrupted (143 by
+SIGTERM, 129 by SIGHUP), 141 where the reader of a pipe has left. Anything else is a bug and shows
+its traceback.
 """
 
 from featx.cli.main import main

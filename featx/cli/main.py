@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -52,9 +53,11 @@ class _Group(click.Group):
                 raise click.ClickException(str(told)) from err
             raise
         except (KeyboardInterrupt, click.Abort) as stop:
-            notes = " ".join(("Interrupted.", *getattr(stop, "__notes__", ())))
+            signum = stop.args[0] if stop.args else signal.SIGINT
+            word = "Interrupted." if signum == signal.SIGINT else "Terminated."
+            notes = " ".join((word, *getattr(stop, "__notes__", ())))
             click.echo(printable(notes), err=True)
-            sys.exit(130)
+            sys.exit(128 + signum)
 
 
 class _Notes(logging.Handler):

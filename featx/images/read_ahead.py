@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,19 +37,28 @@ def map_ahead(
         window: Calls that may wait, begun or finished, beside those under way; bounds the memory.
 
     Close it (``contextlib.closing``) where an error may leave it half used: its threads end then.
+    After ``KeyboardInterrupt`` they are not waited for; each ends with the call it is at.
     """
     workers = workers or num_cores()
     ahead: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                ahead.append(pool.submit(work, item))
-                if len(ahead) >= window + workers:
-                    yield _finished(ahead.popleft())
-            while ahead:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) >= window + workers:
                 yield _finished(ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while ahead:
+            yield _finished(ahead.popleft())
+    finally:
+        pool.shutdown(wait=not _is_interrupted(), cancel_futures=True)
+
+
+def _is_interrupted() -> bool:
+    """Return whether an interrupt is why this code runs, here or in the caller that closes it."""
+    error = sys.exception()
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _finished(future: Future[T]) -> Future[T]:

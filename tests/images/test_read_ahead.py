@@ -105,11 +105,37 @@ def test_an_error_in_the_loop_ends_the_threads_too() -> None:
 
     def use() -> None:
         for _ in read_ahead(lambda index: index, 100, workers=4):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("place", ["in the loop", "while it waits"])
+def test_an_interrupt_does_not_wait_for_the_threads(place: str) -> None:
+    finish, ended = threading.Event(), []
+
+    def work(index: int) -> None:
+        if index:
+            finish.wait(20)
+            ended.append(index)
+
+    def items() -> Iterator[int]:
+        yield from (0, 1)
+        if place == "while it waits":
+            raise KeyboardInterrupt
+        yield 2
+
+    def use() -> None:
+        with closing(map_ahead(work, items(), workers=2, window=0)) as ahead:
+            next(ahead)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         use()
-    assert threading.active_count() == before
+    assert not ended
+    finish.set()
 
 
 def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on() -> None:
