@@ -27,10 +27,14 @@ from featx.artifact import (
     describe_environment,
     differing_settings,
     fingerprint_of,
+    partial_path,
     publishing,
+    require_apart,
     require_file,
+    require_no_links,
     require_same_features,
     require_writable,
+    run_files,
 )
 from featx.errors import (
     ArtifactError,
@@ -38,6 +42,7 @@ from featx.errors import (
     ArtifactInvalid,
     ArtifactMismatch,
     ArtifactMissing,
+    ConfigError,
 )
 
 PATH = Path("some/head.safetensors")
@@ -334,10 +339,19 @@ class TestRequireWritable:
             with pytest.raises(ArtifactError, match="not a regular file"):
                 require_writable(path, overwrite=True)
 
-    def test_a_dangling_link_counts_as_there(self, tmp_path: Path) -> None:
+    def test_a_link_to_nothing_yet_is_written_through(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to("nowhere")
-        with pytest.raises(ArtifactExists):
-            require_writable(tmp_path / "link", overwrite=False)
+        require_writable(tmp_path / "link", overwrite=False)
+        assert not (tmp_path / "nowhere").exists()
+
+    def test_links_that_lead_nowhere_are_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a").symlink_to("b")
+        (tmp_path / "b").symlink_to("a")
+        (tmp_path / "unmounted").symlink_to("/no such disk/f.h5")
+        with pytest.raises(ArtifactError, match="link that leads back to itself"):
+            require_writable(tmp_path / "a", overwrite=True)
+        with pytest.raises(ArtifactError, match="whose folder does not exist"):
+            require_writable(tmp_path / "unmounted", overwrite=True)
 
     def test_a_file_in_the_place_of_the_folder_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -348,7 +362,7 @@ class TestRequireWritable:
         with pytest.raises(ArtifactError, match="File name too long"):
             require_writable(tmp_path / ("x" * 300), overwrite=False)
         (tmp_path / "loop").symlink_to("loop")
-        with pytest.raises(ArtifactError, match="symbolic links"):
+        with pytest.raises(ArtifactError, match="back to itself"):
             require_writable(tmp_path / "loop", overwrite=False)
 
     def test_a_folder_that_cannot_be_written_is_named(
@@ -594,3 +608,115 @@ def test_the_module_never_leaves_a_descriptor_open(tmp_path: Path) -> None:
         with artifact.publishing(tmp_path / str(number), overwrite=False) as temporary:
             temporary.write_text("x")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def write(path: Path, text: str, *, overwrite: bool = True) -> None:
+    with publishing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text)
+
+
+class TestLinks:
+    @pytest.mark.parametrize("absolute", [True, False])
+    def test_the_file_behind_a_link_is_replaced(self, tmp_path: Path, absolute: bool) -> None:
+        (tmp_path / "scratch").mkdir()
+        target, link = tmp_path / "scratch" / "f", tmp_path / "link"
+        target.write_text("old")
+        link.symlink_to(target if absolute else "scratch/f")
+        (tmp_path / "outer").symlink_to("link")
+        write(tmp_path / "outer", "new")
+        assert link.is_symlink()
+        assert (tmp_path / "outer").is_symlink()
+        assert target.read_text() == "new"
+        assert os.listdir(tmp_path / "scratch") == ["f"]
+        with pytest.raises(ArtifactExists):
+            write(link, "newer", overwrite=False)
+
+    def test_the_temporary_lies_beside_the_file_behind_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "link").symlink_to("scratch/f")
+        with publishing(tmp_path / "link", overwrite=True) as temporary:
+            assert temporary.parent.resolve() == tmp_path / "scratch"
+            temporary.write_text("x")
+        assert (tmp_path / "scratch" / "f").read_text() == "x"
+
+    def test_link_and_target_have_the_same_files_beside_them(self, tmp_path: Path) -> None:
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "link").symlink_to("scratch/f.h5")
+        names = [path.name for path in run_files(tmp_path / "link").values()]
+        assert names == ["link", "f.h5.partial", "f.h5.lock", "f.h5.tmp"]
+        assert partial_path(tmp_path / "link") == tmp_path / "scratch" / "f.h5.partial"
+
+    @pytest.mark.parametrize("suffix", [".partial", ".lock", ".tmp"])
+    def test_a_link_in_the_place_of_a_file_beside_it(self, tmp_path: Path, suffix: str) -> None:
+        require_no_links(tmp_path / "f.h5")
+        (tmp_path / f"f.h5{suffix}").symlink_to("/etc/passwd")
+        with pytest.raises(ArtifactExists, match=rf"f\.h5{suffix}' is a link"):
+            require_no_links(tmp_path / "f.h5")
+
+
+class TestModes:
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+    def test_a_replaced_file_keeps_its_mode(self, tmp_path: Path, mode: int) -> None:
+        path = tmp_path / "f"
+        path.write_text("old")
+        path.chmod(mode)
+        write(path, "new")
+        assert path.read_text() == "new"
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+    def test_a_new_file_has_the_mode_of_the_umask(
+        self, tmp_path: Path, umask: int, mode: int
+    ) -> None:
+        before = os.umask(umask)
+        try:
+            write(tmp_path / "f", "new")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == mode
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_a_replaced_file_keeps_its_owner(self, tmp_path: Path) -> None:
+        path = tmp_path / "f"
+        path.write_text("old")
+        os.chown(path, 1234, 5678)
+        write(path, "new")
+        assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
+
+
+class TestApart:
+    def same(self, output: Path, other: Path) -> bool:
+        try:
+            require_apart({"the report": output}, {"the head": other})
+        except ConfigError as err:
+            return str(err).startswith(f"the report '{output}' would replace the head")
+        return False
+
+    def test_one_file_under_several_names(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        file = tmp_path / "a" / "f"
+        file.write_text("x")
+        (tmp_path / "link").symlink_to("a/f")
+        (tmp_path / "folder").symlink_to("a")
+        os.link(file, tmp_path / "hard")
+        for name in ("a/f", "link", "folder/f", "hard", "a/../a/./f"):
+            assert self.same(tmp_path / name, file), name
+            assert self.same(file, tmp_path / name), name
+        assert not self.same(tmp_path / "a" / "g", file)
+
+    def test_files_that_are_not_there_yet(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "folder").symlink_to("a")
+        (tmp_path / "dangling").symlink_to("a/f")
+        assert self.same(tmp_path / "folder" / "f", tmp_path / "a" / "f")
+        assert self.same(tmp_path / "dangling", tmp_path / "a" / "f")
+        assert not self.same(tmp_path / "a" / "f", tmp_path / "a" / "f.partial")
+        assert not self.same(tmp_path / "b" / "c" / "f", tmp_path / "a" / "f")
+
+    def test_two_outputs_are_two_files(self, tmp_path: Path) -> None:
+        outputs = {"the model": tmp_path / "m", "the model card": tmp_path / "." / "m"}
+        with pytest.raises(ConfigError, match=r"the model card .* would replace the model"):
+            require_apart(outputs, {})
+
+    def test_names_that_cannot_be_are_left_to_others(self, tmp_path: Path) -> None:
+        assert not self.same(tmp_path / ("x" * 300), tmp_path / "f")

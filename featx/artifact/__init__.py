@@ -2,6 +2,7 @@
 
 header   what an artifact says about itself; one fingerprint, and who has the same
 files    looking at a file before it is read, and publishing one atomically
+paths    where outputs lie: links, files beside them, and what they must not be
 own      which files featx wrote itself, and may replace
 """
 
@@ -36,6 +37,13 @@ from featx.artifact.own import (
     is_own,
     require_replaceable,
 )
+from featx.artifact.paths import (
+    beside,
+    require_apart,
+    require_no_links,
+    run_files,
+    target_of,
+)
 
 __all__ = [
     "CARD_SIGN",
@@ -46,6 +54,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Header",
     "Kind",
+    "beside",
     "canonical_json",
     "describe_environment",
     "differing_features",
@@ -58,9 +67,13 @@ __all__ = [
     "kind_of_file",
     "partial_path",
     "publishing",
+    "require_apart",
     "require_file",
+    "require_no_links",
     "require_replaceable",
     "require_same_features",
     "require_writable",
+    "run_files",
     "sync",
+    "target_of",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featx.artifact.header import Kind
+from featx.artifact.paths import beside, target_of
 from featx.errors import (
     ArtifactError,
     ArtifactExists,
@@ -49,8 +50,12 @@ def require_file(path: Path, *, made_by: str) -> None:
 
 
 def partial_path(output: Path) -> Path:
-    """Return where the log of an extraction lies while its output is being made."""
-    return output.with_name(output.name + ".partial")
+    """Return where the log of an extraction lies while its output is being made.
+
+    Raises:
+        ArtifactError: The output is a link that leads nowhere.
+    """
+    return beside(output, ".partial")
 
 
 def is_unfinished(output: Path) -> bool:
@@ -90,9 +95,10 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         ArtifactExists: Something is there and ``overwrite`` is false.
-        ArtifactError: The path is a folder or special file, or its folder cannot be made or
-            written.
+        ArtifactError: The path is a folder or special file, a link that leads nowhere, or its
+            folder cannot be made or written.
     """
+    target = target_of(path)
     try:
         mode = path.stat().st_mode
     except OSError as err:
@@ -103,25 +109,25 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise ArtifactError(path, f"'{path}' is a folder; give the path of a file.")
     if not stat.S_ISREG(mode):
         raise ArtifactError(path, f"'{path}' is not a regular file; it would be replaced by one.")
-    if os.path.lexists(path) and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise ArtifactExists(
             path, f"'{path}' exists. Use --overwrite to replace it, or -o for another path."
         )
+    folder = target.parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise ArtifactError(
-            path, f"Cannot make the folder '{path.parent}': {err.strerror}."
-        ) from err
-    if not os.access(path.parent, os.W_OK):
-        raise ArtifactError(path, f"Cannot write to the folder '{path.parent}'.")
+        raise ArtifactError(path, f"Cannot make the folder '{folder}': {err.strerror}.") from err
+    if not os.access(folder, os.W_OK):
+        raise ArtifactError(path, f"Cannot write to the folder '{folder}'.")
 
 
 @contextlib.contextmanager
 def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success move it there durably, else remove it.
 
-    A reader sees the old file or the whole new one, never a part.
+    A reader sees the old file or the whole new one, never a part. Where ``path`` is a link, the
+    file that it leads to is replaced. The new file keeps the mode and owner of the old one.
 
     Args:
         path: Where to.
@@ -134,16 +140,20 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
         ArtifactError: The disk refused; nothing is left behind.
     """
     require_writable(path, overwrite=overwrite)
+    target = target_of(path)
     if temporary is None:
-        temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        unique = f"{os.getpid()}.{secrets.token_hex(4)}"
+        temporary = target.with_name(f".{target.name[:40]}.{unique}.tmp")
     try:
         yield temporary
+        if overwrite:
+            _keep_mode(target, temporary)
         sync(temporary)
         if overwrite:
-            temporary.replace(path)
+            temporary.replace(target)
         else:
-            _move_unless_there(temporary, path)
-        sync(path.parent)
+            _move_unless_there(temporary, target)
+        sync(target.parent)
     except OSError as err:
         if isinstance(err, ArtifactError):
             raise
@@ -151,6 +161,20 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
     finally:
         with contextlib.suppress(OSError):  # gone already, or a folder: not ours
             temporary.unlink()
+
+
+def _keep_mode(old: Path, new: Path) -> None:
+    """Give a file the mode of the one it replaces, and the owner and group where that may be."""
+    try:
+        status, own = old.stat(), new.stat()
+    except FileNotFoundError:  # nothing is replaced, and the umask decides
+        return
+    for user, group in ((status.st_uid, -1), (-1, status.st_gid)):
+        if (user, group) not in ((own.st_uid, -1), (-1, own.st_gid)):
+            with contextlib.suppress(OSError):
+                os.chown(new, user, group)
+    with contextlib.suppress(OSError):
+        new.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _move_unless_there(temporary: Path, path: Path) -> None:

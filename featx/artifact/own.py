@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from featx.artifact.files import partial_path, require_writable
+from featx.artifact.paths import target_of
 from featx.errors import ArtifactExists
 
 Written = Literal["features", "head", "classifier", "page", "card"]
@@ -59,7 +60,7 @@ def require_replaceable(path: Path, kind: Written) -> bool:
             written.
     """
     require_writable(path, overwrite=True)
-    if not os.path.lexists(path):
+    if not os.path.lexists(target_of(path)):
         return False
     if not is_own(path, kind):
         raise ArtifactExists(

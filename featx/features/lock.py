@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from featx.artifact import beside
 from featx.errors import ArtifactBusy, ArtifactError, ArtifactExists
 
 _SIGNATURE = re.compile(rb"process \d+ on .* since ")
@@ -32,8 +33,8 @@ def locked(output: Path) -> Iterator[None]:
         ArtifactBusy: Another process holds it; the message names host, process and start time.
         ArtifactError: The lock file or its folder cannot be made.
     """
-    path = output.with_name(output.name + ".lock")
-    made = _make_folder(output.parent)
+    path = beside(output, ".lock")
+    made = _make_folder(path.parent)
     try:
         descriptor = _acquire(path, output)
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featx.artifact import MAX_HEADER_BYTES, Header, publishing
+from featx.artifact import MAX_HEADER_BYTES, Header, beside, publishing
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import storage
 from featx.features.known import KnownRows, RowBlock
@@ -80,7 +80,7 @@ def publish_features(
         "stamps": np.dtype(("<i8", (len(Stamp._fields),))),
         "groups": np.dtype("<i8"),
     }
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = beside(path, ".tmp")
     _require_ours(temporary, output=path)
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
         with (

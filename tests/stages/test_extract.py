@@ -40,6 +40,7 @@ from featx.errors import (
 )
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
+from featx.features.lock import locked
 from featx.features.records import Batch
 from featx.images.sources.sample import stamp_of
 from featx.stages.check import check
@@ -1121,6 +1122,38 @@ def test_a_report_does_not_replace_the_features(photos: Callable, tmp_path: Path
     with pytest.raises((ConfigError, ArtifactError)):
         extract(root, output, replace(TINY, report=output))
     assert len(open_features(output)) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["f.h5.partial", "f.h5.lock", "f.h5.tmp", "link", "photos/ants/x.png"]
+)
+def test_a_report_in_the_place_of_another_file_costs_no_rows(
+    photos: Callable, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, output = photos({"ants": 3}), tmp_path / "f.h5"
+    (tmp_path / "link").symlink_to("f.h5.partial")
+    with pytest.raises((ConfigError, ArtifactError)):
+        extract(root, output, replace(TINY, report=tmp_path / name))
+    caplog.clear()
+    extract(root, output, TINY)
+    assert len(open_features(output)) == 3
+    assert sorted(os.listdir(root / "ants")) == ["000.jpg", "001.jpg", "002.png"]
+
+
+def test_an_output_behind_a_link(photos: Callable, tmp_path: Path) -> None:
+    root, link, target = photos({"ants": 3}), tmp_path / "f.h5", tmp_path / "scratch" / "f.h5"
+    target.parent.mkdir()
+    link.symlink_to("scratch/f.h5")
+    assert extract(root, link, TINY).num_extracted == 3
+    assert extract(root, target, TINY).is_unchanged
+    before = target.read_bytes()
+    (root / "ants" / "002.png").unlink()
+    assert extract(root, link, TINY).num_removed == 1
+    assert link.is_symlink()
+    assert target.read_bytes() != before
+    assert os.listdir(target.parent) == ["f.h5"]
+    with locked(target), pytest.raises(ArtifactBusy):
+        extract(root, link, TINY)
 
 
 # --- what lies around the output ----------------------------------------------------------------

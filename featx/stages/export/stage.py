@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from featx.artifact import Header, describe_environment, publishing, require_replaceable
+from featx.artifact import (
+    Header,
+    describe_environment,
+    publishing,
+    require_apart,
+    require_replaceable,
+    run_files,
+)
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.spec import weights_file
 from featx.classifier.accuracy import measure_accuracy
 from featx.classifier.contract import Contract
 from featx.classifier.decisions import typical_size
@@ -27,7 +35,7 @@ from featx.classifier.proof import (
     require_same_outputs,
 )
 from featx.classifier.session import Classifier, load_classifier
-from featx.classifier.staleness import Staleness
+from featx.classifier.staleness import Staleness, find_features
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
@@ -84,6 +92,10 @@ def export_onnx(
     tell = progress or (lambda _: None)
     card = None if options.card is None else Path(options.card)
     trained = open_head(head)
+    require_apart(
+        {"the model": output} | ({"the model card": card} if card else {}),
+        _files_read(trained, Path(head), options),
+    )
     exists = require_replaceable(output, "classifier")
     card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
     earlier = open_earlier(output) if exists else None
@@ -105,6 +117,16 @@ def export_onnx(
         card=card,
         replaced=describe_earlier(earlier) if exists else "",
     )
+
+
+def _files_read(head: Head, path: Path, options: ExportOptions) -> dict[str, Path]:
+    """Return what an export reads, by what it is."""
+    read = {f"the head '{path}'": path, **run_files(find_features(head, path, options.features))}
+    if options.source is not None:
+        read[f"the source '{options.source}'"] = Path(options.source)
+    if options.weights is not None and (weights := weights_file(options.weights)):
+        read[f"the weights '{options.weights}'"] = weights
+    return read
 
 
 def _is_current(

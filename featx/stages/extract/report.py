@@ -3,27 +3,76 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
-from featx.artifact import publishing, require_writable
+from featx.artifact import (
+    publishing,
+    require_apart,
+    require_no_links,
+    require_writable,
+    run_files,
+)
+from featx.backbones.spec import weights_file
 from featx.errors import ArtifactExists, BadImages, ConfigError
 from featx.features.plan import Plan
+from featx.images.formats import extension_of, image_extensions
 from featx.images.sources import ImageSource
-from featx.stages.extract.options import ResolvedOptions
+from featx.stages.extract.options import ExtractOptions, ResolvedOptions
+
+log = logging.getLogger(__name__)
 
 _KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", "bad")).keys()
 
 
-def require_report_path(path: Path, output: Path) -> None:
+def require_own_files(source: str | Path, output: Path, options: ExtractOptions) -> None:
+    """Check that the output is none of the files that an extraction reads.
+
+    A report that would replace a file of the run is not written. That costs no night's extraction:
+    here it is only said, ``account_for_bad`` raises, and the rows are kept.
+
+    Raises:
+        ConfigError: It is.
+        ArtifactExists: A file beside the output is a link.
+        ArtifactError: The output is a link that leads nowhere.
+    """
+    require_no_links(output)
+    require_apart({"the feature file": output}, _files_read(source, options))
+    if options.report:
+        try:
+            _require_own_report(options.report, source, output, options)
+        except ConfigError as err:
+            log.warning("No report will be written: %s", err)
+
+
+def _require_own_report(
+    report: Path, source: str | Path, output: Path, options: ExtractOptions
+) -> None:
+    """Check that a report is no other file of the run, and no image of the next one.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if extension_of(report.name) in image_extensions():
+        raise ConfigError(f"the report '{report}' is named like an image; give another path.")
+    require_apart({"the report": report}, _files_read(source, options) | run_files(output))
+
+
+def _files_read(source: str | Path, options: ExtractOptions) -> dict[str, Path]:
+    """Return the files that an extraction reads besides images, by what they are."""
+    read = {f"the source '{source}'": Path(source)}
+    if options.weights and (weights := weights_file(options.weights)):
+        read[f"the weights '{options.weights}'"] = weights
+    return read
+
+
+def require_report_path(path: Path) -> None:
     """Check that a report may be written: the path is free, or holds an earlier report.
 
     Raises:
-        ConfigError: It is the output.
         ArtifactExists: Something else is there.
         ArtifactError: It cannot be written.
     """
-    if path.resolve() == output.resolve():
-        raise ConfigError(f"the report would replace '{output}', the feature file.")
     require_writable(path, overwrite=True)
     try:
         earlier = json.loads(path.read_bytes())
@@ -55,10 +104,12 @@ def account_for_bad(
 
     Raises:
         BadImages: There are any and none may be, there are too many, or there is no other.
+        ConfigError: The report would replace another file of the run.
         ArtifactError: The report cannot be written.
     """
     bad, total = bad_images(plan), len(plan.rows)
     if options.report:
+        _require_own_report(options.report, images.uri, output, options)
         _write(options.report, plan, images, output)
     if not bad:
         return

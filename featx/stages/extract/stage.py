@@ -32,6 +32,7 @@ from featx.stages.extract.pipeline import Extracted, run_backbone, start_decoder
 from featx.stages.extract.report import (
     account_for_bad,
     bad_images,
+    require_own_files,
     require_report_path,
     too_many_are_bad,
 )
@@ -76,11 +77,12 @@ def extract(
     """
     given, output = options or ExtractOptions(), Path(output)
     images = _open_source(source, output)  # nothing is made before it is accepted
+    require_own_files(images.uri, output, given)
     with locked(output):
         earlier = find_earlier(output, given)
         options = earlier.resolve(given)
         if options.report:
-            require_report_path(options.report, output)
+            require_report_path(options.report)
         start, backbone = time.perf_counter(), LazyBackbone(options)
         settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)

@@ -14,7 +14,9 @@ from featx.artifact import (
     describe_environment,
     fingerprint_of,
     publishing,
+    require_apart,
     require_replaceable,
+    run_files,
 )
 from featx.classifier.staleness import Staleness, find_features, open_features_of
 from featx.errors import ArtifactMissing, ConfigError, SourceError
@@ -113,6 +115,11 @@ def write_report(
     options, output = options or ReportOptions(), Path(output)
     require_matplotlib()
     trained = open_head(head)
+    read = {f"the head '{head}'": Path(head)}
+    read |= run_files(find_features(trained, Path(head), options.features))
+    if options.source is not None:
+        read[f"the source '{options.source}'"] = Path(options.source)
+    require_apart({"the report": output}, read)
     cache, staleness = _open_features(trained, Path(head), options)
     targets = _read_targets(trained, cache)
     split, rows = _choose_split(cache, targets, options)

@@ -7,9 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featx.artifact import Header, describe_environment, require_replaceable
+from featx.artifact import (
+    Header,
+    describe_environment,
+    require_apart,
+    require_replaceable,
+    run_files,
+)
 from featx.classifier.staleness import record_provenance
-from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
@@ -50,8 +55,7 @@ def train_head(
         ConfigError: An option does not fit.
     """
     options, output = options or TrainOptions(), Path(output)
-    if output.resolve() == Path(features).resolve():
-        raise ConfigError(f"the head would replace '{features}', which it is trained on.")
+    require_apart({"the head": output}, run_files(Path(features)))
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)

@@ -523,3 +523,19 @@ def test_only_fp32_and_int8_files_repeat_features_and_only_their_own(
     other = replace(head, header=replace(head.header, spec=spec))
     exact = made_in in ("fp32", "int8") and file == made_in
     assert repeats_features(other, file) == exact
+
+
+def test_outputs_are_no_other_files_of_the_export(trained: Any) -> None:
+    before = trained.head.read_bytes()
+    (trained.folder / "link").symlink_to(trained.head)
+    for output, card in (
+        (trained.model, trained.model),
+        (trained.model, trained.head),
+        (trained.folder / "link", None),
+        (trained.features, None),
+        (trained.folder / f"{trained.features.name}.partial", None),
+    ):
+        with pytest.raises(ConfigError, match="would replace"):
+            export_onnx(trained.head, output, ExportOptions(card=card))
+    assert trained.head.read_bytes() == before
+    assert not trained.model.exists()
