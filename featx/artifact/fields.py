@@ -260,10 +260,10 @@ def _proof(task: str, num_outputs: int) -> Rule:
     )
     reference = record(
         {
-            "sample_id": path_text,
             "digest": digest(32),
             "logits": list_of(number(-3.4e38, 3.4e38), length=num_outputs),
-        }
+        },
+        {"sample_id": path_text},
     )
     full = {"full_top1_agreement": number(high=1), "max_full_difference": number(0)}
 

@@ -9,6 +9,7 @@ proof     does it answer what the head answered?
 accuracy  how it does on labelled images, next to the head
 decisions what outputs decide: a class, tags, or numbers
 precision the backbone in float16
+references the images of its proof, known by content
 staleness whether a head was trained on what its feature file holds today
 recorded  what a header says of the export, looked at before it is shown
 """

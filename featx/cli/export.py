@@ -92,6 +92,11 @@ from featx.cli.output import (
 )
 @options.stale
 @click.option(
+    "--with-names",
+    is_flag=True,
+    help="Keep names of images and whole paths in the file, which else has digests and base names.",
+)
+@click.option(
     "--card",
     type=options.FILE,
     help="Write a model card as well: data, scores, proof, and how to use the file.",

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from featx.classifier.references import is_training_source
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import BadImages, ConfigError, ImageError, SourceError
 from featx.heads.metrics import Scores, measure_for
@@ -174,7 +175,7 @@ def _score(
 def _split(images: ImageSource, classifier: Classifier) -> list[Sample]:
     """Return the samples, with training's validation split if this is training's source."""
     details = classifier.header.details
-    if images.uri == details.get("source"):
+    if is_training_source(details, images):
         return assign_validation(images.samples, float(details["val_fraction"]))
     log.info(
         "Not the source that the head was trained from: images that trained it may be among these."

@@ -42,6 +42,18 @@ def test_the_training_source_gives_the_heads_own_table(trained: tuple[Path, Path
         assert report.metrics[split].log_loss == pytest.approx(scores["log_loss"], abs=0.02)
 
 
+def test_the_training_source_is_known_wherever_it_is(
+    trained: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    source, _, model = trained
+    moved = source.rename(tmp_path / "elsewhere")
+    (moved / "ants").rename(moved / "renamed")
+    (moved / "renamed").rename(moved / "ants")
+    assert set(evaluate(model, moved).metrics) == {"train", "val"}
+    shutil.copytree(moved / "wasps", source / "wasps")  # another source where it was
+    assert set(evaluate(model, source).metrics) == {"all"}
+
+
 def test_fewer_classes_in_another_order(trained: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """Alone, ``wasps`` is class 0 of its folder and class 2 of the model."""
     source, _, model = trained

@@ -1,6 +1,6 @@
 """A model's proof, repeated with nothing but the model and images.
 
-The proof holds what the head answered for a few images, which are known by name and content. They
+The proof holds what the head answered for a few images, which are known by content. They
 go through the file once more, here and now; so does the validation split, if the images are
 labelled.
 """
@@ -11,16 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from featx.classifier.decisions import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
+from featx.classifier.references import Reference, find_references, references_of
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.heads.targets import Labels, read_targets
-from featx.images.decode import content_digest, pixels_of
+from featx.images.decode import pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, assign_validation, open_source
 from featx.images.sources.labels import parse_numbers, split_tags
@@ -64,12 +65,6 @@ class Repeated:
         return within and self.num_agreeing == self.num_found
 
 
-class _Witness(NamedTuple):
-    sample_id: str
-    digest: bytes
-    logits: np.ndarray
-
-
 def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
     """Return what a model answers for the images of its proof, and how it does on labelled ones.
 
@@ -88,12 +83,12 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
     if proof is None:
         raise ConfigError(f"'{path}' was exported without a proof; there is nothing to repeat.")
     witnesses, bound, recorded, trained = _parse(proof, classifier, path)
-    found = _find(witnesses, images)
+    found = find_references(witnesses, images)
     if not found:
         raise ArtifactMismatch(
             path,
-            f"'{images.uri}' holds none of the {len(witnesses)} images that the proof of '{path}' "
-            "names, or they have changed. Give the images that the head was trained on.",
+            f"'{images.uri}' holds none of the {len(witnesses)} images of the proof of '{path}', "
+            "or they have changed. Give the images that the head was trained on.",
         )
     indices = [index for index, _ in found]
     expected = np.stack([witness.logits for _, witness in found])
@@ -115,48 +110,24 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
 
 def _parse(
     proof: Any, classifier: Classifier, path: Path
-) -> tuple[list[_Witness], float, float | None, np.ndarray]:
+) -> tuple[list[Reference], float, float | None, np.ndarray]:
     """Return the images of a proof, what is allowed, the accuracy, and outputs that are compared.
 
     Raises:
         ConfigError: It was written before proofs held images.
     """
-    if not proof.get("witnesses"):
+    if not (references := references_of(classifier.header.details)):
         raise ConfigError(
-            f"'{path}' comes from an earlier featx: its proof names no images that could be run "
+            f"'{path}' comes from an earlier featx: its proof holds no images that could be run "
             "again. Export it anew."
         )
-    witnesses = [
-        _Witness(
-            image["sample_id"],
-            bytes.fromhex(image["digest"]),
-            np.array(image["logits"], np.float32),
-        )
-        for image in proof["witnesses"]
-    ]
     bound, accuracy = proof["bound"], proof.get("accuracy")
     if bound is None:
         bound = max(_SMALLEST, _TWICE * proof["max_difference"])
     recorded = None if accuracy is None else float(accuracy["file"])
     trained = np.ones(len(classifier.classes), bool)
     trained[proof.get("untrained", [])] = False
-    return witnesses, float(bound), recorded, trained
-
-
-def _find(witnesses: Sequence[_Witness], images: ImageSource) -> list[tuple[int, _Witness]]:
-    """Return the witnesses that a source holds, with their index: by name, else by content."""
-    index_of = {sample.sample_id: index for index, sample in enumerate(images.samples)}
-    found = [
-        (index_of[witness.sample_id], witness)
-        for witness in witnesses
-        if witness.sample_id in index_of
-        and content_digest(images.read(index_of[witness.sample_id])) == witness.digest
-    ]
-    if found:
-        return found
-    by_digest = {witness.digest: witness for witness in witnesses}
-    digests = (content_digest(images.read(index)) for index in range(len(images.samples)))
-    return [(i, by_digest[digest]) for i, digest in enumerate(digests) if digest in by_digest]
+    return references, float(bound), recorded, trained
 
 
 def _pixels(

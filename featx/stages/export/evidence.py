@@ -162,18 +162,21 @@ class Evidence:
                 found.append(Hard(variant.kind, name, variant.pixels, row))
         return found
 
-    def witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
+    def witnesses(
+        self, rows: np.ndarray, logits: np.ndarray, *, with_names: bool
+    ) -> list[dict[str, Any]]:
         """Return some of the compared images with the head's logits, JSON values.
 
         Args:
             rows: Of the images, ``(n,)`` int64.
             logits: Of the head, ``(n, num_classes)``.
+            with_names: Say what they are called.
         """
         return [
             {
-                "sample_id": self.cache.sample_ids[rows[i]],
                 "digest": self.cache.digests[rows[i]].tobytes().hex(),
                 "logits": [float(f"{value:.6g}") for value in logits[i]],
+                **({"sample_id": self.cache.sample_ids[rows[i]]} if with_names else {}),
             }
             for i in spread(np.arange(len(rows)), NUM_WITNESSES)
         ]

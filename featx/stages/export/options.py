@@ -46,6 +46,8 @@ class ExportOptions:
         max_images: Validation images that are run through the file, spread evenly over all.
         verify: Prove the file on images before it is published.
         stale: Export a head although the rows that trained it have changed; the file says so.
+        with_names: Keep the names of reference images, and whole paths of source and weights, in
+            the file; else it has digests and base names.
         card: Where to write a model card; None writes none.
         overwrite: Replace a model card that was edited; an earlier model or unedited card is
             replaced anyway, another file never.
@@ -67,6 +69,7 @@ class ExportOptions:
     max_images: int = 2000
     verify: bool = True
     stale: bool = False
+    with_names: bool = False
     card: str | Path | None = None
     overwrite: bool = False
     quiet: bool = False

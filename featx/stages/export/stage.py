@@ -34,6 +34,7 @@ from featx.classifier.proof import (
     require_accuracy,
     require_same_outputs,
 )
+from featx.classifier.references import without_folders
 from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
 from featx.errors import ConfigError
@@ -200,12 +201,15 @@ class _Export:
         )
         proof = self._with_accuracy(draft, proof)
         require_accuracy(proof, max_drop=self._options.max_drop)
-        header = self._header(contract, proof, witnesses=self._evidence.witnesses(rows, logits))
+        header = self._header(contract, proof, witnesses=self._witnesses(rows, logits))
         content = self._content(backbone, contract, header)
         if contract != open_contract:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
         return proof, header, content
+
+    def _witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
+        return self._evidence.witnesses(rows, logits, with_names=self._options.with_names)
 
     def cache(self) -> FeatureFile | None:
         """Return the features of the head; None where the export did without them."""
@@ -281,6 +285,8 @@ class _Export:
         details: dict[str, Any] = {
             name: own.details[name] for name in ("source", "val_fraction", "weights", "metrics")
         }
+        if not self._options.with_names:  # the file is made to be handed on
+            details |= {name: without_folders(details[name]) for name in ("source", "weights")}
         details |= {name: own.details[name] for name in _OF_TASK if name in own.details}
         details |= {
             "head_sha256": own.details["sha256"],

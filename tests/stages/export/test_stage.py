@@ -317,10 +317,44 @@ def test_the_proof_says_what_it_is_a_proof_of(trained: Any) -> None:
     assert proof["accuracy"]["head"] == head.header.details["metrics"]["val"]["top1"]
     cache = open_features(trained.features)
     for witness in proof["witnesses"]:
-        row = cache.sample_ids.index(witness["sample_id"])
-        assert witness["digest"] == cache.digests[row].tobytes().hex()
+        assert witness.keys() == {"digest", "logits"}
+        (row,) = np.flatnonzero(
+            (cache.digests == np.frombuffer(bytes.fromhex(witness["digest"]), np.uint8)).all(1)
+        )
         expected = head.logits(cache.features[row : row + 1])[0]
         np.testing.assert_allclose(witness["logits"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("as_table", [False, True])
+def test_the_file_and_its_card_name_no_folder_and_no_image(
+    photos: Callable[..., Path], make_trained: Any, tmp_path: Path, as_table: bool
+) -> None:
+    home = tmp_path / "ann.smith"
+    home.mkdir()
+    source = photos({"ants": 8, "bees": 8}, name="ann.smith/patients")
+    (source / "ants/000.jpg").rename(source / "ants/John Doe 1970.jpg")
+    if as_table:
+        rows = [f"{path},{path.parent.name}" for path in sorted(source.rglob("*.*"))]
+        (home / "patients.csv").write_text("\n".join(["path,label", *rows]))
+        source = home / "patients.csv"
+    weights = home / "weights.safetensors"
+    shutil.copy(WEIGHTS_FILE, weights)
+    trained = make_trained(home, source, weights=str(weights))
+    card = home / "card.md"
+    header = export_onnx(trained.head, trained.model, ExportOptions(card=card)).header
+    assert header.details["source"] == source.name
+    assert header.details["weights"] == "file:weights.safetensors"
+    for path in (trained.model, card):
+        content = path.read_bytes()
+        for private in (b"ann.smith", b"John Doe", bytes(tmp_path), b"f.h5", b"h.safetensors"):
+            assert private not in content, (path, private)
+    named = ExportOptions(with_names=True)
+    details = export_onnx(trained.head, trained.model, named).header.details
+    assert details["source"] == str(source)
+    assert details["weights"] == f"file:{weights}"
+    names = {witness["sample_id"] for witness in details["proof"]["witnesses"]}
+    assert any("John Doe 1970.jpg" in name for name in names)
+    assert check(trained.model, source).is_fresh
 
 
 def test_few_validation_images_are_enough_where_that_is_asked_for(trained: Any) -> None:
