@@ -20,8 +20,8 @@ from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unw
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
 from featx.heads.task import Task, task_of, thresholds_of
+from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
-from featx.images.read_ahead import num_cores
 
 _MAX_BYTES = 2**31
 _ORT_TYPES = {

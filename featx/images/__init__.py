@@ -8,6 +8,7 @@
     tiff         what the tags of a TIFF say of its samples
     preprocess   the spec of resize, crop and arithmetic; the geometry
     decoders     processes that do both, beside a GPU
+    cores        how many there are, by scheduler and CPU quota
     read_ahead   threads that stay a bounded number of images ahead
     variants     hard images made from ordinary ones, for proofs
     thumbnail    small pictures, for pages that people look at

@@ -15,7 +15,7 @@ from featx.backbones.engines.choice import resolve_device
 from featx.backbones.engines.engine import EngineName
 from featx.backbones.spec import Precision
 from featx.errors import BackboneError, ConfigError
-from featx.images.read_ahead import num_cores
+from featx.images.cores import num_cores
 
 if TYPE_CHECKING:
     import torch

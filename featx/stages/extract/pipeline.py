@@ -15,10 +15,10 @@ from featx.features.known import KnownRows, RowBlock
 from featx.features.plan import Plan
 from featx.features.records import Batch
 from featx.features.values import require_finite, require_float16, require_no_underflow
+from featx.images.cores import num_cores
 from featx.images.decode import DIGEST_BYTES
 from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
-from featx.images.read_ahead import num_cores
 from featx.images.sources import ImageSource
 from featx.stages.extract.batches import ImageBatch, Loader
 from featx.stages.extract.contents import Contents

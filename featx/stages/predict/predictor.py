@@ -24,9 +24,10 @@ from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.task import Task
+from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square
-from featx.images.read_ahead import map_ahead, num_cores
+from featx.images.read_ahead import map_ahead
 from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
 from featx.stages.predict.prediction import (
     Answer,
