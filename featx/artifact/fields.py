@@ -134,7 +134,7 @@ _FEATURES = record(
         "val_fraction": _SHARE,
         "skipped": list_of(_skipped_image),
     },
-    {"num_ignored": whole(), "label_kind": text("tags", "classes")},
+    {"ignored": mapping_of(whole()), "label_kind": text("tags", "classes")},
 )
 
 # --- heads ----------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, 
     """Return Markdown blocks of code: Python, JavaScript and C#.
 
     Each is a whole program that prints the file's outputs. What the file does not do itself, the
-    Python program does with Pillow: it takes the path of any image that featx takes. The others
-    take the path of raw numbers, prepared as their comment says.
+    Python program does with Pillow: it takes the path of an image of 8 bits, or of grey of 16. The
+    others take the path of raw numbers, prepared as their comment says.
     """
     return {
         "Python": f"```python\n{_python(model, contract, spec)}```\n",
