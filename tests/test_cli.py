@@ -571,6 +571,29 @@ def test_interrupt_exits_130_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_quiet_leaves_stderr_empty_in_every_command(
+    made: Path, photos: Path, tmp_path: Path
+) -> None:
+    features, head, model = (
+        made / name for name in ("features.h5", "head.safetensors", "model.onnx")
+    )
+    for command in (
+        ("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny", "--seed", 1),
+        ("train-head", features, "-o", tmp_path / "h"),  # a note: C is at the end of the range
+        ("train-head", features, "-o", tmp_path / "sgd", "--solver", "sgd", "--epochs", 1),
+        ("export", head, "--onnx", tmp_path / "m.onnx"),
+        ("predict", model, photos / "petals"),
+        ("compare", features, tmp_path / "f.h5"),
+        ("evaluate", model, photos),
+        ("report", head, "-o", tmp_path / "r.html"),
+        ("check", features),
+        ("info", model),
+        ("backbones", "tiny"),
+    ):
+        result = featx_cli(*command, "--quiet")
+        assert (result.stderr, result.exit_code) == ("", 0), command
+
+
 def test_sigterm_has_an_exit_code_of_its_own(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

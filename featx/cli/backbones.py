@@ -17,6 +17,7 @@ _DEPTH = 2
 @click.option("--all", "everything", is_flag=True, help="With NAME: every node of the graph.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="With NAME: for this input size.")
 @options.as_json
+@options.no_notes
 def backbones(name: str | None, everything: bool, image_size: int | None, as_json: bool) -> None:
     """List every backbone, or the layers of backbone NAME with their output shapes."""
     if name is None:

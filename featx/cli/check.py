@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     help="Labelled images that a model is run on.",
 )
 @options.as_json
+@options.no_notes
 def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> None:
     """Check a feature, head or model file, and whether features are still what SOURCE gives.
 

@@ -24,6 +24,7 @@ _CLASSES_SHOWN = 10
 @click.command()
 @click.argument("path", type=options.FILE)
 @options.as_json
+@options.no_notes
 def info(path: Path, as_json: bool) -> None:
     """Say what a feature, head or model file is and how it was made."""
     header = _open(path)

@@ -47,6 +47,15 @@ quiet = click.option(
     callback=_set_quiet,
     help="No progress and no notes, only errors and results.",
 )
+no_notes = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    callback=_set_quiet,
+    expose_value=False,
+    help="No notes, only errors and results.",
+)
+"""For commands without progress."""
 on_error = click.option(
     "--on-error",
     type=click.Choice(["fail", "skip"]),

@@ -44,6 +44,7 @@ from featx.cli.output import human_bytes, print_fields, written
 )
 @options.stale
 @options.overwrite
+@options.no_notes
 def report(head: Path, output: Path, **settings: Any) -> None:
     """Write one HTML page about HEAD: scores, confusions, calibration, a map, its worst mistakes.
 
