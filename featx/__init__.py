@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from featx.heads.head import Head, open_head
     from featx.heads.mlp_options import MLPOptions
     from featx.heads.sgd import SGDOptions
-    from featx.stages.check import CheckOptions, CheckReport, check
+    from featx.stages.check import (
+        CheckOptions,
+        CheckReport,
+        FileStatus,
+        StatusReport,
+        check,
+        status,
+    )
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
     from featx.stages.extract import ExtractOptions, ExtractReport, extract
@@ -58,6 +65,7 @@ __all__ = [
     "FeatureFile",
     "FeatxError",
     "FewShot",
+    "FileStatus",
     "Head",
     "MLPOptions",
     "Prediction",
@@ -65,6 +73,7 @@ __all__ = [
     "ReportOptions",
     "ReportPage",
     "SGDOptions",
+    "StatusReport",
     "TrainOptions",
     "TrainReport",
     "check",
@@ -75,6 +84,7 @@ __all__ = [
     "extract",
     "open_features",
     "open_head",
+    "status",
     "train_head",
     "write_report",
 ]
@@ -86,7 +96,10 @@ _LOADED_FROM = {
     "featx.heads.head": ("Head", "open_head"),
     "featx.heads.mlp_options": ("MLPOptions",),
     "featx.heads.sgd": ("SGDOptions",),
-    "featx.stages.check": ("CheckOptions", "CheckReport", "check"),
+    "featx.stages.check": (
+        *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
+        *("check", "status"),
+    ),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
     "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),

@@ -192,8 +192,8 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         )
     if report.num_resumed:
         yield "resumed", f"{report.num_resumed:,} images kept from an unfinished extraction"
-    if changes := _changes(report):
-        yield "updated", changes
+    if changed := changes(report):
+        yield "updated", changed
     yield ("up to date" if report.is_unchanged else "written"), report.path
     if report.num_unlabelled:
         yield "unlabelled", f"{report.num_unlabelled:,} images"
@@ -219,7 +219,7 @@ def _print_profile(profile: Profile) -> None:
     )
 
 
-def _changes(report: ExtractReport) -> str:
+def changes(report: ExtractReport) -> str:
     """Return what an update changed, empty where the file is new or as it was."""
     counts = {
         "new": report.num_new,

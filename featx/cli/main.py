@@ -21,6 +21,8 @@ from featx.cli.extract import extract
 from featx.cli.info import info
 from featx.cli.predict import predict
 from featx.cli.report import report
+from featx.cli.run import run
+from featx.cli.status import status
 from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
 from featx.errors import BadImages, FeatxError, missing_package, printable
@@ -78,6 +80,7 @@ def main() -> None:
     featx train-head             features → artifacts/head.safetensors
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
+    featx run photos/            the first three, as far as there is need
     """  # noqa: D301 the escape keeps click from re-wrapping the lines
     # torch's threads spin while they wait for each other; with the cores shared, that makes
     # fitting a head several times slower. It must be said before torch is loaded.
@@ -91,6 +94,7 @@ def main() -> None:
 
 for command in (
     *(extract, train_head, export, predict),
+    *(run, status),
     *(compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)

@@ -10,9 +10,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-FEATURES = Path("artifacts/features.h5")
-HEAD = Path("artifacts/head.safetensors")
-MODEL = Path("artifacts/model.onnx")
+FOLDER = Path("artifacts")
+FEATURES = FOLDER / "features.h5"
+HEAD = FOLDER / "head.safetensors"
+MODEL = FOLDER / "model.onnx"
 
 FILE = click.Path(path_type=Path)
 

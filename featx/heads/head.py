@@ -63,6 +63,11 @@ class Head:
         """From which probability on each tag is given; empty unless it is multi-label."""
         return thresholds_of(self.header.details, len(self.classes))
 
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the header, which holds that of the weights: of all that it says."""
+        return hashlib.sha256(self.header.to_json().encode()).hexdigest()
+
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return ``(N, num_classes)`` float32 of raw features ``(N, num_features)``.
 

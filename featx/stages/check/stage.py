@@ -144,7 +144,7 @@ def check(
     limits = Limits(memory_bytes=options.memory_bytes, seconds=options.seconds)
     call_isolated(_READERS[kind], path, limits=limits)
     if kind == "features":
-        return _compare(path, source, options)
+        return compare_features(path, source, options)
     if kind == "classifier":
         return _prove_again(path, source, options)
     return _compare_head(path, source, limits)
@@ -184,8 +184,13 @@ def _prove_again(path: Path, source: str | Path | None, options: CheckOptions) -
     return CheckReport(path, "classifier", repeated.source, proof=proof, repeated=repeated)
 
 
-def _compare(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
-    """Compare a feature file that is known to be intact with a source."""
+def compare_features(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
+    """Compare a feature file that is known to be intact with a source.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+        SourceError: The source cannot be used.
+    """
     from featx.features.file import open_features
     from featx.features.known import images_in_file
     from featx.features.plan import make_plan, num_relabelled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
         if name not in _NOT_OF_THE_FILE
     }
     return {
-        "head": hashlib.sha256(head.header.to_json().encode()).hexdigest(),
+        "head": head.sha256,
         "options": fingerprint_of(chosen | {"date": os.environ.get("SOURCE_DATE_EPOCH")}),
         "featx": describe_environment()["featx"],
     }

@@ -155,7 +155,7 @@ def write_report(
 def _made_from(head: Head, cache: FeatureFile, options: ReportOptions) -> str:
     """Return the sha256 of what decides a page."""
     chosen = {name: str(value) for name, value in asdict(options).items() if name != "overwrite"}
-    inputs = {"head": head.header.to_json(), "features": cache.inputs_sha256, "options": chosen}
+    inputs = {"head": head.sha256, "features": cache.inputs_sha256, "options": chosen}
     return fingerprint_of(inputs | describe_environment("matplotlib"))
 
 

@@ -1,0 +1,131 @@
+"""``featx run``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.artifact import free_path
+from featx.cli import options
+from featx.cli.extract import changes
+from featx.cli.output import (
+    human_bytes,
+    human_seconds,
+    print_skipped,
+    print_table,
+    print_text,
+    progress_bar,
+    step_status,
+)
+from featx.cli.scores import headline
+from featx.errors import ArtifactMismatch
+
+if TYPE_CHECKING:
+    from featx.stages.export import ExportReport
+    from featx.stages.extract import ExtractReport
+    from featx.stages.train import TrainReport
+
+
+@click.command()
+@click.argument("source", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    default=options.FOLDER,
+    show_default=True,
+    help="The folder for features.h5, head.safetensors and model.onnx.",
+)
+@click.option("-b", "--backbone", help="As in 'featx extract'.  [resnet18]")
+@click.option("-w", "--weights", metavar="default|NAME|none|FILE", help="Likewise.  [default]")
+@click.option("--image-size", type=int, metavar="PIXELS", help="Likewise.  [the weights' own]")
+@options.on_error
+@options.task
+@click.option(
+    "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+)
+@options.quiet
+def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: Any) -> None:
+    """Extract features of SOURCE, train a head and export a model, as far as there is need.
+
+    Run it again whenever images or labels have changed. SOURCE and options of the features that are
+    not given are then as before. For anything else there are the commands of each step.
+    """
+    from featx.stages.export import ExportOptions, export_onnx
+    from featx.stages.extract import ExtractOptions, extract
+    from featx.stages.train import TrainOptions, train_head
+
+    features, head = output / options.FEATURES.name, output / options.HEAD.name
+    silent = quiet or not sys.stderr.isatty()
+    chosen = ExtractOptions(**options.given(settings), quiet=silent)
+    try:
+        with progress_bar("Extracting", quiet=quiet) as extracting:
+            extracted = extract(source, features, chosen, progress=extracting)
+    except ArtifactMismatch as err:
+        raise click.ClickException(_with_folder(err, output, chosen.backbone)) from err
+    with step_status(quiet=quiet) as tell:
+        if tell:
+            tell("Training the head")
+        trained = train_head(features, head, TrainOptions(task=task))
+        export = ExportOptions(quiet=silent)
+        exported = export_onnx(head, output / options.MODEL.name, export, progress=tell)
+    _print(extracted, trained, exported)
+
+
+def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:
+    """Return an error about the features with this command's way out: another folder."""
+    problem, found, _ = str(err).partition(" Use --overwrite")
+    free = free_path(output, backbone or "")
+    return (
+        f"{problem} Use --overwrite to replace it, or -o {shlex.quote(str(free))}."
+        if found
+        else problem
+    )
+
+
+def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportReport) -> None:
+    """Print a row for each file, then what was replaced and left out."""
+    from featx.images.sources.entries import describe_ignored
+
+    spec = extracted.spec
+    changed = changes(extracted)
+    made = f"updated: {changed}" if changed else "written"
+    rows: list[tuple[ExtractReport | TrainReport | ExportReport, str, str]] = [
+        (extracted, made, f"{extracted.num_images:,} × {spec.num_features}, {spec.backbone}"),
+        (trained, "replaced" if trained.replaced else "written", _score(trained)),
+        (exported, "replaced" if exported.replaced else "written", _proof(exported)),
+    ]
+    cells = [
+        [str(report.path), "up to date", result, ""]
+        if report.is_unchanged
+        else [str(report.path), state, result, human_seconds(report.seconds)]
+        for report, state, result in rows
+    ]
+    print_table(["file", "state", "result", "time"], cells)
+    for report in (trained, exported):
+        if report.replaced:
+            print_text(f"replaced {report.path}  ({report.replaced})")
+    if others := describe_ignored(extracted.ignored):
+        print_text(f"skipped {others}")
+    if extracted.skipped:
+        print_text(f"left out {len(extracted.skipped):,} that cannot be used:")
+        print_skipped(extracted.skipped, rest="featx info --json")
+
+
+def _score(trained: TrainReport) -> str:
+    """Return the first score of the first split that the head was not trained on."""
+    for split in ("val", "test", "train"):
+        if split in trained.metrics:
+            name, score = next(iter(headline(trained.metrics[split]).items()))
+            return f"{split} {name} {score}"
+    return "–"
+
+
+def _proof(exported: ExportReport) -> str:
+    accuracy = exported.header.details["proof"]["accuracy"]
+    size = human_bytes(exported.num_bytes)
+    return f"{size}, val {accuracy['file']:.4f} through the file" if accuracy else size

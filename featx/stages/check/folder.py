@@ -1,0 +1,202 @@
+"""The three files of a folder: which are current, and the commands that fix the others."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from featx.artifact import Header, is_unfinished, partial_path
+from featx.errors import ArtifactError, ArtifactMismatch, ArtifactMissing, SourceError
+from featx.stages.check.stage import CheckOptions, CheckReport, compare_features
+
+if TYPE_CHECKING:
+    from featx.classifier.staleness import Staleness
+    from featx.heads.head import Head
+
+State = Literal["current", "stale", "missing", "unfinished", "damaged", "unchecked"]
+
+FEATURES, HEAD, MODEL = "features.h5", "head.safetensors", "model.onnx"
+DEFAULT_FOLDER = Path("artifacts")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """How one file stands.
+
+    Attributes:
+        path: The file.
+        state: ``"current"``: what its inputs give; ``"stale"``: they have changed; ``"missing"``;
+            ``"unfinished"``: an extraction was interrupted; ``"damaged"``; or ``"unchecked"``: what
+            it was made from is not there to compare with.
+        reason: Why it is not current; empty where it is.
+        command: What brings it up to date; empty where it is, or where another file comes first.
+    """
+
+    path: Path
+    state: State
+    reason: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """How the files of a folder stand.
+
+    Attributes:
+        folder: The folder.
+        files: Features, head and model.
+    """
+
+    folder: Path
+    files: tuple[FileStatus, FileStatus, FileStatus]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all three are."""
+        return all(file.state == "current" for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        files = [asdict(file) | {"path": str(file.path)} for file in self.files]
+        return {"folder": str(self.folder), "is_current": self.is_current, "files": files}
+
+
+def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
+    """Return whether features, head and model of a folder are what their inputs give today.
+
+    Images are compared by size and times; only those that look changed are read.
+
+    Args:
+        folder: Where ``features.h5``, ``head.safetensors`` and ``model.onnx`` lie, or are to.
+
+    Raises:
+        ArtifactError: The folder cannot be read.
+    """
+    folder = Path(folder)
+    opened = _open(folder / HEAD, _command("train-head", folder), _open_head)
+    head = None if isinstance(opened, FileStatus) else opened
+    of_head = opened if isinstance(opened, FileStatus) else _head(folder, opened)
+    return StatusReport(folder, (_features(folder, head), of_head, _model(folder, head)))
+
+
+def _open(path: Path, command: str, read: Callable[[Path], T]) -> T | FileStatus:
+    """Return what a file holds, or its status where it cannot be opened."""
+    try:
+        return read(path)
+    except ArtifactMissing:
+        return FileStatus(path, "missing", command=command)
+    except ArtifactError as err:
+        return FileStatus(path, "damaged", str(err), command)
+
+
+def _open_head(path: Path) -> Head:
+    from featx.heads.head import open_head
+
+    return open_head(path)
+
+
+def _open_model(path: Path) -> Header:
+    from featx.classifier.seal import read_sealed_header
+
+    return read_sealed_header(path)
+
+
+def _command(stage: str, folder: Path, *arguments: str) -> str:
+    """Return the command that makes a file of a folder; short for the default folder."""
+    features, head, model = (str(folder / name) for name in (FEATURES, HEAD, MODEL))
+    paths = {
+        "extract": ("-o", features),
+        "train-head": (features, "-o", head),
+        "export": (head, "--onnx", model),
+    }
+    given = () if folder == DEFAULT_FOLDER else paths[stage]
+    return shlex.join(("featx", stage, *arguments, *given))
+
+
+def _features(folder: Path, head: Head | None) -> FileStatus:
+    path, command = folder / FEATURES, _command("extract", folder)
+    if partial_path(path).exists():
+        return FileStatus(path, "unfinished", _progress(path), command)
+    if not path.exists():
+        source = "photos/" if head is None else str(head.header.details["source"])
+        command = _command("extract", folder, source)
+        return FileStatus(path, "missing", command=command)
+    try:
+        found = compare_features(path, None, CheckOptions())
+    except SourceError as err:
+        moved = _command("extract", folder, "NEW_FOLDER", "--verify-content")
+        return FileStatus(path, "unchecked", str(err), moved)
+    except ArtifactError as err:
+        return FileStatus(path, "damaged", str(err), f"{command} --overwrite")
+    if found.is_fresh:
+        return FileStatus(path, "current")
+    return FileStatus(path, "stale", _changes(found), command)
+
+
+def _progress(path: Path) -> str:
+    from featx.features.journal import read_progress
+
+    try:
+        done, total = read_progress(partial_path(path))
+    except ArtifactError as err:
+        return str(err)
+    what = "the extraction" if is_unfinished(path) else "an update"
+    return f"{what} was interrupted: {done:,} of {total:,} images are done"
+
+
+def _changes(found: CheckReport) -> str:
+    counts = {
+        "new": found.num_new,
+        "changed": found.num_changed,
+        "removed": found.num_removed,
+        "relabelled": found.num_relabelled,
+    }
+    changes = [f"{count:,} {name}" for name, count in counts.items() if count]
+    return "; ".join([", ".join(changes)] * bool(changes) + list(found.settings))
+
+
+def _head(folder: Path, head: Head) -> FileStatus:
+    """Return how a head stands beside the features of its folder."""
+    from featx.classifier.staleness import staleness_of
+    from featx.features.file import open_features
+
+    path, command = folder / HEAD, _command("train-head", folder)
+    try:
+        found = staleness_of(head, open_features(folder / FEATURES, verify=False))
+    except ArtifactMismatch as err:
+        return FileStatus(path, "stale", str(err), command)
+    except ArtifactError as err:
+        return FileStatus(path, "unchecked", f"Its features cannot be read. {err}")
+    reason = _staleness(found)
+    return FileStatus(path, "stale", reason, command) if reason else FileStatus(path, "current")
+
+
+def _staleness(found: Staleness) -> str:
+    if not found.known:
+        return "it comes from an earlier featx and does not say what trained it"
+    if found.changes:
+        return str(found.changes)
+    if found.outdated:
+        return f"its scores are of earlier {' and '.join(found.outdated)} images"
+    return ""
+
+
+def _model(folder: Path, head: Head | None) -> FileStatus:
+    path, command = folder / MODEL, _command("export", folder)
+    header = _open(path, command, _open_model)
+    if isinstance(header, FileStatus):
+        return header
+    if head is None:
+        return FileStatus(path, "unchecked", "its head is not there, or damaged")
+    made_from = header.details.get("made_from")
+    if isinstance(made_from, dict):
+        same = made_from.get("head") == head.sha256
+    else:  # earlier versions noted the weights of the head alone
+        same = header.details.get("head_sha256") == head.header.details["sha256"]
+    if same:
+        return FileStatus(path, "current")
+    return FileStatus(path, "stale", "it was exported from another head", command)

@@ -1,0 +1,180 @@
+"""How the three files of a folder stand, and the commands that fix them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from featx.cli import main
+from featx.stages.check import StatusReport, status
+from featx.stages.extract import ExtractOptions, extract
+from featx.stages.train import TrainOptions, train_head
+
+Photos = Callable[..., Path]
+
+
+def featx_cli(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def states(report: StatusReport) -> list[str]:
+    return [file.state for file in report.files]
+
+
+def follow(report: StatusReport) -> None:
+    """Run the commands that a report names, in order."""
+    for file in report.files:
+        if file.command:
+            program, *arguments = shlex.split(file.command)
+            assert program == "featx"
+            result = featx_cli(*arguments)
+            assert result.exit_code == 0, (file.command, result.output)
+
+
+@pytest.fixture
+def source(photos: Photos) -> Path:
+    return photos({"ants": 9, "bees": 9})
+
+
+@pytest.fixture
+def made(source: Path, tmp_path: Path) -> Path:
+    """A folder with the three files, the name of which has a space."""
+    folder = tmp_path / "my artifacts"
+    result = featx_cli("run", source, "-b", "tiny", "-o", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_folder_is_filled_by_following_the_commands(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source == tmp_path / "photos"
+    found = status()
+    assert states(found) == ["missing"] * 3
+    commands = ["featx extract photos/", "featx train-head", "featx export"]
+    assert [file.command for file in found.files] == commands
+    assert featx_cli("extract", "photos/", "-b", "tiny").exit_code == 0
+    assert states(status()) == ["current", "missing", "missing"]
+    follow(status())
+    found = status()
+    assert found.is_current
+    assert [(file.reason, file.command) for file in found.files] == [("", "")] * 3
+
+
+def test_new_images_spread_from_file_to_file(made: Path, source: Path) -> None:
+    assert status(made).is_current
+    shutil.copy(source / "ants" / "000.jpg", source / "ants" / "new.jpg")
+    found = status(made)
+    assert states(found) == ["stale", "current", "current"]
+    assert found.files[0].reason == "1 new"
+    follow(found)
+    found = status(made)
+    assert states(found)[:2] == ["current", "stale"]
+    follow(found)
+    follow(status(made))
+    assert status(made).is_current
+
+
+def test_another_head_makes_the_model_stale(made: Path) -> None:
+    train_head(made / "features.h5", made / "head.safetensors", TrainOptions(strengths=(0.5,)))
+    found = status(made)
+    assert states(found) == ["current", "current", "stale"]
+    assert found.files[2].reason == "it was exported from another head"
+    follow(found)
+    assert status(made).is_current
+
+
+def test_a_head_of_other_features_is_stale(made: Path, source: Path) -> None:
+    options = ExtractOptions(backbone="tiny", image_size=48)
+    other = extract(source, made / "other.h5", options).path
+    train_head(other, made / "head.safetensors")
+    found = status(made)
+    assert states(found) == ["current", "stale", "stale"]
+    assert "preprocess.image_size" in found.files[1].reason
+
+
+def test_damaged_and_missing_files_are_told_apart(made: Path) -> None:
+    for name in ("features.h5", "head.safetensors", "model.onnx"):
+        path = made / name
+        path.write_bytes(path.read_bytes()[:5000])
+    found = status(made)
+    assert states(found) == ["damaged"] * 3
+    assert all(file.reason for file in found.files)
+    for name in ("features.h5", "head.safetensors"):
+        (made / name).unlink()
+    assert states(status(made)) == ["missing", "missing", "damaged"]
+
+
+def test_missing_features_name_the_images_that_the_head_knows(made: Path, source: Path) -> None:
+    (made / "features.h5").unlink()
+    found = status(made)
+    assert states(found) == ["missing", "unchecked", "current"]
+    assert f"featx extract {source} -o " in found.files[0].command
+
+
+def test_images_that_are_gone(made: Path, source: Path) -> None:
+    source.rename(source.with_name("moved"))
+    found = status(made)
+    assert states(found) == ["unchecked", "current", "current"]
+    assert "does not exist" in found.files[0].reason
+    assert "--verify-content" in found.files[0].command
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_an_interrupted_extraction_is_unfinished(
+    source: Path, tmp_path: Path, *, update: bool
+) -> None:
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "a" / "features.h5"
+    options = ExtractOptions(backbone="tiny", batch_size=4, workers=1)
+    if update:
+        extract(source, output, options)
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, output, ExtractOptions(**vars(options) | {"restart": True}), progress=stop)
+    found = status(tmp_path / "a").files[0]
+    assert found.state == "unfinished"
+    what = "an update" if update else "the extraction"
+    assert found.reason == f"{what} was interrupted: 4 of 18 images are done"
+    follow(status(tmp_path / "a"))
+    assert status(tmp_path / "a").files[0].state == "current"
+
+
+def test_the_command_prints_each_file_and_exits_by_the_state(made: Path) -> None:
+    result = featx_cli("status", made)
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["current"] * 3
+    (made / "model.onnx").unlink()
+    result = featx_cli("status", made)
+    assert result.exit_code == 1
+    assert f"missing     {made}/model.onnx\n            run: featx export" in result.stdout
+    result = featx_cli("status", made, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert report["is_current"] is False
+    assert [file["state"] for file in report["files"]] == ["current", "current", "missing"]
+
+
+def test_running_it_all_again_does_only_what_is_left(made: Path, source: Path) -> None:
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in made.iterdir()}
+    for arguments in (("-o", made), (source, "-b", "tiny", "-o", made)):
+        result = featx_cli("run", *arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("up to date") == 3
+        now = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in made.iterdir()}
+        assert now == before
+    (source / "ants" / "bad.jpg").write_bytes(b"")
+    assert "--on-error skip" in featx_cli("run", "-o", made).stderr
+    result = featx_cli("run", "-o", made, "--on-error", "skip")
+    assert "left out 1 that cannot be used:\n  ants/bad.jpg" in result.stdout
+    result = featx_cli("run", "-b", "resnet18", "-o", made)
+    assert result.exit_code == 1
+    assert f"Use --overwrite to replace it, or -o '{made}-resnet18'." in result.stderr
