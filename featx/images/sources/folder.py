@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from featx.images.decode import read_image_file
+from featx.images.formats import is_picture
 from featx.images.sources.entries import describe_ignored, read_tree, require_images
 from featx.images.sources.layout import find_places
 from featx.images.sources.sample import Sample, Stamp, stamp_of
@@ -81,6 +82,6 @@ def list_images(root: Path) -> list[str]:
     """
     tree = read_tree(root.resolve())
     require_images(tree)
-    if tree.ignored:
+    if not all(map(is_picture, tree.ignored)):  # of pictures, a warning has told
         log.info("'%s': skipped %s.", tree.root, describe_ignored(tree.ignored))
     return sorted(tree.below(""))
