@@ -59,10 +59,8 @@ def _over_white(image: Image.Image) -> Image.Image:
         return layers.convert("RGB")
     if has_unknown_band(image):
         raise ValueError("it does not say what its fourth band is; save it with three, or as RGBA")
-    if high == 0:
-        if image.format == "BMP":  # programs that know no opacity leave it empty
-            return layers.convert("RGB")
-        raise ValueError("it is wholly transparent")
+    if high == 0 and image.format == "BMP":  # programs that know no opacity leave it empty
+        return layers.convert("RGB")
     white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layers).convert("RGB")
 
@@ -78,8 +76,6 @@ def _grey(image: Image.Image) -> Image.Image:
         if image.has_transparency_data:  # one grey value stands for transparent
             block[block == image.info["transparency"]] = maximum
         pixels[rows] = (block * 255 + maximum // 2) // maximum
-    if image.has_transparency_data and (grey == image.info["transparency"]).all():
-        raise ValueError("it is wholly transparent")
     return Image.fromarray(pixels).convert("RGB")
 
 
@@ -122,18 +118,14 @@ def _deep(image: Image.Image, content: bytes, rawmode: str) -> Image.Image:
         low = _load(image, content, f"{plain};{last}")
     image.load()  # for its EXIF
     pixels = np.empty((*high.shape[:2], 3), np.uint8)
-    opaque = 0
     for rows in _blocks(*high.shape[:2]):
         values = (high[rows].astype(np.uint32) << 8) | low[rows]
         colours, opacity = _separated(image, values)
-        opaque = max(opaque, int(opacity.max()))
         if is_premultiplied(image):
             laid = np.minimum(colours + (_WHITE - opacity), _WHITE)
         else:
             laid = (colours * opacity + _WHITE // 2) // _WHITE + (_WHITE - opacity)
         pixels[rows] = (laid * 255 + _WHITE // 2) // _WHITE
-    if not opaque:
-        raise ValueError("it is wholly transparent")
     return Image.fromarray(pixels)
 
 

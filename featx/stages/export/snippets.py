@@ -61,7 +61,10 @@ def _python(model: str, contract: Contract, spec: PreprocessSpec) -> str:
 
 def _python_decoding(spec: PreprocessSpec) -> list[str]:
     """Return a function that decodes an image by the rules of ``images.decode``."""
-    lines = ["def read_rgb(path):", "    image = Image.open(path)"]
+    lines = [
+        "def read_rgb(path):  # of images with 8 bits a channel, or 16-bit grey",
+        "    image = Image.open(path)",
+    ]
     if spec.decode == "scaled":
         side = "side" if spec.crop == "center" else "min(image.size)"
         lines += [

@@ -103,6 +103,7 @@ def encoded(folder: Path) -> list[Path]:
         "rgba.png": (Image.fromarray(rgba), {}),
         "rgba on its side.png": (Image.fromarray(rgba), {"exif": on_side}),
         "rgba.webp": (Image.fromarray(rgba), {"lossless": True}),
+        "clear.png": (Image.fromarray(np.zeros_like(rgba)), {}),
         "grey and alpha.png": (Image.fromarray(rgba).convert("LA"), {}),
         "grey.png": (rgb.convert("L"), {}),
         "bits.png": (rgb.convert("1"), {}),
