@@ -11,6 +11,7 @@
     publish   from the log to the file
     file      the reader, which opens what has the
     schema    columns, types and layout of a feature file
+    structure what HDF5 reads of a file before it can be asked, looked at on its bytes
     blocks    reading features block by block, where they do not fit into memory
     storage   every byte that is written goes through here
 

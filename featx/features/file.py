@@ -21,6 +21,7 @@ from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, 
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.features.schema import columns_of, read_header, require_schema
+from featx.features.structure import require_plain_root, without_plugins
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 
@@ -264,7 +265,8 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, Header]]:
 def _open(path: Path) -> tuple[h5py.File, Header]:
     _require_finished(path)
     require_file(path, made_by="featx extract")
-    with translated(path):
+    with translated(path), without_plugins():
+        require_plain_root(path)
         file = h5py.File(path, "r", locking=False)
         try:
             header = read_header(file, path)

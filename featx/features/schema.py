@@ -84,6 +84,9 @@ def _column_problem(
     column = file[name]
     if not isinstance(column, h5py.Dataset):
         return "is not a dataset"
+    layout = column.id.get_create_plist()  # looked at first: a virtual shape is read elsewhere
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+        return "keeps its values in another file"
     if column.shape != shape:
         return f"has shape {column.shape}, expected {shape}"
     if column.dtype.hasobject or not column.dtype.str.startswith(dtypes):
@@ -94,8 +97,6 @@ def _column_problem(
 def _storage_problem(column: h5py.Dataset) -> str | None:
     """Return what is wrong with how a column is stored, or None."""
     layout = column.id.get_create_plist()
-    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
-        return "keeps its values in another file"
     filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
     if filters - {h5py.h5z.FILTER_FLETCHER32}:
         return "uses a filter that featx does not write"
