@@ -12,7 +12,7 @@ run() {
 run featx extract digits: --backbone tiny -o $out/features.h5
 run featx train-head $out/features.h5 -o $out/head.safetensors
 run featx export $out/head.safetensors --onnx $out/model.onnx
-python tools/digit_images.py $out/images
+python tools/digit_images.py $out/features.h5 $out/images
 run featx predict $out/model.onnx $out/images
 
 cat <<END

@@ -134,7 +134,7 @@ _FEATURES = record(
         "val_fraction": _SHARE,
         "skipped": list_of(_skipped_image),
     },
-    {"ignored": mapping_of(whole()), "label_kind": text("tags", "classes")},
+    {"ignored": mapping_of(whole()), "label_kind": text("tags", "classes"), "own_validation": flag},
 )
 
 # --- heads ----------------------------------------------------------------------------------------
@@ -243,6 +243,7 @@ def _head(task: str, num_outputs: int) -> Rule:
             "calibration": nullable(_CALIBRATION),
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,
+            "held_out": text(),
         },
     )
 
@@ -308,6 +309,7 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "opset": whole(1),
             "head": _choice,
             "made_from": _MADE_FROM,
+            "held_out": text(),
             "stale": text(),
             "proof": nullable(_proof(task, num_outputs)),
         },

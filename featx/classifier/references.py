@@ -55,7 +55,7 @@ def find_references(
     for indices in (named, range(len(images.samples))):
         if wanted <= found.keys():
             break
-        with closing(_digests(images, indices)) as digests:
+        with closing(read_digests(images, indices)) as digests:
             for index, digest in digests:
                 if digest in wanted:
                     found.setdefault(digest, index)
@@ -89,7 +89,7 @@ def without_folders(origin: str) -> str:
     return scheme + colon + (path.rstrip("/").rpartition("/")[2] or path)
 
 
-def _digests(
+def read_digests(
     images: ImageSource, indices: Sequence[int]
 ) -> Generator[tuple[int, bytes], None, None]:
     """Yield index and content digest of images that can be read."""

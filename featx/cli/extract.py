@@ -80,7 +80,14 @@ if TYPE_CHECKING:
     type=float,
     default=0.2,
     show_default=True,
-    help="Share of the training images held out where the source has no validation split.",
+    metavar="SHARE",
+    help="Share of each class's training images held out where the source has no validation split, "
+    "0 to 0.5.",
+)
+@click.option(
+    "--resplit",
+    is_flag=True,
+    help="Choose the held-out images anew; by default those of the file keep their split.",
 )
 @options.on_error
 @click.option(

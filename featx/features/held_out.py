@@ -20,7 +20,7 @@ _SMALLEST_CLASS = 3
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
-    """Return the different values, ascending; for many, np.unique takes several times as long."""
+    """Return the different ones of ``(n,)`` values, ascending; np.unique takes far longer."""
     values = np.sort(values)
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
@@ -55,7 +55,7 @@ class Counts:
         return cls(units, cells % num_kinds, counts, starts, num_kinds)
 
     def totals(self, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Return the contents of each kind in all units, or in those where ``chosen`` is true."""
+        """Return the contents of each kind, ``(num_kinds,)``, in all units or in the chosen."""
         counts = self.counts if chosen is None else self.counts * chosen[self.units]
         totals: np.ndarray = np.bincount(self.kinds, counts, self.num_kinds).astype(np.int64)
         return totals

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import struct
 import time
 from array import array
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from featx.features.records import (
     read_record,
     record,
     unpack,
+    unpack_digests,
 )
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
@@ -143,6 +145,18 @@ class Journal:
             stamps[wanted] = batch.stamps[batch.has_row][local]
             digests[wanted] = batch.digests[batch.has_row][local]
         return features, stamps, digests
+
+    def digests(self) -> np.ndarray:
+        """Return the content hashes of all rows, ``(num_rows, 16)`` uint8; no row is read.
+
+        Raises:
+            ArtifactError: The log cannot be read.
+        """
+        try:
+            parts = [unpack_digests(self._descriptor, offset) for offset in self._offsets]
+        except (OSError, ValueError, struct.error) as err:
+            raise ArtifactError(self.output, f"Cannot read '{self.path}': {err}.") from err
+        return np.concatenate([np.empty((0, DIGEST_BYTES), dtype=np.uint8), *parts])
 
     def remove(self) -> None:
         """Delete the log: its rows are published."""

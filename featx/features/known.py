@@ -60,6 +60,11 @@ class KnownRows:
         """The number that the next row added to the log will have."""
         return self.num_in_file + self.journal.num_rows
 
+    def digests(self) -> np.ndarray:
+        """Return the content hash of each row, ``(next_row, 16)`` uint8."""
+        journal = self.journal.digests()
+        return journal if self.file is None else np.concatenate([self.file.digests, journal])
+
     def images(self) -> Iterator[KnownImages]:
         """Yield what is known, the oldest first: the file, then the log."""
         if self.file is not None:

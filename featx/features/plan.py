@@ -21,12 +21,20 @@ from featx.features.known import KnownImages, KnownRows
 from featx.features.records import Batch
 from featx.images.decode import DIGEST_BYTES, content_digest
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import SPLITS, ImageSource, Sample, Stamp, group_numbers
+from featx.images.sources import (
+    SPLITS,
+    ImageSource,
+    Sample,
+    Stamp,
+    group_numbers,
+    own_splits,
+)
 
 _BLOCK_ROWS = 4096
 _NEW, _CHANGED, _KEPT, _SKIPPED = range(4)
 _NO_KEY = 0
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+_TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
 
 
 class Touched(NamedTuple):
@@ -259,13 +267,16 @@ def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
 def is_current(
     file: FeatureFile, plan: Plan, samples: Sequence[Sample], classes: Sequence[str]
 ) -> bool:
-    """Return whether a plan would write the published file again as it is."""
+    """Return whether a plan would write the published file again as it is.
+
+    The splits that featx chose are not compared: images keep them.
+    """
     return (
         not (len(plan.todo()) or plan.touched or plan.num_removed)
         and tuple(classes) == file.classes
         and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
         and set(plan.skipped.values()) == set(file.skipped)
-        and num_relabelled(file, plan, samples, classes) == 0
+        and num_relabelled(file, plan.rows, samples, classes) == 0
         and np.array_equal(file.groups, group_numbers(_kept(plan, samples)))
     )
 
@@ -275,13 +286,30 @@ def _kept(plan: Plan, samples: Sequence[Sample]) -> Iterator[Sample]:
 
 
 def num_relabelled(
-    file: FeatureFile, plan: Plan, samples: Sequence[Sample], classes: Sequence[str]
+    file: FeatureFile,
+    rows: np.ndarray,
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    *,
+    splits: np.ndarray | None = None,
 ) -> int:
-    """Return how many rows of the file have another class or split in the source."""
-    kept = np.flatnonzero((plan.rows >= 0) & (plan.rows < len(file)))
-    rows = plan.rows[kept]
-    labels = np.array([samples[i].label for i in kept.tolist()], dtype=np.int64)
-    splits = np.array([SPLITS.index(samples[i].split) for i in kept.tolist()], dtype=np.uint8)
+    """Return how many rows of the file have another class or split in the source.
+
+    Args:
+        file: The file.
+        rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64. Those beyond the
+            file's do not count.
+        samples: Of the source.
+        classes: Of the source.
+        splits: What the samples' splits are now, ``(N,)`` uint8; None takes those that the source
+            gives, where an image for training may have become validation.
+    """
+    own = own_splits(samples) if splits is None else splits
+    kept = np.flatnonzero((rows >= 0) & (rows < len(file)))
+    rows, labels = rows[kept], np.array([samples[i].label for i in kept.tolist()], dtype=np.int64)
+    other_split = file.splits[rows] != own[kept]
+    if splits is None and not (own == _VAL).any():
+        other_split &= (file.splits[rows] != _VAL) | (own[kept] != _TRAIN)
     numbers = {name: number for number, name in enumerate(classes)}
     renumbered = np.array([*(numbers.get(name, -2) for name in file.classes), -1])  # [-1] is -1
-    return int(((renumbered[file.labels[rows]] != labels) | (file.splits[rows] != splits)).sum())
+    return int(((renumbered[file.labels[rows]] != labels) | other_split).sum())

@@ -21,7 +21,7 @@ from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import storage
 from featx.features.known import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import SPLITS, Sample, Stamp, group_numbers
+from featx.images.sources import Sample, Stamp, group_numbers, own_splits
 from featx.isolated import IsolatedCall, Limits
 
 BLOCK_ROWS = 4096
@@ -41,6 +41,7 @@ def publish_features(
     samples: Sequence[Sample],
     rows: np.ndarray,
     verifier: IsolatedCall,
+    splits: np.ndarray | None = None,
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> Header:
@@ -56,6 +57,8 @@ def publish_features(
         rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64, at least
             one of them 0 or more.
         verifier: What ``start_verifier`` gives, entered; it reads the file before it gets its name.
+        splits: Of each sample, an index into ``SPLITS``, ``(num_samples,)`` uint8; None takes those
+            that the source gives.
         dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
         overwrite: Replace what is there.
 
@@ -70,6 +73,7 @@ def publish_features(
             f"'{path}' cannot list all the images that were left out; move them out of the source.",
         )
     kept = np.flatnonzero(rows >= 0)
+    splits = own_splits(samples) if splits is None else splits
     width = max(len(_encoded(samples[int(i)].sample_id)) for i in kept)  # no list: it is long
     schema = {
         "features": np.dtype((np.dtype(dtype).newbyteorder("<"), (known.journal.num_features,))),
@@ -89,7 +93,7 @@ def publish_features(
             ) as disk,
             known.reading() as rows_at,
         ):
-            blocks = _blocks(kept, samples, rows, rows_at, schema)
+            blocks = _blocks(kept, samples, splits, lambda i: rows_at(rows[i]), schema)
             complete = _write(disk, header, schema, blocks, num_rows=len(kept))
         verifier.run(temporary)
     return complete
@@ -144,19 +148,19 @@ def _reported(path: Path) -> Iterator[None]:
 def _blocks(
     kept: np.ndarray,
     samples: Sequence[Sample],
-    rows: np.ndarray,
-    rows_at: Callable[[np.ndarray], RowBlock],
+    splits: np.ndarray,
+    rows_of: Callable[[np.ndarray], RowBlock],
     schema: dict[str, np.dtype[Any]],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns, up to ``BLOCK_ROWS`` rows at a time."""
+    """Yield the columns at the positions ``kept``, up to ``BLOCK_ROWS`` rows at a time."""
     groups = group_numbers(samples[i] for i in kept.tolist())
     for start in range(0, len(kept), BLOCK_ROWS):
         positions = kept[start : start + BLOCK_ROWS]
-        block, chosen = rows_at(rows[positions]), [samples[i] for i in positions.tolist()]
+        block, chosen = rows_of(positions), [samples[i] for i in positions.tolist()]
         yield {
             "features": block.features.astype(schema["features"].base, copy=False),
             "labels": np.array([sample.label for sample in chosen], dtype="<i8"),
-            "splits": np.array([SPLITS.index(sample.split) for sample in chosen], dtype="u1"),
+            "splits": splits[positions],
             "sample_ids": np.array(
                 [_encoded(sample.sample_id) for sample in chosen], dtype=schema["sample_ids"]
             ),

@@ -11,20 +11,26 @@ alone: not on names, nor on the order of the images.
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.held_out import FREE, VAL, Choice, Counts, distinct
 from featx.images.sources import SPLITS
-from featx.images.sources.labels import has_tags, look_like_numbers, split_tags
+from featx.images.sources.labels import look_like_numbers, split_tags
 
 log = logging.getLogger(__name__)
 
 MAX_FRACTION = 0.5
+MAX_HELD_OUT = 2**20
+"""Images that a head lists: more would not fit into its header."""
+_PREFIX_BYTES = 6
 _TRAIN = SPLITS.index("train")
 
 
@@ -33,6 +39,54 @@ class Published(NamedTuple):
 
     digests: np.ndarray
     splits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The contents that a head was not trained on because featx kept them for validation.
+
+    A head and its model carry them, so that they can be scored on their source again.
+
+    Attributes:
+        prefixes: First 6 bytes of each content hash, ascending; ``(M,)`` uint64.
+    """
+
+    prefixes: np.ndarray
+
+    @classmethod
+    def of(cls, digests: np.ndarray) -> Self:
+        """Return a set of content hashes, ``(M, 16)`` uint8."""
+        return cls(np.unique(_prefixes(digests)))
+
+    @classmethod
+    def from_text(cls, text: Any, *, path: Path) -> Self:
+        """Return the set that ``to_text`` wrote into a file.
+
+        Raises:
+            ArtifactInvalid: It is something else.
+        """
+        try:
+            content = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+            return cls.of(content.reshape(-1, _PREFIX_BYTES))
+        except (TypeError, ValueError) as err:
+            raise ArtifactInvalid(
+                path, f"'{path}' does not list the images that were held out as featx does ({err})."
+            ) from err
+
+    def to_text(self) -> str:
+        """Return the set as text, 8 characters for each content."""
+        content = self.prefixes.astype(">u8").view(np.uint8).reshape(-1, 8)
+        return base64.b64encode(content[:, -_PREFIX_BYTES:].tobytes()).decode()
+
+    def contains(self, digests: np.ndarray) -> np.ndarray:
+        """Return which content hashes ``(n, 16)`` are in the set, ``(n,)`` bool."""
+        return np.isin(_prefixes(digests), self.prefixes)
+
+
+def _prefixes(digests: np.ndarray) -> np.ndarray:
+    padded = np.zeros((len(digests), 8), dtype=np.uint8)
+    padded[:, -_PREFIX_BYTES:] = digests[:, :_PREFIX_BYTES]
+    return padded.view(">u8")[:, 0].astype(np.uint64)
 
 
 def require_fraction(fraction: float) -> None:
@@ -55,6 +109,7 @@ def assign_splits(
     *,
     classes: Sequence[str],
     fraction: float,
+    has_tags: bool = False,
     groups: np.ndarray | None = None,
     published: Published | None = None,
 ) -> np.ndarray:
@@ -70,6 +125,7 @@ def assign_splits(
         own: Splits that the source gives, ``(N,)`` uint8.
         classes: Labels in index order.
         fraction: Share of the training images that become validation, in [0, 0.5].
+        has_tags: Whether ``|`` separates tags.
         groups: Number of each image's group, -1 for an image by itself; ``(N,)`` int64.
         published: Splits of earlier images. They keep them, unless a group or content lies in two;
             new images are assigned so that each class gets closer to its share.
@@ -84,12 +140,18 @@ def assign_splits(
         return splits
     contents, hashes, kept = _contents(digests[pool], published)
     owners = _owners(contents, len(hashes), None if groups is None else groups[pool])
-    strata = _strata(classes, labels[pool], contents, fraction)
+    labels = labels[pool]
+    if look_like_numbers(classes, int((labels >= 0).sum())):
+        classes, labels, has_tags = ("number",), np.minimum(labels, 0), False
+    tags = [split_tags(name) for name in classes] if has_tags else None
+    strata = np.where(labels < 0, len(classes), labels)
     choice = Choice(
         keys=_keys(owners, hashes),
         fixed=_fixed(owners, kept),
-        strata=Counts.of(contents, strata, owners),
-        tags=_tags(classes, labels[pool], contents, owners),
+        strata=Counts.of(
+            contents, strata if tags is None else _strata(tags, labels, contents, fraction), owners
+        ),
+        tags=None if tags is None else _tags(tags, labels, contents, owners),
         fraction=fraction,
     )
     splits[pool[choice.in_validation()[owners[contents]]]] = VAL
@@ -170,33 +232,31 @@ def _fixed(owners: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _strata(
-    classes: Sequence[str], labels: np.ndarray, contents: np.ndarray, fraction: float
+    tags: Sequence[tuple[str, ...]], labels: np.ndarray, contents: np.ndarray, fraction: float
 ) -> np.ndarray:
-    """Return the stratum of each image, ``(n,)`` int64."""
-    if look_like_numbers(classes, int((labels >= 0).sum())):
-        return (labels < 0).astype(np.int64)
-    if not has_tags(classes):
-        return np.where(labels < 0, len(classes), labels)
+    """Return the stratum of each image by its combination of tags, ``(n,)`` int64.
+
+    Combinations too rare to give one to validation are one stratum together.
+    """
     index: dict[tuple[str, ...], int] = {}
-    of_label = [index.setdefault(split_tags(name), len(index)) for name in classes]
+    of_label = [index.setdefault(combination, len(index)) for combination in tags]
+    num_strata = len(index) + 1  # the last: unlabelled
     strata = np.array([*of_label, len(index)])[labels]
-    sizes = np.bincount(distinct(contents * (len(index) + 1) + strata) % (len(index) + 1))
+    sizes = np.bincount(distinct(contents * num_strata + strata) % num_strata)
     rare = (sizes * fraction < 1) & (np.arange(len(sizes)) < len(index))
-    return np.where(rare[strata], len(index) + 1, strata)
+    return np.where(rare[strata], num_strata, strata)
 
 
 def _tags(
-    classes: Sequence[str], labels: np.ndarray, contents: np.ndarray, owners: np.ndarray
-) -> Counts | None:
-    """Return the tags of each unit, None where labels have no tags."""
-    if not has_tags(classes) or look_like_numbers(classes, int((labels >= 0).sum())):
-        return None
+    tags: Sequence[tuple[str, ...]], labels: np.ndarray, contents: np.ndarray, owners: np.ndarray
+) -> Counts:
+    """Return the contents of each unit by tag."""
     index: dict[str, int] = {}
-    tags_of = [[index.setdefault(tag, len(index)) for tag in split_tags(name)] for name in classes]
-    tags_of.append([])  # unlabelled
-    lengths = np.array([len(tags) for tags in tags_of])
-    flat, ends = np.array([tag for tags in tags_of for tag in tags]), np.cumsum(lengths)
+    numbers = [[index.setdefault(tag, len(index)) for tag in combination] for combination in tags]
+    numbers.append([])  # unlabelled
+    lengths = np.array([len(own) for own in numbers])
+    flat, ends = np.array([tag for own in numbers for tag in own], np.int64), np.cumsum(lengths)
     repeats = lengths[labels]
     within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    tags = flat[np.repeat((ends - lengths)[labels], repeats) + within]
-    return Counts.of(np.repeat(contents, repeats), tags, owners)
+    of_image = flat[np.repeat((ends - lengths)[labels], repeats) + within]
+    return Counts.of(np.repeat(contents, repeats), of_image, owners)

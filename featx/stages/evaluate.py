@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,19 @@ import numpy as np
 from featx.classifier.references import is_training_source
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import BadImages, ConfigError, ImageError, SourceError
+from featx.features.splits import HeldOut
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.targets import Labels, Targets, read_targets
 from featx.heads.task import task_of, thresholds_of
-from featx.images.decode import MAX_PIXELS, check_max_pixels, pixels_of
+from featx.images.decode import (
+    DIGEST_BYTES,
+    MAX_PIXELS,
+    check_max_pixels,
+    content_digest,
+    pixels_of,
+)
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
+from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
 from featx.images.sources.entries import describe_ignored
 
 log = logging.getLogger(__name__)
@@ -90,9 +97,9 @@ def evaluate(
     classifier, images = open_classifier(model), open_source(str(source))
     if images.ignored:
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
-    samples = _split(images, classifier)
-    targets = _targets(images, samples, classifier)
-    logits, bad = _run(
+    samples, held_out = images.samples, _held_out(images, classifier, Path(model))
+    targets = _targets(images, classifier)
+    logits, digests, bad = _run(
         classifier, images, go_on=on_error == "skip", max_pixels=max_pixels, progress=progress
     )
     skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
@@ -104,7 +111,10 @@ def evaluate(
     if skipped and on_error == "fail":
         advice = "Repair or remove them, or leave them out with --on-error skip."
         raise BadImages(skipped, len(samples), advice)
-    splits = np.array([sample.split for sample in samples])
+    splits = own_splits(samples)
+    if held_out:
+        is_val = (splits == SPLITS.index("train")) & held_out.contains(digests)
+        splits[is_val] = SPLITS.index("val")
     return EvaluateReport(
         metrics=_score(classifier, logits, targets, splits, usable),
         classes=classifier.classes,
@@ -120,19 +130,22 @@ def _run(
     go_on: bool,
     max_pixels: int,
     progress: Progress | None,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Return logits, ``(num_samples, num_classes)`` float32, and why images cannot be used, by row.
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Return logits, content hashes, and why images cannot be used, by row.
 
+    Logits are ``(num_samples, num_classes)`` float32, content hashes ``(num_samples, 16)`` uint8.
     The logits of a bad image mean nothing; nor, unless the run is to ``go_on``, do those after the
     first: the rest is decoded, to find all that are bad, but not classified.
     """
     samples, bad = images.samples, dict[int, str]()
     logits = np.zeros((len(samples), len(classifier.classes)), np.float32)
+    digests = np.zeros((len(samples), DIGEST_BYTES), np.uint8)
 
     def decode(index: int) -> np.ndarray:
-        sample_id = samples[index].sample_id
+        sample_id, content = samples[index].sample_id, images.read(index)
+        digests[index] = np.frombuffer(content_digest(content), np.uint8)
         return pixels_of(
-            images.read(index),
+            content,
             sample_id=sample_id,
             max_pixels=max_pixels,
             preprocess=classifier.preprocess,
@@ -148,7 +161,7 @@ def _run(
                 bad[index] = err.reason
             if progress:
                 progress(index + 1, len(samples))
-    return logits, bad
+    return logits, digests, bad
 
 
 def _score(
@@ -161,8 +174,8 @@ def _score(
     """Return the scores of each split that has labelled images; of an only one, as ``"all"``."""
     thresholds = thresholds_of(classifier.header.details, len(classifier.classes))
     scores: dict[str, Scores] = {}
-    for split in SPLITS:
-        rows = usable & (splits == split)
+    for number, split in enumerate(SPLITS):
+        rows = usable & (splits == number)
         if rows.any() and (
             metrics := measure_for(
                 targets.task, logits[rows], targets.values[rows], thresholds=thresholds
@@ -172,23 +185,40 @@ def _score(
     return {"all": next(iter(scores.values()))} if len(scores) == 1 else scores
 
 
-def _split(images: ImageSource, classifier: Classifier) -> list[Sample]:
-    """Return the samples, with training's validation split if this is training's source."""
+def _held_out(images: ImageSource, classifier: Classifier, model: Path) -> HeldOut | None:
+    """Return which of the images were held out if this is the source that the head is from.
+
+    None where that is not known, and where the source itself has a validation split.
+
+    Raises:
+        ArtifactInvalid: The model does not list them as featx does.
+    """
     details = classifier.header.details
-    if is_training_source(details, images):
-        return assign_validation(images.samples, float(details["val_fraction"]))
-    log.info(
-        "Not the source that the head was trained from: images that trained it may be among these."
-    )
-    return list(images.samples)
+    if not is_training_source(details, images):
+        log.info(
+            "Not the source that the head was trained from: images that trained it may be among "
+            "these."
+        )
+        return None
+    if any(sample.split == "val" for sample in images.samples):
+        return None
+    if "held_out" not in details:
+        log.warning(
+            "'%s' does not list the images that were held out: those that trained it are scored "
+            "with them.",
+            model,
+        )
+        return None
+    return HeldOut.from_text(details["held_out"], path=model)
 
 
-def _targets(images: ImageSource, samples: Sequence[Sample], classifier: Classifier) -> Targets:
+def _targets(images: ImageSource, classifier: Classifier) -> Targets:
     """Return what the source's labels mean to the model.
 
     Raises:
         SourceError: No sample is labelled, or a label is unknown to the model.
     """
+    samples = images.samples
     index = np.array([sample.label for sample in samples], np.int64)
     if not (index >= 0).any():
         raise SourceError(

@@ -53,6 +53,7 @@ def test_any_row_is_found_wherever_it_is(
                 start += size
             known = KnownRows(file, journal)
             assert (known.num_in_file, known.next_row) == (num_in_file, num_rows)
+            assert np.array_equal(known.digests(), columns["digests"])
             with known.reading() as rows_at:
                 block = rows_at(wanted)
     assert block.features.tobytes() == rows[wanted].tobytes()

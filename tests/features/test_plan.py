@@ -24,6 +24,7 @@ from featx.images.decode import content_digest
 from featx.images.sources import NEVER_CHANGES, NO_FILE, Stamp
 
 NUM_FEATURES = 4
+TRAIN, VAL = 0, 1
 
 
 # --- any history of a source --------------------------------------------------------------------
@@ -378,17 +379,30 @@ def test_removed_images_are_counted_bad_ones_too(made) -> None:
 
 def test_order_labels_and_classes_are_compared(made) -> None:
     source, file = made({"a": b"1", "b": b"2", "c": b"3"})
-    assert num_relabelled(file, plan_for(source, file), source.samples, source.classes) == 0
+    assert num_relabelled(file, plan_for(source, file).rows, source.samples, source.classes) == 0
     source.labels["b"] = 2
     plan = plan_for(source, file)
-    assert num_relabelled(file, plan, source.samples, source.classes) == 1
+    assert num_relabelled(file, plan.rows, source.samples, source.classes) == 1
     assert not is_current(file, plan, source.samples, source.classes)
     source.labels["b"] = 0
     source.files = dict(reversed(source.files.items()))
     plan = plan_for(source, file)
     assert plan.rows.tolist() == [2, 1, 0]
-    assert num_relabelled(file, plan, source.samples, source.classes) == 0
+    assert num_relabelled(file, plan.rows, source.samples, source.classes) == 0
     assert not is_current(file, plan, source.samples, source.classes)
+
+
+def test_the_splits_that_the_source_gives_are_compared(made) -> None:
+    source, file = made({"a": b"1", "b": b"2", "c": b"3"})
+    file = replace(file, splits=np.array([TRAIN, VAL, TRAIN], np.uint8))
+    rows, classes = plan_for(source, file).rows, source.classes
+    assert num_relabelled(file, rows, source.samples, classes) == 0  # b: featx's own validation
+    chosen = np.array([VAL, TRAIN, TRAIN], np.uint8)
+    assert num_relabelled(file, rows, source.samples, classes, splits=chosen) == 2
+    samples = [replace(source.samples[0], split="test"), *source.samples[1:]]
+    assert num_relabelled(file, rows, samples, classes) == 1
+    samples[2] = replace(samples[2], split="val")
+    assert num_relabelled(file, rows, samples, classes) == 3  # now b is for training
 
 
 def test_labels_are_compared_by_name(made) -> None:
@@ -397,10 +411,10 @@ def test_labels_are_compared_by_name(made) -> None:
     source.labels |= {"a": 1, "b": 1}
     classes = ("aardvark", *source.classes)
     plan = plan_for(source, file)
-    assert num_relabelled(file, plan, source.samples, classes) == 0
+    assert num_relabelled(file, plan.rows, source.samples, classes) == 0
     assert not is_current(file, plan, source.samples, classes)  # the indices are to be written
     source.labels["b"] = -1
-    assert num_relabelled(file, plan, source.samples, classes) == 1
+    assert num_relabelled(file, plan.rows, source.samples, classes) == 1
 
 
 def test_the_log_is_kept_beside_the_file(made, fill, plan_of, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.errors import ConfigError
-from featx.features.splits import Published, assign_splits, require_fraction
+from featx.errors import ArtifactInvalid, ConfigError
+from featx.features.splits import HeldOut, Published, assign_splits, require_fraction
 from featx.images.sources import SPLITS
 
 TRAIN, VAL, TEST = range(3)
@@ -45,6 +46,7 @@ def assigned(
         np.zeros(len(labels), np.uint8) if own is None else np.array(own, np.uint8),
         classes=classes,
         fraction=fraction,
+        has_tags=any("|" in name for name in classes),
         groups=None if groups is None else np.array(groups, np.int64),
         published=before,
     )
@@ -348,6 +350,24 @@ class TestTags:
     def test_where_each_image_has_such_a_tag_some_are_held_out(self) -> None:
         classes = [f"once {i}|often" for i in range(40)]
         assert assigned(range(40), range(40), classes=classes).count(VAL) == 8
+
+
+class TestHeldOut:
+    @given(st.sets(st.integers(0, 1000)), st.sets(st.integers(0, 1000), min_size=1))
+    def test_it_knows_its_contents_and_no_others(self, inside: set[int], asked: set[int]) -> None:
+        text = HeldOut.of(digests_of(sorted(inside))).to_text()
+        assert len(text) == 8 * len(inside)
+        found = HeldOut.from_text(text, path=Path("h")).contains(digests_of(sorted(asked)))
+        assert found.tolist() == [number in inside for number in sorted(asked)]
+
+    def test_the_same_images_give_the_same_text(self) -> None:
+        one, other = digests_of(range(20)), digests_of([*reversed(range(20)), 3])
+        assert HeldOut.of(one).to_text() == HeldOut.of(other).to_text()
+
+    @pytest.mark.parametrize("text", ["A", "AAAA", "ÄÄÄÄÄÄÄÄ", None, 3, ["AAAAAAAA"]])
+    def test_anything_else_is_refused(self, text: object) -> None:
+        with pytest.raises(ArtifactInvalid, match="'h' does not list the images that were held"):
+            HeldOut.from_text(text, path=Path("h"))
 
 
 def test_splits_are_named_as_sources_do() -> None:

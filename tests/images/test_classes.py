@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from featx.images.sources import Sample, warn_of_odd_classes
+from featx.images.sources import Sample, warn_of_odd_classes, warn_of_split_groups
 from featx.images.sources.classes import odd_classes
 
 
@@ -135,3 +135,20 @@ def test_a_single_tag_can_be_told_from_none() -> None:
 def test_measured_numbers_are_no_classes() -> None:
     classes = [f"{n / 7:.3f}" for n in range(40)]
     assert list(odd_classes(classes, samples(*((n, "val") for n in range(40))))) == []
+
+
+def test_groups_in_several_splits_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    splits = {"pat 1": "train", "pat 2": "train test", "": "train val", "pat 3": "val test train"}
+    found = [
+        Sample(f"{group}-{split}.jpg", 0, split, group)
+        for group, several in splits.items()
+        for split in several.split()
+    ]
+    warn_of_split_groups("/photos", found[:1] + found[3:5])
+    assert not caplog.records
+    warn_of_split_groups("/photos", found)
+    (record,) = caplog.records
+    assert "'/photos': 2 groups have images in several splits: 'pat 2', 'pat 3'." in (
+        record.getMessage()
+    )

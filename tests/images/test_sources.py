@@ -1,4 +1,4 @@
-"""Opening a source by what a user types, and assigning a validation split."""
+"""Opening a source by what a user types."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from featx.errors import ConfigError, SourceError
+from featx.errors import SourceError
 from featx.images.sources import (
     NO_FILE,
     SPLITS,
     Sample,
     Stamp,
-    assign_validation,
     open_source,
+    own_splits,
 )
 from featx.images.sources.cifar10 import Cifar10Source
 from featx.images.sources.digits import DigitsSource
@@ -200,72 +197,10 @@ class TestStamp:
         assert stamp_of(f"{path.parent}/{name}") == NO_FILE == (-1, -1, -1)
 
 
-def samples(count: int, split: str = "train", *, start: int = 0) -> list[Sample]:
-    return [Sample(f"ants/{number}.jpg", 0, split) for number in range(start, start + count)]
-
-
-def splits(items: list[Sample]) -> dict[str, str]:
-    return {sample.sample_id: sample.split for sample in items}
-
-
-class TestAssignValidation:
-    @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
-    def test_about_the_fraction_becomes_validation(self, fraction: float) -> None:
-        found = assign_validation(samples(20_000), fraction)
-        share = sum(sample.split == "val" for sample in found) / len(found)
-        assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / 20_000) ** 0.5
-
-    @given(st.sets(st.text(), max_size=30), st.sets(st.text(), max_size=30), st.floats(0, 0.99))
-    def test_a_sample_keeps_its_split_as_the_data_grows(self, old, new, fraction) -> None:
-        def assigned(ids: set[str]) -> dict[str, str]:
-            return splits(assign_validation([Sample(i, 0, "train") for i in sorted(ids)], fraction))
-
-        assert assigned(old).items() <= assigned(old | new).items()
-
-    @given(st.lists(st.text(), unique=True, max_size=30), st.floats(0, 0.99), st.randoms())
-    def test_order_label_and_neighbours_do_not_matter(self, ids, fraction, random) -> None:
-        items = [Sample(i, 0, "train") for i in ids]
-        others = [replace(item, label=random.randrange(5)) for item in items]
-        random.shuffle(others)
-        one, two = assign_validation(items, fraction), assign_validation(others, fraction)
-        assert splits(one) == splits(two)
-
-    @given(st.text(), st.floats(0, 0.99), st.floats(0, 0.99))
-    def test_a_larger_fraction_keeps_the_smaller_ones_validation(self, name, a, b) -> None:
-        small, large = (
-            assign_validation([Sample(name, 0, "train")], fraction)[0].split
-            for fraction in sorted((a, b))
-        )
-        assert (small, large) != ("val", "train")
-
-    def test_only_the_split_changes(self) -> None:
-        items = [Sample(f"{n}.jpg", n % 3 - 1, "train") for n in range(100)]
-        found = assign_validation(items, 0.3)
-        assert [replace(sample, split="train") for sample in found] == items
-
-    def test_a_source_that_brings_validation_is_left_alone(self) -> None:
-        items = samples(50) + samples(1, "val", start=50) + samples(5, "test", start=60)
-        assert assign_validation(items, 0.5) == items
-
-    def test_test_samples_stay_test(self) -> None:
-        items = samples(100) + samples(100, "test", start=100)
-        found = assign_validation(items, 0.5)
-        assert [sample.split for sample in found[100:]] == ["test"] * 100
-        assert {sample.split for sample in found[:100]} == {"train", "val"}
-
-    def test_none_with_a_fraction_of_zero(self) -> None:
-        assert assign_validation(samples(500), 0) == samples(500)
-
-    def test_names_that_are_not_utf8_have_a_place(self) -> None:
-        found = assign_validation([Sample(os.fsdecode(b"\xe9.jpg"), 0, "train")], 0.5)
-        assert found[0].split in ("train", "val")
-
-    @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan"), float("inf")])
-    def test_fractions_that_cannot_be_are_named(self, fraction: float) -> None:
-        with pytest.raises(ConfigError, match=f"at least 0 and below 1; got {fraction}"):
-            assign_validation(samples(3), fraction)
-
-    def test_the_assignment_stays_what_it_was(self) -> None:
-        # Recorded: another hash would move users' images between train and validation.
-        found = assign_validation(samples(20), 0.2)
-        assert [i for i, sample in enumerate(found) if sample.split == "val"] == [1, 2, 12, 19]
+def test_splits_as_numbers() -> None:
+    samples = [Sample(name, 0, name) for name in ("test", "train", "val")]
+    found = own_splits(samples)
+    assert (found.dtype, [SPLITS[number] for number in found]) == (
+        np.uint8,
+        ["test", "train", "val"],
+    )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from featx.cli import main
 from featx.errors import BadImages, ConfigError, SourceError
+from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.stages.evaluate import evaluate
 from featx.stages.export import export_onnx
@@ -52,6 +53,28 @@ def test_the_training_source_is_known_wherever_it_is(
     assert set(evaluate(model, moved).metrics) == {"train", "val"}
     shutil.copytree(moved / "wasps", source / "wasps")  # another source where it was
     assert set(evaluate(model, source).metrics) == {"all"}
+
+
+def test_so_it_does_after_an_update_that_kept_splits(
+    trained: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    source, head, model = trained
+    for path in sorted((source / "bees").iterdir())[:6]:
+        path.rename(source / "wasps" / f"was a bee {path.name}")
+    for number in range(20):
+        Image.new("RGB", (32, 32), (90, number, 20)).save(source / "bees" / f"new {number}.png")
+    extract(source, tmp_path / "f.h5", ExtractOptions(backbone="tiny"))
+    extract(source, tmp_path / "fresh.h5", ExtractOptions(backbone="tiny"))
+    updated, fresh = open_features(tmp_path / "f.h5"), open_features(tmp_path / "fresh.h5")
+    assert (updated.splits != fresh.splits).any()
+    train_head(tmp_path / "f.h5", head)
+    export_onnx(head, model)
+    stored = open_head(head).header.details["metrics"]
+    report = evaluate(model, source)
+    assert set(report.metrics) == set(stored) == {"train", "val"}
+    for split, scores in stored.items():
+        assert report.metrics[split].num_samples == scores["num_samples"]
+        assert report.metrics[split].top1 == pytest.approx(scores["top1"])
 
 
 def test_fewer_classes_in_another_order(trained: tuple[Path, Path, Path], tmp_path: Path) -> None:

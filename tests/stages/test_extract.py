@@ -82,15 +82,6 @@ def test_splits_of_the_source_are_kept_and_classes_joined_by_name(
     assert cache.labels[cache.rows("test")].tolist() == [1, 1]
 
 
-def test_an_image_keeps_its_split_as_the_data_grows(photos: Callable, run: Callable) -> None:
-    _, small = run(photos({"ants": 10, "bees": 10}), "a.h5")
-    _, large = run(photos({"ants": 30, "bees": 30}, name="more"), "b.h5")
-    before = dict(zip(small.sample_ids, small.splits.tolist(), strict=True))
-    after = dict(zip(large.sample_ids, large.splits.tolist(), strict=True))
-    assert before.items() <= after.items()
-    assert set(after.values()) == {0, 1}
-
-
 def test_a_folder_that_is_refused_leaves_nothing_behind(photos: Callable, tmp_path: Path) -> None:
     source = photos({"train/ants": 2, "test/ants": 2, "cats": 2})
     with pytest.raises(SourceError, match="mixes split folders"):
@@ -311,7 +302,7 @@ def test_options_are_checked(settings: dict[str, object], message: str) -> None:
         ({"backbone": "tiny", "layer": "stage9"}, BackboneError, "no layer 'stage9'"),
         ({"backbone": "tiny", "pool": "avg"}, ConfigError, "vector already"),
         ({"backbone": "tiny", "weights": "missing.pth"}, BackboneError, "missing.pth"),
-        ({"backbone": "tiny", "val_fraction": 1.0}, ConfigError, "val fraction"),
+        ({"backbone": "tiny", "val_fraction": 0.6}, ConfigError, r"val fraction.*got 0\.6"),
         ({"backbone": "tiny", "resize": 16}, ConfigError, "at least the image size"),
         ({"backbone": "vit_b_32", "weights": "none", "image_size": 64}, BackboneError, "64 pixels"),
     ],
@@ -485,7 +476,7 @@ def assert_as_from_scratch(root: Path, output: Path, options: ExtractOptions) ->
     assert found.sample_ids == expected.sample_ids
     assert found.classes == expected.classes
     assert found.skipped == expected.skipped
-    for name in ("labels", "splits", "digests", "stamps"):
+    for name in ("labels", "digests", "stamps"):  # splits may differ: images keep theirs
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
     np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-5)
     assert {**found.header.details, "sha256": 0} == {**expected.header.details, "sha256": 0}
@@ -619,8 +610,8 @@ def test_another_share_of_validation_extracts_nothing(
     made: tuple[Path, Path], seen: list[int]
 ) -> None:
     root, output = made
-    for fraction in (0.9, 0.0):
-        options = replace(SMALL, val_fraction=fraction)
+    for fraction in (0.5, 0.0):
+        options = replace(SMALL, val_fraction=fraction, resplit=True)
         report = extract(root, output, options)
         assert (seen, report.is_unchanged) == ([], False)
         assert_as_from_scratch(root, output, options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.images.sources.classes import warn_of_odd_classes
+from featx.images.sources.classes import warn_of_odd_classes, warn_of_split_groups
 from featx.images.sources.sample import (
     NEVER_CHANGES,
     NO_FILE,
@@ -19,8 +19,8 @@ from featx.images.sources.sample import (
     ImageSource,
     Sample,
     Stamp,
-    assign_validation,
     group_numbers,
+    own_splits,
 )
 
 __all__ = [
@@ -31,10 +31,11 @@ __all__ = [
     "ImageSource",
     "Sample",
     "Stamp",
-    "assign_validation",
     "group_numbers",
     "open_source",
+    "own_splits",
     "warn_of_odd_classes",
+    "warn_of_split_groups",
 ]
 
 

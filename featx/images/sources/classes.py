@@ -35,6 +35,22 @@ def warn_of_odd_classes(
         log.warning("'%s': %s", uri, oddity)
 
 
+def warn_of_split_groups(uri: str, samples: Sequence[Sample]) -> None:
+    """Log a warning that names the groups whose images the source itself puts in two splits."""
+    first: dict[str, str] = {}
+    split_groups: dict[str, None] = {}
+    for sample in samples:
+        if sample.group and first.setdefault(sample.group, sample.split) != sample.split:
+            split_groups[sample.group] = None
+    if names := sorted(split_groups):
+        log.warning(
+            "'%s': %s images in several splits: %s. What is trained on some of them is tested on "
+            "the others.",
+            *(uri, "1 group has" if len(names) == 1 else f"{len(names):,} groups have"),
+            _quoted(names),
+        )
+
+
 def odd_classes(
     classes: Sequence[str], samples: Sequence[Sample], *, has_tags: bool = False
 ) -> Iterator[str]:
@@ -51,7 +67,8 @@ def odd_classes(
 
     Args:
         classes: Names in index order.
-        samples: With the splits that they will be trained by.
+        samples: With the splits that the source gives. Where featx makes a validation split, it
+            leaves images of each class for training.
         has_tags: Whether ``|`` separates tags.
     """
     thing = "tag" if has_tags else "class"

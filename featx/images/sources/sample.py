@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from featx.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
@@ -81,6 +78,25 @@ def _in_64_bits(value: int) -> int:
     return min(max(value, -(2**63)), 2**63 - 1)
 
 
+def group_numbers(samples: Iterable[Sample]) -> np.ndarray:
+    """Return the index of each sample's group in order of first appearance, -1 where it has none.
+
+    Returns:
+        ``(num_samples,)`` int64.
+    """
+    numbers: dict[str, int] = {}
+    return np.fromiter(
+        (numbers.setdefault(each.group, len(numbers)) if each.group else -1 for each in samples),
+        dtype=np.int64,
+    )
+
+
+def own_splits(samples: Sequence[Sample]) -> np.ndarray:
+    """Return the splits that a source gives, indices into ``SPLITS``; ``(num_samples,)`` uint8."""
+    numbers = {name: number for number, name in enumerate(SPLITS)}
+    return np.fromiter((numbers[each.split] for each in samples), np.uint8, len(samples))
+
+
 class ImageSource(Protocol):
     """A list of samples whose images can be read one by one, from several threads."""
 
@@ -116,47 +132,3 @@ class ImageSource(Protocol):
 
         ``NO_FILE`` where it cannot be looked up; ``NEVER_CHANGES`` where the sample has no file.
         """
-
-
-def group_numbers(samples: Iterable[Sample]) -> np.ndarray:
-    """Return the index of each sample's group in order of first appearance, -1 where it has none.
-
-    Returns:
-        ``(num_samples,)`` int64.
-    """
-    numbers: dict[str, int] = {}
-    return np.fromiter(
-        (numbers.setdefault(each.group, len(numbers)) if each.group else -1 for each in samples),
-        dtype=np.int64,
-    )
-
-
-def assign_validation(samples: Sequence[Sample], fraction: float) -> list[Sample]:
-    """Return the samples with a validation split; a split the source brings is left alone.
-
-    Otherwise each training sample is assigned by a hash of its id, so that it keeps its split as
-    the data grows.
-
-    Args:
-        samples: Of one source.
-        fraction: Share of the training samples that become validation, ``0 <= fraction < 1``.
-
-    Raises:
-        ConfigError: ``fraction`` is out of range.
-    """
-    if not 0 <= fraction < 1:
-        raise ConfigError(f"val fraction must be at least 0 and below 1; got {fraction}.")
-    if any(sample.split == "val" for sample in samples):
-        return list(samples)
-    return [
-        replace(sample, split="val")
-        if sample.split == "train" and _position(sample.sample_id) < fraction
-        else sample
-        for sample in samples
-    ]
-
-
-def _position(sample_id: str) -> float:
-    """Return a number in [0, 1) that depends on the id alone."""
-    digest = hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

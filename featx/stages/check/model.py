@@ -17,13 +17,14 @@ import numpy as np
 
 from featx.classifier.decisions import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
-from featx.classifier.references import Reference, find_references, references_of
+from featx.classifier.references import Reference, find_references, read_digests, references_of
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, ConfigError
+from featx.features.splits import HeldOut
 from featx.heads.targets import Labels, read_targets
 from featx.images.decode import pixels_of
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import ImageSource, assign_validation, open_source
+from featx.images.sources import ImageSource, open_source
 from featx.images.sources.labels import parse_numbers, split_tags
 
 _TWICE = 2
@@ -94,7 +95,8 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
     expected = np.stack([witness.logits for _, witness in found])
     pixels = list(_pixels(classifier, images, indices))
     difference, same = _compare(classifier, pixels, expected, bound, trained)
-    rows, targets = _labelled(classifier, images, max_images)
+    held_out = HeldOut.from_text(classifier.header.details.get("held_out", ""), path=path)
+    rows, targets = _labelled(classifier, images, held_out, max_images)
     return Repeated(
         source=images.uri,
         num_witnesses=len(witnesses),
@@ -203,27 +205,48 @@ def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
 
 
 def _labelled(
-    classifier: Classifier, images: ImageSource, max_images: int
+    classifier: Classifier, images: ImageSource, held_out: HeldOut, max_images: int
 ) -> tuple[list[int], np.ndarray]:
     """Return labelled validation images, or any if there are none, and what is true of them.
 
     Images with labels that the model does not know are passed over.
     """
-    details = classifier.header.details
-    samples = assign_validation(images.samples, float(details.get("val_fraction", 0)))
+    details, samples = classifier.header.details, images.samples
     index = np.array([sample.label for sample in samples], np.int64)
     known = np.array([_is_known(name, classifier) for name in images.classes] or [False])
     index[(index >= 0) & ~known[index]] = -1
     labelled = np.flatnonzero(index >= 0).tolist()
-    held_out = [i for i in labelled if samples[i].split == "val"] or labelled
-    if not held_out:
+    own = [i for i in labelled if samples[i].split == "val"]
+    chosen = [] if own else _find_held_out(images, labelled, held_out, max_images)
+    chosen = chosen or _spread(own or labelled, max_images)
+    if not chosen:
         return [], np.zeros(0)
-    places = np.unique(np.linspace(0, len(held_out) - 1, max_images).round().astype(int))
-    chosen = [held_out[place] for place in places]
     names = [samples[i].sample_id for i in chosen]
     labels = Labels(images.classes, index[chosen], names, images.uri)
     targets = read_targets(classifier.task, labels, names=classifier.classes)
     return chosen, comparable(details, targets.values)
+
+
+def _spread(rows: list[int], most: int) -> list[int]:
+    """Return at most so many rows, spread evenly."""
+    places = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
+    return [rows[place] for place in places] if rows else []
+
+
+def _find_held_out(images: ImageSource, rows: list[int], held_out: HeldOut, most: int) -> list[int]:
+    """Return at most so many of some rows that were held out, ascending.
+
+    Images are read in random order until there are enough.
+    """
+    order = np.random.default_rng(0).permutation(rows if len(held_out.prefixes) else [])
+    found = list[int]()
+    with closing(read_digests(images, order.astype(int).tolist())) as digests:
+        for row, digest in digests:
+            if held_out.contains(np.frombuffer(digest, np.uint8)[None])[0]:
+                found.append(row)
+            if len(found) == most:
+                break
+    return sorted(found)
 
 
 def _is_known(label: str, classifier: Classifier) -> bool:

@@ -194,12 +194,11 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
     from featx.features.file import open_features
     from featx.features.known import images_in_file
     from featx.features.plan import make_plan, num_relabelled
-    from featx.images.sources import assign_validation, open_source
+    from featx.images.sources import open_source
 
     file = open_features(path, verify=False)
     details = file.header.details
     images = open_source(str(source or details["source"]))
-    samples = assign_validation(images.samples, details["val_fraction"])
     plan = make_plan(images, images_in_file(file), file, verify_content=options.verify_content)
     num_touched = len(plan.touched)
     for position, touched in plan.touched.items():
@@ -208,12 +207,12 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
         path=path,
         kind="features",
         source=images.uri,
-        num_images=len(samples),
+        num_images=len(images.samples),
         num_new=plan.num_new,
         num_changed=plan.num_changed,
         num_touched=num_touched,
         num_removed=plan.num_removed,
-        num_relabelled=num_relabelled(file, plan, samples, images.classes),
+        num_relabelled=num_relabelled(file, plan.rows, images.samples, images.classes),
         settings=tuple(_differing_settings(file.header, options)),
     )
 

@@ -287,7 +287,9 @@ class _Export:
         }
         if not self._options.with_names:  # the file is made to be handed on
             details |= {name: without_folders(details[name]) for name in ("source", "weights")}
-        details |= {name: own.details[name] for name in _OF_TASK if name in own.details}
+        details |= {
+            name: own.details[name] for name in ("held_out", *_OF_TASK) if name in own.details
+        }
         details |= {
             "head_sha256": own.details["sha256"],
             "head": own.details["choice"],

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from featx.errors import ImageError, SourceError
 from featx.images.decode import decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import read_ahead
-from featx.images.sources import ImageSource, Sample
+from featx.images.sources import ImageSource
 
 NUM_IMAGES = 128
 
 
-def calibration_pixels(
-    images: ImageSource, samples: Sequence[Sample], spec: PreprocessSpec, *, max_pixels: int
-) -> np.ndarray:
-    """Return the pixels of at most 128 images, spread evenly over the training split.
+def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels: int) -> np.ndarray:
+    """Return the pixels of at most 128 images, spread evenly over the source's training images.
 
-    The same source gives the same pixels. Images that cannot be used are left out.
+    The same source gives the same pixels, whatever its labels: they are read before it is settled
+    which of the training images are held out for validation. Images that cannot be used are left
+    out.
 
     Args:
-        images: The source.
-        samples: Its samples with their splits; all count where none is for training.
+        images: The source; all images count where none is for training.
         spec: From pixels to the network's input.
         max_pixels: Images with more are not used.
 
@@ -34,6 +31,7 @@ def calibration_pixels(
     Raises:
         SourceError: None of them can be used.
     """
+    samples = images.samples
     own = [number for number, sample in enumerate(samples) if sample.split == "train"]
     own = own or list(range(len(samples)))
     spread = np.linspace(0, len(own) - 1, min(NUM_IMAGES, len(own))).round().astype(int)

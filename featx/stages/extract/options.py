@@ -46,8 +46,10 @@ class ExtractOptions:
         decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
             a half, a quarter or an eighth of their size.
         dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
-        val_fraction: Share of the training samples that become validation where the source brings
-            none.
+        val_fraction: Share of each class's training images that become validation where the source
+            brings none, in [0, 0.5].
+        resplit: Choose the validation images anew; else the images of the file that is there keep
+            their split.
         on_error: What images that cannot be used lead to: ``"fail"`` is an error that names them
             all once the others are done, ``"skip"`` leaves them out.
         max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
@@ -78,6 +80,7 @@ class ExtractOptions:
     decode: Decode | None = None
     dtype: DType | None = None
     val_fraction: float | None = None
+    resplit: bool = False
     on_error: OnError | None = None
     max_bad: float | None = None
     max_pixels: int | None = None

@@ -11,7 +11,7 @@ from typing import Any, Self
 from featx.artifact import Header, canonical_json, differing_settings
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactInvalid, BackboneError, ConfigError
-from featx.images.sources import ImageSource, assign_validation
+from featx.images.sources import ImageSource
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.calibrate import calibration_pixels
 from featx.stages.extract.options import ResolvedOptions
@@ -160,7 +160,6 @@ def _new_spec(
     spec = backbone.spec()
     if options.precision != "int8":
         return spec
-    samples = assign_validation(images.samples, options.val_fraction)
     return backbone.calibrated(
-        calibration_pixels(images, samples, spec.preprocess, max_pixels=options.max_pixels)
+        calibration_pixels(images, spec.preprocess, max_pixels=options.max_pixels)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +22,13 @@ from featx.features.lock import locked
 from featx.features.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
 from featx.features.publish import publish_features, start_verifier
 from featx.images.decoders import Decoders
-from featx.images.sources import SPLITS, ImageSource, Sample, assign_validation, open_source
-from featx.images.sources.classes import warn_of_odd_classes
+from featx.images.sources import (
+    SPLITS,
+    ImageSource,
+    open_source,
+    warn_of_odd_classes,
+    warn_of_split_groups,
+)
 from featx.isolated import IsolatedCall
 from featx.stages.extract.backbone import LazyBackbone
 from featx.stages.extract.earlier import find_earlier, recorded_source
@@ -37,6 +42,7 @@ from featx.stages.extract.report import (
     too_many_are_bad,
 )
 from featx.stages.extract.settings import Settings, settle
+from featx.stages.extract.splitting import Splitting, brings_validation
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +89,8 @@ def extract(
         options = earlier.resolve(given)
         if options.report:
             require_report_path(options.report)
+        splitting = Splitting.of(images, earlier.file, given, options)
+        options = replace(options, val_fraction=splitting.fraction)
         start, backbone = time.perf_counter(), LazyBackbone(options)
         settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)
@@ -90,7 +98,8 @@ def extract(
             if options.restart or not (journal.num_rows or earlier.has_log_for(settings)):
                 journal.begin({})  # a log of nothing but bad images holds nobody up
             earlier.require_log_for(settings, journal.num_images)
-            run = _Run(output, images, options, settings, KnownRows(file, journal), backbone)
+            known = KnownRows(file, journal)
+            run = _Run(output, images, options, settings, known, backbone, splitting)
             try:
                 report = run.finish(progress)
             except KeyboardInterrupt as stop:
@@ -121,7 +130,7 @@ class _Found(NamedTuple):
     """What there was before anything was done."""
 
     num_resumed: int
-    num_relabelled: int
+    rows: np.ndarray
     touched: frozenset[int]
     is_unchanged: bool
 
@@ -143,14 +152,16 @@ class _Run:
     settings: Settings
     known: KnownRows
     backbone: LazyBackbone
+    splitting: Splitting
 
     def finish(self, progress: Progress | None) -> ExtractReport:
         """Do what is left to do, publish if anything changed, and tell."""
         file, journal, options = self.known.file, self.known.journal, self.options
-        samples = assign_validation(self.images.samples, options.val_fraction)
+        samples = self.images.samples
         warn_of_odd_classes(
             self.images.uri, self.images.classes, samples, has_tags=self.images.has_tags
         )
+        warn_of_split_groups(self.images.uri, samples)
         begun = journal.settings or {}
         if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
             log.info("The list of images has changed since the unfinished extraction was begun.")
@@ -163,19 +174,24 @@ class _Run:
         )
         found = _Found(
             num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
-            num_relabelled=num_relabelled(file, plan, samples, self.images.classes) if file else 0,
+            rows=plan.rows.copy(),
             touched=frozenset(plan.touched),
             is_unchanged=file is not None
             and self._is_noted_in(file.header)
-            and is_current(file, plan, samples, self.images.classes),
+            and is_current(file, plan, samples, self.images.classes)
+            and self.splitting.is_current(file, plan.rows),
         )
         num_bytes = 4 * len(samples) * self.settings.spec.num_features
         with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
             filled = self._fill(plan, progress)
             account_for_bad(plan, self.images, self.output, options)
             if verifier:
-                self._publish(plan, samples, verifier)
-        return self._report(plan, samples, found, filled)
+                splits = self.splitting.splits(plan.rows, self.known.digests())
+                self._publish(plan, splits, verifier)
+            elif file:
+                splits = self.splitting.own.copy()
+                splits[plan.rows >= 0] = file.splits
+        return self._report(plan, splits, found, filled)
 
     def _is_noted_in(self, header: Header) -> bool:
         """Return whether a file says what the next update is to know; old ones say less."""
@@ -235,9 +251,9 @@ class _Run:
         return _Filled(num_rows, extracted)
 
     def _report(
-        self, plan: Plan, samples: Sequence[Sample], found: _Found, filled: _Filled
+        self, plan: Plan, splits: np.ndarray, found: _Found, filled: _Filled
     ) -> ExtractReport:
-        kept = [samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist()]
+        samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
         others = set(np.flatnonzero(plan.rows >= self.known.num_in_file).tolist()) - found.touched
         file = self.known.file
         before = set(file.sample_ids) if file else set()
@@ -247,8 +263,8 @@ class _Run:
             path=self.output,
             spec=self.settings.spec,
             classes=self.images.classes,
-            split_sizes=_split_sizes(kept),
-            num_unlabelled=sum(sample.label < 0 for sample in kept),
+            split_sizes=_split_sizes(splits[kept]),
+            num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
             ignored=self.images.ignored,
             skipped=bad_images(plan),
             num_extracted=filled.num_rows,
@@ -256,7 +272,11 @@ class _Run:
             num_new=len(others) - num_changed if file else 0,
             num_changed=num_changed,
             num_removed=plan.num_removed,
-            num_relabelled=found.num_relabelled,
+            num_relabelled=num_relabelled(
+                file, found.rows, samples, self.images.classes, splits=splits
+            )
+            if file
+            else 0,
             num_duplicates=extracted.num_duplicates if extracted else 0,
             num_animated=extracted.num_animated if extracted else 0,
             is_unchanged=found.is_unchanged,
@@ -288,7 +308,7 @@ class _Run:
             digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
-    def _publish(self, plan: Plan, samples: Sequence[Sample], verifier: IsolatedCall) -> None:
+    def _publish(self, plan: Plan, splits: np.ndarray, verifier: IsolatedCall) -> None:
         header = Header(
             kind="features",
             spec=self.settings.spec.to_dict(),
@@ -301,6 +321,7 @@ class _Run:
                 "max_pixels": self.settings.max_pixels,
                 "splits": list(SPLITS),
                 **self.options.handling,
+                "own_validation": brings_validation(self.splitting.own),
                 "label_kind": "tags" if self.images.has_tags else "classes",
                 "ignored": dict(self.images.ignored),
                 "skipped": [image.to_list() for _, image in sorted(plan.skipped.items())],
@@ -311,7 +332,8 @@ class _Run:
             self.output,
             header,
             self.known,
-            samples=samples,
+            samples=self.images.samples,
+            splits=splits,
             rows=plan.rows,
             verifier=verifier,
             dtype=self.options.dtype,
@@ -319,6 +341,6 @@ class _Run:
         )
 
 
-def _split_sizes(samples: Sequence[Sample]) -> dict[str, int]:
-    sizes = {split: sum(sample.split == split for sample in samples) for split in SPLITS}
-    return {split: size for split, size in sizes.items() if size}
+def _split_sizes(splits: np.ndarray) -> dict[str, int]:
+    sizes = np.bincount(splits, minlength=len(SPLITS)).tolist()
+    return {split: size for split, size in zip(SPLITS, sizes, strict=True) if size}

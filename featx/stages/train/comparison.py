@@ -168,7 +168,7 @@ class _Judge:
                 cache.path,
                 f"'{cache.path}' has other {differ} than '{self.path}', so that their scores "
                 "cannot be compared. Extract both from the same source, with the same "
-                "--val-fraction.",
+                + ("--val-fraction and --resplit." if differ == "splits" else "--val-fraction."),
             )
 
 

@@ -16,6 +16,7 @@ from featx.artifact import (
 )
 from featx.classifier.staleness import record_provenance
 from featx.features.file import FeatureFile, open_features
+from featx.features.splits import MAX_HELD_OUT, HeldOut
 from featx.heads.few_shot import FewShotScores, summarise
 from featx.heads.head import Head, save_head
 from featx.heads.metrics import Metrics
@@ -86,6 +87,14 @@ _PROVENANCE = ("source", "weights", "val_fraction")
 """What export needs to find images and weights again; the head passes it on."""
 
 
+def _held_out(cache: FeatureFile) -> dict[str, str]:
+    """Return what tells which of the source's images were held out, if featx chose them."""
+    rows = cache.rows("val")
+    if cache.header.details.get("own_validation") or len(rows) > MAX_HELD_OUT:
+        return {}
+    return {"held_out": HeldOut.of(cache.digests[rows]).to_text()}
+
+
 def _header(
     cache: FeatureFile,
     options: TrainOptions,
@@ -106,6 +115,7 @@ def _header(
         "calibration": calibration.to_dict() if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
         **record_provenance(cache, trained.task, drawn=trained.drawn),
+        **_held_out(cache),
     }
     if answers.thresholds:
         details["thresholds"] = list(answers.thresholds)
