@@ -586,6 +586,8 @@ def test_quiet_leaves_stderr_empty_in_every_command(
         ("compare", features, tmp_path / "f.h5"),
         ("evaluate", model, photos),
         ("report", head, "-o", tmp_path / "r.html"),
+        ("run", photos, "-o", tmp_path / "run", "-b", "tiny"),
+        ("status", tmp_path / "run"),
         ("check", features),
         ("info", model),
         ("backbones", "tiny"),

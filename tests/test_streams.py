@@ -223,6 +223,8 @@ class TestNames:
             *(("predict", m, photos, "--format", x) for x in ("table", "json", "jsonl", "csv")),
             ("report", h, "-o", hostile / "r.html"),
             ("report", h, "-o", hostile / f"{HOSTILE[2]}.html"),
+            ("run", photos, "-o", hostile / HOSTILE[1], "-b", "tiny", *skip),
+            ("status", hostile / HOSTILE[1]),
             ("backbones", HOSTILE[0]),
             ("predict", m, f"--{HOSTILE[0]}"),
             (HOSTILE[1],),

@@ -16,6 +16,7 @@ _WIDTH = len("unfinished")
 @click.command()
 @click.argument("folder", type=options.FILE, default=options.FOLDER)
 @options.as_json
+@options.no_notes
 def status(folder: Path, as_json: bool) -> None:
     """Say which of FOLDER's files are current, and the command that fixes each other one.
 

@@ -19,7 +19,7 @@ from featx.images.preprocess import PreprocessSpec
 from featx.stages.export.snippets import snippets
 
 _CLASSES_SHOWN = 100
-_PUNCTUATION = frozenset("\\|*_`~<>[]()!#&@:.")  # of Markdown, and of addresses that become links
+_PUNCTUATION = frozenset("\\|*_`~<>[]()!#&@:.$")  # of Markdown, and of addresses that become links
 _KIND: dict[Task, str] = {
     "single-label": "An image classifier of {} classes",
     "multi-label": "An image classifier of {} tags that do not exclude each other",
@@ -265,9 +265,9 @@ def licence(origin: str) -> str:
     scheme, _, name = origin.partition(":")
     if scheme == "torchvision":
         return (
-            f"torchvision's {name}. torchvision's code is BSD-3-Clause; its weights may have terms "
-            "of their own that come from the data they were trained on (mostly ImageNet, for "
-            "non-commercial research). See "
+            f"torchvision's {_plain(name)}. torchvision's code is BSD-3-Clause; its weights may "
+            "have terms of their own that come from the data they were trained on (mostly "
+            "ImageNet, for non-commercial research). See "
             "https://github.com/pytorch/vision#pre-trained-model-license"
         )
     if scheme == "bundled":

@@ -255,8 +255,8 @@ def test_an_edited_card_is_replaced_only_if_asked_to(trained: Any) -> None:
 
 @pytest.mark.parametrize(
     ("origin", "match"),
-    [("torchvision:IMAGENET1K_V1", "BSD-3-Clause"), ("bundled", "MIT"), ("random:0", "none"),
-     ("file:/x.pth", "not known")],
+    [("torchvision:IMAGENET1K_V1", "BSD-3-Clause"), ("torchvision:<img>", r"\<img\>"),
+     ("bundled", "MIT"), ("random:0", "none"), ("file:/x.pth", "not known")],
 )  # fmt: skip
 def test_licences(origin: str, match: str) -> None:
     assert match in licence(origin)
