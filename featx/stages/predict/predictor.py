@@ -7,6 +7,8 @@ second session, of one thread, which is opened when the first long list comes.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from featx.artifact import MAX_HEADER_BYTES, Header
 from featx.backbones.engines import default_batch_size
 from featx.classifier.providers import Provider
 from featx.classifier.seal import SEAL_BYTES
@@ -36,6 +39,10 @@ from featx.stages.predict.prediction import (
     given_tags,
 )
 
+log = logging.getLogger(__name__)
+
+_HEAD = "head.safetensors"
+_MAX_HEADS = 32
 _MANY = 32
 """From so many images on, what a session of one thread saves is more than opening it takes."""
 _MAX_BATCH = 16
@@ -79,6 +86,7 @@ class Predictor:
         self._seal = self._content[-SEAL_BYTES:]
         self._opened = self._open(self._threads)
         _require_answers(self._opened)
+        _warn_of_another_head(self._opened)
         self._own_thread: Classifier | None = None
         self._opening, self._process = threading.Lock(), os.getpid()
 
@@ -256,6 +264,35 @@ class Predictor:
             providers=self._providers,
             verify=verify,
         )
+
+
+def _warn_of_another_head(classifier: Classifier) -> None:
+    """Say so where there are heads beside a file, and it was exported from none of them."""
+    path = classifier.path
+    beside = sorted(path.parent.glob("*.safetensors"), key=lambda head: head.name != _HEAD)
+    heads = {head: _head_sha256(head) for head in beside[:_MAX_HEADS]}
+    found = [head for head, sha256 in heads.items() if sha256]
+    own = classifier.header.details.get("head_sha256")
+    if own and found and own not in heads.values():
+        log.warning(
+            "'%s' was exported from another head than '%s' beside it; run featx export.",
+            path,
+            found[0].name,
+        )
+
+
+def _head_sha256(path: Path) -> str | None:
+    """Return the sha256 in a head's header; None where it is no head, or is damaged."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            listing = json.loads(file.read(min(length, 2 * MAX_HEADER_BYTES)))
+        header = Header.from_json(listing["__metadata__"]["featx"], path=path, kind="head")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return str(header.details["sha256"])
 
 
 def _require_answers(classifier: Classifier) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -30,6 +31,7 @@ from featx.images.preprocess import resize
 from featx.stages.evaluate import evaluate
 from featx.stages.predict import Prediction, Predictor, find_images
 from featx.stages.predict import predictor as predictor_module
+from featx.stages.train import TrainOptions, train_head
 
 
 def test_every_way_to_give_an_image_gives_the_same_answer(
@@ -537,3 +539,43 @@ def test_answers_that_cannot_be_are_one_line_of_error(
 def test_answers_that_cannot_be_get_no_scores(liar: Path) -> None:
     with pytest.raises(ArtifactInvalid, match="that cannot be"):
         evaluate(liar, "digits:")
+
+
+# --- the head beside a model --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "other.safetensors"])
+def test_a_model_of_another_head_than_that_beside_it_is_told(
+    model: Path, head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    shutil.copy(model, tmp_path / "model.onnx")
+    Predictor(tmp_path / "model.onnx", threads=1)
+    shutil.copy(head, tmp_path / name)
+    (tmp_path / "weights.safetensors").write_bytes(safetensors.numpy.save({"w": np.zeros(3)}))
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
+    (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    Predictor(tmp_path / "model.onnx", threads=1)
+    assert not caplog.records
+    options = TrainOptions(strengths=(0.1,))
+    train_head(head.with_name("f.h5"), tmp_path / name, options)
+    caplog.clear()
+    Predictor(tmp_path / "model.onnx", threads=1)
+    assert f"model.onnx' was exported from another head than '{name}' beside it" in caplog.text
+    shutil.copy(head, tmp_path / "its own.safetensors")
+    caplog.clear()
+    Predictor(tmp_path / "model.onnx", threads=1)
+    assert not caplog.records
+
+
+def test_the_command_warns_and_answers(
+    model: Path, head: Path, images: list[Path], tmp_path: Path
+) -> None:
+    shutil.copy(model, tmp_path / "model.onnx")
+    options = TrainOptions(strengths=(0.1,))
+    train_head(head.with_name("f.h5"), tmp_path / "head.safetensors", options)
+    result = CliRunner().invoke(main, ["predict", str(tmp_path / "model.onnx"), str(images[0])])
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Warning: ")
+    assert "was exported from another head than 'head.safetensors' beside it" in result.stderr
+    assert "beside it" not in result.stdout
