@@ -46,15 +46,47 @@ class ImageError(SourceError):
     Args:
         sample_id: Which image.
         reason: What is wrong with it, without its name.
+        is_permanent: Whether that lies in the content of its file; None takes what the error that
+            this one is raised from tells.
     """
 
-    def __init__(self, sample_id: str, reason: str) -> None:
+    def __init__(self, sample_id: str, reason: str, *, is_permanent: bool | None = None) -> None:
         super().__init__(f"Image '{sample_id}': {reason}")
         self.sample_id = sample_id
         self.reason = reason
+        self._is_permanent = is_permanent
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the reason lies in the content of the file.
+
+        False where it lies in the machine, as with memory, I/O, rights, limits or a package that is
+        missing, so that another attempt may succeed.
+        """
+        if self._is_permanent is None:
+            return not _lies_in_machine(self.__cause__)
+        return self._is_permanent
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.sample_id, self.reason)
+        make = partial(type(self), is_permanent=self.is_permanent)
+        return make, (self.sample_id, self.reason)
+
+
+_MEMORY_WORDS = ("out of memory", "cannot allocate", "insufficient memory", "error -4 ")
+"""In what libraries say where they get no memory; the last is zlib's."""
+
+
+def _lies_in_machine(error: BaseException | None) -> bool:
+    """Return whether an error, or one that led to it, is of the system and not of what was read."""
+    while error is not None:
+        if isinstance(error, MemoryError | ImportError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno is not None:
+            return True
+        if any(words in str(error).lower() for words in _MEMORY_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class BadImages(SourceError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
 import re
 import tomllib
+import zlib
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ PARENTS = {
 EXAMPLES = [
     ConfigError("size must be 1; got 0."),
     SourceError("'photos' does not exist."),
-    ImageError("ants/1.jpg", "the file is empty."),
+    ImageError("ants/1.jpg", "the file is empty.", is_permanent=False),
     BadImages([("ants/1.jpg", "the file is empty.")], 7, "Repair it."),
     BackboneError("no such backbone."),
     *(
@@ -134,3 +136,37 @@ def test_every_package_that_a_command_may_lack_is_told_by_its_name() -> None:
         module = modules.get(package, package)
         told = missing_package(ModuleNotFoundError("No module", name=module))
         assert f"pip install {package}." in str(told)
+
+
+def raised_from(cause: BaseException | None) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        raise ImageError("a.jpg", "cannot be used.") from cause
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        MemoryError(), OSError(errno.EIO, "I/O error"), PermissionError(errno.EACCES, "denied"),
+        FileNotFoundError(errno.ENOENT, "no such file"), TimeoutError(), ModuleNotFoundError("x"),
+        OSError("out of memory error when reading image file"),
+        zlib.error("Error -4 while decompressing data: insufficient memory"),
+    ],
+)  # fmt: skip
+def test_an_image_is_not_to_blame_for_the_machine(cause: Exception) -> None:
+    assert not raised_from(cause).is_permanent
+    wrapped = ValueError("it cannot be read")
+    wrapped.__context__ = cause
+    error = raised_from(wrapped)
+    assert not error.is_permanent
+    assert not pickle.loads(pickle.dumps(error)).is_permanent
+
+
+@pytest.mark.parametrize(
+    "cause", [None, ValueError("x"), OSError("image file is truncated"), SyntaxError()]
+)
+def test_an_image_is_to_blame_for_its_content(cause: Exception | None) -> None:
+    error = raised_from(cause)
+    assert error.is_permanent
+    assert pickle.loads(pickle.dumps(error)).is_permanent
+    assert not ImageError("a.jpg", "it changes while it is read.", is_permanent=False).is_permanent

@@ -35,13 +35,19 @@ class SkippedImage(NamedTuple):
         sample_id: Which.
         reason: Why it cannot be used.
         stamp: What its file looked like.
-        digest: Content hash, 16 bytes; zeros where it could not be read, or is not recorded.
+        digest: Content hash, 16 bytes; zeros where its content is not the reason, as of a file that
+            cannot be read, and in files of version 2.
     """
 
     sample_id: str
     reason: str
     stamp: Stamp
     digest: bytes = bytes(DIGEST_BYTES)
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the reason lies in its content, so that it is not tried again."""
+        return any(self.digest)
 
     def to_list(self) -> list[Any]:
         """Return JSON values, for the header."""

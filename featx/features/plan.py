@@ -82,6 +82,7 @@ def make_plan(
     file: FeatureFile | None,
     *,
     verify_content: bool = False,
+    retry_skipped: bool = False,
     workers: int | None = None,
 ) -> Plan:
     """Compare a source with the rows there are.
@@ -91,9 +92,10 @@ def make_plan(
         known: What is known, the oldest first.
         file: The published file, to count what it has and the source has no more.
         verify_content: Read every file and compare its content hash; try the unusable ones again.
+        retry_skipped: Try the unusable ones again.
         workers: Threads that read; None takes one per core.
     """
-    comparison = _Comparison(images, trust_skipped=not verify_content)
+    comparison = _Comparison(images, trust_skipped=not (verify_content or retry_skipped))
     for block in known:
         comparison.add(block)
     if file is not None:

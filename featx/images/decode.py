@@ -45,6 +45,9 @@ MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 2**30
 """What ``MAX_PIXELS`` take uncompressed, at 16 bits a channel."""
 DIGEST_BYTES = 16
+_DECODING_BYTES = 20
+"""Of a pixel, more than any decoder and what follows it need: 6 of a progressive JPEG's
+coefficients, and a few layers of 4."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -122,9 +125,34 @@ def decoded(
     """
     check_max_pixels(max_pixels)
     if isinstance(content, bytes):
-        return _decoded(content, sample_id, max_pixels, preprocess)
+        try:
+            return _decoded(content, sample_id, max_pixels, preprocess)
+        except ImageError as err:
+            if err.__cause__ and err.is_permanent and _is_short_of_memory(content):
+                reason = f"{err.reason} There may have been too little memory for it."
+                raise ImageError(sample_id, reason, is_permanent=False) from err
+            raise
     _check_size(content.shape[0], content.shape[1], sample_id, max_pixels)
     return content
+
+
+def _is_short_of_memory(content: bytes) -> bool:
+    """Return whether there is too little memory to decode an image for certain.
+
+    Several decoders say of a file that it is damaged where it is memory that they do not get.
+    """
+    try:
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                pixels = image.width * image.height
+        except (OSError, ValueError, SyntaxError):  # a WebP takes its memory when it is opened
+            pixels = MAX_PIXELS if content[8:12] == b"WEBP" else 0
+        np.empty(_DECODING_BYTES * pixels, np.uint8)  # never touched, so that it costs nothing
+    except MemoryError:
+        return True
+    except Exception:  # its header is damaged in a way of its own
+        return False
+    return False
 
 
 def read_image_file(path: str | Path, *, sample_id: str) -> bytes:
@@ -147,9 +175,9 @@ def read_image_file(path: str | Path, *, sample_id: str) -> bytes:
                 return file.read()
         finally:
             os.close(descriptor)
-    except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+    except (OSError, ValueError, MemoryError) as err:  # ValueError: a NUL in the name
         reason = err.strerror if isinstance(err, OSError) else None
-        raise ImageError(sample_id, f"cannot be read: {reason or err}.") from err
+        raise ImageError(sample_id, f"cannot be read: {reason or _reason(err)}.") from err
 
 
 def is_animated(content: bytes) -> bool:

@@ -27,6 +27,8 @@ from featx.images.decode import decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.processes import Answer, Processes
 
+NO_MEMORY = "there is too little memory to resize it."
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -34,13 +36,13 @@ class Outcome:
 
     Attributes:
         num_squares: Of those that can be used.
-        reasons: By the number of the image, why it cannot be used.
+        errors: By the number of the image, why it cannot be used.
         decode_seconds: Of the process.
         preprocess_seconds: Of the process.
     """
 
     num_squares: int
-    reasons: dict[int, str]
+    errors: dict[int, ImageError]
     decode_seconds: float
     preprocess_seconds: float
 
@@ -98,8 +100,11 @@ class Decoders:
             answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
             told = json.loads(bytes(answer))
             outcome = Outcome(
-                len(contents) - len(told["reasons"]),
-                {int(number): reason for number, reason in told["reasons"].items()},
+                len(contents) - len(told["errors"]),
+                {
+                    int(number): ImageError("", reason, is_permanent=is_permanent)
+                    for number, (reason, is_permanent) in told["errors"].items()
+                },
                 *told["seconds"],
             )
             into[: outcome.num_squares] = self._shared[block, : outcome.num_squares]
@@ -161,19 +166,22 @@ def begin(receive: Callable[[], bytes]) -> Answer:
 
     def answer(message: bytes) -> bytes:
         block, count = np.frombuffer(message, np.int64, 2).tolist()
-        squares, reasons, seconds = shared[block], dict[int, str](), [0.0, 0.0]
+        squares, errors, seconds = shared[block], dict[int, tuple[str, bool]](), [0.0, 0.0]
         for number, content in enumerate(_contents(message, count)):
             start = time.perf_counter()
             try:
                 image = decoded(content, sample_id="", max_pixels=max_pixels, preprocess=spec)
                 between = time.perf_counter()
-                squares[number - len(reasons)] = preprocess(image, spec)
+                squares[number - len(errors)] = preprocess(image, spec)
             except ImageError as err:
-                reasons[number] = err.reason
+                errors[number] = err.reason, err.is_permanent
+                continue
+            except MemoryError:
+                errors[number] = NO_MEMORY, False
                 continue
             seconds[0] += between - start
             seconds[1] += time.perf_counter() - between
-        return json.dumps({"reasons": reasons, "seconds": seconds}).encode()
+        return json.dumps({"errors": errors, "seconds": seconds}).encode()
 
     return answer
 

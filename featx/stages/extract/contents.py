@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from featx.features.known import KnownRows
 from featx.images.decode import DIGEST_BYTES
 
 NO_DIGEST = bytes(DIGEST_BYTES)
 """Of an image that could not be read."""
+
+
+class Failure(NamedTuple):
+    """Why a content has no row, and whether the reason lies in the content itself."""
+
+    reason: str
+    is_permanent: bool
 
 
 class Contents:
@@ -20,7 +29,7 @@ class Contents:
     """
 
     def __init__(self, known: KnownRows) -> None:
-        self._outcomes: dict[bytes, int | str | None] = {}
+        self._outcomes: dict[bytes, int | Failure | None] = {}
         for block in known.images():
             digests = block.digests.tobytes()
             for number, row in enumerate(block.rows.tolist()):
@@ -37,12 +46,12 @@ class Contents:
             self._outcomes[digest] = None
         return is_new
 
-    def settle(self, digest: bytes, outcome: int | str) -> None:
+    def settle(self, digest: bytes, outcome: int | Failure) -> None:
         """Note what became of a new content."""
         if digest != NO_DIGEST:
             self._outcomes[digest] = outcome
 
-    def outcome(self, digest: bytes) -> int | str:
+    def outcome(self, digest: bytes) -> int | Failure:
         """Return what became of a content that is settled."""
         outcome = self._outcomes[digest]
         if outcome is None:

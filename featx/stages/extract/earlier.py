@@ -96,6 +96,10 @@ class Earlier:
             + f"Use --overwrite to replace it, or -o {free} for a file of its own.",
         )
 
+    def had_lower_limit(self, settings: Settings) -> bool:
+        """Return whether images were left out that may have fewer pixels than are allowed now."""
+        return any(earlier.max_pixels < settings.max_pixels for earlier in self.settings)
+
     def has_log_for(self, settings: Settings) -> bool:
         """Return whether the log's rows are what these settings give, or there is no log."""
         return not self._log_differences(settings)

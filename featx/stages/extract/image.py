@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
 import numpy as np
 
 from featx.errors import ImageError
-from featx.images.sources import NO_FILE, Stamp
+from featx.images.sources import Stamp
 from featx.stages.extract.contents import NO_DIGEST
-
-_LASTING = (
-    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
-)
-"""What the system says of a file that stays as it is until somebody changes it."""
 
 KEPT_BYTES = 8 * 2**20
 """Of a batch's files. What is beyond is read again when it is decoded, so that the memory does not
@@ -35,6 +28,7 @@ class Image:
         is_animated: It has more than one frame or page.
         is_new: No image before it has the same content.
         reason: Why it cannot be used.
+        is_permanent: Whether the reason lies in its content.
     """
 
     position: int
@@ -45,6 +39,7 @@ class Image:
     is_animated: bool = False
     is_new: bool = True
     reason: str = ""
+    is_permanent: bool = True
 
     @property
     def num_bytes(self) -> int:
@@ -53,9 +48,14 @@ class Image:
             return self.content.nbytes
         return len(self.content or b"")
 
+    @property
+    def recorded_digest(self) -> bytes:
+        """The content hash, unless the image cannot be used for another reason than its content.
+
+        Such an image is tried again by the next run.
+        """
+        return self.digest if self.is_permanent else NO_DIGEST
+
     def fail(self, err: ImageError) -> None:
-        """Note why it cannot be used; what was the system's fault is to be tried again."""
-        self.reason = err.reason
-        cause = err.__cause__
-        if isinstance(cause, OSError) and cause.errno not in (None, *_LASTING):
-            self.stamp = NO_FILE  # no file looks like that, so it counts as changed next time
+        """Note why it cannot be used."""
+        self.reason, self.is_permanent = err.reason, err.is_permanent

@@ -21,7 +21,7 @@ from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import ImageSource
 from featx.stages.extract.batches import ImageBatch, Loader
-from featx.stages.extract.contents import Contents
+from featx.stages.extract.contents import Contents, Failure
 from featx.stages.extract.image import Image
 from featx.stages.extract.options import ResolvedOptions
 from featx.stages.extract.profile import Profile, Spent
@@ -161,10 +161,12 @@ def _rows(
     for image in images:
         number = first + len(sources)
         if image.is_new:
-            contents.settle(image.digest, image.reason or number)
+            failure = Failure(image.reason, image.is_permanent) if image.reason else None
+            contents.settle(image.digest, failure or number)
+        elif isinstance(outcome := contents.outcome(image.digest), Failure):
+            image.reason, image.is_permanent = outcome
         else:
-            outcome = contents.outcome(image.digest)
-            image.reason, number = (outcome, -1) if isinstance(outcome, str) else ("", outcome)
+            number = outcome
         if not image.reason:
             sources.append(number)
     numbers = np.array(sources, dtype=np.int64)
@@ -185,9 +187,9 @@ def _enter(images: Sequence[Image], rows: np.ndarray, known: KnownRows, plan: Pl
         Batch(
             sample_ids=tuple(image.sample_id for image in images),
             stamps=np.array([image.stamp for image in images], dtype=np.int64),
-            digests=np.frombuffer(b"".join(image.digest for image in images), np.uint8).reshape(
-                -1, DIGEST_BYTES
-            ),
+            digests=np.frombuffer(
+                b"".join(image.recorded_digest for image in images), np.uint8
+            ).reshape(-1, DIGEST_BYTES),
             reasons=tuple(image.reason for image in images),
             features=rows,
         )
@@ -195,7 +197,7 @@ def _enter(images: Sequence[Image], rows: np.ndarray, known: KnownRows, plan: Pl
     for image in images:
         if image.reason:
             plan.skipped[image.position] = SkippedImage(
-                image.sample_id, image.reason, image.stamp, image.digest
+                image.sample_id, image.reason, image.stamp, image.recorded_digest
             )
         else:
             plan.rows[image.position], row = row, row + 1

@@ -92,6 +92,18 @@ def bad_images(plan: Plan) -> tuple[tuple[str, str], ...]:
     return tuple((plan.skipped[i].sample_id, plan.skipped[i].reason) for i in sorted(plan.skipped))
 
 
+def warn_of_passing(plan: Plan) -> None:
+    """Say which images are left out this time only, for reasons that do not lie in them."""
+    passing = [image for image in plan.skipped.values() if not image.is_permanent]
+    if passing:
+        are = "1 image is" if len(passing) == 1 else f"{len(passing):,} images are"
+        log.warning(
+            "%s left out for reasons that do not lie in their content, and will be tried again by "
+            "the next run: the first is '%s': %s",
+            *(are, passing[0].sample_id, passing[0].reason),
+        )
+
+
 def too_many_are_bad(plan: Plan, options: ResolvedOptions) -> bool:
     """Return whether more images are bad than may be left out."""
     return options.on_error == "skip" and len(plan.skipped) > options.max_bad * len(plan.rows)

@@ -83,8 +83,12 @@ class Settings:
         return asdict(self) | {"spec": self.spec.to_dict()}
 
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
-        """Return one ``"name: expected …, found …"`` for each setting on which rows depend."""
+        """Return one ``"name: expected …, found …"`` for each setting on which rows depend.
+
+        With a higher limit of pixels than was found, every row is as it would be.
+        """
         wanted, other = self._identity(any_source), found._identity(any_source)
+        other["max_pixels"] = max(other["max_pixels"], wanted["max_pixels"])
         if wanted["precision"] != other["precision"]:  # which says enough
             wanted["calibration"] = other["calibration"]
         return differing_settings(wanted, other)

@@ -16,7 +16,7 @@ import numpy as np
 
 from featx.errors import ImageError
 from featx.images.decode import content_digest, decoded
-from featx.images.decoders import Decoders
+from featx.images.decoders import NO_MEMORY, Decoders
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.sources import ImageSource
 from featx.stages.extract.image import KEPT_BYTES, Image
@@ -87,6 +87,8 @@ class SquareMaker:
                 count += 1
             except ImageError as err:
                 image.fail(err)
+            except MemoryError:
+                image.fail(ImageError(image.sample_id, NO_MEMORY, is_permanent=False))
         return squares[:count]
 
     def _by_processes(
@@ -95,9 +97,8 @@ class SquareMaker:
         squares, count = self._empty(images), 0
         for some in self._handfuls(images, decoders.batch_size, spent):
             outcome = decoders.squares([content for _, content in some], squares[count:])
-            for number, reason in outcome.reasons.items():
-                image = some[number][0]
-                image.fail(ImageError(image.sample_id, reason))
+            for number, error in outcome.errors.items():
+                some[number][0].fail(error)
             spent.seconds["decode"] += outcome.decode_seconds
             spent.seconds["preprocess"] += outcome.preprocess_seconds
             count += outcome.num_squares
@@ -134,5 +135,6 @@ class SquareMaker:
             with spent.on("read"):
                 content = self.source.read(image.position)
                 if content_digest(content) != image.digest:
-                    raise ImageError(image.sample_id, "the file changes while it is read.")
+                    reason = "the file changes while it is read."
+                    raise ImageError(image.sample_id, reason, is_permanent=False)
         return content

@@ -40,6 +40,7 @@ from featx.stages.extract.report import (
     require_own_files,
     require_report_path,
     too_many_are_bad,
+    warn_of_passing,
 )
 from featx.stages.extract.settings import Settings, settle
 from featx.stages.extract.splitting import Splitting, brings_validation
@@ -99,7 +100,8 @@ def extract(
                 journal.begin({})  # a log of nothing but bad images holds nobody up
             earlier.require_log_for(settings, journal.num_images)
             known = KnownRows(file, journal)
-            run = _Run(output, images, options, settings, known, backbone, splitting)
+            retry = earlier.had_lower_limit(settings)
+            run = _Run(output, images, options, settings, known, backbone, splitting, retry)
             try:
                 report = run.finish(progress)
             except KeyboardInterrupt as stop:
@@ -153,6 +155,7 @@ class _Run:
     known: KnownRows
     backbone: LazyBackbone
     splitting: Splitting
+    retry_skipped: bool
 
     def finish(self, progress: Progress | None) -> ExtractReport:
         """Do what is left to do, publish if anything changed, and tell."""
@@ -170,6 +173,7 @@ class _Run:
             self.known.images(),
             file,
             verify_content=options.verify_content,
+            retry_skipped=self.retry_skipped,
             workers=options.workers,
         )
         found = _Found(
@@ -185,6 +189,7 @@ class _Run:
         with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
             filled = self._fill(plan, progress)
             account_for_bad(plan, self.images, self.output, options)
+            warn_of_passing(plan)
             if verifier:
                 splits = self.splitting.splits(plan.rows, self.known.digests())
                 self._publish(plan, splits, verifier)
@@ -195,7 +200,9 @@ class _Run:
 
     def _is_noted_in(self, header: Header) -> bool:
         """Return whether a file says what the next update is to know; old ones say less."""
-        noted = {"source": self.settings.source, **self.options.handling}
+        settings = self.settings
+        noted = {"source": settings.source, "max_pixels": settings.max_pixels}
+        noted |= self.options.handling
         return all(header.details.get(name, value) == value for name, value in noted.items())
 
     def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
