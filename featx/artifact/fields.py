@@ -240,6 +240,9 @@ def _head(task: str, num_outputs: int) -> Rule:
             **_of_task(task, num_outputs),
         },
         {
+            "cross_validated": nullable(
+                record({"num_folds": whole(), "metrics": _scores(task, num_outputs)})
+            ),
             "calibration": nullable(_CALIBRATION),
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,

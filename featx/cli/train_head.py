@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featx.heads.class_weight import ClassWeight
     from featx.heads.few_shot import FewShotScores
     from featx.heads.sgd import EpochScores
-    from featx.stages.train import TrainOptions, TrainReport
+    from featx.stages.train import CrossValidated, TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 
@@ -237,7 +237,9 @@ def _print_epoch(scores: EpochScores) -> None:
 
 
 def _print(report: TrainReport, *, per_class: bool) -> None:
-    print_metrics(report.metrics)
+    cross_validated = report.cross_validated
+    in_turn = {"cross-val.": cross_validated.scores} if cross_validated else {}
+    print_metrics({**report.metrics, **in_turn})
     click.echo()
     if report.few_shot:
         _print_few_shot(report.few_shot)
@@ -253,6 +255,8 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
     fields["head"] = _describe(report.choice)
     if blocks := report.choice.get("in_blocks"):
         fields["features"] = _describe_blocks(blocks)
+    if cross_validated:
+        fields["cross-val."] = _describe_cross_validation(cross_validated)
     if report.calibration:
         fields["calibration"] = _describe_calibration(report.calibration)
     if not report.is_unchanged:
@@ -308,6 +312,16 @@ def _describe_blocks(blocks: Mapping[str, Any]) -> str:
     )
 
 
+def _describe_cross_validation(cross_validated: CrossValidated) -> str:
+    count, folds = cross_validated.scores.num_samples, cross_validated.num_folds
+    images = "1 training image" if count == 1 else f"{count:,} training images"
+    return (
+        f"{images} in {folds} folds, each scored by a head that was not trained on it"
+        if folds
+        else f"{images}, each scored by the head without it"
+    )
+
+
 def _describe_calibration(calibration: Calibration) -> str:
     return (
         f"temperature {calibration.temperature:.3g}, held-out ECE {calibration.ece_before:.4f} → "
@@ -319,6 +333,8 @@ def _describe(choice: dict[str, Any]) -> str:
     if choice["head"] == "mlp":
         sizes = "-".join(str(size) for size in choice["hidden"])
         text = f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
+        if choice.get("held_out_loss") is None:
+            text = f"MLP with hidden {sizes}, trained for {choice['num_epochs']} epochs"
         if len(choice["candidates"]) > 1:
             text += (
                 f", the best of {len(choice['candidates'])}: learning rate "
@@ -334,10 +350,7 @@ def _describe(choice: dict[str, Any]) -> str:
     if len(choice["path"]) < 2:
         return text
     text += f", the best of {len(choice['path'])} "
-    if choice["solver"] == "ridge":
+    folds = choice.get("num_folds") or 0
+    if not folds:
         return text + "by leave-one-out"
-    return text + (
-        "on a hold-out"
-        if choice["num_folds"] == 1
-        else f"by {choice['num_folds']}-fold cross-validation"
-    )
+    return text + ("on a hold-out" if folds == 1 else f"by {folds}-fold cross-validation")

@@ -139,7 +139,7 @@ def assign_splits(
     if (own == VAL).any() or not len(pool):
         return splits
     contents, hashes, kept = _contents(digests[pool], published)
-    owners = _owners(contents, len(hashes), None if groups is None else groups[pool])
+    owners = owners_of(contents, len(hashes), None if groups is None else groups[pool])
     labels = labels[pool]
     if look_like_numbers(classes, int((labels >= 0).sum())):
         classes, labels, has_tags = ("number",), np.minimum(labels, 0), False
@@ -184,7 +184,7 @@ def _contents(
     return contents[:count], high[is_first], kept
 
 
-def _owners(contents: np.ndarray, num_contents: int, groups: np.ndarray | None) -> np.ndarray:
+def owners_of(contents: np.ndarray, num_contents: int, groups: np.ndarray | None) -> np.ndarray:
     """Return the number of the unit that each content belongs to, ``(C,)`` int64.
 
     Groups that share a content are one unit. Units are numbered by their lowest content.

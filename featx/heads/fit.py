@@ -68,19 +68,23 @@ def fit_logistic_head(
     judge: bool,
     seed: int,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return logistic regression by ``"lbfgs"`` or ``"sklearn"``; see ``fit_linear``."""
     chosen: dict[str, Any] = {
         "strengths": strengths,
         "weights": samples.weights,
         "groups": samples.groups,
+        "judge": judge,
+        "seed": seed,
+        "step": step,
     }
     if solver == "sklearn":
         from featx.heads.with_sklearn import fit_with_sklearn
 
-        linear = fit_with_sklearn(*samples.arrays, **chosen, judge=judge, seed=seed)
+        linear = fit_with_sklearn(*samples.arrays, **chosen)
     else:
-        linear = fit_linear(*samples.arrays, **chosen, judge=judge, seed=seed, device=device)
+        linear = fit_linear(*samples.arrays, **chosen, device=device)
     return logistic_fitted(linear, solver=solver, seed=seed)
 
 
@@ -100,7 +104,13 @@ def logistic_fitted(linear: LinearFit, *, solver: str, seed: int) -> Fitted:
     return Fitted((linear.layer,), choice, linear.held_out)
 
 
-def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) -> Fitted:
+def fit_tags_head(
+    samples: Samples,
+    strengths: Sequence[float],
+    *,
+    seed: int,
+    step: Callable[[str], None] | None = None,
+) -> Fitted:
     """Return a logistic regression for each tag, all of one strength; see ``fit_linear``."""
     linear = fit_linear(
         *samples.arrays,
@@ -110,11 +120,18 @@ def fit_tags_head(samples: Samples, strengths: Sequence[float], *, seed: int) ->
         judge=True,
         loss=SIGMOID,
         seed=seed,
+        step=step,
     )
     return logistic_fitted(linear, solver="lbfgs", seed=seed)
 
 
-def fit_ridge_head(samples: Samples, strengths: Sequence[float], *, seed: int) -> Fitted:
+def fit_ridge_head(
+    samples: Samples,
+    strengths: Sequence[float],
+    *,
+    seed: int,
+    step: Callable[[str], None] | None = None,
+) -> Fitted:
     """Return ridge on numbers, or on one-hot targets; see ``fit_ridge``."""
     ridge = fit_ridge(
         *samples.arrays,
@@ -122,6 +139,7 @@ def fit_ridge_head(samples: Samples, strengths: Sequence[float], *, seed: int) -
         weights=samples.weights,
         groups=samples.groups,
         seed=seed,
+        step=step,
     )
     return ridge_fitted(ridge)
 
@@ -157,9 +175,17 @@ def fit_sgd_head(
     *,
     seed: int,
     progress: Callable[[EpochScores], None] | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return the tutorials' recipe; see ``fit_sgd``. It holds nothing out."""
-    layer = fit_sgd(*samples.arrays, options, weights=samples.weights, seed=seed, progress=progress)
+    layer = fit_sgd(
+        *samples.arrays,
+        options,
+        weights=samples.weights,
+        seed=seed,
+        progress=progress,
+        step=step,
+    )
     return sgd_fitted(layer, options, seed=seed)
 
 
@@ -176,6 +202,7 @@ def fit_mlp_head(
     loss: Loss = SOFTMAX,
     seed: int,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
     mlp = fit_mlp(
@@ -186,6 +213,7 @@ def fit_mlp_head(
         loss=loss,
         seed=seed,
         device=device,
+        step=step,
     )
     return mlp_fitted(mlp, options, seed=seed)
 

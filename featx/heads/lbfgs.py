@@ -69,6 +69,7 @@ def minimise(
     stopping: Stopping,
     curvature: Sequence[Pairs] | None = None,
     memory: int = 15,
+    progress: Callable[[int], None] | None = None,
 ) -> Minimum:
     """Return the minimum of each problem.
 
@@ -80,6 +81,7 @@ def minimise(
         stopping: When a problem is done.
         curvature: What is known of each problem's Hessian from a similar one.
         memory: Steps of each problem that are remembered.
+        progress: Called after each iteration with the number of evaluations so far.
     """
     every = np.arange(len(start))
     values, gradients = objective(start, every)
@@ -101,6 +103,8 @@ def minimise(
             break
         state, moved, calls = _step(objective, state, direction, stopping.noise, memory)
         evaluations += calls
+        if progress:
+            progress(evaluations)
         best.variables[state.ids] = state.variables
         best.values[state.ids] = state.values
         best.gradient_norms[state.ids] = _largest(state.gradients)

@@ -9,7 +9,7 @@ side. The strength with the lowest held-out log loss is then solved on all sampl
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,7 @@ def fit_linear(
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best.
 
@@ -108,6 +109,7 @@ def fit_linear(
         loss: Of what labels are.
         seed: Decides the folds.
         device: What the products run on; None for numpy.
+        step: Called with the step under way.
     """
     basis = build_basis(features)
     weights = np.ones(len(labels)) if weights is None else weights
@@ -125,10 +127,10 @@ def fit_linear(
             loss=loss,
             device=device,
         )
-        best, path = follow_path(samples, division, strengths)
+        best, path = follow_path(samples, division, strengths, step=step)
     strength = best.point.strength if best else fixed_strength(strengths)
     everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss, device=device)
-    optimum = refit(everything, strength, best)
+    optimum = refit(everything, strength, best, step=step)
     return LinearFit(
         layer=everything.layer(optimum.variables[0]),
         strength=strength,
@@ -170,7 +172,11 @@ class Solved:
 
 
 def follow_path(
-    samples: Logistic, division: Division, strengths: Sequence[float]
+    samples: Logistic,
+    division: Division,
+    strengths: Sequence[float],
+    *,
+    step: Callable[[str], None] | None = None,
 ) -> tuple[Solved, tuple[PathPoint, ...]]:
     """Return the best strength and the whole path, weakest ``C`` first.
 
@@ -178,13 +184,16 @@ def follow_path(
         samples: What is trained on, with its division.
         division: Who is held out when.
         strengths: Values of ``C``, at least one.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: There are no strengths.
     """
     before: list[Solved] = []
     best, path = None, []
-    for strength in sorted(strengths):
+    for number, strength in enumerate(sorted(strengths), start=1):
+        if step:
+            step(f"Strength {number} of {len(strengths)}, C = {strength:g}")
         solved = _solve_folds(samples, division, strength, before)
         before = [*before[-1:], solved]
         path.append(solved.point)
@@ -237,7 +246,12 @@ def _ahead(
 
 
 def refit(
-    samples: Logistic, strength: float, best: Solved | None, *, left_out: Sequence[int] = (-1,)
+    samples: Logistic,
+    strength: float,
+    best: Solved | None,
+    *,
+    left_out: Sequence[int] = (-1,),
+    step: Callable[[str], None] | None = None,
 ) -> Minimum:
     """Return the optimum at one strength, warm from the path where there is one.
 
@@ -246,6 +260,7 @@ def refit(
         strength: ``C``.
         best: Where the path has it.
         left_out: The fold that each problem leaves out, -1 for none; all samples come first.
+        step: Called with the step under way.
     """
     count = len(left_out)
     problems = Problems(np.full(count, strength), np.array(left_out))
@@ -256,7 +271,14 @@ def refit(
         change = samples.penalties(problems) - best.penalties[:1]
         curvature = samples.with_penalty([best.curvature[0]] * count, change)
     stopping = _TO_THE_END if samples.is_double else _TO_SINGLE_PRECISION
-    optimum = samples.solve(problems, start=start, curvature=curvature, stopping=stopping)
+
+    def progress(num_passes: int) -> None:
+        if step:
+            step(f"All samples at C = {strength:g}, pass {num_passes}")
+
+    optimum = samples.solve(
+        problems, start=start, curvature=curvature, stopping=stopping, progress=progress
+    )
     if optimum.gradient_norms[0] > _SUSPICIOUS_GRADIENT:
         log.warning("The linear head stopped early: gradient norm %.1e.", optimum.gradient_norms[0])
     return optimum

@@ -17,7 +17,7 @@ a block of rows is multiplied with the weights of every problem while it is in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,6 +120,7 @@ class Logistic:
         start: np.ndarray,
         stopping: Stopping,
         curvature: Sequence[Pairs] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Minimum:
         """Return the optimum of each problem.
 
@@ -128,6 +129,7 @@ class Logistic:
             start: Variables to start from, ``(P, num_variables)``.
             stopping: When a problem is done.
             curvature: Of similar problems, their penalties made these problems'.
+            progress: Called after each iteration with the number of passes so far.
         """
         totals = self._totals(problems.left_out)
         penalties = 1 / (problems.strengths * totals)
@@ -146,6 +148,7 @@ class Logistic:
             stopping=replace(stopping, noise=_NOISE * float(np.finfo(self._x.dtype).eps)),
             curvature=curvature,
             memory=max(3, min(_MAX_PAIRS, _MEMORY_BYTES // pair_bytes)),
+            progress=progress,
         )
 
     def with_penalty(self, curvature: Sequence[Pairs], change: np.ndarray) -> tuple[Pairs, ...]:

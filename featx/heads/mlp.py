@@ -9,7 +9,7 @@ first of them is trained for all epochs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,7 @@ def fit_mlp(
     loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
@@ -100,6 +101,7 @@ def fit_mlp(
         loss: What is made small, and compared.
         seed: Of initial weights, shuffling, dropout and the hold-out.
         device: What the products run on; None for numpy.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -113,7 +115,11 @@ def fit_mlp(
     judge = Judges(features[judged], labels[judged], weights[judged])
     standard = mean, scale
     return train_mlp(
-        train, judge, standard, num_classes, options, loss=loss, seed=seed, device=device
+        *(train, judge, standard, num_classes, options),
+        loss=loss,
+        seed=seed,
+        device=device,
+        step=step,
     )
 
 
@@ -127,6 +133,7 @@ def train_mlp(
     loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest loss on the samples that judge.
 
@@ -139,6 +146,7 @@ def train_mlp(
         loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
         seed: Of initial weights, shuffling and dropout.
         device: What the products run on; None for numpy.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -153,7 +161,7 @@ def train_mlp(
         networks = Networks(widths, settings, loss=loss)
     x = _standardised(judge.features, *standard)
     rows = _Rows(device.hold(x) if device else x, judge.labels, judge.weights)
-    best = _train(networks, train, rows, options, loss, seed=seed)
+    best = _train(networks, train, rows, options, loss, seed=seed, step=step)
     candidates = [
         Candidate(
             setting.learning_rate,
@@ -262,12 +270,15 @@ def _train(
     loss: Loss,
     *,
     seed: int,
+    step: Callable[[str], None] | None,
 ) -> list[_Best]:
     """Train in place and return each network's best epoch; one that is done drops out."""
     random = np.random.default_rng(seed)
     best = [_Best(0, math.inf, row) for row in networks.parameters.copy()]
     going = np.arange(len(networks))
     for epoch in range(1, options.max_epochs + 1):
+        if step:
+            step(f"Epoch {epoch} of at most {options.max_epochs}")
         pace = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
             for batch in train.batches(options.batch_size, random):

@@ -75,6 +75,7 @@ def fit_ridge(
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    step: Callable[[str], None] | None = None,
 ) -> RidgeFit:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
@@ -88,6 +89,7 @@ def fit_ridge(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
         seed: Decides the folds.
+        step: Called with the step under way.
     """
     mean, scale = standardisation(features)
     weights = np.ones(len(labels)) if weights is None else weights
@@ -107,7 +109,7 @@ def fit_ridge(
             )
             for rows, rest, own in _folds(x, weights, division)
         ]
-    path = errors_along(parts, labels, strengths, left_out)
+    path = errors_along(parts, labels, strengths, left_out, step=step)
     best = min(path, key=lambda point: point.error)
     outputs = [next(left_out(part, labels[rows], [best.strength])) for rows, part in parts]
     held_labels = np.concatenate([labels[rows] for rows, _ in parts])
@@ -291,6 +293,8 @@ def errors_along(
     labels: np.ndarray,
     strengths: Sequence[float],
     left_out: LeftOut,
+    *,
+    step: Callable[[str], None] | None = None,
 ) -> tuple[RidgePoint, ...]:
     """Return how each strength, ascending, does on samples that it was not trained on.
 
@@ -299,11 +303,14 @@ def errors_along(
         labels: ``(N,)``; or numbers, ``(N, num_classes)``.
         strengths: Values of ``C``.
         left_out: Outputs for the samples.
+        step: Called with the step under way.
     """
     strengths = sorted(map(float, strengths))
     error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
     for rows, system in parts:
         total, count = total + system.weights.sum(), count + len(rows)
+        if step:
+            step(f"{len(strengths)} strengths on {count:,} of {len(labels):,} samples left out")
         for i, outputs in enumerate(left_out(system, labels[rows], strengths)):
             squared, hits = errors_of(outputs, labels[rows])
             error[i] += system.weights @ squared

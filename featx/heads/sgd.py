@@ -82,6 +82,7 @@ def fit_sgd(
     weights: np.ndarray | None = None,
     seed: int = 0,
     progress: Callable[[EpochScores], None] | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Layer:
     """Return the layer after the last epoch.
 
@@ -93,6 +94,7 @@ def fit_sgd(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         seed: Of initial weights and shuffling.
         progress: Called after each epoch.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -108,7 +110,9 @@ def fit_sgd(
             yield features[rows], labels[rows], shares[rows]
 
     widths = features.shape[1], num_classes
-    layer = train_sgd(batches, len(labels), widths, options, random=random, progress=progress)
+    layer = train_sgd(
+        batches, len(labels), widths, options, random=random, progress=progress, step=step
+    )
     return silence_absent(layer, labels)
 
 
@@ -120,6 +124,7 @@ def train_sgd(
     *,
     random: np.random.Generator,
     progress: Callable[[EpochScores], None] | None,
+    step: Callable[[str], None] | None,
 ) -> Layer:
     """Return the layer after the last epoch.
 
@@ -130,6 +135,7 @@ def train_sgd(
         options: The recipe.
         random: Gives the initial weights; the batches may come from it too.
         progress: Called after each epoch.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -143,6 +149,8 @@ def train_sgd(
     state = _State(weight, bias, np.zeros_like(weight), np.zeros_like(bias))
     for epoch in range(options.epochs):
         start = time.perf_counter()
+        if step:
+            step(f"Epoch {epoch + 1} of {options.epochs}")
         rate = options.learning_rate * options.gamma ** (epoch // options.step_size)
         loss, accuracy = 0.0, 0.0
         for batch in batches():

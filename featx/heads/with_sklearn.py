@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -26,6 +26,7 @@ def fit_with_sklearn(
     groups: np.ndarray | None = None,
     judge: bool = False,
     seed: int = 0,
+    step: Callable[[str], None] | None = None,
 ) -> LinearFit:
     """Return scikit-learn's logistic regression, at the strength that held out best.
 
@@ -38,6 +39,7 @@ def fit_with_sklearn(
         groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
         judge: Cross-validate a single strength too.
         seed: Decides the folds, the same ones as ``fit_linear``'s.
+        step: Called with the step under way.
     """
     mean, scale = standardisation(features)
     x = (features - mean) / scale
@@ -47,7 +49,9 @@ def fit_with_sklearn(
     if len(strengths) > 1 or judge:
         division = divide(labels, groups=groups, seed=seed)
     if division:
-        for candidate in sorted(strengths):
+        for number, candidate in enumerate(sorted(strengths), start=1):
+            if step:
+                step(f"Strength {number} of {len(strengths)}, C = {candidate:g}")
             path.append(
                 _cross_validate(
                     x, labels, num_classes, strength=candidate, weights=weights, division=division
@@ -55,6 +59,8 @@ def fit_with_sklearn(
             )
     point, held_out = min(path, key=lambda pair: pair[0].log_loss) if path else (None, None)
     strength = point.strength if point else fixed_strength(strengths)
+    if step:
+        step(f"All samples at C = {strength:g}")
     layer, evaluations = _fit(
         x, labels, num_classes, strength=strength, weights=weights, tolerance=1e-6
     )

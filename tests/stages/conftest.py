@@ -77,9 +77,14 @@ def cached(
     *,
     classes: tuple[str, ...] = ("ant", "bee", "wasp"),
     overwrite: bool = False,
+    contents: np.ndarray | None = None,
+    groups: tuple[str, ...] | None = None,
     **details: Any,
 ) -> Path:
-    """Write a feature file; ``splits`` are 0 train, 1 val, 2 test."""
+    """Write a feature file; ``splits`` are 0 train, 1 val, 2 test.
+
+    ``contents`` are numbers above 0, the same for copies; they are unknown without it.
+    """
     header = complete_header(
         kind="features",
         spec=BackboneSpec(
@@ -104,10 +109,14 @@ def cached(
     count = len(features)
     names = tuple(f"{row:04d}.jpg" for row in range(count))
     samples = [
-        Sample(name, int(label), SPLITS[split])
-        for name, label, split in zip(names, labels, splits, strict=True)
+        Sample(name, int(label), SPLITS[split], group=group)
+        for name, label, split, group in zip(
+            names, labels, splits, groups or ("",) * count, strict=True
+        )
     ]
     stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
+    if contents is not None:
+        digests[:, -1] = contents
     with Journal(path, num_features=features.shape[1]) as journal:
         journal.begin({})
         journal.append(Batch(names, stamps, digests, ("",) * count, features))

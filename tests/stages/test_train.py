@@ -116,7 +116,9 @@ def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) ->
     options = replace(FIXED, calibrate=False)
     head, features = train_head(cache, output, options).head, open_features(cache)
     rows = features.rows("train")
-    fit = fit_linear(features.features[rows], features.labels[rows], 3, strengths=[0.01])
+    fit = fit_linear(
+        features.features[rows], features.labels[rows], 3, strengths=[0.01], judge=True
+    )
     assert head.layers[0][0].tobytes() == fit.layer[0].tobytes()
     assert head.layers[0][1].tobytes() == fit.layer[1].tobytes()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from featx.heads.centroid import CentroidFit, Centroids
@@ -18,6 +20,7 @@ def fit_centroid_in_blocks(
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    step: Callable[[str], None] | None = None,
 ) -> CentroidFit:
     """Return the layer whose largest logit is the largest cosine, by one more pass.
 
@@ -29,6 +32,7 @@ def fit_centroid_in_blocks(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
         seed: Decides the folds.
+        step: Called with the step under way.
     """
     weights = np.ones(len(labels)) if weights is None else weights
     division = divide_to_leave_out(labels, groups=groups, seed=seed)
@@ -36,6 +40,8 @@ def fit_centroid_in_blocks(
     every = Centroids(survey.mean, num_classes)
     parts = [every.empty() for _ in folds] if groups is not None else []
     for where, values in rows.blocks():
+        if step:
+            step(f"{where.stop:,} of {len(labels):,} samples")
         samples = (*every.centred(values), labels[where], weights[where])
         every.add(*samples)
         if division:

@@ -8,7 +8,7 @@ what a head like the one that is written says of samples it has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,7 @@ def fit_linear_in_blocks(
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best on some.
 
@@ -56,6 +57,7 @@ def fit_linear_in_blocks(
         loss: Of what labels are.
         seed: Decides the folds.
         device: What the products run on; None for numpy.
+        step: Called with the step under way.
     """
     weights = np.ones(len(labels)) if weights is None else weights
     basis, basis_of_kept = build_basis_of_rows(rows, survey)
@@ -74,7 +76,7 @@ def fit_linear_in_blocks(
             loss=loss,
             device=device,
         )
-        best, path = follow_path(some, inner, strengths)
+        best, path = follow_path(some, inner, strengths, step=step)
         units = units_of(groups, len(labels))
         left_out[np.isin(units, units[kept[inner.held_out]])] = 0  # the rest of their groups, too
     strength = best.point.strength if best else fixed_strength(strengths)
@@ -87,7 +89,7 @@ def fit_linear_in_blocks(
         loss=loss,
         device=device,
     )
-    optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1])
+    optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1], step=step)
     held_out = None
     if inner:
         out = inner.held_out

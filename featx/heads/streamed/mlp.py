@@ -5,6 +5,8 @@ The samples that the survey kept decide when to stop, and are not trained on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from featx.heads.basis import StandardisedRows
@@ -28,6 +30,7 @@ def fit_mlp_in_blocks(
     loss: Loss = SOFTMAX,
     seed: int = 0,
     device: Device | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
@@ -43,6 +46,7 @@ def fit_mlp_in_blocks(
         loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
         seed: Of initial weights, shuffling and dropout.
         device: What the products run on; None for numpy.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -55,5 +59,9 @@ def fit_mlp_in_blocks(
     judge = Judges(survey.features, labels[kept], weights[kept])
     standard = survey.mean, survey.scale
     return train_mlp(
-        train, judge, standard, num_classes, options, loss=loss, seed=seed, device=device
+        *(train, judge, standard, num_classes, options),
+        loss=loss,
+        seed=seed,
+        device=device,
+        step=step,
     )

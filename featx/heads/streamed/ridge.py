@@ -6,7 +6,7 @@ finds their error on samples left out: one by one, or in folds where samples are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ def fit_ridge_in_blocks(
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    step: Callable[[str], None] | None = None,
 ) -> RidgeFit:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
@@ -49,6 +50,7 @@ def fit_ridge_in_blocks(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
         seed: Decides the folds.
+        step: Called with the step under way.
     """
     standard = survey.mean, survey.scale
     weights = np.ones(len(labels)) if weights is None else weights
@@ -64,7 +66,9 @@ def fit_ridge_in_blocks(
     left_out = predicted if grouped else without_own
     systems = [every.without(part).system() for part in parts] if grouped else [system]
     blocks = ((np.arange(where.start, where.stop), x) for where, x in samples.blocks())
-    path = errors_along(_parts(blocks, division, systems, weights), labels, strengths, left_out)
+    path = errors_along(
+        _parts(blocks, division, systems, weights), labels, strengths, left_out, step=step
+    )
     best = min(path, key=lambda point: point.error)
     kept = [(survey.kept, standardise(survey.features, *standard))]
     outputs, of_kept = [], []

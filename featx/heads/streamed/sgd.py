@@ -22,6 +22,7 @@ def fit_sgd_in_blocks(
     weights: np.ndarray | None = None,
     seed: int = 0,
     progress: Callable[[EpochScores], None] | None = None,
+    step: Callable[[str], None] | None = None,
 ) -> Layer:
     """Return the layer after the last epoch.
 
@@ -34,6 +35,7 @@ def fit_sgd_in_blocks(
         weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         seed: Of initial weights and shuffling.
         progress: Called after each epoch.
+        step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -47,5 +49,7 @@ def fit_sgd_in_blocks(
             yield x, labels[numbers], counts[numbers]
 
     widths = rows.shape[1], num_classes
-    layer = train_sgd(batches, len(labels), widths, options, random=random, progress=progress)
+    layer = train_sgd(
+        batches, len(labels), widths, options, random=random, progress=progress, step=step
+    )
     return silence_absent(layer, labels)

@@ -14,12 +14,13 @@ comparison  compare(): the same head on several caches, side by side
 """
 
 from featx.stages.train.comparison import ComparedCache, CompareReport, compare
-from featx.stages.train.options import TrainOptions, TrainReport
+from featx.stages.train.options import CrossValidated, TrainOptions, TrainReport
 from featx.stages.train.stage import train_head
 
 __all__ = [
     "CompareReport",
     "ComparedCache",
+    "CrossValidated",
     "TrainOptions",
     "TrainReport",
     "compare",

@@ -6,7 +6,7 @@ The same whether features are in memory or read in blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from featx.heads.calibration import Calibration, calibrate, fold_temperature
 from featx.heads.class_weight import weights_of
 from featx.heads.fit import Fitted
+from featx.heads.folds import HeldOut
 from featx.heads.head import Layer, fold_target_scale
 from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, Loss
 from featx.heads.moments import Moments
@@ -32,6 +33,8 @@ class Answers:
         calibration: Of its probabilities; None where it was left out or nothing was held out.
         thresholds: From which probability on each tag is given; empty where there are none.
         unit: Mean and deviation of each target of a regression in training; None of others.
+        held_out: What such a head answers to samples that it was not trained on, as ``layers`` do;
+            None where nothing was held out.
     """
 
     layers: tuple[Layer, ...]
@@ -39,6 +42,7 @@ class Answers:
     calibration: Calibration | None = None
     thresholds: tuple[float, ...] = ()
     unit: tuple[list[float], list[float]] | None = None
+    held_out: HeldOut | None = None
 
 
 class Question(Protocol):
@@ -95,7 +99,8 @@ class _Classes:
     def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
         """Return what a solver left, with its temperature folded in."""
         layers, calibration = _calibrated(fitted, options)
-        return Answers(layers, fitted.choice, calibration)
+        held_out = _scaled(fitted.held_out, calibration)
+        return Answers(layers, fitted.choice, calibration, held_out=held_out)
 
 
 class _Tags:
@@ -111,7 +116,7 @@ class _Tags:
     loss: Loss = SIGMOID
 
     def __init__(self, tags: np.ndarray) -> None:
-        self._varies = np.ptp(tags, axis=0) > 0
+        self._varies, self._constant = np.ptp(tags, axis=0) > 0, tags[0]
         self._sides = np.where(tags[0], 1, -1) * np.log(len(tags) + 1)
         self.values = tags[:, self._varies]
         self.num_outputs = int(self._varies.sum())
@@ -121,16 +126,24 @@ class _Tags:
         """Return what a solver left, with temperature, thresholds, and the tags left out."""
         (*others, (weight, bias)), calibration = _calibrated(fitted, options)
         thresholds = np.full(len(self._varies), EVEN)
-        if fitted.held_out is not None:
-            temperature = calibration.temperature if calibration else 1.0
-            logits = fitted.held_out.logits / temperature
-            thresholds[self._varies] = choose_thresholds(logits, fitted.held_out.labels)
+        held_out = _scaled(fitted.held_out, calibration)
+        if held_out is not None:
+            thresholds[self._varies] = choose_thresholds(held_out.logits, held_out.labels)
+            held_out = self._of_all_tags(held_out)
         all_weights = np.zeros((len(self._varies), weight.shape[1]), np.float32)
         all_weights[self._varies] = weight
         all_biases = self._sides.astype(np.float32)
         all_biases[self._varies] = bias
         layers = (*others, (all_weights, all_biases))
-        return Answers(layers, fitted.choice, calibration, tuple(thresholds.tolist()))
+        given = tuple(thresholds.tolist())
+        return Answers(layers, fitted.choice, calibration, given, held_out=held_out)
+
+    def _of_all_tags(self, held_out: HeldOut) -> HeldOut:
+        """Return outputs for the tags that were asked for with those that were not."""
+        count = len(held_out.labels)
+        logits, tags = np.tile(self._sides, (count, 1)), np.tile(self._constant, (count, 1))
+        logits[:, self._varies], tags[:, self._varies] = held_out.logits, held_out.labels
+        return replace(held_out, logits=logits, labels=tags)
 
 
 class _Numbers:
@@ -153,7 +166,14 @@ class _Numbers:
     def answers(self, fitted: Fitted, options: TrainOptions) -> Answers:
         """Return what a solver left, in the unit of the labels."""
         layers = tuple(fold_target_scale(fitted.layers, self._mean, self._scale))
-        return Answers(layers, fitted.choice, unit=(self._mean.tolist(), self._scale.tolist()))
+        unit = self._mean.tolist(), self._scale.tolist()
+        held_out = fitted.held_out
+        if held_out is not None:
+            outputs, numbers = (
+                part * self._scale + self._mean for part in (held_out.logits, held_out.labels)
+            )
+            held_out = replace(held_out, logits=outputs, labels=numbers)
+        return Answers(layers, fitted.choice, unit=unit, held_out=held_out)
 
 
 def _calibrated(
@@ -164,3 +184,10 @@ def _calibrated(
         return fitted.layers, None
     calibration = calibrate(fitted.held_out)
     return fold_temperature(fitted.layers, calibration.temperature), calibration
+
+
+def _scaled(held_out: HeldOut | None, calibration: Calibration | None) -> HeldOut | None:
+    """Return held-out logits divided by the temperature that is folded into the layers."""
+    if held_out is None or calibration is None:
+        return held_out
+    return replace(held_out, logits=held_out.logits / calibration.temperature)

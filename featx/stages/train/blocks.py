@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from featx.features.blocks import FeatureRows
 from featx.features.file import FeatureFile
-from featx.heads.device import Device
 from featx.heads.fit import (
     Fitted,
     Samples,
@@ -25,7 +24,6 @@ from featx.heads.head import apply_layers
 from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED
 from featx.heads.metrics import Scores
 from featx.heads.rows import Survey, survey
-from featx.heads.sgd import EpochScores
 from featx.heads.streamed.centroid import fit_centroid_in_blocks
 from featx.heads.streamed.linear import fit_linear_in_blocks
 from featx.heads.streamed.mlp import fit_mlp_in_blocks
@@ -34,9 +32,9 @@ from featx.heads.streamed.selection import choose_judges, choose_kept
 from featx.heads.streamed.sgd import fit_sgd_in_blocks
 from featx.heads.targets import Targets
 from featx.stages.train.answers import Answers, Question
-from featx.stages.train.options import TrainOptions
 from featx.stages.train.samples import require_finite
 from featx.stages.train.scoring import Tally
+from featx.stages.train.solving import Solving
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,30 +51,41 @@ class BlockedFit:
 
 
 @dataclass(frozen=True, eq=False)
+class Training:
+    """What is trained on, and how.
+
+    Attributes:
+        cache: The features.
+        targets: Of all its rows.
+        rows: Numbers of those that train, ascending, ``(N,)``.
+        groups: Of these, -1 for none: held out as a whole; None without groups.
+        question: What is asked of them.
+        solving: How heads are fitted.
+    """
+
+    cache: FeatureFile
+    targets: Targets
+    rows: np.ndarray
+    groups: np.ndarray | None
+    question: Question
+    solving: Solving
+
+
+@dataclass(frozen=True, eq=False)
 class Blocked:
     """Features that are read in blocks, and what trains on them.
 
     Attributes:
-        cache: Their file.
-        every: All rows of it.
-        rows: Numbers of those that train, ascending, ``(N,)``.
-        question: What is asked of them.
+        training: What is trained on, and how.
+        every: All rows of the file.
         memory: Bytes that features and their copies may take.
-        options: What is trained, with the solver that was settled.
-        groups: Of the rows, ``(N,)``, -1 for none: held out as a whole; None without groups.
-        device: What the products run on; None for numpy.
     """
 
-    cache: FeatureFile
+    training: Training
     every: FeatureRows
-    rows: np.ndarray
-    question: Question
     memory: int
-    options: TrainOptions
-    groups: np.ndarray | None = None
-    device: Device | None = None
 
-    def fit(self, progress: Callable[[EpochScores], None] | None = None) -> BlockedFit:
+    def fit(self) -> BlockedFit:
         """Return the head that the options ask for.
 
         Raises:
@@ -85,13 +94,15 @@ class Blocked:
         """
         start = time.perf_counter()
         kept = self._choose()
-        fitted = self._fit(self._survey(kept), progress)
+        self.training.solving.tell("Reading the features")
+        fitted = self._fit(self._survey(kept))
         fitted.choice["in_blocks"] = {"kept": len(kept), "bytes_read": self.every.bytes_read}
         return BlockedFit(fitted, time.perf_counter() - start)
 
     def samples_of(self, draws: Sequence[np.ndarray]) -> list[Samples]:
         """Return the samples of some draws, each rows of those that train, by one pass."""
-        question = self.question
+        question, groups = self.training.question, self.training.groups
+        self.training.solving.tell("Reading the features")
         union = np.unique(np.concatenate(draws))
         features = self._survey(union).features
         return [
@@ -100,19 +111,20 @@ class Blocked:
                 question.values[rows],
                 question.num_outputs,
                 question.weights[rows],
-                None if self.groups is None else self.groups[rows],
+                None if groups is None else groups[rows],
             )
             for rows in draws
         ]
 
     def score(self, heads: Sequence[Answers], targets: Targets) -> list[dict[str, Scores]]:
         """Return each head's scores of each split that has labelled samples, by one pass."""
-        tallies: list[dict[str, Tally]] = [{} for _ in heads]
-        splits = self.cache.splits
+        cache, tallies = self.training.cache, [dict[str, Tally]() for _ in heads]
+        self.training.solving.tell("Scoring")
+        splits = cache.splits
         for where, values in self.every.blocks():
             for answers, of_head in zip(heads, tallies, strict=True):
                 outputs = apply_layers(answers.layers, values)
-                for number, split in enumerate(self.cache.split_names):
+                for number, split in enumerate(cache.split_names):
                     rows = (splits[where] == number) & targets.labelled[where]
                     if rows.any():
                         tally = of_head.setdefault(split, Tally(targets.task, answers.thresholds))
@@ -120,7 +132,7 @@ class Blocked:
         return [
             {
                 split: scores
-                for split in self.cache.split_names
+                for split in cache.split_names
                 if split in of_head and (scores := of_head[split].scores(len(targets.names)))
             }
             for of_head in tallies
@@ -128,65 +140,71 @@ class Blocked:
 
     def _choose(self) -> np.ndarray:
         """Return which of the training samples are kept in memory."""
-        if self.options.head == "linear" and self.options.solver == "sgd":
+        question, options = self.training.question, self.training.solving.options
+        if options.head == "linear" and options.solver == "sgd":
             return np.zeros(0, np.int64)
-        question, memory = self.question, self.memory * 2 // 3
-        widths, seed = (self.cache.num_features, question.num_outputs), self.options.seed
-        if self.options.head == "mlp":
+        widths = self.training.cache.num_features, question.num_outputs
+        limits: dict[str, Any] = {"memory": self.memory * 2 // 3, "seed": options.seed}
+        if options.head == "mlp":
             return choose_judges(
                 *(question.values, *widths),
                 loss=question.loss,
-                groups=self.groups,
-                memory=memory,
-                seed=seed,
+                groups=self.training.groups,
+                **limits,
             )
         are_numbers = question.loss is SQUARED
         strata = np.zeros(len(question.values), np.int64) if are_numbers else question.values
-        return choose_kept(strata, *widths, memory=memory, seed=seed)
+        return choose_kept(strata, *widths, **limits)
 
     def _survey(self, kept: np.ndarray) -> Survey:
-        correlate = self.options.head == "linear" and self.options.solver == "lbfgs"
-        surveyed, bad = survey(self.every, self.rows, kept, correlate=correlate)
-        require_finite(self.cache, bad)
+        options = self.training.solving.options
+        correlate = options.head == "linear" and options.solver == "lbfgs"
+        surveyed, bad = survey(self.every, self.training.rows, kept, correlate=correlate)
+        require_finite(self.training.cache, bad)
         return surveyed
 
-    def _fit(self, surveyed: Survey, progress: Callable[[EpochScores], None] | None) -> Fitted:
-        options, seed = self.options, self.options.seed
-        question, weights = self.question, self.question.weights
+    def _fit(self, surveyed: Survey) -> Fitted:
+        question, solving = self.training.question, self.training.solving
+        options, seed = solving.options, solving.options.seed
         labels, num_classes = question.values, question.num_outputs
-        train = self.every.only(self.rows)
+        watched: dict[str, Any] = {
+            "weights": question.weights,
+            "seed": seed,
+            "step": solving.step,
+        }
         if options.head == "mlp":
-            others = self.every.only(np.delete(self.rows, surveyed.kept))
+            others = self.every.only(np.delete(self.training.rows, surveyed.kept))
             mlp = fit_mlp_in_blocks(
                 *(others, labels, num_classes, surveyed, options.mlp),
                 pool_bytes=self.memory // 4,
-                weights=weights,
                 loss=question.loss,
-                seed=seed,
-                device=self.device,
+                device=solving.device,
+                **watched,
             )
             return mlp_fitted(mlp, options.mlp, seed=seed)
+        train = self.every.only(self.training.rows)
         if options.solver == "sgd":
             layer = fit_sgd_in_blocks(
                 *(train, labels, num_classes, options.sgd),
                 pool_bytes=self.memory // 2,
-                weights=weights,
-                seed=seed,
-                progress=progress,
+                progress=solving.progress,
+                **watched,
             )
             return sgd_fitted(layer, options.sgd, seed=seed)
         samples = train, labels, num_classes, surveyed
-        split: dict[str, Any] = {"weights": weights, "groups": self.groups, "seed": seed}
+        watched["groups"] = self.training.groups
         if options.solver == "ridge":
-            return ridge_fitted(fit_ridge_in_blocks(*samples, strengths=options.strengths, **split))
+            return ridge_fitted(
+                fit_ridge_in_blocks(*samples, strengths=options.strengths, **watched)
+            )
         if options.solver == "centroid":
-            return centroid_fitted(fit_centroid_in_blocks(*samples, **split))
+            return centroid_fitted(fit_centroid_in_blocks(*samples, **watched))
         linear = fit_linear_in_blocks(
             *samples,
             strengths=options.strengths,
-            judge=options.calibrate or question.loss is SIGMOID,
+            judge=solving.hold_out or question.loss is SIGMOID,
             loss=SIGMOID if question.loss is SIGMOID else SOFTMAX,
-            **split,
-            device=self.device,
+            device=solving.device,
+            **watched,
         )
         return logistic_fitted(linear, solver=options.solver or "lbfgs", seed=seed)

@@ -17,6 +17,7 @@ from featx.images.sources import SPLITS
 from featx.stages.train.fitting import fit_heads
 from featx.stages.train.options import TrainOptions
 from featx.stages.train.samples import warn_of_leaks
+from featx.stages.train.solving import Step
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def compare(
             judge = _Judge.of(cache, split)
             warn_of_leaks(cache)
         judge.require_same_images(cache)
-        compared.append(_train_on(cache, options, judge.split))
+        step = _step(tell, f"{path.name} ({number} of {len(paths)})")
+        compared.append(_train_on(cache, options, judge.split, step))
         del cache  # its features, before the next one's are read
     compared.sort(key=lambda each: _rank(each.metrics))
     return CompareReport(judge.split if judge else "", tuple(compared))
@@ -193,8 +195,12 @@ def _judging_split(cache: FeatureFile, wanted: str | None) -> str:
     return choice[0]
 
 
-def _train_on(cache: FeatureFile, options: TrainOptions, split: str) -> ComparedCache:
-    spec, first = BackboneSpec.from_dict(cache.header.spec), fit_heads(cache, options)[0]
+def _step(tell: Step, name: str) -> Step:
+    return lambda step: tell(f"Training on {name}: {step}")
+
+
+def _train_on(cache: FeatureFile, options: TrainOptions, split: str, step: Step) -> ComparedCache:
+    spec, first = BackboneSpec.from_dict(cache.header.spec), fit_heads(cache, options, step=step)[0]
     return ComparedCache(
         path=cache.path,
         backbone=spec.backbone,

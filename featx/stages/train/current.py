@@ -14,7 +14,7 @@ from featx.heads.calibration import Calibration
 from featx.heads.few_shot import FewShotScores, Spread
 from featx.heads.head import Head, describe_head, open_head
 from featx.heads.metrics import scores_from_dict
-from featx.stages.train.options import TrainOptions, TrainReport
+from featx.stages.train.options import CrossValidated, TrainOptions, TrainReport
 
 
 def made_from(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
@@ -67,7 +67,15 @@ def report_if_current(
                 split: FewShotScores(**{name: Spread(**own) for name, own in scores.items()})
                 for split, scores in few_shot["metrics"].items()
             },
+            cross_validated=_cross_validated(head),
             is_unchanged=True,
         )
     except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
         return None
+
+
+def _cross_validated(head: Head) -> CrossValidated | None:
+    details = head.header.details.get("cross_validated")
+    if details is None:
+        return None
+    return CrossValidated(scores_from_dict(head.task, details["metrics"]), details["num_folds"])

@@ -113,6 +113,26 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class CrossValidated:
+    """Scores of training samples, each by a head that was not trained on it.
+
+    The strength was chosen by them, and so were temperature and thresholds: they are a little
+    optimistic.
+
+    Attributes:
+        scores: Of all samples that were left out at some time.
+        num_folds: Of the cross-validation; 0 for leave-one-out.
+    """
+
+    scores: Scores
+    num_folds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        return {"num_folds": self.num_folds, "metrics": self.scores.to_dict()}
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """What training made.
 
@@ -125,6 +145,8 @@ class TrainReport:
         calibration: Of the head's probabilities; None where it was left out or nothing was held
             out.
         few_shot: Scores of each split over all draws; empty without ``few_shot``.
+        cross_validated: Scores by cross-validation inside the training split; None where there are
+            50 validation images, or the solver does not cross-validate.
         is_unchanged: The head there was made from the same features with the same options, and was
             left as it is.
         replaced: The head that was replaced, in a few words; empty where there was none.
@@ -137,6 +159,7 @@ class TrainReport:
     choice: dict[str, Any]
     calibration: Calibration | None
     few_shot: dict[str, FewShotScores]
+    cross_validated: CrossValidated | None = None
     is_unchanged: bool = False
     replaced: str = ""
 
@@ -151,6 +174,7 @@ class TrainReport:
             "choice": self.choice,
             "calibration": self.calibration.to_dict() if self.calibration else None,
             "few_shot": {split: scores.to_dict() for split, scores in self.few_shot.items()},
+            "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
             "is_unchanged": self.is_unchanged,
             "replaced": self.replaced,
         }

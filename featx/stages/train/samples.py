@@ -9,6 +9,7 @@ import numpy as np
 
 from featx.errors import ArtifactInvalid, SourceError
 from featx.features.file import FeatureFile
+from featx.features.splits import owners_of
 from featx.heads.targets import Labels, Targets, read_targets
 from featx.heads.task import Task
 from featx.images.sources import SPLITS
@@ -84,6 +85,44 @@ def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
     }
     require[targets.task](cache, targets, rows)
     return rows
+
+
+def groups_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray | None:
+    """Return the group of each of some rows, ``(n,)`` int64, -1 for none; None without groups.
+
+    Images of one group are held out together, and so are images of the same content.
+    """
+    digests = np.ascontiguousarray(cache.digests[rows]).view(f"S{cache.digests.shape[1]}")[:, 0]
+    _, contents = np.unique(digests, return_inverse=True)
+    contents = np.where(digests == b"", len(rows) + np.arange(len(rows)), contents)
+    owners = owners_of(contents, 2 * len(rows), cache.groups[rows])[contents]
+    groups = np.where(np.bincount(owners)[owners] > 1, owners, -1)
+    return groups if (groups >= 0).any() else None
+
+
+def warn_of_contradictions(cache: FeatureFile, rows: np.ndarray) -> None:
+    """Warn where labelled training images, ``(n,)`` rows, of one content have different labels."""
+    digests = np.ascontiguousarray(cache.digests[rows]).view(f"S{cache.digests.shape[1]}")[:, 0]
+    rows, digests = rows[digests != b""], digests[digests != b""]
+    order = np.argsort(digests, kind="stable")
+    rows, digests = rows[order], digests[order]
+    pairs = np.flatnonzero(
+        (digests[1:] == digests[:-1]) & (cache.labels[rows[1:]] != cache.labels[rows[:-1]])
+    )
+    contents = len(np.unique(digests[pairs]))
+    if contents:
+        first = rows[pairs[0] : pairs[0] + 2]
+        log.warning(
+            "%s in training %s different labels, '%s' as '%s' and '%s' as '%s' first: one of them "
+            "is wrong, or should be a tag.",
+            f"{contents:,} image contents" if contents > 1 else "1 image content",
+            "have" if contents > 1 else "has",
+            *(text for row in first for text in _named(cache, row)),
+        )
+
+
+def _named(cache: FeatureFile, row: int) -> tuple[str, str]:
+    return cache.sample_ids[row], cache.classes[cache.labels[row]]
 
 
 def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from featx.heads.device import Device
 from featx.heads.fit import (
@@ -22,39 +23,62 @@ from featx.stages.train.options import TrainOptions
 EpochProgress = Callable[[EpochScores], None]
 """Called after each epoch of ``sgd``."""
 
+Step = Callable[[str], None]
+"""Called with the step under way, in a few words."""
 
-def solve(
-    samples: Samples,
-    loss: Loss,
-    options: TrainOptions,
-    progress: EpochProgress | None = None,
-    device: Device | None = None,
-) -> Fitted:
+
+@dataclass(frozen=True, eq=False)
+class Solving:
+    """How heads are fitted.
+
+    Attributes:
+        options: Head and solver, settled for the task.
+        device: What the products run on; None for numpy.
+        hold_out: Hold samples out of a single strength too.
+        progress: Called after each epoch of ``sgd``.
+        step: Called with the step under way.
+    """
+
+    options: TrainOptions
+    device: Device | None = None
+    hold_out: bool = True
+    progress: EpochProgress | None = None
+    step: Step | None = None
+
+    def tell(self, step: str) -> None:
+        """Say which step is under way."""
+        if self.step:
+            self.step(step)
+
+
+def solve(samples: Samples, loss: Loss, solving: Solving) -> Fitted:
     """Return layers as their solver left them.
 
     Args:
         samples: What is trained on.
-        loss: What is made small, of what their labels are.
-        options: Head and solver, settled for the task.
-        progress: Called after each epoch of ``sgd``.
-        device: What the products run on; None for numpy.
+        loss: Of what their labels are.
+        solving: How.
     """
+    options, step = solving.options, solving.step
     seed = options.seed
     if options.head == "mlp":
-        return fit_mlp_head(samples, options.mlp, loss=loss, seed=seed, device=device)
+        return fit_mlp_head(
+            samples, options.mlp, loss=loss, seed=seed, device=solving.device, step=step
+        )
     if options.solver == "sgd":
-        return fit_sgd_head(samples, options.sgd, seed=seed, progress=progress)
+        return fit_sgd_head(samples, options.sgd, seed=seed, progress=solving.progress, step=step)
     if options.solver == "ridge":
-        return fit_ridge_head(samples, options.strengths, seed=seed)
+        return fit_ridge_head(samples, options.strengths, seed=seed, step=step)
     if options.solver == "centroid":
         return fit_centroid_head(samples, seed=seed)
     if loss is SIGMOID:
-        return fit_tags_head(samples, options.strengths, seed=seed)
+        return fit_tags_head(samples, options.strengths, seed=seed, step=step)
     return fit_logistic_head(
         samples,
         options.strengths,
         solver=options.solver or "lbfgs",
-        judge=options.calibrate,
+        judge=solving.hold_out,
         seed=seed,
-        device=device,
+        device=solving.device,
+        step=step,
     )

@@ -29,7 +29,7 @@ from featx.stages.train.current import (
 from featx.stages.train.fitting import Trained, fit_heads
 from featx.stages.train.options import TrainOptions, TrainReport
 from featx.stages.train.samples import warn_of_leaks
-from featx.stages.train.solving import EpochProgress
+from featx.stages.train.solving import EpochProgress, Step
 
 
 def train_head(
@@ -38,6 +38,7 @@ def train_head(
     options: TrainOptions | None = None,
     *,
     progress: EpochProgress | None = None,
+    step: Step | None = None,
 ) -> TrainReport:
     """Fit a head on the training split of a feature file and write it.
 
@@ -49,6 +50,7 @@ def train_head(
         output: The head file.
         options: Which head and how.
         progress: Called after each epoch of ``sgd``.
+        step: Called with the step under way, in a few words.
 
     Raises:
         ArtifactError: The feature file cannot be used, or the output is something else than a head.
@@ -63,7 +65,7 @@ def train_head(
     earlier = open_earlier(output) if exists else None
     if earlier and (report := report_if_current(output, earlier, cache, options)):
         return report
-    trained = fit_heads(cache, options, progress=progress)
+    trained = fit_heads(cache, options, progress=progress, step=step)
     first = trained[0]
     few_shot = summarise([_of_classes(each) for each in trained]) if options.few_shot else {}
     head = Head(_header(cache, options, first, few_shot), first.answers.layers)
@@ -75,6 +77,7 @@ def train_head(
         choice=first.answers.choice,
         calibration=first.answers.calibration,
         few_shot=few_shot,
+        cross_validated=first.cross_validated,
         replaced=describe_earlier(earlier) if exists else "",
     )
 
@@ -117,6 +120,8 @@ def _header(
         **record_provenance(cache, trained.task, drawn=trained.drawn),
         **_held_out(cache),
     }
+    if trained.cross_validated:
+        details["cross_validated"] = trained.cross_validated.to_dict()
     if answers.thresholds:
         details["thresholds"] = list(answers.thresholds)
     if answers.unit:
