@@ -69,7 +69,13 @@ def divide(
 def divide_samples(
     labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
 ) -> Division | None:
-    """Return folds as ``divide``, of one class too; None where no sample may be held out."""
+    """Return folds as ``divide``, of one class too; None where no sample may be held out.
+
+    Args:
+        labels: Class indices, ``(N,)``.
+        groups: Of each sample, ``(N,)``, -1 for none.
+        seed: Decides which samples of a class go where.
+    """
     num_folds, judged = NUM_FOLDS, NUM_FOLDS
     if len(labels) > HOLDOUT_ABOVE:
         judged = 1
