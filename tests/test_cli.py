@@ -20,7 +20,7 @@ import featx
 from featx.cli import main
 
 COMMANDS = (
-    *("extract", "train-head", "export", "predict", "evaluate"),
+    *("extract", "train-head", "export", "predict", "run", "status", "evaluate"),
     *("check", "info", "backbones"),
 )
 
@@ -591,6 +591,8 @@ def test_quiet_leaves_stderr_empty_in_every_command(
         ("check", features),
         ("info", model),
         ("backbones", "tiny"),
+        ("run", photos, "-o", tmp_path / "all", "-b", "tiny"),
+        ("status", tmp_path / "all"),
     ):
         result = featx_cli(*command, "--quiet")
         assert (result.stderr, result.exit_code) == ("", 0), command
