@@ -222,8 +222,13 @@ _CALIBRATION = record(
 
 _ROW_SET = record({"num_rows": whole(), "sha256": digest(), "labels_sha256": digest()})
 _PROVENANCE = record(
-    {"trained": _ROW_SET, "scored": mapping_of(_ROW_SET), "sample": text(), "columns": digest()},
-    {"drawn": flag},
+    {
+        "trained": _ROW_SET,
+        "scored": mapping_of(_ROW_SET),
+        "sample": text(),
+        "columns": digest(),
+        "drawn": flag,
+    },
 )
 _MADE_FROM = record({}, {"features": text()})
 
@@ -314,6 +319,7 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "made_from": _MADE_FROM,
             "held_out": text(),
             "stale": text(),
+            "trained_on": _ROW_SET,
             "proof": nullable(_proof(task, num_outputs)),
         },
     )

@@ -21,6 +21,7 @@ from featx.cli.scores import print_metrics, print_per_class
 @click.argument("model", type=options.FILE)
 @click.argument("source")
 @click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
+@options.stale
 @options.on_error
 @options.max_pixels
 @options.as_json
@@ -45,7 +46,8 @@ def evaluate(
     click.echo()
     if per_class:
         print_per_class(report.metrics, report.classes)
-    fields = {"time": human_seconds(report.seconds)}
+    fields = {"stale": report.stale} if report.stale else {}
+    fields |= {"time": human_seconds(report.seconds)}
     if report.skipped:
         fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"
     print_fields(fields)

@@ -86,7 +86,8 @@ class RowSet:
     @classmethod
     def of(cls, rows: np.ndarray) -> Self:
         """Return the digest of rows ``(n, 48)`` uint8, in any order."""
-        return cls(len(rows), _sha256(rows), _sha256(rows[:, : 2 * _PART]))
+        contents, labels = rows[:, :_PART], rows[:, _PART : 2 * _PART]
+        return cls(len(rows), _sha256(rows), digest_labelled(contents, labels))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -103,6 +104,16 @@ class RowSet:
     def to_dict(self) -> dict[str, Any]:
         """Return the digest as JSON values."""
         return dict(vars(self))
+
+
+def digest_labelled(contents: np.ndarray, labels: np.ndarray) -> str:
+    """Return the ``labels_sha256`` of images in any order.
+
+    Args:
+        contents: Content digests, ``(n, 16)`` uint8.
+        labels: Digests of their labels, ``(n, 16)`` uint8.
+    """
+    return _sha256(np.concatenate([contents, labels], axis=1))
 
 
 def _sha256(rows: np.ndarray) -> str:

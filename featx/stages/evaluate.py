@@ -12,26 +12,22 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.classifier.references import is_training_source
+from featx.classifier.references import is_training_source, read_digests
 from featx.classifier.session import Classifier, open_classifier
-from featx.errors import BadImages, ConfigError, ImageError, SourceError
+from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError
 from featx.features.splits import HeldOut
 from featx.heads.metrics import Scores, measure_for
+from featx.heads.provenance import digest_labelled, digest_labels
 from featx.heads.targets import Labels, Targets, read_targets
 from featx.heads.task import task_of, thresholds_of
-from featx.images.decode import (
-    DIGEST_BYTES,
-    MAX_PIXELS,
-    check_max_pixels,
-    content_digest,
-    pixels_of,
-)
+from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
 from featx.images.sources.entries import describe_ignored
 
 log = logging.getLogger(__name__)
 
+_TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
 OnError = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
 """Called with the number of images done and the number of all."""
@@ -46,12 +42,15 @@ class EvaluateReport:
         classes: Of the model, in index order: classes, tags or targets.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
+        stale: How the source's training images differ from those that trained the head; None where
+            they do not, or where that is not known.
     """
 
     metrics: dict[str, Scores]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     seconds: float
+    stale: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -60,6 +59,7 @@ class EvaluateReport:
             "classes": list(self.classes),
             "skipped": [list(image) for image in self.skipped],
             "seconds": self.seconds,
+            "stale": self.stale,
         }
 
 
@@ -69,6 +69,7 @@ def evaluate(
     *,
     on_error: OnError = "fail",
     max_pixels: int = MAX_PIXELS,
+    stale: bool = False,
     progress: Progress | None = None,
 ) -> EvaluateReport:
     """Return the scores of a classifier file on a source's labelled images.
@@ -82,10 +83,13 @@ def evaluate(
         on_error: ``"fail"`` looks at all images and then names those that cannot be used;
             ``"skip"`` leaves them out.
         max_pixels: Height times width that an image may have.
+        stale: Score a model on the source that trained it although images that trained it have
+            changed since.
         progress: Called after each image.
 
     Raises:
         ArtifactError: The model cannot be used.
+        ArtifactMismatch: Images that trained it have changed, and ``stale`` is false.
         SourceError: The source cannot be used, has no labels, or labels the model does not know.
         BadImages: Images cannot be used (with ``on_error="skip"``: none with a label can).
         ConfigError: An option is out of range.
@@ -97,9 +101,12 @@ def evaluate(
     classifier, images = open_classifier(model), open_source(str(source))
     if images.ignored:
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
-    samples, held_out = images.samples, _held_out(images, classifier, Path(model))
+    samples, contents = images.samples, _read_contents(images)
+    splits, are_known = _find_splits(images, contents, classifier)
     targets = _targets(images, classifier)
-    logits, digests, bad = _run(
+    trains = targets.labelled & (splits == _TRAIN) & are_known
+    changes = _find_changes(classifier, images, contents, trains)
+    logits, bad = _run(
         classifier, images, go_on=on_error == "skip", max_pixels=max_pixels, progress=progress
     )
     skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
@@ -111,16 +118,95 @@ def evaluate(
     if skipped and on_error == "fail":
         advice = "Repair or remove them, or leave them out with --on-error skip."
         raise BadImages(skipped, len(samples), advice)
-    splits = own_splits(samples)
-    if held_out:
-        is_val = (splits == SPLITS.index("train")) & held_out.contains(digests)
-        splits[is_val] = SPLITS.index("val")
+    # Images that could not be used when the features were made have no part in it.
+    if changes and (changes := _find_changes(classifier, images, contents, trains & usable)):
+        _tell_changes(changes, classifier, images, allow=stale)
     return EvaluateReport(
         metrics=_score(classifier, logits, targets, splits, usable),
         classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
+        stale=changes,
     )
+
+
+def _read_contents(images: ImageSource) -> np.ndarray:
+    """Return each image's content digest, ``(N, 16)`` uint8; zeros where it is not readable."""
+    contents = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
+    with closing(read_digests(images, range(len(contents)))) as digests:
+        for index, digest in digests:
+            contents[index] = np.frombuffer(digest, np.uint8)
+    return contents
+
+
+def _find_splits(
+    images: ImageSource, contents: np.ndarray, classifier: Classifier
+) -> tuple[np.ndarray, bool]:
+    """Return the split of each image, ``(N,)`` uint8, and whether they are those of training.
+
+    Raises:
+        ArtifactInvalid: The model does not list what was held out as featx does.
+    """
+    details, splits = classifier.header.details, own_splits(images.samples)
+    if not is_training_source(details, images.uri, contents):
+        log.info(
+            "Not the source that the head was trained from: images that trained it may be among "
+            "these."
+        )
+        return splits, False
+    if (splits == _VAL).any():
+        return splits, True
+    if "held_out" not in details:
+        log.warning(
+            "'%s' does not list the images that were held out: those that trained it are scored "
+            "with them.",
+            classifier.path,
+        )
+        return splits, False
+    held_out = HeldOut.from_text(details["held_out"], path=classifier.path)
+    splits[(splits == _TRAIN) & held_out.contains(contents)] = _VAL
+    return splits, True
+
+
+def _find_changes(
+    classifier: Classifier, images: ImageSource, contents: np.ndarray, trains: np.ndarray
+) -> str | None:
+    """Return how training images differ from those that trained the head; None if not, or unknown.
+
+    Args:
+        classifier: The model.
+        images: The source.
+        contents: Content digests, ``(N, 16)`` uint8.
+        trains: Which of the images train, ``(N,)`` bool; none where that is not known.
+    """
+    recorded = classifier.header.details.get("trained_on")
+    if recorded is None or not trains.any():
+        return None
+    index = np.array([sample.label for sample in images.samples], np.int64)
+    labels = digest_labels(images.classes, classifier.task)[index]
+    if digest_labelled(contents[trains], labels[trains]) == recorded["labels_sha256"]:
+        return None
+    then, now = recorded["num_rows"], int(trains.sum())
+    if then == now:
+        return f"some of the {then:,} images that trained its head are others, or relabelled"
+    return f"its head was trained on {then:,} images, and the source has {now:,} for training"
+
+
+def _tell_changes(
+    changes: str, classifier: Classifier, images: ImageSource, *, allow: bool
+) -> None:
+    """Warn that a model is stale.
+
+    Raises:
+        ArtifactMismatch: That is not to be allowed.
+    """
+    if not allow:
+        raise ArtifactMismatch(
+            classifier.path,
+            f"'{classifier.path}' is stale beside '{images.uri}': {changes}. Run featx extract, "
+            "train-head and export again, or score the model as it is with --stale.",
+        )
+    log.warning("The model is stale: %s.", changes)
 
 
 def _run(
@@ -130,23 +216,19 @@ def _run(
     go_on: bool,
     max_pixels: int,
     progress: Progress | None,
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Return logits, content hashes, and why images cannot be used, by row.
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return logits, ``(num_samples, num_classes)`` float32, and why images cannot be used, by row.
 
-    Logits are ``(num_samples, num_classes)`` float32, content hashes ``(num_samples, 16)`` uint8.
     The logits of a bad image mean nothing; nor, unless the run is to ``go_on``, do those after the
     first: the rest is decoded, to find all that are bad, but not classified.
     """
     samples, bad = images.samples, dict[int, str]()
     logits = np.zeros((len(samples), len(classifier.classes)), np.float32)
-    digests = np.zeros((len(samples), DIGEST_BYTES), np.uint8)
 
     def decode(index: int) -> np.ndarray:
-        sample_id, content = samples[index].sample_id, images.read(index)
-        digests[index] = np.frombuffer(content_digest(content), np.uint8)
         return pixels_of(
-            content,
-            sample_id=sample_id,
+            images.read(index),
+            sample_id=samples[index].sample_id,
             max_pixels=max_pixels,
             preprocess=classifier.preprocess,
         )
@@ -161,7 +243,7 @@ def _run(
                 bad[index] = err.reason
             if progress:
                 progress(index + 1, len(samples))
-    return logits, digests, bad
+    return logits, bad
 
 
 def _score(
@@ -183,33 +265,6 @@ def _score(
         ):
             scores[split] = metrics
     return {"all": next(iter(scores.values()))} if len(scores) == 1 else scores
-
-
-def _held_out(images: ImageSource, classifier: Classifier, model: Path) -> HeldOut | None:
-    """Return which of the images were held out if this is the source that the head is from.
-
-    None where that is not known, and where the source itself has a validation split.
-
-    Raises:
-        ArtifactInvalid: The model does not list them as featx does.
-    """
-    details = classifier.header.details
-    if not is_training_source(details, images):
-        log.info(
-            "Not the source that the head was trained from: images that trained it may be among "
-            "these."
-        )
-        return None
-    if any(sample.split == "val" for sample in images.samples):
-        return None
-    if "held_out" not in details:
-        log.warning(
-            "'%s' does not list the images that were held out: those that trained it are scored "
-            "with them.",
-            model,
-        )
-        return None
-    return HeldOut.from_text(details["held_out"], path=model)
 
 
 def _targets(images: ImageSource, classifier: Classifier) -> Targets:

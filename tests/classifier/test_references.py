@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featx.classifier.references import (
@@ -78,18 +79,24 @@ def test_images_that_cannot_be_read_are_passed_over() -> None:
     assert found(source([None, *IMAGES]), 3) == [(4, 3)]
 
 
+def contents(images: Sequence[bytes]) -> np.ndarray:
+    digests = b"".join(map(content_digest, images))
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+
 def test_a_training_source_is_known_by_content_not_by_name() -> None:
     own = details(*range(10))
-    assert is_training_source(own, source(prefix="x", uri="/elsewhere"))
-    assert is_training_source(own, source(IMAGES[1:]))
-    assert not is_training_source(own, source(IMAGES[2:]))
-    assert not is_training_source(own, source([b"other"]))
+    assert is_training_source(own, "/elsewhere", contents(IMAGES))
+    assert is_training_source(own, "/home/ann/photos", contents(IMAGES[1:]))
+    assert not is_training_source(own, "/home/ann/photos", contents(IMAGES[2:]))
+    assert not is_training_source(own, "/home/ann/photos", contents([b"other"]))
 
 
 def test_without_references_the_name_tells() -> None:
     for name in ("photos", "/home/ann/photos"):  # files of earlier versions have the whole path
-        assert is_training_source({"source": name, "proof": None}, source())
-    assert not is_training_source({"source": "others", "proof": None}, source())
+        own = {"source": name, "proof": None}
+        assert is_training_source(own, "/home/ann/photos", contents(IMAGES))
+        assert not is_training_source(own, "/home/ann/others", contents(IMAGES))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from featx.classifier.session import open_classifier
 from featx.cli import main
-from featx.errors import BadImages, ConfigError, SourceError
+from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
 from featx.features.file import open_features
+from featx.features.splits import HeldOut
 from featx.heads.head import open_head
+from featx.images.decode import content_digest
 from featx.stages.evaluate import evaluate
 from featx.stages.export import export_onnx
 from featx.stages.extract import ExtractOptions, extract
@@ -147,13 +151,13 @@ def test_all_bad_images_are_named_at_once(damaged: tuple[Path, Path]) -> None:
 
 def test_bad_images_can_be_left_out(damaged: tuple[Path, Path]) -> None:
     source, model = damaged
-    report = evaluate(model, source, on_error="skip")
+    report = evaluate(model, source, on_error="skip", stale=True)
     assert sum(scores.num_samples for scores in report.metrics.values()) == 34
     assert [name for name, _ in report.skipped] == BAD
     assert [name for name, _ in report.to_dict()["skipped"]] == BAD
     for name in BAD:
         (source / name).unlink()
-    without = evaluate(model, source)
+    without = evaluate(model, source, stale=True)
     assert without.skipped == ()
     assert without.metrics == report.metrics
 
@@ -173,7 +177,7 @@ def test_larger_images_can_be_refused(trained: tuple[Path, Path, Path]) -> None:
     Image.new("RGB", (200, 200)).save(source / "ants" / "large.png")
     with pytest.raises(BadImages, match=r"large\.png: 200×200 pixels is more than the 39999"):
         evaluate(model, source, max_pixels=39_999)
-    assert evaluate(model, source, max_pixels=40_000).skipped == ()
+    assert evaluate(model, source, max_pixels=40_000, stale=True).skipped == ()
 
 
 @pytest.mark.parametrize("options", [{"max_pixels": 0}, {"on_error": "ignore"}])
@@ -184,7 +188,7 @@ def test_options_are_checked_first(tmp_path: Path, options: dict[str, Any]) -> N
 
 def test_the_command_names_or_leaves_out(damaged: tuple[Path, Path]) -> None:
     source, model = damaged
-    command = ["evaluate", str(model), str(source)]
+    command = ["evaluate", str(model), str(source), "--stale"]
     failed = CliRunner().invoke(main, command)
     assert failed.exit_code == 1
     assert all(name in failed.stderr for name in BAD)
@@ -202,5 +206,82 @@ def test_progress_and_json(trained: tuple[Path, Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     report = evaluate(model, source, progress=lambda *numbers: seen.append(numbers))
     assert seen == [(i, 36) for i in range(1, 37)]
-    assert set(report.to_dict()) == {"metrics", "classes", "skipped", "seconds"}
+    assert set(report.to_dict()) == {"metrics", "classes", "skipped", "seconds", "stale"}
     assert report.to_dict()["metrics"]["val"]["top1"] == report.metrics["val"].top1
+
+
+# --- a source that has changed ------------------------------------------------------------------
+
+
+def train_images(source: Path, model: Path) -> list[Path]:
+    """Return the images of a source that trained a model, and those held out last."""
+    held_out = HeldOut.from_text(open_classifier(model).header.details["held_out"], path=model)
+    paths = sorted(source.rglob("*.*"))
+    digests = b"".join(content_digest(path.read_bytes()) for path in paths)
+    is_val = held_out.contains(np.frombuffer(digests, np.uint8).reshape(-1, 16))
+    return [path for path, val in zip(paths, is_val.tolist(), strict=True) if not val]
+
+
+def relabel(path: Path) -> None:
+    path.rename(path.parents[1] / "wasps" / f"moved {path.name}")
+
+
+def add(path: Path) -> None:
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(path.with_name("new.png"))
+
+
+@pytest.mark.parametrize("change", [relabel, Path.unlink, add])
+def test_a_source_whose_training_images_changed_is_scored_only_on_demand(
+    trained: tuple[Path, Path, Path],
+    change: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, _, model = trained
+    change(train_images(source, model)[0])
+    with pytest.raises(ArtifactMismatch, match=r"is stale beside .*--stale"):
+        evaluate(model, source)
+    report = evaluate(model, source, stale=True)
+    assert report.stale is not None
+    assert set(report.metrics) == {"train", "val"}
+    assert caplog.text.count("The model is stale") == 1
+    result = CliRunner().invoke(main, ["evaluate", str(model), str(source), "--stale"])
+    assert result.exit_code == 0
+    assert "stale" in result.stdout
+
+
+def test_images_left_out_by_an_option_do_not_make_it_stale(
+    trained: tuple[Path, Path, Path],
+) -> None:
+    source, _, model = trained
+    report = evaluate(model, source, on_error="skip", max_pixels=1200)
+    assert report.skipped
+    assert report.stale is None
+
+
+def test_other_validation_images_do_not_make_it_stale(trained: tuple[Path, Path, Path]) -> None:
+    source, _, model = trained
+    trains = set(train_images(source, model))
+    held_out = [path for path in sorted(source.rglob("*.*")) if path not in trains]
+    relabel(held_out[0])
+    held_out[-1].unlink()
+    report = evaluate(model, source)
+    assert report.stale is None
+    assert report.metrics["train"].num_samples == len(trains)
+
+
+def test_images_that_were_left_out_of_training_are_no_change(
+    photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = photos({"ants": 12, "bees": 12})
+    (source / "ants" / "broken.png").write_bytes(b"no image")
+    extract(source, tmp_path / "f.h5", ExtractOptions(backbone="tiny", on_error="skip"))
+    train_head(tmp_path / "f.h5", tmp_path / "h.safetensors")
+    export_onnx(tmp_path / "h.safetensors", tmp_path / "m.onnx")
+    with pytest.raises(BadImages):
+        evaluate(tmp_path / "m.onnx", source)
+    report = evaluate(tmp_path / "m.onnx", source, on_error="skip")
+    assert report.stale is None
+    assert len(report.skipped) == 1
+    train_images(source, tmp_path / "m.onnx")[0].unlink()
+    with pytest.raises(ArtifactMismatch):
+        evaluate(tmp_path / "m.onnx", source, on_error="skip")

@@ -156,6 +156,17 @@ def proof_date(head: Path) -> str:
     return date.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _trained_on(head: Head) -> dict[str, Any]:
+    """Return a digest of the training split, by which evaluation tells whether it has changed.
+
+    Nothing for a head that was trained on a draw: from images alone its rows cannot be told.
+    """
+    provenance = head.header.details.get("provenance")
+    if provenance is None or provenance["drawn"]:
+        return {}
+    return {"trained_on": provenance["trained"]}
+
+
 class _Export:
     """One export under way.
 
@@ -289,7 +300,7 @@ class _Export:
             details |= {name: without_folders(details[name]) for name in ("source", "weights")}
         details |= {
             name: own.details[name] for name in ("held_out", *_OF_TASK) if name in own.details
-        }
+        } | _trained_on(self._head)
         details |= {
             "head_sha256": own.details["sha256"],
             "head": own.details["choice"],
