@@ -643,10 +643,10 @@ class TestLinks:
         (tmp_path / "scratch").mkdir()
         (tmp_path / "link").symlink_to("scratch/f.h5")
         names = [path.name for path in run_files(tmp_path / "link").values()]
-        assert names == ["link", "f.h5.partial", "f.h5.lock", "f.h5.tmp"]
+        assert names == ["link", "f.h5.partial", "f.h5.lock"]
         assert partial_path(tmp_path / "link") == tmp_path / "scratch" / "f.h5.partial"
 
-    @pytest.mark.parametrize("suffix", [".partial", ".lock", ".tmp"])
+    @pytest.mark.parametrize("suffix", [".partial", ".lock"])
     def test_a_link_in_the_place_of_a_file_beside_it(self, tmp_path: Path, suffix: str) -> None:
         require_no_links(tmp_path / "f.h5")
         (tmp_path / f"f.h5{suffix}").symlink_to("/etc/passwd")

@@ -49,7 +49,6 @@ def run_files(features: Path) -> dict[str, Path]:
         f"the feature file '{features}'": features,
         f"the extraction log of '{features}'": beside(features, ".partial"),
         f"the lock of '{features}'": beside(features, ".lock"),
-        f"the unfinished copy of '{features}'": beside(features, ".tmp"),
     }
 
 

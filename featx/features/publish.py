@@ -5,10 +5,13 @@ HDF5 writes through ``_Disk``: the library takes a disk that fails for one that 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featx.artifact import MAX_HEADER_BYTES, Header, beside, publishing
-from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
+from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
+from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
 from featx.features.known import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
@@ -25,7 +28,6 @@ from featx.images.sources import Sample, Stamp, group_numbers, own_splits
 from featx.isolated import IsolatedCall, Limits
 
 BLOCK_ROWS = 4096
-_HDF5_START = b"\x89HDF\r\n\x1a\n"
 _VERIFY_SECONDS = 600
 _SLOWEST_BYTES_PER_SECOND = 5e6
 _CHUNK_BYTES = 2**20
@@ -84,8 +86,7 @@ def publish_features(
         "stamps": np.dtype(("<i8", (len(Stamp._fields),))),
         "groups": np.dtype("<i8"),
     }
-    temporary = beside(path, ".tmp")
-    _require_ours(temporary, output=path)
+    temporary = _free_name(path)
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
         with (
             _Disk.open(
@@ -111,23 +112,21 @@ def start_verifier(num_bytes: int = 0) -> IsolatedCall:
     return IsolatedCall("featx.features.file:verify_features", limits=limits)
 
 
-def _require_ours(temporary: Path, *, output: Path) -> None:
-    """Check that what has the temporary's name is the rest of a run that was killed.
+def _free_name(output: Path) -> Path:
+    """Return a name for the next file that nothing has, and delete what killed runs left.
 
-    Raises:
-        ArtifactExists: It is something else.
+    Their names tell them: nobody else makes one with this hash of the output's name and 16 random
+    digits, and the output's lock is held.
     """
-    if not os.path.lexists(temporary):
-        return
-    start = b"?"
-    if temporary.is_file() and not temporary.is_symlink():
-        with temporary.open("rb") as file:
-            start = file.read(len(_HDF5_START))
-    if not _HDF5_START.startswith(start) and start.strip(b"\0"):
-        raise ArtifactExists(
-            output,
-            f"Cannot write '{output}': '{temporary}' is in the way, and is not featx's. Move it.",
-        )
+    target = target_of(output)
+    own = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+    start = f".{target.name[:40]}.{own}-"
+    name = re.compile(rf"{re.escape(start)}[0-9a-f]{{16}}\.tmp")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                Path(entry).unlink()
+    return target.with_name(f"{start}{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
@@ -249,7 +248,7 @@ class _Disk:
             ArtifactError: The disk has less; the message says how much is needed.
             OSError: The file cannot be made.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             _claim(descriptor, room, output)
         except BaseException:
@@ -316,10 +315,13 @@ class _Disk:
         pass
 
 
+_CANNOT_CLAIM = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
+"""What a file system answers that cannot set space aside. Then the first failed write tells."""
+
+
 def _claim(descriptor: int, room: int, output: Path) -> None:
-    status = os.fstatvfs(descriptor)
-    free = status.f_bavail * status.f_frsize
-    if free < room:
+    free = _free_bytes(descriptor)
+    if free and free < room:
         raise ArtifactError(
             output,
             f"'{output}' needs {room:,} bytes, but its disk has {free:,} free. Free some and run "
@@ -328,8 +330,19 @@ def _claim(descriptor: int, room: int, output: Path) -> None:
     try:
         os.posix_fallocate(descriptor, 0, room)
     except OSError as err:
+        if err.errno in _CANNOT_CLAIM:
+            return
         raise ArtifactError(
             output,
             f"Cannot write '{output}': it needs {room:,} bytes, which cannot be had "
             f"({err.strerror}). Run the same command again when they can; nothing is lost.",
         ) from err
+
+
+def _free_bytes(descriptor: int) -> int:
+    """Return how many bytes a disk says to have free; 0 where it is full or does not know."""
+    try:
+        status = os.fstatvfs(descriptor)
+    except OSError:
+        return 0
+    return int(status.f_bavail * status.f_frsize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -231,7 +232,9 @@ def test_the_temporary_file_is_what_is_verified_and_is_whole_by_then(
         seen.append((path, path.read_bytes()))
 
     write_features(tmp_path / "f.h5", values, verifier=SimpleNamespace(run=look))
-    assert seen == [(tmp_path / "f.h5.tmp", (tmp_path / "f.h5").read_bytes())]
+    ((path, content),) = seen
+    assert re.fullmatch(r"\.f\.h5\.[0-9a-f]{8}-[0-9a-f]{16}\.tmp", path.name)
+    assert content == (tmp_path / "f.h5").read_bytes()
 
 
 # --- room ---------------------------------------------------------------------------------------
@@ -275,6 +278,42 @@ def test_a_disk_with_too_little_room_is_told_how_much_it_takes(
     assert " bytes, but its disk has 3,584 free." in message
     assert "nothing is lost" in message
     assert caught.value.path == target
+    assert_failed_cleanly(target, before)
+
+
+@pytest.mark.parametrize("fields", [{"f_bavail": 0, "f_frsize": 0}, {"f_bavail": 0, "f_frsize": 1}])
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_disk_that_does_not_know_its_room_is_written(
+    *, target: Path, write_features, values, monkeypatch, fields: dict[str, int], claims: bool
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(**fields))
+    if not claims:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    write_features(target, values, overwrite=True)
+    assert np.array_equal(open_features(target).features, values)
+    monkeypatch.setattr(os, "fstatvfs", refuse)
+    write_features(target, values, overwrite=True)
+
+
+def test_a_full_disk_that_cannot_set_space_aside_is_noticed(
+    target: Path, write_features, values, monkeypatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    def full(descriptor: int, data: bytes, offset: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(descriptor, data, offset)
+
+    write, before = storage.write, content_of(target)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        write_features(target, values, overwrite=True)
     assert_failed_cleanly(target, before)
 
 
@@ -487,29 +526,24 @@ def test_what_a_killed_process_left_does_no_harm(
     tmp_path: Path, write_features, values, leave: Callable[[Path], object]
 ) -> None:
     write_features(tmp_path / "whole.h5", values)
-    leave(tmp_path / "f.h5.tmp")
+    leave(publish._free_name(tmp_path / "f.h5"))
     write_features(tmp_path / "f.h5", values)
     assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    assert not (tmp_path / "f.h5.tmp").exists()
+    assert sorted(os.listdir(tmp_path)) == ["f.h5", "whole.h5"]
 
 
-def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(
-    tmp_path: Path, write_features, values
-) -> None:
-    precious = tmp_path / "precious"
-    precious.write_text("mine")
-    (tmp_path / "f.h5.tmp").symlink_to(precious)
-    with pytest.raises(ArtifactError, match=r"Cannot write '.*f\.h5'"):
-        write_features(tmp_path / "f.h5", values)
-    assert precious.read_text() == "mine"
-
-
-def test_a_folder_in_the_place_of_the_temporary_file(
-    tmp_path: Path, write_features, values
-) -> None:
-    (tmp_path / "f.h5.tmp").mkdir()
-    with pytest.raises(ArtifactError, match=r"Cannot write '.*f\.h5'"):
-        write_features(tmp_path / "f.h5", values)
+def test_what_others_have_made_is_left_alone(tmp_path: Path, write_features, values) -> None:
+    output, other = tmp_path / "f.h5", tmp_path / "g.h5"
+    write_features(tmp_path / "f.h5.tmp", values)
+    (tmp_path / ".f.h5.tmp").write_text("mine")
+    publish._free_name(other).write_text("another extraction's, which is running")
+    publish._free_name(output).mkdir()
+    publish._free_name(output).symlink_to("f.h5.tmp")
+    before = sorted(os.listdir(tmp_path))
+    assert len(before) == 5
+    write_features(output, values)
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "f.h5"])
+    assert len(open_features(tmp_path / "f.h5.tmp")) == len(values)
 
 
 @pytest.mark.parametrize(("num_rows", "num_features"), [(1, 1), (60, 16), (3000, 64)])
