@@ -3,6 +3,7 @@
 catalog          which backbones there are
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
+state_dict       finding a network's tensors in a checkpoint, under whatever names
 network          the module that ends at the chosen layer
 tiny             the bundled backbone
 engines          running the network over batches: torch, or ONNX Runtime on its graph

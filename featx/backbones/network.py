@@ -22,6 +22,13 @@ from featx.backbones.catalog import (
     graph_nodes,
 )
 from featx.backbones.spec import BackboneSpec, Pool
+from featx.backbones.state_dict import (
+    describe_tensors,
+    guess_backbone,
+    shape_of,
+    shapes_of,
+    unusable,
+)
 from featx.backbones.weights import Weights
 from featx.errors import BackboneError, ConfigError
 from featx.images.preprocess import PreprocessSpec
@@ -282,12 +289,14 @@ def _require_fit(
         for name in needed
         if name not in found and not name.endswith("num_batches_tracked")
     ]
-    problems += [
-        f"shape of {name}: expected {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
-        for name, tensor in needed.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    known = build_skeleton(backbone).state_dict()
+    for name, tensor in needed.items():
+        if name in found and (reason := unusable(found[name], tensor)):
+            problems.append(f"{name} is {reason}")
+        elif name in found and found[name].shape != tensor.shape:
+            problems.append(
+                f"shape of {name}: expected {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
+            )
+    known = shapes_of(backbone)
     beside = [name for name in found if name not in needed]
     head_root = head.partition(".")[0]
     problems += [
@@ -298,7 +307,12 @@ def _require_fit(
     if problems:
         shown = "; ".join(problems[:12])
         more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise BackboneError(f"The weights '{weights.origin}' do not fit {backbone}: {shown}{more}.")
-    misfits = [n for n in beside if n not in known or found[n].shape != known[n].shape]
+        guess = guess_backbone(found)
+        hint = f" It looks like {guess}." if guess not in (None, backbone) else ""
+        raise BackboneError(
+            f"The weights '{weights.origin}' do not fit {backbone}: {shown}{more}. The file has "
+            f"{describe_tensors(found)}.{hint}"
+        )
+    misfits = [n for n in beside if n not in known or shape_of(found[n]) != known[n]]
     if misfits:
         log.info("Left out a head of other classes: %s.", ", ".join(misfits))

@@ -29,12 +29,10 @@ from torch import Tensor
 from featx.artifact import file_sha256
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
 from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
+from featx.backbones.state_dict import Found, find_state
 from featx.errors import BackboneError
 
 log = logging.getLogger(__name__)
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,15 @@ def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weight
         sha256 = file_sha256(path)
     except OSError as err:
         raise BackboneError(f"Cannot read the weights '{path}': {err.strerror or err}.") from err
-    return Weights(origin, sha256, _read_state(path))
+    found = _read_state(path, backbone)
+    if found.others:
+        log.info(
+            "'%s' holds several networks that fit: '%s' was taken, not '%s'.",
+            path,
+            found.place or "the outermost",
+            "', '".join(found.others),
+        )
+    return Weights(origin, sha256, found.tensors)
 
 
 def require_sha256(weights: Weights, expected: str) -> None:
@@ -174,7 +180,7 @@ def weights_url(backbone: str, name: str) -> str:
     return str(torchvision_weights(backbone, name).url)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path, backbone: str) -> Found:
     content: object
     try:
         if path.suffix == ".safetensors":
@@ -189,19 +195,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "the model's state_dict() alone, or use safetensors."
         ) from err
     except Exception as err:  # a damaged file makes torch's reader raise nearly anything
+        if "TorchScript" in str(err):
+            raise BackboneError(
+                f"'{path}' is a TorchScript program, and featx runs no code from weights. Save the "
+                "model's state_dict() alone, or use safetensors."
+            ) from err
         raise BackboneError(f"Cannot read the weights '{path}': {_first_line(err)}") from err
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
+    found = find_state(content, backbone)
+    if found is None:
         raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
-    return {_plain_name(k): v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def _plain_name(name: str) -> str:
-    """Return a parameter's name without DataParallel's prefix, DenseNet's old spelling mended."""
-    name = name.removeprefix("module.")
-    return _DENSENET_OLD.sub(r"\1\2", name)
+    return found
 
 
 def _first_line(err: Exception) -> str:
