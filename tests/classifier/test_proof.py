@@ -88,6 +88,40 @@ def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> Non
     assert caught.value.bound == pytest.approx(2e-3)  # 0.1 % of the median spread
 
 
+@pytest.mark.parametrize("bound", [0.1, None])
+@pytest.mark.parametrize(("coarse", "allowed"), [(False, 2e-3), (True, 4e-2)])
+def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_are_coarse(
+    coarse: bool, allowed: float, bound: float | None
+) -> None:
+    images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
+    expected = np.array(RIGHT, np.float32)  # their median spread is 2
+
+    def proven(drift: float) -> Any:
+        answers: Any = Answers(RIGHT, drift=drift)
+        return prove(answers, images, ["x"] * 4, expected, bound=bound, coarse=coarse)
+
+    assert proven(0.98 * allowed).max_batch_difference == pytest.approx(0.98 * allowed, rel=1e-3)
+    with pytest.raises(ParityError, match="in a batch of 3") as caught:
+        proven(1.02 * allowed)
+    assert caught.value.bound == pytest.approx(allowed)
+
+
+@pytest.mark.parametrize(("coarse", "allowed"), [(False, 2e-3), (True, 4e-2)])
+def test_resized_images_may_differ_more_where_steps_are_coarse(
+    coarse: bool, allowed: float
+) -> None:
+    images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
+    expected = np.array(RIGHT, np.float32)
+
+    def proven(offset: float) -> Any:
+        answers: Any = Answers(RIGHT, resized=np.array(RIGHT) + offset)
+        return prove(answers, images, ["x"] * 4, expected, bound=0.1, coarse=coarse)
+
+    assert proven(0.98 * allowed).max_resized_difference > 0.97 * allowed
+    with pytest.raises(ParityError, match="once the image is resized"):
+        proven(1.02 * allowed)
+
+
 FAR = [[*row, far] for row, far in zip(RIGHT, (-190, -200, -180, -210), strict=True)]
 """With a class that was not trained."""
 

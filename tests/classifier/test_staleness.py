@@ -122,6 +122,18 @@ def test_renamed_images_leave_a_head_as_it_is(
     assert told(head) is None
 
 
+def test_images_renamed_since_are_found_by_content(
+    head: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    for name, _, _ in rows[:5]:
+        (tmp_path / name).rename(tmp_path / f"renamed {name}")
+    new = [(f"renamed {row[0]}", *row[1:]) for row in rows[:5]] + rows[5:]
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,split", *map(",".join, new)]))
+    proof = featx.export_onnx(head, tmp_path / "m.onnx").proof
+    assert proof is not None
+    assert proof.num_images == 12
+
+
 def test_other_features_of_the_same_images_are_a_change(
     head: Path, extract: Callable[[list[Row]], Path], rows: list[Row], tmp_path: Path
 ) -> None:

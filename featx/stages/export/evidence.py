@@ -12,6 +12,7 @@ import numpy as np
 
 from featx.classifier.decisions import comparable, trained_outputs
 from featx.classifier.proof import NUM_IMAGES, Hard
+from featx.classifier.references import read_digests
 from featx.classifier.staleness import (
     Staleness,
     find_features,
@@ -99,7 +100,8 @@ class Evidence:
     def images(self, rows: np.ndarray, *, in_full: bool = False) -> Iterator[np.ndarray]:
         """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
 
-        They are decoded as the features' images were, or in full.
+        They are decoded as the features' images were, or in full. One that was renamed since its
+        features were cached is found by its content.
 
         Raises:
             SourceError: One is missing, unreadable, or has changed since its features were cached.
@@ -107,12 +109,17 @@ class Evidence:
         source, cache = self.source, self.cache
         spec = None if in_full else self.preprocess
         index_of = {sample.sample_id: index for index, sample in enumerate(source.samples)}
+        renamed: dict[bytes, int] = {}
+        if any(name not in index_of for name in self.names(rows)):
+            with closing(read_digests(source, range(len(source.samples)))) as digests:
+                renamed = {digest: index for index, digest in digests}
 
         def read(row: int) -> np.ndarray:
             name = cache.sample_ids[row]
-            if name not in index_of:
+            index = index_of.get(name, renamed.get(cache.digests[row].tobytes()))
+            if index is None:
                 raise SourceError(f"'{source.uri}' no longer holds the image '{name}'.")
-            content = source.read(index_of[name])
+            content = source.read(index)
             if content_digest(content) != cache.digests[row].tobytes():
                 raise SourceError(
                     f"The image '{name}' of '{source.uri}' has changed since its features were "

@@ -215,6 +215,28 @@ def test_a_header_that_no_export_writes_is_refused_when_opened(model: Path) -> N
     assert "header is damaged" in output
 
 
+@pytest.mark.parametrize("outputs", [("logits",), ("top-1",)])
+def test_one_image_of_another_class_is_enough_to_fail(
+    head: Path, source: Path, outputs: tuple[str, ...]
+) -> None:
+    model = head.with_name("m.onnx")
+    featx.export_onnx(head, model, featx.ExportOptions(outputs=outputs, atol=1000))
+
+    def swap(details: dict[str, Any]) -> None:
+        details["proof"]["witnesses"][3]["logits"].reverse()
+        details["proof"]["bound"] = 1e-3
+
+    with_details(model, swap)
+    again = check(model, source).repeated
+    assert again is not None
+    assert again.num_agreeing == again.num_found - 1
+    assert (again.max_difference is None) == (outputs == ("top-1",))
+    assert not replace(again, max_difference=0.0).holds
+    code, output = command(model, source)
+    assert code == 1
+    assert "DOES NOT HOLD: same class in 11 of 12 images" in output
+
+
 def test_a_head_is_not_compared_with_images(head: Path, source: Path) -> None:
     with pytest.raises(ConfigError, match="compared with a feature file"):
         check(head, source)

@@ -357,6 +357,24 @@ def test_the_file_and_its_card_name_no_folder_and_no_image(
     assert check(trained.model, source).is_fresh
 
 
+def test_accuracy_is_that_of_labelled_validation_images(
+    photos: Callable[..., Path], make_trained: Any, tmp_path: Path
+) -> None:
+    source = photos({"ants": 9, "bees": 9})
+    rows = ["path,label,split"]
+    for number, path in enumerate(sorted(source.rglob("*.*"))):
+        split = "val" if number % 3 == 0 else "train"
+        label = "" if number in (3, 12) else path.parent.name  # two of six have none
+        rows.append(f"{path},{label},{split}")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    trained = make_trained(tmp_path, tmp_path / "images.csv")
+    proof = export_onnx(trained.head, trained.model).proof
+    assert proof is not None
+    assert proof.accuracy is not None
+    assert (proof.accuracy.num_images, proof.accuracy.num_available) == (4, 4)
+    assert proof.accuracy.file == proof.accuracy.head == 1
+
+
 def test_few_validation_images_are_enough_where_that_is_asked_for(trained: Any) -> None:
     report = export_onnx(trained.head, trained.model, ExportOptions(max_images=2))
     assert report.proof is not None
