@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
-from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
+from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.features.journal import read_progress
 from featx.features.schema import columns_of, read_header, require_schema
 from featx.features.structure import require_plain_root, without_plugins
@@ -206,6 +206,7 @@ def open_features(
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a feature file, damaged, altered, or of another schema.
         ArtifactIncomplete: The extraction that wrote it did not finish.
+        ArtifactBusy: Another program has it open, and may change it.
     """
     path = Path(path)
     with _opened(path) as (file, header):
@@ -273,7 +274,7 @@ def _open(path: Path) -> tuple[h5py.File, Header]:
     require_file(path, made_by="featx extract")
     with translated(path), without_plugins():
         require_plain_root(path)
-        file = h5py.File(path, "r", locking=False)
+        file = _open_hdf5(path)
         try:
             header = read_header(file, path)
             require_schema(file, header, path)
@@ -281,6 +282,39 @@ def _open(path: Path) -> tuple[h5py.File, Header]:
             file.close()
             raise
     return file, header
+
+
+_OTHER_LOCKING = "flag values don't match"
+_LOCKED = ("unable to lock file", "already open for")
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    """Return an HDF5 file, open for reading, whoever has it open as well.
+
+    It needs no lock, because it changes only by being replaced. But a process can have a file open
+    with one way of locking only, and the notebook that calls featx may have chosen another.
+
+    Raises:
+        ArtifactBusy: Another program writes it, or this one has it open in a way of its own.
+        OSError: It cannot be opened.
+    """
+    for locking in (False, "best-effort", True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as err:
+            if any(words in str(err) for words in _LOCKED):
+                raise ArtifactBusy(
+                    path,
+                    f"'{path}' is open in a program that may change it. Close it there, and run "
+                    "the same again.",
+                ) from err
+            if _OTHER_LOCKING not in str(err):
+                raise
+    raise ArtifactBusy(
+        path,
+        f"'{path}' is open in this process, locked in another way than featx can share. Close it "
+        "first, or open it with h5py.File(…, locking=False).",
+    )
 
 
 @contextmanager

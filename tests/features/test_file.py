@@ -11,7 +11,8 @@ import tempfile
 import textwrap
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -698,6 +699,85 @@ def test_names_nobody_asked_for_are_not_looked_at(published: Path, tmp_path: Pat
     was_opened = watch(foreign)
     assert len(open_features(published)) == 60
     assert not was_opened()
+
+
+# --- who else has it open -----------------------------------------------------------------------
+
+HOLD = """
+import h5py, sys
+file = h5py.File(sys.argv[1], sys.argv[2], **eval(sys.argv[3]))
+rows = file["features"]
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path, mode: str, **options: Any) -> Iterator[None]:
+    """Have another process hold a file open."""
+    command = [sys.executable, "-c", HOLD, path, mode, repr(options)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        yield
+        process.communicate("")
+
+
+ways = pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("r", {}), ("r", {"locking": False}), ("r", {"locking": True}), ("r", {"swmr": True}),
+        ("r", {"driver": "core"}), ("r", {"driver": "stdio"}), ("r", {"libver": "latest"}),
+        ("r+", {}), ("a", {"locking": False}), ("r+", {"libver": "latest"}),
+    ],
+)  # fmt: skip
+
+
+@ways
+def test_a_file_that_this_process_has_open_is_read(
+    published: Path, values: np.ndarray, mode: str, options: dict[str, Any]
+) -> None:
+    with h5py.File(published, mode, **options) as file:
+        rows = file["features"]
+        opened = open_features(published)
+        assert opened.features.tobytes() == values.tobytes()
+        with opened.reading() as rows_at:
+            assert np.array_equal(rows_at(np.array([3, 1])), values[[3, 1]])
+        assert np.array_equal(rows[:], values)  # it stays open
+    verify_features(published)
+
+
+@pytest.mark.parametrize(("mode", "options"), [("r", {}), ("r+", {}), ("a", {"locking": False})])
+def test_a_file_that_another_process_has_open_is_read(
+    published: Path, values: np.ndarray, mode: str, options: dict[str, Any]
+) -> None:
+    with held_elsewhere(published, mode, **options):
+        assert open_features(published).features.tobytes() == values.tobytes()
+    verify_features(published)
+
+
+def test_a_lock_that_the_environment_enforces_is_named(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")  # which overrides what a program asks for
+    code = "import sys, featx; featx.open_features(sys.argv[1])"
+    with held_elsewhere(published, "r+"):
+        command = [sys.executable, "-c", code, published]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("featx.errors.ArtifactBusy: ")
+    assert "is open in a program that may change it. Close it there" in last
+
+
+def test_a_file_that_is_open_is_replaced_and_its_reader_keeps_the_old_one(
+    published: Path, write_features, values: np.ndarray
+) -> None:
+    with h5py.File(published) as here, held_elsewhere(published, "r"):
+        write_features(published, values + 1, overwrite=True)
+        assert np.array_equal(here["features"][:], values)
+        assert np.array_equal(open_features(published).features, values + 1)
 
 
 # --- damage -------------------------------------------------------------------------------------

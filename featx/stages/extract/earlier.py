@@ -11,6 +11,7 @@ from typing import Any
 
 from featx.artifact import free_path, partial_path, require_replaceable
 from featx.errors import (
+    ArtifactBusy,
     ArtifactError,
     ArtifactExists,
     ArtifactInvalid,
@@ -154,6 +155,7 @@ def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
         ArtifactExists: Something else lies there; or a damaged file, and may not be replaced.
         ArtifactInvalid: Something that is no extraction log lies in its place.
         ArtifactMissing: A file cannot be read.
+        ArtifactBusy: Another program has it open, and may change it.
     """
     exists = require_replaceable(output, "features")
     partial = partial_path(output)
@@ -166,6 +168,8 @@ def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
         file = open_features(output)
         settings = Settings.of_file(file.header, path=output)
         return Earlier(output, file, settings, log, _of_file(file, settings))
+    except ArtifactBusy:
+        raise
     except ArtifactError as err:
         if options.overwrite:
             return Earlier(output, log_settings=log, recorded=of_log)
