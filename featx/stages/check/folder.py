@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from featx.artifact import Header, is_unfinished, partial_path
-from featx.errors import ArtifactError, ArtifactMismatch, ArtifactMissing, SourceError
+from featx.errors import (
+    ArtifactError,
+    ArtifactMismatch,
+    ArtifactMissing,
+    ConfigError,
+    SourceError,
+)
 from featx.stages.check.stage import CheckOptions, CheckReport, compare_features
 
 if TYPE_CHECKING:
@@ -74,9 +81,11 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
         folder: Where ``features.h5``, ``head.safetensors`` and ``model.onnx`` lie, or are to.
 
     Raises:
-        ArtifactError: The folder cannot be read.
+        ConfigError: It is a file.
     """
     folder = Path(folder)
+    if os.path.isfile(folder):  # noqa: PTH113 as below
+        raise ConfigError(f"'{folder}' is a file; give the folder of the three files.")
     opened = _open(folder / HEAD, _command("train-head", folder), _open_head)
     head = None if isinstance(opened, FileStatus) else opened
     of_head = opened if isinstance(opened, FileStatus) else _head(folder, opened)
@@ -119,9 +128,10 @@ def _command(stage: str, folder: Path, *arguments: str) -> str:
 
 def _features(folder: Path, head: Head | None) -> FileStatus:
     path, command = folder / FEATURES, _command("extract", folder)
-    if partial_path(path).exists():
+    # os.path answers where pathlib raises: for a folder that may not be searched.
+    if os.path.exists(partial_path(path)):  # noqa: PTH110
         return FileStatus(path, "unfinished", _progress(path), command)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         source = "photos/" if head is None else str(head.header.details["source"])
         command = _command("extract", folder, source)
         return FileStatus(path, "missing", command=command)

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from featx.cli import main
+from featx.errors import ConfigError
 from featx.stages.check import StatusReport, status
 from featx.stages.extract import ExtractOptions, extract
 from featx.stages.train import TrainOptions, train_head
@@ -125,6 +126,12 @@ def test_images_that_are_gone(made: Path, source: Path) -> None:
     assert states(found) == ["unchecked", "current", "current"]
     assert "does not exist" in found.files[0].reason
     assert "--verify-content" in found.files[0].command
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "features.h5").touch()
+    with pytest.raises(ConfigError, match="give the folder"):
+        status(tmp_path / "features.h5")
 
 
 @pytest.mark.parametrize("update", [False, True])
