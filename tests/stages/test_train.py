@@ -418,6 +418,14 @@ def test_a_file_that_is_no_head_is_never_replaced(
     assert output.read_bytes() == content
 
 
+def test_a_link_to_where_nothing_is_yet_is_written_through(cache: Path, output: Path) -> None:
+    target = output.with_name("target.safetensors")
+    output.symlink_to(target.name)
+    assert train_head(cache, output, FIXED).replaced == ""
+    assert output.is_symlink()
+    assert train_head(cache, target, FIXED).is_unchanged
+
+
 def test_other_files_of_featx_are_no_heads(cache: Path, tmp_path: Path) -> None:
     other = shutil.copy(cache, tmp_path / "other.h5")
     with pytest.raises(ArtifactExists):
