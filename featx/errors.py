@@ -64,7 +64,7 @@ class ImageError(SourceError):
         missing, so that another attempt may succeed.
         """
         if self._is_permanent is None:
-            return not _lies_in_machine(self.__cause__)
+            return not lies_in_machine(self.__cause__)
         return self._is_permanent
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,7 +76,7 @@ _MEMORY_WORDS = ("out of memory", "cannot allocate", "insufficient memory", "err
 """In what libraries say where they get no memory; the last is zlib's."""
 
 
-def _lies_in_machine(error: BaseException | None) -> bool:
+def lies_in_machine(error: BaseException | None) -> bool:
     """Return whether an error, or one that led to it, is of the system and not of what was read."""
     while error is not None:
         if isinstance(error, MemoryError | ImportError | TimeoutError):

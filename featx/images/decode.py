@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from featx.errors import ConfigError, ImageError
+from featx.errors import ConfigError, ImageError, lies_in_machine
 from featx.images.containers import (
     TooCostly,
     check_cost,
@@ -125,13 +125,7 @@ def decoded(
     """
     check_max_pixels(max_pixels)
     if isinstance(content, bytes):
-        try:
-            return _decoded(content, sample_id, max_pixels, preprocess)
-        except ImageError as err:
-            if err.__cause__ and err.is_permanent and _is_short_of_memory(content):
-                reason = f"{err.reason} There may have been too little memory for it."
-                raise ImageError(sample_id, reason, is_permanent=False) from err
-            raise
+        return _decoded(content, sample_id, max_pixels, preprocess)
     _check_size(content.shape[0], content.shape[1], sample_id, max_pixels)
     return content
 
@@ -143,7 +137,7 @@ def _is_short_of_memory(content: bytes) -> bool:
     """
     try:
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with _open(content) as image:
                 pixels = image.width * image.height
         except (OSError, ValueError, SyntaxError):  # a WebP takes its memory when it is opened
             pixels = MAX_PIXELS if content[8:12] == b"WEBP" else 0
@@ -241,6 +235,11 @@ def _decoded(
         raise
     except Exception as err:  # a damaged file makes Pillow's plug-ins raise nearly anything
         kind = format_of(content)
+        if lies_in_machine(err):
+            raise ImageError(sample_id, _why(err, kind, content)) from err
+        if _is_short_of_memory(content):
+            reason = f"{_why(err, kind, content)} There may be too little memory for it."
+            raise ImageError(sample_id, reason, is_permanent=False) from err
         plain = None if isinstance(err, TooCostly) else without_metadata(content, kind)
         if plain is not None:  # what is damaged may have nothing to do with the pixels
             try:
@@ -365,6 +364,8 @@ def _upright(image: Image.Image, content: bytes | None) -> Image.Image:
     pixels = to_rgb(image, content)
     try:
         method = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF says nothing, and the pixels are whole
         return pixels
     return pixels if method is None else pixels.transpose(method)

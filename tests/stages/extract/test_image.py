@@ -185,7 +185,9 @@ except ImageError as err:
 """
 
 
-@pytest.mark.parametrize(("kind", "megabytes"), [("JPEG", 80), ("WEBP", 40), ("PNG", 40)])
+@pytest.mark.parametrize(
+    ("kind", "megabytes"), [("JPEG", 80), ("WEBP", 40), ("PNG", 40), ("AVIF", 40)]
+)
 def test_decoders_that_take_want_of_memory_for_damage(
     tmp_path: Path, kind: str, megabytes: int
 ) -> None:
