@@ -21,6 +21,10 @@ MEASURES: dict[Task, str] = {
 }
 
 
+_MOST = 0.9
+"""Share of images whose outputs are taken for usual."""
+
+
 def comparable(details: Mapping[str, Any], outputs: np.ndarray) -> np.ndarray:
     """Return outputs as they are compared: logits, or standardised values of a regression.
 
@@ -60,9 +64,9 @@ def trained_outputs(task: Task, targets: np.ndarray, num_outputs: int) -> np.nda
 def typical_size(task: Task, expected: np.ndarray, trained: np.ndarray) -> float:
     """Return how large differences between outputs are, at least 1: what bounds are a share of.
 
-    Of each image it is the spread between its logits; tags and numbers are compared with 0. Of
-    three or more, the farthest one is left out, and of images the median is taken, so that no
-    absurd output widens a bound.
+    Of each image it is the spread between its logits; of tags and numbers, which have no others to
+    be compared with, twice the distance from 0. Of three or more, the farthest one is left out, and
+    so is a tenth of the images, so that no absurd output widens a bound.
 
     Args:
         task: Of the head.
@@ -73,11 +77,10 @@ def typical_size(task: Task, expected: np.ndarray, trained: np.ndarray) -> float
     values = values[np.isfinite(values).all(axis=1)]
     if not len(values):
         return 1.0
-    if task == "single-label":
-        values = values.max(axis=1, keepdims=True) - values
-    sizes = np.sort(np.abs(values), axis=1)
-    farthest = sizes[:, -2 if sizes.shape[1] >= 3 else -1]
-    return max(1.0, float(np.median(farthest)))
+    single = task == "single-label"
+    sizes = values.max(axis=1, keepdims=True) - values if single else 2 * np.abs(values)
+    farthest = np.sort(sizes, axis=1)[:, -2 if sizes.shape[1] >= 3 else -1]
+    return max(1.0, float(np.quantile(farthest, _MOST, method="lower")))
 
 
 def agreeing(details: Mapping[str, Any], found: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -77,14 +77,14 @@ def test_share_right_is_the_measure_of_the_task() -> None:
 @pytest.mark.parametrize(
     ("task", "rows", "size"),
     [
-        ("single-label", [[3, -2], [-1, 4], [2, -2]], 5),
+        ("single-label", [[3, -2], [-1, 4], [9, -2]], 5),
         ("single-label", [[0.1, 0.2], [0.2, 0.1]], 1),  # never below 1
         ("single-label", [[3, -2], [-1, 4], [2000, -2]], 5),  # an absurd image
         ("single-label", [[3, -2, -900], [-1, 4, -900], [2, -2, -900]], 5),  # an absurd class
-        ("multi-label", [[3, -2], [-1, 4], [2, -2]], 3),
-        ("multi-label", [[3, -2, -900], [-1, 4, -900], [2, -2, -900]], 3),
-        ("regression", [[0.5], [1.5], [3]], 1.5),
-        ("regression", [[0.5], [1.5], [1e9]], 1.5),
+        ("multi-label", [[3, -2], [-1, 4], [2, -2]], 6),
+        ("multi-label", [[3, -2, -900], [-1, 4, -900], [2, -2, -900]], 6),
+        ("regression", [[0.5], [1.5], [3]], 3),
+        ("regression", [[0.5], [1.5], [1e9]], 3),
     ],
 )
 def test_no_absurd_output_widens_what_bounds_are_a_share_of(

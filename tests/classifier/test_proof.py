@@ -85,16 +85,16 @@ def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> Non
     assert proof.max_resized_difference == pytest.approx(1e-3, abs=1e-5)
     with pytest.raises(ParityError, match="once the image is resized") as caught:
         _prove(raw, RIGHT, resized=raw)
-    assert caught.value.bound == pytest.approx(2e-3)  # 0.1 % of the median spread
+    assert caught.value.bound == pytest.approx(3e-3)  # 0.1 % of the spread of nine in ten
 
 
 @pytest.mark.parametrize("bound", [0.1, None])
-@pytest.mark.parametrize(("coarse", "allowed"), [(False, 2e-3), (True, 4e-2)])
+@pytest.mark.parametrize(("coarse", "allowed"), [(False, 3e-3), (True, 6e-2)])
 def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_are_coarse(
     coarse: bool, allowed: float, bound: float | None
 ) -> None:
     images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
-    expected = np.array(RIGHT, np.float32)  # their median spread is 2
+    expected = np.array(RIGHT, np.float32)  # nine in ten have a spread of at most 3
 
     def proven(drift: float) -> Any:
         answers: Any = Answers(RIGHT, drift=drift)
@@ -106,7 +106,7 @@ def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_a
     assert caught.value.bound == pytest.approx(allowed)
 
 
-@pytest.mark.parametrize(("coarse", "allowed"), [(False, 2e-3), (True, 4e-2)])
+@pytest.mark.parametrize(("coarse", "allowed"), [(False, 3e-3), (True, 6e-2)])
 def test_resized_images_may_differ_more_where_steps_are_coarse(
     coarse: bool, allowed: float
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_class_that_was_not_trained_counts_in_no_difference_and_widens_no_boun
     assert proof.to_dict()["untrained"] == [2]
     with pytest.raises(ParityError, match="once the image is resized") as caught:
         _prove_of_three(FAR, bound=0.1, resized=np.array(FAR) + 0.01)
-    assert caught.value.bound == pytest.approx(2e-3)
+    assert caught.value.bound == pytest.approx(3e-3)
 
 
 @pytest.mark.parametrize("bound", [1e9, None])
