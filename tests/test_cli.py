@@ -156,6 +156,21 @@ def test_extract_says_what_it_skipped(photos: Path, tmp_path: Path) -> None:
     assert "skipped 2 other files: 2 .cr2. Formats that featx does not read" in result.stderr
 
 
+def test_extract_keeps_splits_unless_asked_to_choose_anew(photos: Path, copy: Path) -> None:
+    command = ("extract", photos, "-o", copy / "features.h5")
+    assert "(48 train, 12 val)" in featx_cli(*command, "--restart").output
+    message = failure(featx_cli(*command, "--val-fraction", 0.4))
+    assert "was made with val fraction 0.2, not 0.4" in message
+    assert "--resplit" in message
+    anew = featx_cli(*command, "--val-fraction", 0.4, "--resplit").output
+    assert "(36 train, 24 val)" in anew
+    assert "time" not in anew  # no backbone ran
+    again = featx_cli(*command).output
+    assert "(36 train, 24 val)" in again
+    assert "up to date" in again
+    assert "at most 0.5" in failure(featx_cli(*command, "--val-fraction", 0.6, "--resplit"))
+
+
 def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
     source = shutil.copytree(photos, tmp_path / "photos")
     first = sorted(source.rglob("*.jpg"))[0]

@@ -121,6 +121,17 @@ class TestStale:
         table.write_text("\n".join(["path,label,split", *rows]))
         assert check(features).num_relabelled == 2
 
+    def test_the_splits_that_featx_chose_are_not_compared(
+        self, features: Path, source: Path
+    ) -> None:
+        options = featx.ExtractOptions(backbone="tiny", val_fraction=0.25, resplit=True)
+        featx.extract(source, features, options)
+        assert check(features).is_fresh
+        path = next((source / "ants").iterdir())
+        path.rename(source / "bees" / f"was an ant {path.name}")
+        found = check(features)
+        assert (found.num_new, found.num_removed, found.num_relabelled) == (1, 1, 0)
+
     @pytest.mark.parametrize(
         ("option", "value", "line"),
         [
