@@ -279,12 +279,7 @@ def is_current(
         and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
         and set(plan.skipped.values()) == set(file.skipped)
         and num_relabelled(file, plan.rows, samples, classes) == 0
-        and np.array_equal(file.groups, group_numbers(_kept(plan, samples)))
     )
-
-
-def _kept(plan: Plan, samples: Sequence[Sample]) -> Iterator[Sample]:
-    return (samples[i] for i in np.flatnonzero(plan.rows >= 0).tolist())
 
 
 def num_relabelled(
@@ -295,7 +290,7 @@ def num_relabelled(
     *,
     splits: np.ndarray | None = None,
 ) -> int:
-    """Return how many rows of the file have another class or split in the source.
+    """Return how many rows of the file have another class, split or group in the source.
 
     Args:
         file: The file.
@@ -314,4 +309,24 @@ def num_relabelled(
         other_split &= (file.splits[rows] != _VAL) | (own[kept] != _TRAIN)
     numbers = {name: number for number, name in enumerate(classes)}
     renumbered = np.array([*(numbers.get(name, -2) for name in file.classes), -1])  # [-1] is -1
-    return int(((renumbered[file.labels[rows]] != labels) | other_split).sum())
+    other_group = _are_regrouped(
+        file.groups[rows], group_numbers(samples[i] for i in kept.tolist())
+    )
+    return int(((renumbered[file.labels[rows]] != labels) | other_split | other_group).sum())
+
+
+def _are_regrouped(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return which images have other images in their group now, ``(n,)`` bool.
+
+    Groups ``(n,)`` are numbers that mean nothing by themselves, -1 for an image by itself.
+    """
+    if (before < 0).all() and (after < 0).all():
+        return np.zeros(len(before), dtype=bool)
+    size = int(after.max()) + 2
+    pairs, pair_of = np.unique((before + 1) * size + after + 1, return_inverse=True)
+    was, now = pairs // size, pairs % size  # 0 for an image by itself
+    moved = (was == 0) != (now == 0)
+    for numbers in (was, now):
+        moved |= (numbers > 0) & (np.bincount(numbers)[numbers] > 1)  # goes with several others
+    regrouped: np.ndarray = moved[pair_of]
+    return regrouped

@@ -21,7 +21,7 @@ from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.plan import Touched, is_current, keep_touched, make_plan, num_relabelled
 from featx.images.decode import content_digest
-from featx.images.sources import NEVER_CHANGES, NO_FILE, Stamp
+from featx.images.sources import NEVER_CHANGES, NO_FILE, Sample, Stamp, group_numbers
 
 NUM_FEATURES = 4
 TRAIN, VAL = 0, 1
@@ -403,6 +403,32 @@ def test_the_splits_that_the_source_gives_are_compared(made) -> None:
     assert num_relabelled(file, rows, samples, classes) == 1
     samples[2] = replace(samples[2], split="val")
     assert num_relabelled(file, rows, samples, classes) == 3  # now b is for training
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "count"),
+    [
+        ("....", "....", 0),
+        ("aabb", "bbaa", 0),  # the names of groups do not matter
+        ("aa.b", "cc.d", 0),
+        ("aabb", "aaaa", 4),
+        ("aaaa", "aabb", 4),
+        ("aab.", "aabb", 2),
+        ("..bb", "aabb", 2),
+        ("aabb", "....", 4),
+    ],
+)
+def test_groups_are_compared_by_who_is_in_them(made, before: str, after: str, count: int) -> None:
+    source, file = made({name: name.encode() for name in "wxyz"})
+
+    def grouped(groups: str) -> list[Sample]:
+        pairs = zip(source.samples, groups.replace(".", " "), strict=True)
+        return [replace(sample, group=group.strip()) for sample, group in pairs]
+
+    file = replace(file, groups=group_numbers(grouped(before)))
+    plan = plan_for(source, file)
+    assert num_relabelled(file, plan.rows, grouped(after), source.classes) == count
+    assert is_current(file, plan, grouped(after), source.classes) == (count == 0)
 
 
 def test_labels_are_compared_by_name(made) -> None:

@@ -79,7 +79,7 @@ class CheckReport:
         num_changed: Images whose content is another now.
         num_touched: Images whose file looks changed, but whose content is the same.
         num_removed: Images of the file that the source has no more.
-        num_relabelled: Images with another class or split now.
+        num_relabelled: Images with another class, split or group now.
         settings: One line for each setting that differs.
         staleness: Of a head, how its features differ from those that trained it; None where no
             feature file was found, and for another file.

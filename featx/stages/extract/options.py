@@ -188,7 +188,7 @@ class ExtractReport:
         num_new: Images that the file did not have before; 0 where there was no file.
         num_changed: Images whose content was another before.
         num_removed: Images of the file that the source has no more.
-        num_relabelled: Images that the file had with another class or split.
+        num_relabelled: Images that the file had with another class, split or group.
         num_animated: Animations and multi-page images read in this run; their first frame counts.
         is_unchanged: The file was as it should be, and was left alone.
         seconds: From the first image to the published file, without loading the backbone.
