@@ -5,9 +5,17 @@ from __future__ import annotations
 import logging
 import unicodedata
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from featx.images.sources import Sample, warn_of_odd_classes, warn_of_split_groups
+from featx.images.sources import (
+    Sample,
+    warn_of_odd_classes,
+    warn_of_split_groups,
+    warn_of_two_labels,
+)
 from featx.images.sources.classes import odd_classes
 
 
@@ -152,3 +160,41 @@ def test_groups_in_several_splits_are_named_once(caplog: pytest.LogCaptureFixtur
     assert "'/photos': 2 groups have images in several splits: 'pat 2', 'pat 3'." in (
         record.getMessage()
     )
+
+
+def said_of_labels(contents: list[int], labels: list[int]) -> list[str]:
+    """Return the warnings about images of these contents, 0 if not known, named by their number."""
+    digests = np.zeros((len(contents), 16), np.uint8)
+    digests[:, 15], digests[:, 0] = np.array(contents) % 3, np.array(contents) // 3
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("featx.images.sources.classes")
+    log.addHandler(handler)
+    try:
+        names = [str(number) for number in range(len(contents))]
+        warn_of_two_labels(names, np.array(labels, np.int64), digests, ("ant", "bee", "wasp"))
+    finally:
+        log.removeHandler(handler)
+    return found
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 2)), max_size=12))
+def test_every_content_with_several_labels_is_counted(images: list[tuple[int, int]]) -> None:
+    contents, labels = [each[0] for each in images], [each[1] for each in images]
+    several = sum(
+        len({label for own, label in images if own == content and label >= 0}) > 1
+        for content in set(contents) - {0}
+    )
+    warnings = said_of_labels(contents, labels)
+    assert len(warnings) == min(several, 1)
+    if several:
+        count = "1 image has" if several == 1 else f"{several} images have"
+        assert warnings[0].startswith(f"{count} several labels: ")
+
+
+def test_the_first_two_of_one_content_are_named() -> None:
+    assert said_of_labels([1, 2, 3, 2, 3], [0, 1, 2, 1, 0]) == [
+        "1 image has several labels: '2' (wasp) and '4' (ant) have the same content. Keep the "
+        "right one."
+    ]

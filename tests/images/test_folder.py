@@ -216,8 +216,8 @@ class TestJunk:
 
     def test_kinds_are_safe_to_print(self, tmp_path: Path) -> None:
         names = ["a.jp\x1b[31m", "b.\u202egpj", "c." + "x" * 40, "d.\udce9", "e.t t"]
-        source = open_folder(touch(tmp_path, "a/1.jpg", *names))
-        assert source.ignored == {"with an odd extension": 5}
+        source = open_folder(touch(tmp_path, "a/1.jpg", *names, "a/f.jpg_large", "a/g.jpg~"))
+        assert source.ignored == {"with an odd extension": 5, ".jpg_large": 1, ".jpg~": 1}
 
     def test_the_account_names_pictures_first_and_few_kinds(self) -> None:
         found = {f".x{n}": n for n in range(1, 9)} | {".heic": 1, "hidden": 0}

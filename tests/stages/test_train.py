@@ -595,9 +595,9 @@ def test_copies_of_training_images_among_those_that_judge_are_named(
     options = ExtractOptions(backbone="tiny")
     extract(root, tmp_path / "f.h5", options)
     train_head(tmp_path / "f.h5", tmp_path / "h.safetensors")
-    assert "flatter" not in caplog.text
+    assert "too good" not in caplog.text
     (root / "val" / "bees" / "copy.jpg").write_bytes((root / "train/bees/000.jpg").read_bytes())
     extract(root, tmp_path / "f.h5", options)
     train_head(tmp_path / "f.h5", tmp_path / "h2.safetensors")
-    assert "1 validation or test images have the content of a training image" in caplog.text
+    assert "1 validation or test image has the content of a training image" in caplog.text
     assert "'val/bees/copy.jpg' first" in caplog.text

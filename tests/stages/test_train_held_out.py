@@ -141,8 +141,8 @@ def test_contents_with_two_labels_in_training_are_told(
     path = write_cache(tmp_path / "f.h5", **data, contents=contents)
     train_head(path, tmp_path / "h", TrainOptions(strengths=(0.01,)))
     assert (
-        "2 image contents in training have different labels, '0000.jpg' as 'ant' and '0001.jpg' "
-        "as 'bee' first" in caplog.text
+        "2 images have several labels: '0000.jpg' (ant) and '0001.jpg' (bee) have the same content"
+        in caplog.text
     )
 
 

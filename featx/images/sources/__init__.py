@@ -10,7 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.images.sources.classes import warn_of_odd_classes, warn_of_split_groups
+from featx.images.sources.classes import (
+    warn_of_odd_classes,
+    warn_of_split_groups,
+    warn_of_two_labels,
+)
 from featx.images.sources.sample import (
     NEVER_CHANGES,
     NO_FILE,
@@ -36,6 +40,7 @@ __all__ = [
     "own_splits",
     "warn_of_odd_classes",
     "warn_of_split_groups",
+    "warn_of_two_labels",
 ]
 
 

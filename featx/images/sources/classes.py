@@ -8,6 +8,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from featx.images.sources.labels import SEPARATOR, look_like_numbers, split_tags
 from featx.images.sources.sample import Sample
 
@@ -49,6 +51,35 @@ def warn_of_split_groups(uri: str, samples: Sequence[Sample]) -> None:
             *(uri, "1 group has" if len(names) == 1 else f"{len(names):,} groups have"),
             _quoted(names),
         )
+
+
+def warn_of_two_labels(
+    sample_ids: Sequence[str], labels: np.ndarray, digests: np.ndarray, classes: Sequence[str]
+) -> None:
+    """Log a warning that counts the contents with several labels, and names two images of one.
+
+    Args:
+        sample_ids: n names.
+        labels: Indices into ``classes``, -1 where unlabelled; ``(n,)`` int64.
+        digests: Content hashes, zeros where not known; ``(n, 16)`` uint8.
+        classes: Labels in index order.
+    """
+    positions = np.flatnonzero((labels >= 0) & digests.any(axis=1))
+    contents = np.ascontiguousarray(digests[positions]).view(np.uint64)  # (n, 2)
+    order = np.lexsort((labels[positions], *contents.T))
+    positions, contents = positions[order], contents[order]
+    is_same = (contents[1:] == contents[:-1]).all(axis=1)
+    differs = np.flatnonzero(is_same & (labels[positions[1:]] != labels[positions[:-1]]))
+    if not len(differs):
+        return
+    count = len(np.unique(np.cumsum(~is_same)[differs]))
+    pair = min(sorted(positions[i : i + 2].tolist()) for i in differs.tolist())
+    one, two = (f"'{sample_ids[i]}' ({classes[labels[i]]})" for i in pair)
+    log.warning(
+        "%s: %s and %s have the same content. Keep the right one.",
+        "1 image has several labels" if count == 1 else f"{count:,} images have several labels",
+        *(one, two),
+    )
 
 
 def odd_classes(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ _JUNK_FOLDERS = frozenset(
 _THUMBNAILS = ("synophoto_thumb_", "synofile_thumb_")
 """How the names of thumbnails start that a Synology NAS makes."""
 _ARTIFACTS = (".h5", ".h5.lock", ".h5.partial", ".h5.tmp", ".safetensors", ".onnx")
+_PLAIN = re.compile(r"\.[\w~!+-]{1,11}", re.ASCII)
 _KINDS_SHOWN = 6
 
 
@@ -224,8 +226,7 @@ def _kind_of_file(name: str) -> str:
     extension = extension_of(name)
     if not extension:
         return "without extension"
-    plain = extension.isascii() and extension[1:].isalnum() and len(extension) <= 12
-    return extension if plain else "with an odd extension"
+    return extension if _PLAIN.fullmatch(extension) else "with an odd extension"
 
 
 def _drop_outputs(tree: Tree, output: Path | None) -> None:

@@ -10,11 +10,21 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
+from featx.features.held_out import VAL
 from featx.features.splits import MAX_FRACTION, Published, assign_splits, require_fraction
-from featx.images.sources import SPLITS, ImageSource, group_numbers, own_splits
+from featx.images.sources import (
+    SPLITS,
+    ImageSource,
+    group_numbers,
+    own_splits,
+    warn_of_two_labels,
+)
+from featx.images.sources.labels import look_like_numbers
 from featx.stages.extract.options import ExtractOptions, ResolvedOptions
 
 log = logging.getLogger(__name__)
+
+_TRAIN = SPLITS.index("train")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +97,6 @@ class Splitting:
         if brings_validation(splits):
             return splits
         kept = np.flatnonzero(rows >= 0)
-        file = None if self.resplit else self.published
         splits[kept] = assign_splits(
             digests[rows[kept]],
             np.array([samples[i].label for i in kept.tolist()], dtype=np.int64),
@@ -96,9 +105,47 @@ class Splitting:
             fraction=self.fraction,
             has_tags=self.images.has_tags,
             groups=group_numbers(samples[i] for i in kept.tolist()),
-            published=None if file is None else Published(file.digests, file.splits),
+            published=self._published(),
         )
         return splits
+
+    def _published(self) -> Published | None:
+        """Return the splits that images keep.
+
+        Where the published file's source had validation images of its own, nobody chose the others
+        for training.
+        """
+        file = self.published
+        if file is None or self.resplit:
+            return None
+        kept = np.full(len(file), True)
+        if file.header.details.get("own_validation"):
+            kept = file.splits == VAL
+        return Published(file.digests[kept], file.splits[kept])
+
+    def warn_of_labels(self, rows: np.ndarray, digests: np.ndarray, splits: np.ndarray) -> None:
+        """Say which contents have several labels, and which classes kept nothing for training.
+
+        Args:
+            rows: As for ``splits``.
+            digests: As for ``splits``.
+            splits: What it returned.
+        """
+        images, kept = self.images, np.flatnonzero(rows >= 0)
+        samples = [images.samples[i] for i in kept.tolist()]
+        labels = np.array([sample.label for sample in samples], dtype=np.int64)
+        names = [sample.sample_id for sample in samples]
+        warn_of_two_labels(names, labels, digests[rows[kept]], images.classes)
+        if images.has_tags or look_like_numbers(images.classes, int((labels >= 0).sum())):
+            return
+        held_out = labels[(splits[kept] == VAL) & (self.own[kept] != VAL) & (labels >= 0)]
+        if len(emptied := np.setdiff1d(held_out, labels[splits[kept] == _TRAIN])):
+            log.warning(
+                "No images for training are left of '%s'%s: those for validation keep their split. "
+                "Add images, or have the validation images chosen anew with --resplit.",
+                images.classes[emptied[0]],
+                f" and {len(emptied) - 1:,} more" if len(emptied) > 1 else "",
+            )
 
     def is_current(self, file: FeatureFile, rows: np.ndarray) -> bool:
         """Return whether a file would keep its splits, if it holds just these rows in order.
@@ -115,7 +162,7 @@ class Splitting:
 
 def brings_validation(own: np.ndarray) -> bool:
     """Return whether a source's own splits ``(N,)`` have validation images."""
-    return bool((own == SPLITS.index("val")).any())
+    return bool((own == VAL).any())
 
 
 def _recorded(file: FeatureFile, images: ImageSource, options: ResolvedOptions) -> float | None:

@@ -31,7 +31,6 @@ from featx.images.sources import (
 )
 from featx.isolated import IsolatedCall
 from featx.stages.extract.backbone import LazyBackbone
-from featx.stages.extract.contents import warn_of_two_labels
 from featx.stages.extract.earlier import find_earlier, recorded_source
 from featx.stages.extract.options import ExtractOptions, ExtractReport, ResolvedOptions
 from featx.stages.extract.pipeline import Extracted, run_backbone, start_decoders
@@ -193,8 +192,8 @@ class _Run:
             warn_of_passing(plan)
             if verifier:
                 digests = self.known.digests()
-                warn_of_two_labels(self.images, plan.rows, digests)
                 splits = self.splitting.splits(plan.rows, digests)
+                self.splitting.warn_of_labels(plan.rows, digests, splits)
                 self._publish(plan, splits, verifier)
             elif file:
                 splits = self.splitting.own.copy()

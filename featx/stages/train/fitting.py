@@ -17,6 +17,7 @@ from featx.heads.head import apply_layers
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.targets import Targets
 from featx.heads.task import Task
+from featx.images.sources import warn_of_two_labels
 from featx.stages.train.answers import Answers, question_of
 from featx.stages.train.blocks import Blocked, BlockedFit, Training
 from featx.stages.train.options import CrossValidated, TrainOptions
@@ -27,7 +28,6 @@ from featx.stages.train.samples import (
     require_finite,
     targets_of,
     training_rows,
-    warn_of_contradictions,
 )
 from featx.stages.train.solving import EpochProgress, Solving, Step, solve
 
@@ -89,7 +89,8 @@ def fit_heads(
     options = replace(options, task=task, solver=options.solver_for(task))
     targets = targets_of(cache, task)
     rows = training_rows(cache, targets)
-    warn_of_contradictions(cache, rows)
+    names = [cache.sample_ids[row] for row in rows.tolist()]
+    warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
     question = question_of(task, targets.values[rows], cache.classes, options)
     validate = _should_cross_validate(cache, options, targets)
     solving = Solving(options, device_of(options), options.calibrate or validate, progress, step)

@@ -22,15 +22,17 @@ _SHOWN = 10
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
-    """Warn where images that judge a head have the content of images that train it."""
+    """Warn where images that score a head have the content of images that train it."""
     digests = np.ascontiguousarray(cache.digests).view(f"S{cache.digests.shape[1]}")[:, 0]
     judged = (cache.splits != SPLITS.index("train")) & (digests != b"")
     leaks = np.flatnonzero(judged & np.isin(digests, digests[~judged]))
     if len(leaks):
         log.warning(
-            "%s validation or test images have the content of a training image ('%s' first): "
-            "their scores flatter.",
-            *(f"{len(leaks):,}", cache.sample_ids[leaks[0]]),
+            "%s the content of a training image ('%s' first): scores on copies are too good.",
+            "1 validation or test image has"
+            if len(leaks) == 1
+            else f"{len(leaks):,} validation or test images have",
+            cache.sample_ids[leaks[0]],
         )
 
 
@@ -98,31 +100,6 @@ def groups_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray | None:
     owners = owners_of(contents, 2 * len(rows), cache.groups[rows])[contents]
     groups = np.where(np.bincount(owners)[owners] > 1, owners, -1)
     return groups if (groups >= 0).any() else None
-
-
-def warn_of_contradictions(cache: FeatureFile, rows: np.ndarray) -> None:
-    """Warn where labelled training images, ``(n,)`` rows, of one content have different labels."""
-    digests = np.ascontiguousarray(cache.digests[rows]).view(f"S{cache.digests.shape[1]}")[:, 0]
-    rows, digests = rows[digests != b""], digests[digests != b""]
-    order = np.argsort(digests, kind="stable")
-    rows, digests = rows[order], digests[order]
-    pairs = np.flatnonzero(
-        (digests[1:] == digests[:-1]) & (cache.labels[rows[1:]] != cache.labels[rows[:-1]])
-    )
-    contents = len(np.unique(digests[pairs]))
-    if contents:
-        first = rows[pairs[0] : pairs[0] + 2]
-        log.warning(
-            "%s in training %s different labels, '%s' as '%s' and '%s' as '%s' first: one of them "
-            "is wrong, or should be a tag.",
-            f"{contents:,} image contents" if contents > 1 else "1 image content",
-            "have" if contents > 1 else "has",
-            *(text for row in first for text in _named(cache, row)),
-        )
-
-
-def _named(cache: FeatureFile, row: int) -> tuple[str, str]:
-    return cache.sample_ids[row], cache.classes[cache.labels[row]]
 
 
 def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:

@@ -164,6 +164,43 @@ class TestGrowth:
         moved.rename(root / "val" / "a" / moved.name)
         assert len(update(root).rows("val")) == 1
 
+    def test_without_validation_images_of_its_own_a_source_gets_some(
+        self, root: Path, tmp_path: Path, update: Callable
+    ) -> None:
+        source = tmp_path / "all"
+        shutil.copytree(root, source / "train")
+        for seed in range(100, 104):
+            paint(source / "val" / "ab"[seed % 2] / f"{seed}.png", seed)
+        assert len(update(source).rows("val")) == 4
+        (source / "val/a/100.png").rename(source / "train/a/100.png")
+        shutil.rmtree(source / "val")
+        file = update(source)
+        assert held_out(file) == {"a": 3, "b": 3}
+        assert "train/a/100.png" in [file.sample_ids[row] for row in file.rows("val")]
+
+    def test_a_class_left_without_training_images_is_named(
+        self, root: Path, update: Callable, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file = update(root)
+        for row in file.rows("train"):
+            if file.sample_ids[row].startswith("b/"):
+                (root / file.sample_ids[row]).unlink()
+        assert held_out(update(root)) == {"a": 3, "b": 3}
+        assert "No images for training are left of 'b': those for validation" in caplog.text
+        caplog.clear()
+        assert held_out(update(root, resplit=True)) == {"a": 3, "b": 1}
+        assert not caplog.text
+
+    def test_an_image_with_two_labels_is_named_when_the_file_is_written(
+        self, root: Path, update: Callable, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.copy(root / "a" / "0.png", root / "b" / "copy.png")
+        update(root)
+        assert "'a/0.png' (a) and 'b/copy.png' (b) have the same content" in caplog.text
+        caplog.clear()
+        update(root)
+        assert "same content" not in caplog.text
+
 
 class TestResplit:
     def test_it_gives_what_a_fresh_file_has(
