@@ -49,7 +49,7 @@ def find_fault(value: Value, found: np.ndarray, *, num_rows: int, num_classes: i
 
     Args:
         value: The promise.
-        found: The output, any shape.
+        found: The output, any ``(*shape,)``.
         num_rows: Images that went in.
         num_classes: That ``top_classes`` may index.
     """
