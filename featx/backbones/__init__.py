@@ -11,6 +11,8 @@ session_options  how ONNX Runtime is set up
 onnx_graph       the network as an ONNX graph
 int8             that graph in integers: ranges, quantising
 seal             telling that an ONNX file is as it was written
+onnx_parts       what an ONNX file has that featx does not write
+user_cache       the user's cache folder, and what others may have written in it
 graph_cache      graphs kept for the next run, in the user's cache folder
 bundled          the graph of the bundled backbone
 """

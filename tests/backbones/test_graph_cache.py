@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
-from featx.artifact import canonical_json
+from featx.artifact import canonical_json, fingerprint_of
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import (
@@ -21,7 +24,6 @@ from featx.backbones.graph_cache import (
     OPSET,
     Found,
     bundled_graph_path,
-    cache_folder,
     graph_path,
     keep_graph,
     read_graph,
@@ -32,11 +34,21 @@ from featx.backbones.graph_cache import (
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import build_graph
 from featx.backbones.spec import BackboneRequest, BackboneSpec
+from featx.backbones.user_cache import cache_folder
 from featx.backbones.weights import open_weights
 
 SPEC = BackboneSpec("resnet18", "ab" * 32, "flatten", "none", 512, default_preprocess("resnet18"))
 REQUEST = BackboneRequest("resnet18")
-GRAPH = b"some graph" * 100
+VALUE = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+GRAPH = helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "graph",
+        [VALUE],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.ones(500, np.float32), "w")],
+    )
+).SerializeToString()
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +73,9 @@ def test_the_folder_is_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_kept_graph_comes_back(folder: Path) -> None:
     assert read_graph(SPEC) is None
     keep_graph(SPEC, GRAPH)
-    assert read_graph(SPEC) == sealed(GRAPH)
+    kept = read_graph(SPEC)
+    assert kept is not None
+    assert onnx.load_from_string(kept).graph == onnx.load_from_string(GRAPH).graph
     assert [path.parent for path in folder.rglob("*.onnx")] == [folder / "graphs"]
     assert graph_path(SPEC).name.startswith(f"{SPEC.fingerprint}-{OPSET}-")
 
@@ -78,22 +92,125 @@ def test_another_version_has_another_graph(package: str, monkeypatch: pytest.Mon
     assert read_graph(SPEC) is None
 
 
-def _damages() -> list[bytes]:
-    whole = sealed(GRAPH)
+def test_a_damaged_graph_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    keep_graph(SPEC, GRAPH)
+    path = graph_path(SPEC)
+    whole = path.read_bytes()
     flipped = [
-        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 500, 999, 1003, -1)
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 500, 999, -70, -1)
     ]
-    return [*flipped, whole[:-1], whole[:500], whole + b"\0", GRAPH, b""]
+    for content in (*flipped, whole[:-1], whole[:500], whole + b"\0", GRAPH, sealed(GRAPH), b""):
+        caplog.clear()
+        path.write_bytes(content)
+        assert read_graph(SPEC) is None
+        assert f"'{path}' is not used and made again: it is damaged" in caplog.text
+        keep_graph(SPEC, GRAPH)
+        assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", _damages(), ids=range(len(_damages())))
-def test_a_damaged_graph_is_not_used(content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    keep_graph(SPEC, GRAPH)
-    graph_path(SPEC).write_bytes(content)
+def test_a_graph_of_another_spec_is_not_used_under_this_ones_name() -> None:
+    other = replace(SPEC, layer="layer3")
+    keep_graph(other, GRAPH)
+    graph_path(other).rename(graph_path(SPEC))
     assert read_graph(SPEC) is None
-    assert f"'{graph_path(SPEC)}' is damaged" in caplog.text
+
+
+def _external(model: onnx.ModelProto) -> None:
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="foreign.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_external, "weights in another file"),
+        (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operators of the domain 'evil'"),
+        (lambda m: m.ClearField("graph"), "no ONNX model"),
+    ],
+)
+def test_a_graph_that_reaches_beyond_itself_is_not_used(
+    change: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = onnx.load_from_string(GRAPH)
+    change(model)
+    keep_graph(SPEC, model.SerializeToString())
+    assert read_graph(SPEC) is None
+    assert message in caplog.text
+
+
+def _behind_a_link(path: Path) -> None:
+    real = path.with_name("real")
+    path.rename(real)
+    path.symlink_to(real)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("can be written by other users", lambda path, folder: path.chmod(0o666)),
+        ("can be written by other users", lambda path, folder: path.chmod(0o620)),
+        ("can be written by other users", lambda path, folder: path.parent.chmod(0o777)),
+        ("can be written by other users", lambda path, folder: folder.chmod(0o770)),
+        ("is a link", lambda path, folder: _behind_a_link(path.parent)),
+        ("cannot be opened", lambda path, folder: _behind_a_link(path)),
+    ],
+)
+def test_what_others_can_write_is_not_used_and_made_the_users_own(
+    message: str, change: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keep_graph(SPEC, GRAPH)
-    assert read_graph(SPEC) == sealed(GRAPH)
+    change(graph_path(SPEC), folder)
+    assert read_graph(SPEC) is None
+    assert "is not used and made again" in caplog.text
+    assert message in caplog.text
+    keep_graph(SPEC, GRAPH)
+    assert not graph_path(SPEC).is_symlink()
+    if not graph_path(SPEC).parent.is_symlink():  # nothing is written behind such a link
+        assert read_graph(SPEC) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("what", ["file", "folder", "key"])
+def test_what_belongs_to_others_is_not_used(what: str, folder: Path) -> None:
+    keep_graph(SPEC, GRAPH)
+    path = graph_path(SPEC)
+    os.chown({"file": path, "folder": path.parent, "key": folder / "key"}[what], 1234, -1)
+    assert read_graph(SPEC) is None
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_whatever_the_umask_only_the_user_can_write(umask: int, folder: Path) -> None:
+    before = os.umask(umask)
+    try:
+        keep_graph(SPEC, GRAPH)
+        remember(REQUEST, Found(SPEC, "random:0"))
+    finally:
+        os.umask(before)
+    assert read_graph(SPEC) is not None
+    assert recall(REQUEST) is not None
+    for path in (folder, *folder.rglob("*")):
+        assert not path.stat().st_mode & 0o077, path
+
+
+def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(
+    folder: Path,
+) -> None:
+    keep_graph(SPEC, GRAPH)
+    remember(REQUEST, Found(SPEC, "random:0"))
+    for content in (None, b"", b"short", b"x" * 32):
+        key = folder / "key"
+        key.unlink()
+        if content is not None:
+            key.write_bytes(content)
+            key.chmod(0o600)
+        assert read_graph(SPEC) is None
+        assert recall(REQUEST) is None
+        keep_graph(SPEC, GRAPH)
+        remember(REQUEST, Found(SPEC, "random:0"))
+        assert read_graph(SPEC) is not None
+        assert recall(REQUEST) is not None
 
 
 def test_a_seal_is_an_entry_of_the_metadata() -> None:
@@ -160,9 +277,11 @@ def test_a_damaged_request_is_not_known(content: str, folder: Path) -> None:
 def test_an_altered_request_is_not_known(folder: Path) -> None:
     remember(REQUEST, Found(SPEC, "random:0"))
     (path,) = (folder / "requests").iterdir()
-    values = json.loads(path.read_text())
+    text = path.read_text()
+    values, code = json.loads(text[:-64]), text[-64:]
     values["spec"]["layer"] = "layer1"
-    path.write_text(canonical_json(values))
+    values["checksum"] = fingerprint_of({n: v for n, v in values.items() if n != "checksum"})
+    path.write_text(canonical_json(values) + code)
     assert recall(REQUEST) is None
 
 

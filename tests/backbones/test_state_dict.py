@@ -135,6 +135,7 @@ def test_tensors_of_no_network_at_all(opened: Any) -> None:
         fit(opened({"x.y": torch.zeros(3)}))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_torchscript_program_is_refused_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
-from featx.classifier import seal as module
+from featx.backbones import onnx_parts as module
 from featx.classifier.graph import with_header
 from featx.classifier.seal import (
     SEAL_BYTES,

@@ -77,7 +77,7 @@ def test_a_damaged_graph_is_built_again(
     graph.write_bytes(whole[:-100])
     with caplog.at_level(logging.INFO):
         extract(source, tmp_path / "second.h5", options)
-    assert "is damaged; it is made again" in caplog.text
+    assert "is not used and made again: it is damaged" in caplog.text
     assert len(graph.read_bytes()) == len(whole)
     first, second = (open_features(tmp_path / f"{n}.h5").features for n in ("first", "second"))
     assert (first == second).all()
