@@ -1,15 +1,17 @@
 """What the cache costs and saves: prints tables.
 
     python benchmarks/cache.py unchanged     over 60,000 images again, unchanged and 600 changed
+    python benchmarks/cache.py hashing       what another change time of every file costs
     python benchmarks/cache.py overhead      the log's and the publishing's share of an extraction
     python benchmarks/cache.py footprint     peak memory at 20,000 and at 2,000,000 rows
 
-The first needs the CIFAR-10 JPEGs (``--data``), the second the hymenoptera photos.
+The first needs the CIFAR-10 JPEGs (``--data``), the third the hymenoptera photos.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -27,10 +29,12 @@ from PIL import Image
 from report import ROOT, table
 
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
+from featx.features.known import KnownImages, KnownRows
+from featx.features.plan import make_plan
 from featx.features.publish import publish_features, start_verifier
 from featx.features.records import Batch
-from featx.images.sources import Sample
+from featx.images.decode import content_digest
+from featx.images.sources import Sample, open_source
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from headers import complete_header
@@ -103,6 +107,37 @@ def unchanged(data: Path, rounds: int) -> None:
     rows = [[name, f"{run[0]:.2f} s", f"{run[1]:,}"] for name, run in runs.items()]
     print(table([f"{len(images):,} CIFAR-10 JPEGs, tiny", "seconds", "images opened"], rows))
     print(update[2])
+
+
+@main.command()
+def hashing() -> None:
+    """Time the comparison of a source whose files all have another change time than recorded."""
+    rows = []
+    for count, size in ((20_000, 3_000), (4_000, 100_000)):
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(count):
+                path = Path(folder) / "ab"[number % 2] / f"{number}.jpg"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(os.urandom(size))
+            images = open_source(folder)
+            digests = [list(content_digest(images.read(i))) for i in range(count)]
+            stamps = np.array([images.stamp(i) for i in range(count)])
+            names = tuple(sample.sample_id for sample in images.samples)
+            seconds = []
+            for shift in (0, 1):
+                known = KnownImages(
+                    names,
+                    np.arange(count),
+                    stamps - [0, 0, shift],
+                    np.array(digests, np.uint8),
+                    ("",) * count,
+                )
+                start = time.perf_counter()
+                plan = make_plan(images, [known], None)
+                seconds.append(time.perf_counter() - start)
+                assert len(plan.touched) == shift * count
+        rows.append([f"{count:,} of {size // 1000} kB", *(f"{each:.2f} s" for each in seconds)])
+    print(table(["files, all in memory", "same times", "other change times"], rows))
 
 
 def median(runs: Sequence[tuple[float, int, str]]) -> tuple[float, int, str]:
