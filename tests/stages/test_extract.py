@@ -43,6 +43,7 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.lock import locked
 from featx.features.records import Batch
+from featx.images.sources.folder import FolderSource
 from featx.images.sources.sample import stamp_of
 from featx.stages.check import check
 from featx.stages.extract import ExtractOptions, ExtractReport, extract
@@ -707,6 +708,32 @@ def test_images_of_one_size_and_time_that_trade_places(made: tuple[Path, Path], 
         assert (one.read_bytes(), two.read_bytes()) == contents[::-1]
     assert not check(output).is_fresh
     extract(root, output, SMALL)
+    assert_as_from_scratch(root, output, SMALL)
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_an_image_that_is_replaced_while_it_is_extracted_shows_next_time(
+    made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, is_early: bool
+) -> None:
+    root, output = made[0], made[1].with_name("new.h5")
+    one, two = equal_but_for_their_pixels(root)
+    other = two.read_bytes()
+    read = FolderSource.read
+
+    def reading(self: FolderSource, index: int) -> bytes:
+        content = read(self, index)
+        if self.samples[index].sample_id != "ants/000.jpg":
+            return content
+        one.unlink()
+        one.write_bytes(other)  # between the look at the file and its decoding
+        os.utime(one, (10**9, 10**9))
+        return read(self, index) if is_early else content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "read", reading)
+        extract(root, output, SMALL)
+    report = extract(root, output, SMALL)
+    assert (report.num_extracted, report.num_changed) == (0, 0 if is_early else 1)
     assert_as_from_scratch(root, output, SMALL)
 
 
