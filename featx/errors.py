@@ -184,6 +184,15 @@ class ParityError(ExportError):
         return make, self.args
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with what it counts, which agrees with it.
+
+    >>> counted(1, "image"), counted(2000, "image"), counted(3, "class", "classes")
+    ('1 image', '2,000 images', '3 classes')
+    """
+    return f"1 {one}" if number == 1 else f"{number:,} {several or one + 's'}"
+
+
 def printable(text: str, *, keep: str = "") -> str:
     r"""Return the text with what a terminal would act on or cannot show written as escapes.
 

@@ -176,7 +176,7 @@ def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
     first = sorted(source.rglob("*.jpg"))[0]
     shutil.copy(first, first.with_name("copy.jpg"))
     result = featx_cli("extract", source, "-o", tmp_path / "f.h5", "-b", "tiny")
-    assert "duplicates  1 images got the row of one with their content" in result.stdout
+    assert "duplicates  1 image with the content of another, and its row" in result.stdout
     assert "61 × 192" in result.stdout
 
 
@@ -747,7 +747,7 @@ class TestRunningItAgain:
         (source / "leaves" / "01.jpg").unlink()
         updated = featx_cli(*command)
         assert "updated     1 new, 1 changed, 1 removed" in updated.stdout
-        assert "duplicates  2 images got the row of one with their content" in updated.stdout
+        assert "duplicates  2 images with the content of another, and its row" in updated.stdout
         assert "20 × 192" in updated.stdout
 
     def test_bad_images_up_to_a_share(self, source: Path, tmp_path: Path) -> None:

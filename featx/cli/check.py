@@ -11,6 +11,7 @@ import click
 
 from featx.cli import options
 from featx.cli.output import print_fields, print_json, proof_fields
+from featx.errors import counted
 
 if TYPE_CHECKING:
     from featx.stages.check import CheckReport
@@ -93,12 +94,15 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     }
     stale = [f"{count:,} {name}" for name, count in counts.items() if count]
     if report.is_fresh:
-        yield "fresh", f"all {report.num_images:,} images of {report.source}"
+        yield "fresh", f"{counted(report.num_images, 'image')} of {report.source}"
     else:
         yield "stale", "; ".join([", ".join(stale)] * bool(stale) + list(report.settings))
-        yield "source", f"{report.source}  ({report.num_images:,} images)"
+        yield "source", f"{report.source}  ({counted(report.num_images, 'image')})"
     if report.num_touched:
-        yield "touched", f"{report.num_touched:,} images: written again with the same content"
+        yield (
+            "touched",
+            f"{counted(report.num_touched, 'image')}: written again with the same content",
+        )
 
 
 def _head_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
@@ -134,7 +138,7 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield (
         "repeated",
         f"{'holds' if again.holds else 'DOES NOT HOLD'}: same {answer} in {again.num_agreeing} of "
-        f"{again.num_found} images{difference}",
+        f"{counted(again.num_found, 'image')}{difference}",
     )
     if again.num_found < again.num_witnesses:
         missing = again.num_witnesses - again.num_found
@@ -142,5 +146,8 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     if again.accuracy is not None:
         recorded = again.recorded_accuracy
         before = "" if recorded is None else f"; {recorded:.4f} when it was exported"
-        yield "accuracy now", f"{again.accuracy:.4f} on {again.num_scored:,} images{before}"
+        yield (
+            "accuracy now",
+            f"{again.accuracy:.4f} on {counted(again.num_scored, 'image')}{before}",
+        )
     yield "source", again.source

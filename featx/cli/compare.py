@@ -16,6 +16,7 @@ from featx.cli.output import (
     step_status,
 )
 from featx.cli.scores import headline
+from featx.errors import counted
 
 
 @click.command()
@@ -64,4 +65,6 @@ def compare(
     columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
     print_table(["features", *columns], rows)
     click.echo()
-    print_fields({"judged by": f"{best.metrics.num_samples:,} images of the {report.split} split"})
+    print_fields(
+        {"judged by": f"{counted(best.metrics.num_samples, 'image')} of the {report.split} split"}
+    )

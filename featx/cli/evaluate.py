@@ -15,6 +15,7 @@ from featx.cli.output import (
     progress_bar,
 )
 from featx.cli.scores import print_metrics, print_per_class
+from featx.errors import counted
 
 
 @click.command()
@@ -49,6 +50,6 @@ def evaluate(
     fields = {"stale": report.stale} if report.stale else {}
     fields |= {"time": human_seconds(report.seconds)}
     if report.skipped:
-        fields["skipped"] = f"{len(report.skipped):,} images that cannot be used:"
+        fields["skipped"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
     print_fields(fields)
     print_skipped(report.skipped, rest="--json")

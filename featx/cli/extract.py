@@ -11,6 +11,7 @@ import click
 
 from featx.cli import options
 from featx.cli.output import human_seconds, print_fields, print_skipped, print_table, progress_bar
+from featx.errors import counted
 
 if TYPE_CHECKING:
     from featx.stages.extract import ExtractReport
@@ -195,17 +196,20 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
     if report.num_duplicates:
         yield (
             "duplicates",
-            f"{report.num_duplicates:,} images got the row of one with their content",
+            f"{counted(report.num_duplicates, 'image')} with the content of another, and its row",
         )
     if report.num_resumed:
-        yield "resumed", f"{report.num_resumed:,} images kept from an unfinished extraction"
+        yield (
+            "resumed",
+            f"{counted(report.num_resumed, 'image')} kept from an unfinished extraction",
+        )
     if changed := changes(report):
         yield "updated", changed
     yield ("up to date" if report.is_unchanged else "written"), report.path
     if report.num_unlabelled:
-        yield "unlabelled", f"{report.num_unlabelled:,} images"
+        yield "unlabelled", counted(report.num_unlabelled, "image")
     if report.num_animated:
-        yield "animated", f"{report.num_animated:,} images; the first frame of each was used"
+        yield "animated", f"{counted(report.num_animated, 'image')}, first frame used"
     if others := describe_ignored(report.ignored):
         yield "skipped", others
     if report.skipped:

@@ -13,7 +13,7 @@ from featx.artifact import kind_of_file
 from featx.cli import options
 from featx.cli.output import OUTPUT_NAMES, human_bytes, print_fields, print_json, proof_fields
 from featx.cli.scores import print_metrics
-from featx.errors import ArtifactInvalid
+from featx.errors import ArtifactInvalid, counted
 
 if TYPE_CHECKING:
     from featx.artifact import Header
@@ -84,7 +84,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     yield "preprocess", f"{crop}, {preprocess['interpolation']}{scaled}"
     yield "source", details["source"]
     if details.get("skipped"):
-        yield "skipped", f"{len(details['skipped']):,} images"
+        yield "skipped", counted(len(details["skipped"]), "image")
     if header.kind == "classifier":
         yield from _model_fields(path, header)
     yield "fingerprint", f"{header.fingerprint[:16]}…"

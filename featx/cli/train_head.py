@@ -19,7 +19,7 @@ from featx.cli.output import (
     written,
 )
 from featx.cli.scores import print_metrics, print_per_class
-from featx.errors import ConfigError
+from featx.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from featx.heads.calibration import Calibration
@@ -314,7 +314,7 @@ def _describe_blocks(blocks: Mapping[str, Any]) -> str:
 
 def _describe_cross_validation(cross_validated: CrossValidated) -> str:
     count, folds = cross_validated.scores.num_samples, cross_validated.num_folds
-    images = "1 training image" if count == 1 else f"{count:,} training images"
+    images = counted(count, "training image")
     return (
         f"{images} in {folds} folds, each scored by a head that was not trained on it"
         if folds

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from featx.artifact import canonical_json, partial_path, sync
-from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing
+from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing, counted
 from featx.features import storage
 from featx.features.records import (
     Batch,
@@ -204,8 +204,9 @@ class Journal:
             if dropped:
                 storage.truncate(self._descriptor, scan.end)
                 log.info(
-                    "'%s' ends in %s bytes that were not whole; its first %s images are kept.",
-                    *(self.path, f"{dropped:,}", f"{self.num_images:,}"),
+                    "'%s' ends in %s of a record that is not whole; %s before it.",
+                    *(self.path, counted(dropped, "byte")),
+                    counted(self.num_images, "image is kept", "images are kept"),
                 )
         except OSError as err:
             if isinstance(err, ArtifactError):
@@ -247,8 +248,8 @@ class Journal:
         return ArtifactError(
             self.output,
             f"Cannot write the features of '{self.output}' to '{self.path}': "
-            f"{err.strerror or err}. {self.num_images:,} images are kept in it; run the same "
-            "command again to go on.",
+            f"{err.strerror or err}. {counted(self.num_images, 'image is', 'images are')} kept in "
+            "it; run the same command again to go on.",
         )
 
 

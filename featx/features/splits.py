@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from featx.errors import ArtifactInvalid, ConfigError
+from featx.errors import ArtifactInvalid, ConfigError, counted
 from featx.features.held_out import FREE, VAL, Choice, Counts, distinct
 from featx.images.sources import SPLITS
 from featx.images.sources.labels import look_like_numbers, split_tags
@@ -223,9 +223,9 @@ def _fixed(owners: np.ndarray, kept: np.ndarray) -> np.ndarray:
     if torn := int(has.all(axis=1).sum()):
         log.warning(
             "%s in both training and validation: each is in one of them now.",
-            "1 group of images, or of copies, was"
-            if torn == 1
-            else f"{torn:,} groups of images, or of copies, were",
+            counted(
+                torn, "group of images, or of copies, was", "groups of images, or copies, were"
+            ),
         )
     only_train, only_val = has[:, 0] & ~has[:, 1], has[:, 1] & ~has[:, 0]
     return np.select([only_train, only_val], [_TRAIN, VAL], FREE).astype(np.int8)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, counted
 from featx.heads.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,10 @@ def warn_of_small_classes(labels: np.ndarray, shots: int) -> None:
     counts = np.bincount(labels)
     small = int(((counts > 0) & (counts < shots)).sum())
     if small:
-        log.warning("%d classes have fewer than %d training samples: all are used.", small, shots)
+        log.warning(
+            "%s fewer than %d training samples: all are used.",
+            *(counted(small, "class has", "classes have"), shots),
+        )
 
 
 def summarise(draws: Sequence[Mapping[str, Metrics]]) -> dict[str, FewShotScores]:

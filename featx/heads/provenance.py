@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from featx.errors import counted
 from featx.heads.task import Task
 from featx.images.sources.labels import parse_numbers, split_tags
 
@@ -219,10 +220,8 @@ class Changes:
         }
         about = "about " if self.estimated else ""
         told = [f"{about}{count:,} {what}" for what, count in counts.items() if count]
-        rows = "row" if self.num_rows == 1 else "rows"
-        return (
-            f"trained on {self.num_rows:,} {rows}; since then {', '.join(told) or 'a few differ'}"
-        )
+        changes = ", ".join(told) or "a few differ"
+        return f"trained on {counted(self.num_rows, 'row')}; since then {changes}"
 
 
 def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes | None:

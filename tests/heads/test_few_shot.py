@@ -33,7 +33,7 @@ def test_each_draw_is_another() -> None:
 def test_small_classes_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         warn_of_small_classes(np.array([0, 0, 0, 2]), 2)
-    assert "1 classes have fewer than 2 training samples" in caplog.text
+    assert "1 class has fewer than 2 training samples" in caplog.text
 
 
 def test_mean_and_deviation() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from featx.errors import counted
 from featx.images.sources.labels import SEPARATOR, look_like_numbers, split_tags
 from featx.images.sources.sample import Sample
 
@@ -48,7 +49,7 @@ def warn_of_split_groups(uri: str, samples: Sequence[Sample]) -> None:
         log.warning(
             "'%s': %s images in several splits: %s. What is trained on some of them is tested on "
             "the others.",
-            *(uri, "1 group has" if len(names) == 1 else f"{len(names):,} groups have"),
+            *(uri, counted(len(names), "group has", "groups have")),
             _quoted(names),
         )
 
@@ -77,7 +78,7 @@ def warn_of_two_labels(
     one, two = (f"'{sample_ids[i]}' ({classes[labels[i]]})" for i in pair)
     log.warning(
         "%s: %s and %s have the same content. Keep the right one.",
-        "1 image has several labels" if count == 1 else f"{count:,} images have several labels",
+        counted(count, "image has several labels", "images have several labels"),
         *(one, two),
     )
 
@@ -173,7 +174,7 @@ def _distinguished(names: list[str]) -> str:
 
 
 def _counted(names: list[str], thing: str) -> str:
-    return f"1 {thing} has" if len(names) == 1 else f"{len(names)} {_PLURAL[thing]} have"
+    return counted(len(names), f"{thing} has", f"{_PLURAL[thing]} have")
 
 
 def _quoted(names: list[str]) -> str:

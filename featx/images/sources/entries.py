@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featx.errors import SourceError
+from featx.errors import SourceError, counted
 from featx.images.formats import extension_of, image_extensions, is_heif, is_picture
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def describe_ignored(ignored: Mapping[str, int]) -> str:
     shown = [f"{count:,} {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
     if len(kinds) > _KINDS_SHOWN:
         shown.append(f"{sum(count for _, count in kinds[_KINDS_SHOWN:]):,} of other kinds")
-    return f"{total:,} other file{'s' * (total > 1)}: {', '.join(shown)}"
+    return f"{counted(total, 'other file')}: {', '.join(shown)}"
 
 
 def _list_folder(tree: Tree, prefix: str) -> Level:

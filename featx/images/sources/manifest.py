@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from featx.errors import SourceError
+from featx.errors import SourceError, counted
 from featx.images.decode import read_image_file
 from featx.images.sources.labels import SEPARATOR
 from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
@@ -103,7 +103,7 @@ def open_manifest(path: Path) -> ManifestSource:
     if repeated:
         log.warning(
             "'%s' lists %s again, with the same label (line %d first): used once.",
-            *(path, "1 image" if len(repeated) == 1 else f"{len(repeated):,} images", repeated[0]),
+            *(path, counted(len(repeated), "image"), repeated[0]),
         )
     names = sorted({row.label for row in rows.values() if row.label})
     index = {name: position for position, name in enumerate(names)} | {"": -1}

@@ -17,6 +17,7 @@ from featx.errors import (
     ArtifactInvalid,
     ArtifactMismatch,
     ConfigError,
+    counted,
 )
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import has_rows, read_settings
@@ -115,9 +116,9 @@ class Earlier:
         if differences and num_images:
             raise ArtifactMismatch(
                 self.output,
-                f"'{partial_path(self.output)}' keeps {num_images:,} images of an extraction that "
-                f"was not finished, with other settings: {_brief(differences)}. Finish it with "
-                "those, discard it with --restart, or give another output with -o.",
+                f"'{partial_path(self.output)}' keeps {counted(num_images, 'image')} of an "
+                f"extraction that was not finished, with other settings: {_brief(differences)}. "
+                "Finish it with those, discard it with --restart, or give another output with -o.",
             )
 
     def _log_differences(self, settings: Settings) -> list[str]:

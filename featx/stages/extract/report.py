@@ -14,7 +14,7 @@ from featx.artifact import (
     run_files,
 )
 from featx.backbones.spec import weights_file
-from featx.errors import ArtifactExists, BadImages, ConfigError
+from featx.errors import ArtifactExists, BadImages, ConfigError, counted
 from featx.features.plan import Plan
 from featx.images.formats import extension_of, image_extensions
 from featx.images.sources import ImageSource
@@ -96,11 +96,14 @@ def warn_of_passing(plan: Plan) -> None:
     """Say which images are left out this time only, for reasons that do not lie in them."""
     passing = [image for image in plan.skipped.values() if not image.is_permanent]
     if passing:
-        are = "1 image is" if len(passing) == 1 else f"{len(passing):,} images are"
         log.warning(
             "%s left out for reasons that do not lie in their content, and will be tried again by "
             "the next run: the first is '%s': %s",
-            *(are, passing[0].sample_id, passing[0].reason),
+            *(
+                counted(len(passing), "image is", "images are"),
+                passing[0].sample_id,
+                passing[0].reason,
+            ),
         )
 
 
@@ -125,7 +128,7 @@ def account_for_bad(
         _write(options.report, plan, images, output)
     if not bad:
         return
-    kept = f"{int((plan.rows >= 0).sum()):,} others are kept."
+    kept = f"{counted(int((plan.rows >= 0).sum()), 'other is', 'others are')} kept."
     if len(bad) == total:
         raise BadImages(bad, total, "None is left.")
     if options.on_error == "fail":

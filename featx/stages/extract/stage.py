@@ -15,7 +15,7 @@ import numpy as np
 
 from featx.artifact import Header
 from featx.backbones.engines import Engine
-from featx.errors import SourceError
+from featx.errors import SourceError, counted
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
 from featx.features.lock import locked
@@ -107,8 +107,8 @@ def extract(
             except KeyboardInterrupt as stop:
                 if journal.num_images:
                     stop.add_note(
-                        f"{journal.num_images:,} images are kept in '{journal.path}'; run the same "
-                        "command again to go on."
+                        f"{counted(journal.num_images, 'image is', 'images are')} kept in "
+                        f"'{journal.path}'; run the same command again to go on."
                     )
                 raise
             journal.remove()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from featx.errors import counted
 from featx.heads.metrics import RegressionMetrics
 from featx.stages.report.look import Subject
 from featx.stages.report.page import Section, Story, figures, gallery, named, share, table, text
@@ -24,7 +25,7 @@ def tell_numbers(subject: Subject) -> Story:
     own = metrics[split]
     values = head.logits(subject.cache.features[subject.rows]).astype(np.float64)
     worst = worst_values(subject, values)
-    targets = "1 target" if len(head.classes) == 1 else f"{len(head.classes)} targets"
+    targets = counted(len(head.classes), "target")
     sections = [
         Section("Scores", _scores(metrics)),
         Section(

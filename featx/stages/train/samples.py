@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featx.errors import ArtifactInvalid, SourceError
+from featx.errors import ArtifactInvalid, SourceError, counted
 from featx.features.file import FeatureFile
 from featx.features.splits import owners_of
 from featx.heads.targets import Labels, Targets, read_targets
@@ -29,9 +29,7 @@ def warn_of_leaks(cache: FeatureFile) -> None:
     if len(leaks):
         log.warning(
             "%s the content of a training image ('%s' first): scores on copies are too good.",
-            "1 validation or test image has"
-            if len(leaks) == 1
-            else f"{len(leaks):,} validation or test images have",
+            counted(len(leaks), "validation or test image has", "validation or test images have"),
             cache.sample_ids[leaks[0]],
         )
 
@@ -79,7 +77,10 @@ def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
     if not len(rows):
         raise SourceError(f"'{cache.path}' has no labelled images in its training split.")
     if unlabelled:
-        log.warning("%d training images have no label: left out.", unlabelled)
+        log.warning(
+            "%s no label: left out.",
+            counted(unlabelled, "training image has", "training images have"),
+        )
     require = {
         "single-label": _require_classes,
         "multi-label": _require_tags,
@@ -111,7 +112,7 @@ def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
     if len(bad):
         raise ArtifactInvalid(
             cache.path,
-            f"'{cache.path}' has NaN or infinite features in {len(bad)} rows, "
+            f"'{cache.path}' has NaN or infinite features in {counted(len(bad), 'row')}, "
             f"'{cache.sample_ids[bad[0]]}' first. Extract again with other weights.",
         )
 
