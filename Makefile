@@ -1,7 +1,8 @@
 # featx: every action is one target; each sets up what it needs.
 #
 #   make demo                                  the whole way on built-in data
-#   make test                                  the tests
+#   make test                                  the tests; what is not installed, they name and skip
+#   make system                                Node and strace, for all of the tests (apt-get, as root)
 #   make check                                 format, lint, types
 #   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed;
 #                                              without DATA and BACKBONE as the last time
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+HEIF := $(VENV)/heif/.ready
 CLIENTS := tests/clients/node_modules/.ready
 FEATX := $(BIN)/featx
 PEERS := .venv-bench
@@ -25,7 +27,7 @@ EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup demo test test-slow check format bench features head onnx clean
+.PHONY: help setup system demo test test-slow check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -38,13 +40,23 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+system:
+	apt-get update -qq
+	apt-get install --yes -qq --no-install-recommends nodejs npm strace >/dev/null
+
+# Apart from the rest: without it, featx says what reads HEIC.
+$(HEIF): constraints.txt | $(READY)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--constraint constraints.txt --target $(@D) pillow-heif; \
+	then touch $@; else echo "The test of HEIC will skip: pip could not install pillow-heif." >&2; fi
+
 $(CLIENTS): tests/clients/package.json tools/clients.sh
 	@sh tools/clients.sh
 
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
 
-test: $(READY) $(CLIENTS)
+test: $(READY) $(CLIENTS) $(HEIF)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(READY)

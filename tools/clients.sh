@@ -9,12 +9,8 @@ skip() {
     exit 0
 }
 
-if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
-    command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || skip "install Node and npm to run them"
-    echo "Installing Node and npm"
-    { apt-get update && apt-get install --yes --no-install-recommends nodejs npm; } >/dev/null 2>&1 ||
-        skip "apt-get could not install Node and npm"
-fi
+command -v node >/dev/null && command -v npm >/dev/null ||
+    skip "Node or npm is not installed; make system installs both, as root"
 npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null ||
     skip "npm could not install what package.json names"
 touch node_modules/.ready

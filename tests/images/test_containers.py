@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
+import featx
 from featx.errors import ImageError
 from featx.images.containers import check_scans, format_of, without_metadata
 from featx.images.decode import decode_image, is_animated
+
+WITH_HEIF = Path(sys.prefix) / "heif"
+READS_HEIC = """
+import pathlib, sys, warnings
+import numpy as np, pillow_heif
+from PIL import Image
+import featx
+from featx.images.decode import decode_image
+warnings.simplefilter("error")
+pillow_heif.register_heif_opener()
+folder = pathlib.Path(sys.argv[1]) / "photos"
+for number in range(8):
+    path = folder / "ab"[number % 2] / f"IMG_{number}.HEIC"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 48), (200, 30, 20 * number)).save(path, "HEIF", quality=95)
+content = path.read_bytes()
+found = decode_image(content, sample_id="x").astype(int)
+assert found.shape == (48, 64, 3) and np.abs(found - (200, 30, 140)).max() <= 4, found
+report = featx.extract(folder, folder.parent / "f.h5", featx.ExtractOptions(backbone="tiny"))
+assert report.num_extracted == 8 and not report.ignored, report
+try:
+    decode_image(content[: len(content) // 2], sample_id="x")
+except featx.errors.ImageError as err:
+    assert "damaged HEIF" in str(err), err
+else:
+    raise AssertionError("half a file was read")
+"""
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -206,9 +237,14 @@ class TestModernFormats:
         refused(content, r"HEIC needs the package 'pillow-heif': pip install 'featx\[heif\]'")
         assert not is_animated(content)
 
-    def test_heic_where_it_is_read(self) -> None:
-        pillow_heif = pytest.importorskip("pillow_heif")
-        pillow_heif.register_heif_opener()
-        content = encode(Image.new("RGB", (64, 48), (200, 30, 90)), "HEIF", quality=95)
-        assert np.abs(pixels(content).astype(int) - (200, 30, 90)).max() <= 4
-        refused(content[: len(content) // 2], "damaged HEIF")
+    def test_heic_where_it_is_read(self, tmp_path: Path) -> None:
+        """From the folder to the features, in a process that has pillow-heif."""
+        if not (WITH_HEIF / "pillow_heif").is_dir():
+            pytest.skip(f"no pillow-heif in '{WITH_HEIF}', where make test puts it")
+        search = f"{WITH_HEIF}{os.pathsep}{Path(featx.__file__).parents[1]}"
+        subprocess.run(
+            [sys.executable, "-c", READS_HEIC, tmp_path],
+            env={**os.environ, "PYTHONPATH": search},
+            check=True,
+            timeout=120,
+        )
