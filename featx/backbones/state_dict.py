@@ -25,7 +25,11 @@ _ORDER = (
     *("state_dict_ema", "model_ema", "ema", "teacher", "student"),
 )
 """Of several that fit equally well, which is taken; other names come last."""
+_LAST = re.compile(r"optim|^(?:exp_avg(?:_sq)?|momentum_buffer|master_weights?)$")
+"""Keys of what an optimiser keeps, with the names and shapes of the weights."""
 _MAX_DEPTH = 6
+_WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What wrapping a part of a network puts into names."""
 _DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUM_GUESSES = 8
@@ -89,7 +93,7 @@ def _mappings(
     if not isinstance(content, dict) or len(path) > _MAX_DEPTH:
         return
     tensors = {
-        _DENSENET_OLD.sub(r"\1\2", name): value
+        _DENSENET_OLD.sub(r"\1\2", _WRAPPERS.sub("", name)): value
         for name, value in content.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
@@ -101,6 +105,8 @@ def _mappings(
 
 
 def _rank(path: tuple[str, ...]) -> int:
+    if any(_LAST.search(name) for name in path):
+        return len(_ORDER) + 1
     ranks = [_ORDER.index(name) if name in _ORDER else len(_ORDER) for name in path]
     return max(ranks, default=-1)
 

@@ -83,6 +83,21 @@ def test_what_a_trainer_keeps_beside_the_network(state: State, opened: Any) -> N
         fit(weights)
 
 
+def test_parts_that_were_wrapped_by_themselves(state: State, opened: Any) -> None:
+    for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
+        content = {name.replace(".", f".{wrapper}.", 1): state[name] for name in state}
+        assert opened({"model": with_prefix(content, "module.")}).state.keys() == state.keys()
+
+
+@pytest.mark.parametrize("kept", ["exp_avg", "momentum_buffer", "optim_state", "optimizer"])
+def test_what_an_optimiser_keeps_comes_after_everything_else(
+    kept: str, state: State, opened: Any
+) -> None:
+    averages = {name: tensor + 1 for name, tensor in state.items()}
+    found = opened({kept: averages, "my_weights": state})
+    assert torch.equal(found.state["stem.0.weight"], state["stem.0.weight"])
+
+
 def test_the_backbone_within_a_larger_model(state: State, opened: Any) -> None:
     content = with_prefix(state, "backbone.body.")
     content |= {f"rpn.layer{i}.weight": torch.zeros(2) for i in range(30)}
