@@ -193,6 +193,12 @@ class TestOptions:
         write_report(made[1], tmp_path / "r.html", ReportOptions(features=tmp_path / "moved.h5"))
 
 
+def test_a_page_has_no_folders(made: tuple[Path, Path], tmp_path: Path) -> None:
+    page = write_report(made[1], tmp_path / "r.html").path.read_text()
+    assert "pixels from images.csv<" in page
+    assert str(tmp_path) not in page
+
+
 class TestWithoutImages:
     def test_a_source_that_is_gone_costs_the_pictures_only(
         self, made: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture

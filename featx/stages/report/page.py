@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from featx.artifact import PAGE_SIGN, Header
+from featx.classifier.references import without_folders
 from featx.classifier.staleness import Staleness
 from featx.errors import printable
 from featx.stages.report.pictures import Mistake
@@ -126,10 +127,11 @@ def _facts(header: Header) -> str:
     spec, choice = header.spec, header.details["choice"]
     preprocess = spec["preprocess"]
     size = preprocess["image_size"]
+    weights, source = (without_folders(header.details[name]) for name in ("weights", "source"))
     facts = {
         "features": f"{spec['num_features']} of {spec['backbone']}, layer {spec['layer']}",
-        "weights": f"{header.details['weights']} (sha256 {spec['weights_sha256'][:16]}…)",
-        "images": f"{size}×{size} pixels from {header.details['source']}",
+        "weights": f"{weights} (sha256 {spec['weights_sha256'][:16]}…)",
+        "images": f"{size}×{size} pixels from {source}",
         "head": f"{choice['head']}, {choice['solver']}"
         + (f", C = {choice['strength']:g}" if "strength" in choice else ""),
     }
