@@ -261,8 +261,7 @@ def test_impossible_options_are_refused(settings: Any, text: str) -> None:
 
 class TestTheImagesToCalibrateWith:
     def pixels(self, source: Path) -> np.ndarray:
-        images = open_source(str(source))
-        return calibration_pixels(images, images.samples, GEOMETRY, max_pixels=10**6)
+        return calibration_pixels(open_source(str(source)), GEOMETRY, max_pixels=10**6)
 
     def test_they_are_spread_over_the_training_split(self, photos: Photos) -> None:
         source = photos({"train/ants": 100, "train/bees": 100, "val/ants": 4, "val/bees": 4})
