@@ -99,10 +99,7 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
         yield "stale", "; ".join([", ".join(stale)] * bool(stale) + list(report.settings))
         yield "source", f"{report.source}  ({counted(report.num_images, 'image')})"
     if report.num_touched:
-        yield (
-            "touched",
-            f"{counted(report.num_touched, 'image')}: written again with the same content",
-        )
+        yield "touched", f"{counted(report.num_touched, 'image')}: other times, the same content"
 
 
 def _head_fields(report: CheckReport) -> Iterator[tuple[str, object]]:

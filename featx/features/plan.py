@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,22 +30,10 @@ from featx.images.sources import (
 )
 
 _BLOCK_ROWS = 4096
-_NEW, _CHANGED, _KEPT, _SKIPPED = range(4)
+_NEW, _CHANGED, _KEPT, _SKIPPED, _TOUCHED = range(5)
 _NO_KEY = 0
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 _TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
-
-
-class Touched(NamedTuple):
-    """A row that still holds what an image's file holds.
-
-    Attributes:
-        row: Its number.
-        stamp: Of the file, taken before it was read.
-    """
-
-    row: int
-    stamp: Stamp
 
 
 @dataclass
@@ -55,16 +42,19 @@ class Plan:
 
     Attributes:
         rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64.
+        stamps: Of each sample's file, taken before it was read; ``(N, 3)`` int64.
+        touched: Positions of samples whose stamp is another than their row's, though the content is
+            the same; ascending, int64.
         skipped: Samples known to be unusable, by position.
-        touched: Samples whose file looks changed, though its content is that of a row, by position.
         num_new: Samples never seen.
         num_changed: Samples whose content is another now.
         num_removed: Rows and skipped images of the published file that the source has no more.
     """
 
     rows: np.ndarray
+    stamps: np.ndarray
+    touched: np.ndarray
     skipped: dict[int, SkippedImage] = field(default_factory=dict)
-    touched: dict[int, Touched] = field(default_factory=dict)
     num_new: int = 0
     num_changed: int = 0
     num_removed: int = 0
@@ -72,7 +62,7 @@ class Plan:
     def todo(self) -> np.ndarray:
         """Return the positions of samples that the backbone has to see, ascending, int64."""
         waiting = self.rows < 0
-        waiting[[*self.skipped, *self.touched]] = False
+        waiting[list(self.skipped)] = False
         return np.flatnonzero(waiting)
 
 
@@ -119,7 +109,6 @@ class _Comparison:
         self._rows = np.full(count, -1, dtype=np.int64)  # that the digests are of
         self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
         self._skipped: dict[int, SkippedImage] = {}
-        self._touched: dict[int, Touched] = {}
         self._num_removed = 0
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
 
@@ -203,29 +192,25 @@ class _Comparison:
 
     def _settle(self, position: int, *, is_same: bool) -> None:
         """Note whether the content of a file, or what keeps it from being read, is as it was."""
-        row, was = int(self._rows[position]), self._state[position]
         if not is_same:
             self._state[position] = _CHANGED
-        elif row < 0:
+        elif self._rows[position] < 0:
             self._state[position] = _SKIPPED
-        elif was == _CHANGED:
-            self._touched[position] = Touched(row, self._stamp(position))
-
-    def _stamp(self, position: int) -> Stamp:
-        return Stamp(*self._stamps[position].tolist())
+        elif self._state[position] == _CHANGED:
+            self._state[position] = _TOUCHED
 
     def plan(self) -> Plan:
-        changed = self._state == _CHANGED
-        changed[list(self._touched)] = False
+        has_row = np.isin(self._state, (_KEPT, _TOUCHED))
         return Plan(
-            rows=np.where(self._state == _KEPT, self._rows, -1),
+            rows=np.where(has_row, self._rows, -1),
+            stamps=self._stamps,
+            touched=np.flatnonzero(self._state == _TOUCHED),
             skipped={
-                i: self._skipped[i]._replace(stamp=self._stamp(i))
+                i: self._skipped[i]._replace(stamp=Stamp(*self._stamps[i].tolist()))
                 for i in np.flatnonzero(self._state == _SKIPPED).tolist()
             },
-            touched=self._touched,
             num_new=int((self._state == _NEW).sum()),
-            num_changed=int(changed.sum()),
+            num_changed=int((self._state == _CHANGED).sum()),
             num_removed=self._num_removed,
         )
 
@@ -245,25 +230,22 @@ def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
     Raises:
         ArtifactError: The log cannot be written.
     """
-    positions = np.array(sorted(plan.touched), dtype=np.int64)
     with known.reading() as rows_at:
-        for chosen in np.split(positions, range(_BLOCK_ROWS, len(positions), _BLOCK_ROWS)):
-            if not len(chosen):
-                continue
-            touched = [plan.touched[i] for i in chosen.tolist()]
-            block = rows_at(np.array([each.row for each in touched]))
+        for start in range(0, len(plan.touched), _BLOCK_ROWS):
+            chosen = plan.touched[start : start + _BLOCK_ROWS]
+            block = rows_at(plan.rows[chosen])
             first = known.next_row
             known.journal.append(
                 Batch(
                     sample_ids=tuple(images.samples[i].sample_id for i in chosen),
-                    stamps=np.array([each.stamp for each in touched], dtype=np.int64),
+                    stamps=plan.stamps[chosen],
                     digests=block.digests,
                     reasons=("",) * len(chosen),
                     features=block.features,
                 )
             )
             plan.rows[chosen] = np.arange(first, first + len(chosen))
-    plan.touched.clear()
+    plan.touched = plan.touched[:0]
 
 
 def is_current(
@@ -274,7 +256,7 @@ def is_current(
     The splits that featx chose are not compared: images keep them.
     """
     return (
-        not (len(plan.todo()) or plan.touched or plan.num_removed)
+        not (len(plan.todo()) or len(plan.touched) or plan.num_removed)
         and tuple(classes) == file.classes
         and np.array_equal(plan.rows[plan.rows >= 0], np.arange(len(file)))
         and set(plan.skipped.values()) == set(file.skipped)

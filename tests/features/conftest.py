@@ -325,7 +325,7 @@ def fill() -> Callable[..., list[str]]:
         stop_after: int | None = None,
     ) -> list[str]:
         todo = plan.todo().tolist()
-        if (todo or plan.touched) and not known.journal.num_images:
+        if (todo or len(plan.touched)) and not known.journal.num_images:
             known.journal.begin({"made": "up"})
         keep_touched(plan, source, known)
         names = [source.samples[i].sample_id for i in todo]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from featx.features.file import FeatureFile, SkippedImage, open_features
 from featx.features.journal import Journal
 from featx.features.known import KnownRows
-from featx.features.plan import Touched, is_current, keep_touched, make_plan, num_relabelled
+from featx.features.plan import is_current, keep_touched, make_plan, num_relabelled
 from featx.images.decode import content_digest
 from featx.images.sources import NEVER_CHANGES, NO_FILE, Sample, Stamp, group_numbers
 
@@ -258,7 +258,9 @@ def test_another_time_with_the_same_content_is_read_once(made, changes: dict[str
     source.files["b"] = (content, stamp._replace(**changes))
     plan = plan_for(source, file)
     assert source.num_read == 1
-    assert plan.touched == {1: Touched(1, source.stamp(1))}
+    assert plan.touched.tolist() == [1]
+    assert plan.rows.tolist() == [0, 1]
+    assert plan.stamps.tolist() == [list(source.stamp(i)) for i in (0, 1)]
     assert plan.todo().tolist() == []
     assert plan.num_changed == 0
     assert not is_current(file, plan, source.samples, source.classes)
@@ -338,7 +340,7 @@ def test_a_row_of_a_file_that_could_not_be_looked_up_is_compared(made) -> None:
     source, file = made({"a": b"1"}, stamps=names)
     plan = plan_for(source, file)
     assert source.num_read == 1
-    assert list(plan.touched) == [0]
+    assert plan.touched.tolist() == [0]
 
 
 def test_without_change_times_every_image_is_read_once(made, as_version_2) -> None:
@@ -347,7 +349,7 @@ def test_without_change_times_every_image_is_read_once(made, as_version_2) -> No
     old = open_features(file.path)
     plan = plan_for(source, old)
     assert source.num_read == 3
-    assert list(plan.touched) == [0, 1]
+    assert plan.touched.tolist() == [0, 1]
     assert plan.todo().tolist() == [2]  # no content hash says that it is as it was
 
 
@@ -479,7 +481,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: P
         plan = plan_of(source, known)
         keep_touched(plan, source, known)
         assert plan.rows.tolist() == [0, 5, 2, 6, 4]
-        assert plan.touched == {}
+        assert not len(plan.touched)
         with known.reading() as rows_at:
             block = rows_at(np.array([5, 6]))
         assert np.array_equal(block.features, file.features[[1, 3]])

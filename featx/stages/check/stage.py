@@ -200,9 +200,6 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
     details = file.header.details
     images = open_source(str(source or details["source"]))
     plan = make_plan(images, images_in_file(file), file, verify_content=options.verify_content)
-    num_touched = len(plan.touched)
-    for position, touched in plan.touched.items():
-        plan.rows[position] = touched.row
     return CheckReport(
         path=path,
         kind="features",
@@ -210,7 +207,7 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
         num_images=len(images.samples),
         num_new=plan.num_new,
         num_changed=plan.num_changed,
-        num_touched=num_touched,
+        num_touched=len(plan.touched),
         num_removed=plan.num_removed,
         num_relabelled=num_relabelled(file, plan.rows, images.samples, images.classes),
         settings=tuple(_differing_settings(file.header, options)),

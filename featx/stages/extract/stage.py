@@ -179,7 +179,7 @@ class _Run:
         found = _Found(
             num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
             rows=plan.rows.copy(),
-            touched=frozenset(plan.touched),
+            touched=frozenset(plan.touched.tolist()),
             is_unchanged=file is not None
             and self._is_noted_in(file.header)
             and is_current(file, plan, samples, self.images.classes)
@@ -210,7 +210,7 @@ class _Run:
     def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
         """Bring the log to where the plan has nothing left to do."""
         journal, left = self.known.journal, len(plan.todo())
-        if not left and not plan.touched:
+        if not left and not len(plan.touched):
             return _Filled()
         with self._decoders(left) as decoders:
             engine = self.backbone.engine(self.settings.spec) if left else None

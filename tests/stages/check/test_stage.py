@@ -61,7 +61,7 @@ class TestFresh:
         report = check(features)
         assert report.is_fresh
         assert report.num_touched == 1
-        assert "1 image: written again" in command(features)[1]
+        assert "1 image: other times" in command(features)[1]
 
 
 class TestStale:
