@@ -47,7 +47,7 @@ def photos(data: Path, split: str, spec: object, count: int) -> np.ndarray:
     from featx.stages.extract.calibrate import calibration_pixels
 
     source = open_source(str(data / "hymenoptera_data" / split))
-    pixels = calibration_pixels(source, source.samples, spec, max_pixels=10**8)  # type: ignore[arg-type]
+    pixels = calibration_pixels(source, spec, max_pixels=10**8)  # type: ignore[arg-type]
     return pixels[np.linspace(0, len(pixels) - 1, count).round().astype(int)]
 
 
