@@ -2,8 +2,10 @@
 
 Importing the command takes some tenths of a second, so this module is the entry point and loads
 next to nothing. Ctrl-C, SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread, whose
-blocks tidy up: what is extracted so far is kept, locks are released. Threads that are in the middle
-of a long decode are not waited for. Exit codes are those of shells: 130, 143 and 129.
+blocks tidy up: what is extracted so far is kept, locks are released. They wait until a library is
+loaded: initialisers in C++ abort the process where Python code that they call raises. Threads that
+are in the middle of a long decode are not waited for. Exit codes are those of shells: 130, 143 and
+129.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import sys
 
 TYPE_CHECKING = False  # importing typing takes longer than all of the above
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 1.2
 """For tidying up; then the process ends, whatever it is doing, which its files survive."""
-_AGAIN_SECONDS = 0.02
+_AGAIN_SECONDS = 0.005
 _SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"
 
 
@@ -53,12 +56,15 @@ class _Stop:
                 pass
         os._exit(128 + self.signum)
 
-    def _handle(self, signum: int, _frame: object) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
             return
         self.signum = signum
         if not self.is_running:
             self.leave()
+        if _is_loading_library(frame):
+            self._send_soon()
+            return
         raise KeyboardInterrupt(signum)
 
     def _enforce(self, reading: int) -> None:
@@ -74,15 +80,31 @@ class _Stop:
     def _raise_again(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Interrupt again where a library could not pass on the first one."""
         if self.signum and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            import threading
-
-            threading.Timer(_AGAIN_SECONDS, self._send_again).start()
+            self._send_soon()
         else:
             sys.__unraisablehook__(unraisable)
+
+    def _send_soon(self) -> None:
+        import threading
+
+        threading.Timer(_AGAIN_SECONDS, self._send_again).start()
 
     def _send_again(self) -> None:
         signum, self.signum = self.signum, 0
         os.kill(os.getpid(), signum)
+
+
+def _is_loading_library(frame: FrameType | None) -> bool:
+    """Return whether the initialiser of an extension module has called Python code."""
+    import _imp
+
+    initialisers = (_imp.create_dynamic, _imp.exec_dynamic)
+    while frame is not None:
+        is_call = frame.f_code.co_name == "_call_with_frames_removed"  # of importlib
+        if is_call and frame.f_locals.get("f") in initialisers:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _open_standard_streams() -> None:

@@ -54,6 +54,27 @@ def test_while_it_is_importing(module: str, name: str, word: str, code: int) -> 
     assert (result.stdout, result.stderr, result.returncode) == ("", f"{word}\n", code)
 
 
+def test_a_library_is_loaded_before_the_end() -> None:
+    """Initialisers in C++ abort the process where Python code that they call raises."""
+    body = """
+        def create_dynamic(*_):
+            try:
+                send()
+                time.sleep(0.1)
+            except BaseException:
+                sys.stderr.write("terminate called")
+            return types.ModuleType("library")
+        import _imp, types, importlib.machinery, importlib.util
+        _imp.create_dynamic = create_dynamic
+        _imp.exec_dynamic = lambda _: None
+        loader = importlib.machinery.ExtensionFileLoader("library", "library.so")
+        importlib.util.module_from_spec(importlib.util.spec_from_loader("library", loader))
+        time.sleep(60)
+    """
+    result = run(command_that(body))
+    assert (result.stderr, result.returncode) == ("Interrupted.\n", 130)
+
+
 @pytest.mark.parametrize(
     "body",
     {

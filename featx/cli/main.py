@@ -43,6 +43,16 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            return self._invoke(ctx)
+        except (KeyboardInterrupt, click.Abort) as stop:
+            signum = stop.args[0] if stop.args else signal.SIGINT
+            word = "Interrupted." if signum == signal.SIGINT else "Terminated."
+            notes = " ".join((word, *getattr(stop, "__notes__", ())))
+            click.echo(printable(notes), err=True)
+            sys.exit(128 + signum)
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
         except click.UsageError as err:  # names of files may stand where options are expected
             raise click.UsageError(printable(err.format_message()), err.ctx) from err
@@ -54,12 +64,6 @@ class _Group(click.Group):
             if told := missing_package(err):
                 raise click.ClickException(str(told)) from err
             raise
-        except (KeyboardInterrupt, click.Abort) as stop:
-            signum = stop.args[0] if stop.args else signal.SIGINT
-            word = "Interrupted." if signum == signal.SIGINT else "Terminated."
-            notes = " ".join((word, *getattr(stop, "__notes__", ())))
-            click.echo(printable(notes), err=True)
-            sys.exit(128 + signum)
 
 
 class _Notes(logging.Handler):
