@@ -161,8 +161,8 @@ def _numbers(labels: Labels, expected: int | None) -> np.ndarray:
         label, name = labels.first(bad)
         raise SourceError(
             f"'{labels.origin}': the label '{label}' of '{name}' is no number to predict. Expected "
-            "numbers like 3.5, finite and at most 1e30, several separated by |; mend the label, or "
-            "leave it empty."
+            "numbers like 3.5, finite and at most 1e30, several separated by |; correct the label, "
+            "or leave it empty."
         )
     used = np.flatnonzero(labels.index >= 0)
     first = parsed[labels.index[used[0]]] if len(used) else None

@@ -170,7 +170,7 @@ class TestTags:
             train_head(path, output, options)
         assert "No training images have 'late': never predicted." in caplog.text
         assert "All training images have 'all': always predicted." in caplog.text
-        assert "One training image alone has 'once': learned, but not judged." in caplog.text
+        assert "One training image alone has 'once': learned, but never held out." in caplog.text
         found = open_head(output)
         assert found.classes == ("all", "hot", "late", "once")
         assert found.thresholds[0] == found.thresholds[2] == EVEN
@@ -260,7 +260,8 @@ class TestNumbers:
         rows = cache.rows("train")
         rows = rows[cache.labels[rows] >= 0]
         x = cache.features[rows]
-        x = (x - x.mean(0)) / x.std(0)
+        usual = np.sort(x.std(0))[(x.shape[1] - 1) // 2]  # of five more samples
+        x = (x - x.mean(0)) / np.sqrt((len(x) * x.var(0) + 5 * usual**2) / (len(x) + 5))
         truth = np.array(
             [list(map(float, cache.classes[cache.labels[r]].split("|"))) for r in rows]
         )
@@ -281,6 +282,21 @@ class TestNumbers:
         assert heads[0].choice["strength"] == heads[1].choice["strength"]
         a, b = (report.head.logits(features) for report in heads)
         assert np.allclose(b, factor * a, rtol=1e-3, atol=1e-3 * factor)
+
+    @pytest.mark.parametrize(("offset", "says"), [(1e4, False), (1e9, True)])
+    def test_numbers_too_close_for_float32_are_noticed(
+        self,
+        write_labels: WriteLabels,
+        output: Path,
+        caplog: pytest.LogCaptureFixture,
+        offset: float,
+        says: bool,
+    ) -> None:
+        features, scores, splits = samples(20)
+        texts = [repr(offset + score) for score in scores[:, 0].tolist()]
+        train_head(write_labels(features, texts, splits), output, self.OPTIONS)
+        assert says == ("'value': predictions are float32, which at such" in caplog.text)
+        assert says == ("in steps of 64." in caplog.text)
 
     def test_trained_twice_gives_the_same_bytes(
         self, numbers: Path, output: Path, tmp_path: Path
@@ -361,7 +377,7 @@ class TestFiles:
             details = dict(head.header.details) | change
             bad = replace(head, header=replace(head.header, details=details))
             save_head(output, bad, overwrite=True)
-            with pytest.raises(ArtifactInvalid, match=r"thresholds|its task is"):
+            with pytest.raises(ArtifactInvalid, match=r"thresholds|details\.task is"):
                 open_head(output)
 
 

@@ -19,6 +19,8 @@ from featx.stages.train.options import TaskChoice
 log = logging.getLogger(__name__)
 
 _SHOWN = 10
+_COARSE = 0.01
+"""Step between numbers of float32, by the deviation of labels, that is too much for them."""
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
@@ -145,11 +147,12 @@ def _require_tags(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> Non
     if always:
         log.warning("All training images have %s: always predicted.", _listed(always))
     if once:
-        log.warning("One training image alone has %s: learned, but not judged.", _listed(once))
+        log.warning("One training image alone has %s: learned, but never held out.", _listed(once))
 
 
 def _require_numbers(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
-    constant = np.ptp(targets.values[rows], axis=0) == 0
+    values = targets.values[rows]
+    constant = np.ptp(values, axis=0) == 0
     if constant.all():
         raise SourceError(
             f"'{cache.path}': all training images have the same numbers; there is nothing to learn."
@@ -157,6 +160,15 @@ def _require_numbers(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> 
     if constant.any():
         names = [name for name, same in zip(targets.names, constant, strict=True) if same]
         log.warning("All training images have the same %s: always predicted.", _listed(names))
+    step = np.spacing(np.abs(values).max(axis=0).astype(np.float32))
+    coarse = ~constant & (step > _COARSE * values.std(axis=0))
+    if coarse.any():
+        names = [name for name, far in zip(targets.names, coarse, strict=True) if far]
+        log.warning(
+            "%s: predictions are float32, which at such numbers goes in steps of %g. Subtract a "
+            "constant from the labels.",
+            *(_listed(names), step[coarse].max()),
+        )
 
 
 def _listed(names: Sequence[str]) -> str:
