@@ -31,7 +31,10 @@ _MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * 178_956_970
 """All scans of the largest progressive image that is read: seconds of a core."""
 _MAX_SEGMENTS = 4096
-"""Before a JPEG's pixels: 256 MB of metadata. Pillow joins EXIF in time that grows squared."""
+"""Before a JPEG's pixels: 256 MB of metadata. Pillow joins EXIF in time that grows squared, and
+skips what lies between segments byte by byte."""
+_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+"""Markers of a JPEG without a segment: decoders pass over them."""
 _MAX_VALUES = 2**20
 """In a tag of a TIFF: strips of one row of each band, in the tallest image that is read."""
 _BYTE_TYPES = (1, 2, 6, 7)
@@ -82,7 +85,7 @@ def check_scans(content: bytes, num_pixels: int) -> None:
     if is_single:  # the decoder stops behind it
         return
     allowed = min(_MAX_SCANS, max(1, _MAX_SCANNED_PIXELS // num_pixels))
-    data = np.frombuffer(content, np.uint8, offset=start)
+    data = np.frombuffer(content, np.uint8, offset=min(start, len(content)))
     if 1 + np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == 0xDA)) <= allowed:
         return
     num_scans = _count_scans(content, start)
@@ -156,27 +159,31 @@ def _plain_png(content: bytes) -> bytes:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment of a JPEG; the first scan has all the rest."""
+    """Yield marker, start and end of each segment of a JPEG; the first scan has all the rest.
+
+    Raises:
+        TooCostly: There are too many.
+    """
     at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xDA or marker in (0xD8, 0xD9, 0x00):
+    for _ in range(_MAX_SEGMENTS):
+        marker = content[at + 1] if at + 4 <= len(content) and content[at] == 0xFF else 0xDA
+        if marker in (0xD9, 0xDA):
             break
+        if marker == 0xFF or marker in _BARE:
+            at += 1 if marker == 0xFF else 2
+            continue
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
         yield marker, at, end
         at = end
+    else:
+        raise TooCostly(f"more than {_MAX_SEGMENTS} segments or fill bytes before the pixels")
     yield 0xDA, at, len(content)
 
 
 def _first_scan(content: bytes) -> tuple[int, bool]:
     """Return where the first scan of a JPEG starts, and whether it is the only one that counts."""
     num_components, is_progressive, start = 0, True, 2
-    for number, (marker, at, _) in enumerate(_segments(content)):
-        if number >= _MAX_SEGMENTS:
-            raise TooCostly(f"more than {_MAX_SEGMENTS} segments before the pixels")
+    for marker, at, _ in _segments(content):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             is_progressive = marker in (0xC2, 0xC6, 0xCA, 0xCE)
             num_components = content[at + 9] if at + 9 < len(content) else 0
@@ -192,7 +199,7 @@ def _count_scans(content: bytes, start: int) -> int:
         marker = content[at + 1]
         if marker == 0xD9:
             break
-        if marker in (0x00, 0xFF) or 0xD0 <= marker <= 0xD7:  # of the data, or between its parts
+        if marker == 0xFF or marker in _BARE:
             at += 1 if marker == 0xFF else 2
             continue
         count += marker == 0xDA

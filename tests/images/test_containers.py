@@ -173,7 +173,11 @@ class TestJpegMetadata:
     def test_segments_without_end_are_refused(self) -> None:
         content = encode(Image.fromarray(picture()), "JPEG")
         segment = b"\xff\xe1\0\x0cExif\0\0abcd"
-        refused(content[:2] + segment * 300_000 + content[2:], "more than 4096 segments")
+        for filling in (segment, b"\xff", b"\xff\xd0", b"\xff\0"):
+            refused(content[:2] + filling * 300_000 + content[2:], "more than 4096 segments or")
+        for filling in (b"\xff", b"\xff\xd0", b"\xff\0"):
+            got = pixels(content[:2] + filling * 4000 + content[2:])
+            np.testing.assert_array_equal(got, pixels(content))
         pixels(content[:2] + segment * 4000 + content[2:])
 
 
@@ -189,6 +193,12 @@ class TestScans:
         assert pixels(content + scan * 80 + b"\xff\xd9").shape == (64, 64, 3)
         refused(content + scan * 91 + b"\xff\xd9", "101 scans of 4096 pixels are more than the 100")
         refused(content + scan * 200_000, "200010 scans")  # not ended, and 10 MB
+
+    @pytest.mark.parametrize("bare", [b"\xff\xd0", b"\xff\x01", b"\xff\0"])
+    def test_markers_without_a_segment_hide_none(self, bare: bytes) -> None:
+        content, scan = progressive()
+        refused(content[:2] + bare + content[2:] + scan * 91, "101 scans")
+        refused(content + bare + scan * 91, "101 scans")
 
     def test_large_images_may_have_fewer(self) -> None:
         content, scan = progressive()

@@ -97,7 +97,7 @@ def warn_of_passing(plan: Plan) -> None:
     passing = [image for image in plan.skipped.values() if not image.is_permanent]
     if passing:
         log.warning(
-            "%s left out for reasons that do not lie in their content, and will be tried again by "
+            "%s left out for reasons other than content, and will be tried again by "
             "the next run: the first is '%s': %s",
             *(
                 counted(len(passing), "image is", "images are"),

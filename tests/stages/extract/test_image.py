@@ -78,7 +78,7 @@ def test_what_lies_in_the_machine_is_tried_again(
     with caplog.at_level(logging.WARNING):
         report = extract(source, output, OPTIONS)
     assert [name for name, _ in report.skipped] == [NAMES[0], "ants/same.jpg"]  # of one content
-    assert "2 images are left out for reasons that do not lie in their content" in caplog.text
+    assert "2 images are left out for reasons other than content" in caplog.text
     assert not any(image.is_permanent for image in open_features(output).skipped)
     again = extract(source, output, OPTIONS)
     assert (again.is_unchanged, len(again.skipped)) == (False, 2)
