@@ -115,10 +115,13 @@ class TestLayouts:
         assert source.classes == ("a", "b", "c")
         assert [sample.label for sample in source.samples] == [0, 2]
 
-    def test_a_class_may_be_called_test(self, tmp_path: Path) -> None:
+    def test_a_class_may_be_called_test_which_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         source = open_folder(touch(tmp_path, "test/1.jpg", "control/1.jpg"))
         assert source.classes == ("control", "test")
         assert {sample.split for sample in source.samples} == {"train"}
+        assert "test is taken for a class, beside other class folders." in caplog.text
 
     def test_splits_beside_class_folders_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(
@@ -371,9 +374,10 @@ class TestSplitsByManyNames:
         ],
     )
     def test_classes_may_have_such_words_in_their_names(
-        self, tmp_path: Path, folders: tuple[str, ...]
+        self, tmp_path: Path, folders: tuple[str, ...], caplog: pytest.LogCaptureFixture
     ) -> None:
         assert self.split_and_class(tmp_path, *folders) == {(name, "train"): 2 for name in folders}
+        assert not caplog.records
 
     @pytest.mark.parametrize(
         ("folders", "message"),

@@ -207,6 +207,7 @@ def _class_places(tree: Tree, level: Level) -> Iterator[Place]:
     """Yield the places of class folders, which may hold splits, and of images without a class."""
     splits = _splits_in_classes(tree, level)
     if not splits:
+        _warn_of_classes_named_like_splits(tree, level)
         yield from _direct_places(tree, level, "train")
         return
     log.info("'%s': splits are told by the folders in each class.", tree.root)
@@ -215,6 +216,18 @@ def _class_places(tree: Tree, level: Level) -> Iterator[Place]:
         yield Place(inner.prefix, _name(inner), "train", deep=False)  # without images
         for prefix, split in splits.get(inner.prefix, {}).items():
             yield Place(prefix, _name(inner), split, deep=True)
+
+
+def _warn_of_classes_named_like_splits(tree: Tree, level: Level) -> None:
+    full = sorted(map(_name_of, _full_folders(tree, level)))
+    named = [(name, split_of(name)) for name in full]
+    names = [name for name, found in named if found and found.split != "train" and not found.rest]
+    if names and len(full) > 1:  # a train may be a vehicle
+        log.warning(
+            "'%s': %s is taken for a class, beside other class folders. If it is a split, move "
+            "these into a folder called train.",
+            *(_path(tree, level), _listed(names)),
+        )
 
 
 def _direct_places(tree: Tree, level: Level, split: str) -> Iterator[Place]:
