@@ -104,7 +104,7 @@ class BadImages(SourceError):
         names = [printable(f"  {name}: {reason}") for name, reason in images[: self.SHOWN]]
         if len(images) > self.SHOWN:
             names.append(f"  … and {len(images) - self.SHOWN:,} more")
-        head = f"{len(images):,} of {total:,} images cannot be used:"
+        head = f"{len(images):,} of {counted(total, 'image')} cannot be used:"
         super().__init__("\n".join([head, *names, advice]))
         self.images = tuple(images)
         self.total = total

@@ -455,7 +455,7 @@ class TestBadInput:
         arguments = ("extract", tmp_path / "photos", "-o", tmp_path / "f.h5", "-b", "tiny")
         message = failure(featx_cli(*arguments, "--on-error", "skip"))
         assert message.splitlines() == [
-            "1 of 1 images cannot be used:",
+            "1 of 1 image cannot be used:",
             "  bad.jpg: the file is empty.",
             "None is left.",
         ]
@@ -728,9 +728,10 @@ class TestRunningItAgain:
         shutil.copy(source / "leaves" / "00.jpg", source / "leaves" / "new.jpg")
         assert "updated     1 new" in featx_cli("extract").stdout
         trained = featx_cli("train-head", "-C", "0.1").stdout
-        assert "replaced     artifacts/head.safetensors  (linear, C = " in trained
-        assert "replaced     artifacts/model.onnx  (linear, C = " in featx_cli("export").stdout
-        assert "replaced  artifacts/report.html  (an earlier report)" in featx_cli("report").stdout
+        assert "replaced     artifacts/head.safetensors  (was linear, C = " in trained
+        assert "replaced     artifacts/model.onnx  (was linear, C = " in featx_cli("export").stdout
+        replaced = "replaced  artifacts/report.html  (was an earlier report)"
+        assert replaced in featx_cli("report").stdout
         assert "preprocess.image_size" not in featx_cli("extract", source).output
 
     def test_an_update_says_what_changed(self, source: Path, tmp_path: Path) -> None:

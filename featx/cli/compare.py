@@ -23,7 +23,7 @@ from featx.errors import counted
 @click.argument("features", type=options.FILE, nargs=-1, required=True)
 @click.option(
     "--split",
-    help="Whose images judge.  [val, or test where there is no val]",
+    help="Whose images are scored.  [val, or test where there is no val]",
 )
 @options.task
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -51,7 +51,7 @@ def compare(
         return
     rows = [
         [
-            cache.path.name,
+            str(cache.path),
             f"{cache.backbone} {cache.image_size}px",
             cache.layer,
             f"{cache.num_features:,}",
@@ -66,5 +66,5 @@ def compare(
     print_table(["features", *columns], rows)
     click.echo()
     print_fields(
-        {"judged by": f"{counted(best.metrics.num_samples, 'image')} of the {report.split} split"}
+        {"scored on": f"{counted(best.metrics.num_samples, 'image')} of the {report.split} split"}
     )

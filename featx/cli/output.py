@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.streams import drawing_stream
-from featx.errors import printable
+from featx.errors import counted, printable
 
 if TYPE_CHECKING:
     from featx.stages.export import ExportReport
@@ -92,7 +92,7 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
     bound, same = proof["bound"], _SAME[proof.get("task", "single-label")]
     allowed = "" if bound is None else f" ({bound:.2g} allowed)"
     fields = {
-        "proof": f"{proof['num_images']} images: {same.format(proof['top1_agreement'])} "
+        "proof": f"{counted(proof['num_images'], 'image')}: {same.format(proof['top1_agreement'])} "
         f"{proof['max_difference']:.1e}{allowed}"
     }
     if hard := proof.get("hard"):
@@ -104,10 +104,10 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
             f"{proof['max_full_difference']:.1e}"
         )
     if accuracy := proof.get("accuracy"):
-        of = f" of {accuracy['num_available']:,}"
+        available = counted(accuracy["num_available"], "validation image")
         fields[_short_measure(accuracy)] = (
             f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
-            f"{accuracy['num_images']:,}{of} validation images"
+            f"{accuracy['num_images']:,} of {available}"
         )
     return fields
 
@@ -122,7 +122,7 @@ def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
     if report.is_unchanged:
         return {"up to date": str(report.path)}
     if report.replaced:
-        return {"replaced": f"{report.path}  ({report.replaced})"}
+        return {"replaced": f"{report.path}  (was {report.replaced})"}
     return {"written": str(report.path)}
 
 

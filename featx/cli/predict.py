@@ -12,7 +12,7 @@ import click
 from featx.cli import options
 from featx.cli.output import print_json, progress_bar
 from featx.cli.predictions import as_json, print_csv, print_lines, print_predictions
-from featx.errors import SourceError
+from featx.errors import SourceError, counted
 
 if TYPE_CHECKING:
     from featx.stages.predict import Prediction
@@ -80,7 +80,7 @@ def predict(
     elif format == "json":
         print_json([as_json(prediction) for prediction in all_of_them])
     if count.bad:
-        raise SourceError(f"{count.bad} of {count.total} images could not be used.")
+        raise SourceError(f"{count.bad:,} of {counted(count.total, 'image')} could not be used.")
 
 
 @dataclass

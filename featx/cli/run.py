@@ -108,7 +108,7 @@ def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportRepor
     print_table(["file", "state", "result", "time"], cells)
     for report in (trained, exported):
         if report.replaced:
-            print_text(f"replaced {report.path}  ({report.replaced})")
+            print_text(f"replaced {report.path}  (was {report.replaced})")
     if others := describe_ignored(extracted.ignored):
         print_text(f"skipped {others}")
     if extracted.skipped:

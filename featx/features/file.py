@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
-from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, ConfigError
+from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, ConfigError, counted
 from featx.features.journal import read_progress
 from featx.features.schema import columns_of, read_header, require_schema
 from featx.features.structure import require_plain_root, without_plugins
@@ -336,8 +336,8 @@ def _require_finished(path: Path) -> None:
         done, total = read_progress(partial_path(path))
         raise ArtifactIncomplete(
             path,
-            f"'{path}' is unfinished: {done:,} of {total:,} images. Run the same featx extract "
-            "again to go on.",
+            f"'{path}' is unfinished: {done:,} of {counted(total, 'image')}. Run the same featx "
+            "extract again to go on.",
         )
 
 

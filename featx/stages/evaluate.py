@@ -14,7 +14,7 @@ import numpy as np
 
 from featx.classifier.references import is_training_source, read_digests
 from featx.classifier.session import Classifier, open_classifier
-from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError
+from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.provenance import digest_labelled, digest_labels
@@ -38,7 +38,7 @@ class EvaluateReport:
     """How a classifier did.
 
     Attributes:
-        metrics: Scores of each split; ``"all"`` where the source has only one.
+        metrics: Scores of each split; of an only one ``"all"``, unless it is known from training.
         classes: Of the model, in index order: classes, tags or targets.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
@@ -122,7 +122,7 @@ def evaluate(
     if changes and (changes := _find_changes(classifier, images, contents, trains & usable)):
         _tell_changes(changes, classifier, images, allow=stale)
     return EvaluateReport(
-        metrics=_score(classifier, logits, targets, splits, usable),
+        metrics=_score(classifier, logits, targets, splits, usable, are_known=are_known),
         classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
@@ -188,8 +188,10 @@ def _find_changes(
         return None
     then, now = recorded["num_rows"], int(trains.sum())
     if then == now:
-        return f"some of the {then:,} images that trained its head are others, or relabelled"
-    return f"its head was trained on {then:,} images, and the source has {now:,} for training"
+        return "images that trained its head have changed, or have other labels"
+    return (
+        f"its head was trained on {counted(then, 'image')}, and the source has {now:,} for training"
+    )
 
 
 def _tell_changes(
@@ -252,8 +254,13 @@ def _score(
     targets: Targets,
     splits: np.ndarray,
     usable: np.ndarray,
+    *,
+    are_known: bool,
 ) -> dict[str, Scores]:
-    """Return the scores of each split that has labelled images; of an only one, as ``"all"``."""
+    """Return the scores of each split that has labelled images.
+
+    An only one is ``"all"``, unless the splits are those of training.
+    """
     thresholds = thresholds_of(classifier.header.details, len(classifier.classes))
     scores: dict[str, Scores] = {}
     for number, split in enumerate(SPLITS):
@@ -264,7 +271,9 @@ def _score(
             )
         ):
             scores[split] = metrics
-    return {"all": next(iter(scores.values()))} if len(scores) == 1 else scores
+    if len(scores) == 1 and not are_known:
+        return {"all": next(iter(scores.values()))}
+    return scores
 
 
 def _targets(images: ImageSource, classifier: Classifier) -> Targets:

@@ -136,7 +136,9 @@ def test_the_command_prints_a_table_and_json(
 ) -> None:
     lines = run("compare", *caches).splitlines()
     assert lines[0].split()[:4] == ["features", "backbone", "layer", "dim"]
-    assert [line.split()[0] for line in lines[2:4]] == ["clear.h5", "noisy.h5"]
+    paths = [Path(line.split()[0]) for line in lines[2:4]]
+    assert [path.name for path in paths] == ["clear.h5", "noisy.h5"]
+    assert set(paths) == set(caches)
     assert "val split" in lines[-1]
     report = json.loads(run("compare", *caches, "--json"))
     assert report["split"] == "val"

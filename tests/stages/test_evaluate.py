@@ -81,6 +81,18 @@ def test_so_it_does_after_an_update_that_kept_splits(
         assert report.metrics[split].top1 == pytest.approx(scores["top1"])
 
 
+def test_images_that_all_trained_are_called_so(
+    trained: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    source, head, model = trained
+    extract(
+        source, tmp_path / "f.h5", ExtractOptions(backbone="tiny", val_fraction=0, resplit=True)
+    )
+    train_head(tmp_path / "f.h5", head)
+    export_onnx(head, model)
+    assert set(evaluate(model, source).metrics) == {"train"}
+
+
 def test_fewer_classes_in_another_order(trained: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """Alone, ``wasps`` is class 0 of its folder and class 2 of the model."""
     source, _, model = trained

@@ -325,7 +325,7 @@ def test_a_source_of_bad_images_only(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     options = ExtractOptions(backbone="tiny", on_error="skip")
-    with pytest.raises(BadImages, match="1 of 1 images cannot be used") as caught:
+    with pytest.raises(BadImages, match="1 of 1 image cannot be used") as caught:
         extract(tmp_path / "photos", tmp_path / "f.h5", options)
     assert str(caught.value).endswith("None is left.")
     assert not (tmp_path / "f.h5").exists()

@@ -16,6 +16,7 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
     SourceError,
+    counted,
 )
 from featx.stages.check.stage import CheckOptions, CheckReport, compare_features
 
@@ -89,7 +90,10 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
     opened = _open(folder / HEAD, _command("train-head", folder), _open_head)
     head = None if isinstance(opened, FileStatus) else opened
     of_head = opened if isinstance(opened, FileStatus) else _head(folder, opened)
-    return StatusReport(folder, (_features(folder, head), of_head, _model(folder, head)))
+    of_model = _model(folder, head)
+    if of_head.state == "stale" and of_model.state == "current":
+        of_model = FileStatus(of_model.path, "stale", "its head is stale")
+    return StatusReport(folder, (_features(folder, head), of_head, of_model))
 
 
 def _open(path: Path, command: str, read: Callable[[Path], T]) -> T | FileStatus:
@@ -155,7 +159,7 @@ def _progress(path: Path) -> str:
     except ArtifactError as err:
         return str(err)
     what = "the extraction" if is_unfinished(path) else "an update"
-    return f"{what} was interrupted: {done:,} of {total:,} images are done"
+    return f"{what} was interrupted: {done:,} of {counted(total, 'image')} done"
 
 
 def _changes(found: CheckReport) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
 from featx.classifier.contract import Contract, Value, steps
-from featx.errors import ArtifactExists, printable
+from featx.errors import ArtifactExists, counted, printable
 from featx.features.file import FeatureFile
 from featx.heads.targets import Labels, read_targets
 from featx.heads.task import Task, task_of
@@ -240,22 +240,23 @@ def _proof(proof: Mapping[str, Any] | None, task: Task) -> Iterator[str]:
         yield "None: the file was exported without comparing it with its head.\n"
         return
     allowed = "" if proof["bound"] is None else f", {proof['bound']:.2g} allowed"
+    images, sizes = counted(proof["num_images"], "image"), counted(proof["num_sizes"], "size")
     yield (
-        f"- {proof['num_images']} images of {proof['num_sizes']} sizes through the file and "
-        f"through the head: {_SAME[task].format(proof['top1_agreement'])} differ by at most "
+        f"- {images} of {sizes} through the file and through the head: "
+        f"{_SAME[task].format(proof['top1_agreement'])} differ by at most "
         f"{proof['max_difference']:.2g}, in the median {proof['median_difference']:.2g}{allowed}"
     )
     hard = ", ".join(f"{kind} {difference:.2g}" for kind, difference in proof["hard"].items())
     yield f"- largest difference on hard images: {hard}"
     if own := proof["accuracy"]:
-        images = f"{own['num_images']:,} of {own['num_available']:,} images"
+        images = f"{own['num_images']:,} of {counted(own['num_available'], 'image')}"
         yield (
             f"- validation {own['measure']} on {images}: "
             f"{own['file']:.4f} through the file, {own['head']:.4f} by the head"
         )
-    sizes = ", ".join(map(str, proof["batch_sizes"]))
+    batches = ", ".join(map(str, proof["batch_sizes"]))
     versions = ", ".join(f"{name} {version}" for name, version in proof["versions"].items())
-    yield f"- batches of {sizes}: they differ by at most {proof['max_batch_difference']:.2g}"
+    yield f"- batches of {batches}: they differ by at most {proof['max_batch_difference']:.2g}"
     yield f"- {proof['date']}, {versions}"
     yield "- `featx check` with this file and the images repeats it\n"
 

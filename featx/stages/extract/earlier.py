@@ -193,8 +193,8 @@ def recorded_source(output: Path) -> str:
         record = read_settings(partial)
         if not record:
             raise ConfigError(
-                f"Say where the images are: '{output}' does not exist yet, which would know. For "
-                "example: featx extract photos/"
+                f"Say where the images are: '{output}' does not exist yet, which would know. "
+                "Give a folder of images, or another source."
             )
         return Settings.of_log(record, path=partial).source
     require_replaceable(output, "features")

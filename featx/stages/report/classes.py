@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from featx.errors import counted
 from featx.heads.metrics import Metrics
 from featx.stages.report.look import (
     Confusion,
@@ -36,9 +37,9 @@ def tell_classes(subject: Subject) -> Story:
     worst = worst_mistakes(subject, seen)
     pairs = confused_pairs(seen, head.classes)
     return Story(
-        title=f"{head.header.spec['backbone']}: {len(head.classes)} classes",
-        summary=f"Top-1 {own.top1:.1%} on {own.num_samples:,} images of the {text(split)} split "
-        f"(95&nbsp;%: {own.top1_low:.1%} to {own.top1_high:.1%}).",
+        title=f"{head.header.spec['backbone']}: {counted(len(head.classes), 'class', 'classes')}",
+        summary=f"Top-1 {own.top1:.1%} on {counted(own.num_samples, 'image')} of the "
+        f"{text(split)} split (95&nbsp;%: {own.top1_low:.1%} to {own.top1_high:.1%}).",
         sections=(
             Section("Scores", _scores(metrics)),
             Section(
@@ -135,5 +136,5 @@ def _pairs(pairs: Sequence[Confusion], num_mistakes: int) -> str:
         [text(pair.label), text(pair.predicted), f"{pair.count:,}", f"{pair.share:.1%}"]
         for pair in pairs
     ]
-    note = f"<p>{num_mistakes:,} images in all; the commonest mistakes:</p>"
+    note = f"<p>{counted(num_mistakes, 'image')} in all; the commonest mistakes:</p>"
     return note + table(("label", "taken for", "images", "of the class"), rows)

@@ -36,8 +36,8 @@ def tell_numbers(subject: Subject) -> Story:
             "Farthest off",
             gallery(
                 worst,
-                f"The {len(worst):,} of {len(values):,} images that the head is farthest off at. "
-                "Look for wrong labels here first.",
+                f"The {len(worst):,} of {counted(len(values), 'image')} that the head is "
+                "farthest off at. Look for wrong labels here first.",
             ),
         ),
     ]
@@ -45,7 +45,7 @@ def tell_numbers(subject: Subject) -> Story:
         sections.append(Section(f"Targets, {split} split", _per_target(own, head.classes)))
     return Story(
         title=f"{head.header.spec['backbone']}: {targets}",
-        summary=f"Off by {own.mae:.4g} on average on {own.num_samples:,} images of the "
+        summary=f"Off by {own.mae:.4g} on average on {counted(own.num_samples, 'image')} of the "
         f"{text(split)} split (95&nbsp;%: {own.mae_low:.4g} to {own.mae_high:.4g}).",
         sections=tuple(sections),
     )

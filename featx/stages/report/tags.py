@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from featx.errors import counted
 from featx.heads.metrics import MultiLabelMetrics
 from featx.heads.metrics.multi_label import sigmoid
 from featx.stages.report.look import Subject, reliability
@@ -25,8 +26,8 @@ def tell_tags(subject: Subject) -> Story:
     wrong = (probabilities >= np.array(head.thresholds)) != subject.targets
     worst = worst_tags(subject, probabilities, wrong)
     return Story(
-        title=f"{head.header.spec['backbone']}: {len(head.classes)} tags",
-        summary=f"All tags right on {own.exact:.1%} of {own.num_samples:,} images of the "
+        title=f"{head.header.spec['backbone']}: {counted(len(head.classes), 'tag')}",
+        summary=f"All tags right on {own.exact:.1%} of {counted(own.num_samples, 'image')} of the "
         f"{text(split)} split (95&nbsp;%: {own.exact_low:.1%} to {own.exact_high:.1%}), mean "
         f"average precision {_or_dash(own.mean_average_precision)}.",
         sections=(

@@ -92,6 +92,19 @@ def test_another_head_makes_the_model_stale(made: Path) -> None:
     assert status(made).is_current
 
 
+def test_a_model_of_a_stale_head_is_stale(made: Path, source: Path) -> None:
+    image = next(source.glob("*/*.jpg"))
+    image.rename(next(folder for folder in source.iterdir() if folder != image.parent) / "new.jpg")
+    extract(source, made / "features.h5")
+    found = status(made)
+    assert states(found) == ["current", "stale", "stale"]
+    assert found.files[2].reason == "its head is stale"
+    assert [bool(file.command) for file in found.files] == [False, True, False]
+    follow(found)
+    follow(status(made))
+    assert status(made).is_current
+
+
 def test_a_head_of_other_features_is_stale(made: Path, source: Path) -> None:
     options = ExtractOptions(backbone="tiny", image_size=48)
     other = extract(source, made / "other.h5", options).path
@@ -150,7 +163,7 @@ def test_an_interrupted_extraction_is_unfinished(
     found = status(tmp_path / "a").files[0]
     assert found.state == "unfinished"
     what = "an update" if update else "the extraction"
-    assert found.reason == f"{what} was interrupted: 4 of 18 images are done"
+    assert found.reason == f"{what} was interrupted: 4 of 18 images done"
     follow(status(tmp_path / "a"))
     assert status(tmp_path / "a").files[0].state == "current"
 

@@ -172,7 +172,7 @@ def test_an_unfinished_extraction_goes_on_with_its_options(source: Path, tmp_pat
 
 def test_without_a_file_the_source_must_be_given(tmp_path: Path) -> None:
     output = tmp_path / "new" / "f.h5"
-    with pytest.raises(ConfigError, match=r"Say where the images are.*featx extract photos/"):
+    with pytest.raises(ConfigError, match=r"Say where the images are.*Give a folder of images"):
         extract(None, output)
     assert not output.parent.exists()
 
