@@ -105,14 +105,15 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
         )
     if accuracy := proof.get("accuracy"):
         available = counted(accuracy["num_available"], "validation image")
-        fields[_short_measure(accuracy)] = (
+        fields[short_measure(accuracy)] = (
             f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
             f"{accuracy['num_images']:,} of {available}"
         )
     return fields
 
 
-def _short_measure(accuracy: Mapping[str, Any]) -> str:
+def short_measure(accuracy: Mapping[str, Any]) -> str:
+    """Return what counts as right in a proof's accuracy, in a word or two."""
     long = accuracy.get("measure", "accuracy")
     return str(long) if len(long) < 10 else "right tags"
 

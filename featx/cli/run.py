@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from featx.artifact import free_path
+from featx.artifact import free_path, is_own
 from featx.cli import options
 from featx.cli.extract import changes
 from featx.cli.output import (
@@ -19,15 +19,17 @@ from featx.cli.output import (
     print_table,
     print_text,
     progress_bar,
+    short_measure,
     step_status,
 )
 from featx.cli.scores import headline
-from featx.errors import ArtifactMismatch
+from featx.errors import ArtifactError, ArtifactMismatch, counted
 
 if TYPE_CHECKING:
     from featx.stages.export import ExportReport
     from featx.stages.extract import ExtractReport
     from featx.stages.train import TrainReport
+    from featx.stages.train.options import TaskChoice
 
 
 @click.command()
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
 def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: Any) -> None:
     """Extract features of SOURCE, train a head and export a model, as far as there is need.
 
-    Run it again whenever images or labels have changed. SOURCE and options of the features that are
-    not given are then as before. For anything else there are the commands of each step.
+    Run it again whenever images or labels have changed. SOURCE and options that are not given are
+    then as before. For anything else there are the commands of each step.
     """
     from featx.stages.export import ExportOptions, export_onnx
     from featx.stages.extract import ExtractOptions, extract
@@ -70,10 +72,22 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     with step_status(quiet=quiet) as tell:
         if tell:
             tell("Training the head")
-        trained = train_head(features, head, TrainOptions(task=task))
+        trained = train_head(features, head, TrainOptions(task=_task(head, task)))
         export = ExportOptions(quiet=silent)
         exported = export_onnx(head, output / options.MODEL.name, export, progress=tell)
     _print(extracted, trained, exported)
+
+
+def _task(head: Path, task: TaskChoice) -> TaskChoice:
+    """Return the task that is given, or that of the head there."""
+    from featx.heads.head import open_head
+
+    if options.given({"task": task}) or not is_own(head, "head"):
+        return task
+    try:
+        return cast("TaskChoice", open_head(head).trained_with.get("task", task))
+    except ArtifactError:  # damaged; it is replaced
+        return task
 
 
 def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:
@@ -112,7 +126,7 @@ def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportRepor
     if others := describe_ignored(extracted.ignored):
         print_text(f"skipped {others}")
     if extracted.skipped:
-        print_text(f"left out {len(extracted.skipped):,} that cannot be used:")
+        print_text(f"left out {counted(len(extracted.skipped), 'image')} that cannot be used:")
         print_skipped(extracted.skipped, rest="featx info --json")
 
 
@@ -128,4 +142,8 @@ def _score(trained: TrainReport) -> str:
 def _proof(exported: ExportReport) -> str:
     accuracy = exported.header.details["proof"]["accuracy"]
     size = human_bytes(exported.num_bytes)
-    return f"{size}, val {accuracy['file']:.4f} through the file" if accuracy else size
+    if not accuracy:
+        return size
+    measure = short_measure(accuracy)
+    of = "" if measure == "accuracy" else f"{measure} "
+    return f"{size}, val {of}{accuracy['file']:.4f} through the file"

@@ -64,6 +64,15 @@ class Head:
         return thresholds_of(self.header.details, len(self.classes))
 
     @property
+    def trained_with(self) -> dict[str, str]:
+        """The options ``task``, ``head`` and ``solver`` of its training, where they are known."""
+        made_from = self.header.details.get("made_from")
+        options = made_from.get("options") if isinstance(made_from, dict) else None
+        known = options if isinstance(options, dict) else {}
+        names = ("task", "head", "solver")
+        return {name: known[name] for name in names if isinstance(known.get(name), str)}
+
+    @property
     def sha256(self) -> str:
         """The sha256 of the header, which holds that of the weights: of all that it says."""
         return hashlib.sha256(self.header.to_json().encode()).hexdigest()

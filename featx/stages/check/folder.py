@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -130,22 +131,32 @@ def _command(stage: str, folder: Path, *arguments: str) -> str:
     return shlex.join(("featx", stage, *arguments, *given))
 
 
+def _extract_anew(folder: Path, head: Head | None, *arguments: str) -> str:
+    """Return the command that makes features without a file that knows how; a head knows most."""
+    if head is None:
+        return _command("extract", folder, "photos/", *arguments)
+    details = head.header.details
+    scheme, _, name = str(details["weights"]).partition(":")
+    weights = "none" if scheme == "random" else name
+    arguments = (*(("-w", weights) if weights else ()), *arguments)
+    source, backbone = str(details["source"]), str(head.header.spec["backbone"])
+    return _command("extract", folder, source, "-b", backbone, *arguments)
+
+
 def _features(folder: Path, head: Head | None) -> FileStatus:
     path, command = folder / FEATURES, _command("extract", folder)
     # os.path answers where pathlib raises: for a folder that may not be searched.
     if os.path.exists(partial_path(path)):  # noqa: PTH110
         return FileStatus(path, "unfinished", _progress(path), command)
     if not os.path.exists(path):  # noqa: PTH110
-        source = "photos/" if head is None else str(head.header.details["source"])
-        command = _command("extract", folder, source)
-        return FileStatus(path, "missing", command=command)
+        return FileStatus(path, "missing", command=_extract_anew(folder, head))
     try:
         found = compare_features(path, None, CheckOptions())
     except SourceError as err:
         moved = _command("extract", folder, "NEW_FOLDER", "--verify-content")
         return FileStatus(path, "unchecked", str(err), moved)
     except ArtifactError as err:
-        return FileStatus(path, "damaged", str(err), f"{command} --overwrite")
+        return FileStatus(path, "damaged", str(err), _extract_anew(folder, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
     return FileStatus(path, "stale", _changes(found), command)
@@ -178,7 +189,9 @@ def _head(folder: Path, head: Head) -> FileStatus:
     from featx.classifier.staleness import staleness_of
     from featx.features.file import open_features
 
-    path, command = folder / HEAD, _command("train-head", folder)
+    given = head.trained_with.items()
+    options = [(f"--{name}", value) for name, value in given if value not in ("auto", "linear")]
+    path, command = folder / HEAD, _command("train-head", folder, *chain.from_iterable(options))
     try:
         found = staleness_of(head, open_features(folder / FEATURES, verify=False))
     except ArtifactMismatch as err:

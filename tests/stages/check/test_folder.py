@@ -114,6 +114,43 @@ def test_a_head_of_other_features_is_stale(made: Path, source: Path) -> None:
     assert "preprocess.image_size" in found.files[1].reason
 
 
+@pytest.mark.parametrize("options", [("--head", "mlp"), ("--solver", "centroid")])
+def test_a_stale_head_is_trained_as_it_was(
+    made: Path, source: Path, options: tuple[str, str]
+) -> None:
+    head = made / "head.safetensors"
+    assert featx_cli("train-head", made / "features.h5", "-o", head, *options).exit_code == 0
+    next(source.glob("*/*.jpg")).unlink()
+    extract(source, made / "features.h5")
+    found = status(made).files[1]
+    assert found.command.startswith(f"featx train-head {shlex.join(options)} ")
+
+
+def test_a_folder_of_numbers_stays_one(source: Path, tmp_path: Path) -> None:
+    table, folder = tmp_path / "m.csv", tmp_path / "numbers"
+    images = enumerate(sorted(source.glob("*/*.jpg")))
+    rows = [f"{path},{number / 7},{('train', 'val')[number % 2]}" for number, path in images]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    run = ("run", table, "-b", "tiny", "-o", folder)
+    assert featx_cli(*run, "--task", "regression").exit_code == 0
+    assert featx_cli(*run).output.count("up to date") == 3
+    table.write_text("\n".join(["path,label,split", *rows[1:]]))
+    follow(status(folder))
+    assert "--task regression" in status(folder).files[1].command
+    result = featx_cli("run", "-o", folder)
+    assert "val MAE" in result.output
+    assert "val R² " in result.output
+    assert status(folder).is_current
+    assert "val top-1" in featx_cli(*run, "--task", "auto").output
+
+
+def test_damaged_features_are_made_again_as_the_head_knows_them(made: Path) -> None:
+    (made / "features.h5").write_bytes((made / "features.h5").read_bytes()[:-100])
+    assert states(status(made))[0] == "damaged"
+    follow(status(made))
+    assert states(status(made))[0] == "current"
+
+
 def test_damaged_and_missing_files_are_told_apart(made: Path) -> None:
     for name in ("features.h5", "head.safetensors", "model.onnx"):
         path = made / name
@@ -130,7 +167,7 @@ def test_missing_features_name_the_images_that_the_head_knows(made: Path, source
     (made / "features.h5").unlink()
     found = status(made)
     assert states(found) == ["missing", "unchecked", "current"]
-    assert f"featx extract {source} -o " in found.files[0].command
+    assert f"featx extract {source} -b tiny -o " in found.files[0].command
 
 
 def test_images_that_are_gone(made: Path, source: Path) -> None:
@@ -194,7 +231,7 @@ def test_running_it_all_again_does_only_what_is_left(made: Path, source: Path) -
     (source / "ants" / "bad.jpg").write_bytes(b"")
     assert "--on-error skip" in featx_cli("run", "-o", made).stderr
     result = featx_cli("run", "-o", made, "--on-error", "skip")
-    assert "left out 1 that cannot be used:\n  ants/bad.jpg" in result.stdout
+    assert "left out 1 image that cannot be used:\n  ants/bad.jpg" in result.stdout
     result = featx_cli("run", "-b", "resnet18", "-o", made)
     assert result.exit_code == 1
     assert f"Use --overwrite to replace it, or -o '{made}-resnet18'." in result.stderr
