@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, describe_environment, fingerprint_of
+from featx.classifier.contract import output_names
 from featx.classifier.seal import read_sealed_header
 from featx.classifier.staleness import find_features
 from featx.errors import ArtifactError
@@ -24,7 +25,7 @@ def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()
         if name not in _NOT_OF_THE_FILE
-    }
+    } | {"outputs": output_names(options.outputs)}
     return {
         "head": head.sha256,
         "options": fingerprint_of(chosen | {"date": os.environ.get("SOURCE_DATE_EPOCH")}),

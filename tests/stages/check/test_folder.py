@@ -228,6 +228,11 @@ def test_running_it_all_again_does_only_what_is_left(made: Path, source: Path) -
         assert result.stdout.count("up to date") == 3
         now = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in made.iterdir()}
         assert now == before
+    features, head, model = (
+        made / name for name in ("features.h5", "head.safetensors", "model.onnx")
+    )
+    for step in (("train-head", features, "-o", head), ("export", head, "--onnx", model)):
+        assert "up to date" in featx_cli(*step).stdout  # the defaults of run are theirs
     (source / "ants" / "bad.jpg").write_bytes(b"")
     assert "--on-error skip" in featx_cli("run", "-o", made).stderr
     result = featx_cli("run", "-o", made, "--on-error", "skip")
