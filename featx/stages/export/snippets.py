@@ -76,6 +76,8 @@ def _python_decoding(spec: PreprocessSpec) -> list[str]:
         *lines,
         "    if image.mode in ('I', 'F'):",
         "        sys.exit('32-bit grey has no known range; convert it to 8 or 16 bits')",
+        "    if image.mode == 'LAB':",
+        "        sys.exit('CIELab is not read; convert it to RGB')",
         "    image = ImageOps.exif_transpose(image)",
         "    if image.mode.startswith('I;16'):  # 16-bit grey",
         "        grey = np.asarray(image).astype(np.uint32)",

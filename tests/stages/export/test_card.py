@@ -141,9 +141,10 @@ def test_the_python_program_decodes_every_mode_as_featx_does(
         expected = decode_image(path.read_bytes(), sample_id=path.name, preprocess=spec)
         found = np.asarray(names["read_rgb"](BytesIO(path.read_bytes())))
         assert (found.shape, found.tobytes()) == (expected.shape, expected.tobytes()), path.name
-    Image.new("I", (9, 9), 70000).save(tmp_path / "grey32.tif")
-    with pytest.raises(SystemExit, match="32-bit grey"):
-        names["read_rgb"](BytesIO((tmp_path / "grey32.tif").read_bytes()))
+    for mode, reason in (("I", "32-bit grey"), ("LAB", "CIELab is not read")):
+        Image.new(mode, (9, 9)).save(tmp_path / "odd.tif")
+        with pytest.raises(SystemExit, match=reason):
+            names["read_rgb"](BytesIO((tmp_path / "odd.tif").read_bytes()))
 
 
 def test_programs_without_a_decoder_say_what_they_take() -> None:
