@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from featx.artifact import publishing
@@ -29,9 +30,13 @@ _OTHERS_READ = 0o077
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
-    return home / "featx"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            base = Path(tempfile.gettempdir()) / f"featx-{os.geteuid()}"
+    return base / "featx"
 
 
 def read_kept(path: Path) -> bytes | None:
@@ -101,13 +106,15 @@ def _read(path: Path, forbidden: int) -> tuple[bytes | None, str]:
         return None, ""
     except OSError as err:
         return None, f"it cannot be opened ({err.strerror})"
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if problem := _problem(os.fstat(descriptor), forbidden, is_folder=False):
             return None, f"it {problem}"
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(), ""
-        except OSError as err:
-            return None, f"it cannot be read ({err.strerror})"
+    except OSError as err:
+        return None, f"it cannot be read ({err.strerror})"
+    finally:
+        os.close(descriptor)
 
 
 def _problem(status: os.stat_result, forbidden: int, *, is_folder: bool) -> str:

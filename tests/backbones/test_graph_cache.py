@@ -70,6 +70,22 @@ def test_the_folder_is_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         assert cache_folder() == Path.home() / ".cache" / "featx"
 
 
+def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert str(os.geteuid()) in cache_folder().parent.name
+
+
+def test_a_folder_in_a_graphs_place_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    graph_path(SPEC).mkdir(parents=True)
+    graph_path(SPEC).parent.chmod(0o700)
+    assert read_graph(SPEC) is None
+    assert "it is no file" in caplog.text
+
+
 def test_a_kept_graph_comes_back(folder: Path) -> None:
     assert read_graph(SPEC) is None
     keep_graph(SPEC, GRAPH)

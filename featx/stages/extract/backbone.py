@@ -140,18 +140,19 @@ class LazyBackbone:
         return TorchEngine(network, device=devices[0], precision=expected.precision)
 
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:
-        graph = read_graph(expected)
-        if graph is None and expected.calibration is not None:
-            graph = _quantised(self._float_graph(expected), expected.calibration)
-            keep_graph(expected, graph)
-        elif graph is None:
-            try:
-                graph = self._float_graph(expected)
-            except ExportError as err:
-                if self._options.engine != "auto":
-                    raise
-                log.warning("torch runs this backbone: %s", err)
-                return TorchEngine(self._build(expected), device="cpu")
+        if expected.calibration is not None:
+            graph = read_graph(expected)
+            if graph is None:
+                graph = _quantised(self._float_graph(expected), expected.calibration)
+                keep_graph(expected, graph)
+            return OnnxEngine(graph)
+        try:
+            graph = self._float_graph(expected)
+        except ExportError as err:
+            if self._options.engine != "auto":
+                raise
+            log.warning("torch runs this backbone: %s", err)
+            return TorchEngine(self._build(expected), device="cpu")
         return OnnxEngine(graph)
 
     def _float_graph(self, expected: BackboneSpec) -> bytes:
