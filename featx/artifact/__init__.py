@@ -33,6 +33,7 @@ from featx.artifact.header import (
 from featx.artifact.own import (
     CARD_SIGN,
     PAGE_SIGN,
+    Written,
     free_path,
     is_own,
     require_replaceable,
@@ -54,6 +55,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Header",
     "Kind",
+    "Written",
     "beside",
     "canonical_json",
     "describe_environment",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.output import print_json, print_table
+from featx.cli.output import print_json, print_table, print_text
 from featx.errors import printable
 
 if TYPE_CHECKING:
@@ -24,20 +24,23 @@ _RANKED = ("prediction", "2nd", "3rd")
 def print_predictions(
     predictions: Sequence[Prediction], task: Task, classes: Sequence[str]
 ) -> None:
-    """Print a row for each image; of tags those given, then the most probable ones."""
-    rows = [
-        [prediction.image, f"cannot be used: {prediction.error}"]
-        if prediction.error
-        else [prediction.image, *_cells(prediction)]
-        for prediction in predictions
-    ]
-    width = max(map(len, rows))
+    """Print a row for each image; of tags those given, then the most probable ones.
+
+    Images that cannot be used follow, a line each.
+    """
+    rows = [[own.image, *_cells(own)] for own in predictions if not own.error]
+    width = max(map(len, rows), default=0)
     columns = [*_RANKED, *(f"{n}th" for n in range(4, width))]
     if task == "regression":
         columns = list(classes)
     elif task == "multi-label":
         columns = ["tags", "1st", *columns[1:]]
-    print_table(["image", *columns[: width - 1]], [row + [""] * (width - len(row)) for row in rows])
+    if rows:
+        rows = [row + [""] * (width - len(row)) for row in rows]
+        print_table(["image", *columns[: width - 1]], rows)
+    for own in predictions:
+        if own.error:
+            print_text(f"{own.image}  cannot be used: {own.error}")
 
 
 def _cells(prediction: Prediction) -> list[str]:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from featx.artifact import Header, is_unfinished, partial_path
+from featx.artifact import Header, Written, is_own, is_unfinished, partial_path
 from featx.errors import (
     ArtifactError,
     ArtifactMismatch,
@@ -42,7 +42,8 @@ class FileStatus:
             ``"unfinished"``: an extraction was interrupted; ``"damaged"``; or ``"unchecked"``: what
             it was made from is not there to compare with.
         reason: Why it is not current; empty where it is.
-        command: What brings it up to date; empty where it is, or where another file comes first.
+        command: What brings it up to date; empty where it is, where another file comes first,
+            and where featx did not write the file.
     """
 
     path: Path
@@ -88,7 +89,7 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
     folder = Path(folder)
     if os.path.isfile(folder):  # noqa: PTH113 as below
         raise ConfigError(f"'{folder}' is a file; give the folder of the three files.")
-    opened = _open(folder / HEAD, _command("train-head", folder), _open_head)
+    opened = _open(folder / HEAD, "head", _command("train-head", folder), _open_head)
     head = None if isinstance(opened, FileStatus) else opened
     of_head = opened if isinstance(opened, FileStatus) else _head(folder, opened)
     of_model = _model(folder, head)
@@ -97,14 +98,21 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
     return StatusReport(folder, (_features(folder, head), of_head, of_model))
 
 
-def _open(path: Path, command: str, read: Callable[[Path], T]) -> T | FileStatus:
+def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) -> T | FileStatus:
     """Return what a file holds, or its status where it cannot be opened."""
     try:
         return read(path)
     except ArtifactMissing:
         return FileStatus(path, "missing", command=command)
     except ArtifactError as err:
+        return _damaged(path, kind, err, command)
+
+
+def _damaged(path: Path, kind: Written, err: ArtifactError, command: str) -> FileStatus:
+    """Return the status of a file that cannot be used; no command replaces a stranger's."""
+    if is_own(path, kind):
         return FileStatus(path, "damaged", str(err), command)
+    return FileStatus(path, "damaged", f"{err} Move it: featx does not replace it.")
 
 
 def _open_head(path: Path) -> Head:
@@ -156,7 +164,7 @@ def _features(folder: Path, head: Head | None) -> FileStatus:
         moved = _command("extract", folder, "NEW_FOLDER", "--verify-content")
         return FileStatus(path, "unchecked", str(err), moved)
     except ArtifactError as err:
-        return FileStatus(path, "damaged", str(err), _extract_anew(folder, head, "--overwrite"))
+        return _damaged(path, "features", err, _extract_anew(folder, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
     return FileStatus(path, "stale", _changes(found), command)
@@ -214,7 +222,7 @@ def _staleness(found: Staleness) -> str:
 
 def _model(folder: Path, head: Head | None) -> FileStatus:
     path, command = folder / MODEL, _command("export", folder)
-    header = _open(path, command, _open_model)
+    header = _open(path, "classifier", command, _open_model)
     if isinstance(header, FileStatus):
         return header
     if head is None:

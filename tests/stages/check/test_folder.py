@@ -158,6 +158,10 @@ def test_damaged_and_missing_files_are_told_apart(made: Path) -> None:
     found = status(made)
     assert states(found) == ["damaged"] * 3
     assert all(file.reason for file in found.files)
+    (made / "model.onnx").write_bytes(b"somebody's")
+    stranger = status(made).files[2]
+    assert (stranger.state, stranger.command) == ("damaged", "")
+    assert stranger.reason.endswith("featx does not replace it.")
     for name in ("features.h5", "head.safetensors"):
         (made / name).unlink()
     assert states(status(made)) == ["missing", "missing", "damaged"]
