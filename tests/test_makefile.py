@@ -184,7 +184,7 @@ def test_cleaning_takes_only_what_the_chain_made(recorded: Chain) -> None:
     assert [path.name for path in out.iterdir()] == ["features-resnet50.h5"]
 
 
-def test_where_node_cannot_be_installed_the_tests_go_on(tmp_path: Path) -> None:
+def test_where_node_is_not_installed_the_tests_go_on(tmp_path: Path) -> None:
     for name in ("sh", "dirname", "id"):
         program = shutil.which(name)
         assert program
@@ -198,5 +198,6 @@ def test_where_node_cannot_be_installed_the_tests_go_on(tmp_path: Path) -> None:
     )
     assert result.returncode == 0
     assert result.stderr == (
-        "The tests of onnxruntime-web will skip: install Node and npm to run them.\n"
+        "The tests of onnxruntime-web will skip: Node or npm is not installed; make system "
+        "installs both, as root.\n"
     )

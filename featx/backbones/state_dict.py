@@ -137,7 +137,7 @@ def _prefixes(tensors: Mapping[str, Tensor], known: Shapes) -> list[tuple[str, i
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """Return the shape of a tensor; None where it has none."""
+    """Return the shape of a tensor of any shape ``(*,)``; None where it is nested and has none."""
     try:
         return tuple(tensor.shape)
     except RuntimeError:  # a nested tensor
@@ -148,8 +148,8 @@ def unusable(found: Tensor, expected: Tensor) -> str | None:
     """Return why a tensor cannot be a network's parameter or buffer; None where it can.
 
     Args:
-        found: Of a file.
-        expected: Of the network, of the same name.
+        found: From a file, of any shape ``(*,)``.
+        expected: The network's own tensor of the same name, of any shape ``(*,)``.
     """
     kinds = {
         "a sparse or nested tensor": found.is_nested or found.layout is not torch.strided,

@@ -26,7 +26,9 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = rng.integers(0, 120, (40, 50, 3)) + 60 * (number % 3)
         Image.fromarray(noise.astype(np.uint8)).save(path)
-    featx.extract(folder / "photos", folder / "f.h5", featx.ExtractOptions(backbone="tiny"))
+    featx.extract(
+        folder / "photos", folder / "f.h5", featx.ExtractOptions(backbone="tiny", val_fraction=0)
+    )
     featx.train_head(folder / "f.h5", folder / "h.safetensors")
 
     @functools.cache

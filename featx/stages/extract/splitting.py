@@ -127,9 +127,9 @@ class Splitting:
         """Say which contents have several labels, and which classes kept nothing for training.
 
         Args:
-            rows: As for ``splits``.
-            digests: As for ``splits``.
-            splits: What it returned.
+            rows: As for ``splits``, ``(num_samples,)`` int64.
+            digests: As for ``splits``, ``(num_rows, 16)`` uint8.
+            splits: As ``splits`` returned them, ``(num_samples,)`` uint8.
         """
         images, kept = self.images, np.flatnonzero(rows >= 0)
         samples = [images.samples[i] for i in kept.tolist()]
