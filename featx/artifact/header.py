@@ -192,7 +192,11 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
     if lines := differing_features(expected, found):
         more = len(lines) - _SHOWN
         shown = "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        raise ArtifactMismatch(path, f"'{path}' belongs to other features than this head: {shown}.")
+        raise ArtifactMismatch(
+            path,
+            f"'{path}' has other features than those that trained this head: {shown}. Run featx "
+            "train-head again, or give the head's own file with --features.",
+        )
 
 
 def _differing_classes(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
