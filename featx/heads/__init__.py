@@ -4,6 +4,7 @@
     task           one class, several tags, or numbers, and
     targets        what labels mean to it
     linear         L2-regularised logistic regression along a path of strengths, by
+    path           the path of strengths, and the best of them
     logistic       the objective, evaluated for many problems in one pass over the features,
     lbfgs          many smooth convex problems at once, and
     moments        mean and deviation of features, block by block

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.heads.folds import HeldOut, divide_to_leave_out
+from featx.heads.folds import HeldOut, divide_to_leave_out, every_so_many, rows_of_classes
 from featx.heads.head import NEVER, Layer, silence_absent
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,20 +62,22 @@ def fit_centroid(
     if division is None:
         return CentroidFit(every.layer(), None)
     parts = [np.flatnonzero(division.fold == fold) for fold in division.judged]
+    every_nth = every_so_many(int(division.held_out.sum()), num_classes)
     if groups is None:
-        parts = np.array_split(parts[0], -(-len(parts[0]) // _BLOCK_ROWS))
+        at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // num_classes))
+        parts = np.array_split(parts[0], -(-len(parts[0]) // at_once))
     outputs = []
     for rows in parts:
         own = tuple(each[rows] for each in samples)
         if groups is None:
-            outputs.append(every.without_own(*own))
+            outputs.append(every.without_own(*own)[::every_nth].copy())
             continue
         part = every.empty()
         part.add(*own)
-        outputs.append(every.without(part).logits(own[0]))
+        outputs.append(every.without(part).logits(own[0])[::every_nth].copy())
     held_out = HeldOut(
         np.concatenate(outputs),
-        labels[np.concatenate(parts)],
+        labels[np.concatenate([rows[::every_nth] for rows in parts])],
         0 if groups is None else len(division.judged),
     )
     return CentroidFit(every.layer(), held_out)
@@ -116,8 +118,7 @@ class Centroids:
     ) -> None:
         """Take in centred samples ``(n, num_features)``."""
         shares = weights / lengths
-        for label in np.unique(labels):
-            rows = labels == label
+        for label, rows in rows_of_classes(labels):
             self._sums[label] += shares[rows] @ x[rows].astype(np.float64)
         self._length += lengths.sum()
         self._counts += np.bincount(labels, minlength=len(self._counts))

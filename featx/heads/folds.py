@@ -6,12 +6,14 @@ class, or all of them where they are in one group, are never held out: every fol
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 NUM_FOLDS = 5
 HOLDOUT_ABOVE = 20_000
+_MOST_LOGITS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +156,18 @@ def several(labels: np.ndarray) -> np.ndarray:
     """Return which samples are not the only one of their class; both ``(N,)``."""
     more: np.ndarray = np.bincount(labels)[labels] > 1
     return more
+
+
+def rows_of_classes(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each class of ``(N,)`` labels that has samples, with their numbers, ascending."""
+    order = np.argsort(labels, kind="stable")
+    present, start = np.unique(labels[order], return_index=True)
+    yield from zip(present.tolist(), np.split(order, start[1:]), strict=True)
+
+
+def every_so_many(num_samples: int, num_outputs: int) -> int:
+    """Return of how many held-out samples one's outputs are kept, so that they fit into memory."""
+    return max(1, -(-num_samples * num_outputs // _MOST_LOGITS))
 
 
 def units_of(groups: np.ndarray | None, num_samples: int) -> np.ndarray:

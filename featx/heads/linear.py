@@ -1,9 +1,7 @@
 """The linear head: L2-regularised logistic regression, solved to the optimum.
 
-``logistic`` has the objective. All strengths are solved, from the strongest regularisation on. Each
-search starts where the ones before it point to, and inherits what they learnt of the curvature, so
-that it takes a few passes over the features; the folds of the cross-validation are solved side by
-side. The strength with the lowest held-out log loss is then solved on all samples, tightly.
+``logistic`` has the objective, ``path`` chooses the strength. The one with the lowest held-out log
+loss is then solved on all samples, tightly.
 """
 
 from __future__ import annotations
@@ -14,45 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.errors import ConfigError
 from featx.heads.basis import build_basis
 from featx.heads.device import Device
-from featx.heads.folds import Division, HeldOut
+from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping
 from featx.heads.logistic import Logistic, Problems
 from featx.heads.losses import SOFTMAX, LogisticLoss
+from featx.heads.path import PathPoint, Solved, follow_path
 
 log = logging.getLogger(__name__)
 
 STRENGTHS: tuple[float, ...] = tuple(float(f"{c:.3g}") for c in np.logspace(-6.5, 1, 16))
 FIXED_STRENGTH = STRENGTHS[10]
 """Where nothing can be held out to choose by: the lowest log loss of one-shot heads, on average."""
-_AHEAD = 0.7
-"""Share of the last change along the path by which the next start goes on."""
-_ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
 _TO_THE_END = Stopping(gradient=1e-7)
 _TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=2e-7)
 _SUSPICIOUS_GRADIENT = 1e-3
-
-
-@dataclass(frozen=True)
-class PathPoint:
-    """One strength of the path, solved on the samples that were not held out.
-
-    Attributes:
-        strength: ``C``.
-        log_loss: On the held-out samples, nats.
-        top1: On the held-out samples, in [0, 1]; None for tags.
-        objective: At the solution, mean over folds; None if unknown.
-        gradient_norm: Largest absolute component of its gradient, over all folds; None if unknown.
-    """
-
-    strength: float
-    log_loss: float
-    top1: float | None
-    objective: float | None
-    gradient_norm: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,99 +126,6 @@ def fixed_strength(strengths: Sequence[float]) -> float:
     (0.001, 0.0316)
     """
     return float(min(strengths, key=lambda c: abs(np.log(c / FIXED_STRENGTH))))
-
-
-@dataclass(frozen=True, eq=False)
-class Solved:
-    """One strength on every fold.
-
-    Attributes:
-        point: How it did.
-        penalties: Factors of the objectives' penalty, ``(num_folds,)``.
-        variables: ``(num_folds, num_variables)``.
-        curvature: Of each fold.
-        held_out: What each fold's solution says of the samples it left out.
-    """
-
-    point: PathPoint
-    penalties: np.ndarray
-    variables: np.ndarray
-    curvature: tuple[Pairs, ...]
-    held_out: HeldOut
-
-
-def follow_path(
-    samples: Logistic,
-    division: Division,
-    strengths: Sequence[float],
-    *,
-    step: Callable[[str], None] | None = None,
-) -> tuple[Solved, tuple[PathPoint, ...]]:
-    """Return the best strength and the whole path, weakest ``C`` first.
-
-    Args:
-        samples: What is trained on, with its division.
-        division: Who is held out when.
-        strengths: Values of ``C``, at least one.
-        step: Called with the step under way.
-
-    Raises:
-        ConfigError: There are no strengths.
-    """
-    before: list[Solved] = []
-    best, path = None, []
-    for number, strength in enumerate(sorted(strengths), start=1):
-        if step:
-            step(f"Strength {number} of {len(strengths)}, C = {strength:g}")
-        solved = _solve_folds(samples, division, strength, before)
-        before = [*before[-1:], solved]
-        path.append(solved.point)
-        if best is None or solved.point.log_loss < best.point.log_loss:
-            best = solved
-    if best is None:
-        raise ConfigError("there are no strengths C to choose from.")
-    if len(path) > 1 and best.point in (path[0], path[-1]):
-        log.info("The best strength C=%g is at the end of the range tried.", best.point.strength)
-    return best, tuple(path)
-
-
-def _solve_folds(
-    samples: Logistic, division: Division, strength: float, before: Sequence[Solved]
-) -> Solved:
-    """Return the optimum for each fold left out, starting from the two strengths before."""
-    problems = Problems(np.full(len(division.judged), strength), division.judged)
-    penalties = samples.penalties(problems)
-    curvature: tuple[Pairs, ...] | None = None
-    if before:
-        last = before[-1]
-        curvature = samples.with_penalty(last.curvature, penalties - last.penalties)
-    start = _ahead(samples, before, strength, len(penalties))
-    minimum = samples.solve(problems, start=start, stopping=_ON_THE_WAY, curvature=curvature)
-    held_out, weights = samples.held_out(minimum.variables, division)
-    point = PathPoint(
-        strength=float(strength),
-        log_loss=samples.loss.mean(held_out.logits, held_out.labels, weights=weights),
-        top1=samples.loss.top1(held_out.logits, held_out.labels),
-        objective=float(minimum.values.mean()),
-        gradient_norm=float(minimum.gradient_norms.max()),
-    )
-    return Solved(point, penalties, minimum.variables, minimum.curvature, held_out)
-
-
-def _ahead(
-    samples: Logistic, before: Sequence[Solved], strength: float, num_folds: int
-) -> np.ndarray:
-    """Return where to start a strength, ``(num_folds, num_variables)``: on along the path."""
-    if not before:
-        return np.zeros((num_folds, samples.num_variables))
-    last = before[-1]
-    if len(before) < 2:
-        return last.variables
-    gone = np.log(last.point.strength / before[0].point.strength)
-    to_go = np.log(strength / last.point.strength)
-    share = _AHEAD * min(to_go / gone, 2.0) if gone > 0 else 0.0
-    start: np.ndarray = last.variables + share * (last.variables - before[0].variables)
-    return start
 
 
 def refit(

@@ -31,10 +31,11 @@ from featx.heads.lbfgs import Minimum, Pairs, Stopping, minimise
 from featx.heads.losses import SOFTMAX, LogisticLoss
 
 _BLOCK_ROWS = 2048
-_BLOCK_VALUES = 2**22
-_MEMORY_BYTES = 2**28
+_BLOCK_VALUES = 2**24
+_MEMORY_BYTES = 2**29
 _MAX_PAIRS = 30
 _ROWS_FOR_CURVATURE = 4096
+_VALUES_FOR_CURVATURE = 2**23
 _NOISE = 4
 """Roundings that the objective may be off by."""
 
@@ -84,7 +85,7 @@ class Logistic:
         self._x: np.ndarray | StandardisedRows = basis.samples
         self._labels, self._weights = labels, weights
         self._fold = division.fold if division else np.zeros(len(labels), np.int64)
-        self._num_classes = num_classes
+        self.num_classes = num_classes
         self._on_device: Any = self._x
         if not isinstance(self._x, np.ndarray):
             return
@@ -97,7 +98,59 @@ class Logistic:
     @property
     def num_variables(self) -> int:
         """Variables of a problem."""
-        return self._num_classes * (len(self._basis.variances) + 1)
+        return self.num_classes * (len(self._basis.variances) + 1)
+
+    @property
+    def multiplications(self) -> int:
+        """Of a pass for one problem."""
+        return int(np.prod(self._x.shape)) * self.num_classes
+
+    def class_means(self, left_out: np.ndarray) -> np.ndarray:
+        """Return the mean in the basis of each class's samples that are trained on.
+
+        Args:
+            left_out: Fold that is not, ``(P,)``.
+
+        Returns:
+            ``(P, num_classes, rank)`` float64; 0 where there are none.
+        """
+        x, means = self._x, []
+        if not isinstance(x, np.ndarray):
+            raise TypeError("these samples are read block by block")
+        for fold in left_out:
+            rows = np.flatnonzero(self._fold != fold)
+            rows = rows[np.argsort(self._labels[rows], kind="stable")]
+            there, start, counts = np.unique(
+                self._labels[rows], return_index=True, return_counts=True
+            )
+            sums = np.zeros((self.num_classes, x.shape[1]))
+            for first in range(0, x.shape[1], 256):
+                columns = slice(first, first + 256)
+                sums[there, columns] = np.add.reduceat(x[rows, columns], start)
+            sums[there] /= counts[:, None]
+            means.append(self._basis.from_samples(sums))
+        return np.stack(means)
+
+    def of_classes(self, classes: np.ndarray, division: Division) -> tuple[Logistic, Division]:
+        """Return the problem of telling some classes apart, and its division.
+
+        Args:
+            classes: Ascending, ``(m,)``.
+            division: Of all samples, which are in memory.
+        """
+        rows = np.flatnonzero(np.isin(self._all_labels, classes))
+        fold = division.fold[rows]
+        own = Division(fold, np.intersect1d(fold, division.judged))
+        few = Logistic(
+            replace(self._basis, samples=self._basis.samples_at(rows)),
+            np.searchsorted(classes, self._all_labels[rows]),
+            len(classes),
+            weights=self._all_weights[rows],
+            division=own,
+            loss=self.loss,
+            device=self._device,
+        )
+        return few, own
 
     @property
     def is_double(self) -> bool:
@@ -155,7 +208,7 @@ class Logistic:
         """Return what is known of the Hessians ``(P,)`` once each penalty has changed so much."""
         adapted = []
         for pairs, difference in zip(curvature, change, strict=True):
-            shift = np.full((self._num_classes, len(self._basis.variances) + 1), difference)
+            shift = np.full((self.num_classes, len(self._basis.variances) + 1), difference)
             shift[:, -1] = 0
             adapted.append([(s, y + shift.reshape(-1) * s) for s, y in pairs])
         return tuple(adapted)
@@ -166,9 +219,10 @@ class Logistic:
         A class's probability varies by ``p (1 - p)``; its mean is taken of some of the samples.
         """
         some = self._x if isinstance(self._x, np.ndarray) else self._x.some
-        some = some[:: -(-len(some) // _ROWS_FOR_CURVATURE)]
         weight, bias = self._unpack(variables)
         p, k, _ = weight.shape
+        count = max(128, min(_ROWS_FOR_CURVATURE, _VALUES_FOR_CURVATURE // (p * k)))
+        some = some[:: -(-len(some) // count)]
         z = (some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None]
         curvature = self.loss.curvature(z)  # (p, k)
         rank = len(self._basis.variances)
@@ -180,7 +234,7 @@ class Logistic:
 
     def _unpack(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights ``(p, num_classes, width)`` for the samples and biases, in their type."""
-        shaped = variables.reshape(len(variables), self._num_classes, -1)
+        shaped = variables.reshape(len(variables), self.num_classes, -1)
         weight = self._basis.to_samples(shaped[:, :, :-1])
         return weight.astype(self._x.dtype), shaped[:, :, -1].astype(self._x.dtype)
 
@@ -220,7 +274,7 @@ class Logistic:
         self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]] | None
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield samples, a few at a time: of the blocks, or of those in memory."""
-        fitting = _BLOCK_VALUES // (num_problems * self._num_classes)
+        fitting = _BLOCK_VALUES // (num_problems * self.num_classes)
         step = max(128, min(_BLOCK_ROWS, fitting))
         whole: tuple[slice, Any] = (slice(0, len(self._x)), self._on_device)
         for where, x in blocks or [whole]:
@@ -257,7 +311,7 @@ class Logistic:
 
     def layer(self, variables: np.ndarray) -> Layer:
         """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
-        shaped = variables.reshape(self._num_classes, -1)
+        shaped = variables.reshape(self.num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
 
 
@@ -279,7 +333,8 @@ class _Pass:
         self._by_bias = np.zeros((num_problems, columns.shape[1] // num_problems))
 
     def add(self, x: np.ndarray, labels: np.ndarray, share: np.ndarray) -> None:
-        z = np.add((x @ self._columns).T, self._offset, order="C")
+        z = self._columns.T @ x.T  # (p * k, n)
+        z += self._offset
         z = z.reshape(*self._by_bias.shape, -1)  # (p, k, n)
         self._losses += self._loss.residual_in_place(z, labels, share)
         self._by_weight += z.reshape(len(self._by_weight), -1) @ x

@@ -20,11 +20,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from featx.heads.basis import standardise
-from featx.heads.folds import Division, HeldOut, divide_to_leave_out
+from featx.heads.folds import (
+    Division,
+    HeldOut,
+    divide_to_leave_out,
+    every_so_many,
+    rows_of_classes,
+)
 from featx.heads.head import Layer, fold_standardisation, silence_absent, standardisation
 from featx.heads.linear import STRENGTHS, fixed_strength
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**24
 _LEAST_FREEDOM = 1e-9
 """Smallest ``1 - leverage`` that is told from 0, where nothing is known without the sample."""
 
@@ -111,8 +117,11 @@ def fit_ridge(
         ]
     path = errors_along(parts, labels, strengths, left_out, step=step)
     best = min(path, key=lambda point: point.error)
-    outputs = [next(left_out(part, labels[rows], [best.strength])) for rows, part in parts]
-    held_labels = np.concatenate([labels[rows] for rows, _ in parts])
+    every = every_so_many(int(division.held_out.sum()), num_classes)
+    outputs = [
+        next(left_out(part, labels[rows], [best.strength]))[::every].copy() for rows, part in parts
+    ]
+    held_labels = np.concatenate([labels[rows[::every]] for rows, _ in parts])
     held_out = HeldOut(np.concatenate(outputs), held_labels, num_folds)
     return ridge_fit(system, labels, (mean, scale), best.strength, path=path, held_out=held_out)
 
@@ -148,7 +157,8 @@ def ridge_fit(
 def _parts(system: System, division: Division) -> Iterator[tuple[np.ndarray, System]]:
     """Yield numbers of samples that are left out one by one, a few at a time, and their system."""
     rows = np.flatnonzero(division.held_out)
-    for some in np.array_split(rows, -(-len(rows) // _BLOCK_ROWS)):
+    at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // system.products.shape[1]))
+    for some in np.array_split(rows, -(-len(rows) // at_once)):
         own = system.coordinates[some], system.weights[some]
         yield some, replace(system, coordinates=own[0], weights=own[1])
 
@@ -218,8 +228,7 @@ def _sums(
         weighted: np.ndarray = (labels * weights[:, None]).T @ values.astype(np.float64)
         return weighted
     sums = np.zeros((num_classes, values.shape[1]))  # over the samples of each class
-    for label in np.unique(labels):
-        rows = labels == label
+    for label, rows in rows_of_classes(labels):
         sums[label] = weights[rows] @ values[rows].astype(np.float64)
     return sums
 

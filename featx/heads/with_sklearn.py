@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from featx.heads.folds import Division, HeldOut, divide
 from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.linear import STRENGTHS, LinearFit, PathPoint, fixed_strength
+from featx.heads.linear import STRENGTHS, LinearFit, fixed_strength
 from featx.heads.metrics import log_loss
+from featx.heads.path import PathPoint
 
 _NEVER = -1e4
 """Bias of a class without training samples; its probability is 0 in float32."""

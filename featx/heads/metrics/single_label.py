@@ -12,6 +12,7 @@ from featx.errors import ConfigError
 from featx.heads.metrics.intervals import share_with_interval, wilson_interval
 
 NUM_BINS = 15
+_VALUES_AT_ONCE = 2**24
 """Of the expected calibration error."""
 
 
@@ -90,10 +91,11 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics | None:
         logits: ``(num_samples, num_classes)``, floating.
         labels: ``(num_samples,)``, integer; -1 where unlabelled.
     """
-    labelled = labels >= 0
-    if not labelled.any():
+    labelled = np.flatnonzero(labels >= 0)
+    if not len(labelled):
         return None
-    return measure_judged([judge(logits[labelled], labels[labelled])], logits.shape[1])
+    parts = np.array_split(labelled, -(-len(labelled) * logits.shape[1] // _VALUES_AT_ONCE))
+    return measure_judged([judge(logits[rows], labels[rows]) for rows in parts], logits.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +127,12 @@ def judge(logits: np.ndarray, labels: np.ndarray) -> Judged:
     """
     logits = logits.astype(np.float64)
     five = logits.shape[1] > 5
-    return Judged(
-        labels=labels,
-        predicted=logits.argmax(axis=1),
-        among_five=among_largest(logits, labels, k=5) if five else np.zeros(0, bool),
-        losses=_losses(logits, labels),
-        confidences=np.exp(log_softmax(logits).max(axis=1)),
-    )
+    among_five = among_largest(logits, labels, k=5) if five else np.zeros(0, bool)
+    predicted = logits.argmax(axis=1)
+    logits -= np.take_along_axis(logits, predicted[:, None], axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    total = np.exp(logits, out=logits).sum(axis=1)
+    return Judged(labels, predicted, among_five, losses=np.log(total) - own, confidences=1 / total)
 
 
 def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
@@ -140,9 +141,11 @@ def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
         np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Judged)
     )
     right = predicted == labels
-    confusion = confusion_matrix(predicted, labels, size=num_classes)
+    hits, samples, given = (
+        np.bincount(values, minlength=num_classes) for values in (labels[right], labels, predicted)
+    )
     low, high = wilson_interval(int(right.sum()), len(labels))
-    recalls = np.diag(confusion)[labels_in(confusion)] / confusion.sum(1)[labels_in(confusion)]
+    recalls = hits[samples > 0] / samples[samples > 0]
     return Metrics(
         num_samples=len(labels),
         top1=float(right.mean()),
@@ -153,32 +156,22 @@ def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
         macro_f1=macro_f1(predicted, labels),
         log_loss=float(np.average(losses)),
         ece=calibration_gap(confidences, right),
-        per_class=tuple(class_scores(confusion)),
+        per_class=tuple(class_scores(hits, samples, given)),
     )
 
 
-def labels_in(confusion: np.ndarray) -> np.ndarray:
-    """Return which classes of a confusion matrix ``(size, size)`` have samples, ``(size,)``."""
-    present: np.ndarray = confusion.sum(axis=1) > 0
-    return present
-
-
-def class_scores(confusion: np.ndarray) -> list[ClassScores]:
+def class_scores(hits: np.ndarray, samples: np.ndarray, predicted: np.ndarray) -> list[ClassScores]:
     """Return the scores of each class.
 
     Args:
-        confusion: Counts ``(size, size)``: rows are labels, columns predictions.
+        hits: Samples that were predicted rightly, by class, ``(num_classes,)``.
+        samples: All of the class, ``(num_classes,)``.
+        predicted: Predictions of the class, ``(num_classes,)``.
     """
-    scores = []
-    for hits, samples, predicted in zip(
-        np.diag(confusion).tolist(),
-        confusion.sum(axis=1).tolist(),
-        confusion.sum(axis=0).tolist(),
-        strict=True,
-    ):
-        precision, recall = share_with_interval(hits, predicted), share_with_interval(hits, samples)
-        scores.append(ClassScores(samples, predicted, *precision, *recall))
-    return scores
+    return [
+        ClassScores(own, given, *share_with_interval(hit, given), *share_with_interval(hit, own))
+        for hit, own, given in zip(*(n.tolist() for n in (hits, samples, predicted)), strict=True)
+    ]
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -248,9 +241,12 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
         predicted: Class indices, ``(num_samples,)``.
         labels: Class indices, ``(num_samples,)``.
     """
-    confusion = confusion_matrix(predicted, labels)
-    hits = np.diag(confusion)
-    total = confusion.sum(axis=0) + confusion.sum(axis=1)  # twice F1's denominator
+    size = int(max(predicted.max(), labels.max())) + 1
+    hits, *sides = (
+        np.bincount(values, minlength=size)
+        for values in (labels[predicted == labels], labels, predicted)
+    )
+    total = sides[0] + sides[1]  # twice F1's denominator
     return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 

@@ -18,13 +18,12 @@ from featx.heads.folds import NUM_FOLDS, Division, HeldOut, units_of
 from featx.heads.linear import (
     STRENGTHS,
     LinearFit,
-    PathPoint,
     fixed_strength,
-    follow_path,
     refit,
 )
 from featx.heads.logistic import Logistic
 from featx.heads.losses import SOFTMAX, LogisticLoss
+from featx.heads.path import PathPoint, follow_path
 from featx.heads.rows import Rows, Survey
 
 

@@ -29,6 +29,7 @@ from featx.stages.train.samples import (
     targets_of,
     training_rows,
 )
+from featx.stages.train.scoring import Tally
 from featx.stages.train.solving import EpochProgress, Solving, Step, solve
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ _NOT_HELD_OUT = {
     "multi-label": "each is the only one that has, or lacks, some tag",
     "regression": "they are one group",
 }
+_VALUES_AT_ONCE = 2**24
 _FEW_IMAGES = 50
 """Validation images below which the cross-validated score is reported as well."""
 
@@ -215,13 +217,11 @@ def _score(answers: Answers, cache: FeatureFile, targets: Targets) -> dict[str, 
     for split in cache.split_names:
         rows = cache.rows(split)
         rows = rows[targets.labelled[rows]]
-        if len(rows) and (
-            measured := measure_for(
-                targets.task,
-                apply_layers(answers.layers, cache.features[rows]),
-                targets.values[rows],
-                thresholds=answers.thresholds,
-            )
-        ):
+        tally = Tally(targets.task, answers.thresholds)
+        at_once = max(1024, _VALUES_AT_ONCE // len(targets.names))
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            tally.add(apply_layers(answers.layers, cache.features[some]), targets.values[some])
+        if measured := tally.scores(len(targets.names)):
             scores[split] = measured
     return scores
