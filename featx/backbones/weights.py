@@ -15,11 +15,13 @@ import http.client
 import logging
 import pickle
 import re
+import sys
 import urllib.error
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -33,6 +35,8 @@ from featx.backbones.state_dict import Found, find_state
 from featx.errors import BackboneError
 
 log = logging.getLogger(__name__)
+
+_DATA_MODULES = ("argparse", "collections", "datetime", "enum", "pathlib", "types")
 
 
 @dataclass(frozen=True)
@@ -183,12 +187,10 @@ def weights_url(backbone: str, name: str) -> str:
 def _read_state(path: Path, backbone: str) -> Found:
     content: object
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about odd pickles, before they are refused
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load_checkpoint(path)
     except (pickle.UnpicklingError, safetensors.SafetensorError) as err:
         raise BackboneError(
             f"'{path}' is not a plain file of tensors, and featx runs no code from weights. Save "
@@ -205,6 +207,40 @@ def _read_state(path: Path, backbone: str) -> Found:
     if found is None:
         raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
     return found
+
+
+class _Left:
+    """Stands for an object in a checkpoint that is not read, like a trainer's options."""
+
+    def __new__(cls, *_: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+def _load_checkpoint(path: Path) -> object:
+    """Return what ``torch.save`` wrote, without objects that torch does not take for safe.
+
+    They are left out if their module is none of Python's own, or one that holds data only; what
+    else a file asks for, torch refuses.
+    """
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # TorchScript, or a format of torch before 1.6
+        unsafe = []
+    modules = [(name, name.partition(".")[0]) for name in unsafe]
+    left: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (_Left, name)
+        for name, module in modules
+        if module in _DATA_MODULES or module not in sys.stdlib_module_names
+    ]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(left):
+        warnings.simplefilter("ignore")  # about odd pickles, before they are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _first_line(err: Exception) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +85,20 @@ def test_what_a_trainer_keeps_beside_the_network(state: State, opened: Any) -> N
         weights = opened(content)
         assert weights.state.keys() == state.keys()
         fit(weights)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        argparse.Namespace(lr=0.1, path=Path("runs")),
+        {"best": np.float64(0.9), "curve": np.arange(3)},
+        [Path("runs"), datetime(2024, 5, 1), OrderedDict(a=argparse.Namespace())],
+        tiny.Tiny(num_classes=3),
+    ],
+    ids=["options", "numpy", "paths and dates", "a whole model"],
+)
+def test_objects_beside_the_tensors_are_not_read(beside: Any, state: State, opened: Any) -> None:
+    assert opened({"args": beside, "state_dict": state}).state.keys() == state.keys()
 
 
 def test_parts_that_were_wrapped_by_themselves(state: State, opened: Any) -> None:

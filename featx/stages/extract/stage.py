@@ -203,7 +203,7 @@ class _Run:
     def _is_noted_in(self, header: Header) -> bool:
         """Return whether a file says what the next update is to know; old ones say less."""
         settings = self.settings
-        noted = {"source": settings.source, "max_pixels": settings.max_pixels}
+        noted = {name: getattr(settings, name) for name in ("source", "weights", "max_pixels")}
         noted |= self.options.handling
         return all(header.details.get(name, value) == value for name, value in noted.items())
 
