@@ -41,8 +41,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 system:
-	apt-get update -qq
-	apt-get install --yes -qq --no-install-recommends nodejs npm strace >/dev/null
+	@missing=; for each in node:nodejs npm:npm strace:strace; do \
+		command -v $${each%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
+	test -z "$$missing" || { echo "Installing$$missing"; apt-get update -qq && \
+		apt-get install --yes -qq --no-install-recommends $$missing >/dev/null; }
 
 # Apart from the rest: without it, featx says what reads HEIC.
 $(HEIF): constraints.txt | $(READY)
