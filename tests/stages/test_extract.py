@@ -369,9 +369,12 @@ def stop_at(done: int) -> Callable[[int, int], None]:
 
 
 def interrupted(root: Path, output: Path, options: ExtractOptions, done: int) -> str:
-    """Interrupt an extraction; return what it says."""
+    """Interrupt an extraction; return what it says, and give its threads time to end."""
+    others = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt) as stopped:
         extract(root, output, options, progress=stop_at(done))
+    for thread in set(threading.enumerate()) - others:
+        thread.join(0.2)  # idle ones stay
     assert f"{output.name}.partial" in left_in(output.parent)
     assert not [name for name in left_in(output.parent) if name.endswith(".tmp")]
     return " ".join(stopped.value.__notes__)
