@@ -32,10 +32,13 @@ class Chain:
         (folder / ".venv" / ".ready").touch()
 
     def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Call make as a user does, also where the tests are run by make."""
+        of_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+        inherited = {name: value for name, value in os.environ.items() if name not in of_make}
         return subprocess.run(
             ["make", *arguments, f"FEATX={self._featx}"],
             cwd=self.folder,
-            env=os.environ | environment,
+            env=inherited | environment,
             capture_output=True,
             text=True,
             check=False,

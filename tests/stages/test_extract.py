@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import h5py
 import numpy as np
@@ -334,16 +335,35 @@ def test_a_source_of_bad_images_only(tmp_path: Path) -> None:
 # --- the backbone sees each image once ----------------------------------------------------------
 
 
+class Sizes(list[int]):
+    """Sizes of batches of the runs that began since the last ``clear``.
+
+    A thread of an interrupted run may still work on what it did ahead when the next one begins.
+    """
+
+    num_clears = 0
+
+    def clear(self) -> None:
+        self.num_clears += 1
+        super().clear()
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that the backbone saw."""
-    sizes: list[int] = []
-    features = TorchEngine.features
+    sizes, began = Sizes(), WeakKeyDictionary[TorchEngine, int]()
+    make, features = TorchEngine.__init__, TorchEngine.features
+
+    def making(self: TorchEngine, *arguments: Any, **keywords: Any) -> None:
+        make(self, *arguments, **keywords)
+        began[self] = sizes.num_clears
 
     def noting(self: TorchEngine, pixels: np.ndarray) -> np.ndarray:
-        sizes.append(len(pixels))
+        if began[self] == sizes.num_clears:
+            sizes.append(len(pixels))
         return features(self, pixels)
 
+    monkeypatch.setattr(TorchEngine, "__init__", making)
     monkeypatch.setattr(TorchEngine, "features", noting)
     return sizes
 
@@ -369,12 +389,9 @@ def stop_at(done: int) -> Callable[[int, int], None]:
 
 
 def interrupted(root: Path, output: Path, options: ExtractOptions, done: int) -> str:
-    """Interrupt an extraction; return what it says, and give its threads time to end."""
-    others = set(threading.enumerate())
+    """Interrupt an extraction; return what it says."""
     with pytest.raises(KeyboardInterrupt) as stopped:
         extract(root, output, options, progress=stop_at(done))
-    for thread in set(threading.enumerate()) - others:
-        thread.join(0.2)  # idle ones stay
     assert f"{output.name}.partial" in left_in(output.parent)
     assert not [name for name in left_in(output.parent) if name.endswith(".tmp")]
     return " ".join(stopped.value.__notes__)
