@@ -19,7 +19,7 @@ from featx.heads.head import Layer
 from featx.heads.lbfgs import Minimum, Pairs, Stopping
 from featx.heads.logistic import Logistic, Problems
 from featx.heads.losses import SOFTMAX, LogisticLoss
-from featx.heads.path import PathPoint, Solved, follow_path
+from featx.heads.path import PathPoint, Solved, follow_path, takes_seconds, with_all_samples
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ FIXED_STRENGTH = STRENGTHS[10]
 """Where nothing can be held out to choose by: the lowest log loss of one-shot heads, on average."""
 _TO_THE_END = Stopping(gradient=1e-7)
 _TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=2e-7)
+_OF_MANY_CLASSES = Stopping(gradient=1e-6, decrement=5e-6)
 _SUSPICIOUS_GRADIENT = 1e-3
 
 
@@ -106,6 +107,8 @@ def fit_linear(
         best, path = follow_path(samples, division, strengths, step=step)
     strength = best.point.strength if best else fixed_strength(strengths)
     everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss, device=device)
+    if best and division and loss is SOFTMAX and takes_seconds(everything):
+        best = with_all_samples(best, samples, division, everything)
     optimum = refit(everything, strength, best, step=step)
     return LinearFit(
         layer=everything.layer(optimum.variables[0]),
@@ -154,6 +157,8 @@ def refit(
         change = samples.penalties(problems) - best.penalties[:1]
         curvature = samples.with_penalty([best.curvature[0]] * count, change)
     stopping = _TO_THE_END if samples.is_double else _TO_SINGLE_PRECISION
+    if takes_seconds(samples):
+        stopping = _OF_MANY_CLASSES
 
     def progress(num_passes: int) -> None:
         if step:

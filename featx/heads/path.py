@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -104,6 +104,32 @@ def follow_path(
     return best, tuple(path)
 
 
+def takes_seconds(samples: Logistic, *, num_folds: int = 1) -> bool:
+    """Return whether there are so many classes that a pass over the folds takes seconds."""
+    work = num_folds * samples.multiplications
+    return samples.num_classes >= 2 * _SOME_CLASSES and work >= _MANY_MULTIPLICATIONS
+
+
+def with_all_samples(
+    best: Solved, some: Logistic, division: Division, everything: Logistic
+) -> Solved:
+    """Return a solution with variables for training on all samples, as far as means tell.
+
+    Of a class of three samples, one is a third of what its weights depend on.
+
+    Args:
+        best: Solved without the samples that were held out.
+        some: The samples, with their division.
+        division: Who was held out when.
+        everything: The same samples, none of them held out.
+    """
+    shape = _Shape.of(some, division, best.variables)
+    change = everything.class_means(np.array([-1])) - some.class_means(division.judged)
+    shaped = best.variables.reshape(*change.shape[:2], -1).copy()
+    shaped[:, :, :-1] += change * shape.stretch[:, None]
+    return replace(best, variables=shaped.reshape(best.variables.shape))
+
+
 def _solve_each(
     samples: Logistic, division: Division, strengths: Sequence[float], step: Step | None
 ) -> tuple[list[PathPoint], Solved]:
@@ -190,12 +216,11 @@ def _some_classes(
     samples: Logistic, division: Division, strengths: Sequence[float]
 ) -> np.ndarray | None:
     """Return the classes, ascending, for which the path is solved; None for all of them."""
+    if samples.loss is not SOFTMAX or len(strengths) <= _FEW_STRENGTHS:
+        return None
+    if not takes_seconds(samples, num_folds=len(division.judged)):
+        return None
     count = max(_SOME_CLASSES, samples.num_classes // _CLASSES_PER_CHOSEN)
-    if samples.loss is not SOFTMAX or samples.num_classes < 2 * count:
-        return None
-    work = len(division.judged) * samples.multiplications
-    if work < _MANY_MULTIPLICATIONS or len(strengths) <= _FEW_STRENGTHS:
-        return None
     return np.sort(np.random.default_rng(0).permutation(samples.num_classes)[:count])
 
 

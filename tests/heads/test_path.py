@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from featx.heads import path as path_module
+from featx.heads.basis import build_basis
+from featx.heads.folds import Division, divide
 from featx.heads.head import apply_layers
+from featx.heads.lbfgs import Stopping
 from featx.heads.linear import STRENGTHS, fit_linear
+from featx.heads.logistic import Logistic, Problems
+from featx.heads.path import follow_path, with_all_samples
 
 
 def many_classes(
@@ -66,3 +71,24 @@ def test_few_strengths_or_few_classes_are_all_solved(monkeypatch: pytest.MonkeyP
     assert len(fit_linear(features, labels, 260, strengths=STRENGTHS[8:12]).path) == 4
     few = labels < 200
     assert len(fit_linear(features[few], labels[few], 200).path) == 16
+
+
+def test_where_all_samples_are_trained_is_foreseen_from_the_means() -> None:
+    features, labels = many_classes()
+    weights = np.ones(len(labels))
+    folds = divide(labels)
+    assert folds is not None
+    division = Division(folds.fold, folds.judged[:1])
+    basis = build_basis(features)
+    some = Logistic(basis, labels, 260, weights=weights, division=division)
+    everything = Logistic(basis, labels, 260, weights=weights)
+    best, _ = follow_path(some, division, [1.0])
+    foreseen = with_all_samples(best, some, division, everything)
+    problem = Problems(np.array([1.0]), np.array([-1]))
+    passes = [
+        everything.solve(problem, start=each.variables, stopping=Stopping(1e-9, max_iterations=0))
+        for each in (best, foreseen)
+    ]
+    optimum = fit_linear(features, labels, 260, strengths=[1.0]).objective
+    before, after = (float(each.values[0]) - optimum for each in passes)
+    assert after < before / 2
