@@ -102,7 +102,7 @@ def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weight
     else:
         raise BackboneError(f"Unknown origin of weights: '{origin}'.")
     if not path.is_file():
-        raise BackboneError(f"Weights file '{path}' does not exist.")
+        raise BackboneError(f"Weights file '{path}' does not exist. Say where it is now.")
     try:
         sha256 = file_sha256(path)
     except OSError as err:
@@ -202,7 +202,10 @@ def _read_state(path: Path, backbone: str) -> Found:
                 f"'{path}' is a TorchScript program, and featx runs no code from weights. Save the "
                 "model's state_dict() alone, or use safetensors."
             ) from err
-        raise BackboneError(f"Cannot read the weights '{path}': {_first_line(err)}") from err
+        raise BackboneError(
+            f"'{path}' is no file of weights, or is damaged "
+            f"({type(err).__name__}: {_first_line(err)})."
+        ) from err
     found = find_state(content, backbone)
     if found is None:
         raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")

@@ -332,6 +332,12 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         open_weights("tiny", str(tmp_path / "folder.pth"))
 
 
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "notes.pth").write_text("hi\n")
+    with pytest.raises(BackboneError, match=r"is no file of weights, or is damaged"):
+        open_weights("tiny", str(tmp_path / "notes.pth"))
+
+
 def test_a_file_that_may_not_be_read(
     state: State, written: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,8 @@ def _features(folder: Path, head: Head | None) -> FileStatus:
         return _damaged(path, "features", err, _extract_anew(folder, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
+    if found.settings:  # of the file's own, only the weights can be others now
+        command = _command("extract", folder, "-w", "WEIGHTS_FILE")
     return FileStatus(path, "stale", _changes(found), command)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.cli import main
 from featx.errors import ConfigError
 from featx.stages.check import StatusReport, status
@@ -142,6 +143,20 @@ def test_a_folder_of_numbers_stays_one(source: Path, tmp_path: Path) -> None:
     assert "val R² " in result.output
     assert status(folder).is_current
     assert "val top-1" in featx_cli(*run, "--task", "auto").output
+
+
+@pytest.mark.usefixtures("as_is")
+def test_weights_that_were_moved(source: Path, tmp_path: Path) -> None:
+    weights, folder = tmp_path / "own.safetensors", tmp_path / "own"
+    shutil.copy(BUNDLED_WEIGHTS, weights)
+    assert featx_cli("run", source, "-b", "tiny", "-w", weights, "-o", folder).exit_code == 0
+    weights.rename(tmp_path / "moved.safetensors")
+    found = status(folder).files[0]
+    assert (found.state, found.reason) == ("stale", f"weights: '{weights}' does not exist")
+    assert "Say where it is now" in featx_cli("run", "-o", folder).stderr
+    command = found.command.replace("WEIGHTS_FILE", str(tmp_path / "moved.safetensors"))
+    assert featx_cli(*shlex.split(command)[1:]).exit_code == 0
+    assert status(folder).is_current
 
 
 def test_damaged_features_are_made_again_as_the_head_knows_them(made: Path) -> None:
