@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 from report import ROOT, table
 
+from featx.extraction.plan import make_plan
+from featx.features.existing import KnownImages, KnownRows
 from featx.features.journal import Journal
-from featx.features.known import KnownImages, KnownRows
-from featx.features.plan import make_plan
 from featx.features.publish import publish_features, start_verifier
 from featx.features.records import Batch
 from featx.images.decode import content_digest
@@ -149,8 +149,10 @@ def median(runs: Sequence[tuple[float, int, str]]) -> tuple[float, int, str]:
 @click.option("--copies", default=4, show_default=True, help="Of the photos, as a longer source.")
 def overhead(data: Path, copies: int) -> None:
     """Time the log and the publishing within an extraction with resnet18 at 224 px."""
+    from featx.extraction.options import ExtractOptions
     from featx.features import journal
-    from featx.stages.extract import ExtractOptions, extract, stage
+    from featx.stages import extract as stage
+    from featx.stages.extract import extract
 
     spent = {"log": 0.0, "publishing": 0.0}
 

@@ -86,7 +86,8 @@ class Arithmetic:
 
 def work(source: Path, output: Path) -> None:
     """Run one extraction; say how many images are done after each batch, and when it publishes."""
-    from featx.stages.extract import ExtractOptions, stage
+    from featx.extraction.options import ExtractOptions
+    from featx.stages import extract as stage
 
     def publish(*args: Any, **options: Any) -> object:
         print("publishing", flush=True)

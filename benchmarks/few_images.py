@@ -27,13 +27,13 @@ import numpy as np
 from report import ROOT, table, write_measured
 
 import featx
-from featx.features.known import RowBlock
+from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
-from featx.heads import basis
-from featx.heads.few_shot import draw_shots
 from featx.heads.head import apply_layers, standardisation
-from featx.heads.linear import FIXED_STRENGTH, STRENGTHS, fit_linear
 from featx.heads.metrics import log_loss
+from featx.heads.samples.few_shot import draw_shots
+from featx.heads.solvers import eigenbasis as basis
+from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, fit_linear
 from featx.images.sources import Sample
 from featx.stages.train import train_head
 

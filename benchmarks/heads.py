@@ -26,12 +26,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import featx
-from featx.heads.folds import divide
 from featx.heads.head import standardisation
-from featx.heads.linear import LinearFit, fit_linear
 from featx.heads.metrics import log_loss
-from featx.heads.sgd import SGDOptions
-from featx.stages.train.options import Solver
+from featx.heads.samples.folds import divide
+from featx.heads.solvers.linear import LinearFit, fit_linear
+from featx.heads.solvers.sgd import SGDOptions
+from featx.training.options import Solver
 
 Rows = list[tuple[str, ...]]
 

@@ -33,10 +33,10 @@ import h5py
 import numpy as np
 from report import ROOT, table, write_measured
 
-from featx.features.known import RowBlock
+from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
 from featx.images.sources import Sample
-from featx.stages.train.memory import parse_memory
+from featx.training.memory import parse_memory
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from headers import complete_header

@@ -24,9 +24,10 @@ from timed import timed
 from featx.backbones.engines import Engine, OnnxEngine, default_batch_size
 from featx.backbones.graph_cache import read_graph
 from featx.backbones.spec import BackboneSpec
+from featx.extraction.backbone import LazyBackbone
+from featx.extraction.options import ExtractOptions
 from featx.images.cores import num_cores
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.extract.backbone import LazyBackbone
+from featx.stages.extract import extract
 
 Run = Callable[[], int]
 

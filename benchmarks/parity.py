@@ -29,14 +29,14 @@ from featx.backbones.onnx_graph import build_graph
 from featx.classifier.contract import Contract
 from featx.classifier.geometry import add_geometry
 from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.pieces import Pieces
+from featx.classifier.graph_builder import Pieces
 from featx.classifier.session import Classifier, load_classifier
+from featx.extraction.backbone import open_backbone
+from featx.extraction.options import ExtractOptions
 from featx.heads.head import Layer, apply_layers
-from featx.heads.linear import fit_linear
+from featx.heads.solvers.linear import fit_linear
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.stages.extract import ExtractOptions
-from featx.stages.extract.backbone import open_backbone
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from headers import complete_header

@@ -43,8 +43,8 @@ def weights_of(backbone: str, data: Path) -> str:
 
 def photos(data: Path, split: str, spec: object, count: int) -> np.ndarray:
     """Return photos of a split, spread evenly, as ``featx extract`` prepares them."""
+    from featx.extraction.calibration import calibration_pixels
     from featx.images.sources import open_source
-    from featx.stages.extract.calibrate import calibration_pixels
 
     source = open_source(str(data / "hymenoptera_data" / split))
     pixels = calibration_pixels(source, spec, max_pixels=10**8)  # type: ignore[arg-type]

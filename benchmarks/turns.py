@@ -19,7 +19,7 @@ from PIL import Image
 from report import ROOT, machine, table, write_measured
 
 import featx
-from featx.stages.extract import squares
+from featx.extraction import crops as squares
 
 DATA = ROOT.parent / "shared" / "data"
 SIDES = (32, 64, 96, 128, 160, 224)

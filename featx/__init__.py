@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from featx import errors
     from featx.errors import FeatxError
+    from featx.extraction.options import ExtractOptions, ExtractReport
     from featx.features.file import FeatureFile, open_features
-    from featx.heads.few_shot import FewShot
     from featx.heads.head import Head, open_head
-    from featx.heads.mlp_options import MLPOptions
-    from featx.heads.sgd import SGDOptions
+    from featx.heads.samples.few_shot import FewShot
+    from featx.heads.solvers.mlp_options import MLPOptions
+    from featx.heads.solvers.sgd import SGDOptions
     from featx.stages.check import (
         CheckOptions,
         CheckReport,
@@ -30,19 +31,14 @@ if TYPE_CHECKING:
         check,
         status,
     )
+    from featx.stages.compare import ComparedCache, CompareReport, compare
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import ExportOptions, ExportReport, export_onnx
-    from featx.stages.extract import ExtractOptions, ExtractReport, extract
+    from featx.stages.extract import extract
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, ReportPage, write_report
-    from featx.stages.train import (
-        ComparedCache,
-        CompareReport,
-        TrainOptions,
-        TrainReport,
-        compare,
-        train_head,
-    )
+    from featx.stages.train import train_head
+    from featx.training.options import TrainOptions, TrainReport
 
 __version__ = "0.1.0"
 
@@ -92,10 +88,10 @@ __all__ = [
 _LOADED_FROM = {
     "featx.errors": ("FeatxError",),
     "featx.features.file": ("FeatureFile", "open_features"),
-    "featx.heads.few_shot": ("FewShot",),
+    "featx.heads.samples.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
-    "featx.heads.mlp_options": ("MLPOptions",),
-    "featx.heads.sgd": ("SGDOptions",),
+    "featx.heads.solvers.mlp_options": ("MLPOptions",),
+    "featx.heads.solvers.sgd": ("SGDOptions",),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
         *("check", "status"),

@@ -1,4 +1,4 @@
-"""The house holds: who imports whom, which library has which door, and what stays light."""
+"""Who imports whom, who may import which heavy library, and what stays light."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ import featx
 
 ROOT = Path(featx.__file__).parent
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-WINGS = ("cli", "stages", "classifier", "backbones", "features", "heads", "images")
+PACKAGES = ("cli", "stages", "extraction", "training", "reporting", "classifier", "backbones")
+PACKAGES += ("features", "heads", "images", "artifact", "isolation")
 
-# A room imports only from rooms on lower floors. featx/__init__ is a door to the stages.
-FLOOR = {
-    "cli": 6,
-    "featx": 6,
-    "stages": 5,
+# A package imports only from packages of a lower level. featx/__init__ leads to the stages.
+LEVEL = {
+    "cli": 7,
+    "featx": 7,
+    "stages": 6,
+    "extraction": 5,
+    "training": 5,
+    "reporting": 5,
     "classifier": 4,
     "backbones": 3,
     "features": 3,
     "heads": 3,
     "images": 2,
-    "artifact": 2,
-    "isolated": 2,
-    "processes": 1,
+    "artifact": 1,
+    "isolation": 1,
     "errors": 0,
 }
 
 # Where each heavy library may be imported: files, or folders ending in "/".
-DOORS = {
+ALLOWED = {
     "h5py": ("features/",),
-    "sklearn": ("heads/with_sklearn.py", "images/sources/digits.py", "stages/report/look.py"),
-    "matplotlib": ("stages/report/plots.py",),
+    "sklearn": (
+        "heads/solvers/with_sklearn.py",
+        "images/sources/digits.py",
+        "reporting/summary.py",
+    ),
+    "matplotlib": ("reporting/plots.py",),
     "onnx": (
         *("backbones/onnx_graph.py", "backbones/int8/"),
         "classifier/precision.py",
-        *(f"classifier/{name}.py" for name in ("graph", "geometry", "pieces", "trunk")),
+        *(f"classifier/{name}.py" for name in ("graph", "geometry", "graph_builder", "trunk")),
     ),
     "onnxscript": (),
     "onnxruntime": (
@@ -49,7 +56,7 @@ DOORS = {
     ),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/", "heads/on_torch.py"),
+    "torch": ("backbones/", "heads/solvers/on_torch.py"),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),
@@ -59,10 +66,15 @@ DOORS = {
 HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")
 
 
-def room(module: Path) -> str:
-    """Return the wing a module is in, or its own name on the ground floor."""
+def package_of(module: Path) -> str:
+    """Return the package a module is in, or its own name where it is in none."""
     name = module.parts[0] if len(module.parts) > 1 else module.stem
     return "cli" if name == "__main__" else "featx" if name == "__init__" else name
+
+
+def _is_in(module: Path, importer: str) -> bool:
+    """Return whether a module is an allowed importer: a file, or below a folder ending in "/"."""
+    return str(module).startswith(importer) if importer.endswith("/") else str(module) == importer
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -86,22 +98,22 @@ def own_imports(module: Path) -> Iterator[tuple[str, ...]]:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_go_downward_only(module: Path) -> None:
-    here = room(module)
+    here = package_of(module)
     for parts in own_imports(module):
-        there = parts[0] if parts and parts[0] in FLOOR else "featx"
+        there = parts[0] if parts and parts[0] in LEVEL else "featx"
         if there not in (here, "featx"):
-            assert FLOOR[there] < FLOOR[here], f"{module}: {here} imports {there}"
+            assert LEVEL[there] < LEVEL[here], f"{module}: {here} imports {there}"
         if there == "featx":  # only the version, and only in the command
             assert here == "cli", f"{module} imports the package itself"
 
 
-def test_every_module_is_in_a_room_of_the_house() -> None:
-    assert {room(module) for module in MODULES} == set(FLOOR)
+def test_every_module_is_in_a_package() -> None:
+    assert {package_of(module) for module in MODULES} == set(LEVEL)
 
 
 def test_stages_do_not_know_one_another() -> None:
     for module in MODULES:
-        if room(module) == "stages":
+        if package_of(module) == "stages":
             own = module.parts[:2] if len(module.parts) > 2 else None  # a stage in several files
             for parts in own_imports(module):
                 assert parts[0] != "stages" or parts[:2] == own, module
@@ -116,19 +128,16 @@ def test_the_entry_point_loads_next_to_nothing() -> None:
         assert names <= most | {"__future__"}
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_heavy_libraries_stay_behind_their_doors(library: str) -> None:
-    doors = DOORS[library]
+@pytest.mark.parametrize("library", ALLOWED)
+def test_heavy_libraries_are_imported_where_they_are_allowed(library: str) -> None:
+    importers = ALLOWED[library]
     for module in MODULES:
         if library in {name.partition(".")[0] for name in imports(module)}:
-            allowed = any(
-                str(module).startswith(door) if door.endswith("/") else str(module) == door
-                for door in doors
-            )
-            assert allowed, f"{module} imports {library}; its doors are {doors}"
+            allowed = any(_is_in(module, importer) for importer in importers)
+            assert allowed, f"{module} imports {library}; only {importers} may"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if room(m) != "cli"], ids=str)
+@pytest.mark.parametrize("module", [m for m in MODULES if package_of(m) != "cli"], ids=str)
 def test_only_the_command_line_prints_and_exits(module: Path) -> None:
     for node in ast.walk(ast.parse((ROOT / module).read_text())):
         if isinstance(node, ast.Call):
@@ -154,25 +163,23 @@ def test_nothing_is_run_or_unpickled_unguarded(module: Path) -> None:
             assert "isinstance" in ast.unparse(node.test), f"{module}:{node.lineno}"
 
 
-@pytest.mark.parametrize("wing", WINGS)
-def test_each_wing_says_what_lives_there(wing: str) -> None:
-    text = ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text()))
-    assert text, f"featx/{wing}/__init__.py has no text"
-    modules = {path.stem for path in (ROOT / wing).glob("*.py")} - {"__init__"}
-    modules |= {path.parent.name for path in (ROOT / wing).glob("*/__init__.py")}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_each_package_lists_its_modules(package: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text()))
+    assert text, f"featx/{package}/__init__.py has no text"
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    modules |= {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
     missing = {name for name in modules if name not in text and name.replace("_", "-") not in text}
-    if wing != "cli":  # one file per command needs no list
-        assert not missing, f"featx/{wing}/__init__.py does not mention {missing}"
+    if package != "cli":  # one file per command needs no list
+        assert not missing, f"featx/{package}/__init__.py does not mention {missing}"
 
 
-def test_the_wings_are_the_whole_house() -> None:
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == {*WINGS, "artifact"}
-    assert {path.stem for path in ROOT.glob("*.py")} == {
-        *("__init__", "__main__", "errors", "isolated", "processes")
-    }
+def test_there_are_no_other_packages() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(PACKAGES)
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "__main__", "errors"}
 
 
-def test_no_room_is_a_drawer_for_everything() -> None:
+def test_no_module_is_for_everything() -> None:
     assert not {"utils", "helpers", "common", "misc", "core"} & {path.stem for path in MODULES}
 
 

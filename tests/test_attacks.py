@@ -30,10 +30,11 @@ from featx.artifact import Header
 from featx.classifier.seal import seal
 from featx.classifier.session import open_classifier
 from featx.errors import ArtifactError, ArtifactInvalid
+from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, open_head, save_head
-from featx.isolated import Limits, call_isolated
-from featx.stages.extract import ExtractOptions, extract
+from featx.isolation.call import Limits, call_isolated
+from featx.stages.extract import extract
 
 CORPUS = Path(__file__).parent / "corpus"
 OPENERS = {

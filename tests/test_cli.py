@@ -630,7 +630,7 @@ def test_a_bug_shows_its_traceback(
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("featx.stages.extract.stage.open_source", bug)
+    monkeypatch.setattr("featx.stages.extract.open_source", bug)
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
     assert isinstance(result.exception, ZeroDivisionError)
 

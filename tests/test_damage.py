@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from featx.errors import ArtifactInvalid
-from featx.isolated import Limits, call_isolated
+from featx.extraction.options import ExtractOptions
+from featx.isolation.call import Limits, call_isolated
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 from featx.stages.train import train_head
 
 CORPUS = Path(__file__).parent / "corpus"

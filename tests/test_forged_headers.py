@@ -30,6 +30,7 @@ from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.classifier.seal import seal
 from featx.cli import main
 from featx.errors import ArtifactInvalid, FeatxError
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.heads.metrics import measure_for, scores_from_dict
@@ -37,10 +38,11 @@ from featx.images.preprocess import Crop, Decode, Interpolation, PreprocessSpec
 from featx.stages.check import check
 from featx.stages.evaluate import evaluate
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 from featx.stages.predict import Predictor
 from featx.stages.report import ReportOptions, write_report
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 DELETED = object()
 DEEP: Any = 1

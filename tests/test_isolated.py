@@ -16,7 +16,7 @@ import pytest
 
 import featx.errors
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
-from featx.isolated import IsolatedCall, Limits, call_isolated
+from featx.isolation.call import IsolatedCall, Limits, call_isolated
 
 TARGETS = """
 import os, resource, signal, sys, time
@@ -291,7 +291,7 @@ def caller(targets: Path, name: str, run: bool) -> tuple[subprocess.Popen[str], 
     """Start a process that makes an isolated call; return it and the pid of its child."""
     script = f"""
         from pathlib import Path
-        from featx.isolated import IsolatedCall
+        from featx.isolation.call import IsolatedCall
         with IsolatedCall("call_targets:{name}") as call:
             print(call._process.pid, flush=True)
             {"call.run(Path('f'))" if run else "input()"}

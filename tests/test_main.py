@@ -153,7 +153,7 @@ def test_a_long_read_in_threads_is_not_waited_for(tmp_path: Path) -> None:
 def test_no_process_of_its_own_is_left() -> None:
     """One that decodes is busy in C, and neither reads its line nor sees that it has ended."""
     body = """
-        from featx.processes import Processes
+        from featx.isolation.processes import Processes
         from featx.errors import SourceError
         sys.path.insert(0, TESTS)
         os.environ["PYTHONPATH"] = TESTS

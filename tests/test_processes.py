@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from featx import processes as module
 from featx.errors import BackboneError, SourceError
-from featx.processes import Answer, Processes
+from featx.isolation import processes as module
+from featx.isolation.processes import Answer, Processes
 
 HERE = Path(__file__).parent
 

@@ -155,7 +155,7 @@ DOCTESTS = sorted(
 def test_the_usual_modules_have_examples() -> None:
     assert {
         "featx.heads.metrics.single_label",
-        "featx.heads.mlp_options",
+        "featx.heads.solvers.mlp_options",
         "featx.images.preprocess",
     } <= set(DOCTESTS)
 

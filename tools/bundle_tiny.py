@@ -17,8 +17,8 @@ from featx.backbones.graph_cache import (
     sealed,
 )
 from featx.backbones.onnx_graph import build_graph
-from featx.stages.extract import ExtractOptions
-from featx.stages.extract.backbone import open_backbone
+from featx.extraction.backbone import open_backbone
+from featx.extraction.options import ExtractOptions
 
 
 def main() -> None:

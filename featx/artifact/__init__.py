@@ -1,6 +1,8 @@
 """What the three artifacts share.
 
 header   what an artifact says about itself; one fingerprint, and who has the same
+fields   the details of a header that are read, each with its type and range, by
+schema   rules for values of JSON
 files    looking at a file before it is read, and publishing one atomically
 paths    where outputs lie: links, files beside them, and what they must not be
 own      which files featx wrote itself, and may replace

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.decisions import MEASURES, agreeing, share_right
-from featx.heads.task import task_of
+from featx.classifier.agreement import MEASURES, agreeing, share_right
+from featx.heads.tasks.task import task_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.task import Task
+from featx.heads.tasks.task import Task
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 Input = Literal["image", "crop", "tensor"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from featx.classifier.pieces import Pieces
+from featx.classifier.graph_builder import Pieces
 from featx.images.preprocess import PreprocessSpec
 
 # exclude_outside: Pillow gives no weight to what lies beyond the border; otherwise borders differ

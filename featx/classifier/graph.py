@@ -20,12 +20,12 @@ from onnx import TensorProto, helper
 from featx.artifact import Header
 from featx.classifier.contract import Contract, Value
 from featx.classifier.geometry import add_geometry
-from featx.classifier.pieces import Pieces
+from featx.classifier.graph_builder import Pieces
 from featx.classifier.precision import to_float16
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
 from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
-from featx.heads.task import task_of, thresholds_of
+from featx.heads.tasks.task import task_of, thresholds_of
 from featx.images.preprocess import PreprocessSpec
 
 MAX_BYTES = 2**31 - 1

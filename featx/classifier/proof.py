@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featx.classifier.accuracy import Accuracy
-from featx.classifier.decisions import agreeing, comparable, settled, typical_size
+from featx.classifier.agreement import agreeing, comparable, settled, typical_size
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
-from featx.heads.task import task_of, unit_of
+from featx.heads.tasks.task import task_of, unit_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64

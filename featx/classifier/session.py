@@ -19,7 +19,7 @@ from featx.classifier.providers import Provider, require_providers, require_star
 from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.task import Task, task_of, thresholds_of
+from featx.heads.tasks.task import Task, task_of, thresholds_of
 from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
 

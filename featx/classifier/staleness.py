@@ -25,8 +25,8 @@ from featx.heads.provenance import (
     digest_rows,
     outdated_splits,
 )
-from featx.heads.targets import header_as_read
-from featx.heads.task import Task
+from featx.heads.tasks.targets import header_as_read
+from featx.heads.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

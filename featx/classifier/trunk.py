@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from featx.classifier.contract import normalise
-from featx.classifier.pieces import Pieces
+from featx.classifier.graph_builder import Pieces
 from featx.images.preprocess import PreprocessSpec
 
 TENSOR = "tensor"

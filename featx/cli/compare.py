@@ -41,8 +41,8 @@ def compare(
 
     The files must hold the same images. Nothing is written.
     """
-    from featx.stages.train import TrainOptions
-    from featx.stages.train import compare as run
+    from featx.stages.compare import compare as run
+    from featx.training.options import TrainOptions
 
     with step_status(quiet=quiet) as progress:
         report = run(features, TrainOptions(task=task, seed=seed), split=split, progress=progress)

@@ -14,8 +14,8 @@ from featx.cli.output import human_seconds, print_fields, print_skipped, print_t
 from featx.errors import counted
 
 if TYPE_CHECKING:
-    from featx.stages.extract import ExtractReport
-    from featx.stages.extract.profile import Profile
+    from featx.extraction.options import ExtractReport
+    from featx.extraction.profile import Profile
 
 
 @click.command()
@@ -167,7 +167,7 @@ def extract(source: str | None, output: Path, quiet: bool, profile: bool, **sett
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;
     the defaults below are those of a new file.
     """
-    from featx.stages.extract import ExtractOptions
+    from featx.extraction.options import ExtractOptions
     from featx.stages.extract import extract as run
 
     given = options.given(settings)

@@ -35,7 +35,7 @@ def info(path: Path, as_json: bool) -> None:
     metrics = header.details.get("metrics")
     if metrics:
         from featx.heads.metrics import scores_from_dict
-        from featx.heads.task import task_of
+        from featx.heads.tasks.task import task_of
 
         click.echo()
         task = task_of(header.details)
@@ -94,7 +94,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     from featx.classifier.contract import Contract
     from featx.classifier.seal import count_nodes
-    from featx.heads.task import task_of
+    from featx.heads.tasks.task import task_of
 
     task = task_of(header.details)
     contract = Contract.from_dict(header.details.get("contract"), task=task)

@@ -17,7 +17,7 @@ from featx.errors import counted, printable
 if TYPE_CHECKING:
     from featx.stages.export import ExportReport
     from featx.stages.report import ReportPage
-    from featx.stages.train import TrainReport
+    from featx.training.options import TrainReport
 
 OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
 """What a head's outputs are called, by its task."""

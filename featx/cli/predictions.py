@@ -13,7 +13,7 @@ from featx.cli.output import print_json, print_table, print_text
 from featx.errors import printable
 
 if TYPE_CHECKING:
-    from featx.heads.task import Task
+    from featx.heads.tasks.task import Task
     from featx.stages.predict import Prediction
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too

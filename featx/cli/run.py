@@ -26,10 +26,9 @@ from featx.cli.scores import headline
 from featx.errors import ArtifactError, ArtifactMismatch, counted
 
 if TYPE_CHECKING:
+    from featx.extraction.options import ExtractReport
     from featx.stages.export import ExportReport
-    from featx.stages.extract import ExtractReport
-    from featx.stages.train import TrainReport
-    from featx.stages.train.options import TaskChoice
+    from featx.training.options import TaskChoice, TrainReport
 
 
 @click.command()
@@ -57,9 +56,11 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
     then as before. For anything else there are the commands of each step.
     """
+    from featx.extraction.options import ExtractOptions
     from featx.stages.export import ExportOptions, export_onnx
-    from featx.stages.extract import ExtractOptions, extract
-    from featx.stages.train import TrainOptions, train_head
+    from featx.stages.extract import extract
+    from featx.stages.train import train_head
+    from featx.training.options import TrainOptions
 
     features, head = output / options.FEATURES.name, output / options.HEAD.name
     silent = quiet or not sys.stderr.isatty()

@@ -23,10 +23,10 @@ from featx.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from featx.heads.calibration import Calibration
-    from featx.heads.class_weight import ClassWeight
-    from featx.heads.few_shot import FewShotScores
-    from featx.heads.sgd import EpochScores
-    from featx.stages.train import CrossValidated, TrainOptions, TrainReport
+    from featx.heads.samples.few_shot import FewShotScores
+    from featx.heads.samples.weights import ClassWeight
+    from featx.heads.solvers.sgd import EpochScores
+    from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 
@@ -140,11 +140,11 @@ def _options(
     **training: Any,
 ) -> TrainOptions:
     """Return the stage's options; what was not given keeps its default there."""
-    from featx.heads.few_shot import FewShot
-    from featx.heads.linear import STRENGTHS
-    from featx.heads.mlp_options import MLPOptions, parse_hidden
-    from featx.heads.sgd import SGDOptions
-    from featx.stages.train import TrainOptions
+    from featx.heads.samples.few_shot import FewShot
+    from featx.heads.solvers.linear import STRENGTHS
+    from featx.heads.solvers.mlp_options import MLPOptions, parse_hidden
+    from featx.heads.solvers.sgd import SGDOptions
+    from featx.training.options import TrainOptions
 
     given = {name: value for name, value in training.items() if value not in (None, ())}
     mlp, sgd = MLPOptions(), SGDOptions()

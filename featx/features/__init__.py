@@ -1,8 +1,7 @@
 """The cache: one HDF5 file of features, written once and checked whenever it is opened.
 
     lock      one writer per output
-    plan      the images of a source compared with the rows there are
-    known     the rows there are: those of the file, then those of the log
+    existing  the rows there are: those of the file, then those of the journal
     splits    which images are for validation where neither source nor file says, by
     held_out  the choice among units of images that stay together
     journal   the log of an extraction: rows are safe in it as soon as they are made

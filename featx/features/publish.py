@@ -22,10 +22,10 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.known import KnownRows, RowBlock
+from featx.features.existing import KnownRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Sample, Stamp, group_numbers, own_splits
-from featx.isolated import IsolatedCall, Limits
+from featx.isolation.call import IsolatedCall, Limits
 
 BLOCK_ROWS = 4096
 _VERIFY_SECONDS = 600

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from featx.heads.folds import HeldOut
 from featx.heads.head import Layer
 from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
 from featx.heads.metrics.single_label import (
@@ -22,6 +21,7 @@ from featx.heads.metrics.single_label import (
     expected_calibration_error,
     log_loss,
 )
+from featx.heads.samples.folds import HeldOut
 
 _RANGE = (1e-3, 1e3)
 _MAX_STEPS = 100

@@ -19,8 +19,8 @@ import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
-from featx.heads.moments import Moments
-from featx.heads.task import Task, task_of, thresholds_of
+from featx.heads.samples.moments import Moments
+from featx.heads.tasks.task import Task, task_of, thresholds_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64

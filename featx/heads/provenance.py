@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from featx.errors import counted
-from featx.heads.task import Task
+from featx.heads.tasks.task import Task
 from featx.images.sources.labels import parse_numbers, split_tags
 
 SAMPLE_ROWS = 2048

@@ -25,7 +25,7 @@ import numpy as np
 from featx.errors import ImageError, SourceError
 from featx.images.decode import decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.processes import Answer, Processes
+from featx.isolation.processes import Answer, Processes
 
 NO_MEMORY = "there is too little memory to resize it."
 

@@ -18,8 +18,8 @@ from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, S
 from featx.features.splits import HeldOut
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.provenance import digest_labelled, digest_labels
-from featx.heads.targets import Labels, Targets, read_targets
-from featx.heads.task import task_of, thresholds_of
+from featx.heads.tasks.targets import Labels, Targets, read_targets
+from featx.heads.tasks.task import task_of, thresholds_of
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels, pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits

@@ -23,7 +23,7 @@ from featx.backbones.weights import open_weights
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.heads.head import Layer, apply_layers
-from featx.heads.linear import fit_linear
+from featx.heads.solvers.linear import fit_linear
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec, preprocess
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.classifier.decisions import (
+from featx.classifier.agreement import (
     agreeing,
     comparable,
     settled,
@@ -15,7 +15,7 @@ from featx.classifier.decisions import (
     trained_outputs,
     typical_size,
 )
-from featx.heads.task import Task
+from featx.heads.tasks.task import Task
 
 CLASSES: dict[str, object] = {}
 TAGS = {"task": "multi-label", "thresholds": [0.5, 0.2]}

@@ -24,7 +24,7 @@ from featx.classifier import graph as graph_module
 from featx.classifier.contract import Contract
 from featx.classifier.geometry import add_geometry
 from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.pieces import Pieces
+from featx.classifier.graph_builder import Pieces
 from featx.classifier.seal import is_sealed
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError

@@ -12,7 +12,7 @@ import pytest
 
 from featx.artifact import Header
 from featx.classifier.accuracy import measure_accuracy
-from featx.classifier.decisions import comparable
+from featx.classifier.agreement import comparable
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,

@@ -19,10 +19,10 @@ from headers import complete_header
 
 from featx.artifact import Header
 from featx.errors import ImageError
+from featx.extraction.plan import Plan, keep_touched, make_plan
+from featx.features.existing import KnownRows
 from featx.features.file import SkippedImage, verify_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
-from featx.features.plan import Plan, keep_touched, make_plan
 from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.decode import content_digest

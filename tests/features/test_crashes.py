@@ -21,9 +21,9 @@ import pytest
 
 from featx.errors import ArtifactError, FeatxError
 from featx.features import storage
+from featx.features.existing import KnownRows
 from featx.features.file import open_features
 from featx.features.journal import Journal, read_settings
-from featx.features.known import KnownRows
 from featx.features.lock import locked
 from featx.features.publish import publish_features
 from featx.features.records import Batch
@@ -564,9 +564,11 @@ def test_an_extraction_on_a_failing_disk_goes_on_where_it_was(
     *, tmp_path: Path, photos, verifier, monkeypatch, committed: list[Batch],
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    from featx.stages.extract import ExtractOptions, backbone, extract
+    from featx.extraction import backbone
+    from featx.extraction.options import ExtractOptions
+    from featx.stages.extract import extract
 
-    monkeypatch.setattr("featx.stages.extract.stage.start_verifier", lambda _: verifier)
+    monkeypatch.setattr("featx.stages.extract.start_verifier", lambda _: verifier)
     build = functools.cache(backbone.open_backbone)
     monkeypatch.setattr(backbone, "open_backbone", build)  # half a second each time
     root = photos({"ants": 6, "bees": 6})

@@ -32,9 +32,9 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
+from featx.features.existing import KnownRows
 from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
 from featx.features.publish import BLOCK_ROWS, publish_features
 from featx.features.records import Batch
 from featx.features.schema import COLUMNS

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ArtifactInvalid
+from featx.features.existing import KnownRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
 from featx.features.records import Batch
 
 

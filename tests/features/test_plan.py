@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featx.extraction.plan import is_current, keep_touched, make_plan, num_relabelled
+from featx.features.existing import KnownRows
 from featx.features.file import FeatureFile, SkippedImage, open_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
-from featx.features.plan import is_current, keep_touched, make_plan, num_relabelled
 from featx.images.decode import content_digest
 from featx.images.sources import NEVER_CHANGES, NO_FILE, Sample, Stamp, group_numbers
 

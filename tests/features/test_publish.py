@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from featx.artifact import MAX_HEADER_BYTES, SCHEMA_VERSION
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
+from featx.features.existing import KnownRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
 from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
 
 COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps", "groups"}
@@ -396,7 +396,7 @@ from featx.artifact import Header
 from featx.errors import ArtifactError
 from featx.features import storage
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
+from featx.features.existing import KnownRows
 from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.sources import Sample

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import featx.heads.basis
-from featx.heads.basis import build_basis
+import featx.heads.solvers.eigenbasis
 from featx.heads.head import apply_layers, standardisation
+from featx.heads.solvers.eigenbasis import build_basis
 
 SHAPES = [(200, 7), (20, 50), (30, 30), (2, 5), (1, 3)]
 
@@ -36,7 +36,7 @@ def test_the_layer_gives_on_raw_features_what_the_weights_give_in_the_basis(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], *, double: bool
 ) -> None:
     if not double:
-        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+        monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features = features_of(*shape)
     basis = build_basis(features)
     random = np.random.default_rng(1)
@@ -66,7 +66,7 @@ def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed: int) -> None:
 def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     features = features_of(100, 5)
     assert build_basis(features).samples.dtype == np.float64
-    monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 499)
+    monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 499)
     basis = build_basis(features)
     assert basis.samples.dtype == np.float32
     mean, scale = standardisation(features)
@@ -76,7 +76,7 @@ def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_decomposition_is_left_out_where_it_would_cost_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(featx.heads.basis, "MOST_CORRELATED", 5)
+    monkeypatch.setattr(featx.heads.solvers.eigenbasis, "MOST_CORRELATED", 5)
     basis = build_basis(features_of(40, 6))
     assert np.array_equal(basis.directions, np.eye(6))
     assert basis.samples.shape == (40, 6)

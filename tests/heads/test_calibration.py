@@ -15,10 +15,10 @@ from featx.heads.calibration import (
     fit_temperature,
     fold_temperature,
 )
-from featx.heads.folds import HeldOut
 from featx.heads.head import Layer, apply_layers
 from featx.heads.metrics import log_loss
 from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
+from featx.heads.samples.folds import HeldOut
 
 EPS = float(np.finfo(np.float32).eps)
 

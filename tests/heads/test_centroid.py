@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.centroid import fit_centroid
-from featx.heads.folds import divide
 from featx.heads.head import apply_layers
+from featx.heads.samples.folds import divide
+from featx.heads.solvers.centroid import fit_centroid
 
 
 def samples_of(

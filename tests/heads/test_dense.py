@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featx.heads.dense import Networks, Setting, split_layers
+from featx.heads.solvers.networks import Networks, Setting, split_layers
 
 WIDTHS = (5, 7, 4, 3)
 
@@ -88,6 +88,6 @@ def test_samples_in_parts_are_samples_at_once(monkeypatch: pytest.MonkeyPatch) -
     networks = Networks(WIDTHS, [Setting((0, 0), 1e-3, 0.0, 0.5)])
     x, _, _ = samples_of(50)
     whole = networks.logits(x)
-    monkeypatch.setattr("featx.heads.dense.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("featx.heads.solvers.networks.ROWS_AT_ONCE", 7)
     assert np.allclose(networks.logits(x), whole, atol=1e-6)
     assert whole.shape == (1, 50, 3)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ConfigError
-from featx.heads.few_shot import FewShot, draw_shots, summarise, warn_of_small_classes
 from featx.heads.metrics import measure
+from featx.heads.samples.few_shot import FewShot, draw_shots, summarise, warn_of_small_classes
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=100).map(np.array)
 

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from featx.heads.fit import (
+from featx.heads.head import apply_layers
+from featx.heads.solvers.fit import (
     Fitted,
     Samples,
     fit_centroid_head,
@@ -18,9 +19,8 @@ from featx.heads.fit import (
     fit_ridge_head,
     fit_sgd_head,
 )
-from featx.heads.head import apply_layers
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.sgd import SGDOptions
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.sgd import SGDOptions
 
 
 def samples() -> Samples:

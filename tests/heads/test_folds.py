@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.folds import (
+from featx.heads.samples.folds import (
     HOLDOUT_ABOVE,
     NUM_FOLDS,
     choose_num_folds,

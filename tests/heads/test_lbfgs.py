@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.heads.lbfgs import Minimum, Objective, Stopping, minimise
+from featx.heads.solvers.lbfgs import Minimum, Objective, Stopping, minimise
 
 
 def quadratics(hessians: np.ndarray, minima: np.ndarray) -> Objective:

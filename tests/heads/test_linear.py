@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
-import featx.heads.basis
-import featx.heads.folds
-from featx.heads.folds import NUM_FOLDS, choose_num_folds, stratified_folds
+import featx.heads.samples.folds
+import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.linear import FIXED_STRENGTH, STRENGTHS, LinearFit, fit_linear
-from featx.heads.losses import SIGMOID
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
+from featx.heads.samples.folds import NUM_FOLDS, choose_num_folds, stratified_folds
+from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, LinearFit, fit_linear
+from featx.heads.tasks.losses import SIGMOID
 
 
 def samples_of(
@@ -302,13 +302,13 @@ def test_tiny_classes_can_be_fitted(counts: list[int]) -> None:
 
 def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples_of(200, 8, 3, spread=0.5)
-    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 199)
+    monkeypatch.setattr(featx.heads.samples.folds, "HOLDOUT_ABOVE", 199)
     fit = fit_linear(features, labels, 3)
     assert fit.num_folds == 1
     assert losses_of(fit)[fit.strength] == min(losses_of(fit).values())
     assert fit.held_out is not None
     assert len(fit.held_out.labels) == 40
-    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 200)
+    monkeypatch.setattr(featx.heads.samples.folds, "HOLDOUT_ABOVE", 200)
     assert fit_linear(features, labels, 3).num_folds == NUM_FOLDS
 
 
@@ -350,7 +350,7 @@ def test_float32_ends_at_the_same_optimum(
     """What is done with many features, done with few."""
     features, labels = samples_of(*shape, 4, spread=0.5)
     double = fit_linear(features, labels, 4)
-    monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+    monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     single = fit_linear(features, labels, 4)
     assert single.strength == double.strength
     assert single.objective == pytest.approx(double.objective, rel=1e-6)
@@ -415,7 +415,7 @@ def test_each_tag_is_scikit_learns_own_model(
     double: bool,
 ) -> None:
     if not double:
-        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+        monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features, tags = tags_of(num_samples, num_features)
     weights = np.random.default_rng(1).uniform(0.5, 2, num_samples)
     fit = fit_linear(features, tags, 4, strengths=[strength], weights=weights, loss=SIGMOID)
@@ -457,7 +457,7 @@ def test_deterministic_and_without_side_effects(
     monkeypatch: pytest.MonkeyPatch, *, double: bool
 ) -> None:
     if not double:
-        monkeypatch.setattr(featx.heads.basis, "_DOUBLE_UP_TO", 0)
+        monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features, labels = samples_of(80, 12, 3)
     before = features.copy()
     first, second = (fit_linear(features, labels, 3, seed=1) for _ in range(2))

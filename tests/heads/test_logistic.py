@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-import featx.heads.logistic
-from featx.heads.basis import build_basis
-from featx.heads.folds import Division, stratified_folds
-from featx.heads.lbfgs import Stopping
-from featx.heads.logistic import Logistic, Problems
+import featx.heads.solvers.logistic
+from featx.heads.samples.folds import Division, stratified_folds
+from featx.heads.solvers.eigenbasis import build_basis
+from featx.heads.solvers.lbfgs import Stopping
+from featx.heads.solvers.logistic import Logistic, Problems
 
 
 def samples_of(
@@ -126,7 +126,7 @@ def test_the_size_of_a_block_does_not_show(monkeypatch: pytest.MonkeyPatch, rows
     problems = Problems(np.array([0.1]), np.array([-1]))
     variables = np.random.default_rng(0).normal(size=(1, samples.num_variables))
     whole = values_at(samples, problems, variables)
-    monkeypatch.setattr(featx.heads.logistic, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(featx.heads.solvers.logistic, "_BLOCK_ROWS", rows)
     assert values_at(samples, problems, variables)[0] == pytest.approx(whole[0])
     assert values_at(samples, problems, variables)[1] == pytest.approx(whole[1])
 

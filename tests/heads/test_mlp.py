@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ConfigError
-from featx.heads.folds import stratified_folds
 from featx.heads.head import apply_layers
-from featx.heads.linear import fit_linear
-from featx.heads.losses import SIGMOID, SQUARED, Softmax
 from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.mlp import Judges, MLPFit, fit_mlp, train_mlp
-from featx.heads.mlp_options import MLPOptions, parse_hidden
+from featx.heads.samples.folds import stratified_folds
+from featx.heads.solvers.linear import fit_linear
+from featx.heads.solvers.mlp import Judges, MLPFit, fit_mlp, train_mlp
+from featx.heads.solvers.mlp_options import MLPOptions, parse_hidden
+from featx.heads.tasks.losses import SIGMOID, SQUARED, Softmax
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
 

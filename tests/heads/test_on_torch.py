@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from featx.heads.dense import Networks, Setting
-from featx.heads.linear import fit_linear
-from featx.heads.mlp import fit_mlp
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.on_torch import TorchDevice
-from featx.heads.rows import ArrayRows, survey
-from featx.heads.streamed.linear import fit_linear_in_blocks
-from featx.heads.streamed.mlp import fit_mlp_in_blocks
+from featx.heads.samples.rows import ArrayRows, survey
+from featx.heads.solvers.linear import fit_linear
+from featx.heads.solvers.mlp import fit_mlp
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.networks import Networks, Setting
+from featx.heads.solvers.on_torch import TorchDevice
+from featx.heads.solvers.streamed_linear import fit_linear_in_blocks
+from featx.heads.solvers.streamed_mlp import fit_mlp_in_blocks
 
 DEVICE = TorchDevice("cpu")
 

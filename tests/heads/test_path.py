@@ -7,14 +7,14 @@ import logging
 import numpy as np
 import pytest
 
-from featx.heads import path as path_module
-from featx.heads.basis import build_basis
-from featx.heads.folds import Division, divide
 from featx.heads.head import apply_layers
-from featx.heads.lbfgs import Stopping
-from featx.heads.linear import STRENGTHS, fit_linear
-from featx.heads.logistic import Logistic, Problems
-from featx.heads.path import follow_path, with_all_samples
+from featx.heads.samples.folds import Division, divide
+from featx.heads.solvers import path as path_module
+from featx.heads.solvers.eigenbasis import build_basis
+from featx.heads.solvers.lbfgs import Stopping
+from featx.heads.solvers.linear import STRENGTHS, fit_linear
+from featx.heads.solvers.logistic import Logistic, Problems
+from featx.heads.solvers.path import follow_path, with_all_samples
 
 
 def many_classes(

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from featx.heads.folds import divide_to_leave_out
 from featx.heads.head import apply_layers, standardisation
-from featx.heads.linear import FIXED_STRENGTH, STRENGTHS
 from featx.heads.metrics import top_k_accuracy
-from featx.heads.ridge import fit_ridge
+from featx.heads.samples.folds import divide_to_leave_out
+from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
+from featx.heads.solvers.ridge import fit_ridge
 
 
 def samples_of(

@@ -11,7 +11,7 @@ import torch
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
 from featx.heads.metrics import top_k_accuracy
-from featx.heads.sgd import EpochScores, SGDOptions, fit_sgd
+from featx.heads.solvers.sgd import EpochScores, SGDOptions, fit_sgd
 
 QUICK = SGDOptions(learning_rate=0.05, epochs=4, step_size=2, batch_size=16)
 

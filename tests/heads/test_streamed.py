@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import featx.heads.basis
-from featx.heads.centroid import fit_centroid
+import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.linear import FIXED_STRENGTH, fit_linear
-from featx.heads.losses import SIGMOID, SOFTMAX, SQUARED, Loss
 from featx.heads.metrics import log_loss, top_k_accuracy
-from featx.heads.mlp import fit_mlp
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.ridge import fit_ridge
-from featx.heads.rows import ArrayRows, Survey, survey
-from featx.heads.sgd import SGDOptions, fit_sgd
-from featx.heads.streamed.centroid import fit_centroid_in_blocks
-from featx.heads.streamed.linear import fit_linear_in_blocks
-from featx.heads.streamed.mlp import fit_mlp_in_blocks
-from featx.heads.streamed.pools import pools_of
-from featx.heads.streamed.ridge import fit_ridge_in_blocks
-from featx.heads.streamed.selection import LEAST_KEPT, choose_judges, choose_kept
-from featx.heads.streamed.sgd import fit_sgd_in_blocks
+from featx.heads.samples.pools import pools_of
+from featx.heads.samples.rows import ArrayRows, Survey, survey
+from featx.heads.samples.selection import LEAST_KEPT, choose_judges, choose_kept
+from featx.heads.solvers.centroid import fit_centroid
+from featx.heads.solvers.linear import FIXED_STRENGTH, fit_linear
+from featx.heads.solvers.mlp import fit_mlp
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.ridge import fit_ridge
+from featx.heads.solvers.sgd import SGDOptions, fit_sgd
+from featx.heads.solvers.streamed_centroid import fit_centroid_in_blocks
+from featx.heads.solvers.streamed_linear import fit_linear_in_blocks
+from featx.heads.solvers.streamed_mlp import fit_mlp_in_blocks
+from featx.heads.solvers.streamed_ridge import fit_ridge_in_blocks
+from featx.heads.solvers.streamed_sgd import fit_sgd_in_blocks
+from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss
 
 NUM_CLASSES = 4
 
@@ -158,7 +158,7 @@ def test_features_far_from_zero_are_standardised_first(monkeypatch: pytest.Monke
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.1])
     kept = np.arange(0, 2000, 4)
     for cancels in (0, 1e9):  # always, never
-        monkeypatch.setattr(featx.heads.basis, "_LITTLE_CANCELS", cancels)
+        monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_LITTLE_CANCELS", cancels)
         found = surveyed(features, kept, 300)
         blocked = fit_linear_in_blocks(
             ArrayRows(features, 300), labels, NUM_CLASSES, found, strengths=[0.1]
@@ -208,7 +208,7 @@ def test_a_class_that_is_all_held_out() -> None:
 
 
 def test_many_features_are_solved_without_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featx.heads.rows.MOST_CORRELATED", 8)
+    monkeypatch.setattr("featx.heads.samples.rows.MOST_CORRELATED", 8)
     features, labels = samples_of()
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.01])
     found = surveyed(features, np.arange(500), 300)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featx.artifact import Header
 from featx.errors import SourceError
-from featx.heads.targets import Labels, header_as_read, read_targets, tag_names, value_names
+from featx.heads.tasks.targets import Labels, header_as_read, read_targets, tag_names, value_names
 
 
 def labels(*found: str) -> Labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featx.heads.task import TASKS, task_of, thresholds_of, unit_of
+from featx.heads.tasks.task import TASKS, task_of, thresholds_of, unit_of
 
 
 def test_heads_made_before_there_were_tasks_have_one_label() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import featx.heads.folds
-from featx.heads.folds import NUM_FOLDS, stratified_folds
+import featx.heads.samples.folds
 from featx.heads.head import apply_layers
-from featx.heads.linear import fit_linear
 from featx.heads.metrics import log_softmax
-from featx.heads.with_sklearn import fit_with_sklearn
+from featx.heads.samples.folds import NUM_FOLDS, stratified_folds
+from featx.heads.solvers.linear import fit_linear
+from featx.heads.solvers.with_sklearn import fit_with_sklearn
 
 
 def samples_of(
@@ -89,7 +89,7 @@ def test_classes_with_fewer_samples_than_folds(counts: list[int]) -> None:
 
 def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = samples_of(100, 4, 2)
-    monkeypatch.setattr(featx.heads.folds, "HOLDOUT_ABOVE", 50)
+    monkeypatch.setattr(featx.heads.samples.folds, "HOLDOUT_ABOVE", 50)
     fit = fit_with_sklearn(features, labels, 2, strengths=[0.01, 0.1])
     assert fit.num_folds == 1
     assert (stratified_folds(labels, NUM_FOLDS) == 0).sum() == 20

@@ -12,15 +12,15 @@ import pytest
 from headers import complete_header
 
 from featx.backbones.spec import BackboneSpec
+from featx.extraction import backbone
+from featx.extraction.options import ResolvedOptions
+from featx.features.existing import KnownRows
 from featx.features.file import verify_features
 from featx.features.journal import Journal
-from featx.features.known import KnownRows
 from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
-from featx.stages.extract import backbone
-from featx.stages.extract.options import ResolvedOptions
 
 
 class VerifyHere:
@@ -61,7 +61,7 @@ def _fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         return _built(plain, build)
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)
-    monkeypatch.setattr("featx.stages.extract.stage.start_verifier", VerifyHere)
+    monkeypatch.setattr("featx.stages.extract.start_verifier", VerifyHere)
 
 
 @pytest.fixture

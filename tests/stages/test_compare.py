@@ -14,7 +14,10 @@ from click.testing import CliRunner
 from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
 from featx.features.file import open_features
-from featx.stages.train import TrainOptions, compare, comparison, train_head
+from featx.stages import compare as comparison
+from featx.stages.compare import compare
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 OPTIONS = TrainOptions(strengths=(0.01, 0.1))
 

@@ -16,13 +16,14 @@ from PIL import Image
 from featx.classifier.session import open_classifier
 from featx.cli import main
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.splits import HeldOut
 from featx.heads.head import open_head
 from featx.images.decode import content_digest
 from featx.stages.evaluate import evaluate
 from featx.stages.export import export_onnx
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 from featx.stages.train import train_head
 
 

@@ -39,6 +39,7 @@ from featx.errors import (
     FeatxError,
     SourceError,
 )
+from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features import publish
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
@@ -47,8 +48,8 @@ from featx.features.records import Batch
 from featx.images.sources.folder import FolderSource
 from featx.images.sources.sample import stamp_of
 from featx.stages.check import check
-from featx.stages.extract import ExtractOptions, ExtractReport, extract
-from featx.stages.train.samples import choose_task
+from featx.stages.extract import extract
+from featx.training.samples import choose_task
 
 TINY = ExtractOptions(backbone="tiny", engine="torch", workers=1)  # batches one after the other
 

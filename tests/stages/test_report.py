@@ -19,8 +19,8 @@ import featx
 from featx.cli import main
 from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
 from featx.heads.metrics import NUM_BINS, expected_calibration_error
+from featx.reporting.summary import View, confused_pairs, map_features, reliability, view
 from featx.stages.report import ReportOptions, write_report
-from featx.stages.report.look import View, confused_pairs, map_features, reliability, view
 
 
 @pytest.fixture

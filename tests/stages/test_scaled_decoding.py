@@ -17,13 +17,14 @@ from featx.classifier.proof import Proof
 from featx.classifier.session import open_classifier
 from featx.cli import main
 from featx.errors import ArtifactMismatch, ConfigError
+from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import open_head
 from featx.images.decode import decode_image
 from featx.stages.check import CheckOptions, check
 from featx.stages.evaluate import evaluate
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 from featx.stages.predict import Predictor
 from featx.stages.train import train_head
 

@@ -12,7 +12,6 @@ import pytest
 
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
-from featx.heads.few_shot import FewShot
 from featx.heads.head import apply_layers, open_head, save_head
 from featx.heads.metrics import (
     MultiLabelMetrics,
@@ -22,10 +21,12 @@ from featx.heads.metrics import (
     scores_from_dict,
 )
 from featx.heads.metrics.multi_label import given_tags
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.thresholds import EVEN
+from featx.heads.samples.few_shot import FewShot
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.tasks.thresholds import EVEN
 from featx.stages.report import ReportOptions, write_report
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 WriteLabels = Callable[..., Path]
 MLP = MLPOptions(hidden=(16,), max_epochs=20, learning_rate=1e-2, batch_size=16)

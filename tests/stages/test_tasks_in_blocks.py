@@ -15,9 +15,10 @@ from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.heads.metrics import MultiLabelMetrics, RegressionMetrics, measure_for
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.targets import Labels, read_targets
-from featx.stages.train import TrainOptions, train_head
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.tasks.targets import Labels, read_targets
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 WriteCache = Callable[..., Path]
 _MLP = MLPOptions(hidden=(16,), max_epochs=12, learning_rate=0.01, batch_size=32)

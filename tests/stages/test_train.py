@@ -24,16 +24,18 @@ from featx.errors import (
     ConfigError,
     SourceError,
 )
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.schema import COLUMNS
-from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
-from featx.heads.linear import STRENGTHS, fit_linear
 from featx.heads.metrics import measure
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.sgd import EpochScores, SGDOptions
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.train import TrainOptions, train_head
+from featx.heads.samples.few_shot import FewShot
+from featx.heads.solvers.linear import STRENGTHS, fit_linear
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.sgd import EpochScores, SGDOptions
+from featx.stages.extract import extract
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 FIXED = TrainOptions(strengths=(0.01,))
 MLP = TrainOptions(head="mlp", mlp=MLPOptions(hidden=(8,), max_epochs=3))
@@ -335,7 +337,7 @@ def test_the_same_again_is_up_to_date_and_fits_nothing(
 ) -> None:
     first = train_head(cache, output, options)
     before = output.read_bytes(), output.stat().st_mtime_ns
-    monkeypatch.setattr("featx.stages.train.stage.fit_heads", None)
+    monkeypatch.setattr("featx.stages.train.fit_heads", None)
     again = train_head(cache, output, replace(options, overwrite=overwrite))
     assert again.is_unchanged
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
@@ -436,7 +438,7 @@ def test_an_existing_head_is_noticed_before_any_work(
     cache: Path, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output.write_bytes(b"")
-    monkeypatch.setattr("featx.stages.train.fitting.training_rows", None)
+    monkeypatch.setattr("featx.training.fitting.training_rows", None)
     with pytest.raises(ArtifactExists):
         train_head(cache, output, FIXED)
     with pytest.raises(ArtifactMissing):  # a typo is not hidden by it

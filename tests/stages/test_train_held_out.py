@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
-from featx.heads.linear import FIXED_STRENGTH
-from featx.heads.mlp_options import MLPOptions
-from featx.stages.train import TrainOptions, train_head
+from featx.heads.samples.few_shot import FewShot
+from featx.heads.solvers.linear import FIXED_STRENGTH
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 SOLVERS = {
     "lbfgs": TrainOptions(),

@@ -21,14 +21,15 @@ import featx.features.blocks
 import featx.features.publish
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
-from featx.heads.few_shot import FewShot
 from featx.heads.head import open_head
 from featx.heads.metrics import measure
-from featx.heads.mlp_options import MLPOptions
-from featx.heads.sgd import EpochScores, SGDOptions
-from featx.stages.train import TrainOptions, train_head
-from featx.stages.train.memory import free_memory, parse_memory
-from featx.stages.train.room import COPIES
+from featx.heads.samples.few_shot import FewShot
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.sgd import EpochScores, SGDOptions
+from featx.stages.train import train_head
+from featx.training.memory import free_memory, parse_memory
+from featx.training.options import TrainOptions
+from featx.training.resources import COPIES
 
 KINDS = {
     "lbfgs": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),

@@ -13,7 +13,7 @@ from featx.backbones.engines.engine import EngineName
 from featx.backbones.engines.with_torch import TorchEngine
 from featx.backbones.spec import BackboneSpec
 from featx.errors import BackboneError
-from featx.processes import Answer, Processes
+from featx.isolation.processes import Answer, Processes
 
 if TYPE_CHECKING:
     from featx.backbones.network import Network

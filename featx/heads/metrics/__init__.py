@@ -33,7 +33,7 @@ from featx.heads.metrics.single_label import (
     measure_judged,
     top_k_accuracy,
 )
-from featx.heads.task import Task
+from featx.heads.tasks.task import Task
 
 __all__ = [
     "NUM_BINS",

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.decisions import comparable, settled, share_right, top_class_is_settled
+from featx.classifier.agreement import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
 from featx.classifier.references import Reference, find_references, read_digests, references_of
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.splits import HeldOut
-from featx.heads.targets import Labels, read_targets
+from featx.heads.tasks.targets import Labels, read_targets
 from featx.images.decode import pixels_of
 from featx.images.read_ahead import read_ahead
 from featx.images.sources import ImageSource, open_source

@@ -17,7 +17,7 @@ from featx.artifact import (
 )
 from featx.backbones.spec import BackboneRequest, weights_file
 from featx.errors import ConfigError
-from featx.isolated import Limits, call_isolated
+from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> Ch
     from featx.classifier.staleness import find_features, staleness_of
     from featx.features.file import open_features
     from featx.heads.head import open_head
-    from featx.heads.targets import header_as_read
+    from featx.heads.tasks.targets import header_as_read
 
     head = open_head(path)
     own = find_features(head, path, features)
@@ -191,9 +191,9 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
         ArtifactError: The file cannot be read.
         SourceError: The source cannot be used.
     """
+    from featx.extraction.plan import make_plan, num_relabelled
+    from featx.features.existing import images_in_file
     from featx.features.file import open_features
-    from featx.features.known import images_in_file
-    from featx.features.plan import make_plan, num_relabelled
     from featx.images.sources import open_source
 
     file = open_features(path, verify=False)

@@ -13,8 +13,8 @@ from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_rep
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists, counted, printable
 from featx.features.file import FeatureFile
-from featx.heads.targets import Labels, read_targets
-from featx.heads.task import Task, task_of
+from featx.heads.tasks.targets import Labels, read_targets
+from featx.heads.tasks.task import Task, task_of
 from featx.images.preprocess import PreprocessSpec
 from featx.stages.export.snippets import snippets
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.decisions import comparable, trained_outputs
+from featx.classifier.agreement import comparable, trained_outputs
 from featx.classifier.proof import NUM_IMAGES, Hard
 from featx.classifier.references import read_digests
 from featx.classifier.staleness import (
@@ -22,7 +22,7 @@ from featx.classifier.staleness import (
 from featx.errors import ArtifactMissing, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
-from featx.heads.targets import Labels, read_targets
+from featx.heads.tasks.targets import Labels, read_targets
 from featx.images.decode import content_digest, pixels_of
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.read_ahead import read_ahead

@@ -23,8 +23,8 @@ from featx.artifact import (
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.spec import weights_file
 from featx.classifier.accuracy import measure_accuracy
+from featx.classifier.agreement import typical_size
 from featx.classifier.contract import Contract
-from featx.classifier.decisions import typical_size
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.precision import Precision
 from featx.classifier.proof import (

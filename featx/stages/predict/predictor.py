@@ -26,7 +26,7 @@ from featx.classifier.providers import Provider
 from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
-from featx.heads.task import Task
+from featx.heads.tasks.task import Task
 from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featx.heads.metrics import measure_for, scores_from_dict
-from featx.heads.task import TASKS, Task
+from featx.heads.tasks.task import TASKS, Task
 
 
 @pytest.mark.parametrize("task", TASKS)

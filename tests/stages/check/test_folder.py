@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.cli import main
 from featx.errors import ConfigError
+from featx.extraction.options import ExtractOptions
 from featx.stages.check import StatusReport, status
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.extract import extract
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 Photos = Callable[..., Path]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from featx.stages.extract import ExtractOptions, extract
+from featx.extraction.options import ExtractOptions
+from featx.stages.extract import extract
 from featx.stages.train import train_head
 
 

@@ -23,7 +23,8 @@ from featx.images.preprocess import PreprocessSpec
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.card import licence
 from featx.stages.export.snippets import snippets
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 INPUTS: Any = ("image", "crop", "tensor")

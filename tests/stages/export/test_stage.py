@@ -29,14 +29,16 @@ from featx.errors import (
     ParityError,
     SourceError,
 )
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
 from featx.stages.check import check
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.backbone import repeats_features
 from featx.stages.export.current import is_current
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.extract import extract
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 
 def test_the_file_answers_what_the_head_answers(trained: Any) -> None:

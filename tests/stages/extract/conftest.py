@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from featx.backbones.engines import EngineName
-from featx.stages.extract import stage
+from featx.stages import extract as stage
 
 
 class Arithmetic:

@@ -20,9 +20,10 @@ from featx.backbones import onnx_graph
 from featx.backbones.engines import OnnxEngine, TorchEngine, choice
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
 from featx.errors import BackboneError, ConfigError, ExportError
+from featx.extraction.backbone import LazyBackbone
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.extract.backbone import LazyBackbone
+from featx.stages.extract import extract
 
 Photos = Callable[..., Path]
 OTHER: dict[str, Any] = {"backbone": "tiny", "layer": "stage1"}  # comes with no graph
@@ -61,7 +62,7 @@ def test_a_graph_is_built_once(
         raise AssertionError
 
     monkeypatch.setattr(onnx_graph, "build_graph", never)
-    monkeypatch.setattr("featx.stages.extract.backbone.open_backbone", never)
+    monkeypatch.setattr("featx.extraction.backbone.open_backbone", never)
     extract(source, tmp_path / "second.h5", options)
     with h5py.File(tmp_path / "first.h5") as first, h5py.File(tmp_path / "second.h5") as second:
         assert (first["features"][:] == second["features"][:]).all()

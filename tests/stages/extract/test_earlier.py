@@ -15,9 +15,9 @@ import pytest
 
 from featx.artifact import Header
 from featx.errors import ArtifactInvalid, ArtifactMismatch, BackboneError, ConfigError, SourceError
+from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.features.file import open_features
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.extract.options import ResolvedOptions
+from featx.stages.extract import extract
 
 Photos = Callable[..., Path]
 TINY = ExtractOptions(backbone="tiny")

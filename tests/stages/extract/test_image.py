@@ -19,10 +19,12 @@ import pytest
 from PIL import Image
 
 from featx.errors import BadImages, ImageError
+from featx.extraction import crops as squares
+from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.journal import Journal
 from featx.images.sources.folder import FolderSource
-from featx.stages.extract import ExtractOptions, extract, squares
+from featx.stages.extract import extract
 
 OPTIONS = ExtractOptions(backbone="tiny", on_error="skip", workers=1)
 NAMES = ("ants/000.jpg", "ants/001.jpg", "bees/000.jpg")

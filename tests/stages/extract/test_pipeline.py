@@ -21,19 +21,15 @@ import PIL.Image
 import pytest
 
 from featx.errors import BackboneError, BadImages, ConfigError, SourceError
+from featx.extraction import batches, pipeline
+from featx.extraction import crops as squares
+from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
 from featx.images.decoders import Decoders, Outcome
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.stages.extract import (
-    ExtractOptions,
-    ExtractReport,
-    batches,
-    extract,
-    pipeline,
-    squares,
-    stage,
-)
+from featx.stages import extract as stage
+from featx.stages.extract import extract
 
 Photos = Callable[..., Path]
 Backbone = Callable[..., Any]

@@ -20,16 +20,18 @@ from featx.backbones.int8.calibrate import cosine
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.session import open_classifier
 from featx.errors import ArtifactMismatch, BackboneError, ConfigError, SourceError
+from featx.extraction import backbone as backbone_module
+from featx.extraction.backbone import LazyBackbone
+from featx.extraction.calibration import calibration_pixels
+from featx.extraction.options import ExtractOptions
+from featx.extraction.settings import Settings
 from featx.features.file import open_features
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import open_source
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import ExtractOptions, extract
-from featx.stages.extract import backbone as backbone_module
-from featx.stages.extract.backbone import LazyBackbone
-from featx.stages.extract.calibrate import calibration_pixels
-from featx.stages.extract.settings import Settings
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.extract import extract
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 from tests.stages.extract.test_backbone import HEAVY, modules_after
 
 Photos = Callable[..., Path]

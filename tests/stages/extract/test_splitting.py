@@ -13,9 +13,10 @@ from PIL import Image
 
 import featx
 from featx.errors import ConfigError
+from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.features.held_out import VAL
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 
 TINY = ExtractOptions(backbone="tiny")
 

@@ -10,8 +10,9 @@ from typing import Literal
 import pytest
 from PIL import Image
 
+from featx.extraction.options import ExtractOptions
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import ExtractOptions, extract
+from featx.stages.extract import extract
 from featx.stages.predict import Predictor
 from featx.stages.train import train_head
 

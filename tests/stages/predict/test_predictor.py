@@ -31,7 +31,8 @@ from featx.images.preprocess import resize
 from featx.stages.evaluate import evaluate
 from featx.stages.predict import Prediction, Predictor, find_images
 from featx.stages.predict import predictor as predictor_module
-from featx.stages.train import TrainOptions, train_head
+from featx.stages.train import train_head
+from featx.training.options import TrainOptions
 
 
 def test_every_way_to_give_an_image_gives_the_same_answer(

@@ -1,0 +1,237 @@
+"""The backbone of a run: built when somebody asks, so that a run without need never loads torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featx.artifact import describe_environment
+from featx.backbones.engines import (
+    Engine,
+    EngineName,
+    OnnxEngine,
+    SeveralEngine,
+    TorchEngine,
+    choose_engine,
+    resolve_device,
+    resolve_devices,
+)
+from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
+from featx.errors import BackboneError, ExportError
+from featx.extraction.options import ResolvedOptions
+
+if TYPE_CHECKING:
+    from featx.backbones.int8.calibration import Calibration
+    from featx.backbones.network import Network
+    from featx.backbones.spec import BackboneSpec
+    from featx.backbones.weights import Weights
+
+log = logging.getLogger(__name__)
+
+_NUM_COMPARED = 32
+
+
+class LazyBackbone:
+    """The network that the options ask for, and the engine that runs it.
+
+    Attributes:
+        seconds: That building or loading both took.
+    """
+
+    def __init__(self, options: ResolvedOptions) -> None:
+        self._options = options
+        # What it comes to in fp32 is remembered; the ranges of int8 depend on the source, too.
+        self._request = replace(options.request, precision="fp32")
+        self._found: Found | None = None
+        self._network: Network | None = None
+        self._engine: Engine | None = None
+        self.seconds = 0.0
+
+    @property
+    def device(self) -> str | None:
+        """What the engine runs on; None as long as there is none."""
+        return None if self._engine is None else self._engine.device
+
+    @property
+    def engine_name(self) -> str | None:
+        """The library that runs it; None as long as there is no engine."""
+        return None if self._engine is None else self._engine.name
+
+    def spec(self) -> BackboneSpec:
+        """Return what its features mean, in fp32 where int8 is yet to be calibrated.
+
+        Raises:
+            BackboneError: Backbone or weights cannot be used.
+            ConfigError: An option does not fit the backbone.
+        """
+        spec, precision = self._find().spec, self._options.precision
+        return spec if precision == "int8" else replace(spec, precision=precision)
+
+    def calibrated(self, pixels: np.ndarray) -> BackboneSpec:
+        """Return what its features mean in int8, calibrated with some images.
+
+        Args:
+            pixels: ``(n, size, size, 3)`` uint8.
+
+        Raises:
+            BackboneError: As ``spec``; it has nothing to quantise, or loses too much by it.
+            ConfigError: As ``spec``.
+            ExportError: The network has no graph.
+        """
+        from featx.backbones.int8.calibrate import calibrate, narrowed
+
+        with self._timed():
+            spec = self._find().spec
+            log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
+            graph = self._float_graph(spec)
+            some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
+            calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
+            spec = replace(spec, precision="int8", calibration=calibration)
+            keep_graph(spec, _quantised(graph, calibration))
+            return spec
+
+    def origin(self) -> str:
+        """Return where its weights are from. Raises as ``spec``."""
+        return self._find().origin
+
+    def is_for_gpu(self) -> bool:
+        """Return whether a GPU will run it, before there is an engine.
+
+        Raises:
+            ConfigError: The device is not there.
+        """
+        with self._timed():
+            return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
+
+    def engine(self, expected: BackboneSpec) -> Engine:
+        """Return what runs it.
+
+        Raises:
+            BackboneError: As ``spec``, or its features mean something else than expected.
+            ConfigError: As ``spec``, or the device is not there.
+            ExportError: The network has no graph, and ONNX Runtime was asked for.
+        """
+        with self._timed():
+            build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
+            self._engine = build(expected)
+            return self._engine
+
+    def environment(self) -> dict[str, str]:
+        """Return the versions and the device of the engine."""
+        library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
+        versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
+        return versions | {"device": str(self.device), "engine": str(self.engine_name)}
+
+    def _chosen(self) -> EngineName:
+        options = self._options
+        return choose_engine(options.engine, options.device, options.precision)
+
+    def _torch_engine(self, expected: BackboneSpec) -> Engine:
+        network, devices = self._build(expected), resolve_devices(self._options.device)
+        if len(devices) > 1:
+            log.info("Starting a process for each of %s.", ", ".join(devices))
+            return SeveralEngine(network, expected, devices=devices)
+        return TorchEngine(network, device=devices[0], precision=expected.precision)
+
+    def _onnx_engine(self, expected: BackboneSpec) -> Engine:
+        if expected.calibration is not None:
+            graph = read_graph(expected)
+            if graph is None:
+                graph = _quantised(self._float_graph(expected), expected.calibration)
+                keep_graph(expected, graph)
+            return OnnxEngine(graph)
+        try:
+            graph = self._float_graph(expected)
+        except ExportError as err:
+            if self._options.engine != "auto":
+                raise
+            log.warning("torch runs this backbone: %s", err)
+            return TorchEngine(self._build(expected), device="cpu")
+        return OnnxEngine(graph)
+
+    def _float_graph(self, expected: BackboneSpec) -> bytes:
+        """Return the graph in fp32, built where none is kept."""
+        spec = expected.in_float32
+        graph = read_graph(spec)
+        if graph is None:
+            from featx.backbones.onnx_graph import build_graph
+
+            network = self._build(spec)
+            log.info("Building the graph of %s for ONNX Runtime, once.", spec.backbone)
+            graph = build_graph(network, image_size=spec.preprocess.image_size)
+            keep_graph(spec, graph)
+        return graph
+
+    def _find(self) -> Found:
+        if self._found is None:
+            self._found = recall(self._request) or self._build_anew()
+        return self._found
+
+    def _build(self, expected: BackboneSpec) -> Network:
+        """Return the network, which must be the one whose features are expected."""
+        if self._network is None:
+            self._found = self._build_anew()
+        if self._find().spec != expected.in_float32 or self._network is None:
+            raise BackboneError(
+                f"The backbone {expected.backbone} is not the one that the features there are were "
+                "made with: its weights changed meanwhile."
+            )
+        return self._network
+
+    def _build_anew(self) -> Found:
+        with self._timed():
+            self._network, spec, weights = open_backbone(self._options)
+        found = Found(spec, weights.origin)
+        remember(self._request, found)
+        return found
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count what is done in here once, however many such blocks are in it."""
+        start, before = time.perf_counter(), self.seconds
+        try:
+            yield
+        finally:
+            self.seconds = before + time.perf_counter() - start
+
+
+def _quantised(graph: bytes, calibration: Calibration) -> bytes:
+    """Return what runs a graph in int8."""
+    from featx.backbones.int8.pixel_rows import with_pixel_rows
+    from featx.backbones.int8.quantize import quantize_graph
+
+    return with_pixel_rows(quantize_graph(graph, calibration))
+
+
+def open_backbone(options: ResolvedOptions) -> tuple[Network, BackboneSpec, Weights]:
+    """Return the frozen network that the options ask for.
+
+    Raises:
+        BackboneError: Backbone or weights cannot be used.
+        ConfigError: An option does not fit the backbone.
+    """
+    from featx.backbones.catalog import default_preprocess
+    from featx.backbones.network import build_network
+    from featx.backbones.weights import open_weights
+
+    weights = open_weights(
+        options.backbone, options.weights, seed=options.seed, progress=not options.quiet
+    )
+    scheme, _, name = weights.origin.partition(":")
+    own = default_preprocess(options.backbone, name if scheme == "torchvision" else None)
+    geometry = own.with_overrides(
+        image_size=options.image_size,
+        resize=options.resize,
+        crop=options.crop,
+        decode=options.decode,
+    )
+    network, spec = build_network(
+        options.backbone, weights, geometry, layer=options.layer, pool=options.pool
+    )
+    return network, spec, weights

@@ -1,0 +1,161 @@
+"""The account of the images that were not used: as an error, or as a file for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from featx.artifact import (
+    publishing,
+    require_apart,
+    require_no_links,
+    require_writable,
+    run_files,
+)
+from featx.backbones.spec import weights_file
+from featx.errors import ArtifactExists, BadImages, ConfigError, counted
+from featx.extraction.options import ExtractOptions, ResolvedOptions
+from featx.extraction.plan import Plan
+from featx.images.formats import extension_of, image_extensions
+from featx.images.sources import ImageSource
+
+log = logging.getLogger(__name__)
+
+_KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", "bad")).keys()
+
+
+def require_own_files(source: str | Path, output: Path, options: ExtractOptions) -> None:
+    """Check that the output is none of the files that an extraction reads.
+
+    A report that would replace a file of the run is not written. That costs no night's extraction:
+    here it is only said, ``account_for_bad`` raises, and the rows are kept.
+
+    Raises:
+        ConfigError: It is.
+        ArtifactExists: A file beside the output is a link.
+        ArtifactError: The output is a link that leads nowhere.
+    """
+    require_no_links(output)
+    require_apart({"the feature file": output}, _files_read(source, options))
+    if options.report:
+        try:
+            _require_own_report(options.report, source, output, options)
+        except ConfigError as err:
+            log.warning("No report will be written: %s", err)
+
+
+def _require_own_report(
+    report: Path, source: str | Path, output: Path, options: ExtractOptions
+) -> None:
+    """Check that a report is no other file of the run, and no image of the next one.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if extension_of(report.name) in image_extensions():
+        raise ConfigError(f"the report '{report}' is named like an image; give another path.")
+    require_apart({"the report": report}, _files_read(source, options) | run_files(output))
+
+
+def _files_read(source: str | Path, options: ExtractOptions) -> dict[str, Path]:
+    """Return the files that an extraction reads besides images, by what they are."""
+    read = {f"the source '{source}'": Path(source)}
+    if options.weights and (weights := weights_file(options.weights)):
+        read[f"the weights '{options.weights}'"] = weights
+    return read
+
+
+def require_report_path(path: Path) -> None:
+    """Check that a report may be written: the path is free, or holds an earlier report.
+
+    Raises:
+        ArtifactExists: Something else is there.
+        ArtifactError: It cannot be written.
+    """
+    require_writable(path, overwrite=True)
+    try:
+        earlier = json.loads(path.read_bytes())
+        is_report = isinstance(earlier, dict) and earlier.keys() == _KEYS
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        is_report = False
+    if not is_report:
+        raise ArtifactExists(
+            path, f"'{path}' exists, and is no earlier report. Give --report another path."
+        )
+
+
+def bad_images(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Return ``(sample_id, reason)`` of each image without a row, in source order."""
+    return tuple((plan.skipped[i].sample_id, plan.skipped[i].reason) for i in sorted(plan.skipped))
+
+
+def warn_of_passing(plan: Plan) -> None:
+    """Say which images are left out this time only, for reasons that do not lie in them."""
+    passing = [image for image in plan.skipped.values() if not image.is_permanent]
+    if passing:
+        log.warning(
+            "%s left out for reasons other than content, and will be tried again by "
+            "the next run: the first is '%s': %s",
+            *(
+                counted(len(passing), "image is", "images are"),
+                passing[0].sample_id,
+                passing[0].reason,
+            ),
+        )
+
+
+def too_many_are_bad(plan: Plan, options: ResolvedOptions) -> bool:
+    """Return whether more images are bad than may be left out."""
+    return options.on_error == "skip" and len(plan.skipped) > options.max_bad * len(plan.rows)
+
+
+def account_for_bad(
+    plan: Plan, images: ImageSource, output: Path, options: ResolvedOptions
+) -> None:
+    """Write the report that was asked for; raise if the bad images are no longer acceptable.
+
+    Raises:
+        BadImages: There are any and none may be, there are too many, or there is no other.
+        ConfigError: The report would replace another file of the run.
+        ArtifactError: The report cannot be written.
+    """
+    bad, total = bad_images(plan), len(plan.rows)
+    if options.report:
+        _require_own_report(options.report, images.uri, output, options)
+        _write(options.report, plan, images, output)
+    if not bad:
+        return
+    kept = f"{counted(int((plan.rows >= 0).sum()), 'other is', 'others are')} kept."
+    if len(bad) == total:
+        raise BadImages(bad, total, "None is left.")
+    if options.on_error == "fail":
+        raise BadImages(
+            bad,
+            total,
+            "Repair or remove them, or leave them out with --on-error skip, and run the command "
+            f"again: the {kept}",
+        )
+    if too_many_are_bad(plan, options):
+        raise BadImages(
+            bad,
+            total,
+            f"That is more than the {options.max_bad:.2%} allowed by --max-bad. Repair them or "
+            f"allow more, and run the command again: the {kept}",
+        )
+
+
+def _write(path: Path, plan: Plan, images: ImageSource, output: Path) -> None:
+    values = (
+        images.uri,
+        str(output),
+        len(plan.rows),
+        int((plan.rows >= 0).sum()),
+        dict(images.ignored),
+        [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
+    )
+    account = dict(zip(_KEYS, values, strict=True))
+    with publishing(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,224 @@
+"""What a user chooses about an extraction, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from featx.backbones.engines import EngineChoice, require_fit
+from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
+from featx.errors import ConfigError
+from featx.extraction.profile import Profile
+from featx.features.values import DType
+from featx.images.decode import MAX_PIXELS, check_max_pixels
+from featx.images.preprocess import Crop, Decode
+
+OnError = Literal["fail", "skip"]
+_CHOICES = {
+    "on_error": OnError,
+    "pool": Pool,
+    "decode": Decode,
+    "dtype": DType,
+    "engine": EngineChoice,
+    "precision": Precision,
+}
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What to extract and how.
+
+    None leaves an option as it is in the feature file that is brought up to date; in a new one, or
+    with ``overwrite``, or with another backbone, it takes the default of ``ResolvedOptions``.
+
+    Attributes:
+        backbone: Name in the catalog.
+        weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
+        layer: Node of the backbone's graph; by default the penultimate one.
+        pool: How maps or tokens become a vector.
+        image_size: Input of the backbone, pixels; by default the weights' own.
+        resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
+            ``image_size`` where that is given.
+        crop: ``"center"`` or ``"none"``; by default the weights' own.
+        decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
+            a half, a quarter or an eighth of their size.
+        dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
+        val_fraction: Share of each class's training images that become validation where the source
+            brings none, in [0, 0.5].
+        resplit: Choose the validation images anew; else the images of the file that is there keep
+            their split.
+        on_error: What images that cannot be used lead to: ``"fail"`` is an error that names them
+            all once the others are done, ``"skip"`` leaves them out.
+        max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
+        max_pixels: Images with more are not used.
+        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
+            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
+        seed: Of random weights.
+        report: JSON file that gets the account of every image that was not used.
+        verify_content: Recognise images by the hash of their content, not by size and time.
+        restart: Reuse nothing: neither the output nor an unfinished extraction.
+        overwrite: Replace a feature file that was made with other settings, or is damaged.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``; ``"cuda"`` is every GPU that torch sees.
+        engine: What runs the backbone: ``"torch"``, ``"onnxruntime"``, or ``"auto"``: ONNX Runtime
+            on the CPU, torch on a GPU.
+        batch_size: Images per forward pass; None takes what suits engine and image size.
+        workers: Threads that decode and run the backbone; beside a GPU each has a process that
+            decodes. None takes one per core.
+        quiet: No download bar.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    layer: str | None = None
+    pool: Pool | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    crop: Crop | None = None
+    decode: Decode | None = None
+    dtype: DType | None = None
+    val_fraction: float | None = None
+    resplit: bool = False
+    on_error: OnError | None = None
+    max_bad: float | None = None
+    max_pixels: int | None = None
+    report: Path | None = None
+    verify_content: bool = False
+    restart: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    engine: EngineChoice = "auto"
+    precision: Precision | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    seed: int | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in (None, *get_args(choices)):
+                raise ConfigError(
+                    f"{name.replace('_', ' ')} must be one of {', '.join(get_args(choices))}; "
+                    f"got '{value}'."
+                )
+        for name in ("batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1; got {value}.")
+        if self.max_bad is not None and not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
+        if self.max_pixels is not None:
+            check_max_pixels(self.max_pixels)
+        require_fit(self.precision or "fp32", self.engine, self.device)
+
+    def resolved(self, recorded: Mapping[str, Any] = MappingProxyType({})) -> ResolvedOptions:
+        """Return the options with nothing left open.
+
+        Args:
+            recorded: Those that the file there was made with; empty for a new one.
+
+        Raises:
+            ConfigError: Two of them do not go together.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
+            raise ConfigError("--max-bad needs --on-error skip; by default no image may be bad.")
+        return ResolvedOptions(**{**recorded, **given})
+
+
+@dataclass(frozen=True)
+class ResolvedOptions(ExtractOptions):
+    """The options of a run, none left open; None here leaves a value to the weights.
+
+    Attributes are those of ``ExtractOptions``, with their defaults.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "default"
+    pool: Pool = "auto"
+    decode: Decode = "full"
+    dtype: DType = "float32"
+    val_fraction: float = 0.2
+    on_error: OnError = "fail"
+    max_bad: float = 1.0
+    max_pixels: int = MAX_PIXELS
+    precision: Precision = "fp32"
+    seed: int = 0
+
+    @property
+    def request(self) -> BackboneRequest:
+        """What is asked of the backbone."""
+        return BackboneRequest(
+            backbone=self.backbone,
+            weights=self.weights,
+            layer=self.layer,
+            pool=self.pool,
+            image_size=self.image_size,
+            resize=self.resize,
+            crop=self.crop,
+            decode=self.decode,
+            seed=self.seed,
+            precision=self.precision,
+        )
+
+    @property
+    def handling(self) -> dict[str, Any]:
+        """What a file keeps for its next update beside its settings, JSON values."""
+        return {name: getattr(self, name) for name in ("val_fraction", "on_error", "max_bad")}
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction made.
+
+    Attributes:
+        path: The feature file.
+        spec: What its features mean.
+        classes: Class names in index order.
+        split_sizes: Rows of each split that has any.
+        num_unlabelled: Rows without a label.
+        ignored: Files that were skipped because they are no images, by kind.
+        skipped: ``(sample_id, reason)`` of images left out.
+        num_extracted: Rows that the backbone made in this run.
+        num_duplicates: Images that got the row of another with the same content.
+        num_resumed: Images taken over from an unfinished extraction.
+        num_new: Images that the file did not have before; 0 where there was no file.
+        num_changed: Images whose content was another before.
+        num_removed: Images of the file that the source has no more.
+        num_relabelled: Images that the file had with another class, split or group.
+        num_animated: Animations and multi-page images read in this run; their first frame counts.
+        is_unchanged: The file was as it should be, and was left alone.
+        seconds: From the first image to the published file, without loading the backbone.
+        device: What the backbone ran on; None where it did not have to.
+        engine: What ran it: ``"torch"`` or ``"onnxruntime"``; None where nothing had to.
+        profile: Where the time went; None where the backbone did not have to run.
+    """
+
+    path: Path
+    spec: BackboneSpec
+    classes: tuple[str, ...]
+    split_sizes: dict[str, int]
+    num_unlabelled: int
+    ignored: Mapping[str, int]
+    skipped: tuple[tuple[str, str], ...]
+    num_extracted: int
+    num_duplicates: int
+    num_resumed: int
+    num_new: int
+    num_changed: int
+    num_removed: int
+    num_relabelled: int
+    num_animated: int
+    is_unchanged: bool
+    seconds: float
+    device: str | None
+    engine: str | None
+    profile: Profile | None
+
+    @property
+    def num_images(self) -> int:
+        """Rows of the feature file."""
+        return sum(self.split_sizes.values())

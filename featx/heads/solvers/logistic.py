@@ -1,0 +1,344 @@
+"""Logistic regressions on the same samples, evaluated side by side.
+
+For strength ``C`` the objective is
+
+    weighted mean over samples of -log softmax(W x + b)[label]  +  |W|² / (2 C S)
+
+with ``S`` the sum of the sample weights, which are 1 unless classes are weighted. That is
+scikit-learn's divided by ``C S``. With two classes scikit-learn has one row of weights where there
+are two here, and its ``2 C`` is ``C`` here.
+
+Of tags that don't exclude each other the first term is the sum of their log losses; the optimum is
+then that of a scikit-learn model with strength ``C`` for each tag.
+
+Problems differ in strength and in the fold left out. One pass over the features serves all of them:
+a block of rows is multiplied with the weights of every problem while it is in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featx.heads.head import Layer
+from featx.heads.samples.folds import Division, HeldOut
+from featx.heads.solvers.device import Device, LogisticPass
+from featx.heads.solvers.eigenbasis import Basis, StandardisedRows
+from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping, minimise
+from featx.heads.tasks.losses import SOFTMAX, LogisticLoss
+
+_BLOCK_ROWS = 2048
+_BLOCK_VALUES = 2**24
+_MEMORY_BYTES = 2**29
+_MAX_PAIRS = 30
+_ROWS_FOR_CURVATURE = 4096
+_VALUES_FOR_CURVATURE = 2**23
+_NOISE = 4
+"""Roundings that the objective may be off by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """Which problems are solved together.
+
+    Attributes:
+        strengths: ``C`` of each, ``(P,)``.
+        left_out: Fold that is not trained on, ``(P,)``; -1 for none.
+    """
+
+    strengths: np.ndarray
+    left_out: np.ndarray
+
+
+class Logistic:
+    """Samples with labels, on which problems are solved.
+
+    Variables of a problem are ``(num_classes, rank + 1)``: weights in the basis, then the bias.
+
+    Args:
+        basis: Of the samples.
+        labels: ``(N,)`` in ``[0, num_classes)``.
+        num_classes: Number of outputs.
+        weights: Of each sample, ``(N,)``, above 0.
+        division: Who is held out when; None where nobody is.
+        device: What the products run on; None for numpy.
+        loss: Of what labels are: classes, or with ``SIGMOID`` tags ``(N, num_classes)``.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        labels: np.ndarray,
+        num_classes: int,
+        *,
+        weights: np.ndarray,
+        division: Division | None = None,
+        loss: LogisticLoss = SOFTMAX,
+        device: Device | None = None,
+    ) -> None:
+        self.loss = loss
+        self._basis, self._all_labels, self._all_weights = basis, labels, weights
+        self._device = device
+        self._x: np.ndarray | StandardisedRows = basis.samples
+        self._labels, self._weights = labels, weights
+        self._fold = division.fold if division else np.zeros(len(labels), np.int64)
+        self.num_classes = num_classes
+        self._on_device: Any = self._x
+        if not isinstance(self._x, np.ndarray):
+            return
+        if division and len(division.judged) == 1:  # the others train every time
+            rows = np.flatnonzero(self._fold != division.judged[0])
+            self._x, self._fold = self._x[rows], self._fold[rows]
+            self._labels, self._weights = labels[rows], weights[rows]
+        self._on_device = device.hold(self._x) if device else self._x
+
+    @property
+    def num_variables(self) -> int:
+        """Variables of a problem."""
+        return self.num_classes * (len(self._basis.variances) + 1)
+
+    @property
+    def multiplications(self) -> int:
+        """Of a pass for one problem."""
+        return int(np.prod(self._x.shape)) * self.num_classes
+
+    def class_means(self, left_out: np.ndarray) -> np.ndarray:
+        """Return the mean in the basis of each class's samples that are trained on.
+
+        Args:
+            left_out: Fold that is not, ``(P,)``.
+
+        Returns:
+            ``(P, num_classes, rank)`` float64; 0 where there are none.
+        """
+        x, means = self._x, []
+        if not isinstance(x, np.ndarray):
+            raise TypeError("these samples are read block by block")
+        for fold in left_out:
+            rows = np.flatnonzero(self._fold != fold)
+            rows = rows[np.argsort(self._labels[rows], kind="stable")]
+            there, start, counts = np.unique(
+                self._labels[rows], return_index=True, return_counts=True
+            )
+            sums = np.zeros((self.num_classes, x.shape[1]))
+            for first in range(0, x.shape[1], 256):
+                columns = slice(first, first + 256)
+                sums[there, columns] = np.add.reduceat(x[rows, columns], start)
+            sums[there] /= counts[:, None]
+            means.append(self._basis.from_samples(sums))
+        return np.stack(means)
+
+    def of_classes(self, classes: np.ndarray, division: Division) -> tuple[Logistic, Division]:
+        """Return the problem of telling some classes apart, and its division.
+
+        Args:
+            classes: Ascending, ``(m,)``.
+            division: Of all samples, which are in memory.
+        """
+        rows = np.flatnonzero(np.isin(self._all_labels, classes))
+        fold = division.fold[rows]
+        own = Division(fold, np.intersect1d(fold, division.judged))
+        few = Logistic(
+            replace(self._basis, samples=self._basis.samples_at(rows)),
+            np.searchsorted(classes, self._all_labels[rows]),
+            len(classes),
+            weights=self._all_weights[rows],
+            division=own,
+            loss=self.loss,
+            device=self._device,
+        )
+        return few, own
+
+    @property
+    def is_double(self) -> bool:
+        """Whether a pass is in float64."""
+        return self._x.dtype == np.float64
+
+    def _totals(self, left_out: np.ndarray) -> np.ndarray:
+        """Return the sum of the trained samples' weights for each fold left out, ``(P,)``."""
+        return np.array([self._weights[self._fold != fold].sum() for fold in left_out])
+
+    def penalties(self, problems: Problems) -> np.ndarray:
+        """Return the factor of ``|W|² / 2`` in each objective, ``(P,)``."""
+        penalties: np.ndarray = 1 / (problems.strengths * self._totals(problems.left_out))
+        return penalties
+
+    def solve(
+        self,
+        problems: Problems,
+        *,
+        start: np.ndarray,
+        stopping: Stopping,
+        curvature: Sequence[Pairs] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Minimum:
+        """Return the optimum of each problem.
+
+        Args:
+            problems: What to solve.
+            start: Variables to start from, ``(P, num_variables)``.
+            stopping: When a problem is done.
+            curvature: Of similar problems, their penalties made these problems'.
+            progress: Called after each iteration with the number of passes so far.
+        """
+        totals = self._totals(problems.left_out)
+        penalties = 1 / (problems.strengths * totals)
+        inverse = 1 / self._diagonal(start, penalties)
+
+        def objective(variables: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._evaluate(
+                variables, penalties[which], totals[which], problems.left_out[which]
+            )
+
+        pair_bytes = 16 * start.size
+        return minimise(
+            objective,
+            start,
+            inverse_diagonal=inverse,
+            stopping=replace(stopping, noise=_NOISE * float(np.finfo(self._x.dtype).eps)),
+            curvature=curvature,
+            memory=max(3, min(_MAX_PAIRS, _MEMORY_BYTES // pair_bytes)),
+            progress=progress,
+        )
+
+    def with_penalty(self, curvature: Sequence[Pairs], change: np.ndarray) -> tuple[Pairs, ...]:
+        """Return what is known of the Hessians ``(P,)`` once each penalty has changed so much."""
+        adapted = []
+        for pairs, difference in zip(curvature, change, strict=True):
+            shift = np.full((self.num_classes, len(self._basis.variances) + 1), difference)
+            shift[:, -1] = 0
+            adapted.append([(s, y + shift.reshape(-1) * s) for s, y in pairs])
+        return tuple(adapted)
+
+    def _diagonal(self, variables: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+        """Return roughly the diagonal of each Hessian, ``(P, num_variables)``.
+
+        A class's probability varies by ``p (1 - p)``; its mean is taken of some of the samples.
+        """
+        some = self._x if isinstance(self._x, np.ndarray) else self._x.some
+        weight, bias = self._unpack(variables)
+        p, k, _ = weight.shape
+        count = max(128, min(_ROWS_FOR_CURVATURE, _VALUES_FOR_CURVATURE // (p * k)))
+        some = some[:: -(-len(some) // count)]
+        z = (some @ weight.reshape(p * k, -1).T).T.reshape(p, k, -1) + bias[:, :, None]
+        curvature = self.loss.curvature(z)  # (p, k)
+        rank = len(self._basis.variances)
+        diagonal = np.empty((p, k, rank + 1))
+        diagonal[:, :, :rank] = curvature[:, :, None] * self._basis.variances
+        diagonal[:, :, :rank] += penalties[:, None, None]
+        diagonal[:, :, rank] = curvature
+        return diagonal.reshape(p, -1)
+
+    def _unpack(self, variables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return weights ``(p, num_classes, width)`` for the samples and biases, in their type."""
+        shaped = variables.reshape(len(variables), self.num_classes, -1)
+        weight = self._basis.to_samples(shaped[:, :, :-1])
+        return weight.astype(self._x.dtype), shaped[:, :, -1].astype(self._x.dtype)
+
+    def _evaluate(
+        self, variables: np.ndarray, penalties: np.ndarray, totals: np.ndarray, skip: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = self._unpack(variables)
+        p, k, width = weight.shape
+        columns, offset = np.ascontiguousarray(weight.reshape(p * k, width).T), bias.reshape(-1, 1)
+        blocks = None
+        if not isinstance(self._x, np.ndarray):
+            columns, offset, blocks = self._x.for_product(columns, offset)
+        one: LogisticPass
+        if self._device:
+            one = self._device.logistic_pass(columns, offset, p)
+        else:
+            one = _Pass(columns, offset, p, self.loss)
+        for rows, x in self._parts(p, blocks):
+            one.add(x, self._labels[rows], self._share(rows, totals, skip))
+        losses, by_weight, by_bias = one.result()
+        if not isinstance(self._x, np.ndarray):
+            by_weight = self._x.gradient(by_weight, by_bias)
+        own = variables.reshape(p, k, -1)[:, :, :-1]
+        gradient = np.empty((p, k, own.shape[2] + 1))
+        gradient[:, :, :-1] = self._basis.from_samples(by_weight.reshape(p, k, width))
+        gradient[:, :, :-1] += penalties[:, None, None] * own
+        gradient[:, :, -1] = by_bias
+        values = losses + 0.5 * penalties * (own * own).sum((1, 2))
+        return values, gradient.reshape(p, -1)
+
+    def _share(self, rows: slice, totals: np.ndarray, skip: np.ndarray) -> np.ndarray:
+        """Return each sample's share of each problem's loss, ``(p, n)``; 0 where left out."""
+        share = self._weights[rows] / totals[:, None]
+        return np.where(self._fold[rows] == skip[:, None], 0, share).astype(self._x.dtype)
+
+    def _parts(
+        self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]] | None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield samples, a few at a time: of the blocks, or of those in memory."""
+        fitting = _BLOCK_VALUES // (num_problems * self.num_classes)
+        step = max(128, min(_BLOCK_ROWS, fitting))
+        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._on_device)
+        for where, x in blocks or [whole]:
+            for start in range(where.start, where.stop, step):
+                stop = min(start + step, where.stop)
+                yield slice(start, stop), x[start - where.start : stop - where.start]
+
+    def held_out(self, variables: np.ndarray, division: Division) -> tuple[HeldOut, np.ndarray]:
+        """Return what each fold's solution says of the samples it left out, and their weights.
+
+        Args:
+            variables: Of each judged fold, ``(num_folds, num_variables)``.
+            division: The one the samples came with.
+        """
+        rows = [np.flatnonzero(division.fold == fold) for fold in division.judged]
+        logits = [
+            self.logits(of_fold, self._basis.samples_at(row))
+            for row, of_fold in zip(rows, variables, strict=True)
+        ]
+        row = np.concatenate(rows)
+        return HeldOut(
+            np.concatenate(logits), self._all_labels[row], len(division.judged)
+        ), self._all_weights[row]
+
+    def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Return what one problem's variables ``(num_variables,)`` say of ``(n, width)`` samples.
+
+        Returns:
+            ``(n, num_classes)``.
+        """
+        weight, bias = self._unpack(variables[None])
+        logits: np.ndarray = samples @ weight[0].T + bias[0]
+        return logits
+
+    def layer(self, variables: np.ndarray) -> Layer:
+        """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
+        shaped = variables.reshape(self.num_classes, -1)
+        return self._basis.layer(shaped[:, :-1], shaped[:, -1])
+
+
+class _Pass:
+    """One evaluation of many problems, summed over blocks of samples in float64.
+
+    Args:
+        columns: Weights of all problems' classes, ``(width, p * k)``.
+        offset: Their biases, ``(p * k, 1)``.
+        num_problems: ``p``.
+        loss: Of what labels are.
+    """
+
+    def __init__(
+        self, columns: np.ndarray, offset: np.ndarray, num_problems: int, loss: LogisticLoss
+    ) -> None:
+        self._columns, self._offset, self._loss = columns, offset, loss
+        self._losses, self._by_weight = np.zeros(num_problems), np.zeros(columns.shape[::-1])
+        self._by_bias = np.zeros((num_problems, columns.shape[1] // num_problems))
+
+    def add(self, x: np.ndarray, labels: np.ndarray, share: np.ndarray) -> None:
+        z = self._columns.T @ x.T  # (p * k, n)
+        z += self._offset
+        z = z.reshape(*self._by_bias.shape, -1)  # (p, k, n)
+        self._losses += self._loss.residual_in_place(z, labels, share)
+        self._by_weight += z.reshape(len(self._by_weight), -1) @ x
+        self._by_bias += z.sum(2)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._losses, self._by_weight, self._by_bias

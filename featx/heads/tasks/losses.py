@@ -1,0 +1,259 @@
+"""Loss functions, one for each task.
+
+All three end alike: the gradient of a sample's loss by its outputs is what the head says minus what
+is true. ``Softmax`` has one class for each sample, ``Sigmoid`` tags that don't exclude each other,
+``Squared`` numbers. A loss also divides samples into those that are trained on and held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from featx.heads.metrics.multi_label import binary_log_loss
+from featx.heads.metrics.single_label import log_loss
+from featx.heads.samples.folds import (
+    HOLDOUT_ABOVE,
+    NUM_FOLDS,
+    Division,
+    divide,
+    divide_samples,
+    stratified_folds,
+)
+from featx.heads.samples.tag_folds import fold_by_tags
+
+_FEWER_PARTS = (5, 2)
+"""Of samples so few that one part of more would have nothing to compare."""
+
+
+class Loss(Protocol):
+    """A loss of outputs, its gradient, and which samples are held out."""
+
+    def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Return the gradient of each sample's loss by its outputs ``(m, n, k)``, in place."""
+
+    def mean(
+        self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
+    ) -> float:
+        """Return the loss that is reported, of outputs ``(N, k)``: a mean over samples."""
+
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of targets, ``(N,)`` or ``(N, k)``, are held out when; None for none."""
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return which samples one part of several holds out, ``(N,)`` bool; perhaps none."""
+
+
+class LogisticLoss(Loss, Protocol):
+    """A loss whose linear heads are solved to the optimum, with folds to choose the strength."""
+
+    def residual_in_place(
+        self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
+    ) -> np.ndarray:
+        """Turn outputs ``(p, k, n)`` into shares of the loss's gradient; return losses, ``(p,)``.
+
+        Args:
+            z: Outputs of some problems for some samples.
+            targets: Of the samples.
+            share: What each sample counts in each problem, ``(p, n)``.
+        """
+
+    def curvature(self, z: np.ndarray) -> np.ndarray:
+        """Return the second derivative by each output, mean of samples, ``(p, k)``; rough.
+
+        Args:
+            z: Outputs ``(p, k, n)``; they are overwritten.
+        """
+
+    def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
+        """Return the share of outputs ``(N, k)`` that are right; None where none alone can be."""
+
+
+class Softmax:
+    """Log loss of one class for each sample; targets are class indices ``(N,)``."""
+
+    def residual_in_place(
+        self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
+    ) -> np.ndarray:
+        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
+        at = np.arange(z.shape[2])
+        z -= z.max(axis=1, keepdims=True)
+        own = z[:, targets, at]  # (p, n)
+        np.exp(z, out=z)
+        total = z.sum(axis=1)
+        losses: np.ndarray = np.einsum("pn,pn->p", share, np.log(total) - own, dtype=np.float64)
+        z *= (share / total)[:, None]
+        z[:, targets, at] -= share
+        return losses
+
+    def curvature(self, z: np.ndarray) -> np.ndarray:
+        """Return the second derivative by each output, ``(p, k)``.
+
+        It is the same for all classes, whose probabilities trade with each other.
+        """
+        k = z.shape[1]
+        z = _softmax_in_place(z, axis=1)
+        mean = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
+        return np.repeat(mean[:, None], k, axis=1)
+
+    def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
+        error = _softmax_in_place(z, axis=-1)
+        error[:, np.arange(len(targets)), targets] -= 1
+        return error
+
+    def mean(
+        self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
+    ) -> float:
+        """Return the mean loss of outputs ``(N, k)``."""
+        return log_loss(outputs, targets, weights=weights)
+
+    def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
+        """Return the share of outputs ``(N, k)`` that are right."""
+        return float((outputs.argmax(axis=1) == targets).mean())
+
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of targets ``(N,)`` are held out when; None for none."""
+        return divide(targets, groups=groups, seed=seed)
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return who is held out, ``(N,)`` bool: of two classes at least, never all of one."""
+        return _first_part(
+            lambda parts: stratified_folds(targets, parts, groups=groups, seed=seed) == 0,
+            num_parts,
+            lambda held_out: len(np.unique(targets[held_out])) > 1,
+        )
+
+
+class Sigmoid:
+    """Sum over tags of their log losses; targets are tags ``(N, k)``, 0 or 1."""
+
+    def residual_in_place(
+        self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
+    ) -> np.ndarray:
+        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
+        has = targets.T.astype(z.dtype)
+        small = np.exp(-np.abs(z))
+        loss = np.maximum(z, 0)
+        loss += np.log1p(small)
+        loss -= has * z
+        losses: np.ndarray = np.einsum("pn,pkn->p", share, loss, dtype=np.float64)
+        np.divide(np.where(z >= 0, 1, small), 1 + small, out=z)
+        z -= has
+        z *= share[:, None]
+        return losses
+
+    def curvature(self, z: np.ndarray) -> np.ndarray:
+        """Return the second derivative by each output, ``(p, k)``."""
+        likely = _sigmoid_in_place(z)
+        curvature: np.ndarray = np.clip((likely * (1 - likely)).mean(axis=2), 1e-3, 1)
+        return curvature
+
+    def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
+        error = _sigmoid_in_place(z)
+        error -= targets
+        return error
+
+    def mean(
+        self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
+    ) -> float:
+        """Return the mean loss of outputs ``(N, k)``; a mean over tags, too."""
+        return binary_log_loss(outputs, targets, weights=weights)
+
+    def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
+        """Return None: of outputs ``(N, k)``, tags have no single right answer."""
+        return None
+
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of tags ``(N, k)`` are held out when; None for none."""
+        folds = fold_by_tags(targets, NUM_FOLDS, groups=groups, seed=seed)
+        judged = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
+        division = Division(folds, np.intersect1d(folds, judged))
+        return division if _some_tag_varies(targets[division.held_out]) else None
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return who is held out, ``(N,)`` bool; never all that have, or all that lack, a tag."""
+        return _first_part(
+            lambda parts: fold_by_tags(targets, parts, groups=groups, seed=seed) == 0,
+            num_parts,
+            lambda held_out: _some_tag_varies(targets[held_out]),
+        )
+
+
+class Squared:
+    """Half the squared error, summed over targets; these are numbers ``(N, k)``."""
+
+    def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
+        z -= targets
+        return z
+
+    def mean(
+        self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
+    ) -> float:
+        """Return the squared error of outputs ``(N, k)``, a mean over samples and targets."""
+        squared = np.square(outputs.astype(np.float64) - targets).mean(axis=1)
+        return float(np.average(squared, weights=weights))
+
+    def divide(
+        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
+    ) -> Division | None:
+        """Return which of numbers ``(N, k)`` are held out when, at random; None for none."""
+        return divide_samples(np.zeros(len(targets), np.int64), groups=groups, seed=seed)
+
+    def hold_out(
+        self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
+    ) -> np.ndarray:
+        """Return who is held out, ``(N,)`` bool; at random."""
+        alike = np.zeros(len(targets), np.int64)
+        held_out: np.ndarray = stratified_folds(alike, num_parts, groups=groups, seed=seed) == 0
+        return held_out
+
+
+SOFTMAX = Softmax()
+SIGMOID = Sigmoid()
+SQUARED = Squared()
+
+
+def _first_part(
+    part_of: Callable[[int], np.ndarray], num_parts: int, enough: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """Return the first of so many parts ``(N,)`` bool, of fewer and larger ones where need be."""
+    for parts in (num_parts, *_FEWER_PARTS):
+        held_out = part_of(parts)
+        if enough(held_out):
+            return held_out
+    return np.zeros_like(held_out)
+
+
+def _some_tag_varies(tags: np.ndarray) -> bool:
+    """Return whether some samples ``(n, num_tags)`` have a tag that others lack."""
+    return bool(len(tags)) and bool((np.ptp(tags, axis=0) > 0).any())
+
+
+def _softmax_in_place(z: np.ndarray, *, axis: int) -> np.ndarray:
+    z -= z.max(axis=axis, keepdims=True)
+    np.exp(z, out=z)
+    z /= z.sum(axis=axis, keepdims=True)
+    return z
+
+
+def _sigmoid_in_place(z: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(z))
+    np.divide(np.where(z >= 0, 1, small), 1 + small, out=z)
+    return z

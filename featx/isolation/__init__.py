@@ -1,0 +1,1 @@
+"""Child processes: one call under limits, and workers that answer messages."""

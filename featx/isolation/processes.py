@@ -1,0 +1,234 @@
+"""Processes that answer: bytes there and bytes back, again and again.
+
+For work that threads of one process cannot share, because it needs Python's lock or a device of its
+own. What may crash on a file is called in ``featx.isolation.call``, once and under limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+import featx.errors
+from featx.errors import FeatxError
+
+Answer = Callable[[bytes], bytes]
+"""Called in a process with each message; its ``FeatxError`` is raised where the message is from."""
+Begin = Callable[[Callable[[], bytes]], Answer]
+"""Called once in a process, with what gives it the messages to begin with, in turn."""
+
+_HOME = Path(featx.errors.__file__).parents[1]
+_FRUGAL = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1"
+)
+"""Each thread of a pool, and each thread's own heap, would take address space from the content."""
+_DONE, _FAILED = b"+", b"-"
+
+
+def child_environment() -> dict[str, str]:
+    """Return an environment for a child: this featx is found first, and one thread is enough."""
+    folders = [str(_HOME), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.environ | _FRUGAL | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+class Processes:
+    """Some processes that do the same; a message goes to the next that is free, and to it alone.
+
+    They start at the same time and are gone once it is closed, or with this object or the process
+    that has it.
+
+    Args:
+        target: ``"package.module:function"``, a ``Begin``.
+        beginnings: For each process its first messages.
+        names: Of the processes, for errors: "for cuda:0".
+        error: What is raised where one fails.
+        advice: What to do should one have ended, as a part of a sentence.
+        descriptors: Of open files that the processes have, too, under the same numbers.
+
+    Raises:
+        FeatxError: A process does not start; of the type ``error``.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        beginnings: Sequence[Sequence[bytes]],
+        *,
+        names: Sequence[str],
+        error: type[FeatxError],
+        advice: str,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self._error, self._advice = error, advice
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self.processes = list[_Process]()
+        self._stop = weakref.finalize(self, _stop, self.processes)
+        for name in names:
+            try:
+                self.processes.append(_Process(target, name, descriptors))
+            except OSError as err:
+                raise error(f"Cannot start a process {name}: {err.strerror}.") from err
+        for process, messages in zip(self.processes, beginnings, strict=True):
+            for message in messages:
+                process.send(message)
+            self._idle.put(process)
+
+    def wait(self) -> None:
+        """Wait until all of them have begun, which ``ask`` does for the one it takes.
+
+        Raises:
+            FeatxError: One has not; of the type ``error``.
+        """
+        for process in self.processes:
+            self._receive(process, begun=False)
+
+    def close(self) -> None:
+        """End them, whatever they are at; nobody may wait for an answer."""
+        self._stop()
+
+    def ask(self, message: bytes | memoryview) -> memoryview:
+        """Return the answer of the next process that is free.
+
+        Raises:
+            FeatxError: It failed, or is gone; of the type ``error``.
+        """
+        process = self._idle.get()
+        try:
+            self._receive(process, begun=False)
+            process.send(message)
+            return self._receive(process)
+        finally:
+            self._idle.put(process)
+
+    def _receive(self, process: _Process, *, begun: bool = True) -> memoryview:
+        try:
+            answer = process.receive() if begun else process.begin()
+        except (EOFError, OSError) as err:
+            raise self._error(
+                f"The process {process.name} ended ({process.cause()}). Run the command again to "
+                f"go on; {self._advice}."
+            ) from err
+        if answer[:1] != _DONE:
+            raise self._error(str(answer[1:], "utf-8", "replace"))
+        return answer[1:]
+
+
+class _Process:
+    """A process, and this end of the line to it."""
+
+    def __init__(self, target: str, name: str, descriptors: Sequence[int]) -> None:
+        self.name = name
+        self._begun: memoryview | None = None
+        self._line, other = Pipe()
+        command = (
+            f"from featx.isolation.processes import serve; serve({other.fileno()}, {target!r})"
+        )
+        own_end, self._lifeline = os.pipe()  # closed when this process ends, however it does
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", command],
+                stdin=own_end,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(other.fileno(), *descriptors),
+                env=child_environment(),
+                process_group=0,  # Ctrl-C is for the caller
+            )
+        except OSError:
+            os.close(self._lifeline)
+            raise
+        finally:
+            other.close()
+            os.close(own_end)
+        self.pid = self._process.pid
+
+    def send(self, message: bytes | memoryview) -> None:
+        """Hand over a message; that nobody takes it shows where the answer is read."""
+        with contextlib.suppress(OSError):
+            self._line.send_bytes(message)
+
+    def begin(self) -> memoryview:
+        """Return what it said once it had begun. Raises as ``receive``."""
+        if self._begun is None:
+            self._begun = self.receive()
+        return self._begun
+
+    def receive(self) -> memoryview:
+        """Return the next answer.
+
+        Raises:
+            EOFError: The process is gone.
+            OSError: Likewise.
+        """
+        return memoryview(self._line.recv_bytes())
+
+    def cause(self) -> str:
+        """Return what ended it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        status = self._process.returncode
+        if status is not None and status < 0:
+            return signal.Signals(-status).name
+        return f"exit code {status}"
+
+    def stop(self) -> None:
+        """End the process and wait until it is gone."""
+        self._line.close()
+        self._process.kill()
+        self._process.wait()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+def _stop(processes: Sequence[_Process]) -> None:
+    for process in processes:
+        process.stop()
+
+
+# --- in the process -----------------------------------------------------------------------------
+
+
+def end_with_caller(descriptor: int) -> bool:
+    """Ask the kernel to end this process when the other end closes; False if it has already.
+
+    SIGIO's default ends a process even where a library hangs and no line of Python runs any more.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, 1) != b""
+    except BlockingIOError:  # nothing to read, so it is still open
+        return True
+
+
+def serve(descriptor: int, target: str) -> None:
+    """Be the process: begin, then answer messages until the line ends, or the caller."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller
+    if not end_with_caller(0):
+        return
+    module, _, name = target.partition(":")
+    begin: Begin = getattr(importlib.import_module(module), name)
+    with Connection(descriptor) as line, contextlib.suppress(EOFError, OSError):
+        try:
+            answer, told = begin(line.recv_bytes), _DONE
+        except FeatxError as err:
+            line.send_bytes(_FAILED + str(err).encode())
+            return
+        while True:
+            line.send_bytes(told)
+            message = line.recv_bytes()
+            try:
+                told = _DONE + answer(message)
+            except FeatxError as err:
+                told = _FAILED + str(err).encode()

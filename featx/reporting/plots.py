@@ -1,0 +1,186 @@
+"""The figures of the page, as SVG. The only place that loads matplotlib."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featx.errors import ConfigError, printable
+from featx.reporting.summary import Map, Reliability, View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_CONFUSION_CLASSES = 40
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+_STYLE: Any = {
+    "svg.fonttype": "none",  # real text: any script, small files, and it can be searched
+    "svg.hashsalt": "featx",  # the same figure is the same file
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#4a5568",
+    "axes.grid": True,
+    "grid.color": "#edf2f7",
+    "axes.axisbelow": True,
+}
+
+
+def plot_confusion(seen: View, classes: Sequence[str]) -> str:
+    """Return the confusion matrix, each row in shares of its class."""
+    totals = seen.confusion.sum(axis=1, keepdims=True)
+    shares = seen.confusion / np.maximum(totals, 1)
+    count = len(classes)
+    side = max(3.4, 1.6 + 0.34 * count)
+    figure, axes = _figure(side, side)
+    axes.grid(visible=False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(count), [_short(name) for name in classes], rotation=90)
+    axes.set_yticks(range(count), [_short(name) for name in classes])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    if count <= MAX_CONFUSION_CLASSES // 2:
+        for (row, column), number in np.ndenumerate(seen.confusion):
+            if number:
+                colour = "white" if shares[row, column] > 0.5 else "#2d3748"
+                axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
+    return _svg(figure, f"Confusion matrix of {count} classes")
+
+
+def plot_reliability(bins: Reliability) -> str:
+    """Return how often predictions of each probability are right, and how many there are."""
+    figure, axes = _figure(4.6, 3.8)
+    edges = np.linspace(0, 1, len(bins.counts) + 1)
+    filled = bins.counts > 0
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfect")
+    axes.bar(
+        edges[:-1][filled],
+        bins.accuracy[filled],
+        width=np.diff(edges)[filled],
+        align="edge",
+        color=_BLUE,
+        alpha=0.85,
+        edgecolor="white",
+        label="right",
+    )
+    axes.plot(
+        bins.confidence[filled], bins.accuracy[filled], "o", color=_ORANGE, label="mean of a bin"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability given", ylabel="share that is right")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    return _svg(figure, "Reliability diagram")
+
+
+def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield how each strength of a linear head did where it was judged, with a caption.
+
+    Nothing where only one was tried, or none. Log loss and accuracy of logistic regression are of
+    held-out samples; ridge has its leave-one-out error.
+    """
+    path = choice.get("path", ())
+    if len(path) < 2:
+        return
+    measure, name = ("error", "left-out") if "error" in path[0] else ("log_loss", "held-out")
+    what = f"{name} {'squared error' if measure == 'error' else 'log loss'}"
+    strengths = [point["strength"] for point in path]
+    figure, axes = _figure(4.6, 3.8)
+    axes.plot(strengths, [point[measure] for point in path], "o-", color=_BLUE, markersize=4)
+    axes.set(xscale="log", xlabel="C, inverse L2 strength", ylabel=what)
+    axes.yaxis.label.set_color(_BLUE)
+    axes.axvline(choice["strength"], color=_GREY, linestyle="--", linewidth=1)
+    if path[0]["top1"] is not None:
+        other = axes.twinx()
+        other.grid(visible=False)
+        other.spines["right"].set_visible(True)
+        other.plot(strengths, [point["top1"] for point in path], "s-", color=_ORANGE, markersize=4)
+        other.set_ylabel(f"{name} top-1", color=_ORANGE)
+    title = f"Regularisation path; C = {choice['strength']:g} was chosen"
+    yield _svg(figure, title), f"Chosen by the {what}: C = {choice['strength']:g}."
+
+
+def plot_values(true: np.ndarray, said: np.ndarray, name: str) -> str:
+    """Return what a head says over what is true, ``(n,)`` each."""
+    figure, axes = _figure(4.6, 3.8)
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+    axes.scatter(true, said, s=14, color=_BLUE, alpha=0.6, linewidths=0, rasterized=len(true) > 500)
+    axes.set(xlabel=f"true {_short(name)}", ylabel="what the head says")
+    return _svg(figure, f"{printable(name)}: said over true")
+
+
+def plot_map(plane: Map, seen: View, classes: Sequence[str]) -> str:
+    """Return the samples on a plane, coloured by label; mistakes are ringed."""
+    from matplotlib import colormaps
+
+    labels, predicted = seen.labels[plane.chosen], seen.predicted[plane.chosen]
+    present = np.unique(labels)
+    colours = colormaps["tab10" if len(present) <= 10 else "turbo"]
+    figure, axes = _figure(5.6, 4.2)
+    axes.grid(visible=False)
+    axes.set(xticks=[], yticks=[])
+    for number, label in enumerate(present.tolist()):
+        colour = colours(number if len(present) <= 10 else number / (len(present) - 1))
+        points = plane.points[labels == label]
+        axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=14,
+            color=colour,
+            alpha=0.75,
+            linewidths=0,
+            rasterized=len(labels) > 500,
+            label=_short(classes[label]),
+        )
+    wrong = plane.points[labels != predicted]
+    axes.scatter(
+        wrong[:, 0], wrong[:, 1], s=36, facecolors="none", edgecolors="#1a202c", linewidths=0.8
+    )
+    if len(present) <= 20:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _svg(figure, "Map of the features")
+
+
+def require_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError as err:
+        raise ConfigError("Figures need matplotlib: pip install 'featx[report]'.") from err
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of a size in inches, without matplotlib's global state."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """Return a figure as an element of a page."""
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters its own font lacks; the browser has them
+        figure.savefig(file, format="svg", dpi=144, metadata={"Date": None, "Title": title})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _short(name: str) -> str:
+    """Return a class name as a label: not too long, and no formula to matplotlib."""
+    shown = printable(name)
+    return (shown if len(shown) <= 24 else f"{shown[:23]}…").replace("$", r"\$")

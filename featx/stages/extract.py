@@ -1,0 +1,355 @@
+"""The stage itself: lock the output, compare, go on where work is left, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featx.artifact import Header
+from featx.backbones.engines import Engine
+from featx.errors import SourceError, counted
+from featx.extraction.backbone import LazyBackbone
+from featx.extraction.bad_images import (
+    account_for_bad,
+    bad_images,
+    require_own_files,
+    require_report_path,
+    too_many_are_bad,
+    warn_of_passing,
+)
+from featx.extraction.options import ExtractOptions, ExtractReport, ResolvedOptions
+from featx.extraction.pipeline import Extracted, run_backbone, start_decoders
+from featx.extraction.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
+from featx.extraction.resume import find_earlier, recorded_source
+from featx.extraction.settings import Settings, settle
+from featx.extraction.splitting import Splitting, brings_validation
+from featx.features.existing import KnownRows
+from featx.features.journal import Journal
+from featx.features.lock import locked
+from featx.features.publish import publish_features, start_verifier
+from featx.images.decoders import Decoders
+from featx.images.sources import (
+    SPLITS,
+    ImageSource,
+    open_source,
+    warn_of_odd_classes,
+    warn_of_split_groups,
+)
+from featx.isolation.call import IsolatedCall
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and the number of all."""
+
+
+def extract(
+    source: str | Path | None,
+    output: str | Path,
+    options: ExtractOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ExtractReport:
+    """Write the features of a source's images to an HDF5 file, or bring that file up to date.
+
+    Rows there are already, in the file or in the log of an unfinished extraction, are kept where
+    image and settings are the same. Whatever ends a run, the next one goes on from there. Options
+    that are not given are those that the file was made with.
+
+    Args:
+        source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``; None takes
+            the one that the output was made from.
+        output: The feature file.
+        options: Backbone, preprocessing and the rest.
+        progress: Called after each batch.
+
+    Raises:
+        SourceError: The source is missing, empty or malformed; or a process that decodes images
+            does not start, or is gone.
+        BadImages: Images cannot be used (with ``on_error="skip"``: more than ``max_bad`` of them);
+            what was made of the others is kept.
+        BackboneError: Backbone or weights cannot be used, or give NaN or infinite features.
+        ConfigError: An option does not fit.
+        ArtifactBusy: Another process is writing the output.
+        ArtifactMismatch: The output, or an unfinished extraction, was made with other settings.
+        ArtifactError: The output is something else, or cannot be written.
+    """
+    given, output = options or ExtractOptions(), Path(output)
+    images = _open_source(source, output)  # nothing is made before it is accepted
+    require_own_files(images.uri, output, given)
+    with locked(output):
+        earlier = find_earlier(output, given)
+        options = earlier.resolve(given)
+        if options.report:
+            require_report_path(options.report)
+        splitting = Splitting.of(images, earlier.file, given, options)
+        options = replace(options, val_fraction=splitting.fraction)
+        start, backbone = time.perf_counter(), LazyBackbone(options)
+        settings = settle(options, images, earlier.settings, backbone)
+        file = earlier.file_for(settings, options)
+        with Journal(output, num_features=settings.spec.num_features) as journal:
+            if options.restart or not (journal.num_rows or earlier.has_log_for(settings)):
+                journal.begin({})  # a log of nothing but bad images holds nobody up
+            earlier.require_log_for(settings, journal.num_images)
+            known = KnownRows(file, journal)
+            retry = earlier.had_lower_limit(settings)
+            run = _Run(output, images, options, settings, known, backbone, splitting, retry)
+            try:
+                report = run.finish(progress)
+            except KeyboardInterrupt as stop:
+                if journal.num_images:
+                    stop.add_note(
+                        f"{counted(journal.num_images, 'image is', 'images are')} kept in "
+                        f"'{journal.path}'; run the same command again to go on."
+                    )
+                raise
+            journal.remove()
+    return replace(report, seconds=time.perf_counter() - start - backbone.seconds)
+
+
+def _open_source(source: str | Path | None, output: Path) -> ImageSource:
+    if source is not None:
+        return open_source(str(source), output=output)
+    recorded = recorded_source(output)
+    try:
+        return open_source(recorded, output=output)
+    except SourceError as err:
+        raise SourceError(
+            f"{err} '{output}' was made from it. If the images were moved, give their new place, "
+            "with --verify-content."
+        ) from err
+
+
+class _Found(NamedTuple):
+    """What there was before anything was done."""
+
+    num_resumed: int
+    rows: np.ndarray
+    touched: frozenset[int]
+    is_unchanged: bool
+
+
+class _Filled(NamedTuple):
+    """What the backbone did."""
+
+    num_rows: int = 0
+    extracted: Extracted | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run works with."""
+
+    output: Path
+    images: ImageSource
+    options: ResolvedOptions
+    settings: Settings
+    known: KnownRows
+    backbone: LazyBackbone
+    splitting: Splitting
+    retry_skipped: bool
+
+    def finish(self, progress: Progress | None) -> ExtractReport:
+        """Do what is left to do, publish if anything changed, and tell."""
+        file, journal, options = self.known.file, self.known.journal, self.options
+        samples = self.images.samples
+        warn_of_odd_classes(
+            self.images.uri, self.images.classes, samples, has_tags=self.images.has_tags
+        )
+        warn_of_split_groups(self.images.uri, samples)
+        begun = journal.settings or {}
+        if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
+            log.info("The list of images has changed since the unfinished extraction was begun.")
+        plan = make_plan(
+            self.images,
+            self.known.images(),
+            file,
+            verify_content=options.verify_content,
+            retry_skipped=self.retry_skipped,
+            workers=options.workers,
+        )
+        found = _Found(
+            num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
+            rows=plan.rows.copy(),
+            touched=frozenset(plan.touched.tolist()),
+            is_unchanged=file is not None
+            and self._is_noted_in(file.header)
+            and is_current(file, plan, samples, self.images.classes)
+            and self.splitting.is_current(file, plan.rows),
+        )
+        num_bytes = 4 * len(samples) * self.settings.spec.num_features
+        with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
+            filled = self._fill(plan, progress)
+            account_for_bad(plan, self.images, self.output, options)
+            warn_of_passing(plan)
+            if verifier:
+                digests = self.known.digests()
+                splits = self.splitting.splits(plan.rows, digests)
+                self.splitting.warn_of_labels(plan.rows, digests, splits)
+                self._publish(plan, splits, verifier)
+            elif file:
+                splits = self.splitting.own.copy()
+                splits[plan.rows >= 0] = file.splits
+        return self._report(plan, splits, found, filled)
+
+    def _is_noted_in(self, header: Header) -> bool:
+        """Return whether a file says what the next update is to know; old ones say less."""
+        settings = self.settings
+        noted = {name: getattr(settings, name) for name in ("source", "weights", "max_pixels")}
+        noted |= self.options.handling
+        return all(header.details.get(name, value) == value for name, value in noted.items())
+
+    def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
+        """Bring the log to where the plan has nothing left to do."""
+        journal, left = self.known.journal, len(plan.todo())
+        if not left and not len(plan.touched):
+            return _Filled()
+        with self._decoders(left) as decoders:
+            engine = self.backbone.engine(self.settings.spec) if left else None
+            if not journal.num_images:
+                journal.begin(self._record())
+            keep_touched(plan, self.images, self.known)
+            return self._extract(plan, engine, decoders, progress) if engine else _Filled()
+
+    def _decoders(self, num_images: int) -> AbstractContextManager[Decoders | None]:
+        """Return what gives the processes that decode, where there are to be any."""
+        if not num_images or not self.backbone.is_for_gpu():
+            return nullcontext()
+        decoders = start_decoders(num_images, self.settings.spec.preprocess, self.options)
+        return closing(decoders) if decoders else nullcontext()
+
+    def _extract(
+        self, plan: Plan, engine: Engine, decoders: Decoders | None, progress: Progress | None
+    ) -> _Filled:
+        """Run the backbone over what the plan has left to do."""
+        journal, left = self.known.journal, len(plan.todo())
+        scheme, _, seed = self.settings.weights.partition(":")
+        if scheme == "random":
+            log.warning(
+                "Random weights (seed %s): features are a baseline, not a pretrained one.", seed
+            )
+
+        def after_batch(num_images: int) -> None:
+            nonlocal left
+            left -= num_images
+            if too_many_are_bad(plan, self.options):
+                account_for_bad(plan, self.images, self.output, self.options)
+            if progress:
+                progress(len(plan.rows) - left, len(plan.rows))
+
+        first_row = journal.num_rows
+        extracted = run_backbone(
+            engine,
+            self.images,
+            self.known,
+            plan,
+            preprocessing=self.settings.spec.preprocess,
+            options=self.options,
+            decoders=decoders,
+            after_batch=after_batch,
+        )
+        num_rows = journal.num_rows - first_row - extracted.num_duplicates
+        return _Filled(num_rows, extracted)
+
+    def _report(
+        self, plan: Plan, splits: np.ndarray, found: _Found, filled: _Filled
+    ) -> ExtractReport:
+        samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
+        others = set(np.flatnonzero(plan.rows >= self.known.num_in_file).tolist()) - found.touched
+        file = self.known.file
+        before = set(file.sample_ids) if file else set()
+        extracted = filled.extracted
+        num_changed = sum(samples[i].sample_id in before for i in others)
+        return ExtractReport(
+            path=self.output,
+            spec=self.settings.spec,
+            classes=self.images.classes,
+            split_sizes=_split_sizes(splits[kept]),
+            num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
+            ignored=self.images.ignored,
+            skipped=bad_images(plan),
+            num_extracted=filled.num_rows,
+            num_resumed=found.num_resumed,
+            num_new=len(others) - num_changed if file else 0,
+            num_changed=num_changed,
+            num_removed=plan.num_removed,
+            num_relabelled=num_relabelled(
+                file, found.rows, samples, self.images.classes, splits=splits
+            )
+            if file
+            else 0,
+            num_duplicates=extracted.num_duplicates if extracted else 0,
+            num_animated=extracted.num_animated if extracted else 0,
+            is_unchanged=found.is_unchanged,
+            seconds=0.0,
+            device=self.backbone.device,
+            engine=self.backbone.engine_name,
+            profile=extracted.profile if extracted else None,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Return that of this run, or of the earlier ones if the backbone had nothing to do."""
+        if self.backbone.device is None:
+            return dict(self.settings.environment)
+        return self.backbone.environment()
+
+    def _record(self) -> dict[str, Any]:
+        """Return record 0 of a log."""
+        return {
+            "settings": replace(self.settings, environment=self._environment()).to_dict(),
+            "handling": self.options.handling,
+            "num_samples": len(self.images.samples),
+            "sample_ids_sha256": self._list_digest(),
+        }
+
+    def _list_digest(self) -> str:
+        """Return the sha256 of the list of images."""
+        digest = hashlib.sha256()
+        for sample in self.images.samples:
+            digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    def _publish(self, plan: Plan, splits: np.ndarray, verifier: IsolatedCall) -> None:
+        header = Header(
+            kind="features",
+            spec=self.settings.spec.to_dict(),
+            classes=self.images.classes,
+            details={
+                "source": self.settings.source,
+                "weights": self.settings.weights,
+                "request": self.settings.request,
+                "dtype": self.settings.dtype,
+                "max_pixels": self.settings.max_pixels,
+                "splits": list(SPLITS),
+                **self.options.handling,
+                "own_validation": brings_validation(self.splitting.own),
+                "label_kind": "tags" if self.images.has_tags else "classes",
+                "ignored": dict(self.images.ignored),
+                "skipped": [image.to_list() for _, image in sorted(plan.skipped.items())],
+            },
+            environment=self._environment(),
+        )
+        publish_features(
+            self.output,
+            header,
+            self.known,
+            samples=self.images.samples,
+            splits=splits,
+            rows=plan.rows,
+            verifier=verifier,
+            dtype=self.options.dtype,
+            overwrite=True,
+        )
+
+
+def _split_sizes(splits: np.ndarray) -> dict[str, int]:
+    sizes = np.bincount(splits, minlength=len(SPLITS)).tolist()
+    return {split: size for split, size in zip(SPLITS, sizes, strict=True) if size}

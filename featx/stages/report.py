@@ -1,0 +1,216 @@
+"""The stage itself: open, look, draw, write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from featx.artifact import (
+    describe_environment,
+    fingerprint_of,
+    publishing,
+    require_apart,
+    require_replaceable,
+    run_files,
+)
+from featx.classifier.staleness import Staleness, find_features, open_features_of
+from featx.errors import ArtifactMissing, ConfigError, SourceError
+from featx.features.file import FeatureFile
+from featx.heads.head import Head, open_head
+from featx.heads.metrics import Scores, measure_for
+from featx.heads.tasks.targets import Labels, Targets, read_targets
+from featx.heads.tasks.task import Task
+from featx.images.sources import SPLITS, ImageSource, open_source
+from featx.reporting.classes import tell_classes
+from featx.reporting.numbers import tell_numbers
+from featx.reporting.page import Story, is_page_of, render
+from featx.reporting.pictures import Pictures
+from featx.reporting.plots import require_matplotlib
+from featx.reporting.summary import MapKind, Subject
+from featx.reporting.tags import tell_tags
+
+log = logging.getLogger(__name__)
+
+_TELL: dict[Task, Callable[[Subject], Story]] = {
+    "single-label": tell_classes,
+    "multi-label": tell_tags,
+    "regression": tell_numbers,
+}
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    Attributes:
+        features: The feature file; None takes the one that the head was trained on.
+        source: The images; None takes those that the features were made from.
+        split: The one to look at closely; None takes validation, or else test, or else training.
+        map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``; of a head of
+            classes.
+        num_mistakes: Mistakes that are shown as pictures.
+        stale: Report on a head although the rows that trained it have changed; the page says so.
+        overwrite: Has no effect: an earlier report is replaced anyway, another file never.
+    """
+
+    features: Path | None = None
+    source: str | None = None
+    split: str | None = None
+    map: MapKind = "pca"
+    num_mistakes: int = 24
+    stale: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in (None, *SPLITS):
+            raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got '{self.split}'.")
+        if self.map not in get_args(MapKind):
+            raise ConfigError(
+                f"map must be one of {', '.join(get_args(MapKind))}; got '{self.map}'."
+            )
+        if self.num_mistakes < 0:
+            raise ConfigError(f"num mistakes must be at least 0; got {self.num_mistakes}.")
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """What became of a report.
+
+    Attributes:
+        path: The page.
+        is_unchanged: The page there was made from the same with the same options, and was left as
+            it is.
+        replaced: What was replaced, in a few words; empty where nothing was.
+    """
+
+    path: Path
+    is_unchanged: bool = False
+    replaced: str = ""
+
+
+def write_report(
+    head: str | Path, output: str | Path, options: ReportOptions | None = None
+) -> ReportPage:
+    """Write one HTML page about a head, pictures included.
+
+    An earlier report is replaced; one that was made from the same is left as it is.
+
+    Args:
+        head: The head file.
+        output: The page.
+        options: What it shows.
+
+    Raises:
+        ArtifactError: Head or features cannot be used, do not belong together, or the output
+            is something else than a report.
+        ArtifactMismatch: The rows that trained the head have changed, and ``stale`` is not set.
+        SourceError: There are no labelled images in the split.
+        ConfigError: An option is out of range, or matplotlib is not installed.
+    """
+    options, output = options or ReportOptions(), Path(output)
+    require_matplotlib()
+    trained = open_head(head)
+    read = {f"the head '{head}'": Path(head)}
+    read |= run_files(find_features(trained, Path(head), options.features))
+    if options.source is not None:
+        read[f"the source '{options.source}'"] = Path(options.source)
+    require_apart({"the report": output}, read)
+    cache, staleness = _open_features(trained, Path(head), options)
+    targets = _read_targets(trained, cache)
+    split, rows = _choose_split(cache, targets, options)
+    exists = require_replaceable(output, "page")
+    made_from = _made_from(trained, cache, options)
+    if exists and is_page_of(output, made_from):
+        return ReportPage(output, is_unchanged=True)
+    pictures = Pictures(cache, _open_images(cache, options))
+    subject = Subject(
+        head=trained,
+        cache=cache,
+        metrics=_metrics(trained, cache, targets),
+        split=split,
+        rows=rows,
+        targets=targets.values[rows],
+        pictures=pictures,
+        map=options.map,
+        num_mistakes=options.num_mistakes,
+    )
+    story = _TELL[trained.task](subject)
+    # With a picture missing, the page is to be made again when it may be there.
+    page = render(
+        trained.header,
+        story,
+        staleness=staleness,
+        made_from="" if pictures.num_missing else made_from,
+    )
+    with publishing(output, overwrite=exists) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return ReportPage(output, replaced="an earlier report" if exists else "")
+
+
+def _made_from(head: Head, cache: FeatureFile, options: ReportOptions) -> str:
+    """Return the sha256 of what decides a page."""
+    chosen = {name: str(value) for name, value in asdict(options).items() if name != "overwrite"}
+    inputs = {"head": head.sha256, "features": cache.inputs_sha256, "options": chosen}
+    return fingerprint_of(inputs | describe_environment("matplotlib"))
+
+
+def _open_features(
+    head: Head, head_path: Path, options: ReportOptions
+) -> tuple[FeatureFile, Staleness]:
+    path = find_features(head, head_path, options.features)
+    if not path.exists():
+        raise ArtifactMissing(
+            path, f"The feature file '{path}' is not there. Give it with --features."
+        )
+    return open_features_of(head, path, allow_stale=options.stale)
+
+
+def _read_targets(head: Head, cache: FeatureFile) -> Targets:
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    return read_targets(head.task, labels, names=head.classes)
+
+
+def _choose_split(
+    cache: FeatureFile, targets: Targets, options: ReportOptions
+) -> tuple[str, np.ndarray]:
+    """Return the split to look at, and its labelled rows.
+
+    Raises:
+        SourceError: There are none.
+    """
+    for split in (options.split,) if options.split else ("val", "test", "train"):
+        rows = cache.rows(split)
+        rows = rows[targets.labelled[rows]]
+        if len(rows):
+            return split, rows
+    raise SourceError(f"'{cache.path}' has no labelled images in its {options.split} split.")
+
+
+def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | None:
+    """Return where the pictures come from; a report can do without."""
+    if not options.num_mistakes:
+        return None
+    try:
+        return open_source(options.source or str(cache.header.details["source"]))
+    except SourceError as err:
+        if options.source:
+            raise
+        log.warning("No pictures: %s Give the images with --source.", err)
+        return None
+
+
+def _metrics(head: Head, cache: FeatureFile, targets: Targets) -> dict[str, Scores]:
+    scores = {}
+    for split in SPLITS:
+        rows = cache.rows(split)
+        rows = rows[targets.labelled[rows]]
+        outputs = head.logits(cache.features[rows])
+        measured = measure_for(head.task, outputs, targets.values[rows], thresholds=head.thresholds)
+        if measured:
+            scores[split] = measured
+    return scores

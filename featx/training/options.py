@@ -1,0 +1,180 @@
+"""What a user chooses, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from featx.errors import ConfigError
+from featx.heads.calibration import Calibration
+from featx.heads.head import Head
+from featx.heads.metrics import Scores
+from featx.heads.samples.few_shot import FewShot, FewShotScores
+from featx.heads.samples.weights import ClassWeight
+from featx.heads.solvers.linear import STRENGTHS
+from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.sgd import SGDOptions
+from featx.heads.tasks.task import TASKS, Task
+from featx.training.memory import parse_memory
+
+HeadKind = Literal["linear", "mlp"]
+Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
+TaskChoice = Literal["auto"] | Task
+
+_SOLVERS: dict[Task, tuple[Solver, ...]] = {  # the default first
+    "single-label": get_args(Solver),
+    "multi-label": ("lbfgs",),
+    "regression": ("ridge",),
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Which head to fit and how.
+
+    Attributes:
+        task: How labels are read: one class each, tags separated by ``|``, or numbers; ``"auto"``
+            reads tags where any label has a ``|``, else classes.
+        head: ``"linear"`` or ``"mlp"``.
+        solver: Of a linear head: logistic regression by featx's own L-BFGS or by scikit-learn,
+            ridge on one-hot targets, nearest centroid by cosine, or the tutorials' SGD. None takes
+            the first, for numbers ridge; tags and numbers know no other.
+        strengths: Values of ``C`` (inverse L2 strength, as scikit-learn's) to choose from; for
+            ``lbfgs``, ``sklearn`` and ``ridge``.
+        mlp: Shape and training of an MLP head.
+        sgd: The recipe of ``sgd``.
+        class_weight: What a sample counts, by the name of its class, 1 where there is none;
+            ``"balanced"`` lets every class count the same; None counts each sample once.
+        few_shot: Train on a few samples of each class, on several draws; the head of the first is
+            written.
+        calibrate: Fit a temperature on held-out samples and fold it into the head; numbers need
+            none.
+        memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
+            from the file in blocks, pass after pass. None is half of what is free.
+        device: What ``lbfgs`` and ``mlp`` multiply on: ``"cpu"``, ``"cuda[:i]"``, or ``"auto"``
+            for a GPU where there is one. Tags and numbers train on the CPU.
+        seed: Decides folds, and everything random about an MLP.
+        overwrite: Has no effect: an earlier head is replaced anyway, another file never.
+    """
+
+    task: TaskChoice = "auto"
+    head: HeadKind = "linear"
+    solver: Solver | None = None
+    strengths: tuple[float, ...] = STRENGTHS
+    mlp: MLPOptions = field(default_factory=MLPOptions)
+    sgd: SGDOptions = field(default_factory=SGDOptions)
+    class_weight: ClassWeight = None
+    few_shot: FewShot | None = None
+    calibrate: bool = True
+    memory: str | int | None = None
+    device: str = "cpu"
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.task not in ("auto", *TASKS):
+            raise ConfigError(f"task must be one of auto, {', '.join(TASKS)}; got {self.task!r}.")
+        if self.head not in get_args(HeadKind):
+            raise ConfigError(f"head must be 'linear' or 'mlp'; got {self.head!r}.")
+        if self.solver not in (None, *get_args(Solver)):
+            raise ConfigError(
+                f"solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}."
+            )
+        if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
+            raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
+        if self.memory is not None:
+            parse_memory(self.memory)
+        no_gpu = self.head == "linear" and self.solver not in (None, "lbfgs")
+        if self.device not in ("cpu", "auto") and no_gpu:
+            raise ConfigError(
+                f"solver '{self.solver}' runs on the CPU only; got device '{self.device}'. Use "
+                "lbfgs or an MLP there."
+            )
+
+    def solver_for(self, task: Task) -> Solver:
+        """Return the solver of a linear head.
+
+        Raises:
+            ConfigError: An option has no meaning for the task.
+        """
+        solvers = _SOLVERS[task]
+        if self.head == "linear" and self.solver not in (None, *solvers):
+            raise ConfigError(
+                f"solver '{self.solver}' has no meaning for {task}; use {solvers[0]}, or an MLP."
+            )
+        if task != "single-label" and self.class_weight is not None:
+            raise ConfigError(f"class weights have no meaning for {task}: leave them out.")
+        if task != "single-label" and self.device not in ("cpu", "auto"):
+            raise ConfigError(f"{task} heads train on the CPU only; got device '{self.device}'.")
+        if task != "single-label" and self.few_shot is not None:
+            raise ConfigError(f"few-shot draws have no meaning for {task}: leave shots out.")
+        return self.solver or solvers[0]
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """Scores of training samples, each by a head that was not trained on it.
+
+    The strength was chosen by them, and so were temperature and thresholds: they are a little
+    optimistic.
+
+    Attributes:
+        scores: Of all samples that were left out at some time.
+        num_folds: Of the cross-validation; 0 for leave-one-out.
+    """
+
+    scores: Scores
+    num_folds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        return {"num_folds": self.num_folds, "metrics": self.scores.to_dict()}
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training made.
+
+    Attributes:
+        path: The head file.
+        head: The head itself.
+        metrics: Scores of each split that has labelled samples.
+        seconds: Of fitting, without reading and writing.
+        choice: The hyperparameters that were chosen, JSON values.
+        calibration: Of the head's probabilities; None where it was left out or nothing was held
+            out.
+        few_shot: Scores of each split over all draws; empty without ``few_shot``.
+        cross_validated: Scores by cross-validation inside the training split; None where there are
+            50 validation images, or the solver does not cross-validate.
+        is_unchanged: The head there was made from the same features with the same options, and was
+            left as it is.
+        replaced: The head that was replaced, in a few words; empty where there was none.
+    """
+
+    path: Path
+    head: Head
+    metrics: dict[str, Scores]
+    seconds: float
+    choice: dict[str, Any]
+    calibration: Calibration | None
+    few_shot: dict[str, FewShotScores]
+    cross_validated: CrossValidated | None = None
+    is_unchanged: bool = False
+    replaced: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "path": str(self.path),
+            "task": self.head.task,
+            "thresholds": list(self.head.thresholds),
+            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "seconds": self.seconds,
+            "choice": self.choice,
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+            "few_shot": {split: scores.to_dict() for split, scores in self.few_shot.items()},
+            "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
+            "is_unchanged": self.is_unchanged,
+            "replaced": self.replaced,
+        }

@@ -1,0 +1,176 @@
+"""What the cache gives to train on, and what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from featx.errors import ArtifactInvalid, SourceError, counted
+from featx.features.file import FeatureFile
+from featx.features.splits import owners_of
+from featx.heads.tasks.targets import Labels, Targets, read_targets
+from featx.heads.tasks.task import Task
+from featx.images.sources import SPLITS
+from featx.images.sources.labels import has_tags, look_like_numbers
+from featx.training.options import TaskChoice
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 10
+_COARSE = 0.01
+"""Step between numbers of float32, by the deviation of labels, that is too much for them."""
+
+
+def warn_of_leaks(cache: FeatureFile) -> None:
+    """Warn where images that score a head have the content of images that train it."""
+    digests = np.ascontiguousarray(cache.digests).view(f"S{cache.digests.shape[1]}")[:, 0]
+    judged = (cache.splits != SPLITS.index("train")) & (digests != b"")
+    leaks = np.flatnonzero(judged & np.isin(digests, digests[~judged]))
+    if len(leaks):
+        log.warning(
+            "%s the content of a training image ('%s' first): scores on copies are too good.",
+            counted(len(leaks), "validation or test image has", "validation or test images have"),
+            cache.sample_ids[leaks[0]],
+        )
+
+
+def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
+    """Return how labels are to be read; a warning says where that is doubtful."""
+    if wanted != "auto":
+        return wanted
+    labelled = int((cache.labels >= 0).sum())
+    if look_like_numbers(cache.classes, labelled):
+        log.warning(
+            "The labels are %s different numbers, taken for names. Are they measured? Then train "
+            "with --task regression.",
+            f"{len(cache.classes):,}",
+        )
+    kind = cache.header.details.get("label_kind")  # files of earlier versions do not say
+    tagged = kind == "tags" if kind else has_tags(cache.classes)
+    return "multi-label" if tagged else "single-label"
+
+
+def targets_of(cache: FeatureFile, task: Task) -> Targets:
+    """Return what the cache's labels mean to a task.
+
+    Raises:
+        SourceError: There are none, or one cannot be read.
+    """
+    if not (cache.labels >= 0).any():
+        raise SourceError(
+            f"'{cache.path}' has no labels: its images lie in no class folders. Sort them into one "
+            "folder per class, or give their labels in a CSV manifest, and extract again."
+        )
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    return read_targets(task, labels)
+
+
+def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
+    """Return the labelled training rows, checked, ``(n,)`` int64.
+
+    Raises:
+        SourceError: There are none, or they have nothing to tell apart.
+    """
+    rows: np.ndarray = cache.rows("train")
+    unlabelled = int((~targets.labelled[rows]).sum())
+    rows = rows[targets.labelled[rows]]
+    if not len(rows):
+        raise SourceError(f"'{cache.path}' has no labelled images in its training split.")
+    if unlabelled:
+        log.warning(
+            "%s no label: left out.",
+            counted(unlabelled, "training image has", "training images have"),
+        )
+    require = {
+        "single-label": _require_classes,
+        "multi-label": _require_tags,
+        "regression": _require_numbers,
+    }
+    require[targets.task](cache, targets, rows)
+    return rows
+
+
+def groups_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray | None:
+    """Return the group of each of some rows, ``(n,)`` int64, -1 for none; None without groups.
+
+    Images of one group are held out together, and so are images of the same content.
+    """
+    digests = np.ascontiguousarray(cache.digests[rows]).view(f"S{cache.digests.shape[1]}")[:, 0]
+    _, contents = np.unique(digests, return_inverse=True)
+    contents = np.where(digests == b"", len(rows) + np.arange(len(rows)), contents)
+    owners = owners_of(contents, 2 * len(rows), cache.groups[rows])[contents]
+    groups = np.where(np.bincount(owners)[owners] > 1, owners, -1)
+    return groups if (groups >= 0).any() else None
+
+
+def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
+    """Check that no row has NaN or infinite features; ``bad`` ``(n,)`` are numbers of such.
+
+    Raises:
+        ArtifactInvalid: There are.
+    """
+    if len(bad):
+        raise ArtifactInvalid(
+            cache.path,
+            f"'{cache.path}' has NaN or infinite features in {counted(len(bad), 'row')}, "
+            f"'{cache.sample_ids[bad[0]]}' first. Extract again with other weights.",
+        )
+
+
+def _require_classes(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    counts = np.bincount(targets.values[rows], minlength=len(targets.names))
+    empty = [name for name, count in zip(targets.names, counts, strict=True) if not count]
+    if len(targets.names) - len(empty) < 2:
+        raise SourceError(
+            f"'{cache.path}' has training images of one class only "
+            f"('{targets.names[int(counts.argmax())]}'); a classifier needs two."
+        )
+    if empty:
+        log.warning("No training images of %s: never predicted.", _listed(empty))
+
+
+def _require_tags(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    counts = targets.values[rows].sum(axis=0, dtype=np.int64)
+    never, always, once = (
+        [name for name, hit in zip(targets.names, each, strict=True) if hit]
+        for each in (counts == 0, counts == len(rows), counts == 1)
+    )
+    if len(never) + len(always) == len(targets.names):
+        raise SourceError(
+            f"'{cache.path}' has no tag that some training images have and others lack; there is "
+            "nothing to tell apart."
+        )
+    if never:
+        log.warning("No training images have %s: never predicted.", _listed(never))
+    if always:
+        log.warning("All training images have %s: always predicted.", _listed(always))
+    if once:
+        log.warning("One training image alone has %s: learned, but never held out.", _listed(once))
+
+
+def _require_numbers(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
+    values = targets.values[rows]
+    constant = np.ptp(values, axis=0) == 0
+    if constant.all():
+        raise SourceError(
+            f"'{cache.path}': all training images have the same numbers; there is nothing to learn."
+        )
+    if constant.any():
+        names = [name for name, same in zip(targets.names, constant, strict=True) if same]
+        log.warning("All training images have the same %s: always predicted.", _listed(names))
+    step = np.spacing(np.abs(values).max(axis=0).astype(np.float32))
+    coarse = ~constant & (step > _COARSE * values.std(axis=0))
+    if coarse.any():
+        names = [name for name, far in zip(targets.names, coarse, strict=True) if far]
+        log.warning(
+            "%s: predictions are float32, which at such numbers goes in steps of %g. Subtract a "
+            "constant from the labels.",
+            *(_listed(names), step[coarse].max()),
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
