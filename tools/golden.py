@@ -208,7 +208,7 @@ def printed(home: Path) -> dict[str, str]:
 def steady(text: str) -> str:
     """Return a command's output without times, sizes and versions."""
     text = re.sub(
-        r"^(time|environment|torch|versions?|date) .*$", r"\1 …", text, flags=re.MULTILINE
+        r"^(time|environment|torch|versions?|date|proven) .*$", r"\1 …", text, flags=re.MULTILINE
     )
     text = re.sub(r"\b\d+\.\d+e[-+]\d+\b", "…", text)
     text = re.sub(r"\d+(\.\d+)? (s|ms|MB|kB|images/s)\b", r"… \2", text)
