@@ -56,7 +56,7 @@ ALLOWED = {
     ),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/", "heads/solvers/on_torch.py"),
+    "torch": ("backbones/",),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),

@@ -93,12 +93,6 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     help="What features and their copies may take, like 2GB; more are read from the file in "
     "blocks.  [half of what is free]",
 )
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    help="What lbfgs and MLPs multiply on: auto, cpu or cuda[:i].",
-)
 @click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
@@ -134,7 +128,6 @@ def _options(
     repeats: int | None,
     no_calibrate: bool,
     memory: str | None,
-    device: str,
     seed: int,
     overwrite: bool,
     **training: Any,
@@ -173,7 +166,6 @@ def _options(
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         calibrate=not no_calibrate,
         memory=memory,
-        device=device,
         seed=seed,
         overwrite=overwrite,
     )

@@ -178,7 +178,6 @@ class Blocked:
                 *(others, labels, num_classes, surveyed, options.mlp),
                 pool_bytes=self.memory // 4,
                 loss=question.loss,
-                device=solving.device,
                 **watched,
             )
             return mlp_fitted(mlp, options.mlp, seed=seed)
@@ -204,7 +203,6 @@ class Blocked:
             strengths=options.strengths,
             judge=solving.hold_out or question.loss is SIGMOID,
             loss=SIGMOID if question.loss is SIGMOID else SOFTMAX,
-            device=solving.device,
             **watched,
         )
         return logistic_fitted(linear, solver=options.solver or "lbfgs", seed=seed)

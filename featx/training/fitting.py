@@ -21,7 +21,7 @@ from featx.images.sources import warn_of_two_labels
 from featx.training.answers import Answers, question_of
 from featx.training.blocks import Blocked, BlockedFit, Training
 from featx.training.options import CrossValidated, TrainOptions
-from featx.training.resources import device_of, fits_into_memory, memory_for
+from featx.training.resources import fits_into_memory, memory_for
 from featx.training.samples import choose_task, groups_of, require_finite, targets_of, training_rows
 from featx.training.scoring import Tally
 from featx.training.solving import EpochProgress, Solving, Step, solve
@@ -89,7 +89,7 @@ def fit_heads(
     warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
     question = question_of(task, targets.values[rows], cache.classes, options)
     validate = _should_cross_validate(cache, options, targets)
-    solving = Solving(options, device_of(options), options.calibrate or validate, progress, step)
+    solving = Solving(options, options.calibrate or validate, progress, step)
     training = Training(cache, targets, rows, groups_of(cache, rows), question, solving)
     memory = memory_for(options)
     if fits_into_memory(cache, rows, options, memory):

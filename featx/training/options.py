@@ -52,8 +52,6 @@ class TrainOptions:
             none.
         memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
             from the file in blocks, pass after pass. None is half of what is free.
-        device: What ``lbfgs`` and ``mlp`` multiply on: ``"cpu"``, ``"cuda[:i]"``, or ``"auto"``
-            for a GPU where there is one. Tags and numbers train on the CPU.
         seed: Decides folds, and everything random about an MLP.
         overwrite: Has no effect: an earlier head is replaced anyway, another file never.
     """
@@ -68,7 +66,6 @@ class TrainOptions:
     few_shot: FewShot | None = None
     calibrate: bool = True
     memory: str | int | None = None
-    device: str = "cpu"
     seed: int = 0
     overwrite: bool = False
 
@@ -85,12 +82,6 @@ class TrainOptions:
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
         if self.memory is not None:
             parse_memory(self.memory)
-        no_gpu = self.head == "linear" and self.solver not in (None, "lbfgs")
-        if self.device not in ("cpu", "auto") and no_gpu:
-            raise ConfigError(
-                f"solver '{self.solver}' runs on the CPU only; got device '{self.device}'. Use "
-                "lbfgs or an MLP there."
-            )
 
     def solver_for(self, task: Task) -> Solver:
         """Return the solver of a linear head.
@@ -105,8 +96,6 @@ class TrainOptions:
             )
         if task != "single-label" and self.class_weight is not None:
             raise ConfigError(f"class weights have no meaning for {task}: leave them out.")
-        if task != "single-label" and self.device not in ("cpu", "auto"):
-            raise ConfigError(f"{task} heads train on the CPU only; got device '{self.device}'.")
         if task != "single-label" and self.few_shot is not None:
             raise ConfigError(f"few-shot draws have no meaning for {task}: leave shots out.")
         return self.solver or solvers[0]

@@ -1,4 +1,4 @@
-"""Where training takes place: in memory or in blocks, on the CPU or a GPU."""
+"""Where training takes place: in memory or in blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
-from featx.heads.solvers.device import Device
 from featx.training.memory import free_memory, parse_memory
 from featx.training.options import TrainOptions
 
@@ -61,27 +60,3 @@ def fits_into_memory(
 
 def _show(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def device_of(options: TrainOptions) -> Device | None:
-    """Return what the products run on; None for numpy.
-
-    Args:
-        options: With the task and solver that were settled.
-
-    Raises:
-        ConfigError: The device is not here, or has no such name.
-    """
-    no_gpu = options.head == "linear" and options.solver not in (None, "lbfgs")
-    if options.device == "cpu" or no_gpu or options.task in ("multi-label", "regression"):
-        return None
-    from featx.backbones.engines.choice import may_have_gpu, resolve_device
-
-    if options.device == "auto" and not may_have_gpu():
-        return None
-    device = resolve_device(options.device)
-    if device.type == "cpu":
-        return None
-    from featx.heads.solvers.on_torch import TorchDevice
-
-    return TorchDevice(str(device))

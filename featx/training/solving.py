@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.fit import (
     Fitted,
     Samples,
@@ -33,14 +32,12 @@ class Solving:
 
     Attributes:
         options: Head and solver, settled for the task.
-        device: What the products run on; None for numpy.
         hold_out: Hold samples out of a single strength too.
         progress: Called after each epoch of ``sgd``.
         step: Called with the step under way.
     """
 
     options: TrainOptions
-    device: Device | None = None
     hold_out: bool = True
     progress: EpochProgress | None = None
     step: Step | None = None
@@ -62,9 +59,7 @@ def solve(samples: Samples, loss: Loss, solving: Solving) -> Fitted:
     options, step = solving.options, solving.step
     seed = options.seed
     if options.head == "mlp":
-        return fit_mlp_head(
-            samples, options.mlp, loss=loss, seed=seed, device=solving.device, step=step
-        )
+        return fit_mlp_head(samples, options.mlp, loss=loss, seed=seed, step=step)
     if options.solver == "sgd":
         return fit_sgd_head(samples, options.sgd, seed=seed, progress=solving.progress, step=step)
     if options.solver == "ridge":
@@ -79,6 +74,5 @@ def solve(samples: Samples, loss: Loss, solving: Solving) -> Fitted:
         solver=options.solver or "lbfgs",
         judge=solving.hold_out,
         seed=seed,
-        device=solving.device,
         step=step,
     )

@@ -288,18 +288,6 @@ def test_damage_from_before(cache: Path, tmp_path: Path, options: TrainOptions) 
         train_head(cache, tmp_path / "head", in_blocks(options))
 
 
-@pytest.mark.parametrize("solver", ["ridge", "centroid", "sgd", "sklearn"])
-def test_what_a_gpu_does_not_do_is_refused(solver: str) -> None:
-    with pytest.raises(ConfigError, match="runs on the CPU only"):
-        TrainOptions(solver=solver, device="cuda")
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps"])
-def test_a_device_that_is_not_here(cache: Path, tmp_path: Path, device: str) -> None:
-    with pytest.raises(ConfigError, match="device"):
-        train_head(cache, tmp_path / "head", TrainOptions(device=device))
-
-
 def test_reading_in_blocks_is_told(cache: Path, tmp_path: Path, caplog) -> None:
     caplog.set_level(logging.INFO, logger="featx")
     train_head(cache, tmp_path / "head", in_blocks(KINDS["centroid"]))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.mlp import Batch, shares_of
 
 
@@ -71,14 +70,12 @@ class PooledRows:
         labels: ``(N,)``; tags or numbers ``(N, num_outputs)``.
         weights: What each counts, ``(N,)``.
         pool_bytes: Of features in a pool.
-        device: Where a pool is held; None for memory.
     """
 
     rows: Blocks
     labels: np.ndarray
     weights: np.ndarray
     pool_bytes: int
-    device: Device | None = None
 
     def batches(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
         """Yield all samples in random order, ``size`` at a time."""
@@ -91,8 +88,7 @@ class PooledRows:
         """Yield numbers ``(n,)`` and features ``(n, num_features)`` of all, ``size`` at a time."""
         fitting = self.pool_bytes // (4 * self.rows.shape[1] * size)  # whole batches
         for numbers, features in pools_of(self.rows, max(1, fitting) * size, random):
-            held: Any = self.device.hold(features) if self.device else features
             order = random.permutation(len(numbers))
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                yield numbers[rows], held[rows]
+                yield numbers[rows], features[rows]

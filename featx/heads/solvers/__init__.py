@@ -7,5 +7,4 @@ centroid        nearest centroid by cosine
 sgd             the tutorials' recipe
 mlp             hidden layers, AdamW, early stopping; networks, mlp_options
 with_sklearn    logistic regression by scikit-learn
-device, on_torch    products on a GPU
 """

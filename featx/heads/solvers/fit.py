@@ -11,7 +11,6 @@ import numpy as np
 from featx.heads.head import Layer
 from featx.heads.samples.folds import HeldOut
 from featx.heads.solvers.centroid import CentroidFit, fit_centroid
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.linear import LinearFit, fit_linear
 from featx.heads.solvers.mlp import MLPFit, fit_mlp
 from featx.heads.solvers.mlp_options import MLPOptions
@@ -67,7 +66,6 @@ def fit_logistic_head(
     solver: str,
     judge: bool,
     seed: int,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return logistic regression by ``"lbfgs"`` or ``"sklearn"``; see ``fit_linear``."""
@@ -84,7 +82,7 @@ def fit_logistic_head(
 
         linear = fit_with_sklearn(*samples.arrays, **chosen)
     else:
-        linear = fit_linear(*samples.arrays, **chosen, device=device)
+        linear = fit_linear(*samples.arrays, **chosen)
     return logistic_fitted(linear, solver=solver, seed=seed)
 
 
@@ -201,7 +199,6 @@ def fit_mlp_head(
     *,
     loss: Loss = SOFTMAX,
     seed: int,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return an MLP; see ``fit_mlp``."""
@@ -212,7 +209,6 @@ def fit_mlp_head(
         groups=samples.groups,
         loss=loss,
         seed=seed,
-        device=device,
         step=step,
     )
     return mlp_fitted(mlp, options, seed=seed)

@@ -14,7 +14,6 @@ import numpy as np
 
 from featx.heads.head import Layer
 from featx.heads.samples.folds import HeldOut
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.eigenbasis import build_basis
 from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping
 from featx.heads.solvers.logistic import Logistic, Problems
@@ -68,7 +67,6 @@ def fit_linear(
     judge: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best.
@@ -85,7 +83,6 @@ def fit_linear(
         judge: Cross-validate a single strength too, which is then known on held-out samples.
         loss: Of what labels are.
         seed: Decides the folds.
-        device: What the products run on; None for numpy.
         step: Called with the step under way.
     """
     basis = build_basis(features)
@@ -102,11 +99,10 @@ def fit_linear(
             weights=weights,
             division=division,
             loss=loss,
-            device=device,
         )
         best, path = follow_path(samples, division, strengths, step=step)
     strength = best.point.strength if best else fixed_strength(strengths)
-    everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss, device=device)
+    everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss)
     if best and division and loss is SOFTMAX and takes_seconds(everything):
         best = with_all_samples(best, samples, division, everything)
     optimum = refit(everything, strength, best, step=step)

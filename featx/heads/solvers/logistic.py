@@ -25,7 +25,6 @@ import numpy as np
 
 from featx.heads.head import Layer
 from featx.heads.samples.folds import Division, HeldOut
-from featx.heads.solvers.device import Device, LogisticPass
 from featx.heads.solvers.eigenbasis import Basis, StandardisedRows
 from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping, minimise
 from featx.heads.tasks.losses import SOFTMAX, LogisticLoss
@@ -64,7 +63,6 @@ class Logistic:
         num_classes: Number of outputs.
         weights: Of each sample, ``(N,)``, above 0.
         division: Who is held out when; None where nobody is.
-        device: What the products run on; None for numpy.
         loss: Of what labels are: classes, or with ``SIGMOID`` tags ``(N, num_classes)``.
     """
 
@@ -77,23 +75,19 @@ class Logistic:
         weights: np.ndarray,
         division: Division | None = None,
         loss: LogisticLoss = SOFTMAX,
-        device: Device | None = None,
     ) -> None:
         self.loss = loss
         self._basis, self._all_labels, self._all_weights = basis, labels, weights
-        self._device = device
         self._x: np.ndarray | StandardisedRows = basis.samples
         self._labels, self._weights = labels, weights
         self._fold = division.fold if division else np.zeros(len(labels), np.int64)
         self.num_classes = num_classes
-        self._on_device: Any = self._x
         if not isinstance(self._x, np.ndarray):
             return
         if division and len(division.judged) == 1:  # the others train every time
             rows = np.flatnonzero(self._fold != division.judged[0])
             self._x, self._fold = self._x[rows], self._fold[rows]
             self._labels, self._weights = labels[rows], weights[rows]
-        self._on_device = device.hold(self._x) if device else self._x
 
     @property
     def num_variables(self) -> int:
@@ -148,7 +142,6 @@ class Logistic:
             weights=self._all_weights[rows],
             division=own,
             loss=self.loss,
-            device=self._device,
         )
         return few, own
 
@@ -247,11 +240,7 @@ class Logistic:
         blocks = None
         if not isinstance(self._x, np.ndarray):
             columns, offset, blocks = self._x.for_product(columns, offset)
-        one: LogisticPass
-        if self._device:
-            one = self._device.logistic_pass(columns, offset, p)
-        else:
-            one = _Pass(columns, offset, p, self.loss)
+        one = _Pass(columns, offset, p, self.loss)
         for rows, x in self._parts(p, blocks):
             one.add(x, self._labels[rows], self._share(rows, totals, skip))
         losses, by_weight, by_bias = one.result()
@@ -276,7 +265,7 @@ class Logistic:
         """Yield samples, a few at a time: of the blocks, or of those in memory."""
         fitting = _BLOCK_VALUES // (num_problems * self.num_classes)
         step = max(128, min(_BLOCK_ROWS, fitting))
-        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._on_device)
+        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._x)
         for where, x in blocks or [whole]:
             for start in range(where.start, where.stop, step):
                 stop = min(start + step, where.stop)

@@ -18,7 +18,6 @@ import numpy as np
 from featx.errors import ConfigError
 from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
 from featx.heads.samples.folds import HeldOut
-from featx.heads.solvers.device import AnyNetworks, Device
 from featx.heads.solvers.mlp_options import MLPOptions
 from featx.heads.solvers.networks import Networks, split_layers
 from featx.heads.tasks.losses import SOFTMAX, Loss
@@ -85,7 +84,6 @@ def fit_mlp(
     groups: np.ndarray | None = None,
     loss: Loss = SOFTMAX,
     seed: int = 0,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
@@ -100,7 +98,6 @@ def fit_mlp(
         groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
         loss: What is made small, and compared.
         seed: Of initial weights, shuffling, dropout and the hold-out.
-        device: What the products run on; None for numpy.
         step: Called with the step under way.
 
     Raises:
@@ -110,15 +107,13 @@ def fit_mlp(
     judged = loss.hold_out(labels, HOLDOUT_PARTS, groups=groups, seed=seed)
     trained = ~judged
     mean, scale = standardisation(features[trained])
-    x = _standardised(features[trained], mean, scale)
-    train = _Rows(device.hold(x) if device else x, labels[trained], weights[trained])
+    train = _Rows(_standardised(features[trained], mean, scale), labels[trained], weights[trained])
     judge = Judges(features[judged], labels[judged], weights[judged])
     standard = mean, scale
     return train_mlp(
         *(train, judge, standard, num_classes, options),
         loss=loss,
         seed=seed,
-        device=device,
         step=step,
     )
 
@@ -132,7 +127,6 @@ def train_mlp(
     *,
     loss: Loss = SOFTMAX,
     seed: int = 0,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest loss on the samples that judge.
@@ -143,9 +137,8 @@ def train_mlp(
         standard: Mean and scale of the features, ``(num_features,)`` each.
         num_classes: Outputs of the head.
         options: Shape and training.
-        loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
+        loss: What is made small, and compared.
         seed: Of initial weights, shuffling and dropout.
-        device: What the products run on; None for numpy.
         step: Called with the step under way.
 
     Raises:
@@ -155,12 +148,9 @@ def train_mlp(
     settings = options.settings(seed)
     if not len(judge.labels):
         settings = settings[:1]  # there is nothing to compare them by
-    if device:
-        networks: AnyNetworks = device.networks(widths, settings)
-    else:
-        networks = Networks(widths, settings, loss=loss)
+    networks = Networks(widths, settings, loss=loss)
     x = _standardised(judge.features, *standard)
-    rows = _Rows(device.hold(x) if device else x, judge.labels, judge.weights)
+    rows = _Rows(x, judge.labels, judge.weights)
     best = _train(networks, train, rows, options, loss, seed=seed, step=step)
     candidates = [
         Candidate(
@@ -263,7 +253,7 @@ class _Best:
 
 
 def _train(
-    networks: AnyNetworks,
+    networks: Networks,
     train: Batches,
     judge: _Rows,
     options: MLPOptions,
@@ -296,7 +286,7 @@ def _train(
     return best
 
 
-def _losses(networks: AnyNetworks, judge: _Rows, loss: Loss, epoch: int) -> list[float]:
+def _losses(networks: Networks, judge: _Rows, loss: Loss, epoch: int) -> list[float]:
     """Return the held-out loss of each network; without a hold-out the latest epoch is the best."""
     if not len(judge.labels):
         finite = np.isfinite(networks.parameters).all(axis=1)

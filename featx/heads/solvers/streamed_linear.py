@@ -14,7 +14,6 @@ import numpy as np
 
 from featx.heads.samples.folds import NUM_FOLDS, Division, HeldOut, units_of
 from featx.heads.samples.rows import Rows, Survey
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.eigenbasis import build_basis_of_rows
 from featx.heads.solvers.linear import STRENGTHS, LinearFit, fixed_strength, refit
 from featx.heads.solvers.logistic import Logistic
@@ -34,7 +33,6 @@ def fit_linear_in_blocks(
     judge: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> LinearFit:
     """Return the regularised optimum on all samples, at the strength that held out best on some.
@@ -50,7 +48,6 @@ def fit_linear_in_blocks(
         judge: Hold samples out for a single strength too.
         loss: Of what labels are.
         seed: Decides the folds.
-        device: What the products run on; None for numpy.
         step: Called with the step under way.
     """
     weights = np.ones(len(labels)) if weights is None else weights
@@ -68,7 +65,6 @@ def fit_linear_in_blocks(
             weights=weights[kept],
             division=inner,
             loss=loss,
-            device=device,
         )
         best, path = follow_path(some, inner, strengths, step=step)
         units = units_of(groups, len(labels))
@@ -81,7 +77,6 @@ def fit_linear_in_blocks(
         weights=weights,
         division=Division(left_out, np.array([0])),
         loss=loss,
-        device=device,
     )
     optimum = refit(every, strength, best, left_out=[-1, 0] if best else [-1], step=step)
     held_out = None

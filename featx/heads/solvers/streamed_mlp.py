@@ -11,7 +11,6 @@ import numpy as np
 
 from featx.heads.samples.pools import PooledRows
 from featx.heads.samples.rows import Rows, Survey
-from featx.heads.solvers.device import Device
 from featx.heads.solvers.eigenbasis import StandardisedRows
 from featx.heads.solvers.mlp import Judges, MLPFit, train_mlp
 from featx.heads.solvers.mlp_options import MLPOptions
@@ -29,7 +28,6 @@ def fit_mlp_in_blocks(
     weights: np.ndarray | None = None,
     loss: Loss = SOFTMAX,
     seed: int = 0,
-    device: Device | None = None,
     step: Callable[[str], None] | None = None,
 ) -> MLPFit:
     """Return the MLP of the network and epoch with the lowest held-out loss.
@@ -43,9 +41,8 @@ def fit_mlp_in_blocks(
         options: Shape and training.
         pool_bytes: Of the features that are shuffled together.
         weights: Of all training samples, ``(N,)``, above 0; None for 1 each.
-        loss: What is made small, and judged by; a device knows ``SOFTMAX`` alone.
+        loss: What is made small, and compared.
         seed: Of initial weights, shuffling and dropout.
-        device: What the products run on; None for numpy.
         step: Called with the step under way.
 
     Raises:
@@ -55,13 +52,12 @@ def fit_mlp_in_blocks(
     kept = survey.kept
     others = np.delete(np.arange(len(labels)), kept)
     standardised = StandardisedRows(rows, survey.mean, survey.scale, survey.features[:0])
-    train = PooledRows(standardised, labels[others], weights[others], pool_bytes, device)
+    train = PooledRows(standardised, labels[others], weights[others], pool_bytes)
     judge = Judges(survey.features, labels[kept], weights[kept])
     standard = survey.mean, survey.scale
     return train_mlp(
         *(train, judge, standard, num_classes, options),
         loss=loss,
         seed=seed,
-        device=device,
         step=step,
     )
