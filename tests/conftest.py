@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["feature_files", "caches"]
+
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 hypothesis.settings.register_profile(

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from extractions import as_is, fast_extraction
 
 from featx.backbones.engines import EngineName
 from featx.stages import extract as stage
+
+__all__ = ["as_is", "fast_extraction"]
 
 
 class Arithmetic:

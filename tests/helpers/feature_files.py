@@ -32,12 +32,15 @@ NUM_ROWS, NUM_FEATURES = 60, 8
 CLASSES = ("ant", "bee", "wasp")
 
 
-class CallHere:
+class InThisProcess:
     """Stands in for ``start_verifier``'s process: the same function, called in this one.
 
     A process that imports h5py takes about half a second to start, and hundreds of tests publish.
     Those about the process itself take a real one.
     """
+
+    def __init__(self, _num_bytes: int = 0) -> None:
+        pass
 
     def __enter__(self) -> Self:
         return self
@@ -50,8 +53,8 @@ class CallHere:
 
 
 @pytest.fixture
-def verifier() -> CallHere:
-    return CallHere()
+def verifier() -> InThisProcess:
+    return InThisProcess()
 
 
 def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def write(
             KnownRows(None, journal),
             samples=samples_of(columns),
             rows=np.arange(len(features)),
-            verifier=verifier or CallHere(),
+            verifier=verifier or InThisProcess(),
             dtype=dtype,
             overwrite=overwrite,
         )
@@ -385,7 +388,7 @@ def publish_plan() -> Callable[..., Header]:
             known,
             samples=source.samples,
             rows=plan.rows,
-            verifier=CallHere(),
+            verifier=InThisProcess(),
             overwrite=True,
         )
 

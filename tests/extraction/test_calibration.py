@@ -32,7 +32,7 @@ from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import extract
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
-from tests.stages.extract.test_backbone import HEAVY, modules_after
+from tests.extraction.test_backbone import HEAVY, modules_after
 
 Photos = Callable[..., Path]
 INT8 = ExtractOptions(backbone="tiny", precision="int8")

@@ -1,0 +1,110 @@
+"""Feature files without a backbone: what training needs of an extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_files import InThisProcess
+from headers import complete_header
+
+from featx.backbones.spec import BackboneSpec
+from featx.features.existing import KnownRows
+from featx.features.journal import Journal
+from featx.features.publish import publish_features
+from featx.features.records import Batch
+from featx.images.preprocess import PreprocessSpec
+from featx.images.sources import SPLITS, Sample
+
+
+def cached(
+    path: Path,
+    features: np.ndarray,
+    labels: np.ndarray,
+    splits: np.ndarray,
+    *,
+    classes: tuple[str, ...] = ("ant", "bee", "wasp"),
+    overwrite: bool = False,
+    contents: np.ndarray | None = None,
+    groups: tuple[str, ...] | None = None,
+    **details: Any,
+) -> Path:
+    """Write a feature file; ``splits`` are 0 train, 1 val, 2 test.
+
+    ``contents`` are numbers above 0, the same for copies; they are unknown without it.
+    """
+    header = complete_header(
+        kind="features",
+        spec=BackboneSpec(
+            backbone="tiny",
+            weights_sha256="0" * 64,
+            layer="flatten",
+            pool="none",
+            num_features=features.shape[1],
+            preprocess=PreprocessSpec(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), crop="none"),
+        ).to_dict(),
+        classes=classes,
+        details={
+            "source": "/photos",
+            "weights": "builtin:tiny",
+            "splits": ["train", "val", "test"],
+            "val_fraction": 0.2,
+            "num_ignored": 0,
+            "skipped": [],
+        }
+        | details,
+    )
+    count = len(features)
+    names = tuple(f"{row:04d}.jpg" for row in range(count))
+    samples = [
+        Sample(name, int(label), SPLITS[split], group=group)
+        for name, label, split, group in zip(
+            names, labels, splits, groups or ("",) * count, strict=True
+        )
+    ]
+    stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
+    if contents is not None:
+        digests[:, -1] = contents
+    with Journal(path, num_features=features.shape[1]) as journal:
+        journal.begin({})
+        journal.append(Batch(names, stamps, digests, ("",) * count, features))
+        publish_features(
+            path,
+            header,
+            KnownRows(None, journal),
+            samples=samples,
+            rows=np.arange(count),
+            verifier=InThisProcess(),
+            overwrite=overwrite,
+        )
+        journal.remove()
+    return path
+
+
+@pytest.fixture
+def write_cache() -> Callable[..., Path]:
+    return cached
+
+
+@pytest.fixture
+def separable() -> Callable[..., dict[str, np.ndarray]]:
+    """Make three overlapping classes in all three splits."""
+
+    def make(num_rows: int = 150, num_features: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        labels = random.integers(0, 3, num_rows)
+        labels[:9] = np.arange(9) % 3
+        splits = random.choice(3, num_rows, p=[0.6, 0.2, 0.2])
+        splits[:9] = np.arange(9) // 3
+        centres = 2 * np.random.default_rng(99).normal(size=(3, num_features))
+        features = centres[labels] + random.normal(size=(num_rows, num_features))
+        return {
+            "features": (3 * features + 10).astype(np.float32),
+            "labels": labels,
+            "splits": splits.astype(np.uint8),
+        }
+
+    return make
