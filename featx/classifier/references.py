@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from featx.errors import ImageError
-from featx.images.decode import content_digest
-from featx.images.read_ahead import read_ahead
+from featx.images.reading import read_digests
 from featx.images.sources import ImageSource
 
 
@@ -57,7 +56,7 @@ def find_references(
             break
         with closing(read_digests(images, indices)) as digests:
             for index, digest in digests:
-                if digest in wanted:
+                if not isinstance(digest, ImageError) and digest in wanted:
                     found.setdefault(digest, index)
                     if wanted <= found.keys():
                         break
@@ -93,17 +92,3 @@ def without_folders(origin: str) -> str:
     if not colon or "/" in scheme:
         scheme, colon, path = "", "", origin
     return scheme + colon + (path.rstrip("/").rpartition("/")[2] or path)
-
-
-def read_digests(
-    images: ImageSource, indices: Sequence[int]
-) -> Generator[tuple[int, bytes], None, None]:
-    """Yield index and content digest of images that can be read."""
-
-    def digest(position: int) -> bytes:
-        return content_digest(images.read(indices[position]))
-
-    with closing(read_ahead(digest, len(indices))) as ahead:
-        for index, result in zip(indices, ahead, strict=True):
-            if not isinstance(result.exception(), ImageError):
-                yield index, result.result()

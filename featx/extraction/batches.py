@@ -20,7 +20,7 @@ from featx.extraction.deduplication import Contents
 from featx.extraction.image import KEPT_BYTES, Image
 from featx.extraction.profile import Spent
 from featx.images.decode import content_digest, is_animated
-from featx.images.read_ahead import map_ahead, read_ahead
+from featx.images.reading import map_ahead
 from featx.images.sources import ImageSource
 
 _MIN_READERS = 2
@@ -74,9 +74,7 @@ class Loader:
         size = self.batch_size
         chunks = [positions[i : i + size].tolist() for i in range(0, len(positions), size)]
         readers = max(_MIN_READERS, self.workers)
-        read = read_ahead(
-            lambda i: self._read(chunks[i]), len(chunks), workers=readers, window=_WAITING
-        )
+        read = map_ahead(self._read, chunks, workers=readers, window=_WAITING)
 
         def marked() -> Iterator[ImageBatch]:
             for future in read:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from featx.errors import ImageError, SourceError
-from featx.images.decode import decoded
+from featx.errors import SourceError
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.read_ahead import read_ahead
+from featx.images.reading import read_images
 from featx.images.sources import ImageSource
 
 NUM_IMAGES = 128
@@ -37,17 +36,17 @@ def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels:
     spread = np.linspace(0, len(own) - 1, min(NUM_IMAGES, len(own))).round().astype(int)
     chosen = [own[number] for number in spread.tolist()]
 
-    def pixels_of(number: int) -> np.ndarray | ImageError:
-        name = samples[chosen[number]].sample_id
-        try:
-            content = images.read(chosen[number])
-            image = decoded(content, sample_id=name, max_pixels=max_pixels, preprocess=spec)
-            return preprocess(image, spec)
-        except ImageError as err:
-            return err
-
-    found = [future.result() for future in read_ahead(pixels_of, len(chosen))]
-    usable = [pixels for pixels in found if isinstance(pixels, np.ndarray)]
+    found = [
+        image
+        for _, _, image in read_images(
+            images,
+            chosen,
+            lambda image: preprocess(image, spec),
+            preprocess=spec,
+            max_pixels=max_pixels,
+        )
+    ]
+    usable = [crop for crop in found if isinstance(crop, np.ndarray)]
     if not usable:
         raise SourceError(
             f"'{images.uri}': none of the {len(chosen)} images to calibrate int8 with can be used. "

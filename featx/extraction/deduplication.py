@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from featx.features.existing import KnownRows
-from featx.images.decode import DIGEST_BYTES
-
-NO_DIGEST = bytes(DIGEST_BYTES)
-"""Of an image that could not be read."""
+from featx.images.decode import DIGEST_BYTES, NO_DIGEST
 
 
 class Failure(NamedTuple):

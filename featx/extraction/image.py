@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featx.errors import ImageError
-from featx.extraction.deduplication import NO_DIGEST
+from featx.images.decode import NO_DIGEST
 from featx.images.sources import Stamp
 
 KEPT_BYTES = 8 * 2**20

@@ -8,7 +8,7 @@ not the reason, it is read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -18,8 +18,8 @@ from featx.errors import ImageError
 from featx.features.existing import KnownImages, KnownRows
 from featx.features.file import FeatureFile, SkippedImage
 from featx.features.records import Batch
-from featx.images.decode import DIGEST_BYTES, content_digest
-from featx.images.read_ahead import read_ahead
+from featx.images.decode import DIGEST_BYTES, NO_DIGEST
+from featx.images.reading import read_digests
 from featx.images.sources import (
     SPLITS,
     ImageSource,
@@ -159,25 +159,16 @@ class _Comparison:
         has_digest = self._digests.any(axis=1)
         doubtful &= ~has_digest | (self._rows >= 0) | self._trust_skipped
         positions = np.flatnonzero(doubtful & (self._state != _NEW))
-        for position, is_same in self._compared(positions, workers=workers):
-            self._settle(position, is_same=is_same)
-
-    def _compared(
-        self, positions: np.ndarray, *, workers: int | None
-    ) -> Iterator[tuple[int, bool]]:
-        """Read samples; yield each position, and whether content or error are what is known."""
-
-        def is_same(i: int) -> bool:
-            position = int(positions[i])
-            digest = self._digests[position]
-            try:
-                return bool(content_digest(self._images.read(position)) == digest.tobytes())
-            except ImageError as err:
-                return not digest.any() and err.reason == self._skipped[position].reason
-
-        with closing(read_ahead(is_same, len(positions), workers=workers)) as results:
-            for position, result in zip(positions.tolist(), results, strict=True):
-                yield position, result.result()
+        found = read_digests(self._images, positions.tolist(), workers=workers)
+        with closing(found):
+            for position, digest in found:
+                known = self._digests[position].tobytes()
+                if isinstance(digest, ImageError):
+                    is_same = known == NO_DIGEST
+                    is_same = is_same and digest.reason == self._skipped[position].reason
+                else:
+                    is_same = digest == known
+                self._settle(position, is_same=is_same)
 
     def _is_ambiguous(self) -> np.ndarray:
         """Return which images have a stamp that was seen with several contents; ``(N,)`` bool.

@@ -18,7 +18,7 @@ import numpy as np
 
 from featx.errors import ArtifactInvalid
 from featx.features.file import FeatureFile, translated
-from featx.images.read_ahead import read_ahead
+from featx.images.reading import map_ahead
 
 _BLOCK_BYTES = 2**22
 """Of a block in memory; large enough for a fast product, small enough for the cache."""
@@ -153,7 +153,7 @@ class _Column:
         def fill(number: int) -> np.ndarray:
             return self._fill(groups[number], raw, buffers[number % len(buffers)], digest)
 
-        with closing(read_ahead(fill, len(groups), workers=1, window=_AHEAD)) as ahead:
+        with closing(map_ahead(fill, range(len(groups)), workers=1, window=_AHEAD)) as ahead:
             for group, filled in zip(groups, ahead, strict=True):
                 yield group, filled.result()
         if digest:

@@ -9,7 +9,7 @@
     preprocess   the spec of resize, crop and arithmetic; the geometry
     decoders     processes that do both, beside a GPU
     cores        how many there are, by scheduler and CPU quota
-    read_ahead   threads that stay a bounded number of images ahead
+    reading      a source's images, read and decoded ahead by threads
     variants     hard images made from ordinary ones, for proofs
     thumbnail    small pictures, for pages that people look at
 

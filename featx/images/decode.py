@@ -45,6 +45,8 @@ MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 2**30
 """What ``MAX_PIXELS`` take uncompressed, at 16 bits a channel."""
 DIGEST_BYTES = 16
+NO_DIGEST = bytes(DIGEST_BYTES)
+"""The content digest of an image that could not be read."""
 _DECODING_BYTES = 20
 """Of a pixel, more than any decoder and what follows it need: 6 of a progressive JPEG's
 coefficients, and a few layers of 4."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.classifier.references import is_training_source, read_digests
+from featx.classifier.references import is_training_source
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
@@ -20,8 +20,8 @@ from featx.heads.metrics import Scores, measure_for
 from featx.heads.provenance import digest_labelled, digest_labels
 from featx.heads.tasks.targets import Labels, Targets, read_targets
 from featx.heads.tasks.task import task_of, thresholds_of
-from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels, pixels_of
-from featx.images.read_ahead import read_ahead
+from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
+from featx.images.reading import read_digests, read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
 from featx.images.sources.entries import describe_ignored
 
@@ -135,7 +135,8 @@ def _read_contents(images: ImageSource) -> np.ndarray:
     contents = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
     with closing(read_digests(images, range(len(contents)))) as digests:
         for index, digest in digests:
-            contents[index] = np.frombuffer(digest, np.uint8)
+            if not isinstance(digest, ImageError):
+                contents[index] = np.frombuffer(digest, np.uint8)
     return contents
 
 
@@ -227,22 +228,19 @@ def _run(
     samples, bad = images.samples, dict[int, str]()
     logits = np.zeros((len(samples), len(classifier.classes)), np.float32)
 
-    def decode(index: int) -> np.ndarray:
-        return pixels_of(
-            images.read(index),
-            sample_id=samples[index].sample_id,
-            max_pixels=max_pixels,
-            preprocess=classifier.preprocess,
-        )
-
-    with closing(read_ahead(decode, len(samples))) as ahead:
-        for index, decoded in enumerate(ahead):
-            try:
-                pixels = decoded.result()
-                if go_on or not bad:
-                    logits[index] = classifier.logits(classifier.prepare(pixels)[None])[0]
-            except ImageError as err:
-                bad[index] = err.reason
+    found = read_images(
+        images,
+        range(len(samples)),
+        np.asarray,
+        preprocess=classifier.preprocess,
+        max_pixels=max_pixels,
+    )
+    with closing(found):
+        for index, _, image in found:
+            if isinstance(image, ImageError):
+                bad[index] = image.reason
+            elif go_on or not bad:
+                logits[index] = classifier.logits(classifier.prepare(image)[None])[0]
             if progress:
                 progress(index + 1, len(samples))
     return logits, bad

@@ -14,7 +14,7 @@ from featx.backbones.int8.calibration import Calibration
 from featx.backbones.int8.quantisable import Quantisable
 from featx.backbones.int8.quantize import quantize_graph
 from featx.errors import BackboneError
-from featx.images.read_ahead import map_ahead
+from featx.images.reading import map_ahead
 
 MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
 """Between the features of int8 and fp32, over images and of each."""

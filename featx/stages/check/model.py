@@ -17,13 +17,12 @@ import numpy as np
 
 from featx.classifier.agreement import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
-from featx.classifier.references import Reference, find_references, read_digests, references_of
+from featx.classifier.references import Reference, find_references, references_of
 from featx.classifier.session import Classifier, open_classifier
-from featx.errors import ArtifactMismatch, ConfigError
+from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
 from featx.heads.tasks.targets import Labels, read_targets
-from featx.images.decode import pixels_of
-from featx.images.read_ahead import read_ahead
+from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
 from featx.images.sources.labels import parse_numbers, split_tags
 
@@ -136,18 +135,12 @@ def _pixels(
     classifier: Classifier, images: ImageSource, indices: Sequence[int]
 ) -> Iterator[np.ndarray]:
     """Yield pixels, ``(height, width, 3)`` uint8 each, decoded for a classifier, read ahead."""
-
-    def read(i: int) -> np.ndarray:
-        index = indices[i]
-        return pixels_of(
-            images.read(index),
-            sample_id=images.samples[index].sample_id,
-            preprocess=classifier.preprocess,
-        )
-
-    with closing(read_ahead(read, len(indices))) as ahead:
-        for future in ahead:
-            yield future.result()
+    found = read_images(images, indices, np.asarray, preprocess=classifier.preprocess)
+    with closing(found):
+        for _, _, image in found:
+            if isinstance(image, ImageError):
+                raise image
+            yield image
 
 
 def _compare(
@@ -242,6 +235,8 @@ def _find_held_out(images: ImageSource, rows: list[int], held_out: HeldOut, most
     found = list[int]()
     with closing(read_digests(images, order.astype(int).tolist())) as digests:
         for row, digest in digests:
+            if isinstance(digest, ImageError):
+                continue
             if held_out.contains(np.frombuffer(digest, np.uint8)[None])[0]:
                 found.append(row)
             if len(found) == most:

@@ -12,20 +12,19 @@ import numpy as np
 
 from featx.classifier.agreement import comparable, trained_outputs
 from featx.classifier.proof import NUM_IMAGES, Hard
-from featx.classifier.references import read_digests
 from featx.classifier.staleness import (
     Staleness,
     find_features,
     open_features_of,
     require_current,
 )
-from featx.errors import ArtifactMissing, SourceError
+from featx.errors import ArtifactMissing, ImageError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
 from featx.heads.tasks.targets import Labels, read_targets
-from featx.images.decode import content_digest, pixels_of
+from featx.images.decode import NO_DIGEST
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.read_ahead import read_ahead
+from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
 from featx.images.variants import hard_variants
 from featx.stages.export.options import ExportOptions
@@ -112,25 +111,27 @@ class Evidence:
         renamed: dict[bytes, int] = {}
         if any(name not in index_of for name in self.names(rows)):
             with closing(read_digests(source, range(len(source.samples)))) as digests:
-                renamed = {digest: index for index, digest in digests}
+                renamed = {digest: index for index, digest in digests if isinstance(digest, bytes)}
 
-        def read(row: int) -> np.ndarray:
-            name = cache.sample_ids[row]
-            index = index_of.get(name, renamed.get(cache.digests[row].tobytes()))
-            if index is None:
-                raise SourceError(f"'{source.uri}' no longer holds the image '{name}'.")
-            content = source.read(index)
-            if content_digest(content) != cache.digests[row].tobytes():
-                raise SourceError(
-                    f"The image '{name}' of '{source.uri}' has changed since its features were "
-                    "cached."
-                )
-            return pixels_of(content, sample_id=name, preprocess=spec)
+        def indices() -> Iterator[int]:
+            for row in rows:
+                name = cache.sample_ids[row]
+                index = index_of.get(name, renamed.get(cache.digests[row].tobytes()))
+                if index is None:
+                    raise SourceError(f"'{source.uri}' no longer holds the image '{name}'.")
+                yield index
 
         try:
-            with closing(read_ahead(lambda i: read(rows[i]), len(rows))) as ahead:
-                for future in ahead:
-                    yield future.result()
+            with closing(read_images(source, indices(), np.asarray, preprocess=spec)) as found:
+                for row, (_, digest, image) in zip(rows, found, strict=True):
+                    if digest not in (NO_DIGEST, cache.digests[row].tobytes()):
+                        raise SourceError(
+                            f"The image '{cache.sample_ids[row]}' of '{source.uri}' has changed "
+                            "since its features were cached."
+                        )
+                    if isinstance(image, ImageError):
+                        raise image
+                    yield image
         except SourceError as err:
             raise _needed(err) from err
 

@@ -30,7 +30,7 @@ from featx.heads.tasks.task import Task
 from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square
-from featx.images.read_ahead import map_ahead
+from featx.images.reading import map_ahead
 from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
 from featx.stages.predict.prediction import (
     Answer,

@@ -6,23 +6,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from featx.errors import ImageError
-from featx.images.read_ahead import map_ahead, num_cores, read_ahead
-
-
-def test_num_cores_is_what_this_process_may_use() -> None:
-    assert num_cores() >= 1
+from featx.images.decode import NO_DIGEST, content_digest
+from featx.images.reading import map_ahead, read_digests, read_images
+from featx.images.sources import ImageSource, open_source
 
 
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 12))
 @settings(max_examples=40)
 def test_results_come_in_order_whatever_the_settings(count: int, workers: int, window: int) -> None:
-    futures = read_ahead(lambda index: index * index, count, workers=workers, window=window)
+    futures = map_ahead(lambda index: index * index, range(count), workers=workers, window=window)
     assert [future.result() for future in futures] == [index**2 for index in range(count)]
 
 
@@ -31,11 +32,11 @@ def test_slow_calls_do_not_change_the_order() -> None:
         time.sleep(0.02 if index % 3 == 0 else 0)
         return index
 
-    assert [f.result() for f in read_ahead(work, 20, workers=4)] == list(range(20))
+    assert [f.result() for f in map_ahead(work, range(20), workers=4)] == list(range(20))
 
 
 def test_what_is_yielded_is_finished() -> None:
-    futures = read_ahead(lambda index: time.sleep(0.005), 10, workers=2, window=2)
+    futures = map_ahead(lambda index: time.sleep(0.005), range(10), workers=2, window=2)
     assert all(future.done() for future in futures)
 
 
@@ -46,7 +47,7 @@ def test_an_error_stays_in_its_place() -> None:
         return index
 
     results = []
-    for future in read_ahead(work, 10, workers=3, window=2):
+    for future in map_ahead(work, range(10), workers=3, window=2):
         error = future.exception()
         results.append(str(error) if error else future.result())
     bad = {index: f"Image '{index}': broken." for index in (0, 3, 9)}
@@ -63,7 +64,7 @@ def test_it_stays_a_bounded_number_ahead(workers: int, window: int) -> None:
         return index
 
     furthest = 0
-    for used, _ in enumerate(read_ahead(work, 60, workers=workers, window=window)):
+    for used, _ in enumerate(map_ahead(work, range(60), workers=workers, window=window)):
         time.sleep(0.002)
         furthest = max(furthest, started[0] - used)
     assert 1 <= furthest <= workers + window
@@ -72,12 +73,12 @@ def test_it_stays_a_bounded_number_ahead(workers: int, window: int) -> None:
 
 def test_calls_run_side_by_side() -> None:
     meeting = threading.Barrier(3, timeout=20)  # nobody passes alone
-    assert len(list(read_ahead(lambda _: meeting.wait(), 6, workers=3))) == 6
+    assert len(list(map_ahead(lambda _: meeting.wait(), range(6), workers=3))) == 6
 
 
 def test_nothing_starts_before_the_first_is_asked_for() -> None:
     called = threading.Event()
-    futures = read_ahead(lambda _: called.set(), 3)
+    futures = map_ahead(lambda _: called.set(), range(3))
     assert not called.wait(0.05)
     list(futures)
     assert called.is_set()
@@ -90,7 +91,7 @@ def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads() -> None
         time.sleep(0.005)
         done.append(index)
 
-    futures = read_ahead(work, 1000, workers=2, window=8)
+    futures = map_ahead(work, range(1000), workers=2, window=8)
     next(futures)
     futures.close()  # what a loop left by an exception does
     count = len(done)
@@ -104,7 +105,7 @@ def test_an_error_in_the_loop_ends_the_threads_too() -> None:
     before = threading.active_count()
 
     def use() -> None:
-        for _ in read_ahead(lambda index: index, 100, workers=4):
+        for _ in map_ahead(lambda index: index, range(100), workers=4):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -162,3 +163,52 @@ def test_items_that_fail_leave_no_thread() -> None:
     with closing(map_ahead(abs, items(), workers=2)) as ahead, pytest.raises(ImageError):
         next(ahead)
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ImageSource:
+    """Return a folder of 20 images, of which the fourth is damaged and the eighth is missing."""
+    for number in range(20):
+        shade = np.full((8, 8 + number, 3), number, np.uint8)
+        Image.fromarray(shade).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "03.png").write_bytes(b"no image")
+    images = open_source(str(tmp_path))
+    (tmp_path / "07.png").unlink()
+    return images
+
+
+def test_images_of_a_source_come_in_the_order_asked_for(source: ImageSource) -> None:
+    indices = [*range(19, -1, -1), 5, 5]
+    found = list(read_images(source, iter(indices), np.asarray))
+    assert [index for index, _, _ in found] == indices
+    for index, digest, image in found:
+        if index in (3, 7):
+            assert isinstance(image, ImageError)
+            assert image.sample_id == f"{index:02}.png"
+        else:
+            assert isinstance(image, np.ndarray)
+            assert image.shape == (8, 8 + index, 3)
+            assert (image == index).all()
+        expected = NO_DIGEST if index == 7 else content_digest(source.read(index))
+        assert digest == expected
+
+
+def test_images_are_decoded_and_made_use_of_in_the_threads(source: ImageSource) -> None:
+    def make(image: Image.Image | np.ndarray) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        return np.asarray(image).shape[1]
+
+    widths = [image for _, _, image in read_images(source, range(8, 12), make)]
+    assert widths == [16, 17, 18, 19]
+
+
+def test_a_limit_of_pixels_holds_for_each_image(source: ImageSource) -> None:
+    found = read_images(source, range(8, 12), np.asarray, max_pixels=8 * 17)
+    assert [isinstance(image, ImageError) for _, _, image in found] == [False, False, True, True]
+
+
+def test_digests_are_read_without_decoding(source: ImageSource) -> None:
+    found = dict(read_digests(source, range(20)))
+    assert isinstance(found.pop(7), ImageError)
+    assert found == {index: content_digest(source.read(index)) for index in found}
+    assert found[3] == content_digest(b"no image")

@@ -1,0 +1,122 @@
+"""Reading a source's images: in threads that stay a bounded number ahead of the caller."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import ImageError
+from featx.images.cores import num_cores
+from featx.images.decode import MAX_PIXELS, NO_DIGEST, content_digest, decoded
+from featx.images.preprocess import PreprocessSpec
+from featx.images.sources import ImageSource
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def read_images(
+    source: ImageSource,
+    indices: Iterable[int],
+    make: Callable[[Image.Image | np.ndarray], T],
+    *,
+    preprocess: PreprocessSpec | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Generator[tuple[int, bytes, T | ImageError], None, None]:
+    """Yield some images of a source in the order of ``indices``, read and decoded ahead.
+
+    Each comes as its index, the digest of its content (``NO_DIGEST`` where it cannot be read), and
+    what ``make`` made of it, or the error where it cannot be used. Close the generator
+    (``contextlib.closing``) where it may be left half used.
+
+    Args:
+        source: The images.
+        indices: Which of them; taken one by one.
+        make: From the decoded image, of mode RGB or ``(height, width, 3)`` uint8, to what is
+            yielded; runs in the threads. ``np.asarray`` gives the pixels.
+        preprocess: What the pixels are for; None decodes in full.
+        max_pixels: Images with more are errors.
+    """
+
+    def read(index: int) -> tuple[int, bytes, T | ImageError]:
+        digest = NO_DIGEST
+        try:
+            content = source.read(index)
+            digest = content_digest(content)
+            image = decoded(
+                content,
+                sample_id=source.samples[index].sample_id,
+                max_pixels=max_pixels,
+                preprocess=preprocess,
+            )
+            return index, digest, make(image)
+        except ImageError as err:
+            return index, digest, err
+
+    with closing(map_ahead(read, indices)) as ahead:
+        for future in ahead:
+            yield future.result()
+
+
+def read_digests(
+    source: ImageSource, indices: Iterable[int], *, workers: int | None = None
+) -> Generator[tuple[int, bytes | ImageError], None, None]:
+    """Yield index and content digest of some images, or why they cannot be read, in order."""
+
+    def read(index: int) -> tuple[int, bytes | ImageError]:
+        try:
+            return index, content_digest(source.read(index))
+        except ImageError as err:
+            return index, err
+
+    with closing(map_ahead(read, indices, workers=workers)) as ahead:
+        for future in ahead:
+            yield future.result()
+
+
+def map_ahead(
+    work: Callable[[S], T], items: Iterable[S], *, workers: int | None = None, window: int = 8
+) -> Generator[Future[T], None, None]:
+    """Yield the finished ``work(item)`` in the items' order; each future holds result or error.
+
+    Args:
+        work: Runs in threads; pays off where it releases the GIL, as decoding does.
+        items: Taken one by one, in the caller's thread, as the work proceeds.
+        workers: Threads; None takes one per core.
+        window: Calls that may wait, begun or finished, beside those under way; bounds the memory.
+
+    Close it (``contextlib.closing``) where an error may leave it half used: its threads end then.
+    After ``KeyboardInterrupt`` they are not waited for; each ends with the call it is at.
+    """
+    workers = workers or num_cores()
+    ahead: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) >= window + workers:
+                yield _finished(ahead.popleft())
+        while ahead:
+            yield _finished(ahead.popleft())
+    finally:
+        pool.shutdown(wait=not _is_interrupted(), cancel_futures=True)
+
+
+def _is_interrupted() -> bool:
+    """Return whether an interrupt is why this code runs, here or in the caller that closes it."""
+    error = sys.exception()
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _finished(future: Future[T]) -> Future[T]:
+    future.exception()  # waits
+    return future
