@@ -87,24 +87,24 @@ __all__ = [
 
 _LOADED_FROM = {
     "featx.errors": ("FeatxError",),
+    "featx.extraction.options": ("ExtractOptions", "ExtractReport"),
     "featx.features.file": ("FeatureFile", "open_features"),
-    "featx.heads.samples.few_shot": ("FewShot",),
     "featx.heads.head": ("Head", "open_head"),
+    "featx.heads.samples.few_shot": ("FewShot",),
     "featx.heads.solvers.mlp_options": ("MLPOptions",),
     "featx.heads.solvers.sgd": ("SGDOptions",),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
         *("check", "status"),
     ),
+    "featx.stages.compare": ("ComparedCache", "CompareReport", "compare"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
-    "featx.stages.extract": ("ExtractOptions", "ExtractReport", "extract"),
+    "featx.stages.extract": ("extract",),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
-    "featx.stages.train": (
-        *("ComparedCache", "CompareReport", "TrainOptions", "TrainReport"),
-        *("compare", "train_head"),
-    ),
+    "featx.stages.train": ("train_head",),
+    "featx.training.options": ("TrainOptions", "TrainReport"),
 }
 
 

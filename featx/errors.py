@@ -215,7 +215,7 @@ def escaped(character: str) -> str:
 
 _PACKAGE_OF = {
     **{name: name for name in ("torch", "torchvision", "h5py", "safetensors", "numpy", "scipy")},
-    **{name: name for name in ("onnx", "onnxscript", "onnxruntime", "rich")},
+    **{name: name for name in ("onnx", "onnxscript", "onnxruntime", "rich", "jinja2")},
     "sklearn": "scikit-learn",
     "PIL": "pillow",
 }

@@ -44,6 +44,8 @@ ALLOWED = {
         "reporting/summary.py",
     ),
     "matplotlib": ("reporting/plots.py",),
+    "jinja2": ("reporting/templates.py",),
+    "markupsafe": ("reporting/templates.py",),
     "onnx": (
         *("backbones/onnx_graph.py", "backbones/int8/"),
         "classifier/precision.py",
@@ -63,7 +65,17 @@ ALLOWED = {
     "PIL": ("images/", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
-HEAVY = ("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "h5py",
+    "sklearn",
+    "scipy",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "jinja2",
+)
 
 
 def package_of(module: Path) -> str:

@@ -210,7 +210,7 @@ def test_check_info_card_and_report_speak_of_the_task(way: Way) -> None:
     page = way.root / "report.html"
     featx.write_report(way.head, page, featx.ReportOptions(num_mistakes=3, overwrite=True))
     html = page.read_text()
-    assert ("Surest mistakes" if is_tags else "Farthest off") in html
+    assert ("Most confident mistakes" if is_tags else "Largest errors") in html
     assert html.count("<figure>") == (2 if is_tags else 3)
     assert html.count("data:image/jpeg") == 3
     for unwanted in ("taken for", "nan<", "Confusion"):

@@ -1,8 +1,9 @@
-"""The report page: one HTML file about a head.
+"""Pages about a head and a model: the report, and the model card.
 
-page            the page and its sections
-numbers, classes, tags    the sections of each task
-pictures        thumbnails of the images that are shown
-plots           figures, with matplotlib
-summary         what the sections show, calculated from logits
+page        the report of a head, one HTML file
+mistakes    the most confident mistakes, with their pictures
+summary     predictions, confusions, calibration and a map, as numbers
+plots       figures, with matplotlib
+card        the model card, with programs that use the file
+templates   rendering of HTML, Markdown and programs with jinja2
 """

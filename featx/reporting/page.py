@@ -1,111 +1,104 @@
-"""The page: HTML that needs nothing but itself."""
+"""The report page: HTML that needs nothing but itself."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
-from featx.artifact import PAGE_SIGN, Header
+import numpy as np
+
+from featx.artifact import PAGE_SIGN
 from featx.classifier.references import without_folders
 from featx.classifier.staleness import Staleness
-from featx.errors import printable
-from featx.reporting.pictures import Mistake
+from featx.features.file import FeatureFile
+from featx.heads.head import Head
+from featx.heads.metrics import Scores
+from featx.heads.metrics.multi_label import sigmoid
+from featx.heads.tasks.task import Task
+from featx.images.sources import ImageSource
+from featx.reporting.mistakes import with_pictures, worst_classes, worst_tags, worst_values
+from featx.reporting.plots import (
+    MAX_CONFUSION_CLASSES,
+    plot_confusion,
+    plot_map,
+    plot_path,
+    plot_reliability,
+    plot_values,
+)
+from featx.reporting.summary import (
+    ClassPredictions,
+    MapKind,
+    confused_pairs,
+    map_features,
+    predict_classes,
+    reliability,
+)
+from featx.reporting.templates import render
 
-_CSS = """
-:root { color-scheme: light; --ink: #1a202c; --soft: #4a5568; --line: #e2e8f0; --wash: #f7fafc; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(--ink);
-  background: #fff; font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-h1 { font-size: 1.75rem; margin: 0 0 .25rem; letter-spacing: -.01em; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-p { margin: .25rem 0 .75rem; color: var(--soft); max-width: 46rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; max-width: 18rem; overflow: hidden;
-  text-overflow: ellipsis; }
-td small { color: var(--soft); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr));
-  gap: 2rem; align-items: end; margin-top: 1.5rem; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-top: .25rem; }
-figure svg { max-width: 100%; height: auto; }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
-  gap: 1rem; }
-.mistake { border: 1px solid var(--line); border-radius: .5rem; overflow: hidden;
-  background: var(--wash); }
-.mistake .picture { height: 10rem; display: grid; place-items: center; background: #edf2f7;
-  color: var(--soft); font-size: .85rem; text-align: center; padding: .5rem; }
-.mistake img { max-width: 100%; max-height: 100%; }
-.mistake div + div { padding: .5rem .75rem .6rem; font-size: .9rem; overflow-wrap: anywhere; }
-.mistake b { font-weight: 600; } .mistake small { color: var(--soft); }
-"""
+_MAX_SCATTERS = 6
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
+@dataclass(frozen=True, eq=False)
+class Page:
+    """What a page shows.
 
     Attributes:
-        title: Its heading, text.
-        content: HTML.
+        head: The head.
+        cache: The features.
+        staleness: How these differ from the features that trained the head.
+        metrics: Scores of each split.
+        split: The split that is shown in detail.
+        rows: Its labelled rows of the feature file, ``(n,)`` int64.
+        targets: Their labels, as ``heads.tasks.targets`` reads them.
+        images: The source; None where it is not there, or no mistakes are shown.
+        map: How the features are put on a plane.
+        num_mistakes: Mistakes that are shown as pictures.
     """
 
-    title: str
-    content: str
+    head: Head
+    cache: FeatureFile
+    staleness: Staleness
+    metrics: Mapping[str, Scores]
+    split: str
+    rows: np.ndarray
+    targets: np.ndarray
+    images: ImageSource | None
+    map: MapKind
+    num_mistakes: int
 
 
-@dataclass(frozen=True)
-class Story:
-    """What the page tells of a head.
-
-    Attributes:
-        title: Text.
-        summary: The sentence below it, HTML.
-        sections: The rest.
-    """
-
-    title: str
-    summary: str
-    sections: tuple[Section, ...]
-
-
-def render(header: Header, story: Story, *, staleness: Staleness, made_from: str) -> str:
-    """Return the page about the head of a header.
+def render_page(page: Page, *, made_from: str) -> str:
+    """Return the HTML of a page.
 
     Args:
-        header: Of the head.
-        story: The rest of the content.
-        staleness: How the features differ from those that trained it.
-        made_from: What the page notes about its inputs, for ``is_page_of``; empty notes nothing.
+        page: Its content.
+        made_from: What it notes about its inputs, for ``is_page_of``. It notes nothing where a
+            picture is missing, so that it is made again when that may be there.
     """
-    parts = [
-        f"<h1>{text(story.title)}</h1>",
-        f"<p>{story.summary}</p>",
-        *_stale(staleness),
-        _facts(header),
-        *(f"<h2>{text(section.title)}</h2>\n{section.content}" for section in story.sections),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'{PAGE_SIGN}; {made_from}">\n'
-        f"<title>{text(story.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+    header = page.head.header
+    shown = _CONTENT[page.head.task](page)
+    mistakes = with_pictures(shown.pop("mistakes"), page.cache, page.images)
+    return render(
+        f"{page.head.task}.html",
+        {
+            "sign": PAGE_SIGN,
+            "made_from": made_from if all(each.picture for each in mistakes) else "",
+            "stale": page.staleness.changes,
+            "spec": header.spec,
+            "choice": header.details["choice"],
+            "weights": without_folders(header.details["weights"]),
+            "source": without_folders(header.details["source"]),
+            "calibration": header.details.get("calibration"),
+            "classes": page.head.classes,
+            "metrics": page.metrics,
+            "split": page.split,
+            "scores": page.metrics[page.split],
+            "mistakes": mistakes,
+            **shown,
+        },
     )
-
-
-def _stale(staleness: Staleness) -> Iterator[str]:
-    """Yield what is to be known before the scores: that the head is of earlier rows."""
-    if staleness.changes:
-        yield f"<p><b>The head is stale: {text(staleness.changes)}.</b></p>"
 
 
 def is_page_of(path: Path, made_from: str) -> bool:
@@ -118,84 +111,74 @@ def is_page_of(path: Path, made_from: str) -> bool:
     return bool(made_from) and noted in page[:1024] and page.endswith(b"</html>\n")
 
 
-def text(value: object) -> str:
-    """Return text for a page; what cannot be shown, in a name that is not UTF-8, as an escape."""
-    return escape(printable(str(value)))
-
-
-def _facts(header: Header) -> str:
-    spec, choice = header.spec, header.details["choice"]
-    preprocess = spec["preprocess"]
-    size = preprocess["image_size"]
-    weights, source = (without_folders(header.details[name]) for name in ("weights", "source"))
-    facts = {
-        "features": f"{spec['num_features']} of {spec['backbone']}, layer {spec['layer']}",
-        "weights": f"{weights} (sha256 {spec['weights_sha256'][:16]}…)",
-        "images": f"{size}×{size} pixels from {source}",
-        "head": f"{choice['head']}, {choice['solver']}"
-        + (f", C = {choice['strength']:g}" if "strength" in choice else ""),
+def _classes(page: Page) -> dict[str, Any]:
+    classes = page.head.classes
+    seen = predict_classes(page.head, page.cache, page.rows)
+    mistakes, count = worst_classes(seen, classes, most=page.num_mistakes)
+    return {
+        "mistakes": mistakes,
+        "num_mistakes": count,
+        "pairs": confused_pairs(seen, classes),
+        "figures": list(_class_figures(page, seen)),
     }
-    calibration = header.details.get("calibration")
-    if calibration:
-        facts["calibration"] = (
-            f"temperature {calibration['temperature']:.3g}: expected calibration error "
-            f"{calibration['ece_before']:.4f} before, {calibration['ece_after']:.4f} after, on "
-            "held-out training images"
+
+
+def _class_figures(page: Page, seen: ClassPredictions) -> Iterator[tuple[str, str]]:
+    """Yield each figure and its caption."""
+    classes = page.head.classes
+    if len(classes) <= MAX_CONFUSION_CLASSES:
+        caption = "Each row is a class; the shade is the share of its images."
+        yield plot_confusion(seen.confusion, classes), caption
+    yield (
+        plot_reliability(reliability(seen.confidence, seen.labels == seen.predicted)),
+        "Probabilities that can be trusted lie on the dashed line. Bars below it: too sure.",
+    )
+    yield from plot_path(page.head.header.details["choice"])
+    if plane := map_features(page.cache, seen.rows, kind=page.map):
+        how = (
+            f"The two directions of most variance ({plane.explained:.0%} of it)"
+            if plane.explained is not None
+            else "t-SNE: neighbours stay neighbours, distances between groups mean little"
         )
-    rows = "".join(f"<dt>{name}</dt><dd>{text(value)}</dd>" for name, value in facts.items())
-    return f"<dl>{rows}</dl>"
+        yield plot_map(plane, seen, classes), f"{how}. Rings are mistakes."
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; cells are HTML."""
-    head = "".join(f"<th>{name}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
+def _tags(page: Page) -> dict[str, Any]:
+    head, tagged = page.head, page.targets > 0
+    probabilities = sigmoid(head.logits(page.cache.features[page.rows]).astype(np.float64))
+    mistakes, count = worst_tags(
+        page.rows, probabilities, head.thresholds, tagged, head.classes, most=page.num_mistakes
     )
+    trust = plot_reliability(reliability(probabilities.reshape(-1), tagged.reshape(-1)))
+    caption = "All tags of all images. Probabilities that can be trusted lie on the dashed line."
+    return {
+        "mistakes": mistakes,
+        "num_mistakes": count,
+        "figures": [(trust, caption), *plot_path(head.header.details["choice"])],
+    }
 
 
-def share(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """Return a proportion and, small, its interval."""
-    if value is None:
-        return "–"
-    interval = "" if low is None else f" <small>{low:.3f}–{high:.3f}</small>"
-    return f"{value:.4f}{interval}"
+def _numbers(page: Page) -> dict[str, Any]:
+    head = page.head
+    values = head.logits(page.cache.features[page.rows]).astype(np.float64)
+    caption = "On the dashed line the head is right."
+    scatters = [
+        (
+            plot_values(page.targets[:, column], values[:, column], name),
+            caption if len(head.classes) == 1 else f"{name}. {caption}",
+        )
+        for column, name in enumerate(head.classes[:_MAX_SCATTERS])
+    ]
+    return {
+        "mistakes": worst_values(
+            page.rows, values, page.targets, head.classes, most=page.num_mistakes
+        ),
+        "figures": [*scatters, *plot_path(head.header.details["choice"])],
+    }
 
 
-def named(name: str) -> str:
-    """Return a cell with the name of a class, in full where the mouse rests."""
-    return f'<span title="{text(name)}">{text(name)}</span>'
-
-
-def figures(drawn: Sequence[tuple[str, str]]) -> str:
-    """Return figures side by side, of the SVG and caption of each."""
-    each = (f"<figure>{svg}<figcaption>{text(note)}</figcaption></figure>" for svg, note in drawn)
-    return '<div class="figures">\n' + "\n".join(each) + "\n</div>"
-
-
-def gallery(mistakes: Sequence[Mistake], note: str) -> str:
-    """Return mistakes as pictures, below a note."""
-    if not mistakes:
-        return "<p>None.</p>"
-    return (
-        f"<p>{text(note)}</p>"
-        + '<div class="mistakes">'
-        + "".join(map(_mistake, mistakes))
-        + "</div>"
-    )
-
-
-def _mistake(mistake: Mistake) -> str:
-    if mistake.picture is None:
-        picture = f"not shown: {text(mistake.why_not)}"
-    else:
-        data = base64.b64encode(mistake.picture).decode()
-        picture = f'<img alt="" src="data:image/jpeg;base64,{data}">'
-    return (
-        f'<div class="mistake"><div class="picture">{picture}</div><div>'
-        f"<b>{text(mistake.said.what)}</b> {text(mistake.said.how)}<br>"
-        f"expected <b>{text(mistake.expected.what)}</b> {text(mistake.expected.how)}<br>"
-        f"<small>{text(mistake.sample_id)}</small></div></div>"
-    )
+_CONTENT: dict[Task, Callable[[Page], dict[str, Any]]] = {
+    "single-label": _classes,
+    "multi-label": _tags,
+    "regression": _numbers,
+}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.errors import ConfigError, printable
-from featx.reporting.summary import Map, Reliability, View
+from featx.reporting.summary import ClassPredictions, Map, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +32,10 @@ _STYLE: Any = {
 }
 
 
-def plot_confusion(seen: View, classes: Sequence[str]) -> str:
-    """Return the confusion matrix, each row in shares of its class."""
-    totals = seen.confusion.sum(axis=1, keepdims=True)
-    shares = seen.confusion / np.maximum(totals, 1)
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
+    """Draw a confusion matrix ``(num_classes, num_classes)``, each row in shares of its class."""
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
     count = len(classes)
     side = max(3.4, 1.6 + 0.34 * count)
     figure, axes = _figure(side, side)
@@ -46,7 +46,7 @@ def plot_confusion(seen: View, classes: Sequence[str]) -> str:
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     if count <= MAX_CONFUSION_CLASSES // 2:
-        for (row, column), number in np.ndenumerate(seen.confusion):
+        for (row, column), number in np.ndenumerate(confusion):
             if number:
                 colour = "white" if shares[row, column] > 0.5 else "#2d3748"
                 axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
@@ -54,7 +54,7 @@ def plot_confusion(seen: View, classes: Sequence[str]) -> str:
 
 
 def plot_reliability(bins: Reliability) -> str:
-    """Return how often predictions of each probability are right, and how many there are."""
+    """Draw how often predictions of each probability are right."""
     figure, axes = _figure(4.6, 3.8)
     edges = np.linspace(0, 1, len(bins.counts) + 1)
     filled = bins.counts > 0
@@ -78,10 +78,9 @@ def plot_reliability(bins: Reliability) -> str:
 
 
 def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield how each strength of a linear head did where it was judged, with a caption.
+    """Yield the held-out scores of each strength of a linear head, drawn, and a caption.
 
-    Nothing where only one was tried, or none. Log loss and accuracy of logistic regression are of
-    held-out samples; ridge has its leave-one-out error.
+    Nothing where fewer than two were tried.
     """
     path = choice.get("path", ())
     if len(path) < 2:
@@ -104,18 +103,20 @@ def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield _svg(figure, title), f"Chosen by the {what}: C = {choice['strength']:g}."
 
 
-def plot_values(true: np.ndarray, said: np.ndarray, name: str) -> str:
-    """Return what a head says over what is true, ``(n,)`` each."""
+def plot_values(true: np.ndarray, predicted: np.ndarray, name: str) -> str:
+    """Draw predicted over true values, ``(n,)`` each."""
     figure, axes = _figure(4.6, 3.8)
-    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
     axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
-    axes.scatter(true, said, s=14, color=_BLUE, alpha=0.6, linewidths=0, rasterized=len(true) > 500)
-    axes.set(xlabel=f"true {_short(name)}", ylabel="what the head says")
-    return _svg(figure, f"{printable(name)}: said over true")
+    axes.scatter(
+        true, predicted, s=14, color=_BLUE, alpha=0.6, linewidths=0, rasterized=len(true) > 500
+    )
+    axes.set(xlabel=f"true {_short(name)}", ylabel="predicted")
+    return _svg(figure, f"{printable(name)}: predicted over true")
 
 
-def plot_map(plane: Map, seen: View, classes: Sequence[str]) -> str:
-    """Return the samples on a plane, coloured by label; mistakes are ringed."""
+def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
+    """Draw samples on a plane, coloured by label; mistakes are ringed."""
     from matplotlib import colormaps
 
     labels, predicted = seen.labels[plane.chosen], seen.predicted[plane.chosen]

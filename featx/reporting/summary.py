@@ -1,8 +1,8 @@
-"""What the page shows of one split: a head's answers, counts, bins, and a map."""
+"""The numbers that a page shows of one split: predictions, confusions, bins, and a map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
-from featx.heads.metrics import NUM_BINS, Scores, confusion_matrix, log_softmax
-from featx.reporting.pictures import Pictures
+from featx.heads.metrics import NUM_BINS, confusion_matrix, log_softmax
 
 MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000
@@ -19,35 +18,8 @@ _TSNE_COMPONENTS = 50
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """What a page is about.
-
-    Attributes:
-        head: The head.
-        cache: The features.
-        metrics: Scores of each split.
-        split: The one to look at closely.
-        rows: Its labelled rows of the feature file, ``(n,)`` int64.
-        targets: What is true of these, as ``heads.targets`` reads it.
-        pictures: Of their images.
-        map: How the features are put on a plane.
-        num_mistakes: Mistakes that are shown as pictures.
-    """
-
-    head: Head
-    cache: FeatureFile
-    metrics: Mapping[str, Scores]
-    split: str
-    rows: np.ndarray
-    targets: np.ndarray
-    pictures: Pictures
-    map: MapKind
-    num_mistakes: int
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The answers of a head of classes on labelled samples.
+class ClassPredictions:
+    """The predictions of a head of classes for labelled samples.
 
     Attributes:
         rows: Of the feature file, ``(n,)`` int64.
@@ -66,8 +38,8 @@ class View:
     confusion: np.ndarray
 
 
-def view(head: Head, cache: FeatureFile, rows: np.ndarray) -> View:
-    """Return what a head of classes says of labelled rows ``(n,)``."""
+def predict_classes(head: Head, cache: FeatureFile, rows: np.ndarray) -> ClassPredictions:
+    """Return the predictions of a head of classes for labelled rows ``(n,)``."""
     labels = cache.labels[rows]
     probabilities = np.exp(log_softmax(head.logits(cache.features[rows]).astype(np.float64)))
     predicted = probabilities.argmax(axis=1)
@@ -76,12 +48,12 @@ def view(head: Head, cache: FeatureFile, rows: np.ndarray) -> View:
         for index in (labels, predicted)
     )
     confusion = confusion_matrix(predicted, labels, size=len(head.classes))
-    return View(rows, labels, predicted, confidence, own, confusion)
+    return ClassPredictions(rows, labels, predicted, confidence, own, confusion)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Two classes of which one is taken for the other."""
+    """Samples of one class that are taken for another."""
 
     label: str
     predicted: str
@@ -89,7 +61,9 @@ class Confusion:
     share: float
 
 
-def confused_pairs(seen: View, classes: Sequence[str], *, most: int = 10) -> list[Confusion]:
+def confused_pairs(
+    seen: ClassPredictions, classes: Sequence[str], *, most: int = 10
+) -> list[Confusion]:
     """Return the commonest mistakes, with their share of the class's samples."""
     wrong = seen.confusion.copy()
     np.fill_diagonal(wrong, 0)
@@ -118,11 +92,11 @@ class Reliability:
 
 
 def reliability(probability: np.ndarray, right: np.ndarray) -> Reliability:
-    """Return how often what is given a probability comes true.
+    """Return how often predictions of each probability are right.
 
     Args:
         probability: ``(n,)`` in [0, 1].
-        right: Whether it came true, ``(n,)`` bool.
+        right: Whether they are, ``(n,)`` bool.
     """
     bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
@@ -139,13 +113,11 @@ class Map:
     """Samples on a plane.
 
     Attributes:
-        kind: How they were put there.
         points: ``(n, 2)`` float64.
         chosen: Which of the rows, ``(n,)`` int64.
         explained: Share of the variance that the two axes of a PCA show; None for t-SNE.
     """
 
-    kind: MapKind
     points: np.ndarray
     chosen: np.ndarray
     explained: float | None
@@ -169,9 +141,9 @@ def map_features(
         points = np.zeros((len(chosen), 2))
         points[:, : components.shape[1]] = components[:, :2]
         total = float((values**2).sum()) or 1.0
-        return Map("pca", points, chosen, float((values[:2] ** 2).sum()) / total)
+        return Map(points, chosen, float((values[:2] ** 2).sum()) / total)
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
-    return Map("tsne", tsne.fit_transform(components[:, :_TSNE_COMPONENTS]), chosen, None)
+    return Map(tsne.fit_transform(components[:, :_TSNE_COMPONENTS]), chosen, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -24,23 +23,12 @@ from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.metrics import Scores, measure_for
 from featx.heads.tasks.targets import Labels, Targets, read_targets
-from featx.heads.tasks.task import Task
 from featx.images.sources import SPLITS, ImageSource, open_source
-from featx.reporting.classes import tell_classes
-from featx.reporting.numbers import tell_numbers
-from featx.reporting.page import Story, is_page_of, render
-from featx.reporting.pictures import Pictures
+from featx.reporting.page import Page, is_page_of, render_page
 from featx.reporting.plots import require_matplotlib
-from featx.reporting.summary import MapKind, Subject
-from featx.reporting.tags import tell_tags
+from featx.reporting.summary import MapKind
 
 log = logging.getLogger(__name__)
-
-_TELL: dict[Task, Callable[[Subject], Story]] = {
-    "single-label": tell_classes,
-    "multi-label": tell_tags,
-    "regression": tell_numbers,
-}
 
 
 @dataclass(frozen=True)
@@ -127,28 +115,21 @@ def write_report(
     made_from = _made_from(trained, cache, options)
     if exists and is_page_of(output, made_from):
         return ReportPage(output, is_unchanged=True)
-    pictures = Pictures(cache, _open_images(cache, options))
-    subject = Subject(
+    page = Page(
         head=trained,
         cache=cache,
+        staleness=staleness,
         metrics=_metrics(trained, cache, targets),
         split=split,
         rows=rows,
         targets=targets.values[rows],
-        pictures=pictures,
+        images=_open_images(cache, options),
         map=options.map,
         num_mistakes=options.num_mistakes,
     )
-    story = _TELL[trained.task](subject)
-    # With a picture missing, the page is to be made again when it may be there.
-    page = render(
-        trained.header,
-        story,
-        staleness=staleness,
-        made_from="" if pictures.num_missing else made_from,
-    )
+    content = render_page(page, made_from=made_from)
     with publishing(output, overwrite=exists) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8")
     return ReportPage(output, replaced="an earlier report" if exists else "")
 
 

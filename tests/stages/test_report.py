@@ -19,7 +19,13 @@ import featx
 from featx.cli import main
 from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
 from featx.heads.metrics import NUM_BINS, expected_calibration_error
-from featx.reporting.summary import View, confused_pairs, map_features, reliability, view
+from featx.reporting.summary import (
+    ClassPredictions,
+    confused_pairs,
+    map_features,
+    predict_classes,
+    reliability,
+)
 from featx.stages.report import ReportOptions, write_report
 
 
@@ -105,7 +111,7 @@ class TestPage:
         features, head = made
         page = Page(write_report(head, tmp_path / "r.html").path)
         cache, trained = featx.open_features(features), featx.open_head(head)
-        seen = view(trained, cache, cache.rows("val"))
+        seen = predict_classes(trained, cache, cache.rows("val"))
         wrong = np.flatnonzero(seen.labels != seen.predicted)
         assert len(wrong)
         pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
@@ -220,12 +226,12 @@ class TestWithoutImages:
         assert "cannot be read" in page.text
 
 
-def make_view(confidence: np.ndarray, right: np.ndarray) -> View:
+def make_view(confidence: np.ndarray, right: np.ndarray) -> ClassPredictions:
     labels = np.zeros(len(right), dtype=np.int64)
     predicted = np.where(right, 0, 1)
     confusion = np.array([[right.sum(), (~right).sum()], [0, 0]])
     rows = np.arange(len(right))
-    return View(rows, labels, predicted, confidence, confidence, confusion)
+    return ClassPredictions(rows, labels, predicted, confidence, confidence, confusion)
 
 
 def test_reliability_adds_up_to_the_calibration_error() -> None:
@@ -246,7 +252,7 @@ def test_reliability_adds_up_to_the_calibration_error() -> None:
 def test_the_commonest_confusions_come_first() -> None:
     seen = make_view(np.ones(4), np.ones(4, dtype=bool))
     confusion = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 6]])
-    seen = View(**{**seen.__dict__, "confusion": confusion})
+    seen = ClassPredictions(**{**seen.__dict__, "confusion": confusion})
     pairs = confused_pairs(seen, ("a", "b", "c"))
     assert [(p.label, p.predicted, p.count) for p in pairs] == [
         ("c", "b", 4),
@@ -259,7 +265,7 @@ def test_the_commonest_confusions_come_first() -> None:
 def test_a_map_of_few_and_of_many_samples(made: tuple[Path, Path]) -> None:
     features, head = made
     cache = featx.open_features(features)
-    seen = view(featx.open_head(head), cache, cache.rows("val"))
+    seen = predict_classes(featx.open_head(head), cache, cache.rows("val"))
     plane = map_features(cache, seen.rows, kind="pca")
     assert plane is not None
     assert plane.points.shape == (len(seen.rows), 2)

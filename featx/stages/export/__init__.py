@@ -4,8 +4,6 @@ options   what can be chosen, and what comes of it
 stage     the way from a head to a published file
 backbone  the graph that made the features, kept or built again
 evidence  images of the source, and what the head answered for them
-card      the model card, with snippets that follow the file's contract
-snippets  code that uses the file without featx
 """
 
 from featx.stages.export.options import ExportOptions, ExportReport

@@ -41,6 +41,7 @@ from featx.errors import ConfigError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.images.preprocess import PreprocessSpec
+from featx.reporting.card import is_card_of, require_card_replaceable, write_card
 from featx.stages.export.backbone import (
     NUM_CALIBRATION,
     features_graph,
@@ -49,7 +50,6 @@ from featx.stages.export.backbone import (
     repeats_features,
     shipped_graph,
 )
-from featx.stages.export.card import is_card_of, require_card_replaceable, write_card
 from featx.stages.export.current import describe_earlier, is_current, made_from, open_earlier
 from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
 from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport

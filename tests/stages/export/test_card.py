@@ -20,9 +20,8 @@ from featx.classifier.contract import Contract
 from featx.classifier.session import open_classifier
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec
+from featx.reporting.card import licence, snippets
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.export.card import licence
-from featx.stages.export.snippets import snippets
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 

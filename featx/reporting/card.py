@@ -1,0 +1,265 @@
+"""The model card: one Markdown page for whoever gets the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
+from featx.classifier.contract import Contract, Value, steps
+from featx.errors import ArtifactExists
+from featx.features.file import FeatureFile
+from featx.heads.tasks.targets import Labels, read_targets
+from featx.heads.tasks.task import Task, task_of
+from featx.images.preprocess import PreprocessSpec
+from featx.reporting.templates import markdown, markdown_table, number, render, safe
+
+_CLASSES_SHOWN = 100
+_KIND: dict[Task, str] = {
+    "single-label": "An image classifier of {} classes",
+    "multi-label": "An image classifier of {} tags that do not exclude each other",
+    "regression": "A model of {} numbers for each image",
+}
+_THING: dict[Task, str] = {"single-label": "class", "multi-label": "tag", "regression": "target"}
+_SAME: dict[Task, str] = {
+    "single-label": "same class in {:.2%}; logits",
+    "multi-label": "same tags in {:.2%}; logits",
+    "regression": "values, in deviations of their target,",
+}
+_COLUMNS: dict[Task, dict[str, Sequence[str]]] = {
+    "single-label": {
+        "top-1": ["top1"],
+        "95 %": ["top1_low", "top1_high"],
+        "balanced accuracy": ["balanced_accuracy"],
+        "log loss": ["log_loss"],
+        "ECE": ["ece"],
+    },
+    "multi-label": {
+        "mAP": ["mean_average_precision"],
+        "micro F1": ["micro_f1"],
+        "macro F1": ["macro_f1"],
+        "all tags right": ["exact"],
+        "95 %": ["exact_low", "exact_high"],
+        "log loss": ["log_loss"],
+        "ECE": ["ece"],
+    },
+    "regression": {
+        "MAE": ["mae"],
+        "95 %": ["mae_low", "mae_high"],
+        "RMSE": ["rmse"],
+        "R²": ["r2"],
+        "95 % of R²": ["r2_low", "r2_high"],
+    },
+}
+_PREPROCESSED = {
+    "image": "The file does all of it but the first step.",
+    "crop": "It has to be done before the file, but for the normalisation.",
+    "tensor": "It has to be done before the file.",
+}
+
+
+def write_card(
+    path: Path, model: Path, header: Header, cache: FeatureFile | None, *, overwrite: bool
+) -> None:
+    """Write the card of an exported file.
+
+    Args:
+        path: Where to.
+        model: The ONNX file.
+        header: What it says about itself.
+        cache: The features it was trained on, which have the counts; None where they are gone.
+        overwrite: Replace what is there.
+
+    Raises:
+        ArtifactError: The disk refused; nothing is left behind.
+    """
+    text = _render(model.name, header, cache).encode("utf-8", "backslashreplace")
+    with publishing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(_sign(text, model, header) + text)
+
+
+def require_card_replaceable(path: Path, *, overwrite: bool) -> bool:
+    """Check that a card may be written; return whether there is an earlier one.
+
+    Raises:
+        ArtifactExists: Something else lies there; or a card that was edited, without ``overwrite``.
+        ArtifactError: It cannot be written.
+    """
+    exists = require_replaceable(path, "card")
+    if exists and not overwrite and not _is_unedited(path.read_bytes()):
+        raise ArtifactExists(
+            path,
+            f"The model card '{path}' was edited since featx wrote it. Use --overwrite to replace "
+            f"it, or give another path, such as '{free_path(path)}'.",
+        )
+    return exists
+
+
+def is_card_of(path: Path, model: Path, header: Header) -> bool:
+    """Return whether a card is as it was written for this model."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    _, _, text = content.partition(b"\n")
+    return content.startswith(_sign(text, model, header))
+
+
+def _is_unedited(content: bytes) -> bool:
+    sign, _, text = content.partition(b"\n")
+    return _sha256(text).encode() in sign
+
+
+def _sign(text: bytes, model: Path, header: Header) -> bytes:
+    """Return the first line of a card: the sha256 of its text, and of the model's name and header.
+
+    By the one an edited card is told, by the other that of another model.
+    """
+    of = _sha256(f"{model.name}\n{header.to_json()}".encode("utf-8", "surrogateescape"))
+    return f"{CARD_SIGN}: text {_sha256(text)}, model {of} -->\n".encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
+    details, spec = header.details, header.spec
+    geometry, task = PreprocessSpec.from_dict(spec["preprocess"]), task_of(details)
+    contract = Contract.from_dict(details["contract"], task=task)
+    results = contract.output_values(
+        num_classes=len(header.classes), num_features=spec["num_features"]
+    )
+    tensors = [("input", contract.input_value(geometry)), *(("output", each) for each in results)]
+    choice, proof = details["head"], details["proof"]
+    return render(
+        "card.md",
+        {
+            "model": model,
+            "kind": _KIND[task].format(len(header.classes)),
+            "contract": contract,
+            "stale": details.get("stale"),
+            "details": details,
+            "spec": spec,
+            "counts": cache and _counts(header, cache, task),
+            "classes": header.classes[:_CLASSES_SHOWN],
+            "licence": licence(details["weights"]),
+            "choice": ", ".join(
+                str(choice[name]) if name == "head" else f"{name} {choice[name]}"
+                for name in ("head", "solver", "strength", "hidden", "seed")
+                if name in choice
+            ),
+            "preprocessed": _PREPROCESSED[contract.input],
+            "steps": steps(geometry, "tensor"),
+            "tensors": markdown_table(
+                ("", "name", "type", "shape", "meaning"), [_tensor(*each) for each in tensors]
+            ),
+            "intervals": "95 % Wilson intervals" if task == "single-label" else "of 95 %",
+            "scores": _scores(task, details["metrics"]),
+            "proof": proof,
+            "same": proof and _SAME[task].format(proof["top1_agreement"]),
+            "programs": snippets(model, contract, geometry),
+        },
+    )
+
+
+def _tensor(role: str, value: Value) -> list[object]:
+    shape = f"({', '.join(map(str, value.shape))})"
+    return [role, *map(safe, (f"`{value.name}`", value.dtype, shape, value.text))]
+
+
+def _counts(header: Header, cache: FeatureFile, task: Task) -> str:
+    """Return a table of the images of each class and split."""
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    targets = read_targets(task, labels, names=header.classes)
+    rows = {}
+    for index, name in enumerate(header.classes[:_CLASSES_SHOWN]):
+        rows[name] = targets.labelled
+        if task == "single-label":
+            rows[name] = targets.values == index
+        elif task == "multi-label":
+            rows[name] = targets.labelled & (targets.values[:, index] > 0)
+    splits = range(len(cache.split_names))
+    counts = [
+        [name, *(f"{int((cache.splits[chosen] == i).sum()):,}" for i in splits)]
+        for name, chosen in [*rows.items(), ("all", np.ones(len(cache), bool))]
+    ]
+    return markdown_table([_THING[task], *cache.split_names], counts)
+
+
+def _scores(task: Task, metrics: Mapping[str, Any]) -> str:
+    """Return a table of the scores of each split."""
+    columns, form = _COLUMNS[task], ".4g" if task == "regression" else ".4f"
+    rows = [
+        [
+            split,
+            f"{own['num_samples']:,}",
+            *(
+                safe("–".join(number(own[name], form) for name in names))
+                for names in columns.values()
+            ),
+        ]
+        for split, own in metrics.items()
+    ]
+    return markdown_table(["split", "images", *columns], rows)
+
+
+def licence(origin: str) -> str:
+    """Return what is known of the terms of weights from some origin."""
+    scheme, _, name = origin.partition(":")
+    if scheme == "torchvision":
+        return (
+            f"torchvision's {markdown(name)}. torchvision's code is BSD-3-Clause; its weights may "
+            "have terms of their own that come from the data they were trained on (mostly "
+            "ImageNet, for non-commercial research). See "
+            "https://github.com/pytorch/vision#pre-trained-model-license"
+        )
+    if scheme == "bundled":
+        return "featx's own, MIT; trained on CIFAR-10"
+    if scheme == "random":
+        return "random numbers, none needed"
+    return "not known: a file of the user's"
+
+
+def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, str]:
+    """Return Markdown blocks of code that use a file without featx: Python, JavaScript and C#.
+
+    Each is a whole program that prints the file's outputs. What the file does not do itself, the
+    Python program does with Pillow: it takes the path of an image of 8 bits, or of grey of 16. The
+    others take the path of raw numbers, prepared as their comment says.
+    """
+    size = spec.image_size
+    shapes = {
+        "image": "1, HEIGHT, WIDTH, 3",
+        "crop": f"1, {size}, {size}, 3",
+        "tensor": f"1, 3, {size}, {size}",
+    }
+    raw_inputs = {
+        "image": "path, height and width of RGB bytes, row by row: decoded to 8 bits, upright, "
+        "transparency laid on white",
+        "crop": f"path of RGB bytes of {size}×{size} pixels, made as 'Preprocessing' says",
+        "tensor": f"path of 3×{size}×{size} floats, made as 'Preprocessing' says",
+    }
+    ranked = [name for name in ("probabilities", "logits") if name in contract.outputs]
+    values = {
+        "model": json.dumps(model),
+        "contract": contract,
+        "spec": spec,
+        "size": size,
+        "shape": shapes[contract.input],
+        "raw_input": raw_inputs[contract.input],
+        "best": ranked[0] if ranked else None,
+    }
+    return {
+        name: f"```{fence}\n{render(f'use.{suffix}.jinja', values)}```"
+        for name, fence, suffix in (
+            ("Python", "python", "py"),
+            ("JavaScript", "javascript", "mjs"),
+            ("C#", "csharp", "cs"),
+        )
+    }
