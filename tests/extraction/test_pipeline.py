@@ -8,8 +8,10 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -246,18 +248,29 @@ def test_only_so_many_batches_are_on_their_way(
     assert max(ahead) <= 2 * (2 + 2 + 1)
 
 
+def num_waiting() -> int:
+    """Return how many threads wait at a semaphore."""
+    stacks = (traceback.walk_stack(frame) for frame in sys._current_frames().values())
+    waits = threading.Semaphore.acquire.__code__
+    return sum(any(frame.f_code is waits for frame, _ in stack) for stack in stacks)
+
+
 @pytest.mark.parametrize(("side", "at_once"), [(8, 1), (300, 3)])
 def test_small_images_are_decoded_by_one_thread_at_a_time(
     side: int, at_once: int, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, now, most = threading.Lock(), 0, 0
+    lock, now, most, seen = threading.Lock(), 0, 0, threading.Event()
+    end = time.monotonic() + 30
 
     def noted(*args: Any, **options: Any) -> Any:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.005)
+        # The first images stay until every worker decodes or waits for its turn.
+        while not seen.wait(0.001) and now + num_waiting() < 6 and time.monotonic() < end:
+            pass
+        seen.set()
         with lock:
             now -= 1
         return decoded(*args, **options)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -1361,10 +1360,9 @@ def test_the_second_of_two_is_turned_away_and_the_first_goes_on(
         assert first.stdout is not None
         assert first.stdout.readline() == "3\n"
         before = output.with_name("f.h5.partial").read_bytes()
-        start = time.monotonic()
         with pytest.raises(ArtifactBusy) as caught:
             extract(root, output, replace(TINY, restart=True, overwrite=True))
-        assert time.monotonic() - start < 30  # it does not wait
+        assert first.poll() is None  # nobody waited for it: it goes on when it is told to, below
         assert f"process {first.pid} on {socket.gethostname()} since " in str(caught.value)
         with pytest.raises(ArtifactIncomplete, match="unfinished: 3 of 8 images"):
             open_features(output)
