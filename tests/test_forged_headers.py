@@ -33,7 +33,7 @@ from featx.errors import ArtifactInvalid, FeatxError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.metrics import measure_for, scores_from_dict
+from featx.heads.tasks import TASKS, task_of
 from featx.images.preprocess import Crop, Decode, Interpolation, PreprocessSpec
 from featx.stages.check import check
 from featx.stages.evaluate import evaluate
@@ -248,8 +248,8 @@ def of_other_tasks() -> dict[str, dict[str, Any]]:
     """Return headers of heads of tags and of numbers, with scores."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20, 2)).astype(np.float32)
-    tags = measure_for("multi-label", logits, rng.integers(0, 2, (20, 2)), thresholds=(0.5, 0.4))
-    numbers = measure_for("regression", logits, rng.normal(size=(20, 2)))
+    tags = TASKS["multi-label"].measure(logits, rng.integers(0, 2, (20, 2)), thresholds=(0.5, 0.4))
+    numbers = TASKS["regression"].measure(logits, rng.normal(size=(20, 2)))
     unit = {"mean": [0.5, 1.5], "scale": [1.0, 2.0]}
     return {
         "multi-label": head_of("multi-label", tags, thresholds=[0.5, 0.4]),
@@ -264,7 +264,7 @@ def test_heads_of_other_tasks(task: str) -> None:
     for forged in forgeries(raw):
         if is_taken(forged, "head"):
             for scores in forged["details"]["metrics"].values():
-                scores_from_dict(forged["details"].get("task", "single-label"), scores)
+                task_of(forged["details"]).scores_from_dict(scores)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_unknown_details_are_ignored_and_unknown_settings_are_not() -> None:
 def test_scores_of_a_later_featx_are_read() -> None:
     raw = of_other_tasks()["multi-label"]["details"]["metrics"]["val"]
     more = raw | {"new": 1, "per_class": [own | {"new": 1} for own in raw["per_class"]]}
-    assert scores_from_dict("multi-label", more) == scores_from_dict("multi-label", raw)
+    assert TASKS["multi-label"].scores_from_dict(more) == TASKS["multi-label"].scores_from_dict(raw)
 
 
 def taken_values(

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import SINGLE_LABEL, Task
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 Input = Literal["image", "crop", "tensor"]
@@ -23,6 +23,11 @@ MAX_TOP_K = 1000
 _TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
 _CHOICES = ("logits", "probabilities", "values", "features")
 _OF_CLASSES = ("logits", "probabilities")
+_SQUASHED = {
+    "Softmax": "softmax of the logits",
+    "Sigmoid": "sigmoid of the logits; a tag is given from its entry in the metadata entry "
+    "'thresholds' on",
+}
 _ROUNDING = 1e-3
 """By which a probability may miss [0, 1]."""
 
@@ -86,7 +91,7 @@ class Contract:
 
     input: Input = "image"
     outputs: tuple[str, ...] = _OF_CLASSES
-    task: Task = "single-label"
+    task: Task = SINGLE_LABEL
 
     def __post_init__(self) -> None:
         if self.input not in get_args(Input):
@@ -113,7 +118,7 @@ class Contract:
     @property
     def raw_output(self) -> str:
         """What the last layer gives: ``"logits"``, or ``"values"`` of a regression."""
-        return "values" if self.task == "regression" else "logits"
+        return self.task.raw_output
 
     def with_outputs(self, *names: str) -> Contract:
         """Return the contract with further outputs."""
@@ -127,13 +132,13 @@ class Contract:
             ConfigError: The head has no such output.
         """
         outputs = self.outputs
-        if task == "regression" and outputs == _OF_CLASSES:
-            outputs = ("values",)
-        known = {"values", "features"} if task == "regression" else {*_OF_CLASSES, "features"}
+        own = _OF_CLASSES if task.activation else (task.raw_output,)
+        if outputs == _OF_CLASSES:
+            outputs = own
         for name in outputs:
-            ranked = task != "regression" and _TOP_K.fullmatch(name)
-            if name not in known and not ranked:
-                raise ConfigError(f"a head of {task} has no output {name!r}.")
+            ranked = task.activation and _TOP_K.fullmatch(name)
+            if name not in (*own, "features") and not ranked:
+                raise ConfigError(f"a head of {task.name} has no output {name!r}.")
         return replace(self, outputs=outputs, task=task)
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,9 +146,7 @@ class Contract:
         return {"input": self.input, "outputs": list(self.outputs)}
 
     @classmethod
-    def from_dict(
-        cls, values: Mapping[str, Any] | None, *, task: Task = "single-label"
-    ) -> Contract:
+    def from_dict(cls, values: Mapping[str, Any] | None, *, task: Task = SINGLE_LABEL) -> Contract:
         """Return the contract that ``to_dict`` described; None stands for the default one.
 
         Raises:
@@ -178,12 +181,7 @@ class Contract:
         """
         columns = "columns in the order of the metadata entry 'classes'"
         per_class = ("batch", num_classes)
-        squashed = (
-            "sigmoid of the logits; a tag is given from its entry in the metadata entry "
-            "'thresholds' on"
-            if self.task == "multi-label"
-            else "softmax of the logits"
-        )
+        squashed = _SQUASHED.get(self.task.activation or "")
         values = {
             "logits": Value("logits", "float32", per_class, f"unnormalised scores, {columns}"),
             "probabilities": Value("probabilities", "float32", per_class, f"{squashed}, {columns}"),

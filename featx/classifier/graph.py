@@ -25,7 +25,7 @@ from featx.classifier.precision import to_float16
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
 from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
-from featx.heads.tasks.task import task_of, thresholds_of
+from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec
 
 MAX_BYTES = 2**31 - 1
@@ -187,9 +187,9 @@ def with_header(model: onnx.ModelProto, header: Header) -> bytes:
         "preprocess": json.dumps(header.spec["preprocess"]),
         "contract": model.doc_string,
     }
-    if (task := task_of(header.details)) != "single-label":
-        entries["task"] = task
-    if thresholds := thresholds_of(header.details, len(header.classes)):
+    if (task := task_of(header.details)) is not SINGLE_LABEL:
+        entries["task"] = task.name
+    if thresholds := task.thresholds_of(header.details, len(header.classes)):
         entries["thresholds"] = json.dumps(list(thresholds))
     helper.set_model_props(stamped, entries)
     _require_one_file(stamped)
@@ -237,13 +237,10 @@ def _add_outputs(pieces: Pieces, raw: str, contract: Contract, *, features: str)
     """Add what the contract gives besides the logits or values."""
     if features != "features" and "features" in contract.outputs:
         pieces.node("Identity", [features], "features", output="features")
-    if contract.task == "regression":
+    if not (operator := contract.task.activation):
         return
-    name = "probabilities"
-    if contract.task == "multi-label":
-        probabilities = pieces.node("Sigmoid", [raw], name, output=name)
-    else:
-        probabilities = pieces.node("Softmax", [raw], name, output=name, attributes={"axis": -1})
+    name, attributes = "probabilities", {"axis": -1} if operator == "Softmax" else None
+    probabilities = pieces.node(operator, [raw], name, output=name, attributes=attributes)
     if k := contract.top_k:
         pieces.node(
             "TopK",

@@ -8,7 +8,7 @@
 
 A file in another precision than the features' has no bound on logits: there the share of images
 with the same class counts, and the accuracy. What a class is here, are tags or numbers elsewhere:
-``decisions`` tells.
+``heads.tasks`` tells.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.classifier.accuracy import Accuracy
-from featx.classifier.agreement import agreeing, comparable, settled, typical_size
+from featx.classifier.agreement import Accuracy, typical_size
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
-from featx.heads.tasks.task import task_of, unit_of
+from featx.heads.tasks import task_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
@@ -141,10 +140,10 @@ def prove(
         ParityError: A logit, a top class, or a batch differs by more; or a class is predicted that
             was never trained.
     """
-    details = classifier.header.details
+    details, task = classifier.header.details, classifier.task
     trained = np.ones(expected.shape[1], bool) if trained is None else trained
     limit = float(np.finfo(np.float32).max) if bound is None else bound
-    strict = _ROUNDING * typical_size(task_of(details), expected, trained)
+    strict = _ROUNDING * typical_size(task, expected, trained)
     strict *= _COARSER if coarse else 1
     rounding = limit if bound is None else strict
     answered = answers(classifier, images)
@@ -171,7 +170,7 @@ def prove(
             hint=" once the image is resized",
         ),
         bound=bound,
-        top1_agreement=float(agreeing(details, answered, expected).mean()),
+        top1_agreement=float(task.agree(answered, expected, details).mean()),
         max_batch_difference=_check_batches(classifier, images, kept, bound=strict),
         hard=_check_hard(classifier, hard, kept, bound=limit if bound is None else _HARDER * limit),
         max_full_difference=None
@@ -179,7 +178,7 @@ def prove(
         else float(np.abs(others - expected)[:, kept].max()),
         full_top1_agreement=None
         if others is None
-        else float(agreeing(details, others, expected).mean()),
+        else float(task.agree(others, expected, details).mean()),
         untrained=tuple(np.flatnonzero(~trained).tolist()),
     )
 
@@ -192,7 +191,7 @@ def answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _answer(classifier: Classifier, inputs: np.ndarray) -> np.ndarray:
-    return comparable(classifier.header.details, classifier.logits(inputs))
+    return classifier.task.comparable(classifier.logits(inputs), classifier.header.details)
 
 
 def require_accuracy(proof: Proof, *, max_drop: float) -> None:
@@ -292,21 +291,12 @@ def _require_untrained(
         return
     wrong = ~np.isfinite(answered[:, others]).all(axis=1)
     task = task_of(details)
-    if task == "single-label":
-        found, wanted = answered.argmax(axis=1), expected.argmax(axis=1)
-        wrong |= np.isin(found, others) & (found != wanted)
-    else:
-        sizes = np.maximum(1, np.abs(expected[:, others]))
-        if task == "regression":  # rounded in the labels' unit, whose mean may be large
-            mean, scale = unit_of(details, expected.shape[1])
-            sizes = np.maximum(1, np.abs(mean / scale))[others]
-        wrong |= (np.abs(answered - expected)[:, others] > _ROUNDING * sizes).any(axis=1)
+    wrong |= ~task.same_untrained(answered, expected, others, _ROUNDING, details)
     if wrong.any():
         name = names[int(np.argmax(wrong))]
-        thing = "class" if task == "single-label" else "tag" if task == "multi-label" else "target"
         raise ParityError(
-            f"The exported file gives '{name}' another answer than the head for a {thing} that "
-            "was not trained. Nothing was written.",
+            f"The exported file gives '{name}' another answer than the head for a "
+            f"{task.output} that was not trained. Nothing was written.",
             difference=float(np.abs(answered - expected)[:, others].max()),
             bound=_ROUNDING,
         )
@@ -324,13 +314,14 @@ def _require_same_answers(
     Raises:
         ParityError: They are not; the message names the image.
     """
-    same = settled(details, answered, expected, bound)
+    task = task_of(details)
+    same = task.settled(answered, expected, bound, details)
     if not same.all():
         name = names[int(np.argmin(same))]
         difference = float(np.abs(answered - expected).max())
-        thing = "other tags" if task_of(details) == "multi-label" else "another class"
         raise ParityError(
-            f"The exported file gives '{name}' {thing} than the head. Nothing was written.",
+            f"The exported file gives '{name}' {task.other_answer} than the head. "
+            "Nothing was written.",
             difference=difference,
             bound=bound,
         )

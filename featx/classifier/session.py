@@ -18,8 +18,7 @@ from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
-from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.tasks.task import Task, task_of, thresholds_of
+from featx.heads.tasks import Task, task_of
 from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
 
@@ -91,7 +90,7 @@ class Classifier:
     @property
     def thresholds(self) -> tuple[float, ...]:
         """From which probability on each tag is given; empty unless it is multi-label."""
-        return thresholds_of(self.header.details, len(self.classes))
+        return self.task.thresholds_of(self.header.details, len(self.classes))
 
     @property
     def gives_scores(self) -> bool:
@@ -162,10 +161,7 @@ class Classifier:
         name, values = self._scores(inputs, (self.contract.raw_output, "probabilities"))
         if name != "probabilities":
             return values
-        logits: np.ndarray = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-        if self.task == "multi-label":
-            logits -= np.log(np.maximum(1 - values, np.finfo(np.float32).epsneg))
-        return logits
+        return self.task.logits(values)
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Return ``(batch, num_classes)`` float32, from the logits where that is all.
@@ -180,13 +176,7 @@ class Classifier:
             ArtifactInvalid: As ``run``.
         """
         name, values = self._scores(inputs, ("probabilities", "logits"))
-        if name == "probabilities":
-            return values
-        if self.task == "multi-label":
-            return sigmoid(values)
-        raised = np.exp(values - values.max(axis=1, keepdims=True))
-        probabilities: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
-        return probabilities
+        return values if name == "probabilities" else self.task.probabilities(values)
 
     def _scores(self, inputs: np.ndarray, names: tuple[str, str]) -> tuple[str, np.ndarray]:
         """Return the first of two outputs that the file has, with its name."""

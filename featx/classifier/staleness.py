@@ -6,13 +6,13 @@ A file is known by its content: the recorded path only says where to look first.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.artifact import fingerprint_of, require_same_features
+from featx.artifact import Header, fingerprint_of, require_same_features
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile, open_features
@@ -25,8 +25,7 @@ from featx.heads.provenance import (
     digest_rows,
     outdated_splits,
 )
-from featx.heads.tasks.targets import header_as_read
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import TASKS, Task
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
         ArtifactMismatch: Its features are others: another backbone, preprocessing or classes.
         ArtifactInvalid: What the head recorded is damaged, or the feature file is.
     """
-    require_same_features(head.header, header_as_read(head.task, cache.header), path=cache.path)
+    require_same_features(head.header, header_as_read(head, cache), path=cache.path)
     recorded = head.header.details.get(_KEY)
     if recorded is None:
         return Staleness(known=False)
@@ -91,8 +90,14 @@ def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
         raise ArtifactInvalid(cache.path, f"The head of '{cache.path}' is damaged: {err}.") from err
     if columns == _columns(cache):
         return Staleness()
-    now = _by_split(cache, _row_digests(cache, head.task))
+    now = _by_split(cache, _row_digests(cache, TASKS[head.task]))
     return Staleness(changes=changes_since(then, now), outdated=outdated_splits(then, now))
+
+
+def header_as_read(head: Head, cache: FeatureFile) -> Header:
+    """Return a feature file's header with the head's outputs in place of its labels."""
+    names = TASKS[head.task].names_of(cache.header.classes)
+    return replace(cache.header, classes=names)
 
 
 def require_current(head: Head, cache: FeatureFile, *, allow_stale: bool) -> Staleness:

@@ -34,12 +34,11 @@ def info(path: Path, as_json: bool) -> None:
     print_fields(dict(_fields(path, header)))
     metrics = header.details.get("metrics")
     if metrics:
-        from featx.heads.metrics import scores_from_dict
-        from featx.heads.tasks.task import task_of
+        from featx.heads.tasks import task_of
 
         click.echo()
         task = task_of(header.details)
-        print_metrics({split: scores_from_dict(task, own) for split, own in metrics.items()})
+        print_metrics({split: task.scores_from_dict(own) for split, own in metrics.items()})
 
 
 def _open(path: Path) -> Header:
@@ -94,7 +93,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     from featx.classifier.contract import Contract
     from featx.classifier.seal import count_nodes
-    from featx.heads.tasks.task import task_of
+    from featx.heads.tasks import task_of
 
     task = task_of(header.details)
     contract = Contract.from_dict(header.details.get("contract"), task=task)

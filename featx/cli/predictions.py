@@ -13,7 +13,7 @@ from featx.cli.output import print_json, print_table, print_text
 from featx.errors import printable
 
 if TYPE_CHECKING:
-    from featx.heads.tasks.task import Task
+    from featx.heads.tasks import TaskName
     from featx.stages.predict import Prediction
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
@@ -22,7 +22,7 @@ _RANKED = ("prediction", "2nd", "3rd")
 
 
 def print_predictions(
-    predictions: Sequence[Prediction], task: Task, classes: Sequence[str]
+    predictions: Sequence[Prediction], task: TaskName, classes: Sequence[str]
 ) -> None:
     """Print a row for each image; of tags those given, then the most probable ones.
 
@@ -68,7 +68,7 @@ def print_lines(predictions: Iterable[Prediction]) -> None:
         print_json(as_json(prediction), indent=None)
 
 
-def print_csv(predictions: Iterable[Prediction], task: Task, classes: Sequence[str]) -> None:
+def print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Sequence[str]) -> None:
     """Print one line per image and class: image, rank, label, probability, error.
 
     Of tags one line per image, with those given as ``label`` and the probability of each; of a
@@ -112,7 +112,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _lines(prediction: Prediction, task: Task, classes: Sequence[str]) -> list[list[str]]:
+def _lines(prediction: Prediction, task: TaskName, classes: Sequence[str]) -> list[list[str]]:
     """Return the fields between image and error, for each line of a prediction."""
     if task == "multi-label":
         top = dict(prediction.top)

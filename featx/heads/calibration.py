@@ -8,19 +8,13 @@ Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from featx.heads.head import Layer
-from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
-from featx.heads.metrics.single_label import (
-    calibration_gap,
-    expected_calibration_error,
-    log_loss,
-)
+from featx.heads.metrics.multi_label import sigmoid
 from featx.heads.samples.folds import HeldOut
 
 _RANGE = (1e-3, 1e3)
@@ -53,29 +47,29 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(held_out: HeldOut) -> Calibration:
-    """Return the temperature with the lowest log loss on held-out samples, of classes or tags.
+def calibrate(
+    held_out: HeldOut,
+    fit: Callable[[np.ndarray, np.ndarray], float],
+    loss_and_error: Callable[[np.ndarray, np.ndarray], tuple[float, float]],
+) -> Calibration:
+    """Return the temperature with the lowest log loss on held-out samples.
 
     Of thousands of classes, evenly spaced samples are enough, and fit into memory.
+
+    Args:
+        held_out: Logits and labels.
+        fit: The best temperature for logits and labels.
+        loss_and_error: Their log loss and expected calibration error.
     """
     count = len(held_out.labels)
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
     rows = np.arange(min(count, most)) * count // min(count, most)
     logits, labels = held_out.logits[rows].astype(np.float64), held_out.labels[rows]
-    fit = fit_temperature if labels.ndim == 1 else fit_tag_temperature
     temperature = fit(logits, labels)
     (loss_before, ece_before), (loss_after, ece_after) = (
-        _loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
+        loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )
     return Calibration(temperature, len(labels), loss_before, loss_after, ece_before, ece_after)
-
-
-def _loss_and_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return log loss and expected calibration error, of classes ``(n,)`` or tags ``(n, k)``."""
-    if labels.ndim == 1:
-        return log_loss(logits, labels), expected_calibration_error(logits, labels)
-    error = calibration_gap(sigmoid(logits).reshape(-1), labels.reshape(-1) > 0)
-    return binary_log_loss(logits, labels), error
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -126,6 +120,16 @@ def fit_tag_temperature(logits: np.ndarray, tags: np.ndarray) -> float:
     return 1 / _best_inverse(derivatives)
 
 
+def fold_temperature(
+    weight: np.ndarray, bias: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight and bias of a last layer whose logits are divided by the temperature."""
+    scaled = tuple(
+        (part.astype(np.float64) / temperature).astype(np.float32) for part in (weight, bias)
+    )
+    return scaled[0], scaled[1]
+
+
 def _best_inverse(derivatives: Callable[[float], tuple[float, float]]) -> float:
     """Return the factor in [0.001, 1000] where a convex loss is least, by Newton's method.
 
@@ -144,17 +148,3 @@ def _best_inverse(derivatives: Callable[[float], tuple[float, float]]) -> float:
             break
         inverse = ahead
     return float(inverse)
-
-
-def fold_temperature(layers: Sequence[Layer], temperature: float) -> tuple[Layer, ...]:
-    """Return layers whose logits are those of ``layers`` divided by the temperature.
-
-    Args:
-        layers: First to last; only the last changes.
-        temperature: Above 0.
-    """
-    *others, (weight, bias) = layers
-    scaled = tuple(
-        (part.astype(np.float64) / temperature).astype(np.float32) for part in (weight, bias)
-    )
-    return (*others, (scaled[0], scaled[1]))

@@ -20,7 +20,7 @@ import safetensors.numpy
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
 from featx.heads.samples.moments import Moments
-from featx.heads.tasks.task import Task, task_of, thresholds_of
+from featx.heads.tasks import TaskName, task_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
@@ -54,14 +54,15 @@ class Head:
         return self.header.classes
 
     @property
-    def task(self) -> Task:
+    def task(self) -> TaskName:
         """What the head answers."""
-        return task_of(self.header.details)
+        return task_of(self.header.details).name
 
     @property
     def thresholds(self) -> tuple[float, ...]:
         """From which probability on each tag is given; empty unless it is multi-label."""
-        return thresholds_of(self.header.details, len(self.classes))
+        details = self.header.details
+        return task_of(details).thresholds_of(details, len(self.classes))
 
     @property
     def trained_with(self) -> dict[str, str]:
@@ -136,19 +137,6 @@ def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> L
     weight, bias = (part.astype(np.float64) for part in layer)
     folded = weight / scale
     return folded.astype(np.float32), (bias - folded @ mean).astype(np.float32)
-
-
-def fold_target_scale(layers: Sequence[Layer], mean: np.ndarray, scale: np.ndarray) -> list[Layer]:
-    """Return layers that give raw numbers where ``layers`` give standardised ones.
-
-    Args:
-        layers: First to last; only the last changes.
-        mean: Of each target, ``(num_targets,)``.
-        scale: Of each target, ``(num_targets,)``, above 0.
-    """
-    *others, (weight, bias) = layers
-    raw = weight * scale[:, None], bias * scale + mean
-    return [*others, (raw[0].astype(np.float32), raw[1].astype(np.float32))]
 
 
 def silence_absent(layer: Layer, labels: np.ndarray) -> Layer:

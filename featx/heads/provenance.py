@@ -19,8 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from featx.errors import counted
-from featx.heads.tasks.task import Task
-from featx.images.sources.labels import parse_numbers, split_tags
+from featx.heads.tasks import Task
 
 SAMPLE_ROWS = 2048
 _PART = 16
@@ -39,16 +38,9 @@ def digest_labels(labels: Sequence[str], task: Task) -> np.ndarray:
     """
     table = np.zeros((len(labels) + 1, _PART), np.uint8)
     for row, label in enumerate(labels):
-        meant = _meaning(label, task).encode("utf-8", "surrogateescape")
+        meant = task.canonical(label).encode("utf-8", "surrogateescape")
         table[row] = np.frombuffer(hashlib.sha256(meant).digest()[:_PART], np.uint8)
     return table
-
-
-def _meaning(label: str, task: Task) -> str:
-    if task == "multi-label":
-        return "|".join(split_tags(label))
-    numbers = parse_numbers(label) if task == "regression" else None
-    return label if numbers is None else repr(numbers)
 
 
 def digest_rows(

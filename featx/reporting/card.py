@@ -14,24 +14,22 @@ from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_rep
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
-from featx.heads.tasks.targets import Labels, read_targets
-from featx.heads.tasks.task import Task, task_of
+from featx.heads.tasks import Labels, Task, TaskName, task_of
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.templates import markdown, markdown_table, number, render, safe
 
 _CLASSES_SHOWN = 100
-_KIND: dict[Task, str] = {
+_KIND: dict[TaskName, str] = {
     "single-label": "An image classifier of {} classes",
     "multi-label": "An image classifier of {} tags that do not exclude each other",
     "regression": "A model of {} numbers for each image",
 }
-_THING: dict[Task, str] = {"single-label": "class", "multi-label": "tag", "regression": "target"}
-_SAME: dict[Task, str] = {
+_SAME: dict[TaskName, str] = {
     "single-label": "same class in {:.2%}; logits",
     "multi-label": "same tags in {:.2%}; logits",
     "regression": "values, in deviations of their target,",
 }
-_COLUMNS: dict[Task, dict[str, Sequence[str]]] = {
+_COLUMNS: dict[TaskName, dict[str, Sequence[str]]] = {
     "single-label": {
         "top-1": ["top1"],
         "95 %": ["top1_low", "top1_high"],
@@ -141,7 +139,7 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
         "card.md",
         {
             "model": model,
-            "kind": _KIND[task].format(len(header.classes)),
+            "kind": _KIND[task.name].format(len(header.classes)),
             "contract": contract,
             "stale": details.get("stale"),
             "details": details,
@@ -159,10 +157,10 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
             "tensors": markdown_table(
                 ("", "name", "type", "shape", "meaning"), [_tensor(*each) for each in tensors]
             ),
-            "intervals": "95 % Wilson intervals" if task == "single-label" else "of 95 %",
+            "intervals": "95 % Wilson intervals" if task.has_classes else "of 95 %",
             "scores": _scores(task, details["metrics"]),
             "proof": proof,
-            "same": proof and _SAME[task].format(proof["top1_agreement"]),
+            "same": proof and _SAME[task.name].format(proof["top1_agreement"]),
             "programs": snippets(model, contract, geometry),
         },
     )
@@ -176,25 +174,22 @@ def _tensor(role: str, value: Value) -> list[object]:
 def _counts(header: Header, cache: FeatureFile, task: Task) -> str:
     """Return a table of the images of each class and split."""
     labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-    targets = read_targets(task, labels, names=header.classes)
-    rows = {}
-    for index, name in enumerate(header.classes[:_CLASSES_SHOWN]):
-        rows[name] = targets.labelled
-        if task == "single-label":
-            rows[name] = targets.values == index
-        elif task == "multi-label":
-            rows[name] = targets.labelled & (targets.values[:, index] > 0)
+    targets = task.read(labels, names=header.classes)
+    rows = {
+        name: targets.labelled & task.has(targets.values, index)
+        for index, name in enumerate(header.classes[:_CLASSES_SHOWN])
+    }
     splits = range(len(cache.split_names))
     counts = [
         [name, *(f"{int((cache.splits[chosen] == i).sum()):,}" for i in splits)]
         for name, chosen in [*rows.items(), ("all", np.ones(len(cache), bool))]
     ]
-    return markdown_table([_THING[task], *cache.split_names], counts)
+    return markdown_table([task.output, *cache.split_names], counts)
 
 
 def _scores(task: Task, metrics: Mapping[str, Any]) -> str:
     """Return a table of the scores of each split."""
-    columns, form = _COLUMNS[task], ".4g" if task == "regression" else ".4f"
+    columns, form = _COLUMNS[task.name], ".4f" if task.activation else ".4g"
     rows = [
         [
             split,

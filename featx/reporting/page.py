@@ -16,7 +16,7 @@ from featx.features.file import FeatureFile
 from featx.heads.head import Head
 from featx.heads.metrics import Scores
 from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import TaskName
 from featx.images.sources import ImageSource
 from featx.reporting.mistakes import with_pictures, worst_classes, worst_tags, worst_values
 from featx.reporting.plots import (
@@ -51,7 +51,7 @@ class Page:
         metrics: Scores of each split.
         split: The split that is shown in detail.
         rows: Its labelled rows of the feature file, ``(n,)`` int64.
-        targets: Their labels, as ``heads.tasks.targets`` reads them.
+        targets: Their labels, as the task reads them.
         images: The source; None where it is not there, or no mistakes are shown.
         map: How the features are put on a plane.
         num_mistakes: Mistakes that are shown as pictures.
@@ -177,7 +177,7 @@ def _numbers(page: Page) -> dict[str, Any]:
     }
 
 
-_CONTENT: dict[Task, Callable[[Page], dict[str, Any]]] = {
+_CONTENT: dict[TaskName, Callable[[Page], dict[str, Any]]] = {
     "single-label": _classes,
     "multi-label": _tags,
     "regression": _numbers,

@@ -16,10 +16,9 @@ from featx.classifier.references import is_training_source
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
-from featx.heads.metrics import Scores, measure_for
+from featx.heads.metrics import Scores
 from featx.heads.provenance import digest_labelled, digest_labels
-from featx.heads.tasks.targets import Labels, Targets, read_targets
-from featx.heads.tasks.task import task_of, thresholds_of
+from featx.heads.tasks import Labels, Targets
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
 from featx.images.reading import read_digests, read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
@@ -259,13 +258,13 @@ def _score(
 
     An only one is ``"all"``, unless the splits are those of training.
     """
-    thresholds = thresholds_of(classifier.header.details, len(classifier.classes))
+    thresholds = classifier.thresholds
     scores: dict[str, Scores] = {}
     for number, split in enumerate(SPLITS):
         rows = usable & (splits == number)
         if rows.any() and (
-            metrics := measure_for(
-                targets.task, logits[rows], targets.values[rows], thresholds=thresholds
+            metrics := targets.task.measure(
+                logits[rows], targets.values[rows], thresholds=thresholds
             )
         ):
             scores[split] = metrics
@@ -289,4 +288,4 @@ def _targets(images: ImageSource, classifier: Classifier) -> Targets:
         )
     ids = [sample.sample_id for sample in samples]
     labels = Labels(images.classes, index, ids, images.uri)
-    return read_targets(task_of(classifier.header.details), labels, names=classifier.classes)
+    return classifier.task.read(labels, names=classifier.classes)

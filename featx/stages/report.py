@@ -21,8 +21,8 @@ from featx.classifier.staleness import Staleness, find_features, open_features_o
 from featx.errors import ArtifactMissing, ConfigError, SourceError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
-from featx.heads.metrics import Scores, measure_for
-from featx.heads.tasks.targets import Labels, Targets, read_targets
+from featx.heads.metrics import Scores
+from featx.heads.tasks import TASKS, Labels, Targets
 from featx.images.sources import SPLITS, ImageSource, open_source
 from featx.reporting.page import Page, is_page_of, render_page
 from featx.reporting.plots import require_matplotlib
@@ -153,7 +153,7 @@ def _open_features(
 
 def _read_targets(head: Head, cache: FeatureFile) -> Targets:
     labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-    return read_targets(head.task, labels, names=head.classes)
+    return TASKS[head.task].read(labels, names=head.classes)
 
 
 def _choose_split(
@@ -191,7 +191,8 @@ def _metrics(head: Head, cache: FeatureFile, targets: Targets) -> dict[str, Scor
         rows = cache.rows(split)
         rows = rows[targets.labelled[rows]]
         outputs = head.logits(cache.features[rows])
-        measured = measure_for(head.task, outputs, targets.values[rows], thresholds=head.thresholds)
+        task, values = TASKS[head.task], targets.values[rows]
+        measured = task.measure(outputs, values, thresholds=head.thresholds)
         if measured:
             scores[split] = measured
     return scores

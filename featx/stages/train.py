@@ -106,7 +106,7 @@ def _header(
         "made_from": made_from(cache, options),
         **{name: source[name] for name in _PROVENANCE},
         "activation": "relu",
-        "task": trained.task,
+        "task": trained.task.name,
         "choice": answers.choice,
         "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
         "temperature": calibration.temperature if calibration else 1.0,

@@ -29,11 +29,10 @@ from featx.heads.solvers.streamed_linear import fit_linear_in_blocks
 from featx.heads.solvers.streamed_mlp import fit_mlp_in_blocks
 from featx.heads.solvers.streamed_ridge import fit_ridge_in_blocks
 from featx.heads.solvers.streamed_sgd import fit_sgd_in_blocks
+from featx.heads.tasks import Scorer, Targets
 from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED
-from featx.heads.tasks.targets import Targets
 from featx.training.answers import Answers, Question
 from featx.training.samples import require_finite
-from featx.training.scoring import Tally
 from featx.training.solving import Solving
 
 
@@ -108,8 +107,8 @@ class Blocked:
         return [
             Samples(
                 features[np.searchsorted(union, rows)],
-                question.values[rows],
-                question.num_outputs,
+                question.encoding.values[rows],
+                question.encoding.num_outputs,
                 question.weights[rows],
                 None if groups is None else groups[rows],
             )
@@ -118,7 +117,7 @@ class Blocked:
 
     def score(self, heads: Sequence[Answers], targets: Targets) -> list[dict[str, Scores]]:
         """Return each head's scores of each split that has labelled samples, by one pass."""
-        cache, tallies = self.training.cache, [dict[str, Tally]() for _ in heads]
+        cache, tallies = self.training.cache, [dict[str, Scorer]() for _ in heads]
         self.training.solving.tell("Scoring")
         splits = cache.splits
         for where, values in self.every.blocks():
@@ -127,13 +126,13 @@ class Blocked:
                 for number, split in enumerate(cache.split_names):
                     rows = (splits[where] == number) & targets.labelled[where]
                     if rows.any():
-                        tally = of_head.setdefault(split, Tally(targets.task, answers.thresholds))
+                        tally = of_head.setdefault(split, Scorer(targets.task, answers.thresholds))
                         tally.add(outputs[rows], targets.values[where][rows])
         return [
             {
                 split: scores
                 for split in cache.split_names
-                if split in of_head and (scores := of_head[split].scores(len(targets.names)))
+                if split in of_head and (scores := of_head[split].scores())
             }
             for of_head in tallies
         ]
@@ -143,17 +142,21 @@ class Blocked:
         question, options = self.training.question, self.training.solving.options
         if options.head == "linear" and options.solver == "sgd":
             return np.zeros(0, np.int64)
-        widths = self.training.cache.num_features, question.num_outputs
+        widths = self.training.cache.num_features, question.encoding.num_outputs
         limits: dict[str, Any] = {"memory": self.memory * 2 // 3, "seed": options.seed}
         if options.head == "mlp":
             return choose_judges(
-                *(question.values, *widths),
-                loss=question.loss,
+                *(question.encoding.values, *widths),
+                loss=question.task.loss,
                 groups=self.training.groups,
                 **limits,
             )
-        are_numbers = question.loss is SQUARED
-        strata = np.zeros(len(question.values), np.int64) if are_numbers else question.values
+        are_numbers = question.task.loss is SQUARED
+        strata = (
+            np.zeros(len(question.encoding.values), np.int64)
+            if are_numbers
+            else question.encoding.values
+        )
         return choose_kept(strata, *widths, **limits)
 
     def _survey(self, kept: np.ndarray) -> Survey:
@@ -166,7 +169,7 @@ class Blocked:
     def _fit(self, surveyed: Survey) -> Fitted:
         question, solving = self.training.question, self.training.solving
         options, seed = solving.options, solving.options.seed
-        labels, num_classes = question.values, question.num_outputs
+        labels, num_classes = question.encoding.values, question.encoding.num_outputs
         watched: dict[str, Any] = {
             "weights": question.weights,
             "seed": seed,
@@ -177,7 +180,7 @@ class Blocked:
             mlp = fit_mlp_in_blocks(
                 *(others, labels, num_classes, surveyed, options.mlp),
                 pool_bytes=self.memory // 4,
-                loss=question.loss,
+                loss=question.task.loss,
                 **watched,
             )
             return mlp_fitted(mlp, options.mlp, seed=seed)
@@ -201,8 +204,8 @@ class Blocked:
         linear = fit_linear_in_blocks(
             *samples,
             strengths=options.strengths,
-            judge=solving.hold_out or question.loss is SIGMOID,
-            loss=SIGMOID if question.loss is SIGMOID else SOFTMAX,
+            judge=solving.hold_out or question.task.loss is SIGMOID,
+            loss=SIGMOID if question.task.loss is SIGMOID else SOFTMAX,
             **watched,
         )
         return logistic_fitted(linear, solver=options.solver or "lbfgs", seed=seed)

@@ -12,8 +12,8 @@ from featx.errors import ArtifactError
 from featx.features.file import FeatureFile
 from featx.heads.calibration import Calibration
 from featx.heads.head import Head, describe_head, open_head
-from featx.heads.metrics import scores_from_dict
 from featx.heads.samples.few_shot import FewShotScores, Spread
+from featx.heads.tasks import TASKS
 from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
 
@@ -58,7 +58,8 @@ def report_if_current(
             path=output,
             head=head,
             metrics={
-                split: scores_from_dict(head.task, own) for split, own in details["metrics"].items()
+                split: TASKS[head.task].scores_from_dict(own)
+                for split, own in details["metrics"].items()
             },
             seconds=0.0,
             choice=details["choice"],
@@ -78,4 +79,6 @@ def _cross_validated(head: Head) -> CrossValidated | None:
     details = head.header.details.get("cross_validated")
     if details is None:
         return None
-    return CrossValidated(scores_from_dict(head.task, details["metrics"]), details["num_folds"])
+    return CrossValidated(
+        TASKS[head.task].scores_from_dict(details["metrics"]), details["num_folds"]
+    )

@@ -12,27 +12,21 @@ import numpy as np
 from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile
 from featx.heads.head import apply_layers
-from featx.heads.metrics import Scores, measure_for
+from featx.heads.metrics import Scores
 from featx.heads.samples.few_shot import draw_shots, warn_of_small_classes
+from featx.heads.samples.weights import weights_of
 from featx.heads.solvers.fit import Samples
-from featx.heads.tasks.targets import Targets
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import Scorer, Targets, Task
 from featx.images.sources import warn_of_two_labels
-from featx.training.answers import Answers, question_of
+from featx.training.answers import Answers, Question, finish
 from featx.training.blocks import Blocked, BlockedFit, Training
 from featx.training.options import CrossValidated, TrainOptions
 from featx.training.resources import fits_into_memory, memory_for
 from featx.training.samples import choose_task, groups_of, require_finite, targets_of, training_rows
-from featx.training.scoring import Tally
 from featx.training.solving import EpochProgress, Solving, Step, solve
 
 log = logging.getLogger(__name__)
 
-_NOT_HELD_OUT = {
-    "single-label": "fewer than two classes have two images, or two groups of them",
-    "multi-label": "each is the only one that has, or lacks, some tag",
-    "regression": "they are one group",
-}
 _VALUES_AT_ONCE = 2**24
 _FEW_IMAGES = 50
 """Validation images below which the cross-validated score is reported as well."""
@@ -82,12 +76,14 @@ def fit_heads(
         ConfigError: An option does not fit them.
     """
     task = choose_task(cache, options.task)
-    options = replace(options, task=task, solver=options.solver_for(task))
+    options = replace(options, task=task.name, solver=options.solver_for(task))
     targets = targets_of(cache, task)
     rows = training_rows(cache, targets)
     names = [cache.sample_ids[row] for row in rows.tolist()]
     warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
-    question = question_of(task, targets.values[rows], cache.classes, options)
+    values, count = targets.values[rows], len(targets.names)
+    weights = weights_of(values, targets.names, options.class_weight)
+    question = Question(task, task.encode(values, count), weights, count)
     validate = _should_cross_validate(cache, options, targets)
     solving = Solving(options, options.calibrate or validate, progress, step)
     training = Training(cache, targets, rows, groups_of(cache, rows), question, solving)
@@ -96,7 +92,7 @@ def fit_heads(
         fits = _fit_in_memory(training)
     else:
         fits = _fit_in_blocks(training, memory)
-    _warn_if_nothing_was_held_out(fits[0][0], options)
+    _warn_if_nothing_was_held_out(fits[0][0], task, options)
     return [
         Trained(
             *(task, targets.names, answers, scores, seconds, drawn),
@@ -116,17 +112,19 @@ def _fit_in_memory(training: Training) -> list[_Fit]:
     require_finite(cache, np.flatnonzero(~np.isfinite(cache.features).all(1)))
     features, options = cache.features[training.rows], solving.options
     fits: list[_Fit] = []
-    for drawn in _draw(question.values, options):
+    for drawn in _draw(question.encoding.values, options):
         start = time.perf_counter()
         samples = Samples(
             features[drawn],
-            question.values[drawn],
-            question.num_outputs,
+            question.encoding.values[drawn],
+            question.encoding.num_outputs,
             question.weights[drawn],
             _drawn_groups(training.groups, drawn),
         )
         solving.tell("Fitting")
-        answers = question.answers(solve(samples, question.loss, solving), options)
+        answers = finish(
+            solve(samples, question.task.loss, solving), question, calibrate=options.calibrate
+        )
         seconds = time.perf_counter() - start
         rows = training.rows[drawn] if options.few_shot else None
         solving.tell("Scoring")
@@ -141,15 +139,17 @@ def _fit_in_blocks(training: Training, memory: int) -> list[_Fit]:
     with reading_blocks(training.cache) as every:
         blocked = Blocked(training, every, memory)
         if solving.options.few_shot:
-            fits, draws = [], _draw(question.values, solving.options)
+            fits, draws = [], _draw(question.encoding.values, solving.options)
             drawn = [training.rows[each] for each in draws]
             for samples in blocked.samples_of(draws):
                 start = time.perf_counter()
-                fitted = solve(samples, question.loss, solving)
+                fitted = solve(samples, question.task.loss, solving)
                 fits.append(BlockedFit(fitted, time.perf_counter() - start))
         else:
             fits = [blocked.fit()]
-        answers = [question.answers(each.fitted, solving.options) for each in fits]
+        answers = [
+            finish(each.fitted, question, calibrate=solving.options.calibrate) for each in fits
+        ]
         scores = blocked.score(answers, training.targets)
     return [
         (own, of_head, each.seconds, rows)
@@ -168,11 +168,11 @@ def _cross_validated(task: Task, answers: Answers) -> CrossValidated | None:
     held_out = answers.held_out
     if held_out is None or held_out.num_folds == 1:
         return None
-    scores = measure_for(task, held_out.logits, held_out.labels, thresholds=answers.thresholds)
+    scores = task.measure(held_out.logits, held_out.labels, thresholds=answers.thresholds)
     return CrossValidated(scores, held_out.num_folds) if scores else None
 
 
-def _warn_if_nothing_was_held_out(answers: Answers, options: TrainOptions) -> None:
+def _warn_if_nothing_was_held_out(answers: Answers, task: Task, options: TrainOptions) -> None:
     """Say that nothing was chosen and nothing calibrated where no samples could be spared."""
     if answers.held_out is not None or (options.head == "linear" and options.solver == "sgd"):
         return
@@ -181,12 +181,12 @@ def _warn_if_nothing_was_held_out(answers: Answers, options: TrainOptions) -> No
         fixed.append("an MLP is trained for all epochs")
     elif options.solver != "centroid" and len(options.strengths) > 1:
         fixed.append(f"the strength is fixed at C = {answers.choice['strength']:g}")
-    if options.calibrate and options.task != "regression":
+    if options.calibrate and task.calibrate:
         fixed.append("probabilities are not calibrated (temperature 1)")
     if fixed:
         log.warning(
             "No training images can be held out: %s. So %s.",
-            *(_NOT_HELD_OUT[options.task], " and ".join(fixed)),
+            *(task.not_held_out, " and ".join(fixed)),
         )
 
 
@@ -211,11 +211,11 @@ def _score(answers: Answers, cache: FeatureFile, targets: Targets) -> dict[str, 
     for split in cache.split_names:
         rows = cache.rows(split)
         rows = rows[targets.labelled[rows]]
-        tally = Tally(targets.task, answers.thresholds)
+        scorer = Scorer(targets.task, answers.thresholds)
         at_once = max(1024, _VALUES_AT_ONCE // len(targets.names))
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            tally.add(apply_layers(answers.layers, cache.features[some]), targets.values[some])
-        if measured := tally.scores(len(targets.names)):
+            scorer.add(apply_layers(answers.layers, cache.features[some]), targets.values[some])
+        if measured := scorer.scores():
             scores[split] = measured
     return scores

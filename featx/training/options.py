@@ -15,18 +15,12 @@ from featx.heads.samples.weights import ClassWeight
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp_options import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
-from featx.heads.tasks.task import TASKS, Task
+from featx.heads.tasks import TASKS, Task, TaskName
+from featx.heads.tasks.task import Solver
 from featx.training.memory import parse_memory
 
 HeadKind = Literal["linear", "mlp"]
-Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
-TaskChoice = Literal["auto"] | Task
-
-_SOLVERS: dict[Task, tuple[Solver, ...]] = {  # the default first
-    "single-label": get_args(Solver),
-    "multi-label": ("lbfgs",),
-    "regression": ("ridge",),
-}
+TaskChoice = Literal["auto"] | TaskName
 
 
 @dataclass(frozen=True)
@@ -89,16 +83,17 @@ class TrainOptions:
         Raises:
             ConfigError: An option has no meaning for the task.
         """
-        solvers = _SOLVERS[task]
-        if self.head == "linear" and self.solver not in (None, *solvers):
+        name, default = task.name, task.solvers[0]
+        if self.head == "linear" and self.solver not in (None, *task.solvers):
             raise ConfigError(
-                f"solver '{self.solver}' has no meaning for {task}; use {solvers[0]}, or an MLP."
+                f"solver '{self.solver}' has no meaning for {name}; use {default}, or an MLP."
             )
-        if task != "single-label" and self.class_weight is not None:
-            raise ConfigError(f"class weights have no meaning for {task}: leave them out.")
-        if task != "single-label" and self.few_shot is not None:
-            raise ConfigError(f"few-shot draws have no meaning for {task}: leave shots out.")
-        return self.solver or solvers[0]
+        if not task.has_classes:
+            if self.class_weight is not None:
+                raise ConfigError(f"class weights have no meaning for {name}: leave them out.")
+            if self.few_shot is not None:
+                raise ConfigError(f"few-shot draws have no meaning for {name}: leave shots out.")
+        return self.solver or default
 
 
 @dataclass(frozen=True)

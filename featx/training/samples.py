@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
 from featx.errors import ArtifactInvalid, SourceError, counted
 from featx.features.file import FeatureFile
 from featx.features.splits import owners_of
-from featx.heads.tasks.targets import Labels, Targets, read_targets
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, Labels, Targets, Task
 from featx.images.sources import SPLITS
 from featx.images.sources.labels import has_tags, look_like_numbers
 from featx.training.options import TaskChoice
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 10
-_COARSE = 0.01
-"""Step between numbers of float32, by the deviation of labels, that is too much for them."""
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
@@ -39,7 +33,7 @@ def warn_of_leaks(cache: FeatureFile) -> None:
 def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
     """Return how labels are to be read; a warning says where that is doubtful."""
     if wanted != "auto":
-        return wanted
+        return TASKS[wanted]
     labelled = int((cache.labels >= 0).sum())
     if look_like_numbers(cache.classes, labelled):
         log.warning(
@@ -49,7 +43,7 @@ def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
         )
     kind = cache.header.details.get("label_kind")  # files of earlier versions do not say
     tagged = kind == "tags" if kind else has_tags(cache.classes)
-    return "multi-label" if tagged else "single-label"
+    return MULTI_LABEL if tagged else SINGLE_LABEL
 
 
 def targets_of(cache: FeatureFile, task: Task) -> Targets:
@@ -64,7 +58,7 @@ def targets_of(cache: FeatureFile, task: Task) -> Targets:
             "folder per class, or give their labels in a CSV manifest, and extract again."
         )
     labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-    return read_targets(task, labels)
+    return task.read(labels)
 
 
 def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
@@ -83,12 +77,7 @@ def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
             "%s no label: left out.",
             counted(unlabelled, "training image has", "training images have"),
         )
-    require = {
-        "single-label": _require_classes,
-        "multi-label": _require_tags,
-        "regression": _require_numbers,
-    }
-    require[targets.task](cache, targets, rows)
+    targets.task.require_trainable(targets.values[rows], targets.names, str(cache.path))
     return rows
 
 
@@ -117,60 +106,3 @@ def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
             f"'{cache.path}' has NaN or infinite features in {counted(len(bad), 'row')}, "
             f"'{cache.sample_ids[bad[0]]}' first. Extract again with other weights.",
         )
-
-
-def _require_classes(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
-    counts = np.bincount(targets.values[rows], minlength=len(targets.names))
-    empty = [name for name, count in zip(targets.names, counts, strict=True) if not count]
-    if len(targets.names) - len(empty) < 2:
-        raise SourceError(
-            f"'{cache.path}' has training images of one class only "
-            f"('{targets.names[int(counts.argmax())]}'); a classifier needs two."
-        )
-    if empty:
-        log.warning("No training images of %s: never predicted.", _listed(empty))
-
-
-def _require_tags(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
-    counts = targets.values[rows].sum(axis=0, dtype=np.int64)
-    never, always, once = (
-        [name for name, hit in zip(targets.names, each, strict=True) if hit]
-        for each in (counts == 0, counts == len(rows), counts == 1)
-    )
-    if len(never) + len(always) == len(targets.names):
-        raise SourceError(
-            f"'{cache.path}' has no tag that some training images have and others lack; there is "
-            "nothing to tell apart."
-        )
-    if never:
-        log.warning("No training images have %s: never predicted.", _listed(never))
-    if always:
-        log.warning("All training images have %s: always predicted.", _listed(always))
-    if once:
-        log.warning("One training image alone has %s: learned, but never held out.", _listed(once))
-
-
-def _require_numbers(cache: FeatureFile, targets: Targets, rows: np.ndarray) -> None:
-    values = targets.values[rows]
-    constant = np.ptp(values, axis=0) == 0
-    if constant.all():
-        raise SourceError(
-            f"'{cache.path}': all training images have the same numbers; there is nothing to learn."
-        )
-    if constant.any():
-        names = [name for name, same in zip(targets.names, constant, strict=True) if same]
-        log.warning("All training images have the same %s: always predicted.", _listed(names))
-    step = np.spacing(np.abs(values).max(axis=0).astype(np.float32))
-    coarse = ~constant & (step > _COARSE * values.std(axis=0))
-    if coarse.any():
-        names = [name for name, far in zip(targets.names, coarse, strict=True) if far]
-        log.warning(
-            "%s: predictions are float32, which at such numbers goes in steps of %g. Subtract a "
-            "constant from the labels.",
-            *(_listed(names), step[coarse].max()),
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.classifier.agreement import (
-    agreeing,
-    comparable,
-    settled,
-    share_right,
-    trained_outputs,
-    typical_size,
-)
-from featx.heads.tasks.task import Task
+from featx.classifier.agreement import typical_size
+from featx.heads.tasks import TASKS, task_of
 
 CLASSES: dict[str, object] = {}
 TAGS = {"task": "multi-label", "thresholds": [0.5, 0.2]}
@@ -24,10 +17,10 @@ NUMBERS = {"task": "regression", "unit": {"mean": [5.0, 1000.0], "scale": [2.0, 
 
 def test_only_numbers_are_standardised() -> None:
     outputs = np.array([[7.0, 990.0]], np.float32)
-    assert comparable(NUMBERS, outputs).tolist() == [[1.0, -1.0]]
-    assert comparable(NUMBERS, outputs).dtype == np.float32
+    assert task_of(NUMBERS).comparable(outputs, NUMBERS).tolist() == [[1.0, -1.0]]
+    assert task_of(NUMBERS).comparable(outputs, NUMBERS).dtype == np.float32
     for details in (CLASSES, TAGS):
-        assert comparable(details, outputs) is outputs
+        assert task_of(details).comparable(outputs, details) is outputs
 
 
 @given(st.integers(0, 2**32), st.floats(0.001, 2))
@@ -36,39 +29,41 @@ def test_what_is_within_the_bound_is_settled(seed: int, bound: float) -> None:
     expected = random.normal(size=(20, 2))
     found = expected + random.uniform(-bound / 2, bound / 2, expected.shape)
     for details in (CLASSES, TAGS, NUMBERS):
-        assert settled(details, found, expected, bound).all()
-        assert settled(details, expected, expected, 0.0).all()
-        assert (agreeing(details, expected, expected) == 1).all()
+        assert task_of(details).settled(found, expected, bound, details).all()
+        assert task_of(details).settled(expected, expected, 0.0, details).all()
+        assert (task_of(details).agree(expected, expected, details) == 1).all()
 
 
 def test_another_class_or_tag_is_not_settled() -> None:
     expected = np.array([[2.0, -3.0], [0.0, -1.4]])
     found = np.array([[2.0, 3.0], [-0.1, -1.3]])
-    assert settled(CLASSES, found, expected, 1.0).tolist() == [False, True]
-    assert settled(TAGS, found, expected, 1.0).tolist() == [
+    assert task_of(CLASSES).settled(found, expected, 1.0, CLASSES).tolist() == [False, True]
+    assert task_of(TAGS).settled(found, expected, 1.0, TAGS).tolist() == [
         False,
         True,
     ]  # the second: at thresholds
-    assert settled(TAGS, found, expected, 0.01).tolist() == [False, False]
-    assert agreeing(TAGS, found, expected).tolist() == [0, 0]
-    assert agreeing(CLASSES, found, expected).tolist() == [0, 1]
-    assert settled(NUMBERS, found, expected, 1.0).tolist() == [False, True]
+    assert task_of(TAGS).settled(found, expected, 0.01, TAGS).tolist() == [False, False]
+    assert task_of(TAGS).agree(found, expected, TAGS).tolist() == [0, 0]
+    assert task_of(CLASSES).agree(found, expected, CLASSES).tolist() == [0, 1]
+    assert task_of(NUMBERS).settled(found, expected, 1.0, NUMBERS).tolist() == [False, True]
 
 
 def test_numbers_agree_by_the_variance_they_share() -> None:
     expected = np.array([[1.0, -1.0], [0.0, 0.0]])
     found = np.array([[1.5, -1.5], [9.0, 0.0]])
-    assert agreeing(NUMBERS, found, expected).tolist() == [0.75, 0.0]
+    assert task_of(NUMBERS).agree(found, expected, NUMBERS).tolist() == [0.75, 0.0]
 
 
 def test_share_right_is_the_measure_of_the_task() -> None:
     outputs = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-    assert share_right(CLASSES, outputs, np.array([0, 1, 0])) == pytest.approx(2 / 3)
+    assert task_of(CLASSES).accuracy(outputs, np.array([0, 1, 0]), CLASSES) == pytest.approx(2 / 3)
     tags = np.array([[1, 1], [1, 0], [1, 1]])
-    assert share_right(TAGS, outputs, tags) == pytest.approx(2 / 3)
+    assert task_of(TAGS).accuracy(outputs, tags, TAGS) == pytest.approx(2 / 3)
     true = np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
     error = 1 - np.square(outputs[:, 0] - true[:, 0]).mean() / true[:, 0].var()
-    assert share_right(NUMBERS, outputs, true) == pytest.approx(error)  # the other does not vary
+    assert task_of(NUMBERS).accuracy(outputs, true, NUMBERS) == pytest.approx(
+        error
+    )  # the other does not vary
 
 
 # --- how large outputs are ----------------------------------------------------------------------
@@ -88,18 +83,20 @@ def test_share_right_is_the_measure_of_the_task() -> None:
     ],
 )
 def test_no_absurd_output_widens_what_bounds_are_a_share_of(
-    task: Task, rows: list[list[float]], size: float
+    task: str, rows: list[list[float]], size: float
 ) -> None:
     expected = np.array(rows, np.float32)
     every = np.ones(expected.shape[1], bool)
-    assert typical_size(task, expected, every) == pytest.approx(size)
+    assert typical_size(TASKS[task], expected, every) == pytest.approx(size)
     untrained = np.hstack([expected, np.full((len(expected), 2), -1e4, np.float32)])
-    assert typical_size(task, untrained, np.append(every, [False, False])) == pytest.approx(size)
+    assert typical_size(TASKS[task], untrained, np.append(every, [False, False])) == pytest.approx(
+        size
+    )
 
 
 def test_outputs_are_trained_where_rows_tell_them_apart() -> None:
-    assert trained_outputs("single-label", np.array([0, 2, 2]), 4).tolist() == [1, 0, 1, 0]
+    assert TASKS["single-label"].trained_outputs(np.array([0, 2, 2]), 4).tolist() == [1, 0, 1, 0]
     tags = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
-    assert trained_outputs("multi-label", tags, 3).tolist() == [1, 0, 0]
-    assert trained_outputs("regression", tags * 0.5, 3).tolist() == [1, 0, 0]
-    assert trained_outputs("single-label", np.zeros(0, np.int64), 2).all()
+    assert TASKS["multi-label"].trained_outputs(tags, 3).tolist() == [1, 0, 0]
+    assert TASKS["regression"].trained_outputs(tags * 0.5, 3).tolist() == [1, 0, 0]
+    assert TASKS["single-label"].trained_outputs(np.zeros(0, np.int64), 2).all()

@@ -19,6 +19,7 @@ from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ExportError
 from featx.heads.head import Layer, apply_layers
+from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 INPUTS: Any = ("image", "crop", "tensor")
@@ -239,13 +240,16 @@ def test_a_contract_that_was_damaged(broken: Any, plain: onnx.ModelProto, header
 
 
 def test_a_contract_follows_the_task() -> None:
-    assert Contract().for_task("regression").outputs == ("values",)
-    assert Contract("crop", ("features", "values")).for_task("regression").raw_output == "values"
-    tags = Contract("image", ("top-2", "probabilities")).for_task("multi-label")
+    assert Contract().for_task(TASKS["regression"]).outputs == ("values",)
+    assert (
+        Contract("crop", ("features", "values")).for_task(TASKS["regression"]).raw_output
+        == "values"
+    )
+    tags = Contract("image", ("top-2", "probabilities")).for_task(TASKS["multi-label"])
     assert (tags.outputs, tags.raw_output) == (("probabilities", "top-2"), "logits")
     assert "sigmoid" in tags.output_values(num_classes=3, num_features=5)[0].text
-    assert Contract.from_dict(tags.to_dict(), task="multi-label") == tags
-    assert Contract.from_dict(None, task="regression").outputs == ("values",)
+    assert Contract.from_dict(tags.to_dict(), task=TASKS["multi-label"]) == tags
+    assert Contract.from_dict(None, task=TASKS["regression"]).outputs == ("values",)
     for outputs, task in (
         (("logits",), "regression"),
         (("top-1",), "regression"),
@@ -253,7 +257,7 @@ def test_a_contract_follows_the_task() -> None:
         (("values",), "multi-label"),
     ):
         with pytest.raises(ConfigError, match=f"a head of {task} has no output"):
-            Contract("image", outputs).for_task(task)  # type: ignore[arg-type]
+            Contract("image", outputs).for_task(TASKS[task])  # type: ignore[arg-type]
 
 
 # --- what a graph gave --------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import onnx
 import pytest
 
 from featx.artifact import Header
-from featx.classifier.accuracy import measure_accuracy
-from featx.classifier.agreement import comparable
+from featx.classifier.agreement import measure_accuracy
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,
@@ -24,6 +23,7 @@ from featx.classifier.proof import (
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError, ParityError
 from featx.heads.head import Layer, apply_layers
+from featx.heads.tasks import Task, task_of
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 
@@ -44,6 +44,10 @@ class Answers:
         self.resized = self.answers if resized is None else np.array(resized, np.float32)
         self.drift = drift
         self.batches: list[int] = []
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.header.details)
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         return pixels
@@ -171,7 +175,7 @@ def test_a_tag_or_target_that_was_constant_stays_what_it_is(task: str, details: 
     answers: Any = Answers(expected)
     answers.header = Header("classifier", {}, ("a", "b"), details)
     images = [np.full((5, 5, 3), i, np.uint8) for i in range(2)]
-    known = comparable(details, expected)
+    known = task_of(details).comparable(expected, details)
     trained = np.array([True, False])
     proof = prove(answers, images, ["x", "y"], known, bound=0.1, trained=trained)
     assert proof.untrained == (1,)
@@ -406,7 +410,7 @@ LABELS = np.array([0, 1, 0, 1])
 def test_accuracy_is_measured_next_to_the_heads() -> None:
     found = np.array(RIGHT)
     found[0] = [1, 2]
-    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=9)
+    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=9, details={})
     assert (accuracy.file, accuracy.head, accuracy.agreement) == (0.75, 1.0, 0.75)
     assert accuracy.drop == 25
     assert (accuracy.num_images, accuracy.num_available) == (4, 9)
@@ -415,7 +419,7 @@ def test_accuracy_is_measured_next_to_the_heads() -> None:
 @pytest.mark.parametrize(("max_drop", "passes"), [(25, True), (24.9, False), (0, False)])
 def test_a_drop_beyond_what_is_allowed_is_refused(max_drop: float, passes: bool) -> None:
     found = np.array(RIGHT)[[1, 1, 2, 3]]
-    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=4)
+    accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=4, details={})
     proof = replace(_prove(RIGHT, RIGHT), accuracy=accuracy)
     if passes:
         require_accuracy(proof, max_drop=max_drop)
@@ -425,7 +429,9 @@ def test_a_drop_beyond_what_is_allowed_is_refused(max_drop: float, passes: bool)
 
 
 def test_a_file_that_is_better_than_its_head_passes() -> None:
-    accuracy = measure_accuracy(np.array(RIGHT), np.array(RIGHT)[::-1], LABELS, num_available=4)
+    accuracy = measure_accuracy(
+        np.array(RIGHT), np.array(RIGHT)[::-1], LABELS, num_available=4, details={}
+    )
     require_accuracy(replace(_prove(RIGHT, RIGHT), accuracy=accuracy), max_drop=0)
 
 

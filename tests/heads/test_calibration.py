@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.heads.calibration import (
-    calibrate,
+    Calibration,
     fit_tag_temperature,
     fit_temperature,
     fold_temperature,
@@ -19,8 +19,14 @@ from featx.heads.head import Layer, apply_layers
 from featx.heads.metrics import log_loss
 from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
 from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 
 EPS = float(np.finfo(np.float32).eps)
+
+
+def calibrate(task: Task, logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    assert task.calibrate
+    return task.calibrate(HeldOut(logits, labels))
 
 
 def honest(num_samples: int, num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +75,7 @@ def test_logits_that_say_nothing_or_lie(logits: np.ndarray) -> None:
 
 def test_what_is_reported() -> None:
     logits, labels = honest(5000, 5)
-    found = calibrate(HeldOut(4 * logits, labels))
+    found = calibrate(SINGLE_LABEL, 4 * logits, labels)
     assert found.temperature == pytest.approx(4, rel=0.1)
     assert found.num_samples == 5000
     assert found.log_loss_before == pytest.approx(log_loss(4 * logits, labels))
@@ -97,7 +103,7 @@ def test_folding_keeps_logits(
         for inputs, out in pairwise(widths)
     ]
     features = random.normal(size=(20, widths[0])).astype(np.float32)
-    folded = fold_temperature(layers, temperature)
+    folded = [*layers[:-1], fold_temperature(*layers[-1], temperature)]
     assert [part.dtype for layer in folded for part in layer] == [np.float32] * 2 * len(layers)
     before = apply_layers(layers[:-1], features)
     if len(layers) > 1:
@@ -110,10 +116,10 @@ def test_folding_keeps_logits(
 
 
 def test_folding_leaves_the_layers_alone() -> None:
-    layers = [(np.ones((2, 3), np.float32), np.ones(2, np.float32))]
-    fold_temperature(layers, 2.0)
-    assert (layers[0][0] == 1).all()
-    assert (layers[0][1] == 1).all()
+    weight, bias = np.ones((2, 3), np.float32), np.ones(2, np.float32)
+    fold_temperature(weight, bias, 2.0)
+    assert (weight == 1).all()
+    assert (bias == 1).all()
 
 
 # --- tags ---------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ def test_one_temperature_of_all_tags_is_found_again(temperature: float) -> None:
     logits, tags = honest_tags(5_000, 4)
     found = fit_tag_temperature(temperature * logits, tags)
     assert found == pytest.approx(temperature, rel=0.05)
-    calibration = calibrate(HeldOut(temperature * logits, tags))
+    calibration = calibrate(MULTI_LABEL, temperature * logits, tags)
     assert calibration.temperature == found
     assert calibration.log_loss_after == pytest.approx(binary_log_loss(logits, tags), rel=1e-2)
     assert calibration.ece_after < 0.03

@@ -19,6 +19,7 @@ from featx.heads.provenance import (
     digest_rows,
     outdated_splits,
 )
+from featx.heads.tasks import TASKS
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Rows:
                 where = slice(start, start + block)
                 yield where, self.features[where]
 
-        labels = digest_labels(["ant", "bee", "wasp"], "single-label")[self.labels]
+        labels = digest_labels(["ant", "bee", "wasp"], TASKS["single-label"])[self.labels]
         return digest_rows(self.contents, labels, blocks())
 
 
@@ -155,13 +156,13 @@ def test_splits_that_changed_are_outdated() -> None:
 
 
 def test_labels_that_mean_the_same_are_the_same() -> None:
-    one, other, last = digest_labels(["red|big", "big | red"], "multi-label")
+    one, other, last = digest_labels(["red|big", "big | red"], TASKS["multi-label"])
     assert (one == other).all()
     assert not last.any()
-    one, other, third, _ = digest_labels(["1.50|2", "1.5|2.0", "1.5|3"], "regression")
+    one, other, third, _ = digest_labels(["1.50|2", "1.5|2.0", "1.5|3"], TASKS["regression"])
     assert (one == other).all()
     assert (one != third).any()
-    one, other, _ = digest_labels(["red|big", "big|red"], "single-label")
+    one, other, _ = digest_labels(["red|big", "big|red"], TASKS["single-label"])
     assert (one != other).any()
 
 

@@ -111,12 +111,12 @@ def test_the_file_says_whether_labels_have_tags(
     source = photos({"Tomato|healthy": 2, "Tomato|blight": 2, "Potato|healthy": 2})
     report, file = run(source)
     assert file.header.details["label_kind"] == "classes"
-    assert choose_task(file, "auto") == "single-label"
+    assert choose_task(file, "auto").name == "single-label"
     rows = "".join(f"{source / image},{Path(image).parent}\n" for image in file.sample_ids)
     (tmp_path / "t.csv").write_text("path,label\n" + rows)
     _, file = run(tmp_path / "t.csv", "g.h5")
     assert file.header.details["label_kind"] == "tags"
-    assert choose_task(file, "auto") == "multi-label"
+    assert choose_task(file, "auto").name == "multi-label"
     assert set(file.classes) == set(report.classes)
 
 

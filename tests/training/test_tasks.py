@@ -18,12 +18,12 @@ from featx.heads.metrics import (
     RegressionMetrics,
     measure_tags,
     measure_values,
-    scores_from_dict,
 )
 from featx.heads.metrics.multi_label import given_tags
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.mlp_options import MLPOptions
-from featx.heads.tasks.thresholds import EVEN
+from featx.heads.tasks import TASKS
+from featx.heads.tasks.multi_label import EVEN
 from featx.stages.report import ReportOptions, write_report
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
@@ -104,7 +104,7 @@ class TestTags:
         assert scores.mean_average_precision is not None
         assert scores.mean_average_precision > 0.9
         stored = head.header.details["metrics"]["test"]
-        assert scores_from_dict(head.task, stored) == scores
+        assert TASKS[head.task].scores_from_dict(stored) == scores
 
     def test_the_scores_are_those_of_the_stored_head(self, tags: Path, output: Path) -> None:
         report = train_head(tags, output)

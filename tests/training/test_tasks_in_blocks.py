@@ -14,9 +14,9 @@ import featx.features.publish
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.metrics import MultiLabelMetrics, RegressionMetrics, measure_for
+from featx.heads.metrics import MultiLabelMetrics, RegressionMetrics
 from featx.heads.solvers.mlp_options import MLPOptions
-from featx.heads.tasks.targets import Labels, read_targets
+from featx.heads.tasks import TASKS, Labels
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
@@ -77,14 +77,12 @@ def require_stored_scores(cache: Path, output: Path) -> None:
     """Check that the scores in a head are those of the head itself."""
     head, features = open_head(output), open_features(cache)
     labels = Labels(features.classes, features.labels, features.sample_ids, str(cache))
-    targets = read_targets(head.task, labels, names=head.classes)
+    targets = TASKS[head.task].read(labels, names=head.classes)
     for split, stored in head.header.details["metrics"].items():
         rows = features.rows(split)
         rows = rows[targets.labelled[rows]]
-        scores = measure_for(
-            *(head.task, head.logits(features.features[rows]), targets.values[rows]),
-            thresholds=head.thresholds,
-        )
+        outputs = head.logits(features.features[rows])
+        scores = targets.task.measure(outputs, targets.values[rows], thresholds=head.thresholds)
         assert scores is not None
         expected = scores.to_dict()
         assert stored["num_samples"] == expected["num_samples"] == len(rows)

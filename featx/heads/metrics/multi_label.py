@@ -86,16 +86,14 @@ class MultiLabelMetrics:
 
 def measure_tags(
     logits: np.ndarray, tags: np.ndarray, thresholds: Sequence[float]
-) -> MultiLabelMetrics | None:
-    """Return the scores of labelled samples, None if there are none.
+) -> MultiLabelMetrics:
+    """Return the scores of labelled samples, at least one.
 
     Args:
         logits: ``(num_samples, num_tags)``, floating.
         tags: Which each sample has, ``(num_samples, num_tags)``, 0 or 1.
         thresholds: From which probability on a tag is given, one for each.
     """
-    if not len(tags):
-        return None
     given = given_tags(logits, thresholds)
     logits, has = logits.astype(np.float64), tags.astype(bool)
     hits, samples, predicted = (each.sum(axis=0) for each in (has & given, has, given))

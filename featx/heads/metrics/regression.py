@@ -69,15 +69,13 @@ class RegressionMetrics:
         return values | {"per_target": list(values["per_target"])}
 
 
-def measure_values(values: np.ndarray, true: np.ndarray) -> RegressionMetrics | None:
-    """Return the scores of labelled samples, None if there are none.
+def measure_values(values: np.ndarray, true: np.ndarray) -> RegressionMetrics:
+    """Return the scores of labelled samples, at least one.
 
     Args:
         values: Of the head, ``(num_samples, num_targets)``, floating.
         true: ``(num_samples, num_targets)``, floating.
     """
-    if not len(true):
-        return None
     values, true = values.astype(np.float64), true.astype(np.float64)
     error, shifted = values - true, true - true.mean(axis=0)  # shifted: for its squares' precision
     targets = true.shape[1]

@@ -1,54 +1,256 @@
-"""What a head answers: which of several classes, which tags, or how much."""
+"""The type of a task: all that depends on what a head answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-Task = Literal["single-label", "multi-label", "regression"]
-TASKS: tuple[Task, ...] = get_args(Task)
+from featx.errors import SourceError
+from featx.heads.calibration import Calibration
+from featx.heads.metrics import Scores
+from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks.losses import Loss
+
+Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
+TaskName = Literal["single-label", "multi-label", "regression"]
+Details = Mapping[str, Any]
+"""Details of the header of a head or a classifier."""
+_SHOWN = 10
+_VALUES_AT_ONCE = 2**24
+"""Outputs that are scored at once."""
 
 
-def task_of(details: Mapping[str, Any]) -> Task:
-    """Return the task that a header's details name; without one it is single-label.
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels as a source has them.
 
-    Raises:
-        ValueError: They name another.
+    Attributes:
+        classes: The distinct labels.
+        index: Index of each sample's label in ``classes``, ``(N,)``; -1 where unlabelled.
+        sample_ids: Id of each sample.
+        origin: Where they come from, for messages.
     """
-    task = details.get("task", "single-label")
-    if task not in TASKS:
-        raise ValueError(f"its task is {task!r}, expected one of {', '.join(TASKS)}")
-    return TASKS[TASKS.index(task)]
+
+    classes: Sequence[str]
+    index: np.ndarray
+    sample_ids: Sequence[str]
+    origin: str
+
+    @property
+    def used(self) -> list[int]:
+        """Indices of the labels that some sample has, ascending."""
+        used: list[int] = np.unique(self.index[self.index >= 0]).tolist()
+        return used
+
+    def require_known(self, unknown: Sequence[str], names: Sequence[str], things: str) -> None:
+        """Refuse classes or tags that a head does not have."""
+        if unknown:
+            raise SourceError(
+                f"'{self.origin}' has {things} that the model does not know: "
+                f"{', '.join(unknown[:5])}. The model knows {', '.join(names[:10])}."
+            )
 
 
-def thresholds_of(details: Mapping[str, Any], num_classes: int) -> tuple[float, ...]:
-    """Return from which probability on each tag is given; empty where the task has no tags.
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Labels as a task reads them.
 
-    Raises:
-        ValueError: There are not as many as tags, or one is outside (0, 1).
+    Attributes:
+        task: How they were read.
+        names: Names of the outputs: classes, tags or targets.
+        values: Class indices ``(N,)`` int64, tags ``(N, num_tags)`` uint8, or numbers
+            ``(N, num_targets)`` float64; undefined where unlabelled.
+        labelled: Which samples have a label, ``(N,)`` bool.
     """
-    if task_of(details) != "multi-label":
-        return ()
-    found = details.get("thresholds")
-    numbers = [t for t in found if isinstance(t, float | int)] if isinstance(found, list) else []
-    if len(numbers) != num_classes or not all(0 < number < 1 for number in numbers):
-        raise ValueError(f"it has no {num_classes} thresholds between 0 and 1")
-    return tuple(map(float, numbers))
+
+    task: Task
+    names: tuple[str, ...]
+    values: np.ndarray
+    labelled: np.ndarray
 
 
-def unit_of(details: Mapping[str, Any], num_targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation of a regression's targets in training, ``(num_targets,)`` each.
+class Encoding(Protocol):
+    """Training targets as a solver takes them, and the way back to the task's outputs."""
 
-    Raises:
-        ValueError: They are not there, or a deviation is not above 0.
+    @property
+    def values(self) -> np.ndarray:
+        """Class indices ``(N,)``; tags or numbers ``(N, num_outputs)``."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs that the solver fits."""
+
+    @property
+    def unit(self) -> tuple[list[float], list[float]] | None:
+        """Mean and deviation of each target of a regression; None for other tasks."""
+
+    def decode_layer(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the last layer ``(num_outputs, in)``, ``(num_outputs,)`` for the task."""
+
+    def decode(self, outputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs and targets of some samples ``(n, num_outputs)`` for the task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a head answers, and how that is read, trained, scored, compared and shown.
+
+    Targets are class indices ``(N,)``, tags or numbers ``(N, num_outputs)``; outputs are logits or
+    values ``(N, num_outputs)``.
+
+    Attributes:
+        name: In headers, options and on the command line.
+        output: What one output is called.
+        answer: What the outputs of an image decide, for messages.
+        other_answer: The same where two files differ.
+        raw_output: The ONNX output that the last layer gives.
+        activation: ONNX operator from logits to probabilities; None where there are none.
+        shift_invariant: Whether logits mean the same with a constant added to all of an image.
+        loss: What training minimises.
+        solvers: Solvers of a linear head, the default first.
+        has_classes: Whether class weights and few-shot draws are supported.
+        not_held_out: Why no sample could be held out, for messages.
+        score: What ``accuracy`` is called.
+        names_of: Names of the outputs that distinct labels give.
+        read_values: Targets of samples, of the outputs of a head where their names are given.
+        has: Which of targets ``(N, …)`` an output is true of, ``(N,)`` bool.
+        canonical: One spelling of labels that mean the same.
+        knows: Whether a head with outputs of these names can be scored on a label.
+        require_trainable: Refuse training targets that tell nothing apart, and warn of outputs
+            that will be constant; with the names of the outputs and the origin of the labels.
+        encode: Training targets of so many outputs as a solver takes them.
+        calibrate: The temperature of held-out logits; None without probabilities.
+        choose_thresholds: The threshold of each tag, from what was held out; empty without tags.
+        thresholds_of: The same from the details of a header.
+        summarise: What ``measure_parts`` needs to know of some labelled samples.
+        measure_parts: Scores of samples that were summarised in parts, of so many outputs, with
+            the thresholds.
+        scores: Types of the scores of a split and of one output, and the field of the latter.
+        probabilities: From logits.
+        logits: From probabilities.
+        comparable: Outputs in the unit in which two heads are compared: logits, or deviations.
+        vary: Which of so many outputs differ between training targets, bool.
+        agree: How far two comparable outputs decide the same, ``(n,)`` in [0, 1].
+        settled: Whether they decide the same, or miss it by no more than a bound, ``(n,)`` bool.
+        same_untrained: Whether they decide the same of outputs that were not trained, given by
+            index, up to a share of their size; ``(n,)`` bool.
+        accuracy: How good comparable outputs are, at most 1.
     """
-    try:
-        mean, scale = (np.array(details["unit"][name], np.float64) for name in ("mean", "scale"))
-    except (TypeError, KeyError, ValueError) as err:
-        raise ValueError(f"it does not say the unit of its targets ({err})") from err
-    fits = mean.shape == scale.shape == (num_targets,) and np.isfinite(mean).all()
-    if not (fits and np.isfinite(scale).all() and (scale > 0).all()):
-        raise ValueError(f"it has no unit for {num_targets} targets")
-    return mean, scale
+
+    name: TaskName
+    output: str
+    answer: str
+    other_answer: str
+    raw_output: str
+    activation: Literal["Softmax", "Sigmoid"] | None
+    shift_invariant: bool
+    loss: Loss
+    solvers: tuple[Solver, ...]
+    has_classes: bool
+    not_held_out: str
+    score: str
+    names_of: Callable[[Sequence[str]], tuple[str, ...]]
+    read_values: Callable[[Labels, Sequence[str] | None], np.ndarray]
+    has: Callable[[np.ndarray, int], np.ndarray]
+    canonical: Callable[[str], str]
+    knows: Callable[[str, Sequence[str]], bool]
+    require_trainable: Callable[[np.ndarray, Sequence[str], str], None]
+    encode: Callable[[np.ndarray, int], Encoding]
+    calibrate: Callable[[HeldOut], Calibration] | None
+    choose_thresholds: Callable[[HeldOut | None, int], tuple[float, ...]]
+    thresholds_of: Callable[[Details, int], tuple[float, ...]]
+    summarise: Callable[[np.ndarray, np.ndarray], Any]
+    measure_parts: Callable[[Sequence[Any], int, Sequence[float]], Scores]
+    scores: tuple[type[Any], type[Any], str]
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    logits: Callable[[np.ndarray], np.ndarray]
+    comparable: Callable[[np.ndarray, Details], np.ndarray]
+    vary: Callable[[np.ndarray, int], np.ndarray]
+    agree: Callable[[np.ndarray, np.ndarray, Details], np.ndarray]
+    settled: Callable[[np.ndarray, np.ndarray, float, Details], np.ndarray]
+    same_untrained: Callable[[np.ndarray, np.ndarray, np.ndarray, float, Details], np.ndarray]
+    accuracy: Callable[[np.ndarray, np.ndarray, Details], float]
+
+    def read(self, labels: Labels, *, names: Sequence[str] | None = None) -> Targets:
+        """Return the targets of samples.
+
+        Args:
+            labels: As the source has them.
+            names: Outputs of a head that is there already; None for those that the labels name.
+
+        Raises:
+            SourceError: A label cannot be read, or names what the head does not know.
+        """
+        values = self.read_values(labels, names)
+        own = self.names_of(labels.classes) if names is None else tuple(names)
+        return Targets(self, own, values, labels.index >= 0)
+
+    def trained_outputs(self, targets: np.ndarray, num_outputs: int) -> np.ndarray:
+        """Return which outputs the labelled training targets train, ``(num_outputs,)`` bool.
+
+        Others have logits of another order of magnitude: a class without training rows is never
+        predicted, and a tag or target that is the same in all rows is constant.
+        """
+        return self.vary(targets, num_outputs) if len(targets) else np.ones(num_outputs, bool)
+
+    def measure(
+        self, outputs: np.ndarray, targets: np.ndarray, *, thresholds: Sequence[float] = ()
+    ) -> Scores | None:
+        """Return the scores of labelled samples, None if there are none.
+
+        Args:
+            outputs: Logits or values, ``(N, num_outputs)``.
+            targets: As ``read`` gives them.
+            thresholds: From which probability on each tag is given.
+        """
+        scorer = Scorer(self, thresholds)
+        at_once = max(1, _VALUES_AT_ONCE // outputs.shape[1])
+        for start in range(0, len(outputs), at_once):
+            scorer.add(outputs[start : start + at_once], targets[start : start + at_once])
+        return scorer.scores()
+
+    def scores_from_dict(self, values: Mapping[str, Any]) -> Scores:
+        """Return the scores of which ``to_dict`` made ``values``, perhaps in a later featx."""
+        of_all, of_each, each = self.scores
+        own = tuple(of_each(**_known(of_each, scores)) for scores in values[each])
+        scores: Scores = of_all(**_known(of_all, values) | {each: own})
+        return scores
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has fields for."""
+    return {field.name: values[field.name] for field in fields(kind)}
+
+
+class Scorer:
+    """Scores of samples that come a few at a time.
+
+    Args:
+        task: What the outputs are.
+        thresholds: From which probability on each tag is given.
+    """
+
+    def __init__(self, task: Task, thresholds: Sequence[float] = ()) -> None:
+        self._task, self._thresholds = task, thresholds
+        self._parts: list[Any] = []
+        self._num_outputs = 0
+
+    def add(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        """Take in outputs ``(n, num_outputs)`` and targets ``(n, …)`` of labelled samples."""
+        self._parts.append(self._task.summarise(outputs, targets))
+        self._num_outputs = outputs.shape[1]
+
+    def scores(self) -> Scores | None:
+        """Return the scores of all samples, None if there are none."""
+        if not self._parts:
+            return None
+        return self._task.measure_parts(self._parts, self._num_outputs, self._thresholds)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return quoted names, of many the first ten."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

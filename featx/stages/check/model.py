@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.agreement import comparable, settled, share_right, top_class_is_settled
 from featx.classifier.proof import answers
 from featx.classifier.references import Reference, find_references, references_of
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
-from featx.heads.tasks.targets import Labels, read_targets
+from featx.heads.tasks import Labels
+from featx.heads.tasks.single_label import is_top_class
 from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
-from featx.images.sources.labels import parse_numbers, split_tags
 
 _TWICE = 2
 """How far a file without a bound on its logits may go beyond what its proof found."""
@@ -153,11 +152,11 @@ def _compare(
     """Return the largest logit difference, None without scores, and who agrees, ``(n,)`` bool."""
     if not _gives_all(classifier):
         classes = np.concatenate([_classes(classifier, image) for image in images])
-        return None, top_class_is_settled(classes, expected, bound)
+        return None, is_top_class(classes, expected, bound)
     found = answers(classifier, images)
-    same = settled(classifier.header.details, found, expected, bound)
+    same = classifier.task.settled(found, expected, bound, classifier.header.details)
     found, expected = found[:, trained], expected[:, trained]
-    if "logits" in classifier.contract.outputs or classifier.task != "single-label":
+    if "logits" in classifier.contract.outputs or not classifier.task.shift_invariant:
         return float(np.abs(found - expected).max()), same
     found = found - found.max(axis=1, keepdims=True)  # known but for a constant in each row
     expected = expected - expected.max(axis=1, keepdims=True)
@@ -176,8 +175,9 @@ def _score(
 ) -> float | None:
     """Return how good the file is on labelled images; None where it gives only some tags."""
     if _gives_all(classifier):
-        return share_right(classifier.header.details, answers(classifier, images), targets)
-    if classifier.task != "single-label":
+        found = answers(classifier, images)
+        return classifier.task.accuracy(found, targets, classifier.header.details)
+    if not classifier.task.has_classes:
         return None
     classes = np.concatenate([_classes(classifier, pixels) for pixels in images])
     return float((classes == targets).mean())
@@ -206,7 +206,8 @@ def _labelled(
     """
     details, samples = classifier.header.details, images.samples
     index = np.array([sample.label for sample in samples], np.int64)
-    known = np.array([_is_known(name, classifier) for name in images.classes] or [False])
+    task, classes = classifier.task, classifier.classes
+    known = np.array([task.knows(label, classes) for label in images.classes] or [False])
     index[(index >= 0) & ~known[index]] = -1
     labelled = np.flatnonzero(index >= 0).tolist()
     own = [i for i in labelled if samples[i].split == "val"]
@@ -216,8 +217,7 @@ def _labelled(
         return [], np.zeros(0)
     names = [samples[i].sample_id for i in chosen]
     labels = Labels(images.classes, index[chosen], names, images.uri)
-    targets = read_targets(classifier.task, labels, names=classifier.classes)
-    return chosen, comparable(details, targets.values)
+    return chosen, task.comparable(task.read(labels, names=classes).values, details)
 
 
 def _spread(rows: list[int], most: int) -> list[int]:
@@ -242,12 +242,3 @@ def _find_held_out(images: ImageSource, rows: list[int], held_out: HeldOut, most
             if len(found) == most:
                 break
     return sorted(found)
-
-
-def _is_known(label: str, classifier: Classifier) -> bool:
-    """Return whether a model knows what a label says."""
-    if classifier.task == "multi-label":
-        return set(split_tags(label)) <= set(classifier.classes)
-    if classifier.task == "regression":
-        return len(parse_numbers(label) or ()) == len(classifier.classes)
-    return label in classifier.classes

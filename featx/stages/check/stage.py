@@ -152,10 +152,9 @@ def check(
 
 def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> CheckReport:
     """Compare a head that is known to be intact with its feature file."""
-    from featx.classifier.staleness import find_features, staleness_of
+    from featx.classifier.staleness import find_features, header_as_read, staleness_of
     from featx.features.file import open_features
     from featx.heads.head import open_head
-    from featx.heads.tasks.targets import header_as_read
 
     head = open_head(path)
     own = find_features(head, path, features)
@@ -167,7 +166,7 @@ def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> Ch
         )
     call_isolated(_READERS["features"], own, limits=limits)
     cache = open_features(own, verify=False)
-    settings = differing_features(head.header, header_as_read(head.task, cache.header))
+    settings = differing_features(head.header, header_as_read(head, cache))
     if settings:
         return CheckReport(path, "head", str(own), len(cache), settings=tuple(settings))
     return CheckReport(path, "head", str(own), len(cache), staleness=staleness_of(head, cache))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.agreement import comparable, trained_outputs
 from featx.classifier.proof import NUM_IMAGES, Hard
 from featx.classifier.staleness import (
     Staleness,
@@ -21,7 +20,7 @@ from featx.classifier.staleness import (
 from featx.errors import ArtifactMissing, ImageError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
-from featx.heads.tasks.targets import Labels, read_targets
+from featx.heads.tasks import TASKS, Labels
 from featx.images.decode import NO_DIGEST
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.reading import read_digests, read_images
@@ -74,22 +73,26 @@ class Evidence:
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Return the head's logits, comparable, ``(n, num_classes)``, of rows ``(n,)``."""
         with self.cache.reading() as rows_at:
-            return comparable(self.head.header.details, self.head.logits(rows_at(rows)))
+            return self._comparable(self.head.logits(rows_at(rows)))
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """Return what is true of labelled rows ``(n,)``, as ``measure_accuracy`` takes it."""
-        return comparable(self.head.header.details, self._targets(rows))
+        return self._comparable(self._targets(rows))
 
     def trained(self) -> np.ndarray:
         """Return which outputs of the head training rows tell apart, ``(num_classes,)`` bool."""
         rows = self.cache.rows("train")
         rows = rows[self.cache.labels[rows] >= 0]
-        return trained_outputs(self.head.task, self._targets(rows), len(self.head.classes))
+        task, count = TASKS[self.head.task], len(self.head.classes)
+        return task.trained_outputs(self._targets(rows), count)
+
+    def _comparable(self, outputs: np.ndarray) -> np.ndarray:
+        return TASKS[self.head.task].comparable(outputs, self.head.header.details)
 
     def _targets(self, rows: np.ndarray) -> np.ndarray:
         cache, head = self.cache, self.head
         labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-        values: np.ndarray = read_targets(head.task, labels, names=head.classes).values[rows]
+        values: np.ndarray = TASKS[head.task].read(labels, names=head.classes).values[rows]
         return values
 
     def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
@@ -165,7 +168,7 @@ class Evidence:
             variants = hard_variants(images[i], image_size=self.preprocess.image_size)
             crops = np.stack([preprocess(v.pixels, self.preprocess) for v in variants])
             name = self.cache.sample_ids[rows[i]]
-            said = comparable(self.head.header.details, self.head.logits(features(crops)))
+            said = self._comparable(self.head.logits(features(crops)))
             for variant, row in zip(variants, said, strict=True):
                 found.append(Hard(variant.kind, name, variant.pixels, row))
         return found

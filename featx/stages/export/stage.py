@@ -22,8 +22,7 @@ from featx.artifact import (
 )
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.spec import weights_file
-from featx.classifier.accuracy import measure_accuracy
-from featx.classifier.agreement import typical_size
+from featx.classifier.agreement import measure_accuracy, typical_size
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.precision import Precision
@@ -40,6 +39,7 @@ from featx.classifier.staleness import Staleness, find_features
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
+from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.card import is_card_of, require_card_replaceable, write_card
 from featx.stages.export.backbone import (
@@ -187,7 +187,7 @@ class _Export:
 
     def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
         """Return the proof, the header and the file's content."""
-        contract = self._options.contract.for_task(self._head.task)
+        contract = self._options.contract.for_task(TASKS[self._head.task])
         if self._options.verify:
             self._staleness = self._evidence.staleness  # what is gone is told first
         else:
@@ -246,7 +246,7 @@ class _Export:
     ) -> Proof:
         bound, trained = None, self._evidence.trained()
         if self._repeats_features:
-            size = typical_size(self._head.task, logits, trained)
+            size = typical_size(TASKS[self._head.task], logits, trained)
             bound = self._options.atol or DEFAULT_RTOL * size
         hard = self._evidence.hard(rows, images, engine.features)
         names = self._evidence.names(rows)

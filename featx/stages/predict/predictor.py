@@ -26,7 +26,7 @@ from featx.classifier.providers import Provider
 from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
-from featx.heads.tasks.task import Task
+from featx.heads.tasks import TaskName
 from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import resized_square
@@ -96,9 +96,9 @@ class Predictor:
         return self._opened.classes
 
     @property
-    def task(self) -> Task:
+    def task(self) -> TaskName:
         """What it answers: classes, tags or numbers."""
-        return self._opened.task
+        return self._opened.task.name
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
         """Return a prediction for each image, in order.
@@ -221,10 +221,10 @@ class Predictor:
 
     def _answers(self, classifier: Classifier, inputs: np.ndarray, top_k: int) -> list[Answer]:
         """Return what the file answers for each input."""
-        if self.task == "regression":
+        if classifier.task.activation is None:
             values = classifier.run(inputs)["values"].tolist()
             return [Answer(values=tuple(zip(self.classes, row, strict=True))) for row in values]
-        if self.task == "single-label":
+        if not classifier.thresholds:
             return [Answer(top) for top in self._tops(classifier, inputs, top_k)]
         tops = self._tops(classifier, inputs, len(self.classes))
         every = given_tags(tops, dict(zip(self.classes, classifier.thresholds, strict=True)))
@@ -303,7 +303,7 @@ def _require_answers(classifier: Classifier) -> None:
     """
     contract = classifier.contract
     if not (classifier.gives_scores or contract.top_k or "values" in contract.outputs):
-        wanted = "values" if contract.task == "regression" else "probabilities"
+        wanted = "probabilities" if contract.task.activation else "values"
         raise ConfigError(
             f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no "
             f"{'values' if wanted == 'values' else 'classes'}; export it with --output {wanted}."

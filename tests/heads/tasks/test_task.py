@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from featx.heads.tasks.task import TASKS, task_of, thresholds_of, unit_of
+from featx.heads.tasks import SINGLE_LABEL, TASKS, task_of
+from featx.heads.tasks.multi_label import thresholds_of
+from featx.heads.tasks.regression import unit_of
 
 
 def test_heads_made_before_there_were_tasks_have_one_label() -> None:
-    assert task_of({}) == "single-label"
-    assert thresholds_of({}, 3) == ()
+    assert task_of({}) is SINGLE_LABEL
+    assert SINGLE_LABEL.thresholds_of({}, 3) == ()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_read(task: str) -> None:
-    assert task_of({"task": task}) == task
+    assert task_of({"task": task}).name == task
 
 
 @pytest.mark.parametrize("task", ["", None, 3, "tags", ["single-label"]])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from featx.heads.metrics.multi_label import given_tags, sigmoid
-from featx.heads.tasks.thresholds import EVEN, choose_thresholds
+from featx.heads.tasks.multi_label import EVEN, choose_thresholds
 
 
 @given(

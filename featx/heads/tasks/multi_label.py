@@ -1,0 +1,239 @@
+"""Multi-label: tags that do not exclude each other, each given from its threshold on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from featx.errors import SourceError
+from featx.heads.calibration import calibrate, fit_tag_temperature
+from featx.heads.metrics.multi_label import (
+    MultiLabelMetrics,
+    TagScores,
+    binary_log_loss,
+    given_tags,
+    measure_tags,
+    sigmoid,
+)
+from featx.heads.metrics.single_label import calibration_gap
+from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks.losses import SIGMOID
+from featx.heads.tasks.single_label import logits_of
+from featx.heads.tasks.task import Details, Labels, Task, listed
+from featx.images.sources.labels import split_tags
+
+log = logging.getLogger(__name__)
+
+EVEN = 0.5
+"""The threshold of a tag that no held-out sample has, or all have."""
+
+
+def tag_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the distinct tags of labels, sorted."""
+    return tuple(sorted({tag for label in labels for tag in split_tags(label)}))
+
+
+def _read(labels: Labels, names: Sequence[str] | None) -> np.ndarray:
+    """Return which tags each sample has, ``(N, num_tags)`` uint8."""
+    names = tag_names(labels.classes) if names is None else names
+    index = {name: position for position, name in enumerate(names)}
+    table = np.zeros((len(labels.classes) + 1, len(names)), np.uint8)  # the last: unlabelled
+    unknown = set()
+    for label in labels.used:
+        own = split_tags(labels.classes[label])
+        unknown |= set(own) - index.keys()
+        table[label, [index[tag] for tag in own if tag in index]] = 1
+    labels.require_known(sorted(unknown), names, "tags")
+    tags: np.ndarray = table[labels.index]
+    return tags
+
+
+def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) -> None:
+    counts = values.sum(axis=0, dtype=np.int64)
+    never, always, once = (
+        [name for name, hit in zip(names, each, strict=True) if hit]
+        for each in (counts == 0, counts == len(values), counts == 1)
+    )
+    if len(never) + len(always) == len(names):
+        raise SourceError(
+            f"'{origin}' has no tag that some training images have and others lack; there is "
+            "nothing to tell apart."
+        )
+    if never:
+        log.warning("No training images have %s: never predicted.", listed(never))
+    if always:
+        log.warning("All training images have %s: always predicted.", listed(always))
+    if once:
+        log.warning("One training image alone has %s: learned, but never held out.", listed(once))
+
+
+class _VaryingTags:
+    """The tags that some samples have and others lack; the others have no optimum.
+
+    Their logit is that of ``(N + 1) / (N + 2)`` on the side where all samples are.
+    """
+
+    unit = None
+
+    def __init__(self, tags: np.ndarray, num_tags: int) -> None:
+        self._varies, self._constant = np.ptp(tags, axis=0) > 0, tags[0]
+        self._sides = np.where(tags[0], 1, -1) * np.log(len(tags) + 1)
+        self.values = tags[:, self._varies]
+        self.num_outputs = int(self._varies.sum())
+
+    def decode_layer(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the layer ``(num_tags, in)``, ``(num_tags,)`` of all tags."""
+        weights = np.zeros((len(self._varies), weight.shape[1]), np.float32)
+        biases = self._sides.astype(np.float32)
+        weights[self._varies], biases[self._varies] = weight, bias
+        return weights, biases
+
+    def decode(self, outputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and tags of all tags, ``(n, num_tags)`` each."""
+        logits, tags = (np.tile(each, (len(outputs), 1)) for each in (self._sides, self._constant))
+        logits[:, self._varies], tags[:, self._varies] = outputs, values
+        return logits, tags
+
+
+def _loss_and_error(logits: np.ndarray, tags: np.ndarray) -> tuple[float, float]:
+    error = calibration_gap(sigmoid(logits).reshape(-1), tags.reshape(-1) > 0)
+    return binary_log_loss(logits, tags), error
+
+
+def _choose_thresholds(held_out: HeldOut | None, num_tags: int) -> tuple[float, ...]:
+    if held_out is None:
+        return (EVEN,) * num_tags
+    return choose_thresholds(held_out.logits, held_out.labels)
+
+
+def choose_thresholds(logits: np.ndarray, tags: np.ndarray) -> tuple[float, ...]:
+    """Return the threshold of each tag with the best F1 score, in (0, 1).
+
+    A threshold is 0.5 where that lies between the same two neighbouring probabilities, else half
+    way between them, so that rounding does not decide about a sample. Of equally good ones the
+    nearest to 0.5 is taken; 0.5 where no sample has the tag, or all have it.
+
+    Args:
+        logits: Of samples a head was not trained on, ``(num_samples, num_tags)``, floating.
+        tags: Which these have, ``(num_samples, num_tags)``, 0 or 1.
+    """
+    probabilities = sigmoid(logits.astype(np.float64))
+    return tuple(
+        _best_threshold(own, has > 0) for own, has in zip(probabilities.T, tags.T, strict=True)
+    )
+
+
+def _best_threshold(probabilities: np.ndarray, has: np.ndarray) -> float:
+    positives = int(has.sum())
+    if positives in (0, len(has)):
+        return EVEN
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    cuts = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # last of those above
+    below = np.append(ranked[1:], 0.0)[cuts]
+    above = ranked[cuts]
+    scores = 2 * np.cumsum(has[order])[cuts] / (cuts + 1 + positives)
+    best = np.flatnonzero(scores == scores.max())
+    away = np.maximum(0, np.maximum(below - EVEN, EVEN - above))[best]
+    nearest = best[np.argmin(away)]
+    low, high = float(below[nearest]), float(above[nearest])
+    middle = (low + high) / 2
+    return middle if low < middle < high and not low < EVEN <= high else EVEN
+
+
+def thresholds_of(details: Details, num_tags: int) -> tuple[float, ...]:
+    """Return the threshold of each tag in a header.
+
+    Raises:
+        ValueError: There are not as many as tags, or one is outside (0, 1).
+    """
+    found = details.get("thresholds")
+    numbers = [t for t in found if isinstance(t, float | int)] if isinstance(found, list) else []
+    if len(numbers) != num_tags or not all(0 < number < 1 for number in numbers):
+        raise ValueError(f"it has no {num_tags} thresholds between 0 and 1")
+    return tuple(map(float, numbers))
+
+
+def _measure(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], num_tags: int, thresholds: Sequence[float]
+) -> MultiLabelMetrics:
+    logits, tags = map(np.concatenate, zip(*parts, strict=True))
+    return measure_tags(logits, tags, thresholds)
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    logits = logits_of(probabilities)
+    logits -= np.log(np.maximum(1 - probabilities, np.finfo(np.float32).epsneg))
+    return logits
+
+
+def _same_tags(found: np.ndarray, expected: np.ndarray, details: Details) -> np.ndarray:
+    """Return which tags are given in both, or in neither, ``(n, num_tags)`` bool."""
+    thresholds = thresholds_of(details, expected.shape[1])
+    same: np.ndarray = given_tags(found, thresholds) == given_tags(expected, thresholds)
+    return same
+
+
+def _agree(found: np.ndarray, expected: np.ndarray, details: Details) -> np.ndarray:
+    same: np.ndarray = np.all(_same_tags(found, expected, details), axis=1)
+    return same.astype(np.float64)
+
+
+def _settled(found: np.ndarray, expected: np.ndarray, bound: float, details: Details) -> np.ndarray:
+    at = np.array([np.log(t / (1 - t)) for t in thresholds_of(details, expected.shape[1])])
+    fine: np.ndarray = _same_tags(found, expected, details) | (np.abs(expected - at) <= bound)
+    settled: np.ndarray = np.all(fine, axis=1)
+    return settled
+
+
+def _same_untrained(
+    found: np.ndarray, expected: np.ndarray, others: np.ndarray, share: float, details: Details
+) -> np.ndarray:
+    sizes = np.maximum(1, np.abs(expected[:, others]))
+    same: np.ndarray = (np.abs(found - expected)[:, others] <= share * sizes).all(axis=1)
+    return same
+
+
+def _accuracy(logits: np.ndarray, tags: np.ndarray, details: Details) -> float:
+    given = given_tags(logits, thresholds_of(details, logits.shape[1]))
+    return float((given == tags).all(axis=1).mean())
+
+
+MULTI_LABEL = Task(
+    name="multi-label",
+    output="tag",
+    answer="tags",
+    other_answer="other tags",
+    raw_output="logits",
+    activation="Sigmoid",
+    shift_invariant=False,
+    loss=SIGMOID,
+    solvers=("lbfgs",),
+    has_classes=False,
+    not_held_out="each is the only one that has, or lacks, some tag",
+    score="share of images with exactly the right tags",
+    names_of=tag_names,
+    read_values=_read,
+    has=lambda values, output: values[:, output] > 0,
+    canonical=lambda label: "|".join(split_tags(label)),
+    knows=lambda label, names: set(split_tags(label)) <= set(names),
+    require_trainable=_require_trainable,
+    encode=_VaryingTags,
+    calibrate=partial(calibrate, fit=fit_tag_temperature, loss_and_error=_loss_and_error),
+    choose_thresholds=_choose_thresholds,
+    thresholds_of=thresholds_of,
+    summarise=lambda outputs, targets: (outputs, targets),
+    measure_parts=_measure,
+    scores=(MultiLabelMetrics, TagScores, "per_class"),
+    probabilities=sigmoid,
+    logits=_logits,
+    comparable=lambda outputs, details: outputs,
+    vary=lambda values, num_outputs: np.ptp(values, axis=0) > 0,
+    agree=_agree,
+    settled=_settled,
+    same_untrained=_same_untrained,
+    accuracy=_accuracy,
+)
