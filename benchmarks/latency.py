@@ -71,12 +71,12 @@ def exported(folder: Path) -> tuple[Path, Path]:
         path = folder / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), (9 * number, 90, 120 * (number % 2))).save(path)
-    options = featx.ExtractOptions(backbone="resnet18", weights="none", quiet=True)
+    options = featx.ExtractOptions(backbone="resnet18", weights="none")
     featx.extract(folder / "photos", folder / "f.h5", options)
     featx.train_head(folder / "f.h5", folder / "h.safetensors")
     image, crop = folder / "image.onnx", folder / "crop.onnx"
     for path, contract in ((image, "image"), (crop, "crop")):
-        options = featx.ExportOptions(input=contract, verify=False, quiet=True)  # type: ignore[assignment, arg-type]
+        options = featx.ExportOptions(input=contract, verify=False)  # type: ignore[assignment, arg-type]
         featx.export_onnx(folder / "h.safetensors", path, options)  # type: ignore[arg-type]
     return image, crop
 

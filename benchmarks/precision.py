@@ -135,9 +135,7 @@ def agreement(backbone: str, data: Path, seconds: float, device: str) -> list[li
 
 def accuracy(data: Path) -> list[list[str]]:
     """Return the lines of the two data sets, fp32 beside int8."""
-    plain = featx.ExtractOptions(
-        backbone="squeezenet1_1", weights=str(data / "weights" / MANGO), quiet=True
-    )
+    plain = featx.ExtractOptions(backbone="squeezenet1_1", weights=str(data / "weights" / MANGO))
     small = replace(plain, image_size=96)
     cases = (
         ("hymenoptera", str(data / "hymenoptera_data"), plain, "val"),

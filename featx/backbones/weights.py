@@ -16,7 +16,7 @@ import logging
 import pickle
 import re
 import sys
-import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,13 +28,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from featx.artifact import file_sha256
+from featx.artifact import file_sha256, publishing
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
 from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
 from featx.backbones.state_dict import Found, find_state
-from featx.errors import BackboneError
+from featx.errors import ArtifactError, BackboneError
 
 log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are downloaded and the number of all, 0 where that is not known."""
 
 _DATA_MODULES = ("argparse", "collections", "datetime", "enum", "pathlib", "types")
 
@@ -55,7 +58,7 @@ class Weights:
 
 
 def open_weights(
-    backbone: str, choice: str = "default", *, seed: int = 0, progress: bool = False
+    backbone: str, choice: str = "default", *, seed: int = 0, progress: Progress | None = None
 ) -> Weights:
     """Return the weights a user asked for.
 
@@ -64,7 +67,7 @@ def open_weights(
         choice: ``"default"``, ``"none"`` (seeded random), a torchvision weights name, or the path
             of a ``.pth``, ``.pt`` or ``.safetensors`` file.
         seed: For random weights.
-        progress: Show a download bar on stderr.
+        progress: Called while a file is downloaded.
 
     Raises:
         BackboneError: They cannot be found, downloaded or read, or are not what they should be.
@@ -83,7 +86,7 @@ def open_weights(
     return open_origin(backbone, f"torchvision:{entry.name}", progress=progress)
 
 
-def open_origin(backbone: str, origin: str, *, progress: bool = False) -> Weights:
+def open_origin(backbone: str, origin: str, *, progress: Progress | None = None) -> Weights:
     """Return the weights that an artifact's ``origin`` names.
 
     Raises:
@@ -145,7 +148,7 @@ def _random_state(backbone: str, *, seed: int) -> dict[str, Tensor]:
         return build_model(backbone).state_dict()
 
 
-def _downloaded(backbone: str, name: str, *, progress: bool) -> Path:
+def _downloaded(backbone: str, name: str, *, progress: Progress | None) -> Path:
     """Return the local path of an official weights file, downloading it if it is not there.
 
     The file lies where torchvision itself keeps it, so that neither downloads it twice. Official
@@ -159,17 +162,12 @@ def _downloaded(backbone: str, name: str, *, progress: bool) -> Path:
         log.info("Downloading '%s' to '%s'.", url, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), prefix or None, progress)
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as err:
+            _download(url, path, sha256_prefix=prefix, progress=progress)
+        except (OSError, http.client.HTTPException, ArtifactError) as err:
             reason = getattr(err, "reason", None) or err
             raise BackboneError(
                 f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
                 f"machine that can, and put it at '{path}'."
-            ) from err
-        except RuntimeError as err:  # torch.hub's word for another sha256
-            raise BackboneError(
-                f"The download of '{url}' is damaged or altered: its sha256 does not start with "
-                f"{prefix}. Nothing was kept; try again."
             ) from err
     if not file_sha256(path).startswith(prefix):
         raise BackboneError(
@@ -177,6 +175,26 @@ def _downloaded(backbone: str, name: str, *, progress: bool) -> Path:
             "to download it again."
         )
     return path
+
+
+def _download(url: str, path: Path, *, sha256_prefix: str, progress: Progress | None) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "torch.hub"})
+    with (
+        urllib.request.urlopen(request) as response,
+        publishing(path, overwrite=True) as temporary,
+        temporary.open("wb") as file,
+    ):
+        total = int(response.headers.get("Content-Length") or 0)
+        while block := response.read(1 << 20):
+            file.write(block)
+            if progress:
+                progress(file.tell(), total)
+        file.flush()
+        if not file_sha256(temporary).startswith(sha256_prefix):
+            raise BackboneError(
+                f"The download of '{url}' is damaged or altered: its sha256 does not start with "
+                f"{sha256_prefix}. Nothing was kept; try again."
+            )
 
 
 def weights_url(backbone: str, name: str) -> str:

@@ -12,7 +12,7 @@ from featx.cli.output import (
     print_fields,
     print_json,
     print_skipped,
-    progress_bar,
+    progress_bars,
 )
 from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import counted
@@ -38,8 +38,8 @@ def evaluate(
     """
     from featx.stages.evaluate import evaluate as run
 
-    with progress_bar("Evaluating", quiet=quiet) as progress:
-        report = run(model, source, progress=progress, **settings)
+    with progress_bars(quiet=quiet) as bar:
+        report = run(model, source, progress=bar("Evaluating"), **settings)
     if as_json:
         print_json(report.to_dict())
         return

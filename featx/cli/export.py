@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +112,7 @@ def export(
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
     from featx.stages.export import ExportOptions, export_onnx
 
-    export_options = ExportOptions(
-        **settings, verify=not no_verify, quiet=quiet or not sys.stderr.isatty()
-    )
+    export_options = ExportOptions(**settings, verify=not no_verify)
     with step_status(quiet=quiet) as progress:
         report = export_onnx(head, output, export_options, progress=progress)
     details = report.header.details

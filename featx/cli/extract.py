@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_skipped, print_table, progress_bar
+from featx.cli.output import human_seconds, print_fields, print_skipped, print_table, progress_bars
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -170,10 +169,15 @@ def extract(source: str | None, output: Path, quiet: bool, profile: bool, **sett
     from featx.extraction.options import ExtractOptions
     from featx.stages.extract import extract as run
 
-    given = options.given(settings)
-    with progress_bar("Extracting", quiet=quiet) as progress:
-        extract_options = ExtractOptions(**given, quiet=quiet or not sys.stderr.isatty())
-        report = run(source, output, extract_options, progress=progress)
+    extract_options = ExtractOptions(**options.given(settings))
+    with progress_bars(quiet=quiet) as bar:
+        report = run(
+            source,
+            output,
+            extract_options,
+            progress=bar("Extracting"),
+            download_progress=bar("Downloading", unit="MB", scale=1e-6),
+        )
     print_fields(dict(_fields(report)))
     print_skipped(report.skipped, rest="featx info --json")
     if profile and report.profile:

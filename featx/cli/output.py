@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
 """What a head's outputs are called, by its task."""
+Progressed = Callable[[int, int], None]
 _SKIPPED_SHOWN = 10
 
 
@@ -141,13 +142,14 @@ def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a callback ``(done, total)`` that draws images/s and time left on stderr.
+def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
+    """Yield a function that makes a callback ``(done, total)``, which draws a bar on stderr.
 
-    Yields None where nothing should be drawn: with ``quiet``, or when stderr is no terminal.
+    The bar appears with the first call. The function returns None where nothing should be drawn:
+    with ``quiet``, or when stderr is no terminal.
     """
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield lambda label, **_: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -164,7 +166,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} images/s" if speed else "")
+            return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
 
     columns = (
         TextColumn("{task.description}"),
@@ -173,9 +175,17 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], No
         Speed(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=drawing_stream()), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Progress(*columns, console=Console(file=drawing_stream()), transient=True) as bars:
+
+        def bar(
+            label: str, *, unit: str = "images", scale: float = 1
+        ) -> Callable[[int, int], None]:
+            task = bars.add_task(label, total=None, visible=False, unit=unit)
+            return lambda done, total: bars.update(
+                task, completed=done * scale, total=total * scale, visible=True
+            )
+
+        yield bar
 
 
 @contextlib.contextmanager

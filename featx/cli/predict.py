@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featx.cli import options
-from featx.cli.output import print_json, progress_bar
+from featx.cli.output import print_json, progress_bars
 from featx.cli.predictions import as_json, print_csv, print_lines, print_predictions
 from featx.errors import SourceError, counted
 
@@ -66,10 +66,10 @@ def predict(
     found = find_images(images)
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     count = _Count(len(found))
-    with progress_bar("Predicting", quiet=quiet) as progress:
+    with progress_bars(quiet=quiet) as bar:
         every = format == "csv" and predictor.task == "multi-label"  # a column for each tag
         shown = len(predictor.classes) if every else top_k
-        predictions = count.of(predictor.predict_each(found, top_k=shown), progress)
+        predictions = count.of(predictor.predict_each(found, top_k=shown), bar("Predicting"))
         if format == "jsonl":
             print_lines(predictions)
         elif format == "csv":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +17,7 @@ from featx.cli.output import (
     print_skipped,
     print_table,
     print_text,
-    progress_bar,
+    progress_bars,
     short_measure,
     step_status,
 )
@@ -57,25 +56,29 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     then as before. For anything else there are the commands of each step.
     """
     from featx.extraction.options import ExtractOptions
-    from featx.stages.export import ExportOptions, export_onnx
+    from featx.stages.export import export_onnx
     from featx.stages.extract import extract
     from featx.stages.train import train_head
     from featx.training.options import TrainOptions
 
     features, head = output / options.FEATURES.name, output / options.HEAD.name
-    silent = quiet or not sys.stderr.isatty()
-    chosen = ExtractOptions(**options.given(settings), quiet=silent)
+    chosen = ExtractOptions(**options.given(settings))
     try:
-        with progress_bar("Extracting", quiet=quiet) as extracting:
-            extracted = extract(source, features, chosen, progress=extracting)
+        with progress_bars(quiet=quiet) as bar:
+            extracted = extract(
+                source,
+                features,
+                chosen,
+                progress=bar("Extracting"),
+                download_progress=bar("Downloading", unit="MB", scale=1e-6),
+            )
     except ArtifactMismatch as err:
         raise click.ClickException(_with_folder(err, output, chosen.backbone)) from err
     with step_status(quiet=quiet) as tell:
         if tell:
             tell("Training the head")
         trained = train_head(features, head, TrainOptions(task=_task(head, task)))
-        export = ExportOptions(quiet=silent)
-        exported = export_onnx(head, output / options.MODEL.name, export, progress=tell)
+        exported = export_onnx(head, output / options.MODEL.name, progress=tell)
     _print(extracted, trained, exported)
 
 

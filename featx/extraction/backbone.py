@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featx.backbones.int8.calibration import Calibration
     from featx.backbones.network import Network
     from featx.backbones.spec import BackboneSpec
-    from featx.backbones.weights import Weights
+    from featx.backbones.weights import Progress, Weights
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,17 @@ _NUM_COMPARED = 32
 class LazyBackbone:
     """The network that the options ask for, and the engine that runs it.
 
+    Args:
+        options: Those of the run.
+        progress: Called while weights are downloaded.
+
     Attributes:
         seconds: That building or loading both took.
     """
 
-    def __init__(self, options: ResolvedOptions) -> None:
+    def __init__(self, options: ResolvedOptions, progress: Progress | None = None) -> None:
         self._options = options
+        self._progress = progress
         # What it comes to in fp32 is remembered; the ranges of int8 depend on the source, too.
         self._request = replace(options.request, precision="fp32")
         self._found: Found | None = None
@@ -186,7 +191,7 @@ class LazyBackbone:
 
     def _build_anew(self) -> Found:
         with self._timed():
-            self._network, spec, weights = open_backbone(self._options)
+            self._network, spec, weights = open_backbone(self._options, self._progress)
         found = Found(spec, weights.origin)
         remember(self._request, found)
         return found
@@ -209,7 +214,9 @@ def _quantised(graph: bytes, calibration: Calibration) -> bytes:
     return with_pixel_rows(quantize_graph(graph, calibration))
 
 
-def open_backbone(options: ResolvedOptions) -> tuple[Network, BackboneSpec, Weights]:
+def open_backbone(
+    options: ResolvedOptions, progress: Progress | None = None
+) -> tuple[Network, BackboneSpec, Weights]:
     """Return the frozen network that the options ask for.
 
     Raises:
@@ -220,9 +227,7 @@ def open_backbone(options: ResolvedOptions) -> tuple[Network, BackboneSpec, Weig
     from featx.backbones.network import build_network
     from featx.backbones.weights import open_weights
 
-    weights = open_weights(
-        options.backbone, options.weights, seed=options.seed, progress=not options.quiet
-    )
+    weights = open_weights(options.backbone, options.weights, seed=options.seed, progress=progress)
     scheme, _, name = weights.origin.partition(":")
     own = default_preprocess(options.backbone, name if scheme == "torchvision" else None)
     geometry = own.with_overrides(

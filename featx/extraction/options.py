@@ -67,7 +67,6 @@ class ExtractOptions:
         batch_size: Images per forward pass; None takes what suits engine and image size.
         workers: Threads that decode and run the backbone; beside a GPU each has a process that
             decodes. None takes one per core.
-        quiet: No download bar.
     """
 
     backbone: str | None = None
@@ -94,7 +93,6 @@ class ExtractOptions:
     batch_size: int | None = None
     workers: int | None = None
     seed: int | None = None
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

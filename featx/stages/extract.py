@@ -48,7 +48,7 @@ from featx.isolation.call import IsolatedCall
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number of all."""
+"""Called with how many are done and the number of all."""
 
 
 def extract(
@@ -57,6 +57,7 @@ def extract(
     options: ExtractOptions | None = None,
     *,
     progress: Progress | None = None,
+    download_progress: Progress | None = None,
 ) -> ExtractReport:
     """Write the features of a source's images to an HDF5 file, or bring that file up to date.
 
@@ -69,7 +70,8 @@ def extract(
             the one that the output was made from.
         output: The feature file.
         options: Backbone, preprocessing and the rest.
-        progress: Called after each batch.
+        progress: Called after each batch, with images.
+        download_progress: Called while weights are downloaded, with bytes.
 
     Raises:
         SourceError: The source is missing, empty or malformed; or a process that decodes images
@@ -92,7 +94,7 @@ def extract(
             require_report_path(options.report)
         splitting = Splitting.of(images, earlier.file, given, options)
         options = replace(options, val_fraction=splitting.fraction)
-        start, backbone = time.perf_counter(), LazyBackbone(options)
+        start, backbone = time.perf_counter(), LazyBackbone(options, download_progress)
         settings = settle(options, images, earlier.settings, backbone)
         file = earlier.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:

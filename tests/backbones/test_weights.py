@@ -446,6 +446,15 @@ def test_a_download_is_kept_and_not_repeated(server: Any) -> None:
     assert len(server.requests) == 1
 
 
+def test_progress_of_a_download_is_told(server: Any) -> None:
+    told: list[tuple[int, int]] = []
+    open_weights("resnet18", progress=lambda done, total: told.append((done, total)))
+    size = len(server.content)
+    assert told[-1] == (size, size)
+    assert told == sorted(told)
+    open_weights("resnet18", progress=lambda *numbers: pytest.fail("nothing is downloaded"))
+
+
 def test_nothing_but_the_file_is_left_in_the_cache(server: Any) -> None:
     _open()
     assert [p.name for p in server.destination.parent.iterdir()] == [server.destination.name]
@@ -522,10 +531,10 @@ def test_a_cache_folder_that_cannot_be_made(
 
 
 def test_a_disk_that_fills_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", full)
+    monkeypatch.setattr(weights_module, "publishing", full)
     with pytest.raises(BackboneError, match="No space left on device") as caught:
         _open()
     _check_says_how_to_get_it(caught.value, server)

@@ -60,7 +60,7 @@ def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[R
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
         table = tmp_path / "images.csv"
         table.write_text("\n".join(["path,label,split", *map(",".join, rows)]))
-        options = featx.ExtractOptions(backbone="tiny", quiet=True)
+        options = featx.ExtractOptions(backbone="tiny")
         featx.extract(table, tmp_path / "f.h5", options)
         return tmp_path / "f.h5"
 

@@ -128,13 +128,12 @@ class TestEncodings:
     def test_a_progress_bar_draws_on_a_terminal_of_another_encoding(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from featx.cli.output import progress_bar, step_status
+        from featx.cli.output import progress_bars, step_status
 
         with streams("latin-1") as (_, err):
             monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
-            with progress_bar("Extracting", quiet=False) as progress:
-                assert progress
-                progress(1, 2)
+            with progress_bars(quiet=False) as bar:
+                bar("Extracting")(1, 2)
             with step_status(quiet=False) as step:
                 assert step
                 step("Reading [/b] a\x1b]0;PWNED\n→")

@@ -153,7 +153,7 @@ class TestInt8:
     def test_what_was_validated_is_what_runs(self, tmp_path: Path) -> None:
         report = extract("digits:", tmp_path / "f.h5", INT8)
         head = train_head(tmp_path / "f.h5", tmp_path / "h.safetensors", TrainOptions())
-        exported = export_onnx(head.path, tmp_path / "m.onnx", ExportOptions(quiet=True))
+        exported = export_onnx(head.path, tmp_path / "m.onnx", ExportOptions())
         assert exported.proof is not None
         nodes = onnx.load(exported.path).graph.node
         assert sum(node.op_type == "QuantizeLinear" for node in nodes) > 5

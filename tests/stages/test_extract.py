@@ -1341,7 +1341,7 @@ def progress(done, total):
     if done == 3:
         sys.stdin.readline()
 
-options = ExtractOptions(backbone="tiny", engine="torch", batch_size=3, quiet=True)
+options = ExtractOptions(backbone="tiny", engine="torch", batch_size=3)
 extract(sys.argv[1], sys.argv[2], options,
     progress=progress)
 """

@@ -38,8 +38,13 @@ def repeats_features(head: Head, precision: Precision) -> bool:
     return precision == own and own in ("fp32", "int8")
 
 
-def float_graph(head: Head, options: ExportOptions) -> bytes:
+def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], None]) -> bytes:
     """Return the float32 graph ``pixels → features`` of the very weights that made the features.
+
+    Args:
+        head: Says which these are.
+        options: Say where they are now.
+        progress: Called with a text while they are downloaded.
 
     Raises:
         BackboneError: The weights are gone or have another sha256.
@@ -52,7 +57,7 @@ def float_graph(head: Head, options: ExportOptions) -> bytes:
     graph = read_graph(plain, opset=opset)
     if graph is not None and _weights_are_there(plain, origin, options):
         return graph
-    graph = _built_anew(plain, origin, options, opset)
+    graph = _built_anew(plain, origin, options, progress)
     keep_graph(plain, graph, opset=opset)
     return graph
 
@@ -104,15 +109,20 @@ def _weights_are_there(spec: BackboneSpec, origin: str, options: ExportOptions) 
         return False
 
 
-def _built_anew(spec: BackboneSpec, origin: str, options: ExportOptions, opset: int) -> bytes:
+def _built_anew(
+    spec: BackboneSpec, origin: str, options: ExportOptions, progress: Callable[[str], None]
+) -> bytes:
     from featx.backbones.network import build_network
     from featx.backbones.onnx_graph import build_graph
     from featx.backbones.weights import open_origin, open_weights, require_sha256
 
+    def downloaded(done: int, total: int) -> None:
+        progress(f"Downloading the weights, {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
     if options.weights is None:
-        weights = open_origin(spec.backbone, origin, progress=not options.quiet)
+        weights = open_origin(spec.backbone, origin, progress=downloaded)
     else:
-        weights = open_weights(spec.backbone, options.weights, progress=not options.quiet)
+        weights = open_weights(spec.backbone, options.weights, progress=downloaded)
     require_sha256(weights, spec.weights_sha256)
     network, rebuilt = build_network(
         spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
@@ -123,6 +133,6 @@ def _built_anew(spec: BackboneSpec, origin: str, options: ExportOptions, opset: 
             "with. Use the versions of torch and torchvision that extracted them."
         )
     try:
-        return build_graph(network, image_size=spec.preprocess.image_size, opset=opset)
+        return build_graph(network, image_size=spec.preprocess.image_size, opset=options.opset)
     except BackboneError as err:
         raise ExportError(str(err)) from err

@@ -16,7 +16,7 @@ from featx.features.file import open_features
 from featx.heads.head import Head, describe_head
 from featx.stages.export.options import ExportOptions
 
-_NOT_OF_THE_FILE = ("card", "overwrite", "quiet")
+_NOT_OF_THE_FILE = ("card", "overwrite")
 
 
 def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class ExportOptions:
         card: Where to write a model card; None writes none.
         overwrite: Replace a model card that was edited; an earlier model or unedited card is
             replaced anyway, another file never.
-        quiet: No download bar.
 
     Raises:
         ConfigError: A value is unknown or out of range.
@@ -72,7 +71,6 @@ class ExportOptions:
     with_names: bool = False
     card: str | Path | None = None
     overwrite: bool = False
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         if self.atol is not None and not 0 < self.atol < math.inf:

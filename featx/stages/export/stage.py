@@ -193,7 +193,7 @@ class _Export:
         else:
             self._staleness = staleness_if_there(self._head, self._path, self._options)
         self._tell("Exporting the backbone")
-        plain = float_graph(self._head, self._options)
+        plain = float_graph(self._head, self._options, self._tell)
         backbone = shipped_graph(plain, self._head, self._precision, self._training_crops)
         if not self._options.verify:
             header = self._header(contract, None)
