@@ -29,7 +29,7 @@ from PIL import Image
 from report import ROOT, table
 
 from featx.extraction.plan import make_plan
-from featx.features.existing import KnownImages, KnownRows
+from featx.features.existing import ExistingImages, ExistingRows
 from featx.features.journal import Journal
 from featx.features.publish import publish_features, start_verifier
 from featx.features.records import Batch
@@ -125,7 +125,7 @@ def hashing() -> None:
             names = tuple(sample.sample_id for sample in images.samples)
             seconds = []
             for shift in (0, 1):
-                known = KnownImages(
+                known = ExistingImages(
                     names,
                     np.arange(count),
                     stamps - [0, 0, shift],
@@ -239,7 +239,7 @@ def stream(count: int, num_features: int) -> None:
         publish_features(
             journal.output,
             complete_header("features", {"num_features": num_features}, ("a",)),
-            KnownRows(None, journal),
+            ExistingRows(None, journal),
             samples=Names(count),
             rows=np.arange(count),
             verifier=verifier,

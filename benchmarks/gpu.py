@@ -121,10 +121,10 @@ def decoding(contents: list[bytes]) -> list[list[str]]:
         shape = (BATCH, spec.image_size, spec.image_size, 3)
         batches = [contents[start : start + BATCH] for start in range(0, len(contents), BATCH)]
 
-        def squares(batch: list[bytes]) -> None:
-            decoders.squares(batch, np.empty(shape, np.uint8))
+        def crops(batch: list[bytes]) -> None:
+            decoders.crops(batch, np.empty(shape, np.uint8))
 
-        return lambda: list(pool.map(squares, turns * batches))
+        return lambda: list(pool.map(crops, turns * batches))
 
     rows, cores = [], len(os.sched_getaffinity(0))
     for threads in sorted({1, 4, 8, cores}):

@@ -43,7 +43,7 @@ def weights_of(backbone: str, data: Path) -> str:
 
 def photos(data: Path, split: str, spec: object, count: int) -> np.ndarray:
     """Return photos of a split, spread evenly, as ``featx extract`` prepares them."""
-    from featx.extraction.calibration import calibration_pixels
+    from featx.extraction.backbone import calibration_pixels
     from featx.images.sources import open_source
 
     source = open_source(str(data / "hymenoptera_data" / split))

@@ -13,8 +13,7 @@ from featx.cli.output import human_seconds, print_fields, print_skipped, print_t
 from featx.errors import counted
 
 if TYPE_CHECKING:
-    from featx.extraction.options import ExtractReport
-    from featx.extraction.profile import Profile
+    from featx.extraction.options import ExtractReport, Profile
 
 
 @click.command()

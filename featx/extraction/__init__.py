@@ -1,14 +1,11 @@
-"""From a source's images to rows of the journal: what is to be done, the backbone, the workers.
+"""From a source's images to rows of the journal.
 
-options         what a user chooses, and what it resolves to
-settings        what a row depends on; compared with the file and the journal
-resume          what earlier runs left at an output
-plan            the images of a source compared with the rows there are
-splitting       the splits of a source's images, once their contents are known
-calibration     the images that int8 is calibrated with
-backbone        the network, built when it is first needed
-pipeline        images through decoding, backbone and journal, in order
-batches, crops, image, deduplication    the parts of that way
-bad_images      the account of images that were not used
-profile         where the time went
+options      what a user chooses, what it resolves to, and the report
+resume       what earlier runs left at an output, and the settings that rows depend on
+plan         the images of a source compared with the rows there are
+splitting    the splits of a source's images, once their contents are known
+backbone     the network, built when it is first needed; int8 calibrated with the source's images
+pipeline     images through decoding, deduplication, backbone and journal, in order
+crops        encoded images of a batch to the crops that the backbone sees
+bad_images   images that were not used, as an error or a report
 """

@@ -23,8 +23,11 @@ from featx.backbones.engines import (
     resolve_devices,
 )
 from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
-from featx.errors import BackboneError, ExportError
+from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
+from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.reading import read_images
+from featx.images.sources import ImageSource
 
 if TYPE_CHECKING:
     from featx.backbones.int8.calibration import Calibration
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NUM_COMPARED = 32
+_NUM_CALIBRATED, _NUM_COMPARED = 128, 32
 
 
 class LazyBackbone:
     """The network that the options ask for, and the engine that runs it.
+
+    Every method that needs them raises ``BackboneError`` where backbone or weights cannot be used,
+    and ``ConfigError`` where an option does not fit the backbone.
 
     Args:
         options: Those of the run.
@@ -51,7 +57,7 @@ class LazyBackbone:
     def __init__(self, options: ResolvedOptions, progress: Progress | None = None) -> None:
         self._options = options
         self._progress = progress
-        # What it comes to in fp32 is remembered; the ranges of int8 depend on the source, too.
+        # What it resolves to in fp32 is cached; the ranges of int8 depend on the source, too.
         self._request = replace(options.request, precision="fp32")
         self._found: Found | None = None
         self._network: Network | None = None
@@ -69,24 +75,15 @@ class LazyBackbone:
         return None if self._engine is None else self._engine.name
 
     def spec(self) -> BackboneSpec:
-        """Return what its features mean, in fp32 where int8 is yet to be calibrated.
-
-        Raises:
-            BackboneError: Backbone or weights cannot be used.
-            ConfigError: An option does not fit the backbone.
-        """
+        """Return the spec of its features, in fp32 where int8 is yet to be calibrated."""
         spec, precision = self._find().spec, self._options.precision
         return spec if precision == "int8" else replace(spec, precision=precision)
 
     def calibrated(self, pixels: np.ndarray) -> BackboneSpec:
-        """Return what its features mean in int8, calibrated with some images.
-
-        Args:
-            pixels: ``(n, size, size, 3)`` uint8.
+        """Return the spec of its features in int8, calibrated with ``(n, size, size, 3)`` uint8.
 
         Raises:
-            BackboneError: As ``spec``; it has nothing to quantise, or loses too much by it.
-            ConfigError: As ``spec``.
+            BackboneError: It has nothing to quantise, or loses too much by it.
             ExportError: The network has no graph.
         """
         from featx.backbones.int8.calibrate import calibrate, narrowed
@@ -102,15 +99,11 @@ class LazyBackbone:
             return spec
 
     def origin(self) -> str:
-        """Return where its weights are from. Raises as ``spec``."""
+        """Return where its weights are from."""
         return self._find().origin
 
     def is_for_gpu(self) -> bool:
-        """Return whether a GPU will run it, before there is an engine.
-
-        Raises:
-            ConfigError: The device is not there.
-        """
+        """Return whether a GPU will run it, before there is an engine."""
         with self._timed():
             return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
 
@@ -118,8 +111,8 @@ class LazyBackbone:
         """Return what runs it.
 
         Raises:
-            BackboneError: As ``spec``, or its features mean something else than expected.
-            ConfigError: As ``spec``, or the device is not there.
+            BackboneError: The weights are not those of the expected features any more.
+            ConfigError: The device is not there.
             ExportError: The network has no graph, and ONNX Runtime was asked for.
         """
         with self._timed():
@@ -161,7 +154,7 @@ class LazyBackbone:
         return OnnxEngine(graph)
 
     def _float_graph(self, expected: BackboneSpec) -> bytes:
-        """Return the graph in fp32, built where none is kept."""
+        """Return the cached graph in fp32, or build it."""
         spec = expected.in_float32
         graph = read_graph(spec)
         if graph is None:
@@ -179,7 +172,6 @@ class LazyBackbone:
         return self._found
 
     def _build(self, expected: BackboneSpec) -> Network:
-        """Return the network, which must be the one whose features are expected."""
         if self._network is None:
             self._found = self._build_anew()
         if self._find().spec != expected.in_float32 or self._network is None:
@@ -198,7 +190,7 @@ class LazyBackbone:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Count what is done in here once, however many such blocks are in it."""
+        """Count the time of a block once, however many such blocks are in it."""
         start, before = time.perf_counter(), self.seconds
         try:
             yield
@@ -207,7 +199,6 @@ class LazyBackbone:
 
 
 def _quantised(graph: bytes, calibration: Calibration) -> bytes:
-    """Return what runs a graph in int8."""
     from featx.backbones.int8.pixel_rows import with_pixel_rows
     from featx.backbones.int8.quantize import quantize_graph
 
@@ -217,12 +208,6 @@ def _quantised(graph: bytes, calibration: Calibration) -> bytes:
 def open_backbone(
     options: ResolvedOptions, progress: Progress | None = None
 ) -> tuple[Network, BackboneSpec, Weights]:
-    """Return the frozen network that the options ask for.
-
-    Raises:
-        BackboneError: Backbone or weights cannot be used.
-        ConfigError: An option does not fit the backbone.
-    """
     from featx.backbones.catalog import default_preprocess
     from featx.backbones.network import build_network
     from featx.backbones.weights import open_weights
@@ -240,3 +225,46 @@ def open_backbone(
         options.backbone, weights, geometry, layer=options.layer, pool=options.pool
     )
     return network, spec, weights
+
+
+def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels: int) -> np.ndarray:
+    """Return the pixels of at most 128 images, spread evenly over the source's training images.
+
+    The same source gives the same pixels, whatever its labels: they are read before it is settled
+    which of the training images are held out for validation. Images that cannot be used are left
+    out.
+
+    Args:
+        images: The source; all images count where none is for training.
+        spec: From pixels to the network's input.
+        max_pixels: Images with more are not used.
+
+    Returns:
+        ``(n, size, size, 3)`` uint8, ``1 <= n <= 128``.
+
+    Raises:
+        SourceError: None of them can be used.
+    """
+    samples = images.samples
+    own = [number for number, sample in enumerate(samples) if sample.split == "train"]
+    own = own or list(range(len(samples)))
+    spread = np.linspace(0, len(own) - 1, min(_NUM_CALIBRATED, len(own))).round().astype(int)
+    chosen = [own[number] for number in spread.tolist()]
+
+    found = [
+        image
+        for _, _, image in read_images(
+            images,
+            chosen,
+            lambda image: preprocess(image, spec),
+            preprocess=spec,
+            max_pixels=max_pixels,
+        )
+    ]
+    usable = [crop for crop in found if isinstance(crop, np.ndarray)]
+    if not usable:
+        raise SourceError(
+            f"'{images.uri}': none of the {len(chosen)} images to calibrate int8 with can be used. "
+            f"{found[0]}"
+        )
+    return np.stack(usable)

@@ -1,4 +1,4 @@
-"""The account of the images that were not used: as an error, or as a file for machines."""
+"""Images that were not used: as an error, or as a JSON report."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", 
 def require_own_files(source: str | Path, output: Path, options: ExtractOptions) -> None:
     """Check that the output is none of the files that an extraction reads.
 
-    A report that would replace a file of the run is not written. That costs no night's extraction:
-    here it is only said, ``account_for_bad`` raises, and the rows are kept.
+    A report that would replace a file of the run is not written. Here that is a warning, so that it
+    costs no extraction; ``report_bad`` raises once the rows are kept.
 
     Raises:
         ConfigError: It is.
@@ -48,18 +48,12 @@ def require_own_files(source: str | Path, output: Path, options: ExtractOptions)
 def _require_own_report(
     report: Path, source: str | Path, output: Path, options: ExtractOptions
 ) -> None:
-    """Check that a report is no other file of the run, and no image of the next one.
-
-    Raises:
-        ConfigError: It is.
-    """
     if extension_of(report.name) in image_extensions():
         raise ConfigError(f"the report '{report}' is named like an image; give another path.")
     require_apart({"the report": report}, _files_read(source, options) | run_files(output))
 
 
 def _files_read(source: str | Path, options: ExtractOptions) -> dict[str, Path]:
-    """Return the files that an extraction reads besides images, by what they are."""
     read = {f"the source '{source}'": Path(source)}
     if options.weights and (weights := weights_file(options.weights)):
         read[f"the weights '{options.weights}'"] = weights
@@ -67,7 +61,7 @@ def _files_read(source: str | Path, options: ExtractOptions) -> dict[str, Path]:
 
 
 def require_report_path(path: Path) -> None:
-    """Check that a report may be written: the path is free, or holds an earlier report.
+    """Check that a report may be written: the path is free, or holds a report of a previous run.
 
     Raises:
         ArtifactExists: Something else is there.
@@ -75,8 +69,8 @@ def require_report_path(path: Path) -> None:
     """
     require_writable(path, overwrite=True)
     try:
-        earlier = json.loads(path.read_bytes())
-        is_report = isinstance(earlier, dict) and earlier.keys() == _KEYS
+        there = json.loads(path.read_bytes())
+        is_report = isinstance(there, dict) and there.keys() == _KEYS
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError):
@@ -92,17 +86,17 @@ def bad_images(plan: Plan) -> tuple[tuple[str, str], ...]:
     return tuple((plan.skipped[i].sample_id, plan.skipped[i].reason) for i in sorted(plan.skipped))
 
 
-def warn_of_passing(plan: Plan) -> None:
-    """Say which images are left out this time only, for reasons that do not lie in them."""
-    passing = [image for image in plan.skipped.values() if not image.is_permanent]
-    if passing:
+def warn_of_temporary(plan: Plan) -> None:
+    """Warn of images that are left out this time only, for reasons that do not lie in them."""
+    temporary = [image for image in plan.skipped.values() if not image.is_permanent]
+    if temporary:
         log.warning(
             "%s left out for reasons other than content, and will be tried again by "
             "the next run: the first is '%s': %s",
             *(
-                counted(len(passing), "image is", "images are"),
-                passing[0].sample_id,
-                passing[0].reason,
+                counted(len(temporary), "image is", "images are"),
+                temporary[0].sample_id,
+                temporary[0].reason,
             ),
         )
 
@@ -112,9 +106,7 @@ def too_many_are_bad(plan: Plan, options: ResolvedOptions) -> bool:
     return options.on_error == "skip" and len(plan.skipped) > options.max_bad * len(plan.rows)
 
 
-def account_for_bad(
-    plan: Plan, images: ImageSource, output: Path, options: ResolvedOptions
-) -> None:
+def report_bad(plan: Plan, images: ImageSource, output: Path, options: ResolvedOptions) -> None:
     """Write the report that was asked for; raise if the bad images are no longer acceptable.
 
     Raises:
@@ -156,6 +148,6 @@ def _write(path: Path, plan: Plan, images: ImageSource, output: Path) -> None:
         dict(images.ignored),
         [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
     )
-    account = dict(zip(_KEYS, values, strict=True))
+    report = dict(zip(_KEYS, values, strict=True))
     with publishing(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,46 +1,94 @@
-"""From encoded images to the squares that the backbone sees, by as many threads as are fast.
+"""From the encoded images of a batch to the crops that the backbone sees.
 
-Threads of one process take turns at what Pillow needs of Python's lock, and each time one of them
-has to be woken. So the smaller the images, the fewer threads should decode at once; and beside a
-GPU, where decoding is all that the cores do, processes do it.
+Threads of one process share Python's lock, which Pillow needs many times an image, and each wait
+for it costs. So the smaller the images, the fewer threads should decode at once; and beside a GPU,
+where decoding is all that the cores do, processes do it.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Semaphore
 
 import numpy as np
 
 from featx.errors import ImageError
-from featx.extraction.image import KEPT_BYTES, Image
-from featx.extraction.profile import Spent
-from featx.images.decode import content_digest, decoded
+from featx.images.decode import NO_DIGEST, content_digest, decoded
 from featx.images.decoders import NO_MEMORY, Decoders
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.sources import ImageSource
+from featx.images.sources import ImageSource, Stamp
 
+KEPT_BYTES = 8 * 2**20
+"""Of a batch's files. What is beyond is read again when it is decoded, so that the memory does not
+grow with the size of the files."""
 _SMALL_BYTES = 8 * 2**10
-"""Up to which Pillow is busier in Python than with pixels, as with a JPEG of 150 pixels squared.
-Threads then only take each other's turn, and with two of them one at a time is 1.1 times as fast
-(benchmarks/turns.py). Beyond, it would be too few for more cores."""
+"""Up to which Pillow is busier in Python than with pixels, as with a JPEG of 150×150 pixels. Two
+threads then decode 1.1 times as fast when they do it one at a time (benchmarks/turns.py). Beyond,
+it would be too few for more cores."""
 _DECODING = 8
 """Threads that decode larger images at once. More of them are slower, however many cores there are:
 16 cores decode 1,210 photos of 500×375 a second with eight threads, 1,108 with sixteen."""
+STEPS = ("read", "decode", "preprocess", "inference", "journal")
+
+
+@dataclass
+class Image:
+    """An image on its way through an extraction.
+
+    Attributes:
+        position: In the source.
+        stamp: Of its file, taken before it was read.
+        content: As long as it is needed; None where it has to be read again.
+        is_new: No image before it has the same content.
+        reason: Why it cannot be used.
+        is_permanent: Whether the reason lies in its content.
+    """
+
+    position: int
+    sample_id: str
+    stamp: Stamp
+    digest: bytes = NO_DIGEST
+    content: bytes | np.ndarray | None = None
+    is_animated: bool = False
+    is_new: bool = True
+    reason: str = ""
+    is_permanent: bool = True
+
+    @property
+    def recorded_digest(self) -> bytes:
+        """The digest, but for an image that the next run is to try again."""
+        return self.digest if self.is_permanent else NO_DIGEST
+
+    def fail(self, err: ImageError) -> None:
+        self.reason, self.is_permanent = err.reason, err.is_permanent
+
+
+@dataclass
+class Spent:
+    """Seconds by step, of one thread at a time."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+
+    @contextmanager
+    def on(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - start
+
+    def add(self, other: Spent) -> None:
+        for step, seconds in other.seconds.items():
+            self.seconds[step] += seconds
 
 
 @dataclass(frozen=True)
-class SquareMaker:
-    """Makes the squares of a batch's images.
-
-    Attributes:
-        source: The images.
-        spec: From pixels to squares.
-        max_pixels: Images with more are not used.
-        decoders: Make them; None leaves that to the thread that asks.
-    """
+class CropMaker:
+    """Makes the crops of a source's images, in the calling thread or by ``decoders``."""
 
     source: ImageSource
     spec: PreprocessSpec
@@ -49,29 +97,35 @@ class SquareMaker:
     _small: Semaphore = field(default_factory=Semaphore, init=False)
     _large: Semaphore = field(default_factory=lambda: Semaphore(_DECODING), init=False)
 
-    def squares(self, images: Sequence[Image], spent: Spent) -> np.ndarray:
-        """Return the squares of those that can be used, ``(m, size, size, 3)`` uint8.
+    def crops(self, images: Sequence[Image], spent: Spent) -> np.ndarray:
+        """Return the crops of the images that can be used, ``(m, size, size, 3)`` uint8.
 
-        Args:
-            images: Get the reason where one cannot, and lose their content.
-            spent: Gets the time that it took.
+        The others get their reason; all of them lose their content.
 
         Raises:
             SourceError: A process that decodes images is gone.
         """
+        size = self.spec.image_size
+        crops = np.empty((len(images), size, size, 3), dtype=np.uint8)
         are_encoded = not any(isinstance(image.content, np.ndarray) for image in images)
         if self.decoders and are_encoded:
-            return self._by_processes(self.decoders, images, spent)
-        with self._turn(images):
-            return self._here(images, spent)
+            return crops[: self._fill_by_processes(self.decoders, crops, images, spent)]
+        with self._semaphore_for(images):
+            return crops[: self._fill(crops, images, spent)]
 
-    def _turn(self, images: Sequence[Image]) -> Semaphore:
-        """Return what lets as many threads decode such images at once as is fast."""
-        sizes = [math.inf if image.content is None else image.num_bytes for image in images]
+    def _semaphore_for(self, images: Sequence[Image]) -> Semaphore:
+        sizes = [
+            math.inf
+            if image.content is None
+            else len(image.content)
+            if isinstance(image.content, bytes)
+            else image.content.nbytes
+            for image in images
+        ]
         return self._small if sum(sizes) <= _SMALL_BYTES * len(sizes) else self._large
 
-    def _here(self, images: Sequence[Image], spent: Spent) -> np.ndarray:
-        squares, count = self._empty(images), 0
+    def _fill(self, crops: np.ndarray, images: Sequence[Image], spent: Spent) -> int:
+        count = 0
         for image in images:
             try:
                 content = self._content(image, spent)
@@ -83,36 +137,32 @@ class SquareMaker:
                         preprocess=self.spec,
                     )
                 with spent.on("preprocess"):
-                    squares[count] = preprocess(pixels, self.spec)
+                    crops[count] = preprocess(pixels, self.spec)
                 count += 1
             except ImageError as err:
                 image.fail(err)
             except MemoryError:
                 image.fail(ImageError(image.sample_id, NO_MEMORY, is_permanent=False))
-        return squares[:count]
+        return count
 
-    def _by_processes(
-        self, decoders: Decoders, images: Sequence[Image], spent: Spent
-    ) -> np.ndarray:
-        squares, count = self._empty(images), 0
-        for some in self._handfuls(images, decoders.batch_size, spent):
-            outcome = decoders.squares([content for _, content in some], squares[count:])
+    def _fill_by_processes(
+        self, decoders: Decoders, crops: np.ndarray, images: Sequence[Image], spent: Spent
+    ) -> int:
+        count = 0
+        for some in self._in_groups(images, decoders.batch_size, spent):
+            outcome = decoders.crops([content for _, content in some], crops[count:])
             for number, error in outcome.errors.items():
                 some[number][0].fail(error)
             spent.seconds["decode"] += outcome.decode_seconds
             spent.seconds["preprocess"] += outcome.preprocess_seconds
-            count += outcome.num_squares
-        return squares[:count]
+            count += outcome.num_crops
+        return count
 
-    def _empty(self, images: Sequence[Image]) -> np.ndarray:
-        size = self.spec.image_size
-        return np.empty((len(images), size, size, 3), dtype=np.uint8)
-
-    def _handfuls(
+    def _in_groups(
         self, images: Sequence[Image], most: int, spent: Spent
     ) -> Iterator[list[tuple[Image, bytes]]]:
         """Yield images with their contents, ``most`` at once or as many as may be kept."""
-        some, room = list[tuple[Image, bytes]](), KEPT_BYTES
+        some, left = list[tuple[Image, bytes]](), KEPT_BYTES
         for image in images:
             try:
                 content = self._content(image, spent)
@@ -121,10 +171,10 @@ class SquareMaker:
                 continue
             assert isinstance(content, bytes)
             some.append((image, content))
-            room -= len(content)
-            if room <= 0 or len(some) == most:
+            left -= len(content)
+            if left <= 0 or len(some) == most:
                 yield some
-                some, room = [], KEPT_BYTES
+                some, left = [], KEPT_BYTES
         if some:
             yield some
 

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.errors import ConfigError
-from featx.extraction.profile import Profile
 from featx.features.values import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Crop, Decode
@@ -166,6 +165,29 @@ class ResolvedOptions(ExtractOptions):
     def handling(self) -> dict[str, Any]:
         """What a file keeps for its next update beside its settings, JSON values."""
         return {name: getattr(self, name) for name in ("val_fraction", "on_error", "max_bad")}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of the backbone's run went; reading, workers and journal overlap.
+
+    Attributes:
+        seconds: Of all threads together, by step.
+        num_images: Images that were gone through.
+        workers: Threads that decoded and ran the backbone.
+        wall: From the first image to the last row, seconds.
+    """
+
+    seconds: Mapping[str, float]
+    num_images: int
+    workers: int
+    wall: float
+
+    @property
+    def idle(self) -> float:
+        """Seconds that the workers waited, all together."""
+        busy = sum(self.seconds[step] for step in ("decode", "preprocess", "inference"))
+        return max(0.0, self.workers * self.wall - busy)
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,65 @@
-"""From images to rows in the log: batches come with their features; check them, append, note."""
+"""From images to rows of the journal.
+
+reading threads       files → bytes and content hashes           a few batches ahead
+the caller's thread   which contents are new, in order
+workers               bytes → pixels → crops → features          a batch each
+the caller's thread   features → checks → journal and plan
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from featx.backbones.engines import Engine, EngineName, default_batch_size
-from featx.extraction.batches import ImageBatch, Loader
-from featx.extraction.crops import SquareMaker
-from featx.extraction.deduplication import Contents, Failure
-from featx.extraction.image import Image
-from featx.extraction.options import ResolvedOptions
+from featx.errors import ImageError
+from featx.extraction.crops import KEPT_BYTES, CropMaker, Image, Spent
+from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
-from featx.extraction.profile import Profile, Spent
-from featx.features.existing import KnownRows, RowBlock
+from featx.features.existing import ExistingRows
 from featx.features.file import SkippedImage
 from featx.features.records import Batch
 from featx.features.values import require_finite, require_float16, require_no_underflow
 from featx.images.cores import num_cores
-from featx.images.decode import DIGEST_BYTES
+from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
 from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
+from featx.images.reading import map_ahead
 from featx.images.sources import ImageSource
+
+_MIN_READERS = 2
+_WAITING = 2  # batches between two steps
+_PENDING = -1
+
+_Outcomes = dict[bytes, int | Image]
+"""The row of each content, or the first image with it where it cannot be used; some 200 bytes each.
+
+Pixels that come without a file have one shape in a source, so that those with the same hash are
+the same."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a run of the backbone came to.
+    """What a run of the backbone did; ``num_rows`` are those that it computed."""
 
-    Attributes:
-        num_animated: Animations and multi-page images.
-        num_duplicates: Images that got the row of another with the same content.
-        profile: Where the time went.
-    """
-
+    num_rows: int
     num_animated: int
     num_duplicates: int
     profile: Profile
+
+
+@dataclass
+class _ImageBatch:
+    """Images in source order, and the features ``(m, D)`` of those that are new and usable."""
+
+    images: list[Image]
+    features: np.ndarray | None = None
+    spent: Spent = field(default_factory=Spent)
 
 
 def start_decoders(
@@ -49,11 +68,6 @@ def start_decoders(
     """Start the processes that decode beside a GPU, unless the images are too few for them.
 
     That takes them some tenths of a second, as long as it takes to bring the network to the GPU.
-
-    Args:
-        num_images: To be extracted.
-        preprocessing: From pixels to the network's input.
-        options: Batch size, processes, limits.
 
     Raises:
         SourceError: A process does not start, or there is no memory to share.
@@ -68,7 +82,7 @@ def start_decoders(
 def run_backbone(
     engine: Engine,
     images: ImageSource,
-    known: KnownRows,
+    existing: ExistingRows,
     plan: Plan,
     *,
     preprocessing: PreprocessSpec,
@@ -76,49 +90,60 @@ def run_backbone(
     decoders: Decoders | None,
     after_batch: Callable[[int], None],
 ) -> Extracted:
-    """Extract what the plan has left to do, note it in the log and in the plan.
+    """Extract what the plan has left to do; enter rows and unusable images in journal and plan.
 
     A batch is always the next ``batch_size`` images of what was to be done, whether they can be
-    used or not. So a run that goes on after an interruption forms the same batches, and with them
+    used or not. So a run that resumes after an interruption forms the same batches, and with them
     the same bits, as one that was never interrupted. Of images with the same content the backbone
     sees the first, however the threads run.
 
     Args:
         engine: Runs the backbone.
         images: The source.
-        known: The rows so far; its log takes the new ones.
-        plan: What is to be done; rows and skipped images are entered.
+        existing: The rows so far; its journal takes the new ones.
+        plan: What is to be done.
         preprocessing: From pixels to the network's input.
         options: Batch size, threads, limits, type of the stored features.
-        decoders: Make the squares, where the threads do not.
-        after_batch: Called with the number of images of a batch once it is in the log; may raise.
+        decoders: Make the crops; None leaves that to the workers.
+        after_batch: Called with the number of images of a batch once it is in the journal; may
+            raise.
 
     Raises:
         BackboneError: A feature is NaN or infinite, or the engine fails.
         ConfigError: A feature does not fit the type, or fp16 loses them all.
-        ArtifactError: The log cannot be written.
+        ArtifactError: The journal cannot be written.
         SourceError: A process that decodes images is gone.
     """
     start, todo = time.perf_counter(), plan.todo()
-    batch_size = _batch_size(options, preprocessing, engine.name, engine.device)
+    size = _batch_size(options, preprocessing, engine.name, engine.device)
     workers = options.workers or num_cores()
-    maker = SquareMaker(images, preprocessing, options.max_pixels, decoders)
-    loader = Loader(engine, images, maker, batch_size=batch_size, workers=workers)
-    num_animated, num_duplicates, spent, contents = 0, 0, Spent(), Contents(known)
-    with known.reading() as rows_at, closing(loader.batches(todo, contents)) as batches:
+    maker = CropMaker(images, preprocessing, options.max_pixels, decoders)
+    chunks = [todo[i : i + size].tolist() for i in range(0, len(todo), size)]
+    num_rows, num_animated, num_duplicates = 0, 0, 0
+    spent, outcomes = Spent(), _outcomes_of(existing)
+    with (
+        existing.reading() as rows_at,
+        closing(_computed(chunks, engine, maker, outcomes, workers)) as batches,
+    ):
         for batch in batches:
-            computed = _checked(batch, known.journal.num_features, options)
+            computed = _checked(batch, existing.journal.num_features, options)
             with batch.spent.on("journal"):
-                rows = _rows(batch.images, computed, known.next_row, contents, rows_at)
-                _enter(batch.images, rows, known, plan)
+                rows = _rows(
+                    batch.images,
+                    computed,
+                    existing.next_row,
+                    outcomes,
+                    lambda numbers: rows_at(numbers).features,
+                )
+                _enter(batch.images, rows, existing, plan)
             used = [image for image in batch.images if not image.reason]
+            num_rows += len(computed)
             num_animated += sum(image.is_animated for image in used)
             num_duplicates += sum(not image.is_new for image in used)
             spent.add(batch.spent)
             after_batch(len(batch.images))
-    wall = time.perf_counter() - start
-    profile = Profile(spent.seconds, len(todo), loader.workers, wall)
-    return Extracted(num_animated, num_duplicates, profile)
+    profile = Profile(spent.seconds, len(todo), workers, time.perf_counter() - start)
+    return Extracted(num_rows, num_animated, num_duplicates, profile)
 
 
 def _batch_size(
@@ -128,8 +153,81 @@ def _batch_size(
     return options.batch_size or default_batch_size(engine, size, device=device)
 
 
-def _checked(batch: ImageBatch, num_features: int, options: ResolvedOptions) -> np.ndarray:
-    """Return what the backbone made of a batch, ``(m, num_features)`` float32."""
+def _outcomes_of(existing: ExistingRows) -> _Outcomes:
+    outcomes: _Outcomes = {}
+    for block in existing.images():
+        digests = block.digests.tobytes()
+        for number, row in enumerate(block.rows.tolist()):
+            if row >= 0:
+                start = number * DIGEST_BYTES
+                outcomes[digests[start : start + DIGEST_BYTES]] = row
+    outcomes.pop(NO_DIGEST, None)
+    return outcomes
+
+
+def _computed(
+    chunks: Sequence[Sequence[int]],
+    engine: Engine,
+    maker: CropMaker,
+    outcomes: _Outcomes,
+    workers: int,
+) -> Generator[_ImageBatch, None, None]:
+    """Yield a batch for each chunk of positions, with the features of its new images."""
+    read = map_ahead(
+        partial(_read, maker.source),
+        chunks,
+        workers=max(_MIN_READERS, workers),
+        window=_WAITING,
+    )
+
+    def marked() -> Iterator[_ImageBatch]:
+        for future in read:
+            batch = future.result()
+            for image in batch.images:
+                image.is_new = image.digest not in outcomes
+                if image.digest != NO_DIGEST:
+                    outcomes.setdefault(image.digest, _PENDING)
+            yield batch
+
+    def compute(batch: _ImageBatch) -> _ImageBatch:
+        wanted = [image for image in batch.images if image.is_new and not image.reason]
+        crops = maker.crops(wanted, batch.spent)
+        for image in batch.images:
+            image.content = None
+        if len(crops):
+            with batch.spent.on("inference"):
+                batch.features = engine.features(crops)
+        return batch
+
+    computed = map_ahead(compute, marked(), workers=workers, window=_WAITING)
+    with closing(read), closing(computed):
+        for future in computed:
+            yield future.result()
+
+
+def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:
+    batch, left = _ImageBatch([]), KEPT_BYTES
+    with batch.spent.on("read"):
+        for position in positions:
+            # The stamp comes before the content: a change in between shows next time.
+            stamp = source.stamp(position)
+            image = Image(position, source.samples[position].sample_id, stamp)
+            batch.images.append(image)
+            try:
+                content = source.read(position)
+            except ImageError as err:
+                image.fail(err)
+                continue
+            image.digest = content_digest(content)
+            if isinstance(content, bytes):  # an array is of what is in memory already
+                image.is_animated = is_animated(content)
+                left -= len(content)
+            image.content = content if left >= 0 else None
+    return batch
+
+
+def _checked(batch: _ImageBatch, num_features: int, options: ResolvedOptions) -> np.ndarray:
+    """Return the features of a batch, ``(m, num_features)`` float32, fit to be stored."""
     if batch.features is None:
         return np.empty((0, num_features), dtype=np.float32)
     names = [image.sample_id for image in batch.images if image.is_new and not image.reason]
@@ -145,8 +243,8 @@ def _rows(
     images: Sequence[Image],
     computed: np.ndarray,
     first: int,
-    contents: Contents,
-    rows_at: Callable[[np.ndarray], RowBlock],
+    outcomes: _Outcomes,
+    rows_at: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content.
 
@@ -154,17 +252,17 @@ def _rows(
         images: Of the batch; a duplicate of an image that cannot be used gets its reason.
         computed: Rows of the new ones that can be used.
         first: The number that the batch's first row will have.
-        contents: Learns what became of the new ones.
-        rows_at: Reads earlier rows.
+        outcomes: Gets those of the new ones.
+        rows_at: Reads existing rows.
     """
     sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
     for image in images:
         number = first + len(sources)
         if image.is_new:
-            failure = Failure(image.reason, image.is_permanent) if image.reason else None
-            contents.settle(image.digest, failure or number)
-        elif isinstance(outcome := contents.outcome(image.digest), Failure):
-            image.reason, image.is_permanent = outcome
+            if image.digest != NO_DIGEST:
+                outcomes[image.digest] = image if image.reason else number
+        elif isinstance(outcome := outcomes[image.digest], Image):
+            image.reason, image.is_permanent = outcome.reason, outcome.is_permanent
         else:
             number = outcome
         if not image.reason:
@@ -173,23 +271,22 @@ def _rows(
     own = numbers == first + np.arange(len(numbers))
     rows = np.empty((len(numbers), computed.shape[1]), dtype=np.float32)
     rows[own] = computed
-    earlier, here = numbers < first, ~own & (numbers >= first)
-    if earlier.any():
-        rows[earlier] = rows_at(numbers[earlier]).features
+    before, here = numbers < first, ~own & (numbers >= first)
+    if before.any():
+        rows[before] = rows_at(numbers[before])
     rows[here] = rows[numbers[here] - first]
     return rows
 
 
-def _enter(images: Sequence[Image], rows: np.ndarray, known: KnownRows, plan: Plan) -> None:
-    """Append a batch to the log, then note in the plan what became of its images."""
-    row = known.next_row
-    known.journal.append(
+def _enter(images: Sequence[Image], rows: np.ndarray, existing: ExistingRows, plan: Plan) -> None:
+    """Append a batch to the journal, then note in the plan what became of its images."""
+    row = existing.next_row
+    digests = b"".join(image.recorded_digest for image in images)
+    existing.journal.append(
         Batch(
             sample_ids=tuple(image.sample_id for image in images),
             stamps=np.array([image.stamp for image in images], dtype=np.int64),
-            digests=np.frombuffer(
-                b"".join(image.recorded_digest for image in images), np.uint8
-            ).reshape(-1, DIGEST_BYTES),
+            digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
             reasons=tuple(image.reason for image in images),
             features=rows,
         )

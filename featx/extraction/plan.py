@@ -1,4 +1,4 @@
-"""What is to be done: the images of a source compared with the rows there are.
+"""The images of a source compared with the rows there are: what is left to do.
 
 An image is the one that was seen before when its file's size, modification time and change time
 are. Its content decides where these differ, where another image has the same three, or everywhere
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featx.errors import ImageError
-from featx.features.existing import KnownImages, KnownRows
+from featx.features.existing import ExistingImages, ExistingRows
 from featx.features.file import FeatureFile, SkippedImage
 from featx.features.records import Batch
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST
@@ -38,7 +38,7 @@ _TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
 
 @dataclass
 class Plan:
-    """Where each of N samples stands; an extraction writes on in it.
+    """The state of each of N samples; an extraction updates it.
 
     Attributes:
         rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64.
@@ -68,7 +68,7 @@ class Plan:
 
 def make_plan(
     images: ImageSource,
-    known: Iterable[KnownImages],
+    existing: Iterable[ExistingImages],
     file: FeatureFile | None,
     *,
     verify_content: bool = False,
@@ -79,14 +79,14 @@ def make_plan(
 
     Args:
         images: The source; only its files' sizes and times are looked up, if that is enough.
-        known: What is known, the oldest first.
+        existing: Images seen before, the oldest first.
         file: The published file, to count what it has and the source has no more.
         verify_content: Read every file and compare its content hash; try the unusable ones again.
         retry_skipped: Try the unusable ones again.
         workers: Threads that read; None takes one per core.
     """
     comparison = _Comparison(images, trust_skipped=not (verify_content or retry_skipped))
-    for block in known:
+    for block in existing:
         comparison.add(block)
     if file is not None:
         comparison.count_removed(file)
@@ -95,7 +95,7 @@ def make_plan(
 
 
 class _Comparison:
-    """The state of each sample while blocks of known images go by."""
+    """The state of each sample, updated by blocks of existing images."""
 
     def __init__(self, images: ImageSource, *, trust_skipped: bool) -> None:
         self._images = images
@@ -112,8 +112,8 @@ class _Comparison:
         self._num_removed = 0
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
 
-    def add(self, block: KnownImages) -> None:
-        """Take what a block knows of samples that no earlier one fits."""
+    def add(self, block: ExistingImages) -> None:
+        """Compare a block with the samples that no block before it matched."""
         found = np.array(
             [self._position.get(name, -1) for name in block.sample_ids], dtype=np.int64
         )
@@ -132,9 +132,9 @@ class _Comparison:
             (_SKIPPED, open_ & same & ~has_row),
         ):
             self._state[positions[chosen]] = state
-        known = open_ & has_digest
-        self._rows[positions[known]] = block.rows[there[known]]
-        self._digests[positions[known]] = block.digests[there[known]]
+        hashed = open_ & has_digest
+        self._rows[positions[hashed]] = block.rows[there[hashed]]
+        self._digests[positions[hashed]] = block.digests[there[hashed]]
         for i in np.flatnonzero(open_ & ~has_row):
             number = int(there[i])
             self._skipped[int(positions[i])] = SkippedImage(
@@ -145,7 +145,6 @@ class _Comparison:
             )
 
     def count_removed(self, file: FeatureFile) -> None:
-        """Count the images of the published file that the source has no more."""
         names = (*file.sample_ids, *(image.sample_id for image in file.skipped))
         self._num_removed = sum(name not in self._position for name in names)
 
@@ -162,12 +161,12 @@ class _Comparison:
         found = read_digests(self._images, positions.tolist(), workers=workers)
         with closing(found):
             for position, digest in found:
-                known = self._digests[position].tobytes()
+                expected = self._digests[position].tobytes()
                 if isinstance(digest, ImageError):
-                    is_same = known == NO_DIGEST
+                    is_same = expected == NO_DIGEST
                     is_same = is_same and digest.reason == self._skipped[position].reason
                 else:
-                    is_same = digest == known
+                    is_same = digest == expected
                 self._settle(position, is_same=is_same)
 
     def _is_ambiguous(self) -> np.ndarray:
@@ -182,7 +181,6 @@ class _Comparison:
         return np.isin(_keys_of(self._stamps), keys[(num_contents > 1) & (keys != _NO_KEY)])
 
     def _settle(self, position: int, *, is_same: bool) -> None:
-        """Note whether the content of a file, or what keeps it from being read, is as it was."""
         if not is_same:
             self._state[position] = _CHANGED
         elif self._rows[position] < 0:
@@ -215,18 +213,18 @@ def _keys_of(stamps: np.ndarray) -> np.ndarray:
     return keys
 
 
-def keep_touched(plan: Plan, images: ImageSource, known: KnownRows) -> None:
-    """Note in the log that files which look changed hold what they held.
+def keep_touched(plan: Plan, images: ImageSource, existing: ExistingRows) -> None:
+    """Note in the journal that files which look changed hold what they held.
 
     Raises:
-        ArtifactError: The log cannot be written.
+        ArtifactError: The journal cannot be written.
     """
-    with known.reading() as rows_at:
+    with existing.reading() as rows_at:
         for start in range(0, len(plan.touched), _BLOCK_ROWS):
             chosen = plan.touched[start : start + _BLOCK_ROWS]
             block = rows_at(plan.rows[chosen])
-            first = known.next_row
-            known.journal.append(
+            first = existing.next_row
+            existing.journal.append(
                 Batch(
                     sample_ids=tuple(images.samples[i].sample_id for i in chosen),
                     stamps=plan.stamps[chosen],
@@ -271,8 +269,8 @@ def num_relabelled(
             file's do not count.
         samples: Of the source.
         classes: Of the source.
-        splits: What the samples' splits are now, ``(N,)`` uint8; None takes those that the source
-            gives, where an image for training may have become validation.
+        splits: Of the samples now, ``(N,)`` uint8; None takes those that the source gives, where
+            an image for training may have become validation.
     """
     own = own_splits(samples) if splits is None else splits
     kept = np.flatnonzero((rows >= 0) & (rows < len(file)))

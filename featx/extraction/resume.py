@@ -1,54 +1,225 @@
-"""What lies at the output already, and whether this run may build on it."""
+"""What lies at the output already, and whether this run may resume or update it.
+
+Rows depend on the settings of their extraction, which file and journal keep. Rows of other settings
+are refused, never mixed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from featx.artifact import free_path, partial_path, require_replaceable
+from featx.artifact import (
+    Header,
+    canonical_json,
+    differing_settings,
+    free_path,
+    partial_path,
+    require_replaceable,
+)
+from featx.backbones.spec import BackboneSpec
 from featx.errors import (
     ArtifactBusy,
     ArtifactError,
     ArtifactExists,
     ArtifactInvalid,
     ArtifactMismatch,
+    BackboneError,
     ConfigError,
     counted,
 )
+from featx.extraction.backbone import LazyBackbone, calibration_pixels
 from featx.extraction.options import ExtractOptions, ResolvedOptions
-from featx.extraction.settings import Settings
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import has_rows, read_settings
+from featx.images.sources import ImageSource
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The file and the log of earlier runs, and the settings they were made with.
+class Settings:
+    """The settings of an extraction.
+
+    Attributes:
+        spec: What a feature means.
+        source: The source's address.
+        dtype: What the features are stored as.
+        max_pixels: Images with more are not used.
+        request: What was asked for and resolved to the spec, JSON values.
+        weights: Origin of the weights.
+        environment: Versions, device and engine; provenance, not compared.
+    """
+
+    spec: BackboneSpec
+    source: str
+    dtype: str
+    max_pixels: int
+    request: Mapping[str, Any]
+    weights: str
+    environment: Mapping[str, str]
+
+    @classmethod
+    def of_file(cls, header: Header, *, path: Path) -> Self:
+        names = ("source", "dtype", "max_pixels", "request", "weights")
+        values = {name: header.details.get(name) for name in names}
+        return cls._of(values | {"spec": header.spec, "environment": header.environment}, path=path)
+
+    @classmethod
+    def of_journal(cls, record: Mapping[str, Any], *, path: Path) -> Self:
+        """Return the settings in record 0 of a journal."""
+        return cls._of(record.get("settings"), path=path)
+
+    @classmethod
+    def _of(cls, values: Any, *, path: Path) -> Self:
+        try:
+            settings = cls(**(dict(values) | {"spec": BackboneSpec.from_dict(values["spec"])}))
+            for value, kind in (
+                (settings.source, str),
+                (settings.weights, str),
+                (settings.dtype, str),
+                (settings.max_pixels, int),
+                (settings.environment, Mapping),
+            ):
+                if not isinstance(value, kind):
+                    raise TypeError(f"{value!r} is no {kind.__name__}")
+            return settings
+        except (KeyError, TypeError, BackboneError, ConfigError) as err:
+            raise ArtifactInvalid(
+                path, f"'{path}' was written by another featx. Use --restart, or another output."
+            ) from err
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, for record 0."""
+        return asdict(self) | {"spec": self.spec.to_dict()}
+
+    def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
+        """Return one ``"name: expected …, found …"`` for each setting on which rows depend.
+
+        With a higher limit of pixels than was found, every row is as it would be.
+        """
+        wanted, other = self._identity(any_source), found._identity(any_source)
+        other["max_pixels"] = max(other["max_pixels"], wanted["max_pixels"])
+        if wanted["precision"] != other["precision"]:  # which says enough
+            wanted["calibration"] = other["calibration"]
+        return differing_settings(wanted, other)
+
+    def _identity(self, any_source: bool) -> dict[str, Any]:
+        """Return what to compare: defaults included, calibration by its hash."""
+        spec = self.spec.to_dict()
+        ranges = hashlib.sha256(canonical_json(spec.pop("calibration", None)).encode()).hexdigest()
+        own = {
+            "dtype": self.dtype,
+            "max_pixels": self.max_pixels,
+            "preprocess": spec["preprocess"] | {"decode": self.spec.preprocess.decode},
+            "calibration": f"ranges {ranges[:16]}",
+        }
+        return spec | own | ({} if any_source else {"source": self.source})
+
+    def name_beside(self, found: Settings, options: ResolvedOptions) -> str:
+        """Return a word for a file of these settings beside one of those found."""
+        if self.source != found.source:
+            return Path(self.source).stem
+        if self.spec.weights_sha256 != found.spec.weights_sha256:
+            return "random" if options.weights == "none" else Path(options.weights).stem
+        for name in ("layer", "pool", "precision"):
+            if getattr(self.spec, name) != getattr(found.spec, name):
+                return str(getattr(self.spec, name))
+        size = self.spec.preprocess.image_size
+        if size != found.spec.preprocess.image_size:
+            return f"{size}px"
+        return self.dtype if self.dtype != found.dtype else ""
+
+
+def settle(
+    options: ResolvedOptions, images: ImageSource, recorded: list[Settings], backbone: LazyBackbone
+) -> Settings:
+    """Return the settings of this run.
+
+    Where the same request was made before, what it resolved to is known without the backbone. So
+    a file keeps the ranges it was calibrated with, however its source grows.
+
+    Args:
+        options: Of the run.
+        images: The source.
+        recorded: Of the journal and the file there are.
+        backbone: Is built where nothing recorded helps.
+
+    Raises:
+        BackboneError: Backbone or weights cannot be used, or not in int8.
+        ConfigError: An option does not fit the backbone.
+        SourceError: There is no image to calibrate int8 with.
+    """
+    request = options.request
+    before = next(
+        (
+            settings
+            for settings in recorded
+            if _is_calibrated_for(settings, images, options)
+            and request.comes_to(
+                settings.spec.weights_sha256,
+                request=settings.request,
+                origin=settings.weights,
+                environment=settings.environment,
+            )
+        ),
+        None,
+    )
+    return Settings(
+        spec=before.spec if before else _new_spec(options, images, backbone),
+        source=images.uri,
+        dtype=options.dtype,
+        max_pixels=options.max_pixels,
+        request=request.to_dict(),
+        weights=before.weights if before else backbone.origin(),
+        # Of the rows there are, should the backbone have nothing to do.
+        environment=next((settings.environment for settings in recorded), {}),
+    )
+
+
+def _new_spec(
+    options: ResolvedOptions, images: ImageSource, backbone: LazyBackbone
+) -> BackboneSpec:
+    spec = backbone.spec()
+    if options.precision != "int8":
+        return spec
+    pixels = calibration_pixels(images, spec.preprocess, max_pixels=options.max_pixels)
+    return backbone.calibrated(pixels)
+
+
+def _is_calibrated_for(settings: Settings, images: ImageSource, options: ResolvedOptions) -> bool:
+    """Return False for int8 ranges of another source whose file is to be replaced."""
+    same = settings.source == images.uri or options.verify_content or not options.overwrite
+    return same or settings.spec.calibration is None
+
+
+@dataclass(frozen=True)
+class ExistingOutput:
+    """The file and the journal that earlier runs left, and the settings they were made with.
 
     Attributes:
         output: The output.
         file: The feature file there.
         file_settings: Its settings.
-        log_settings: Those of the log.
-        recorded: Options of the file, or else of the log, as ``ExtractOptions`` has them.
+        journal_settings: Those of the journal.
+        options: Of the file, or else of the journal, as ``ExtractOptions`` has them.
     """
 
     output: Path
     file: FeatureFile | None = None
     file_settings: Settings | None = None
-    log_settings: Settings | None = None
-    recorded: Mapping[str, Any] = field(default_factory=dict)
+    journal_settings: Settings | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> list[Settings]:
-        """Those of the log, those of the file."""
-        return [settings for settings in (self.log_settings, self.file_settings) if settings]
+        """Those of the journal, those of the file."""
+        return [settings for settings in (self.journal_settings, self.file_settings) if settings]
 
     def resolve(self, options: ExtractOptions) -> ResolvedOptions:
         """Return the options of a run: what is not given is as recorded.
@@ -58,11 +229,11 @@ class Earlier:
             BackboneError: The backbone is unknown.
             ConfigError: Options do not go together.
         """
-        own = self.recorded.get("backbone")
+        own = self.options.get("backbone")
         is_other = options.backbone not in (None, own)
         if self.file is None or not is_other or options.overwrite:
             start_anew = options.overwrite or is_other
-            return options.resolved({} if start_anew else self.recorded)
+            return options.resolved({} if start_anew else self.options)
         from featx.backbones.catalog import require_backbone
 
         backbone = str(options.backbone)
@@ -70,10 +241,10 @@ class Earlier:
         raise self._refusal([f"backbone: expected '{backbone}', found '{own}'"], backbone)
 
     def file_for(self, settings: Settings, options: ResolvedOptions) -> FeatureFile | None:
-        """Return the file if its rows are what these settings give, and may be taken.
+        """Return the file if its rows have these settings and may be taken.
 
         Raises:
-            ArtifactMismatch: They are not, and it may not be replaced.
+            ArtifactMismatch: They have not, and the file may not be replaced.
         """
         if self.file_settings is None:
             return None
@@ -83,9 +254,8 @@ class Earlier:
         if options.overwrite:
             return None
         only_moved = not settings.differences(self.file_settings, any_source=True)
-        raise self._refusal(
-            differences, _name_of(settings, self.file_settings, options), only_moved=only_moved
-        )
+        name = settings.name_beside(self.file_settings, options)
+        raise self._refusal(differences, name, only_moved=only_moved)
 
     def _refusal(
         self, differences: list[str], name: str, *, only_moved: bool = False
@@ -100,19 +270,19 @@ class Earlier:
 
     def had_lower_limit(self, settings: Settings) -> bool:
         """Return whether images were left out that may have fewer pixels than are allowed now."""
-        return any(earlier.max_pixels < settings.max_pixels for earlier in self.settings)
+        return any(existing.max_pixels < settings.max_pixels for existing in self.settings)
 
-    def has_log_for(self, settings: Settings) -> bool:
-        """Return whether the log's rows are what these settings give, or there is no log."""
-        return not self._log_differences(settings)
+    def has_journal_for(self, settings: Settings) -> bool:
+        """Return whether the journal's rows have these settings, or there is no journal."""
+        return not self._journal_differences(settings)
 
-    def require_log_for(self, settings: Settings, num_images: int) -> None:
-        """Check that the log's rows are what these settings give.
+    def require_journal_for(self, settings: Settings, num_images: int) -> None:
+        """Check that the journal's rows have these settings.
 
         Raises:
-            ArtifactMismatch: They are not.
+            ArtifactMismatch: They have not.
         """
-        differences = self._log_differences(settings)
+        differences = self._journal_differences(settings)
         if differences and num_images:
             raise ArtifactMismatch(
                 self.output,
@@ -121,26 +291,11 @@ class Earlier:
                 "Finish it with those, discard it with --restart, or give another output with -o.",
             )
 
-    def _log_differences(self, settings: Settings) -> list[str]:
-        if self.log_settings is None:
+    def _journal_differences(self, settings: Settings) -> list[str]:
+        if self.journal_settings is None:
             return []
-        # Rows of a log are float32 whatever they will be stored as.
-        return settings.differences(replace(self.log_settings, dtype=settings.dtype))
-
-
-def _name_of(wanted: Settings, found: Settings, options: ResolvedOptions) -> str:
-    """Return a word for what tells the wanted features from those of the file."""
-    if wanted.source != found.source:
-        return Path(wanted.source).stem
-    if wanted.spec.weights_sha256 != found.spec.weights_sha256:
-        return "random" if options.weights == "none" else Path(options.weights).stem
-    for name in ("layer", "pool", "precision"):
-        if getattr(wanted.spec, name) != getattr(found.spec, name):
-            return str(getattr(wanted.spec, name))
-    size = wanted.spec.preprocess.image_size
-    if size != found.spec.preprocess.image_size:
-        return f"{size}px"
-    return wanted.dtype if wanted.dtype != found.dtype else ""
+        # Rows of a journal are float32 whatever they will be stored as.
+        return settings.differences(replace(self.journal_settings, dtype=settings.dtype))
 
 
 def _brief(differences: list[str]) -> str:
@@ -149,31 +304,40 @@ def _brief(differences: list[str]) -> str:
     return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def find_earlier(output: Path, options: ExtractOptions) -> Earlier:
-    """Return what earlier runs left at an output; with ``restart``, no log.
+def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
+    """Return what earlier runs left at an output; with ``restart``, no journal.
 
     Raises:
         ArtifactExists: Something else lies there; or a damaged file, and may not be replaced.
-        ArtifactInvalid: Something that is no extraction log lies in its place.
+        ArtifactInvalid: Something that is no journal lies in its place.
         ArtifactMissing: A file cannot be read.
         ArtifactBusy: Another program has it open, and may change it.
     """
     exists = require_replaceable(output, "features")
     partial = partial_path(output)
     record = read_settings(partial)
-    log = None if options.restart or not record else Settings.of_log(record, path=partial)
-    of_log = _of_log(record, log, partial) if record and log and has_rows(partial) else {}
+    journal = None if options.restart or not record else Settings.of_journal(record, path=partial)
+    recorded: dict[str, Any] = {}
+    if record and journal and has_rows(partial):
+        recorded = _recorded_options(journal, record.get("handling", {}), partial)
     if not exists:
-        return Earlier(output, log_settings=log, recorded=of_log)
+        return ExistingOutput(output, journal_settings=journal, options=recorded)
     try:
         file = open_features(output)
         settings = Settings.of_file(file.header, path=output)
-        return Earlier(output, file, settings, log, _of_file(file, settings))
+        details = file.header.details
+        handling = {"on_error": "skip" if file.skipped else "fail"} | {  # old files note less
+            name: details[name]
+            for name in ("val_fraction", "on_error", "max_bad")
+            if name in details
+        }
+        own = _recorded_options(settings, handling, output)
+        return ExistingOutput(output, file, settings, journal, own)
     except ArtifactBusy:
         raise
     except ArtifactError as err:
         if options.overwrite:
-            return Earlier(output, log_settings=log, recorded=of_log)
+            return ExistingOutput(output, journal_settings=journal, options=recorded)
         raise ArtifactExists(
             output,
             f"'{output}' exists, and no rows can be taken from it. {err} Use --overwrite to "
@@ -196,7 +360,7 @@ def recorded_source(output: Path) -> str:
                 f"Say where the images are: '{output}' does not exist yet, which would know. "
                 "Give a folder of images, or another source."
             )
-        return Settings.of_log(record, path=partial).source
+        return Settings.of_journal(record, path=partial).source
     require_replaceable(output, "features")
     return Settings.of_file(open_features(output, verify=False).header, path=output).source
 
@@ -211,20 +375,9 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _of_file(file: FeatureFile, settings: Settings) -> dict[str, Any]:
-    """Return the options that a file was made with; earlier versions noted fewer of them."""
-    details = file.header.details
-    handling = {"on_error": "skip" if file.skipped else "fail"} | {
-        name: details[name] for name in ("val_fraction", "on_error", "max_bad") if name in details
-    }
-    return _options(settings, handling, file.path)
-
-
-def _of_log(record: Mapping[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
-    return _options(settings, record.get("handling", {}), path)
-
-
-def _options(settings: Settings, handling: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _recorded_options(
+    settings: Settings, handling: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
     """Return recorded options as ``ExtractOptions`` has them.
 
     Raises:

@@ -35,7 +35,7 @@ class Splitting:
         images: The source.
         own: Splits that it gives, ``(num_samples,)`` uint8.
         fraction: Share of each class's training images that becomes validation.
-        published: What lies at the output; its images keep their split, whatever its settings.
+        published: The file at the output; its images keep their split, whatever its settings.
         resplit: Whether all validation images are chosen anew instead.
     """
 
@@ -53,13 +53,7 @@ class Splitting:
         given: ExtractOptions,
         options: ResolvedOptions,
     ) -> Self:
-        """Return how this run splits.
-
-        Args:
-            images: The source.
-            published: The file at the output.
-            given: What was asked for.
-            options: What this comes to.
+        """Return how a run splits: as ``given``, or else as recorded or resolved in ``options``.
 
         Raises:
             ConfigError: The fraction is out of range, or another one than the file's, whose images
@@ -75,8 +69,8 @@ class Splitting:
                 "resplit" if asked is None else "the val fraction",
             )
             asked = None
-        known = options.val_fraction if recorded is None else recorded
-        fraction = min(known, MAX_FRACTION) if asked is None else asked
+        default = options.val_fraction if recorded is None else recorded
+        fraction = min(default, MAX_FRACTION) if asked is None else asked
         if published and recorded not in (None, fraction) and not given.resplit:
             raise ConfigError(
                 f"'{published.path}' was made with val fraction {recorded}, not {asked}, and its "
@@ -89,8 +83,7 @@ class Splitting:
         """Return the split of each sample, an index into ``SPLITS``; ``(num_samples,)`` uint8.
 
         Args:
-            rows: Number of each sample's row, ``(num_samples,)`` int64; -1 where it has none, and
-                only the split that the source gives.
+            rows: Number of each sample's row, ``(num_samples,)`` int64; -1 where it has none.
             digests: Content hash of each row, ``(num_rows, 16)`` uint8.
         """
         splits, samples = self.own.copy(), self.images.samples
@@ -124,12 +117,9 @@ class Splitting:
         return Published(file.digests[kept], file.splits[kept])
 
     def warn_of_labels(self, rows: np.ndarray, digests: np.ndarray, splits: np.ndarray) -> None:
-        """Say which contents have several labels, and which classes kept nothing for training.
+        """Warn of contents with several labels, and of classes left without training images.
 
-        Args:
-            rows: As for ``splits``, ``(num_samples,)`` int64.
-            digests: As for ``splits``, ``(num_rows, 16)`` uint8.
-            splits: As ``splits`` returned them, ``(num_samples,)`` uint8.
+        Arrays are those that ``splits`` takes and returns.
         """
         images, kept = self.images, np.flatnonzero(rows >= 0)
         samples = [images.samples[i] for i in kept.tolist()]
@@ -148,12 +138,7 @@ class Splitting:
             )
 
     def is_current(self, file: FeatureFile, rows: np.ndarray) -> bool:
-        """Return whether a file would keep its splits, if it holds just these rows in order.
-
-        Args:
-            file: The file.
-            rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64.
-        """
+        """Return whether a file would keep its splits, if it holds just these rows in order."""
         kept = np.flatnonzero(rows >= 0)
         return not self.resplit or np.array_equal(
             self.splits(rows, file.digests)[kept], file.splits

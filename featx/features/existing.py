@@ -15,7 +15,7 @@ from featx.images.sources import Stamp
 
 
 @dataclass(frozen=True)
-class KnownImages:
+class ExistingImages:
     """What is known of n images.
 
     Attributes:
@@ -42,7 +42,7 @@ class RowBlock:
     stamps: np.ndarray
 
 
-class KnownRows:
+class ExistingRows:
     """Rows under one numbering: first the file's, then the log's in the order they were added.
 
     Args:
@@ -65,7 +65,7 @@ class KnownRows:
         journal = self.journal.digests()
         return journal if self.file is None else np.concatenate([self.file.digests, journal])
 
-    def images(self) -> Iterator[KnownImages]:
+    def images(self) -> Iterator[ExistingImages]:
         """Yield what is known, the oldest first: the file, then the log."""
         if self.file is not None:
             yield from images_in_file(self.file)
@@ -74,7 +74,7 @@ class KnownRows:
             has_row = batch.has_row
             rows = np.where(has_row, first + np.cumsum(has_row) - 1, -1)
             first += int(has_row.sum())
-            yield KnownImages(batch.sample_ids, rows, batch.stamps, batch.digests, batch.reasons)
+            yield ExistingImages(batch.sample_ids, rows, batch.stamps, batch.digests, batch.reasons)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
@@ -102,14 +102,14 @@ class KnownRows:
         return block
 
 
-def images_in_file(file: FeatureFile) -> Iterator[KnownImages]:
+def images_in_file(file: FeatureFile) -> Iterator[ExistingImages]:
     """Yield the rows of a file, then the images it was made without."""
-    yield KnownImages(
+    yield ExistingImages(
         file.sample_ids, np.arange(len(file)), file.stamps, file.digests, ("",) * len(file)
     )
     skipped = file.skipped
     if skipped:
-        yield KnownImages(
+        yield ExistingImages(
             tuple(image.sample_id for image in skipped),
             np.full(len(skipped), -1),
             np.array([image.stamp for image in skipped], dtype=np.int64),

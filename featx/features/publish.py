@@ -22,7 +22,7 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.existing import KnownRows, RowBlock
+from featx.features.existing import ExistingRows, RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Sample, Stamp, group_numbers, own_splits
 from featx.isolation.call import IsolatedCall, Limits
@@ -38,7 +38,7 @@ _HDF5_BYTES = 2**16  # superblock, groups, the roots of six indices; measured: b
 def publish_features(
     path: Path,
     header: Header,
-    known: KnownRows,
+    known: ExistingRows,
     *,
     samples: Sequence[Sample],
     rows: np.ndarray,

@@ -4,7 +4,7 @@ Threads of one process take turns at what Pillow and the files need of Python's 
 times an image, and each time a thread has to be woken. Eight of them decode as fast as they ever
 will, however many cores there are.
 
-Files go to a process through its line. Squares come back in memory that all of them share: through
+Files go to a process through its line. Crops come back in memory that all of them share: through
 the line they would be copied four times, a piece at a time.
 """
 
@@ -35,26 +35,26 @@ class Outcome:
     """What became of some encoded images.
 
     Attributes:
-        num_squares: Of those that can be used.
+        num_crops: Of those that can be used.
         errors: By the number of the image, why it cannot be used.
         decode_seconds: Of the process.
         preprocess_seconds: Of the process.
     """
 
-    num_squares: int
+    num_crops: int
     errors: dict[int, ImageError]
     decode_seconds: float
     preprocess_seconds: float
 
 
 class Decoders:
-    """Processes that make squares of encoded images, as ``decoded`` and ``preprocess`` do.
+    """Processes that make crops of encoded images, as ``decoded`` and ``preprocess`` do.
 
     Attributes:
         batch_size: Most images that a process is given at once.
 
     Args:
-        spec: From pixels to squares.
+        spec: From pixels to crops.
         max_pixels: Images with more cannot be used.
         batch_size: As above; what the memory is made for.
         workers: Processes.
@@ -83,12 +83,12 @@ class Decoders:
         for number in range(workers):
             self._free.put(number)
 
-    def squares(self, contents: Sequence[bytes], into: np.ndarray) -> Outcome:
-        """Make squares of encoded images, in one of the processes.
+    def crops(self, contents: Sequence[bytes], into: np.ndarray) -> Outcome:
+        """Make crops of encoded images, in one of the processes.
 
         Args:
             contents: At most ``batch_size``.
-            into: ``(n, size, size, 3)`` uint8; its first are overwritten by the squares of those
+            into: ``(n, size, size, 3)`` uint8; its first are overwritten by the crops of those
                 that can be used, in their order.
 
         Raises:
@@ -107,7 +107,7 @@ class Decoders:
                 },
                 *told["seconds"],
             )
-            into[: outcome.num_squares] = self._shared[block, : outcome.num_squares]
+            into[: outcome.num_crops] = self._shared[block, : outcome.num_crops]
         finally:
             self._free.put(block)
         return outcome
@@ -126,7 +126,7 @@ def _memory(num_bytes: int) -> Iterator[int]:
         SourceError: There is none to be had.
     """
     with _refused():
-        descriptor = os.memfd_create("squares")
+        descriptor = os.memfd_create("crops")
     try:
         with _refused():
             os.truncate(descriptor, num_bytes)
@@ -159,20 +159,20 @@ def _refused() -> Iterator[None]:
 
 
 def begin(receive: Callable[[], bytes]) -> Answer:
-    """Take the order, and return what makes squares of encoded images."""
+    """Take the order, and return what makes crops of encoded images."""
     order = json.loads(receive())
     spec, max_pixels = PreprocessSpec.from_dict(order["spec"]), order["max_pixels"]
     shared = _shared(order["descriptor"], order["shape"])
 
     def answer(message: bytes) -> bytes:
         block, count = np.frombuffer(message, np.int64, 2).tolist()
-        squares, errors, seconds = shared[block], dict[int, tuple[str, bool]](), [0.0, 0.0]
+        crops, errors, seconds = shared[block], dict[int, tuple[str, bool]](), [0.0, 0.0]
         for number, content in enumerate(_contents(message, count)):
             start = time.perf_counter()
             try:
                 image = decoded(content, sample_id="", max_pixels=max_pixels, preprocess=spec)
                 between = time.perf_counter()
-                squares[number - len(errors)] = preprocess(image, spec)
+                crops[number - len(errors)] = preprocess(image, spec)
             except ImageError as err:
                 errors[number] = err.reason, err.is_permanent
                 continue

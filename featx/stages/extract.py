@@ -1,4 +1,4 @@
-"""The stage itself: lock the output, compare, go on where work is left, publish."""
+"""Extract features: lock the output, compare, compute what is missing, publish."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from featx.backbones.engines import Engine
 from featx.errors import SourceError, counted
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.bad_images import (
-    account_for_bad,
     bad_images,
+    report_bad,
     require_own_files,
     require_report_path,
     too_many_are_bad,
-    warn_of_passing,
+    warn_of_temporary,
 )
 from featx.extraction.options import ExtractOptions, ExtractReport, ResolvedOptions
 from featx.extraction.pipeline import Extracted, run_backbone, start_decoders
 from featx.extraction.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
-from featx.extraction.resume import find_earlier, recorded_source
-from featx.extraction.settings import Settings, settle
+from featx.extraction.resume import Settings, find_existing, recorded_source, settle
 from featx.extraction.splitting import Splitting, brings_validation
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.journal import Journal
 from featx.features.lock import locked
 from featx.features.publish import publish_features, start_verifier
@@ -61,9 +60,9 @@ def extract(
 ) -> ExtractReport:
     """Write the features of a source's images to an HDF5 file, or bring that file up to date.
 
-    Rows there are already, in the file or in the log of an unfinished extraction, are kept where
-    image and settings are the same. Whatever ends a run, the next one goes on from there. Options
-    that are not given are those that the file was made with.
+    Rows there are already, in the file or in the journal of an unfinished extraction, are kept
+    where image and settings are the same. Whatever ends a run, the next one resumes from there.
+    Options that are not given are those that the file was made with.
 
     Args:
         source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``; None takes
@@ -88,22 +87,22 @@ def extract(
     images = _open_source(source, output)  # nothing is made before it is accepted
     require_own_files(images.uri, output, given)
     with locked(output):
-        earlier = find_earlier(output, given)
-        options = earlier.resolve(given)
+        existing = find_existing(output, given)
+        options = existing.resolve(given)
         if options.report:
             require_report_path(options.report)
-        splitting = Splitting.of(images, earlier.file, given, options)
+        splitting = Splitting.of(images, existing.file, given, options)
         options = replace(options, val_fraction=splitting.fraction)
         start, backbone = time.perf_counter(), LazyBackbone(options, download_progress)
-        settings = settle(options, images, earlier.settings, backbone)
-        file = earlier.file_for(settings, options)
+        settings = settle(options, images, existing.settings, backbone)
+        file = existing.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:
-            if options.restart or not (journal.num_rows or earlier.has_log_for(settings)):
-                journal.begin({})  # a log of nothing but bad images holds nobody up
-            earlier.require_log_for(settings, journal.num_images)
-            known = KnownRows(file, journal)
-            retry = earlier.had_lower_limit(settings)
-            run = _Run(output, images, options, settings, known, backbone, splitting, retry)
+            if options.restart or not (journal.num_rows or existing.has_journal_for(settings)):
+                journal.begin({})  # a journal of nothing but bad images holds nobody up
+            existing.require_journal_for(settings, journal.num_images)
+            rows = ExistingRows(file, journal)
+            retry = existing.had_lower_limit(settings)
+            run = _Run(output, images, options, settings, rows, backbone, splitting, retry)
             try:
                 report = run.finish(progress)
             except KeyboardInterrupt as stop:
@@ -130,8 +129,8 @@ def _open_source(source: str | Path | None, output: Path) -> ImageSource:
         ) from err
 
 
-class _Found(NamedTuple):
-    """What there was before anything was done."""
+class _Before(NamedTuple):
+    """The state before anything is done."""
 
     num_resumed: int
     rows: np.ndarray
@@ -139,29 +138,22 @@ class _Found(NamedTuple):
     is_unchanged: bool
 
 
-class _Filled(NamedTuple):
-    """What the backbone did."""
-
-    num_rows: int = 0
-    extracted: Extracted | None = None
-
-
 @dataclass(frozen=True)
 class _Run:
-    """What one run works with."""
+    """A run, once it is settled what it is to do."""
 
     output: Path
     images: ImageSource
     options: ResolvedOptions
     settings: Settings
-    known: KnownRows
+    existing: ExistingRows
     backbone: LazyBackbone
     splitting: Splitting
     retry_skipped: bool
 
     def finish(self, progress: Progress | None) -> ExtractReport:
-        """Do what is left to do, publish if anything changed, and tell."""
-        file, journal, options = self.known.file, self.known.journal, self.options
+        """Compute what is missing, publish if anything changed, and report."""
+        file, journal, options = self.existing.file, self.existing.journal, self.options
         samples = self.images.samples
         warn_of_odd_classes(
             self.images.uri, self.images.classes, samples, has_tags=self.images.has_tags
@@ -172,14 +164,14 @@ class _Run:
             log.info("The list of images has changed since the unfinished extraction was begun.")
         plan = make_plan(
             self.images,
-            self.known.images(),
+            self.existing.images(),
             file,
             verify_content=options.verify_content,
             retry_skipped=self.retry_skipped,
             workers=options.workers,
         )
-        found = _Found(
-            num_resumed=int((plan.rows >= self.known.num_in_file).sum()),
+        before = _Before(
+            num_resumed=int((plan.rows >= self.existing.num_in_file).sum()),
             rows=plan.rows.copy(),
             touched=frozenset(plan.touched.tolist()),
             is_unchanged=file is not None
@@ -188,41 +180,40 @@ class _Run:
             and self.splitting.is_current(file, plan.rows),
         )
         num_bytes = 4 * len(samples) * self.settings.spec.num_features
-        with nullcontext() if found.is_unchanged else start_verifier(num_bytes) as verifier:
-            filled = self._fill(plan, progress)
-            account_for_bad(plan, self.images, self.output, options)
-            warn_of_passing(plan)
+        with nullcontext() if before.is_unchanged else start_verifier(num_bytes) as verifier:
+            extracted = self._fill(plan, progress)
+            report_bad(plan, self.images, self.output, options)
+            warn_of_temporary(plan)
             if verifier:
-                digests = self.known.digests()
+                digests = self.existing.digests()
                 splits = self.splitting.splits(plan.rows, digests)
                 self.splitting.warn_of_labels(plan.rows, digests, splits)
                 self._publish(plan, splits, verifier)
             elif file:
                 splits = self.splitting.own.copy()
                 splits[plan.rows >= 0] = file.splits
-        return self._report(plan, splits, found, filled)
+        return self._report(plan, splits, before, extracted)
 
     def _is_noted_in(self, header: Header) -> bool:
-        """Return whether a file says what the next update is to know; old ones say less."""
+        """Return whether a header has all that the next update needs; old ones have less."""
         settings = self.settings
         noted = {name: getattr(settings, name) for name in ("source", "weights", "max_pixels")}
         noted |= self.options.handling
         return all(header.details.get(name, value) == value for name, value in noted.items())
 
-    def _fill(self, plan: Plan, progress: Progress | None) -> _Filled:
-        """Bring the log to where the plan has nothing left to do."""
-        journal, left = self.known.journal, len(plan.todo())
+    def _fill(self, plan: Plan, progress: Progress | None) -> Extracted | None:
+        """Bring the journal to where the plan has nothing left to do."""
+        journal, left = self.existing.journal, len(plan.todo())
         if not left and not len(plan.touched):
-            return _Filled()
+            return None
         with self._decoders(left) as decoders:
             engine = self.backbone.engine(self.settings.spec) if left else None
             if not journal.num_images:
                 journal.begin(self._record())
-            keep_touched(plan, self.images, self.known)
-            return self._extract(plan, engine, decoders, progress) if engine else _Filled()
+            keep_touched(plan, self.images, self.existing)
+            return self._extract(plan, engine, decoders, progress) if engine else None
 
     def _decoders(self, num_images: int) -> AbstractContextManager[Decoders | None]:
-        """Return what gives the processes that decode, where there are to be any."""
         if not num_images or not self.backbone.is_for_gpu():
             return nullcontext()
         decoders = start_decoders(num_images, self.settings.spec.preprocess, self.options)
@@ -230,9 +221,8 @@ class _Run:
 
     def _extract(
         self, plan: Plan, engine: Engine, decoders: Decoders | None, progress: Progress | None
-    ) -> _Filled:
-        """Run the backbone over what the plan has left to do."""
-        journal, left = self.known.journal, len(plan.todo())
+    ) -> Extracted:
+        left = len(plan.todo())
         scheme, _, seed = self.settings.weights.partition(":")
         if scheme == "random":
             log.warning(
@@ -243,33 +233,29 @@ class _Run:
             nonlocal left
             left -= num_images
             if too_many_are_bad(plan, self.options):
-                account_for_bad(plan, self.images, self.output, self.options)
+                report_bad(plan, self.images, self.output, self.options)
             if progress:
                 progress(len(plan.rows) - left, len(plan.rows))
 
-        first_row = journal.num_rows
-        extracted = run_backbone(
+        return run_backbone(
             engine,
             self.images,
-            self.known,
+            self.existing,
             plan,
             preprocessing=self.settings.spec.preprocess,
             options=self.options,
             decoders=decoders,
             after_batch=after_batch,
         )
-        num_rows = journal.num_rows - first_row - extracted.num_duplicates
-        return _Filled(num_rows, extracted)
 
     def _report(
-        self, plan: Plan, splits: np.ndarray, found: _Found, filled: _Filled
+        self, plan: Plan, splits: np.ndarray, before: _Before, extracted: Extracted | None
     ) -> ExtractReport:
         samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
-        others = set(np.flatnonzero(plan.rows >= self.known.num_in_file).tolist()) - found.touched
-        file = self.known.file
-        before = set(file.sample_ids) if file else set()
-        extracted = filled.extracted
-        num_changed = sum(samples[i].sample_id in before for i in others)
+        file, num_in_file = self.existing.file, self.existing.num_in_file
+        others = set(np.flatnonzero(plan.rows >= num_in_file).tolist()) - before.touched
+        names_in_file = set(file.sample_ids) if file else set()
+        num_changed = sum(samples[i].sample_id in names_in_file for i in others)
         return ExtractReport(
             path=self.output,
             spec=self.settings.spec,
@@ -278,19 +264,19 @@ class _Run:
             num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
             ignored=self.images.ignored,
             skipped=bad_images(plan),
-            num_extracted=filled.num_rows,
-            num_resumed=found.num_resumed,
+            num_extracted=extracted.num_rows if extracted else 0,
+            num_resumed=before.num_resumed,
             num_new=len(others) - num_changed if file else 0,
             num_changed=num_changed,
             num_removed=plan.num_removed,
-            num_relabelled=num_relabelled(
-                file, found.rows, samples, self.images.classes, splits=splits
-            )
-            if file
-            else 0,
+            num_relabelled=(
+                num_relabelled(file, before.rows, samples, self.images.classes, splits=splits)
+                if file
+                else 0
+            ),
             num_duplicates=extracted.num_duplicates if extracted else 0,
             num_animated=extracted.num_animated if extracted else 0,
-            is_unchanged=found.is_unchanged,
+            is_unchanged=before.is_unchanged,
             seconds=0.0,
             device=self.backbone.device,
             engine=self.backbone.engine_name,
@@ -298,13 +284,13 @@ class _Run:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Return that of this run, or of the earlier ones if the backbone had nothing to do."""
+        """Return that of this run, or of the existing rows if the backbone had nothing to do."""
         if self.backbone.device is None:
             return dict(self.settings.environment)
         return self.backbone.environment()
 
     def _record(self) -> dict[str, Any]:
-        """Return record 0 of a log."""
+        """Return record 0 of a journal."""
         return {
             "settings": replace(self.settings, environment=self._environment()).to_dict(),
             "handling": self.options.handling,
@@ -342,7 +328,7 @@ class _Run:
         publish_features(
             self.output,
             header,
-            self.known,
+            self.existing,
             samples=self.images.samples,
             splits=splits,
             rows=plan.rows,

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from featx.errors import BadImages, ImageError
-from featx.extraction import crops as squares
+from featx.extraction import crops
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.journal import Journal
@@ -40,7 +40,7 @@ def source(photos: Callable[..., Path]) -> Path:
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Have the first image fail to be decoded, by an error that something else led to."""
-    decoded = squares.decoded
+    decoded = crops.decoded
 
     def fail(cause: BaseException) -> None:
         def decoding(content: bytes, **options: object) -> object:
@@ -48,15 +48,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
                 raise ImageError(NAMES[0], "cannot be decoded.") from cause
             return decoded(content, **options)
 
-        monkeypatch.setattr(squares, "decoded", decoding)
+        monkeypatch.setattr(crops, "decoded", decoding)
 
     return fail
 
 
 @pytest.fixture
 def mended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    decoded = squares.decoded
-    return lambda: monkeypatch.setattr(squares, "decoded", decoded)
+    decoded = crops.decoded
+    return lambda: monkeypatch.setattr(crops, "decoded", decoded)
 
 
 PASSING = [
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_tried_without_the_backbone(
 def test_no_memory_to_resize_an_image(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, preprocess = tmp_path / "f.h5", squares.preprocess
+    output, preprocess = tmp_path / "f.h5", crops.preprocess
 
     def resizing(pixels: object, spec: object) -> np.ndarray:
         if np.asarray(pixels).tobytes() == first:
@@ -153,7 +153,7 @@ def test_no_memory_to_resize_an_image(
 
     first = np.asarray(Image.open(source / NAMES[0])).tobytes()
     with monkeypatch.context() as patch:
-        patch.setattr(squares, "preprocess", resizing)
+        patch.setattr(crops, "preprocess", resizing)
         assert len(extract(source, output, OPTIONS).skipped) == 2
     assert extract(source, output, OPTIONS).skipped == ()
 

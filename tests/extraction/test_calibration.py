@@ -21,10 +21,9 @@ from featx.backbones.spec import BackboneSpec
 from featx.classifier.session import open_classifier
 from featx.errors import ArtifactMismatch, BackboneError, ConfigError, SourceError
 from featx.extraction import backbone as backbone_module
-from featx.extraction.backbone import LazyBackbone
-from featx.extraction.calibration import calibration_pixels
+from featx.extraction.backbone import LazyBackbone, calibration_pixels
 from featx.extraction.options import ExtractOptions
-from featx.extraction.settings import Settings
+from featx.extraction.resume import Settings
 from featx.features.file import open_features
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import open_source

@@ -23,8 +23,7 @@ import PIL.Image
 import pytest
 
 from featx.errors import BackboneError, BadImages, ConfigError, SourceError
-from featx.extraction import batches, pipeline
-from featx.extraction import crops as squares
+from featx.extraction import crops, pipeline
 from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
@@ -52,7 +51,7 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function that sets how many bytes of a batch's files are kept."""
 
     def kept(num_bytes: int) -> None:
-        for module in (batches, squares):
+        for module in (crops, pipeline):
             monkeypatch.setattr(module, "KEPT_BYTES", num_bytes)
 
     return kept
@@ -214,7 +213,7 @@ class TestLargeFiles:
     def test_a_file_that_changes_in_between_is_bad(
         self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(squares, "content_digest", lambda content: random.randbytes(16))
+        monkeypatch.setattr(crops, "content_digest", lambda content: random.randbytes(16))
         arithmetic()
         with pytest.raises(BadImages, match=r"1\.jpg: the file changes while it is read"):
             run(photos({"ants": 3}), tmp_path / "f.h5", on_error="skip", batch_size=64)
@@ -280,8 +279,8 @@ def test_small_images_are_decoded_by_one_thread_at_a_time(
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(pixels).save(path)
-    monkeypatch.setattr(squares, "decoded", noted)
-    monkeypatch.setattr(squares, "_DECODING", 3)
+    monkeypatch.setattr(crops, "decoded", noted)
+    monkeypatch.setattr(crops, "_DECODING", 3)
     arithmetic()
     run(tmp_path / "photos", tmp_path / "f.h5", batch_size=2, workers=6)
     assert most == at_once
@@ -305,15 +304,15 @@ class TestBesideAGpu:
         arithmetic()
         here = run(source, tmp_path / "here.h5", **options)
         used = list[int]()
-        own = Decoders.squares
+        own = Decoders.crops
 
         def noted(self: Decoders, contents: list[bytes], into: np.ndarray) -> Outcome:
             used.append(len(contents))
             return own(self, contents, into)
 
-        monkeypatch.setattr(Decoders, "squares", noted)
+        monkeypatch.setattr(Decoders, "crops", noted)
         largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
-        for kept_bytes in (batches.KEPT_BYTES, largest):  # read once more, and fewer at once
+        for kept_bytes in (pipeline.KEPT_BYTES, largest):  # read once more, and fewer at once
             keep(kept_bytes)
             used.clear()
             arithmetic(device="cuda:0")
@@ -394,7 +393,7 @@ class TestBesideAGpu:
         def refuse(*_: object) -> None:
             raise AssertionError
 
-        monkeypatch.setattr(Decoders, "squares", refuse)
+        monkeypatch.setattr(Decoders, "crops", refuse)
         arithmetic(device="cuda:0")
         report = extract("digits:", tmp_path / "f.h5", ExtractOptions(backbone="arithmetic"))
         assert report.num_extracted > 1000

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.extraction.plan import is_current, keep_touched, make_plan, num_relabelled
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import FeatureFile, SkippedImage, open_features
 from featx.features.journal import Journal
 from featx.images.decode import content_digest
@@ -170,7 +170,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
             model.apply("add", 0, b"0")  # so that one can be used
             file = open_features(path) if path.exists() else None
             with Journal(path, num_features=NUM_FEATURES) as journal:
-                known = KnownRows(file, journal)
+                known = ExistingRows(file, journal)
                 plan = plan_of(source, known, verify_content=verify)
                 names, todo = list(source.files), {list(source.files)[i] for i in plan.todo()}
                 assert todo.isdisjoint(model.must_not_be_done(verify=verify))
@@ -187,7 +187,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
                 publish_plan(path, source, known, plan)
                 journal.remove()
             with Journal(scratch, num_features=NUM_FEATURES) as journal:
-                known = KnownRows(None, journal)
+                known = ExistingRows(None, journal)
                 plan = plan_of(source, known)
                 fill(source, known, plan, batch_size=3)
                 publish_plan(scratch, source, known, plan)
@@ -211,7 +211,7 @@ def made(
         source, path = fake_source(contents), tmp_path / "f.h5"
         source.files |= stamps or {}
         with Journal(path, num_features=NUM_FEATURES) as journal:
-            known = KnownRows(None, journal)
+            known = ExistingRows(None, journal)
             plan = plan_of(source, known)
             fill(source, known, plan)
             publish_plan(path, source, known, plan)
@@ -223,7 +223,7 @@ def made(
 
 
 def plan_for(source: Any, file: FeatureFile, **options: Any) -> Any:
-    return make_plan(source, KnownRows(file, EMPTY).images(), file, workers=1, **options)
+    return make_plan(source, ExistingRows(file, EMPTY).images(), file, workers=1, **options)
 
 
 EMPTY = Journal(Path("nowhere"), num_features=NUM_FEATURES)
@@ -449,7 +449,7 @@ def test_the_log_is_kept_beside_the_file(made, fill, plan_of, tmp_path: Path) ->
     source, file = made({"a": b"1", "b": b"2"})
     source.files |= {"c": (b"3", Stamp(1, 1, 1)), "d": (b"bad", Stamp(3, 2, 2))}
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         assert fill(source, known, plan_of(source, known)) == ["c", "d"]
         plan = plan_of(source, known)
     assert plan.rows.tolist() == [0, 1, 2, -1]
@@ -462,7 +462,7 @@ def test_a_bad_image_that_only_the_log_knows_is_news(made, fill, plan_of, tmp_pa
     source, file = made({"a": b"1"})
     source.files["b"] = (b"bad", Stamp(3, 2, 2))
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         fill(source, known, plan_of(source, known))
         plan = plan_of(source, known)
     assert not is_current(file, plan, source.samples, source.classes)
@@ -477,7 +477,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: P
         touch(source, name)
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
         journal.begin({})
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         plan = plan_of(source, known)
         keep_touched(plan, source, known)
         assert plan.rows.tolist() == [0, 5, 2, 6, 4]
@@ -496,7 +496,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: P
 def test_nothing_touched_writes_nothing(made, plan_of, tmp_path: Path) -> None:
     source, file = made({"a": b"1"})
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         keep_touched(plan_of(source, known), source, known)
     assert not (tmp_path / "f.h5.partial").exists()
 
@@ -508,7 +508,7 @@ def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(
     touch(source, "b")
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
         journal.begin({})
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         plan = plan_of(source, known)  # reads b and finds it the same
         source.files["b"] = (b"9", Stamp(1, 77, 77))
         keep_touched(plan, source, known)
@@ -521,7 +521,7 @@ def test_a_touched_image_is_compared_with_its_newest_row(
     source, file = made({"a": b"1", "b": b"2"})
     source.files["b"] = (b"9", Stamp(1, 77, 77))
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
-        known = KnownRows(file, journal)
+        known = ExistingRows(file, journal)
         fill(source, known, plan_of(source, known))
         touch(source, "b")
         assert plan_of(source, known).todo().tolist() == []

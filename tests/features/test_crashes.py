@@ -21,7 +21,7 @@ import pytest
 
 from featx.errors import ArtifactError, FeatxError
 from featx.features import storage
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal, read_settings
 from featx.features.lock import locked
@@ -53,7 +53,7 @@ def run(fake_source, plan_of, fill, publish_plan) -> Callable[..., None]:
         with locked(path):
             file = open_features(path) if path.exists() else None
             with Journal(path, num_features=NUM_FEATURES) as journal:
-                known = KnownRows(file, journal)
+                known = ExistingRows(file, journal)
                 plan = plan_of(source, known)
                 fill(source, known, plan, batch_size=3)
                 publish_plan(path, source, known, plan)
@@ -248,7 +248,7 @@ def test_a_failing_disk_where_nothing_may_be_replaced(
     def publish(path: Path) -> None:
         source = fake_source(CONTENTS)
         with Journal(path, num_features=NUM_FEATURES) as journal:
-            known = KnownRows(None, journal)
+            known = ExistingRows(None, journal)
             plan = plan_of(source, known)
             fill(source, known, plan)
             if not path.exists():

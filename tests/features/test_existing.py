@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ArtifactInvalid
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
 from featx.features.records import Batch
@@ -51,7 +51,7 @@ def test_any_row_is_found_wherever_it_is(
                 part = {name: column[start : start + size] for name, column in columns.items()}
                 append_rows(journal, rows[start : start + size], part, size or 1)
                 start += size
-            known = KnownRows(file, journal)
+            known = ExistingRows(file, journal)
             assert (known.num_in_file, known.next_row) == (num_in_file, num_rows)
             assert np.array_equal(known.digests(), columns["digests"])
             with known.reading() as rows_at:
@@ -72,7 +72,7 @@ def test_what_is_known_of_images_names_their_rows(
         journal.append(batch_of(["a", "b", "c"], bad=["b"]))
         journal.append(batch_of(["d", "e"], bad=["d", "e"]))
         journal.append(batch_of(["f"]))
-        known = KnownRows(open_features(path), journal)
+        known = ExistingRows(open_features(path), journal)
         blocks = list(known.images())
         with known.reading() as rows_at:
             assert np.array_equal(rows_at(np.array([61])).features, batch_of(["c"]).features)
@@ -92,7 +92,7 @@ def test_a_file_that_was_replaced_meanwhile_is_not_mixed_in(
     published: Path, write_features, values
 ) -> None:
     with Journal(published, num_features=8) as journal:
-        known = KnownRows(open_features(published), journal)
+        known = ExistingRows(open_features(published), journal)
         write_features(published, values + 1, overwrite=True)
         with pytest.raises(ArtifactInvalid, match="was replaced"), known.reading():
             pytest.fail("opened")

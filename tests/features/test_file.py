@@ -32,7 +32,7 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.journal import Journal
 from featx.features.publish import BLOCK_ROWS, publish_features
@@ -91,7 +91,7 @@ def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) 
             publish_features(
                 path,
                 header,
-                KnownRows(None, journal),
+                ExistingRows(None, journal),
                 samples=make_samples(table),
                 rows=np.arange(len(names)),
                 verifier=verifier,

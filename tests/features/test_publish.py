@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from featx.artifact import MAX_HEADER_BYTES, SCHEMA_VERSION
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
 from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
@@ -132,7 +132,7 @@ def test_whether_rows_were_in_a_file_before_leaves_no_trace(
         publish_features(
             path,
             make_header(8),
-            KnownRows(open_features(path), journal),
+            ExistingRows(open_features(path), journal),
             samples=make_samples(columns),
             rows=np.arange(len(values)),
             verifier=verifier,
@@ -154,7 +154,7 @@ def test_rows_come_in_the_order_of_the_samples_and_only_theirs(
         publish_features(
             path,
             make_header(8),
-            KnownRows(None, journal),
+            ExistingRows(None, journal),
             samples=[samples[i] for i in order],
             rows=rows,
             verifier=verifier,
@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_rows(
             publish_features(
                 tmp_path / "f.h5",
                 header,
-                KnownRows(None, journal),
+                ExistingRows(None, journal),
                 samples=samples,
                 rows=np.arange(len(rows)),
                 verifier=SimpleNamespace(run=lambda path: None),
@@ -370,7 +370,7 @@ def test_a_full_disk_is_found_before_hdf5_writes(
             publish_features(
                 target,
                 make_header(64),
-                KnownRows(None, journal),
+                ExistingRows(None, journal),
                 samples=make_samples(columns),
                 rows=np.arange(3000),
                 verifier=verifier,
@@ -396,7 +396,7 @@ from featx.artifact import Header
 from featx.errors import ArtifactError
 from featx.features import storage
 from featx.features.journal import Journal
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.sources import Sample
@@ -415,7 +415,7 @@ with Journal(path, num_features=64) as journal:
         write(descriptor, data, offset)
     storage.write = full
     try:
-        publish_features(path, header, KnownRows(None, journal), rows=np.arange(3000),
+        publish_features(path, header, ExistingRows(None, journal), rows=np.arange(3000),
             samples=[Sample(name, 0, "train") for name in names], verifier=None)
     except ArtifactError as err:
         print(err)
@@ -565,7 +565,7 @@ def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
         publish_features(
             tmp_path / "f.h5",
             make_header(num_features),
-            KnownRows(None, journal),
+            ExistingRows(None, journal),
             samples=make_samples(columns),
             rows=np.arange(num_rows),
             verifier=verifier,

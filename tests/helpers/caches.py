@@ -12,7 +12,7 @@ from feature_files import InThisProcess
 from headers import complete_header
 
 from featx.backbones.spec import BackboneSpec
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.journal import Journal
 from featx.features.publish import publish_features
 from featx.features.records import Batch
@@ -74,7 +74,7 @@ def cached(
         publish_features(
             path,
             header,
-            KnownRows(None, journal),
+            ExistingRows(None, journal),
             samples=samples,
             rows=np.arange(count),
             verifier=InThisProcess(),

@@ -20,7 +20,7 @@ from headers import complete_header
 from featx.artifact import Header
 from featx.errors import ImageError
 from featx.extraction.plan import Plan, keep_touched, make_plan
-from featx.features.existing import KnownRows
+from featx.features.existing import ExistingRows
 from featx.features.file import SkippedImage, verify_features
 from featx.features.journal import Journal
 from featx.features.publish import publish_features
@@ -118,7 +118,7 @@ def write(
         written = publish_features(
             path,
             header or header_of(features.shape[1]),
-            KnownRows(None, journal),
+            ExistingRows(None, journal),
             samples=samples_of(columns),
             rows=np.arange(len(features)),
             verifier=verifier or InThisProcess(),
@@ -306,7 +306,7 @@ def fake_source() -> Callable[..., FakeSource]:
 def plan_of() -> Callable[..., Plan]:
     """Compare a source with all that is known."""
 
-    def compare(source: FakeSource, known: KnownRows, **options: Any) -> Plan:
+    def compare(source: FakeSource, known: ExistingRows, **options: Any) -> Plan:
         return make_plan(source, known.images(), known.file, workers=1, **options)
 
     return compare
@@ -321,7 +321,7 @@ def fill() -> Callable[..., list[str]]:
 
     def run(
         source: FakeSource,
-        known: KnownRows,
+        known: ExistingRows,
         plan: Plan,
         *,
         batch_size: int = 3,
@@ -380,7 +380,7 @@ def feature_of(content: bytes, num_features: int) -> np.ndarray:
 def publish_plan() -> Callable[..., Header]:
     """Publish what a plan says, with the header that the extraction stage would give it."""
 
-    def publish(path: Path, source: FakeSource, known: KnownRows, plan: Plan) -> Header:
+    def publish(path: Path, source: FakeSource, known: ExistingRows, plan: Plan) -> Header:
         skipped = [image.to_list() for _, image in sorted(plan.skipped.items())]
         return publish_features(
             path,

@@ -1,4 +1,4 @@
-"""Processes that decode: the same squares, the same reasons, and a clear word when one is gone."""
+"""Processes that decode: the same crops, the same reasons, and a clear word when one is gone."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def decoders() -> Decoders:
     return Decoders(SPEC, MAX_PIXELS, batch_size=15, workers=2)
 
 
-def squares_of(decoders: Decoders, contents: list[bytes]) -> tuple[np.ndarray, Outcome]:
-    """Return the squares, and what else is told; the rest of the array stays as it was."""
+def crops_of(decoders: Decoders, contents: list[bytes]) -> tuple[np.ndarray, Outcome]:
+    """Return the crops, and what else is told; the rest of the array stays as it was."""
     into = np.full((len(contents) + 2, 24, 24, 3), 77, np.uint8)
-    made = decoders.squares(contents, into)
-    assert (into[made.num_squares :] == 77).all()
-    return into[: made.num_squares], made
+    made = decoders.crops(contents, into)
+    assert (into[made.num_crops :] == 77).all()
+    return into[: made.num_crops], made
 
 
 def encoded(pixels: np.ndarray, kind: str) -> bytes:
@@ -56,61 +56,61 @@ def contents() -> list[bytes]:
 
 
 def here(contents: list[bytes]) -> tuple[np.ndarray, dict[int, tuple[str, bool]]]:
-    squares, reasons = [], {}
+    crops, reasons = [], {}
     for number, content in enumerate(contents):
         try:
             image = decoded(content, sample_id="", max_pixels=MAX_PIXELS, preprocess=SPEC)
-            squares.append(preprocess(image, SPEC))
+            crops.append(preprocess(image, SPEC))
         except ImageError as err:
             reasons[number] = err.reason, err.is_permanent
-    return np.array(squares), reasons
+    return np.array(crops), reasons
 
 
 def reasons_of(made: Outcome) -> dict[int, tuple[str, bool]]:
     return {number: (error.reason, error.is_permanent) for number, error in made.errors.items()}
 
 
-def test_squares_and_reasons_are_those_of_this_process(
+def test_crops_and_reasons_are_those_of_this_process(
     decoders: Decoders, contents: list[bytes]
 ) -> None:
-    squares, reasons = here(contents)
-    found, made = squares_of(decoders, contents)
-    assert len(squares) == 8
-    np.testing.assert_array_equal(found, squares)
+    crops, reasons = here(contents)
+    found, made = crops_of(decoders, contents)
+    assert len(crops) == 8
+    np.testing.assert_array_equal(found, crops)
     assert reasons_of(made) == reasons
     assert any("more than the 40000 allowed" in reason for reason, _ in reasons.values())
     assert min(made.decode_seconds, made.preprocess_seconds) > 0
 
 
 def test_no_image_and_only_bad_ones(decoders: Decoders) -> None:
-    assert squares_of(decoders, [])[1] == Outcome(0, {}, 0.0, 0.0)
-    made = squares_of(decoders, [b"", b"\xff\xd8"])[1]
-    assert (made.num_squares, list(made.errors)) == (0, [0, 1])
+    assert crops_of(decoders, [])[1] == Outcome(0, {}, 0.0, 0.0)
+    made = crops_of(decoders, [b"", b"\xff\xd8"])[1]
+    assert (made.num_crops, list(made.errors)) == (0, [0, 1])
 
 
 def test_threads_get_their_own_answers(decoders: Decoders, contents: list[bytes]) -> None:
     parts = [contents[number : number + 3] for number in range(len(contents))]
     with ThreadPoolExecutor(5) as pool:
-        answers = list(pool.map(lambda part: squares_of(decoders, part), 3 * parts))
+        answers = list(pool.map(lambda part: crops_of(decoders, part), 3 * parts))
     for (found, made), part in zip(answers, 3 * parts, strict=True):
-        squares, reasons = here(part)
-        assert found.tobytes() == squares.tobytes()
+        crops, reasons = here(part)
+        assert found.tobytes() == crops.tobytes()
         assert reasons_of(made) == reasons
 
 
 def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     decoders = Decoders(SPEC, MAX_PIXELS, batch_size=1, workers=1)
-    assert squares_of(decoders, contents[:1])[1].num_squares == 1
+    assert crops_of(decoders, contents[:1])[1].num_crops == 1
     (process,) = decoders._processes.processes
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(
         SourceError,
         match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer --workers",
     ):
-        squares_of(decoders, contents[:1])
+        crops_of(decoders, contents[:1])
     with pytest.raises(SourceError):  # and again, since nobody keeps its memory
-        squares_of(decoders, contents[:1])
+        crops_of(decoders, contents[:1])
     decoders.close()
     decoders.close()
     assert not Path(f"/proc/{process.pid}").exists()
