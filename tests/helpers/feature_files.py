@@ -431,7 +431,8 @@ def descriptors_in() -> Callable[[Path], list[str]]:
 
 @pytest.fixture
 def watch() -> Iterator[Callable[[Path], Callable[[], bool]]]:
-    """Watch a file through the kernel; the function that comes back says if anyone opened it."""
+    """Watch a file through the kernel; the function that comes back says if anyone has opened it
+    since it was last asked."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptors: list[int] = []
 
@@ -444,7 +445,7 @@ def watch() -> Iterator[Callable[[Path], Callable[[], bool]]]:
 
         def was_opened() -> bool:
             try:
-                return bool(os.read(descriptor, 4096))
+                return bool(os.read(descriptor, 2**16))
             except BlockingIOError:
                 return False
 
