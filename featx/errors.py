@@ -22,7 +22,7 @@ values quoted. Errors of other libraries are translated where featx touches them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,32 @@ class ParityError(ExportError):
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(type(self), difference=self.difference, bound=self.bound)
         return make, self.args
+
+
+def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Check that an option has one of some values.
+
+    >>> require_choice("max_bad", "few", ["all", None])
+    Traceback (most recent call last):
+    featx.errors.ConfigError: max bad must be one of all; got 'few'.
+
+    Raises:
+        ConfigError: It has another.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        shown = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise ConfigError(f"{name.replace('_', ' ')} must be one of {shown}; got {value!r}.")
+
+
+def require_at_least(name: str, value: float | None, least: int) -> None:
+    """Check that an option, where it is given, is not too small.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if value is not None and value < least:
+        raise ConfigError(f"{name.replace('_', ' ')} must be at least {least}; got {value}.")
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
 from featx.backbones.int8.calibration import Calibration
-from featx.errors import BackboneError
+from featx.errors import BackboneError, require_choice
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
@@ -91,29 +91,51 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True)
-class BackboneRequest:
-    """What a user asks for; None leaves it to the weights' own preset.
+class BackboneOptions:
+    """What is asked of a backbone; None leaves an option open.
 
     Attributes:
         backbone: Name in the catalog.
         weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
-        layer: Node of the backbone's graph; None takes the penultimate one.
+        layer: Node of the backbone's graph; by default the penultimate one.
         pool: How maps or tokens become a vector.
-        image_size: Input of the backbone, pixels.
-        resize: Length of the shorter side before the crop, pixels.
-        crop: ``"center"`` or ``"none"``.
-        decode: ``"full"`` or ``"scaled"``.
+        image_size: Input of the backbone, pixels; by default the weights' own.
+        resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
+            ``image_size`` where that is given.
+        crop: ``"center"`` or ``"none"``; by default the weights' own.
+        decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
+            a half, a quarter or an eighth of their size.
         seed: Of random weights.
-        precision: Arithmetic of the forward pass.
+        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
+            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
+
+    Raises:
+        ConfigError: A value is unknown.
     """
 
-    backbone: str
-    weights: str = "default"
+    backbone: str | None = None
+    weights: str | None = None
     layer: str | None = None
-    pool: Pool = "auto"
+    pool: Pool | None = None
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
+    decode: Decode | None = None
+    seed: int | None = None
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("pool", Pool), ("decode", Decode), ("precision", Precision)):
+            require_choice(name, getattr(self, name), (None, *get_args(choices)))
+
+
+@dataclass(frozen=True)
+class BackboneRequest(BackboneOptions):
+    """Options of a backbone that leave nothing open but to the weights' own preprocessing."""
+
+    backbone: str = "resnet18"
+    weights: str = "default"
+    pool: Pool = "auto"
     decode: Decode = "full"
     seed: int = 0
     precision: Precision = "fp32"

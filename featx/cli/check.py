@@ -19,22 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", type=options.FILE)
-@click.argument("source", required=False)
-@click.option("-b", "--backbone", help="Backbone that the features should be of.")
-@click.option("-w", "--weights", metavar="default|NAME|none|FILE", help="Likewise its weights,")
-@click.option("--layer", help="the layer,")
-@click.option("--pool", type=click.Choice(["auto", "avg", "max", "cls", "flatten"]))
-@click.option("--image-size", type=int, metavar="PIXELS")
-@click.option("--resize", type=int, metavar="PIXELS")
-@click.option("--crop", type=click.Choice(["center", "none"]))
-@click.option("--decode", type=click.Choice(["full", "scaled"]))
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="and the stored type.")
-@click.option(
-    "--verify-content",
-    is_flag=True,
-    help="Read every image and compare its content hash; by default size and time tell whether it "
-    "changed.",
-)
+@options.source
+@options.backbone(show_defaults=False)
+@options.verify_content
 @click.option(
     "--time-limit",
     "seconds",
@@ -44,13 +31,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time that reading the file may take.",
 )
-@click.option(
-    "--max-images",
-    type=click.IntRange(min=1),
-    default=2000,
-    show_default=True,
-    help="Labelled images that a model is run on.",
-)
+@options.max_images("Labelled images that a model is run on.")
 @options.as_json
 @options.no_notes
 def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> None:
@@ -58,7 +39,8 @@ def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> Non
 
     The file is read in a process of its own, under limits of time and memory, so that a damaged or
     hostile one is reported and does no harm. Features are then compared with their source, or with
-    another SOURCE, as 'featx extract' would: fresh, or what is stale and why, with exit code 1.
+    another SOURCE, and with the options of a backbone that are given, as 'featx extract' would:
+    fresh, or what is stale and why, with exit code 1.
 
     A head is compared with its feature file, or with another one given as SOURCE: stale where the
     rows that trained it have changed.

@@ -21,7 +21,7 @@ from featx.errors import counted
 @click.command()
 @click.argument("model", type=options.FILE)
 @click.argument("source")
-@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
+@options.per_class
 @options.stale
 @options.on_error
 @options.max_pixels

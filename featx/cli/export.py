@@ -79,13 +79,7 @@ from featx.cli.output import (
     metavar="POINTS",
     help="Validation accuracy that the file may lose against the head.",
 )
-@click.option(
-    "--max-images",
-    type=click.IntRange(min=1),
-    default=2000,
-    show_default=True,
-    help="Validation images that the file is run on.",
-)
+@options.max_images("Validation images that the file is run on.")
 @click.option(
     "--no-verify", is_flag=True, help="Export without proof; the file says that it is unverified."
 )

@@ -17,63 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=options.FILE,
-    default=options.FEATURES,
-    show_default=True,
-    help="The feature file to write.",
-)
-@click.option(
-    "-b",
-    "--backbone",
-    default="resnet18",
-    show_default=True,
-    help="Any name of 'featx backbones'.",
-)
-@click.option(
-    "-w",
-    "--weights",
-    default="default",
-    show_default=True,
-    metavar="default|NAME|none|FILE",
-    help="torchvision's default or named weights, none (seeded random), or a .pth or "
-    ".safetensors file.",
-)
-@click.option(
-    "--layer", help="Layer to cut after; 'featx backbones NAME' lists them. [penultimate]"
-)
-@click.option(
-    "--pool",
-    type=click.Choice(["auto", "avg", "max", "cls", "flatten"]),
-    default="auto",
-    show_default=True,
-    help="How the layer's maps or tokens become a vector.",
-)
-@click.option(
-    "--image-size",
-    type=int,
-    metavar="PIXELS",
-    help="Input of the backbone; the shorter side is resized to it.  [the weights' own]",
-)
-@click.option(
-    "--resize", type=int, metavar="PIXELS", help="Shorter side before the crop.  [the weights' own]"
-)
-@click.option(
-    "--crop",
-    type=click.Choice(["center", "none"]),
-    help="center: cut the middle square; none: squeeze the whole image.  [the weights' own]",
-)
-@click.option(
-    "--decode",
-    type=click.Choice(["full", "scaled"]),
-    default="full",
-    show_default=True,
-    help="scaled: decode JPEGs at 1/2, 1/4 or 1/8 where that leaves twice the resize's pixels; "
-    "faster for large photos, but features differ a little.",
-)
+@options.source
+@options.output(options.FEATURES, "The feature file to write.")
+@options.backbone()
 @click.option(
     "--val-fraction",
     type=float,
@@ -99,19 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--report", type=options.FILE, help="Write the images that cannot be used to this JSON file."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="What the features are stored as.",
-)
-@click.option(
-    "--verify-content",
-    is_flag=True,
-    help="Read every image and compare its content hash; by default size and time tell whether it "
-    "changed.",
-)
+@options.verify_content
 @click.option(
     "--restart",
     is_flag=True,
@@ -136,14 +70,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="What runs the backbone; auto: ONNX Runtime on the CPU, torch on a GPU.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16", "fp16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Arithmetic of the backbone. int8: on the CPU, calibrated with SOURCE's images; bf16: "
-    "with torch; tf32, fp16: on a GPU.",
-)
 @click.option("--batch-size", type=int, help="Images per forward pass.  [by engine and image size]")
 @click.option(
     "--workers",
@@ -152,7 +78,6 @@ if TYPE_CHECKING:
     "[one per core]",
 )
 @click.option("--profile", is_flag=True, help="Print where the time went.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
 @options.quiet
 def extract(source: str | None, output: Path, quiet: bool, profile: bool, **settings: Any) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.

@@ -13,20 +13,13 @@ from featx.cli.output import human_bytes, print_fields, written
 
 @click.command()
 @click.argument("head", type=options.FILE, default=options.HEAD)
-@click.option(
-    "-o",
-    "--output",
-    type=options.FILE,
-    default=Path("artifacts/report.html"),
-    show_default=True,
-    help="The page to write.",
-)
+@options.output(Path("artifacts/report.html"), "The page to write.")
 @click.option("--features", type=options.FILE, help="The feature file.  [the head's own]")
 @click.option("--source", help="The images.  [those of the features]")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Split to look at closely.  [val, else test, else train]",
+    help="Split that is shown in detail.  [val, else test, else train]",
 )
 @click.option(
     "--map",

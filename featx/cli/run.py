@@ -31,18 +31,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=options.FILE,
-    default=options.FOLDER,
-    show_default=True,
-    help="The folder for features.h5, head.safetensors and model.onnx.",
-)
-@click.option("-b", "--backbone", help="As in 'featx extract'.  [resnet18]")
-@click.option("-w", "--weights", metavar="default|NAME|none|FILE", help="Likewise.  [default]")
-@click.option("--image-size", type=int, metavar="PIXELS", help="Likewise.  [the weights' own]")
+@options.source
+@options.output(options.FOLDER, "The folder for features.h5, head.safetensors and model.onnx.")
+@options.backbone("backbone", "weights", "image_size")
 @options.on_error
 @options.task
 @click.option(

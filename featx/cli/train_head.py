@@ -33,14 +33,7 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 
 @click.command("train-head")
 @click.argument("features", type=options.FILE, default=options.FEATURES)
-@click.option(
-    "-o",
-    "--output",
-    type=options.FILE,
-    default=options.HEAD,
-    show_default=True,
-    help="The head file to write.",
-)
+@options.output(options.HEAD, "The head file to write.")
 @options.task
 @click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
@@ -93,7 +86,7 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
     help="What features and their copies may take, like 2GB; more are read from the file in "
     "blocks.  [half of what is free]",
 )
-@click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
+@options.per_class
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
 @options.as_json

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from featx.backbones.engines import EngineChoice, require_fit
-from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
-from featx.errors import ConfigError
+from featx.backbones.spec import BackboneOptions, BackboneRequest, BackboneSpec, Pool, Precision
+from featx.errors import ConfigError, require_at_least, require_choice
 from featx.features.values import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
-from featx.images.preprocess import Crop, Decode
+from featx.images.preprocess import Decode
 
 OnError = Literal["fail", "skip"]
-_CHOICES = {
-    "on_error": OnError,
-    "pool": Pool,
-    "decode": Decode,
-    "dtype": DType,
-    "engine": EngineChoice,
-    "precision": Precision,
-}
 
 
 @dataclass(frozen=True)
-class ExtractOptions:
-    """What to extract and how.
+class ExtractOptions(BackboneOptions):
+    """What to extract and how; those of the backbone are described at ``BackboneOptions``.
 
     None leaves an option as it is in the feature file that is brought up to date; in a new one, or
     with ``overwrite``, or with another backbone, it takes the default of ``ResolvedOptions``.
 
     Attributes:
-        backbone: Name in the catalog.
-        weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
-        layer: Node of the backbone's graph; by default the penultimate one.
-        pool: How maps or tokens become a vector.
-        image_size: Input of the backbone, pixels; by default the weights' own.
-        resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
-            ``image_size`` where that is given.
-        crop: ``"center"`` or ``"none"``; by default the weights' own.
-        decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
-            a half, a quarter or an eighth of their size.
         dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
         val_fraction: Share of each class's training images that become validation where the source
             brings none, in [0, 0.5].
@@ -53,9 +35,6 @@ class ExtractOptions:
             all once the others are done, ``"skip"`` leaves them out.
         max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
         max_pixels: Images with more are not used.
-        precision: Arithmetic of the forward pass: ``"fp32"``; ``"int8"`` on the CPU, calibrated
-            with the source's images; ``"bf16"`` with torch; ``"tf32"`` and ``"fp16"`` on a GPU.
-        seed: Of random weights.
         report: JSON file that gets the account of every image that was not used.
         verify_content: Recognise images by the hash of their content, not by size and time.
         restart: Reuse nothing: neither the output nor an unfinished extraction.
@@ -68,14 +47,6 @@ class ExtractOptions:
             decodes. None takes one per core.
     """
 
-    backbone: str | None = None
-    weights: str | None = None
-    layer: str | None = None
-    pool: Pool | None = None
-    image_size: int | None = None
-    resize: int | None = None
-    crop: Crop | None = None
-    decode: Decode | None = None
     dtype: DType | None = None
     val_fraction: float | None = None
     resplit: bool = False
@@ -88,23 +59,15 @@ class ExtractOptions:
     overwrite: bool = False
     device: str = "auto"
     engine: EngineChoice = "auto"
-    precision: Precision | None = None
     batch_size: int | None = None
     workers: int | None = None
-    seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in (None, *get_args(choices)):
-                raise ConfigError(
-                    f"{name.replace('_', ' ')} must be one of {', '.join(get_args(choices))}; "
-                    f"got '{value}'."
-                )
+        super().__post_init__()
+        for name, choices in (("on_error", OnError), ("dtype", DType), ("engine", EngineChoice)):
+            require_choice(name, getattr(self, name), (None, *get_args(choices)))
         for name in ("batch_size", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1; got {value}.")
+            require_at_least(name, getattr(self, name), 1)
         if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
         if self.max_pixels is not None:
@@ -148,18 +111,8 @@ class ResolvedOptions(ExtractOptions):
     @property
     def request(self) -> BackboneRequest:
         """What is asked of the backbone."""
-        return BackboneRequest(
-            backbone=self.backbone,
-            weights=self.weights,
-            layer=self.layer,
-            pool=self.pool,
-            image_size=self.image_size,
-            resize=self.resize,
-            crop=self.crop,
-            decode=self.decode,
-            seed=self.seed,
-            precision=self.precision,
-        )
+        names = [field.name for field in fields(BackboneRequest)]
+        return BackboneRequest(**{name: getattr(self, name) for name in names})
 
     @property
     def handling(self) -> dict[str, Any]:

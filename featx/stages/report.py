@@ -18,7 +18,7 @@ from featx.artifact import (
     run_files,
 )
 from featx.classifier.staleness import Staleness, find_features, open_features_of
-from featx.errors import ArtifactMissing, ConfigError, SourceError
+from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.metrics import Scores
@@ -55,14 +55,9 @@ class ReportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.split not in (None, *SPLITS):
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got '{self.split}'.")
-        if self.map not in get_args(MapKind):
-            raise ConfigError(
-                f"map must be one of {', '.join(get_args(MapKind))}; got '{self.map}'."
-            )
-        if self.num_mistakes < 0:
-            raise ConfigError(f"num mistakes must be at least 0; got {self.num_mistakes}.")
+        require_choice("split", self.split, (None, *SPLITS))
+        require_choice("map", self.map, get_args(MapKind))
+        require_at_least("num_mistakes", self.num_mistakes, 0)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, require_choice
 from featx.heads.calibration import Calibration
 from featx.heads.head import Head
 from featx.heads.metrics import Scores
@@ -64,14 +64,9 @@ class TrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.task not in ("auto", *TASKS):
-            raise ConfigError(f"task must be one of auto, {', '.join(TASKS)}; got {self.task!r}.")
-        if self.head not in get_args(HeadKind):
-            raise ConfigError(f"head must be 'linear' or 'mlp'; got {self.head!r}.")
-        if self.solver not in (None, *get_args(Solver)):
-            raise ConfigError(
-                f"solver must be one of {', '.join(get_args(Solver))}; got {self.solver!r}."
-            )
+        require_choice("task", self.task, ("auto", *TASKS))
+        require_choice("head", self.head, get_args(HeadKind))
+        require_choice("solver", self.solver, (None, *get_args(Solver)))
         if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
         if self.memory is not None:

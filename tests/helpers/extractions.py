@@ -30,8 +30,8 @@ def fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return
     build = backbone.open_backbone
 
-    def build_once(options: ResolvedOptions) -> Any:
-        plain = ResolvedOptions(**vars(options.request) | {"quiet": True})
+    def build_once(options: ResolvedOptions, progress: object = None) -> Any:
+        plain = ResolvedOptions(**vars(options.request))
         return _built(plain, build)
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)

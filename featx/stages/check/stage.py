@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from featx.artifact import (
     file_sha256,
     kind_of_file,
 )
-from featx.backbones.spec import BackboneRequest, weights_file
+from featx.backbones.spec import BackboneOptions, BackboneRequest, weights_file
 from featx.errors import ConfigError
 from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
@@ -28,37 +28,23 @@ _READERS = {
     "head": "featx.heads.head:open_head",
     "classifier": "featx.classifier.session:open_classifier",
 }
-_COMPARED = ("backbone", "layer", "pool", "image_size", "resize", "crop", "decode", "dtype")
+_COMPARED = [each.name for each in fields(BackboneOptions) if each.name != "weights"] + ["dtype"]
 
 
 @dataclass(frozen=True)
-class CheckOptions:
+class CheckOptions(BackboneOptions):
     """What a file is compared with, and what the comparison may take.
 
+    Of the backbone's options, None takes what the file was made with.
+
     Attributes:
-        backbone: And those below: as in ``ExtractOptions``; None takes what the file was made with.
-        weights: See there.
-        layer: See there.
-        pool: See there.
-        image_size: See there.
-        resize: See there.
-        crop: See there.
-        decode: See there.
-        dtype: See there.
+        dtype: The stored type; None takes that of the file.
         verify_content: Compare the images' content hashes, not sizes and times.
         seconds: Longest time that reading the file may take.
         memory_bytes: Most address space that reading the file may take.
         max_images: Labelled images that a model is run on at most.
     """
 
-    backbone: str | None = None
-    weights: str | None = None
-    layer: str | None = None
-    pool: str | None = None
-    image_size: int | None = None
-    resize: int | None = None
-    crop: str | None = None
-    decode: str | None = None
     dtype: str | None = None
     verify_content: bool = False
     seconds: float = 600
@@ -216,7 +202,7 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
 def _differing_settings(header: Header, options: CheckOptions) -> list[str]:
     """Return a line for each setting asked for, and the weights' file, that is another now."""
     own = {"decode": "full", **header.spec["preprocess"], "dtype": header.details["dtype"]}
-    made = {**header.spec, **own}
+    made = {"seed": header.details["request"]["seed"], **header.spec, **own}
     asked = {
         name: value for name in _COMPARED if (value := getattr(options, name)) not in (None, "auto")
     }

@@ -13,7 +13,7 @@ from featx.backbones.graph_cache import OPSET
 from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.precision import Precision
 from featx.classifier.proof import Proof
-from featx.errors import ConfigError
+from featx.errors import ConfigError, require_at_least, require_choice
 
 MIN_OPSET = 18
 DEFAULT_RTOL = 0.02
@@ -77,10 +77,8 @@ class ExportOptions:
             raise ConfigError(f"atol must be above 0; got {self.atol}.")
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"max drop must be 0 to 100 points; got {self.max_drop}.")
-        if self.max_images < 1:
-            raise ConfigError(f"max images must be at least 1; got {self.max_images}.")
-        if self.precision is not None and self.precision not in get_args(Precision):
-            raise ConfigError(f"precision must be fp32, fp16 or int8; got {self.precision!r}.")
+        require_at_least("max_images", self.max_images, 1)
+        require_choice("precision", self.precision, (None, *get_args(Precision)))
         if self.opset not in range(MIN_OPSET, OPSET + 1):
             raise ConfigError(f"opset must be {MIN_OPSET} to {OPSET}; got {self.opset}.")
         _ = self.contract  # names that are unknown are the first thing to hear of
