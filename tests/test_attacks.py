@@ -101,7 +101,7 @@ EXPECTED = {
 }
 
 
-def test_the_corpus_is_whole_small_and_described() -> None:
+def test_the_corpus_is_whole_small_and_described():
     files = [path for path in CORPUS.iterdir() if path.suffix in OPENERS]
     assert {path.name for path in files} == set(EXPECTED)
     assert sum(path.stat().st_size for path in files) < 100_000
@@ -110,16 +110,14 @@ def test_the_corpus_is_whole_small_and_described() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_malformed_file_is_refused_by_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_malformed_file_is_refused_by_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a pickle that is run would leave something here
     refused(CORPUS / name, EXPECTED[name])
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(".onnx")])
-def test_no_check_of_a_model_needs_its_seal(name: str) -> None:
+def test_no_check_of_a_model_needs_its_seal(name):
     if name != "seal-broken.onnx":
         with pytest.raises(ArtifactInvalid):
             open_classifier(CORPUS / name, verify=False)
@@ -169,7 +167,7 @@ COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps", "g
 every_column = pytest.mark.parametrize("name", COLUMNS)
 
 
-def test_every_column_is_attacked(published: Path) -> None:
+def test_every_column_is_attacked(published):
     with h5py.File(published) as file:
         assert set(file) == set(COLUMNS)
 
@@ -183,9 +181,7 @@ def test_every_column_is_attacked(published: Path) -> None:
         (virtual_dataset, "keeps its values in another file"),
     ],
 )
-def test_references_to_other_files_are_not_followed(
-    *, attack: Callable[..., None], match: str, name: str, victim: Path, foreign: Path, watch: Any
-) -> None:
+def test_references_to_other_files_are_not_followed(*, attack, match, name, victim, foreign, watch):
     with h5py.File(victim, "r+") as file:
         attack(file, name, foreign)
     was_opened = watch(foreign)
@@ -202,7 +198,7 @@ def test_references_to_other_files_are_not_followed(
 
 @every_column
 @pytest.mark.parametrize("target", ["/elsewhere", "/nowhere", "/{name}", "/a", "."])
-def test_soft_links_are_not_followed(name: str, target: str, victim: Path) -> None:
+def test_soft_links_are_not_followed(name, target, victim):
     with h5py.File(victim, "r+") as file:
         file.move(name, "elsewhere")
         file[name] = h5py.SoftLink(target.format(name=name))
@@ -261,9 +257,7 @@ def model_with(tensor: TensorProto, place: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "branch", "sparse"])
 @pytest.mark.parametrize("way", ["relative", "absolute", "parent", "symlink", "hardlink"])
-def test_weights_in_other_files_are_not_read(
-    place: str, way: str, secret: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_in_other_files_are_not_read(place, way, secret, watch, monkeypatch):
     folder = secret.parent / "folder"
     folder.mkdir()
     (folder / "symlink").symlink_to(secret)
@@ -288,7 +282,7 @@ def test_weights_in_other_files_are_not_read(
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "branch", "sparse"])
 @pytest.mark.parametrize("marker", ["*/_ORT_MEM_ADDR_/*", "*/_ORT_LE_MEM_ADDR_/*"])
-def test_weights_in_our_memory_are_not_read(place: str, marker: str, tmp_path: Path) -> None:
+def test_weights_in_our_memory_are_not_read(place, marker, tmp_path):
     values = np.full(4, 7, np.float32)
     tensor = outside(marker, offset=values.ctypes.data, length=16)
     path = tmp_path / "model.onnx"
@@ -304,7 +298,7 @@ def bomb_of_zeros(num_values: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("dims", [[2**40], [2**62, 4], [2**33, 2**33], [-1], [5]], ids=str)
-def test_tensors_that_declare_more_than_there_is(dims: list[int], tmp_path: Path) -> None:
+def test_tensors_that_declare_more_than_there_is(dims, tmp_path):
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(16))
     path = tmp_path / "model.onnx"
     model = model_with(tensor, "initializer")
@@ -313,7 +307,7 @@ def test_tensors_that_declare_more_than_there_is(dims: list[int], tmp_path: Path
         call_isolated(OPENERS[".onnx"], path, limits=LIMITS)
 
 
-def test_a_tensor_that_takes_all_memory(tmp_path: Path) -> None:
+def test_a_tensor_that_takes_all_memory(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(seal(_named(bomb_of_zeros(2**31))))  # 8 GiB
     with pytest.raises(ArtifactInvalid):
@@ -327,7 +321,7 @@ def _named(model: onnx.ModelProto) -> bytes:
     return content
 
 
-def test_nothing_is_opened_besides_the_file(tmp_path: Path) -> None:
+def test_nothing_is_opened_besides_the_file(tmp_path):
     """Python's own view, for the files that python itself opens: an audit of all opens."""
     path, layer = tmp_path / "h.safetensors", (np.ones((2, 4), np.float32), np.zeros(2, np.float32))
     save_head(path, Head(complete_header("head"), (layer,)))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from feature_files import as_version_2, fake_source, fill, plan_of, publish_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,10 +157,7 @@ phases = st.tuples(
 
 @settings(max_examples=50, deadline=None)
 @given(first=st.lists(contents_, min_size=1, max_size=7), history=st.lists(phases, max_size=5))
-def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
-    *, fake_source, plan_of, fill, publish_plan,
-    first: list[bytes], history: list[tuple[Any, int | None, bool]],
-) -> None:  # fmt: skip
+def test_after_any_history_the_file_is_that_of_a_run_from_scratch(first, history):
     source = fake_source({f"{i}": content for i, content in enumerate(first)})
     model = Model(source)
     with tempfile.TemporaryDirectory() as folder:
@@ -202,9 +200,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(
 
 
 @pytest.fixture
-def made(
-    tmp_path: Path, fake_source, plan_of, fill, publish_plan
-) -> Callable[..., tuple[Any, FeatureFile]]:
+def made(tmp_path: Path) -> Callable[..., tuple[Any, FeatureFile]]:
     """Publish a source's rows; return the source and the file."""
 
     def make(contents: dict[str, bytes | None], stamps: Any = None) -> tuple[Any, FeatureFile]:
@@ -237,7 +233,7 @@ def touch(source: Any, name: str, by: int = 10**9) -> None:
     )
 
 
-def test_what_is_as_it_was_is_not_even_read(made) -> None:
+def test_what_is_as_it_was_is_not_even_read(made):
     source, file = made({"a": b"1", "b": b"bad", "c": None, "d": b"4"})
     plan = plan_for(source, file)
     assert source.num_read == 1  # the one that could not be read
@@ -252,7 +248,7 @@ def test_what_is_as_it_was_is_not_even_read(made) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"mtime_ns": 5}, {"ctime_ns": 5}, {"mtime_ns": 2**62}])
-def test_another_time_with_the_same_content_is_read_once(made, changes: dict[str, int]) -> None:
+def test_another_time_with_the_same_content_is_read_once(made, changes):
     source, file = made({"a": b"1", "b": b"2"})
     content, stamp = source.files["b"]
     source.files["b"] = (content, stamp._replace(**changes))
@@ -266,7 +262,7 @@ def test_another_time_with_the_same_content_is_read_once(made, changes: dict[str
     assert not is_current(file, plan, source.samples, source.classes)
 
 
-def test_another_content_is_to_be_done(made) -> None:
+def test_another_content_is_to_be_done(made):
     source, file = made({"a": b"1", "b": b"2"})
     source.files["a"] = (b"9", source.files["a"][1]._replace(mtime_ns=5, ctime_ns=5))
     plan = plan_for(source, file)
@@ -274,7 +270,7 @@ def test_another_content_is_to_be_done(made) -> None:
     assert (plan.num_new, plan.num_changed, plan.num_removed) == (0, 1, 0)
 
 
-def test_another_content_behind_the_same_stamp_takes_reading_all(made) -> None:
+def test_another_content_behind_the_same_stamp_takes_reading_all(made):
     source, file = made({"a": b"1", "b": b"2", "c": b"bad"})
     source.files["a"] = (b"9", source.files["a"][1])
     assert plan_for(source, file).todo().tolist() == []
@@ -285,7 +281,7 @@ def test_another_content_behind_the_same_stamp_takes_reading_all(made) -> None:
     assert plan.num_changed == 2
 
 
-def test_a_bad_image_is_tried_again_when_its_content_changed(made) -> None:
+def test_a_bad_image_is_tried_again_when_its_content_changed(made):
     source, file = made({"a": b"1", "b": b"bad"})
     source.files["b"] = (b"bda", source.files["b"][1]._replace(ctime_ns=1))
     plan = plan_for(source, file)
@@ -293,7 +289,7 @@ def test_a_bad_image_is_tried_again_when_its_content_changed(made) -> None:
     assert plan.num_changed == 1
 
 
-def test_a_bad_image_of_another_time_is_read_not_decoded(made) -> None:
+def test_a_bad_image_of_another_time_is_read_not_decoded(made):
     source, file = made({"a": b"1", "b": b"bad"})
     touch(source, "b")
     plan = plan_for(source, file)
@@ -304,7 +300,7 @@ def test_a_bad_image_of_another_time_is_read_not_decoded(made) -> None:
     assert not is_current(file, plan, source.samples, source.classes)  # the stamp is to be noted
 
 
-def test_an_image_that_could_not_be_read_is_tried_again_whatever_its_stamp(made) -> None:
+def test_an_image_that_could_not_be_read_is_tried_again_whatever_its_stamp(made):
     source, file = made({"a": b"1", "b": None, "c": None})
     source.files["b"] = (b"2", NO_FILE)
     plan = plan_for(source, file)
@@ -313,7 +309,7 @@ def test_an_image_that_could_not_be_read_is_tried_again_whatever_its_stamp(made)
     assert list(plan.skipped) == [2]
 
 
-def test_files_of_one_stamp_that_trade_places_are_told_apart(made, fake_source) -> None:
+def test_files_of_one_stamp_that_trade_places_are_told_apart(made):
     source, file = made({"a": b"1", "b": b"2", "c": b"3"})
     same = {name: (content, Stamp(1, 7, 7)) for name, (content, _) in source.files.items()}
     same["d"], same["e"] = (b"4", Stamp(1, 8, 8)), (b"4", Stamp(1, 8, 8))  # links to one file
@@ -327,7 +323,7 @@ def test_files_of_one_stamp_that_trade_places_are_told_apart(made, fake_source) 
     assert plan_for(source, file).todo().tolist() == [0]
 
 
-def test_images_without_files_have_one_stamp_and_are_not_read(made) -> None:
+def test_images_without_files_have_one_stamp_and_are_not_read(made):
     names = {name: (name.encode(), NEVER_CHANGES) for name in "abc"}
     source, file = made({name: content for name, (content, _) in names.items()}, stamps=names)
     plan = plan_for(source, file)
@@ -335,7 +331,7 @@ def test_images_without_files_have_one_stamp_and_are_not_read(made) -> None:
     assert is_current(file, plan, source.samples, source.classes)
 
 
-def test_a_row_of_a_file_that_could_not_be_looked_up_is_compared(made) -> None:
+def test_a_row_of_a_file_that_could_not_be_looked_up_is_compared(made):
     names = {"a": (b"1", NO_FILE)}  # it came between the two
     source, file = made({"a": b"1"}, stamps=names)
     plan = plan_for(source, file)
@@ -343,7 +339,7 @@ def test_a_row_of_a_file_that_could_not_be_looked_up_is_compared(made) -> None:
     assert plan.touched.tolist() == [0]
 
 
-def test_without_change_times_every_image_is_read_once(made, as_version_2) -> None:
+def test_without_change_times_every_image_is_read_once(made):
     source, file = made({"a": b"1", "b": b"2", "c": b"bad"})
     as_version_2(file.path)
     old = open_features(file.path)
@@ -353,14 +349,14 @@ def test_without_change_times_every_image_is_read_once(made, as_version_2) -> No
     assert plan.todo().tolist() == [2]  # no content hash says that it is as it was
 
 
-def test_other_groups_are_to_be_written(made) -> None:
+def test_other_groups_are_to_be_written(made):
     source, file = made({"a": b"1", "b": b"2"})
     plan = plan_for(source, file)
     samples = [replace(sample, group="patient 7") for sample in source.samples]
     assert not is_current(file, plan, samples, source.classes)
 
 
-def test_an_image_that_cannot_be_read_any_more_is_to_be_done(made) -> None:
+def test_an_image_that_cannot_be_read_any_more_is_to_be_done(made):
     source, file = made({"a": b"1", "b": b"2"})
     source.files["a"] = (None, NO_FILE)
     for verify in (False, True):
@@ -369,7 +365,7 @@ def test_an_image_that_cannot_be_read_any_more_is_to_be_done(made) -> None:
         assert plan.num_changed == 1
 
 
-def test_removed_images_are_counted_bad_ones_too(made) -> None:
+def test_removed_images_are_counted_bad_ones_too(made):
     source, file = made({"a": b"1", "b": b"bad", "c": b"3", "d": b"4"})
     for name in ("a", "b"):
         del source.files[name]
@@ -379,7 +375,7 @@ def test_removed_images_are_counted_bad_ones_too(made) -> None:
     assert not is_current(file, plan, source.samples, source.classes)
 
 
-def test_order_labels_and_classes_are_compared(made) -> None:
+def test_order_labels_and_classes_are_compared(made):
     source, file = made({"a": b"1", "b": b"2", "c": b"3"})
     assert num_relabelled(file, plan_for(source, file).rows, source.samples, source.classes) == 0
     source.labels["b"] = 2
@@ -394,7 +390,7 @@ def test_order_labels_and_classes_are_compared(made) -> None:
     assert not is_current(file, plan, source.samples, source.classes)
 
 
-def test_the_splits_that_the_source_gives_are_compared(made) -> None:
+def test_the_splits_that_the_source_gives_are_compared(made):
     source, file = made({"a": b"1", "b": b"2", "c": b"3"})
     file = replace(file, splits=np.array([TRAIN, VAL, TRAIN], np.uint8))
     rows, classes = plan_for(source, file).rows, source.classes
@@ -420,7 +416,7 @@ def test_the_splits_that_the_source_gives_are_compared(made) -> None:
         ("aabb", "....", 4),
     ],
 )
-def test_groups_are_compared_by_who_is_in_them(made, before: str, after: str, count: int) -> None:
+def test_groups_are_compared_by_who_is_in_them(made, before, after, count):
     source, file = made({name: name.encode() for name in "wxyz"})
 
     def grouped(groups: str) -> list[Sample]:
@@ -433,7 +429,7 @@ def test_groups_are_compared_by_who_is_in_them(made, before: str, after: str, co
     assert is_current(file, plan, grouped(after), source.classes) == (count == 0)
 
 
-def test_labels_are_compared_by_name(made) -> None:
+def test_labels_are_compared_by_name(made):
     """A class that comes before all others changes every index and no label."""
     source, file = made({"a": b"1", "b": b"2"})
     source.labels |= {"a": 1, "b": 1}
@@ -445,7 +441,7 @@ def test_labels_are_compared_by_name(made) -> None:
     assert num_relabelled(file, plan.rows, source.samples, classes) == 1
 
 
-def test_the_log_is_kept_beside_the_file(made, fill, plan_of, tmp_path: Path) -> None:
+def test_the_log_is_kept_beside_the_file(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     source.files |= {"c": (b"3", Stamp(1, 1, 1)), "d": (b"bad", Stamp(3, 2, 2))}
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
@@ -458,7 +454,7 @@ def test_the_log_is_kept_beside_the_file(made, fill, plan_of, tmp_path: Path) ->
     assert (plan.num_new, plan.num_changed, plan.num_removed) == (0, 0, 0)
 
 
-def test_a_bad_image_that_only_the_log_knows_is_news(made, fill, plan_of, tmp_path: Path) -> None:
+def test_a_bad_image_that_only_the_log_knows_is_news(made, tmp_path):
     source, file = made({"a": b"1"})
     source.files["b"] = (b"bad", Stamp(3, 2, 2))
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
@@ -471,7 +467,7 @@ def test_a_bad_image_that_only_the_log_knows_is_news(made, fill, plan_of, tmp_pa
 # --- touched images -----------------------------------------------------------------------------
 
 
-def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: Path) -> None:
+def test_touched_rows_are_noted_with_their_new_stamps(made, tmp_path):
     source, file = made({f"{i}": bytes([i]) for i in range(5)})
     for name in ("1", "3"):
         touch(source, name)
@@ -493,7 +489,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, plan_of, tmp_path: P
     assert again.rows.tolist() == [0, 5, 2, 6, 4]
 
 
-def test_nothing_touched_writes_nothing(made, plan_of, tmp_path: Path) -> None:
+def test_nothing_touched_writes_nothing(made, tmp_path):
     source, file = made({"a": b"1"})
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
         known = ExistingRows(file, journal)
@@ -501,9 +497,7 @@ def test_nothing_touched_writes_nothing(made, plan_of, tmp_path: Path) -> None:
     assert not (tmp_path / "f.h5.partial").exists()
 
 
-def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(
-    made, plan_of, tmp_path: Path
-) -> None:
+def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     touch(source, "b")
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
@@ -515,9 +509,7 @@ def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(
         assert plan_of(source, known).todo().tolist() == [1]
 
 
-def test_a_touched_image_is_compared_with_its_newest_row(
-    made, fill, plan_of, tmp_path: Path
-) -> None:
+def test_a_touched_image_is_compared_with_its_newest_row(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     source.files["b"] = (b"9", Stamp(1, 77, 77))
     with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:

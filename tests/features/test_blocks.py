@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from feature_files import write_features
 
 import featx.features.blocks
 import featx.features.publish
@@ -31,7 +32,7 @@ def values() -> np.ndarray:
 
 
 @pytest.fixture(params=["float32", "float16"])
-def path(request, tmp_path: Path, values: np.ndarray, write_features) -> Path:
+def path(request, tmp_path: Path, values: np.ndarray) -> Path:
     path = tmp_path / "features.h5"
     write_features(path, values, dtype=request.param)
     return path
@@ -46,7 +47,7 @@ def put_together(rows: FeatureRows, order: np.ndarray | None = None) -> np.ndarr
     return everything
 
 
-def test_all_rows_come_once_in_their_places(path: Path, values: np.ndarray) -> None:
+def test_all_rows_come_once_in_their_places(path, values):
     with reading_blocks(open_features(path)) as every:
         assert every.shape == values.shape
         for _ in range(3):
@@ -56,7 +57,7 @@ def test_all_rows_come_once_in_their_places(path: Path, values: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
-def test_some_rows_come_like_all(path: Path, values: np.ndarray, share: float) -> None:
+def test_some_rows_come_like_all(path, values, share):
     rows = np.flatnonzero(np.random.default_rng(1).random(NUM_ROWS) < share)
     with reading_blocks(open_features(path)) as every:
         some = every.only(rows)
@@ -67,7 +68,7 @@ def test_some_rows_come_like_all(path: Path, values: np.ndarray, share: float) -
         assert np.array_equal(put_together(again), values[rows[::3]])
 
 
-def test_pieces_without_a_row_are_not_read(path: Path) -> None:
+def test_pieces_without_a_row_are_not_read(path):
     with h5py.File(path) as file:
         column = file["features"]
         chunk_bytes = column.chunks[0] * NUM_FEATURES * column.dtype.itemsize
@@ -78,14 +79,14 @@ def test_pieces_without_a_row_are_not_read(path: Path) -> None:
         assert every.bytes_read - before == chunk_bytes
 
 
-def test_leaving_half_way_leaves_nothing_running(path: Path, values: np.ndarray) -> None:
+def test_leaving_half_way_leaves_nothing_running(path, values):
     with reading_blocks(open_features(path)) as every:
         for _ in range(5):
             next(every.blocks())
         assert np.array_equal(put_together(every), values)
 
 
-def test_another_layout_is_read_by_hdf5(path: Path, values: np.ndarray) -> None:
+def test_another_layout_is_read_by_hdf5(path, values):
     with h5py.File(path, "r+") as file:
         column = file["features"]
         kept, dtype = column[:], column.dtype
@@ -110,7 +111,7 @@ def flip(path: Path, place: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
-def test_damage_from_before_shows_in_the_first_pass(path: Path, place: int) -> None:
+def test_damage_from_before_shows_in_the_first_pass(path, place):
     cache = open_features(path, features_later=True)
     flip(path, place)
     with reading_blocks(cache) as every, pytest.raises(ArtifactInvalid, match="sha256"):
@@ -119,7 +120,7 @@ def test_damage_from_before_shows_in_the_first_pass(path: Path, place: int) -> N
         _ = cache.features
 
 
-def test_damage_in_the_middle_shows_in_the_next_pass(path: Path, place: int) -> None:
+def test_damage_in_the_middle_shows_in_the_next_pass(path, place):
     with reading_blocks(open_features(path, features_later=True)) as every:
         put_together(every)
         flip(path, place)
@@ -127,7 +128,7 @@ def test_damage_in_the_middle_shows_in_the_next_pass(path: Path, place: int) -> 
             put_together(every)
 
 
-def test_a_cut_file_in_the_middle(path: Path, place: int) -> None:
+def test_a_cut_file_in_the_middle(path, place):
     with reading_blocks(open_features(path)) as every:
         put_together(every)
         with path.open("r+b") as file:
@@ -137,7 +138,7 @@ def test_a_cut_file_in_the_middle(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("change", ["replace", "remove"])
-def test_another_file_in_its_place(path: Path, tmp_path: Path, write_features, change: str) -> None:
+def test_another_file_in_its_place(path, tmp_path, change):
     with reading_blocks(open_features(path)) as every:
         put_together(every)
         path.unlink()
@@ -147,7 +148,7 @@ def test_another_file_in_its_place(path: Path, tmp_path: Path, write_features, c
             put_together(every)
 
 
-def test_another_file_since_it_was_opened(path: Path, write_features) -> None:
+def test_another_file_since_it_was_opened(path):
     cache = open_features(path)
     write_features(path, np.ones((NUM_ROWS, NUM_FEATURES), np.float32), overwrite=True)
     with pytest.raises(ArtifactInvalid, match="replaced"), reading_blocks(cache):
@@ -157,5 +158,5 @@ def test_another_file_since_it_was_opened(path: Path, write_features) -> None:
         pass
 
 
-def test_checking_later_reads_the_same(path: Path, values: np.ndarray) -> None:
+def test_checking_later_reads_the_same(path, values):
     assert np.array_equal(open_features(path, features_later=True).features, values)

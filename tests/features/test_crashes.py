@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feature_files import batch_of, fake_source, fill, make_header, plan_of, publish_plan, verifier
 
 from featx.errors import ArtifactError, FeatxError
 from featx.features import storage
@@ -45,7 +46,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 @pytest.fixture
-def run(fake_source, plan_of, fill, publish_plan) -> Callable[..., None]:
+def run() -> Callable[..., None]:
     """Bring an output up to date, as the extraction stage does."""
 
     def run_(path: Path, contents: dict[str, bytes | None] = CONTENTS) -> None:
@@ -177,9 +178,7 @@ def assert_kept(path: Path, batches: list[Batch]) -> None:
 
 
 @FAULTS
-def test_a_failing_disk_costs_nothing_that_was_committed(
-    *, tmp_path: Path, run, committed: list[Batch], settings: dict[str, Any]
-) -> None:
+def test_a_failing_disk_costs_nothing_that_was_committed(tmp_path, run, committed, settings):
     whole = tmp_path / "whole" / "f.h5"
     run(whole)
     log = whole.with_name("f.h5.partial")
@@ -205,9 +204,7 @@ def test_a_failing_disk_costs_nothing_that_was_committed(
 
 
 @FAULTS
-def test_a_failing_disk_during_an_update_leaves_the_old_file(
-    *, tmp_path: Path, run, committed: list[Batch], settings: dict[str, Any]
-) -> None:
+def test_a_failing_disk_during_an_update_leaves_the_old_file(tmp_path, run, committed, settings):
     """Two images are new, one is changed, one gone, one touched."""
     new = CONTENTS | {"c": b"changed", "k": b"11", "l": b"bad"}
     del new["f"]
@@ -240,9 +237,7 @@ def test_a_failing_disk_during_an_update_leaves_the_old_file(
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_failing_disk_where_nothing_may_be_replaced(
-    *, tmp_path: Path, fake_source, plan_of, fill, verifier, make_header, error: int, links: bool
-) -> None:
+def test_a_failing_disk_where_nothing_may_be_replaced(tmp_path, error, links):
     """Without ``overwrite`` the file is linked to its name, and moved where links don't work."""
 
     def publish(path: Path) -> None:
@@ -368,9 +363,7 @@ def recovered(path: Path) -> tuple[Any, list[Batch]]:
         return journal.settings, list(journal.batches())
 
 
-def test_every_prefix_and_every_torn_write_gives_the_whole_batches(
-    tmp_path: Path, batch_of, disk: Disk
-) -> None:
+def test_every_prefix_and_every_torn_write_gives_the_whole_batches(tmp_path, disk):
     batches, settings = batches_of(batch_of), {"a": 1}
     append_all(tmp_path / "f.h5", batches, disk, settings)
     disk.is_noting, log = False, disk.calls
@@ -392,7 +385,7 @@ def test_every_prefix_and_every_torn_write_gives_the_whole_batches(
     assert tried > 200
 
 
-def test_after_any_torn_write_the_log_goes_on(tmp_path: Path, batch_of, disk: Disk) -> None:
+def test_after_any_torn_write_the_log_goes_on(tmp_path, disk):
     batches, settings = batches_of(batch_of), {"a": 1}
     append_all(tmp_path / "f.h5", batches, disk, settings)
     content = (tmp_path / "f.h5.partial").read_bytes()
@@ -442,9 +435,7 @@ def num_synced(disk: Disk, num_calls: int) -> int:
 
 
 @pytest.mark.parametrize("sync_every", [1, 2, 1000])
-def test_a_power_failure_costs_only_what_was_not_synced(
-    *, tmp_path: Path, batch_of, disk: Disk, monkeypatch: pytest.MonkeyPatch, sync_every: int
-) -> None:
+def test_a_power_failure_costs_only_what_was_not_synced(tmp_path, disk, monkeypatch, sync_every):
     monkeypatch.setattr("featx.features.journal._SYNC_IMAGES", sync_every)
     batches, settings = batches_of(batch_of), {"a": 1}
     batches += batches_of(batch_of, seed=1)
@@ -466,9 +457,7 @@ def test_a_power_failure_costs_only_what_was_not_synced(
     assert lost or sync_every == 1  # the model does fail sometimes
 
 
-def test_power_failures_one_after_another(
-    tmp_path: Path, batch_of, disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_power_failures_one_after_another(tmp_path, disk, monkeypatch):
     """Each run goes on where the last one was cut; what is synced by then survives all of them."""
     monkeypatch.setattr("featx.features.journal._SYNC_IMAGES", 6)
     batches, settings = batches_of(batch_of), {"a": 1}
@@ -501,9 +490,7 @@ def test_power_failures_one_after_another(
             assert all(same(a, b) for a, b in zip(batches, found, strict=False))
 
 
-def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(
-    tmp_path: Path, batch_of, disk: Disk
-) -> None:
+def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(tmp_path, disk):
     """A file whose length is on the disk and whose content is not reads as zeros."""
     batches, settings = batches_of(batch_of), {"a": 1}
     append_all(tmp_path / "f.h5", batches, disk, settings)
@@ -525,8 +512,8 @@ def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(
     ],
 )
 def test_a_power_failure_never_brings_back_rows_of_other_settings(
-    *, tmp_path: Path, batch_of, disk: Disk, monkeypatch: pytest.MonkeyPatch, record_0: str
-) -> None:
+    tmp_path, disk, monkeypatch, record_0
+):
     """A log is begun anew with settings of the same length: the old rows are where the new go."""
     monkeypatch.setattr("featx.features.journal._SYNC_IMAGES", 6)
     old, new = batches_of(batch_of), batches_of(batch_of, seed=1)
@@ -561,9 +548,8 @@ def test_a_power_failure_never_brings_back_rows_of_other_settings(
     ids=["ENOSPC", "EIO half-way"],
 )
 def test_an_extraction_on_a_failing_disk_goes_on_where_it_was(
-    *, tmp_path: Path, photos, verifier, monkeypatch, committed: list[Batch],
-    settings: dict[str, Any],
-) -> None:  # fmt: skip
+    tmp_path, photos, monkeypatch, committed, settings
+):
     from featx.extraction import backbone
     from featx.extraction.options import ExtractOptions
     from featx.stages.extract import extract

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from feature_files import append_rows, batch_of, make_columns, make_header, write_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from featx.errors import ArtifactInvalid
 from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.features.records import Batch
 
 
 @settings(max_examples=40, deadline=None)
@@ -25,10 +24,7 @@ from featx.features.records import Batch
     half=st.booleans(),
     data=st.data(),
 )
-def test_any_row_is_found_wherever_it_is(
-    *, write_features, make_columns, append_rows,
-    num_in_file: int, sizes: list[int], half: bool, data: st.DataObject,
-) -> None:  # fmt: skip
+def test_any_row_is_found_wherever_it_is(num_in_file, sizes, half, data):
     num_rows = num_in_file + sum(sizes)
     columns = make_columns(num_rows)
     rows = np.random.default_rng(0).normal(size=(num_rows, 5)).astype(np.float32)
@@ -61,9 +57,7 @@ def test_any_row_is_found_wherever_it_is(
     assert np.array_equal(block.stamps, columns["stamps"][wanted])
 
 
-def test_what_is_known_of_images_names_their_rows(
-    tmp_path: Path, write_features, make_header, batch_of: Callable[..., Batch], values
-) -> None:
+def test_what_is_known_of_images_names_their_rows(tmp_path, values):
     skipped = [["gone", "it was empty", [5, 6, 7]]]
     path = tmp_path / "f.h5"
     write_features(path, values, header=make_header(8, skipped=skipped))
@@ -88,9 +82,7 @@ def test_what_is_known_of_images_names_their_rows(
     assert left_out.stamps.tolist() == [[5, 6, 7]]
 
 
-def test_a_file_that_was_replaced_meanwhile_is_not_mixed_in(
-    published: Path, write_features, values
-) -> None:
+def test_a_file_that_was_replaced_meanwhile_is_not_mixed_in(published, values):
     with Journal(published, num_features=8) as journal:
         known = ExistingRows(open_features(published), journal)
         write_features(published, values + 1, overwrite=True)

@@ -19,6 +19,16 @@ from unittest.mock import Mock
 import h5py
 import numpy as np
 import pytest
+from feature_files import (
+    as_version_2,
+    batch_of,
+    make_columns,
+    make_samples,
+    set_header,
+    verifier,
+    with_details,
+    write_features,
+)
 from headers import complete_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +86,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(table=tables())
-def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) -> None:
+def test_what_is_written_is_read(table):
     header = complete_header(
         "features", {"num_features": table["features"].shape[1]}, table.pop("classes")
     )
@@ -115,7 +125,7 @@ def test_what_is_written_is_read(make_samples, verifier, table: dict[str, Any]) 
     assert opened.groups.tolist() == expected_groups
 
 
-def test_many_blocks_and_chunks(tmp_path: Path, write_features, make_columns) -> None:
+def test_many_blocks_and_chunks(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2 * BLOCK_ROWS + 123, 70)).astype(np.float32)
     columns = make_columns(len(rows))
     write_features(tmp_path / "f.h5", rows, **columns)
@@ -127,13 +137,13 @@ def test_many_blocks_and_chunks(tmp_path: Path, write_features, make_columns) ->
     assert list(opened.sample_ids) == columns["sample_ids"]
 
 
-def test_rows_longer_than_a_chunk(tmp_path: Path, write_features) -> None:
+def test_rows_longer_than_a_chunk(tmp_path):
     rows = np.random.default_rng(0).normal(size=(3, 2**18 + 5)).astype(np.float32)
     write_features(tmp_path / "f.h5", rows)
     assert open_features(tmp_path / "f.h5").features.tobytes() == rows.tobytes()
 
 
-def test_rows_of_a_split(published: Path) -> None:
+def test_rows_of_a_split(published):
     opened = open_features(published)
     rows = [opened.rows(split) for split in opened.split_names]
     assert opened.split_names == ("train", "val", "test")
@@ -145,19 +155,19 @@ def test_rows_of_a_split(published: Path) -> None:
         opened.rows("valid")
 
 
-def test_a_path_may_be_text_and_a_link(published: Path, tmp_path: Path) -> None:
+def test_a_path_may_be_text_and_a_link(published, tmp_path):
     (tmp_path / "link.h5").symlink_to(published)
     assert len(open_features(str(tmp_path / "link.h5"))) == 60
 
 
-def test_reading_leaves_the_file_as_it_is(published: Path) -> None:
+def test_reading_leaves_the_file_as_it_is(published):
     before = published.read_bytes()
     published.chmod(0o444)
     assert open_features(published).features.any()
     assert published.read_bytes() == before
 
 
-def test_float16_rows_are_read_as_float32(tmp_path: Path, write_features, values) -> None:
+def test_float16_rows_are_read_as_float32(tmp_path, values):
     write_features(tmp_path / "f.h5", values, dtype="float16")
     with h5py.File(tmp_path / "f.h5") as file:
         assert file["features"].dtype == np.dtype("<f2")
@@ -172,22 +182,20 @@ def test_float16_rows_are_read_as_float32(tmp_path: Path, write_features, values
 # --- between opening and reading ----------------------------------------------------------------
 
 
-def test_features_of_another_file_are_never_mixed_in(
-    published: Path, write_features, values
-) -> None:
+def test_features_of_another_file_are_never_mixed_in(published, values):
     opened = open_features(published)
     write_features(published, values + 1, overwrite=True)
     with pytest.raises(ArtifactInvalid, match="was replaced since"):
         _ = opened.features
 
 
-def test_the_same_content_again_is_fine(published: Path, write_features, values) -> None:
+def test_the_same_content_again_is_fine(published, values):
     opened = open_features(published)
     write_features(published, values, overwrite=True)
     assert np.array_equal(opened.features, values)
 
 
-def test_a_file_that_went_away_is_an_artifact_error(published: Path) -> None:
+def test_a_file_that_went_away_is_an_artifact_error(published):
     opened = open_features(published)
     published.unlink()
     with pytest.raises(ArtifactMissing):
@@ -197,7 +205,7 @@ def test_a_file_that_went_away_is_an_artifact_error(published: Path) -> None:
         _ = opened.features
 
 
-def test_features_are_read_once(published: Path, values) -> None:
+def test_features_are_read_once(published, values):
     opened = open_features(published)
     first = opened.features
     published.unlink()
@@ -209,9 +217,7 @@ rows_wanted = st.lists(st.integers(0, 59), max_size=80)
 
 
 @given(wanted=rows_wanted)
-def test_rows_are_read_in_any_order(
-    read_ids: tuple[FeatureFile, np.ndarray], wanted: list[int]
-) -> None:
+def test_rows_are_read_in_any_order(read_ids, wanted):
     opened, features = read_ids
     with opened.reading() as rows_at:
         found = rows_at(np.array(wanted, dtype=np.int64))
@@ -223,7 +229,7 @@ def read_ids(published: Path, values: np.ndarray) -> tuple[FeatureFile, np.ndarr
     return open_features(published), values
 
 
-def test_rows_far_apart_cost_no_more_than_their_chunks(tmp_path: Path, write_features) -> None:
+def test_rows_far_apart_cost_no_more_than_their_chunks(tmp_path):
     rows = np.arange(40_000 * 64, dtype=np.float32).reshape(-1, 64)  # ten chunks
     write_features(tmp_path / "f.h5", rows)
     opened = open_features(tmp_path / "f.h5")
@@ -237,14 +243,14 @@ def test_rows_far_apart_cost_no_more_than_their_chunks(tmp_path: Path, write_fea
         tracemalloc.stop()
 
 
-def test_rows_of_another_file_are_never_mixed_in(published: Path, write_features, values) -> None:
+def test_rows_of_another_file_are_never_mixed_in(published, values):
     opened = open_features(published)
     write_features(published, values + 1, overwrite=True)
     with pytest.raises(ArtifactInvalid, match="was replaced since"), opened.reading():
         pytest.fail("opened")
 
 
-def test_a_reader_keeps_what_it_opened(published: Path, write_features, values) -> None:
+def test_a_reader_keeps_what_it_opened(published, values):
     """Publishing moves a file to the name; the one that was there lives on for its reader."""
     with open_features(published).reading() as rows_at:
         write_features(published, values + 1, overwrite=True)
@@ -254,7 +260,7 @@ def test_a_reader_keeps_what_it_opened(published: Path, write_features, values) 
 # --- unfinished ---------------------------------------------------------------------------------
 
 
-def test_an_unfinished_extraction_says_how_far_it_is(tmp_path: Path, batch_of) -> None:
+def test_an_unfinished_extraction_says_how_far_it_is(tmp_path):
     path = tmp_path / "f.h5"
     with Journal(path, num_features=8) as journal:
         journal.begin({"num_samples": 1200})
@@ -266,7 +272,7 @@ def test_an_unfinished_extraction_says_how_far_it_is(tmp_path: Path, batch_of) -
     refused(path, "is unfinished: 9 of 1,200 images", ArtifactIncomplete)
 
 
-def test_beside_a_published_file_the_log_is_nobodys_business(published: Path, batch_of) -> None:
+def test_beside_a_published_file_the_log_is_nobodys_business(published):
     with Journal(published, num_features=8) as journal:
         journal.begin({"num_samples": 3})
         journal.append(batch_of(["a"]))
@@ -274,12 +280,12 @@ def test_beside_a_published_file_the_log_is_nobodys_business(published: Path, ba
 
 
 @pytest.mark.parametrize("content", [b"", b"fx", b"fxj1", b"fxj1" + bytes(100)])
-def test_a_log_that_has_hardly_begun(tmp_path: Path, content: bytes) -> None:
+def test_a_log_that_has_hardly_begun(tmp_path, content):
     (tmp_path / "f.h5.partial").write_bytes(content)
     refused(tmp_path / "f.h5", "is unfinished: 0 of 0 images", ArtifactIncomplete)
 
 
-def test_something_else_in_the_place_of_the_log(tmp_path: Path) -> None:
+def test_something_else_in_the_place_of_the_log(tmp_path):
     (tmp_path / "f.h5.partial").write_text("notes of mine")
     with pytest.raises(ArtifactError, match=r"partial' is not an extraction log"):
         open_features(tmp_path / "f.h5")
@@ -291,7 +297,7 @@ def test_something_else_in_the_place_of_the_log(tmp_path: Path) -> None:
             (tmp_path / "f.h5.partial").rmdir()
 
 
-def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+def test_a_name_that_cannot_be(tmp_path):
     with pytest.raises(ArtifactError, match="name too long"):
         open_features(tmp_path / ("x" * 300))
 
@@ -309,11 +315,11 @@ def refused(path: Path, match: str, kind: type[ArtifactError] = ArtifactInvalid)
         assert str(path) in str(caught.value)
 
 
-def test_missing(tmp_path: Path) -> None:
+def test_missing(tmp_path):
     refused(tmp_path / "f.h5", r"does not exist\. Make it with 'featx extract'", ArtifactMissing)
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folder(tmp_path):
     refused(tmp_path, "is not a file")
 
 
@@ -322,13 +328,13 @@ def test_folder(tmp_path: Path) -> None:
     [b"", b"path,label\na.jpg,ant\n", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(2000)],
     ids=["empty", "text", "signature only", "signature and zeros"],
 )
-def test_other_content(tmp_path: Path, content: bytes) -> None:
+def test_other_content(tmp_path, content):
     path = tmp_path / "f.h5"
     path.write_bytes(content)
     refused(path, "is not a featx feature file")
 
 
-def test_a_head_instead(tmp_path: Path) -> None:
+def test_a_head_instead(tmp_path):
     layer = (np.zeros((2, 3), np.float32), np.zeros(2, np.float32))
     save_head(tmp_path / "h.h5", Head(complete_header("head", {"num_features": 3}), (layer,)))
     refused(tmp_path / "h.h5", "is not a featx feature file")
@@ -340,7 +346,7 @@ def test_a_head_instead(tmp_path: Path) -> None:
      h5py.Empty(bool)],
     ids=repr,
 )  # fmt: skip
-def test_incomplete(published: Path, flag: object) -> None:
+def test_incomplete(published, flag):
     """The mark is one true value, as featx writes it; anything else is none."""
     with h5py.File(published, "r+") as file:
         del file.attrs["complete"]
@@ -361,14 +367,14 @@ def test_incomplete(published: Path, flag: object) -> None:
         (np.bytes_(b"9" * 10_000), "no readable featx header"),
     ],
 )
-def test_a_header_that_is_none(published: Path, value: object, match: str) -> None:
+def test_a_header_that_is_none(published, value, match):
     with h5py.File(published, "r+") as file:
         del file.attrs["header"]
         file.attrs["header"] = value
     refused(published, match)
 
 
-def test_a_header_of_another_kind_or_version(published: Path, set_header) -> None:
+def test_a_header_of_another_kind_or_version(published):
     header = open_features(published).header
     set_header(published, replace(header, kind="head"))
     refused(published, "holds a head, but cached features is needed here")
@@ -378,23 +384,19 @@ def test_a_header_of_another_kind_or_version(published: Path, set_header) -> Non
     refused(published, "schema version 4; this featx reads 2 to 3. A newer featx wrote it")
 
 
-def test_a_header_of_another_version_than_the_columns(published: Path, set_header) -> None:
+def test_a_header_of_another_version_than_the_columns(published):
     set_header(published, replace(open_features(published).header, schema_version=2))
     refused(published, r"column 'stamps' has shape \(60, 3\), expected \(60, 2\)")
 
 
-def test_details_that_nobody_knows_are_left_alone(
-    published: Path, set_header, with_details
-) -> None:
+def test_details_that_nobody_knows_are_left_alone(published):
     header = with_details(open_features(published).header, etags={"a": [1, None]}, views=3)
     set_header(published, header)
     opened = open_features(published)
     assert (opened.header, len(opened.features)) == (header, 60)
 
 
-def test_a_file_of_the_version_before_is_read_like_a_new_one(
-    published: Path, values: np.ndarray, as_version_2
-) -> None:
+def test_a_file_of_the_version_before_is_read_like_a_new_one(published, values):
     new = open_features(published)
     as_version_2(published)
     for options in ({}, {"features_later": True}, {"verify": False}):
@@ -407,9 +409,7 @@ def test_a_file_of_the_version_before_is_read_like_a_new_one(
     verify_features(published)
 
 
-def test_links_called_as_columns_of_later_versions_are_not_followed(
-    published: Path, as_version_2, tmp_path: Path, watch
-) -> None:
+def test_links_called_as_columns_of_later_versions_are_not_followed(published, tmp_path, watch):
     foreign = tmp_path / "foreign.h5"
     shutil.copy(published, foreign)
     as_version_2(published)
@@ -420,7 +420,7 @@ def test_links_called_as_columns_of_later_versions_are_not_followed(
     assert not was_opened()
 
 
-def test_an_altered_header(published: Path) -> None:
+def test_an_altered_header(published):
     with h5py.File(published, "r+") as file:
         text = bytes(file.attrs["header"])
         del file.attrs["header"]
@@ -428,25 +428,21 @@ def test_an_altered_header(published: Path) -> None:
     refused(published, "does not match its checksum")
 
 
-def test_a_header_that_is_too_large(published: Path, set_header, with_details) -> None:
+def test_a_header_that_is_too_large(published):
     header = open_features(published).header
     set_header(published, with_details(header, padding="x" * (MAX_HEADER_BYTES + 1)))
     refused(published, f"over {MAX_HEADER_BYTES}")
 
 
 @pytest.mark.parametrize("sha256", [None, "x", [], {}, {"features": 3}])
-def test_a_header_without_column_checksums(
-    published: Path, set_header, with_details, sha256: object
-) -> None:
+def test_a_header_without_column_checksums(published, sha256):
     set_header(published, with_details(open_features(published).header, sha256=sha256))
     with pytest.raises(ArtifactInvalid, match="sha256"):
         open_features(published)
 
 
 @pytest.mark.parametrize("num_rows", [None, 61, 59, 0, -1, "60", [60]])
-def test_a_header_with_another_row_count(
-    published: Path, set_header, with_details, num_rows: object
-) -> None:
+def test_a_header_with_another_row_count(published, num_rows):
     set_header(published, with_details(open_features(published).header, num_rows=num_rows))
     refused(published, "column 'features' has shape|details.num_rows is")
 
@@ -462,7 +458,7 @@ def replace_column(path: Path, name: str, **dataset: Any) -> None:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_a_missing_column(published: Path, name: str) -> None:
+def test_a_missing_column(published, name):
     replace_column(published, name)
     refused(published, f"column '{name}' is missing")
 
@@ -502,14 +498,12 @@ def test_a_missing_column(published: Path, name: str) -> None:
         ("groups", {"data": np.zeros((60, 1), "<i8")}, r"shape \(60, 1\)"),
     ],
 )
-def test_a_column_of_another_shape_or_type(
-    published: Path, name: str, dataset: dict[str, Any], match: str
-) -> None:
+def test_a_column_of_another_shape_or_type(published, name, dataset, match):
     replace_column(published, name, **dataset)
     refused(published, f"column '{name}' has {match}")
 
 
-def test_something_else_instead_of_a_column(published: Path) -> None:
+def test_something_else_instead_of_a_column(published):
     for value in (None, np.dtype("<i8")):  # a group, and a type
         with h5py.File(published, "r+") as file:
             del file["labels"]
@@ -533,7 +527,7 @@ def test_something_else_instead_of_a_column(published: Path) -> None:
     ],
     ids=["gzip", "lzf", "shuffle", "scaleoffset", "a plugin"],
 )
-def test_a_filter_that_featx_does_not_write(published: Path, options: dict[str, Any]) -> None:
+def test_a_filter_that_featx_does_not_write(published, options):
     if options.get("allow_unknown_filter"):  # nothing may be written through it here
         options = options | {"shape": 60, "dtype": "<i8", "chunks": 60}
     else:
@@ -543,7 +537,7 @@ def test_a_filter_that_featx_does_not_write(published: Path, options: dict[str, 
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_an_altered_value_with_right_hdf5_checksums(published: Path, name: str) -> None:
+def test_an_altered_value_with_right_hdf5_checksums(published, name):
     with h5py.File(published, "r+") as file:
         column = file[name]
         if name == "sample_ids":
@@ -567,9 +561,7 @@ def test_an_altered_value_with_right_hdf5_checksums(published: Path, name: str) 
         ("groups", 60, "groups outside -1 to 59"),
     ],
 )
-def test_indices_of_nothing(
-    *, published: Path, set_header, with_details, name: str, value: int, match: str
-) -> None:
+def test_indices_of_nothing(published, name, value, match):
     header = open_features(published).header
     with h5py.File(published, "r+") as file:
         file[name][:] = value
@@ -580,17 +572,13 @@ def test_indices_of_nothing(
 
 
 @pytest.mark.parametrize("label", [3, -2])
-def test_what_the_reader_would_refuse_is_not_published(
-    tmp_path: Path, write_features, values, label: int
-) -> None:
+def test_what_the_reader_would_refuse_is_not_published(tmp_path, values, label):
     with pytest.raises(ArtifactInvalid, match="labels outside -1 to 2"):
         write_features(tmp_path / "f.h5", values, labels=np.full(60, label))
 
 
 @pytest.mark.parametrize("chunks_stored", [0, 1])
-def test_a_shape_bomb_costs_nothing(
-    published: Path, set_header, with_details, monkeypatch, chunks_stored: int
-) -> None:
+def test_a_shape_bomb_costs_nothing(published, monkeypatch, chunks_stored):
     num_rows, num_features = 10**9, 10**4
     header = with_details(open_features(published).header, num_rows=num_rows)
     set_header(published, replace(header, spec={**header.spec, "num_features": num_features}))
@@ -621,7 +609,7 @@ def test_a_shape_bomb_costs_nothing(
     read.assert_not_called()
 
 
-def test_names_nobody_asked_for_are_not_looked_at(published: Path, tmp_path: Path, watch) -> None:
+def test_names_nobody_asked_for_are_not_looked_at(published, tmp_path, watch):
     foreign = tmp_path / "foreign.h5"
     shutil.copy(published, foreign)
     with h5py.File(published, "r+") as file:
@@ -666,9 +654,7 @@ ways = pytest.mark.parametrize(
 
 
 @ways
-def test_a_file_that_this_process_has_open_is_read(
-    published: Path, values: np.ndarray, mode: str, options: dict[str, Any]
-) -> None:
+def test_a_file_that_this_process_has_open_is_read(published, values, mode, options):
     with h5py.File(published, mode, **options) as file:
         rows = file["features"]
         opened = open_features(published)
@@ -680,17 +666,13 @@ def test_a_file_that_this_process_has_open_is_read(
 
 
 @pytest.mark.parametrize(("mode", "options"), [("r", {}), ("r+", {}), ("a", {"locking": False})])
-def test_a_file_that_another_process_has_open_is_read(
-    published: Path, values: np.ndarray, mode: str, options: dict[str, Any]
-) -> None:
+def test_a_file_that_another_process_has_open_is_read(published, values, mode, options):
     with held_elsewhere(published, mode, **options):
         assert open_features(published).features.tobytes() == values.tobytes()
     verify_features(published)
 
 
-def test_a_lock_that_the_environment_enforces_is_named(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_the_environment_enforces_is_named(published, monkeypatch):
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")  # which overrides what a program asks for
     code = "import sys, featx; featx.open_features(sys.argv[1])"
     with held_elsewhere(published, "r+"):
@@ -701,16 +683,14 @@ def test_a_lock_that_the_environment_enforces_is_named(
     assert "is open in a program that may change it. Close it there" in last
 
 
-def test_a_file_that_is_open_is_replaced_and_its_reader_keeps_the_old_one(
-    published: Path, write_features, values: np.ndarray
-) -> None:
+def test_a_file_that_is_open_is_replaced_and_its_reader_keeps_the_old_one(published, values):
     with h5py.File(published) as here, held_elsewhere(published, "r"):
         write_features(published, values + 1, overwrite=True)
         assert np.array_equal(here["features"][:], values)
         assert np.array_equal(open_features(published).features, values + 1)
 
 
-def test_every_truncation_at_a_round_number(published: Path, tmp_path: Path) -> None:
+def test_every_truncation_at_a_round_number(published, tmp_path):
     content, damaged = published.read_bytes(), tmp_path / "damaged.h5"
     for size in range(0, len(content) - 1, 512):
         damaged.write_bytes(content[:size])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from feature_files import batch_of, descriptors_in, file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,9 +60,7 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
 
 @given(sizes=sizes, reopened_after=st.integers(0, 6), data=st.data())
-def test_what_was_appended_is_there_now_and_after_reopening(
-    batch_of: BatchOf, sizes: list[int], reopened_after: int, data: st.DataObject
-) -> None:
+def test_what_was_appended_is_there_now_and_after_reopening(sizes, reopened_after, data):
     batches = [batch_of(names, bad=bad_of(names)) for names in named(sizes)]
     rows = np.concatenate([batch.features for batch in batches])
     stamps = np.concatenate([batch.stamps[batch.has_row] for batch in batches])
@@ -86,7 +85,7 @@ def test_what_was_appended_is_there_now_and_after_reopening(
                     assert np.array_equal(found_rows[2], digests[wanted.astype(int)])
 
 
-def test_rows_are_read_while_others_are_added(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_rows_are_read_while_others_are_added(tmp_path):
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
         for number in range(20):
@@ -98,7 +97,7 @@ def test_rows_are_read_while_others_are_added(tmp_path: Path, batch_of: BatchOf)
         assert len(list(journal.batches())) == 20
 
 
-def test_no_file_is_made_before_the_first_batch(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_no_file_is_made_before_the_first_batch(tmp_path):
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
         assert list(journal.batches()) == []
@@ -108,7 +107,7 @@ def test_no_file_is_made_before_the_first_batch(tmp_path: Path, batch_of: BatchO
     assert os.listdir(tmp_path) == ["f.h5.partial"]
 
 
-def test_beginning_again_forgets_all(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_beginning_again_forgets_all(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a", "b"]), batch_of(["c"])])
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin({"other": 1})
@@ -120,7 +119,7 @@ def test_beginning_again_forgets_all(tmp_path: Path, batch_of: BatchOf) -> None:
         assert [batch.sample_ids for batch in journal.batches()] == [("d",)]
 
 
-def test_removing_leaves_nothing(tmp_path: Path, batch_of: BatchOf, descriptors_in) -> None:
+def test_removing_leaves_nothing(tmp_path):
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["a"]))
@@ -132,9 +131,7 @@ def test_removing_leaves_nothing(tmp_path: Path, batch_of: BatchOf, descriptors_
         journal.remove()  # nothing to remove is fine
 
 
-def test_an_error_in_the_run_closes_it_and_keeps_it(
-    tmp_path: Path, batch_of: BatchOf, descriptors_in
-) -> None:
+def test_an_error_in_the_run_closes_it_and_keeps_it(tmp_path):
     def run() -> None:
         with Journal(tmp_path / "f.h5", num_features=8) as journal:
             journal.begin(SETTINGS)
@@ -148,7 +145,7 @@ def test_an_error_in_the_run_closes_it_and_keeps_it(
         assert journal.num_rows == 1
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_rows(tmp_path):
     def batch(number: int) -> Batch:
         names = tuple(f"{number} {i}" for i in range(500))
         shapes = ((500, 3), np.int64), ((500, 16), np.uint8)
@@ -185,9 +182,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_it_is_durable_after_4096_images(
-    tmp_path: Path, batch_of: BatchOf, syncs: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_durable_after_4096_images(tmp_path, syncs, monkeypatch):
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: 0.0)
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
@@ -202,9 +197,7 @@ def test_it_is_durable_after_4096_images(
     assert syncs[2:] == [journal.path.stat().st_size]  # closing leaves nothing unsynced
 
 
-def test_it_is_durable_after_a_second(
-    tmp_path: Path, batch_of: BatchOf, syncs: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_durable_after_a_second(tmp_path, syncs, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
@@ -219,9 +212,7 @@ def test_it_is_durable_after_a_second(
         assert syncs[before:] == [journal.path.stat().st_size]
 
 
-def test_the_folder_is_synced_when_the_file_is_made(
-    tmp_path: Path, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_synced_when_the_file_is_made(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(
@@ -237,9 +228,7 @@ def test_the_folder_is_synced_when_the_file_is_made(
 
 
 @pytest.mark.parametrize("content", [b"", b"f", b"fxj1", record(0, b"{}")[:-1], bytes(100)])
-def test_a_log_that_died_before_record_0_begins_anew(
-    tmp_path: Path, batch_of: BatchOf, content: bytes
-) -> None:
+def test_a_log_that_died_before_record_0_begins_anew(tmp_path, content):
     (tmp_path / "f.h5.partial").write_bytes(content)
     assert read_settings(tmp_path / "f.h5.partial") is None
     write(tmp_path / "f.h5", [batch_of(["a"])])
@@ -249,7 +238,7 @@ def test_a_log_that_died_before_record_0_begins_anew(
 
 
 @pytest.mark.parametrize("content", [b"notes", b"\x89HDF\r\n\x1a\n", b"\1" * 9])
-def test_another_file_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+def test_another_file_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "f.h5.partial"
     path.write_bytes(content)
     for look in (lambda: Journal(tmp_path / "f.h5", num_features=8), lambda: read_settings(path)):
@@ -258,7 +247,7 @@ def test_another_file_is_refused_and_kept(tmp_path: Path, content: bytes) -> Non
     assert path.read_bytes() == content
 
 
-def test_what_is_no_file_is_refused_and_kept(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_and_kept(tmp_path):
     (tmp_path / "a.partial").mkdir()
     os.mkfifo(tmp_path / "b.partial")
     (tmp_path / "precious").write_text("mine")
@@ -274,7 +263,7 @@ def test_what_is_no_file_is_refused_and_kept(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 5
 
 
-def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path):
     write(tmp_path / "other.h5", [batch_of(["a"])])
     journal, link = tmp_path / "other.h5.partial", tmp_path / "f.h5.partial"
     content = journal.read_bytes()
@@ -287,14 +276,14 @@ def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path: Path, batch_of:
     assert journal.read_bytes() == content
 
 
-def test_what_is_refused_is_closed(tmp_path: Path, descriptors_in) -> None:
+def test_what_is_refused_is_closed(tmp_path):
     (tmp_path / "f.h5.partial").write_text("notes of mine")
     with pytest.raises(ArtifactInvalid):
         Journal(tmp_path / "f.h5", num_features=8)
     assert descriptors_in(tmp_path) == []
 
 
-def test_rows_of_another_length_are_refused(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_rows_of_another_length_are_refused(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a", "b"])])
     with (
         Journal(tmp_path / "f.h5", num_features=7) as journal,
@@ -303,7 +292,7 @@ def test_rows_of_another_length_are_refused(tmp_path: Path, batch_of: BatchOf) -
         list(journal.batches())
 
 
-def test_damage_after_opening_is_found_on_reading(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_damage_after_opening_is_found_on_reading(tmp_path):
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["a"]))
@@ -314,7 +303,7 @@ def test_damage_after_opening_is_found_on_reading(tmp_path: Path, batch_of: Batc
             journal.rows(np.array([0]))
 
 
-def test_a_whole_record_that_is_no_batch_is_cut_off(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_a_whole_record_that_is_no_batch_is_cut_off(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a"])])
     path = tmp_path / "f.h5.partial"
     path.write_bytes(path.read_bytes() + record(2, b"of a later featx"))
@@ -326,9 +315,7 @@ def test_a_whole_record_that_is_no_batch_is_cut_off(tmp_path: Path, batch_of: Ba
 # --- others look --------------------------------------------------------------------------------
 
 
-def test_progress_and_settings_can_be_read_while_it_grows(
-    tmp_path: Path, batch_of: BatchOf
-) -> None:
+def test_progress_and_settings_can_be_read_while_it_grows(tmp_path):
     path = tmp_path / "f.h5.partial"
     with Journal(tmp_path / "f.h5", num_features=8) as journal:
         journal.begin(SETTINGS)
@@ -338,7 +325,7 @@ def test_progress_and_settings_can_be_read_while_it_grows(
             assert read_settings(path) == SETTINGS
 
 
-def test_looking_changes_nothing(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_looking_changes_nothing(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a", "b"]), batch_of(["c"])])
     path = tmp_path / "f.h5.partial"
     content = path.read_bytes()[:-1]  # torn
@@ -349,7 +336,7 @@ def test_looking_changes_nothing(tmp_path: Path, batch_of: BatchOf) -> None:
     assert path.read_bytes() == content
 
 
-def test_no_log_is_missing(tmp_path: Path) -> None:
+def test_no_log_is_missing(tmp_path):
     assert read_settings(tmp_path / "f.h5.partial") is None
     with pytest.raises(ArtifactMissing, match="does not exist"):
         read_progress(tmp_path / "f.h5.partial")
@@ -359,9 +346,7 @@ def test_no_log_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 50, 5000], ids=lambda rows: f"{rows}-row batches")
-def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(
-    *, tmp_path: Path, file_size_limit, batch_of: BatchOf, descriptors_in, batch_rows: int
-) -> None:
+def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(tmp_path, batch_rows):
     said: list[Batch] = []
 
     def fill() -> None:
@@ -383,7 +368,7 @@ def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(
         assert all(equal(a, b) for a, b in zip(journal.batches(), said, strict=True))
 
 
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, batch_of: BatchOf) -> None:
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     path = tmp_path / "missing" / "f.h5"
     message = r"Cannot write the features of '.*missing/f\.h5'"
     with Journal(path, num_features=8) as journal:
@@ -394,9 +379,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, batch_of: BatchOf
 
 
 @pytest.mark.parametrize("name", ["begin", "remove"])
-def test_other_refusals_of_the_disk_are_artifact_errors(
-    tmp_path: Path, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_other_refusals_of_the_disk_are_artifact_errors(tmp_path, monkeypatch, name):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

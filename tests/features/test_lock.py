@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from feature_files import file_size_limit
 
 from featx.errors import ArtifactBusy, ArtifactError
 from featx.features import lock
@@ -46,20 +47,20 @@ class Holder:
         self.process.communicate(timeout=60)
 
 
-def test_nothing_is_left(tmp_path: Path) -> None:
+def test_nothing_is_left(tmp_path):
     with locked(tmp_path / "f.h5"):
         assert os.listdir(tmp_path) == ["f.h5.lock"]
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_gives_it_back(tmp_path: Path) -> None:
+def test_an_error_gives_it_back(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), locked(tmp_path / "f.h5"):
             raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
 
 
-def test_the_second_hears_who_is_first(tmp_path: Path) -> None:
+def test_the_second_hears_who_is_first(tmp_path):
     output = tmp_path / "f.h5"
     with Holder(output) as holder, pytest.raises(ArtifactBusy) as caught, locked(output):
         pytest.fail("two at once")
@@ -71,7 +72,7 @@ def test_the_second_hears_who_is_first(tmp_path: Path) -> None:
     assert caught.value.path == output
 
 
-def test_in_one_process_too(tmp_path: Path) -> None:
+def test_in_one_process_too(tmp_path):
     output = tmp_path / "f.h5"
     with locked(output):
         with pytest.raises(ArtifactBusy), locked(output):
@@ -83,7 +84,7 @@ def test_in_one_process_too(tmp_path: Path) -> None:
         pass
 
 
-def test_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
+def test_a_killed_process_locks_nobody_out(tmp_path):
     output = tmp_path / "f.h5"
     with Holder(output) as holder:
         holder.process.send_signal(signal.SIGKILL)
@@ -96,7 +97,7 @@ def test_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_of_many_that_wait_for_it_one_has_it_at_a_time(tmp_path: Path) -> None:
+def test_of_many_that_wait_for_it_one_has_it_at_a_time(tmp_path):
     output, inside, most, done = tmp_path / "f.h5", [0], [0], []
     guard = threading.Lock()
 
@@ -123,7 +124,7 @@ def test_of_many_that_wait_for_it_one_has_it_at_a_time(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_file_that_is_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch) -> None:
+def test_a_lock_file_that_is_removed_meanwhile_is_made_again(tmp_path, monkeypatch):
     """The one who held it removes it between our opening and our locking."""
     output, flock = tmp_path / "f.h5", fcntl.flock
     calls: list[int] = []
@@ -140,7 +141,7 @@ def test_a_lock_file_that_is_removed_meanwhile_is_made_again(tmp_path: Path, mon
         assert (tmp_path / "f.h5.lock").read_text().startswith("process ")
 
 
-def test_the_folder_is_made_and_goes_again_if_nothing_came_of_it(tmp_path: Path) -> None:
+def test_the_folder_is_made_and_goes_again_if_nothing_came_of_it(tmp_path):
     output = tmp_path / "a" / "b" / "f.h5"
     with locked(output):
         assert output.parent.is_dir()
@@ -150,30 +151,30 @@ def test_the_folder_is_made_and_goes_again_if_nothing_came_of_it(tmp_path: Path)
     assert os.listdir(output.parent) == ["f.h5"]
 
 
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+def test_a_folder_that_was_there_stays(tmp_path):
     (tmp_path / "a").mkdir()
     with locked(tmp_path / "a" / "f.h5"):
         pass
     assert (tmp_path / "a").is_dir()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(ArtifactError, match=r"Cannot make the folder"), locked(tmp_path / "a/b/f"):
         pytest.fail("locked")
 
 
-def test_a_folder_name_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_name_that_cannot_be(tmp_path):
     with pytest.raises(ArtifactError), locked(tmp_path / ("x" * 300) / "f.h5"):
         pytest.fail("locked")
 
 
-def test_a_name_that_cannot_be(tmp_path: Path) -> None:
+def test_a_name_that_cannot_be(tmp_path):
     with pytest.raises(ArtifactError, match="name too long"), locked(tmp_path / ("x" * 300)):
         pytest.fail("locked")
 
 
-def test_a_link_or_folder_in_its_place(tmp_path: Path) -> None:
+def test_a_link_or_folder_in_its_place(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "f.h5.lock").symlink_to(tmp_path / "precious")
     (tmp_path / "g.h5.lock").mkdir()
@@ -183,7 +184,7 @@ def test_a_link_or_folder_in_its_place(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_a_full_disk_locks_all_the_same(tmp_path: Path, file_size_limit) -> None:
+def test_a_full_disk_locks_all_the_same(tmp_path):
     output = tmp_path / "f.h5"
     with (
         file_size_limit(0),
@@ -205,13 +206,13 @@ class TestWithoutLocks:
 
         monkeypatch.setattr(lock.fcntl, "flock", refuse)
 
-    def test_it_works(self, tmp_path: Path) -> None:
+    def test_it_works(self, tmp_path):
         for _ in range(2):
             with locked(tmp_path / "f.h5"):
                 pass
         assert os.listdir(tmp_path) == []
 
-    def test_the_second_hears_what_to_delete(self, tmp_path: Path) -> None:
+    def test_the_second_hears_what_to_delete(self, tmp_path):
         output = tmp_path / "f.h5"
         with locked(output), pytest.raises(ArtifactBusy) as caught, locked(output):
             pytest.fail("two at once")
@@ -219,7 +220,7 @@ class TestWithoutLocks:
         assert f"delete '{output}.lock'" in str(caught.value)
 
 
-def test_a_lock_that_fails_otherwise_is_an_artifact_error(tmp_path: Path, monkeypatch) -> None:
+def test_a_lock_that_fails_otherwise_is_an_artifact_error(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from feature_files import (
+    append_rows,
+    file_size_limit,
+    make_columns,
+    make_header,
+    make_samples,
+    verifier,
+    write_features,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +39,7 @@ from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
 COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps", "groups"}
 
 
-def test_anyone_can_read_it(published: Path, values: np.ndarray, make_columns) -> None:
+def test_anyone_can_read_it(published, values):
     columns = make_columns(len(values))
     with h5py.File(published) as file:
         assert set(file) == COLUMNS
@@ -50,7 +58,7 @@ def test_anyone_can_read_it(published: Path, values: np.ndarray, make_columns) -
         assert header["classes"] == ["ant", "bee", "wasp"]
 
 
-def test_columns_are_fixed_checksummed_and_chunked(tmp_path: Path, write_features) -> None:
+def test_columns_are_fixed_checksummed_and_chunked(tmp_path):
     rows = np.zeros((9000, 100), dtype=np.float32)  # 3.6 MB
     write_features(tmp_path / "f.h5", rows)
     with h5py.File(tmp_path / "f.h5") as file:
@@ -64,7 +72,7 @@ def test_columns_are_fixed_checksummed_and_chunked(tmp_path: Path, write_feature
         assert h5py.check_string_dtype(file.attrs.get_id("header").dtype).length is not None
 
 
-def test_the_returned_header_is_the_stored_one(tmp_path: Path, write_features, values) -> None:
+def test_the_returned_header_is_the_stored_one(tmp_path, values):
     returned = write_features(tmp_path / "f.h5", values)
     opened = open_features(tmp_path / "f.h5")
     assert opened.header == returned
@@ -73,9 +81,7 @@ def test_the_returned_header_is_the_stored_one(tmp_path: Path, write_features, v
     assert returned.details["source"] == "/photos"
 
 
-def test_a_header_far_over_64_kib_survives(
-    tmp_path: Path, write_features, make_header, values
-) -> None:
+def test_a_header_far_over_64_kib_survives(tmp_path, values):
     classes = tuple(f"class {number} – Ærøskøbing" for number in range(5000))
     skipped = [[f"odd/{number}.jpg", "truncated", [1, 2, number]] for number in range(5000)]
     header = make_header(values.shape[1], classes, skipped=skipped)
@@ -87,16 +93,14 @@ def test_a_header_far_over_64_kib_survives(
     assert np.array_equal(opened.features, values)
 
 
-def test_a_header_that_no_reader_would_take_is_refused(
-    tmp_path: Path, write_features, make_header, values
-) -> None:
+def test_a_header_that_no_reader_would_take_is_refused(tmp_path, values):
     skipped = [["x" * 1000, "y" * 1000, [1, 2, 3]]] * (MAX_HEADER_BYTES // 4000 + 1)
     with pytest.raises(ArtifactError, match="cannot list all the images that were left out"):
         write_features(tmp_path / "f.h5", values, header=make_header(8, skipped=skipped))
     assert os.listdir(tmp_path) == ["f.h5.partial"]
 
 
-def test_equal_input_gives_equal_bytes(tmp_path: Path, write_features, values) -> None:
+def test_equal_input_gives_equal_bytes(tmp_path, values):
     contents = []
     for name in ("first.h5", "second.h5"):
         write_features(tmp_path / name, values)
@@ -106,7 +110,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path, write_features, values) -
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_how_rows_were_batched_leaves_no_trace(tmp_path: Path, write_features) -> None:
+def test_how_rows_were_batched_leaves_no_trace(tmp_path):
     rows = np.random.default_rng(0).normal(size=(BLOCK_ROWS + 50, 5)).astype(np.float32)
     contents = set()
     for step in (10_000, 1400, 57):
@@ -116,10 +120,7 @@ def test_how_rows_were_batched_leaves_no_trace(tmp_path: Path, write_features) -
 
 
 @pytest.mark.parametrize("num_in_file", [1, 30, 59])
-def test_whether_rows_were_in_a_file_before_leaves_no_trace(
-    *, tmp_path: Path, write_features, make_columns, make_samples, append_rows, make_header,
-    verifier, values, num_in_file: int,
-) -> None:  # fmt: skip
+def test_whether_rows_were_in_a_file_before_leaves_no_trace(tmp_path, values, num_in_file):
     columns = make_columns(len(values))
     path, whole = tmp_path / "f.h5", tmp_path / "whole.h5"
     write_features(whole, values, **columns)
@@ -141,9 +142,7 @@ def test_whether_rows_were_in_a_file_before_leaves_no_trace(
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_rows_come_in_the_order_of_the_samples_and_only_theirs(
-    *, tmp_path: Path, make_columns, make_samples, append_rows, make_header, verifier, values
-) -> None:
+def test_rows_come_in_the_order_of_the_samples_and_only_theirs(tmp_path, values):
     columns = make_columns(len(values))
     order = np.random.default_rng(3).permutation(len(values))
     rows = np.where(order % 4 == 0, -1, order)
@@ -166,7 +165,7 @@ def test_rows_come_in_the_order_of_the_samples_and_only_theirs(
         assert np.array_equal(getattr(opened, name), columns[name][kept]), name
 
 
-def test_what_is_there_stays_without_overwrite(published: Path, write_features, values) -> None:
+def test_what_is_there_stays_without_overwrite(published, values):
     before = published.read_bytes()
     with pytest.raises(ArtifactExists, match="--overwrite"):
         write_features(published, values + 1)
@@ -176,9 +175,7 @@ def test_what_is_there_stays_without_overwrite(published: Path, write_features, 
     assert os.listdir(published.parent) == ["features.h5"]
 
 
-def test_memory_does_not_grow_with_the_rows(
-    *, tmp_path: Path, make_header, make_columns, make_samples, verifier, append_rows
-) -> None:
+def test_memory_does_not_grow_with_the_rows(tmp_path):
     rows = np.zeros((10 * BLOCK_ROWS, 128), dtype=np.float32)  # 20 MiB
     columns = make_columns(len(rows))
     samples, header = make_samples(columns), make_header(128)
@@ -204,17 +201,13 @@ def test_memory_does_not_grow_with_the_rows(
 # --- verified by a fresh process ----------------------------------------------------------------
 
 
-def test_a_fresh_process_reads_it_before_it_gets_its_name(
-    tmp_path: Path, write_features, values
-) -> None:
+def test_a_fresh_process_reads_it_before_it_gets_its_name(tmp_path, values):
     with start_verifier() as verifier:
         write_features(tmp_path / "f.h5", values, verifier=verifier)
     assert np.array_equal(open_features(tmp_path / "f.h5").features, values)
 
 
-def test_what_the_fresh_process_refuses_is_not_published(
-    target: Path, write_features, values, monkeypatch
-) -> None:
+def test_what_the_fresh_process_refuses_is_not_published(target, values, monkeypatch):
     before = content_of(target)
     lose_a_column(monkeypatch)
     with start_verifier() as verifier, pytest.raises(ArtifactInvalid, match="column 'features'"):
@@ -222,9 +215,7 @@ def test_what_the_fresh_process_refuses_is_not_published(
     assert_failed_cleanly(target, before)
 
 
-def test_the_temporary_file_is_what_is_verified_and_is_whole_by_then(
-    tmp_path: Path, write_features, values
-) -> None:
+def test_the_temporary_file_is_what_is_verified_and_is_whole_by_then(tmp_path, values):
     seen = []
 
     def look(path: Path) -> None:
@@ -248,9 +239,8 @@ def test_the_temporary_file_is_what_is_verified_and_is_whole_by_then(
     header_kilobytes=st.integers(0, 500),
 )
 def test_a_file_never_outgrows_the_room_it_claimed(
-    *, tmp_path: Path, write_features, make_columns, make_header, monkeypatch,
-    num_rows: int, num_features: int, longest: int, header_kilobytes: int,
-) -> None:  # fmt: skip
+    *, tmp_path, monkeypatch, num_rows, num_features, longest, header_kilobytes
+):
     claimed = []
     claim = publish._claim
     monkeypatch.setattr(
@@ -266,9 +256,7 @@ def test_a_file_never_outgrows_the_room_it_claimed(
     assert path.stat().st_blocks * 512 <= path.stat().st_size + 2**16  # and what is left is given
 
 
-def test_a_disk_with_too_little_room_is_told_how_much_it_takes(
-    target: Path, write_features, values, monkeypatch
-) -> None:
+def test_a_disk_with_too_little_room_is_told_how_much_it_takes(target, values, monkeypatch):
     before = content_of(target)
     monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=7, f_frsize=512))
     with pytest.raises(ArtifactError) as caught:
@@ -283,9 +271,7 @@ def test_a_disk_with_too_little_room_is_told_how_much_it_takes(
 
 @pytest.mark.parametrize("fields", [{"f_bavail": 0, "f_frsize": 0}, {"f_bavail": 0, "f_frsize": 1}])
 @pytest.mark.parametrize("claims", [True, False])
-def test_a_disk_that_does_not_know_its_room_is_written(
-    *, target: Path, write_features, values, monkeypatch, fields: dict[str, int], claims: bool
-) -> None:
+def test_a_disk_that_does_not_know_its_room_is_written(target, values, monkeypatch, fields, claims):
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
@@ -298,9 +284,7 @@ def test_a_disk_that_does_not_know_its_room_is_written(
     write_features(target, values, overwrite=True)
 
 
-def test_a_full_disk_that_cannot_set_space_aside_is_noticed(
-    target: Path, write_features, values, monkeypatch
-) -> None:
+def test_a_full_disk_that_cannot_set_space_aside_is_noticed(target, values, monkeypatch):
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
@@ -321,7 +305,7 @@ def test_a_full_disk_that_cannot_set_space_aside_is_noticed(
 
 
 @pytest.fixture(params=["new", "replacing"])
-def target(request, tmp_path: Path, write_features, values) -> Path:
+def target(request, tmp_path: Path, values) -> Path:
     """Where to publish: a free name, or one that a good file holds."""
     path = tmp_path / "f.h5"
     if request.param == "replacing":
@@ -358,10 +342,7 @@ def lose_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 20_000, 500_000])
-def test_a_full_disk_is_found_before_hdf5_writes(
-    *, target: Path, append_rows, file_size_limit, make_columns, make_samples, make_header,
-    verifier, limit: int,
-) -> None:  # fmt: skip
+def test_a_full_disk_is_found_before_hdf5_writes(target, limit):
     before, rows, columns = content_of(target), np.ones((3000, 64), np.float32), make_columns(3000)
     with Journal(target, num_features=64) as journal:
         journal.begin({})
@@ -387,7 +368,7 @@ def test_a_full_disk_is_found_before_hdf5_writes(
     assert content_of(target) == before
 
 
-def test_a_process_whose_disk_is_full_says_so_and_lives(tmp_path: Path) -> None:
+def test_a_process_whose_disk_is_full_says_so_and_lives(tmp_path):
     """HDF5 crashes the interpreter at exit when one of its writes has failed."""
     code = """
 import errno, os, sys, numpy as np
@@ -440,9 +421,7 @@ with Journal(path, num_features=64) as journal:
     ],
     ids=["ENOSPC", "h5py OSError", "h5py RuntimeError"],
 )
-def test_a_failing_column_write_leaves_nothing(
-    target: Path, write_features, values, monkeypatch, error: Exception
-) -> None:
+def test_a_failing_column_write_leaves_nothing(target, values, monkeypatch, error):
     before, calls = content_of(target), []
     write = h5py.Dataset.__setitem__
 
@@ -459,7 +438,7 @@ def test_a_failing_column_write_leaves_nothing(
     assert_failed_cleanly(target, before)
 
 
-def test_a_failing_sync_leaves_nothing(target: Path, write_features, values, monkeypatch) -> None:
+def test_a_failing_sync_leaves_nothing(target, values, monkeypatch):
     before = content_of(target)
 
     def fail(_: int) -> None:
@@ -472,9 +451,7 @@ def test_a_failing_sync_leaves_nothing(target: Path, write_features, values, mon
 
 
 @pytest.mark.parametrize("where", ["_write", "_blocks", "sync"])
-def test_an_interruption_leaves_nothing(
-    *, target: Path, write_features, values, monkeypatch, where: str
-) -> None:
+def test_an_interruption_leaves_nothing(target, values, monkeypatch, where):
     before = content_of(target)
 
     def interrupt(*_: object, **__: object) -> None:
@@ -493,9 +470,7 @@ def test_an_interruption_leaves_nothing(
     assert_failed_cleanly(target, before)
 
 
-def test_a_file_that_hdf5_falsified_is_not_published(
-    target: Path, write_features, values, monkeypatch
-) -> None:
+def test_a_file_that_hdf5_falsified_is_not_published(target, values, monkeypatch):
     """The library can lose a chunk and report success: what was written is read back."""
     before = content_of(target)
     lose_a_column(monkeypatch)
@@ -504,7 +479,7 @@ def test_a_file_that_hdf5_falsified_is_not_published(
     assert_failed_cleanly(target, before)
 
 
-def test_another_process_that_was_faster_wins(tmp_path: Path, write_features, values) -> None:
+def test_another_process_that_was_faster_wins(tmp_path, values):
     path = tmp_path / "f.h5"
     theirs = SimpleNamespace(run=lambda _: path.write_bytes(b"theirs"))
     with pytest.raises(ArtifactExists, match="another process"):
@@ -522,9 +497,7 @@ def test_another_process_that_was_faster_wins(tmp_path: Path, write_features, va
     ],
     ids=["long", "empty", "read-only"],
 )
-def test_what_a_killed_process_left_does_no_harm(
-    tmp_path: Path, write_features, values, leave: Callable[[Path], object]
-) -> None:
+def test_what_a_killed_process_left_does_no_harm(tmp_path, values, leave):
     write_features(tmp_path / "whole.h5", values)
     leave(publish._free_name(tmp_path / "f.h5"))
     write_features(tmp_path / "f.h5", values)
@@ -532,7 +505,7 @@ def test_what_a_killed_process_left_does_no_harm(
     assert sorted(os.listdir(tmp_path)) == ["f.h5", "whole.h5"]
 
 
-def test_what_others_have_made_is_left_alone(tmp_path: Path, write_features, values) -> None:
+def test_what_others_have_made_is_left_alone(tmp_path, values):
     output, other = tmp_path / "f.h5", tmp_path / "g.h5"
     write_features(tmp_path / "f.h5.tmp", values)
     (tmp_path / ".f.h5.tmp").write_text("mine")
@@ -548,9 +521,8 @@ def test_what_others_have_made_is_left_alone(tmp_path: Path, write_features, val
 
 @pytest.mark.parametrize(("num_rows", "num_features"), [(1, 1), (60, 16), (3000, 64)])
 def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
-    *, tmp_path: Path, append_rows, make_columns, make_samples, make_header, verifier,
-    monkeypatch, num_rows: int, num_features: int,
-) -> None:  # fmt: skip
+    tmp_path, monkeypatch, num_rows, num_features
+):
     claimed, claim = [], os.posix_fallocate
 
     def note(descriptor: int, offset: int, length: int) -> None:

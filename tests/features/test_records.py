@@ -86,7 +86,7 @@ SETTINGS = record(0, b'{"a":1}')
 
 
 @given(batch=batches())
-def test_a_batch_comes_back(batch: Batch) -> None:
+def test_a_batch_comes_back(batch):
     found = unpack(pack(batch), batch.features.shape[1])
     assert equal(found, batch)
     assert found.has_row.tolist() == [not reason for reason in batch.reasons]
@@ -96,7 +96,7 @@ def test_a_batch_comes_back(batch: Batch) -> None:
 
 
 @given(batch=batches(3))
-def test_other_layouts_of_the_rows_are_the_same_batch(batch: Batch) -> None:
+def test_other_layouts_of_the_rows_are_the_same_batch(batch):
     wide = np.repeat(batch.features, 2, axis=1)[:, ::2]
     turned = np.asfortranarray(batch.features)
     for features in (wide, turned, batch.features.astype(">f4")):
@@ -105,7 +105,7 @@ def test_other_layouts_of_the_rows_are_the_same_batch(batch: Batch) -> None:
 
 
 @given(parts=st.lists(batches(2), max_size=6))
-def test_a_log_of_many_batches_is_read_to_its_end(parts: list[Batch]) -> None:
+def test_a_log_of_many_batches_is_read_to_its_end(parts):
     content = SETTINGS + b"".join(record(i, pack(part)) for i, part in enumerate(parts, 1))
     settings, found, end = scan_of(content)
     assert settings == {"a": 1}
@@ -122,9 +122,7 @@ def test_a_log_of_many_batches_is_read_to_its_end(parts: list[Batch]) -> None:
 
 
 @given(parts=st.lists(batches(2), min_size=1, max_size=4), data=st.data())
-def test_any_change_of_a_byte_ends_the_log_before_it(
-    parts: list[Batch], data: st.DataObject
-) -> None:
+def test_any_change_of_a_byte_ends_the_log_before_it(parts, data):
     whole = [SETTINGS, *(record(i, pack(part)) for i, part in enumerate(parts, 1))]
     content = bytearray(b"".join(whole))
     position = data.draw(st.integers(len(SETTINGS), len(content) - 1))
@@ -138,9 +136,7 @@ def test_any_change_of_a_byte_ends_the_log_before_it(
 
 
 @given(parts=st.lists(batches(2), min_size=1, max_size=4), data=st.data())
-def test_a_log_cut_anywhere_keeps_its_whole_batches(
-    parts: list[Batch], data: st.DataObject
-) -> None:
+def test_a_log_cut_anywhere_keeps_its_whole_batches(parts, data):
     whole = [SETTINGS, *(record(i, pack(part)) for i, part in enumerate(parts, 1))]
     length = data.draw(st.integers(0, len(b"".join(whole))))
     settings, found, end = scan_of(b"".join(whole)[:length])
@@ -151,7 +147,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_batches(
     assert end == (ends[kept - 1] if kept else 0)
 
 
-def test_the_layout_is_the_documented_one() -> None:
+def test_the_layout_is_the_documented_one():
     payload = b"abc"
     start = struct.pack("<4sIQ", b"fxj1", 7, 3)
     assert record(7, payload) == start + struct.pack("<I", zlib.crc32(start + payload)) + payload
@@ -189,7 +185,7 @@ def crafted(**changes: int) -> bytes:
         crafted() + b"x",
     ],
 )
-def test_a_record_whose_parts_do_not_add_up_is_no_batch(payload: bytes) -> None:
+def test_a_record_whose_parts_do_not_add_up_is_no_batch(payload):
     """Its CRC is right: it was written by somebody else."""
     assert scan_of(SETTINGS + record(1, crafted()))[1] == [(len(SETTINGS), 1, 1)]
     assert scan_of(SETTINGS + record(1, payload))[1] == []
@@ -204,23 +200,23 @@ def test_a_record_whose_parts_do_not_add_up_is_no_batch(payload: bytes) -> None:
         struct.pack("<4sIQI", MAGIC, 0, 2**63, 0),
     ],
 )
-def test_without_a_whole_record_0_there_is_nothing(content: bytes) -> None:
+def test_without_a_whole_record_0_there_is_nothing(content):
     assert scan_of(content) == (None, [], 0)
 
 
 @pytest.mark.parametrize("text", [b"", b"no json", b"[]", b"3", b"\xff", b"[" * 100_000])
-def test_settings_that_are_none(text: bytes) -> None:
+def test_settings_that_are_none(text):
     with pytest.raises(ArtifactInvalid, match=r"'log' is no extraction log.*no settings"):
         scan_of(record(0, text))
 
 
 @pytest.mark.parametrize("content", [b"x", b"fxj2", b"\1" * 100, b"path,label\n", b"fxJ1"])
-def test_another_file_is_none_of_ours(content: bytes) -> None:
+def test_another_file_is_none_of_ours(content):
     with pytest.raises(ArtifactInvalid, match=r"'log' is not an extraction log of .*\. Move it"):
         scan_of(content)
 
 
-def test_a_record_that_is_asked_for_and_not_there(tmp_path: Path) -> None:
+def test_a_record_that_is_asked_for_and_not_there(tmp_path):
     with file_of(SETTINGS) as descriptor:
         for offset, number in ((0, 1), (1, 0), (len(SETTINGS), 1), (10**9, 0)):
             with pytest.raises(ArtifactInvalid, match=f"'log' is damaged at byte {offset}"):
@@ -228,7 +224,7 @@ def test_a_record_that_is_asked_for_and_not_there(tmp_path: Path) -> None:
         assert json.loads(read_record(descriptor, 0, 0, Path("log"))) == {"a": 1}
 
 
-def test_counting_never_goes_astray(tmp_path: Path) -> None:
+def test_counting_never_goes_astray(tmp_path):
     """Lengths are all it looks at, and these may be anything."""
     body = record(1, crafted())
     for tail in (b"", b"fxj1", body[:25], struct.pack("<4sIQII", MAGIC, 2, 2**64 - 1, 0, 9)):

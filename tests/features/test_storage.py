@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from feature_files import file_size_limit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +23,8 @@ def descriptor(tmp_path: Path) -> Iterator[int]:
 
 @given(data=st.binary(max_size=200), offset=st.integers(0, 100), at_once=st.integers(1, 50))
 def test_all_of_it_is_written_however_little_goes_at_once(
-    descriptor: int, monkeypatch, data: bytes, offset: int, at_once: int
-) -> None:
+    descriptor, monkeypatch, data, offset, at_once
+):
     pwrite = os.pwrite
     os.ftruncate(descriptor, 0)
     with monkeypatch.context() as patch:
@@ -33,25 +34,25 @@ def test_all_of_it_is_written_however_little_goes_at_once(
     assert os.pread(descriptor, 1000, 0) == expected
 
 
-def test_views_of_other_items_are_written_as_bytes(descriptor: int) -> None:
+def test_views_of_other_items_are_written_as_bytes(descriptor):
     storage.write(descriptor, memoryview(b"abcdefgh").cast("I"), 1)
     assert os.pread(descriptor, 100, 0) == b"\0abcdefgh"
 
 
-def test_the_position_stays_where_it_is(descriptor: int) -> None:
+def test_the_position_stays_where_it_is(descriptor):
     storage.write(descriptor, b"abc", 10)
     assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
 
 
 @pytest.mark.parametrize("length", [0, 3, 20])
-def test_truncate_gives_the_length(descriptor: int, length: int) -> None:
+def test_truncate_gives_the_length(descriptor, length):
     storage.write(descriptor, b"abcdefgh", 0)
     storage.truncate(descriptor, length)
     storage.sync(descriptor)
     assert os.pread(descriptor, 100, 0) == b"abcdefgh"[:length].ljust(length, b"\0")
 
 
-def test_a_full_disk_is_an_error(descriptor: int, file_size_limit) -> None:
+def test_a_full_disk_is_an_error(descriptor):
     with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
         storage.write(descriptor, bytes(5000), 0)
     assert os.fstat(descriptor).st_size == 1000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -34,7 +33,7 @@ def dense(path: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize("what", ["links", "attributes"])
-def test_heaps_without_filters_are_read(published: Path, what: str) -> None:
+def test_heaps_without_filters_are_read(published, what):
     before = open_features(published).features
     dense(published, what)
     assert b"FRHP" in published.read_bytes()
@@ -42,9 +41,7 @@ def test_heaps_without_filters_are_read(published: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["links", "attributes"])
-def test_a_heap_with_a_filter_is_refused_before_hdf5_opens_it(
-    published: Path, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heap_with_a_filter_is_refused_before_hdf5_opens_it(published, what, monkeypatch):
     dense(published, what)
     content = bytearray(published.read_bytes())
     heap = content.index(b"FRHP\0")
@@ -53,9 +50,7 @@ def test_a_heap_with_a_filter_is_refused_before_hdf5_opens_it(
     refused_unopened(published, "heap of the root group has a filter", monkeypatch)
 
 
-def test_a_filter_of_the_root_group_is_refused_before_hdf5_opens_it(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_filter_of_the_root_group_is_refused_before_hdf5_opens_it(published, monkeypatch):
     content = bytearray(published.read_bytes())
     root = content.index(b"OHDR\x02")
     message = content.index(b"\x0a\x02\x00\x01", root)  # group info
@@ -73,7 +68,7 @@ def test_a_filter_of_the_root_group_is_refused_before_hdf5_opens_it(
     ],
     ids=str,
 )
-def test_other_layouts(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_other_layouts(tmp_path, settings, message):
     path = tmp_path / "f.h5"
     with h5py.File(path, "w", **settings) as file:
         file.attrs["header"] = np.bytes_(b"{}")
@@ -81,7 +76,7 @@ def test_other_layouts(tmp_path: Path, settings: dict[str, Any], message: str) -
         require_plain_root(path)
 
 
-def test_any_damage_to_the_root_is_refused_or_harmless(published: Path) -> None:
+def test_any_damage_to_the_root_is_refused_or_harmless(published):
     whole = published.read_bytes()
     root = whole.index(b"OHDR\x02")
     generator = np.random.default_rng(0)
@@ -94,7 +89,7 @@ def test_any_damage_to_the_root_is_refused_or_harmless(published: Path) -> None:
             require_plain_root(published)
 
 
-def test_a_header_that_is_continued_in_itself_ends(published: Path) -> None:
+def test_a_header_that_is_continued_in_itself_ends(published):
     content = bytearray(published.read_bytes())
     root = content.index(b"OHDR\x02")
     message = content.index(b"\x0a\x02\x00\x01", root)
@@ -110,7 +105,7 @@ def plugin_paths() -> list[bytes]:
     return [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
 
 
-def test_plugins_are_off_only_while_a_file_is_opened() -> None:
+def test_plugins_are_off_only_while_a_file_is_opened():
     before = plugin_paths()
     h5py.h5pl.append(b"/own/plugins")
     try:
@@ -124,7 +119,7 @@ def test_plugins_are_off_only_while_a_file_is_opened() -> None:
     assert plugin_paths() == before
 
 
-def test_a_virtual_column_of_any_length_is_refused(published: Path, tmp_path: Path) -> None:
+def test_a_virtual_column_of_any_length_is_refused(published, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other.create_dataset("x", data=np.zeros((60, 8), "f4"), maxshape=(None, 8))
     layout = h5py.VirtualLayout((60, 8), "f4", maxshape=(None, 8))

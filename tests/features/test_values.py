@@ -22,15 +22,13 @@ matrices = hnp.arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 5)
 
 
 @given(features=matrices)
-def test_numbers_pass(features: np.ndarray) -> None:
+def test_numbers_pass(features):
     require_finite(features, NAMES[: len(features)])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @given(features=matrices.filter(len), data=st.data())
-def test_what_is_no_number_names_its_images(
-    value: float, features: np.ndarray, data: st.DataObject
-) -> None:
+def test_what_is_no_number_names_its_images(value, features, data):
     bad = data.draw(st.sets(st.integers(0, len(features) - 1), min_size=1))
     features = features.copy()
     for row in bad:
@@ -41,14 +39,14 @@ def test_what_is_no_number_names_its_images(
         assert (f"'{row}.jpg'" in str(caught.value)) == (row in bad)
 
 
-def test_ten_names_are_enough() -> None:
+def test_ten_names_are_enough():
     with pytest.raises(BackboneError, match=r"'9\.jpg' and 20 more\. ") as caught:
         require_finite(np.full((30, 2), np.nan, np.float32), NAMES)
     assert "'10.jpg'" not in str(caught.value)
 
 
 @given(features=matrices)
-def test_float16_that_passes_is_as_close_as_promised(features: np.ndarray) -> None:
+def test_float16_that_passes_is_as_close_as_promised(features):
     try:
         require_float16(features, NAMES[: len(features)])
     except ConfigError:
@@ -66,14 +64,14 @@ def test_float16_that_passes_is_as_close_as_promised(features: np.ndarray) -> No
         elements=st.one_of(st.just(0.0), st.floats(2**-14, 65504, width=32)),
     )
 )
-def test_rows_in_its_range_pass(features: np.ndarray) -> None:
+def test_rows_in_its_range_pass(features):
     """Zeros too: what is nothing loses nothing."""
     require_float16(features, NAMES[: len(features)])
     require_float16(-features, NAMES[: len(features)])
 
 
 @pytest.mark.parametrize("value", [65505, -65520, 3e38])
-def test_an_overflow_names_image_and_value(value: float) -> None:
+def test_an_overflow_names_image_and_value(value):
     features = np.ones((3, 4), np.float32)
     features[1, 2] = value
     with pytest.raises(ConfigError, match="65,504") as caught:
@@ -82,25 +80,25 @@ def test_an_overflow_names_image_and_value(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [1e-5, 1e-8, 1e-45])
-def test_an_underflow_names_the_image(value: float) -> None:
+def test_an_underflow_names_the_image(value):
     features = np.ones((3, 4), np.float32)
     features[2] = value
     with pytest.raises(ConfigError, match=r"'2\.jpg' by .*%.*0\.1% allowed.*Use float32"):
         require_float16(features, NAMES[:3])
 
 
-def test_small_values_beside_large_ones_may_vanish() -> None:
+def test_small_values_beside_large_ones_may_vanish():
     require_float16(np.array([[1, 1e-9, 0]], np.float32), NAMES[:1])
 
 
-def test_one_bad_row_is_not_hidden_by_good_ones() -> None:
+def test_one_bad_row_is_not_hidden_by_good_ones():
     features = np.ones((1000, 8), np.float32)
     features[777] = 1e-9
     with pytest.raises(ConfigError, match="'image 777'"):
         require_float16(features, [f"image {number}" for number in range(1000)])
 
 
-def test_zeros_alone_are_what_fp16_lost() -> None:
+def test_zeros_alone_are_what_fp16_lost():
     with pytest.raises(ConfigError, match=r"of 8 images are zero.*--precision bf16"):
         require_no_underflow(np.zeros((8, 5), np.float32))
 
@@ -108,5 +106,5 @@ def test_zeros_alone_are_what_fp16_lost() -> None:
 @pytest.mark.parametrize(
     "features", [np.zeros((0, 5)), np.zeros((7, 5)), np.diag([*9 * [0], 1e-12])]
 )
-def test_some_zeros_are_no_underflow(features: np.ndarray) -> None:
+def test_some_zeros_are_no_underflow(features):
     require_no_underflow(features.astype(np.float32))

@@ -52,12 +52,12 @@ class InThisProcess:
         verify_features(path)
 
 
-@pytest.fixture
-def verifier() -> InThisProcess:
-    return InThisProcess()
+verifier = InThisProcess()
 
 
-def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0) -> dict[str, Any]:
+def make_columns(
+    num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0
+) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {
         "labels": generator.integers(-1, num_classes, num_rows),
@@ -68,13 +68,13 @@ def columns_of(num_rows: int, *, num_classes: int = len(CLASSES), seed: int = 0)
     }
 
 
-def header_of(num_features: int, classes: tuple[str, ...] = CLASSES, **details: Any) -> Header:
+def make_header(num_features: int, classes: tuple[str, ...] = CLASSES, **details: Any) -> Header:
     return complete_header(
         "features", {"num_features": num_features}, classes, details, {"python": "3"}
     )
 
 
-def samples_of(columns: dict[str, Any]) -> list[Sample]:
+def make_samples(columns: dict[str, Any]) -> list[Sample]:
     groups = columns.get("groups") or [""] * len(columns["sample_ids"])
     return [
         Sample(name, int(label), SPLITS[split], group)
@@ -84,7 +84,7 @@ def samples_of(columns: dict[str, Any]) -> list[Sample]:
     ]
 
 
-def append(journal: Journal, features: np.ndarray, columns: dict[str, Any], step: int) -> None:
+def append_rows(journal: Journal, features: np.ndarray, columns: dict[str, Any], step: int) -> None:
     """Append rows in batches of ``step``."""
     for start in range(0, len(features), step):
         part = slice(start, start + step)
@@ -99,7 +99,7 @@ def append(journal: Journal, features: np.ndarray, columns: dict[str, Any], step
         )
 
 
-def write(
+def write_features(
     path: Path,
     features: np.ndarray,
     *,
@@ -111,15 +111,15 @@ def write(
     **columns: Any,
 ) -> Header:
     """Publish a file; columns that are not given are made up."""
-    columns = columns_of(len(features)) | columns
+    columns = make_columns(len(features)) | columns
     with Journal(path, num_features=features.shape[1]) as journal:
         journal.begin({"made": "up"})
-        append(journal, features, columns, step)
+        append_rows(journal, features, columns, step)
         written = publish_features(
             path,
-            header or header_of(features.shape[1]),
+            header or make_header(features.shape[1]),
             ExistingRows(None, journal),
-            samples=samples_of(columns),
+            samples=make_samples(columns),
             rows=np.arange(len(features)),
             verifier=verifier or InThisProcess(),
             dtype=dtype,
@@ -127,31 +127,6 @@ def write(
         )
         journal.remove()
     return written
-
-
-@pytest.fixture
-def write_features() -> Callable[..., Header]:
-    return write
-
-
-@pytest.fixture
-def append_rows() -> Callable[..., None]:
-    return append
-
-
-@pytest.fixture
-def make_samples() -> Callable[..., list[Sample]]:
-    return samples_of
-
-
-@pytest.fixture
-def make_columns() -> Callable[..., dict[str, Any]]:
-    return columns_of
-
-
-@pytest.fixture
-def make_header() -> Callable[..., Header]:
-    return header_of
 
 
 @pytest.fixture
@@ -166,79 +141,60 @@ def published(tmp_path: Path, values: np.ndarray) -> Path:
     """A whole feature file, alone in its folder."""
     path = tmp_path / "whole" / "features.h5"
     path.parent.mkdir()
-    write(path, values)
+    write_features(path, values)
     return path
 
 
-@pytest.fixture
-def set_header() -> Callable[[Path, Header], None]:
+def set_header(path: Path, header: Header) -> None:
     """Give a file another header with a right checksum, as an attacker would."""
-
-    def set_(path: Path, header: Header) -> None:
-        with h5py.File(path, "r+") as file:
-            del file.attrs["header"]
-            file.attrs["header"] = np.bytes_(header.to_json().encode())
-
-    return set_
+    with h5py.File(path, "r+") as file:
+        del file.attrs["header"]
+        file.attrs["header"] = np.bytes_(header.to_json().encode())
 
 
-@pytest.fixture
-def as_version_2(set_header) -> Callable[[Path], None]:
+def as_version_2(path: Path) -> None:
     """Make of a file what featx wrote before it recorded change times and groups."""
-
-    def make(path: Path) -> None:
-        with h5py.File(path, "r+") as file:
-            stamps = file["stamps"][:, :2]
-            del file["groups"], file["stamps"]
-            file.create_dataset("stamps", data=stamps, chunks=stamps.shape, fletcher32=True)
-            text = bytes(file.attrs["header"])
-        header = Header.from_json(text, path=path, kind="features")
-        sha256 = dict(header.details["sha256"])
-        del sha256["groups"]
-        sha256["stamps"] = hashlib.sha256(np.ascontiguousarray(stamps).data).hexdigest()
-        skipped = [values[:3] for values in header.details["skipped"]]
-        details = dict(header.details) | {"sha256": sha256, "skipped": skipped}
-        set_header(path, replace(header, schema_version=2, details=details))
-
-    return make
+    with h5py.File(path, "r+") as file:
+        stamps = file["stamps"][:, :2]
+        del file["groups"], file["stamps"]
+        file.create_dataset("stamps", data=stamps, chunks=stamps.shape, fletcher32=True)
+        text = bytes(file.attrs["header"])
+    header = Header.from_json(text, path=path, kind="features")
+    sha256 = dict(header.details["sha256"])
+    del sha256["groups"]
+    sha256["stamps"] = hashlib.sha256(np.ascontiguousarray(stamps).data).hexdigest()
+    skipped = [values[:3] for values in header.details["skipped"]]
+    details = dict(header.details) | {"sha256": sha256, "skipped": skipped}
+    set_header(path, replace(header, schema_version=2, details=details))
 
 
-@pytest.fixture
-def with_details() -> Callable[..., Header]:
-    def with_(header: Header, **details: Any) -> Header:
-        return replace(header, details=dict(header.details) | details)
-
-    return with_
+def with_details(header: Header, **details: Any) -> Header:
+    return replace(header, details=dict(header.details) | details)
 
 
-@pytest.fixture
-def batch_of() -> Callable[..., Batch]:
+def batch_of(
+    names: Sequence[str],
+    *,
+    num_features: int = NUM_FEATURES,
+    bad: Sequence[str] = (),
+    seed: int = 0,
+) -> Batch:
     """Return a maker of batches: ``batch_of(["a", "b"], bad={"b"})`` has one row of two images.
 
     Everything about an image follows from its name and ``seed``, so that a batch that comes back
     can be compared with one made anew.
     """
-
-    def make(
-        names: Sequence[str],
-        *,
-        num_features: int = NUM_FEATURES,
-        bad: Sequence[str] = (),
-        seed: int = 0,
-    ) -> Batch:
-        rows = [row_of(name, num_features, seed) for name in names if name not in bad]
-        return Batch(
-            sample_ids=tuple(names),
-            stamps=np.array([stamp_for(name, seed) for name in names], np.int64).reshape(-1, 3),
-            digests=np.array(
-                [[0] * 16 if name in bad else list(digest_for(name, seed)) for name in names],
-                dtype=np.uint8,
-            ).reshape(-1, 16),
-            reasons=tuple(f"{name} is broken" if name in bad else "" for name in names),
-            features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
-        )
-
-    return make
+    rows = [row_of(name, num_features, seed) for name in names if name not in bad]
+    return Batch(
+        sample_ids=tuple(names),
+        stamps=np.array([stamp_for(name, seed) for name in names], np.int64).reshape(-1, 3),
+        digests=np.array(
+            [[0] * 16 if name in bad else list(digest_for(name, seed)) for name in names],
+            dtype=np.uint8,
+        ).reshape(-1, 16),
+        reasons=tuple(f"{name} is broken" if name in bad else "" for name in names),
+        features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
+    )
 
 
 def digest_for(name: str, seed: int) -> bytes:
@@ -288,87 +244,72 @@ class FakeSource:
         return NO_FILE if content is None else stamp
 
 
-@pytest.fixture
-def fake_source() -> Callable[..., FakeSource]:
+def fake_source(contents: dict[str, bytes | None], **settings: Any) -> FakeSource:
     """Return a maker of sources: ``fake_source({"a": b"content"})``, stamps made up."""
-
-    def make(contents: dict[str, bytes | None], **settings: Any) -> FakeSource:
-        files = {
-            name: (content, Stamp(len(content or b""), 1000 + i, 2000 + i))
-            for i, (name, content) in enumerate(contents.items())
-        }
-        return FakeSource(files, settings.pop("labels", {}), **settings)
-
-    return make
+    files = {
+        name: (content, Stamp(len(content or b""), 1000 + i, 2000 + i))
+        for i, (name, content) in enumerate(contents.items())
+    }
+    return FakeSource(files, settings.pop("labels", {}), **settings)
 
 
-@pytest.fixture
-def plan_of() -> Callable[..., Plan]:
+def plan_of(source: FakeSource, known: ExistingRows, **options: Any) -> Plan:
     """Compare a source with all that is known."""
-
-    def compare(source: FakeSource, known: ExistingRows, **options: Any) -> Plan:
-        return make_plan(source, known.images(), known.file, workers=1, **options)
-
-    return compare
+    return make_plan(source, known.images(), known.file, workers=1, **options)
 
 
-@pytest.fixture
-def fill() -> Callable[..., list[str]]:
+def fill(
+    source: FakeSource,
+    known: ExistingRows,
+    plan: Plan,
+    *,
+    batch_size: int = 3,
+    stop_after: int | None = None,
+) -> list[str]:
     """Do what a plan has left, as the extraction stage does; rows follow from the content.
 
     Returns the names that had to be done. ``stop_after`` so many batches it is interrupted.
     """
-
-    def run(
-        source: FakeSource,
-        known: ExistingRows,
-        plan: Plan,
-        *,
-        batch_size: int = 3,
-        stop_after: int | None = None,
-    ) -> list[str]:
-        todo = plan.todo().tolist()
-        if (todo or len(plan.touched)) and not known.journal.num_images:
-            known.journal.begin({"made": "up"})
-        keep_touched(plan, source, known)
-        names = [source.samples[i].sample_id for i in todo]
-        num_features = known.journal.num_features
-        for start in range(0, len(todo), batch_size):
-            if stop_after is not None and start >= stop_after * batch_size:
-                raise KeyboardInterrupt
-            positions = todo[start : start + batch_size]
-            stamps = [source.stamp(i) for i in positions]
-            reasons, digests, rows = [], [], []
-            for i in positions:
-                try:
-                    content = source.read(i)
-                    reasons.append("it is bad" if content.startswith(b"bad") else "")
-                    digests.append(list(content_digest(content)))
-                except ImageError as err:
-                    reasons.append(err.reason)
-                    digests.append([0] * 16)
-                    continue
-                if not reasons[-1]:
-                    rows.append(feature_of(content, num_features))
-            row = known.next_row
-            known.journal.append(
-                Batch(
-                    sample_ids=tuple(source.samples[i].sample_id for i in positions),
-                    stamps=np.array(stamps, dtype=np.int64),
-                    digests=np.array(digests, dtype=np.uint8),
-                    reasons=tuple(reasons),
-                    features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
-                )
+    todo = plan.todo().tolist()
+    if (todo or len(plan.touched)) and not known.journal.num_images:
+        known.journal.begin({"made": "up"})
+    keep_touched(plan, source, known)
+    names = [source.samples[i].sample_id for i in todo]
+    num_features = known.journal.num_features
+    for start in range(0, len(todo), batch_size):
+        if stop_after is not None and start >= stop_after * batch_size:
+            raise KeyboardInterrupt
+        positions = todo[start : start + batch_size]
+        stamps = [source.stamp(i) for i in positions]
+        reasons, digests, rows = [], [], []
+        for i in positions:
+            try:
+                content = source.read(i)
+                reasons.append("it is bad" if content.startswith(b"bad") else "")
+                digests.append(list(content_digest(content)))
+            except ImageError as err:
+                reasons.append(err.reason)
+                digests.append([0] * 16)
+                continue
+            if not reasons[-1]:
+                rows.append(feature_of(content, num_features))
+        row = known.next_row
+        known.journal.append(
+            Batch(
+                sample_ids=tuple(source.samples[i].sample_id for i in positions),
+                stamps=np.array(stamps, dtype=np.int64),
+                digests=np.array(digests, dtype=np.uint8),
+                reasons=tuple(reasons),
+                features=np.array(rows, dtype=np.float32).reshape(-1, num_features),
             )
-            for i, stamp, reason, digest in zip(positions, stamps, reasons, digests, strict=True):
-                if reason:
-                    name = source.samples[i].sample_id
-                    plan.skipped[i] = SkippedImage(name, reason, stamp, bytes(digest))
-                else:
-                    plan.rows[i], row = row, row + 1
-        return names
-
-    return run
+        )
+        for i, stamp, reason, digest in zip(positions, stamps, reasons, digests, strict=True):
+            if reason:
+                name = source.samples[i].sample_id
+                plan.skipped[i] = SkippedImage(name, reason, stamp, bytes(digest))
+            else:
+                plan.rows[i], row = row, row + 1
+    return names
 
 
 def feature_of(content: bytes, num_features: int) -> np.ndarray:
@@ -376,57 +317,42 @@ def feature_of(content: bytes, num_features: int) -> np.ndarray:
     return generator.normal(size=num_features).astype(np.float32)
 
 
-@pytest.fixture
-def publish_plan() -> Callable[..., Header]:
+def publish_plan(path: Path, source: FakeSource, known: ExistingRows, plan: Plan) -> Header:
     """Publish what a plan says, with the header that the extraction stage would give it."""
-
-    def publish(path: Path, source: FakeSource, known: ExistingRows, plan: Plan) -> Header:
-        skipped = [image.to_list() for _, image in sorted(plan.skipped.items())]
-        return publish_features(
-            path,
-            header_of(known.journal.num_features, source.classes, skipped=skipped),
-            known,
-            samples=source.samples,
-            rows=plan.rows,
-            verifier=InThisProcess(),
-            overwrite=True,
-        )
-
-    return publish
+    skipped = [image.to_list() for _, image in sorted(plan.skipped.items())]
+    return publish_features(
+        path,
+        make_header(known.journal.num_features, source.classes, skipped=skipped),
+        known,
+        samples=source.samples,
+        rows=plan.rows,
+        verifier=InThisProcess(),
+        overwrite=True,
+    )
 
 
-@pytest.fixture
-def file_size_limit() -> Callable[[int], Any]:
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
     """A disk that refuses bytes beyond a limit: writes fail with EFBIG, as they do when full."""
-
-    @contextmanager
-    def limited(num_bytes: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def descriptors_in() -> Callable[[Path], list[str]]:
+def descriptors_in(folder: Path) -> list[str]:
     """Return a function that lists this process's open files in a folder."""
-
-    def open_descriptors(folder: Path) -> list[str]:
-        found = []
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                target = str(Path(f"/proc/self/fd/{name}").readlink())
-            except OSError:
-                continue
-            if target.startswith(str(folder)):
-                found.append(target)
-        return found
-
-    return open_descriptors
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = str(Path(f"/proc/self/fd/{name}").readlink())
+        except OSError:
+            continue
+        if target.startswith(str(folder)):
+            found.append(target)
+    return found
 
 
 @pytest.fixture
