@@ -6,7 +6,7 @@ that older files lack is optional.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from featx.artifact.schema import (
@@ -150,44 +150,43 @@ _COUNTS = {"num_samples": whole(), "num_predicted": whole()}
 _PROBABILITIES = {"log_loss": number(0), "ece": _SHARE}
 
 
+def _single_label(each: Callable[[dict[str, Rule]], Rule]) -> dict[str, Rule]:
+    names = ("top1", "top1_low", "top1_high", "balanced_accuracy", "macro_f1")
+    of_all = {**dict.fromkeys(names, _SHARE), "top5": nullable(_SHARE), **_PROBABILITIES}
+    return {**of_all, "per_class": each({**_COUNTS, **_INTERVALS})}
+
+
+def _multi_label(each: Callable[[dict[str, Rule]], Rule]) -> dict[str, Rule]:
+    shares = dict.fromkeys(("micro_f1", "macro_f1", "exact", "exact_low", "exact_high"), _SHARE)
+    of_all = {"mean_average_precision": nullable(_SHARE), **shares, **_PROBABILITIES}
+    own = {"threshold": _SHARE, "average_precision": nullable(_SHARE)}
+    return {**of_all, "per_class": each({**_COUNTS, **own, **_INTERVALS})}
+
+
+def _regression(each: Callable[[dict[str, Rule]], Rule]) -> dict[str, Rule]:
+    errors = {"mae": number(0), "rmse": number(0), "r2": nullable(number(high=1))}
+    bounds = {"mae_low": number(0), "mae_high": number(0)}
+    bounds |= dict.fromkeys(("r2_low", "r2_high"), nullable(number(high=1)))
+    return {**errors, **bounds, "per_target": each(errors)}
+
+
+_SCORES = {"single-label": _single_label, "multi-label": _multi_label, "regression": _regression}
+
+
 def _scores(task: str, num_outputs: int) -> Rule:
     """Return the rule of the scores on one split."""
-
-    def each(fields: dict[str, Rule]) -> Rule:
-        return list_of(record(fields), length=num_outputs)
-
-    if task == "regression":
-        errors = {"mae": number(0), "rmse": number(0), "r2": nullable(number(high=1))}
-        bounds = {"mae_low": number(0), "mae_high": number(0)}
-        bounds |= dict.fromkeys(("r2_low", "r2_high"), nullable(number(high=1)))
-        return record({"num_samples": whole(), **errors, **bounds, "per_target": each(errors)})
-    if task == "multi-label":
-        shares = dict.fromkeys(("micro_f1", "macro_f1", "exact", "exact_low", "exact_high"), _SHARE)
-        own = {"threshold": _SHARE, "average_precision": nullable(_SHARE)}
-        of_all = {"num_samples": whole(), "mean_average_precision": nullable(_SHARE)}
-        per_class = {"per_class": each({**_COUNTS, **own, **_INTERVALS})}
-        return record({**of_all, **shares, **_PROBABILITIES, **per_class})
-    names = ("top1", "top1_low", "top1_high", "balanced_accuracy", "macro_f1")
-    return record(
-        {
-            "num_samples": whole(),
-            **dict.fromkeys(names, _SHARE),
-            "top5": nullable(_SHARE),
-            **_PROBABILITIES,
-            "per_class": each({**_COUNTS, **_INTERVALS}),
-        }
-    )
+    fields = _SCORES[task](lambda own: list_of(record(own), length=num_outputs))
+    return record({"num_samples": whole(), **fields})
 
 
 def _of_task(task: str, num_outputs: int) -> dict[str, Rule]:
     """Return the fields that a head of some task has beside those of every head."""
-    fields = {"metrics": mapping_of(_scores(task, num_outputs))}
-    if task == "multi-label":
-        fields["thresholds"] = list_of(_between_0_and_1, length=num_outputs)
-    if task == "regression":
-        mean, scale = (list_of(rule, num_outputs) for rule in (number(), number(0, above=True)))
-        fields["unit"] = record({"mean": mean, "scale": scale})
-    return fields
+    mean, scale = (list_of(rule, num_outputs) for rule in (number(), number(0, above=True)))
+    own: dict[str, dict[str, Rule]] = {
+        "multi-label": {"thresholds": list_of(_between_0_and_1, length=num_outputs)},
+        "regression": {"unit": record({"mean": mean, "scale": scale})},
+    }
+    return {"metrics": mapping_of(_scores(task, num_outputs)), **own.get(task, {})}
 
 
 def _between_0_and_1(value: Any, name: str) -> None:

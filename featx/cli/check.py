@@ -109,8 +109,9 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     again = report.repeated
     if again is None:
         return
-    task = (report.proof or {}).get("task", "single-label")
-    answer = {"multi-label": "tags", "regression": "values"}.get(task, "class")
+    from featx.heads.tasks import task_of
+
+    answer = task_of(report.proof or {}).answer
     difference = ""
     if again.max_difference is not None:
         difference = f", largest difference {again.max_difference:.1e} ({again.bound:.2g} allowed)"

@@ -128,11 +128,6 @@ def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
     return {"written": str(report.path)}
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """Return a 95 % interval like ``"0.91–0.96"``, a dash where there is none."""
-    return "–" if low is None or high is None else f"{low:.4f}–{high:.4f}"
-
-
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
     """Print the first images that were left out, and why; ``rest`` shows the others."""
     for sample_id, reason in skipped[:_SKIPPED_SHOWN]:

@@ -76,7 +76,7 @@ def predict(
             print_csv(predictions, predictor.task, predictor.classes)
         all_of_them = list(predictions)  # what lines have not used up
     if format == "table":
-        print_predictions(all_of_them, predictor.task, predictor.classes)
+        print_predictions(all_of_them)
     elif format == "json":
         print_json([as_json(prediction) for prediction in all_of_them])
     if count.bad:

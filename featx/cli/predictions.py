@@ -1,10 +1,10 @@
-"""How predictions look: a table, JSON, and lines of JSON or CSV; one look for each task."""
+"""How predictions are shown: a table, JSON, and lines of JSON or CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
 _KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with
-_RANKED = ("prediction", "2nd", "3rd")
+_CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
+    "single-label": lambda classes: ["rank", "label", "probability"],
+    "multi-label": lambda classes: ["label", *(f"p({name})" for name in classes)],
+    "regression": list,
+}
 
 
-def print_predictions(
-    predictions: Sequence[Prediction], task: TaskName, classes: Sequence[str]
-) -> None:
-    """Print a row for each image; of tags those given, then the most probable ones.
+def print_predictions(predictions: Sequence[Prediction]) -> None:
+    """Print a row for each image: its best classes, its tags and the most probable ones, or values.
 
     Images that cannot be used follow, a line each.
     """
-    rows = [[own.image, *_cells(own)] for own in predictions if not own.error]
-    width = max(map(len, rows), default=0)
-    columns = [*_RANKED, *(f"{n}th" for n in range(4, width))]
-    if task == "regression":
-        columns = list(classes)
-    elif task == "multi-label":
-        columns = ["tags", "1st", *columns[1:]]
-    if rows:
+    usable = [own for own in predictions if not own.error]
+    rows = [[own.image, *_cells(own)] for own in usable]
+    if usable:
+        width = max(map(len, rows))
+        columns = ["prediction", "2nd", "3rd", *(f"{n}th" for n in range(4, width))]
+        if usable[0].values:
+            columns = [name for name, _ in usable[0].values]
+        elif usable[0].tags is not None:
+            columns = ["tags", "1st", *columns[1:]]
         rows = [row + [""] * (width - len(row)) for row in rows]
         print_table(["image", *columns[: width - 1]], rows)
     for own in predictions:
@@ -69,11 +72,10 @@ def print_lines(predictions: Iterable[Prediction]) -> None:
 
 
 def print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Sequence[str]) -> None:
-    """Print one line per image and class: image, rank, label, probability, error.
+    """Print CSV: a line for each image, of single labels one for each rank.
 
-    Of tags one line per image, with those given as ``label`` and the probability of each; of a
-    regression one line per image with its values. As UTF-8 whatever the terminal's encoding. Text
-    that a spreadsheet would run as a formula begins with an apostrophe.
+    It is UTF-8 whatever the terminal's encoding. Text that a spreadsheet would run as a formula
+    begins with an apostrophe.
     """
     line = io.StringIO(newline="")
     writer = csv.writer(line)
@@ -84,14 +86,11 @@ def print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Sequen
         line.seek(0)
         line.truncate()
 
-    if task == "single-label":
-        write("image", "rank", "label", "probability", "error")
-    elif task == "multi-label":
-        write("image", "label", *(f"p({name})" for name in classes), "error")
-    else:
-        write("image", *classes, "error")
+    columns = _CSV_COLUMNS[task](classes)
+    write("image", *columns, "error")
     for prediction in predictions:
-        for fields in _lines(prediction, task, classes):
+        lines = [[""] * len(columns)] if prediction.error else _lines(prediction, classes)
+        for fields in lines:
             write(prediction.image, *fields, prediction.error or "")
 
 
@@ -112,17 +111,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _lines(prediction: Prediction, task: TaskName, classes: Sequence[str]) -> list[list[str]]:
+def _lines(prediction: Prediction, classes: Sequence[str]) -> list[list[str]]:
     """Return the fields between image and error, for each line of a prediction."""
-    if task == "multi-label":
+    if prediction.values:
+        return [[f"{value:.9g}" for _, value in prediction.values]]
+    if prediction.tags is not None:
         top = dict(prediction.top)
         own = [f"{top[name]:.6f}" if name in top else "" for name in classes]
         return [[prediction.label or "", *own]]
-    if task == "regression":
-        values = dict(prediction.values)
-        return [[f"{values[name]:.9g}" if name in values else "" for name in classes]]
-    if prediction.error:
-        return [["", "", ""]]
     return [
         [str(rank), label, f"{probability:.6f}"]
         for rank, (label, probability) in enumerate(prediction.top, start=1)

@@ -202,7 +202,9 @@ _USED = {
 def _require_used(task: str, head: str, solver: str | None) -> None:
     """Refuse options that the chosen head would ignore."""
     context = click.get_current_context()
-    solver = solver or ("ridge" if task == "regression" else "lbfgs")
+    from featx.heads.tasks import SINGLE_LABEL, TASKS
+
+    solver = solver or TASKS.get(task, SINGLE_LABEL).solvers[0]
     kind = "mlp" if head == "mlp" else solver
     for name in sorted(set().union(*_USED.values()) - _USED[kind]):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

@@ -12,7 +12,8 @@ import numpy as np
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import FeatureFile, open_features
-from featx.heads.metrics import Metrics, MultiLabelMetrics, Scores
+from featx.heads.metrics import Scores
+from featx.heads.tasks import TASKS
 from featx.images.sources import SPLITS
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
@@ -113,17 +114,8 @@ def compare(
         step = _step(tell, f"{path.name} ({number} of {len(paths)})")
         compared.append(_train_on(cache, options, judge.split, step))
         del cache  # its features, before the next one's are read
-    compared.sort(key=lambda each: _rank(each.metrics))
+    compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
     return CompareReport(judge.split if judge else "", tuple(compared))
-
-
-def _rank(scores: Scores) -> tuple[float, float]:
-    """Return what sorts the best first."""
-    if isinstance(scores, Metrics):
-        return -scores.top1, scores.log_loss
-    if isinstance(scores, MultiLabelMetrics):
-        return -(scores.mean_average_precision or 0.0), scores.log_loss
-    return scores.mae, scores.rmse
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from featx.heads.metrics.single_label import calibration_gap
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.losses import SIGMOID
 from featx.heads.tasks.single_label import logits_of
-from featx.heads.tasks.task import Details, Labels, Task, listed
+from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import split_tags
 
 log = logging.getLogger(__name__)
@@ -228,6 +228,24 @@ MULTI_LABEL = Task(
     summarise=lambda outputs, targets: (outputs, targets),
     measure_parts=_measure,
     scores=(MultiLabelMetrics, TagScores, "per_class"),
+    columns=(
+        IMAGES,
+        Column("mAP", ("mean_average_precision",), is_main=True),
+        Column("micro F1", ("micro_f1",), is_main=True),
+        Column("macro F1", ("macro_f1",)),
+        Column("exact", ("exact",)),
+        Column("95 %", ("exact_low", "exact_high")),
+        Column("log loss", ("log_loss",), is_main=True),
+        Column("ECE", ("ece",)),
+    ),
+    output_columns=(
+        IMAGES,
+        Column("given", ("num_predicted",), ","),
+        Column("from", ("threshold",), ".3f"),
+        Column("AP", ("average_precision",)),
+        *PRECISION_RECALL,
+    ),
+    rank=lambda scores: (-(scores.mean_average_precision or 0.0), scores.log_loss),
     probabilities=sigmoid,
     logits=_logits,
     comparable=lambda outputs, details: outputs,

@@ -11,7 +11,7 @@ from featx.errors import SourceError
 from featx.heads.metrics.regression import RegressionMetrics, TargetScores, measure_values
 from featx.heads.samples.moments import Moments
 from featx.heads.tasks.losses import SQUARED
-from featx.heads.tasks.task import Details, Labels, Task, listed
+from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import parse_numbers
 
 log = logging.getLogger(__name__)
@@ -195,6 +195,20 @@ REGRESSION = Task(
     summarise=lambda outputs, targets: (outputs, targets),
     measure_parts=_measure,
     scores=(RegressionMetrics, TargetScores, "per_target"),
+    columns=(
+        IMAGES,
+        Column("MAE", ("mae",), ".4g", is_main=True),
+        Column("95 %", ("mae_low", "mae_high"), ".4g", is_main=True),
+        Column("RMSE", ("rmse",), ".4g"),
+        Column("R²", ("r2",), is_main=True),
+        Column("95 %", ("r2_low", "r2_high")),
+    ),
+    output_columns=(
+        Column("MAE", ("mae",), ".4g"),
+        Column("RMSE", ("rmse",), ".4g"),
+        Column("R²", ("r2",)),
+    ),
+    rank=lambda scores: (scores.mae, scores.rmse),
     probabilities=lambda values: values,
     logits=lambda values: values,
     comparable=_comparable,

@@ -20,7 +20,7 @@ from featx.heads.metrics.single_label import (
     measure_judged,
 )
 from featx.heads.tasks.losses import SOFTMAX
-from featx.heads.tasks.task import Details, Labels, Task, listed
+from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,18 @@ SINGLE_LABEL = Task(
     summarise=judge,
     measure_parts=lambda parts, num_outputs, thresholds: measure_judged(parts, num_outputs),
     scores=(Metrics, ClassScores, "per_class"),
+    columns=(
+        IMAGES,
+        Column("top-1", ("top1",), is_main=True),
+        Column("95 %", ("top1_low", "top1_high"), is_main=True),
+        Column("top-5", ("top5",)),
+        Column("balanced", ("balanced_accuracy",)),
+        Column("macro F1", ("macro_f1",)),
+        Column("log loss", ("log_loss",), is_main=True),
+        Column("ECE", ("ece",)),
+    ),
+    output_columns=(IMAGES, Column("predicted", ("num_predicted",), ","), *PRECISION_RECALL),
+    rank=lambda scores: (-scores.top1, scores.log_loss),
     probabilities=_softmax,
     logits=logits_of,
     comparable=lambda outputs, details: outputs,

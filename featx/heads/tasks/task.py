@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -72,6 +72,29 @@ class Targets:
     labelled: np.ndarray
 
 
+class Column(NamedTuple):
+    """A column of a table of scores."""
+
+    title: str
+    fields: tuple[str, ...]
+    format: str = ".4f"
+    is_main: bool = False
+
+    def text(self, scores: object) -> str:
+        """Return the cell of some scores: a number, or an interval of two; a dash for none."""
+        values = [getattr(scores, field) for field in self.fields]
+        return "–" if None in values else "–".join(format(value, self.format) for value in values)
+
+
+IMAGES = Column("images", ("num_samples",), ",")
+PRECISION_RECALL = (
+    Column("precision", ("precision",)),
+    Column("95 %", ("precision_low", "precision_high")),
+    Column("recall", ("recall",)),
+    Column("95 %", ("recall_low", "recall_high")),
+)
+
+
 class Encoding(Protocol):
     """Training targets as a solver takes them, and the way back to the task's outputs."""
 
@@ -129,6 +152,9 @@ class Task:
         measure_parts: Scores of samples that were summarised in parts, of so many outputs, with
             the thresholds.
         scores: Types of the scores of a split and of one output, and the field of the latter.
+        columns: How the scores of a split are shown; 95 % is the interval of the score before.
+        output_columns: How the scores of one output are shown.
+        rank: Sort key of scores, the best first.
         probabilities: From logits.
         logits: From probabilities.
         comparable: Outputs in the unit in which two heads are compared: logits, or deviations.
@@ -165,6 +191,9 @@ class Task:
     summarise: Callable[[np.ndarray, np.ndarray], Any]
     measure_parts: Callable[[Sequence[Any], int, Sequence[float]], Scores]
     scores: tuple[type[Any], type[Any], str]
+    columns: tuple[Column, ...]
+    output_columns: tuple[Column, ...]
+    rank: Callable[[Any], tuple[float, float]]
     probabilities: Callable[[np.ndarray], np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray]
     comparable: Callable[[np.ndarray, Details], np.ndarray]
