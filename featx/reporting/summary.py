@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
-from featx.heads.metrics import NUM_BINS, confusion_matrix, log_softmax
+from featx.heads.metrics.single_label import NUM_BINS, confusion_matrix, log_softmax
 
 MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000

@@ -1,8 +1,8 @@
-"""compare(): the same head on several caches of the same images: which backbone suits them?"""
+"""Train the same head on several caches of the same images, to choose a backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class ComparedCache:
         layer: Node of the backbone that the features were taken from.
         image_size: Input of the backbone, pixels.
         num_features: Length of one feature.
-        metrics: Scores of the split that judges.
+        metrics: Scores of the split that is compared.
         choice: The hyperparameters that were chosen, JSON values.
         seconds: Of fitting, without reading.
     """
@@ -53,9 +53,9 @@ class CompareReport:
     """How a head did on several caches.
 
     Attributes:
-        split: The split whose images judge.
-        caches: Of each file, the best first: by top-1, of tags by mean average precision, then by
-            log loss; of numbers by mean absolute error.
+        split: The split that was compared.
+        caches: The files, the best first: by top-1, of tags by mean average precision, then by log
+            loss; of numbers by mean absolute error.
     """
 
     split: str
@@ -79,16 +79,14 @@ def compare(
 ) -> CompareReport:
     """Return the scores of the same head, trained on each of several feature files.
 
-    Nothing is written. The files must hold features of the same images, so that one score can be
-    held against the other.
+    Nothing is written. The files must hold features of the same images.
 
     Args:
         features: Two files or more; only one is in memory at a time.
         options: Which head and how; None for the default one. With ``few_shot`` the first draw
             counts.
-        split: Whose images judge; None for the validation split, or the test split where there is
-            no validation.
-        progress: Called with what is being done.
+        split: The split to compare; None for validation, or test where there is no validation.
+        progress: Called with the step under way.
 
     Raises:
         ConfigError: There is nothing to compare, no such split, or an option does not fit.
@@ -102,80 +100,48 @@ def compare(
             f"compare needs two or more feature files, each once; got {', '.join(map(str, paths))}."
         )
     options, tell = options or TrainOptions(), progress or (lambda _: None)
-    judge: _Judge | None = None
+    first: dict[str, Any] = {}
     compared = []
     for number, path in enumerate(paths, start=1):
-        tell(f"Training on {path.name} ({number} of {len(paths)})")
+        name = f"{path.name} ({number} of {len(paths)})"
+        tell(f"Training on {name}")
         cache = open_features(path)
-        if judge is None:
-            judge = _Judge.of(cache, split)
+        if not first:
+            split, first = _choose_split(cache, split), _images(cache)
             warn_of_leaks(cache)
-        judge.require_same_images(cache)
-        step = _step(tell, f"{path.name} ({number} of {len(paths)})")
-        compared.append(_train_on(cache, options, judge.split, step))
+        _require_same_images(cache, first, paths[0])
+        compared.append(_train_on(cache, options, split or "", _step(tell, name)))
         del cache  # its features, before the next one's are read
     compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
-    return CompareReport(judge.split if judge else "", tuple(compared))
+    return CompareReport(split or "", tuple(compared))
 
 
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """What every file must have in common with the first one.
+def _images(cache: FeatureFile) -> dict[str, Any]:
+    """Return what compared files must have in common."""
+    return {
+        "classes": cache.classes,
+        "images": cache.sample_ids,
+        "image contents": cache.digests,
+        "labels": cache.labels,
+        "splits": cache.splits,
+    }
 
-    Attributes:
-        path: The first file, for messages.
-        split: Whose images judge.
-        classes: Class names in index order.
-        columns: Content hash, label and split of each image, by what they are called.
-        sample_ids: Of each image.
-    """
 
-    path: Path
-    split: str
-    classes: tuple[str, ...]
-    columns: dict[str, np.ndarray]
-    sample_ids: tuple[str, ...]
-
-    @classmethod
-    def of(cls, cache: FeatureFile, split: str | None) -> _Judge:
-        columns = _columns(cache)
-        return cls(
-            cache.path, _judging_split(cache, split), cache.classes, columns, cache.sample_ids
-        )
-
-    def require_same_images(self, cache: FeatureFile) -> None:
-        """Check that the images, their labels and splits are those of the first file.
-
-        Raises:
-            ArtifactMismatch: They are not; the message says which differ.
-        """
-        differ = None
-        if cache.classes != self.classes:
-            differ = "classes"
-        elif cache.sample_ids != self.sample_ids:
-            differ = "images"
-        else:
-            own = _columns(cache)
-            differ = next((n for n, c in self.columns.items() if not np.array_equal(c, own[n])), "")
-        if differ:
+def _require_same_images(cache: FeatureFile, first: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file with other images, labels or splits than the first one, at ``path``."""
+    for name, own in _images(cache).items():
+        same = own == first[name] if isinstance(own, tuple) else np.array_equal(own, first[name])
+        if not same:
             raise ArtifactMismatch(
                 cache.path,
-                f"'{cache.path}' has other {differ} than '{self.path}', so that their scores "
+                f"'{cache.path}' has other {name} than '{path}', so that their scores "
                 "cannot be compared. Extract both from the same source, with the same "
-                + ("--val-fraction and --resplit." if differ == "splits" else "--val-fraction."),
+                + ("--val-fraction and --resplit." if name == "splits" else "--val-fraction."),
             )
 
 
-def _columns(cache: FeatureFile) -> dict[str, np.ndarray]:
-    return {"image contents": cache.digests, "labels": cache.labels, "splits": cache.splits}
-
-
-def _judging_split(cache: FeatureFile, wanted: str | None) -> str:
-    """Return the split whose labelled images judge.
-
-    Raises:
-        ConfigError: There is no such split, or it has none.
-    """
+def _choose_split(cache: FeatureFile, wanted: str | None) -> str:
+    """Return the split that heads are compared on, which has labelled images."""
     labelled = cache.splits[cache.labels >= 0]
     there = [split for split in SPLITS if SPLITS.index(split) in labelled]
     choice = [wanted] if wanted else [split for split in ("val", "test") if split in there]

@@ -18,7 +18,7 @@ from featx.classifier.staleness import record_provenance
 from featx.features.file import FeatureFile, open_features
 from featx.features.splits import MAX_HELD_OUT, HeldOut
 from featx.heads.head import Head, save_head
-from featx.heads.metrics import Metrics
+from featx.heads.metrics.single_label import Metrics
 from featx.heads.samples.few_shot import FewShotScores, summarise
 from featx.training.current import describe_earlier, made_from, open_earlier, report_if_current
 from featx.training.fitting import Trained, fit_heads

@@ -16,8 +16,8 @@ from featx.heads.calibration import (
     fold_temperature,
 )
 from featx.heads.head import Layer, apply_layers
-from featx.heads.metrics import log_loss
 from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
+from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scores import measure_classes
 
 from featx.artifact import Header
 from featx.errors import (
@@ -28,7 +29,6 @@ from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.schema import COLUMNS
 from featx.heads.head import open_head
-from featx.heads.metrics import measure
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.linear import STRENGTHS, fit_linear
 from featx.heads.solvers.mlp_options import MLPOptions
@@ -96,7 +96,7 @@ def test_the_stored_metrics_are_those_of_the_stored_head(
     assert set(head.header.details["metrics"]) == {"train", "val", "test"}
     for split, stored in head.header.details["metrics"].items():
         rows = features.rows(split)
-        scores = measure(head.logits(features.features[rows]), features.labels[rows])
+        scores = measure_classes(head.logits(features.features[rows]), features.labels[rows])
         assert scores is not None
         assert scores.to_dict() == stored
         assert scores.num_samples == len(rows)

@@ -16,13 +16,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scores import measure_classes
 
 import featx.features.blocks
 import featx.features.publish
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.metrics import measure
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.mlp_options import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
@@ -115,7 +115,7 @@ def test_the_stored_metrics_are_those_of_the_stored_head(
     head, features = open_head(tmp_path / "head"), open_features(cache)
     for split, stored in head.header.details["metrics"].items():
         rows = features.rows(split)
-        scores = measure(head.logits(features.features[rows]), features.labels[rows])
+        scores = measure_classes(head.logits(features.features[rows]), features.labels[rows])
         assert scores is not None
         expected = scores.to_dict()
         assert stored.keys() == expected.keys()

@@ -13,13 +13,8 @@ import pytest
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import apply_layers, open_head, save_head
-from featx.heads.metrics import (
-    MultiLabelMetrics,
-    RegressionMetrics,
-    measure_tags,
-    measure_values,
-)
-from featx.heads.metrics.multi_label import given_tags
+from featx.heads.metrics.multi_label import MultiLabelMetrics, given_tags, measure_tags
+from featx.heads.metrics.regression import RegressionMetrics, measure_values
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.mlp_options import MLPOptions
 from featx.heads.tasks import TASKS

@@ -14,7 +14,8 @@ import featx.features.publish
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.metrics import MultiLabelMetrics, RegressionMetrics
+from featx.heads.metrics.multi_label import MultiLabelMetrics
+from featx.heads.metrics.regression import RegressionMetrics
 from featx.heads.solvers.mlp_options import MLPOptions
 from featx.heads.tasks import TASKS, Labels
 from featx.stages.train import train_head

@@ -1,8 +1,8 @@
-"""How good a head of several tags is, from logits, tags and thresholds."""
+"""Scores of multi-label logits, with thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -45,8 +45,6 @@ class TagScores:
 class MultiLabelMetrics:
     """Scores on one split; samples without a label do not count.
 
-    ``MultiLabelMetrics(**scores.to_dict())`` is ``scores``.
-
     Attributes:
         task: What is scored.
         num_samples: Labelled samples.
@@ -73,10 +71,6 @@ class MultiLabelMetrics:
     log_loss: float
     ece: float
     per_class: tuple[TagScores, ...]
-
-    def __post_init__(self) -> None:
-        scores = [TagScores(**s) if isinstance(s, Mapping) else s for s in self.per_class]
-        object.__setattr__(self, "per_class", tuple(scores))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""

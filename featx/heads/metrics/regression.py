@@ -1,8 +1,7 @@
-"""How good a head of numbers is, from what it gives and what is true."""
+"""Scores of predicted numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,7 +29,7 @@ class TargetScores:
 class RegressionMetrics:
     """Scores on one split; samples without a label do not count.
 
-    ``RegressionMetrics(**scores.to_dict())`` is ``scores``. Bounds are those of a 95 % interval
+    Bounds are those of a 95 % interval
     by bootstrap, always of the same draws.
 
     Attributes:
@@ -58,10 +57,6 @@ class RegressionMetrics:
     r2_low: float | None
     r2_high: float | None
     per_target: tuple[TargetScores, ...]
-
-    def __post_init__(self) -> None:
-        scores = [TargetScores(**s) if isinstance(s, Mapping) else s for s in self.per_target]
-        object.__setattr__(self, "per_target", tuple(scores))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""

@@ -1,19 +1,17 @@
-"""How good a classifier of one class each is, from logits and labels."""
+"""Scores of single-label logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from featx.errors import ConfigError
 from featx.heads.metrics.intervals import share_with_interval, wilson_interval
 
 NUM_BINS = 15
-_VALUES_AT_ONCE = 2**24
-"""Of the expected calibration error."""
+"""Bins of the expected calibration error."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,6 @@ class ClassScores:
 class Metrics:
     """Scores on one split; samples without a label do not count.
 
-    ``Metrics(**scores.to_dict())`` is ``scores``.
-
     Attributes:
         task: What is scored.
         num_samples: Labelled samples.
@@ -74,71 +70,47 @@ class Metrics:
     ece: float
     per_class: tuple[ClassScores, ...]
 
-    def __post_init__(self) -> None:
-        scores = [ClassScores(**s) if isinstance(s, Mapping) else s for s in self.per_class]
-        object.__setattr__(self, "per_class", tuple(scores))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""
         values = asdict(self)
         return values | {"per_class": list(values["per_class"])}
 
 
-def measure(logits: np.ndarray, labels: np.ndarray) -> Metrics | None:
-    """Return the scores of the labelled samples, None if there are none.
-
-    Args:
-        logits: ``(num_samples, num_classes)``, floating.
-        labels: ``(num_samples,)``, integer; -1 where unlabelled.
-    """
-    labelled = np.flatnonzero(labels >= 0)
-    if not len(labelled):
-        return None
-    parts = np.array_split(labelled, -(-len(labelled) * logits.shape[1] // _VALUES_AT_ONCE))
-    return measure_judged([judge(logits[rows], labels[rows]) for rows in parts], logits.shape[1])
-
-
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """What scores need to know of labelled samples, without their logits.
+class Outcomes:
+    """What the scores of labelled samples depend on, without their logits.
 
     Attributes:
         labels: ``(n,)`` integer.
         predicted: Class with the largest logit, ``(n,)``.
-        among_five: Whether the label is among the five largest, ``(n,)``; empty with five classes
-            or fewer.
+        in_top5: Whether the label is among the five largest, ``(n,)``; empty with five classes or
+            fewer.
         losses: ``-log p(label)``, ``(n,)`` float64.
         confidences: Probability of the predicted class, ``(n,)`` float64.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
-    among_five: np.ndarray
+    in_top5: np.ndarray
     losses: np.ndarray
     confidences: np.ndarray
 
 
-def judge(logits: np.ndarray, labels: np.ndarray) -> Judged:
-    """Return what scores need to know of labelled samples.
-
-    Args:
-        logits: ``(n, num_classes)``, floating.
-        labels: ``(n,)``, integer.
-    """
+def outcomes_of(logits: np.ndarray, labels: np.ndarray) -> Outcomes:
+    """Return the outcomes of logits ``(n, num_classes)`` and labels ``(n,)``."""
     logits = logits.astype(np.float64)
-    five = logits.shape[1] > 5
-    among_five = among_largest(logits, labels, k=5) if five else np.zeros(0, bool)
+    in_top5 = is_in_top_k(logits, labels, k=5) if logits.shape[1] > 5 else np.zeros(0, bool)
     predicted = logits.argmax(axis=1)
     logits -= np.take_along_axis(logits, predicted[:, None], axis=1)
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     total = np.exp(logits, out=logits).sum(axis=1)
-    return Judged(labels, predicted, among_five, losses=np.log(total) - own, confidences=1 / total)
+    return Outcomes(labels, predicted, in_top5, losses=np.log(total) - own, confidences=1 / total)
 
 
-def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
+def measure_classes(parts: Sequence[Outcomes], num_classes: int) -> Metrics:
     """Return the scores of the samples of all parts, at least one."""
-    labels, predicted, among_five, losses, confidences = (
-        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Judged)
+    labels, predicted, in_top5, losses, confidences = (
+        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Outcomes)
     )
     right = predicted == labels
     hits, samples, given = (
@@ -146,32 +118,24 @@ def measure_judged(parts: Sequence[Judged], num_classes: int) -> Metrics:
     )
     low, high = wilson_interval(int(right.sum()), len(labels))
     recalls = hits[samples > 0] / samples[samples > 0]
+    total = samples + given  # twice F1's denominator
     return Metrics(
         num_samples=len(labels),
         top1=float(right.mean()),
         top1_low=low,
         top1_high=high,
-        top5=float(among_five.mean()) if num_classes > 5 else None,
+        top5=float(in_top5.mean()) if num_classes > 5 else None,
         balanced_accuracy=float(recalls.mean()),
-        macro_f1=macro_f1(predicted, labels),
+        macro_f1=float((2 * hits[total > 0] / total[total > 0]).mean()),
         log_loss=float(np.average(losses)),
         ece=calibration_gap(confidences, right),
-        per_class=tuple(class_scores(hits, samples, given)),
+        per_class=tuple(
+            ClassScores(
+                own, taken, *share_with_interval(hit, taken), *share_with_interval(hit, own)
+            )
+            for hit, own, taken in zip(hits.tolist(), samples.tolist(), given.tolist(), strict=True)
+        ),
     )
-
-
-def class_scores(hits: np.ndarray, samples: np.ndarray, predicted: np.ndarray) -> list[ClassScores]:
-    """Return the scores of each class.
-
-    Args:
-        hits: Samples that were predicted rightly, by class, ``(num_classes,)``.
-        samples: All of the class, ``(num_classes,)``.
-        predicted: Predictions of the class, ``(num_classes,)``.
-    """
-    return [
-        ClassScores(own, given, *share_with_interval(hit, given), *share_with_interval(hit, own))
-        for hit, own, given in zip(*(n.tolist() for n in (hits, samples, predicted)), strict=True)
-    ]
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -200,54 +164,24 @@ def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(probability))
 
 
-def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, *, k: int = 1) -> float:
-    """Return the share of samples whose label is among the ``k`` largest logits.
+def is_in_top_k(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray:
+    """Return whether each label is among the ``k`` largest logits, ``(N,)`` bool.
 
     A tie goes to the smaller class index, so the score never depends on sort order.
 
     Args:
-        logits: Unnormalised class scores, shape ``(num_samples, num_classes)``, floating.
-        labels: Class indices in ``[0, num_classes)``, shape ``(num_samples,)``, integer.
+        logits: ``(N, num_classes)``, floating.
+        labels: Class indices, ``(N,)``.
         k: Guesses allowed per sample, ``1 <= k <= num_classes``.
 
-    Returns:
-        A proportion in ``[0, 1]``.
-
-    Raises:
-        ConfigError: ``k`` is outside its range.
-
-    >>> top_k_accuracy(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([0, 1]), k=2)
-    0.5
+    >>> is_in_top_k(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([0, 1]), k=2).tolist()
+    [False, True]
     """
-    num_classes = logits.shape[1]
-    if not 1 <= k <= num_classes:
-        raise ConfigError(f"k must be 1 to {num_classes} (the number of classes); got {k}.")
-    return float(among_largest(logits, labels, k=k).mean())
-
-
-def among_largest(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray:
-    """Return whether each label is among the ``k`` largest logits, ``(N,)``; as for the share."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
     smaller_index = np.arange(logits.shape[1])[None, :] < labels[:, None]
     behind = (logits < own) | ((logits == own) & ~smaller_index)  # itself included; NaN never is
     among: np.ndarray = (~behind).sum(axis=1) < k
     return among
-
-
-def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean F1 score over the classes that occur in labels or predictions.
-
-    Args:
-        predicted: Class indices, ``(num_samples,)``.
-        labels: Class indices, ``(num_samples,)``.
-    """
-    size = int(max(predicted.max(), labels.max())) + 1
-    hits, *sides = (
-        np.bincount(values, minlength=size)
-        for values in (labels[predicted == labels], labels, predicted)
-    )
-    total = sides[0] + sides[1]  # twice F1's denominator
-    return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 
 def confusion_matrix(
@@ -273,14 +207,10 @@ def log_loss(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarray | No
         labels: Class indices, ``(num_samples,)``.
         weights: Of each sample, ``(num_samples,)``; None for 1 each.
     """
-    return float(np.average(_losses(logits, labels).astype(np.float64), weights=weights))
-
-
-def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    losses: np.ndarray = np.log(np.exp(shifted).sum(axis=1)) - own
-    return losses
+    losses = np.log(np.exp(shifted).sum(axis=1)) - own
+    return float(np.average(losses.astype(np.float64), weights=weights))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

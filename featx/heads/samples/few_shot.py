@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ConfigError, counted
-from featx.heads.metrics import Metrics
+from featx.heads.metrics.single_label import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.metrics import log_loss
+from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.folds import Division, HeldOut, divide
 from featx.heads.solvers.linear import STRENGTHS, LinearFit, fixed_strength
 from featx.heads.solvers.path import PathPoint

@@ -15,9 +15,9 @@ from featx.heads.metrics.single_label import (
     ClassScores,
     Metrics,
     expected_calibration_error,
-    judge,
     log_loss,
-    measure_judged,
+    measure_classes,
+    outcomes_of,
 )
 from featx.heads.tasks.losses import SOFTMAX
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
@@ -123,8 +123,8 @@ SINGLE_LABEL = Task(
     calibrate=partial(calibrate, fit=fit_temperature, loss_and_error=_loss_and_error),
     choose_thresholds=lambda held_out, num_outputs: (),
     thresholds_of=lambda details, num_outputs: (),
-    summarise=judge,
-    measure_parts=lambda parts, num_outputs, thresholds: measure_judged(parts, num_outputs),
+    summarise=outcomes_of,
+    measure_parts=lambda parts, num_outputs, thresholds: measure_classes(parts, num_outputs),
     scores=(Metrics, ClassScores, "per_class"),
     columns=(
         IMAGES,

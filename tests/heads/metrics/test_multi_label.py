@@ -11,13 +11,13 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from sklearn.metrics import log_loss as reference_log_loss
 
 from featx.heads.metrics.multi_label import (
-    MultiLabelMetrics,
     average_precision,
     binary_log_loss,
     given_tags,
     measure_tags,
     sigmoid,
 )
+from featx.heads.tasks import MULTI_LABEL
 
 
 @st.composite
@@ -66,7 +66,7 @@ def test_scores_are_scikit_learns(sample: tuple[np.ndarray, np.ndarray], thresho
         assert scores.mean_average_precision == pytest.approx(np.mean(known))
     else:
         assert scores.mean_average_precision is None
-    assert MultiLabelMetrics(**scores.to_dict()) == scores
+    assert MULTI_LABEL.scores_from_dict(scores.to_dict()) == scores
 
 
 def test_a_tag_is_given_from_its_threshold_on() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from featx.heads.metrics.regression import RegressionMetrics, measure_values
+from featx.heads.metrics.regression import measure_values
+from featx.heads.tasks import REGRESSION
 
 
 @given(
@@ -32,7 +33,7 @@ def test_scores_are_scikit_learns(
     expected = r2_score(true, values, multioutput="raw_values")
     assert [own.r2 for own in scores.per_target] == pytest.approx(expected, rel=1e-6)
     assert scores.mae_low <= scores.mae_high
-    assert RegressionMetrics(**scores.to_dict()) == scores
+    assert REGRESSION.scores_from_dict(scores.to_dict()) == scores
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

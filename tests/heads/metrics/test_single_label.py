@@ -11,20 +11,18 @@ import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scores import measure_classes
 
-from featx.errors import ConfigError
-from featx.heads.metrics import (
+from featx.heads.metrics.intervals import wilson_interval
+from featx.heads.metrics.single_label import (
     ClassScores,
-    Metrics,
     confusion_matrix,
     expected_calibration_error,
+    is_in_top_k,
     log_loss,
     log_softmax,
-    macro_f1,
-    measure,
-    top_k_accuracy,
-    wilson_interval,
 )
+from featx.heads.tasks import SINGLE_LABEL
 
 
 @st.composite
@@ -50,7 +48,7 @@ def test_top_k_as_scikit_learn(data: tuple[np.ndarray, np.ndarray], k: int) -> N
             expected = sklearn.metrics.top_k_accuracy_score(
                 labels, logits, k=k, labels=range(num_classes)
             )
-    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(expected, abs=1e-12)
+    assert is_in_top_k(logits, labels, k=k).mean() == pytest.approx(expected, abs=1e-12)
 
 
 @given(data=scored(ties=True), k=st.integers(1, 12))
@@ -59,24 +57,18 @@ def test_a_tie_goes_to_the_smaller_index(data: tuple[np.ndarray, np.ndarray], k:
     k = min(k, logits.shape[1])
     guesses = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     expected = (guesses == labels[:, None]).any(axis=1).mean()
-    assert top_k_accuracy(logits, labels, k=k) == pytest.approx(expected)
+    assert is_in_top_k(logits, labels, k=k).mean() == pytest.approx(expected)
 
 
 def test_equal_logits_are_one_guess_not_many() -> None:
-    assert top_k_accuracy(np.zeros((4, 4)), np.arange(4)) == 0.25
-    assert top_k_accuracy(np.zeros((4, 4)), np.arange(4), k=3) == 0.75
+    assert is_in_top_k(np.zeros((4, 4)), np.arange(4), k=1).tolist() == [True, False, False, False]
+    assert is_in_top_k(np.zeros((4, 4)), np.arange(4), k=3).tolist() == [True, True, True, False]
 
 
 def test_a_classifier_that_says_nan_is_never_right() -> None:
     logits = np.full((3, 3), np.nan)
-    assert [top_k_accuracy(logits, np.arange(3), k=k) for k in (1, 2, 3)] == [0, 0, 0]
-    assert top_k_accuracy(np.array([[1.0, np.nan, 0.0]]), np.array([0])) == 0
-
-
-@pytest.mark.parametrize("k", [0, -1, 4])
-def test_k_out_of_range(k: int) -> None:
-    with pytest.raises(ConfigError, match=f"k must be 1 to 3 .* got {k}"):
-        top_k_accuracy(np.zeros((2, 3)), np.zeros(2, dtype=int), k=k)
+    assert not any(is_in_top_k(logits, np.arange(3), k=k).any() for k in (1, 2, 3))
+    assert not is_in_top_k(np.array([[1.0, np.nan, 0.0]]), np.array([0]), k=1).any()
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
@@ -85,7 +77,7 @@ def test_macro_f1_and_confusion_as_scikit_learn(data: tuple[np.ndarray, np.ndarr
     logits, labels = data
     predicted = logits.argmax(axis=1)
     expected = sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0)
-    assert macro_f1(predicted, labels) == pytest.approx(expected)
+    assert measure_classes(logits, labels).macro_f1 == pytest.approx(expected)
     size = max(predicted.max(), labels.max()) + 1
     assert np.array_equal(
         confusion_matrix(predicted, labels),
@@ -102,7 +94,8 @@ def test_confusion_has_labels_in_rows() -> None:
 
 
 def test_macro_f1_counts_a_class_that_is_only_predicted() -> None:
-    assert macro_f1(np.array([0, 0, 2]), np.array([0, 0, 0])) == pytest.approx((0.8 + 0) / 2)
+    scores = measure_classes(np.eye(3)[[0, 0, 2]], np.array([0, 0, 0]))
+    assert scores.macro_f1 == pytest.approx((0.8 + 0) / 2)
 
 
 @settings(deadline=None)
@@ -132,28 +125,10 @@ def test_softmax_does_not_overflow() -> None:
     assert log_loss(small, np.array([1])) == pytest.approx(160)
 
 
-@given(data=scored(ties=True), seed=st.integers(0, 2**32))
-def test_unlabelled_samples_do_not_count(data: tuple[np.ndarray, np.ndarray], seed: int) -> None:
-    logits, labels = data
-    keep = np.random.default_rng(seed).random(len(labels)) < 0.5
-    measured = measure(logits, np.where(keep, labels, -1))
-    if not keep.any():
-        assert measured is None
-    else:
-        assert measured == measure(logits[keep], labels[keep])
-        assert measured.num_samples == keep.sum()
-
-
-def test_nothing_labelled_gives_nothing() -> None:
-    assert measure(np.zeros((3, 2)), np.full(3, -1)) is None
-    assert measure(np.zeros((0, 2)), np.zeros(0, dtype=int)) is None
-
-
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 6, 10])
 def test_top5_needs_more_than_five_classes(num_classes: int) -> None:
     logits = -np.tile(np.arange(num_classes, dtype=float), (num_classes, 1))
-    scores = measure(logits, np.arange(num_classes))
-    assert scores is not None
+    scores = measure_classes(logits, np.arange(num_classes))
     assert scores.top1 == 1 / num_classes
     assert scores.top5 == (5 / num_classes if num_classes > 5 else None)
 
@@ -161,11 +136,10 @@ def test_top5_needs_more_than_five_classes(num_classes: int) -> None:
 @given(data=scored(ties=True))
 def test_measure_agrees_with_itself(data: tuple[np.ndarray, np.ndarray]) -> None:
     logits, labels = data
-    scores = measure(logits.astype(np.float32), labels)
-    assert scores is not None
+    scores = measure_classes(logits.astype(np.float32), labels)
     assert scores.top1 == pytest.approx(float((logits.argmax(axis=1) == labels).mean()))
-    assert Metrics(**scores.to_dict()) == scores
-    assert Metrics(**json.loads(json.dumps(scores.to_dict()))) == scores
+    stored = json.loads(json.dumps(scores.to_dict()))
+    assert SINGLE_LABEL.scores_from_dict(stored) == scores
     assert scores.to_dict() == json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert scores.top1_low <= scores.top1 <= scores.top1_high
 
@@ -177,8 +151,7 @@ def test_balanced_accuracy_and_classes_as_scikit_learn(
 ) -> None:
     logits, labels = data
     predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
-    scores = measure(logits, labels)
-    assert scores is not None
+    scores = measure_classes(logits, labels)
     expected = sklearn.metrics.balanced_accuracy_score(labels, predicted)
     assert scores.balanced_accuracy == pytest.approx(expected)
     precision, recall, _, support = sklearn.metrics.precision_recall_fscore_support(
@@ -237,8 +210,7 @@ def test_calibration_error_is_a_share(data: tuple[np.ndarray, np.ndarray]) -> No
 
 def test_a_class_that_nobody_has_and_nobody_guessed() -> None:
     logits = np.array([[1.0, 0, -1], [1, 0, -1]])
-    scores = measure(logits, np.array([0, 1]))
-    assert scores is not None
+    scores = measure_classes(logits, np.array([0, 1]))
     assert scores.per_class[2] == ClassScores(0, 0, None, None, None, None, None, None)
     assert scores.balanced_accuracy == 0.5
 

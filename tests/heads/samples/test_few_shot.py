@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scores import measure_classes
 
 from featx.errors import ConfigError
-from featx.heads.metrics import measure
 from featx.heads.samples.few_shot import FewShot, draw_shots, summarise, warn_of_small_classes
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=100).map(np.array)
@@ -41,7 +41,7 @@ def test_mean_and_deviation() -> None:
     draws = []
     for right in (4, 2):
         logits = np.eye(2)[np.where(np.arange(4) < right, labels, 1 - labels)]
-        draws.append({"val": measure(logits, labels)})
+        draws.append({"val": measure_classes(logits, labels)})
     scores = summarise(draws)["val"]  # type: ignore[arg-type]
     assert scores.top1.mean == 0.75
     assert scores.top1.deviation == pytest.approx(np.std([1, 0.5], ddof=1))

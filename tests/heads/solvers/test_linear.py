@@ -10,13 +10,14 @@ import sklearn.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
+from scores import top1
 from sklearn.linear_model import LogisticRegression
 
 import featx.heads.samples.folds
 import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
+from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.folds import NUM_FOLDS, choose_num_folds, stratified_folds
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, LinearFit, fit_linear
 from featx.heads.tasks.losses import SIGMOID
@@ -238,9 +239,7 @@ def test_a_stray_class_of_one_sample_changes_little() -> None:
     assert fit.num_folds == NUM_FOLDS
     assert fit.held_out is not None
     assert sorted(fit.held_out.labels) == sorted(labels)
-    ours, theirs = (
-        top_k_accuracy(apply_layers([head.layer], features), labels) for head in (fit, alone)
-    )
+    ours, theirs = (top1(apply_layers([head.layer], features), labels) for head in (fit, alone))
     assert ours >= theirs - 0.02
 
 
@@ -502,7 +501,7 @@ def test_digits() -> None:
     features, labels = digits.data[order].astype(np.float32), digits.target[order]
     fit = fit_linear(features[:1400], labels[:1400], 10)
     logits = apply_layers([fit.layer], features[1400:])
-    assert top_k_accuracy(logits, labels[1400:]) >= 0.95
+    assert top1(logits, labels[1400:]) >= 0.95
 
 
 def test_class_weights_act_in_the_loss_that_chooses_the_strength() -> None:

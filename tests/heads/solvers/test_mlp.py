@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scores import top1
 
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
-from featx.heads.metrics import log_loss, top_k_accuracy
 from featx.heads.metrics.multi_label import binary_log_loss
+from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.folds import stratified_folds
 from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.mlp import Judges, MLPFit, fit_mlp, train_mlp
@@ -51,8 +52,8 @@ def test_learns_what_a_linear_head_cannot() -> None:
     options = MLPOptions(hidden=(32,), learning_rate=0.02, batch_size=64, max_epochs=40)
     fit = fit_mlp(features, labels, 2, options)
     line = fit_linear(features, labels, 2, strengths=[1.0])
-    assert top_k_accuracy(apply_layers(fit.layers, others), their_labels) > 0.95
-    assert top_k_accuracy(apply_layers([line.layer], others), their_labels) < 0.7
+    assert top1(apply_layers(fit.layers, others), their_labels) > 0.95
+    assert top1(apply_layers([line.layer], others), their_labels) < 0.7
 
 
 @pytest.mark.parametrize("hidden", [(1,), (7,), (8, 5), (6, 5, 4, 3)])
@@ -156,7 +157,7 @@ def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
     fit = fit_mlp(features, labels, len(counts), options)
     assert (fit.held_out is None) == (sorted(counts)[-2] < 2)
     assert np.isfinite(fit.held_out_loss) == (fit.held_out is not None)
-    assert top_k_accuracy(apply_layers(fit.layers, features), labels) == 1
+    assert top1(apply_layers(fit.layers, features), labels) == 1
 
 
 def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scores import top1
 from sklearn.linear_model import Ridge
 
 from featx.heads.head import apply_layers, standardisation
-from featx.heads.metrics import top_k_accuracy
 from featx.heads.samples.folds import divide_to_leave_out
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
 from featx.heads.solvers.ridge import fit_ridge
@@ -77,7 +77,7 @@ def test_left_out_is_what_leaving_one_out_gives(
     assert np.allclose(fit.held_out.logits, expected, atol=1e-5)
     squared = ((expected - np.eye(shape[2])[labels]) ** 2).sum(axis=1)
     assert fit.path[0].error == pytest.approx(np.average(squared, weights=weights), rel=1e-4)
-    assert fit.path[0].top1 == top_k_accuracy(expected, labels)
+    assert fit.path[0].top1 == top1(expected, labels)
 
 
 def test_the_strength_is_the_best_of_the_path() -> None:

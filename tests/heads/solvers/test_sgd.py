@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scores import top1
 
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
-from featx.heads.metrics import top_k_accuracy
 from featx.heads.solvers.sgd import EpochScores, SGDOptions, fit_sgd
 
 QUICK = SGDOptions(learning_rate=0.05, epochs=4, step_size=2, batch_size=16)
@@ -59,7 +59,7 @@ def test_an_epoch_is_told_as_it_went() -> None:
     assert all(scores.seconds > 0 for scores in told)
     assert all(0 <= scores.accuracy <= 1 for scores in told)
     assert told[-1].loss < told[0].loss
-    found = top_k_accuracy(apply_layers([layer], features), labels)
+    found = top1(apply_layers([layer], features), labels)
     assert found == pytest.approx(told[-1].accuracy, abs=0.05)
 
 

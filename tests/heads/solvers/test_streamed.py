@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scores import top1
 
 import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers, standardisation
-from featx.heads.metrics import log_loss, top_k_accuracy
+from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.pools import pools_of
 from featx.heads.samples.rows import ArrayRows, Survey, survey
 from featx.heads.samples.selection import LEAST_KEPT, choose_judges, choose_kept
@@ -345,7 +346,7 @@ def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed) -> None:
 
 
 def accuracy(layers, features: np.ndarray, labels: np.ndarray) -> float:
-    return top_k_accuracy(apply_layers(layers, features), labels)
+    return top1(apply_layers(layers, features), labels)
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -7,7 +7,7 @@ import pytest
 
 import featx.heads.samples.folds
 from featx.heads.head import apply_layers
-from featx.heads.metrics import log_softmax
+from featx.heads.metrics.single_label import log_softmax
 from featx.heads.samples.folds import NUM_FOLDS, stratified_folds
 from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.with_sklearn import fit_with_sklearn

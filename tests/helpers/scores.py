@@ -1,0 +1,18 @@
+"""Scores of arrays, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featx.heads.metrics.single_label import Metrics
+from featx.heads.tasks import SINGLE_LABEL
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def measure_classes(logits: np.ndarray, labels: np.ndarray) -> Metrics:
+    scores = SINGLE_LABEL.measure(logits, labels)
+    assert isinstance(scores, Metrics)
+    return scores
