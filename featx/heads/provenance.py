@@ -1,10 +1,10 @@
-"""Which rows a head was trained and scored on, as digests, and how the rows of today differ.
+"""The rows that a head was trained and scored on, as digests, and changes since then.
 
 A row is the content digest of its image, its label as the task reads it, and its features. Rows are
-sorted before they are hashed, so neither their order nor the names of files matter. Besides the
-hash of all rows, a head keeps short digests of the ``SAMPLE_ROWS`` rows that sort first. They sort
-by content digest, so these are a random sample, from which changes can be counted: exactly where
-they are all rows, else as an estimate.
+sorted before they are hashed, so neither their order nor file names matter. Besides the hash of all
+rows, a head stores short digests of the ``SAMPLE_ROWS`` rows that sort first. They sort by content
+digest, so they are a random sample, from which changes are counted: exactly where the sample is all
+rows, else as an estimate.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import base64
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -64,13 +64,7 @@ def digest_rows(
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows as one digest.
-
-    Attributes:
-        num_rows: How many.
-        sha256: Of all rows, sorted.
-        labels_sha256: The same without features: what can be told from images alone.
-    """
+    """Rows as one digest, and as one without features: what images alone can tell."""
 
     num_rows: int
     sha256: str
@@ -81,22 +75,6 @@ class RowSet:
         """Return the digest of rows ``(n, 48)`` uint8, in any order."""
         contents, labels = rows[:, :_PART], rows[:, _PART : 2 * _PART]
         return cls(len(rows), _sha256(rows), digest_labelled(contents, labels))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return what ``to_dict`` described.
-
-        Raises:
-            ValueError: It is something else.
-        """
-        match values:
-            case {"num_rows": int(count), "sha256": str(rows), "labels_sha256": str(labels)}:
-                return cls(count, rows, labels)
-        raise ValueError("a digest of rows lacks a part")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the digest as JSON values."""
-        return dict(vars(self))
 
 
 def digest_labelled(contents: np.ndarray, labels: np.ndarray) -> str:
@@ -126,14 +104,14 @@ def _short(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Provenance:
-    """Which rows a head was trained and scored on.
+    """The rows that a head was trained and scored on.
 
     Attributes:
         trained: Rows that trained it.
-        scored: Labelled rows of each split, which its metrics are of.
-        sample: Short digests of the first of the rows that trained it, ``(n, 16)`` uint8; of all
+        scored: Labelled rows of each split that has scores.
+        sample: Short digests of the rows that trained it, ``(n, 16)`` uint8: the first ones, all
             where it was trained on a draw.
-        drawn: Whether the rows that trained it are a draw from the training split.
+        drawn: Whether it was trained on a draw from the training split.
     """
 
     trained: RowSet
@@ -168,29 +146,28 @@ class Provenance:
         try:
             content = base64.b64decode(values["sample"], validate=True)
             sample = np.frombuffer(content, np.uint8).reshape(-1, _SHORT_BYTES)
-            scored = {str(split): RowSet.from_dict(own) for split, own in values["scored"].items()}
-            return cls(RowSet.from_dict(values["trained"]), scored, sample, bool(values["drawn"]))
+            trained, *scored = (
+                RowSet(*(own[field.name] for field in fields(RowSet)))
+                for own in (values["trained"], *values["scored"].values())
+            )
+            splits = dict(zip(values["scored"], scored, strict=True))
+            return cls(trained, splits, sample, bool(values["drawn"]))
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise ValueError(f"it does not say which rows trained it ({err})") from err
 
     def to_dict(self) -> dict[str, Any]:
         """Return the provenance as JSON values."""
-        return {
-            "trained": self.trained.to_dict(),
-            "scored": {split: own.to_dict() for split, own in self.scored.items()},
-            "sample": base64.b64encode(self.sample.tobytes()).decode(),
-            "drawn": self.drawn,
-        }
+        return asdict(self) | {"sample": base64.b64encode(self.sample.tobytes()).decode()}
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How the training rows of today differ from those that trained a head.
+    """How training rows differ from those that trained a head.
 
     Attributes:
         num_rows: Rows that trained the head.
         new: Rows that it did not see.
-        gone: Rows that are no longer there, or no longer train.
+        gone: Rows that no longer exist, or no longer train.
         relabelled: Rows with another label.
         recomputed: Rows with other features.
         estimated: Whether the counts are estimates.
@@ -217,13 +194,9 @@ class Changes:
 
 
 def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes | None:
-    """Return how the rows that trained a head differ from those of today; None where they don't.
+    """Return how the rows that trained a head differ from those of ``splits``; None if not.
 
     A draw is unchanged as long as all of its rows are in the training split.
-
-    Args:
-        head: What the head recorded.
-        splits: Labelled rows of each split today, as ``Provenance.of`` takes them.
     """
     now = splits["train"]
     if head.drawn:
@@ -235,19 +208,18 @@ def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes
 
 
 def outdated_splits(head: Provenance, splits: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Return the splits whose rows are others than those that a head was scored on."""
-    none = np.zeros((0, _ROW_BYTES), np.uint8)
-    names = dict.fromkeys((*head.scored, *splits))
-    empty = RowSet.of(none)
+    """Return the splits whose rows are not those that a head was scored on."""
+    empty = RowSet.of(np.zeros((0, _ROW_BYTES), np.uint8))
+    now = {name: RowSet.of(rows) for name, rows in splits.items()}
     return tuple(
         name
-        for name in names
-        if head.scored.get(name, empty).sha256 != RowSet.of(splits.get(name, none)).sha256
+        for name in dict.fromkeys((*head.scored, *now))
+        if head.scored.get(name, empty).sha256 != now.get(name, empty).sha256
     )
 
 
 def _drawn_again(head: Provenance, rows: np.ndarray) -> np.ndarray:
-    """Return those of today's training rows that were drawn for a head."""
+    """Return those of the training rows that were drawn for a head."""
     wanted = Counter(head.sample.view(f"S{_SHORT_BYTES}").ravel().tolist())
     chosen = np.zeros(len(rows), bool)
     for number, row in enumerate(_short(rows).view(f"S{_SHORT_BYTES}").ravel().tolist()):
@@ -258,12 +230,12 @@ def _drawn_again(head: Provenance, rows: np.ndarray) -> np.ndarray:
 
 
 def _count(head: Provenance, now: np.ndarray, num_now: int) -> Changes:
-    """Return the counts of changes between two samples, each of the rows that sort first."""
+    """Count the changes between two samples, each of the rows that sort first."""
     then = head.sample.view(f"S{_SHORT_BYTES}").ravel()
     size, whole = _SHORT[0], len(then) == head.trained.num_rows and len(now) == num_now
     before, after = _padded(then), _padded(now)
     scale = 1.0
-    if not whole:  # only up to the earlier end of the two are both known
+    if not whole:  # both are known only up to the earlier end of the two
         ends = [rows[-1][:size] for rows in (before, after) if len(rows) >= SAMPLE_ROWS]
         end = min(ends, default=b"")
         before, after = ([row for row in rows if row[:size] < end] for rows in (before, after))

@@ -1,8 +1,9 @@
-"""train_head(): open the cache, fit, score, write."""
+"""Train a head: open the cache, fit, score, write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from featx.artifact import (
     run_files,
 )
 from featx.classifier.staleness import record_provenance
+from featx.errors import ArtifactError
 from featx.features.file import FeatureFile, open_features
 from featx.features.splits import MAX_HELD_OUT, HeldOut
-from featx.heads.head import Head, save_head
-from featx.heads.metrics.single_label import Metrics
-from featx.heads.samples.few_shot import FewShotScores, summarise
-from featx.training.current import describe_earlier, made_from, open_earlier, report_if_current
+from featx.heads.calibration import Calibration
+from featx.heads.head import Head, describe_head, open_head, save_head
+from featx.heads.samples.few_shot import FewShotScores, Spread, summarise
+from featx.heads.tasks import TASKS
 from featx.training.fitting import Trained, fit_heads
-from featx.training.options import TrainOptions, TrainReport
+from featx.training.options import CrossValidated, TrainOptions, TrainReport
 from featx.training.samples import warn_of_leaks
 from featx.training.solving import EpochProgress, Step
 
@@ -57,54 +59,104 @@ def train_head(
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)
-    earlier = open_earlier(output) if exists else None
-    if earlier and (report := report_if_current(output, earlier, cache, options)):
-        return report
+    existing = _open_existing(output) if exists else None
+    if existing and _is_current(existing, cache, options):
+        try:
+            return _report(output, existing, is_unchanged=True)
+        except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
+            pass
     trained = fit_heads(cache, options, progress=progress, step=step)
-    first = trained[0]
-    few_shot = summarise([_of_classes(each) for each in trained]) if options.few_shot else {}
-    head = Head(_header(cache, options, first, few_shot), first.answers.layers)
+    head = Head(_header(cache, options, trained), trained[0].answers.layers)
+    head = save_head(output, head, overwrite=exists)
+    seconds = sum(each.seconds for each in trained)
+    return _report(output, head, seconds=seconds, replaced=_describe(existing) if exists else "")
+
+
+def _open_existing(output: Path) -> Head | None:
+    """Return the head at an output; None where it is damaged."""
+    try:
+        return open_head(output)
+    except ArtifactError:
+        return None
+
+
+def _is_current(head: Head, cache: FeatureFile, options: TrainOptions) -> bool:
+    """Return whether training would write the head again."""
+    own = {"features": str(cache.path.resolve()), "made_from": _made_from(cache, options)}
+    return all(head.header.details.get(name) == value for name, value in own.items())
+
+
+def _made_from(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
+    """Return what decides a head, JSON values: the features by their sha256, and the options."""
+    chosen = {name: value for name, value in asdict(options).items() if name != "overwrite"}
+    return {
+        "features": cache.inputs_sha256,
+        "options": json.loads(json.dumps(chosen)),
+        "featx": describe_environment()["featx"],
+    }
+
+
+def _describe(head: Head | None) -> str:
+    """Return a head that is replaced in a few words."""
+    if head is None:
+        return "a head that cannot be read"
+    details = head.header.details
+    return describe_head(details.get("choice", {}), details.get("metrics", {}))
+
+
+def _report(
+    path: Path,
+    head: Head,
+    *,
+    seconds: float = 0.0,
+    is_unchanged: bool = False,
+    replaced: str = "",
+) -> TrainReport:
+    """Return the report of a head, from its header."""
+    details, scores_from_dict = head.header.details, TASKS[head.task].scores_from_dict
+    calibration, cross_validated = details["calibration"], details.get("cross_validated")
+    few_shot = details.get("few_shot", {"metrics": {}})["metrics"]
     return TrainReport(
-        path=output,
-        head=save_head(output, head, overwrite=exists),
-        metrics=first.metrics,
-        seconds=sum(each.seconds for each in trained),
-        choice=first.answers.choice,
-        calibration=first.answers.calibration,
-        few_shot=few_shot,
-        cross_validated=first.cross_validated,
-        replaced=describe_earlier(earlier) if exists else "",
+        path=path,
+        head=head,
+        metrics={split: scores_from_dict(own) for split, own in details["metrics"].items()},
+        seconds=seconds,
+        choice=details["choice"],
+        calibration=Calibration(**calibration) if calibration else None,
+        few_shot={
+            split: FewShotScores(**{name: Spread(**own) for name, own in scores.items()})
+            for split, scores in few_shot.items()
+        },
+        cross_validated=CrossValidated(
+            scores_from_dict(cross_validated["metrics"]), cross_validated["num_folds"]
+        )
+        if cross_validated
+        else None,
+        is_unchanged=is_unchanged,
+        replaced=replaced,
     )
 
 
-def _of_classes(trained: Trained) -> dict[str, Metrics]:
-    return {split: own for split, own in trained.metrics.items() if isinstance(own, Metrics)}
-
-
-_PROVENANCE = ("source", "weights", "val_fraction")
-"""What export needs to find images and weights again; the head passes it on."""
+_ORIGIN = ("source", "weights", "val_fraction")
+"""Details that export needs to find images and weights again."""
 
 
 def _held_out(cache: FeatureFile) -> dict[str, str]:
-    """Return what tells which of the source's images were held out, if featx chose them."""
+    """Return the detail that lists the images that were held out, if featx chose them."""
     rows = cache.rows("val")
     if cache.header.details.get("own_validation") or len(rows) > MAX_HELD_OUT:
         return {}
     return {"held_out": HeldOut.of(cache.digests[rows]).to_text()}
 
 
-def _header(
-    cache: FeatureFile,
-    options: TrainOptions,
-    trained: Trained,
-    few_shot: Mapping[str, FewShotScores],
-) -> Header:
-    source, answers, weight = cache.header.details, trained.answers, options.class_weight
-    calibration = answers.calibration
+def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained]) -> Header:
+    """Return the header of the head of the first draw."""
+    trained, source, weight = draws[0], cache.header.details, options.class_weight
+    answers, calibration = trained.answers, trained.answers.calibration
     details: dict[str, Any] = {
         "features": str(cache.path.resolve()),
-        "made_from": made_from(cache, options),
-        **{name: source[name] for name in _PROVENANCE},
+        "made_from": _made_from(cache, options),
+        **{name: source[name] for name in _ORIGIN},
         "activation": "relu",
         "task": trained.task.name,
         "choice": answers.choice,
@@ -122,6 +174,7 @@ def _header(
     if answers.unit:
         details["unit"] = dict(zip(("mean", "scale"), answers.unit, strict=True))
     if options.few_shot:
+        few_shot = summarise([each.metrics for each in draws])
         scores = {split: each.to_dict() for split, each in few_shot.items()}
         details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
     return Header(

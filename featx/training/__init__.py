@@ -2,7 +2,6 @@
 
 options         what a user chooses, and the report
 samples         what the feature file gives to train on, and what is wrong with it
-current         whether a head is what the same training would give
 fitting         one head, or one for each draw of a few samples
 solving         in memory: one call for every solver
 blocks          from the file, block by block

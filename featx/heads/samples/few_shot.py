@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from featx.errors import ConfigError, counted
-from featx.heads.metrics.single_label import Metrics
+from featx.heads.metrics import Scores
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +96,12 @@ def warn_of_small_classes(labels: np.ndarray, shots: int) -> None:
         )
 
 
-def summarise(draws: Sequence[Mapping[str, Metrics]]) -> dict[str, FewShotScores]:
+def summarise(draws: Sequence[Mapping[str, Scores]]) -> dict[str, FewShotScores]:
     """Return mean and deviation of each split's scores."""
+    names = [field.name for field in fields(FewShotScores)]
     return {
         split: FewShotScores(
-            top1=_spread([draw[split].top1 for draw in draws]),
-            balanced_accuracy=_spread([draw[split].balanced_accuracy for draw in draws]),
-            macro_f1=_spread([draw[split].macro_f1 for draw in draws]),
-            log_loss=_spread([draw[split].log_loss for draw in draws]),
+            **{name: _spread([getattr(draw[split], name) for draw in draws]) for name in names}
         )
         for split in draws[0]
     }
