@@ -23,13 +23,13 @@ import onnxruntime as ort
 from report import ROOT, table, write_measured
 
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.graph_builder import GraphBuilder
 from featx.backbones.int8.calibrate import calibrate
 from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.onnx_graph import build_graph
 from featx.classifier.contract import Contract
-from featx.classifier.geometry import add_geometry
 from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.graph_builder import Pieces
+from featx.classifier.image_nodes import add_geometry
 from featx.classifier.session import Classifier, load_classifier
 from featx.extraction.backbone import open_backbone
 from featx.extraction.options import ExtractOptions
@@ -196,14 +196,14 @@ def pixel_rows(images: list[np.ndarray]) -> list[list[str]]:
             std=(1, 1, 1),
             interpolation=filter_name,  # type: ignore[arg-type]
         )
-        pieces = Pieces()
-        add_geometry(pieces, spec, image="image", output="pixels")
+        builder = GraphBuilder()
+        add_geometry(builder, spec, image="image", output="pixels")
         graph = helper.make_graph(
-            pieces.nodes,
+            builder.nodes,
             "geometry",
             [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])],
             [helper.make_tensor_value_info("pixels", TensorProto.UINT8, None)],
-            initializer=pieces.initializers,
+            initializer=builder.initializers,
         )
         opset = [helper.make_opsetid("", 20)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=10)

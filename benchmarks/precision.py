@@ -60,7 +60,6 @@ def engines(
     from featx.backbones.catalog import default_preprocess
     from featx.backbones.engines import OnnxEngine, TorchEngine
     from featx.backbones.int8.calibrate import calibrate, narrowed
-    from featx.backbones.int8.pixel_rows import with_pixel_rows
     from featx.backbones.int8.quantize import quantize_graph
     from featx.backbones.network import build_network
     from featx.backbones.onnx_graph import build_graph
@@ -87,7 +86,7 @@ def engines(
     ranges = calibrate(graph, [seen])
     with contextlib.suppress(BackboneError):  # measured all the same, and called refused
         ranges = narrowed(graph, ranges, seen[::4], backbone)
-    quantised = with_pixel_rows(quantize_graph(graph, ranges))
+    quantised = quantize_graph(graph, ranges)
     yield "onnxruntime int8", OnnxEngine(quantised), pixels, exact
 
 

@@ -47,13 +47,12 @@ ALLOWED = {
     "jinja2": ("reporting/templates.py",),
     "markupsafe": ("reporting/templates.py",),
     "onnx": (
-        *("backbones/onnx_graph.py", "backbones/int8/"),
-        "classifier/precision.py",
-        *(f"classifier/{name}.py" for name in ("graph", "geometry", "graph_builder", "trunk")),
+        *("backbones/onnx_graph.py", "backbones/graph_builder.py", "backbones/int8/"),
+        *("classifier/graph.py", "classifier/image_nodes.py"),
     ),
     "onnxscript": (),
     "onnxruntime": (
-        *(f"classifier/{name}.py" for name in ("session", "providers", "precision")),
+        *(f"classifier/{name}.py" for name in ("session", "providers", "graph")),
         *("backbones/session_options.py", "backbones/engines/with_onnxruntime.py"),
     ),
     "click": ("cli/",),

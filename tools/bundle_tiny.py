@@ -23,7 +23,7 @@ from featx.extraction.options import ExtractOptions
 
 def main() -> None:
     """Write both files."""
-    options = ExtractOptions(backbone="tiny")
+    options = ExtractOptions(backbone="tiny").resolved()
     network, spec, weights = open_backbone(options)
     graph = build_graph(network, image_size=spec.preprocess.image_size)
     shutil.rmtree(BUNDLED, ignore_errors=True)

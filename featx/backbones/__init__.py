@@ -9,6 +9,7 @@ tiny             the bundled backbone
 engines          running the network over batches: torch, or ONNX Runtime on its graph
 session_options  how ONNX Runtime is set up
 onnx_graph       the network as an ONNX graph
+graph_builder    building and changing ONNX graphs
 int8             that graph in integers: ranges, quantising
 seal             telling that an ONNX file is as it was written
 onnx_parts       what an ONNX file has that featx does not write

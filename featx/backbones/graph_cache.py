@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 OPSET = 20
 BUNDLED = Path(__file__).with_name("bundled")
-BUILD = 3
+BUILD = 4
 """How a graph is built from a network; another number where the same network gives another."""
 _SHAPED_BY = ("featx", "torch", "torchvision", "onnxscript")
 _SPEC_FROM = ("featx", "torch", "torchvision")

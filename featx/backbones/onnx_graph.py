@@ -18,6 +18,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from featx.backbones.engines import OnnxEngine, TorchEngine
+from featx.backbones.graph_builder import (
+    NORMALISED,
+    GraphBuilder,
+    add_normalisation,
+    drop_unused,
+    forget_origin,
+    rename_inputs,
+)
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
 from featx.errors import BackboneError, ExportError
@@ -52,7 +60,37 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
     if program is None:
         raise ExportError("torch's exporter returned nothing.")
     model: onnx.ModelProto = program.model_proto
+    _replace_arithmetic(model.graph, network, image_size)
+    forget_origin(model.graph)
     return model
+
+
+def _replace_arithmetic(graph: onnx.GraphProto, network: Network, image_size: int) -> None:
+    """Put featx's own arithmetic, the same operations on the same numbers, before the trunk.
+
+    Raises:
+        ExportError: The exporter gives other names.
+    """
+    trunk = [node for node in graph.node if NORMALISED not in node.output]
+    if len(trunk) == len(graph.node):
+        raise ExportError(f"torch's exporter gives no tensor the name '{NORMALISED}'.")
+    builder, pixels = GraphBuilder(), graph.input[0].name
+    mean, std = (values.cpu().numpy().reshape(3) for values in (network.mean, network.std))
+    add_normalisation(
+        builder,
+        [("Div", "scaled", np.array(255)), ("Sub", "centred", mean), ("Div", "normalised", std)],
+        pixels=pixels,
+        width=image_size,
+        output=NORMALISED,
+    )
+    del graph.node[:]
+    graph.node.extend(trunk)
+    rename_inputs(graph, {pixels: NORMALISED})  # some read the size of the batch
+    trunk = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*builder.nodes, *trunk])
+    graph.initializer.extend(builder.initializers)
+    drop_unused(graph)
 
 
 def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> bytes:

@@ -11,6 +11,7 @@ What goes in and what comes out is chosen by a ``Contract``.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,12 +19,17 @@ import onnx
 from onnx import TensorProto, helper
 
 from featx.artifact import Header
+from featx.backbones.graph_builder import (
+    NORMALISED,
+    GraphBuilder,
+    drop_unused,
+    forget_origin,
+    rename_inputs,
+    share_equal,
+)
 from featx.classifier.contract import Contract, Value
-from featx.classifier.geometry import add_geometry
-from featx.classifier.graph_builder import Pieces
-from featx.classifier.precision import to_float16
+from featx.classifier.image_nodes import TENSOR, add_arithmetic, add_geometry
 from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
-from featx.classifier.trunk import add_arithmetic, drop_unused, share_equal, split_trunk
 from featx.errors import ExportError
 from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec
@@ -57,8 +63,8 @@ def build_classifier(
 
     Raises:
         ConfigError: The contract asks for more classes than there are.
-        ExportError: The backbone does not take what the contract gives it, the result is not a
-            valid ONNX model, or it exceeds ONNX's limit of 2 GiB.
+        ExportError: The backbone cannot be float16, the result is not a valid ONNX model, or it
+            exceeds ONNX's limit of 2 GiB.
     """
     contract = contract or Contract()
     if isinstance(backbone, bytes):
@@ -66,22 +72,22 @@ def build_classifier(
     num_classes, num_features = layers[-1][0].shape[0], layers[0][0].shape[1]
     source = contract.input_value(preprocess)
     results = contract.output_values(num_classes=num_classes, num_features=num_features)
-    pieces = Pieces()
-    features = _add_backbone(pieces, backbone, preprocess, contract, half=half)
-    raw = _add_head(pieces, layers, features=features, output=contract.raw_output)
-    _add_outputs(pieces, raw, contract, features=features)
+    builder = GraphBuilder()
+    features = _add_backbone(builder, backbone, preprocess, contract, half=half)
+    raw = _add_head(builder, layers, features=features, output=contract.raw_output)
+    _add_outputs(builder, raw, contract, features=features)
     text = contract.describe(preprocess, num_classes=num_classes, num_features=num_features)
     graph = helper.make_graph(
-        pieces.nodes,
+        builder.nodes,
         "featx",
         [],
         [_declared(value) for value in results],
-        initializer=pieces.initializers,
+        initializer=builder.initializers,
         doc_string=text,
     )
     drop_unused(graph)
     share_equal(graph)
-    _forget_origin(graph)
+    forget_origin(graph)
     graph.doc_string = text
     graph.input.append(_declared(source))
     # The oldest version that has the opset: runtimes of that time refuse later ones.
@@ -105,39 +111,73 @@ def _declared(value: Value) -> onnx.ValueInfoProto:
 
 
 def _add_backbone(
-    pieces: Pieces,
+    builder: GraphBuilder,
     backbone: onnx.ModelProto,
     spec: PreprocessSpec,
     contract: Contract,
     *,
     half: bool,
 ) -> str:
-    """Add all from the input to the features, and return their name.
-
-    Raises:
-        ExportError: Normalised images are needed, but the backbone has none.
-    """
-    trunk = split_trunk(backbone, spec)
-    if trunk is None and (contract.input == "tensor" or half):
-        raise ExportError(
-            "The backbone's graph does not normalise its images by the usual steps, so it can "
-            "neither take normalised ones nor be float16. Use --input crop and fp32."
-        )
-    if trunk is not None and half:
-        trunk = to_float16(trunk)
-    graph = onnx.GraphProto()
-    graph.CopyFrom((trunk or backbone).graph)
+    """Add all from the input to the features, and return their name."""
+    trunk = cut_trunk(backbone, spec.image_size)
+    graph = (to_float16(trunk) if half else trunk).graph
     _rename(graph, {name: f"{name}_inside" for name in _reserved(contract, graph)})
     pixels = contract.input_name
     if contract.input == "image":
-        pixels = "pixels" if trunk is None else "featx_pixels"
-        add_geometry(pieces, spec, image=contract.input_name, output=pixels)
-    if trunk is None:
-        _rename(graph, {graph.input[0].name: pixels})
-    elif contract.input != "tensor":
-        add_arithmetic(pieces, graph, spec, pixels=pixels, fold=not half)
-    pieces.take(graph)
+        pixels = "featx_pixels"
+        add_geometry(builder, spec, image=contract.input_name, output=pixels)
+    if contract.input != "tensor":
+        add_arithmetic(builder, graph, spec, pixels=pixels, fold=not half)
+    builder.nodes.extend(graph.node)
+    builder.initializers.extend(graph.initializer)
     return str(graph.output[0].name)
+
+
+def cut_trunk(backbone: onnx.ModelProto, image_size: int) -> onnx.ModelProto:
+    """Return what of a backbone's graph stands behind its normalised images.
+
+    Args:
+        backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
+        image_size: Pixels.
+
+    Returns:
+        ``tensor (batch, 3, size, size) float32 → features (batch, D) float32``.
+    """
+    trunk = onnx.ModelProto()
+    trunk.CopyFrom(backbone)
+    graph = trunk.graph
+    nodes = [node for node in graph.node if NORMALISED not in node.output]
+    del graph.node[:], graph.input[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    rename_inputs(graph, {NORMALISED: TENSOR})
+    shape: list[str | int | None] = ["batch", 3, image_size, image_size]
+    graph.input.append(helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, shape))
+    drop_unused(graph)
+    return trunk
+
+
+def to_float16(trunk: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a trunk whose weights and arithmetic are float16; its input and features stay float32.
+
+    Values beyond float16's range are cut off; the proof measures what that costs.
+
+    Raises:
+        ExportError: The graph cannot be converted.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each weight that is too small
+            converted: onnx.ModelProto = convert_float_to_float16(
+                trunk, keep_io_types=True, disable_shape_infer=True
+            )
+    except (ValueError, RuntimeError, AttributeError) as err:
+        raise ExportError(f"The backbone cannot be converted to float16: {err}") from err
+    nodes = sorted(converted.graph.node, key=lambda node: TENSOR not in node.input)
+    del converted.graph.node[:]  # the converter puts the cast of the input last
+    converted.graph.node.extend(nodes)
+    return converted
 
 
 def _reserved(contract: Contract, graph: onnx.GraphProto) -> set[str]:
@@ -153,19 +193,6 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
     for part in (*graph.initializer, *graph.input):
         part.name = names.get(part.name, part.name)
-
-
-def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Drop the exporter's notes on each part.
-
-    They are stack traces: they name folders of this machine, and differ from run to run.
-    """
-    for part in (graph, *graph.node, *graph.initializer, *graph.value_info):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            _forget_origin(inner)
 
 
 def with_header(model: onnx.ModelProto, header: Header) -> bytes:
@@ -211,7 +238,7 @@ def _require_one_file(model: onnx.ModelProto) -> None:
 
 
 def _add_head(
-    pieces: Pieces,
+    builder: GraphBuilder,
     layers: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     features: str,
@@ -223,30 +250,30 @@ def _add_head(
         last = i == len(layers) - 1
         inputs = [
             values,
-            pieces.constant(f"head_{i}_weight", weight.astype(np.float32)),
-            pieces.constant(f"head_{i}_bias", bias.astype(np.float32)),
+            builder.constant(f"head_{i}_weight", weight.astype(np.float32)),
+            builder.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
         name = output if last else None
-        values = pieces.node("Gemm", inputs, f"head_{i}", output=name, attributes={"transB": 1})
+        values = builder.node("Gemm", inputs, f"head_{i}", output=name, attributes={"transB": 1})
         if not last:
-            values = pieces.node("Relu", [values], f"head_{i}_relu")
+            values = builder.node("Relu", [values], f"head_{i}_relu")
     return values
 
 
-def _add_outputs(pieces: Pieces, raw: str, contract: Contract, *, features: str) -> None:
+def _add_outputs(builder: GraphBuilder, raw: str, contract: Contract, *, features: str) -> None:
     """Add what the contract gives besides the logits or values."""
     if features != "features" and "features" in contract.outputs:
-        pieces.node("Identity", [features], "features", output="features")
+        builder.node("Identity", [features], "features", output="features")
     if not (operator := contract.task.activation):
         return
     name, attributes = "probabilities", {"axis": -1} if operator == "Softmax" else None
-    probabilities = pieces.node(operator, [raw], name, output=name, attributes=attributes)
+    probabilities = builder.node(operator, [raw], name, output=name, attributes=attributes)
     if k := contract.top_k:
-        pieces.node(
+        builder.node(
             "TopK",
-            [probabilities, pieces.integers("top_k", k)],
+            [probabilities, builder.integers("top_k", k)],
             "top_scores",
             output="top_scores",
             attributes={"axis": -1},
         )
-        pieces.nodes[-1].output.append("top_classes")
+        builder.nodes[-1].output.append("top_classes")

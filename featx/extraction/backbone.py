@@ -30,7 +30,6 @@ from featx.images.reading import read_images
 from featx.images.sources import ImageSource
 
 if TYPE_CHECKING:
-    from featx.backbones.int8.calibration import Calibration
     from featx.backbones.network import Network
     from featx.backbones.spec import BackboneSpec
     from featx.backbones.weights import Progress, Weights
@@ -87,6 +86,7 @@ class LazyBackbone:
             ExportError: The network has no graph.
         """
         from featx.backbones.int8.calibrate import calibrate, narrowed
+        from featx.backbones.int8.quantize import quantize_graph
 
         with self._timed():
             spec = self._find().spec
@@ -95,7 +95,7 @@ class LazyBackbone:
             some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
             calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
             spec = replace(spec, precision="int8", calibration=calibration)
-            keep_graph(spec, _quantised(graph, calibration))
+            keep_graph(spec, quantize_graph(graph, calibration))
             return spec
 
     def origin(self) -> str:
@@ -141,7 +141,9 @@ class LazyBackbone:
         if expected.calibration is not None:
             graph = read_graph(expected)
             if graph is None:
-                graph = _quantised(self._float_graph(expected), expected.calibration)
+                from featx.backbones.int8.quantize import quantize_graph
+
+                graph = quantize_graph(self._float_graph(expected), expected.calibration)
                 keep_graph(expected, graph)
             return OnnxEngine(graph)
         try:
@@ -196,13 +198,6 @@ class LazyBackbone:
             yield
         finally:
             self.seconds = before + time.perf_counter() - start
-
-
-def _quantised(graph: bytes, calibration: Calibration) -> bytes:
-    from featx.backbones.int8.pixel_rows import with_pixel_rows
-    from featx.backbones.int8.quantize import quantize_graph
-
-    return with_pixel_rows(quantize_graph(graph, calibration))
 
 
 def open_backbone(

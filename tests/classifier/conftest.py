@@ -1,4 +1,4 @@
-"""Fixtures of the classifier tests: a backbone of two nodes, real ones exported once, photos."""
+"""Fixtures of the classifier tests: a plain backbone, real ones exported once, photos."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from headers import complete_header
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from featx.artifact import Header
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import TorchEngine
+from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import export_network
@@ -43,12 +44,18 @@ def flat() -> Callable[[int], onnx.ModelProto]:
     def make(size: int) -> onnx.ModelProto:
         graph = helper.make_graph(
             [
-                helper.make_node("Cast", ["pixels"], ["values"], to=TensorProto.FLOAT),
-                helper.make_node("Flatten", ["values"], ["features"], axis=1),
+                helper.make_node("Transpose", ["pixels"], ["first"], perm=[0, 3, 1, 2]),
+                helper.make_node("Cast", ["first"], ["values"], to=TensorProto.FLOAT),
+                helper.make_node("Div", ["values", "levels"], [NORMALISED]),
+                helper.make_node("Mul", [NORMALISED, "levels"], ["levels_of"]),
+                helper.make_node("Round", ["levels_of"], ["whole"]),
+                helper.make_node("Transpose", ["whole"], ["last"], perm=[0, 2, 3, 1]),
+                helper.make_node("Flatten", ["last"], ["features"], axis=1),
             ],
             "flat",
             [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", size, size, 3])],
             [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", size**2 * 3])],
+            [numpy_helper.from_array(np.array(255, np.float32), "levels")],
         )
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10

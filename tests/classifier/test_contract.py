@@ -12,6 +12,7 @@ from headers import complete_header
 
 from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import read_graph, recall
 from featx.backbones.spec import BackboneRequest
 from featx.classifier.contract import MAX_TOP_K, Contract, find_fault, normalise, output_names
@@ -195,16 +196,30 @@ def test_more_classes_than_there_are(tiny: tuple[bytes, dict[str, Any]]) -> None
         _classifier(tiny, Contract("image", ("top-4",)))
 
 
-def test_a_backbone_without_the_usual_arithmetic(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec, header: Header
+def test_a_graph_without_normalised_images_is_refused(
+    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
 ) -> None:
-    with pytest.raises(ExportError, match="Use --input crop"):
-        build_classifier(flat(8), [layer], spec, Contract("tensor"))
-    model = build_classifier(flat(8), [layer], spec, Contract("crop"))
-    details = {"contract": Contract("crop").to_dict()}
+    other = flat(8)
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["other" if name == NORMALISED else name for name in names]
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        build_classifier(other, [layer], spec)
+
+
+@pytest.mark.parametrize("given", INPUTS)
+def test_any_backbone_takes_every_input(
+    given: Any,
+    flat: Callable[[int], onnx.ModelProto],
+    layer: Layer,
+    spec: PreprocessSpec,
+    header: Header,
+) -> None:
+    model = build_classifier(flat(8), [layer], spec, Contract(given))
+    details = {"contract": Contract(given).to_dict()}
     stamped = complete_header("classifier", header.spec, header.classes, details)
     classifier = load_classifier(with_header(model, stamped), path=Path("flat.onnx"))
-    image = _photo(30, 20)
+    image = _photo(10, 10)  # nothing to resize: exact
     features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
     found = classifier.logits(classifier.prepare(image)[None])
     np.testing.assert_allclose(found, apply_layers([layer], features), rtol=1e-5, atol=1e-5)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,155 +12,27 @@ import onnx
 import onnxruntime as ort
 import pytest
 from headers import complete_header
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from PIL import Image
 
 from featx.artifact import Header
-from featx.backbones.onnx_graph import OPSET
+from featx.backbones.engines import OnnxEngine
+from featx.backbones.graph_cache import read_graph, recall
+from featx.backbones.spec import BackboneRequest
 from featx.classifier import graph as graph_module
-from featx.classifier.contract import Contract
-from featx.classifier.geometry import add_geometry
-from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.graph_builder import Pieces
+from featx.classifier.contract import Contract, normalise
+from featx.classifier.graph import build_classifier, cut_trunk, to_float16, with_header
 from featx.classifier.seal import is_sealed
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ExportError
 from featx.heads.head import Layer, apply_layers
-from featx.images.preprocess import MAX_ASPECT_RATIO, PreprocessSpec, preprocess
-
-# The geometry alone: which pixels does the backbone see?
-
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "crop": {"image_size": 24, "resize": 29},
-    "even crop": {"image_size": 24, "resize": 28},
-    "square": {"image_size": 32, "resize": 32},
-    "squeeze": {"image_size": 32, "resize": 32, "crop": "none"},
-    "one pixel": {"image_size": 1, "resize": 1},
-}
+from featx.images.preprocess import PreprocessSpec, preprocess
 
 
-@cache
-def _geometry(name: str, interpolation: Any) -> tuple[PreprocessSpec, ort.InferenceSession]:
-    """Return a geometry, and a session that gives the backbone's pixels."""
-    spec = PreprocessSpec(
-        mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation, **GEOMETRIES[name]
-    )
-    pieces = Pieces()
-    add_geometry(pieces, spec, image="image", output="pixels")
-    uint8 = onnx.TensorProto.UINT8
-    graph = helper.make_graph(
-        pieces.nodes,
-        "geometry",
-        [helper.make_tensor_value_info("image", uint8, ["batch", "height", "width", 3])],
-        [helper.make_tensor_value_info("pixels", uint8, None)],
-        initializer=pieces.initializers,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    return spec, ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def _check_pixels(name: str, interpolation: Any, image: np.ndarray) -> float:
-    """Compare the graph's pixels with Pillow's; return the share that differs."""
-    spec, session = _geometry(name, interpolation)
-    expected = preprocess(image, spec).astype(int)
-    found = session.run(None, {"image": image[None]})[0][0].astype(int)
-    assert found.shape == expected.shape
-    difference = np.abs(found - expected)
-    assert difference.max() <= 1, f"{difference.max()} levels at {image.shape}"
-    return float((difference > 0).mean())
-
-
-def _noise(height: int, width: int, *, seed: int = 0, hard: bool = False) -> np.ndarray:
-    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return np.where(image > 127, 255, 0).astype(np.uint8) if hard else image
-
-
-everywhere = pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
-
-
-@everywhere
-@every_geometry
-@settings(max_examples=30)
-@given(
-    height=st.integers(1, 600),
-    width=st.integers(1, 600),
-    seed=st.integers(0, 9),
-    hard=st.booleans(),
-)
-@example(height=1, width=1, seed=0, hard=False)
-@example(height=2, width=1, seed=0, hard=True)
-@example(height=1, width=100, seed=0, hard=True)
-@example(height=100, width=1, seed=0, hard=True)
-@example(height=600, width=6, seed=0, hard=True)
-@example(height=300, width=5, seed=0, hard=True)
-@example(height=7, width=300, seed=0, hard=True)
-@example(height=33, width=32, seed=0, hard=True)
-@example(height=40, width=5, seed=0, hard=True)
-@example(height=600, width=200, seed=0, hard=True)  # Pillow resizes the height first
-@example(height=24, width=24, seed=0, hard=False)
-@example(height=32, width=32, seed=0, hard=False)
-def test_the_graph_sees_pillows_pixels_within_one_level(
-    name: str, interpolation: Any, height: int, width: int, seed: int, hard: bool
-) -> None:
-    ratio = max(height, width) / min(height, width)
-    if ratio <= MAX_ASPECT_RATIO:
-        _check_pixels(name, interpolation, _noise(height, width, seed=seed, hard=hard))
-
-
-@everywhere
-@every_geometry
-@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int) -> None:
-    spec, session = _geometry(name, interpolation)
-    for shape in ((1, 1, 1, 3), (1, 50, 3, 3), (1, 300, 500, 3)):
-        found = session.run(None, {"image": np.full(shape, value, np.uint8)})[0]
-        assert found.shape == (1, spec.image_size, spec.image_size, 3)
-        assert (found == value).all()
-
-
-@everywhere
-@every_geometry
-def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation: Any) -> None:
-    spec, session = _geometry(name, interpolation)
-    image = _noise(spec.resize, spec.resize)
-    found = session.run(None, {"image": image[None]})[0][0]
-    np.testing.assert_array_equal(found, preprocess(image, spec))
-
-
-@everywhere
-@every_geometry
-def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
-    _, session = _geometry(name, interpolation)
-    images = np.stack([_noise(37, 61, seed=seed) for seed in range(3)])
-    together = session.run(None, {"image": images})[0]
-    alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
-    np.testing.assert_array_equal(together, alone)
-
-
-@everywhere
-@pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
-def test_channels_do_not_mix(name: str, interpolation: Any) -> None:
-    _, session = _geometry(name, interpolation)
-    image = _noise(50, 70)
-    found = session.run(None, {"image": image[None]})[0]
-    swapped = session.run(None, {"image": np.ascontiguousarray(image[None, ..., ::-1])})[0]
-    np.testing.assert_array_equal(found[..., ::-1], swapped)
-
-
-@pytest.mark.real_data
-@everywhere
-@pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
-def test_on_photos_nearly_all_pixels_are_the_same(
-    name: str, interpolation: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
-    shares = [_check_pixels(name, interpolation, image) for image, _ in photos_of_insects]
-    assert np.mean(shares) < 0.01
-
-
-# Stitching
+def _noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_the_graph_keeps_its_contract(plain: onnx.ModelProto, spec: PreprocessSpec) -> None:
@@ -256,7 +127,7 @@ def test_a_backbone_that_does_not_fit_is_an_export_error(
     flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
 ) -> None:
     backbone = flat(8)
-    backbone.graph.node[1].input[0] = "nowhere"
+    backbone.graph.node[-1].input[0] = "nowhere"
     with pytest.raises(ExportError, match="not valid ONNX"):
         build_classifier(backbone, [layer], spec)
 
@@ -293,7 +164,7 @@ def test_the_exporters_notes_are_not_shipped(
     one = helper.make_graph(
         [helper.make_node("If", ["c"], ["d"], then_branch=inner)], "one", [], []
     )
-    graph_module._forget_origin(one)
+    graph_module.forget_origin(one)
     assert b"secret" not in one.SerializeToString()
     before = backbone.SerializeToString()
     assert b"secret" not in build_classifier(backbone, [layer], spec).SerializeToString()
@@ -433,3 +304,60 @@ def test_a_tall_photo_and_a_squeezed_one(
         image = np.asarray(photo.resize(size))
         found, expected = exported.classifier.logits(image[None]), exported.logits([image])
         assert np.abs(found - expected).max() <= 1e-2 * max(1.0, np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def trunk() -> onnx.ModelProto:
+    found = recall(BackboneRequest("tiny"))
+    assert found is not None
+    graph = read_graph(found.spec)
+    assert graph is not None
+    return cut_trunk(onnx.load_from_string(graph), 32)
+
+
+def _features_of(model: onnx.ModelProto, tensor: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["features"], {"tensor": tensor})
+    return np.asarray(found)
+
+
+def test_the_trunk_starts_at_normalised_images(trunk: onnx.ModelProto) -> None:
+    found = recall(BackboneRequest("tiny"))
+    assert found is not None
+    graph = read_graph(found.spec)
+    assert graph is not None
+    names = {tensor.name for tensor in trunk.graph.initializer}
+    assert trunk.graph.node[0].op_type == "Conv"
+    assert not {name for name in names if name.startswith("featx_")}
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = OnnxEngine(graph).features(images)
+    answered = _features_of(trunk, normalise(images, found.spec.preprocess))
+    np.testing.assert_allclose(answered, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_trunk_is_float16_between_float32_ends(trunk: onnx.ModelProto) -> None:
+    tensor = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
+    expected = _features_of(trunk, tensor)
+    half = to_float16(trunk)
+    onnx.checker.check_model(half)
+    kinds = {t.data_type for t in half.graph.initializer if t.data_type != onnx.TensorProto.INT64}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    ends = (*half.graph.input, *half.graph.output)
+    assert {end.type.tensor_type.elem_type for end in ends} == {onnx.TensorProto.FLOAT}
+    found = _features_of(half, tensor)
+    assert found.dtype == np.float32
+    difference = np.abs(found - expected).max()
+    assert 0 < difference <= 1e-2 * np.abs(expected).max()
+
+
+def test_what_cannot_be_converted_is_an_export_error(
+    trunk: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime.transformers import float16
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ValueError("a type it does not know")
+
+    monkeypatch.setattr(float16, "convert_float_to_float16", refuse)
+    with pytest.raises(ExportError, match="float16: a type it does not know"):
+        to_float16(trunk)

@@ -13,10 +13,9 @@ from featx.backbones.int8.calibrate import calibrate
 from featx.backbones.int8.calibration import Calibration
 from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.spec import BackboneSpec, weights_file
-from featx.classifier.precision import Precision
 from featx.errors import BackboneError, ExportError
 from featx.heads.head import Head
-from featx.stages.export.options import ExportOptions
+from featx.stages.export.options import ExportOptions, Precision
 
 NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""

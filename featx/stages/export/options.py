@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from featx.artifact import Header
 from featx.backbones.graph_cache import OPSET
 from featx.classifier.contract import Contract, Input, output_names
-from featx.classifier.precision import Precision
 from featx.classifier.proof import Proof
 from featx.errors import ConfigError, require_at_least, require_choice
 
+Precision = Literal["fp32", "fp16", "int8"]
+"""Of the backbone; preprocessing and head are fp32."""
 MIN_OPSET = 18
 DEFAULT_RTOL = 0.02
 """Largest logit difference allowed by default, as a share of the logits' typical size.

@@ -25,7 +25,6 @@ from featx.backbones.spec import weights_file
 from featx.classifier.agreement import measure_accuracy, typical_size
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
-from featx.classifier.precision import Precision
 from featx.classifier.proof import (
     Proof,
     answers,
@@ -52,7 +51,7 @@ from featx.stages.export.backbone import (
 )
 from featx.stages.export.current import describe_earlier, is_current, made_from, open_earlier
 from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
-from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport
+from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport, Precision
 
 Tell = Callable[[str], None]
 

@@ -1,0 +1,190 @@
+"""The nodes between an image and the trunk: resize and crop, then the arithmetic on pixels.
+
+Resize and crop follow Pillow's rules for images of any height and width: the geometry repeats
+``images.preprocess`` with integer arithmetic on the image's shape; images of one batch have the
+same. The arithmetic is done in fewer steps than in extraction:
+
+    (x / 255 - mean) / std  =  (x - 255 mean) · 1 / (255 std)
+
+The factor goes into the weights of the first convolution. The mean goes into its bias only where it
+has no padding: beyond the border of a normalised image there are zeros, which is the mean, not
+black.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from featx.backbones.graph_builder import CHANNELS_FIRST, GraphBuilder, add_normalisation
+from featx.images.preprocess import PreprocessSpec
+
+TENSOR = "tensor"
+"""The trunk's input, normalised images ``(batch, 3, size, size)`` float32."""
+
+# exclude_outside: Pillow gives no weight to what lies beyond the border; otherwise borders differ
+# by more than rounding explains.
+_FILTERS: dict[str, dict[str, Any]] = {
+    "bilinear": {"mode": "linear", "exclude_outside": 1},
+    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
+}
+
+
+def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, output: str) -> None:
+    """Add the nodes from ``image`` ``(batch, height, width, 3)`` to ``output``, both uint8.
+
+    The output is ``(batch, size, size, 3)``, as ``images.preprocess.preprocess`` gives it.
+    """
+    size = spec.image_size
+    shape = builder.node(
+        "Shape", [image], "shape", attributes={"start": 1, "end": 3}
+    )  # (height, width)
+    if spec.crop == "none":
+        new_shape = builder.integers("resized_shape", size, size)
+    else:
+        short = builder.node("ReduceMin", [shape], "short_side", attributes={"keepdims": 1})
+        scaled = builder.node("Mul", [shape, builder.integers("resize", spec.resize)], "scaled")
+        new_shape = builder.node("Div", [scaled, short], "resized_shape")
+    resized = _add_resize(builder, image, shape, new_shape, spec)
+    if spec.crop == "none":
+        builder.node("Identity", [resized], "pixels", output=output)
+        return
+    # round((length - size) / 2), halves to even, as torchvision's CenterCrop has it
+    margin = builder.node("Sub", [new_shape, builder.integers("size", size, size)], "margin")
+    as_float = builder.node("Cast", [margin], "margin_float", attributes={"to": TensorProto.FLOAT})
+    half = builder.node(
+        "Mul", [as_float, builder.constant("half", np.array(0.5, np.float32))], "half_margin"
+    )
+    rounded = builder.node("Round", [half], "rounded_margin")
+    start = builder.node("Cast", [rounded], "crop_start", attributes={"to": TensorProto.INT64})
+    end = builder.node("Add", [start, "featx_size"], "crop_end")
+    axes = builder.integers("crop_axes", 1, 2)
+    builder.node("Slice", [resized, start, end, axes], "pixels", output=output)
+
+
+def _add_resize(
+    builder: GraphBuilder, image: str, shape: str, new_shape: str, spec: PreprocessSpec
+) -> str:
+    """Add the resize of ``image`` to ``new_shape`` (height, width) and return its output.
+
+    Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows,
+    most where bicubic overshoots. It takes the width first, but from version 13 on
+    the height where that loses more than twice as many pixels. So there are two nodes, each for
+    one axis.
+    """
+    zero, one = builder.integers("zero", 0), builder.integers("one", 1)
+    lost = builder.node("Sub", [shape, new_shape], "lost")
+    lost_height = builder.node("Gather", [lost, zero], "lost_height")
+    lost_width = builder.node("Gather", [lost, one], "lost_width")
+    twice = builder.node("Add", [lost_width, lost_width], "lost_width_twice")
+    limit = builder.node("Max", [twice, zero], "lost_limit")
+    height_first = builder.node("Greater", [lost_height, limit], "height_first")
+    is_height = builder.constant("is_height", np.array([True, False]))
+    goes_first = builder.node("Equal", [is_height, height_first], "goes_first")
+    between = builder.node("Where", [goes_first, new_shape, shape], "shape_between")
+    values = image
+    for name, target in (("half_resized", between), ("resized", new_shape)):
+        values = builder.node(
+            "Resize",
+            [values, "", "", target],
+            name,
+            attributes={
+                "antialias": 1,
+                "axes": [1, 2],
+                "coordinate_transformation_mode": "half_pixel",
+                **_FILTERS[spec.interpolation],
+            },
+        )
+    return values
+
+
+def add_arithmetic(
+    builder: GraphBuilder, trunk: onnx.GraphProto, spec: PreprocessSpec, *, pixels: str, fold: bool
+) -> None:
+    """Add the nodes from ``pixels`` ``(batch, size, size, 3)`` uint8 to the trunk's input.
+
+    Args:
+        builder: Where to.
+        trunk: Its first convolution is changed where it takes over a part.
+        spec: The arithmetic.
+        pixels: Name of the pixels.
+        fold: Let the first convolution take over what it can.
+    """
+    mean = 255 * np.array(spec.mean, np.float64)
+    factor = 1 / (255 * np.array(spec.std, np.float64))
+    first = _first_convolution(trunk) if fold else None
+    if first is None:
+        steps = [("Sub", "centred", mean), ("Mul", "normalised", factor)]
+        width = spec.image_size
+        add_normalisation(builder, steps, pixels=pixels, width=width, output=TENSOR)
+        return
+    whole = not _is_padded(first)
+    _fold_into(first, trunk, shift=-mean if whole else None, factor=factor)
+    arranged = builder.node(
+        "Transpose", [pixels], "channels_first", attributes={"perm": CHANNELS_FIRST}
+    )
+    to_float = {"to": TensorProto.FLOAT}
+    if whole:
+        builder.node("Cast", [arranged], "values", output=TENSOR, attributes=to_float)
+        return
+    value = builder.node("Cast", [arranged], "values", attributes=to_float)
+    by = builder.constant("centred_by", mean.astype(np.float32).reshape(1, 3, 1, 1))
+    builder.node("Sub", [value, by], "centred", output=TENSOR)
+
+
+def _first_convolution(trunk: onnx.GraphProto) -> onnx.NodeProto | None:
+    """Return the convolution that alone reads the input and alone its weights, if there is one."""
+    readers = [node for node in trunk.node if TENSOR in node.input and node.op_type != "Shape"]
+    if len(readers) != 1 or readers[0].op_type != "Conv":
+        return None
+    node = readers[0]
+    constants = {tensor.name for tensor in trunk.initializer}
+    own = list(node.input[1:])
+    uses = [name for other in trunk.node for name in other.input if name in own]
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return node if set(own) <= constants and len(uses) == len(own) and groups == 1 else None
+
+
+def _is_padded(convolution: onnx.NodeProto) -> bool:
+    attributes = {attribute.name: attribute for attribute in convolution.attribute}
+    if "auto_pad" in attributes and attributes["auto_pad"].s not in (b"", b"NOTSET", b"VALID"):
+        return True
+    return "pads" in attributes and any(attributes["pads"].ints)
+
+
+def _fold_into(
+    convolution: onnx.NodeProto,
+    trunk: onnx.GraphProto,
+    *,
+    shift: np.ndarray | None,
+    factor: np.ndarray,
+) -> None:
+    """Let a convolution of normalised images read ``x``, or ``x + shift``, instead.
+
+    Args:
+        convolution: One of the trunk's nodes.
+        trunk: Holds its weights.
+        shift: Per channel, added to ``x`` before the factor; None where it has been added.
+        factor: Per channel.
+    """
+    tensors = {tensor.name: tensor for tensor in trunk.initializer}
+    weight = numpy_helper.to_array(tensors[convolution.input[1]]).astype(np.float64)
+    scaled = weight * factor[None, :, None, None]
+    _replace(tensors[convolution.input[1]], scaled)
+    if shift is None:
+        return
+    added = (scaled * shift[None, :, None, None]).sum(axis=(1, 2, 3))
+    if len(convolution.input) == 3:
+        bias = tensors[convolution.input[2]]
+        _replace(bias, numpy_helper.to_array(bias) + added)
+    else:
+        name = f"{convolution.input[1]}_shift"
+        trunk.initializer.append(numpy_helper.from_array(added.astype(np.float32), name))
+        convolution.input.append(name)
+
+
+def _replace(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
