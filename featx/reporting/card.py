@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
 from featx.heads.tasks import Labels, Task, TaskName, task_of
 from featx.images.preprocess import PreprocessSpec
-from featx.reporting.templates import markdown, markdown_table, number, render, safe
+from featx.reporting.templates import markdown, markdown_table, render, safe
 
 _CLASSES_SHOWN = 100
 _KIND: dict[TaskName, str] = {
@@ -28,31 +28,6 @@ _SAME: dict[TaskName, str] = {
     "single-label": "same class in {:.2%}; logits",
     "multi-label": "same tags in {:.2%}; logits",
     "regression": "values, in deviations of their target,",
-}
-_COLUMNS: dict[TaskName, dict[str, Sequence[str]]] = {
-    "single-label": {
-        "top-1": ["top1"],
-        "95 %": ["top1_low", "top1_high"],
-        "balanced accuracy": ["balanced_accuracy"],
-        "log loss": ["log_loss"],
-        "ECE": ["ece"],
-    },
-    "multi-label": {
-        "mAP": ["mean_average_precision"],
-        "micro F1": ["micro_f1"],
-        "macro F1": ["macro_f1"],
-        "all tags right": ["exact"],
-        "95 %": ["exact_low", "exact_high"],
-        "log loss": ["log_loss"],
-        "ECE": ["ece"],
-    },
-    "regression": {
-        "MAE": ["mae"],
-        "95 %": ["mae_low", "mae_high"],
-        "RMSE": ["rmse"],
-        "R²": ["r2"],
-        "95 % of R²": ["r2_low", "r2_high"],
-    },
 }
 _PREPROCESSED = {
     "image": "The file does all of it but the first step.",
@@ -189,19 +164,12 @@ def _counts(header: Header, cache: FeatureFile, task: Task) -> str:
 
 def _scores(task: Task, metrics: Mapping[str, Any]) -> str:
     """Return a table of the scores of each split."""
-    columns, form = _COLUMNS[task.name], ".4f" if task.activation else ".4g"
+    scores = {split: task.scores_from_dict(own) for split, own in metrics.items()}
     rows = [
-        [
-            split,
-            f"{own['num_samples']:,}",
-            *(
-                safe("–".join(number(own[name], form) for name in names))
-                for names in columns.values()
-            ),
-        ]
-        for split, own in metrics.items()
+        [split, *(safe(column.text(own)) for column in task.columns)]
+        for split, own in scores.items()
     ]
-    return markdown_table(["split", "images", *columns], rows)
+    return markdown_table(["split", *(column.title for column in task.columns)], rows)
 
 
 def licence(origin: str) -> str:
