@@ -117,7 +117,7 @@ def compare(
 
 
 def _images(cache: FeatureFile) -> dict[str, Any]:
-    """Return what compared files must have in common."""
+    """Return all that compared files have in common."""
     return {
         "classes": cache.classes,
         "images": cache.sample_ids,

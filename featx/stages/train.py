@@ -39,8 +39,8 @@ def train_head(
 ) -> TrainReport:
     """Fit a head on the training split of a feature file and write it.
 
-    Validation and test splits are only reported. An earlier head is replaced; one that was made
-    from the same features with the same options is left as it is.
+    Validation and test splits are only reported. A head at the output is replaced; one that was
+    made from the same features with the same options is left as it is.
 
     Args:
         features: The feature file.
@@ -50,7 +50,7 @@ def train_head(
         step: Called with the step under way, in a few words.
 
     Raises:
-        ArtifactError: The feature file cannot be used, or the output is something else than a head.
+        ArtifactError: The feature file cannot be used, or the output is not a head.
         SourceError: Its samples cannot train a head.
         ConfigError: An option does not fit.
     """
@@ -87,7 +87,7 @@ def _is_current(head: Head, cache: FeatureFile, options: TrainOptions) -> bool:
 
 
 def _made_from(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
-    """Return what decides a head, JSON values: the features by their sha256, and the options."""
+    """Return all that decides a head, JSON values: sha256 of the features, options, version."""
     chosen = {name: value for name, value in asdict(options).items() if name != "overwrite"}
     return {
         "features": cache.inputs_sha256,

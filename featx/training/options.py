@@ -1,4 +1,4 @@
-"""What a user chooses, and what comes back."""
+"""Options and report of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TaskChoice = Literal["auto"] | TaskName
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Which head to fit and how.
+    """Which head to fit, and how.
 
     Attributes:
         task: How labels are read: one class each, tags separated by ``|``, or numbers; ``"auto"``
@@ -47,7 +47,7 @@ class TrainOptions:
         memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
             from the file in blocks, pass after pass. None is half of what is free.
         seed: Decides folds, and everything random about an MLP.
-        overwrite: Has no effect: an earlier head is replaced anyway, another file never.
+        overwrite: Has no effect: a head is replaced anyway, another file never.
     """
 
     task: TaskChoice = "auto"
@@ -95,11 +95,10 @@ class TrainOptions:
 class CrossValidated:
     """Scores of training samples, each by a head that was not trained on it.
 
-    The strength was chosen by them, and so were temperature and thresholds: they are a little
-    optimistic.
+    They chose strength, temperature and thresholds, so they are a little optimistic.
 
     Attributes:
-        scores: Of all samples that were left out at some time.
+        scores: Of all samples that were held out.
         num_folds: Of the cross-validation; 0 for leave-one-out.
     """
 
@@ -113,7 +112,7 @@ class CrossValidated:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What training made.
+    """A trained head and its scores.
 
     Attributes:
         path: The head file.
@@ -126,7 +125,7 @@ class TrainReport:
         few_shot: Scores of each split over all draws; empty without ``few_shot``.
         cross_validated: Scores by cross-validation inside the training split; None where there are
             50 validation images, or the solver does not cross-validate.
-        is_unchanged: The head there was made from the same features with the same options, and was
+        is_unchanged: The file had been made from the same features with the same options, and was
             left as it is.
         replaced: The head that was replaced, in a few words; empty where there was none.
     """

@@ -1,4 +1,4 @@
-"""What the cache gives to train on, and what is wrong with it."""
+"""Samples of a feature file to train on, checked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def warn_of_leaks(cache: FeatureFile) -> None:
     """Warn where images that score a head have the content of images that train it."""
     digests = np.ascontiguousarray(cache.digests).view(f"S{cache.digests.shape[1]}")[:, 0]
-    judged = (cache.splits != SPLITS.index("train")) & (digests != b"")
-    leaks = np.flatnonzero(judged & np.isin(digests, digests[~judged]))
+    held_out = (cache.splits != SPLITS.index("train")) & (digests != b"")
+    leaks = np.flatnonzero(held_out & np.isin(digests, digests[~held_out]))
     if len(leaks):
         log.warning(
             "%s the content of a training image ('%s' first): scores on copies are too good.",
@@ -31,7 +31,7 @@ def warn_of_leaks(cache: FeatureFile) -> None:
 
 
 def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
-    """Return how labels are to be read; a warning says where that is doubtful."""
+    """Return the task of the labels; warn where it is doubtful."""
     if wanted != "auto":
         return TASKS[wanted]
     labelled = int((cache.labels >= 0).sum())
@@ -47,7 +47,7 @@ def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
 
 
 def targets_of(cache: FeatureFile, task: Task) -> Targets:
-    """Return what the cache's labels mean to a task.
+    """Return the labels as a task reads them.
 
     Raises:
         SourceError: There are none, or one cannot be read.
@@ -95,11 +95,7 @@ def groups_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray | None:
 
 
 def require_finite(cache: FeatureFile, bad: np.ndarray) -> None:
-    """Check that no row has NaN or infinite features; ``bad`` ``(n,)`` are numbers of such.
-
-    Raises:
-        ArtifactInvalid: There are.
-    """
+    """Refuse a file with rows ``bad``, ``(n,)``, whose features are NaN or infinite."""
     if len(bad):
         raise ArtifactInvalid(
             cache.path,

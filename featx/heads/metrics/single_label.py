@@ -78,7 +78,7 @@ class Metrics:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What the scores of labelled samples depend on, without their logits.
+    """Labelled samples reduced to what their scores depend on.
 
     Attributes:
         labels: ``(n,)`` integer.

@@ -1,4 +1,4 @@
-"""Tasks: what a head answers. A class, tags, or numbers.
+"""Tasks of a head: a class, tags, or numbers.
 
 task            the type of a task, labels, targets
 single_label, multi_label, regression    the three tasks

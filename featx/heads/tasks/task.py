@@ -1,4 +1,4 @@
-"""The type of a task: all that depends on what a head answers."""
+"""The type of a task, its labels and targets, and how its scores are shown."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a head answers, and how that is read, trained, scored, compared and shown.
+    """How the outputs of a head are read from labels, trained, scored, compared and shown.
 
     Targets are class indices ``(N,)``, tags or numbers ``(N, num_outputs)``; outputs are logits or
     values ``(N, num_outputs)``.
@@ -127,19 +127,19 @@ class Task:
     Attributes:
         name: In headers, options and on the command line.
         output: What one output is called.
-        answer: What the outputs of an image decide, for messages.
-        other_answer: The same where two files differ.
+        answer: Noun for the decision about an image, for messages.
+        other_answer: The same for another decision.
         raw_output: The ONNX output that the last layer gives.
         activation: ONNX operator from logits to probabilities; None where there are none.
         shift_invariant: Whether logits mean the same with a constant added to all of an image.
         loss: What training minimises.
         solvers: Solvers of a linear head, the default first.
         has_classes: Whether class weights and few-shot draws are supported.
-        not_held_out: Why no sample could be held out, for messages.
-        score: What ``accuracy`` is called.
+        not_held_out: Reason why no sample could be held out, for messages.
+        score: Name of the measure of ``accuracy``.
         names_of: Names of the outputs that distinct labels give.
         read_values: Targets of samples, of the outputs of a head where their names are given.
-        has: Which of targets ``(N, …)`` an output is true of, ``(N,)`` bool.
+        has: Whether targets ``(N, …)`` have an output, given by index, ``(N,)`` bool.
         canonical: One spelling of labels that mean the same.
         knows: Whether a head with outputs of these names can be scored on a label.
         require_trainable: Refuse training targets that tell nothing apart, and warn of outputs
@@ -148,7 +148,7 @@ class Task:
         calibrate: The temperature of held-out logits; None without probabilities.
         choose_thresholds: The threshold of each tag, from what was held out; empty without tags.
         thresholds_of: The same from the details of a header.
-        summarise: What ``measure_parts`` needs to know of some labelled samples.
+        summarise: Labelled samples reduced to what ``measure_parts`` needs.
         measure_parts: Scores of samples that were summarised in parts, of so many outputs, with
             the thresholds.
         scores: Types of the scores of a split and of one output, and the field of the latter.
@@ -161,7 +161,7 @@ class Task:
         vary: Which of so many outputs differ between training targets, bool.
         agree: How far two comparable outputs decide the same, ``(n,)`` in [0, 1].
         settled: Whether they decide the same, or miss it by no more than a bound, ``(n,)`` bool.
-        same_untrained: Whether they decide the same of outputs that were not trained, given by
+        same_untrained: Whether they decide the same on outputs that were not trained, given by
             index, up to a share of their size; ``(n,)`` bool.
         accuracy: How good comparable outputs are, at most 1.
     """

@@ -1,10 +1,16 @@
-"""What a header says of a task, and what it must not."""
+"""Tasks: read from headers, and labels and scores by each."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
 
-from featx.heads.tasks import SINGLE_LABEL, TASKS, task_of
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featx.errors import SourceError
+from featx.heads.tasks import SINGLE_LABEL, TASKS, Labels, task_of
 from featx.heads.tasks.multi_label import thresholds_of
 from featx.heads.tasks.regression import unit_of
 
@@ -56,3 +62,111 @@ def test_a_unit_is_read() -> None:
     details = {"task": "regression", "unit": {"mean": [0, 5], "scale": [1, 2]}}
     mean, scale = unit_of(details, 2)
     assert (mean.tolist(), scale.tolist()) == ([0, 5], [1, 2])
+
+
+# --- labels and targets ----------------------------------------------------------------------
+
+
+def labels(*found: str) -> Labels:
+    """Labels as a manifest has them; empty ones are unlabelled."""
+    classes = sorted(set(found) - {""})
+    index = np.array([classes.index(label) if label else -1 for label in found])
+    return Labels(classes, index, [f"{n}.jpg" for n in range(len(found))], "/f.h5")
+
+
+def test_classes_are_the_labels() -> None:
+    targets = TASKS["single-label"].read(labels("bee", "", "ant|x"))
+    assert targets.names == ("ant|x", "bee")
+    assert targets.values.tolist() == [1, -1, 0]
+    assert targets.labelled.tolist() == [True, False, True]
+
+
+@given(
+    st.lists(
+        st.none() | st.lists(st.sampled_from("abcd"), max_size=4, unique=True), min_size=1
+    ).filter(lambda rows: any(row for row in rows))
+)
+def test_every_tag_is_where_its_label_has_it(rows: list[Sequence[str] | None]) -> None:
+    found = labels(*("" if row is None else " | ".join(row) or "|" for row in rows))
+    targets = TASKS["multi-label"].read(found)
+    assert targets.names == tuple(sorted({tag for row in rows if row for tag in row}))
+    assert targets.values.shape == (len(rows), len(targets.names))
+    for row, has, labelled in zip(rows, targets.values, targets.labelled, strict=True):
+        assert labelled == (row is not None)
+        assert {n for n, there in zip(targets.names, has, strict=True) if there} == set(row or ())
+
+
+def test_numbers_and_who_has_none() -> None:
+    targets = TASKS["regression"].read(labels("1.5|-2", "", "3|1e3"))
+    assert targets.names == ("value_1", "value_2")
+    assert np.array_equal(targets.values, [[1.5, -2], [np.nan, np.nan], [3, 1000]], equal_nan=True)
+    assert targets.labelled.tolist() == [True, False, True]
+    assert TASKS["regression"].read(labels("7", "8")).names == ("value",)
+
+
+@pytest.mark.parametrize("bad", ["tall", "nan", "inf", "3,5", "1e99"])
+def test_a_label_that_is_no_number_is_named_with_its_sample(bad: str) -> None:
+    with pytest.raises(SourceError, match=f"'/f.h5': the label '{bad}' of '2.jpg' is no number"):
+        TASKS["regression"].read(labels("1", "2", bad, "3", bad))
+
+
+def test_labels_of_different_length_are_named() -> None:
+    with pytest.raises(SourceError, match=r"'1' of '1.jpg' has 1 numbers, expected 2 as others"):
+        TASKS["regression"].read(labels("1|2", "1", "3|4"))
+    with pytest.raises(SourceError, match=r"'1\|2' of '0.jpg' has 2 numbers, expected 1 as the mo"):
+        TASKS["regression"].read(labels("1|2"), names=["value"])
+
+
+def test_bad_labels_that_no_sample_has_do_not_matter() -> None:
+    found = Labels(["1", "2", "tall"], np.array([0, 1]), ["a", "b"], "/f.h5")
+    assert TASKS["regression"].read(found).values.tolist() == [[1], [2]]
+
+
+def test_a_head_that_is_there_joins_by_name() -> None:
+    assert TASKS["single-label"].read(labels("b", ""), names="abc").values.tolist() == [1, -1]
+    found = TASKS["multi-label"].read(labels("c|a", "|"), names="abc")
+    assert found.values.tolist() == [[1, 0, 1], [0, 0, 0]]
+
+
+def test_what_a_head_does_not_know_is_named() -> None:
+    with pytest.raises(SourceError, match="has tags that the model does not know: red"):
+        TASKS["multi-label"].read(labels("a|red", "b"), names="ab")
+    with pytest.raises(SourceError, match="has classes that the model does not know: c"):
+        TASKS["single-label"].read(labels("a", "c"), names="ab")
+
+
+def test_no_samples_at_all() -> None:
+    empty = Labels([], np.zeros(0, np.int64), [], "/f.h5")
+    assert TASKS["regression"].read(empty).values.shape == (0, 1)
+    assert TASKS["multi-label"].read(empty).values.shape == (0, 0)
+
+
+def test_the_names_of_outputs_are_those_that_labels_give() -> None:
+    assert TASKS["single-label"].names_of(("a|b", "c")) == ("a|b", "c")
+    assert TASKS["multi-label"].names_of(("a|b", "c")) == ("a", "b", "c")
+    assert TASKS["regression"].names_of(("1|2", "3|4")) == ("value_1", "value_2")
+    assert TASKS["regression"].names_of(("1", "3")) == ("value",)
+
+
+# --- scores ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_measured_can_be_stored_and_read(task: str) -> None:
+    random = np.random.default_rng(0)
+    outputs = random.normal(size=(20, 3))
+    targets = {
+        "single-label": random.integers(0, 3, 20),
+        "multi-label": random.integers(0, 2, (20, 3)),
+        "regression": random.normal(size=(20, 3)),
+    }[task]
+    scores = TASKS[task].measure(outputs, targets, thresholds=(0.5, 0.4, 0.3))
+    assert scores is not None
+    assert scores.task == task
+    assert TASKS[task].scores_from_dict(scores.to_dict()) == scores
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_samples_there_are_no_scores(task: str) -> None:
+    targets = np.zeros(0, np.int64) if task == "single-label" else np.zeros((0, 2))
+    assert TASKS[task].measure(np.zeros((0, 2)), targets, thresholds=(0.5, 0.5)) is None
