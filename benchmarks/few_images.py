@@ -29,10 +29,11 @@ from report import ROOT, table, write_measured
 import featx
 from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
-from featx.heads.head import apply_layers, standardisation
+from featx.heads.head import apply_layers
 from featx.heads.metrics import log_loss
+from featx.heads.samples import data as training_data
+from featx.heads.samples.data import TrainingData, standardisation
 from featx.heads.samples.few_shot import draw_shots
-from featx.heads.solvers import eigenbasis as basis
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, fit_linear
 from featx.images.sources import Sample
 from featx.stages.train import train_head
@@ -62,10 +63,10 @@ def problems(path: Path, draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def score(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """Return log loss and accuracy at each strength, ``(num_strengths, 2)``."""
     rows = draw_shots(labels, 1, seed=(seed,))
+    data = TrainingData(features[rows], labels[rows], labels.max() + 1, np.ones(len(rows)))
     scores = []
     for strength in STRENGTHS:
-        fit = fit_linear(features[rows], labels[rows], labels.max() + 1, strengths=[strength])
-        logits = apply_layers([fit.layer], features)
+        logits = apply_layers(fit_linear(data, [strength]).layers, features)
         scores.append([log_loss(logits, labels), (logits.argmax(axis=1) == labels).mean()])
     return np.array(scores)
 
@@ -85,7 +86,7 @@ def one_shot(*, features: tuple[Path, ...], draws: int, write: bool) -> None:
     for path in features:
         accuracy = []
         for scale in (standardisation, own_deviation):
-            basis.standardisation = scale  # type: ignore[attr-defined]
+            training_data.standardisation = scale  # type: ignore[attr-defined]
             scores = [score(*each, seed) for seed, each in enumerate(problems(path, draws))]
             accuracy.append(np.mean(scores, axis=0)[STRENGTHS.index(FIXED_STRENGTH), 1])
             if scale is standardisation:

@@ -26,10 +26,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import featx
-from featx.heads.head import standardisation
+from featx.heads.head import Fitted
 from featx.heads.metrics import log_loss
+from featx.heads.samples.data import TrainingData, standardisation
 from featx.heads.samples.folds import divide
-from featx.heads.solvers.linear import LinearFit, fit_linear
+from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.sgd import SGDOptions
 from featx.training.options import Solver
 
@@ -133,43 +134,43 @@ def speed(data: Data, *, rounds: int, strength: float) -> Rows:
 
 def exactness(data: Data, *, path: bool) -> Rows:
     """Compare objectives and accuracy with scikit-learn's optimum in float64."""
-    fit = fit_linear(data.raw, data.labels, data.num_classes)
-    assert fit.objective is not None
+    fit = fit_linear(TrainingData(data.raw, data.labels, data.num_classes, np.ones(len(data.raw))))
+    (layer,), strength = fit.layers, fit.choice["strength"]
     everything = data.x.astype(np.float64)
-    model = _reference(None, everything, data.labels, fit.strength)
-    value = _objective(model, everything, data.labels, fit.strength)
+    model = _reference(None, everything, data.labels, strength)
+    value = _objective(model, everything, data.labels, strength)
     mean, scale = standardisation(data.raw)
-    weight = fit.layer[0].astype(np.float64) * scale
-    stored = _Layer(weight, fit.layer[1] + fit.layer[0].astype(np.float64) @ mean)
-    own = _objective(stored, everything, data.labels, fit.strength)
+    weight = layer[0].astype(np.float64) * scale
+    stored = _Layer(weight, layer[1] + layer[0].astype(np.float64) @ mean)
+    own = _objective(stored, everything, data.labels, strength)
     test = data.test_x.astype(np.float64)
     right, expected = (
         float(((test @ m.coef_.T + m.intercept_).argmax(axis=1) == data.test_labels).mean())
         for m in (stored, model)
     )
     rows_ = [
-        (f"objective at the chosen C = {fit.strength:g}", f"{own:.6f}", f"{own / value - 1:.1e}"),
+        (f"objective at the chosen C = {strength:g}", f"{own:.6f}", f"{own / value - 1:.1e}"),
         ("test top-1, and scikit-learn's", f"{right:.4f}", f"{expected:.4f}"),
-        ("largest component of the gradient there", f"{fit.gradient_norm:.0e}", ""),
+        ("largest component of the gradient there", f"{fit.choice['gradient_norm']:.0e}", ""),
     ]
     print(*rows_, sep="\n", flush=True)
     return rows_ + (_path_exactness(data, everything, fit) if path else [])
 
 
-def _path_exactness(data: Data, everything: np.ndarray, fit: LinearFit) -> Rows:
+def _path_exactness(data: Data, everything: np.ndarray, fit: Fitted) -> Rows:
     """Compare every strength's objective on the samples that were not held out."""
     division = divide(data.labels)
-    if len(division.judged) > 1:
+    if len(division.held_out_folds) > 1:
         return []
-    rows = division.fold != division.judged[0]
+    rows = division.fold != division.held_out_folds[0]
     trained, labels = everything[rows], data.labels[rows]
     off: list[float] = []
     before = None
-    for point in fit.path:
-        before = _reference(before, trained, labels, point.strength)
-        best = _objective(before, trained, labels, point.strength)
-        off.append((point.objective or 0) / best - 1)
-        print(f"C = {point.strength:g}: objective {best:.6f}, off by {off[-1]:.1e}", flush=True)
+    for point in fit.choice["path"]:
+        before = _reference(before, trained, labels, point["strength"])
+        best = _objective(before, trained, labels, point["strength"])
+        off.append(point["objective"] / best - 1)
+        print(f"C = {point['strength']:g}: objective {best:.6f}, off by {off[-1]:.1e}", flush=True)
     return [("objectives along the path, farthest off", "", f"{max(off):.1e}")]
 
 

@@ -34,6 +34,7 @@ from featx.classifier.session import Classifier, load_classifier
 from featx.extraction.backbone import open_backbone
 from featx.extraction.options import ExtractOptions
 from featx.heads.head import Layer, apply_layers
+from featx.heads.samples.data import TrainingData
 from featx.heads.solvers.linear import fit_linear
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec, preprocess
@@ -107,7 +108,8 @@ def prepare(name: str, options: ExtractOptions, data: Path) -> Measured:
     images, labels = photos(data / "hymenoptera_data" / "train")
     crops = [preprocess(image, geometry) for image in images]
     few = slice(None) if name in ("squeezenet1_1", "tiny") else slice(None, None, 4)
-    layer = fit_linear(features(crops[few]), labels[few], 2).layer
+    cached = features(crops[few])
+    (layer,) = fit_linear(TrainingData(cached, labels[few], 2, np.ones(len(cached)))).layers
     held_out, _ = photos(data / "hymenoptera_data" / "val")
     expected = features([preprocess(image, geometry) for image in held_out])
     logits = apply_layers([layer], expected)

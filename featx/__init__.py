@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featx.features.file import FeatureFile, open_features
     from featx.heads.head import Head, open_head
     from featx.heads.samples.few_shot import FewShot
-    from featx.heads.solvers.mlp_options import MLPOptions
+    from featx.heads.solvers.mlp import MLPOptions
     from featx.heads.solvers.sgd import SGDOptions
     from featx.stages.check import (
         CheckOptions,
@@ -91,7 +91,7 @@ _LOADED_FROM = {
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.head": ("Head", "open_head"),
     "featx.heads.samples.few_shot": ("FewShot",),
-    "featx.heads.solvers.mlp_options": ("MLPOptions",),
+    "featx.heads.solvers.mlp": ("MLPOptions",),
     "featx.heads.solvers.sgd": ("SGDOptions",),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),

@@ -24,7 +24,7 @@ from featx.errors import ConfigError, counted
 if TYPE_CHECKING:
     from featx.heads.calibration import Calibration
     from featx.heads.samples.few_shot import FewShotScores
-    from featx.heads.samples.weights import ClassWeight
+    from featx.heads.samples.selection import ClassWeight
     from featx.heads.solvers.sgd import EpochScores
     from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
@@ -128,7 +128,7 @@ def _options(
     """Return the stage's options; what was not given keeps its default there."""
     from featx.heads.samples.few_shot import FewShot
     from featx.heads.solvers.linear import STRENGTHS
-    from featx.heads.solvers.mlp_options import MLPOptions, parse_hidden
+    from featx.heads.solvers.mlp import MLPOptions, parse_hidden
     from featx.heads.solvers.sgd import SGDOptions
     from featx.training.options import TrainOptions
 

@@ -19,12 +19,11 @@ import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.errors import ArtifactInvalid
-from featx.heads.samples.moments import Moments
+from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks import TaskName, task_of
 
 _METADATA_KEY = "featx"
 _MAX_LAYERS = 64
-_BLOCK_ROWS = 1024
 
 NEVER = np.float32(-1e4)
 """Bias of a class without training samples."""
@@ -34,6 +33,21 @@ _MAX_JSON_BYTES = 2 * MAX_HEADER_BYTES + 2**16
 
 Layer = tuple[np.ndarray, np.ndarray]
 """Weight ``(out, in)`` and bias ``(out,)``, float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a solver leaves.
+
+    Attributes:
+        layers: First to last, for raw features.
+        choice: Solver, its options and what it has chosen, JSON values.
+        held_out: Outputs for samples that such a head was not trained on; None if there are none.
+    """
+
+    layers: tuple[Layer, ...]
+    choice: dict[str, Any]
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +130,6 @@ def apply_layers(layers: Sequence[Layer], features: np.ndarray) -> np.ndarray:
         if position < len(layers) - 1:
             values = np.maximum(values, 0)
     return values
-
-
-def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and scale per feature, ``(num_features,)`` float64 each; see ``Moments``."""
-    moments = Moments(features.shape[1])
-    for start in range(0, len(features), _BLOCK_ROWS):
-        moments.add(features[start : start + _BLOCK_ROWS])
-    return moments.standardisation()
 
 
 def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> Layer:

@@ -15,10 +15,9 @@ from featx.features.file import FeatureFile, open_features
 from featx.heads.metrics import Scores
 from featx.heads.tasks import TASKS
 from featx.images.sources import SPLITS
-from featx.training.fitting import fit_heads
+from featx.training.fitting import Step, fit_heads
 from featx.training.options import TrainOptions
 from featx.training.samples import warn_of_leaks
-from featx.training.solving import Step
 
 
 @dataclass(frozen=True)
@@ -167,6 +166,6 @@ def _train_on(cache: FeatureFile, options: TrainOptions, split: str, step: Step)
         image_size=spec.preprocess.image_size,
         num_features=cache.num_features,
         metrics=first.metrics[split],
-        choice=first.answers.choice,
+        choice=first.choice,
         seconds=first.seconds,
     )

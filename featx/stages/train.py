@@ -23,10 +23,9 @@ from featx.heads.calibration import Calibration
 from featx.heads.head import Head, describe_head, open_head, save_head
 from featx.heads.samples.few_shot import FewShotScores, Spread, summarise
 from featx.heads.tasks import TASKS
-from featx.training.fitting import Trained, fit_heads
+from featx.training.fitting import EpochProgress, Step, Trained, fit_heads
 from featx.training.options import CrossValidated, TrainOptions, TrainReport
 from featx.training.samples import warn_of_leaks
-from featx.training.solving import EpochProgress, Step
 
 
 def train_head(
@@ -66,7 +65,7 @@ def train_head(
         except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
             pass
     trained = fit_heads(cache, options, progress=progress, step=step)
-    head = Head(_header(cache, options, trained), trained[0].answers.layers)
+    head = Head(_header(cache, options, trained), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
     return _report(output, head, seconds=seconds, replaced=_describe(existing) if exists else "")
@@ -152,14 +151,14 @@ def _held_out(cache: FeatureFile) -> dict[str, str]:
 def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained]) -> Header:
     """Return the header of the head of the first draw."""
     trained, source, weight = draws[0], cache.header.details, options.class_weight
-    answers, calibration = trained.answers, trained.answers.calibration
+    calibration = trained.calibration
     details: dict[str, Any] = {
         "features": str(cache.path.resolve()),
         "made_from": _made_from(cache, options),
         **{name: source[name] for name in _ORIGIN},
         "activation": "relu",
         "task": trained.task.name,
-        "choice": answers.choice,
+        "choice": trained.choice,
         "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
         "temperature": calibration.temperature if calibration else 1.0,
         "calibration": calibration.to_dict() if calibration else None,
@@ -169,10 +168,10 @@ def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained])
     }
     if trained.cross_validated:
         details["cross_validated"] = trained.cross_validated.to_dict()
-    if answers.thresholds:
-        details["thresholds"] = list(answers.thresholds)
-    if answers.unit:
-        details["unit"] = dict(zip(("mean", "scale"), answers.unit, strict=True))
+    if trained.thresholds:
+        details["thresholds"] = list(trained.thresholds)
+    if trained.unit:
+        details["unit"] = dict(zip(("mean", "scale"), trained.unit, strict=True))
     if options.few_shot:
         few_shot = summarise([each.metrics for each in draws])
         scores = {split: each.to_dict() for split, each in few_shot.items()}

@@ -1,31 +1,45 @@
-"""From samples to heads that are ready to be written, and their scores."""
+"""From the samples of a feature file to heads that are ready to be written, and their scores."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from featx.features.blocks import reading_blocks
+from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
-from featx.heads.head import apply_layers
+from featx.heads.calibration import Calibration, fold_temperature
+from featx.heads.head import Fitted, Layer, apply_layers
 from featx.heads.metrics import Scores
-from featx.heads.samples.few_shot import draw_shots, warn_of_small_classes
-from featx.heads.samples.weights import weights_of
-from featx.heads.solvers.fit import Samples
+from featx.heads.samples.data import FirstPass, TrainingData, read_first_pass
+from featx.heads.samples.few_shot import FewShot, draw_shots, warn_of_small_classes
+from featx.heads.samples.folds import HeldOut
+from featx.heads.samples.selection import choose_held_out, choose_subsample, weights_of
+from featx.heads.solvers.centroid import fit_centroid
+from featx.heads.solvers.linear import fit_linear
+from featx.heads.solvers.mlp import fit_mlp
+from featx.heads.solvers.ridge import fit_ridge
+from featx.heads.solvers.sgd import EpochScores, fit_sgd
 from featx.heads.tasks import Scorer, Targets, Task
+from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED
+from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
-from featx.training.answers import Answers, Question, finish
-from featx.training.blocks import Blocked, BlockedFit, Training
+from featx.training.memory import fits_into_memory, memory_for
 from featx.training.options import CrossValidated, TrainOptions
-from featx.training.resources import fits_into_memory, memory_for
 from featx.training.samples import choose_task, groups_of, require_finite, targets_of, training_rows
-from featx.training.solving import EpochProgress, Solving, Step, solve
 
 log = logging.getLogger(__name__)
+
+EpochProgress = Callable[[EpochScores], None]
+"""Called after each epoch of ``sgd``."""
+
+Step = Callable[[str], None]
+"""Called with the step under way, in a few words."""
 
 _VALUES_AT_ONCE = 2**24
 _FEW_IMAGES = 50
@@ -37,21 +51,32 @@ class Trained:
     """A head that is ready to be written.
 
     Attributes:
-        task: What it answers.
+        task: Of the head.
         names: Of its outputs.
-        answers: Its layers and what was chosen on the way.
-        metrics: Scores of each split that has labelled samples.
-        seconds: Of fitting, without reading.
+        layers: For raw features; the temperature, or the unit of a number, is folded in.
+        choice: Chosen hyperparameters, JSON values.
+        calibration: Of its probabilities; None where it was left out or nothing was held out.
+        thresholds: From which probability on each tag is given; empty where there are none.
+        unit: Mean and deviation of each target of a regression in training; None of others.
+        held_out: Outputs of such heads for samples that they were not trained on; None where
+            nothing was held out.
+        seconds: Of fitting; of features in blocks with reading them.
         drawn: Rows of the file that trained it, ``(n,)`` int64; None for the training split.
+        metrics: Scores of each split that has labelled samples.
         cross_validated: Scores by cross-validation, where few images validate.
     """
 
     task: Task
     names: tuple[str, ...]
-    answers: Answers
-    metrics: dict[str, Scores]
+    layers: tuple[Layer, ...]
+    choice: dict[str, Any]
+    calibration: Calibration | None
+    thresholds: tuple[float, ...]
+    unit: tuple[list[float], list[float]] | None
+    held_out: HeldOut | None
     seconds: float
-    drawn: np.ndarray | None = None
+    drawn: np.ndarray | None
+    metrics: dict[str, Scores]
     cross_validated: CrossValidated | None = None
 
 
@@ -68,7 +93,7 @@ def fit_heads(
         cache: The features.
         options: Which head and how.
         progress: Called after each epoch of ``sgd``.
-        step: Called with what is being done.
+        step: Called with the step under way.
 
     Raises:
         ArtifactInvalid: A feature is NaN or infinite.
@@ -81,80 +106,200 @@ def fit_heads(
     rows = training_rows(cache, targets)
     names = [cache.sample_ids[row] for row in rows.tolist()]
     warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
-    values, count = targets.values[rows], len(targets.names)
-    weights = weights_of(values, targets.names, options.class_weight)
-    question = Question(task, task.encode(values, count), weights, count)
-    validate = _should_cross_validate(cache, options, targets)
-    solving = Solving(options, options.calibrate or validate, progress, step)
-    training = Training(cache, targets, rows, groups_of(cache, rows), question, solving)
-    memory = memory_for(options)
-    if fits_into_memory(cache, rows, options, memory):
-        fits = _fit_in_memory(training)
-    else:
-        fits = _fit_in_blocks(training, memory)
-    _warn_if_nothing_was_held_out(fits[0][0], task, options)
-    return [
-        Trained(
-            *(task, targets.names, answers, scores, seconds, drawn),
-            cross_validated=_cross_validated(task, answers) if validate else None,
-        )
-        for answers, scores, seconds, drawn in fits
-    ]
-
-
-_Fit = tuple[Answers, dict[str, Scores], float, np.ndarray | None]
-"""A head, its scores, the seconds it took, and rows that were drawn for it."""
-
-
-def _fit_in_memory(training: Training) -> list[_Fit]:
-    """Return the heads, trained on features in memory."""
-    cache, question, solving = training.cache, training.question, training.solving
-    require_finite(cache, np.flatnonzero(~np.isfinite(cache.features).all(1)))
-    features, options = cache.features[training.rows], solving.options
-    fits: list[_Fit] = []
-    for drawn in _draw(question.encoding.values, options):
-        start = time.perf_counter()
-        samples = Samples(
-            features[drawn],
-            question.encoding.values[drawn],
-            question.encoding.num_outputs,
-            question.weights[drawn],
-            _drawn_groups(training.groups, drawn),
-        )
-        solving.tell("Fitting")
-        answers = finish(
-            solve(samples, question.task.loss, solving), question, calibrate=options.calibrate
-        )
-        seconds = time.perf_counter() - start
-        rows = training.rows[drawn] if options.few_shot else None
-        solving.tell("Scoring")
-        fits.append((answers, _score(answers, cache, training.targets), seconds, rows))
-    return fits
-
-
-def _fit_in_blocks(training: Training, memory: int) -> list[_Fit]:
-    """Return what ``_fit_in_memory`` does, without holding the features in memory."""
-    question, solving = training.question, training.solving
-    drawn: list[np.ndarray | None] = [None]
-    with reading_blocks(training.cache) as every:
-        blocked = Blocked(training, every, memory)
-        if solving.options.few_shot:
-            fits, draws = [], _draw(question.encoding.values, solving.options)
-            drawn = [training.rows[each] for each in draws]
-            for samples in blocked.samples_of(draws):
-                start = time.perf_counter()
-                fitted = solve(samples, question.task.loss, solving)
-                fits.append(BlockedFit(fitted, time.perf_counter() - start))
+    values, validate = targets.values[rows], _should_cross_validate(cache, options, targets)
+    training = _Training(
+        cache=cache,
+        options=options,
+        targets=targets,
+        encoding=task.encode(values, len(targets.names)),
+        weights=weights_of(values, targets.names, options.class_weight),
+        rows=rows,
+        groups=groups_of(cache, rows),
+        memory=memory_for(options),
+        hold_out=options.calibrate or validate,
+        progress=progress,
+        step=step or (lambda _: None),
+    )
+    in_memory = fits_into_memory(cache, rows, options, training.memory)
+    with nullcontext() if in_memory else reading_blocks(cache) as blocks:
+        if options.few_shot:
+            heads = training.fit_draws(options.few_shot, blocks)
         else:
-            fits = [blocked.fit()]
-        answers = [
-            finish(each.fitted, question, calibrate=solving.options.calibrate) for each in fits
-        ]
-        scores = blocked.score(answers, training.targets)
+            heads = [training.fit_in_blocks(blocks) if blocks else training.fit_in_memory()]
+        _warn_if_nothing_was_held_out(heads[0], options)
+        training.step("Scoring")
+        scores = _score(heads, cache, targets, blocks)
     return [
-        (own, of_head, each.seconds, rows)
-        for each, own, of_head, rows in zip(fits, answers, scores, drawn, strict=True)
+        replace(head, metrics=of_head, cross_validated=_cross_validated(head) if validate else None)
+        for head, of_head in zip(heads, scores, strict=True)
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """Samples of a cache that train heads, and how.
+
+    Attributes:
+        cache: The features.
+        options: Head and solver, as the task has them.
+        targets: Of all rows of the cache.
+        encoding: Targets of the training samples, as a solver takes them.
+        weights: Of the training samples, ``(N,)``, above 0.
+        rows: Numbers of the training samples in the cache, ascending, ``(N,)``.
+        groups: Of these, -1 for none: held out as a whole; None without groups.
+        memory: Bytes that features and their copies may take.
+        hold_out: Whether samples are held out for a single strength too.
+        progress: Called after each epoch of ``sgd``.
+        step: Called with the step under way.
+    """
+
+    cache: FeatureFile
+    options: TrainOptions
+    targets: Targets
+    encoding: Encoding
+    weights: np.ndarray
+    rows: np.ndarray
+    groups: np.ndarray | None
+    memory: int
+    hold_out: bool
+    progress: EpochProgress | None
+    step: Step
+
+    def fit_in_memory(self) -> Trained:
+        """Return the head, fitted to features in memory."""
+        self._require_finite()
+        data = self._data(self.cache.features[self.rows])
+        self.step("Fitting")
+        start = time.perf_counter()
+        return self._finish(self._solve(data), time.perf_counter() - start)
+
+    def fit_in_blocks(self, blocks: FeatureRows) -> Trained:
+        """Return the head, fitted to features that are read block by block."""
+        start = time.perf_counter()
+        subsample = self._choose_subsample()
+        data = self._data(
+            blocks.only(self.rows),
+            first_pass=self._read_once(blocks, subsample),
+            pool_bytes=self.memory // (4 if self.options.head == "mlp" else 2),
+        )
+        fitted = self._solve(data)
+        fitted.choice["in_blocks"] = {"kept": len(subsample), "bytes_read": blocks.bytes_read}
+        return self._finish(fitted, time.perf_counter() - start)
+
+    def fit_draws(self, few_shot: FewShot, blocks: FeatureRows | None) -> list[Trained]:
+        """Return a head for each draw of a few samples of each class."""
+        classes, seed = self.encoding.values, self.options.seed
+        warn_of_small_classes(classes, few_shot.shots)
+        draws = [
+            draw_shots(classes, few_shot.shots, seed=(seed, repeat))
+            for repeat in range(few_shot.repeats)
+        ]
+        drawn = np.unique(np.concatenate(draws))
+        if blocks:
+            data = self._data(self._read_once(blocks, drawn).features, drawn)
+        else:
+            self._require_finite()
+            data = self._data(self.cache.features[self.rows[drawn]], drawn)
+        heads = []
+        for rows in draws:
+            self.step("Fitting")
+            start = time.perf_counter()
+            fitted = self._solve(data.select(np.searchsorted(drawn, rows)))
+            heads.append(self._finish(fitted, time.perf_counter() - start, self.rows[rows]))
+        return heads
+
+    def _finish(self, fitted: Fitted, seconds: float, drawn: np.ndarray | None = None) -> Trained:
+        """Return a head for all outputs, calibrated where something was held out."""
+        task, encoding, held_out = self.targets.task, self.encoding, fitted.held_out
+        (*others, (weight, bias)), calibration = fitted.layers, None
+        if held_out is not None:
+            logits = held_out.logits
+            if self.options.calibrate and task.calibrate:
+                calibration = task.calibrate(held_out)
+                weight, bias = fold_temperature(weight, bias, calibration.temperature)
+                logits = logits / calibration.temperature
+            logits, labels = encoding.decode(logits, held_out.labels)
+            held_out = replace(held_out, logits=logits, labels=labels)
+        return Trained(
+            task=task,
+            names=self.targets.names,
+            layers=(*others, encoding.decode_layer(weight, bias)),
+            choice=fitted.choice,
+            calibration=calibration,
+            thresholds=task.choose_thresholds(held_out, len(self.targets.names)),
+            unit=encoding.unit,
+            held_out=held_out,
+            seconds=seconds,
+            drawn=drawn,
+            metrics={},
+        )
+
+    def _require_finite(self) -> None:
+        require_finite(self.cache, np.flatnonzero(~np.isfinite(self.cache.features).all(1)))
+
+    def _data(
+        self,
+        features: np.ndarray | FeatureRows,
+        rows: np.ndarray | slice = slice(None),
+        first_pass: FirstPass | None = None,
+        pool_bytes: int = 0,
+    ) -> TrainingData:
+        """Return training samples, given their features; all of them, or some rows."""
+        return TrainingData(
+            features,
+            self.encoding.values[rows],
+            self.encoding.num_outputs,
+            self.weights[rows],
+            None if self.groups is None else self.groups[rows],
+            first_pass,
+            pool_bytes,
+        )
+
+    def _choose_subsample(self) -> np.ndarray:
+        """Return which of the training samples are kept in memory."""
+        options, values, loss = self.options, self.encoding.values, self.targets.task.loss
+        if options.head == "linear" and options.solver == "sgd":
+            return np.zeros(0, np.int64)
+        widths, memory = (self.cache.num_features, self.encoding.num_outputs), self.memory * 2 // 3
+        if options.head == "mlp":
+            return choose_held_out(
+                *(values, *widths), loss=loss, groups=self.groups, memory=memory, seed=options.seed
+            )
+        strata = np.zeros(len(values), np.int64) if loss is SQUARED else values
+        return choose_subsample(strata, *widths, memory=memory, seed=options.seed)
+
+    def _read_once(self, blocks: FeatureRows, subsample: np.ndarray) -> FirstPass:
+        self.step("Reading the features")
+        correlate = self.options.head == "linear" and self.options.solver == "lbfgs"
+        first_pass, bad = read_first_pass(blocks, self.rows, subsample, correlate=correlate)
+        require_finite(self.cache, bad)
+        return first_pass
+
+    def _solve(self, data: TrainingData) -> Fitted:
+        options, loss, step = self.options, self.targets.task.loss, self.step
+        seed = options.seed
+        if options.head == "mlp":
+            return fit_mlp(data, options.mlp, loss=loss, seed=seed, step=step)
+        if options.solver == "sgd":
+            return fit_sgd(data, options.sgd, seed=seed, progress=self.progress, step=step)
+        if options.solver == "ridge":
+            return fit_ridge(data, options.strengths, seed=seed, step=step)
+        if options.solver == "centroid":
+            return fit_centroid(data, seed=seed, step=step)
+        if options.solver == "sklearn":
+            from featx.heads.solvers.with_sklearn import fit_with_sklearn
+
+            return fit_with_sklearn(
+                data, options.strengths, hold_out=self.hold_out, seed=seed, step=step
+            )
+        return fit_linear(
+            data,
+            options.strengths,
+            hold_out=self.hold_out or loss is SIGMOID,
+            loss=SIGMOID if loss is SIGMOID else SOFTMAX,
+            seed=seed,
+            step=step,
+        )
 
 
 def _should_cross_validate(cache: FeatureFile, options: TrainOptions, targets: Targets) -> bool:
@@ -163,59 +308,57 @@ def _should_cross_validate(cache: FeatureFile, options: TrainOptions, targets: T
     return num_images < _FEW_IMAGES and not options.few_shot
 
 
-def _cross_validated(task: Task, answers: Answers) -> CrossValidated | None:
+def _cross_validated(head: Trained) -> CrossValidated | None:
     """Return the scores of samples that were left out in turn; of a single hold-out none."""
-    held_out = answers.held_out
+    held_out = head.held_out
     if held_out is None or held_out.num_folds == 1:
         return None
-    scores = task.measure(held_out.logits, held_out.labels, thresholds=answers.thresholds)
+    scores = head.task.measure(held_out.logits, held_out.labels, thresholds=head.thresholds)
     return CrossValidated(scores, held_out.num_folds) if scores else None
 
 
-def _warn_if_nothing_was_held_out(answers: Answers, task: Task, options: TrainOptions) -> None:
-    """Say that nothing was chosen and nothing calibrated where no samples could be spared."""
-    if answers.held_out is not None or (options.head == "linear" and options.solver == "sgd"):
+def _warn_if_nothing_was_held_out(head: Trained, options: TrainOptions) -> None:
+    """Warn that nothing was chosen and nothing calibrated where no samples could be spared."""
+    if head.held_out is not None or (options.head == "linear" and options.solver == "sgd"):
         return
     fixed = []
     if options.head == "mlp":
         fixed.append("an MLP is trained for all epochs")
     elif options.solver != "centroid" and len(options.strengths) > 1:
-        fixed.append(f"the strength is fixed at C = {answers.choice['strength']:g}")
-    if options.calibrate and task.calibrate:
+        fixed.append(f"the strength is fixed at C = {head.choice['strength']:g}")
+    if options.calibrate and head.task.calibrate:
         fixed.append("probabilities are not calibrated (temperature 1)")
     if fixed:
         log.warning(
             "No training images can be held out: %s. So %s.",
-            *(task.not_held_out, " and ".join(fixed)),
+            *(head.task.not_held_out, " and ".join(fixed)),
         )
 
 
-def _drawn_groups(groups: np.ndarray | None, drawn: Any) -> np.ndarray | None:
-    return None if groups is None or (groups[drawn] < 0).all() else groups[drawn]
-
-
-def _draw(labels: np.ndarray, options: TrainOptions) -> list[Any]:
-    """Return which rows train each head: all of them, or some of each class again and again."""
-    if options.few_shot is None:
-        return [slice(None)]
-    shots = options.few_shot.shots
-    warn_of_small_classes(labels, shots)
+def _score(
+    heads: Sequence[Trained], cache: FeatureFile, targets: Targets, blocks: FeatureRows | None
+) -> list[dict[str, Scores]]:
+    """Return each head's scores of each split that has labelled samples, by one pass."""
+    scorers = [
+        {split: Scorer(head.task, head.thresholds) for split in cache.split_names} for head in heads
+    ]
+    splits = cache.splits
+    for where, values in blocks.blocks() if blocks else _slices(cache.features, len(targets.names)):
+        for head, of_head in zip(heads, scorers, strict=True):
+            outputs = apply_layers(head.layers, values)
+            for number, split in enumerate(cache.split_names):
+                rows = (splits[where] == number) & targets.labelled[where]
+                if rows.any():
+                    of_head[split].add(outputs[rows], targets.values[where][rows])
     return [
-        draw_shots(labels, shots, seed=(options.seed, repeat))
-        for repeat in range(options.few_shot.repeats)
+        {split: scores for split, scorer in of_head.items() if (scores := scorer.scores())}
+        for of_head in scorers
     ]
 
 
-def _score(answers: Answers, cache: FeatureFile, targets: Targets) -> dict[str, Scores]:
-    scores = {}
-    for split in cache.split_names:
-        rows = cache.rows(split)
-        rows = rows[targets.labelled[rows]]
-        scorer = Scorer(targets.task, answers.thresholds)
-        at_once = max(1024, _VALUES_AT_ONCE // len(targets.names))
-        for start in range(0, len(rows), at_once):
-            some = rows[start : start + at_once]
-            scorer.add(apply_layers(answers.layers, cache.features[some]), targets.values[some])
-        if measured := scorer.scores():
-            scores[split] = measured
-    return scores
+def _slices(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield features in memory, so many at a time that their outputs fit beside them."""
+    at_once = max(1024, _VALUES_AT_ONCE // num_outputs)
+    for start in range(0, len(features), at_once):
+        where = slice(start, min(start + at_once, len(features)))
+        yield where, features[where]

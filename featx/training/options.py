@@ -11,9 +11,9 @@ from featx.heads.calibration import Calibration
 from featx.heads.head import Head
 from featx.heads.metrics import Scores
 from featx.heads.samples.few_shot import FewShot, FewShotScores
-from featx.heads.samples.weights import ClassWeight
+from featx.heads.samples.selection import ClassWeight
 from featx.heads.solvers.linear import STRENGTHS
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS, Task, TaskName
 from featx.heads.tasks.task import Solver

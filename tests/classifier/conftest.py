@@ -12,6 +12,7 @@ import pytest
 from headers import complete_header
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from solving import fit_linear
 
 from featx.artifact import Header
 from featx.backbones.catalog import default_preprocess
@@ -24,7 +25,6 @@ from featx.backbones.weights import open_weights
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.heads.head import Layer, apply_layers
-from featx.heads.solvers.linear import fit_linear
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec, preprocess
 

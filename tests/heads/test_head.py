@@ -29,8 +29,8 @@ from featx.heads.head import (
     fold_standardisation,
     open_head,
     save_head,
-    standardisation,
 )
+from featx.heads.samples.data import standardisation
 
 EPS = float(np.finfo(np.float32).eps)
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from scores import measure_classes
+from solving import fit_linear
 
 from featx.artifact import Header
 from featx.errors import (
@@ -30,8 +31,8 @@ from featx.features.file import open_features
 from featx.features.schema import COLUMNS
 from featx.heads.head import open_head
 from featx.heads.samples.few_shot import FewShot
-from featx.heads.solvers.linear import STRENGTHS, fit_linear
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.linear import STRENGTHS
+from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
 from featx.stages.extract import extract
 from featx.stages.train import train_head
@@ -119,7 +120,7 @@ def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) ->
     head, features = train_head(cache, output, options).head, open_features(cache)
     rows = features.rows("train")
     fit = fit_linear(
-        features.features[rows], features.labels[rows], 3, strengths=[0.01], judge=True
+        features.features[rows], features.labels[rows], 3, strengths=[0.01], hold_out=True
     )
     assert head.layers[0][0].tobytes() == fit.layer[0].tobytes()
     assert head.layers[0][1].tobytes() == fit.layer[1].tobytes()

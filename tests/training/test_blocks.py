@@ -24,12 +24,11 @@ from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.heads.samples.few_shot import FewShot
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
 from featx.stages.train import train_head
-from featx.training.memory import free_memory, parse_memory
+from featx.training.memory import COPIES, free_memory, parse_memory
 from featx.training.options import TrainOptions
-from featx.training.resources import COPIES
 
 KINDS = {
     "lbfgs": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),

@@ -12,7 +12,7 @@ import pytest
 from featx.heads.head import open_head
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.linear import FIXED_STRENGTH
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.mlp import MLPOptions
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 

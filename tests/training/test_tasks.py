@@ -16,7 +16,7 @@ from featx.heads.head import apply_layers, open_head, save_head
 from featx.heads.metrics.multi_label import MultiLabelMetrics, given_tags, measure_tags
 from featx.heads.metrics.regression import RegressionMetrics, measure_values
 from featx.heads.samples.few_shot import FewShot
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.multi_label import EVEN
 from featx.stages.report import ReportOptions, write_report

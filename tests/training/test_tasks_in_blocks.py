@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import featx.features.publish
-from featx.errors import ArtifactInvalid, ConfigError
+from featx.errors import ArtifactInvalid
 from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.heads.metrics.multi_label import MultiLabelMetrics
 from featx.heads.metrics.regression import RegressionMetrics
-from featx.heads.solvers.mlp_options import MLPOptions
+from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.tasks import TASKS, Labels
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
@@ -195,11 +195,3 @@ def test_features_that_are_no_numbers_are_named(
     with pytest.raises(ArtifactInvalid, match=r"NaN or infinite.*'0007\.jpg' first"):
         train_head(path, tmp_path / "head", in_blocks(LINEAR))
     assert not (tmp_path / "head").exists()
-
-
-@pytest.mark.parametrize("task", ["multi-label", "regression"])
-def test_a_gpu_is_refused(request, tmp_path: Path, task: str) -> None:
-    cache = request.getfixturevalue("tags" if task == "multi-label" else "numbers")
-    options = replace(in_blocks(LINEAR), task=task, device="cuda")
-    with pytest.raises(ConfigError, match=f"{task} heads train on the CPU only"):
-        train_head(cache, tmp_path / "head", options)

@@ -1,10 +1,7 @@
-"""Training samples: read in blocks, divided into folds, weighted, drawn.
+"""Training samples: read, divided into folds, weighted, drawn.
 
-rows            features that are read block by block, and statistics of a first pass
-moments         mean and scale of each feature
-pools           samples in random order from blocks
-folds, tag_folds    who is held out when
-selection       the subsample that is kept in memory
-weights         what a sample counts, by its class
-few_shot        draws of a few samples of each class
+data        features in memory or in blocks, their statistics, and batches in random order
+folds       which samples are held out together
+selection   the subsample that is kept in memory; class weights
+few_shot    draws of a few samples of each class
 """

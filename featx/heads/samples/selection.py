@@ -1,22 +1,28 @@
-"""Which samples are kept in memory, where not all of them can be."""
+"""Which samples are kept in memory where not all of them can be, and how much each counts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import numpy as np
 
-from featx.heads.samples.folds import units_of
-from featx.heads.solvers.mlp import HOLDOUT_PARTS
+from featx.errors import ConfigError
+from featx.heads.samples.folds import HOLDOUT_PARTS, units_of
 from featx.heads.tasks.losses import Loss
+
+ClassWeight = Literal["balanced"] | Mapping[str, float] | None
+"""``"balanced"``, a weight for some class names, or None: each sample counts once."""
 
 MOST_KEPT = 2**16
 """More samples do not change which strength is best, only how long it takes to find."""
 LEAST_KEPT = 2**11
 _COPIES = 3
-"""Of the kept features that are held at once: raw, standardised, without the held-out."""
+"""Of the subsample's features that are held at once: raw, standardised, without the held-out."""
 _COPIES_OF_LOGITS = 8
 
 
-def choose_kept(
+def choose_subsample(
     labels: np.ndarray,
     num_features: int,
     num_classes: int,
@@ -57,7 +63,7 @@ def _fitting(num_features: int, num_classes: int, memory: int) -> int:
     return 1 << max(0, int(memory // row_bytes).bit_length() - 1)
 
 
-def choose_judges(
+def choose_held_out(
     labels: np.ndarray,
     num_features: int,
     num_classes: int,
@@ -69,7 +75,7 @@ def choose_judges(
 ) -> np.ndarray:
     """Return which samples ``(n,)`` decide when to stop, ascending: about a tenth at most.
 
-    They are held out as ``mlp`` does it, of as many samples as leave that few; perhaps none.
+    They are held out as of features in memory, of as many samples as leave that few; perhaps none.
     """
     fitting = _fitting(num_features, num_classes, memory)
     most = HOLDOUT_PARTS * min(MOST_KEPT, max(LEAST_KEPT, fitting))
@@ -82,8 +88,8 @@ def choose_judges(
         some = np.sort(order[:end])
     of_some = None if groups is None else groups[some]
     held_out = loss.hold_out(labels[some], HOLDOUT_PARTS, groups=of_some, seed=seed)
-    judges: np.ndarray = some[held_out]
-    return judges
+    chosen: np.ndarray = some[held_out]
+    return chosen
 
 
 def _one_of_each(tags: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -99,3 +105,42 @@ def _one_of_each(tags: np.ndarray, order: np.ndarray) -> np.ndarray:
         has = tags[order, tag] > 0
         first += [int(order[side.argmax()]) for side in (has, ~has) if side.any()]
     return np.array(list(dict.fromkeys(first)), np.int64)
+
+
+def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWeight) -> np.ndarray:
+    """Return what each sample counts, ``(N,)`` float64.
+
+    Balanced weights are scikit-learn's: the samples of each class count ``N / number of classes``
+    together, so that all samples still count ``N``.
+
+    Args:
+        labels: Class indices, ``(N,)``.
+        classes: Names in index order.
+        class_weight: By name; a class without one weighs 1.
+
+    Raises:
+        ConfigError: A name is no class, or a weight is not above 0.
+    """
+    if class_weight is None:
+        return np.ones(len(labels))
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise ConfigError(
+                f"class weight must be 'balanced' or weights by class name; got {class_weight!r}."
+            )
+        counts = np.bincount(labels, minlength=len(classes))
+        balanced: np.ndarray = len(labels) / (np.count_nonzero(counts) * counts[labels])
+        return balanced
+    unknown = sorted(set(class_weight) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"class weights name '{unknown[0]}', which is no class; the classes are "
+            f"{', '.join(classes[:10])}."
+        )
+    for name, value in class_weight.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 < value < np.inf):
+            raise ConfigError(f"class weights must be above 0; got {value!r} for '{name}'.")
+    by_class = np.array([float(class_weight.get(name, 1.0)) for name in classes])
+    weights: np.ndarray = by_class[labels]
+    return weights

@@ -1,10 +1,10 @@
-"""Fitting heads to features: in memory, and block by block (``streamed_…``).
+"""Fitting heads to features, in memory or block by block.
 
-fit             one way to call every solver
-linear          logistic regression; logistic and lbfgs solve it, in the eigenbasis
+linear          logistic regression: path chooses the strength; logistic and lbfgs solve it, in the
+                eigenbasis
 ridge           closed form, leave-one-out
 centroid        nearest centroid by cosine
 sgd             the tutorials' recipe
-mlp             hidden layers, AdamW, early stopping; networks, mlp_options
+mlp             hidden layers, AdamW, early stopping, of networks
 with_sklearn    logistic regression by scikit-learn
 """

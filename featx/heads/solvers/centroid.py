@@ -11,79 +11,72 @@ Source: Wang et al., "SimpleShot: Revisiting Nearest-Neighbor Classification for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
-from featx.heads.head import NEVER, Layer, silence_absent
-from featx.heads.samples.folds import HeldOut, divide_to_leave_out, every_so_many, rows_of_classes
+from featx.heads.head import NEVER, Fitted, Layer, silence_absent
+from featx.heads.samples.data import TrainingData
+from featx.heads.samples.folds import (
+    HeldOut,
+    divide_to_leave_out,
+    every_so_many,
+    rows_of_classes,
+)
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
 
 
-@dataclass(frozen=True, eq=False)
-class CentroidFit:
-    """A fitted nearest-centroid head.
-
-    Attributes:
-        layer: For raw features.
-        held_out: What each sample is given by the centroids without it, or without its fold where
-            samples are in groups; None where none can be left out.
-    """
-
-    layer: Layer
-    held_out: HeldOut | None
-
-
 def fit_centroid(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    seed: int = 0,
-) -> CentroidFit:
-    """Return the layer whose largest logit is the largest cosine.
+    data: TrainingData, *, seed: int = 0, step: Callable[[str], None] | None = None
+) -> Fitted:
+    """Return the layer whose largest logit is the largest cosine, by one pass.
+
+    Samples of the subsample are held out, each by itself, or with its fold where samples are in
+    groups. Classes without samples get logits that lose.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
-        num_classes: Outputs of the head; classes without samples get logits that lose.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
+        data: Its targets are class indices.
         seed: Decides the folds.
+        step: Called with the step under way.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
-    every = Centroids(features.mean(axis=0, dtype=np.float64), num_classes)
-    samples = (*every.centred(features), labels, weights)
-    every.add(*samples)
-    division = divide_to_leave_out(labels, groups=groups, seed=seed)
+    division = divide_to_leave_out(data.targets, groups=data.groups, seed=seed)
+    every = _Centroids(data.mean(), data.num_outputs)
+    grouped = division if data.groups is not None else None
+    parts = [every.empty() for _ in grouped.held_out_folds] if grouped else []
+    for where, values in data.blocks():
+        if step:
+            step(f"{where.stop:,} of {len(data):,} samples")
+        samples = (*every.centred(values), data.targets[where], data.weights[where])
+        every.add(*samples)
+        if grouped:
+            for fold, part in zip(grouped.held_out_folds, parts, strict=True):
+                part.add(*(each[grouped.fold[where] == fold] for each in samples))
+    choice = {"head": "linear", "solver": "centroid"}
     if division is None:
-        return CentroidFit(every.layer(), None)
-    parts = [np.flatnonzero(division.fold == fold) for fold in division.judged]
-    every_nth = every_so_many(int(division.held_out.sum()), num_classes)
-    if groups is None:
-        at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // num_classes))
-        parts = np.array_split(parts[0], -(-len(parts[0]) // at_once))
-    outputs = []
-    for rows in parts:
-        own = tuple(each[rows] for each in samples)
-        if groups is None:
-            outputs.append(every.without_own(*own)[::every_nth].copy())
-            continue
-        part = every.empty()
-        part.add(*own)
-        outputs.append(every.without(part).logits(own[0])[::every_nth].copy())
-    held_out = HeldOut(
-        np.concatenate(outputs),
-        labels[np.concatenate([rows[::every_nth] for rows in parts])],
-        0 if groups is None else len(division.judged),
-    )
-    return CentroidFit(every.layer(), held_out)
+        return Fitted((every.layer(),), choice)
+    rows, some = data.subsample()
+    if data.first_pass:  # else the one block was the subsample
+        samples = (*every.centred(some.array), some.targets, some.weights)
+    every_nth = every_so_many(int(division.held_out[rows].sum()), data.num_outputs)
+    at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // data.num_outputs))
+    logits, labels = [], []
+    for number, fold in enumerate(division.held_out_folds):
+        of_fold = np.flatnonzero(division.fold[rows] == fold)
+        num_blocks = 1 if parts else max(1, -(-len(of_fold) // at_once))
+        for block in np.array_split(of_fold, num_blocks):
+            x, lengths, targets, weights = (each[block] for each in samples)
+            if parts:
+                outputs = every.without(parts[number]).logits(x)
+            else:
+                outputs = every.without_own(x, lengths, targets, weights)
+            logits.append(outputs[::every_nth].copy())
+            labels.append(targets[::every_nth])
+    held_out = HeldOut(np.concatenate(logits), np.concatenate(labels), len(parts))
+    return Fitted((every.layer(),), choice, held_out if len(held_out.labels) else None)
 
 
-class Centroids:
+class _Centroids:
     """Sums over the samples of each class, from which everything else follows.
 
     Args:
@@ -96,12 +89,10 @@ class Centroids:
         self._counts = np.zeros(num_classes, np.int64)
         self._length = 0.0
 
-    def empty(self) -> Centroids:
-        """Return the sums over no samples, of features with the same mean."""
-        return Centroids(self._mean, len(self._counts))
+    def empty(self) -> _Centroids:
+        return _Centroids(self._mean, len(self._counts))
 
-    def without(self, part: Centroids) -> Centroids:
-        """Return the sums over the samples that are not in a part."""
+    def without(self, part: _Centroids) -> _Centroids:
         rest = self.empty()
         rest._sums, rest._counts = self._sums - part._sums, self._counts - part._counts
         rest._length = self._length - part._length
@@ -130,7 +121,6 @@ class Centroids:
         return self._sums / norms[:, None] / usual, norms, usual
 
     def layer(self) -> Layer:
-        """Return the layer for raw features."""
         weight, _, _ = self._weight()
         layer = weight.astype(np.float32), (-weight @ self._mean).astype(np.float32)
         return silence_absent(layer, np.repeat(np.arange(len(self._counts)), self._counts > 0))
@@ -144,13 +134,13 @@ class Centroids:
     def without_own(
         self, x: np.ndarray, lengths: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> np.ndarray:
-        """Return what centred samples are given by the centroids without them, each by itself.
+        """Return the logits of centred samples, each by the centroids of the others.
 
         Args:
             x: ``(n, num_features)``.
-            lengths: ``(n,)``.
+            lengths: Of the samples, ``(n,)``.
             labels: ``(n,)``.
-            weights: What each counts, ``(n,)``.
+            weights: ``(n,)``.
 
         Returns:
             ``(n, num_classes)``.

@@ -8,12 +8,12 @@ out, so 4,096 features of 245 images cost no more than 245.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from featx.heads.head import Layer, fold_standardisation, standardisation
-from featx.heads.samples.rows import MOST_CORRELATED, Rows, Survey
+from featx.heads.head import Layer, fold_standardisation
+from featx.heads.samples.data import MOST_CORRELATED, Blocks, TrainingData
 
 _LITTLE_CANCELS = 4
 """Deviations that a mean may be away from 0, for products of raw features to be precise enough."""
@@ -25,7 +25,7 @@ _ROUNDING = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
-class Basis:
+class Eigenbasis:
     """Standardised samples, and a basis in which their coordinates are uncorrelated.
 
     Attributes:
@@ -35,36 +35,31 @@ class Basis:
         directions: The basis in the space of standardised features, ``(num_features, rank)``
             float64, orthonormal columns.
         variances: Of the samples along each direction, ``(rank,)`` float64.
-        rotated: The samples are coordinates already.
+        rotated: Whether the samples are coordinates.
         mean: Of the raw features, ``(num_features,)``.
         scale: Of the raw features, ``(num_features,)``.
     """
 
-    samples: np.ndarray | StandardisedRows
+    samples: np.ndarray | StandardisedBlocks
     directions: np.ndarray
     variances: np.ndarray
     rotated: bool
     mean: np.ndarray
     scale: np.ndarray
 
+    @property
+    def array(self) -> np.ndarray:
+        """The samples, where they are in memory."""
+        assert isinstance(self.samples, np.ndarray)
+        return self.samples
+
     def to_samples(self, weight: np.ndarray) -> np.ndarray:
-        """Return weights ``(*, rank)`` of the basis as weights ``(*, width)`` of the samples."""
+        """Convert weights ``(*, rank)`` of the basis to ``(*, width)`` of the samples."""
         return weight if self.rotated else weight @ self.directions.T
 
     def from_samples(self, gradient: np.ndarray) -> np.ndarray:
-        """Return a gradient ``(*, width)`` by sample weights as one by the basis, ``(*, rank)``."""
+        """Convert a gradient ``(*, width)`` by weights of the samples to ``(*, rank)``."""
         return gradient if self.rotated else gradient @ self.directions
-
-    def samples_at(self, rows: np.ndarray) -> np.ndarray:
-        """Return some samples ``(n, width)`` of those in memory.
-
-        Raises:
-            TypeError: The samples are not in memory.
-        """
-        if isinstance(self.samples, np.ndarray):
-            chosen: np.ndarray = self.samples[rows]
-            return chosen
-        raise TypeError("these samples are read block by block")
 
     def layer(self, weight: np.ndarray, bias: np.ndarray) -> Layer:
         """Return the layer for raw features.
@@ -76,34 +71,59 @@ class Basis:
         return fold_standardisation((weight @ self.directions.T, bias), self.mean, self.scale)
 
 
-def build_basis(features: np.ndarray) -> Basis:
-    """Return raw features ``(N, num_features)`` standardised, with the basis for them.
+def build_eigenbasis(data: TrainingData) -> tuple[Eigenbasis, Eigenbasis]:
+    """Return standardised features with their basis, and the same for the subsample alone.
 
     Above 2,048 dimensions the decomposition would cost more than it saves: the basis is then that
     of the features themselves.
     """
-    mean, scale = standardisation(features)
-    samples = standardise(features, mean, scale)
+    mean, scale = data.standardisation()
+    if not isinstance(data.features, np.ndarray):
+        return _of_blocks(data, data.features)
+    samples = standardise(data.features, mean, scale)
     n, d = samples.shape
     if min(n, d) > MOST_CORRELATED:
-        return Basis(samples, np.eye(d), np.ones(d), True, mean, scale)
-    if d <= n:
+        basis = Eigenbasis(samples, np.eye(d), np.ones(d), True, mean, scale)
+    elif d <= n:
         some = samples[:: -(-n // _ROWS_FOR_COVARIANCE)]
-        variances, directions = _eigenbasis((some.T @ some).astype(np.float64) / len(some))
-        return Basis(samples, directions, variances, False, mean, scale)
-    samples = samples.astype(np.float64)
-    variances, vectors = np.linalg.eigh(samples @ samples.T / n)
-    keep = variances > 1e-10 * max(float(variances[-1]), 1e-300)
-    variances = variances[keep]
-    directions = samples.T @ vectors[:, keep] / np.sqrt(variances * n)
-    return Basis(samples @ directions, directions, variances, True, mean, scale)
+        variances, directions = _decompose((some.T @ some).astype(np.float64) / len(some))
+        basis = Eigenbasis(samples, directions, variances, False, mean, scale)
+    else:
+        samples = samples.astype(np.float64)
+        variances, vectors = np.linalg.eigh(samples @ samples.T / n)
+        keep = variances > 1e-10 * max(float(variances[-1]), 1e-300)
+        variances = variances[keep]
+        directions = samples.T @ vectors[:, keep] / np.sqrt(variances * n)
+        basis = Eigenbasis(samples @ directions, directions, variances, True, mean, scale)
+    return basis, basis
 
 
-class StandardisedRows:
+def _of_blocks(data: TrainingData, blocks: Blocks) -> tuple[Eigenbasis, Eigenbasis]:
+    mean, scale = data.standardisation()
+    _, subsample = data.subsample()
+    some = standardise(subsample.array, mean, scale)
+    d = some.shape[1]
+    directions, variances, rotated = np.eye(d), np.ones(d), True
+    if data.first_pass and data.first_pass.correlation.size:
+        variances, directions = _decompose(data.first_pass.correlation)
+        rotated = False
+    basis = Eigenbasis(some, directions, variances, rotated, mean, scale)
+    every = StandardisedBlocks(blocks, mean, scale, some.astype(np.float32, copy=False))
+    return replace(basis, samples=every), basis
+
+
+def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return variances and directions of a covariance of standardised features."""
+    variances, directions = np.linalg.eigh(covariance)
+    least = _ROUNDING * max(float(variances[-1]), 1e-300)
+    return np.maximum(variances, least), directions
+
+
+class StandardisedBlocks:
     """Standardised features that are read block by block.
 
     Args:
-        rows: Raw.
+        features: Raw.
         mean: ``(num_features,)``.
         scale: ``(num_features,)``, above 0.
         some: A sample of them, standardised, ``(n, num_features)`` float32.
@@ -111,28 +131,39 @@ class StandardisedRows:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, rows: Rows, mean: np.ndarray, scale: np.ndarray, some: np.ndarray) -> None:
-        self._rows, self.some = rows, some
-        self.shift, self._factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
+    def __init__(
+        self,
+        features: Blocks,
+        mean: np.ndarray,
+        scale: np.ndarray,
+        some: np.ndarray | None = None,
+    ) -> None:
+        self._features, self._standard = features, (mean, scale)
+        self.some = np.empty((0, len(mean)), np.float32) if some is None else some
+        self._shift, self._factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
         self._can_wait = bool((np.abs(mean) <= _LITTLE_CANCELS * scale).all())
 
     def __len__(self) -> int:
-        return self._rows.shape[0]
+        return self._features.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Number of samples, and features of each."""
-        return self._rows.shape
+        return self._features.shape
 
     @property
     def num_pieces(self) -> int:
         """Parts that can be read in any order."""
-        return self._rows.num_pieces
+        return self._features.num_pieces
+
+    def only(self, rows: np.ndarray) -> StandardisedBlocks:
+        """Return some samples; ``rows`` ``(n,)`` are ascending."""
+        return StandardisedBlocks(self._features.only(rows), *self._standard, self.some)
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield as ``Rows.blocks``, standardised ``(n, num_features)``."""
-        for where, values in self._rows.blocks(order):
-            values -= self.shift  # noqa: PLW2901
+        """Yield as ``Blocks.blocks``, standardised ``(n, num_features)``."""
+        for where, values in self._features.blocks(order):
+            values -= self._shift  # noqa: PLW2901
             values *= self._factor  # noqa: PLW2901
             yield where, values
 
@@ -147,42 +178,14 @@ class StandardisedRows:
         if not self._can_wait:
             return columns, offset, self.blocks()
         scaled = columns * self._factor[:, None]
-        return scaled, offset - (self.shift @ scaled)[:, None], self._rows.blocks()
+        return scaled, offset - (self._shift @ scaled)[:, None], self._features.blocks()
 
     def gradient(self, by_weight: np.ndarray, by_bias: np.ndarray) -> np.ndarray:
         """Return the gradient ``(m, width)`` by weight, of sums over the blocks ``for_product``."""
         if not self._can_wait:
             return by_weight
-        gradient: np.ndarray = (by_weight - by_bias.reshape(-1, 1) * self.shift) * self._factor
+        gradient: np.ndarray = (by_weight - by_bias.reshape(-1, 1) * self._shift) * self._factor
         return gradient
-
-
-def build_basis_of_rows(rows: Rows, survey: Survey) -> tuple[Basis, Basis]:
-    """Return features that are read block by block, standardised, with the basis for them.
-
-    The second is the same basis for the samples that the survey kept.
-
-    Args:
-        rows: Raw features of the training samples, more of them than features.
-        survey: Of the same.
-    """
-    mean, scale = survey.mean, survey.scale
-    some = standardise(survey.features, mean, scale)
-    if survey.correlation.size:
-        variances, directions = _eigenbasis(survey.correlation)
-        rotated = False
-    else:
-        directions, variances, rotated = np.eye(some.shape[1]), np.ones(some.shape[1]), True
-    every = StandardisedRows(rows, mean, scale, some.astype(np.float32, copy=False))
-    kept = Basis(some, directions, variances, rotated, mean, scale)
-    return Basis(every, directions, variances, rotated, mean, scale), kept
-
-
-def _eigenbasis(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return variances and directions of a covariance of standardised features."""
-    variances, directions = np.linalg.eigh(covariance)
-    floor = _ROUNDING * max(float(variances[-1]), 1e-300)
-    return np.maximum(variances, floor), directions
 
 
 def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

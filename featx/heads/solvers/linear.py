@@ -1,20 +1,25 @@
 """The linear head: L2-regularised logistic regression, solved to the optimum.
 
-``logistic`` has the objective, ``path`` chooses the strength. The one with the lowest held-out log
-loss is then solved on all samples, tightly.
+``logistic`` has the objective, ``path`` chooses the strength: the one with the lowest held-out log
+loss, which is then solved on all samples, tightly.
+
+Of features that are read in blocks the strength is chosen on the subsample. The last fit starts
+where that left off, and solves the same strength without the held-out samples in the same passes,
+so that the temperature is fitted on what such a head says of samples it has not seen.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import numpy as np
 
-from featx.heads.head import Layer
-from featx.heads.samples.folds import HeldOut
-from featx.heads.solvers.eigenbasis import build_basis
+from featx.heads.head import Fitted
+from featx.heads.samples.data import TrainingData
+from featx.heads.samples.folds import NUM_FOLDS, Division, HeldOut, units_of
+from featx.heads.solvers.eigenbasis import build_eigenbasis
 from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping
 from featx.heads.solvers.logistic import Logistic, Problems
 from featx.heads.solvers.path import PathPoint, Solved, follow_path, takes_seconds, with_all_samples
@@ -31,91 +36,78 @@ _OF_MANY_CLASSES = Stopping(gradient=1e-6, decrement=5e-6)
 _SUSPICIOUS_GRADIENT = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
-class LinearFit:
-    """A fitted linear head.
-
-    Attributes:
-        layer: For raw features.
-        strength: The chosen ``C``.
-        path: Each ``C`` tried, ascending.
-        objective: At the solution; None if unknown.
-        gradient_norm: Largest absolute component of the gradient at the solution; None if unknown.
-        num_evaluations: Of the objective, for the refit.
-        num_folds: Of the cross-validation; 1 for a single hold-out, 0 where nothing was held out.
-        held_out: Of the chosen strength; None where nothing was held out.
-    """
-
-    layer: Layer
-    strength: float
-    path: tuple[PathPoint, ...]
-    objective: float | None
-    gradient_norm: float | None
-    num_evaluations: int
-    num_folds: int
-    held_out: HeldOut | None
-
-
 def fit_linear(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
+    data: TrainingData,
     strengths: Sequence[float] = STRENGTHS,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    judge: bool = False,
+    *,
+    hold_out: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
     step: Callable[[str], None] | None = None,
-) -> LinearFit:
-    """Return the regularised optimum on all samples, at the strength that held out best.
+) -> Fitted:
+    """Return the regularised optimum on all samples, at the strength with the least held-out loss.
 
-    Where nothing can be held out, the strength nearest to ``FIXED_STRENGTH`` is taken.
+    Where nothing can be held out, the strength nearest to ``FIXED_STRENGTH`` is taken. Classes
+    without samples get logits that lose.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``; with ``SIGMOID`` tags ``(N, num_classes)``.
-        num_classes: Outputs of the head; classes without samples get logits that lose.
+        data: Its targets are class indices, or with ``SIGMOID`` tags.
         strengths: Values of ``C`` to choose from.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
-        judge: Cross-validate a single strength too, which is then known on held-out samples.
-        loss: Of what labels are.
+        hold_out: Hold samples out for a single strength too.
+        loss: Minimised.
         seed: Decides the folds.
         step: Called with the step under way.
     """
-    basis = build_basis(features)
-    weights = np.ones(len(labels)) if weights is None else weights
+    basis, basis_of_some = build_eigenbasis(data)
+    rows, some = data.subsample()
     division, best = None, None
     path: tuple[PathPoint, ...] = ()
-    if len(strengths) > 1 or judge:
-        division = loss.divide(labels, groups=groups, seed=seed)
+    if len(strengths) > 1 or hold_out:
+        division = _divide(data, some, loss, seed=seed)
     if division:
-        samples = Logistic(
-            basis,
-            labels,
-            num_classes,
-            weights=weights,
-            division=division,
-            loss=loss,
-        )
+        samples = Logistic(basis_of_some, some, division=division, loss=loss)
         best, path = follow_path(samples, division, strengths, step=step)
     strength = best.point.strength if best else fixed_strength(strengths)
-    everything = Logistic(basis, labels, num_classes, weights=weights, loss=loss)
-    if best and division and loss is SOFTMAX and takes_seconds(everything):
-        best = with_all_samples(best, samples, division, everything)
-    optimum = refit(everything, strength, best, step=step)
-    return LinearFit(
-        layer=everything.layer(optimum.variables[0]),
-        strength=strength,
-        path=path,
-        objective=float(optimum.values[0]),
-        gradient_norm=float(optimum.gradient_norms[0]),
-        num_evaluations=optimum.num_evaluations,
-        num_folds=len(division.judged) if division else 0,
-        held_out=best.held_out if best else None,
-    )
+    held_out = best.held_out if best else None
+    if data.first_pass:
+        left_out = np.full(len(data), -2)
+        if division:
+            units = units_of(data.groups, len(data))  # the rest of their groups is left out, too
+            left_out[np.isin(units, units[rows[division.held_out]])] = 0
+        every = Logistic(basis, data, division=Division(left_out, np.array([0])), loss=loss)
+        optimum = _refit(every, strength, best, left_out=[-1, 0] if best else [-1], step=step)
+        if division:
+            out = division.held_out
+            logits = every.logits(optimum.variables[1], basis_of_some.array[out])
+            held_out = HeldOut(logits, some.targets[out])
+    else:
+        every = Logistic(basis, data, loss=loss)
+        if best and division and loss is SOFTMAX and takes_seconds(every):
+            best = with_all_samples(best, samples, division, every)
+        optimum = _refit(every, strength, best, step=step)
+    choice = {
+        "head": "linear",
+        "solver": "lbfgs",
+        "strength": strength,
+        "path": [asdict(point) for point in path],
+        "num_folds": len(division.held_out_folds) if division else 0,
+        "objective": float(optimum.values[0]),
+        "gradient_norm": float(optimum.gradient_norms[0]),
+        "num_evaluations": optimum.num_evaluations,
+        "seed": seed,
+    }
+    return Fitted((every.layer(optimum.variables[0]),), choice, held_out)
+
+
+def _divide(
+    data: TrainingData, some: TrainingData, loss: LogisticLoss, *, seed: int
+) -> Division | None:
+    """Return who of the subsample is held out when; None for nobody."""
+    if not data.first_pass:
+        return loss.divide(data.targets, groups=data.groups, seed=seed)
+    # one fold, so that the last fit solves only one head more
+    held_out = loss.hold_out(some.targets, NUM_FOLDS, groups=some.groups, seed=seed)
+    return Division(np.where(held_out, 0, 1), np.array([0])) if held_out.any() else None
 
 
 def fixed_strength(strengths: Sequence[float]) -> float:
@@ -127,7 +119,7 @@ def fixed_strength(strengths: Sequence[float]) -> float:
     return float(min(strengths, key=lambda c: abs(np.log(c / FIXED_STRENGTH))))
 
 
-def refit(
+def _refit(
     samples: Logistic,
     strength: float,
     best: Solved | None,
@@ -135,12 +127,12 @@ def refit(
     left_out: Sequence[int] = (-1,),
     step: Callable[[str], None] | None = None,
 ) -> Minimum:
-    """Return the optimum at one strength, warm from the path where there is one.
+    """Return the optimum at one strength, started where the path has it.
 
     Args:
-        samples: What is trained on.
+        samples: All of them.
         strength: ``C``.
-        best: Where the path has it.
+        best: The end of the path, if there is one.
         left_out: The fold that each problem leaves out, -1 for none; all samples come first.
         step: Called with the step under way.
     """

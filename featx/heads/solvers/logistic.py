@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from featx.heads.head import Layer
+from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import Division, HeldOut
-from featx.heads.solvers.eigenbasis import Basis, StandardisedRows
+from featx.heads.solvers.eigenbasis import Eigenbasis, StandardisedBlocks
 from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping, minimise
 from featx.heads.tasks.losses import SOFTMAX, LogisticLoss
 
@@ -53,41 +53,33 @@ class Problems:
 
 
 class Logistic:
-    """Samples with labels, on which problems are solved.
+    """Samples with targets, on which problems are solved.
 
     Variables of a problem are ``(num_classes, rank + 1)``: weights in the basis, then the bias.
 
     Args:
         basis: Of the samples.
-        labels: ``(N,)`` in ``[0, num_classes)``.
-        num_classes: Number of outputs.
-        weights: Of each sample, ``(N,)``, above 0.
+        data: Their targets and weights.
         division: Who is held out when; None where nobody is.
-        loss: Of what labels are: classes, or with ``SIGMOID`` tags ``(N, num_classes)``.
+        loss: Minimised.
     """
 
     def __init__(
         self,
-        basis: Basis,
-        labels: np.ndarray,
-        num_classes: int,
+        basis: Eigenbasis,
+        data: TrainingData,
         *,
-        weights: np.ndarray,
         division: Division | None = None,
         loss: LogisticLoss = SOFTMAX,
     ) -> None:
-        self.loss = loss
-        self._basis, self._all_labels, self._all_weights = basis, labels, weights
-        self._x: np.ndarray | StandardisedRows = basis.samples
-        self._labels, self._weights = labels, weights
-        self._fold = division.fold if division else np.zeros(len(labels), np.int64)
-        self.num_classes = num_classes
-        if not isinstance(self._x, np.ndarray):
-            return
-        if division and len(division.judged) == 1:  # the others train every time
-            rows = np.flatnonzero(self._fold != division.judged[0])
+        self.loss, self.num_classes = loss, data.num_outputs
+        self._basis, self._data, self._x = basis, data, basis.samples
+        self._targets, self._weights = data.targets, data.weights
+        self._fold = division.fold if division else np.zeros(len(data), np.int64)
+        if isinstance(self._x, np.ndarray) and division and len(division.held_out_folds) == 1:
+            rows = np.flatnonzero(self._fold != division.held_out_folds[0])  # these always train
             self._x, self._fold = self._x[rows], self._fold[rows]
-            self._labels, self._weights = labels[rows], weights[rows]
+            self._targets, self._weights = self._targets[rows], self._weights[rows]
 
     @property
     def num_variables(self) -> int:
@@ -109,13 +101,12 @@ class Logistic:
             ``(P, num_classes, rank)`` float64; 0 where there are none.
         """
         x, means = self._x, []
-        if not isinstance(x, np.ndarray):
-            raise TypeError("these samples are read block by block")
+        assert isinstance(x, np.ndarray)
         for fold in left_out:
             rows = np.flatnonzero(self._fold != fold)
-            rows = rows[np.argsort(self._labels[rows], kind="stable")]
+            rows = rows[np.argsort(self._targets[rows], kind="stable")]
             there, start, counts = np.unique(
-                self._labels[rows], return_index=True, return_counts=True
+                self._targets[rows], return_index=True, return_counts=True
             )
             sums = np.zeros((self.num_classes, x.shape[1]))
             for first in range(0, x.shape[1], 256):
@@ -132,18 +123,18 @@ class Logistic:
             classes: Ascending, ``(m,)``.
             division: Of all samples, which are in memory.
         """
-        rows = np.flatnonzero(np.isin(self._all_labels, classes))
+        rows = np.flatnonzero(np.isin(self._data.targets, classes))
         fold = division.fold[rows]
-        own = Division(fold, np.intersect1d(fold, division.judged))
-        few = Logistic(
-            replace(self._basis, samples=self._basis.samples_at(rows)),
-            np.searchsorted(classes, self._all_labels[rows]),
-            len(classes),
-            weights=self._all_weights[rows],
-            division=own,
-            loss=self.loss,
+        own = Division(fold, np.intersect1d(fold, division.held_out_folds))
+        data = replace(
+            self._data,
+            features=self._data.array[:0],
+            targets=np.searchsorted(classes, self._data.targets[rows]),
+            num_outputs=len(classes),
+            weights=self._data.weights[rows],
         )
-        return few, own
+        basis = replace(self._basis, samples=self._basis.array[rows])
+        return Logistic(basis, data, division=own, loss=self.loss), own
 
     @property
     def is_double(self) -> bool:
@@ -237,14 +228,15 @@ class Logistic:
         weight, bias = self._unpack(variables)
         p, k, width = weight.shape
         columns, offset = np.ascontiguousarray(weight.reshape(p * k, width).T), bias.reshape(-1, 1)
-        blocks = None
-        if not isinstance(self._x, np.ndarray):
+        if isinstance(self._x, np.ndarray):
+            blocks = iter([(slice(0, len(self._x)), self._x)])
+        else:
             columns, offset, blocks = self._x.for_product(columns, offset)
         one = _Pass(columns, offset, p, self.loss)
         for rows, x in self._parts(p, blocks):
-            one.add(x, self._labels[rows], self._share(rows, totals, skip))
+            one.add(x, self._targets[rows], self._share(rows, totals, skip))
         losses, by_weight, by_bias = one.result()
-        if not isinstance(self._x, np.ndarray):
+        if isinstance(self._x, StandardisedBlocks):
             by_weight = self._x.gradient(by_weight, by_bias)
         own = variables.reshape(p, k, -1)[:, :, :-1]
         gradient = np.empty((p, k, own.shape[2] + 1))
@@ -260,13 +252,12 @@ class Logistic:
         return np.where(self._fold[rows] == skip[:, None], 0, share).astype(self._x.dtype)
 
     def _parts(
-        self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]] | None
+        self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]]
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield samples, a few at a time: of the blocks, or of those in memory."""
+        """Yield the samples of blocks, a few at a time."""
         fitting = _BLOCK_VALUES // (num_problems * self.num_classes)
         step = max(128, min(_BLOCK_ROWS, fitting))
-        whole: tuple[slice, Any] = (slice(0, len(self._x)), self._x)
-        for where, x in blocks or [whole]:
+        for where, x in blocks:
             for start in range(where.start, where.stop, step):
                 stop = min(start + step, where.stop)
                 yield slice(start, stop), x[start - where.start : stop - where.start]
@@ -275,18 +266,18 @@ class Logistic:
         """Return what each fold's solution says of the samples it left out, and their weights.
 
         Args:
-            variables: Of each judged fold, ``(num_folds, num_variables)``.
+            variables: Of each held-out fold, ``(num_folds, num_variables)``.
             division: The one the samples came with.
         """
-        rows = [np.flatnonzero(division.fold == fold) for fold in division.judged]
+        rows = [np.flatnonzero(division.fold == fold) for fold in division.held_out_folds]
         logits = [
-            self.logits(of_fold, self._basis.samples_at(row))
+            self.logits(of_fold, self._basis.array[row])
             for row, of_fold in zip(rows, variables, strict=True)
         ]
         row = np.concatenate(rows)
         return HeldOut(
-            np.concatenate(logits), self._all_labels[row], len(division.judged)
-        ), self._all_weights[row]
+            np.concatenate(logits), self._data.targets[row], len(division.held_out_folds)
+        ), self._data.weights[row]
 
     def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Return what one problem's variables ``(num_variables,)`` say of ``(n, width)`` samples.

@@ -2,165 +2,159 @@
 
 A stratified tenth of the training samples is held out to decide when to stop, though never the only
 sample of a class; the validation and test splits are never looked at. Several seeds and settings
-are trained side by side, and the one that held out best is kept. Where nothing can be held out, the
-first of them is trained for all epochs.
+are trained side by side, and the one with the lowest held-out loss is kept. Where nothing can be
+held out, the first of them is trained for all epochs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.head import Layer, apply_layers, fold_standardisation, standardisation
-from featx.heads.samples.folds import HeldOut
-from featx.heads.solvers.mlp_options import MLPOptions
-from featx.heads.solvers.networks import Networks, split_layers
+from featx.heads.head import Fitted, apply_layers, fold_standardisation
+from featx.heads.samples.data import Blocks, TrainingData, shuffled_batches
+from featx.heads.samples.folds import HOLDOUT_PARTS, HeldOut
+from featx.heads.solvers.eigenbasis import StandardisedBlocks
+from featx.heads.solvers.networks import Networks, Setting, split_layers
 from featx.heads.tasks.losses import SOFTMAX, Loss
-
-HOLDOUT_PARTS = 10
-"""One in so many training samples is held out."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One of the networks that were trained side by side.
+class MLPOptions:
+    """How an MLP head is built and trained.
+
+    Of dropout, learning rate and weight decay several may be given: every combination is trained,
+    with every seed.
 
     Attributes:
-        learning_rate: AdamW's.
+        hidden: Width of each hidden layer, first to last.
+        dropout: Probability of dropping a hidden unit, in [0, 1).
+        learning_rate: AdamW's, at the start of its cosine decay.
         weight_decay: AdamW's.
-        dropout: In [0, 1).
-        number: Of its seed, from 0.
-        num_epochs: Epoch whose weights were kept, from 1; 0 if it diverged.
-        held_out_loss: Its loss on the hold-out; None if it diverged, or nothing was held out.
+        num_seeds: Initial weights that are tried.
+        batch_size: Samples a step.
+        max_epochs: Length of the cosine decay.
+        patience: Epochs without a better held-out loss before training stops.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
-    learning_rate: float
-    weight_decay: float
-    dropout: float
-    number: int
-    num_epochs: int
-    held_out_loss: float | None
+    hidden: tuple[int, ...] = (100,)
+    dropout: float | tuple[float, ...] = 0.0
+    learning_rate: float | tuple[float, ...] = 1e-3
+    weight_decay: float | tuple[float, ...] = 1e-2
+    num_seeds: int = 1
+    batch_size: int = 128
+    max_epochs: int = 100
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"hidden sizes must be at least 1; got {list(self.hidden)}.")
+        if not all(0 <= rate < 1 for rate in _several(self.dropout)):
+            raise ConfigError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
+        rates, decays = _several(self.learning_rate), _several(self.weight_decay)
+        if not (all(rate > 0 for rate in rates) and all(decay >= 0 for decay in decays)):
+            raise ConfigError(
+                f"the learning rate must be above 0 and the weight decay at least 0; got "
+                f"{self.learning_rate} and {self.weight_decay}."
+            )
+        if not (rates and decays and _several(self.dropout)):
+            raise ConfigError("there is no learning rate, weight decay or dropout to train with.")
+        if min(self.num_seeds, self.batch_size, self.max_epochs, self.patience) < 1:
+            raise ConfigError(
+                "seeds, batch size, epochs and patience must be at least 1; got "
+                f"{self.num_seeds}, {self.batch_size}, {self.max_epochs} and {self.patience}."
+            )
+
+    def settings(self, seed: int) -> list[Setting]:
+        """Return what each network to be trained has of its own."""
+        grid = product(
+            _several(self.learning_rate),
+            _several(self.weight_decay),
+            _several(self.dropout),
+            range(self.num_seeds),
+        )
+        return [Setting((seed, number), *rest) for *rest, number in grid]
 
 
-@dataclass(frozen=True, eq=False)
-class MLPFit:
-    """A fitted MLP head.
+def _several(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(values) if isinstance(values, Sequence) else (values,)
 
-    Attributes:
-        layers: First to last, for raw features.
-        chosen: The network it is.
-        candidates: All that were trained.
-        held_out: Its outputs for the hold-out; None if nothing was held out.
+
+def parse_hidden(text: str | Sequence[int]) -> tuple[int, ...]:
+    """Return layer widths from ``"100"`` or ``"256,128"``.
+
+    Raises:
+        ConfigError: It is no list of whole numbers.
+
+    >>> parse_hidden("256,128")
+    (256, 128)
     """
-
-    layers: tuple[Layer, ...]
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    held_out: HeldOut | None
-
-    @property
-    def num_epochs(self) -> int:
-        """Epoch whose weights were kept, from 1."""
-        return self.chosen.num_epochs
-
-    @property
-    def held_out_loss(self) -> float:
-        """Loss on the hold-out."""
-        return math.nan if self.chosen.held_out_loss is None else self.chosen.held_out_loss
+    try:
+        parts = text.split(",") if isinstance(text, str) else text
+        return tuple(int(part) for part in parts)
+    except ValueError as err:
+        raise ConfigError(f"hidden sizes must be like 100 or 256,128; got '{text}'.") from err
 
 
 def fit_mlp(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
+    data: TrainingData,
     options: MLPOptions,
     *,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
     loss: Loss = SOFTMAX,
     seed: int = 0,
     step: Callable[[str], None] | None = None,
-) -> MLPFit:
+) -> Fitted:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``; tags or numbers ``(N, num_classes)`` where the
-            loss takes these.
-        num_classes: Outputs of the head.
+        data: Samples to train on, and to hold out: of blocks the subsample.
         options: Shape and training.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
-        loss: What is made small, and compared.
+        loss: Minimised, and compared.
         seed: Of initial weights, shuffling, dropout and the hold-out.
         step: Called with the step under way.
 
     Raises:
         ConfigError: Training with these options diverges.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
-    judged = loss.hold_out(labels, HOLDOUT_PARTS, groups=groups, seed=seed)
-    trained = ~judged
-    mean, scale = standardisation(features[trained])
-    train = _Rows(_standardised(features[trained], mean, scale), labels[trained], weights[trained])
-    judge = Judges(features[judged], labels[judged], weights[judged])
-    standard = mean, scale
-    return train_mlp(
-        *(train, judge, standard, num_classes, options),
-        loss=loss,
-        seed=seed,
-        step=step,
-    )
-
-
-def train_mlp(
-    train: Batches,
-    judge: Judges,
-    standard: tuple[np.ndarray, np.ndarray],
-    num_classes: int,
-    options: MLPOptions,
-    *,
-    loss: Loss = SOFTMAX,
-    seed: int = 0,
-    step: Callable[[str], None] | None = None,
-) -> MLPFit:
-    """Return the MLP of the network and epoch with the lowest loss on the samples that judge.
-
-    Args:
-        train: The samples that train it, standardised.
-        judge: The samples that decide when to stop; perhaps none.
-        standard: Mean and scale of the features, ``(num_features,)`` each.
-        num_classes: Outputs of the head.
-        options: Shape and training.
-        loss: What is made small, and compared.
-        seed: Of initial weights, shuffling and dropout.
-        step: Called with the step under way.
-
-    Raises:
-        ConfigError: Training with these options diverges.
-    """
-    widths = (judge.features.shape[1], *options.hidden, num_classes)
+    if data.first_pass:
+        rows, held_out = data.subsample()
+    else:
+        rows = np.flatnonzero(
+            loss.hold_out(data.targets, HOLDOUT_PARTS, groups=data.groups, seed=seed)
+        )
+        held_out = data.select(rows)
+    train = data.select(np.delete(np.arange(len(data)), rows))
+    mean, scale = train.standardisation()
+    widths = (train.features.shape[1], *options.hidden, data.num_outputs)
     settings = options.settings(seed)
-    if not len(judge.labels):
+    if not len(held_out):
         settings = settings[:1]  # there is nothing to compare them by
     networks = Networks(widths, settings, loss=loss)
-    x = _standardised(judge.features, *standard)
-    rows = _Rows(x, judge.labels, judge.weights)
-    best = _train(networks, train, rows, options, loss, seed=seed, step=step)
+    x: np.ndarray | Blocks
+    if isinstance(train.features, np.ndarray):
+        x = _standardised(train.features, mean, scale)
+    else:
+        x = StandardisedBlocks(train.features, mean, scale)
+    train = replace(train, features=x)
+    validation = replace(held_out, features=_standardised(held_out.array, mean, scale))
+    best = _train(networks, train, validation, options, seed=seed, step=step)
     candidates = [
-        Candidate(
-            setting.learning_rate,
-            setting.weight_decay,
-            setting.dropout,
-            setting.seed[1],
-            each.epoch,
-            each.loss if each.epoch and len(judge.labels) else None,
-        )
+        {
+            "learning_rate": setting.learning_rate,
+            "weight_decay": setting.weight_decay,
+            "dropout": setting.dropout,
+            "number": setting.seed[1],
+            "num_epochs": each.epoch,
+            "held_out_loss": each.loss if each.epoch and len(held_out) else None,
+        }
         for setting, each in zip(settings, best, strict=True)
     ]
     winner = min(range(len(best)), key=lambda i: best[i].loss)
@@ -169,15 +163,25 @@ def train_mlp(
             f"training the MLP diverged: no epoch had a finite loss. Use a learning rate below "
             f"{min(setting.learning_rate for setting in settings):g}."
         )
-    layers = [
+    first, *others = [
         (np.ascontiguousarray(weight[0].T), bias[0, 0].copy())
         for weight, bias in split_layers(best[winner].parameters[None], widths)
     ]
-    complete = (fold_standardisation(layers[0], *standard), *layers[1:])
-    held_out = None
-    if len(judge.labels):
-        held_out = HeldOut(apply_layers(complete, judge.features), judge.labels)
-    return MLPFit(complete, candidates[winner], tuple(candidates), held_out)
+    layers = (fold_standardisation(first, mean, scale), *others)
+    choice = {
+        "head": "mlp",
+        "solver": "adamw",
+        "hidden": list(options.hidden),
+        "batch_size": options.batch_size,
+        "max_epochs": options.max_epochs,
+        "patience": options.patience,
+        **candidates[winner],
+        "candidates": candidates,
+        "seed": seed,
+    }
+    if not len(held_out):
+        return Fitted(layers, choice)
+    return Fitted(layers, choice, HeldOut(apply_layers(layers, held_out.array), held_out.targets))
 
 
 def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -187,60 +191,6 @@ def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> 
         rows = slice(start, start + 1024)
         standardised[rows] = (features[rows] - mean) / scale
     return standardised
-
-
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Standardised samples ``(n, num_features)``, labels ``(n,)``, and shares of the loss ``(n,)``."""
-
-
-class Batches(Protocol):
-    """Samples that train networks."""
-
-    def batches(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
-        """Yield all samples in random order, ``size`` at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Judges:
-    """Samples that decide when to stop.
-
-    Attributes:
-        features: Raw, ``(n, num_features)``.
-        labels: ``(n,)``.
-        weights: What each counts, ``(n,)``.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Standardised samples.
-
-    Attributes:
-        x: ``(n, num_features)`` float32.
-        labels: ``(n,)``.
-        weights: ``(n,)``.
-    """
-
-    x: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-
-    def batches(self, size: int, random: np.random.Generator) -> Iterator[Batch]:
-        """Yield all samples in random order, ``size`` at a time."""
-        order = random.permutation(len(self.labels))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield self.x[rows], self.labels[rows], shares_of(self.weights[rows])
-
-
-def shares_of(weights: np.ndarray) -> np.ndarray:
-    """Return the share of each sample ``(n,)`` in the loss of their batch, float32."""
-    shares: np.ndarray = (weights / weights.sum()).astype(np.float32)
-    return shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,26 +204,32 @@ class _Best:
 
 def _train(
     networks: Networks,
-    train: Batches,
-    judge: _Rows,
+    train: TrainingData,
+    validation: TrainingData,
     options: MLPOptions,
-    loss: Loss,
     *,
     seed: int,
     step: Callable[[str], None] | None,
 ) -> list[_Best]:
-    """Train in place and return each network's best epoch; one that is done drops out."""
+    """Train on standardised features; return each network's best epoch.
+
+    A network that is done drops out, in place.
+    """
     random = np.random.default_rng(seed)
     best = [_Best(0, math.inf, row) for row in networks.parameters.copy()]
     going = np.arange(len(networks))
     for epoch in range(1, options.max_epochs + 1):
         if step:
             step(f"Epoch {epoch} of at most {options.max_epochs}")
-        pace = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
+        lr_scale = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
-            for batch in train.batches(options.batch_size, random):
-                networks.step(*batch, pace=pace)
-            losses = _losses(networks, judge, loss, epoch)
+            for rows, batch in shuffled_batches(
+                train.features, options.batch_size, random, pool_bytes=train.pool_bytes
+            ):
+                weights = train.weights[rows]
+                shares = (weights / weights.sum()).astype(np.float32)
+                networks.step(batch, train.targets[rows], shares, lr_scale=lr_scale)
+            losses = _losses(networks, validation, epoch)
         for row, number in enumerate(going):
             if losses[row] < best[number].loss:
                 best[number] = _Best(epoch, losses[row], networks.parameters[row].copy())
@@ -286,10 +242,12 @@ def _train(
     return best
 
 
-def _losses(networks: Networks, judge: _Rows, loss: Loss, epoch: int) -> list[float]:
+def _losses(networks: Networks, validation: TrainingData, epoch: int) -> list[float]:
     """Return the held-out loss of each network; without a hold-out the latest epoch is the best."""
-    if not len(judge.labels):
+    if not len(validation):
         finite = np.isfinite(networks.parameters).all(axis=1)
         return [-float(epoch) if each else math.inf for each in finite]
-    logits = networks.logits(judge.x)
-    return [loss.mean(own, judge.labels, weights=judge.weights) for own in logits]
+    return [
+        networks.loss.mean(logits, validation.targets, weights=validation.weights)
+        for logits in networks.logits(validation.array)
+    ]

@@ -1,7 +1,7 @@
 """Multilayer perceptrons of one shape, trained side by side as one batched model.
 
-They see the same batches; each has its own initial weights, dropout and rates, and does what it
-would have done alone.
+They see the same batches; each has its own initial weights, dropout and rates, and is trained as it
+would be alone.
 
 Sources: Kingma and Ba, "Adam" (2015); Loshchilov and Hutter, "Decoupled Weight Decay
 Regularization" (2019).
@@ -17,15 +17,15 @@ import numpy as np
 
 from featx.heads.tasks.losses import SOFTMAX, Loss
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
 """AdamW's."""
-ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What one of the networks has of its own.
+    """Settings of one of the networks.
 
     Attributes:
         seed: Of initial weights and dropout.
@@ -46,7 +46,7 @@ class Networks:
     Args:
         widths: Features, hidden sizes, outputs.
         settings: One for each network.
-        loss: What they are trained to make small.
+        loss: Minimised.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Networks:
         self._settings = tuple(settings)
         self._random = [np.random.default_rng(setting.seed) for setting in settings]
         self._parameters = np.stack(
-            [initial_parameters(self._widths, random) for random in self._random]
+            [_initial_parameters(self._widths, random) for random in self._random]
         )
         self._moments = np.zeros((2, *self._parameters.shape), np.float32)
         self._steps = 0
@@ -82,38 +82,40 @@ class Networks:
         """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
         layers = split_layers(self._parameters, self._widths)
         parts = []
-        for start in range(0, len(x), ROWS_AT_ONCE):
-            hidden = x[None, start : start + ROWS_AT_ONCE]
+        for start in range(0, len(x), _ROWS_AT_ONCE):
+            hidden = x[None, start : start + _ROWS_AT_ONCE]
             for weight, bias in layers[:-1]:
                 hidden = np.maximum(hidden @ weight + bias, 0)
             parts.append(hidden @ layers[-1][0] + layers[-1][1])
         return np.concatenate(parts, axis=1)
 
-    def step(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, pace: float) -> None:
+    def step(
+        self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, lr_scale: float
+    ) -> None:
         """Take one step of AdamW on the weighted mean loss of a batch.
 
         Args:
             x: Standardised features, ``(n, in)``.
             labels: ``(n,)``; tags or numbers ``(n, out)`` where the loss takes these.
             shares: Of each sample in the loss, ``(n,)``, summing to 1.
-            pace: Factor of the learning rates, in [0, 1].
+            lr_scale: Factor of the learning rates, in [0, 1].
         """
         gradient = self._gradient(x, labels, shares)
         rates = np.array([s.learning_rate for s in self._settings], np.float32)[:, None]
         decays = np.array([s.weight_decay for s in self._settings], np.float32)[:, None]
         self._steps += 1
         mean, square = self._moments
-        first, second = (np.float32(beta) for beta in BETAS)
+        first, second = (np.float32(beta) for beta in _BETAS)
         mean += (1 - first) * (gradient - mean)
         gradient *= gradient
         square += (1 - second) * (gradient - square)
-        rates *= np.float32(pace)
+        rates *= np.float32(lr_scale)
         self._parameters *= 1 - rates * decays
         np.sqrt(square, out=gradient)
-        gradient /= np.float32(np.sqrt(1 - BETAS[1] ** self._steps))
-        gradient += np.float32(EPSILON)
+        gradient /= np.float32(np.sqrt(1 - _BETAS[1] ** self._steps))
+        gradient += np.float32(_EPSILON)
         np.divide(mean, gradient, out=gradient)
-        gradient *= rates / np.float32(1 - BETAS[0] ** self._steps)
+        gradient *= rates / np.float32(1 - _BETAS[0] ** self._steps)
         self._parameters -= gradient
 
     def _gradient(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -169,7 +171,7 @@ def split_layers(
     return layers
 
 
-def initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
+def _initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
     """Return parameters as torch's Linear draws them, ``(num_parameters,)`` float32.
 
     Args:

@@ -26,7 +26,7 @@ from featx.heads.tasks.losses import SOFTMAX
 log = logging.getLogger(__name__)
 
 _AHEAD = 0.7
-"""Share of the last change along the path by which the next start goes on."""
+"""Share of the last change along the path by which the next start is moved on."""
 _ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
 _MANY_MULTIPLICATIONS = 2**34
 """In a pass over all folds: above, the range of strengths is narrowed down on some classes."""
@@ -65,7 +65,7 @@ class Solved:
         penalties: Factors of the objectives' penalty, ``(num_folds,)``.
         variables: ``(num_folds, num_variables)``.
         curvature: Of each fold.
-        held_out: What each fold's solution says of the samples it left out.
+        held_out: Outputs of each fold's solution for the samples it left out.
     """
 
     point: PathPoint
@@ -85,7 +85,7 @@ def follow_path(
     """Return the best strength and the path, weakest ``C`` first.
 
     Args:
-        samples: What is trained on, with its division.
+        samples: With their division.
         division: Who is held out when.
         strengths: Values of ``C``, at least one.
         step: Called with the step under way.
@@ -113,7 +113,7 @@ def takes_seconds(samples: Logistic, *, num_folds: int = 1) -> bool:
 def with_all_samples(
     best: Solved, some: Logistic, division: Division, everything: Logistic
 ) -> Solved:
-    """Return a solution with variables for training on all samples, as far as means tell.
+    """Return a solution moved to all samples, as far as the means of classes tell.
 
     Of a class of three samples, one is a third of what its weights depend on.
 
@@ -124,7 +124,7 @@ def with_all_samples(
         everything: The same samples, none of them held out.
     """
     shape = _Shape.of(some, division, best.variables)
-    change = everything.class_means(np.array([-1])) - some.class_means(division.judged)
+    change = everything.class_means(np.array([-1])) - some.class_means(division.held_out_folds)
     shaped = best.variables.reshape(*change.shape[:2], -1).copy()
     shaped[:, :, :-1] += change * shape.stretch[:, None]
     return replace(best, variables=shaped.reshape(best.variables.shape))
@@ -157,7 +157,7 @@ def _solve_all(
     for number, strength in enumerate(strengths, start=1):
         if step:
             step(f"Strength {number} of {len(strengths)}, C = {strength:g}{note}")
-        start = _ahead(samples, before, strength, len(division.judged))
+        start = _ahead(samples, before, strength, len(division.held_out_folds))
         solved = _solve_folds(samples, division, strength, start, before[-1:])
         before = [*before[-1:], solved]
         yield solved
@@ -173,13 +173,13 @@ def _solve_folds(
     """Return the optimum for each fold left out.
 
     Args:
-        samples: What is trained on.
+        samples: With their division.
         division: Who is held out when.
         strength: ``C``.
         start: Variables to start from, ``(num_folds, num_variables)``.
         near: A strength that was solved, if there is one, whose curvature is known.
     """
-    problems = Problems(np.full(len(division.judged), strength), division.judged)
+    problems = Problems(np.full(len(division.held_out_folds), strength), division.held_out_folds)
     penalties = samples.penalties(problems)
     curvature: tuple[Pairs, ...] | None = None
     if near:
@@ -218,7 +218,7 @@ def _some_classes(
     """Return the classes, ascending, for which the path is solved; None for all of them."""
     if samples.loss is not SOFTMAX or len(strengths) <= _FEW_STRENGTHS:
         return None
-    if not takes_seconds(samples, num_folds=len(division.judged)):
+    if not takes_seconds(samples, num_folds=len(division.held_out_folds)):
         return None
     count = max(_SOME_CLASSES, samples.num_classes // _CLASSES_PER_CHOSEN)
     return np.sort(np.random.default_rng(0).permutation(samples.num_classes)[:count])
@@ -234,7 +234,7 @@ def _solve_around(
     """Return the path around the best strength, and the solution there.
 
     Args:
-        samples: What is trained on.
+        samples: With their division.
         division: Who is held out when.
         strengths: Ascending.
         classes: Some of them, for which all strengths are solved first.
@@ -266,7 +266,7 @@ def _solve_around(
             near = [solved[nearest]]
             start = shapes[at].grown_from(shapes[nearest], solved[nearest].variables)
         else:
-            near, start = [], shapes[at].for_means(samples.class_means(division.judged))
+            near, start = [], shapes[at].for_means(samples.class_means(division.held_out_folds))
         solved[at] = _solve_folds(samples, division, strengths[at], start, near)
         best = min(solved, key=lambda other: solved[other].point.log_loss)
         ahead = ahead or [best - 1, best + 1]
@@ -291,7 +291,7 @@ class _Shape:
     @classmethod
     def of(cls, samples: Logistic, division: Division, variables: np.ndarray) -> _Shape:
         """Return that of solutions ``(num_folds, num_variables)``."""
-        means = samples.class_means(division.judged)
+        means = samples.class_means(division.held_out_folds)
         shaped = variables.reshape(len(means), samples.num_classes, -1)
         squares = np.maximum((means**2).sum(axis=1), 1e-30)
         stretch = (shaped[:, :, :-1] * means).sum(axis=1) / squares

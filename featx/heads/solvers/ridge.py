@@ -4,9 +4,10 @@ For strength ``C`` the objective, on standardised features, is
 
     weighted sum over samples of |W x + b - target|² / 2  +  |W|² / (2 C)
 
-One decomposition of their covariance gives the solution at every strength, and also what each
-sample would be given had it been left out: its residual divided by ``1 - leverage``. So no folds
-are needed to choose, unless samples are in groups, which are left out as a whole.
+One decomposition of their covariance gives the solution at every strength, and also the output for
+each sample had it been left out: its residual divided by ``1 - leverage``. So no folds are needed
+to choose, unless samples are in groups, which are left out as a whole. One pass sums up the
+covariance, a second one finds the errors on samples that are left out.
 
 Source: Golub, Heath and Wahba, "Generalized Cross-Validation as a Method for Choosing a Good Ridge
 Parameter" (1979).
@@ -15,11 +16,13 @@ Parameter" (1979).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from featx.heads.head import Layer, fold_standardisation, silence_absent, standardisation
+from featx.heads.head import Fitted, Layer, fold_standardisation, silence_absent
+from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import (
     Division,
     HeldOut,
@@ -27,7 +30,7 @@ from featx.heads.samples.folds import (
     every_so_many,
     rows_of_classes,
 )
-from featx.heads.solvers.eigenbasis import standardise
+from featx.heads.solvers.eigenbasis import StandardisedBlocks, standardise
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**24
@@ -35,261 +38,296 @@ _LEAST_FREEDOM = 1e-9
 """Smallest ``1 - leverage`` that is told from 0, where nothing is known without the sample."""
 
 
-@dataclass(frozen=True)
-class RidgePoint:
-    """One strength of the path.
-
-    Attributes:
-        strength: ``C``.
-        error: Weighted mean over samples of their squared error when left out.
-        top1: Share of samples that are right when left out, in [0, 1]; None of numbers.
-    """
-
-    strength: float
-    error: float
-    top1: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class RidgeFit:
-    """A fitted ridge head.
-
-    Attributes:
-        layer: For raw features.
-        strength: The chosen ``C``.
-        path: Each ``C`` tried, ascending.
-        held_out: What each sample is given by the head that was not trained on it; None where
-            none can be left out.
-    """
-
-    layer: Layer
-    strength: float
-    path: tuple[RidgePoint, ...]
-    held_out: HeldOut | None
-
-
-LeftOut = Callable[["System", np.ndarray, Sequence[float]], Iterator[np.ndarray]]
-"""Outputs for a system's samples, of their labels and some strengths, by heads without them."""
-
-
 def fit_ridge(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
+    data: TrainingData,
     strengths: Sequence[float] = STRENGTHS,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
+    *,
     seed: int = 0,
     step: Callable[[str], None] | None = None,
-) -> RidgeFit:
+) -> Fitted:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
     Where no sample can be left out, the strength nearest to ``linear.FIXED_STRENGTH`` is taken.
+    Classes without samples get logits that lose.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``; or numbers, ``(N, num_classes)`` floating.
-        num_classes: Outputs of the head; classes without samples get logits that lose.
+        data: Its targets are class indices, or numbers; of blocks more samples than features.
         strengths: Values of ``C`` to choose from, at least one.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        groups: Of each sample, ``(N,)``, -1 for none; with groups folds are left out.
         seed: Decides the folds.
         step: Called with the step under way.
     """
-    mean, scale = standardisation(features)
-    weights = np.ones(len(labels)) if weights is None else weights
-    x = standardise(features, mean, scale)
-    system = _decompose(x, labels, num_classes, weights)
-    division = divide_to_leave_out(labels, groups=groups, seed=seed)
-    if division is None:
-        return ridge_fit(system, labels, (mean, scale), fixed_strength(strengths))
-    left_out, num_folds = without_own, 0
-    parts = list(_parts(system, division))
-    if groups is not None:
-        left_out, num_folds = predicted, len(division.judged)
-        parts = [
-            (
-                rows,
-                with_samples(_decompose(x[rest], labels[rest], num_classes, weights[rest]), *own),
-            )
-            for rows, rest, own in _folds(x, weights, division)
-        ]
-    path = errors_along(parts, labels, strengths, left_out, step=step)
-    best = min(path, key=lambda point: point.error)
-    every = every_so_many(int(division.held_out.sum()), num_classes)
-    outputs = [
-        next(left_out(part, labels[rows], [best.strength]))[::every].copy() for rows, part in parts
-    ]
-    held_labels = np.concatenate([labels[rows[::every]] for rows, _ in parts])
-    held_out = HeldOut(np.concatenate(outputs), held_labels, num_folds)
-    return ridge_fit(system, labels, (mean, scale), best.strength, path=path, held_out=held_out)
-
-
-def ridge_fit(
-    system: System,
-    labels: np.ndarray,
-    standard: tuple[np.ndarray, np.ndarray],
-    strength: float,
-    *,
-    path: tuple[RidgePoint, ...] = (),
-    held_out: HeldOut | None = None,
-) -> RidgeFit:
-    """Return the head at a strength; classes without samples lose, held out or not.
-
-    Args:
-        system: Of all samples.
-        labels: ``(N,)``; or numbers, ``(N, num_classes)``.
-        standard: Mean and scale of the features, ``(num_features,)`` each.
-        strength: ``C``.
-        path: Each ``C`` tried.
-        held_out: Outputs for samples that were left out; changed in place.
-    """
-    layer = fold_standardisation(solve_at(system, strength), *standard)
-    if labels.ndim == 1:
-        layer = silence_absent(layer, labels)
+    mean, scale = data.standardisation()
+    x: np.ndarray | StandardisedBlocks
+    if isinstance(data.features, np.ndarray):
+        x = standardise(data.features, mean, scale)
+    else:
+        x = StandardisedBlocks(data.features, mean, scale)
+    division = divide_to_leave_out(data.targets, groups=data.groups, seed=seed)
+    grouped = division is not None and data.groups is not None
+    every, of_folds = _systems(x, data, division if grouped else None)
+    strength, held_out = fixed_strength(strengths), None
+    path: list[dict[str, Any]] = []
+    if division is not None:
+        left_out = _predicted if grouped else _without_own
+        systems = of_folds if grouped else [every]
+        parts: Iterable[_Part] = _parts(_blocks(x, data.num_outputs), data, division, systems)
+        parts = list(parts) if isinstance(x, np.ndarray) else parts
+        path = _errors_along(parts, data, strengths, left_out, step=step)
+        strength = min(path, key=lambda point: point["error"])["strength"]
+        rows, some = data.subsample()
+        if data.first_pass:
+            parts = _parts([(rows, standardise(some.array, mean, scale))], data, division, systems)
+        every_nth = every_so_many(int(division.held_out[rows].sum()), data.num_outputs)
+        outputs, targets = [], []
+        for part in parts:
+            outputs.append(next(left_out(part, [strength]))[::every_nth].copy())
+            targets.append(part.targets[::every_nth])
+        if outputs:
+            num_folds = len(of_folds)
+            held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), num_folds)
+    layer = fold_standardisation(_solve_at(every, strength), mean, scale)
+    if data.targets.ndim == 1:
+        layer = silence_absent(layer, data.targets)
         if held_out:
-            absent = np.bincount(labels, minlength=len(layer[1])) == 0
+            absent = np.bincount(data.targets, minlength=data.num_outputs) == 0
             held_out.logits[:, absent] = layer[1][absent]
-    return RidgeFit(layer, strength, path, held_out)
-
-
-def _parts(system: System, division: Division) -> Iterator[tuple[np.ndarray, System]]:
-    """Yield numbers of samples that are left out one by one, a few at a time, and their system."""
-    rows = np.flatnonzero(division.held_out)
-    at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // system.products.shape[1]))
-    for some in np.array_split(rows, -(-len(rows) // at_once)):
-        own = system.coordinates[some], system.weights[some]
-        yield some, replace(system, coordinates=own[0], weights=own[1])
-
-
-def _folds(
-    x: np.ndarray, weights: np.ndarray, division: Division
-) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-    """Yield numbers of samples left out, of the others, and samples and weights of the former."""
-    for fold in division.judged:
-        out = division.fold == fold
-        yield np.flatnonzero(out), np.flatnonzero(~out), (x[out], weights[out])
+    choice = {
+        "head": "linear",
+        "solver": "ridge",
+        "strength": strength,
+        "path": path,
+        "num_folds": held_out.num_folds if held_out else None,
+    }
+    return Fitted((layer,), choice, held_out)
 
 
 @dataclass(frozen=True, eq=False)
-class System:
-    """Weighted least squares in the eigenbasis of the covariance, and some of its samples.
+class _System:
+    """Weighted least squares in the eigenbasis of the covariance.
 
     Attributes:
-        coordinates: Of the centred samples, ``(N, rank)``.
         directions: The basis, ``(num_features, rank)`` float64.
         squares: Weighted sum of the squared coordinates, ``(rank,)`` float64.
-        products: Of coordinates with centred targets, ``(rank, num_classes)`` float64.
+        products: Of coordinates with centred targets, ``(rank, num_outputs)`` float64.
         centre: Weighted mean of the standardised samples, ``(num_features,)``.
-        shares: Weighted mean of each target, ``(num_classes,)``: of one-hot ones, class shares.
-        weights: Of each sample, ``(N,)``.
+        shares: Weighted mean of each target, ``(num_outputs,)``: of one-hot ones, class shares.
         total: Sum of all weights.
     """
 
-    coordinates: np.ndarray
     directions: np.ndarray
     squares: np.ndarray
     products: np.ndarray
     centre: np.ndarray
     shares: np.ndarray
-    weights: np.ndarray
     total: float
 
 
-def _decompose(x: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray) -> System:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Samples that are left out, and the system for them.
+
+    Attributes:
+        rows: Numbers of the samples, ``(n,)``.
+        targets: Theirs.
+        weights: ``(n,)``.
+        coordinates: In the system's basis, centred, ``(n, rank)``.
+        system: Of all samples, or of those in other folds.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    coordinates: np.ndarray
+    system: _System
+
+
+LeftOut = Callable[[_Part, Sequence[float]], Iterator[np.ndarray]]
+"""Yields outputs ``(n, num_outputs)`` at each strength, by heads without the part's samples."""
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Weighted sums over samples, of which their system is made, float64.
+
+    Attributes:
+        squares: Of outer products of samples, ``(num_features, num_features)``.
+        products: Of targets with samples, ``(num_outputs, num_features)``.
+        samples: ``(num_features,)``.
+        targets: ``(num_outputs,)``.
+        total: Of weights.
+    """
+
+    squares: np.ndarray
+    products: np.ndarray
+    samples: np.ndarray
+    targets: np.ndarray
+    total: float = 0.0
+
+    @classmethod
+    def zeros(cls, width: int, num_outputs: int) -> _Sums:
+        return cls(
+            np.zeros((width, width)),
+            np.zeros((num_outputs, width)),
+            np.zeros(width),
+            np.zeros(num_outputs),
+        )
+
+    def add(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+        """Take in samples ``(n, num_features)``."""
+        wide = x.astype(np.float64)
+        self.products += _weighted_sums(wide, targets, len(self.targets), weights)
+        ones = np.ones((len(x), 1))
+        self.targets += _weighted_sums(ones, targets, len(self.targets), weights)[:, 0]
+        self.samples += weights @ wide
+        self.total += weights.sum()
+        wide *= np.sqrt(weights)[:, None]
+        self.squares += wide.T @ wide
+
+    def without(self, part: _Sums) -> _Sums:
+        return _Sums(
+            self.squares - part.squares,
+            self.products - part.products,
+            self.samples - part.samples,
+            self.targets - part.targets,
+            self.total - part.total,
+        )
+
+    def system(self) -> _System:
+        centre = self.samples / self.total
+        squares = self.squares - self.total * np.outer(centre, centre)
+        squares, directions = _with_variance(*np.linalg.eigh(squares))
+        products = ((self.products - self.targets[:, None] * centre) @ directions).T
+        return _System(directions, squares, products, centre, self.targets / self.total, self.total)
+
+
+def _systems(
+    x: np.ndarray | StandardisedBlocks, data: TrainingData, division: Division | None
+) -> tuple[_System, list[_System]]:
+    """Return the system of all samples, and for each held-out fold that of the others."""
+    fold = division.fold if division else np.zeros(len(data), np.int64)
+    folds = division.held_out_folds if division else np.zeros(0, np.int64)
+    if isinstance(x, np.ndarray) and x.shape[1] > len(x):
+        left_out = [np.ones(len(x), bool), *(fold != each for each in folds)]
+        every, *others = (_dual_system(x, data, rows) for rows in left_out)
+        return every, others
+    sums = _Sums.zeros(x.shape[1], data.num_outputs)
+    parts = [_Sums.zeros(x.shape[1], data.num_outputs) for _ in folds]
+    for rows, block in _blocks(x, data.num_outputs):
+        sums.add(block, data.targets[rows], data.weights[rows])
+        for each, part in zip(folds, parts, strict=True):
+            own = fold[rows] == each
+            part.add(block[own], data.targets[rows][own], data.weights[rows][own])
+    return sums.system(), [sums.without(part).system() for part in parts]
+
+
+def _dual_system(x: np.ndarray, data: TrainingData, rows: np.ndarray) -> _System:
+    """Return the system of some samples, which are fewer than features."""
+    x, targets, weights = x[rows], data.targets[rows], data.weights[rows]
     total = weights.sum()
     centre = weights @ x / total
-    shares = _sums(np.ones((len(labels), 1)), labels, num_classes, weights)[:, 0] / total
-    if x.shape[1] <= len(x):
-        squares, directions = np.linalg.eigh(_gram(x, centre, weights))
-    else:
-        rooted = np.sqrt(weights)[:, None] * (x - centre)
-        squares, vectors = np.linalg.eigh(rooted @ rooted.T)
-        directions = rooted.T @ vectors / np.sqrt(np.maximum(squares, 1e-300))
-    squares, directions = with_variance(squares, directions)
+    ones = np.ones((len(x), 1))
+    shares = _weighted_sums(ones, targets, data.num_outputs, weights)[:, 0] / total
+    rooted = np.sqrt(weights)[:, None] * (x - centre)
+    squares, vectors = np.linalg.eigh(rooted @ rooted.T)
+    directions = rooted.T @ vectors / np.sqrt(np.maximum(squares, 1e-300))
+    squares, directions = _with_variance(squares, directions)
     coordinates = (x - centre.astype(x.dtype)) @ directions.astype(x.dtype)
-    sums = _sums(coordinates, labels, num_classes, weights)
+    sums = _weighted_sums(coordinates, targets, data.num_outputs, weights)
     products = sums.T - (weights @ coordinates.astype(np.float64))[:, None] * shares
-    return System(coordinates, directions, squares, products, centre, shares, weights, total)
+    return _System(directions, squares, products, centre, shares, total)
 
 
-def with_variance(squares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _with_variance(squares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return those squares ``(rank,)`` and directions that are more than rounding."""
     keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)
     return squares[keep], np.ascontiguousarray(directions[:, keep])
 
 
-def _sums(
-    values: np.ndarray, labels: np.ndarray, num_classes: int, weights: np.ndarray
+def _weighted_sums(
+    values: np.ndarray, targets: np.ndarray, num_outputs: int, weights: np.ndarray
 ) -> np.ndarray:
-    """Return the weighted sums of values ``(N, m)`` times targets, ``(num_classes, m)`` float64."""
-    if labels.ndim == 2:
-        weighted: np.ndarray = (labels * weights[:, None]).T @ values.astype(np.float64)
+    """Return the weighted sums of values ``(n, m)`` times targets, ``(num_outputs, m)`` float64."""
+    if targets.ndim == 2:
+        weighted: np.ndarray = (targets * weights[:, None]).T @ values.astype(np.float64)
         return weighted
-    sums = np.zeros((num_classes, values.shape[1]))  # over the samples of each class
-    for label, rows in rows_of_classes(labels):
+    sums = np.zeros((num_outputs, values.shape[1]))  # over the samples of each class
+    for label, rows in rows_of_classes(targets):
         sums[label] = weights[rows] @ values[rows].astype(np.float64)
     return sums
 
 
-def _gram(x: np.ndarray, centre: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted sum of outer products of centred samples, in float64."""
-    gram = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, len(x), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        block = (x[rows] - centre) * np.sqrt(weights[rows])[:, None]
-        gram += block.T @ block
-    return gram
+def _blocks(
+    x: np.ndarray | StandardisedBlocks, num_outputs: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield numbers ``(n,)`` and standardised features of samples, as many as fit the cache."""
+    if isinstance(x, np.ndarray):
+        at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // num_outputs))
+        for start in range(0, len(x), at_once):
+            block = x[start : start + at_once]
+            yield np.arange(start, start + len(block)), block
+    else:
+        for where, block in x.blocks():
+            yield np.arange(where.start, where.stop), block
 
 
-def solve_at(system: System, strength: float) -> Layer:
+def _parts(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    data: TrainingData,
+    division: Division,
+    systems: Sequence[_System],
+) -> Iterator[_Part]:
+    """Yield the samples of blocks that are left out.
+
+    Args:
+        blocks: Numbers of samples ``(n,)``, and these, standardised.
+        data: All samples.
+        division: Of all samples.
+        systems: One for each fold that is held out.
+    """
+    for numbers, x in blocks:
+        for fold, system in zip(division.held_out_folds, systems, strict=True):
+            own = division.fold[numbers] == fold
+            if own.any():
+                centred = x[own] - system.centre.astype(x.dtype)
+                coordinates = centred @ system.directions.astype(x.dtype)
+                rows = numbers[own]
+                yield _Part(rows, data.targets[rows], data.weights[rows], coordinates, system)
+
+
+def _solve_at(system: _System, strength: float) -> Layer:
     """Return the layer for standardised features, float64."""
-    along = system.products / (system.squares + 1 / strength)[:, None]  # (rank, num_classes)
+    along = system.products / (system.squares + 1 / strength)[:, None]  # (rank, num_outputs)
     weight = (system.directions @ along).T
     return weight, system.shares - weight @ system.centre
 
 
-def leverages_of(system: System, strengths: Sequence[float]) -> np.ndarray:
-    """Return how much each sample pulls its own fit, ``(num_strengths, N)``, in (0, 1]."""
+def _leverages(part: _Part, strengths: Sequence[float]) -> np.ndarray:
+    """Return how much each sample pulls its own fit, ``(num_strengths, n)``, in (0, 1]."""
+    u, system = part.coordinates, part.system
     factors = 1 / (system.squares[:, None] + 1 / np.array(strengths))  # (rank, num_strengths)
-    factors = factors.astype(system.coordinates.dtype)
-    leverages = np.empty((len(strengths), len(system.coordinates)))
-    for start in range(0, len(system.coordinates), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        leverages[:, rows] = (np.square(system.coordinates[rows]) @ factors).T
+    leverages: np.ndarray = (np.square(u) @ factors.astype(u.dtype)).T.astype(np.float64)
     leverages += 1 / system.total  # of the bias
-    leverages *= system.weights
+    leverages *= part.weights
     return leverages
 
 
-def with_samples(system: System, x: np.ndarray, weights: np.ndarray) -> System:
-    """Return the system with other standardised samples ``(n, num_features)``."""
-    coordinates = (x - system.centre.astype(x.dtype)) @ system.directions.astype(x.dtype)
-    return replace(system, coordinates=coordinates, weights=weights)
-
-
-def predicted(
-    system: System, labels: np.ndarray, strengths: Sequence[float]
-) -> Iterator[np.ndarray]:
-    """Yield the outputs ``(N, num_classes)`` for a system's samples, at each strength."""
-    u = system.coordinates
+def _predicted(part: _Part, strengths: Sequence[float]) -> Iterator[np.ndarray]:
+    """Yield the outputs ``(n, num_outputs)`` of the part's system for its samples."""
+    u, system = part.coordinates, part.system
     for strength in strengths:
         along = system.products / (system.squares + 1 / strength)[:, None]
         outputs: np.ndarray = u @ along.astype(u.dtype) + system.shares
         yield outputs
 
 
-def without_own(
-    system: System, labels: np.ndarray, strengths: Sequence[float]
-) -> Iterator[np.ndarray]:
-    """Yield what each sample is given by the solution without it, ``(N, num_classes)``."""
-    leverages = leverages_of(system, strengths)
-    own = np.arange(len(labels)), labels
-    for outputs, leverage in zip(predicted(system, labels, strengths), leverages, strict=True):
+def _without_own(part: _Part, strengths: Sequence[float]) -> Iterator[np.ndarray]:
+    """Yield the output for each sample by the solution without it, ``(n, num_outputs)``."""
+    leverages, targets = _leverages(part, strengths), part.targets
+    own = np.arange(len(targets)), targets
+    for outputs, leverage in zip(_predicted(part, strengths), leverages, strict=True):
         freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
-        if labels.ndim == 2:
-            yield labels + (outputs - labels) / freedom
+        if targets.ndim == 2:
+            yield targets + (outputs - targets) / freedom
             continue
         outputs[own] -= 1  # minus the residual
         np.divide(outputs, freedom, out=outputs, casting="same_kind")
@@ -297,45 +335,43 @@ def without_own(
         yield outputs
 
 
-def errors_along(
-    parts: Iterable[tuple[np.ndarray, System]],
-    labels: np.ndarray,
+def _errors_along(
+    parts: Iterable[_Part],
+    data: TrainingData,
     strengths: Sequence[float],
     left_out: LeftOut,
     *,
-    step: Callable[[str], None] | None = None,
-) -> tuple[RidgePoint, ...]:
-    """Return how each strength, ascending, does on samples that it was not trained on.
+    step: Callable[[str], None] | None,
+) -> list[dict[str, Any]]:
+    """Return the error on samples that are left out, at ascending strengths.
 
-    Args:
-        parts: Numbers of samples ``(n,)``, and a system with these.
-        labels: ``(N,)``; or numbers, ``(N, num_classes)``.
-        strengths: Values of ``C``.
-        left_out: Outputs for the samples.
-        step: Called with the step under way.
+    That is a weighted mean over samples of their squared error; top-1 is None of numbers.
     """
     strengths = sorted(map(float, strengths))
     error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
-    for rows, system in parts:
-        total, count = total + system.weights.sum(), count + len(rows)
+    for part in parts:
+        total, count = total + part.weights.sum(), count + len(part.rows)
         if step:
-            step(f"{len(strengths)} strengths on {count:,} of {len(labels):,} samples left out")
-        for i, outputs in enumerate(left_out(system, labels[rows], strengths)):
-            squared, hits = errors_of(outputs, labels[rows])
-            error[i] += system.weights @ squared
-            if hits is not None:
-                right[i] += hits.sum()
-    are_classes = labels.ndim == 1
-    return tuple(
-        RidgePoint(strength, float(lost / total), float(hit / count) if are_classes else None)
-        for strength, lost, hit in zip(strengths, error, right, strict=True)
-    )
+            step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
+        for i, outputs in enumerate(left_out(part, strengths)):
+            squared, hits = _errors(outputs, part.targets)
+            error[i] += part.weights @ squared
+            right[i] += hits
+    are_classes = data.targets.ndim == 1
+    return [
+        {
+            "strength": strength,
+            "error": float(lost / total),
+            "top1": float(hits / count) if are_classes else None,
+        }
+        for strength, lost, hits in zip(strengths, error, right, strict=True)
+    ]
 
 
-def errors_of(left_out: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return each sample's squared error, ``(n,)``, and whether it is right; None of numbers."""
-    if labels.ndim == 2:
-        return np.square(left_out - labels).sum(axis=1), None
-    own = left_out[np.arange(len(labels)), labels]
-    squared = np.einsum("nk,nk->n", left_out, left_out) - 2 * own + 1
-    return squared, left_out.argmax(axis=1) == labels
+def _errors(outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return each sample's squared error, ``(n,)``, and how many are right; 0 of numbers."""
+    if targets.ndim == 2:
+        return np.square(outputs - targets).sum(axis=1), 0
+    own = outputs[np.arange(len(targets)), targets]
+    squared = np.einsum("nk,nk->n", outputs, outputs) - 2 * own + 1
+    return squared, int((outputs.argmax(axis=1) == targets).sum())

@@ -6,16 +6,14 @@ It is here to compare with: ``linear`` finds the optimum in less time and has no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.head import Layer, silence_absent
-
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Features ``(n, num_features)`` float32, labels ``(n,)``, and what each counts ``(n,)``."""
+from featx.heads.head import Fitted, silence_absent
+from featx.heads.samples.data import TrainingData, shuffled_batches
 
 
 @dataclass(frozen=True)
@@ -74,24 +72,18 @@ class EpochScores:
 
 
 def fit_sgd(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
+    data: TrainingData,
     options: SGDOptions,
     *,
-    weights: np.ndarray | None = None,
     seed: int = 0,
     progress: Callable[[EpochScores], None] | None = None,
     step: Callable[[str], None] | None = None,
-) -> Layer:
-    """Return the layer after the last epoch.
+) -> Fitted:
+    """Return the layer after the last epoch; nothing is held out.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
-        num_classes: Outputs of the head; classes without samples get logits that lose.
+        data: Its targets are class indices; classes without samples get logits that lose.
         options: The recipe.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
         seed: Of initial weights and shuffling.
         progress: Called after each epoch.
         step: Called with the step under way.
@@ -100,51 +92,14 @@ def fit_sgd(
         ConfigError: Training with these options diverges.
     """
     random = np.random.default_rng(seed)
-    features = np.ascontiguousarray(features, dtype=np.float32)
-    shares = np.ones(len(labels), np.float32) if weights is None else weights.astype(np.float32)
-
-    def batches() -> Iterator[Batch]:
-        order = random.permutation(len(labels))
-        for first in range(0, len(order), options.batch_size):
-            rows = order[first : first + options.batch_size]
-            yield features[rows], labels[rows], shares[rows]
-
-    widths = features.shape[1], num_classes
-    layer = train_sgd(
-        batches, len(labels), widths, options, random=random, progress=progress, step=step
-    )
-    return silence_absent(layer, labels)
-
-
-def train_sgd(
-    batches: Callable[[], Iterator[Batch]],
-    num_samples: int,
-    widths: tuple[int, int],
-    options: SGDOptions,
-    *,
-    random: np.random.Generator,
-    progress: Callable[[EpochScores], None] | None,
-    step: Callable[[str], None] | None,
-) -> Layer:
-    """Return the layer after the last epoch.
-
-    Args:
-        batches: Gives the batches of the next epoch.
-        num_samples: In all of them together.
-        widths: Features, and outputs.
-        options: The recipe.
-        random: Gives the initial weights; the batches may come from it too.
-        progress: Called after each epoch.
-        step: Called with the step under way.
-
-    Raises:
-        ConfigError: Training with these options diverges.
-    """
-    num_features, num_classes = widths
+    features, weights = data.features, data.weights.astype(np.float32)
+    if isinstance(features, np.ndarray):
+        features = np.ascontiguousarray(features, dtype=np.float32)
+    num_features = features.shape[1]
     bound = 1 / np.sqrt(num_features)  # as torch's Linear
     weight, bias = (
         random.uniform(-bound, bound, size).astype(np.float32)
-        for size in ((num_classes, num_features), num_classes)
+        for size in ((data.num_outputs, num_features), data.num_outputs)
     )
     state = _State(weight, bias, np.zeros_like(weight), np.zeros_like(bias))
     for epoch in range(options.epochs):
@@ -153,9 +108,11 @@ def train_sgd(
             step(f"Epoch {epoch + 1} of {options.epochs}")
         rate = options.learning_rate * options.gamma ** (epoch // options.step_size)
         loss, accuracy = 0.0, 0.0
-        for batch in batches():
-            lost, right = state.step(batch, rate, options.momentum)
-            loss, accuracy = loss + lost / num_samples, accuracy + right / num_samples
+        for rows, x in shuffled_batches(
+            features, options.batch_size, random, pool_bytes=data.pool_bytes
+        ):
+            lost, right = state.step(x, data.targets[rows], weights[rows], rate, options.momentum)
+            loss, accuracy = loss + lost / len(data), accuracy + right / len(data)
         if not np.isfinite(loss):
             raise ConfigError(
                 f"training by SGD diverged in epoch {epoch + 1}. Use a learning rate below "
@@ -163,7 +120,8 @@ def train_sgd(
             )
         if progress:
             progress(EpochScores(epoch + 1, loss, accuracy, time.perf_counter() - start))
-    return state.weight, state.bias
+    layer = silence_absent((state.weight, state.bias), data.targets)
+    return Fitted((layer,), {"head": "linear", "solver": "sgd", **asdict(options), "seed": seed})
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +133,15 @@ class _State:
     weight_step: np.ndarray
     bias_step: np.ndarray
 
-    def step(self, batch: Batch, rate: float, momentum: float) -> tuple[float, float]:
-        """Take a step; return the sum of losses and the number of right answers before it."""
-        x, labels, shares = batch
+    def step(
+        self,
+        x: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        rate: float,
+        momentum: float,
+    ) -> tuple[float, float]:
+        """Take a step; return the sum of losses and the number of right predictions before it."""
         rows = np.arange(len(labels))
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees what diverged
             z = x @ self.weight.T + self.bias  # (n, k)
@@ -189,7 +153,7 @@ class _State:
             loss = float((np.log(total) - own).sum(dtype=np.float64))
             z /= total[:, None]
             z[rows, labels] -= 1
-            z *= (shares / shares.sum())[:, None]
+            z *= (weights / weights.sum())[:, None]
             self.weight_step[:] = momentum * self.weight_step + z.T @ x
             self.bias_step[:] = momentum * self.bias_step + z.sum(axis=0)
             self.weight[:] -= np.float32(rate) * self.weight_step

@@ -3,124 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from featx.heads.head import Layer, fold_standardisation, standardisation
+from featx.heads.head import Fitted, Layer, fold_standardisation
 from featx.heads.metrics.single_label import log_loss
+from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import Division, HeldOut, divide
-from featx.heads.solvers.linear import STRENGTHS, LinearFit, fixed_strength
-from featx.heads.solvers.path import PathPoint
+from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 
 _NEVER = -1e4
 """Bias of a class without training samples; its probability is 0 in float32."""
 
 
 def fit_with_sklearn(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
+    data: TrainingData,
     strengths: Sequence[float] = STRENGTHS,
-    weights: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    judge: bool = False,
+    *,
+    hold_out: bool = False,
     seed: int = 0,
     step: Callable[[str], None] | None = None,
-) -> LinearFit:
-    """Return scikit-learn's logistic regression, at the strength that held out best.
+) -> Fitted:
+    """Return scikit-learn's logistic regression, at the strength with the least held-out loss.
 
     Args:
-        features: Raw, ``(N, num_features)``, finite.
-        labels: ``(N,)`` in ``[0, num_classes)``.
-        num_classes: Outputs of the head.
+        data: In memory; its targets are class indices.
         strengths: Values of ``C`` to choose from.
-        weights: Of each sample, ``(N,)``, above 0; None for 1 each.
-        groups: Of each sample, ``(N,)``, -1 for none; they are held out as a whole.
-        judge: Cross-validate a single strength too.
+        hold_out: Cross-validate a single strength too.
         seed: Decides the folds, the same ones as ``fit_linear``'s.
         step: Called with the step under way.
     """
-    mean, scale = standardisation(features)
-    x = (features - mean) / scale
-    weights = np.ones(len(labels)) if weights is None else weights
-    path: list[tuple[PathPoint, HeldOut]] = []
+    mean, scale = data.standardisation()
+    data = replace(data, features=(data.array - mean) / scale)
+    path: list[tuple[dict[str, Any], HeldOut]] = []
     division = None
-    if len(strengths) > 1 or judge:
-        division = divide(labels, groups=groups, seed=seed)
+    if len(strengths) > 1 or hold_out:
+        division = divide(data.targets, groups=data.groups, seed=seed)
     if division:
         for number, candidate in enumerate(sorted(strengths), start=1):
             if step:
                 step(f"Strength {number} of {len(strengths)}, C = {candidate:g}")
-            path.append(
-                _cross_validate(
-                    x, labels, num_classes, strength=candidate, weights=weights, division=division
-                )
-            )
-    point, held_out = min(path, key=lambda pair: pair[0].log_loss) if path else (None, None)
-    strength = point.strength if point else fixed_strength(strengths)
+            path.append(_cross_validate(data, candidate, division))
+    best = min(path, key=lambda pair: pair[0]["log_loss"]) if path else None
+    strength = best[0]["strength"] if best else fixed_strength(strengths)
     if step:
         step(f"All samples at C = {strength:g}")
-    layer, evaluations = _fit(
-        x, labels, num_classes, strength=strength, weights=weights, tolerance=1e-6
-    )
-    return LinearFit(
-        layer=fold_standardisation(layer, mean, scale),
-        strength=strength,
-        path=tuple(point for point, _ in path),
-        objective=None,
-        gradient_norm=None,
-        num_evaluations=evaluations,
-        num_folds=len(division.judged) if division else 0,
-        held_out=held_out,
-    )
+    layer, evaluations = _fit(data, strength, tolerance=1e-6)
+    choice = {
+        "head": "linear",
+        "solver": "sklearn",
+        "strength": strength,
+        "path": [point for point, _ in path],
+        "num_folds": len(division.held_out_folds) if division else 0,
+        "objective": None,
+        "gradient_norm": None,
+        "num_evaluations": evaluations,
+        "seed": seed,
+    }
+    layers = (fold_standardisation(layer, mean, scale),)
+    return Fitted(layers, choice, best[1] if best else None)
 
 
 def _cross_validate(
-    x: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
-    strength: float,
-    weights: np.ndarray,
-    division: Division,
-) -> tuple[PathPoint, HeldOut]:
-    """Return how a strength does on the folds, each left out once."""
+    data: TrainingData, strength: float, division: Division
+) -> tuple[dict[str, Any], HeldOut]:
+    """Return a point of the path, and the outputs for the folds, each left out once."""
     logits, rows = [], []
-    for fold in division.judged:
+    for fold in division.held_out_folds:
         held_out = division.fold == fold
-        trained = ~held_out
-        (weight, bias), _ = _fit(
-            x[trained],
-            labels[trained],
-            num_classes,
-            strength=strength,
-            weights=weights[trained],
-            tolerance=1e-4,
-        )
-        logits.append(x[held_out] @ weight.T + bias)
+        (weight, bias), _ = _fit(data.select(~held_out), strength, tolerance=1e-4)
+        logits.append(data.array[held_out] @ weight.T + bias)
         rows.append(np.flatnonzero(held_out))
     row = np.concatenate(rows)
-    out = HeldOut(np.concatenate(logits), labels[row], len(division.judged))
-    top1 = float((out.logits.argmax(axis=1) == out.labels).mean())
-    loss = log_loss(out.logits, out.labels, weights=weights[row])
-    return PathPoint(float(strength), loss, top1, None, None), out
+    out = HeldOut(np.concatenate(logits), data.targets[row], len(division.held_out_folds))
+    point = {
+        "strength": float(strength),
+        "log_loss": log_loss(out.logits, out.labels, weights=data.weights[row]),
+        "top1": float((out.logits.argmax(axis=1) == out.labels).mean()),
+        "objective": None,
+        "gradient_norm": None,
+    }
+    return point, out
 
 
-def _fit(
-    x: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    *,
-    strength: float,
-    weights: np.ndarray,
-    tolerance: float,
-) -> tuple[Layer, int]:
+def _fit(data: TrainingData, strength: float, *, tolerance: float) -> tuple[Layer, int]:
     """Return the layer for standardised features and the number of iterations."""
-    weight = np.zeros((num_classes, x.shape[1]))
-    bias = np.full(num_classes, float(_NEVER))
-    present = np.unique(labels)
+    weight = np.zeros((data.num_outputs, data.array.shape[1]))
+    bias = np.full(data.num_outputs, float(_NEVER))
+    present = np.unique(data.targets)
     if len(present) == 1:  # all of the other class are in the fold left out
         bias[present] = 0
         return (weight, bias), 0
@@ -128,7 +101,7 @@ def _fit(
     # d/2 the penalty on each row is half of that, so twice its C is the strength meant here.
     scale = 2 if len(present) == 2 else 1
     model = LogisticRegression(C=scale * strength, tol=tolerance, max_iter=5000).fit(
-        x, labels, sample_weight=weights
+        data.array, data.targets, sample_weight=data.weights
     )
     if len(present) == 2:
         half_weight, half_bias = model.coef_[0] / 2, model.intercept_[0] / 2

@@ -20,9 +20,9 @@ from featx.heads.samples.folds import (
     Division,
     divide,
     divide_samples,
+    fold_by_tags,
     stratified_folds,
 )
-from featx.heads.samples.tag_folds import fold_by_tags
 
 _FEWER_PARTS = (5, 2)
 """Of samples so few that one part of more would have nothing to compare."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.heads.metrics.regression import RegressionMetrics, TargetScores, measure_values
-from featx.heads.samples.moments import Moments
+from featx.heads.samples.data import Moments
 from featx.heads.tasks.losses import SQUARED
 from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import parse_numbers

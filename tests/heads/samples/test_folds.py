@@ -103,7 +103,7 @@ def test_of_many_samples_one_fold_is_held_out() -> None:
     labels = np.concatenate([np.arange(HOLDOUT_ABOVE + 10) % 50, [50, 51, 51]])
     division = divide(labels)
     assert division is not None
-    assert division.judged.tolist() == [0]
+    assert division.held_out_folds.tolist() == [0]
     assert division.held_out.mean() == pytest.approx(1 / NUM_FOLDS, abs=0.01)
     assert not division.held_out[-3]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.samples.tag_folds import fold_by_tags
+from featx.heads.samples.folds import fold_by_tags
 
 
 @given(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.errors import ConfigError
-from featx.heads.samples.weights import weights_of
+from featx.heads.samples.selection import weights_of
 
 CLASSES = ("ant", "bee", "wasp")
 

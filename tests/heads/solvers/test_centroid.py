@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from solving import fit_centroid
 
 from featx.heads.head import apply_layers
 from featx.heads.samples.folds import divide
-from featx.heads.solvers.centroid import fit_centroid
 
 
 def samples_of(
@@ -88,11 +88,11 @@ def test_groups_are_left_out_in_folds() -> None:
     division = divide(labels, groups=groups)
     assert division is not None
     assert fit.held_out is not None
-    assert fit.held_out.num_folds == len(division.judged)
+    assert fit.held_out.num_folds == len(division.held_out_folds)
     mean = features.mean(axis=0, dtype=np.float64)
     usual = np.linalg.norm(features - mean, axis=1)
     expected = []
-    for fold in division.judged:
+    for fold in division.held_out_folds:
         rest, out = division.fold != fold, division.fold == fold
         own = cosines(features[rest].astype(np.float64), labels[rest], features[out], mean)
         expected.append(own * usual[out, None] / usual[rest].mean())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from solving import eigenbasis_of
 
 import featx.heads.solvers.eigenbasis
-from featx.heads.head import apply_layers, standardisation
-from featx.heads.solvers.eigenbasis import build_basis
+from featx.heads.head import apply_layers
+from featx.heads.samples.data import standardisation
 
 SHAPES = [(200, 7), (20, 50), (30, 30), (2, 5), (1, 3)]
 
@@ -22,7 +23,7 @@ def features_of(num_samples: int, num_features: int, seed: int = 0) -> np.ndarra
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_coordinates_are_uncorrelated_and_have_the_variances(shape: tuple[int, int]) -> None:
-    basis = build_basis(features_of(*shape))
+    basis = eigenbasis_of(features_of(*shape))
     coordinates = basis.samples if basis.rotated else basis.samples @ basis.directions
     covariance = coordinates.T @ coordinates / shape[0]
     assert np.allclose(covariance, np.diag(basis.variances), atol=1e-5)
@@ -38,7 +39,7 @@ def test_the_layer_gives_on_raw_features_what_the_weights_give_in_the_basis(
     if not double:
         monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features = features_of(*shape)
-    basis = build_basis(features)
+    basis = eigenbasis_of(features)
     random = np.random.default_rng(1)
     weight, bias = random.normal(size=(4, len(basis.variances))), random.normal(size=4)
     expected = basis.samples @ basis.to_samples(weight).T + bias
@@ -47,7 +48,7 @@ def test_the_layer_gives_on_raw_features_what_the_weights_give_in_the_basis(
 
 
 def test_few_samples_of_many_features_are_few_coordinates() -> None:
-    basis = build_basis(features_of(20, 500))
+    basis = eigenbasis_of(features_of(20, 500))
     assert basis.samples.shape == (20, 19)  # one is spent on the mean
     assert basis.rotated
 
@@ -56,7 +57,7 @@ def test_few_samples_of_many_features_are_few_coordinates() -> None:
 def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed: int) -> None:
     """The chain rule: <g, to_samples(w)> = <from_samples(g), w>."""
     random = np.random.default_rng(seed)
-    basis = build_basis(features_of(30, 6, seed))
+    basis = eigenbasis_of(features_of(30, 6, seed))
     weight, gradient = random.normal(size=(2, 3, 6))
     one = (gradient * basis.to_samples(weight)).sum()
     other = (basis.from_samples(gradient) * weight).sum()
@@ -65,9 +66,9 @@ def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed: int) -> None:
 
 def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     features = features_of(100, 5)
-    assert build_basis(features).samples.dtype == np.float64
+    assert eigenbasis_of(features).samples.dtype == np.float64
     monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 499)
-    basis = build_basis(features)
+    basis = eigenbasis_of(features)
     assert basis.samples.dtype == np.float32
     mean, scale = standardisation(features)
     assert np.allclose(basis.samples, (features - mean) / scale, atol=1e-5)
@@ -77,7 +78,7 @@ def test_the_decomposition_is_left_out_where_it_would_cost_too_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(featx.heads.solvers.eigenbasis, "MOST_CORRELATED", 5)
-    basis = build_basis(features_of(40, 6))
+    basis = eigenbasis_of(features_of(40, 6))
     assert np.array_equal(basis.directions, np.eye(6))
     assert basis.samples.shape == (40, 6)
 
@@ -85,7 +86,7 @@ def test_the_decomposition_is_left_out_where_it_would_cost_too_much(
 def test_constant_and_duplicated_features_are_finite() -> None:
     features = features_of(50, 4)
     wide = np.concatenate([features, features, np.full((50, 2), 7, np.float32)], axis=1)
-    basis = build_basis(wide)
+    basis = eigenbasis_of(wide)
     assert np.isfinite(basis.samples).all()
     assert (basis.variances > 0).all()
     assert np.isfinite(basis.directions).all()

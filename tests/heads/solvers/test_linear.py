@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scores import top1
 from sklearn.linear_model import LogisticRegression
+from solving import fit_linear
 
 import featx.heads.samples.folds
 import featx.heads.solvers.eigenbasis
-from featx.heads.head import Layer, apply_layers, standardisation
+from featx.heads.head import Layer, apply_layers
 from featx.heads.metrics.multi_label import binary_log_loss
 from featx.heads.metrics.single_label import log_loss
+from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import NUM_FOLDS, choose_num_folds, stratified_folds
-from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, LinearFit, fit_linear
+from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
 from featx.heads.tasks.losses import SIGMOID
 
 
@@ -183,7 +186,7 @@ def test_a_class_without_samples_is_never_predicted() -> None:
 # --- choosing the strength ----------------------------------------------------------------------
 
 
-def losses_of(fit: LinearFit) -> dict[float, float]:
+def losses_of(fit: SimpleNamespace) -> dict[float, float]:
     return {point.strength: point.log_loss for point in fit.path}
 
 
@@ -247,7 +250,7 @@ def test_a_stray_class_of_one_sample_changes_little() -> None:
 def test_where_nothing_can_be_held_out_the_strength_is_fixed(counts: list[int]) -> None:
     labels = np.repeat(np.arange(3), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 5)).astype(np.float32)
-    fit = fit_linear(features, labels, 3, judge=True)
+    fit = fit_linear(features, labels, 3, hold_out=True)
     assert fit.strength == FIXED_STRENGTH
     assert (fit.path, fit.num_folds, fit.held_out) == ((), 0, None)
     fixed = fit_linear(features, labels, 3, strengths=[FIXED_STRENGTH])
@@ -331,7 +334,7 @@ def test_every_point_of_the_path_is_near_its_optimum() -> None:
 def test_a_single_strength_can_be_judged_too() -> None:
     features, labels = samples_of(100, 8, 3)
     plain = fit_linear(features, labels, 3, strengths=[0.1])
-    judged = fit_linear(features, labels, 3, strengths=[0.1], judge=True)
+    judged = fit_linear(features, labels, 3, strengths=[0.1], hold_out=True)
     assert plain.held_out is None
     assert judged.held_out is not None
     assert judged.num_folds == NUM_FOLDS
@@ -444,7 +447,7 @@ def test_one_strength_for_all_tags_is_chosen_on_held_out_samples() -> None:
     assert binary_log_loss(fit.held_out.logits, fit.held_out.labels) == pytest.approx(
         chosen.log_loss
     )
-    held_out = fit_linear(features, tags, 4, strengths=[fit.strength], judge=True, loss=SIGMOID)
+    held_out = fit_linear(features, tags, 4, strengths=[fit.strength], hold_out=True, loss=SIGMOID)
     assert held_out.path[0].log_loss == pytest.approx(chosen.log_loss, rel=1e-2)
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
+from solving import data_of, eigenbasis_of
 
 import featx.heads.solvers.logistic
 from featx.heads.samples.folds import Division, stratified_folds
-from featx.heads.solvers.eigenbasis import build_basis
 from featx.heads.solvers.lbfgs import Stopping
 from featx.heads.solvers.logistic import Logistic, Problems
 
@@ -44,8 +44,8 @@ def test_the_objective_is_the_documented_one(
     features, labels = samples_of(*shape, seed)
     random = np.random.default_rng(seed)
     weights = random.uniform(0.1, 2, len(labels))
-    basis = build_basis(features)
-    samples = Logistic(basis, labels, shape[2], weights=weights)
+    basis = eigenbasis_of(features)
+    samples = Logistic(basis, data_of(features, labels, shape[2], weights=weights))
     variables = random.normal(size=(1, samples.num_variables))
     found, _ = values_at(samples, Problems(np.array([strength]), np.array([-1])), variables)
     shaped = variables.reshape(shape[2], -1)
@@ -58,7 +58,7 @@ def test_the_objective_is_the_documented_one(
 
 def test_the_gradient_is_that_of_the_objective() -> None:
     features, labels = samples_of(40, 4, 3)
-    samples = Logistic(build_basis(features), labels, 3, weights=np.ones(40))
+    samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(40)))
     problems = Problems(np.array([0.3]), np.array([-1]))
     variables = np.random.default_rng(0).normal(size=(1, samples.num_variables))
     slopes = []
@@ -74,7 +74,11 @@ def test_the_gradient_is_that_of_the_objective() -> None:
 def test_problems_side_by_side_are_the_problems_alone() -> None:
     features, labels = samples_of(60, 5, 3)
     division = Division(stratified_folds(labels, 3), np.arange(3))
-    samples = Logistic(build_basis(features), labels, 3, weights=np.ones(60), division=division)
+    samples = Logistic(
+        eigenbasis_of(features),
+        data_of(features, labels, 3, weights=np.ones(60)),
+        division=division,
+    )
     strengths, left_out = np.array([0.01, 0.1, 1.0, 0.1]), np.array([0, 1, 2, -1])
     variables = np.random.default_rng(0).normal(size=(4, samples.num_variables))
     together = values_at(samples, Problems(strengths, left_out), variables)[0]
@@ -86,14 +90,16 @@ def test_problems_side_by_side_are_the_problems_alone() -> None:
 def test_a_fold_that_is_left_out_does_not_count() -> None:
     features, labels = samples_of(60, 5, 3)
     fold = stratified_folds(labels, 3)
-    basis = build_basis(features)
+    basis = eigenbasis_of(features)
     problems = Problems(np.array([0.1]), np.array([1]))
     variables = np.random.default_rng(0).normal(size=(1, 3 * 6))
     found = []
     for shift in (0, 1):
         changed = np.where(fold == 1, (labels + shift) % 3, labels)
         division = Division(fold, np.arange(3))
-        samples = Logistic(basis, changed, 3, weights=np.ones(60), division=division)
+        samples = Logistic(
+            basis, data_of(features, changed, 3, weights=np.ones(60)), division=division
+        )
         found.append(values_at(samples, problems, variables)[0][0])
     assert found[0] == found[1]
 
@@ -101,19 +107,23 @@ def test_a_fold_that_is_left_out_does_not_count() -> None:
 def test_a_hold_out_is_a_fold_that_is_left_out() -> None:
     features, labels = samples_of(60, 5, 3)
     fold = stratified_folds(labels, 3)
-    basis = build_basis(features)
+    basis = eigenbasis_of(features)
     problems = Problems(np.array([0.1]), np.array([0]))
     variables = np.random.default_rng(0).normal(size=(1, 3 * 6))
     several = Division(fold, np.arange(3))
     single = Division(fold, np.array([0]))
     values = [
         values_at(
-            Logistic(basis, labels, 3, weights=np.ones(60), division=division), problems, variables
+            Logistic(basis, data_of(features, labels, 3, weights=np.ones(60)), division=division),
+            problems,
+            variables,
         )[0]
         for division in (several, single)
     ]
     assert values[0] == pytest.approx(values[1])
-    samples = Logistic(basis, labels, 3, weights=np.arange(60.0), division=single)
+    samples = Logistic(
+        basis, data_of(features, labels, 3, weights=np.arange(60.0)), division=single
+    )
     held_out, weights = samples.held_out(variables, single)
     assert np.array_equal(held_out.labels, labels[fold == 0])
     assert np.array_equal(weights, np.flatnonzero(fold == 0))
@@ -122,7 +132,7 @@ def test_a_hold_out_is_a_fold_that_is_left_out() -> None:
 @pytest.mark.parametrize("rows", [128, 129, 1000])
 def test_the_size_of_a_block_does_not_show(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     features, labels = samples_of(700, 5, 3)
-    samples = Logistic(build_basis(features), labels, 3, weights=np.ones(700))
+    samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(700)))
     problems = Problems(np.array([0.1]), np.array([-1]))
     variables = np.random.default_rng(0).normal(size=(1, samples.num_variables))
     whole = values_at(samples, problems, variables)
@@ -134,7 +144,7 @@ def test_the_size_of_a_block_does_not_show(monkeypatch: pytest.MonkeyPatch, rows
 def test_known_curvature_with_another_penalty() -> None:
     """The penalty's own curvature is exchanged; that of the bias stays."""
     features, labels = samples_of(60, 5, 3)
-    samples = Logistic(build_basis(features), labels, 3, weights=np.ones(60))
+    samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(60)))
     start = np.zeros((1, samples.num_variables))
     one, other = (Problems(np.array([c]), np.array([-1])) for c in (0.1, 0.7))
     found = samples.solve(one, start=start, stopping=Stopping(1e-6))
@@ -149,7 +159,7 @@ def test_known_curvature_with_another_penalty() -> None:
 
 def test_huge_logits_do_not_overflow() -> None:
     features, labels = samples_of(20, 3, 2)
-    samples = Logistic(build_basis(features), labels, 2, weights=np.ones(20))
+    samples = Logistic(eigenbasis_of(features), data_of(features, labels, 2, weights=np.ones(20)))
     variables = np.full((1, samples.num_variables), 1e5)
     variables[:, :4] *= -1
     value, gradient = values_at(samples, Problems(np.array([1.0]), np.array([-1])), variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scores import top1
+from solving import ArrayBlocks, fit_linear, fit_mlp
 
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
 from featx.heads.metrics.multi_label import binary_log_loss
 from featx.heads.metrics.single_label import log_loss
+from featx.heads.samples.data import FirstPass
 from featx.heads.samples.folds import stratified_folds
-from featx.heads.solvers.linear import fit_linear
-from featx.heads.solvers.mlp import Judges, MLPFit, fit_mlp, train_mlp
-from featx.heads.solvers.mlp_options import MLPOptions, parse_hidden
+from featx.heads.solvers.mlp import MLPOptions, parse_hidden
+from featx.heads.solvers.networks import Networks
 from featx.heads.tasks.losses import SIGMOID, SQUARED, Softmax
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
@@ -42,7 +44,7 @@ def xor(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return features.astype(np.float32), (features[:, 0] * features[:, 1] > 0).astype(np.int64)
 
 
-def bytes_of(fit: MLPFit) -> list[bytes]:
+def bytes_of(fit: SimpleNamespace) -> list[bytes]:
     return [part.tobytes() for layer in fit.layers for part in layer]
 
 
@@ -156,7 +158,7 @@ def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
     options = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=60, patience=60)
     fit = fit_mlp(features, labels, len(counts), options)
     assert (fit.held_out is None) == (sorted(counts)[-2] < 2)
-    assert np.isfinite(fit.held_out_loss) == (fit.held_out is not None)
+    assert (fit.held_out_loss is None) == (fit.held_out is None)
     assert top1(apply_layers(fit.layers, features), labels) == 1
 
 
@@ -167,7 +169,7 @@ def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs() -> 
     fit = fit_mlp(features, labels, 3, options)
     assert fit.held_out is None
     assert len(fit.candidates) == 1
-    assert (fit.chosen.num_epochs, fit.chosen.dropout) == (12, 0.1)
+    assert (fit.num_epochs, fit.dropout) == (12, 0.1)
 
 
 def test_a_class_without_samples_loses() -> None:
@@ -239,8 +241,7 @@ def test_every_combination_and_seed_is_trained_and_the_best_is_kept() -> None:
     found = {(c.learning_rate, c.weight_decay, c.dropout, c.number) for c in fit.candidates}
     assert len(found) == len(fit.candidates) == 16
     assert fit.held_out_loss == min(c.held_out_loss or np.inf for c in fit.candidates)
-    assert fit.chosen in fit.candidates
-    assert fit.chosen.learning_rate == 0.02  # five epochs are few
+    assert fit.learning_rate == 0.02  # five epochs are few
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -269,7 +270,7 @@ def test_one_that_diverges_does_not_take_the_others_along() -> None:
     features, labels = blobs(60)
     options = replace(QUICK, hidden=(8, 8), learning_rate=(1e30, 0.01))
     fit = fit_mlp(features, labels, 3, options)
-    assert fit.chosen.learning_rate == 0.01
+    assert fit.learning_rate == 0.01
     assert fit.candidates[0].held_out_loss is None
     assert np.isfinite(fit.layers[0][0]).all()
 
@@ -344,28 +345,26 @@ def test_training_ends_patience_epochs_after_the_best(patience: int) -> None:
     assert loss.num_epochs == fit.num_epochs + patience < 60
 
 
-def test_the_seed_decides_the_order_of_samples() -> None:
+def test_the_seed_decides_the_order_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full batches leave only the order within them, small ones which samples meet."""
     features, labels = blobs(40)
-    orders = {}
+    features[:, 0] = np.arange(len(features))
+    width = features.shape[1]
+    held_out = FirstPass(
+        np.zeros(width), np.ones(width), np.arange(9), features[:9], np.zeros((0, 0))
+    )
+    orders: list[list[float]] = []
 
-    class Noted:
-        def __init__(self) -> None:
-            self.orders = list[list[int]]()
+    def noted(_: Networks, x: np.ndarray, *args: Any, **options: Any) -> None:
+        orders.append(x[:, 0].tolist())
 
-        def batches(self, size: int, random: np.random.Generator) -> Any:
-            order = random.permutation(len(labels))
-            self.orders.append(order.tolist())
-            shares = np.full(len(labels), 1 / len(labels), np.float32)
-            yield features[order], labels[order], shares
-
-    rows = (features[:9], labels[:9], np.ones(9))
-    standard = (np.zeros(features.shape[1]), np.ones(features.shape[1]))
-    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        noted = Noted()
-        options = MLPOptions(hidden=(4,), max_epochs=2, patience=2)
-        train_mlp(noted, Judges(*rows), standard, 3, options, seed=seed)
-        orders[name] = noted.orders
-    assert orders["first"] == orders["again"]
-    assert orders["first"][0] != orders["first"][1]
-    assert orders["first"][0] != orders["other"][0]
+    monkeypatch.setattr(Networks, "step", noted)
+    options = MLPOptions(hidden=(4,), max_epochs=2, patience=2)
+    for seed in (0, 0, 1):
+        blocks = ArrayBlocks(features, len(features))
+        fit_mlp(blocks, labels, 3, options, first_pass=held_out, pool_bytes=10**6, seed=seed)
+    first, second, again, _, other, _ = orders
+    assert sorted(first) == list(range(9, 40))
+    assert first == again
+    assert first != second
+    assert first != other

@@ -42,7 +42,7 @@ def test_steps_are_torchs_adamw() -> None:
         for step in range(10):
             optimiser.param_groups[0]["lr"] = setting.learning_rate * (1 - step / 20)
             if row == 0:
-                networks.step(x, labels, shares, pace=1 - step / 20)
+                networks.step(x, labels, shares, lr_scale=1 - step / 20)
             losses = torch.nn.functional.cross_entropy(
                 other(torch.tensor(x)), torch.tensor(labels), reduction="none"
             )
@@ -62,7 +62,7 @@ def test_dropping_networks_leaves_the_others() -> None:
         if step == 2:
             dropped.only(np.array([True, False, True]))
         for networks in (all_along, dropped):
-            networks.step(x, labels, shares, pace=1.0)
+            networks.step(x, labels, shares, lr_scale=1.0)
     assert len(dropped) == 2
     assert np.allclose(dropped.parameters, all_along.parameters[[0, 2]], atol=1e-6)
 
@@ -88,6 +88,6 @@ def test_samples_in_parts_are_samples_at_once(monkeypatch: pytest.MonkeyPatch) -
     networks = Networks(WIDTHS, [Setting((0, 0), 1e-3, 0.0, 0.5)])
     x, _, _ = samples_of(50)
     whole = networks.logits(x)
-    monkeypatch.setattr("featx.heads.solvers.networks.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("featx.heads.solvers.networks._ROWS_AT_ONCE", 7)
     assert np.allclose(networks.logits(x), whole, atol=1e-6)
     assert whole.shape == (1, 50, 3)

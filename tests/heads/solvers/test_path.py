@@ -6,13 +6,13 @@ import logging
 
 import numpy as np
 import pytest
+from solving import data_of, eigenbasis_of, fit_linear
 
 from featx.heads.head import apply_layers
 from featx.heads.samples.folds import Division, divide
 from featx.heads.solvers import path as path_module
-from featx.heads.solvers.eigenbasis import build_basis
 from featx.heads.solvers.lbfgs import Stopping
-from featx.heads.solvers.linear import STRENGTHS, fit_linear
+from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.logistic import Logistic, Problems
 from featx.heads.solvers.path import follow_path, with_all_samples
 
@@ -75,13 +75,13 @@ def test_few_strengths_or_few_classes_are_all_solved(monkeypatch: pytest.MonkeyP
 
 def test_where_all_samples_are_trained_is_foreseen_from_the_means() -> None:
     features, labels = many_classes()
-    weights = np.ones(len(labels))
     folds = divide(labels)
     assert folds is not None
-    division = Division(folds.fold, folds.judged[:1])
-    basis = build_basis(features)
-    some = Logistic(basis, labels, 260, weights=weights, division=division)
-    everything = Logistic(basis, labels, 260, weights=weights)
+    division = Division(folds.fold, folds.held_out_folds[:1])
+    basis = eigenbasis_of(features)
+    data = data_of(features, labels, 260)
+    some = Logistic(basis, data, division=division)
+    everything = Logistic(basis, data)
     best, _ = follow_path(some, division, [1.0])
     foreseen = with_all_samples(best, some, division, everything)
     problem = Problems(np.array([1.0]), np.array([-1]))

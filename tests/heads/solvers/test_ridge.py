@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import top1
 from sklearn.linear_model import Ridge
+from solving import fit_ridge
 
-from featx.heads.head import apply_layers, standardisation
+from featx.heads.head import apply_layers
+from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import divide_to_leave_out
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
-from featx.heads.solvers.ridge import fit_ridge
 
 
 def samples_of(
@@ -123,10 +124,10 @@ def test_groups_are_left_out_in_folds(shape: tuple[int, int, int], *, numbers: b
     division = divide_to_leave_out(given_, groups=groups)
     assert division is not None
     assert fit.held_out is not None
-    assert fit.held_out.num_folds == len(division.judged) > 1
+    assert fit.held_out.num_folds == len(division.held_out_folds) > 1
     mean, scale = standardisation(features)
     x, expected = (features - mean) / scale, []
-    for fold in division.judged:
+    for fold in division.held_out_folds:
         rest, out = division.fold != fold, division.fold == fold
         expected.append(Ridge(alpha=10.0).fit(x[rest], targets[rest]).predict(x[out]))
     assert np.allclose(fit.held_out.logits, np.concatenate(expected), atol=1e-5)

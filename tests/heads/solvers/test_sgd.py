@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scores import top1
+from solving import fit_sgd
 
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
-from featx.heads.solvers.sgd import EpochScores, SGDOptions, fit_sgd
+from featx.heads.solvers.sgd import EpochScores, SGDOptions
 
 QUICK = SGDOptions(learning_rate=0.05, epochs=4, step_size=2, batch_size=16)
 
@@ -46,7 +47,7 @@ def test_steps_are_torchs(*, weighted: bool) -> None:
             loss.backward()
             optimiser.step()
         schedule.step()
-    weight, bias = fit_sgd(features, labels, 3, QUICK, weights=by_class[labels], seed=4)
+    weight, bias = fit_sgd(features, labels, 3, QUICK, weights=by_class[labels], seed=4).layer
     assert np.allclose(weight, model.weight.detach().numpy(), atol=1e-5)
     assert np.allclose(bias, model.bias.detach().numpy(), atol=1e-5)
 
@@ -54,7 +55,7 @@ def test_steps_are_torchs(*, weighted: bool) -> None:
 def test_an_epoch_is_told_as_it_went() -> None:
     features, labels = blobs()
     told: list[EpochScores] = []
-    layer = fit_sgd(features, labels, 3, QUICK, progress=told.append)
+    layer = fit_sgd(features, labels, 3, QUICK, progress=told.append).layer
     assert [scores.epoch for scores in told] == [1, 2, 3, 4]
     assert all(scores.seconds > 0 for scores in told)
     assert all(0 <= scores.accuracy <= 1 for scores in told)
@@ -65,14 +66,14 @@ def test_an_epoch_is_told_as_it_went() -> None:
 
 def test_a_seed_repeats_itself() -> None:
     features, labels = blobs()
-    first, second = (fit_sgd(features, labels, 3, QUICK, seed=2) for _ in range(2))
+    first, second = (fit_sgd(features, labels, 3, QUICK, seed=2).layer for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
-    assert fit_sgd(features, labels, 3, QUICK, seed=3)[0].tobytes() != first[0].tobytes()
+    assert fit_sgd(features, labels, 3, QUICK, seed=3).layer[0].tobytes() != first[0].tobytes()
 
 
 def test_a_class_without_samples_is_never_predicted() -> None:
     features, labels = blobs()
-    layer = fit_sgd(features, np.array([0, 2, 4])[labels], 6, QUICK)
+    layer = fit_sgd(features, np.array([0, 2, 4])[labels], 6, QUICK).layer
     assert set(apply_layers([layer], features).argmax(axis=1)) <= {0, 2, 4}
 
 

@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import top1
+from solving import (
+    ArrayBlocks,
+    fit_centroid,
+    fit_linear,
+    fit_mlp,
+    fit_ridge,
+    fit_sgd,
+    read_once,
+)
 
 import featx.heads.solvers.eigenbasis
-from featx.heads.head import Layer, apply_layers, standardisation
+from featx.heads.head import Layer, apply_layers
 from featx.heads.metrics.single_label import log_loss
-from featx.heads.samples.pools import pools_of
-from featx.heads.samples.rows import ArrayRows, Survey, survey
-from featx.heads.samples.selection import LEAST_KEPT, choose_judges, choose_kept
-from featx.heads.solvers.centroid import fit_centroid
-from featx.heads.solvers.linear import FIXED_STRENGTH, fit_linear
-from featx.heads.solvers.mlp import fit_mlp
-from featx.heads.solvers.mlp_options import MLPOptions
-from featx.heads.solvers.ridge import fit_ridge
-from featx.heads.solvers.sgd import SGDOptions, fit_sgd
-from featx.heads.solvers.streamed_centroid import fit_centroid_in_blocks
-from featx.heads.solvers.streamed_linear import fit_linear_in_blocks
-from featx.heads.solvers.streamed_mlp import fit_mlp_in_blocks
-from featx.heads.solvers.streamed_ridge import fit_ridge_in_blocks
-from featx.heads.solvers.streamed_sgd import fit_sgd_in_blocks
+from featx.heads.samples.data import pools_of, read_first_pass, standardisation
+from featx.heads.samples.selection import LEAST_KEPT, choose_held_out, choose_subsample
+from featx.heads.solvers.linear import FIXED_STRENGTH
+from featx.heads.solvers.mlp import MLPOptions
+from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss
 
 NUM_CLASSES = 4
@@ -44,13 +44,6 @@ def samples_of(
     features = features * random.uniform(0.1, 10, num_features) + random.normal(size=num_features)
     features[:, -1] = 7
     return features.astype(np.float32), labels
-
-
-def surveyed(features: np.ndarray, kept: np.ndarray, piece_rows: int) -> Survey:
-    rows = ArrayRows(features, piece_rows)
-    found, bad = survey(rows, np.arange(len(features)), kept)
-    assert not len(bad)
-    return found
 
 
 def weights_for(labels: np.ndarray, *, weighted: bool) -> np.ndarray:
@@ -81,7 +74,7 @@ def test_a_survey_knows_the_moments_and_keeps_what_is_asked_for(n, piece_rows, s
     features = (random.normal(size=(n, 5)) * [1, 100, 1e-3, 0, 5] + 10).astype(np.float32)
     trained = np.sort(random.choice(n, random.integers(1, n + 1), replace=False))
     kept = np.sort(random.choice(len(trained), random.integers(0, len(trained) + 1), replace=False))
-    found, bad = survey(ArrayRows(features, piece_rows), trained, kept)
+    found, bad = read_first_pass(ArrayBlocks(features, piece_rows), trained, kept)
     mean, scale = standardisation(features[trained])
     assert not len(bad)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12, atol=1e-11)
@@ -95,14 +88,14 @@ def test_a_survey_knows_the_moments_and_keeps_what_is_asked_for(n, piece_rows, s
 def test_a_survey_names_what_is_not_finite_in_any_split() -> None:
     features, _ = samples_of(500)
     features[17, 3], features[401, 0], features[402, 1] = np.nan, np.inf, -np.inf
-    _, bad = survey(ArrayRows(features, 64), np.arange(0, 500, 2), np.arange(3))
+    _, bad = read_first_pass(ArrayBlocks(features, 64), np.arange(0, 500, 2), np.arange(3))
     assert bad.tolist() == [17, 401, 402]
 
 
 @given(st.integers(2, 3000), st.integers(1, 30), st.integers(0, 10**7))
 def test_kept_samples_are_spread_over_the_classes(n, num_classes, memory) -> None:
     labels = np.random.default_rng(n).integers(0, num_classes, n)
-    kept = choose_kept(labels, 10, num_classes, memory=memory, seed=0, at_most=700)
+    kept = choose_subsample(labels, 10, num_classes, memory=memory, seed=0, at_most=700)
     assert len(np.unique(kept)) == len(kept)
     assert np.all(np.diff(kept) > 0)
     shares = np.bincount(labels[kept], minlength=num_classes) / len(kept)
@@ -112,17 +105,17 @@ def test_kept_samples_are_spread_over_the_classes(n, num_classes, memory) -> Non
 
 def test_judges_are_never_the_only_sample_of_a_class() -> None:
     labels = np.concatenate([np.arange(50), np.repeat([50, 51], 60)])
-    judges = choose_judges(labels, 10, 52, loss=SOFTMAX, memory=10**6, seed=0)
+    judges = choose_held_out(labels, 10, 52, loss=SOFTMAX, memory=10**6, seed=0)
     assert 1 <= len(judges) <= len(labels) // 10
     assert (labels[judges] >= 50).all()
-    none = choose_judges(np.arange(50), 10, 50, loss=SOFTMAX, memory=10**6, seed=0)
+    none = choose_held_out(np.arange(50), 10, 50, loss=SOFTMAX, memory=10**6, seed=0)
     assert not len(none)
 
 
 def test_judges_are_few_and_whole_groups_where_samples_are_many() -> None:
     labels = np.arange(60_000) % 7
     groups = np.where(np.arange(60_000) < 50_000, np.arange(60_000) // 25, -1)
-    judges = choose_judges(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
+    judges = choose_held_out(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
     assert 0.8 * LEAST_KEPT < len(judges) <= 1.05 * LEAST_KEPT
     assert np.all(np.diff(judges) > 0)
     held_out = np.isin(np.arange(60_000), judges)
@@ -140,10 +133,10 @@ def test_the_optimum_is_that_of_arrays(strength: float, weighted: bool, piece_ro
     features, labels = samples_of()
     weights = weights_for(labels, weighted=weighted)
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[strength], weights=weights)
-    kept = choose_kept(labels, 12, NUM_CLASSES, memory=0, seed=0, at_most=500)
-    blocked = fit_linear_in_blocks(
-        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES),
-        surveyed(features, kept, piece_rows),
+    kept = choose_subsample(labels, 12, NUM_CLASSES, memory=0, seed=0, at_most=500)
+    blocked = fit_linear(
+        *(ArrayBlocks(features, piece_rows), labels, NUM_CLASSES),
+        first_pass=read_once(features, kept, piece_rows),
         strengths=[strength],
         weights=weights,
     )
@@ -160,9 +153,9 @@ def test_features_far_from_zero_are_standardised_first(monkeypatch: pytest.Monke
     kept = np.arange(0, 2000, 4)
     for cancels in (0, 1e9):  # always, never
         monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_LITTLE_CANCELS", cancels)
-        found = surveyed(features, kept, 300)
-        blocked = fit_linear_in_blocks(
-            ArrayRows(features, 300), labels, NUM_CLASSES, found, strengths=[0.1]
+        found = read_once(features, kept, 300)
+        blocked = fit_linear(
+            ArrayBlocks(features, 300), labels, NUM_CLASSES, first_pass=found, strengths=[0.1]
         )
         assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
 
@@ -171,9 +164,9 @@ def test_the_choice_is_that_of_arrays_where_all_samples_are_kept() -> None:
     features, labels = samples_of(4000)
     strengths = [1e-6, 1e-3, 1e-2, 10]
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=strengths)
-    found = surveyed(features, np.arange(4000), 500)
-    blocked = fit_linear_in_blocks(
-        ArrayRows(features, 500), labels, NUM_CLASSES, found, strengths=strengths
+    found = read_once(features, np.arange(4000), 500)
+    blocked = fit_linear(
+        ArrayBlocks(features, 500), labels, NUM_CLASSES, first_pass=found, strengths=strengths
     )
     assert blocked.strength == whole.strength
     assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
@@ -186,9 +179,9 @@ def test_what_is_held_out_was_not_trained_on() -> None:
     random = np.random.default_rng(5)
     features = random.normal(size=(600, 100)).astype(np.float32)
     labels = random.integers(0, 3, 600)
-    found = surveyed(features, np.arange(600), 100)
-    fit = fit_linear_in_blocks(
-        ArrayRows(features, 100), labels, 3, found, strengths=[10.0], judge=True
+    found = read_once(features, np.arange(600), 100)
+    fit = fit_linear(
+        ArrayBlocks(features, 100), labels, 3, first_pass=found, strengths=[10.0], hold_out=True
     )
     assert fit.held_out is not None
     seen = log_loss(logits(fit.layer, features), labels)
@@ -199,9 +192,9 @@ def test_a_class_that_is_all_held_out() -> None:
     features, labels = samples_of(600)
     labels[labels == 2] = 1
     labels[7] = 2  # one sample
-    found = surveyed(features, np.arange(600), 100)
-    fit = fit_linear_in_blocks(
-        ArrayRows(features, 100), labels, NUM_CLASSES, found, strengths=[1e-3, 1e-2]
+    found = read_once(features, np.arange(600), 100)
+    fit = fit_linear(
+        ArrayBlocks(features, 100), labels, NUM_CLASSES, first_pass=found, strengths=[1e-3, 1e-2]
     )
     assert fit.held_out is not None
     assert np.isfinite(fit.held_out.logits).all()
@@ -209,13 +202,13 @@ def test_a_class_that_is_all_held_out() -> None:
 
 
 def test_many_features_are_solved_without_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featx.heads.samples.rows.MOST_CORRELATED", 8)
+    monkeypatch.setattr("featx.heads.samples.data.MOST_CORRELATED", 8)
     features, labels = samples_of()
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.01])
-    found = surveyed(features, np.arange(500), 300)
+    found = read_once(features, np.arange(500), 300)
     assert not found.correlation.size
-    blocked = fit_linear_in_blocks(
-        ArrayRows(features, 300), labels, NUM_CLASSES, found, strengths=[0.01]
+    blocked = fit_linear(
+        ArrayBlocks(features, 300), labels, NUM_CLASSES, first_pass=found, strengths=[0.01]
     )
     assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
 
@@ -229,11 +222,12 @@ def test_ridge_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
     features, labels = samples_of()
     weights = weights_for(labels, weighted=weighted)
     kept = np.arange(0, 2000, 3)
-    found = surveyed(features, kept, piece_rows)
+    found = read_once(features, kept, piece_rows)
     strengths = [1e-6, 1e-4, 1e-2, 1]
     whole = fit_ridge(features, labels, NUM_CLASSES, strengths=strengths, weights=weights)
-    blocked = fit_ridge_in_blocks(
-        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES, found),
+    blocked = fit_ridge(
+        *(ArrayBlocks(features, piece_rows), labels, NUM_CLASSES),
+        first_pass=found,
         strengths=strengths,
         weights=weights,
     )
@@ -252,9 +246,9 @@ def test_centroids_are_those_of_arrays(weighted: bool, piece_rows: int) -> None:
     weights = weights_for(labels, weighted=weighted)
     kept = np.arange(0, 2000, 3)
     whole = fit_centroid(features, labels, NUM_CLASSES, weights=weights)
-    blocked = fit_centroid_in_blocks(
-        *(ArrayRows(features, piece_rows), labels, NUM_CLASSES),
-        surveyed(features, kept, piece_rows),
+    blocked = fit_centroid(
+        *(ArrayBlocks(features, piece_rows), labels, NUM_CLASSES),
+        first_pass=read_once(features, kept, piece_rows),
         weights=weights,
     )
     for ours, theirs in zip(blocked.layer, whole.layer, strict=True):
@@ -277,13 +271,10 @@ def grouped(num_samples: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def test_the_same_samples_are_left_out_as_of_arrays(solver: str, *, in_groups: bool) -> None:
     features, labels, groups = grouped()
     given_ = {"groups": groups if in_groups else None}
-    fit, in_blocks = {
-        "ridge": (fit_ridge, fit_ridge_in_blocks),
-        "centroid": (fit_centroid, fit_centroid_in_blocks),
-    }[solver]
+    fit = {"ridge": fit_ridge, "centroid": fit_centroid}[solver]
     whole = fit(features, labels, NUM_CLASSES + 1, **given_)
-    found = surveyed(features, np.arange(600), 70)
-    blocked = in_blocks(ArrayRows(features, 70), labels, NUM_CLASSES + 1, found, **given_)
+    found = read_once(features, np.arange(600), 70)
+    blocked = fit(ArrayBlocks(features, 70), labels, NUM_CLASSES + 1, first_pass=found, **given_)
     ours, theirs = (each.held_out for each in (blocked, whole))
     assert ours.num_folds == theirs.num_folds == (5 if in_groups else 0)
     assert NUM_CLASSES not in ours.labels
@@ -299,8 +290,9 @@ def test_the_same_samples_are_left_out_as_of_arrays(solver: str, *, in_groups: b
 def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups() -> None:
     features, labels, groups = grouped()
     kept = np.sort(np.random.default_rng(0).permutation(599)[:300])
-    fit = fit_linear_in_blocks(
-        *(ArrayRows(features, 70), labels, NUM_CLASSES + 1, surveyed(features, kept, 70)),
+    fit = fit_linear(
+        *(ArrayBlocks(features, 70), labels, NUM_CLASSES + 1),
+        first_pass=read_once(features, kept, 70),
         groups=groups,
     )
     assert fit.held_out is not None
@@ -316,14 +308,15 @@ def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups() -> N
 
 def test_with_nothing_to_hold_out_heads_in_blocks_have_fixed_settings() -> None:
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    labels, rows = np.arange(30), ArrayRows(features, 7)
-    found = surveyed(features, np.arange(30), 7)
-    for fit in (fit_linear_in_blocks, fit_ridge_in_blocks):
-        head = fit(rows, labels, 30, found)
+    labels, rows = np.arange(30), ArrayBlocks(features, 7)
+    found = read_once(features, np.arange(30), 7)
+    for fit in (fit_linear, fit_ridge):
+        head = fit(rows, labels, 30, first_pass=found)
         assert (head.strength, head.path, head.held_out) == (FIXED_STRENGTH, (), None)
-    assert fit_centroid_in_blocks(rows, labels, 30, found).held_out is None
-    mlp = fit_mlp_in_blocks(
-        *(rows, labels, 30, surveyed(features, np.arange(0), 7), MLPOptions(max_epochs=3)),
+    assert fit_centroid(rows, labels, 30, first_pass=found).held_out is None
+    mlp = fit_mlp(
+        *(rows, labels, 30, MLPOptions(max_epochs=3)),
+        first_pass=read_once(features, np.arange(0), 7),
         pool_bytes=4 * 4 * 128,
     )
     assert (mlp.held_out, mlp.num_epochs) == (None, 3)
@@ -337,7 +330,7 @@ def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed) -> None:
     features = np.arange(n, dtype=np.float32)[:, None] * [1, 2]
     random = np.random.default_rng(seed)
     seen, sizes = [], []
-    for numbers, values in pools_of(ArrayRows(features, piece_rows), pool_rows, random):
+    for numbers, values in pools_of(ArrayBlocks(features, piece_rows), pool_rows, random):
         assert np.array_equal(values, features[numbers])
         seen += numbers.tolist()
         sizes.append(len(numbers))
@@ -355,11 +348,11 @@ def test_sgd_learns_as_well(ordered: bool) -> None:
     features /= features.std(axis=0) + 1e-6
     features[:, -1] = 1
     options = SGDOptions(learning_rate=0.01, epochs=10, batch_size=32)
-    whole = fit_sgd(features, labels, NUM_CLASSES, options)
+    whole = fit_sgd(features, labels, NUM_CLASSES, options).layer
     pool_bytes = 4 * 12 * 32 * 20
-    layer = fit_sgd_in_blocks(
-        ArrayRows(features, 10), labels, NUM_CLASSES, options, pool_bytes=pool_bytes
-    )
+    layer = fit_sgd(
+        ArrayBlocks(features, 10), labels, NUM_CLASSES, options, pool_bytes=pool_bytes
+    ).layer
     ours, theirs = accuracy([layer], features, labels), accuracy([whole], features, labels)
     assert theirs > 0.75
     assert ours == pytest.approx(theirs, abs=0.02)
@@ -370,11 +363,10 @@ def test_an_mlp_learns_as_well(ordered: bool) -> None:
     features, labels = samples_of(ordered=ordered)
     options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
     whole = fit_mlp(features, labels, NUM_CLASSES, options)
-    kept = choose_judges(labels, 12, NUM_CLASSES, loss=SOFTMAX, memory=10**6, seed=0)
-    others = np.delete(np.arange(2000), kept)
-    blocked = fit_mlp_in_blocks(
-        *(ArrayRows(features[others], 10), labels, NUM_CLASSES, surveyed(features, kept, 100)),
-        options,
+    kept = choose_held_out(labels, 12, NUM_CLASSES, loss=SOFTMAX, memory=10**6, seed=0)
+    blocked = fit_mlp(
+        *(ArrayBlocks(features, 10), labels, NUM_CLASSES, options),
+        first_pass=read_once(features, kept, 100),
         pool_bytes=4 * 12 * 128 * 5,
     )
     theirs = accuracy(whole.layers, features, labels)
@@ -415,21 +407,21 @@ def test_some_of_each_tag_are_kept_and_some_are_left(n, num_tags, seed) -> None:
     random = np.random.default_rng(seed)
     tags = (random.random((n, num_tags)) < random.random(num_tags) ** 3).astype(np.uint8)
     there = sides(tags) > 0
-    kept = choose_kept(tags, 10, num_tags, memory=0, seed=0, at_most=2 * num_tags)
+    kept = choose_subsample(tags, 10, num_tags, memory=0, seed=0, at_most=2 * num_tags)
     assert len(kept) == min(n, 2 * num_tags)
     assert np.all(np.diff(kept) > 0)
     assert np.array_equal(sides(tags[kept]) > 0, there)
-    judges = choose_judges(tags, 10, num_tags, loss=SIGMOID, memory=0, seed=0)
+    judges = choose_held_out(tags, 10, num_tags, loss=SIGMOID, memory=0, seed=0)
     if len(judges):
         assert np.array_equal(sides(np.delete(tags, judges, axis=0)) > 0, there)
 
 
 def test_kept_samples_have_tags_as_often_as_all() -> None:
     tags = (np.random.default_rng(0).random((20_000, 3)) < [0.5, 0.1, 0.9]).astype(np.uint8)
-    kept = choose_kept(tags, 10, 3, memory=0, seed=0)
+    kept = choose_subsample(tags, 10, 3, memory=0, seed=0)
     assert len(kept) == 2048
     assert tags[kept].mean(axis=0) == pytest.approx(tags.mean(axis=0), abs=0.04)
-    assert not np.array_equal(kept, choose_kept(tags, 10, 3, memory=0, seed=1))
+    assert not np.array_equal(kept, choose_subsample(tags, 10, 3, memory=0, seed=1))
 
 
 @pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
@@ -437,11 +429,12 @@ def test_kept_samples_have_tags_as_often_as_all() -> None:
 def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int) -> None:
     features, tags = tagged()
     whole = fit_linear(features, tags, 4, strengths=[strength], loss=SIGMOID)
-    found = surveyed(features, choose_kept(tags, 12, 4, memory=0, seed=0, at_most=500), piece_rows)
-    rows = ArrayRows(features, piece_rows)
-    alone = fit_linear_in_blocks(rows, tags, 4, found, strengths=[strength], loss=SIGMOID)
-    judged = fit_linear_in_blocks(
-        rows, tags, 4, found, strengths=[strength], loss=SIGMOID, judge=True
+    kept = choose_subsample(tags, 12, 4, memory=0, seed=0, at_most=500)
+    found = read_once(features, kept, piece_rows)
+    rows = ArrayBlocks(features, piece_rows)
+    alone = fit_linear(rows, tags, 4, first_pass=found, strengths=[strength], loss=SIGMOID)
+    judged = fit_linear(
+        rows, tags, 4, first_pass=found, strengths=[strength], loss=SIGMOID, hold_out=True
     )
     for blocked in (alone, judged):
         assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
@@ -456,8 +449,9 @@ def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept() -> None:
     features, tags = tagged()
     strengths = [1e-6, 1e-3, 1e-2, 10]
     whole = fit_linear(features, tags, 4, strengths=strengths, loss=SIGMOID)
-    blocked = fit_linear_in_blocks(
-        *(ArrayRows(features, 500), tags, 4, surveyed(features, np.arange(2000), 500)),
+    blocked = fit_linear(
+        *(ArrayBlocks(features, 500), tags, 4),
+        first_pass=read_once(features, np.arange(2000), 500),
         strengths=strengths,
         loss=SIGMOID,
     )
@@ -470,9 +464,13 @@ def test_what_is_held_out_of_tags_was_not_trained_on() -> None:
     random = np.random.default_rng(5)
     features = random.normal(size=(600, 100)).astype(np.float32)
     tags = random.integers(0, 2, (600, 3)).astype(np.uint8)
-    found = surveyed(features, np.arange(600), 100)
-    fit = fit_linear_in_blocks(
-        *(ArrayRows(features, 100), tags, 3, found), strengths=[10.0], judge=True, loss=SIGMOID
+    found = read_once(features, np.arange(600), 100)
+    fit = fit_linear(
+        *(ArrayBlocks(features, 100), tags, 3),
+        first_pass=found,
+        strengths=[10.0],
+        hold_out=True,
+        loss=SIGMOID,
     )
     assert fit.held_out is not None
     seen = SIGMOID.mean(logits(fit.layer, features), tags)
@@ -487,8 +485,9 @@ def test_ridge_on_numbers_is_that_of_arrays(weighted: bool, piece_rows: int) -> 
     kept = np.arange(0, 2000, 3)
     strengths = [1e-6, 1e-4, 1e-2, 1]
     whole = fit_ridge(features, numbers, 2, strengths=strengths, weights=weights)
-    blocked = fit_ridge_in_blocks(
-        *(ArrayRows(features, piece_rows), numbers, 2, surveyed(features, kept, piece_rows)),
+    blocked = fit_ridge(
+        *(ArrayBlocks(features, piece_rows), numbers, 2),
+        first_pass=read_once(features, kept, piece_rows),
         strengths=strengths,
         weights=weights,
     )
@@ -509,11 +508,11 @@ def test_an_mlp_learns_tags_and_numbers_as_well(loss: Loss) -> None:
     num_outputs = targets.shape[1]
     options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
     whole = fit_mlp(features, targets, num_outputs, options, loss=loss)
-    kept = choose_judges(targets, 12, num_outputs, loss=loss, memory=10**6, seed=0)
-    others = np.delete(np.arange(2000), kept)
-    blocked = fit_mlp_in_blocks(
-        ArrayRows(features[others], 10),
-        *(targets, num_outputs, surveyed(features, kept, 100), options),
+    kept = choose_held_out(targets, 12, num_outputs, loss=loss, memory=10**6, seed=0)
+    blocked = fit_mlp(
+        ArrayBlocks(features, 10),
+        *(targets, num_outputs, options),
+        first_pass=read_once(features, kept, 100),
         pool_bytes=4 * 12 * 128 * 5,
         loss=loss,
     )

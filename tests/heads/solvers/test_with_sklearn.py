@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from solving import called_with_arrays, fit_linear
 
 import featx.heads.samples.folds
 from featx.heads.head import apply_layers
 from featx.heads.metrics.single_label import log_softmax
 from featx.heads.samples.folds import NUM_FOLDS, stratified_folds
-from featx.heads.solvers.linear import fit_linear
-from featx.heads.solvers.with_sklearn import fit_with_sklearn
+from featx.heads.solvers import with_sklearn
+
+fit_with_sklearn = called_with_arrays(with_sklearn.fit_with_sklearn)
 
 
 def samples_of(
@@ -120,7 +122,7 @@ def test_weighted_samples_agree_with_featx() -> None:
 
 def test_a_single_strength_can_be_judged_too() -> None:
     features, labels = samples_of(100, 4, 3)
-    fit = fit_with_sklearn(features, labels, 3, strengths=[0.1], judge=True)
+    fit = fit_with_sklearn(features, labels, 3, strengths=[0.1], hold_out=True)
     assert fit.held_out is not None
     assert len(fit.held_out.labels) == 100
     assert len(fit.path) == 1

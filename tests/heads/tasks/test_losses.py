@@ -79,15 +79,15 @@ def test_the_only_sample_with_a_tag_is_never_held_out() -> None:
     assert not held_out[[3, 29]].any()
     division = SIGMOID.divide(tags, seed=0)
     assert division is not None
-    assert division.judged.tolist() == list(range(NUM_FOLDS))
-    assert not np.isin(division.fold[[3, 29]], division.judged).any()
+    assert division.held_out_folds.tolist() == list(range(NUM_FOLDS))
+    assert not np.isin(division.fold[[3, 29]], division.held_out_folds).any()
 
 
 def test_of_many_samples_one_fold_is_judged() -> None:
     tags = np.random.default_rng(0).integers(0, 2, (HOLDOUT_ABOVE + 1, 2)).astype(np.uint8)
     division = SIGMOID.divide(tags, seed=0)
     assert division is not None
-    assert division.judged.tolist() == [0]
+    assert division.held_out_folds.tolist() == [0]
     assert (division.fold == 0).mean() == pytest.approx(1 / NUM_FOLDS, abs=0.01)
 
 
@@ -96,7 +96,7 @@ def test_no_fold_loses_all_samples_with_a_tag() -> None:
     entangled = (random.random((16, 6)) < 0.15).astype(np.uint8)
     division = SIGMOID.divide(entangled, seed=268)
     assert division is not None
-    for fold in division.judged:
+    for fold in division.held_out_folds:
         assert entangled[division.fold != fold].any(axis=0).tolist() == entangled.any(0).tolist()
 
 

@@ -1,0 +1,326 @@
+"""Training data: features in memory, or read block by block where they do not fit into it.
+
+Features that do not fit are read once to learn their statistics and to keep a subsample; solvers
+then read them in blocks. An array in memory is one block, and its own subsample. Who has features
+in a file serves them as ``Blocks``; nothing here knows of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+
+MOST_CORRELATED = 2048
+"""Features above which correlations cost more than they save."""
+_ROWS_AT_LEAST, _ROWS_PER_FEATURE = 2**14, 8
+"""Samples from which correlations are estimated."""
+_PRIOR_SAMPLES = 5
+_LEAST_VARIATION = 1e-3
+"""Deviation of the usual feature, relative to its mean, below which samples hardly differ."""
+_BLOCK_ROWS = 1024
+
+
+class Blocks(Protocol):
+    """Features of samples, ``(N, num_features)``, read block by block."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of samples, and features of each."""
+
+    @property
+    def num_pieces(self) -> int:
+        """Parts that can be read in any order."""
+
+    def only(self, rows: np.ndarray) -> Self:
+        """Return some samples; ``rows`` ``(n,)`` are ascending."""
+
+    def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield which samples these are, and their features ``(n, num_features)`` float32.
+
+        Features may be changed in place, and hold until the next block is asked for.
+
+        Args:
+            order: Numbers of pieces; None for all from the first on, in blocks of several.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPass:
+    """Statistics and a subsample of features that are read in blocks.
+
+    Attributes:
+        mean: Of each feature, ``(num_features,)`` float64.
+        scale: Its regularised deviation; ``(num_features,)`` float64.
+        subsample: Numbers of the samples that are kept in memory, ascending, ``(n,)``.
+        features: Their raw features, ``(n, num_features)`` float32.
+        correlation: Between features, ``(num_features, num_features)`` float64; empty where there
+            are too many of them, or it was not asked for.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    subsample: np.ndarray
+    features: np.ndarray
+    correlation: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Samples that train a head.
+
+    Attributes:
+        features: Raw, finite, ``(N, num_features)``: an array, or blocks.
+        targets: Class indices ``(N,)``; tags or numbers ``(N, num_outputs)``.
+        num_outputs: Of the head.
+        weights: Of each sample, ``(N,)``, above 0.
+        groups: Of each sample, ``(N,)``, -1 for none: held out as a whole; None without groups.
+        first_pass: Of features that are read in blocks; None of an array.
+        pool_bytes: Size of the features that are shuffled together, where they are read in blocks.
+    """
+
+    features: np.ndarray | Blocks
+    targets: np.ndarray
+    num_outputs: int
+    weights: np.ndarray
+    groups: np.ndarray | None = None
+    first_pass: FirstPass | None = None
+    pool_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The features of samples in memory."""
+        assert isinstance(self.features, np.ndarray)
+        return self.features
+
+    def mean(self) -> np.ndarray:
+        """Return the mean of each feature, ``(num_features,)`` float64."""
+        if self.first_pass:
+            return self.first_pass.mean
+        mean: np.ndarray = self.array.mean(axis=0, dtype=np.float64)
+        return mean
+
+    def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and scale of each feature, ``(num_features,)`` float64 each."""
+        if self.first_pass:
+            return self.first_pass.mean, self.first_pass.scale
+        return standardisation(self.array)
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield which samples these are, and their features, to be left as they are."""
+        if isinstance(self.features, np.ndarray):
+            yield slice(0, len(self)), self.features
+        else:
+            yield from self.features.blocks()
+
+    def select(self, rows: np.ndarray) -> TrainingData:
+        """Return some samples, ``(n,)``; of features read in blocks in ascending order."""
+        if isinstance(self.features, np.ndarray):
+            return self._select(rows, self.features[rows])
+        return self._select(rows, self.features.only(rows))
+
+    def subsample(self) -> tuple[np.ndarray, TrainingData]:
+        """Return numbers ``(n,)`` and data of the samples that are in memory."""
+        if not self.first_pass:
+            return np.arange(len(self)), self
+        rows = self.first_pass.subsample
+        return rows, replace(self._select(rows, self.first_pass.features), first_pass=None)
+
+    def _select(self, rows: np.ndarray, features: np.ndarray | Blocks) -> TrainingData:
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(
+            self,
+            features=features,
+            targets=self.targets[rows],
+            weights=self.weights[rows],
+            groups=None if groups is None or (groups < 0).all() else groups,
+        )
+
+
+def read_first_pass(
+    blocks: Blocks, trained: np.ndarray, subsample: np.ndarray, *, correlate: bool = True
+) -> tuple[FirstPass, np.ndarray]:
+    """Return statistics of the training samples, and which of all samples are not finite.
+
+    Args:
+        blocks: All samples, those that do not train among them.
+        trained: Numbers of those that train, ascending, ``(N,)``.
+        subsample: Which of the training samples to keep, ascending: their places in ``trained``.
+        correlate: Estimate correlations too.
+    """
+    moments, bad = Moments(blocks.shape[1]), []
+    covariance = _Covariance(blocks.shape[1] if correlate else 0, len(trained))
+    features = np.empty((len(subsample), blocks.shape[1]), np.float32)
+    wanted = trained[subsample]
+    for where, values in blocks.blocks():
+        finite = np.isfinite(values).all(axis=1)
+        bad.append(where.start + np.flatnonzero(~finite))
+        low, high = np.searchsorted(trained, [where.start, where.stop])
+        own = trained[low:high] - where.start
+        if len(own):
+            some = values if len(own) == len(values) else values[own]
+            with np.errstate(invalid="ignore"):  # the caller hears of what is not finite
+                moments.add(some)
+                covariance.add(some)
+        low, high = np.searchsorted(wanted, [where.start, where.stop])
+        features[low:high] = values[wanted[low:high] - where.start]
+    with np.errstate(invalid="ignore"):
+        mean, scale = moments.standardisation()
+        correlation = covariance.result()
+        if correlation.size:
+            correlation /= scale[:, None] * scale
+    return FirstPass(mean, scale, subsample, features, correlation), np.concatenate(bad)
+
+
+def shuffled_batches(
+    features: np.ndarray | Blocks, size: int, random: np.random.Generator, *, pool_bytes: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield numbers ``(n,)`` and features ``(n, num_features)`` of all samples, in random order.
+
+    Of blocks as many as fit into memory form a pool, in random order, and each pool is shuffled, so
+    that a sample meets others from all over the file, whatever their order there.
+
+    Args:
+        features: ``(N, num_features)``; an array is one pool.
+        size: Samples of a batch.
+        random: Decides the order.
+        pool_bytes: Of the features in a pool of blocks.
+    """
+    pools: Iterator[tuple[np.ndarray, np.ndarray]]
+    if isinstance(features, np.ndarray):
+        pools = iter([(np.arange(len(features)), features)])
+    else:
+        fitting = pool_bytes // (4 * features.shape[1] * size)  # whole batches
+        pools = pools_of(features, max(1, fitting) * size, random)
+    for numbers, pool in pools:
+        order = random.permutation(len(numbers))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield numbers[rows], pool[rows]
+
+
+def pools_of(
+    features: Blocks, num_rows: int, random: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield numbers ``(n,)`` and features ``(n, num_features)`` of samples, each once.
+
+    Features hold until the next pool is asked for. The last pool has what is left.
+    """
+    num_rows = min(num_rows, features.shape[0])
+    numbers = np.empty(num_rows, np.int64)
+    pool = np.empty((num_rows, features.shape[1]), np.float32)
+    filled = 0
+    for where, values in features.blocks(random.permutation(features.num_pieces)):
+        taken = 0
+        while taken < len(values):
+            count = min(len(values) - taken, num_rows - filled)
+            pool[filled : filled + count] = values[taken : taken + count]
+            first = where.start + taken
+            numbers[filled : filled + count] = np.arange(first, first + count)
+            filled, taken = filled + count, taken + count
+            if filled == num_rows:
+                yield numbers, pool
+                filled = 0
+    if filled:
+        yield numbers[:filled], pool[:filled]
+
+
+def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and scale of each feature, ``(num_features,)`` float64 each; see ``Moments``."""
+    moments = Moments(features.shape[1])
+    for start in range(0, len(features), _BLOCK_ROWS):
+        moments.add(features[start : start + _BLOCK_ROWS])
+    return moments.standardisation()
+
+
+class Moments:
+    """Mean and standard deviation of each feature, updated block by block.
+
+    Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance" (1983).
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self._mean, self._squares = np.zeros((2, num_features))  # squares: of differences to it
+        self._count = 0
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in ``(n, num_features)`` more samples."""
+        wide = block.astype(np.float64)
+        self._count += len(block)
+        here = wide.mean(axis=0)
+        wide -= here
+        share, before = len(block) / self._count, self._count - len(block)
+        between = (here - self._mean) ** 2 * before * share
+        self._squares += np.einsum("nd,nd->d", wide, wide) + between
+        self._mean += (here - self._mean) * share
+
+    def deviation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation, ``(num_features,)``; 1 where it is constant."""
+        deviation = np.sqrt(self._squares / self._count)
+        return self._mean, np.where(self._constant(deviation), 1.0, deviation)
+
+    def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and scale of each feature, ``(num_features,)``.
+
+        The scale is the standard deviation as if five more samples had varied as the usual feature
+        does, and that of the usual feature where it is constant. This hardly changes it where
+        samples are many, and keeps a feature from counting for much because few samples happen to
+        agree in it.
+
+        Source: Smyth, "Linear Models and Empirical Bayes Methods for Assessing Differential
+        Expression" (2004), which shrinks variances to a common one like this.
+        """
+        deviation = np.sqrt(self._squares / self._count)
+        varies = ~self._constant(deviation)
+        if not varies.any():
+            return self._mean, np.ones_like(deviation)
+        usual = max(
+            _lower_median(deviation[varies]), _LEAST_VARIATION * _lower_median(np.abs(self._mean))
+        )
+        variance = (self._squares + _PRIOR_SAMPLES * usual**2) / (self._count + _PRIOR_SAMPLES)
+        return self._mean, np.where(varies, np.sqrt(variance), usual)
+
+    def _constant(self, deviation: np.ndarray) -> np.ndarray:
+        """Return which features are constant but for rounding, ``(num_features,)`` bool."""
+        constant: np.ndarray = deviation <= 1e-7 * np.abs(self._mean) + 1e-30
+        return constant
+
+
+def _lower_median(values: np.ndarray) -> float:
+    """Return the median of ``(n,)`` values, of two in the middle the lower one."""
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+class _Covariance:
+    """Covariance of features, estimated from every so-many-th sample."""
+
+    def __init__(self, num_features: int, num_samples: int) -> None:
+        width = num_features if num_features <= MOST_CORRELATED else 0
+        self._squares, self._sum = np.zeros((width, width)), np.zeros(width)
+        enough = max(_ROWS_AT_LEAST, _ROWS_PER_FEATURE * num_features)
+        self._step = max(1, -(-num_samples // enough))
+        self._seen, self._count = 0, 0
+        self._shift: np.ndarray | None = None
+
+    def add(self, block: np.ndarray) -> None:
+        some = block[-self._seen % self._step :: self._step]
+        self._seen += len(block)
+        if not (len(some) and len(self._sum)):
+            return
+        if self._shift is None:  # about where the mean is, so that little cancels
+            self._shift = some.mean(axis=0)
+        some = some - self._shift
+        self._squares += some.T @ some
+        self._sum += some.sum(axis=0)
+        self._count += len(some)
+
+    def result(self) -> np.ndarray:
+        """Return ``(num_features, num_features)``, or empty."""
+        mean = self._sum / self._count if len(self._sum) else self._sum
+        covariance: np.ndarray = self._squares / max(1, self._count) - np.outer(mean, mean)
+        return covariance
