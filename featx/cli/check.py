@@ -68,17 +68,10 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     if report.kind == "head":
         yield from _head_fields(report)
         return
-    counts = {
-        "new": report.num_new,
-        "changed": report.num_changed,
-        "removed": report.num_removed,
-        "relabelled": report.num_relabelled,
-    }
-    stale = [f"{count:,} {name}" for name, count in counts.items() if count]
     if report.is_fresh:
         yield "fresh", f"{counted(report.num_images, 'image')} of {report.source}"
     else:
-        yield "stale", "; ".join([", ".join(stale)] * bool(stale) + list(report.settings))
+        yield "stale", report.changes
         yield "source", f"{report.source}  ({counted(report.num_images, 'image')})"
     if report.num_touched:
         yield "touched", f"{counted(report.num_touched, 'image')}: other times, the same content"

@@ -1,8 +1,8 @@
-"""Is a file what it should be: intact, safe to read, and still what its source would give?
+"""Check files: intact, safe to read, and what their sources give today.
 
-stage   every file: intact and safe; features against their source
-model   a model's proof, repeated on images
-folder  the three files of a folder: which are current, and the commands that fix the others
+stage   one file of any kind
+model   the proof of a model, repeated on images
+folder  the three files of a folder, and the commands that fix them
 """
 
 from featx.stages.check.folder import FileStatus, StatusReport, status

@@ -1,4 +1,4 @@
-"""The three files of a folder: which are current, and the commands that fix the others."""
+"""Check the three files of a folder: which are current, and the commands that fix the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from featx.artifact import Header, Written, is_own, is_unfinished, partial_path
+from featx.artifact import Written, is_own, is_unfinished, partial_path
 from featx.errors import (
     ArtifactError,
     ArtifactMismatch,
@@ -19,7 +19,7 @@ from featx.errors import (
     SourceError,
     counted,
 )
-from featx.stages.check.stage import CheckOptions, CheckReport, compare_features
+from featx.stages.check.stage import CheckOptions, compare_features
 
 if TYPE_CHECKING:
     from featx.classifier.staleness import Staleness
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileStatus:
-    """How one file stands.
+    """Whether one file is current.
 
     Attributes:
         path: The file.
@@ -54,12 +54,7 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """How the files of a folder stand.
-
-    Attributes:
-        folder: The folder.
-        files: Features, head and model.
-    """
+    """Whether features, head and model of a folder are current."""
 
     folder: Path
     files: tuple[FileStatus, FileStatus, FileStatus]
@@ -86,16 +81,18 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
     Raises:
         ConfigError: It is a file.
     """
+    from featx.heads.head import open_head
+
     folder = Path(folder)
     if os.path.isfile(folder):  # noqa: PTH113 as below
         raise ConfigError(f"'{folder}' is a file; give the folder of the three files.")
-    opened = _open(folder / HEAD, "head", _command("train-head", folder), _open_head)
+    opened = _open(folder / HEAD, "head", _command("train-head", folder), open_head)
     head = None if isinstance(opened, FileStatus) else opened
-    of_head = opened if isinstance(opened, FileStatus) else _head(folder, opened)
-    of_model = _model(folder, head)
-    if of_head.state == "stale" and of_model.state == "current":
-        of_model = FileStatus(of_model.path, "stale", "its head is stale")
-    return StatusReport(folder, (_features(folder, head), of_head, of_model))
+    head_status = opened if isinstance(opened, FileStatus) else _head_status(folder, opened)
+    model_status = _model_status(folder, head)
+    if head_status.state == "stale" and model_status.state == "current":
+        model_status = FileStatus(model_status.path, "stale", "its head is stale")
+    return StatusReport(folder, (_features_status(folder, head), head_status, model_status))
 
 
 def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) -> T | FileStatus:
@@ -109,22 +106,10 @@ def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) ->
 
 
 def _damaged(path: Path, kind: Written, err: ArtifactError, command: str) -> FileStatus:
-    """Return the status of a file that cannot be used; no command replaces a stranger's."""
+    """Return the status of a file that cannot be used; no command replaces a foreign one."""
     if is_own(path, kind):
         return FileStatus(path, "damaged", str(err), command)
     return FileStatus(path, "damaged", f"{err} Move it: featx does not replace it.")
-
-
-def _open_head(path: Path) -> Head:
-    from featx.heads.head import open_head
-
-    return open_head(path)
-
-
-def _open_model(path: Path) -> Header:
-    from featx.classifier.seal import read_sealed_header
-
-    return read_sealed_header(path)
 
 
 def _command(stage: str, folder: Path, *arguments: str) -> str:
@@ -134,13 +119,12 @@ def _command(stage: str, folder: Path, *arguments: str) -> str:
         "extract": ("-o", features),
         "train-head": (features, "-o", head),
         "export": (head, "--onnx", model),
-    }
-    given = () if folder == DEFAULT_FOLDER else paths[stage]
-    return shlex.join(("featx", stage, *arguments, *given))
+    }[stage]
+    return shlex.join(("featx", stage, *arguments, *(() if folder == DEFAULT_FOLDER else paths)))
 
 
 def _extract_anew(folder: Path, head: Head | None, *arguments: str) -> str:
-    """Return the command that makes features without a file that knows how; a head knows most."""
+    """Return the command that makes features again, with what a head knows of them."""
     if head is None:
         return _command("extract", folder, "photos/", *arguments)
     details = head.header.details
@@ -151,7 +135,7 @@ def _extract_anew(folder: Path, head: Head | None, *arguments: str) -> str:
     return _command("extract", folder, source, "-b", backbone, *arguments)
 
 
-def _features(folder: Path, head: Head | None) -> FileStatus:
+def _features_status(folder: Path, head: Head | None) -> FileStatus:
     path, command = folder / FEATURES, _command("extract", folder)
     # os.path answers where pathlib raises: for a folder that may not be searched.
     if os.path.exists(partial_path(path)):  # noqa: PTH110
@@ -169,7 +153,7 @@ def _features(folder: Path, head: Head | None) -> FileStatus:
         return FileStatus(path, "current")
     if found.settings:  # of the file's own, only the weights can be others now
         command = _command("extract", folder, "-w", "WEIGHTS_FILE")
-    return FileStatus(path, "stale", _changes(found), command)
+    return FileStatus(path, "stale", found.changes, command)
 
 
 def _progress(path: Path) -> str:
@@ -183,19 +167,7 @@ def _progress(path: Path) -> str:
     return f"{what} was interrupted: {done:,} of {counted(total, 'image')} done"
 
 
-def _changes(found: CheckReport) -> str:
-    counts = {
-        "new": found.num_new,
-        "changed": found.num_changed,
-        "removed": found.num_removed,
-        "relabelled": found.num_relabelled,
-    }
-    changes = [f"{count:,} {name}" for name, count in counts.items() if count]
-    return "; ".join([", ".join(changes)] * bool(changes) + list(found.settings))
-
-
-def _head(folder: Path, head: Head) -> FileStatus:
-    """Return how a head stands beside the features of its folder."""
+def _head_status(folder: Path, head: Head) -> FileStatus:
     from featx.classifier.staleness import staleness_of
     from featx.features.file import open_features
 
@@ -222,9 +194,11 @@ def _staleness(found: Staleness) -> str:
     return ""
 
 
-def _model(folder: Path, head: Head | None) -> FileStatus:
+def _model_status(folder: Path, head: Head | None) -> FileStatus:
+    from featx.classifier.seal import read_sealed_header
+
     path, command = folder / MODEL, _command("export", folder)
-    header = _open(path, "classifier", command, _open_model)
+    header = _open(path, "classifier", command, read_sealed_header)
     if isinstance(header, FileStatus):
         return header
     if head is None:

@@ -1,8 +1,7 @@
-"""A model's proof, repeated with nothing but the model and images.
+"""Repeat the proof of a model with nothing but the model and images.
 
-The proof holds what the head answered for a few images, which are known by content. They
-go through the file once more, here and now; so does the validation split, if the images are
-labelled.
+The proof holds the head's logits for a few images, which are recognised by content. They are run
+through the file again; so is the validation split, if the images are labelled.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 
 from featx.classifier.proof import answers
 from featx.classifier.references import Reference, find_references, references_of
-from featx.classifier.session import Classifier, open_classifier
+from featx.classifier.session import Classifier
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
 from featx.heads.tasks import Labels
@@ -32,19 +31,18 @@ _SMALLEST = 1e-3
 
 @dataclass(frozen=True)
 class Repeated:
-    """What came of a proof that was repeated.
+    """The result of a proof that was repeated.
 
     Attributes:
         source: The images.
-        num_witnesses: Images whose logits the proof holds.
-        num_found: Of these, those that the source holds unchanged.
-        max_difference: Largest absolute logit difference to what the head answered; None where the
-            file gives no scores.
-        bound: What is allowed.
+        num_witnesses: Reference images, whose logits the proof holds.
+        num_found: Those of them that the source holds unchanged.
+        max_difference: Largest absolute logit difference; None where the file gives no scores.
+        bound: Largest difference allowed.
         num_agreeing: Found images with the head's class, ties within the bound included.
         num_scored: Labelled images that the file was run on.
         accuracy: Share that it got right, in [0, 1]; None without labels that it knows.
-        recorded_accuracy: What the proof says of the validation split.
+        recorded_accuracy: Accuracy on the validation split in the proof.
     """
 
     source: str
@@ -64,11 +62,12 @@ class Repeated:
         return within and self.num_agreeing == self.num_found
 
 
-def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
+def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images: int) -> Repeated:
     """Return what a model answers for the images of its proof, and how it does on labelled ones.
 
     Args:
-        path: A model that is known to be intact.
+        path: Of the model.
+        classifier: The model.
         source: The images.
         max_images: Labelled images that are run at most, spread evenly.
 
@@ -77,27 +76,27 @@ def repeat_proof(path: Path, source: str, *, max_images: int) -> Repeated:
         ConfigError: The model has no proof, or gives nothing to compare.
         SourceError: The source or an image cannot be used.
     """
-    classifier, images = open_classifier(path), open_source(source)
+    images = open_source(source)
     proof = classifier.header.details.get("proof")
     if proof is None:
         raise ConfigError(f"'{path}' was exported without a proof; there is nothing to repeat.")
-    witnesses, bound, recorded, trained = _parse(proof, classifier, path)
-    found = find_references(witnesses, images)
+    references, bound, recorded, trained = _parse(proof, classifier, path)
+    found = find_references(references, images)
     if not found:
         raise ArtifactMismatch(
             path,
-            f"'{images.uri}' holds none of the {len(witnesses)} images of the proof of '{path}', "
+            f"'{images.uri}' holds none of the {len(references)} images of the proof of '{path}', "
             "or they have changed. Give the images that the head was trained on.",
         )
     indices = [index for index, _ in found]
-    expected = np.stack([witness.logits for _, witness in found])
+    expected = np.stack([reference.logits for _, reference in found])
     pixels = list(_pixels(classifier, images, indices))
     difference, same = _compare(classifier, pixels, expected, bound, trained)
     held_out = HeldOut.from_text(classifier.header.details.get("held_out", ""), path=path)
     rows, targets = _labelled(classifier, images, held_out, max_images)
     return Repeated(
         source=images.uri,
-        num_witnesses=len(witnesses),
+        num_witnesses=len(references),
         num_found=len(found),
         max_difference=difference,
         bound=bound,

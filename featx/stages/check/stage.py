@@ -1,9 +1,9 @@
-"""Is a file what it should be: intact, safe to read, and still what its source would give?"""
+"""Check one file: whether it is intact, safe to read, and what its source gives today."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from featx.artifact import (
     kind_of_file,
 )
 from featx.backbones.spec import BackboneOptions, BackboneRequest, weights_file
+from featx.classifier.session import open_classifier
 from featx.errors import ConfigError
 from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
@@ -33,12 +34,12 @@ _COMPARED = [each.name for each in fields(BackboneOptions) if each.name != "weig
 
 @dataclass(frozen=True)
 class CheckOptions(BackboneOptions):
-    """What a file is compared with, and what the comparison may take.
+    """Settings to compare a feature file with, and limits of the check.
 
-    Of the backbone's options, None takes what the file was made with.
+    None takes what the file was made with.
 
     Attributes:
-        dtype: The stored type; None takes that of the file.
+        dtype: Type of the stored features.
         verify_content: Compare the images' content hashes, not sizes and times.
         seconds: Longest time that reading the file may take.
         memory_bytes: Most address space that reading the file may take.
@@ -54,23 +55,22 @@ class CheckOptions(BackboneOptions):
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found; the file itself is intact.
+    """The result of a check; the file itself is intact.
 
     Attributes:
         path: The file.
-        kind: Which of the three artifacts.
-        source: What it was compared with; None for a head, and for a model without images.
+        kind: ``"features"``, ``"head"`` or ``"classifier"``.
+        source: The images or feature file that it was compared with; None without.
         num_images: Images of the source.
-        num_new: Images of the source that the file does not know.
-        num_changed: Images whose content is another now.
-        num_touched: Images whose file looks changed, but whose content is the same.
-        num_removed: Images of the file that the source has no more.
-        num_relabelled: Images with another class, split or group now.
+        num_new: Images of the source that the file does not have.
+        num_changed: Images with another content.
+        num_touched: Images with other times, but the same content.
+        num_removed: Images of the file that the source does not have.
+        num_relabelled: Images with another class, split or group.
         settings: One line for each setting that differs.
-        staleness: Of a head, how its features differ from those that trained it; None where no
-            feature file was found, and for another file.
-        proof: What a model says of itself; None for another file, or one exported unproven.
-        repeated: What came of that proof on a source.
+        staleness: How the features differ from those that trained a head.
+        proof: The proof in a model; None where it has none.
+        repeated: The result of that proof on a source.
     """
 
     path: Path
@@ -82,20 +82,29 @@ class CheckReport:
     num_touched: int = 0
     num_removed: int = 0
     num_relabelled: int = 0
-    settings: tuple[str, ...] = field(default=())
+    settings: tuple[str, ...] = ()
     staleness: Staleness | None = None
     proof: Mapping[str, Any] | None = None
     repeated: Repeated | None = None
 
     @property
+    def changes(self) -> str:
+        """How a feature file differs from its source, in words; empty where it does not."""
+        counts = {
+            "new": self.num_new,
+            "changed": self.num_changed,
+            "removed": self.num_removed,
+            "relabelled": self.num_relabelled,
+        }
+        images = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        return "; ".join(filter(None, (images, *self.settings)))
+
+    @property
     def is_fresh(self) -> bool:
         """Whether the file is what its source gives: the same rows, labels, splits; or answers."""
-        if self.repeated is not None and not self.repeated.holds:
-            return False
-        if self.staleness is not None and self.staleness.is_stale:
-            return False
-        changes = self.num_new + self.num_changed + self.num_removed + self.num_relabelled
-        return not (changes or self.settings)
+        is_stale = self.staleness is not None and self.staleness.is_stale
+        fails = self.repeated is not None and not self.repeated.holds
+        return not (self.changes or is_stale or fails)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -105,10 +114,10 @@ class CheckReport:
 def check(
     path: str | Path, source: str | Path | None = None, options: CheckOptions | None = None
 ) -> CheckReport:
-    """Check all of a file in a process of its own; compare it with its source.
+    """Check all of a file in a process of its own, and compare it with its source.
 
-    A feature file is compared with the images as they are now, a model with what its proof says of
-    them.
+    A feature file is compared with the images as they are now, a head with its feature file, a
+    model with its proof.
 
     Args:
         path: A feature file, head or classifier.
@@ -131,9 +140,14 @@ def check(
     call_isolated(_READERS[kind], path, limits=limits)
     if kind == "features":
         return compare_features(path, source, options)
-    if kind == "classifier":
-        return _prove_again(path, source, options)
-    return _compare_head(path, source, limits)
+    if kind == "head":
+        return _compare_head(path, source, limits)
+    classifier = open_classifier(path)
+    proof = classifier.header.details.get("proof")
+    if source is None:
+        return CheckReport(path, kind, proof=proof)
+    repeated = repeat_proof(path, classifier, str(source), max_images=options.max_images)
+    return CheckReport(path, kind, repeated.source, proof=proof, repeated=repeated)
 
 
 def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> CheckReport:
@@ -152,21 +166,9 @@ def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> Ch
         )
     call_isolated(_READERS["features"], own, limits=limits)
     cache = open_features(own, verify=False)
-    settings = differing_features(head.header, header_as_read(head, cache))
-    if settings:
-        return CheckReport(path, "head", str(own), len(cache), settings=tuple(settings))
-    return CheckReport(path, "head", str(own), len(cache), staleness=staleness_of(head, cache))
-
-
-def _prove_again(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
-    """Show the proof of a model that is known to be intact, and repeat it on a source."""
-    from featx.classifier.session import open_classifier
-
-    proof = open_classifier(path).header.details.get("proof")
-    if source is None:
-        return CheckReport(path, "classifier", proof=proof)
-    repeated = repeat_proof(path, str(source), max_images=options.max_images)
-    return CheckReport(path, "classifier", repeated.source, proof=proof, repeated=repeated)
+    settings = tuple(differing_features(head.header, header_as_read(head, cache)))
+    staleness = None if settings else staleness_of(head, cache)
+    return CheckReport(path, "head", str(own), len(cache), settings=settings, staleness=staleness)
 
 
 def compare_features(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
