@@ -105,7 +105,7 @@ def own_imports() -> Iterator[tuple[Path, list[str]]]:
                 yield module, parts
 
 
-def test_imports_are_absolute_and_go_downward_only() -> None:
+def test_imports_are_absolute_and_go_downward_only():
     wrong = [
         f"{module}: {name}" for module in MODULES for name in imports(module) if name[0] == "."
     ]
@@ -119,14 +119,14 @@ def test_imports_are_absolute_and_go_downward_only() -> None:
     assert not wrong
 
 
-def test_every_module_is_in_a_package() -> None:
+def test_every_module_is_in_a_package():
     assert {package_of(module) for module in MODULES} == set(LEVEL)
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(PACKAGES)
     assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "__main__", "errors"}
     assert not {"utils", "helpers", "common", "misc", "core"} & {path.stem for path in MODULES}
 
 
-def test_stages_do_not_know_one_another() -> None:
+def test_stages_do_not_know_one_another():
     wrong = []
     for module, parts in own_imports():
         if package_of(module) == "stages" and parts[0] == "stages":
@@ -135,7 +135,7 @@ def test_stages_do_not_know_one_another() -> None:
     assert not wrong
 
 
-def test_the_entry_point_loads_next_to_nothing() -> None:
+def test_the_entry_point_loads_next_to_nothing():
     """So that an interrupt meets its handler from the first moments on."""
     for name, most in (("__init__.py", {"os", "sys"}), ("__main__.py", {"os", "signal", "sys"})):
         tree = TREES[Path(name)]
@@ -144,7 +144,7 @@ def test_the_entry_point_loads_next_to_nothing() -> None:
         assert names <= most | {"__future__"}
 
 
-def test_heavy_libraries_are_imported_where_they_are_allowed() -> None:
+def test_heavy_libraries_are_imported_where_they_are_allowed():
     imported = {m: {name.partition(".")[0] for name in imports(m)} for m in MODULES}
     wrong = [
         f"{module} imports {library}; only {importers} may"
@@ -160,7 +160,7 @@ def test_heavy_libraries_are_imported_where_they_are_allowed() -> None:
     assert not wrong
 
 
-def test_nothing_prints_exits_runs_or_unpickles_unguarded() -> None:
+def test_nothing_prints_exits_runs_or_unpickles_unguarded():
     output = {"print", "exit", "quit", "sys.exit", "os._exit", "input"}
     output |= {"sys.stdout", "sys.stderr", "sys.argv"}
     never = {"eval", "exec", "pickle.load", "pickle.loads", "os.system"}
@@ -183,7 +183,7 @@ def test_nothing_prints_exits_runs_or_unpickles_unguarded() -> None:
     assert not wrong
 
 
-def test_modules_say_what_they_are_and_stay_small() -> None:
+def test_modules_say_what_they_are_and_stay_small():
     wrong = []
     for module in MODULES:
         if module.name != "__main__.py" and not ast.get_docstring(TREES[module]):
@@ -222,21 +222,21 @@ def loaded_by(code: str) -> set[str]:
         "from featx.cli import main; main(['train-head', '--help'], standalone_mode=False)",
     ],
 )
-def test_light_entry_points_stay_light(code: str) -> None:
+def test_light_entry_points_stay_light(code):
     assert not loaded_by(code) & set(HEAVY)
 
 
-def test_an_extraction_loads_torch_only_when_there_is_something_to_extract() -> None:
+def test_an_extraction_loads_torch_only_when_there_is_something_to_extract():
     assert "torch" not in loaded_by("import featx; featx.extract, featx.ExtractReport, featx.check")
 
 
-def test_help_and_import_load_next_to_nothing() -> None:
+def test_help_and_import_load_next_to_nothing():
     assert not loaded_by("import featx") & {"numpy", "PIL", "onnxruntime", "click", "rich"}
     shown = loaded_by("from featx.cli import main; main(['--help'], standalone_mode=False)")
     assert not shown & {"numpy", "PIL", "onnxruntime", "rich"}
 
 
-def test_predicting_on_images_of_a_folder_stays_light(tmp_path: Path) -> None:
+def test_predicting_on_images_of_a_folder_stays_light(tmp_path):
     from PIL import Image
 
     (tmp_path / "ants").mkdir()

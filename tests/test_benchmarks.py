@@ -12,12 +12,12 @@ import pytest
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
 
-def test_there_are_benchmarks() -> None:
+def test_there_are_benchmarks():
     assert len(SCRIPTS) > 5
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_it_starts(script: Path, tmp_path: Path) -> None:
+def test_it_starts(script, tmp_path):
     """Everything a script imports at its top is there; nothing is measured."""
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='not_main')"
     run = subprocess.run(

@@ -62,9 +62,7 @@ def outcomes_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_damaged_files_are_read_exactly_or_refused(
-    name: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_files_are_read_exactly_or_refused(name, artifacts, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(CORPUS))
     whole = artifacts / name
     expected, counts = damage.digest_of(whole), Counter[str]()
@@ -88,9 +86,7 @@ def test_damaged_files_are_read_exactly_or_refused(
     assert counts["refused"] >= COUNTS[name] // 2
 
 
-def test_the_judge_tells_damage_from_crashes_and_hangs(
-    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_judge_tells_damage_from_crashes_and_hangs(artifacts, tmp_path, monkeypatch):
     """The test above can fail: crashes, hangs and other values are seen and named."""
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "sitecustomize.py").write_text(

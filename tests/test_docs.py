@@ -45,7 +45,7 @@ ANY = set().union(*OPTIONS.values()) | options_of(main)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_and_their_options_exist(page: str) -> None:
+def test_commands_and_their_options_exist(page):
     for line in code_of(page):
         for name, rest in re.findall(r"(?:^|[\s(])featx ([a-z][a-z0-9-]*)([^|;)]*)", line):
             if line.startswith(("import", "from")):
@@ -56,7 +56,7 @@ def test_commands_and_their_options_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_options_named_alone_exist(page: str) -> None:
+def test_options_named_alone_exist(page):
     for span in code_of(page):
         if span.startswith("--") and not OTHERS.match(span):
             option = re.match(r"--[a-z0-9-]+", span)
@@ -72,7 +72,7 @@ def _options_of_scripts() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_attributes_and_modules_exist(page: str) -> None:
+def test_attributes_and_modules_exist(page):
     for line in code_of(page):
         for dotted in re.findall(r"(?<![\w./-])featx((?:\.[A-Za-z_]\w*)+)", line):
             names = dotted[1:].split(".")
@@ -88,7 +88,7 @@ def test_attributes_and_modules_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_and_folders_exist(page: str) -> None:
+def test_files_and_folders_exist(page):
     for span in code_of(page):
         for name in re.findall(r"\b(?:featx|tests|benchmarks|tools|docs)/[\w/.-]*\w", span):
             if "photos" in name or name.startswith("featx/graphs"):

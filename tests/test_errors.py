@@ -67,14 +67,14 @@ EXAMPLES = [
 ]
 
 
-def test_the_tree_is_the_one_in_the_design() -> None:
+def test_the_tree_is_the_one_in_the_design():
     assert {kind: kind.__bases__ for kind in PARENTS} == PARENTS
     classes = {value for value in vars(errors).values() if isinstance(value, type)}
     found = {kind for kind in classes if issubclass(kind, Exception)}
     assert found == {*PARENTS, FeatxError}
 
 
-def test_the_module_text_draws_every_error() -> None:
+def test_the_module_text_draws_every_error():
     assert errors.__doc__ is not None
     for kind in PARENTS:
         assert kind.__name__ in errors.__doc__
@@ -83,36 +83,36 @@ def test_the_module_text_draws_every_error() -> None:
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("trip", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy])
-def test_an_error_survives_pickling_with_all_it_carries(error: FeatxError, trip) -> None:
+def test_an_error_survives_pickling_with_all_it_carries(error, trip):
     back = trip(error)
     assert type(back) is type(error)
     assert str(back) == str(error)
     assert vars(back) == vars(error)
 
 
-def test_examples_cover_the_whole_tree() -> None:
+def test_examples_cover_the_whole_tree():
     assert {type(error) for error in EXAMPLES} == set(PARENTS)
 
 
-def test_an_image_error_names_the_image_and_keeps_the_reason_apart() -> None:
+def test_an_image_error_names_the_image_and_keeps_the_reason_apart():
     error = ImageError("bees/ü 1.jpg", "the file is empty.")
     assert str(error) == "Image 'bees/ü 1.jpg': the file is empty."
     assert (error.sample_id, error.reason) == ("bees/ü 1.jpg", "the file is empty.")
 
 
 @pytest.mark.parametrize("kind", [k for k in PARENTS if issubclass(k, ArtifactError)])
-def test_an_artifact_error_says_its_message_and_carries_a_path(kind: type[ArtifactError]) -> None:
+def test_an_artifact_error_says_its_message_and_carries_a_path(kind):
     error = kind("x/features.h5", "'x/features.h5' is odd.")
     assert str(error) == "'x/features.h5' is odd."  # not "[Errno …]", as OSError would have it
     assert error.path == Path("x/features.h5")
 
 
-def test_a_parity_error_carries_difference_and_bound() -> None:
+def test_a_parity_error_carries_difference_and_bound():
     error = ParityError("they differ.", difference=0.5, bound=0.25)
     assert (str(error), error.difference, error.bound) == ("they differ.", 0.5, 0.25)
 
 
-def test_bad_images_are_listed_up_to_twenty() -> None:
+def test_bad_images_are_listed_up_to_twenty():
     bad = [(f"{number}.jpg", "the file is empty.") for number in range(23)]
     error = BadImages(bad, 40, "Repair them.")
     lines = str(error).splitlines()
@@ -124,11 +124,11 @@ def test_bad_images_are_listed_up_to_twenty() -> None:
 
 
 @pytest.mark.parametrize("name", ["torch._C", "torchaudio", "featx.gone", "", None])
-def test_a_module_that_is_not_a_missing_package_is_a_bug(name: str | None) -> None:
+def test_a_module_that_is_not_a_missing_package_is_a_bug(name):
     assert missing_package(ModuleNotFoundError("No module", name=name)) is None
 
 
-def test_every_package_that_a_command_may_lack_is_told_by_its_name() -> None:
+def test_every_package_that_a_command_may_lack_is_told_by_its_name():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
     modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
@@ -153,7 +153,7 @@ def raised_from(cause: BaseException | None) -> ImageError:
         zlib.error("Error -4 while decompressing data: insufficient memory"),
     ],
 )  # fmt: skip
-def test_an_image_is_not_to_blame_for_the_machine(cause: Exception) -> None:
+def test_an_image_is_not_to_blame_for_the_machine(cause):
     assert not raised_from(cause).is_permanent
     wrapped = ValueError("it cannot be read")
     wrapped.__context__ = cause
@@ -165,7 +165,7 @@ def test_an_image_is_not_to_blame_for_the_machine(cause: Exception) -> None:
 @pytest.mark.parametrize(
     "cause", [None, ValueError("x"), OSError("image file is truncated"), SyntaxError()]
 )
-def test_an_image_is_to_blame_for_its_content(cause: Exception | None) -> None:
+def test_an_image_is_to_blame_for_its_content(cause):
     error = raised_from(cause)
     assert error.is_permanent
     assert pickle.loads(pickle.dumps(error)).is_permanent

@@ -224,9 +224,7 @@ NUM_USED = 4
 
 @pytest.mark.parametrize("kind", ["features", "head", "classifier"])
 @pytest.mark.usefixtures("in_process")
-def test_any_changed_field_is_refused_by_name_or_usable(
-    kind: str, made: Files, tmp_path: Path
-) -> None:
+def test_any_changed_field_is_refused_by_name_or_usable(kind, made, tmp_path):
     forged = list(forgeries(header_in(made[kind], kind)))
     taken = [raw for raw in forged if is_taken(raw, kind)]
     assert len(forged) > 2 * len(taken) > 2 * NUM_USED
@@ -258,7 +256,7 @@ def of_other_tasks() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
-def test_heads_of_other_tasks(task: str) -> None:
+def test_heads_of_other_tasks(task):
     raw = of_other_tasks()[task]
     assert is_taken(raw, "head")
     for forged in forgeries(raw):
@@ -279,13 +277,13 @@ def test_heads_of_other_tasks(task: str) -> None:
         ({"metrics": {"val": {"num_samples": 1}}}, "details.metrics.val.top1 is missing"),
     ],
 )
-def test_a_refusal_names_field_expected_and_found(change: dict[str, Any], message: str) -> None:
+def test_a_refusal_names_field_expected_and_found(change, message):
     raw = complete_header("head", details=change).to_json()
     with pytest.raises(ArtifactInvalid, match=re.escape(message)):
         Header.from_json(raw, path=Path("h"), kind="head")
 
 
-def test_unknown_details_are_ignored_and_unknown_settings_are_not() -> None:
+def test_unknown_details_are_ignored_and_unknown_settings_are_not():
     header = complete_header("head", details={"of a later featx": [1, {"a": None}]})
     Header.from_json(header.to_json(), path=Path("h"), kind="head")
     header = complete_header("head", {"cut": "layer3"})
@@ -293,7 +291,7 @@ def test_unknown_details_are_ignored_and_unknown_settings_are_not() -> None:
         Header.from_json(header.to_json(), path=Path("h"), kind="head")
 
 
-def test_scores_of_a_later_featx_are_read() -> None:
+def test_scores_of_a_later_featx_are_read():
     raw = of_other_tasks()["multi-label"]["details"]["metrics"]["val"]
     more = raw | {"new": 1, "per_class": [own | {"new": 1} for own in raw["per_class"]]}
     assert TASKS["multi-label"].scores_from_dict(more) == TASKS["multi-label"].scores_from_dict(raw)
@@ -326,12 +324,12 @@ def taken_values(
         (get_args(Decode), lambda v: ({"preprocess": {"decode": v}}, {})),
     ],
 )
-def test_every_choice_that_featx_has_is_taken(values: Any, change: Any) -> None:
+def test_every_choice_that_featx_has_is_taken(values, change):
     assert all(taken_values(change, values).values())
     assert taken_values(change, ["poem"]) == {"poem": False}
 
 
-def test_every_field_of_spec_and_request_is_known() -> None:
+def test_every_field_of_spec_and_request_is_known():
     names = {field.name for field in fields(BackboneSpec)} - {"calibration"}
     spec = complete_header("features").spec
     assert names == spec.keys()

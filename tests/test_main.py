@@ -42,7 +42,7 @@ def command_that(body: str) -> str:
     [("INT", "Interrupted.", 130), ("TERM", "Terminated.", 143), ("HUP", "Terminated.", 129)],
 )
 @pytest.mark.parametrize("module", ["featx.cli", "click", "numpy"])
-def test_while_it_is_importing(module: str, name: str, word: str, code: int) -> None:
+def test_while_it_is_importing(module, name, word, code):
     at_import = f"""
     class Finder:
         def find_spec(self, name, *_):
@@ -54,7 +54,7 @@ def test_while_it_is_importing(module: str, name: str, word: str, code: int) -> 
     assert (result.stdout, result.stderr, result.returncode) == ("", f"{word}\n", code)
 
 
-def test_a_library_is_loaded_before_the_end() -> None:
+def test_a_library_is_loaded_before_the_end():
     """Initialisers in C++ abort the process where Python code that they call raises."""
     body = """
         def create_dynamic(*_):
@@ -112,24 +112,24 @@ def test_a_library_is_loaded_before_the_end() -> None:
     }.items(),
     ids=lambda item: item[0],
 )
-def test_whatever_the_process_is_doing(body: tuple[str, str]) -> None:
+def test_whatever_the_process_is_doing(body):
     result = run(command_that(body[1]))
     assert (result.stderr, result.returncode) == ("Interrupted.\n", 130)
 
 
-def test_it_stays_ignored_in_a_background_job() -> None:
+def test_it_stays_ignored_in_a_background_job():
     ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     result = run(ignored + command_that("send()\nprint('done')\nraise SystemExit(0)"))
     assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
 
 
-def test_a_bug_shows_its_traceback() -> None:
+def test_a_bug_shows_its_traceback():
     result = run(command_that("raise ZeroDivisionError"))
     assert result.stderr.endswith("ZeroDivisionError\n")
     assert result.returncode == 1
 
 
-def test_a_long_read_in_threads_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_long_read_in_threads_is_not_waited_for(tmp_path):
     for name in "ab":
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(3):
@@ -150,7 +150,7 @@ def test_a_long_read_in_threads_is_not_waited_for(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_no_process_of_its_own_is_left() -> None:
+def test_no_process_of_its_own_is_left():
     """One that decodes is busy in C, and neither reads its line nor sees that it has ended."""
     body = """
         from featx.isolation.processes import Processes
@@ -179,7 +179,7 @@ def busy(_receive: object) -> object:
     return lambda _: hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 
 
-def test_closed_descriptors_are_not_given_to_files() -> None:
+def test_closed_descriptors_are_not_given_to_files():
     body = "print(os.readlink('/proc/self/fd/1'), file=sys.stderr)\nraise SystemExit(0)"
     code = START + command_that(body) + RUN
     for closed in ("<&- >&-", ">&-"):
@@ -193,7 +193,7 @@ def test_closed_descriptors_are_not_given_to_files() -> None:
         assert result.stderr == "/dev/null\n"
 
 
-def test_the_command_is_installed_with_this_entry_point() -> None:
+def test_the_command_is_installed_with_this_entry_point():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())

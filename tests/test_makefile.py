@@ -69,7 +69,7 @@ def chain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return chain
 
 
-def test_nothing_changed_does_nothing_and_says_so(chain: Chain, photos: Path) -> None:
+def test_nothing_changed_does_nothing_and_says_so(chain, photos):
     before = chain.contents()
     for arguments in ((), (f"DATA={photos}", "BACKBONE=tiny")):
         result = chain.make("onnx", *arguments)
@@ -78,7 +78,7 @@ def test_nothing_changed_does_nothing_and_says_so(chain: Chain, photos: Path) ->
         assert chain.contents() == before
 
 
-def test_another_head_leaves_the_features(chain: Chain) -> None:
+def test_another_head_leaves_the_features(chain):
     before = chain.contents()
     result = chain.make("onnx", "TRAIN=-C 0.1")
     assert result.returncode == 0, result.stderr
@@ -86,9 +86,7 @@ def test_another_head_leaves_the_features(chain: Chain) -> None:
     assert [after[name] == before[name] for name in FILES] == [True, False, False]
 
 
-def test_a_new_image_runs_everything_with_the_settings_of_the_file(
-    chain: Chain, photos: Path
-) -> None:
+def test_a_new_image_runs_everything_with_the_settings_of_the_file(chain, photos):
     before = chain.contents()
     shutil.copy(photos / "ants" / "0.jpg", photos / "ants" / "new.jpg")
     result = chain.make("onnx")
@@ -97,14 +95,14 @@ def test_a_new_image_runs_everything_with_the_settings_of_the_file(
     assert all(content != before[name] for name, content in chain.contents().items())
 
 
-def test_an_option_without_data_counts(chain: Chain) -> None:
+def test_an_option_without_data_counts(chain):
     for options in ("BACKBONE=resnet18", "EXTRACT=--image-size 64"):
         result = chain.make("features", options)
         assert result.returncode == 2
         assert "was made with other settings" in result.stderr
 
 
-def test_without_data_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_data_it_says_what_to_do(tmp_path):
     result = Chain(tmp_path, f"{sys.executable} -m featx").make("onnx")
     assert result.returncode == 2
     assert "Say where the images are" in result.stderr
@@ -140,7 +138,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["argument", "environment"])
-def test_names_are_names(recorded: Chain, name: str, how: str) -> None:
+def test_names_are_names(recorded, name, how):
     target = ("features", "BACKBONE=tiny")
     if how == "argument":
         result = recorded.make(*target, f"DATA={name}", f"OUT={name}")
@@ -152,7 +150,7 @@ def test_names_are_names(recorded: Chain, name: str, how: str) -> None:
     assert not list(recorded.folder.rglob("ran"))
 
 
-def test_a_folder_with_the_name_of_an_option_is_a_folder(recorded: Chain) -> None:
+def test_a_folder_with_the_name_of_an_option_is_a_folder(recorded):
     for name in ("-delete", "--overwrite"):
         result = recorded.make("features", f"DATA={name}")
         output = ["--output", "artifacts/features.h5"]
@@ -160,7 +158,7 @@ def test_a_folder_with_the_name_of_an_option_is_a_folder(recorded: Chain) -> Non
     assert (recorded.folder / "Makefile").is_file()
 
 
-def test_options_are_split_at_spaces_outside_quotes_and_nothing_else(recorded: Chain) -> None:
+def test_options_are_split_at_spaces_outside_quotes_and_nothing_else(recorded):
     options = (
         "--crop none --weights \"my weights.pth\" 'a b' * `touch ran` $(shell touch ran) $HOME"
     )
@@ -178,7 +176,7 @@ def test_options_are_split_at_spaces_outside_quotes_and_nothing_else(recorded: C
     assert not list(recorded.folder.rglob("ran"))
 
 
-def test_cleaning_takes_only_what_the_chain_made(recorded: Chain) -> None:
+def test_cleaning_takes_only_what_the_chain_made(recorded):
     out = recorded.folder / "my out"
     out.mkdir()
     for name in (*FILES, "features-resnet50.h5"):
@@ -187,7 +185,7 @@ def test_cleaning_takes_only_what_the_chain_made(recorded: Chain) -> None:
     assert [path.name for path in out.iterdir()] == ["features-resnet50.h5"]
 
 
-def test_where_node_is_not_installed_the_tests_go_on(tmp_path: Path) -> None:
+def test_where_node_is_not_installed_the_tests_go_on(tmp_path):
     for name in ("sh", "dirname", "id"):
         program = shutil.which(name)
         assert program

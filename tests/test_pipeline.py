@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_digits_reach_their_accuracy(digits: Path) -> None:
+def test_digits_reach_their_accuracy(digits):
     metrics = featx.open_head(digits / "head.safetensors").header.details["metrics"]
     assert metrics["val"]["top1"] >= 0.95
 
 
-def test_evaluate_repeats_the_heads_table(digits: Path) -> None:
+def test_evaluate_repeats_the_heads_table(digits):
     trained = featx.open_head(digits / "head.safetensors").header.details["metrics"]
     measured = featx.evaluate(digits / "model.onnx", "digits:").metrics
     for split, scores in trained.items():
@@ -44,7 +43,7 @@ def test_evaluate_repeats_the_heads_table(digits: Path) -> None:
         assert measured[split].log_loss == pytest.approx(scores["log_loss"], abs=1e-4)
 
 
-def test_predictions_are_the_heads(digits: Path) -> None:
+def test_predictions_are_the_heads(digits):
     cache = featx.open_features(digits / "features.h5")
     head = featx.open_head(digits / "head.safetensors")
     source = open_source("digits:")
@@ -58,9 +57,7 @@ def test_predictions_are_the_heads(digits: Path) -> None:
         assert prediction.probability == pytest.approx(probabilities.max(), abs=1e-4)
 
 
-def test_files_of_the_version_before_go_the_whole_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_the_version_before_go_the_whole_way(tmp_path, monkeypatch):
     shutil.copytree(Path(__file__).parent / "corpus" / "version-2", tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     cache, head = featx.open_features("features.h5"), featx.open_head("head.safetensors")
@@ -78,7 +75,7 @@ def test_files_of_the_version_before_go_the_whole_way(
     assert found.label == "ant"
 
 
-def test_features_do_not_depend_on_batch_size_or_workers(tmp_path: Path) -> None:
+def test_features_do_not_depend_on_batch_size_or_workers(tmp_path):
     def features(name: str, **settings: int) -> np.ndarray:
         options = featx.ExtractOptions(backbone="tiny", **settings)  # type: ignore[arg-type]
         featx.extract("digits:", tmp_path / name, options)
@@ -90,15 +87,13 @@ def test_features_do_not_depend_on_batch_size_or_workers(tmp_path: Path) -> None
         assert np.abs(features(name, **settings) - reference).max() <= 1e-5 * scale
 
 
-def test_extraction_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_extraction_twice_gives_the_same_bytes(tmp_path):
     for name in ("a.h5", "b.h5"):
         featx.extract("digits:", tmp_path / name, featx.ExtractOptions(backbone="tiny"))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_files_made_with_relative_paths_serve_from_elsewhere(
-    photos: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_made_with_relative_paths_serve_from_elsewhere(photos, tmp_path, monkeypatch):
     photos({"ants": 6, "bees": 6})
     monkeypatch.chdir(tmp_path)
     options = featx.ExtractOptions(backbone="tiny", val_fraction=0.4)
@@ -112,7 +107,7 @@ def test_files_made_with_relative_paths_serve_from_elsewhere(
     assert featx.evaluate("model.onnx", "../photos").metrics
 
 
-def test_batch_statistics_do_not_drift(tmp_path: Path) -> None:
+def test_batch_statistics_do_not_drift(tmp_path):
     """The cached features are those of the weights in eval mode, not of statistics that moved."""
     import torch
     from torchvision.models.feature_extraction import create_feature_extractor
@@ -137,7 +132,7 @@ def test_batch_statistics_do_not_drift(tmp_path: Path) -> None:
     np.testing.assert_allclose(cache.features[last], expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_predicting_never_loads_torch(digits: Path, tmp_path: Path) -> None:
+def test_predicting_never_loads_torch(digits, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "holiday.jpg")
@@ -151,7 +146,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 @pytest.mark.real_data
-def test_hymenoptera(data: Path, tmp_path: Path) -> None:
+def test_hymenoptera(data, tmp_path):
     """Held to: validation top-1 of at least 0.93, and the exported file within one image of it."""
     weights = data / "weights" / "squeezenet1_1-mango-c10.pth"
     source = data / "hymenoptera_data"
@@ -169,7 +164,7 @@ def test_hymenoptera(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_cifar10(data: Path, tmp_path: Path) -> None:
+def test_cifar10(data, tmp_path):
     """Held to: test top-1 of at least 0.74 at 96 pixels, trained on all 8,068 training images."""
     options = featx.ExtractOptions(
         backbone="squeezenet1_1",

@@ -23,17 +23,17 @@ PACKAGES = {"errors"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def test_all_is_sorted_and_without_repeats() -> None:
+def test_all_is_sorted_and_without_repeats():
     assert featx.__all__ == sorted(set(featx.__all__))
 
 
-def test_all_is_what_is_loaded_on_demand() -> None:
+def test_all_is_what_is_loaded_on_demand():
     lazy = [name for names in featx._LOADED_FROM.values() for name in names]
     assert len(lazy) == len(set(lazy))
     assert {*lazy, *PACKAGES} == set(featx.__all__)
 
 
-def test_type_checkers_see_what_is_loaded_on_demand() -> None:
+def test_type_checkers_see_what_is_loaded_on_demand():
     tree = ast.parse((ROOT / "__init__.py").read_text())
     (block,) = (
         node
@@ -48,7 +48,7 @@ def test_type_checkers_see_what_is_loaded_on_demand() -> None:
     assert seen == featx._LOADED_FROM
 
 
-def test_each_name_is_there_and_documented() -> None:
+def test_each_name_is_there_and_documented():
     homes = {name: path for path, names in featx._LOADED_FROM.items() for name in names}
     for name in featx.__all__:
         thing = getattr(featx, name)
@@ -57,27 +57,27 @@ def test_each_name_is_there_and_documented() -> None:
             assert thing is getattr(importlib.import_module(homes[name]), name), name
 
 
-def test_dir_shows_the_public_names_and_nothing_private() -> None:
+def test_dir_shows_the_public_names_and_nothing_private():
     assert set(dir(featx)) == {*featx.__all__, "__version__"}
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'featx' has no attribute 'exctract'"):
         _ = featx.exctract  # type: ignore[attr-defined]
     assert not hasattr(featx, "open_source")
 
 
-def test_a_star_import_gives_all() -> None:
+def test_a_star_import_gives_all():
     names: dict[str, object] = {}
     exec("from featx import *", names)
     assert set(featx.__all__) <= names.keys()
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_is_that_of_the_package():
     assert featx.__version__ == metadata.version("featx")
 
 
-def test_types_are_shipped() -> None:
+def test_types_are_shipped():
     assert (ROOT / "py.typed").is_file()
 
 
@@ -122,7 +122,7 @@ def arrays(node: Function) -> list[str]:
     return [a.arg for a in arguments if a.annotation and kinds.fullmatch(ast.unparse(a.annotation))]
 
 
-def test_what_other_packages_import_is_documented_with_shapes() -> None:
+def test_what_other_packages_import_is_documented_with_shapes():
     wrong, found = [], list(what_others_import())
     assert len(found) > 100
     for module, name, node in found:
@@ -135,7 +135,7 @@ def test_what_other_packages_import_is_documented_with_shapes() -> None:
     assert not wrong
 
 
-def test_no_option_is_passed_through_unseen() -> None:
+def test_no_option_is_passed_through_unseen():
     wrong = [
         f"{module}: {node.name} takes any option"
         for module, tree in TREES.items()
@@ -146,14 +146,14 @@ def test_no_option_is_passed_through_unseen() -> None:
     assert not wrong
 
 
-def test_options_and_reports_are_frozen() -> None:
+def test_options_and_reports_are_frozen():
     for name in featx.__all__:
         thing = getattr(featx, name)
         if inspect.isclass(thing) and name.endswith(("Options", "Report", "Prediction")):
             assert thing.__dataclass_params__.frozen, name
 
 
-def test_examples_in_the_texts_run() -> None:
+def test_examples_in_the_texts_run():
     attempted = {}
     for module in MODULES:
         if ">>> " in (ROOT / module).read_text():

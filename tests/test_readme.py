@@ -101,7 +101,7 @@ def home(
     torch.hub.set_dir(previous)
 
 
-def test_the_commands_for_your_own_images(home: Path) -> None:
+def test_the_commands_for_your_own_images(home):
     ran = commands("featx")
     assert len(ran) >= 8
     for arguments in ran:
@@ -110,7 +110,7 @@ def test_the_commands_for_your_own_images(home: Path) -> None:
     assert (home / "artifacts" / "model.onnx").is_file()
 
 
-def test_the_python_code(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_code(home, capsys):
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_the_python_code(home: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "(40, 512)" in printed
 
 
-def test_the_demo_shown_is_the_demo_that_runs() -> None:
+def test_the_demo_shown_is_the_demo_that_runs():
     script = (
         (ROOT / "tools" / "demo.sh").read_text(encoding="utf-8").replace("$out", "artifacts/demo")
     )
@@ -129,7 +129,7 @@ def test_the_demo_shown_is_the_demo_that_runs() -> None:
         assert f"run {command}" in script
 
 
-def test_make_targets_named_in_the_readme_exist() -> None:
+def test_make_targets_named_in_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {word for line in commands("make") for word in line if "=" not in word}
     targets |= set(re.findall(r"`make ([a-z-]+)`", README))
@@ -138,6 +138,6 @@ def test_make_targets_named_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_files_linked_from_the_readme_exist() -> None:
+def test_files_linked_from_the_readme_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).is_file(), target

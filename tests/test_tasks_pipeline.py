@@ -87,14 +87,12 @@ def way(request: pytest.FixtureRequest) -> Way:
     return way
 
 
-def test_extraction_is_quiet_about_tags_and_numbers(
-    way: Way, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_extraction_is_quiet_about_tags_and_numbers(way, tmp_path, caplog):
     featx.extract(way.table, tmp_path / "f.h5", featx.ExtractOptions(backbone="tiny"))
     assert "class" not in caplog.text
 
 
-def test_evaluate_repeats_the_heads_scores(way: Way) -> None:
+def test_evaluate_repeats_the_heads_scores(way):
     report = featx.evaluate(way.model, way.table)
     for split, scores in way.trained.metrics.items():
         found = report.metrics[split].to_dict()
@@ -106,7 +104,7 @@ def test_evaluate_repeats_the_heads_scores(way: Way) -> None:
     assert report.classes == featx.open_head(way.head).classes
 
 
-def test_the_proof_is_of_the_task(way: Way) -> None:
+def test_the_proof_is_of_the_task(way):
     proof = way.exported.header.details["proof"]
     assert proof["task"] == way.task
     assert proof["top1_agreement"] == pytest.approx(1, abs=1e-6)
@@ -118,7 +116,7 @@ def test_the_proof_is_of_the_task(way: Way) -> None:
     assert accuracy["head"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_reader_without_featx_finds_what_it_needs(way: Way) -> None:
+def test_a_reader_without_featx_finds_what_it_needs(way):
     session = onnxruntime.InferenceSession(way.model, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     names, expected = json.loads(metadata["classes"]), way.outputs()
@@ -139,13 +137,13 @@ def test_a_reader_without_featx_finds_what_it_needs(way: Way) -> None:
     assert names == ["big", "even", "round"]
 
 
-def test_no_softmax_is_left(way: Way) -> None:
+def test_no_softmax_is_left(way):
     operators = [node.op_type for node in onnx.load(way.model).graph.node]
     assert "Softmax" not in operators
     assert operators.count("Sigmoid") == (way.task == "multi-label")
 
 
-def test_predictions_of_tags_are_those_above_their_threshold(tagged: Way) -> None:
+def test_predictions_of_tags_are_those_above_their_threshold(tagged):
     head, expected = featx.open_head(tagged.head), sigmoid(tagged.outputs())
     predictor = featx.Predictor(tagged.model)
     assert predictor.task == "multi-label"
@@ -163,7 +161,7 @@ def test_predictions_of_tags_are_those_above_their_threshold(tagged: Way) -> Non
             )
 
 
-def test_predictions_of_numbers_are_the_heads(measured: Way) -> None:
+def test_predictions_of_numbers_are_the_heads(measured):
     expected = measured.outputs()
     predictor = featx.Predictor(measured.model)
     for row, prediction in zip(expected, predictor.predict(measured.images), strict=True):
@@ -172,7 +170,7 @@ def test_predictions_of_numbers_are_the_heads(measured: Way) -> None:
         assert (prediction.top, prediction.tags, prediction.label) == ((), None, None)
 
 
-def test_predict_prints_what_the_task_has(way: Way) -> None:
+def test_predict_prints_what_the_task_has(way):
     images = way.images[:3]
     expected = featx.Predictor(way.model).predict(images, top_k=3)
     table = way.run("predict", way.model, *images)
@@ -197,7 +195,7 @@ def test_predict_prints_what_the_task_has(way: Way) -> None:
     assert ("tags" if way.task == "multi-label" else "value_1") in table.splitlines()[0]
 
 
-def test_check_info_card_and_report_speak_of_the_task(way: Way) -> None:
+def test_check_info_card_and_report_speak_of_the_task(way):
     is_tags = way.task == "multi-label"
     text = way.run("check", way.model, way.table)
     assert "holds: same tags" in text if is_tags else "holds: same values" in text
@@ -217,7 +215,7 @@ def test_check_info_card_and_report_speak_of_the_task(way: Way) -> None:
         assert unwanted not in html
 
 
-def test_compare_ranks_by_the_task(way: Way, tmp_path: Path) -> None:
+def test_compare_ranks_by_the_task(way, tmp_path):
     other = tmp_path / "small.h5"
     shutil.copy(way.features, other)
     text = way.run("compare", way.features, other, "--task", way.task)
@@ -225,7 +223,7 @@ def test_compare_ranks_by_the_task(way: Way, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outputs", ["probabilities", "top-2", "features,logits"])
-def test_tags_with_other_outputs(tagged: Way, tmp_path: Path, outputs: str) -> None:
+def test_tags_with_other_outputs(tagged, tmp_path, outputs):
     model = tmp_path / "m.onnx"
     options = featx.ExportOptions(outputs=[outputs], verify=outputs == "probabilities")
     featx.export_onnx(tagged.head, model, options)
@@ -243,14 +241,14 @@ def test_tags_with_other_outputs(tagged: Way, tmp_path: Path, outputs: str) -> N
             assert found_.metrics[split].exact == scores.exact
 
 
-def test_outputs_that_a_task_does_not_have(way: Way, tmp_path: Path) -> None:
+def test_outputs_that_a_task_does_not_have(way, tmp_path):
     outputs = "values" if way.task == "multi-label" else "top-1"
     with pytest.raises(featx.errors.ConfigError, match=f"{way.task} has no output '{outputs}'"):
         featx.export_onnx(way.head, tmp_path / "m", featx.ExportOptions(outputs=[outputs]))
     assert not (tmp_path / "m").exists()
 
 
-def test_labels_that_the_model_does_not_know(way: Way, tmp_path: Path) -> None:
+def test_labels_that_the_model_does_not_know(way, tmp_path):
     table = tmp_path / "images.csv"
     label = "even|red" if way.task == "multi-label" else "tall"
     table.write_text(f"path,label\n{way.images[0]},{label}\n")
@@ -258,5 +256,5 @@ def test_labels_that_the_model_does_not_know(way: Way, tmp_path: Path) -> None:
         featx.evaluate(way.model, table)
 
 
-def test_a_threshold_that_is_not_even_is_used(tagged: Way) -> None:
+def test_a_threshold_that_is_not_even_is_used(tagged):
     assert any(threshold != EVEN for threshold in featx.open_head(tagged.head).thresholds)

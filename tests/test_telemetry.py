@@ -42,9 +42,7 @@ def left_by(home: Path, *command: object, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("before", [{}, {"ORT_DISABLE_TELEMETRY": "0"}], ids=["unset", "0"])
-def test_commands_leave_nothing_in_the_home_folder(
-    made: Path, tmp_path: Path, before: dict[str, str]
-) -> None:
+def test_commands_leave_nothing_in_the_home_folder(made, tmp_path, before):
     one = made / "photos" / "a" / "0.png"
     assert left_by(tmp_path / "1", *FEATX, "predict", made / "m.onnx", one, **before) == []
     assert (
@@ -55,15 +53,13 @@ def test_commands_leave_nothing_in_the_home_folder(
 
 
 @pytest.mark.parametrize("first", ["import featx", "import featx.backbones.session_options"])
-def test_the_library_leaves_nothing_in_the_home_folder(
-    made: Path, tmp_path: Path, first: str
-) -> None:
+def test_the_library_leaves_nothing_in_the_home_folder(made, tmp_path, first):
     code = f"{first}; import sys, featx; featx.Predictor(sys.argv[1]).predict(sys.argv[2:])"
     image = made / "photos" / "a" / "0.png"
     assert left_by(tmp_path / "home", sys.executable, "-c", code, made / "m.onnx", image) == []
 
 
-def test_an_onnxruntime_imported_before_is_told() -> None:
+def test_an_onnxruntime_imported_before_is_told():
     code = (
         "import onnxruntime; calls = []; onnxruntime.disable_telemetry_events = "
         "lambda: calls.append(1); import featx, os; assert calls; "
@@ -73,7 +69,7 @@ def test_an_onnxruntime_imported_before_is_told() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def test_predicting_opens_no_internet_socket(made: Path, tmp_path: Path) -> None:
+def test_predicting_opens_no_internet_socket(made, tmp_path):
     if not shutil.which("strace"):
         pytest.skip("strace, which shows the sockets, is not installed")
     trace, image = tmp_path / "trace", made / "photos" / "a" / "0.png"

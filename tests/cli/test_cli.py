@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,37 +76,35 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_its_options_explained(command: str) -> None:
+def test_every_command_has_help_with_its_options_explained(command):
     result = featx_cli(command, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
 
 
-def test_help_shows_the_flow_line_by_line() -> None:
+def test_help_shows_the_flow_line_by_line():
     text = featx_cli("--help").stdout
     assert "\n  featx train-head             features → artifacts/head.safetensors\n" in text
     assert "\\b" not in text
 
 
-def test_help_lists_the_commands_in_the_order_of_the_flow() -> None:
+def test_help_lists_the_commands_in_the_order_of_the_flow():
     text = featx_cli("--help").stdout
     positions = [text.index(f"\n  {command} ") for command in COMMANDS]
     assert positions == sorted(positions)
 
 
-def test_version() -> None:
+def test_version():
     assert featx_cli("--version").stdout == f"featx {featx.__version__}\n"
 
 
-def test_unknown_option_is_a_usage_error() -> None:
+def test_unknown_option_is_a_usage_error():
     result = featx_cli("extract", "photos", "--backbones", "tiny")
     assert result.exit_code == 2
     assert "--backbone" in result.stderr
 
 
-def test_defaults_chain_the_stages(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_defaults_chain_the_stages(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments in (
         ("extract", photos, "-b", "tiny"),
@@ -123,7 +122,7 @@ def test_defaults_chain_the_stages(
     assert "petals" in result.stdout
 
 
-def test_extract_says_what_it_made(photos: Path, tmp_path: Path) -> None:
+def test_extract_says_what_it_made(photos, tmp_path):
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
     assert "60 × 192" in result.stdout
     assert "images/s" in result.stdout
@@ -131,7 +130,7 @@ def test_extract_says_what_it_made(photos: Path, tmp_path: Path) -> None:
     assert result.stderr == ""  # no progress bar where there is no terminal
 
 
-def test_extract_names_its_engine_and_profiles_it(photos: Path, tmp_path: Path) -> None:
+def test_extract_names_its_engine_and_profiles_it(photos, tmp_path):
     command = ("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny", "--engine", "torch")
     lines = featx_cli(*command, "--profile").stdout.splitlines()
     assert any(line.endswith("images/s, torch, cpu)") for line in lines)
@@ -145,7 +144,7 @@ def test_extract_names_its_engine_and_profiles_it(photos: Path, tmp_path: Path) 
     assert "decode" not in again.stdout
 
 
-def test_extract_says_what_it_skipped(photos: Path, tmp_path: Path) -> None:
+def test_extract_says_what_it_skipped(photos, tmp_path):
     source = shutil.copytree(photos, tmp_path / "photos")
     for name in ("x.CR2", "y.cr2", "z.txt", ".hidden"):
         (source / name).write_bytes(b"no image")
@@ -156,7 +155,7 @@ def test_extract_says_what_it_skipped(photos: Path, tmp_path: Path) -> None:
     assert "skipped 2 other files: 2 .cr2. Formats that featx does not read" in result.stderr
 
 
-def test_extract_keeps_splits_unless_asked_to_choose_anew(photos: Path, copy: Path) -> None:
+def test_extract_keeps_splits_unless_asked_to_choose_anew(photos, copy):
     command = ("extract", photos, "-o", copy / "features.h5")
     assert "(48 train, 12 val)" in featx_cli(*command, "--restart").output
     message = failure(featx_cli(*command, "--val-fraction", 0.4))
@@ -171,7 +170,7 @@ def test_extract_keeps_splits_unless_asked_to_choose_anew(photos: Path, copy: Pa
     assert "at most 0.5" in failure(featx_cli(*command, "--val-fraction", 0.6, "--resplit"))
 
 
-def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
+def test_extract_counts_duplicates(photos, tmp_path):
     source = shutil.copytree(photos, tmp_path / "photos")
     first = sorted(source.rglob("*.jpg"))[0]
     shutil.copy(first, first.with_name("copy.jpg"))
@@ -180,7 +179,7 @@ def test_extract_counts_duplicates(photos: Path, tmp_path: Path) -> None:
     assert "61 × 192" in result.stdout
 
 
-def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
+def test_train_head_prints_a_table_and_json(made, tmp_path):
     features = made / "features.h5"
     table = featx_cli("train-head", features, "-o", tmp_path / "a.safetensors").stdout
     assert table.splitlines()[0].split() == [
@@ -200,7 +199,7 @@ def test_train_head_prints_a_table_and_json(made: Path, tmp_path: Path) -> None:
     assert report["calibration"]["temperature"] > 0
 
 
-def test_train_head_per_class(made: Path, tmp_path: Path) -> None:
+def test_train_head_per_class(made, tmp_path):
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--per-class")
     lines = featx_cli(*arguments).stdout.splitlines()
     header = next(line for line in lines if line.startswith("class (val)"))
@@ -217,7 +216,7 @@ def test_train_head_per_class(made: Path, tmp_path: Path) -> None:
     assert any(line.startswith("petals ") for line in lines)
 
 
-def test_no_calibrate_leaves_the_probabilities(made: Path, tmp_path: Path) -> None:
+def test_no_calibrate_leaves_the_probabilities(made, tmp_path):
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "a", "--no-calibrate")
     assert "temperature" not in featx_cli(*arguments).stdout
     header = json.loads(featx_cli("info", tmp_path / "a", "--json").stdout)
@@ -235,7 +234,7 @@ def test_no_calibrate_leaves_the_probabilities(made: Path, tmp_path: Path) -> No
         ("--class-weight", "balanced"),
     ],
 )
-def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_other_heads_export_too(made, tmp_path, options):
     head, model = tmp_path / "head.safetensors", tmp_path / "model.onnx"
     assert featx_cli("train-head", made / "features.h5", "-o", head, *options).exit_code == 0
     result = featx_cli("export", head, "--onnx", model)
@@ -254,15 +253,13 @@ def test_other_heads_export_too(made: Path, tmp_path: Path, options: tuple[str, 
         (("--repeats", "3"), "--repeats"),
     ],
 )
-def test_an_option_the_head_would_ignore_is_wrong_usage(
-    made: Path, tmp_path: Path, options: tuple[str, ...], named: str
-) -> None:
+def test_an_option_the_head_would_ignore_is_wrong_usage(made, tmp_path, options, named):
     result = featx_cli("train-head", made / "features.h5", "-o", tmp_path / "h", *options)
     assert result.exit_code == 2
     assert f"{named} has no meaning " in result.stderr
 
 
-def test_the_tutorials_recipe_prints_a_line_per_epoch(made: Path, tmp_path: Path) -> None:
+def test_the_tutorials_recipe_prints_a_line_per_epoch(made, tmp_path):
     recipe = "--lr 0.001 --momentum 0.9 --step-size 7 --gamma 0.1 --epochs 5 --batch-size 512"
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--solver", "sgd")
     lines = featx_cli(*arguments, *recipe.split()).stdout.splitlines()
@@ -273,7 +270,7 @@ def test_the_tutorials_recipe_prints_a_line_per_epoch(made: Path, tmp_path: Path
     assert json.loads(featx_cli(*again).stdout)["choice"]["solver"] == "sgd"
 
 
-def test_several_mlps_side_by_side(made: Path, tmp_path: Path) -> None:
+def test_several_mlps_side_by_side(made, tmp_path):
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--head", "mlp")
     options = ("--lr", "0.001", "--lr", "0.01", "--seeds", "2", "--epochs", "3", "--hidden", "8")
     assert "the best of 4: learning rate" in featx_cli(*arguments, *options).stdout
@@ -285,7 +282,7 @@ def test_several_mlps_side_by_side(made: Path, tmp_path: Path) -> None:
     assert "may be repeated for --head mlp only" in result.stderr
 
 
-def test_few_shot_prints_mean_and_deviation(made: Path, tmp_path: Path) -> None:
+def test_few_shot_prints_mean_and_deviation(made, tmp_path):
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--shots", "4")
     text = featx_cli(*arguments, "--repeats", "3").stdout
     line = next(line for line in text.splitlines() if line.startswith("over draws"))
@@ -293,7 +290,7 @@ def test_few_shot_prints_mean_and_deviation(made: Path, tmp_path: Path) -> None:
     assert " ± " in text
 
 
-def test_class_weights_from_a_file(made: Path, tmp_path: Path) -> None:
+def test_class_weights_from_a_file(made, tmp_path):
     weights = tmp_path / "weights.json"
     arguments = ("train-head", made / "features.h5", "-o", tmp_path / "h", "--class-weight")
     weights.write_text('{"petals": 2}')
@@ -306,39 +303,15 @@ def test_class_weights_from_a_file(made: Path, tmp_path: Path) -> None:
     assert "cannot be read" in failure(featx_cli(*arguments, tmp_path / "no", "--overwrite"))
 
 
-def test_evaluate_agrees_with_train_head(made: Path, photos: Path) -> None:
-    trained = json.loads(featx_cli("info", made / "head.safetensors", "--json").stdout)
-    report = json.loads(featx_cli("evaluate", made / "model.onnx", photos, "--json").stdout)
-    for split, scores in trained["details"]["metrics"].items():
-        assert report["metrics"][split]["num_samples"] == scores["num_samples"]
-        assert report["metrics"][split]["top1"] == pytest.approx(scores["top1"], abs=0.02)
-
-
-def test_evaluate_per_class(made: Path, photos: Path) -> None:
+def test_evaluate_per_class(made, photos):
     lines = featx_cli("evaluate", made / "model.onnx", photos, "--per-class").stdout.splitlines()
     for split in ("train", "val"):
         start = next(i for i, line in enumerate(lines) if line.startswith(f"class ({split})"))
         assert sum(line.startswith("petals ") for line in lines[start : start + 4]) == 1
 
 
-def test_evaluate_joins_classes_by_name(made: Path, photos: Path, tmp_path: Path) -> None:
-    """A folder with one class, which would be index 0 there, is index 1 of the model."""
-    shutil.copytree(photos / "petals", tmp_path / "test" / "petals")
-    report = json.loads(
-        featx_cli("evaluate", made / "model.onnx", tmp_path / "test", "--json").stdout
-    )
-    assert report["metrics"]["all"]["top1"] >= 0.9
-
-
-def test_evaluate_names_an_unknown_class(made: Path, photos: Path, tmp_path: Path) -> None:
-    shutil.copytree(photos / "petals", tmp_path / "test" / "roots")
-    message = failure(featx_cli("evaluate", made / "model.onnx", tmp_path / "test"))
-    assert "roots" in message
-    assert "leaves, petals" in message
-
-
 @pytest.mark.parametrize("name", ["features.h5", "head.safetensors", "model.onnx"])
-def test_info_reads_any_of_the_three(made: Path, name: str) -> None:
+def test_info_reads_any_of_the_three(made, name):
     text = featx_cli("info", made / name).stdout
     assert "2: leaves, petals" in text
     assert "tiny, layer flatten" in text
@@ -348,7 +321,7 @@ def test_info_reads_any_of_the_three(made: Path, name: str) -> None:
     assert len(header["fingerprint"]) == 64
 
 
-def test_one_fingerprint_travels_through_all_three(made: Path) -> None:
+def test_one_fingerprint_travels_through_all_three(made):
     names = ("features.h5", "head.safetensors", "model.onnx")
     found = {
         json.loads(featx_cli("info", made / name, "--json").stdout)["fingerprint"] for name in names
@@ -356,7 +329,7 @@ def test_one_fingerprint_travels_through_all_three(made: Path) -> None:
     assert len(found) == 1
 
 
-def test_predict_formats(made: Path, photos: Path) -> None:
+def test_predict_formats(made, photos):
     images = (photos / "leaves" / "00.jpg", photos / "petals" / "01.jpg")
     table = featx_cli("predict", made / "model.onnx", *images).stdout
     assert "leaves 0." in table or "leaves 1." in table
@@ -373,7 +346,7 @@ def test_predict_formats(made: Path, photos: Path) -> None:
     ]
 
 
-def test_ranks_of_the_csv_start_at_1(made: Path, photos: Path) -> None:
+def test_ranks_of_the_csv_start_at_1(made, photos):
     image = photos / "leaves" / "00.jpg"
     text = featx_cli("predict", made / "model.onnx", image, "--format", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -381,31 +354,12 @@ def test_ranks_of_the_csv_start_at_1(made: Path, photos: Path) -> None:
     assert float(rows[0]["probability"]) >= float(rows[1]["probability"])
 
 
-def test_predict_takes_a_folder(made: Path, photos: Path) -> None:
+def test_predict_takes_a_folder(made, photos):
     text = featx_cli("predict", made / "model.onnx", photos, "--format", "csv", "-k", "1").stdout
     assert len(text.splitlines()) == 61
 
 
-def test_odd_names_are_shown_as_escapes(made: Path, photos: Path, tmp_path: Path) -> None:
-    odd = tmp_path / "a\x1b[31m\n.jpg"
-    shutil.copy(photos / "leaves" / "00.jpg", odd)
-    result = featx_cli("predict", made / "model.onnx", odd, tmp_path / "gone.jpg")
-    assert "a\\x1b[31m\\n.jpg" in result.stdout
-    assert "gone.jpg" in result.stdout
-    assert "1 of 2 images" in failure(result)
-
-
-def test_predict_reports_a_bad_image_and_goes_on(made: Path, photos: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "broken.jpg"
-    bad.write_bytes((photos / "leaves" / "00.jpg").read_bytes()[:300])
-    good = photos / "petals" / "00.jpg"
-    result = featx_cli("predict", made / "model.onnx", bad, good)
-    assert "1 of 2 images could not be used" in failure(result)
-    assert "broken.jpg" in result.stdout
-    assert "petals" in result.stdout
-
-
-def test_backbones_lists_layers_with_shapes() -> None:
+def test_backbones_lists_layers_with_shapes():
     text = featx_cli("backbones", "tiny").stdout
     assert "flatten *" in text
     assert "128 × 8 × 8" in text
@@ -416,22 +370,7 @@ def test_backbones_lists_layers_with_shapes() -> None:
 class TestBadInput:
     """One line on stderr, exit code 1, nothing half-written."""
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        message = failure(featx_cli("extract", tmp_path / "nowhere", "-o", tmp_path / "f.h5"))
-        assert "nowhere' does not exist" in message
-        assert list(tmp_path.iterdir()) == []
-
-    def test_empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        message = failure(
-            featx_cli("extract", tmp_path / "empty", "-o", tmp_path / "f.h5", "-b", "tiny")
-        )
-        assert "holds no images" in message
-        assert not (tmp_path / "f.h5").exists()
-
-    def test_unreadable_image_is_named_and_can_be_skipped(
-        self, photos: Path, tmp_path: Path
-    ) -> None:
+    def test_unreadable_image_is_named_and_can_be_skipped(self, photos, tmp_path):
         source, output = tmp_path / "photos", tmp_path / "f.h5"
         shutil.copytree(photos, source)
         (source / "petals" / "bad.jpg").write_bytes(b"not an image")
@@ -449,28 +388,17 @@ class TestBadInput:
         assert [entry[0] for entry in header["details"]["skipped"]] == ["petals/bad.jpg"]
         assert header["details"]["num_rows"] == 60
 
-    def test_only_unreadable_images(self, tmp_path: Path) -> None:
-        (tmp_path / "photos").mkdir()
-        (tmp_path / "photos" / "bad.jpg").write_bytes(b"")
-        arguments = ("extract", tmp_path / "photos", "-o", tmp_path / "f.h5", "-b", "tiny")
-        message = failure(featx_cli(*arguments, "--on-error", "skip"))
-        assert message.splitlines() == [
-            "1 of 1 image cannot be used:",
-            "  bad.jpg: the file is empty.",
-            "None is left.",
-        ]
-
     @pytest.mark.parametrize(
         ("command", "name"), [("train-head", "head.safetensors"), ("export", "features.h5")]
     )
-    def test_another_artifact(self, made: Path, tmp_path: Path, command: str, name: str) -> None:
+    def test_another_artifact(self, made, tmp_path, command, name):
         option = "-o" if command == "train-head" else "--onnx"
         message = failure(featx_cli(command, made / name, option, tmp_path / "out"))
         assert name in message
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("command", ["train-head", "export", "info", "predict", "evaluate"])
-    def test_a_file_that_is_not_ours(self, photos: Path, tmp_path: Path, command: str) -> None:
+    def test_a_file_that_is_not_ours(self, photos, tmp_path, command):
         foreign = tmp_path / "foreign.onnx"
         foreign.write_text("hello")
         image = [photos / "leaves" / "00.jpg"] if command in ("predict", "evaluate") else []
@@ -486,9 +414,7 @@ class TestBadInput:
         ],
         ids=lambda arguments: arguments[0],
     )
-    def test_an_output_that_is_not_featxs(
-        self, made: Path, photos: Path, tmp_path: Path, arguments: tuple[str, ...]
-    ) -> None:
+    def test_an_output_that_is_not_featxs(self, made, photos, tmp_path, arguments):
         out = tmp_path / "notes.txt"
         out.write_text("mine")
         command = [text.format(made=made, photos=photos, out=out) for text in arguments]
@@ -497,7 +423,7 @@ class TestBadInput:
             assert out.read_text() == "mine"
         assert len(list(tmp_path.iterdir())) == 1
 
-    def test_features_of_other_settings(self, made: Path, photos: Path) -> None:
+    def test_features_of_other_settings(self, made, photos):
         before = {path: path.read_bytes() for path in made.iterdir()}
         arguments = ("extract", photos, "-b", "tiny", "-o", made / "features.h5")
         message = failure(featx_cli(*arguments, "--image-size", "48"))
@@ -505,33 +431,31 @@ class TestBadInput:
         assert f"Use --overwrite to replace it, or -o {made / 'features-48px.h5'} for" in message
         assert {path: path.read_bytes() for path in made.iterdir()} == before
 
-    def test_head_of_another_feature_file(self, made: Path, photos: Path, tmp_path: Path) -> None:
-        other = tmp_path / "other.h5"
-        arguments = ("extract", photos, "-o", other, "-b", "tiny", "--image-size", "48")
-        assert featx_cli(*arguments).exit_code == 0
-        message = failure(
-            featx_cli(
-                *("export", made / "head.safetensors", "--features", other),
-                *("--onnx", tmp_path / "model.onnx"),
-            )
-        )
-        assert "preprocess.image_size: expected 32, found 48" in message
-        assert not (tmp_path / "model.onnx").exists()
+    @pytest.mark.parametrize(
+        ("option", "value", "said"),
+        [
+            ("--features", "gone.h5", "gone.h5' is not there to compare with"),
+            ("--weights", "gone.pth", "gone.pth' does not exist"),
+            ("--atol", "1e-12", "1e-12 is allowed"),
+        ],
+    )
+    def test_a_failed_export_publishes_nothing(self, made, tmp_path, option, value, said):
+        command = ("export", made / "head.safetensors", "--onnx", tmp_path / "m.onnx")
+        assert said in failure(featx_cli(*command, option, value))
+        assert list(tmp_path.iterdir()) == []
 
-    def test_unknown_backbone_offers_the_nearest(self, photos: Path, tmp_path: Path) -> None:
+    def test_unknown_backbone_offers_the_nearest(self, photos, tmp_path):
         message = failure(featx_cli("extract", photos, "-b", "resnet81", "-o", tmp_path / "f.h5"))
         assert "resnet18" in message
 
-    def test_missing_gpu_is_an_error(
-        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_gpu_is_an_error(self, photos, tmp_path, monkeypatch):
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
         arguments = ("extract", photos, "-b", "tiny", "-o", tmp_path / "f.h5", "--device", "cuda")
         message = failure(featx_cli(*arguments))
         assert "cuda" in message
         assert list(tmp_path.iterdir()) == []
 
-    def test_changed_images_need_no_verify(self, photos: Path, tmp_path: Path) -> None:
+    def test_changed_images_need_no_verify(self, photos, tmp_path):
         source = tmp_path / "photos"
         shutil.copytree(photos, source)
         features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
@@ -549,46 +473,22 @@ class TestBadInput:
         moved = featx_cli(*("export", head, "--onnx", model, "--overwrite", "--source", photos))
         assert moved.exit_code == 0, moved.output
 
-    def test_too_strict_a_bound_publishes_nothing(self, made: Path, tmp_path: Path) -> None:
-        model = tmp_path / "model.onnx"
-        message = failure(
-            featx_cli("export", made / "head.safetensors", "--onnx", model, "--atol", "1e-12")
-        )
-        assert "1e-12 is allowed" in message
-        assert list(tmp_path.iterdir()) == []
 
-    def test_other_weights_are_refused(self, made: Path, tmp_path: Path) -> None:
-        import safetensors.torch
-
-        from featx.backbones.catalog import build_model
-
-        path = tmp_path / "other.safetensors"
-        safetensors.torch.save_file(build_model("tiny").state_dict(), path)
-        message = failure(
-            featx_cli(
-                *("export", made / "head.safetensors", "--weights", path),
-                *("--onnx", tmp_path / "model.onnx"),
-            )
-        )
-        assert "sha256" in message
-
-
-def test_interrupt_exits_130_and_leaves_nothing(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("featx.backbones.engines.OnnxEngine.features", interrupt)
+@pytest.mark.parametrize(
+    ("signal", "said", "code"), [((), "Interrupted.\n", 130), ((15,), "Terminated.\n", 143)]
+)
+def test_an_interrupted_command_leaves_nothing_and_has_a_shells_exit_code(
+    photos, tmp_path, monkeypatch, signal, said, code
+):
+    monkeypatch.setattr(
+        "featx.backbones.engines.OnnxEngine.features", Mock(side_effect=KeyboardInterrupt(*signal))
+    )
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
-    assert result.exit_code == 130
-    assert "Traceback" not in result.output
+    assert (result.stderr, result.exit_code) == (said, code)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quiet_leaves_stderr_empty_in_every_command(
-    made: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_quiet_leaves_stderr_empty_in_every_command(made, photos, tmp_path):
     features, head, model = (
         made / name for name in ("features.h5", "head.safetensors", "model.onnx")
     )
@@ -606,36 +506,19 @@ def test_quiet_leaves_stderr_empty_in_every_command(
         ("check", features),
         ("info", model),
         ("backbones", "tiny"),
-        ("run", photos, "-o", tmp_path / "all", "-b", "tiny"),
-        ("status", tmp_path / "all"),
     ):
         result = featx_cli(*command, "--quiet")
         assert (result.stderr, result.exit_code) == ("", 0), command
 
 
-def test_sigterm_has_an_exit_code_of_its_own(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt(15)
-
-    monkeypatch.setattr("featx.backbones.engines.OnnxEngine.features", interrupt)
-    result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
-    assert (result.stderr, result.exit_code) == ("Terminated.\n", 143)
-
-
-def test_a_bug_shows_its_traceback(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def bug(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
+def test_a_bug_shows_its_traceback(photos, tmp_path, monkeypatch):
+    bug = Mock(side_effect=ZeroDivisionError)
     monkeypatch.setattr("featx.stages.extract.open_source", bug)
     result = featx_cli("extract", photos, "-o", tmp_path / "f.h5", "-b", "tiny")
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_the_module_runs_as_a_command() -> None:
+def test_the_module_runs_as_a_command():
     finished = subprocess.run(
         [sys.executable, "-m", "featx", "--version"], capture_output=True, text=True, check=True
     )
@@ -675,8 +558,8 @@ class TestRunningItAgain:
         return run
 
     def test_an_interrupted_extraction_says_what_it_keeps_and_goes_on(
-        self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
-    ) -> None:
+        self, source, tmp_path, interrupt
+    ):
         output = tmp_path / "f.h5"
         command = ("extract", source, "-b", "tiny", "--batch-size", 4)
         assert featx_cli(*command, "-o", tmp_path / "whole.h5").exit_code == 0
@@ -696,9 +579,7 @@ class TestRunningItAgain:
         assert output.read_bytes() == (tmp_path / "whole.h5").read_bytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "photos", "whole.h5"]
 
-    def test_other_settings_name_both_ways_on(
-        self, source: Path, tmp_path: Path, interrupt: Callable[..., Result]
-    ) -> None:
+    def test_other_settings_name_both_ways_on(self, source, tmp_path, interrupt):
         output = tmp_path / "f.h5"
         command = ("extract", source, "-b", "tiny", "--batch-size", 4, "-o", output)
         interrupt(*command, batch=2)
@@ -713,8 +594,8 @@ class TestRunningItAgain:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "photos"]
 
     def test_the_daily_loop_needs_no_overwrite_and_says_what_it_replaces(
-        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        self, source, tmp_path, monkeypatch
+    ):
         monkeypatch.chdir(tmp_path)
         chain = (("train-head",), ("export",), ("report",))
         assert featx_cli("extract", source, "-b", "tiny", "--image-size", 40).exit_code == 0
@@ -734,7 +615,7 @@ class TestRunningItAgain:
         assert replaced in featx_cli("report").stdout
         assert "preprocess.image_size" not in featx_cli("extract", source).output
 
-    def test_an_update_says_what_changed(self, source: Path, tmp_path: Path) -> None:
+    def test_an_update_says_what_changed(self, source, tmp_path):
         command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
         assert f"written   {tmp_path / 'f.h5'}" in featx_cli(*command).stdout
         before = (tmp_path / "f.h5").read_bytes()
@@ -751,7 +632,7 @@ class TestRunningItAgain:
         assert "duplicates  2 images with the content of another, and its row" in updated.stdout
         assert "20 × 192" in updated.stdout
 
-    def test_bad_images_up_to_a_share(self, source: Path, tmp_path: Path) -> None:
+    def test_bad_images_up_to_a_share(self, source, tmp_path):
         for number in range(3):
             (source / "petals" / f"bad {number}.jpg").write_bytes(b"")
         command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
@@ -763,36 +644,3 @@ class TestRunningItAgain:
         assert "10.00% allowed by --max-bad" in message
         assert len(json.loads((tmp_path / "bad.json").read_text())["bad"]) == 3
         assert featx_cli(*skip, "--max-bad", "0.2").exit_code == 0
-
-    def test_an_odd_name_of_a_bad_image_is_shown_as_escapes(
-        self, source: Path, tmp_path: Path
-    ) -> None:
-        (source / "petals" / "a\x1b[31m.jpg").write_bytes(b"")
-        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
-        message = failure(featx_cli(*command))
-        assert "\x1b" not in message
-        assert "a\\x1b[31m.jpg: the file is empty" in message
-
-    def test_float16(self, source: Path, tmp_path: Path) -> None:
-        command = ("extract", source, "-b", "tiny", "-o", tmp_path / "f.h5")
-        assert featx_cli(*command, "--dtype", "float16").exit_code == 0
-        assert "up to date" in featx_cli(*command).stdout
-        message = failure(featx_cli(*command, "--dtype", "float32"))
-        assert "dtype: expected 'float32', found 'float16'" in message
-        head = ("train-head", tmp_path / "f.h5", "-o", tmp_path / "h.safetensors")
-        assert featx_cli(*head).exit_code == 0
-
-    def test_an_up_to_date_run_loads_no_torch(self, source: Path, tmp_path: Path) -> None:
-        command = ("extract", str(source), "-b", "tiny", "-o", str(tmp_path / "f.h5"))
-        assert featx_cli(*command).exit_code == 0
-        code = (
-            "import sys; from featx.cli import main; "
-            "main(sys.argv[1:], standalone_mode=False); "
-            "print(*sorted({'torch', 'torchvision', 'sklearn', 'onnx'} & set(sys.modules)))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        assert "up to date" in done.stdout
-        assert done.stdout.splitlines()[-1] == ""

@@ -96,7 +96,7 @@ class TestEncodings:
             ("utf-16", "─ → … × é 火 ±"),
         ],
     )
-    def test_what_an_encoding_lacks_is_written_in_ascii(self, encoding: str, shown: str) -> None:
+    def test_what_an_encoding_lacks_is_written_in_ascii(self, encoding, shown):
         import click
 
         with streams(encoding) as (out, err):
@@ -107,27 +107,25 @@ class TestEncodings:
 
     @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "euc_kr", "utf-16"])
     @pytest.mark.parametrize("arguments", [["--help"], ["train-head", "--help"]])
-    def test_commands_print_in_any_encoding(self, encoding: str, arguments: list[str]) -> None:
+    def test_commands_print_in_any_encoding(self, encoding, arguments):
         with streams(encoding) as (out, _), pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0
         assert len(out.getvalue().decode(encoding)) > 200
 
     @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
-    def test_json_is_utf8_whatever_the_encoding(self, encoding: str) -> None:
+    def test_json_is_utf8_whatever_the_encoding(self, encoding):
         value = {"é火": [*HOSTILE, 1.5, None]}
         with streams(encoding) as (out, _):
             print_json(value)
         assert json.loads(out.getvalue().decode("utf-8")) == value
 
-    def test_json_has_null_where_a_number_is_not_finite(self) -> None:
+    def test_json_has_null_where_a_number_is_not_finite(self):
         with streams("utf-8") as (out, _):
             print_json({"a": [float("nan"), (float("inf"), 1.0)]}, indent=None)
         assert out.getvalue() == b'{"a": [null, [null, 1.0]]}\n'
 
-    def test_a_progress_bar_draws_on_a_terminal_of_another_encoding(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_progress_bar_draws_on_a_terminal_of_another_encoding(self, monkeypatch):
         from featx.cli.output import progress_bars, step_status
 
         with streams("latin-1") as (_, err):
@@ -152,37 +150,37 @@ class TestStreamsThatRefuse:
         )
 
     @pytest.mark.parametrize("arguments", ["info $HEAD", "info $HEAD --json", "--help"])
-    def test_a_full_disk_is_told_in_a_sentence(self, arguments: str, head: Path) -> None:
+    def test_a_full_disk_is_told_in_a_sentence(self, arguments, head):
         result = self.run(arguments, "> /dev/full", head)
         assert result.stderr == (
             "Error: Standard output cannot be written: No space left on device.\n"
         )
         assert result.returncode == 1
 
-    def test_a_closed_output_is_told_in_a_sentence(self, head: Path) -> None:
+    def test_a_closed_output_is_told_in_a_sentence(self, head):
         result = self.run("info $HEAD", ">&-", head)
         assert result.stderr == "Error: Standard output cannot be written: it is closed.\n"
         assert result.returncode == 1
 
-    def test_a_reader_that_has_left_ends_a_command_quietly(self, head: Path) -> None:
+    def test_a_reader_that_has_left_ends_a_command_quietly(self, head):
         result = self.run("info $HEAD --json", "| true", head)
         assert (result.stderr, result.returncode) == ("", 141)
 
     @pytest.mark.parametrize("shell", ["2>&-", "2> /dev/full", "<&-"])
-    def test_what_the_result_does_not_need_may_be_missing(self, shell: str, head: Path) -> None:
+    def test_what_the_result_does_not_need_may_be_missing(self, shell, head):
         result = self.run("info $HEAD", shell, head)
         assert result.returncode == 0
         assert "fingerprint" in result.stdout
 
     @pytest.mark.parametrize("shell", ["2>&-", "2> /dev/full", ">&- 2>&-"])
-    def test_an_error_keeps_its_exit_code_without_stderr(self, shell: str, head: Path) -> None:
+    def test_an_error_keeps_its_exit_code_without_stderr(self, shell, head):
         assert self.run("info gone.h5", shell, head).returncode == 1
 
 
 class TestNames:
     @settings(max_examples=40)
     @given(st.text(), st.text())
-    def test_a_printed_value_is_on_one_line(self, name: str, value: str) -> None:
+    def test_a_printed_value_is_on_one_line(self, name, value):
         with streams("utf-8") as (out, _):
             print_fields({"field": value})
             print_skipped([(name, value)], rest="--json")
@@ -191,12 +189,12 @@ class TestNames:
         assert text.count("\n") == 5
         assert text.replace("\n", "").isprintable()
 
-    def test_a_list_of_bad_images_has_a_line_for_each(self) -> None:
+    def test_a_list_of_bad_images_has_a_line_for_each(self):
         error = BadImages([(name, "bad\nreason") for name in HOSTILE], 9, "Repair them.")
         lines = str(error).split("\n")
         assert lines[1:-1] == [printable(f"  {name}: bad\nreason") for name in HOSTILE]
 
-    def test_no_command_prints_what_acts_on_a_terminal(self, hostile: Path) -> None:
+    def test_no_command_prints_what_acts_on_a_terminal(self, hostile):
         f, h, m, photos = (hostile / x for x in ("f.h5", "h.safetensors", "m.onnx", "photos"))
         odd = hostile / f"{HOSTILE[1]}.h5"
         skip = ("--on-error", "skip")
@@ -242,7 +240,7 @@ class TestNames:
         assert "caf\\udce9" in page
         assert "\x1b" not in page
 
-    def test_json_keeps_names_and_csv_shows_their_escapes(self, hostile: Path) -> None:
+    def test_json_keeps_names_and_csv_shows_their_escapes(self, hostile):
         image = hostile / "photos" / HOSTILE[1] / f"1{HOSTILE[1]}.png"
         text, _ = cli("predict", hostile / "m.onnx", image, "--format", "jsonl", "-k", "1")
         parsed = json.loads(text)

@@ -119,7 +119,7 @@ def wait_until(condition: Any) -> None:
 # --- the outcome --------------------------------------------------------------------------------
 
 
-def test_a_call_that_returns(tmp_path: Path) -> None:
+def test_a_call_that_returns(tmp_path):
     before = children()
     call("note", tmp_path / "f", str(tmp_path / "out"), memory_bytes=2**31, seconds=60)
     path, pid, safe_path, threads, limits, stdin, featx_file, folders = eval(
@@ -141,7 +141,7 @@ def test_a_call_that_returns(tmp_path: Path) -> None:
     ["ArtifactError", "ArtifactMissing", "ArtifactExists", "ArtifactInvalid",
      "ArtifactIncomplete", "ArtifactBusy", "ArtifactMismatch"],
 )  # fmt: skip
-def test_each_error_about_a_file_comes_back(tmp_path: Path, name: str) -> None:
+def test_each_error_about_a_file_comes_back(tmp_path, name):
     text = "'f' is no good:\n“é”, \x00 and \u2028 in it"
     with pytest.raises(ArtifactError) as caught:
         call("fail", tmp_path / "f", f"{name}:{text}")
@@ -150,13 +150,13 @@ def test_each_error_about_a_file_comes_back(tmp_path: Path, name: str) -> None:
     assert caught.value.path == tmp_path / "f"
 
 
-def test_the_list_above_is_whole() -> None:
+def test_the_list_above_is_whole():
     found = {kind.__name__ for kind in ArtifactError.__subclasses__()}
     assert found == {"ArtifactMissing", "ArtifactExists", "ArtifactInvalid",
                      "ArtifactIncomplete", "ArtifactBusy", "ArtifactMismatch"}  # fmt: skip
 
 
-def test_an_error_about_another_path_keeps_it(tmp_path: Path) -> None:
+def test_an_error_about_another_path_keeps_it(tmp_path):
     with pytest.raises(ArtifactError) as caught:
         call("fail_elsewhere", tmp_path / "a\udc80")
     assert caught.value.path == tmp_path / "a\udc80" / "b\udcff"
@@ -164,12 +164,12 @@ def test_an_error_about_another_path_keeps_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [("misuse", "no such option"), ("parity", "differs")])
-def test_errors_about_no_file(tmp_path: Path, name: str, text: str) -> None:
+def test_errors_about_no_file(tmp_path, name, text):
     with pytest.raises(FeatxError, match=text):
         call(name, tmp_path)
 
 
-def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
+def test_a_bug_shows_its_traceback(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)call_targets:bug failed.*KeyError: 'nothing'"):
         call("bug", tmp_path)
 
@@ -179,14 +179,12 @@ def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
     [("call_targets:nobody", "AttributeError"), ("nowhere:f", "No module named 'nowhere'"),
      ("broken_targets:f", "a_module_that_is_not_there"), ("os", "AttributeError")],
 )  # fmt: skip
-def test_a_target_that_is_none(tmp_path: Path, target: str, text: str) -> None:
+def test_a_target_that_is_none(tmp_path, target, text):
     with pytest.raises(RuntimeError, match=text):
         call_isolated(target, tmp_path)
 
 
-def test_noise_is_not_taken_for_an_answer(
-    tmp_path: Path, targets: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_noise_is_not_taken_for_an_answer(tmp_path, targets, capfd):
     (targets / "sitecustomize.py").write_text("print('hello', end='')")  # before all of ours
     call("chatter", tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -197,12 +195,12 @@ def test_noise_is_not_taken_for_an_answer(
     ["with space", "new\nline", "quote'\"\\", "-x", "ünï", "\u202eright to left", "a\udcff\udc80b",
      "x" * 255, "{}%s$HOME`id`"],
 )  # fmt: skip
-def test_odd_names(tmp_path: Path, name: str) -> None:
+def test_odd_names(tmp_path, name):
     call("note", tmp_path / name, str(tmp_path / "out"))
     assert (tmp_path / "out").exists()
 
 
-def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call("note", Path("f"), "out")
     assert (tmp_path / "out").exists()
@@ -212,33 +210,33 @@ def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGKILL"])
-def test_a_crash_names_the_signal(tmp_path: Path, name: str) -> None:
+def test_a_crash_names_the_signal(tmp_path, name):
     text = refused("end", tmp_path / "f", str(int(getattr(signal, name))))
     assert f"crashed the process that did it ({name}" in text
 
 
-def test_a_crash_on_the_way_out_is_one_too(tmp_path: Path) -> None:
+def test_a_crash_on_the_way_out_is_one_too(tmp_path):
     assert "crashed the process that did it (SIGSEGV)" in refused("crash_after", tmp_path / "f")
 
 
-def test_an_exit_is_no_answer(tmp_path: Path) -> None:
+def test_an_exit_is_no_answer(tmp_path):
     assert "(exit code 3)" in refused("leave", tmp_path / "f")
 
 
-def test_too_much_memory(tmp_path: Path) -> None:
+def test_too_much_memory(tmp_path):
     text = refused("fill", tmp_path / "f", str(2**31), memory_bytes=2**30)
     assert "takes more memory than the 1 GiB allowed" in text
     call("fill", tmp_path / "f", str(2**24), memory_bytes=2**30)
 
 
 @pytest.mark.parametrize("name", ["sleep", "spin", "hold_the_interpreter", "stubborn"])
-def test_too_much_time(tmp_path: Path, name: str) -> None:
+def test_too_much_time(tmp_path, name):
     before = children()
     assert "was not done after 0.5 seconds" in refused(name, tmp_path / "f", seconds=0.5)
     assert children() == before
 
 
-def test_too_much_processor_time(tmp_path: Path) -> None:
+def test_too_much_processor_time(tmp_path):
     text = refused("end", tmp_path / "f", str(int(signal.SIGXCPU)))
     assert "was not done after 600 seconds" in text
 
@@ -246,7 +244,7 @@ def test_too_much_processor_time(tmp_path: Path) -> None:
 # --- starting early -----------------------------------------------------------------------------
 
 
-def test_the_module_is_imported_before_the_path_is_known(tmp_path: Path, targets: Path) -> None:
+def test_the_module_is_imported_before_the_path_is_known(tmp_path, targets):
     slow = f"open({str(tmp_path / 'imported')!r}, 'w').close()\ndef f(path): path.write_text('x')"
     (targets / "slow_targets.py").write_text(slow)
     with IsolatedCall("slow_targets:f") as isolated:
@@ -256,7 +254,7 @@ def test_the_module_is_imported_before_the_path_is_known(tmp_path: Path, targets
     assert (tmp_path / "f").read_text() == "x"
 
 
-def test_a_call_that_is_never_run_ends(tmp_path: Path) -> None:
+def test_a_call_that_is_never_run_ends(tmp_path):
     before = children()
     with IsolatedCall("call_targets:note"):
         assert len(children() - before) == 1
@@ -266,7 +264,7 @@ def test_a_call_that_is_never_run_ends(tmp_path: Path) -> None:
     assert children() == before
 
 
-def test_nothing_stays_open(tmp_path: Path) -> None:
+def test_nothing_stays_open(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     call("note", tmp_path / "f", str(tmp_path / "out"))
     refused("sleep", tmp_path / "f", seconds=0.2)
@@ -274,7 +272,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_ctrl_c_reaches_the_caller_and_the_child_ends(tmp_path: Path) -> None:
+def test_ctrl_c_reaches_the_caller_and_the_child_ends(tmp_path):
     # A shell that starts the tests in the background has the signal ignored.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = children()
@@ -312,7 +310,7 @@ def caller(targets: Path, name: str, run: bool) -> tuple[subprocess.Popen[str], 
      ("stubborn", True)],
 )  # fmt: skip
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_child_ends_with_its_caller(targets: Path, name: str, run: bool, after: float) -> None:
+def test_a_child_ends_with_its_caller(targets, name, run, after):
     process, child = caller(targets, name, run)
     with process:
         time.sleep(after)  # at once: still starting; later: in the middle of it

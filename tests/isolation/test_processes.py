@@ -53,7 +53,7 @@ def start(*firsts: bytes) -> Processes:
     )
 
 
-def test_each_thread_gets_the_answer_to_its_message() -> None:
+def test_each_thread_gets_the_answer_to_its_message():
     processes = start(b"1", b"1")
     processes.wait()
     processes.wait()  # they have begun
@@ -64,25 +64,25 @@ def test_each_thread_gets_the_answer_to_its_message() -> None:
     assert len({bytes(processes.ask(b"who")) for _ in range(4)}) == 2
 
 
-def test_a_large_message_goes_there_and_back() -> None:
+def test_a_large_message_goes_there_and_back():
     message = os.urandom(3 << 20)
     assert bytes(start(b"1").ask(memoryview(message))) == b"1-2-" + message
 
 
-def test_errors_are_raised_here_and_the_process_lives_on() -> None:
+def test_errors_are_raised_here_and_the_process_lives_on():
     processes = start(b"1")
     with pytest.raises(SourceError, match=r"^No answer\.$"):
         processes.ask(b"fail")
     assert bytes(processes.ask(b"x")) == b"1-2-x"
 
 
-def test_one_that_cannot_begin_says_why() -> None:
+def test_one_that_cannot_begin_says_why():
     processes = start(b"1", b"bad")
     with pytest.raises(SourceError, match=r"It cannot begin: naïve\."):
         processes.wait()
 
 
-def test_a_crash_is_an_error_with_advice() -> None:
+def test_a_crash_is_an_error_with_advice():
     processes = start(b"1")
     with pytest.raises(
         SourceError, match=r"number 0 ended \(SIGABRT\)\. Run .* again to go on; with care\."
@@ -92,7 +92,7 @@ def test_a_crash_is_an_error_with_advice() -> None:
         processes.ask(b"x")
 
 
-def test_none_starts_where_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_starts_where_the_system_refuses(monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -101,7 +101,7 @@ def test_none_starts_where_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -
         start(b"1")
 
 
-def test_they_are_gone_with_the_object() -> None:
+def test_they_are_gone_with_the_object():
     processes = start(b"1", b"1")
     pids = [process.pid for process in processes.processes]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -109,7 +109,7 @@ def test_they_are_gone_with_the_object() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_they_are_gone_with_the_process_however_it_ends() -> None:
+def test_they_are_gone_with_the_process_however_it_ends():
     code = """
 import os, signal, test_processes
 processes = test_processes.start(b"1", b"1")

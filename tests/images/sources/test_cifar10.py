@@ -94,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class TestHonestFiles:
-    def test_batches_become_samples_in_order(self, folder: Path) -> None:
+    def test_batches_become_samples_in_order(self, folder):
         for number, name in enumerate(["data_batch_2", "data_batch_5", "test_batch"], 1):
             (folder / name).write_bytes(pickle.dumps(batch(3, seed=number), 2))
         source = open_cifar10(folder)
@@ -105,7 +105,7 @@ class TestHonestFiles:
         assert [s.split for s in source.samples] == ["train"] * 10 + ["test"] * 3
         assert [s.label for s in source.samples[:4]] == batch()["labels"]
 
-    def test_pixels_come_as_rows_columns_and_channels(self, folder: Path) -> None:
+    def test_pixels_come_as_rows_columns_and_channels(self, folder):
         source, values = open_cifar10(folder), batch()["data"]
         for index in range(4):
             pixels = source.read(index)
@@ -117,9 +117,7 @@ class TestHonestFiles:
 
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     @pytest.mark.parametrize("keys", [dict, with_bytes_keys])
-    def test_every_protocol_and_kind_of_key(
-        self, folder: Path, protocol: int, keys: Callable[[dict[Any, Any]], dict[Any, Any]]
-    ) -> None:
+    def test_every_protocol_and_kind_of_key(self, folder, protocol, keys):
         names = keys({"label_names": NAMES})
         (folder / "batches.meta").write_bytes(pickle.dumps(names, protocol))
         (folder / "data_batch_1").write_bytes(pickle.dumps(keys(batch()), protocol))
@@ -127,12 +125,12 @@ class TestHonestFiles:
         np.testing.assert_array_equal(source.images, batch()["data"])
         assert [sample.label for sample in source.samples] == batch()["labels"]
 
-    def test_bytes_names_are_text(self, folder: Path) -> None:
+    def test_bytes_names_are_text(self, folder):
         names = {b"label_names": [name.encode() for name in NAMES]}
         (folder / "batches.meta").write_bytes(pickle.dumps(names, 2))
         assert open_cifar10(folder).classes == tuple(NAMES)
 
-    def test_what_python_2_wrote(self, folder: Path) -> None:
+    def test_what_python_2_wrote(self, folder):
         for name, values in (("batches.meta", {"label_names": NAMES}), ("data_batch_1", batch())):
             content = python2_pickle(values)
             assert set(pickle.loads(content, encoding="bytes")) == {k.encode() for k in values}
@@ -141,13 +139,13 @@ class TestHonestFiles:
         np.testing.assert_array_equal(source.images, batch()["data"])
         assert source.classes == tuple(NAMES)
 
-    def test_columns_first(self, folder: Path) -> None:
+    def test_columns_first(self, folder):
         values = batch()
         values["data"] = np.asfortranarray(values["data"])
         (folder / "data_batch_1").write_bytes(pickle.dumps(values, 2))
         np.testing.assert_array_equal(open_cifar10(folder).images, values["data"])
 
-    def test_the_folder_above_will_do_and_the_uri_finds_it_again(self, folder: Path) -> None:
+    def test_the_folder_above_will_do_and_the_uri_finds_it_again(self, folder):
         inner = folder / "cifar-10-batches-py"
         inner.mkdir()
         for name in ("batches.meta", "data_batch_1"):
@@ -156,9 +154,7 @@ class TestHonestFiles:
         assert source.uri == f"cifar10:{inner}"
         assert open_source(source.uri).samples == source.samples
 
-    def test_a_sample_has_the_stamp_of_its_batch_when_it_was_opened(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_sample_has_the_stamp_of_its_batch_when_it_was_opened(self, folder, monkeypatch):
         (folder / "test_batch").write_bytes(pickle.dumps(batch(3, seed=1), 2))
         expected = [stamp_of(f"{folder}/data_batch_1")] * 4 + [stamp_of(f"{folder}/test_batch")] * 3
         source = open_cifar10(folder)
@@ -173,7 +169,7 @@ class TestRefusals:
             open_cifar10(folder)
         assert name in str(caught.value)
 
-    def test_no_folder_and_no_batches(self, tmp_path: Path, folder: Path) -> None:
+    def test_no_folder_and_no_batches(self, tmp_path, folder):
         self.refused(tmp_path / "none", "holds no CIFAR-10", "batches.meta")
         (folder / "data_batch_1").unlink()
         self.refused(folder, "has no batches: none of data_batch_1")
@@ -198,23 +194,23 @@ class TestRefusals:
         ],
         ids=lambda change: repr(change)[:50],
     )
-    def test_arrays_and_labels_of_the_wrong_kind(self, folder: Path, change: Any) -> None:
+    def test_arrays_and_labels_of_the_wrong_kind(self, folder, change):
         (folder / "data_batch_1").write_bytes(pickle.dumps(batch() | change, 2))
         self.refused(folder, "not a CIFAR-10 batch|Cannot read")
 
     @pytest.mark.parametrize("content", [[1, 2], None, "text", np.zeros(3, np.uint8)], ids=repr)
-    def test_anything_but_a_dict(self, folder: Path, content: Any) -> None:
+    def test_anything_but_a_dict(self, folder, content):
         (folder / "data_batch_1").write_bytes(pickle.dumps(content, 2))
         self.refused(folder, "Cannot read .*not a dict")
 
     @pytest.mark.parametrize(
         "names", [None, [], "airplane", [1, 2], ["cat", "cat"], ["cat", None]], ids=repr
     )
-    def test_label_names_of_the_wrong_kind(self, folder: Path, names: Any) -> None:
+    def test_label_names_of_the_wrong_kind(self, folder, names):
         (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, 2))
         self.refused(folder, "no list of different label names", "batches.meta")
 
-    def test_every_cut_and_many_flips_are_a_source_error_or_data(self, folder: Path) -> None:
+    def test_every_cut_and_many_flips_are_a_source_error_or_data(self, folder):
         content = pickle.dumps(batch(2), 2)
         dice = random.Random(0)
         damaged = [content[:length] for length in range(0, len(content), 97)]
@@ -243,7 +239,7 @@ class Attack:
 class TestAttacks:
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     @pytest.mark.parametrize("where", ["batches.meta", "data_batch_1"])
-    def test_a_command_is_not_run(self, folder: Path, protocol: int, where: str) -> None:
+    def test_a_command_is_not_run(self, folder, protocol, where):
         witness = folder / "witness"
         attack = Attack(os.system, f"touch '{witness}'")
         (folder / where).write_bytes(pickle.dumps({"data": attack}, protocol))
@@ -270,13 +266,13 @@ class TestAttacks:
             ("featx.images.sources.cifar10", "_load"),
         ],
     )
-    def test_no_other_global_is_found(self, folder: Path, module: str, name: str) -> None:
+    def test_no_other_global_is_found(self, folder, module, name):
         for content in (f"c{module}\n{name}\n.".encode(), pickle_global(module, name)):
             (folder / "data_batch_1").write_bytes(content)
             with pytest.raises(SourceError, match="which is not plain data"):
                 open_cifar10(folder)
 
-    def test_numpys_own_constructors_cannot_be_called(self, folder: Path) -> None:
+    def test_numpys_own_constructors_cannot_be_called(self, folder):
         # ndarray((1,), object, b"AAAAAAAA") is an array that takes the bytes for a pointer: to look
         # at it crashes the process.
         attack = Attack(np.ndarray, (4, 3072), np.dtype("u1"), b"A" * 4 * 3072)
@@ -289,7 +285,7 @@ class TestAttacks:
             open_cifar10(folder)
 
     @pytest.mark.parametrize("shape", [(2**40, 3072), (-1, 3072), (4, 3072, 0), "x", (4.0, 3072)])
-    def test_shapes_that_do_not_fit_the_content(self, folder: Path, shape: Any) -> None:
+    def test_shapes_that_do_not_fit_the_content(self, folder, shape):
         class Claims:
             def __reduce__(self) -> Any:
                 function, arguments, (version, _, *rest) = np.zeros(
@@ -301,13 +297,13 @@ class TestAttacks:
         with pytest.raises(SourceError, match="data_batch_1"):
             open_cifar10(folder)
 
-    def test_other_encodings_are_not_looked_up(self, folder: Path) -> None:
+    def test_other_encodings_are_not_looked_up(self, folder):
         attack = Attack(__import__("_codecs").encode, "x" * 1000, "idna")
         (folder / "data_batch_1").write_bytes(pickle.dumps({"data": attack}, 2))
         with pytest.raises(SourceError, match="encoding 'idna'"):
             open_cifar10(folder)
 
-    def test_a_claimed_length_takes_no_memory(self, folder: Path) -> None:
+    def test_a_claimed_length_takes_no_memory(self, folder):
         for opcode, size in ((b"\x8e", 8), (b"\x8d", 8), (b"T", 4), (b"X", 4)):
             content = b"\x80\x04" + opcode + (2 ** (size * 8 - 1) - 1).to_bytes(size, "little")
             (folder / "data_batch_1").write_bytes(content + b"x.")
@@ -322,7 +318,7 @@ def pickle_global(module: str, name: str) -> bytes:
 
 
 @pytest.mark.real_data
-def test_the_real_subset(data: Path) -> None:
+def test_the_real_subset(data):
     source = open_source(f"cifar10:{data / 'cifar10_subset'}")
     assert len(source.classes) == 10
     assert source.classes[:3] == ("airplane", "automobile", "bird")

@@ -37,7 +37,7 @@ def refused(folder: Path, content: str | bytes, message: str, name: str = "image
 
 
 class TestTables:
-    def test_paths_labels_and_splits(self, tmp_path: Path) -> None:
+    def test_paths_labels_and_splits(self, tmp_path):
         table = "path,label,split\nb/2.jpg,bees,val\na.jpg,ants,train\nc.jpg,bees,test\n"
         source = open_manifest(write(tmp_path, table))
         assert source.classes == ("ants", "bees")
@@ -47,7 +47,7 @@ class TestTables:
             ("c.jpg", "bees", "test"),
         ]
 
-    def test_no_split_means_train_and_no_label_unlabelled(self, tmp_path: Path) -> None:
+    def test_no_split_means_train_and_no_label_unlabelled(self, tmp_path):
         source = open_manifest(write(tmp_path, "path,label\n1.jpg,a\n2.jpg,\n3.jpg,  \n"))
         expected = [("1.jpg", "a", "train"), ("2.jpg", None, "train"), ("3.jpg", None, "train")]
         assert listed(source) == expected
@@ -55,22 +55,22 @@ class TestTables:
         assert {sample.split for sample in blank.samples} == {"train"}
 
     @pytest.mark.parametrize("split", ["valid", "Validation", " VAL ", "val"])
-    def test_splits_go_by_many_names(self, tmp_path: Path, split: str) -> None:
+    def test_splits_go_by_many_names(self, tmp_path, split):
         source = open_manifest(write(tmp_path, f"path,label,split\n1.jpg,a,{split}\n"))
         assert source.samples[0].split == "val"
 
-    def test_columns_in_any_order_and_others_ignored(self, tmp_path: Path) -> None:
+    def test_columns_in_any_order_and_others_ignored(self, tmp_path):
         source = open_manifest(write(tmp_path, "note,label,path\nblurred,ants,1.jpg\n"))
         assert listed(source) == [("1.jpg", "ants", "train")]
 
-    def test_images_of_a_group(self, tmp_path: Path) -> None:
+    def test_images_of_a_group(self, tmp_path):
         table = "path,label,Group,split\n1.jpg,a, patient 7 ,val\n2.jpg,b,,\n3.jpg,a,patient 7,\n"
         source = open_manifest(write(tmp_path, table))
         assert [sample.group for sample in source.samples] == ["patient 7", "", "patient 7"]
         plain = open_manifest(write(tmp_path, "path,label\n1.jpg,a\n"))
         assert plain.samples == (Sample("1.jpg", 0, "train", group=""),)
 
-    def test_tabs_in_a_tsv(self, tmp_path: Path) -> None:
+    def test_tabs_in_a_tsv(self, tmp_path):
         table = "path\tlabel\na,b.jpg\tred, big\n"
         for name in ("x.tsv", "x.TSV"):
             source = open_manifest(write(tmp_path, table, name))
@@ -78,26 +78,24 @@ class TestTables:
 
     @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
     @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
-    def test_the_delimiter_shows_in_the_first_line(
-        self, tmp_path: Path, name: str, delimiter: str
-    ) -> None:
+    def test_the_delimiter_shows_in_the_first_line(self, tmp_path, name, delimiter):
         rows = [["path", "label", "split"], ["a.jpg", "ants", "val"], ["b.jpg", "bees", ""]]
         table = "\n".join(delimiter.join(row) for row in rows)
         source = open_manifest(write(tmp_path, table, name))
         assert listed(source) == [("a.jpg", "ants", "val"), ("b.jpg", "bees", "train")]
 
-    def test_a_comma_in_the_first_line_outweighs_a_semicolon(self, tmp_path: Path) -> None:
+    def test_a_comma_in_the_first_line_outweighs_a_semicolon(self, tmp_path):
         table = "path,label,note; or not\na;b.jpg,x;y,\n"
         assert listed(open_manifest(write(tmp_path, table))) == [("a;b.jpg", "x;y", "train")]
 
     @pytest.mark.parametrize("header", ["Path,Label", " PATH , LABEL ", "\ufeffpath,Label"])
-    def test_columns_in_any_case_and_with_spaces(self, tmp_path: Path, header: str) -> None:
+    def test_columns_in_any_case_and_with_spaces(self, tmp_path, header):
         source = open_manifest(write(tmp_path, f"{header},SPLIT\n1.jpg,Ants,TEST\n"))
         assert listed(source) == [("1.jpg", "Ants", "test")]
 
     @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
-    def test_what_spreadsheets_write(self, tmp_path: Path, newline: str, mark: bytes) -> None:
+    def test_what_spreadsheets_write(self, tmp_path, newline, mark):
         lines = ["path,label", '"a ""b"".jpg","grün, hell"', "", "2.jpg,x", ""]
         table = mark + newline.join(lines).encode()
         source = open_manifest(write(tmp_path, table))
@@ -107,7 +105,7 @@ class TestTables:
     names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
 
     @given(st.dictionaries(names, st.tuples(names, st.sampled_from(SPLITS)), min_size=1))
-    def test_what_was_written_is_read(self, tmp_path: Path, rows) -> None:
+    def test_what_was_written_is_read(self, tmp_path, rows):
         buffer = io.StringIO()
         writer = csv.writer(buffer)
         writer.writerow(["path", "label", "split"])
@@ -121,26 +119,24 @@ class TestTables:
         assert list(source.classes) == sorted({label for _, label, _ in expected})
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-    def test_what_spreadsheets_write_as_unicode_text(self, tmp_path: Path, encoding: str) -> None:
+    def test_what_spreadsheets_write_as_unicode_text(self, tmp_path, encoding):
         table = "path\tlabel\r\nü.jpg\tgrün\r\n".encode(encoding)
         assert listed(open_manifest(write(tmp_path, table, "x.tsv"))) == [
             ("ü.jpg", "grün", "train")
         ]
 
-    def test_an_image_listed_twice_alike_is_used_once_and_said(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_an_image_listed_twice_alike_is_used_once_and_said(self, tmp_path, caplog):
         table = "path,label,split\n1.jpg,a,\n2.jpg,b,val\n./1.jpg,a ,train\n1.jpg,a,\n"
         source = open_manifest(write(tmp_path, table))
         assert listed(source) == [("1.jpg", "a", "train"), ("2.jpg", "b", "val")]
         (record,) = caplog.records
         assert "lists 2 images again, with the same label (line 4 first)" in record.getMessage()
 
-    def test_a_bar_separates_tags(self, tmp_path: Path) -> None:
+    def test_a_bar_separates_tags(self, tmp_path):
         assert open_manifest(write(tmp_path, "path,label\n1.jpg,a|b\n2.jpg,a\n")).has_tags
         assert not open_manifest(write(tmp_path, "path,label\n1.jpg,ab\n2.jpg,a\n")).has_tags
 
-    def test_one_path_has_one_name(self, tmp_path: Path) -> None:
+    def test_one_path_has_one_name(self, tmp_path):
         source = open_manifest(write(tmp_path, "path,label\n./a//b.jpg,x\n"))
         assert source.samples == (Sample("a/b.jpg", 0, "train"),)
 
@@ -183,23 +179,19 @@ class TestRefusals:
         ],
         ids=lambda value: repr(value)[:40],
     )
-    def test_the_message_says_what_and_where(
-        self, tmp_path: Path, table: str, message: str
-    ) -> None:
+    def test_the_message_says_what_and_where(self, tmp_path, table, message):
         refused(tmp_path, table, message)
 
     @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
     @pytest.mark.parametrize("before", [0, 1, 5000])
-    def test_another_encoding_is_refused_where_it_shows(
-        self, tmp_path: Path, newline: str, mark: bytes, before: int
-    ) -> None:
+    def test_another_encoding_is_refused_where_it_shows(self, tmp_path, newline, mark, before):
         rows = ["path,label", *(f"{n}.jpg,grün" for n in range(before))]
         content = mark + newline.join([*rows, ""]).encode() + "x.jpg,abé".encode("latin-1")
         message = f"line {before + 2}: byte 0xe9 is not UTF-8 .*Save the table as UTF-8"
         refused(tmp_path, content, message)
 
-    def test_a_fault_in_a_utf_16_table_is_found(self, tmp_path: Path) -> None:
+    def test_a_fault_in_a_utf_16_table_is_found(self, tmp_path):
         content = "path,label\n1.jpg,a\n2.jpg,b\n".encode("utf-16")
         refused(tmp_path, content + b"x", "line 4: byte 0x78 is not UTF-16")
         refused(tmp_path, content + "3.jpg\n".encode("utf-16-le"), "line 4: expected 2 fields")
@@ -207,13 +199,13 @@ class TestRefusals:
     @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
     def test_the_line_is_right_in_every_encoding_and_with_every_line_end(
-        self, tmp_path: Path, encoding: str, newline: str
-    ) -> None:
+        self, tmp_path, encoding, newline
+    ):
         lines = ["path,label", '"a,1.jpg","two', 'lines"', "ü.jpg,b", "", "2.jpg", "3.jpg,c"]
         refused(tmp_path, newline.join(lines).encode(encoding), "line 6: expected 2 fields")
 
     @given(st.binary(max_size=200))
-    def test_any_bytes_are_a_table_or_a_source_error(self, tmp_path: Path, content: bytes) -> None:
+    def test_any_bytes_are_a_table_or_a_source_error(self, tmp_path, content):
         path = write(tmp_path, b"path,label\n" + content)
         try:
             source = open_manifest(path)
@@ -221,9 +213,7 @@ class TestRefusals:
             return
         assert source.samples
 
-    def test_a_file_that_cannot_be_read_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path, monkeypatch):
         path = write(tmp_path, "path,label\n1.jpg,a\n")
 
         def locked(*_: object, **__: object) -> None:
@@ -235,9 +225,7 @@ class TestRefusals:
 
 
 class TestReading:
-    def test_paths_are_relative_to_the_table(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_paths_are_relative_to_the_table(self, tmp_path, monkeypatch):
         (tmp_path / "sets" / "in").mkdir(parents=True)
         for name in ("sets/in/1.jpg", "2.jpg"):
             (tmp_path / name).write_bytes(name.encode())
@@ -249,7 +237,7 @@ class TestReading:
         assert [source.read(index) for index in range(3)] == [b"sets/in/1.jpg", b"2.jpg", b"2.jpg"]
         assert source.uri == str(tmp_path / "sets" / "images.csv")
 
-    def test_an_absolute_path_and_dots_stay_as_they_are_written(self, tmp_path: Path) -> None:
+    def test_an_absolute_path_and_dots_stay_as_they_are_written(self, tmp_path):
         (tmp_path / "set").mkdir()
         (tmp_path / "1.jpg").write_bytes(b"one")
         names = [f"{tmp_path}/1.jpg", "../1.jpg", "../set/../1.jpg"]
@@ -258,9 +246,7 @@ class TestReading:
         assert {source.read(index) for index in range(3)} == {b"one"}
         assert len({source.stamp(index) for index in range(3)}) == 1
 
-    def test_images_that_are_missing_are_found_by_their_stamp_and_when_read(
-        self, tmp_path: Path
-    ) -> None:
+    def test_images_that_are_missing_are_found_by_their_stamp_and_when_read(self, tmp_path):
         (tmp_path / "1.jpg").write_bytes(b"one")
         source = open_manifest(write(tmp_path, "path,label\n0.jpg,a\n1.jpg,a\n2.jpg,b\n"))
         missing = [index for index in range(3) if source.stamp(index) == NO_FILE]
@@ -269,9 +255,7 @@ class TestReading:
             with pytest.raises(ImageError, match=f"'{index}.jpg': cannot be read: No such file"):
                 source.read(index)
 
-    def test_opening_looks_no_image_up(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_opening_looks_no_image_up(self, tmp_path, monkeypatch):
         path = write(tmp_path, "path,label\n" + "".join(f"{i}.jpg,a\n" for i in range(50)))
         looked_up, stat = [], os.stat
         monkeypatch.setattr(os, "stat", lambda *a, **o: looked_up.append(a) or stat(*a, **o))
@@ -280,13 +264,13 @@ class TestReading:
         assert not [path for (path, *_) in looked_up if str(path).endswith(".jpg")]
 
     @pytest.mark.parametrize("name", ["gone.jpg", "a\0b.jpg", "x" * 300, "."])
-    def test_what_cannot_be_read_is_an_image_error(self, tmp_path: Path, name: str) -> None:
+    def test_what_cannot_be_read_is_an_image_error(self, tmp_path, name):
         source = open_manifest(write(tmp_path, f"path,label\n{name},a\n"))
         with pytest.raises(ImageError) as caught:
             source.read(0)
         assert caught.value.sample_id == name
 
-    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.jpg")
         source = open_manifest(write(tmp_path, "path,label\npipe.jpg,a\n"))
         with pytest.raises(ImageError, match="not a regular file"):

@@ -49,12 +49,12 @@ def uris(photos: Photos, tmp_path: Path) -> dict[type, str]:
 
 
 class TestOpenSource:
-    def test_each_kind_is_told_by_what_is_typed(self, uris: dict[type, str]) -> None:
+    def test_each_kind_is_told_by_what_is_typed(self, uris):
         assert {kind: type(open_source(uri)) for kind, uri in uris.items()} == {
             kind: kind for kind in uris
         }
 
-    def test_all_keep_the_same_promises(self, uris: dict[type, str]) -> None:
+    def test_all_keep_the_same_promises(self, uris):
         for uri in uris.values():
             source = open_source(uri)
             ids = [sample.sample_id for sample in source.samples]
@@ -68,9 +68,7 @@ class TestOpenSource:
             else:
                 assert content[:3] == b"\xff\xd8\xff"
 
-    def test_the_uri_finds_the_source_again_from_anywhere(
-        self, uris: dict[type, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_uri_finds_the_source_again_from_anywhere(self, uris, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         relative = [uri.replace(f"{tmp_path}/", "") for uri in uris.values()]
         sources = [open_source(uri) for uri in relative]
@@ -80,7 +78,7 @@ class TestOpenSource:
             assert (again.uri, again.classes) == (source.uri, source.classes)
             assert list(again.samples) == list(source.samples)
 
-    def test_stamps_are_those_of_the_files(self, uris: dict[type, str], tmp_path: Path) -> None:
+    def test_stamps_are_those_of_the_files(self, uris, tmp_path):
         status = (tmp_path / "photos" / "ants" / "000.jpg").stat()
         expected = Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         for kind in (FolderSource, ManifestSource):
@@ -91,9 +89,7 @@ class TestOpenSource:
             assert stamps == [again.stamp(index) for index in range(len(stamps))]
             assert all(isinstance(stamp, Stamp) and stamp != NO_FILE for stamp in stamps)
 
-    def test_home_is_understood(
-        self, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_home_is_understood(self, photos, tmp_path, monkeypatch):
         photos({"ants": 1})
         monkeypatch.setenv("HOME", str(tmp_path))
         assert len(open_source("~/photos").samples) == 1
@@ -115,25 +111,25 @@ class TestOpenSource:
         ],
         ids=lambda value: value[:30],
     )
-    def test_what_cannot_be_a_source_is_named(self, uri: str, message: str) -> None:
+    def test_what_cannot_be_a_source_is_named(self, uri, message):
         with pytest.raises(SourceError, match=message):
             open_source(uri)
 
-    def test_files_that_are_no_source_are_refused(self, photos: Photos, tmp_path: Path) -> None:
+    def test_files_that_are_no_source_are_refused(self, photos, tmp_path):
         image = next(photos({"ants": 1}).rglob("*.jpg"))
         os.mkfifo(tmp_path / "pipe.csv")
         for path in (image, tmp_path / "pipe.csv"):
             with pytest.raises(SourceError, match="is not an image source"):
                 open_source(str(path))
 
-    def test_links_that_lead_nowhere(self, tmp_path: Path) -> None:
+    def test_links_that_lead_nowhere(self, tmp_path):
         (tmp_path / "loop").symlink_to("loop")
         (tmp_path / "gone").symlink_to("nowhere")
         for name in ("loop", "gone"):
             with pytest.raises(SourceError, match="does not exist"):
                 open_source(str(tmp_path / name))
 
-    def test_an_empty_folder_is_named(self, tmp_path: Path) -> None:
+    def test_an_empty_folder_is_named(self, tmp_path):
         with pytest.raises(SourceError, match=f"'{tmp_path}' holds no images"):
             open_source(str(tmp_path))
 
@@ -144,7 +140,7 @@ class TestStamp:
         (tmp_path / "a.jpg").write_bytes(b"content")
         return tmp_path / "a.jpg"
 
-    def test_new_content_of_the_same_length_and_time_has_another(self, path: Path) -> None:
+    def test_new_content_of_the_same_length_and_time_has_another(self, path):
         before, times = stamp_of(str(path)), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
         time.sleep(0.02)  # a tick of the file system's clock
         path.write_bytes(b"CONTENT")
@@ -153,12 +149,12 @@ class TestStamp:
         assert after[:2] == before[:2]
         assert after.ctime_ns > before.ctime_ns
 
-    def test_reading_leaves_it_alone(self, path: Path) -> None:
+    def test_reading_leaves_it_alone(self, path):
         before = stamp_of(str(path))
         assert before.size == len(path.read_bytes())
         assert stamp_of(str(path)) == before
 
-    def test_a_link_has_that_of_its_target_and_changes_with_either(self, path: Path) -> None:
+    def test_a_link_has_that_of_its_target_and_changes_with_either(self, path):
         link = path.parent / "link.jpg"
         link.symlink_to("a.jpg")
         first, target = stamp_of(str(link)), stamp_of(str(path))
@@ -174,9 +170,7 @@ class TestStamp:
         assert stamp_of(str(link)).ctime_ns > second.ctime_ns
 
     @pytest.mark.parametrize("year", [1601, 1676, 1677, 1969, 1970, 2262, 2263, 2400, 9999])
-    def test_a_time_of_any_year_fits_into_64_bits(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, year: int
-    ) -> None:
+    def test_a_time_of_any_year_fits_into_64_bits(self, path, monkeypatch, year):
         nanoseconds = (year - 1970) * 31_556_952 * 10**9
         found = path.lstat()
         status = SimpleNamespace(
@@ -191,13 +185,13 @@ class TestStamp:
     @pytest.mark.parametrize(
         "name", ["gone.jpg", "dangling.jpg", "loop.jpg", "a\0.jpg", "x" * 300, "a.jpg/b", "\ud800"]
     )
-    def test_what_cannot_be_looked_up_has_none(self, path: Path, name: str) -> None:
+    def test_what_cannot_be_looked_up_has_none(self, path, name):
         (path.parent / "dangling.jpg").symlink_to("nowhere.jpg")
         (path.parent / "loop.jpg").symlink_to("loop.jpg")
         assert stamp_of(f"{path.parent}/{name}") == NO_FILE == (-1, -1, -1)
 
 
-def test_splits_as_numbers() -> None:
+def test_splits_as_numbers():
     samples = [Sample(name, 0, name) for name in ("test", "train", "val")]
     found = own_splits(samples)
     assert (found.dtype, [SPLITS[number] for number in found]) == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featx.stages.predict.prediction import Prediction, best_classes
+from featx.stages.predict.prediction import Prediction, best_classes, given_tags
 
 
 def test_best_classes_are_sorted_and_ties_go_to_the_first() -> None:
@@ -24,3 +24,8 @@ def test_there_are_no_more_than_all_classes() -> None:
 def test_label_and_probability_are_those_of_the_best(top: tuple[tuple[str, float], ...]) -> None:
     prediction = Prediction("x.jpg", top)
     assert (prediction.label, prediction.probability) == (top[0] if top else (None, None))
+
+
+def test_a_tag_is_given_from_its_threshold_on() -> None:
+    tops = [(("b", 0.5), ("a", 0.25)), (("b", 0.49), ("a", 0.2))]
+    assert given_tags(tops, {"a": 0.25, "b": 0.5}) == [("a", "b"), ()]
