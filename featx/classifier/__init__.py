@@ -5,6 +5,7 @@ graph     building it from the nodes before the trunk, the backbone's trunk, and
 image_nodes  resize, crop and arithmetic on pixels
 seal      what a file's bytes tell before ONNX Runtime sees them
 session   opening and running it (ONNX Runtime, no torch)
+runner    running it over images
 providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
 accuracy  how it does on labelled images, next to the head

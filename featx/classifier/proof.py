@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from featx.classifier.agreement import Accuracy, typical_size
+from featx.classifier.runner import run_images
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
 from featx.heads.tasks import task_of
@@ -185,9 +187,8 @@ def prove(
 
 def answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
     """Return what a file says of each raw image alone, comparable, ``(n, num_classes)``."""
-    return np.concatenate(
-        [_answer(classifier, classifier.prepare(image)[None]) for image in images]
-    )
+    inputs = map(classifier.prepare, images)
+    return np.array(list(run_images(inputs, partial(_answer, classifier))))
 
 
 def _answer(classifier: Classifier, inputs: np.ndarray) -> np.ndarray:

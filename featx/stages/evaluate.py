@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from featx.classifier.references import is_training_source
+from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
@@ -106,7 +108,11 @@ def evaluate(
     trains = targets.labelled & (splits == _TRAIN) & are_known
     changes = _find_changes(classifier, images, contents, trains)
     logits, bad = _run(
-        classifier, images, go_on=on_error == "skip", max_pixels=max_pixels, progress=progress
+        classifier,
+        images,
+        after_errors=on_error == "skip",
+        max_pixels=max_pixels,
+        progress=progress,
     )
     skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
     usable = np.ones(len(samples), bool)
@@ -215,33 +221,39 @@ def _run(
     classifier: Classifier,
     images: ImageSource,
     *,
-    go_on: bool,
+    after_errors: bool,
     max_pixels: int,
     progress: Progress | None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Return logits, ``(num_samples, num_classes)`` float32, and why images cannot be used, by row.
 
-    The logits of a bad image mean nothing; nor, unless the run is to ``go_on``, do those after the
-    first: the rest is decoded, to find all that are bad, but not classified.
+    The logits of a bad image mean nothing; nor, without ``after_errors``, do those after the first:
+    the rest is decoded, to find all that are bad, but not classified.
     """
-    samples, bad = images.samples, dict[int, str]()
-    logits = np.zeros((len(samples), len(classifier.classes)), np.float32)
+    num_images, bad = len(images.samples), dict[int, str]()
+    logits = np.zeros((num_images, len(classifier.classes)), np.float32)
+
+    def answer(inputs: np.ndarray) -> np.ndarray:
+        skip = bad and not after_errors
+        return logits[: len(inputs)] if skip else classifier.logits(inputs)
 
     found = read_images(
         images,
-        range(len(samples)),
-        np.asarray,
+        range(num_images),
+        partial(resized_input, classifier),
         preprocess=classifier.preprocess,
         max_pixels=max_pixels,
     )
     with closing(found):
-        for index, _, image in found:
-            if isinstance(image, ImageError):
-                bad[index] = image.reason
-            elif go_on or not bad:
-                logits[index] = classifier.logits(classifier.prepare(image)[None])[0]
+        inputs = (image for _, _, image in found)
+        rows = run_images(inputs, answer, batch_size=batch_size_of(classifier))
+        for index, row in enumerate(rows):
+            if isinstance(row, ImageError):
+                bad[index] = row.reason
+            else:
+                logits[index] = row
             if progress:
-                progress(index + 1, len(samples))
+                progress(index + 1, num_images)
     return logits, bad
 
 

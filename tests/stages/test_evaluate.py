@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from featx.classifier.session import open_classifier
+from featx.classifier.session import Classifier, open_classifier
 from featx.cli import main
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
 from featx.extraction.options import ExtractOptions
@@ -46,6 +46,22 @@ def test_the_training_source_gives_the_heads_own_table(trained: tuple[Path, Path
         assert report.metrics[split].num_samples == scores["num_samples"]
         assert report.metrics[split].top1 == pytest.approx(scores["top1"])
         assert report.metrics[split].log_loss == pytest.approx(scores["log_loss"], abs=0.02)
+
+
+def test_images_run_in_batches_as_predict_resizes_them(
+    trained: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, model = trained
+    sizes, run = [], Classifier.run
+
+    def count(classifier: Classifier, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(len(inputs))
+        return run(classifier, inputs)
+
+    monkeypatch.setattr(Classifier, "run", count)
+    evaluate(model, source)
+    assert sum(sizes) == 36
+    assert len(sizes) == 3
 
 
 def test_the_training_source_is_known_wherever_it_is(

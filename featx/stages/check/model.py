@@ -16,6 +16,7 @@ import numpy as np
 
 from featx.classifier.proof import answers
 from featx.classifier.references import Reference, find_references, references_of
+from featx.classifier.runner import run_images
 from featx.classifier.session import Classifier
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
@@ -150,7 +151,7 @@ def _compare(
 ) -> tuple[float | None, np.ndarray]:
     """Return the largest logit difference, None without scores, and who agrees, ``(n,)`` bool."""
     if not _gives_all(classifier):
-        classes = np.concatenate([_classes(classifier, image) for image in images])
+        classes = _classes(classifier, images)
         return None, is_top_class(classes, expected, bound)
     found = answers(classifier, images)
     same = classifier.task.settled(found, expected, bound, classifier.header.details)
@@ -178,22 +179,24 @@ def _score(
         return classifier.task.accuracy(found, targets, classifier.header.details)
     if not classifier.task.has_classes:
         return None
-    classes = np.concatenate([_classes(classifier, pixels) for pixels in images])
-    return float((classes == targets).mean())
+    return float((_classes(classifier, images) == targets).mean())
 
 
-def _classes(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    """Return the class of one image, ``(1,)`` int64.
+def _classes(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the class of each raw image alone, ``(n,)`` int64.
 
     Raises:
         ConfigError: The file tells none.
     """
-    inputs = classifier.prepare(pixels)[None]
-    if classifier.contract.top_k:
-        best: np.ndarray = classifier.run(inputs)["top_classes"][:, 0]
-        return best
-    classes: np.ndarray = classifier.logits(inputs).argmax(axis=1)
-    return classes
+
+    def answer(inputs: np.ndarray) -> np.ndarray:
+        if classifier.contract.top_k:
+            best: np.ndarray = classifier.run(inputs)["top_classes"][:, 0]
+            return best
+        classes: np.ndarray = classifier.logits(inputs).argmax(axis=1)
+        return classes
+
+    return np.array(list(run_images(map(classifier.prepare, images), answer)))
 
 
 def _labelled(

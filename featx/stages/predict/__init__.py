@@ -1,7 +1,6 @@
 """Stage 4: answer for new images with an exported file; ONNX Runtime, numpy and Pillow only.
 
     images      what is taken for an image, and which a path or folder stands for
-    prediction  what the classifier says of one image
     predictor   from images to predictions, on all cores
 
 Pixels are resized and cropped by ``images.preprocess``, as in extraction, not by the graph of the
@@ -9,7 +8,6 @@ file: that is exact, and images of any size go to the graph in one batch.
 """
 
 from featx.stages.predict.images import ImageLike, find_images
-from featx.stages.predict.prediction import Prediction
-from featx.stages.predict.predictor import Predictor
+from featx.stages.predict.predictor import Prediction, Predictor
 
 __all__ = ["ImageLike", "Prediction", "Predictor", "find_images"]

@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +23,17 @@ import numpy as np
 from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header
-from featx.backbones.engines import default_batch_size
 from featx.classifier.providers import Provider
+from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
 from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
-from featx.images.preprocess import resized_square
 from featx.images.reading import map_ahead
+from featx.images.sources.labels import SEPARATOR
 from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
-from featx.stages.predict.prediction import (
-    Answer,
-    Prediction,
-    best_classes,
-    given_tags,
-)
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +41,41 @@ _HEAD = "head.safetensors"
 _MAX_HEADS = 32
 _MANY = 32
 """From so many images on, what a session of one thread saves is more than opening it takes."""
-_MAX_BATCH = 16
 _MAX_BATCH_BYTES = 2**25
 """That images may take as they are given; a group of larger ones is smaller."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of one image.
+
+    Attributes:
+        image: Its path; ``"image 3"`` for one without.
+        top: The most probable classes or tags, best first, each with its probability in [0, 1];
+            empty where the image could not be used, and of a regression.
+        error: Why it could not be used; None if it could.
+        tags: Those that it is given, each with a probability from its threshold on; None unless
+            the classifier answers tags.
+        values: Each target of a regression with its value; empty of others.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+    tags: tuple[str, ...] | None = None
+    values: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; of tags those given, as ``"big|red"``, or ``"|"`` for none."""
+        if self.tags is not None:
+            return SEPARATOR.join(self.tags) or SEPARATOR
+        return self.top[0][0] if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        """Of the most probable class, in [0, 1]; None of tags, which have one each."""
+        return self.top[0][1] if self.top and self.tags is None else None
 
 
 class Predictor:
@@ -171,64 +199,72 @@ class Predictor:
 
     def _one_by_one(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         for image in images:
-            yield from self._answer(self._classifier, [self._prepare(image)], top_k)
+            yield from self._predict_batch(self._classifier, [image], top_k)
 
     def _together(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         """Prepare images in threads, and run them in batches one after the other."""
-        size = self._batch_size
-        with closing(map_ahead(self._prepare, images, workers=self._threads, window=size)) as ahead:
-            while batch := list(islice(ahead, size)):
-                prepared = [future.result() for future in batch]
-                yield from self._answer(self._classifier, prepared, top_k)
+        size, names = batch_size_of(self._classifier), deque[str]()
+
+        def named() -> Iterator[_Named]:
+            for image in images:
+                names.append(image.name)
+                yield image
+
+        ahead = map_ahead(self._prepare, named(), workers=self._threads, window=size)
+        with closing(ahead):
+            prepared = (future.result() for future in ahead)
+            answer = partial(self._answers, self._classifier, top_k)
+            for row in run_images(prepared, answer, batch_size=size):
+                yield _prediction(names.popleft(), row)
 
     def _side_by_side(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
         """Give each thread whole groups of images, from preparing them to the answers."""
         classifier = self._of_one_thread()
+        groups = _groups(images, batch_size_of(classifier))
 
         def work(group: list[_Named]) -> list[Prediction]:
-            return self._answer(classifier, [self._prepare(image) for image in group], top_k)
+            return self._predict_batch(classifier, group, top_k)
 
-        groups = _groups(images, self._batch_size)
         with closing(map_ahead(work, groups, workers=self._threads, window=1)) as ahead:
             for future in ahead:
                 yield from future.result()
 
-    def _prepare(self, image: _Named) -> _Prepared:
+    def _predict_batch(
+        self, classifier: Classifier, images: Sequence[_Named], top_k: int
+    ) -> list[Prediction]:
+        answer = partial(self._answers, classifier, top_k)
+        rows = run_images(map(self._prepare, images), answer, batch_size=len(images))
+        return [_prediction(image.name, row) for image, row in zip(images, rows, strict=True)]
+
+    def _prepare(self, image: _Named) -> np.ndarray | ImageError:
         """Return what the graph takes of an image, or why there is nothing."""
+        classifier = self._classifier
         try:
             upright = upright_image(
                 image.image,
                 name=image.name,
                 max_pixels=self._max_pixels,
-                spec=self._classifier.preprocess,
+                spec=classifier.preprocess,
             )
         except ImageError as err:
-            return _Prepared(image.name, None, err.reason)
-        square = resized_square(upright, self._classifier.preprocess)
-        return _Prepared(image.name, self._classifier.prepare(square))
+            return err
+        return resized_input(classifier, upright)
 
-    def _answer(
-        self, classifier: Classifier, images: Sequence[_Prepared], top_k: int
-    ) -> list[Prediction]:
-        """Return the predictions of a batch, of which some may be no images."""
-        inputs = [image.input for image in images if image.input is not None]
-        answers = iter(self._answers(classifier, np.stack(inputs), top_k) if inputs else [])
-        predictions = []
-        for image in images:
-            top, tags, values = Answer() if image.input is None else next(answers)
-            predictions.append(Prediction(image.name, top, image.reason, tags, values))
-        return predictions
-
-    def _answers(self, classifier: Classifier, inputs: np.ndarray, top_k: int) -> list[Answer]:
-        """Return what the file answers for each input."""
+    def _answers(
+        self, classifier: Classifier, top_k: int, inputs: np.ndarray
+    ) -> Iterable[Prediction]:
+        """Return what the file answers for each input, yet without names."""
         if classifier.task.activation is None:
             values = classifier.run(inputs)["values"].tolist()
-            return [Answer(values=tuple(zip(self.classes, row, strict=True))) for row in values]
+            pairs = (tuple(zip(self.classes, row, strict=True)) for row in values)
+            return [Prediction("", (), values=row) for row in pairs]
         if not classifier.thresholds:
-            return [Answer(top) for top in self._tops(classifier, inputs, top_k)]
+            return [Prediction("", top) for top in self._tops(classifier, inputs, top_k)]
         tops = self._tops(classifier, inputs, len(self.classes))
         every = given_tags(tops, dict(zip(self.classes, classifier.thresholds, strict=True)))
-        return [Answer(top[:top_k], tags) for top, tags in zip(tops, every, strict=True)]
+        return [
+            Prediction("", top[:top_k], tags=tags) for top, tags in zip(tops, every, strict=True)
+        ]
 
     def _tops(
         self, classifier: Classifier, inputs: np.ndarray, top_k: int
@@ -241,11 +277,6 @@ class Predictor:
             tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:top_k]
             for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
         ]
-
-    @property
-    def _batch_size(self) -> int:
-        size = default_batch_size("onnxruntime", self._classifier.preprocess.image_size)
-        return min(size, _MAX_BATCH)
 
     def _of_one_thread(self) -> Classifier:
         """Return the same classifier with one thread for each batch; opened once."""
@@ -264,6 +295,37 @@ class Predictor:
             providers=self._providers,
             verify=verify,
         )
+
+
+def best_classes(
+    probabilities: np.ndarray, classes: Sequence[str], *, top_k: int
+) -> list[tuple[tuple[str, float], ...]]:
+    """Return the ``top_k`` most probable classes of each image, best first.
+
+    A tie goes to the class that comes first.
+
+    Args:
+        probabilities: Shape ``(num_images, num_classes)``, floating.
+        classes: Names in index order.
+        top_k: Classes to keep; all of them where there are fewer.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return [
+        tuple((classes[i], float(row[i])) for i in best)
+        for row, best in zip(probabilities, order, strict=True)
+    ]
+
+
+def given_tags(
+    tops: Sequence[tuple[tuple[str, float], ...]], thresholds: Mapping[str, float]
+) -> list[tuple[str, ...]]:
+    """Return the tags that each image is given, by name.
+
+    Args:
+        tops: Tags with their probabilities.
+        thresholds: Probability from which on each tag is given.
+    """
+    return [tuple(sorted(tag for tag, p in top if p >= thresholds[tag])) for top in tops]
 
 
 def _warn_of_another_head(classifier: Classifier) -> None:
@@ -317,12 +379,10 @@ class _Named(NamedTuple):
     image: ImageLike
 
 
-class _Prepared(NamedTuple):
-    """What the graph takes of an image, or the reason why there is nothing."""
-
-    name: str
-    input: np.ndarray | None
-    reason: str | None = None
+def _prediction(name: str, row: Prediction | ImageError) -> Prediction:
+    if isinstance(row, ImageError):
+        return Prediction(name, (), row.reason)
+    return replace(row, image=name)
 
 
 def _groups(images: Iterable[_Named], size: int) -> Iterator[list[_Named]]:
