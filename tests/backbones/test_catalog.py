@@ -23,14 +23,14 @@ NAMES = models.list_models(module=models)
 ALL_WEIGHTS = [(name, entry.name) for name in NAMES for entry in models.get_model_weights(name)]
 
 
-def test_names_are_tiny_and_every_classification_model() -> None:
+def test_names_are_tiny_and_every_classification_model():
     assert backbone_names()[0] == "tiny"
     assert set(backbone_names()[1:]) == set(NAMES)
     assert len(set(backbone_names())) == len(backbone_names()) > 70
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "vit_h_14"])
-def test_a_known_name_is_accepted(name: str) -> None:
+def test_a_known_name_is_accepted(name):
     require_backbone(name)
 
 
@@ -39,13 +39,13 @@ def test_a_known_name_is_accepted(name: str) -> None:
     [("resnet-18", "resnet18"), ("mobilenet_v3", "mobilenet_v3_small"), ("efficientnetb0",
      "efficientnet_b0"), ("vit_b16", "vit_b_16"), ("tinny", "tiny")],
 )  # fmt: skip
-def test_a_near_miss_gets_a_suggestion(typo: str, meant: str) -> None:
+def test_a_near_miss_gets_a_suggestion(typo, meant):
     with pytest.raises(BackboneError, match=rf"Unknown backbone '{typo}'.*{meant}"):
         require_backbone(typo)
 
 
 @pytest.mark.parametrize("name", ["zzzzzzzz", "", "RESNET\n18"])
-def test_a_far_miss_still_says_where_to_look(name: str) -> None:
+def test_a_far_miss_still_says_where_to_look(name):
     with pytest.raises(BackboneError, match="featx backbones"):
         build_model(name)
 
@@ -66,13 +66,13 @@ def test_a_far_miss_still_says_where_to_look(name: str) -> None:
         ("convnext_tiny", 768),
     ],
 )
-def test_penultimate_sizes_of_well_known_networks(name: str, num_features: int) -> None:
+def test_penultimate_sizes_of_well_known_networks(name, num_features):
     info = describe_backbone(name)
     assert info.name == name
     assert info.num_features == num_features
 
 
-def test_tiny_describes_itself() -> None:
+def test_tiny_describes_itself():
     info = describe_backbone("tiny")
     assert info.num_parameters == sum(p.numel() for p in tiny.Tiny().parameters())
     assert (info.image_size, info.weights) == (32, ("CIFAR10_V1",))
@@ -80,13 +80,13 @@ def test_tiny_describes_itself() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "inception_v3", "vit_b_32"])
-def test_a_line_agrees_with_torchvisions_record(name: str) -> None:
+def test_a_line_agrees_with_torchvisions_record(name):
     _check_line(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_line_agrees_with_torchvisions_record(name: str) -> None:
+def test_every_line_agrees_with_torchvisions_record(name):
     _check_line(name)
 
 
@@ -104,7 +104,7 @@ def _check_line(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "weights"), ALL_WEIGHTS)
-def test_preprocessing_is_that_of_the_weights(name: str, weights: str) -> None:
+def test_preprocessing_is_that_of_the_weights(name, weights):
     preset = models.get_model_weights(name)[weights].transforms()
     spec = default_preprocess(name, weights)
     assert [spec.image_size] == preset.crop_size
@@ -114,36 +114,36 @@ def test_preprocessing_is_that_of_the_weights(name: str, weights: str) -> None:
     assert spec.crop == "center"
 
 
-def test_default_preprocessing_is_that_of_the_default_weights() -> None:
+def test_default_preprocessing_is_that_of_the_default_weights():
     entry = models.ResNet50_Weights.DEFAULT
     assert default_preprocess("resnet50") == default_preprocess("resnet50", entry.name)
     assert default_preprocess("resnet50") != default_preprocess("resnet50", "IMAGENET1K_V1")
 
 
-def test_preprocessing_of_unknown_names() -> None:
+def test_preprocessing_of_unknown_names():
     with pytest.raises(BackboneError, match="Unknown backbone 'nope'"):
         default_preprocess("nope")
     with pytest.raises(BackboneError, match=r"no weights 'V9'; it has IMAGENET1K_V1, IMAGENET1K"):
         default_preprocess("resnet50", "V9")
 
 
-def test_weights_go_by_their_long_name_too() -> None:
+def test_weights_go_by_their_long_name_too():
     entry = torchvision_weights("resnet50", "ResNet50_Weights.IMAGENET1K_V2")
     assert entry is models.ResNet50_Weights.IMAGENET1K_V2
 
 
-def test_tiny_has_no_torchvision_weights() -> None:
+def test_tiny_has_no_torchvision_weights():
     with pytest.raises(BackboneError, match="tiny has no torchvision weights"):
         torchvision_weights("tiny", "DEFAULT")
 
 
-def test_a_skeleton_has_the_models_names_and_shapes_but_no_values() -> None:
+def test_a_skeleton_has_the_models_names_and_shapes_but_no_values():
     skeleton, model = build_skeleton("resnet18").state_dict(), build_model("resnet18").state_dict()
     assert {k: v.shape for k, v in skeleton.items()} == {k: v.shape for k, v in model.items()}
     assert all(value.is_meta for value in skeleton.values())
 
 
-def test_building_is_in_eval_mode_and_quiet(recwarn: pytest.WarningsRecorder) -> None:
+def test_building_is_in_eval_mode_and_quiet(recwarn):
     assert not any(module.training for module in build_skeleton("googlenet").modules())
     assert not list(recwarn)
 
@@ -161,16 +161,16 @@ def test_building_is_in_eval_mode_and_quiet(recwarn: pytest.WarningsRecorder) ->
         ("tiny", "head"),
     ],
 )
-def test_the_last_layer_is_found_past_auxiliary_heads(name: str, layer: str) -> None:
+def test_the_last_layer_is_found_past_auxiliary_heads(name, layer):
     assert classifier_layer(build_skeleton(name)) == layer
 
 
-def test_a_model_without_a_last_layer_is_refused() -> None:
+def test_a_model_without_a_last_layer_is_refused():
     with pytest.raises(BackboneError, match="Sequential has no Linear or Conv2d"):
         classifier_layer(nn.Sequential(nn.ReLU()))
 
 
-def test_building_does_not_touch_the_default_dtype_or_device() -> None:
+def test_building_does_not_touch_the_default_dtype_or_device():
     build_skeleton("regnet_y_400mf")
     assert torch.empty(1).device == torch.device("cpu")
     assert torch.empty(1).dtype == torch.float32

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featx.backbones.graph_builder import drop_unused, share_equal
 
 
-def test_what_no_output_needs_is_dropped() -> None:
+def test_what_no_output_needs_is_dropped():
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["maps"]), helper.make_node("Relu", ["maps"], ["dead"])],
         "g",
@@ -24,7 +24,7 @@ def test_what_no_output_needs_is_dropped() -> None:
     assert "ballast" not in {tensor.name for tensor in graph.initializer}
 
 
-def test_what_an_inner_graph_reads_is_kept_and_shared() -> None:
+def test_what_an_inner_graph_reads_is_kept_and_shared():
     value = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
     inner = helper.make_graph([helper.make_node("Add", ["x", "two"], ["y"])], "inner", [], [value])
     node = helper.make_node("If", ["yes"], ["out"], then_branch=inner, else_branch=inner)
@@ -47,7 +47,7 @@ def test_what_an_inner_graph_reads_is_kept_and_shared() -> None:
     np.testing.assert_array_equal(found, [3, 4])
 
 
-def test_zeros_of_another_sign_or_type_are_not_equal() -> None:
+def test_zeros_of_another_sign_or_type_are_not_equal():
     arrays = [np.zeros(2, np.float32), -np.zeros(2, np.float32), np.zeros(2, np.int32),
               np.zeros((2, 1), np.float32)]  # fmt: skip
     graph = onnx.GraphProto()

@@ -9,7 +9,6 @@ import os
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -63,14 +62,14 @@ def _age(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == package else real(name))
 
 
-def test_the_folder_is_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_the_users(folder, monkeypatch):
     assert cache_folder() == folder
     for unset in ("", "relative/path"):  # the XDG standard ignores relative ones
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
         assert cache_folder() == Path.home() / ".cache" / "featx"
 
 
-def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_a_folder(monkeypatch):
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -79,14 +78,14 @@ def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(os.geteuid()) in cache_folder().parent.name
 
 
-def test_a_folder_in_a_graphs_place_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_in_a_graphs_place_is_not_used(caplog):
     graph_path(SPEC).mkdir(parents=True)
     graph_path(SPEC).parent.chmod(0o700)
     assert read_graph(SPEC) is None
     assert "it is no file" in caplog.text
 
 
-def test_a_kept_graph_comes_back(folder: Path) -> None:
+def test_a_kept_graph_comes_back(folder):
     assert read_graph(SPEC) is None
     keep_graph(SPEC, GRAPH)
     kept = read_graph(SPEC)
@@ -96,19 +95,19 @@ def test_a_kept_graph_comes_back(folder: Path) -> None:
     assert graph_path(SPEC).name.startswith(f"{SPEC.fingerprint}-{OPSET}-")
 
 
-def test_another_spec_has_another_graph() -> None:
+def test_another_spec_has_another_graph():
     keep_graph(SPEC, GRAPH)
     assert read_graph(replace(SPEC, layer="layer3")) is None
 
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision", "onnxscript"])
-def test_another_version_has_another_graph(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_has_another_graph(package, monkeypatch):
     keep_graph(SPEC, GRAPH)
     _age(monkeypatch, package)
     assert read_graph(SPEC) is None
 
 
-def test_a_damaged_graph_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_graph_is_not_used(caplog):
     keep_graph(SPEC, GRAPH)
     path = graph_path(SPEC)
     whole = path.read_bytes()
@@ -124,7 +123,7 @@ def test_a_damaged_graph_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
         assert path.read_bytes() == whole
 
 
-def test_a_graph_of_another_spec_is_not_used_under_this_ones_name() -> None:
+def test_a_graph_of_another_spec_is_not_used_under_this_ones_name():
     other = replace(SPEC, layer="layer3")
     keep_graph(other, GRAPH)
     graph_path(other).rename(graph_path(SPEC))
@@ -146,9 +145,7 @@ def _external(model: onnx.ModelProto) -> None:
         (lambda m: m.ClearField("graph"), "no ONNX model"),
     ],
 )
-def test_a_graph_that_reaches_beyond_itself_is_not_used(
-    change: Any, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_graph_that_reaches_beyond_itself_is_not_used(change, message, caplog):
     model = onnx.load_from_string(GRAPH)
     change(model)
     keep_graph(SPEC, model.SerializeToString())
@@ -173,9 +170,7 @@ def _behind_a_link(path: Path) -> None:
         ("cannot be opened", lambda path, folder: _behind_a_link(path)),
     ],
 )
-def test_what_others_can_write_is_not_used_and_made_the_users_own(
-    message: str, change: Any, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_others_can_write_is_not_used_and_made_the_users_own(message, change, folder, caplog):
     keep_graph(SPEC, GRAPH)
     change(graph_path(SPEC), folder)
     assert read_graph(SPEC) is None
@@ -189,7 +184,7 @@ def test_what_others_can_write_is_not_used_and_made_the_users_own(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("what", ["file", "folder", "key"])
-def test_what_belongs_to_others_is_not_used(what: str, folder: Path) -> None:
+def test_what_belongs_to_others_is_not_used(what, folder):
     keep_graph(SPEC, GRAPH)
     path = graph_path(SPEC)
     os.chown({"file": path, "folder": path.parent, "key": folder / "key"}[what], 1234, -1)
@@ -197,7 +192,7 @@ def test_what_belongs_to_others_is_not_used(what: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
-def test_whatever_the_umask_only_the_user_can_write(umask: int, folder: Path) -> None:
+def test_whatever_the_umask_only_the_user_can_write(umask, folder):
     before = os.umask(umask)
     try:
         keep_graph(SPEC, GRAPH)
@@ -210,9 +205,7 @@ def test_whatever_the_umask_only_the_user_can_write(umask: int, folder: Path) ->
         assert not path.stat().st_mode & 0o077, path
 
 
-def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(
-    folder: Path,
-) -> None:
+def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(folder):
     keep_graph(SPEC, GRAPH)
     remember(REQUEST, Found(SPEC, "random:0"))
     for content in (None, b"", b"short", b"x" * 32):
@@ -229,7 +222,7 @@ def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(
         assert recall(REQUEST) is not None
 
 
-def test_a_seal_is_an_entry_of_the_metadata() -> None:
+def test_a_seal_is_an_entry_of_the_metadata():
     model = onnx.ModelProto(ir_version=10, producer_name="somebody")
     model.metadata_props.add(key="own", value="1")
     again = onnx.ModelProto.FromString(sealed(model.SerializeToString()))
@@ -239,9 +232,7 @@ def test_a_seal_is_an_entry_of_the_metadata() -> None:
     assert again == model
 
 
-def test_no_cache_folder_no_harm(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_cache_folder_no_harm(folder, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
         keep_graph(SPEC, GRAPH)
@@ -251,7 +242,7 @@ def test_no_cache_folder_no_harm(
     assert recall(REQUEST) is None
 
 
-def test_a_request_is_known_again() -> None:
+def test_a_request_is_known_again():
     found = Found(SPEC, "torchvision:IMAGENET1K_V1")
     assert recall(REQUEST) is None
     remember(REQUEST, found)
@@ -261,13 +252,13 @@ def test_a_request_is_known_again() -> None:
 
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision"])
-def test_versions_make_a_request_unknown(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_make_a_request_unknown(package, monkeypatch):
     remember(REQUEST, Found(SPEC, "torchvision:IMAGENET1K_V1"))
     _age(monkeypatch, package)
     assert recall(REQUEST) is None
 
 
-def test_a_changed_weights_file_makes_a_request_unknown(tmp_path: Path) -> None:
+def test_a_changed_weights_file_makes_a_request_unknown(tmp_path):
     weights = tmp_path / "w.pth"
     weights.write_bytes(b"weights")
     request = BackboneRequest("resnet18", weights=str(weights))
@@ -283,14 +274,14 @@ def test_a_changed_weights_file_makes_a_request_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", "{}", '{"spec": 1}', "[" * 100_000, "\udcff"]
 )
-def test_a_damaged_request_is_not_known(content: str, folder: Path) -> None:
+def test_a_damaged_request_is_not_known(content, folder):
     remember(REQUEST, Found(SPEC, "random:0"))
     (path,) = (folder / "requests").iterdir()
     path.write_text(content, errors="surrogateescape")
     assert recall(REQUEST) is None
 
 
-def test_an_altered_request_is_not_known(folder: Path) -> None:
+def test_an_altered_request_is_not_known(folder):
     remember(REQUEST, Found(SPEC, "random:0"))
     (path,) = (folder / "requests").iterdir()
     text = path.read_text()
@@ -306,7 +297,7 @@ class TestBundled:
 
     request = BackboneRequest("tiny")
 
-    def test_it_is_what_the_request_comes_to(self) -> None:
+    def test_it_is_what_the_request_comes_to(self):
         found = recall(self.request)
         assert found is not None
         weights = open_weights("tiny")
@@ -314,7 +305,7 @@ class TestBundled:
         assert (found.spec, found.origin) == (spec, weights.origin)
         assert len(list(BUNDLED.iterdir())) == 2
 
-    def test_it_is_todays_graph(self) -> None:
+    def test_it_is_todays_graph(self):
         network, spec = build_network("tiny", open_weights("tiny"), default_preprocess("tiny"))
         kept = read_graph(spec)
         assert kept == bundled_graph_path(spec).read_bytes()
@@ -323,6 +314,6 @@ class TestBundled:
         found, expected = OnnxEngine(kept).features(pixels), OnnxEngine(built).features(pixels)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
-    def test_other_requests_do_not_get_it(self) -> None:
+    def test_other_requests_do_not_get_it(self):
         assert recall(replace(self.request, image_size=64)) is None
         assert recall(replace(self.request, weights="none")) is None

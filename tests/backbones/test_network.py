@@ -58,13 +58,13 @@ SLOW = [name for name in models.list_models(module=models) if name not in QUICK.
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_last_layer_on_features_gives_the_logits(name: str, pixels: Pixels) -> None:
+def test_last_layer_on_features_gives_the_logits(name, pixels):
     _check_logits(name, QUICK[name], pixels)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_last_layer_on_features_gives_the_logits_for_all(name: str, pixels: Pixels) -> None:
+def test_last_layer_on_features_gives_the_logits_for_all(name, pixels):
     fixed = name.startswith(FIXED_SIZE)
     size = default_preprocess(name).image_size if fixed else 299 if "inception" in name else 96
     _check_logits(name, size, pixels)
@@ -125,12 +125,12 @@ def _spread(model: nn.Module, weights: Weights) -> nn.Module:
         ("densenet121", "features.denseblock1", 256),
     ],
 )
-def test_layers_by_node_and_by_module(backbone: str, layer: str, num_features: int) -> None:
+def test_layers_by_node_and_by_module(backbone, layer, num_features):
     cut = find_cut(backbone, 32, layer=layer)
     assert (cut.layer, cut.pool, cut.num_features) == (layer, "avg", num_features)
 
 
-def test_vgg16_at_32_pixels_gives_the_512_of_its_convolutions(pixels: Pixels) -> None:
+def test_vgg16_at_32_pixels_gives_the_512_of_its_convolutions(pixels):
     preprocess = default_preprocess("vgg16").with_overrides(image_size=32, resize=None, crop=None)
     weights = open_weights("vgg16", "none")
     network, spec = build_network("vgg16", weights, preprocess, layer="features")
@@ -146,14 +146,14 @@ def test_vgg16_at_32_pixels_gives_the_512_of_its_convolutions(pixels: Pixels) ->
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t", "tiny"])
-def test_penultimate_is_the_node_before_the_last_layer(name: str) -> None:
+def test_penultimate_is_the_node_before_the_last_layer(name):
     model = build_skeleton(name)
     nodes = graph_nodes(model)
     assert nodes[nodes.index(penultimate_layer(model)) + 1] == classifier_layer(model)
 
 
 @pytest.mark.parametrize("layer", ["layer9", "layer", "layer1.", "LAYER1", "x", "relu6"])
-def test_an_unknown_layer(layer: str) -> None:
+def test_an_unknown_layer(layer):
     with pytest.raises(BackboneError, match=rf"resnet18 has no layer '{layer}'.*lists them"):
         find_cut("resnet18", 64, layer=layer)
 
@@ -161,17 +161,17 @@ def test_an_unknown_layer(layer: str) -> None:
 @pytest.mark.parametrize(
     "layer", ["getattr", "getitem", "encoder.layers.encoder_layer_0.self_attention"]
 )
-def test_a_layer_that_gives_no_tensor(layer: str) -> None:
+def test_a_layer_that_gives_no_tensor(layer):
     with pytest.raises(BackboneError, match=rf"'{layer}' of vit_b_32 gives no tensor"):
         find_cut("vit_b_32", 224, layer=layer)
 
 
-def test_a_layer_that_mixes_the_batch() -> None:
+def test_a_layer_that_mixes_the_batch():
     with pytest.raises(BackboneError, match="mixes the images"):
         find_cut("vit_b_32", 224, layer="class_token")
 
 
-def test_names_are_listed_in_order_of_computation() -> None:
+def test_names_are_listed_in_order_of_computation():
     names = layer_names(build_skeleton("resnet18"), depth=1)
     assert names[0] == "conv1"
     assert names[-1] == "fc"
@@ -182,7 +182,7 @@ def test_names_are_listed_in_order_of_computation() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "squeezenet1_1"])
-def test_every_listed_layer_can_be_used(name: str) -> None:
+def test_every_listed_layer_can_be_used(name):
     model = build_skeleton(name)
     names = layer_names(model)
     shapes = layer_shapes(name, 64, names, model=model)
@@ -235,9 +235,7 @@ def _values(backbone: str, layer: str | None, pool: Pool) -> tuple[Tensor, Tenso
         ("swin_t", "permute", "avg", lambda out: out.mean((2, 3))),
     ],
 )
-def test_pooling(
-    backbone: str, layer: str, pool: Pool, reference: Callable[[Tensor], Tensor]
-) -> None:
+def test_pooling(backbone, layer, pool, reference):
     output, features, _ = _values(backbone, layer, pool)
     torch.testing.assert_close(features, reference(output))
 
@@ -246,14 +244,12 @@ def test_pooling(
     ("backbone", "layer", "size"),
     [("swin_t", "features.1", 384), ("convnext_tiny", "features.1.0.block.2", 384)],
 )
-def test_maps_as_wide_as_their_channels_are_told_apart(
-    backbone: str, layer: str, size: int
-) -> None:
+def test_maps_as_wide_as_their_channels_are_told_apart(backbone, layer, size):
     assert layer_shapes(backbone, size, [layer])[layer] == (2, 96, 96, 96)
     assert find_cut(backbone, size, layer=layer).channels_last
 
 
-def test_ordinary_maps_as_wide_as_their_channels() -> None:
+def test_ordinary_maps_as_wide_as_their_channels():
     assert layer_shapes("resnet18", 128, ["conv1"])["conv1"] == (2, 64, 64, 64)
     assert not find_cut("resnet18", 128, layer="conv1").channels_last
 
@@ -272,7 +268,7 @@ def test_ordinary_maps_as_wide_as_their_channels() -> None:
         ("vit_b_32", "permute", "cls", "has no class token"),
     ],
 )
-def test_pooling_that_does_not_fit(backbone: str, layer: str, pool: Pool, message: str) -> None:
+def test_pooling_that_does_not_fit(backbone, layer, pool, message):
     size = 224 if backbone.startswith("vit") else 32
     with pytest.raises(ConfigError, match=message) as caught:
         find_cut(backbone, size, layer=layer, pool=pool)
@@ -280,9 +276,7 @@ def test_pooling_that_does_not_fit(backbone: str, layer: str, pool: Pool, messag
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("tiny", 32), ("squeezenet1_1", 64)])
-def test_what_was_worked_out_from_shapes_is_what_comes_out(
-    backbone: str, size: int, pixels: Pixels
-) -> None:
+def test_what_was_worked_out_from_shapes_is_what_comes_out(backbone, size, pixels):
     preprocess = default_preprocess(backbone).with_overrides(
         image_size=size, resize=None, crop=None
     )
@@ -303,19 +297,19 @@ def test_what_was_worked_out_from_shapes_is_what_comes_out(
     ("backbone", "size"),
     [("vit_b_32", 32), ("vit_b_32", 225), ("inception_v3", 32), ("alexnet", 32), ("vgg16", 16)],
 )
-def test_an_image_size_the_backbone_does_not_take(backbone: str, size: int) -> None:
+def test_an_image_size_the_backbone_does_not_take(backbone, size):
     with pytest.raises(BackboneError, match=rf"{backbone} does not take images of {size} pixels"):
         find_cut(backbone, size)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "inception_v3", "swin_v2_t"])
-def test_no_image_size_escapes_as_another_error(name: str) -> None:
+def test_no_image_size_escapes_as_another_error(name):
     for size in (1, 2, 7, 16, 33):
         with contextlib.suppress(BackboneError):
             assert find_cut(name, size).num_features > 0
 
 
-def test_a_vision_transformer_is_built_for_the_size_of_its_weights() -> None:
+def test_a_vision_transformer_is_built_for_the_size_of_its_weights():
     size = default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").image_size
     assert size == 384
     assert find_cut("vit_b_16", size).num_features == 768
@@ -323,7 +317,7 @@ def test_a_vision_transformer_is_built_for_the_size_of_its_weights() -> None:
     assert find_cut("vit_h_14", default_preprocess("vit_h_14").image_size).num_features == 1280
 
 
-def test_a_vision_transformers_weights_of_another_size_are_refused() -> None:
+def test_a_vision_transformers_weights_of_another_size_are_refused():
     preprocess = default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     with pytest.raises(BackboneError, match=r"shape of encoder\.pos_embedding"):
         build_network("vit_b_16", _random_weights("vit_b_16", "none"), preprocess)
@@ -332,7 +326,7 @@ def test_a_vision_transformers_weights_of_another_size_are_refused() -> None:
 # Frozen, and independent of company
 
 
-def test_a_forward_pass_changes_nothing(pixels: Pixels) -> None:
+def test_a_forward_pass_changes_nothing(pixels):
     network, _ = build_network("tiny", open_weights("tiny"), default_preprocess("tiny"))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert any(name.endswith("running_mean") for name in before)
@@ -345,7 +339,7 @@ def test_a_forward_pass_changes_nothing(pixels: Pixels) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_dropout_is_off(pixels: Pixels) -> None:
+def test_dropout_is_off(pixels):
     _, _, network = _values("squeezenet1_1", None, "auto")
     batch = torch.from_numpy(pixels(2, 64))
     with torch.inference_mode():
@@ -363,7 +357,7 @@ def _tiny_network() -> Network:
     count=st.integers(1, 9),
     start=st.integers(0, 8),
 )
-def test_features_do_not_depend_on_the_batch(seed: int, count: int, start: int) -> None:
+def test_features_do_not_depend_on_the_batch(seed, count, start):
     rng = np.random.default_rng(seed)
     pixels = torch.from_numpy(rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8))
     order = torch.from_numpy(rng.permutation(9))
@@ -376,7 +370,7 @@ def test_features_do_not_depend_on_the_batch(seed: int, count: int, start: int) 
     torch.testing.assert_close(part, whole[chosen], rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_the_arithmetic_is_that_of_the_spec() -> None:
+def test_the_arithmetic_is_that_of_the_spec():
     preprocess = PreprocessSpec(
         image_size=32, resize=32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125)
     )
@@ -392,7 +386,7 @@ def test_the_arithmetic_is_that_of_the_spec() -> None:
     torch.testing.assert_close(network(pixels), expected)
 
 
-def test_the_spec_records_all_of_it() -> None:
+def test_the_spec_records_all_of_it():
     weights = open_weights("tiny")
     preprocess = default_preprocess("tiny")
     _, spec = build_network("tiny", weights, preprocess, layer="stage3", pool="max")
@@ -403,7 +397,7 @@ def test_the_spec_records_all_of_it() -> None:
     assert spec.precision == "fp32"
 
 
-def test_what_lies_behind_the_layer_is_gone() -> None:
+def test_what_lies_behind_the_layer_is_gone():
     network, _ = build_network(
         "tiny", open_weights("tiny"), default_preprocess("tiny"), layer="stage1"
     )
@@ -411,7 +405,7 @@ def test_what_lies_behind_the_layer_is_gone() -> None:
     assert kept < sum(parameter.numel() for parameter in tiny.Tiny().parameters()) / 4
 
 
-def test_building_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+def test_building_is_quiet(caplog):
     weights = open_weights("tiny")
     with caplog.at_level(logging.INFO):
         build_network("tiny", weights, default_preprocess("tiny"))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +37,7 @@ def _run(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
     return features
 
 
-def test_the_graph_has_the_contracts_inputs_and_outputs(model: onnx.ModelProto) -> None:
+def test_the_graph_has_the_contracts_inputs_and_outputs(model):
     onnx.checker.check_model(model)
     (pixels,), (features,) = model.graph.input, model.graph.output
     assert (pixels.name, features.name) == ("pixels", "features")
@@ -51,16 +50,14 @@ def test_the_graph_has_the_contracts_inputs_and_outputs(model: onnx.ModelProto) 
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", OPSET)}
 
 
-def test_the_graph_is_self_contained(model: onnx.ModelProto) -> None:
+def test_the_graph_is_self_contained(model):
     assert all(t.data_location == onnx.TensorProto.DEFAULT for t in model.graph.initializer)
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.functions) == 0
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
-def test_the_graph_gives_the_networks_features(
-    batch: int, network: Network, model: onnx.ModelProto, pixels: Pixels
-) -> None:
+def test_the_graph_gives_the_networks_features(batch, network, model, pixels):
     images = pixels(batch, 32, seed=batch)
     expected = TorchEngine(network, device="cpu").features(images)
     bound = 1e-5 * np.abs(expected).max()
@@ -68,7 +65,7 @@ def test_the_graph_gives_the_networks_features(
 
 
 @pytest.mark.parametrize("value", [0, 255], ids=["black", "white"])
-def test_the_ends_of_the_range(value: int, network: Network, model: onnx.ModelProto) -> None:
+def test_the_ends_of_the_range(value, network, model):
     images = np.full((1, 32, 32, 3), value, np.uint8)
     expected = TorchEngine(network, device="cpu").features(images)
     bound = 1e-5 * np.abs(expected).max()
@@ -78,7 +75,7 @@ def test_the_ends_of_the_range(value: int, network: Network, model: onnx.ModelPr
 @pytest.mark.parametrize(
     ("layer", "pool"), [("stage2", "max"), ("stage2", "avg"), ("stage1", "flatten")]
 )
-def test_pooling_is_in_the_graph(layer: str, pool: Any, pixels: Pixels) -> None:
+def test_pooling_is_in_the_graph(layer, pool, pixels):
     network, spec = build_network(
         "tiny", open_weights("tiny"), default_preprocess("tiny"), layer=layer, pool=pool
     )
@@ -89,15 +86,13 @@ def test_pooling_is_in_the_graph(layer: str, pool: Any, pixels: Pixels) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_exporting_twice_gives_the_same_weights(network: Network, model: onnx.ModelProto) -> None:
+def test_exporting_twice_gives_the_same_weights(network, model):
     again = export_network(network, image_size=32)
     first = {t.name: t.SerializeToString() for t in model.graph.initializer}
     assert {t.name: t.SerializeToString() for t in again.graph.initializer} == first
 
 
-def test_exporting_is_quiet_and_leaves_the_loggers_alone(
-    network: Network, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exporting_is_quiet_and_leaves_the_loggers_alone(network, capfd, caplog):
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     export_network(network, image_size=32)
@@ -107,9 +102,7 @@ def test_exporting_is_quiet_and_leaves_the_loggers_alone(
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.onnx.OnnxExporterError])
-def test_what_the_exporter_refuses_is_an_export_error(
-    error: type[Exception], network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_exporter_refuses_is_an_export_error(error, network, monkeypatch):
     def refuse(*args: object, **options: object) -> None:
         raise error("no such operator\nand a long story")
 
@@ -120,17 +113,13 @@ def test_what_the_exporter_refuses_is_an_export_error(
     assert [logging.getLogger("torch.onnx").level] == levels
 
 
-def test_nothing_exported_is_an_export_error(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_exported_is_an_export_error(network, monkeypatch):
     monkeypatch.setattr(onnx_graph.torch.onnx, "export", lambda *args, **options: None)
     with pytest.raises(ExportError, match="returned nothing"):
         export_network(network, image_size=32)
 
 
-def test_a_built_graph_was_compared_with_its_network(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_built_graph_was_compared_with_its_network(network, monkeypatch):
     def shifted(network: Network, *, image_size: int, opset: int) -> onnx.ModelProto:
         model = export_network(network, image_size=image_size, opset=opset)
         weights = next(t for t in model.graph.initializer if "conv" in t.name or len(t.dims) == 4)
@@ -144,15 +133,13 @@ def test_a_built_graph_was_compared_with_its_network(
         build_graph(network, image_size=32)
 
 
-def test_a_graph_that_does_not_run_is_an_export_error(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_does_not_run_is_an_export_error(network, monkeypatch):
     monkeypatch.setattr(onnx_graph, "export_network", lambda network, **options: onnx.ModelProto())
     with pytest.raises(ExportError, match="graph cannot be run"):
         build_graph(network, image_size=32)
 
 
-def test_the_error_is_relative_to_each_row() -> None:
+def test_the_error_is_relative_to_each_row():
     expected = np.array([[3.0, 4.0], [300.0, 400.0]], dtype=np.float32)
     found = expected + np.array([[0.0, 0.05], [0.5, 0.0]], dtype=np.float32)
     assert relative_error(found, expected) == pytest.approx(0.01, rel=1e-4)

@@ -38,7 +38,7 @@ def matrix(name: str, kind: int) -> object:
     return helper.make_tensor_value_info(name, kind, [None, None])
 
 
-def test_the_product_is_what_onnx_writes() -> None:
+def test_the_product_is_what_onnx_writes():
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
         "g",
@@ -52,9 +52,7 @@ def test_the_product_is_what_onnx_writes() -> None:
 
 
 @pytest.mark.parametrize(("sums_are_exact", "wider"), [(True, False), (False, True)])
-def test_products_are_wider_only_where_sums_overflow(
-    sums_are_exact: bool, wider: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_are_wider_only_where_sums_overflow(sums_are_exact, wider, monkeypatch):
     class Processor:
         """Adds pairs of products in 16 bits, as x86 does without VNNI, or as it should."""
 
@@ -71,7 +69,7 @@ def test_products_are_wider_only_where_sums_overflow(
     assert has_wider_products(session_options(threads=1)) == wider
 
 
-def test_what_is_set_gives_exact_sums_here() -> None:
+def test_what_is_set_gives_exact_sums_here():
     session = ort.InferenceSession(
         module._PRODUCT, session_options(threads=1), providers=["CPUExecutionProvider"]
     )
@@ -84,6 +82,6 @@ def test_what_is_set_gives_exact_sums_here() -> None:
         assert (found == a.astype(np.int64) @ b.astype(np.int64)).all()
 
 
-def test_threads_and_silence() -> None:
+def test_threads_and_silence():
     options = session_options(threads=3)
     assert (options.intra_op_num_threads, options.log_severity_level) == (3, 4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,7 +59,7 @@ SPECS = st.builds(
 
 
 @given(SPECS)
-def test_a_spec_survives_json(spec: BackboneSpec) -> None:
+def test_a_spec_survives_json(spec):
     restored = BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert restored == spec
     assert restored.fingerprint == spec.fingerprint
@@ -79,7 +78,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BackboneSpec)])
-def test_every_field_shows_in_the_fingerprint(field: str) -> None:
+def test_every_field_shows_in_the_fingerprint(field):
     value = CHANGES[field] or default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
     assert _spec(**{field: value}).fingerprint != _spec().fingerprint
 
@@ -94,13 +93,13 @@ PREPROCESS_CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", PREPROCESS_CHANGES)
-def test_every_preprocessing_field_shows_in_the_fingerprint(field: str) -> None:
+def test_every_preprocessing_field_shows_in_the_fingerprint(field):
     spec = _spec()
     other = dataclasses.replace(spec.preprocess, **{field: PREPROCESS_CHANGES[field]})
     assert _spec(preprocess=other).fingerprint != spec.fingerprint
 
 
-def test_the_crop_shows_in_the_fingerprint() -> None:
+def test_the_crop_shows_in_the_fingerprint():
     square = dataclasses.replace(_spec().preprocess, resize=224)
     squeezed = dataclasses.replace(square, crop="none")
     assert _spec(preprocess=square).fingerprint != _spec(preprocess=squeezed).fingerprint
@@ -117,7 +116,7 @@ def test_the_crop_shows_in_the_fingerprint() -> None:
         {k: v for k, v in _spec().to_dict().items() if k != "layer"},
     ],
 )
-def test_what_is_no_spec_is_refused(values: Any) -> None:
+def test_what_is_no_spec_is_refused(values):
     with pytest.raises((BackboneError, ConfigError), match=r"(?i)not (the spec|a preprocessing)"):
         BackboneSpec.from_dict(values)
 
@@ -126,21 +125,19 @@ def test_what_is_no_spec_is_refused(values: Any) -> None:
 
 
 @pytest.mark.parametrize("choice", ["default", "none", "IMAGENET1K_V1"])
-def test_a_name_is_no_file(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_no_file(choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert weights_file(choice) is None
 
 
 @pytest.mark.parametrize("choice", ["default", "none"])
-def test_a_file_does_not_take_the_place_of_a_word(
-    choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_does_not_take_the_place_of_a_word(choice, tmp_path, monkeypatch):
     (tmp_path / choice).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     assert weights_file(choice) is None
 
 
-def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_becomes_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert weights_file("missing.pth") == tmp_path / "missing.pth"
@@ -189,29 +186,29 @@ CHANGED_REQUESTS: dict[str, Any] = {
 }
 
 
-def test_a_request_survives_json() -> None:
+def test_a_request_survives_json():
     assert json.loads(json.dumps(REQUEST.to_dict())) == REQUEST.to_dict()
     assert comes_to(REQUEST, earlier=json.loads(json.dumps(REQUEST.to_dict())))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BackboneRequest)])
-def test_another_request_comes_to_something_else(field: str) -> None:
+def test_another_request_comes_to_something_else(field):
     other = dataclasses.replace(REQUEST, **{field: CHANGED_REQUESTS[field]})
     assert not comes_to(REQUEST, earlier=other.to_dict())
 
 
 @pytest.mark.parametrize("earlier", [{}, [], "x", 0, {"backbone": "resnet18"}])
-def test_what_is_no_request_comes_to_nothing(earlier: object) -> None:
+def test_what_is_no_request_comes_to_nothing(earlier):
     assert not comes_to(REQUEST, earlier=earlier)
 
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision"])
-def test_another_version_works_it_out_again(package: str) -> None:
+def test_another_version_works_it_out_again(package):
     assert not comes_to(REQUEST, versions=environment() | {package: "0.0"})
     assert not comes_to(REQUEST, versions={})
 
 
-def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
+def test_a_weights_file_is_known_by_its_content(tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(b"one")
     request, sha256 = BackboneRequest("tiny", str(path)), file_sha256(path)
@@ -222,9 +219,7 @@ def test_a_weights_file_is_known_by_its_content(tmp_path: Path) -> None:
     assert not comes_to(request, sha256, origin=f"file:{path}")
 
 
-def test_the_bundled_weights_are_looked_at_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bundled_weights_are_looked_at_too(tmp_path, monkeypatch):
     request, sha256 = BackboneRequest("tiny"), file_sha256(BUNDLED_WEIGHTS)
     assert comes_to(request, sha256, origin="bundled")
     (tmp_path / "w").write_bytes(b"a later release's")
@@ -232,6 +227,6 @@ def test_the_bundled_weights_are_looked_at_too(
     assert not comes_to(request, sha256, origin="bundled")
 
 
-def test_names_and_seeds_need_no_file() -> None:
+def test_names_and_seeds_need_no_file():
     assert comes_to(REQUEST, origin="torchvision:IMAGENET1K_V1")
     assert comes_to(dataclasses.replace(REQUEST, weights="none", seed=3), origin="random:3")

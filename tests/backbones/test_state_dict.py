@@ -58,9 +58,7 @@ WRAPPERS = ["net", "model_state_dict", "state_dict_ema", "ema", "model_ema", "te
     "prefix", [*PREFIXES, "module._orig_mod.", "model.backbone.", "a.strange.one."]
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "checkpoint"])
-def test_prefixes_that_all_names_share(
-    prefix: str, wrapper: str | None, state: State, opened: Any
-) -> None:
+def test_prefixes_that_all_names_share(prefix, wrapper, state, opened):
     content: Any = with_prefix(state, prefix)
     weights = opened({wrapper: content, "epoch": 3} if wrapper else content)
     assert weights.state.keys() == state.keys()
@@ -68,12 +66,12 @@ def test_prefixes_that_all_names_share(
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_and_their_nesting(wrapper: str, state: State, opened: Any) -> None:
+def test_wrappers_and_their_nesting(wrapper, state, opened):
     for content in ({wrapper: state}, {"a": {"b": {wrapper: with_prefix(state, "module.")}}}):
         assert opened({**content, "lr": 0.1}).state.keys() == state.keys()
 
 
-def test_what_a_trainer_keeps_beside_the_network(state: State, opened: Any) -> None:
+def test_what_a_trainer_keeps_beside_the_network(state, opened):
     averaged = {"n_averaged": torch.tensor(3), **with_prefix(state, "module.")}
     lightning = {
         "state_dict": {"criterion.weight": torch.ones(3), **with_prefix(state, "model.")},
@@ -97,34 +95,30 @@ def test_what_a_trainer_keeps_beside_the_network(state: State, opened: Any) -> N
     ],
     ids=["options", "numpy", "paths and dates", "a whole model"],
 )
-def test_objects_beside_the_tensors_are_not_read(beside: Any, state: State, opened: Any) -> None:
+def test_objects_beside_the_tensors_are_not_read(beside, state, opened):
     assert opened({"args": beside, "state_dict": state}).state.keys() == state.keys()
 
 
-def test_parts_that_were_wrapped_by_themselves(state: State, opened: Any) -> None:
+def test_parts_that_were_wrapped_by_themselves(state, opened):
     for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"):
         content = {name.replace(".", f".{wrapper}.", 1): state[name] for name in state}
         assert opened({"model": with_prefix(content, "module.")}).state.keys() == state.keys()
 
 
 @pytest.mark.parametrize("kept", ["exp_avg", "momentum_buffer", "optim_state", "optimizer"])
-def test_what_an_optimiser_keeps_comes_after_everything_else(
-    kept: str, state: State, opened: Any
-) -> None:
+def test_what_an_optimiser_keeps_comes_after_everything_else(kept, state, opened):
     averages = {name: tensor + 1 for name, tensor in state.items()}
     found = opened({kept: averages, "my_weights": state})
     assert torch.equal(found.state["stem.0.weight"], state["stem.0.weight"])
 
 
-def test_the_backbone_within_a_larger_model(state: State, opened: Any) -> None:
+def test_the_backbone_within_a_larger_model(state, opened):
     content = with_prefix(state, "backbone.body.")
     content |= {f"rpn.layer{i}.weight": torch.zeros(2) for i in range(30)}
     fit(opened(content))
 
 
-def test_of_two_that_fit_one_is_taken_and_both_are_named(
-    state: State, opened: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_of_two_that_fit_one_is_taken_and_both_are_named(state, opened, caplog):
     other = {name: tensor + 1 for name, tensor in state.items()}
     for content, taken in (
         ({"model_ema": other, "model": state}, "model"),
@@ -138,7 +132,7 @@ def test_of_two_that_fit_one_is_taken_and_both_are_named(
         assert f"'{taken}' was taken, not '" in caplog.text
 
 
-def test_the_one_that_fits_best_is_taken(state: State, opened: Any) -> None:
+def test_the_one_that_fits_best_is_taken(state, opened):
     wrong = {name: torch.zeros(1) for name in state}
     found = opened({"state_dict": wrong, "something": {"else": state}})
     assert torch.equal(found.state["stem.0.weight"], state["stem.0.weight"])
@@ -148,9 +142,7 @@ def test_the_one_that_fits_best_is_taken(state: State, opened: Any) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_a_refusal_shows_what_the_file_has_and_what_it_looks_like(
-    prefix: str, tmp_path: Path
-) -> None:
+def test_a_refusal_shows_what_the_file_has_and_what_it_looks_like(prefix, tmp_path):
     with torch.device("meta"):
         shapes = models.resnet34(num_classes=3).state_dict()
     content = {n: torch.zeros(t.shape) for n, t in with_prefix(shapes, prefix).items()}
@@ -163,20 +155,20 @@ def test_a_refusal_shows_what_the_file_has_and_what_it_looks_like(
     assert str(caught.value).endswith("It looks like resnet34.")
 
 
-def test_tensors_of_no_network_at_all(opened: Any) -> None:
+def test_tensors_of_no_network_at_all(opened):
     with pytest.raises(BackboneError, match=r"The file has 1 tensor: x\.y \(3,\)\.$"):
         fit(opened({"x.y": torch.zeros(3)}))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_torchscript_program_is_refused_with_advice(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_refused_with_advice(tmp_path):
     path = tmp_path / "w.pt"
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
     with pytest.raises(BackboneError, match=r"TorchScript.*state_dict\(\) alone"):
         open_weights("tiny", str(path))
 
 
-def test_guesses() -> None:
+def test_guesses():
     for name in ("squeezenet1_0", "mobilenet_v3_small"):
         with torch.device("meta"):
             shapes = models.get_model(name, weights=None, num_classes=3).state_dict()
@@ -198,23 +190,23 @@ def test_guesses() -> None:
     ],
     ids=str,
 )
-def test_tensors_that_are_no_weights(tensor: Tensor, reason: str) -> None:
+def test_tensors_that_are_no_weights(tensor, reason):
     assert reason in (unusable(tensor, torch.zeros(2)) or "")
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_quantised_tensors_are_no_weights(state: State, opened: Any) -> None:
+def test_quantised_tensors_are_no_weights(state, opened):
     quantised = torch.quantize_per_tensor(state["stem.0.weight"], 0.1, 0, torch.qint8)
     with pytest.raises(BackboneError, match=r"stem\.0\.weight is a quantised tensor"):
         fit(opened(state | {"stem.0.weight": quantised}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_of_other_sizes_are_weights(dtype: torch.dtype) -> None:
+def test_floats_of_other_sizes_are_weights(dtype):
     assert unusable(torch.ones(2, dtype=dtype), torch.zeros(2)) is None
 
 
-def test_counters_are_whole_numbers() -> None:
+def test_counters_are_whole_numbers():
     counter = torch.tensor(3)
     assert unusable(torch.tensor(3, dtype=torch.int32), counter) is None
     assert unusable(torch.tensor(3.5), counter) == "of type float32, expected whole numbers"
@@ -230,15 +222,13 @@ def test_counters_are_whole_numbers() -> None:
         (lambda t: torch.zeros(t.shape, device="meta"), "meta device"),
     ],
 )
-def test_a_file_of_them_is_refused_by_name(
-    change: Callable[[Tensor], Tensor], reason: str, state: State, opened: Any
-) -> None:
+def test_a_file_of_them_is_refused_by_name(change, reason, state, opened):
     weights = opened({name: change(tensor) for name, tensor in state.items()})
     with pytest.raises(BackboneError, match=reason):
         fit(weights)
 
 
-def test_nothing_found_in_what_has_no_names() -> None:
+def test_nothing_found_in_what_has_no_names():
     for content in (None, [torch.zeros(1)], {0: torch.zeros(1)}, {"a": {"b": 1}}):
         assert find_state(content, "tiny") is None
     nested: Any = {"x": torch.zeros(1)}

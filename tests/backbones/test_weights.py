@@ -72,9 +72,7 @@ def _check_same(weights: Weights, state: State) -> None:
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_dict_in_its_usual_wrappings(
-    wrapper: str | None, prefix: str, state: State, written: Writer
-) -> None:
+def test_a_state_dict_in_its_usual_wrappings(wrapper, prefix, state, written):
     content: Any = {prefix + name: tensor for name, tensor in state.items()}
     if wrapper:
         content = {wrapper: content, "epoch": 3, "best": 0.9}
@@ -86,17 +84,17 @@ def test_a_state_dict_in_its_usual_wrappings(
     _fit(weights)
 
 
-def test_a_wrapper_within_a_wrapper(state: State, written: Writer) -> None:
+def test_a_wrapper_within_a_wrapper(state, written):
     _check_same(open_weights("tiny", str(written({"state_dict": {"model": state}}))), state)
 
 
-def test_the_old_torch_format(state: State, tmp_path: Path) -> None:
+def test_the_old_torch_format(state, tmp_path):
     path = tmp_path / "old.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     _check_same(open_weights("tiny", str(path)), state)
 
 
-def test_safetensors(state: State, tmp_path: Path) -> None:
+def test_safetensors(state, tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(state, path)
     weights = open_weights("tiny", str(path))
@@ -104,27 +102,25 @@ def test_safetensors(state: State, tmp_path: Path) -> None:
     _fit(weights)
 
 
-def test_a_file_with_another_suffix_is_taken_if_it_exists(state: State, tmp_path: Path) -> None:
+def test_a_file_with_another_suffix_is_taken_if_it_exists(state, tmp_path):
     path = tmp_path / "checkpoint.tar"
     torch.save(state, path)
     _check_same(open_weights("tiny", str(path)), state)
 
 
-def test_a_relative_path_is_recorded_as_an_absolute_one(
-    state: State, written: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_is_recorded_as_an_absolute_one(state, written, monkeypatch):
     path = written(state)
     monkeypatch.chdir(path.parent)
     assert open_weights("tiny", path.name).origin == f"file:{path}"
 
 
-def test_a_recorded_origin_opens_the_same_weights(state: State, written: Writer) -> None:
+def test_a_recorded_origin_opens_the_same_weights(state, written):
     first = open_weights("tiny", str(written(state)))
     again = open_origin("tiny", first.origin)
     assert (again.origin, again.sha256) == (first.origin, first.sha256)
 
 
-def test_float16_weights_become_float32_parameters(state: State, written: Writer) -> None:
+def test_float16_weights_become_float32_parameters(state, written):
     half = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
     fitted = _fit(open_weights("tiny", str(written(half))))
     for name, tensor in fitted.items():
@@ -133,7 +129,7 @@ def test_float16_weights_become_float32_parameters(state: State, written: Writer
             torch.testing.assert_close(tensor, half[name].float(), rtol=0, atol=0)
 
 
-def test_old_densenet_names(written: Writer) -> None:
+def test_old_densenet_names(written):
     state = build_model("densenet121").state_dict()
     old = {
         name.replace(".norm1.", ".norm.1.")
@@ -150,18 +146,14 @@ def test_old_densenet_names(written: Writer) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 7])
-def test_a_head_of_other_classes_is_left_out_and_named(
-    classes: int, written: Writer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_head_of_other_classes_is_left_out_and_named(classes, written, caplog):
     path = written(tiny.Tiny(num_classes=classes).state_dict())
     with caplog.at_level(logging.INFO, logger="featx"):
         _fit(open_weights("tiny", str(path)))
     assert "Left out a head of other classes: head.weight, head.bias." in caplog.text
 
 
-def test_a_head_of_other_layers_is_left_out_and_named(
-    state: State, written: Writer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_head_of_other_layers_is_left_out_and_named(state, written, caplog):
     content = {n: t for n, t in state.items() if not n.startswith("head")}
     content |= {"head.0.weight": torch.zeros(5, 192), "head.2.bias": torch.zeros(2)}
     with caplog.at_level(logging.INFO, logger="featx"):
@@ -169,9 +161,7 @@ def test_a_head_of_other_layers_is_left_out_and_named(
     assert "head.0.weight, head.2.bias" in caplog.text
 
 
-def test_a_fitting_or_absent_head_needs_no_word(
-    state: State, written: Writer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fitting_or_absent_head_needs_no_word(state, written, caplog):
     with caplog.at_level(logging.INFO, logger="featx"):
         _fit(open_weights("tiny", str(written(state))))
         headless = {n: t for n, t in state.items() if not n.startswith("head")}
@@ -179,9 +169,7 @@ def test_a_fitting_or_absent_head_needs_no_word(
     assert "Left out" not in caplog.text
 
 
-def test_missing_unexpected_and_misshapen_tensors_are_all_listed(
-    state: State, written: Writer
-) -> None:
+def test_missing_unexpected_and_misshapen_tensors_are_all_listed(state, written):
     content = dict(state)
     del content["stem.0.weight"]
     content["stage9.weight"] = torch.zeros(1)
@@ -197,7 +185,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_all_listed(
     assert "shape of stem.1.bias: expected (32,), found (33,)" in text
 
 
-def test_a_long_list_is_cut_and_counted(written: Writer) -> None:
+def test_a_long_list_is_cut_and_counted(written):
     state = build_model("resnet18").state_dict()
     path = written({"conv1.weight": state["conv1.weight"]})
     needed = [n for n in state if not n.startswith("fc.") and "num_batches" not in n]
@@ -207,38 +195,38 @@ def test_a_long_list_is_cut_and_counted(written: Writer) -> None:
         _fit(open_weights("resnet18", str(path)), "resnet18")
 
 
-def test_another_networks_weights_are_refused(written: Writer) -> None:
+def test_another_networks_weights_are_refused(written):
     path = written(build_model("squeezenet1_1").state_dict())
     with pytest.raises(BackboneError, match=r"do not fit resnet18: missing: conv1\.weight"):
         _fit(open_weights("resnet18", str(path)), "resnet18")
 
 
-def test_weights_of_a_deeper_sister_are_refused(written: Writer) -> None:
+def test_weights_of_a_deeper_sister_are_refused(written):
     path = written(build_model("resnet34").state_dict())
     with pytest.raises(BackboneError, match=r"unexpected: layer1\.2\.conv1\.weight"):
         _fit(open_weights("resnet18", str(path)), "resnet18")
 
 
-def test_counters_of_batches_may_be_missing(state: State, written: Writer) -> None:
+def test_counters_of_batches_may_be_missing(state, written):
     content = {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
     assert len(content) < len(state)
     _fit(open_weights("tiny", str(written(content))))
 
 
-def test_running_statistics_may_not_be_missing(state: State, written: Writer) -> None:
+def test_running_statistics_may_not_be_missing(state, written):
     content = {n: t for n, t in state.items() if not n.endswith("running_var")}
     with pytest.raises(BackboneError, match=r"missing: stem\.1\.running_var"):
         _fit(open_weights("tiny", str(written(content))))
 
 
-def test_an_early_layer_does_not_need_what_lies_behind_it(state: State, written: Writer) -> None:
+def test_an_early_layer_does_not_need_what_lies_behind_it(state, written):
     content = {n: t for n, t in state.items() if n.startswith("stem")}
     weights = open_weights("tiny", str(written(content)))
     _, spec = build_network("tiny", weights, default_preprocess("tiny"), layer="stem")
     assert spec.num_features == 32
 
 
-def test_googlenet_does_without_auxiliary_heads(written: Writer) -> None:
+def test_googlenet_does_without_auxiliary_heads(written):
     state = open_weights("googlenet", "none").state
     lean = {n: t for n, t in state.items() if not n.startswith("aux")}
     assert len(lean) < len(state)
@@ -257,7 +245,7 @@ class _Attack:
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle", "beside tensors"])
-def test_code_in_a_pickle_is_refused_and_not_run(how: str, state: State, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_refused_and_not_run(how, state, tmp_path):
     path, marker = tmp_path / "evil.pth", tmp_path / "executed"
     if how == "pickle":
         path.write_bytes(pickle.dumps(_Attack(marker)))
@@ -269,7 +257,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(how: str, state: State, tmp_pat
     assert not marker.exists()
 
 
-def test_a_whole_pickled_model_is_refused_with_advice(written: Writer) -> None:
+def test_a_whole_pickled_model_is_refused_with_advice(written):
     path = written(tiny.Tiny())
     with pytest.raises(BackboneError, match=r"state_dict\(\)"):
         open_weights("tiny", str(path))
@@ -279,7 +267,7 @@ def test_a_whole_pickled_model_is_refused_with_advice(written: Writer) -> None:
     "content",
     [torch.zeros(3), [torch.zeros(3)], {}, {"epoch": 3}, {"state_dict": {}}, "text", None],
 )
-def test_a_file_without_a_state_dict(content: object, written: Writer) -> None:
+def test_a_file_without_a_state_dict(content, written):
     with pytest.raises(BackboneError, match="holds no state dict"):
         open_weights("tiny", str(written(content)))
 
@@ -289,7 +277,7 @@ def test_a_file_without_a_state_dict(content: object, written: Writer) -> None:
     "content",
     [b"", b"\0", b"<!DOCTYPE html>\n<html>", b"hello\n" * 100, b"PK\x03\x04", b"\x80\x02"],
 )
-def test_a_file_that_is_something_else(suffix: str, content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_something_else(suffix, content, tmp_path):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(BackboneError, match=rf"weights{suffix}"):
@@ -297,7 +285,7 @@ def test_a_file_that_is_something_else(suffix: str, content: bytes, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-def test_no_damage_escapes_as_another_error(form: str, state: State, tmp_path: Path) -> None:
+def test_no_damage_escapes_as_another_error(form, state, tmp_path):
     small = {name: state[name] for name in ("stem.0.weight", "stem.1.bias", "head.bias")}
     good, bad = tmp_path / "good", tmp_path / f"bad.{'safetensors' if form[0] == 's' else 'pth'}"
     if form == "safetensors":
@@ -320,27 +308,25 @@ def test_no_damage_escapes_as_another_error(form: str, state: State, tmp_path: P
     assert refused >= 100  # every truncation at least
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path):
     path = tmp_path / "gone.pth"
     with pytest.raises(BackboneError, match=r"gone\.pth' does not exist"):
         open_weights("tiny", str(path))
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(BackboneError, match="does not exist"):
         open_weights("tiny", str(tmp_path / "folder.pth"))
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint(tmp_path):
     (tmp_path / "notes.pth").write_text("hi\n")
     with pytest.raises(BackboneError, match=r"is no file of weights, or is damaged"):
         open_weights("tiny", str(tmp_path / "notes.pth"))
 
 
-def test_a_file_that_may_not_be_read(
-    state: State, written: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_may_not_be_read(state, written, monkeypatch):
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -353,7 +339,7 @@ def test_a_file_that_may_not_be_read(
 # Names, origins and sums
 
 
-def test_unknown_backbones_and_weights() -> None:
+def test_unknown_backbones_and_weights():
     with pytest.raises(BackboneError, match="Unknown backbone 'resnet19'"):
         open_weights("resnet19")
     with pytest.raises(BackboneError, match=r"resnet18 has no weights 'V7'; it has IMAGENET1K_V1"):
@@ -367,18 +353,18 @@ def test_unknown_backbones_and_weights() -> None:
                "torchvision:V7"],
 )  # fmt: skip
 @pytest.mark.parametrize("backbone", ["tiny", "resnet18"])
-def test_an_origin_that_makes_no_sense(backbone: str, origin: str) -> None:
+def test_an_origin_that_makes_no_sense(backbone, origin):
     with pytest.raises(BackboneError):
         open_origin(backbone, origin)
 
 
-def test_bundled_weights() -> None:
+def test_bundled_weights():
     by_default, by_name = open_weights("tiny"), open_weights("tiny", "CIFAR10_V1")
     assert by_default.origin == by_name.origin == "bundled"
     assert by_default.sha256 == file_sha256(tiny.WEIGHTS_FILE)
 
 
-def test_random_weights_follow_the_seed() -> None:
+def test_random_weights_follow_the_seed():
     first, again = open_weights("tiny", "none"), open_weights("tiny", "none", seed=0)
     other = open_weights("tiny", "none", seed=1)
     assert (first.origin, other.origin) == ("random:0", "random:1")
@@ -388,7 +374,7 @@ def test_random_weights_follow_the_seed() -> None:
     assert open_origin("tiny", "random:1").sha256 == other.sha256
 
 
-def test_random_weights_leave_the_global_generator_alone() -> None:
+def test_random_weights_leave_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -399,7 +385,7 @@ def test_random_weights_leave_the_global_generator_alone() -> None:
     assert open_weights("tiny", "none").sha256 == first
 
 
-def test_the_sum_of_random_weights_sees_every_value() -> None:
+def test_the_sum_of_random_weights_sees_every_value():
     weights = open_weights("tiny", "none")
     for name in ("stem.0.weight", "head.bias"):
         state = dict(weights.state)
@@ -408,7 +394,7 @@ def test_the_sum_of_random_weights_sees_every_value() -> None:
         assert weights_module._state_sha256(state) != weights.sha256
 
 
-def test_another_sum_is_refused() -> None:
+def test_another_sum_is_refused():
     weights = Weights("file:/x.pth", "a" * 64, {})
     require_sha256(weights, "a" * 64)
     with pytest.raises(BackboneError, match=r"(?s)/x\.pth.*a{16}….*b{16}….*--weights"):
@@ -416,7 +402,7 @@ def test_another_sum_is_refused() -> None:
 
 
 @pytest.mark.real_data
-def test_fine_tuned_weights_from_elsewhere(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fine_tuned_weights_from_elsewhere(data, caplog):
     path = data / "weights" / "squeezenet1_1-mango-c10.pth"
     with caplog.at_level(logging.INFO, logger="featx"):
         weights = open_weights("squeezenet1_1", str(path))
@@ -435,7 +421,7 @@ def _open() -> Weights:
     return open_weights("resnet18")
 
 
-def test_a_download_is_kept_and_not_repeated(server: Any) -> None:
+def test_a_download_is_kept_and_not_repeated(server):
     weights = _open()
     assert weights.origin == "torchvision:IMAGENET1K_V1"
     assert weights.sha256 == hashlib.sha256(server.content).hexdigest()
@@ -446,7 +432,7 @@ def test_a_download_is_kept_and_not_repeated(server: Any) -> None:
     assert len(server.requests) == 1
 
 
-def test_progress_of_a_download_is_told(server: Any) -> None:
+def test_progress_of_a_download_is_told(server):
     told: list[tuple[int, int]] = []
     open_weights("resnet18", progress=lambda done, total: told.append((done, total)))
     size = len(server.content)
@@ -455,13 +441,13 @@ def test_progress_of_a_download_is_told(server: Any) -> None:
     open_weights("resnet18", progress=lambda *numbers: pytest.fail("nothing is downloaded"))
 
 
-def test_nothing_but_the_file_is_left_in_the_cache(server: Any) -> None:
+def test_nothing_but_the_file_is_left_in_the_cache(server):
     _open()
     assert [p.name for p in server.destination.parent.iterdir()] == [server.destination.name]
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut"])
-def test_a_download_with_another_sum_is_refused_and_not_kept(damage: str, server: Any) -> None:
+def test_a_download_with_another_sum_is_refused_and_not_kept(damage, server):
     content = server.content
     server.content = content[:-1] + b"!" if damage == "altered" else content[:-1]
     with pytest.raises(BackboneError, match=r"damaged or altered.*Nothing was kept") as caught:
@@ -472,7 +458,7 @@ def test_a_download_with_another_sum_is_refused_and_not_kept(damage: str, server
     _open()  # and a second try is possible
 
 
-def test_a_damaged_file_in_the_cache_is_refused(server: Any) -> None:
+def test_a_damaged_file_in_the_cache_is_refused(server):
     server.destination.parent.mkdir(parents=True)
     server.destination.write_bytes(server.content[:-1] + b"!")
     with pytest.raises(BackboneError, match=r"damaged or altered.*Delete it") as caught:
@@ -488,14 +474,14 @@ def _check_says_how_to_get_it(error: BackboneError, server: Any) -> None:
     assert not folder.is_dir() or list(folder.iterdir()) == []
 
 
-def test_without_a_network_the_message_says_what_to_put_where(server: Any) -> None:
+def test_without_a_network_the_message_says_what_to_put_where(server):
     server.stop()
     with pytest.raises(BackboneError, match="Cannot download the weights of resnet18") as caught:
         _open()
     _check_says_how_to_get_it(caught.value, server)
 
 
-def test_a_file_that_is_gone_from_the_server(server: Any) -> None:
+def test_a_file_that_is_gone_from_the_server(server):
     server.content = None
     with pytest.raises(BackboneError, match="Not Found") as caught:
         _open()
@@ -503,7 +489,7 @@ def test_a_file_that_is_gone_from_the_server(server: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_server_that_does_not_speak_http(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_speak_http(server, monkeypatch):
     class Garbage(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             self.request.recv(4096)
@@ -520,9 +506,7 @@ def test_a_server_that_does_not_speak_http(server: Any, monkeypatch: pytest.Monk
     _check_says_how_to_get_it(caught.value, server)
 
 
-def test_a_cache_folder_that_cannot_be_made(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "file"))
     with pytest.raises(BackboneError, match="Not a directory"):
@@ -530,7 +514,7 @@ def test_a_cache_folder_that_cannot_be_made(
     assert server.requests == []
 
 
-def test_a_disk_that_fills_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up(server, monkeypatch):
     def full(*args: object, **_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -541,13 +525,13 @@ def test_a_disk_that_fills_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "squeezenet1_1", "convnext_tiny"])
-def test_official_files_carry_their_sum_in_their_names(name: str) -> None:
+def test_official_files_carry_their_sum_in_their_names(name):
     url = weights_url(name, "DEFAULT")
     assert url == models.get_model_weights(name).DEFAULT.url
     assert len(url.rpartition("-")[2].partition(".")[0]) >= 8
 
 
-def test_every_official_file_can_be_checked() -> None:
+def test_every_official_file_can_be_checked():
     pattern = weights_module.re.compile(r"-[0-9a-f]{8,}\.pth$")
     urls = {
         entry.url

@@ -15,7 +15,7 @@ TAGS = {"task": "multi-label", "thresholds": [0.5, 0.2]}
 NUMBERS = {"task": "regression", "unit": {"mean": [5.0, 1000.0], "scale": [2.0, 10.0]}}
 
 
-def test_only_numbers_are_standardised() -> None:
+def test_only_numbers_are_standardised():
     outputs = np.array([[7.0, 990.0]], np.float32)
     assert task_of(NUMBERS).comparable(outputs, NUMBERS).tolist() == [[1.0, -1.0]]
     assert task_of(NUMBERS).comparable(outputs, NUMBERS).dtype == np.float32
@@ -24,7 +24,7 @@ def test_only_numbers_are_standardised() -> None:
 
 
 @given(st.integers(0, 2**32), st.floats(0.001, 2))
-def test_what_is_within_the_bound_is_settled(seed: int, bound: float) -> None:
+def test_what_is_within_the_bound_is_settled(seed, bound):
     random = np.random.default_rng(seed)
     expected = random.normal(size=(20, 2))
     found = expected + random.uniform(-bound / 2, bound / 2, expected.shape)
@@ -34,7 +34,7 @@ def test_what_is_within_the_bound_is_settled(seed: int, bound: float) -> None:
         assert (task_of(details).agree(expected, expected, details) == 1).all()
 
 
-def test_another_class_or_tag_is_not_settled() -> None:
+def test_another_class_or_tag_is_not_settled():
     expected = np.array([[2.0, -3.0], [0.0, -1.4]])
     found = np.array([[2.0, 3.0], [-0.1, -1.3]])
     assert task_of(CLASSES).settled(found, expected, 1.0, CLASSES).tolist() == [False, True]
@@ -48,13 +48,13 @@ def test_another_class_or_tag_is_not_settled() -> None:
     assert task_of(NUMBERS).settled(found, expected, 1.0, NUMBERS).tolist() == [False, True]
 
 
-def test_numbers_agree_by_the_variance_they_share() -> None:
+def test_numbers_agree_by_the_variance_they_share():
     expected = np.array([[1.0, -1.0], [0.0, 0.0]])
     found = np.array([[1.5, -1.5], [9.0, 0.0]])
     assert task_of(NUMBERS).agree(found, expected, NUMBERS).tolist() == [0.75, 0.0]
 
 
-def test_share_right_is_the_measure_of_the_task() -> None:
+def test_share_right_is_the_measure_of_the_task():
     outputs = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
     assert task_of(CLASSES).accuracy(outputs, np.array([0, 1, 0]), CLASSES) == pytest.approx(2 / 3)
     tags = np.array([[1, 1], [1, 0], [1, 1]])
@@ -82,9 +82,7 @@ def test_share_right_is_the_measure_of_the_task() -> None:
         ("regression", [[0.5], [1.5], [1e9]], 3),
     ],
 )
-def test_no_absurd_output_widens_what_bounds_are_a_share_of(
-    task: str, rows: list[list[float]], size: float
-) -> None:
+def test_no_absurd_output_widens_what_bounds_are_a_share_of(task, rows, size):
     expected = np.array(rows, np.float32)
     every = np.ones(expected.shape[1], bool)
     assert typical_size(TASKS[task], expected, every) == pytest.approx(size)
@@ -94,7 +92,7 @@ def test_no_absurd_output_widens_what_bounds_are_a_share_of(
     )
 
 
-def test_outputs_are_trained_where_rows_tell_them_apart() -> None:
+def test_outputs_are_trained_where_rows_tell_them_apart():
     assert TASKS["single-label"].trained_outputs(np.array([0, 2, 2]), 4).tolist() == [1, 0, 1, 0]
     tags = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
     assert TASKS["multi-label"].trained_outputs(tags, 3).tolist() == [1, 0, 0]

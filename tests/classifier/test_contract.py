@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import onnxruntime as ort
 import pytest
 from headers import complete_header
 
-from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import read_graph, recall
@@ -62,9 +60,7 @@ def _photo(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("given", INPUTS)
-def test_every_contract_answers_what_the_head_answers(
-    given: Any, tiny: tuple[bytes, dict[str, Any]]
-) -> None:
+def test_every_contract_answers_what_the_head_answers(given, tiny):
     classifier = _classifier(tiny, Contract(given, ALL))
     images = [_photo(32, 32) for _ in range(5)]  # nothing to resize: only rounding is left
     crops = np.stack([preprocess(image, classifier.preprocess) for image in images])
@@ -86,9 +82,7 @@ def test_every_contract_answers_what_the_head_answers(
 @pytest.mark.parametrize(
     "outputs", [("logits",), ("probabilities",), ("features",), ("top-3",), ("features", "top-1")]
 )
-def test_a_file_gives_what_was_asked_for_and_nothing_else(
-    given: Any, outputs: tuple[str, ...], tiny: tuple[bytes, dict[str, Any]]
-) -> None:
+def test_a_file_gives_what_was_asked_for_and_nothing_else(given, outputs, tiny):
     contract = Contract(given, outputs)
     classifier = _classifier(tiny, contract)
     assert classifier.contract == contract
@@ -100,7 +94,7 @@ def test_a_file_gives_what_was_asked_for_and_nothing_else(
         assert found[value.name].shape == (1, *value.shape[1:])
 
 
-def test_scores_come_from_whatever_the_file_has(tiny: tuple[bytes, dict[str, Any]]) -> None:
+def test_scores_come_from_whatever_the_file_has(tiny):
     both, one, other, none = (
         _classifier(tiny, Contract("crop", outputs))
         for outputs in (("logits", "probabilities"), ("logits",), ("probabilities",), ("top-1",))
@@ -122,18 +116,14 @@ def test_scores_come_from_whatever_the_file_has(tiny: tuple[bytes, dict[str, Any
      ("crop", (1, 32, 32, 3), np.float32), ("tensor", (1, 3, 32, 32), np.uint8),
      ("tensor", (1, 3, 32, 32), np.float64), ("tensor", (1, 32, 32, 3), np.float32)],
 )  # fmt: skip
-def test_arrays_that_break_the_contract(
-    given: Any, shape: tuple[int, ...], dtype: Any, tiny: tuple[bytes, dict[str, Any]]
-) -> None:
+def test_arrays_that_break_the_contract(given, shape, dtype, tiny):
     classifier = _classifier(tiny, Contract(given))
     with pytest.raises(ConfigError, match=r"images must be (uint8|float32) of shape \(batch, "):
         classifier.run(np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize("given", INPUTS)
-def test_the_words_tell_all_that_a_stranger_has_to_know(
-    given: Any, tiny: tuple[bytes, dict[str, Any]]
-) -> None:
+def test_the_words_tell_all_that_a_stranger_has_to_know(given, tiny):
     graph, spec = tiny
     contract = Contract(given, ALL)
     geometry = PreprocessSpec.from_dict(spec["preprocess"])
@@ -151,7 +141,7 @@ def test_the_words_tell_all_that_a_stranger_has_to_know(
     assert (str(list(geometry.mean)) in told) == (given == "tensor")
 
 
-def test_normalising_is_the_backbones_own_arithmetic() -> None:
+def test_normalising_is_the_backbones_own_arithmetic():
     spec = PreprocessSpec(
         image_size=2, resize=2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
@@ -171,12 +161,12 @@ def test_normalising_is_the_backbones_own_arithmetic() -> None:
      (("image", (f"top-{MAX_TOP_K + 1}",)), "top-K"), (("image", ("top-",)), "got 'top-'"),
      (("image", ("scores",)), "got 'scores'"), (("image", (3,)), "got 3")],
 )  # fmt: skip
-def test_contracts_that_cannot_be(values: Any, match: str) -> None:
+def test_contracts_that_cannot_be(values, match):
     with pytest.raises(ConfigError, match=match):
         Contract(*values)
 
 
-def test_a_contract_survives_its_json_and_has_one_order() -> None:
+def test_a_contract_survives_its_json_and_has_one_order():
     contract = Contract("crop", ("top-5", "features", "logits"))
     assert contract.outputs == ("logits", "features", "top-5")
     assert Contract.from_dict(contract.to_dict()) == contract
@@ -186,19 +176,17 @@ def test_a_contract_survives_its_json_and_has_one_order() -> None:
             Contract.from_dict(broken)  # type: ignore[arg-type]
 
 
-def test_lists_of_outputs() -> None:
+def test_lists_of_outputs():
     assert output_names("logits, top-5") == output_names(["logits", "top-5"]) == ("logits", "top-5")
     assert output_names([""]) == ()
 
 
-def test_more_classes_than_there_are(tiny: tuple[bytes, dict[str, Any]]) -> None:
+def test_more_classes_than_there_are(tiny):
     with pytest.raises(ConfigError, match="top-4 was asked for, but there are 3 classes"):
         _classifier(tiny, Contract("image", ("top-4",)))
 
 
-def test_a_graph_without_normalised_images_is_refused(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
-) -> None:
+def test_a_graph_without_normalised_images_is_refused(flat, layer, spec):
     other = flat(8)
     for node in other.graph.node:
         for names in (node.input, node.output):
@@ -208,13 +196,7 @@ def test_a_graph_without_normalised_images_is_refused(
 
 
 @pytest.mark.parametrize("given", INPUTS)
-def test_any_backbone_takes_every_input(
-    given: Any,
-    flat: Callable[[int], onnx.ModelProto],
-    layer: Layer,
-    spec: PreprocessSpec,
-    header: Header,
-) -> None:
+def test_any_backbone_takes_every_input(given, flat, layer, spec, header):
     model = build_classifier(flat(8), [layer], spec, Contract(given))
     details = {"contract": Contract(given).to_dict()}
     stamped = complete_header("classifier", header.spec, header.classes, details)
@@ -230,9 +212,7 @@ def test_any_backbone_takes_every_input(
     [Contract("crop"), Contract("tensor"), Contract("image", ("logits",)),
      Contract("image", ("logits", "features")), Contract("image", ALL)],
 )  # fmt: skip
-def test_a_header_that_claims_another_contract(
-    claimed: Contract, plain: onnx.ModelProto, header: Header
-) -> None:
+def test_a_header_that_claims_another_contract(claimed, plain, header):
     stamped = complete_header(
         "classifier", header.spec, header.classes, {"contract": claimed.to_dict()}
     )
@@ -248,13 +228,13 @@ def test_a_header_that_claims_another_contract(
      {"input": "image", "outputs": None}, {"input": {}, "outputs": [{}]}],
     ids=str,
 )  # fmt: skip
-def test_a_contract_that_was_damaged(broken: Any, plain: onnx.ModelProto, header: Header) -> None:
+def test_a_contract_that_was_damaged(broken, plain, header):
     stamped = complete_header("classifier", header.spec, header.classes, {"contract": broken})
     with pytest.raises(ArtifactInvalid, match="header is damaged"):
         load_classifier(with_header(plain, stamped), path=Path("m.onnx"))
 
 
-def test_a_contract_follows_the_task() -> None:
+def test_a_contract_follows_the_task():
     assert Contract().for_task(TASKS["regression"]).outputs == ("values",)
     assert (
         Contract("crop", ("features", "values")).for_task(TASKS["regression"]).raw_output
@@ -297,7 +277,7 @@ def test_a_contract_follows_the_task() -> None:
         ("top_classes", [[-1], [0]], "-1, outside 0 to 1"),
     ],
 )
-def test_what_a_graph_must_not_give(name: str, found: Any, fault: str | None) -> None:
+def test_what_a_graph_must_not_give(name, found, fault):
     contract = Contract(outputs=("logits", "probabilities", "features", "top-1"))
     values = contract.output_values(num_classes=2, num_features=2)
     (value,) = (value for value in values if value.name == name)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from featx.classifier import graph as graph_module
 from featx.classifier.contract import Contract, normalise
 from featx.classifier.graph import build_classifier, cut_trunk, to_float16, with_header
 from featx.classifier.seal import is_sealed
-from featx.classifier.session import Classifier, load_classifier
+from featx.classifier.session import load_classifier
 from featx.errors import ExportError
-from featx.heads.head import Layer, apply_layers
+from featx.heads.head import apply_layers
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 
@@ -35,7 +34,7 @@ def _noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_the_graph_keeps_its_contract(plain: onnx.ModelProto, spec: PreprocessSpec) -> None:
+def test_the_graph_keeps_its_contract(plain, spec):
     onnx.checker.check_model(plain, full_check=True)
     (image,) = plain.graph.input
     assert image.name == "image"
@@ -52,9 +51,7 @@ def test_the_graph_keeps_its_contract(plain: onnx.ModelProto, spec: PreprocessSp
     assert all(t.data_location == onnx.TensorProto.DEFAULT for t in plain.graph.initializer)
 
 
-def test_the_whole_is_preprocessing_then_backbone_then_head(
-    classifier: Classifier, layer: Layer, spec: PreprocessSpec
-) -> None:
+def test_the_whole_is_preprocessing_then_backbone_then_head(classifier, layer, spec):
     for height, width in ((8, 8), (31, 57), (57, 31), (1, 1), (3, 250)):
         image = _noise(height, width)
         features = preprocess(image, spec).reshape(1, -1).astype(np.float32)
@@ -69,7 +66,7 @@ def test_the_whole_is_preprocessing_then_backbone_then_head(
     )
 
 
-def test_probabilities_are_the_softmax_of_the_logits(classifier: Classifier) -> None:
+def test_probabilities_are_the_softmax_of_the_logits(classifier):
     found = classifier.run(np.stack([_noise(20, 30, seed=s) for s in range(4)]))
     logits, probabilities = found["logits"], found["probabilities"]
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -77,9 +74,7 @@ def test_probabilities_are_the_softmax_of_the_logits(classifier: Classifier) -> 
     assert logits.dtype == probabilities.dtype == np.float32
 
 
-def test_huge_logits_give_finite_probabilities(
-    flat: Callable[[int], onnx.ModelProto], spec: PreprocessSpec, header: Header
-) -> None:
+def test_huge_logits_give_finite_probabilities(flat, spec, header):
     layer = (np.array([[1e4], [-1e4]], np.float32).repeat(192, 1), np.zeros(2, np.float32))
     model = build_classifier(flat(8), [layer], spec)
     classifier = load_classifier(with_header(model, header), path=Path("huge.onnx"))
@@ -89,12 +84,7 @@ def test_huge_logits_give_finite_probabilities(
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 5), (1, 1, 1)])
 @pytest.mark.parametrize("num_classes", [2, 11])
-def test_heads_of_any_depth(
-    hidden: Sequence[int],
-    num_classes: int,
-    flat: Callable[[int], onnx.ModelProto],
-    spec: PreprocessSpec,
-) -> None:
+def test_heads_of_any_depth(hidden, num_classes, flat, spec):
     rng = np.random.default_rng(1)
     widths = [192, *hidden, num_classes]
     layers = [
@@ -113,9 +103,7 @@ def test_heads_of_any_depth(
     np.testing.assert_allclose(classifier.logits(image[None]), expected, rtol=1e-4, atol=bound)
 
 
-def test_names_of_the_backbone_do_not_clash(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
-) -> None:
+def test_names_of_the_backbone_do_not_clash(flat, layer, spec):
     backbone = flat(8)
     for node in backbone.graph.node:  # a torch export may call its tensors anything
         node.input[:] = ["shape" if name == "values" else name for name in node.input]
@@ -123,37 +111,26 @@ def test_names_of_the_backbone_do_not_clash(
     onnx.checker.check_model(build_classifier(backbone, [layer], spec), full_check=True)
 
 
-def test_a_backbone_that_does_not_fit_is_an_export_error(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
-) -> None:
+def test_a_backbone_that_does_not_fit_is_an_export_error(flat, layer, spec):
     backbone = flat(8)
     backbone.graph.node[-1].input[0] = "nowhere"
     with pytest.raises(ExportError, match="not valid ONNX"):
         build_classifier(backbone, [layer], spec)
 
 
-def test_more_than_one_file_holds_is_an_export_error(
-    flat: Callable[[int], onnx.ModelProto],
-    layer: Layer,
-    spec: PreprocessSpec,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_more_than_one_file_holds_is_an_export_error(flat, layer, spec, monkeypatch):
     monkeypatch.setattr(graph_module, "MAX_BYTES", 1000)
     with pytest.raises(ExportError, match="one ONNX file holds at most 2"):
         build_classifier(flat(8), [layer], spec)
 
 
-def test_the_header_counts_too(
-    plain: onnx.ModelProto, header: Header, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_header_counts_too(plain, header, monkeypatch):
     monkeypatch.setattr(graph_module, "MAX_BYTES", plain.ByteSize())
     with pytest.raises(ExportError, match="one ONNX file holds at most 2"):
         with_header(plain, header)
 
 
-def test_the_exporters_notes_are_not_shipped(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec
-) -> None:
+def test_the_exporters_notes_are_not_shipped(flat, layer, spec):
     backbone = flat(8)
     note = {"key": "pkg.torch.onnx.stack_trace", "value": "/home/me/secret_project.py"}
     inner = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "inner", [], [])
@@ -171,9 +148,7 @@ def test_the_exporters_notes_are_not_shipped(
     assert backbone.SerializeToString() == before
 
 
-def test_a_graph_that_could_not_be_opened_is_not_shipped(
-    plain: onnx.ModelProto, header: Header
-) -> None:
+def test_a_graph_that_could_not_be_opened_is_not_shipped(plain, header):
     odd = onnx.ModelProto()
     odd.CopyFrom(plain)
     odd.graph.node[0].domain = "com.microsoft"
@@ -184,9 +159,7 @@ def test_a_graph_that_could_not_be_opened_is_not_shipped(
 # The header
 
 
-def test_metadata_can_be_read_with_onnxruntime_alone(
-    content: bytes, header: Header, spec: PreprocessSpec
-) -> None:
+def test_metadata_can_be_read_with_onnxruntime_alone(content, header, spec):
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     entries = session.get_modelmeta().custom_metadata_map
     assert json.loads(entries["classes"]) == ["ants", "bees"]
@@ -199,7 +172,7 @@ def test_metadata_can_be_read_with_onnxruntime_alone(
 @given(classes=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=2, max_size=2,
                         unique=True))  # fmt: skip
 @settings(max_examples=25)
-def test_any_class_names_survive(classes: list[str], plain_case: Any) -> None:
+def test_any_class_names_survive(classes, plain_case):
     model, spec = plain_case
     header = complete_header("classifier", {"preprocess": spec.to_dict()}, classes)
     assert load_classifier(with_header(model, header), path=Path("x")).classes == tuple(classes)
@@ -210,9 +183,7 @@ def plain_case(plain: onnx.ModelProto, spec: PreprocessSpec) -> Any:
     return plain, spec
 
 
-def test_stamping_leaves_the_model_alone_and_is_reproducible(
-    plain: onnx.ModelProto, header: Header
-) -> None:
+def test_stamping_leaves_the_model_alone_and_is_reproducible(plain, header):
     before = plain.SerializeToString(deterministic=True)
     assert with_header(plain, header) == with_header(plain, header)
     assert plain.SerializeToString(deterministic=True) == before
@@ -220,7 +191,7 @@ def test_stamping_leaves_the_model_alone_and_is_reproducible(
     assert is_sealed(with_header(plain, header))
 
 
-def test_a_second_header_replaces_the_first(plain: onnx.ModelProto, header: Header) -> None:
+def test_a_second_header_replaces_the_first(plain, header):
     once = onnx.load_from_string(with_header(plain, header))
     twice = onnx.load_from_string(with_header(once, header))
     assert len(twice.metadata_props) == len(once.metadata_props) == 5
@@ -245,12 +216,7 @@ RAW_SIZES = ((500, 375), (320, 240), (480, 640))  # width, height
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_parity_at_three_image_sizes_and_two_batch_sizes(
-    case: Any,
-    export: Any,
-    at_size: Callable[..., np.ndarray],
-    photos_of_insects: list[tuple[np.ndarray, int]],
-) -> None:
+def test_parity_at_three_image_sizes_and_two_batch_sizes(case, export, at_size, photos_of_insects):
     exported = export(case)
     for size in RAW_SIZES:
         images = [at_size(image, size) for image, _ in photos_of_insects[:3]]
@@ -268,9 +234,7 @@ def test_parity_at_three_image_sizes_and_two_batch_sizes(
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["tiny", "squeezenet1_1"])
-def test_the_backbones_graph_alone_agrees_to_float32_rounding(
-    name: str, export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
+def test_the_backbones_graph_alone_agrees_to_float32_rounding(name, export, photos_of_insects):
     exported = export(CASES[name])
     images = [image for image, _ in photos_of_insects[:4]]
     crops = np.stack([preprocess(image, exported.preprocess) for image in images])
@@ -282,9 +246,7 @@ def test_the_backbones_graph_alone_agrees_to_float32_rounding(
 
 
 @pytest.mark.real_data
-def test_parity_with_fine_tuned_weights(
-    data: Path, export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
+def test_parity_with_fine_tuned_weights(data, export, photos_of_insects):
     weights = str(data / "weights" / "squeezenet1_1-mango-c10.pth")
     exported = export(("squeezenet1_1", weights, None, None))
     images = [image for image, _ in photos_of_insects[:6]]
@@ -295,9 +257,7 @@ def test_parity_with_fine_tuned_weights(
 
 
 @pytest.mark.real_data
-def test_a_tall_photo_and_a_squeezed_one(
-    export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
+def test_a_tall_photo_and_a_squeezed_one(export, photos_of_insects):
     exported = export(CASES["tiny"])
     photo = Image.fromarray(photos_of_insects[0][0])
     for size in ((120, 1000), (1000, 120), (20, 15), (1, 1)):
@@ -321,7 +281,7 @@ def _features_of(model: onnx.ModelProto, tensor: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def test_the_trunk_starts_at_normalised_images(trunk: onnx.ModelProto) -> None:
+def test_the_trunk_starts_at_normalised_images(trunk):
     found = recall(BackboneRequest("tiny"))
     assert found is not None
     graph = read_graph(found.spec)
@@ -335,7 +295,7 @@ def test_the_trunk_starts_at_normalised_images(trunk: onnx.ModelProto) -> None:
     np.testing.assert_allclose(answered, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_trunk_is_float16_between_float32_ends(trunk: onnx.ModelProto) -> None:
+def test_the_trunk_is_float16_between_float32_ends(trunk):
     tensor = np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)
     expected = _features_of(trunk, tensor)
     half = to_float16(trunk)
@@ -350,9 +310,7 @@ def test_the_trunk_is_float16_between_float32_ends(trunk: onnx.ModelProto) -> No
     assert 0 < difference <= 1e-2 * np.abs(expected).max()
 
 
-def test_what_cannot_be_converted_is_an_export_error(
-    trunk: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_converted_is_an_export_error(trunk, monkeypatch):
     from onnxruntime.transformers import float16
 
     def refuse(*arguments: object, **options: object) -> None:

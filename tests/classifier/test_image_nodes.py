@@ -89,9 +89,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [  # what is left of the arithme
 
 
 @pytest.mark.parametrize(("layer", "left"), CASES, ids=str)
-def test_the_first_convolution_takes_over_what_is_exact(
-    layer: dict[str, Any], left: list[str]
-) -> None:
+def test_the_first_convolution_takes_over_what_is_exact(layer, left):
     model = backbone(**layer)
     before = model.SerializeToString()
     pixels = RNG.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -107,7 +105,7 @@ def test_the_first_convolution_takes_over_what_is_exact(
     assert model.SerializeToString() == before  # the backbone itself stays as it is
 
 
-def test_weights_that_two_layers_share_are_left_alone() -> None:
+def test_weights_that_two_layers_share_are_left_alone():
     model = backbone()
     cut = helper.make_node("Conv", [NORMALISED, "weight", "bias"], ["maps2"])
     model.graph.node.insert(6, cut)
@@ -194,8 +192,8 @@ every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 @example(height=24, width=24, seed=0, hard=False)
 @example(height=32, width=32, seed=0, hard=False)
 def test_the_graph_sees_pillows_pixels_within_one_level(
-    name: str, interpolation: Any, height: int, width: int, seed: int, hard: bool
-) -> None:
+    name, interpolation, height, width, seed, hard
+):
     ratio = max(height, width) / min(height, width)
     if ratio <= MAX_ASPECT_RATIO:
         _check_pixels(name, interpolation, _noise(height, width, seed=seed, hard=hard))
@@ -204,7 +202,7 @@ def test_the_graph_sees_pillows_pixels_within_one_level(
 @everywhere
 @every_geometry
 @pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int) -> None:
+def test_an_even_image_stays_as_it_is(name, interpolation, value):
     spec, session = _geometry(name, interpolation)
     for shape in ((1, 1, 1, 3), (1, 50, 3, 3), (1, 300, 500, 3)):
         found = session.run(None, {"image": np.full(shape, value, np.uint8)})[0]
@@ -214,7 +212,7 @@ def test_an_even_image_stays_as_it_is(name: str, interpolation: Any, value: int)
 
 @everywhere
 @every_geometry
-def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation: Any) -> None:
+def test_an_image_of_the_right_size_passes_bit_for_bit(name, interpolation):
     spec, session = _geometry(name, interpolation)
     image = _noise(spec.resize, spec.resize)
     found = session.run(None, {"image": image[None]})[0][0]
@@ -223,7 +221,7 @@ def test_an_image_of_the_right_size_passes_bit_for_bit(name: str, interpolation:
 
 @everywhere
 @every_geometry
-def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
+def test_images_of_a_batch_do_not_mix(name, interpolation):
     _, session = _geometry(name, interpolation)
     images = np.stack([_noise(37, 61, seed=seed) for seed in range(3)])
     together = session.run(None, {"image": images})[0]
@@ -233,7 +231,7 @@ def test_images_of_a_batch_do_not_mix(name: str, interpolation: Any) -> None:
 
 @everywhere
 @pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
-def test_channels_do_not_mix(name: str, interpolation: Any) -> None:
+def test_channels_do_not_mix(name, interpolation):
     _, session = _geometry(name, interpolation)
     image = _noise(50, 70)
     found = session.run(None, {"image": image[None]})[0]
@@ -244,8 +242,6 @@ def test_channels_do_not_mix(name: str, interpolation: Any) -> None:
 @pytest.mark.real_data
 @everywhere
 @pytest.mark.parametrize("name", ["crop", "square", "squeeze"])
-def test_on_photos_nearly_all_pixels_are_the_same(
-    name: str, interpolation: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
+def test_on_photos_nearly_all_pixels_are_the_same(name, interpolation, photos_of_insects):
     shares = [_check_pixels(name, interpolation, image) for image, _ in photos_of_insects]
     assert np.mean(shares) < 0.01

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def _prove(
 RIGHT = [[2.0, 1.0], [0.0, 3.0], [5.0, -5.0], [1.0, 1.5]]
 
 
-def test_equal_answers_are_proven() -> None:
+def test_equal_answers_are_proven():
     proof = _prove(RIGHT, RIGHT)
     assert proof.num_images == 4
     assert proof.max_difference == 0
@@ -82,7 +81,7 @@ def test_equal_answers_are_proven() -> None:
     assert proof.max_batch_difference == 0
 
 
-def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> None:
+def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not():
     raw = np.array(RIGHT) + 0.05
     proof = _prove(raw, RIGHT, resized=np.array(RIGHT) + 1e-3)
     assert proof.max_difference == pytest.approx(0.05, abs=1e-5)
@@ -95,8 +94,8 @@ def test_resized_images_must_agree_to_rounding_though_raw_ones_need_not() -> Non
 @pytest.mark.parametrize("bound", [0.1, None])
 @pytest.mark.parametrize(("coarse", "allowed"), [(False, 3e-3), (True, 6e-2)])
 def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_are_coarse(
-    coarse: bool, allowed: float, bound: float | None
-) -> None:
+    coarse, allowed, bound
+):
     images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
     expected = np.array(RIGHT, np.float32)  # nine in ten have a spread of at most 3
 
@@ -111,9 +110,7 @@ def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_a
 
 
 @pytest.mark.parametrize(("coarse", "allowed"), [(False, 3e-3), (True, 6e-2)])
-def test_resized_images_may_differ_more_where_steps_are_coarse(
-    coarse: bool, allowed: float
-) -> None:
+def test_resized_images_may_differ_more_where_steps_are_coarse(coarse, allowed):
     images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
     expected = np.array(RIGHT, np.float32)
 
@@ -139,7 +136,7 @@ def _prove_of_three(found: Any, expected: Any = FAR, **settings: Any) -> Any:
     return prove(answers, images, names, expected, trained=trained, **settings)
 
 
-def test_a_class_that_was_not_trained_counts_in_no_difference_and_widens_no_bound() -> None:
+def test_a_class_that_was_not_trained_counts_in_no_difference_and_widens_no_bound():
     found = np.array(FAR)
     found[:, 2] += 3
     proof = _prove_of_three(found, bound=0.1, resized=found)
@@ -153,7 +150,7 @@ def test_a_class_that_was_not_trained_counts_in_no_difference_and_widens_no_boun
 
 @pytest.mark.parametrize("bound", [1e9, None])
 @pytest.mark.parametrize("logit", [9.0, np.nan, np.inf])
-def test_a_class_that_was_not_trained_is_never_predicted(bound: Any, logit: float) -> None:
+def test_a_class_that_was_not_trained_is_never_predicted(bound, logit):
     found = np.array(FAR)
     found[1, 2] = logit
     with pytest.raises(ParityError, match=r"'image 1' another answer.*not trained"):
@@ -167,7 +164,7 @@ def test_a_class_that_was_not_trained_is_never_predicted(bound: Any, logit: floa
         ("regression", {"unit": {"mean": [0, 1e6], "scale": [1, 1]}}),
     ],
 )
-def test_a_tag_or_target_that_was_constant_stays_what_it_is(task: str, details: Any) -> None:
+def test_a_tag_or_target_that_was_constant_stays_what_it_is(task, details):
     details = {"task": task} | details
     expected = np.array([[1.0, 7.0], [0.5, 7.0]], np.float32)
     if task == "regression":
@@ -184,7 +181,7 @@ def test_a_tag_or_target_that_was_constant_stays_what_it_is(task: str, details: 
         prove(answers, images, ["x", "y"], known, bound=0.1, trained=trained)
 
 
-def test_the_proof_is_recorded_as_json() -> None:
+def test_the_proof_is_recorded_as_json():
     values = _prove(np.array(RIGHT) + 0.05, RIGHT).to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     assert values["max_difference"] == pytest.approx(0.05, abs=1e-6)
@@ -193,13 +190,13 @@ def test_the_proof_is_recorded_as_json() -> None:
     assert values["bound"] == 0.1
 
 
-def test_a_proof_takes_at_least_64_images() -> None:
+def test_a_proof_takes_at_least_64_images():
     assert NUM_IMAGES >= 64
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("image", [0, 1, 3])
-def test_one_logit_of_one_image_is_enough_to_fail(sign: int, image: int) -> None:
+def test_one_logit_of_one_image_is_enough_to_fail(sign, image):
     found = np.array(RIGHT)
     found[image, 1] += sign * 0.2
     with pytest.raises(ParityError, match=rf"'image {image}'.*Nothing was written") as caught:
@@ -211,7 +208,7 @@ def test_one_logit_of_one_image_is_enough_to_fail(sign: int, image: int) -> None
     assert isinstance(caught.value, ExportError)
 
 
-def test_the_worst_image_is_the_one_that_is_named() -> None:
+def test_the_worst_image_is_the_one_that_is_named():
     found = np.array(RIGHT)
     found[0, 0] += 0.2
     found[2, 0] += 0.3
@@ -220,7 +217,7 @@ def test_the_worst_image_is_the_one_that_is_named() -> None:
 
 
 @pytest.mark.parametrize(("offset", "passes"), [(0.5, True), (np.nextafter(0.5, 1), False)])
-def test_the_bound_itself_is_allowed(offset: float, passes: bool) -> None:
+def test_the_bound_itself_is_allowed(offset, passes):
     expected = [[0.0, 0.0]]
     found = np.array([[offset, 0.0]])
     if passes:
@@ -232,7 +229,7 @@ def test_the_bound_itself_is_allowed(offset: float, passes: bool) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["found", "expected"])
-def test_what_is_not_finite_never_passes(value: float, where: str) -> None:
+def test_what_is_not_finite_never_passes(value, where):
     broken = np.array(RIGHT)
     broken[1, 0] = value
     pair = (broken, RIGHT) if where == "found" else (RIGHT, broken)
@@ -241,41 +238,41 @@ def test_what_is_not_finite_never_passes(value: float, where: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_not_even_where_both_are_broken_alike(value: float) -> None:
+def test_not_even_where_both_are_broken_alike(value):
     broken = np.array(RIGHT)
     broken[1, 0] = value
     with pytest.raises(ParityError), np.errstate(invalid="ignore"):
         _prove(broken, broken, bound=1e9)
 
 
-def test_a_tie_within_the_bound_may_fall_either_way() -> None:
+def test_a_tie_within_the_bound_may_fall_either_way():
     proof = _prove([[1.0, 1.04]], [[1.02, 1.0]])
     assert proof.max_difference == pytest.approx(0.04, abs=1e-6)
 
 
-def test_a_class_beyond_a_tie_is_refused_though_each_logit_is_within_the_bound() -> None:
+def test_a_class_beyond_a_tie_is_refused_though_each_logit_is_within_the_bound():
     with pytest.raises(ParityError, match="'image 0' another class"):
         _prove([[1.0, 1.01]], [[1.09, 0.94]])
 
 
-def test_a_batch_that_answers_differently_is_refused() -> None:
+def test_a_batch_that_answers_differently_is_refused():
     with pytest.raises(ParityError, match="in a batch of 3") as caught:
         _prove(RIGHT, RIGHT, drift=0.01)
     assert caught.value.difference == pytest.approx(0.01, abs=1e-5)
 
 
-def test_rounding_in_a_batch_is_recorded_not_refused() -> None:
+def test_rounding_in_a_batch_is_recorded_not_refused():
     proof = _prove(RIGHT, RIGHT, drift=2e-4)
     assert proof.max_batch_difference == pytest.approx(2e-4, rel=0.01)
 
 
-def test_a_nan_in_a_batch_is_refused() -> None:
+def test_a_nan_in_a_batch_is_refused():
     with pytest.raises(ParityError, match="in a batch of 3"):
         _prove(RIGHT, RIGHT, drift=np.nan)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_both_batch_sizes_are_run_however_few_the_images(count: int) -> None:
+def test_both_batch_sizes_are_run_however_few_the_images(count):
     answers: Any = Answers(RIGHT + RIGHT)
     images = [np.full((5, 5, 3), i, np.uint8) for i in range(count)]
     expected = np.array((RIGHT + RIGHT)[:count], np.float32)
@@ -301,9 +298,7 @@ def evidence(layer: Layer, spec: PreprocessSpec) -> tuple[list[np.ndarray], np.n
     return images, apply_layers([layer], features.astype(np.float32))
 
 
-def test_a_faithful_file_is_proven(
-    classifier: Classifier, evidence: tuple[list[np.ndarray], np.ndarray]
-) -> None:
+def test_a_faithful_file_is_proven(classifier, evidence):
     images, expected = evidence
     proof = prove(classifier, images, ["x"] * 5, expected, bound=0.1)
     assert 0 < proof.max_difference <= 0.1
@@ -311,14 +306,7 @@ def test_a_faithful_file_is_proven(
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
-def test_a_file_with_another_head_is_not(
-    part: str,
-    flat: Callable[[int], onnx.ModelProto],
-    layer: Layer,
-    spec: PreprocessSpec,
-    header: Header,
-    evidence: tuple[list[np.ndarray], np.ndarray],
-) -> None:
+def test_a_file_with_another_head_is_not(part, flat, layer, spec, header, evidence):
     weight, bias = layer[0].copy(), layer[1].copy()
     if part == "weight":
         weight[1, 100] += 0.01  # of pixels up to 255
@@ -330,13 +318,7 @@ def test_a_file_with_another_head_is_not(
         prove(other, images, ["x"] * 5, expected, bound=0.1)
 
 
-def test_a_file_with_other_preprocessing_is_not(
-    flat: Callable[[int], onnx.ModelProto],
-    layer: Layer,
-    spec: PreprocessSpec,
-    header: Header,
-    evidence: tuple[list[np.ndarray], np.ndarray],
-) -> None:
+def test_a_file_with_other_preprocessing_is_not(flat, layer, spec, header, evidence):
     squeezed = PreprocessSpec(image_size=8, resize=8, mean=spec.mean, std=spec.std, crop="none")
     other = _load(build_classifier(flat(8), [layer], squeezed), header)
     images, expected = evidence
@@ -344,13 +326,7 @@ def test_a_file_with_other_preprocessing_is_not(
         prove(other, images, ["x"] * 5, expected, bound=0.1)
 
 
-def test_classes_in_another_order_are_noticed(
-    flat: Callable[[int], onnx.ModelProto],
-    layer: Layer,
-    spec: PreprocessSpec,
-    header: Header,
-    evidence: tuple[list[np.ndarray], np.ndarray],
-) -> None:
+def test_classes_in_another_order_are_noticed(flat, layer, spec, header, evidence):
     swapped = (np.ascontiguousarray(layer[0][::-1]), np.ascontiguousarray(layer[1][::-1]))
     other = _load(build_classifier(flat(8), [swapped], spec), header)
     images, expected = evidence
@@ -359,9 +335,7 @@ def test_classes_in_another_order_are_noticed(
 
 
 @pytest.mark.real_data
-def test_a_real_backbone_is_proven_on_photos_of_many_sizes(
-    export: Any, photos_of_insects: list[tuple[np.ndarray, int]]
-) -> None:
+def test_a_real_backbone_is_proven_on_photos_of_many_sizes(export, photos_of_insects):
     exported = export(("tiny", "default", None, None))
     images = [image for image, _ in photos_of_insects]
     assert len({image.shape for image in images}) > 3
@@ -379,7 +353,7 @@ def _hard(kind: str, image: int, logits: list[float]) -> Hard:
     return Hard(kind, f"image {image}", pixels, np.array(logits, np.float32))
 
 
-def test_hard_images_are_held_to_five_times_the_bound() -> None:
+def test_hard_images_are_held_to_five_times_the_bound():
     images = [np.full((5, 5, 3), i, np.uint8) for i in range(4)]
     names = [str(i) for i in range(4)]
     expected = np.array(RIGHT, np.float32)
@@ -394,7 +368,7 @@ def test_hard_images_are_held_to_five_times_the_bound() -> None:
         prove(Answers(RIGHT), images, names, expected, bound=0.1, hard=hard)  # type: ignore[arg-type]
 
 
-def test_without_a_bound_anything_finite_passes_and_is_recorded() -> None:
+def test_without_a_bound_anything_finite_passes_and_is_recorded():
     far = np.array(RIGHT)[:, ::-1]
     proof = _prove(far, RIGHT, bound=None, resized=far)  # type: ignore[arg-type]
     assert proof.bound is None
@@ -407,7 +381,7 @@ def test_without_a_bound_anything_finite_passes_and_is_recorded() -> None:
 LABELS = np.array([0, 1, 0, 1])
 
 
-def test_accuracy_is_measured_next_to_the_heads() -> None:
+def test_accuracy_is_measured_next_to_the_heads():
     found = np.array(RIGHT)
     found[0] = [1, 2]
     accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=9, details={})
@@ -417,7 +391,7 @@ def test_accuracy_is_measured_next_to_the_heads() -> None:
 
 
 @pytest.mark.parametrize(("max_drop", "passes"), [(25, True), (24.9, False), (0, False)])
-def test_a_drop_beyond_what_is_allowed_is_refused(max_drop: float, passes: bool) -> None:
+def test_a_drop_beyond_what_is_allowed_is_refused(max_drop, passes):
     found = np.array(RIGHT)[[1, 1, 2, 3]]
     accuracy = measure_accuracy(found, np.array(RIGHT), LABELS, num_available=4, details={})
     proof = replace(_prove(RIGHT, RIGHT), accuracy=accuracy)
@@ -428,23 +402,21 @@ def test_a_drop_beyond_what_is_allowed_is_refused(max_drop: float, passes: bool)
             require_accuracy(proof, max_drop=max_drop)
 
 
-def test_a_file_that_is_better_than_its_head_passes() -> None:
+def test_a_file_that_is_better_than_its_head_passes():
     accuracy = measure_accuracy(
         np.array(RIGHT), np.array(RIGHT)[::-1], LABELS, num_available=4, details={}
     )
     require_accuracy(replace(_prove(RIGHT, RIGHT), accuracy=accuracy), max_drop=0)
 
 
-def test_without_labels_other_classes_stand_for_a_drop() -> None:
+def test_without_labels_other_classes_stand_for_a_drop():
     found = np.array(RIGHT)[[1, 1, 2, 3]]
     with pytest.raises(ParityError, match=r"gives 25\.00 % of 4 images another answer"):
         require_accuracy(_prove(found, RIGHT, bound=None), max_drop=1)  # type: ignore[arg-type]
     require_accuracy(_prove(RIGHT, RIGHT), max_drop=0)
 
 
-def test_outputs_that_differ_from_those_that_were_proven(
-    plain: onnx.ModelProto, header: Header, classifier: Classifier
-) -> None:
+def test_outputs_that_differ_from_those_that_were_proven(plain, header, classifier):
     image = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     require_same_outputs(classifier, classifier, [image])
     other = onnx.ModelProto()

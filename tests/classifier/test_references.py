@@ -58,24 +58,24 @@ def found(images: Any, *numbers: int, names: bool = False) -> list[tuple[int, in
 
 @pytest.mark.parametrize("names", [False, True])
 @pytest.mark.parametrize("prefix", ["", "renamed "])
-def test_references_are_found_by_content(names: bool, prefix: str) -> None:
+def test_references_are_found_by_content(names, prefix):
     assert found(source(prefix=prefix), 3, 1, 17, names=names) == [(3, 3), (1, 1), (17, 17)]
 
 
-def test_names_save_reading_the_others() -> None:
+def test_names_save_reading_the_others():
     images = source()
     assert found(images, 3, 17, names=True) == [(3, 3), (17, 17)]
     assert images.num_read == 2
 
 
-def test_one_that_changed_is_missing_and_copies_are_found_as_one() -> None:
+def test_one_that_changed_is_missing_and_copies_are_found_as_one():
     changed = [b"other" if i == 3 else content for i, content in enumerate(IMAGES)]
     for names in (False, True):
         assert found(source(changed), 3, 17, names=names) == [(17, 17)]
     assert found(source(), 5, 5) == [(5, 5), (5, 5)]
 
 
-def test_images_that_cannot_be_read_are_passed_over() -> None:
+def test_images_that_cannot_be_read_are_passed_over():
     assert found(source([None, *IMAGES]), 3) == [(4, 3)]
 
 
@@ -84,7 +84,7 @@ def contents(images: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def test_a_training_source_is_known_by_content_not_by_name() -> None:
+def test_a_training_source_is_known_by_content_not_by_name():
     own = details(*range(10))
     assert is_training_source(own, "/elsewhere", contents(IMAGES))
     assert is_training_source(own, "/home/ann/photos", contents(IMAGES[1:]))
@@ -92,7 +92,7 @@ def test_a_training_source_is_known_by_content_not_by_name() -> None:
     assert not is_training_source(own, "/home/ann/photos", contents([b"other"]))
 
 
-def test_without_references_the_name_tells() -> None:
+def test_without_references_the_name_tells():
     for name in ("photos", "/home/ann/photos"):  # files of earlier versions have the whole path
         own = {"source": name, "proof": None}
         assert is_training_source(own, "/home/ann/photos", contents(IMAGES))
@@ -117,11 +117,11 @@ def test_without_references_the_name_tells() -> None:
         ("/", "/"),
     ],
 )
-def test_folders_are_left_out(origin: str, expected: str) -> None:
+def test_folders_are_left_out(origin, expected):
     assert without_folders(origin) == expected
 
 
-def test_a_model_without_a_proof_has_no_references() -> None:
+def test_a_model_without_a_proof_has_no_references():
     assert references_of({"proof": None}) == references_of({}) == []
     assert references_of({"proof": {"witnesses": None}}) == []
     (reference,) = references_of(details(4, names=True))

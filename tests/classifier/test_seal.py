@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -28,7 +27,7 @@ from featx.classifier.seal import (
 # --- the seal -----------------------------------------------------------------------------------
 
 
-def test_every_reader_takes_a_sealed_file(content: bytes, tmp_path: Path) -> None:
+def test_every_reader_takes_a_sealed_file(content, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     model = onnx.load(path)
@@ -42,7 +41,7 @@ def test_every_reader_takes_a_sealed_file(content: bytes, tmp_path: Path) -> Non
     assert model.SerializeToString()[-SEAL_BYTES:] == content[-SEAL_BYTES:]
 
 
-def test_the_seal_is_a_metadata_entry_of_fixed_length() -> None:
+def test_the_seal_is_a_metadata_entry_of_fixed_length():
     model = onnx.ModelProto()
     model.ParseFromString(seal(b"")[-SEAL_BYTES:])
     (entry,) = model.metadata_props
@@ -52,7 +51,7 @@ def test_the_seal_is_a_metadata_entry_of_fixed_length() -> None:
 
 
 @given(body=st.binary(max_size=300), place=st.integers(0, 2**20), bit=st.integers(0, 7))
-def test_no_byte_can_change_unseen(body: bytes, place: int, bit: int) -> None:
+def test_no_byte_can_change_unseen(body, place, bit):
     sealed = bytearray(seal(body))
     assert is_sealed(bytes(sealed))
     sealed[place % len(sealed)] ^= 1 << bit
@@ -60,24 +59,24 @@ def test_no_byte_can_change_unseen(body: bytes, place: int, bit: int) -> None:
 
 
 @given(body=st.binary(max_size=100), extra=st.binary(min_size=1, max_size=100), cut=st.integers(1))
-def test_nothing_can_be_added_or_cut_unseen(body: bytes, extra: bytes, cut: int) -> None:
+def test_nothing_can_be_added_or_cut_unseen(body, extra, cut):
     sealed = seal(body)
     assert not is_sealed(sealed + extra)
     assert not is_sealed(extra + sealed)
     assert not is_sealed(sealed[: -1 - cut % len(sealed)])
 
 
-def test_a_seal_around_a_seal_is_one() -> None:
+def test_a_seal_around_a_seal_is_one():
     assert is_sealed(seal(seal(b"x")))
     assert not is_sealed(seal(b"x") + seal(b""))
 
 
 @pytest.mark.parametrize("short", [b"", b"r", b"rJ\n\x06sha256\x12@"])
-def test_what_is_shorter_than_a_seal(short: bytes) -> None:
+def test_what_is_shorter_than_a_seal(short):
     assert not is_sealed(short)
 
 
-def test_metadata_entries_are_found(content: bytes, plain: onnx.ModelProto) -> None:
+def test_metadata_entries_are_found(content, plain):
     assert has_entry(content, "featx")
     assert has_entry(content[:-SEAL_BYTES], "featx")
     assert not has_entry(content, "feat")
@@ -87,7 +86,7 @@ def test_metadata_entries_are_found(content: bytes, plain: onnx.ModelProto) -> N
 # --- the walk -----------------------------------------------------------------------------------
 
 
-def test_an_exported_model_has_nothing_unwanted(content: bytes, plain: onnx.ModelProto) -> None:
+def test_an_exported_model_has_nothing_unwanted(content, plain):
     assert unwanted_parts(content) == []
     assert unwanted_parts(plain.SerializeToString()) == []
 
@@ -106,7 +105,7 @@ def messages(start: type) -> Iterator[tuple[str, int, str]]:
                 pending.append(field.message_type)
 
 
-def test_the_walk_goes_wherever_a_tensor_or_an_operator_can_stand() -> None:
+def test_the_walk_goes_wherever_a_tensor_or_an_operator_can_stand():
     """The table of messages is ONNX's own; a version with new places fails here."""
     goals = {"TensorProto", "SparseTensorProto", "NodeProto", "GraphProto", "AttributeProto",
              "OperatorSetIdProto"}  # fmt: skip
@@ -136,7 +135,7 @@ def changed(model: onnx.ModelProto, change: Callable[[onnx.ModelProto], object])
     return content
 
 
-def test_other_domains_are_named(plain: onnx.ModelProto) -> None:
+def test_other_domains_are_named(plain):
     def change(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         model.graph.node[0].domain = "org.evil"
@@ -149,7 +148,7 @@ def test_other_domains_are_named(plain: onnx.ModelProto) -> None:
     assert unwanted_parts(allowed) == []
 
 
-def test_domains_in_subgraphs_are_seen(plain: onnx.ModelProto) -> None:
+def test_domains_in_subgraphs_are_seen(plain):
     inner = helper.make_graph([helper.make_node("F", [], ["x"], domain="deep")], "inner", [], [])
     for _ in range(3):
         node = helper.make_node("If", ["c"], ["x"], then_branch=inner, else_branch=inner)
@@ -158,12 +157,12 @@ def test_domains_in_subgraphs_are_seen(plain: onnx.ModelProto) -> None:
     assert found == ["operators of the domain 'deep'"]
 
 
-def test_a_domain_that_is_no_text(plain: onnx.ModelProto) -> None:
+def test_a_domain_that_is_no_text(plain):
     content = plain.SerializeToString() + b"\x42\x06\x0a\x04\xff\xfe\xfd\xfc"
     assert unwanted_parts(content) == ["operators of the domain '����'"]
 
 
-def test_functions_and_training_are_refused(plain: onnx.ModelProto) -> None:
+def test_functions_and_training_are_refused(plain):
     def change(model: onnx.ModelProto) -> None:
         model.functions.add().name = "f"
         model.training_info.add()
@@ -203,13 +202,11 @@ BRANCH = onnx.GraphProto(initializer=[external()])
     ids=["initializer", "no location field", "sparse values", "sparse indices", "constant",
          "tensors", "sparse constant", "sparse tensors", "subgraph", "subgraphs"],
 )  # fmt: skip
-def test_weights_in_another_file_are_seen_everywhere(
-    change: Callable[[onnx.ModelProto], object], plain: onnx.ModelProto
-) -> None:
+def test_weights_in_another_file_are_seen_everywhere(change, plain):
     assert unwanted_parts(changed(plain, change)) == ["weights in another file"]
 
 
-def test_a_field_that_is_given_twice_is_seen_twice(plain: onnx.ModelProto) -> None:
+def test_a_field_that_is_given_twice_is_seen_twice(plain):
     second = onnx.ModelProto(graph=BRANCH).SerializeToString()
     assert unwanted_parts(plain.SerializeToString() + second) == ["weights in another file"]
     assert unwanted_parts(second + plain.SerializeToString()) == ["weights in another file"]
@@ -234,12 +231,12 @@ def test_a_field_that_is_given_twice_is_seen_twice(plain: onnx.ModelProto) -> No
         (b"ORTM" * 10, "starts no field"),
     ],
 )
-def test_what_is_no_model(content: bytes, reason: str) -> None:
+def test_what_is_no_model(content, reason):
     with pytest.raises(NotOnnx, match=reason):
         unwanted_parts(content)
 
 
-def test_endlessly_many_parts(monkeypatch: pytest.MonkeyPatch, plain: onnx.ModelProto) -> None:
+def test_endlessly_many_parts(monkeypatch, plain):
     monkeypatch.setattr(module, "_MAX_PARTS", 100)
     with pytest.raises(NotOnnx, match="more than 100 parts"):
         unwanted_parts(plain.SerializeToString())
@@ -252,7 +249,7 @@ def varint(number: int) -> bytes:
     return head + bytes([number])
 
 
-def test_graphs_nested_without_end() -> None:
+def test_graphs_nested_without_end():
     content = external().SerializeToString()
     content = b"\x2a" + varint(len(content)) + content  # initializer
     for _ in range(3000):
@@ -262,7 +259,7 @@ def test_graphs_nested_without_end() -> None:
 
 
 @given(junk=st.binary(max_size=200))
-def test_any_bytes_are_walked_or_refused(junk: bytes) -> None:
+def test_any_bytes_are_walked_or_refused(junk):
     try:
         unwanted_parts(junk)
     except NotOnnx:
@@ -270,9 +267,7 @@ def test_any_bytes_are_walked_or_refused(junk: bytes) -> None:
 
 
 @given(place=st.integers(0, 2**30), byte=st.integers(0, 255))
-def test_the_walk_refuses_or_reads_what_protobuf_reads(
-    place: int, byte: int, content_case: bytes
-) -> None:
+def test_the_walk_refuses_or_reads_what_protobuf_reads(place, byte, content_case):
     """Whenever onnx takes damaged bytes and sees something external in them, the walk does too."""
     damaged = bytearray(content_case)
     damaged[place % len(damaged)] = byte

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from featx.artifact import Header
 from featx.classifier.graph import build_classifier
 from featx.classifier.seal import seal
-from featx.classifier.session import Classifier, load_classifier, open_classifier
+from featx.classifier.session import load_classifier, open_classifier
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError
-from featx.heads.head import Layer
 from featx.images.preprocess import PreprocessSpec
 
 PATH = Path("somewhere/model.onnx")
@@ -41,9 +39,7 @@ def _images(*shape: int) -> np.ndarray:
 # Opening
 
 
-def test_what_was_written_is_what_is_opened(
-    file: Path, header: Header, spec: PreprocessSpec
-) -> None:
+def test_what_was_written_is_what_is_opened(file, header, spec):
     opened = open_classifier(str(file))
     assert opened.classes == ("ants", "bees")
     assert opened.header.to_json() == header.to_json()
@@ -51,23 +47,23 @@ def test_what_was_written_is_what_is_opened(
     assert opened.path == file
 
 
-def test_threads_do_not_change_the_answer(content: bytes) -> None:
+def test_threads_do_not_change_the_answer(content):
     image = _images(1, 40, 30, 3)
     one, two = (load_classifier(content, path=PATH, threads=n).logits(image) for n in (1, 2))
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_command(tmp_path):
     with pytest.raises(ArtifactMissing, match=r"gone\.onnx' does not exist.*featx export --onnx"):
         open_classifier(tmp_path / "gone.onnx")
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder(tmp_path):
     with pytest.raises(ArtifactInvalid, match="not a file"):
         open_classifier(tmp_path)
 
 
-def test_a_file_larger_than_onnx_can_be(tmp_path: Path) -> None:
+def test_a_file_larger_than_onnx_can_be(tmp_path):
     path = tmp_path / "large.onnx"
     with path.open("wb") as sparse:
         sparse.truncate(2**31 + 1)
@@ -78,7 +74,7 @@ def test_a_file_larger_than_onnx_can_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "junk", [b"", b"\0" * 100, b"\x89HDF\r\n\x1a\n" + b"\0" * 500, b"<html></html>", b"\xff" * 999]
 )
-def test_what_is_no_onnx(junk: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_onnx(junk, tmp_path, capfd):
     path = tmp_path / "junk.onnx"
     path.write_bytes(junk)
     with pytest.raises(ArtifactInvalid, match=r"junk\.onnx' is not an ONNX model"):
@@ -86,7 +82,7 @@ def test_what_is_no_onnx(junk: bytes, tmp_path: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().out == ""
 
 
-def test_a_foreign_onnx_model(plain: onnx.ModelProto) -> None:
+def test_a_foreign_onnx_model(plain):
     with pytest.raises(ArtifactInvalid, match="but not one of featx's"):
         load_classifier(plain.SerializeToString(), path=PATH)
 
@@ -94,7 +90,7 @@ def test_a_foreign_onnx_model(plain: onnx.ModelProto) -> None:
 ALTERED = "was altered after export, or is damaged; export it again with featx export"
 
 
-def test_a_file_that_another_tool_has_changed(plain: onnx.ModelProto, content: bytes) -> None:
+def test_a_file_that_another_tool_has_changed(plain, content):
     model = onnx.load_from_string(content)
     weight = next(t for t in model.graph.initializer if t.name == "featx_head_0_bias")
     weight.raw_data = np.array([5, -5], np.float32).tobytes()
@@ -104,9 +100,7 @@ def test_a_file_that_another_tool_has_changed(plain: onnx.ModelProto, content: b
         assert load_classifier(changed, path=PATH, verify=False).classes == ("ants", "bees")
 
 
-def test_a_file_that_is_checked_before_it_is_run(
-    content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_checked_before_it_is_run(content, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("ONNX Runtime was given a damaged file")
 
@@ -118,9 +112,7 @@ def test_a_file_that_is_checked_before_it_is_run(
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_reaches_out_is_refused_with_a_right_seal(
-    plain: onnx.ModelProto, header: Header, verify: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_reaches_out_is_refused_with_a_right_seal(plain, header, verify, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", None)
     model = onnx.ModelProto()
     model.CopyFrom(plain)
@@ -132,14 +124,14 @@ def test_what_reaches_out_is_refused_with_a_right_seal(
 # Damage
 
 
-def test_every_truncation_is_refused(content: bytes) -> None:
+def test_every_truncation_is_refused(content):
     rng = np.random.default_rng(0)
     for end in [1, 2, 3, len(content) - 1, *rng.integers(4, len(content) - 1, 60)]:
         with pytest.raises(ArtifactInvalid):
             load_classifier(content[:end], path=PATH)
 
 
-def test_every_changed_byte_of_the_header_is_refused(content: bytes, header: Header) -> None:
+def test_every_changed_byte_of_the_header_is_refused(content, header):
     text = header.to_json().encode()
     start = content.index(text)
     rng = np.random.default_rng(1)
@@ -150,9 +142,7 @@ def test_every_changed_byte_of_the_header_is_refused(content: bytes, header: Hea
             load_classifier(bytes(damaged), path=PATH)
 
 
-def test_no_bit_flip_escapes_as_another_error(
-    content: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_no_bit_flip_escapes_as_another_error(content, capfd):
     rng, image, refused = np.random.default_rng(2), _images(1, 9, 12, 3), 0
     for _ in range(200):
         damaged = bytearray(content)
@@ -186,26 +176,20 @@ def _header(preprocess: PreprocessSpec, **changes: Any) -> Header:
 
 
 @pytest.mark.parametrize("classes", [(), ("ants",), ("ants", "bees", "wasps")])
-def test_another_number_of_classes(
-    classes: tuple[str, ...], plain: onnx.ModelProto, spec: PreprocessSpec
-) -> None:
+def test_another_number_of_classes(classes, plain, spec):
     content = _stamped(plain, _header(spec, classes=classes))
     with pytest.raises(ArtifactInvalid, match=rf"but has {len(classes)} classes"):
         load_classifier(content, path=PATH)
 
 
 @pytest.mark.parametrize("kind", ["head", "features"])
-def test_the_header_of_another_kind(
-    kind: Any, plain: onnx.ModelProto, spec: PreprocessSpec
-) -> None:
+def test_the_header_of_another_kind(kind, plain, spec):
     with pytest.raises(ArtifactInvalid, match="a classifier is needed"):
         load_classifier(_stamped(plain, _header(spec, kind=kind)), path=PATH)
 
 
 @pytest.mark.parametrize("values", [{}, {"preprocess": None}, {"preprocess": {"image_size": 0}}])
-def test_a_header_without_usable_preprocessing(
-    values: dict[str, Any], plain: onnx.ModelProto, spec: PreprocessSpec
-) -> None:
+def test_a_header_without_usable_preprocessing(values, plain, spec):
     header = _header(spec)
     header = replace(header, spec=dict(header.spec) | {"preprocess": None} | values)
     with pytest.raises(ArtifactInvalid, match="header is damaged"):
@@ -217,9 +201,7 @@ def test_a_header_without_usable_preprocessing(
     [(("picture",), OUTPUTS), (("image", "mask"), OUTPUTS), (("image",), ("logits",)),
      (("image",), ("scores", "probabilities"))],
 )  # fmt: skip
-def test_other_inputs_or_outputs(
-    inputs: tuple[str, ...], outputs: tuple[str, ...], spec: PreprocessSpec
-) -> None:
+def test_other_inputs_or_outputs(inputs, outputs, spec):
     value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Cast", [inputs[0]], ["values"], to=TensorProto.FLOAT),
@@ -241,7 +223,7 @@ def test_other_inputs_or_outputs(
     [(TensorProto.FLOAT, TensorProto.FLOAT, "other inputs"),
      (TensorProto.UINT8, TensorProto.DOUBLE, r"gives logits as tensor\(double\)")],
 )  # fmt: skip
-def test_other_types(input_type: int, output_type: int, message: str, spec: PreprocessSpec) -> None:
+def test_other_types(input_type, output_type, message, spec):
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [
@@ -263,7 +245,7 @@ def test_other_types(input_type: int, output_type: int, message: str, spec: Prep
         load_classifier(_stamped(model, _header(spec)), path=PATH)
 
 
-def test_outputs_of_another_rank(spec: PreprocessSpec) -> None:
+def test_outputs_of_another_rank(spec):
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [
@@ -281,13 +263,7 @@ def test_outputs_of_another_rank(spec: PreprocessSpec) -> None:
 
 
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "absolute", "symlink.bin"])
-def test_weights_in_another_file_are_refused(
-    location: str,
-    plain: onnx.ModelProto,
-    header: Header,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_in_another_file_are_refused(location, plain, header, tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     name = str(tmp_path / "secret.bin") if location == "absolute" else location
@@ -309,11 +285,8 @@ def test_weights_in_another_file_are_refused(
 
 
 def test_weights_in_another_file_are_out_of_reach_even_where_no_check_finds_them(
-    plain: onnx.ModelProto,
-    header: Header,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    plain, header, tmp_path, monkeypatch
+):
     """ONNX Runtime itself finds no file: a second line of defence behind the inspection."""
     model = onnx.ModelProto()
     model.CopyFrom(plain)
@@ -353,18 +326,18 @@ def test_weights_in_another_file_are_out_of_reach_even_where_no_check_finds_them
     ],
     ids=lambda images: f"{images.dtype}{images.shape}",
 )
-def test_arrays_of_another_type_or_shape(images: np.ndarray, classifier: Classifier) -> None:
+def test_arrays_of_another_type_or_shape(images, classifier):
     with pytest.raises(ConfigError, match=r"images must be uint8 of shape \(batch") as caught:
         classifier.run(images)
     assert str(images.shape) in str(caught.value)
 
 
-def test_no_images_give_no_answers(classifier: Classifier) -> None:
+def test_no_images_give_no_answers(classifier):
     found = classifier.run(np.zeros((0, 8, 9, 3), np.uint8))
     assert {name: values.shape for name, values in found.items()} == dict.fromkeys(OUTPUTS, (0, 2))
 
 
-def test_views_and_read_only_arrays(classifier: Classifier) -> None:
+def test_views_and_read_only_arrays(classifier):
     image = _images(2, 20, 16, 3)
     expected = classifier.logits(image[:, ::2, ::-1].copy())
     view = image[:, ::2, ::-1]
@@ -373,16 +346,14 @@ def test_views_and_read_only_arrays(classifier: Classifier) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 17])
-def test_the_batch_does_not_matter(batch: int, classifier: Classifier) -> None:
+def test_the_batch_does_not_matter(batch, classifier):
     images = _images(batch, 21, 34, 3)
     together = classifier.logits(images)
     alone = np.concatenate([classifier.logits(image[None]) for image in images])
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_graph_that_fails_on_an_image_is_named(
-    flat: Callable[[int], onnx.ModelProto], layer: Layer, spec: PreprocessSpec, header: Header
-) -> None:
+def test_a_graph_that_fails_on_an_image_is_named(flat, layer, spec, header):
     model = build_classifier(flat(8), [layer], spec)
     size = next(t for t in model.graph.initializer if t.name == "featx_size")
     size.raw_data = np.array([9, 9], np.int64).tobytes()  # a crop the head does not fit
@@ -394,7 +365,7 @@ def test_a_graph_that_fails_on_an_image_is_named(
 # Light and readable
 
 
-def test_opening_and_running_needs_no_heavy_library(file: Path) -> None:
+def test_opening_and_running_needs_no_heavy_library(file):
     script = (
         "import sys, numpy as np\n"
         "from featx.classifier.session import open_classifier\n"
@@ -409,7 +380,7 @@ def test_opening_and_running_needs_no_heavy_library(file: Path) -> None:
     assert done.stdout.splitlines() == ["(1, 2)", "[]"]
 
 
-def test_the_file_works_with_plain_onnxruntime(file: Path, classifier: Classifier) -> None:
+def test_the_file_works_with_plain_onnxruntime(file, classifier):
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     image = _images(1, 33, 21, 3)
     logits, probabilities = session.run(None, {"image": image})

@@ -99,13 +99,7 @@ def command(*arguments: object) -> tuple[int, str]:
         (lambda rows: [*rows[:-1], (rows[-1][0], "a", "val")], None),
     ],
 )
-def test_rows_that_train_make_a_head_stale(
-    head: Path,
-    extract: Callable[[list[Row]], Path],
-    rows: list[Row],
-    change: Callable[[list[Row]], list[Row]],
-    expected: str | None,
-) -> None:
+def test_rows_that_train_make_a_head_stale(head, extract, rows, change, expected):
     extract(change(rows))
     assert told(head) == expected
     exit_code, output = command("check", head)
@@ -114,17 +108,13 @@ def test_rows_that_train_make_a_head_stale(
     assert expected is None or expected in output
 
 
-def test_renamed_images_leave_a_head_as_it_is(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row], tmp_path: Path
-) -> None:
+def test_renamed_images_leave_a_head_as_it_is(head, extract, rows, tmp_path):
     (tmp_path / "00.png").rename(tmp_path / "zz.png")
     extract([("zz.png", "a", "train"), *rows[1:]])
     assert told(head) is None
 
 
-def test_images_renamed_since_are_found_by_content(
-    head: Path, rows: list[Row], tmp_path: Path
-) -> None:
+def test_images_renamed_since_are_found_by_content(head, rows, tmp_path):
     for name, _, _ in rows[:5]:
         (tmp_path / name).rename(tmp_path / f"renamed {name}")
     new = [(f"renamed {row[0]}", *row[1:]) for row in rows[:5]] + rows[5:]
@@ -134,20 +124,13 @@ def test_images_renamed_since_are_found_by_content(
     assert proof.num_images == 12
 
 
-def test_other_features_of_the_same_images_are_a_change(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row], tmp_path: Path
-) -> None:
+def test_other_features_of_the_same_images_are_a_change(head, extract, rows, tmp_path):
     options = featx.ExtractOptions(backbone="tiny", dtype="float16", overwrite=True)
     featx.extract(tmp_path / "images.csv", tmp_path / "f.h5", options)
     assert told(head) == "since then 8 with other features"
 
 
-def test_changed_scores_are_outdated_and_said(
-    head: Path,
-    extract: Callable[[list[Row]], Path],
-    rows: list[Row],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_changed_scores_are_outdated_and_said(head, extract, rows, caplog):
     features = extract([*rows, ("new.png", "a", "val")])
     assert staleness_of(open_head(head), open_features(features)).outdated == ("val",)
     featx.export_onnx(head, head.with_name("m.onnx"))
@@ -158,9 +141,7 @@ def test_changed_scores_are_outdated_and_said(
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_stale_head_is_exported_only_on_demand(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row], verify: bool
-) -> None:
+def test_a_stale_head_is_exported_only_on_demand(head, extract, rows, verify):
     extract([*rows, ("new.png", "a", "train")])
     model, card = head.with_name("m.onnx"), head.with_name("card.md")
     with pytest.raises(ArtifactMismatch, match=r"trained on 8 rows; since then 1 new.*--stale"):
@@ -173,15 +154,13 @@ def test_a_stale_head_is_exported_only_on_demand(
     assert "trained on 8 rows; since then 1 new" in output
 
 
-def test_a_fresh_model_does_not_speak_of_it(head: Path) -> None:
+def test_a_fresh_model_does_not_speak_of_it(head):
     model = head.with_name("m.onnx")
     featx.export_onnx(head, model, featx.ExportOptions(stale=True))
     assert "stale" not in command("info", model)[1]
 
 
-def test_a_stale_head_is_reported_only_on_demand(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row]
-) -> None:
+def test_a_stale_head_is_reported_only_on_demand(head, extract, rows):
     extract([("00.png", "b", "train"), *rows[1:]])
     page = head.with_name("report.html")
     exit_code, output = command("report", head, "-o", page)
@@ -191,7 +170,7 @@ def test_a_stale_head_is_reported_only_on_demand(
     assert "The head is stale: trained on 8 rows; since then 1 relabelled" in page.read_text()
 
 
-def test_a_head_and_its_features_may_be_moved(head: Path, tmp_path: Path) -> None:
+def test_a_head_and_its_features_may_be_moved(head, tmp_path):
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for name in ("h.safetensors", "f.h5"):
@@ -206,14 +185,14 @@ def test_a_head_and_its_features_may_be_moved(head: Path, tmp_path: Path) -> Non
     featx.export_onnx(path, moved / "m.onnx")
 
 
-def test_check_says_where_it_cannot_tell(head: Path) -> None:
+def test_check_says_where_it_cannot_tell(head):
     head.with_name("f.h5").unlink()
     exit_code, output = command("check", head)
     assert exit_code == 0
     assert "its feature file is not there" in output
 
 
-def test_features_of_another_backbone_are_no_match(head: Path) -> None:
+def test_features_of_another_backbone_are_no_match(head):
     opened = open_head(head)
     spec = {**opened.header.spec, "layer": "another"}
     save_head(head, replace(opened, header=replace(opened.header, spec=spec)), overwrite=True)
@@ -231,7 +210,7 @@ def with_details(head: Path, **changes: Any) -> None:
     save_head(head, replace(opened, header=replace(opened.header, details=details)), overwrite=True)
 
 
-def test_heads_of_earlier_versions_work_and_say_that_they_do_not_know(head: Path) -> None:
+def test_heads_of_earlier_versions_work_and_say_that_they_do_not_know(head):
     with_details(head, provenance=None)
     found = staleness_of(open_head(head), open_features(head.with_name("f.h5")))
     assert not found.known
@@ -242,15 +221,13 @@ def test_heads_of_earlier_versions_work_and_say_that_they_do_not_know(head: Path
     featx.export_onnx(head, head.with_name("m.onnx"))
 
 
-def test_a_damaged_record_is_no_match(head: Path) -> None:
+def test_a_damaged_record_is_no_match(head):
     with_details(head, provenance={"trained": 3})
     with pytest.raises(ArtifactInvalid, match=r"details\.provenance\.trained is 3"):
         require_current(open_head(head), open_features(head.with_name("f.h5")), allow_stale=True)
 
 
-def test_a_few_shot_head_knows_the_rows_that_were_drawn(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row]
-) -> None:
+def test_a_few_shot_head_knows_the_rows_that_were_drawn(head, extract, rows):
     shots = featx.TrainOptions(few_shot=featx.FewShot(2, repeats=2), overwrite=True)
     made = featx.train_head(head.with_name("f.h5"), head, shots)
     assert made.head.header.details["provenance"]["trained"]["num_rows"] == 4
@@ -264,9 +241,7 @@ def test_a_few_shot_head_knows_the_rows_that_were_drawn(
     assert results.count(None) == 4
 
 
-def test_check_tells_machines_as_well(
-    head: Path, extract: Callable[[list[Row]], Path], rows: list[Row]
-) -> None:
+def test_check_tells_machines_as_well(head, extract, rows):
     extract(rows[1:])
     exit_code, output = command("check", head, "--json")
     found = json.loads(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,7 @@ def run_in_node(
     ],
     ids="-".join,
 )
-def test_it_answers_as_native_within_a_millionth(
-    export: Callable[..., Path], images: list[np.ndarray], contract: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_it_answers_as_native_within_a_millionth(export, images, contract, tmp_path):
     model = export(*contract)
     classifier = open_classifier(model, threads=1)
     inputs = [classifier.prepare(image)[None] for image in images]

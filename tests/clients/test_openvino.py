@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +33,15 @@ def differences(model: Path, images: list[np.ndarray], *, resized: bool = False)
 
 
 @pytest.mark.parametrize("source", ["crop", "tensor"])
-def test_crops_and_tensors_agree(
-    export: Callable[..., Path], images: list[np.ndarray], source: str
-) -> None:
+def test_crops_and_tensors_agree(export, images, source):
     assert differences(export(source, "logits"), images).max() < CLOSE
 
 
-def test_images_agree_once_their_shorter_side_is_the_resize(
-    export: Callable[..., Path], images: list[np.ndarray]
-) -> None:
+def test_images_agree_once_their_shorter_side_is_the_resize(export, images):
     model = export("image", "logits", "probabilities")
     assert differences(model, images, resized=True).max() < CLOSE
 
 
-def test_its_own_resize_differs_which_is_why_the_docs_advise_crops(
-    export: Callable[..., Path], images: list[np.ndarray]
-) -> None:
+def test_its_own_resize_differs_which_is_why_the_docs_advise_crops(export, images):
     model = export("image", "logits", "probabilities")
     assert differences(model, images).max() > 100 * CLOSE

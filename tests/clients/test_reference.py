@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +31,19 @@ def differences(model: Path, inputs: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", ["crop", "tensor"])
-def test_crops_and_tensors_agree(
-    export: Callable[..., Path], images: list[np.ndarray], source: str
-) -> None:
+def test_crops_and_tensors_agree(export, images, source):
     model = export(source, "logits")
     classifier = open_classifier(model, threads=1)
     assert differences(model, [classifier.prepare(image)[None] for image in images]).max() < 1e-5
 
 
-def test_images_agree_within_the_rounding_of_the_resize(
-    export: Callable[..., Path], images: list[np.ndarray]
-) -> None:
+def test_images_agree_within_the_rounding_of_the_resize(export, images):
     model = export("image", "logits", "probabilities")
     spec = open_classifier(model, threads=1).preprocess
     assert differences(model, [resized_square(image, spec)[None] for image in images]).max() < 1e-5
     assert differences(model, [image[None] for image in images]).max() < 2e-2
 
 
-def test_features_and_best_classes_agree(
-    export: Callable[..., Path], images: list[np.ndarray]
-) -> None:
+def test_features_and_best_classes_agree(export, images):
     model = export("image", "features", "top-2")
     assert differences(model, [images[2][None]]).max() < 1e-5

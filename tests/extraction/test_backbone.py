@@ -33,7 +33,7 @@ def environment(path: Path) -> dict[str, str]:
     return dict(open_features(path).header.environment)
 
 
-def test_engines_agree_and_are_provenance_only(photos: Photos, tmp_path: Path) -> None:
+def test_engines_agree_and_are_provenance_only(photos, tmp_path):
     source = photos()
     reports = [
         extract(source, tmp_path / f"{engine}.h5", ExtractOptions(backbone="tiny", engine=engine))
@@ -51,9 +51,7 @@ def test_engines_agree_and_are_provenance_only(photos: Photos, tmp_path: Path) -
     assert extract(source, tmp_path / "auto.h5", again).is_unchanged
 
 
-def test_a_graph_is_built_once(
-    photos: Photos, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_is_built_once(photos, tmp_path, cache, monkeypatch):
     source, options = photos(), ExtractOptions(**OTHER)
     extract(source, tmp_path / "first.h5", options)
     assert len(list(cache.rglob("*.onnx"))) == len(list(cache.rglob("*.json"))) == 1
@@ -68,9 +66,7 @@ def test_a_graph_is_built_once(
         assert (first["features"][:] == second["features"][:]).all()
 
 
-def test_a_damaged_graph_is_built_again(
-    photos: Photos, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_graph_is_built_again(photos, tmp_path, cache, caplog):
     source, options = photos(), ExtractOptions(**OTHER)
     extract(source, tmp_path / "first.h5", options)
     (graph,) = cache.rglob("*.onnx")
@@ -84,18 +80,14 @@ def test_a_damaged_graph_is_built_again(
     assert (first == second).all()
 
 
-def test_a_cache_folder_that_cannot_be_written_is_done_without(
-    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_done_without(photos, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     report = extract(photos(), tmp_path / "f.h5", ExtractOptions(**OTHER))
     assert (report.engine, report.num_extracted) == ("onnxruntime", 12)
 
 
-def test_weights_that_changed_are_noticed(
-    photos: Photos, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_changed_are_noticed(photos, tmp_path, cache, monkeypatch):
     backbone = LazyBackbone(ExtractOptions(backbone="tiny", weights="none").resolved())
     other = LazyBackbone(ExtractOptions(backbone="tiny", weights="none", seed=1).resolved()).spec()
     with pytest.raises(BackboneError, match="its weights changed meanwhile"):
@@ -110,24 +102,22 @@ class TestNetworksWithoutAGraph:
 
         monkeypatch.setattr(onnx_graph, "build_graph", refuse)
 
-    def test_torch_runs_them(
-        self, photos: Photos, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_torch_runs_them(self, photos, tmp_path, caplog):
         report = extract(photos(), tmp_path / "f.h5", ExtractOptions(**OTHER))
         assert (report.engine, report.device) == ("torch", "cpu")
         assert "torch runs this backbone: no such operator" in caplog.text
 
-    def test_who_asks_for_onnxruntime_hears_why_not(self, photos: Photos, tmp_path: Path) -> None:
+    def test_who_asks_for_onnxruntime_hears_why_not(self, photos, tmp_path):
         with pytest.raises(ExportError, match="no such operator"):
             extract(photos(), tmp_path / "f.h5", ExtractOptions(**OTHER, engine="onnxruntime"))
 
 
-def test_a_wrong_engine_is_refused() -> None:
+def test_a_wrong_engine_is_refused():
     with pytest.raises(ConfigError, match="engine must be one of auto, torch, onnxruntime"):
         ExtractOptions(engine="tensorrt")  # type: ignore[arg-type]
 
 
-def test_the_lazy_backbone_gives_what_was_chosen() -> None:
+def test_the_lazy_backbone_gives_what_was_chosen():
     for engine, kind in (("torch", TorchEngine), ("onnxruntime", OnnxEngine)):
         backbone = LazyBackbone(ExtractOptions(backbone="tiny", engine=engine).resolved())  # type: ignore[arg-type]
         assert backbone.device is backbone.engine_name is None
@@ -152,9 +142,7 @@ def modules_after(*arguments: str) -> set[str]:
 HEAVY = {"torch", "torchvision", "onnx", "onnxscript", "sklearn", "scipy", "safetensors"}
 
 
-def test_the_bundled_backbone_never_loads_torch(
-    photos: Photos, tmp_path: Path, cache: Path
-) -> None:
+def test_the_bundled_backbone_never_loads_torch(photos, tmp_path, cache):
     source = str(photos())
     loaded = modules_after("extract", source, "-b", "tiny", "-q", "-o", str(tmp_path / "f.h5"))
     assert not loaded & HEAVY
@@ -162,18 +150,14 @@ def test_the_bundled_backbone_never_loads_torch(
     assert not cache.exists()
 
 
-def test_a_kept_graph_is_run_without_torch_on_another_output(
-    photos: Photos, tmp_path: Path, cache: Path
-) -> None:
+def test_a_kept_graph_is_run_without_torch_on_another_output(photos, tmp_path, cache):
     source = str(photos())
     command = ("extract", source, "-b", "tiny", "--layer", "stage1", "-q", "-o")
     assert "torch" in modules_after(*command, str(tmp_path / "first.h5"))
     assert not modules_after(*command, str(tmp_path / "second.h5")) & HEAVY
 
 
-def test_an_interrupted_run_gives_the_same_bytes_with_any_number_of_threads(
-    photos: Photos, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_gives_the_same_bytes_with_any_number_of_threads(photos, tmp_path):
     source = photos({"ants": 15, "bees": 16})
 
     def stop(done: int, total: int) -> None:
@@ -211,8 +195,8 @@ def test_an_interrupted_run_gives_the_same_bytes_with_any_number_of_threads(
     ],
 )
 def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
-    options: dict[str, Any], gpu: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    options, gpu, expected, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
     monkeypatch.setattr(choice, "may_have_gpu", lambda: gpu)
@@ -221,9 +205,7 @@ def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
     assert backbone.device is None
 
 
-def test_random_weights_are_named_every_time(
-    photos: Photos, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_random_weights_are_named_every_time(photos, tmp_path, cache, caplog):
     for number in range(2):
         caplog.clear()
         extract(photos(), tmp_path / f"{number}.h5", ExtractOptions(weights="none", **OTHER))

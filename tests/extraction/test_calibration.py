@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -56,7 +55,7 @@ def never_again(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 class TestInt8:
-    def test_features_are_near_those_of_fp32(self, photos: Photos, tmp_path: Path) -> None:
+    def test_features_are_near_those_of_fp32(self, photos, tmp_path):
         source = photos()
         report = extract(source, tmp_path / "int8.h5", INT8)
         plain = extract(source, tmp_path / "fp32.h5", ExtractOptions(backbone="tiny"))
@@ -69,18 +68,14 @@ class TestInt8:
         assert "calibration" not in open_features(plain.path).header.spec
         assert spec_of(report.path).calibration == report.spec.calibration is not None
 
-    def test_the_same_source_gives_the_same_file(
-        self, photos: Photos, tmp_path: Path, cache: Path
-    ) -> None:
+    def test_the_same_source_gives_the_same_file(self, photos, tmp_path, cache):
         source = photos()
         first = extract(source, tmp_path / "first.h5", INT8).path.read_bytes()
         assert extract(source, tmp_path / "second.h5", INT8).path.read_bytes() == first
         shutil.rmtree(cache)
         assert extract(source, tmp_path / "third.h5", INT8).path.read_bytes() == first
 
-    def test_a_grown_source_keeps_the_ranges(
-        self, photos: Photos, tmp_path: Path, cache: Path, never_again: Callable[[], None]
-    ) -> None:
+    def test_a_grown_source_keeps_the_ranges(self, photos, tmp_path, cache, never_again):
         source, output = photos(), tmp_path / "f.h5"
         spec = extract(source, output, INT8).spec
         before = open_features(output)
@@ -97,9 +92,7 @@ class TestInt8:
         assert unchanged
         assert len(after) == 15
 
-    def test_an_interrupted_run_keeps_the_ranges(
-        self, photos: Photos, tmp_path: Path, never_again: Callable[[], None]
-    ) -> None:
+    def test_an_interrupted_run_keeps_the_ranges(self, photos, tmp_path, never_again):
         def stop(done: int, total: int) -> None:
             if done >= 4:
                 raise KeyboardInterrupt
@@ -121,7 +114,7 @@ class TestInt8:
             == open_features(tmp_path / "whole.h5").features[:]
         ).all()
 
-    def test_another_source_is_calibrated_anew(self, photos: Photos, tmp_path: Path) -> None:
+    def test_another_source_is_calibrated_anew(self, photos, tmp_path):
         output = tmp_path / "f.h5"
         first = extract(photos(name="one"), output, INT8).spec
         other = photos({"cats": 5, "dogs": 5}, name="other", seed=3)
@@ -131,9 +124,7 @@ class TestInt8:
         replaced = ExtractOptions(backbone="tiny", precision="int8", overwrite=True)
         assert extract(other, output, replaced).spec.calibration != first.calibration
 
-    def test_a_kept_graph_is_run_without_torch(
-        self, photos: Photos, tmp_path: Path, cache: Path
-    ) -> None:
+    def test_a_kept_graph_is_run_without_torch(self, photos, tmp_path, cache):
         source, output = photos(), tmp_path / "f.h5"
         spec = extract(source, output, INT8).spec
         assert graph_path(spec).is_file()
@@ -141,15 +132,13 @@ class TestInt8:
         command = ("extract", str(source), "-b", "tiny", "--precision", "int8", "-q")
         assert not modules_after(*command, "-o", str(output)) & HEAVY
 
-    def test_what_loses_too_much_is_refused(
-        self, photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_loses_too_much_is_refused(self, photos, tmp_path, monkeypatch):
         monkeypatch.setattr("featx.backbones.int8.calibrate.MIN_MEAN_COSINE", 1.0)
         with pytest.raises(BackboneError, match="tiny loses too much in int8"):
             extract(photos(), tmp_path / "f.h5", INT8)
         assert not (tmp_path / "f.h5").exists()
 
-    def test_what_was_validated_is_what_runs(self, tmp_path: Path) -> None:
+    def test_what_was_validated_is_what_runs(self, tmp_path):
         report = extract("digits:", tmp_path / "f.h5", INT8)
         head = train_head(tmp_path / "f.h5", tmp_path / "h.safetensors", TrainOptions())
         exported = export_onnx(head.path, tmp_path / "m.onnx", ExportOptions())
@@ -171,7 +160,7 @@ def _logits(path: Path, features: np.ndarray) -> np.ndarray:
 
 
 class TestMismatches:
-    def test_another_precision_is_another_file(self, photos: Photos, tmp_path: Path) -> None:
+    def test_another_precision_is_another_file(self, photos, tmp_path):
         source, output = photos(), tmp_path / "f.h5"
         extract(source, output, ExtractOptions(backbone="tiny"))
         with pytest.raises(ArtifactMismatch, match="precision: expected 'bf16', found 'fp32'"):
@@ -179,9 +168,7 @@ class TestMismatches:
         with pytest.raises(ArtifactMismatch, match=r"precision: expected 'int8', found 'fp32'\."):
             extract(source, output, INT8)
 
-    def test_a_default_is_named_and_ranges_are_in_few_words(
-        self, photos: Photos, tmp_path: Path
-    ) -> None:
+    def test_a_default_is_named_and_ranges_are_in_few_words(self, photos, tmp_path):
         source, output = photos(), tmp_path / "f.h5"
         extract(source, output, replace(INT8, decode="scaled"))
         with pytest.raises(ArtifactMismatch) as caught:
@@ -195,7 +182,7 @@ class TestMismatches:
         (line,) = replace(found, spec=replace(found.spec, calibration=other)).differences(found)
         assert re.fullmatch(r"calibration: expected 'ranges \w{16}', found 'ranges \w{16}'", line)
 
-    def test_a_head_of_other_ranges_hears_of_a_few(self, photos: Photos, tmp_path: Path) -> None:
+    def test_a_head_of_other_ranges_hears_of_a_few(self, photos, tmp_path):
         one = extract(photos(name="one"), tmp_path / "one.h5", INT8).path
         other = extract(photos(name="other", seed=4), tmp_path / "other.h5", INT8).path
         headers = [open_features(path).header for path in (one, other)]
@@ -204,7 +191,7 @@ class TestMismatches:
         assert len(str(caught.value)) < 1500
 
     @pytest.mark.parametrize("change", [{"scheme": 99}, {"ranges": [1]}])
-    def test_a_table_from_elsewhere_is_refused(self, change: Any, photos: Photos) -> None:
+    def test_a_table_from_elsewhere_is_refused(self, change, photos):
         spec = LazyBackbone(ExtractOptions(backbone="tiny").resolved()).spec().to_dict()
         table = {"scheme": 1, "ranges": {"relu": [0, 1]}} | change
         with pytest.raises(BackboneError):
@@ -218,13 +205,13 @@ class TestMismatches:
             {"calibration": {"scheme": 1, "ranges": {}}},
         ],
     )
-    def test_precision_and_table_go_together(self, change: Any) -> None:
+    def test_precision_and_table_go_together(self, change):
         spec = LazyBackbone(ExtractOptions(backbone="tiny").resolved()).spec().to_dict()
         with pytest.raises(BackboneError, match=r"precision|int8"):
             BackboneSpec.from_dict(json.loads(json.dumps(spec | change)))
 
 
-def test_bf16_runs_with_torch(photos: Photos, tmp_path: Path) -> None:
+def test_bf16_runs_with_torch(photos, tmp_path):
     source = photos()
     report = extract(source, tmp_path / "h.h5", ExtractOptions(backbone="tiny", precision="bf16"))
     plain = extract(source, tmp_path / "f.h5", ExtractOptions(backbone="tiny"))
@@ -233,9 +220,7 @@ def test_bf16_runs_with_torch(photos: Photos, tmp_path: Path) -> None:
     assert 0.999 <= cosine(found, expected).min() < 1
 
 
-def test_several_devices_give_the_same_rows(
-    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_devices_give_the_same_rows(photos, tmp_path, monkeypatch):
     source = photos({"ants": 7, "bees": 6})
     options = ExtractOptions(backbone="tiny", engine="torch", batch_size=3, workers=3)
     one = extract(source, tmp_path / "one.h5", options)
@@ -255,7 +240,7 @@ def test_several_devices_give_the_same_rows(
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a CUDA GPU"),
     ],
 )
-def test_impossible_options_are_refused(settings: Any, text: str) -> None:
+def test_impossible_options_are_refused(settings, text):
     with pytest.raises(ConfigError, match=text):
         ExtractOptions(**settings)
 
@@ -264,7 +249,7 @@ class TestTheImagesToCalibrateWith:
     def pixels(self, source: Path) -> np.ndarray:
         return calibration_pixels(open_source(str(source)), GEOMETRY, max_pixels=10**6)
 
-    def test_they_are_spread_over_the_training_split(self, photos: Photos) -> None:
+    def test_they_are_spread_over_the_training_split(self, photos):
         source = photos({"train/ants": 100, "train/bees": 100, "val/ants": 4, "val/bees": 4})
         pixels = self.pixels(source)
         assert pixels.shape == (128, 8, 8, 3)
@@ -273,15 +258,15 @@ class TestTheImagesToCalibrateWith:
             path.write_bytes(b"no image")
         assert (pixels == self.pixels(source)).all()
 
-    def test_a_source_without_a_training_split_gives_all(self, photos: Photos) -> None:
+    def test_a_source_without_a_training_split_gives_all(self, photos):
         assert len(self.pixels(photos({"test/ants": 4, "test/bees": 3}))) == 7
 
-    def test_bad_ones_are_left_out(self, photos: Photos) -> None:
+    def test_bad_ones_are_left_out(self, photos):
         source = photos({"ants": 4, "bees": 4})
         (source / "ants" / "000.jpg").write_bytes(b"no image")
         assert len(self.pixels(source)) == 7
 
-    def test_none_at_all_is_an_error(self, photos: Photos) -> None:
+    def test_none_at_all_is_an_error(self, photos):
         source = photos({"ants": 2, "bees": 1})
         for path in source.rglob("*.*"):
             path.write_bytes(b"no image")
@@ -289,7 +274,7 @@ class TestTheImagesToCalibrateWith:
             self.pixels(source)
 
 
-def test_int8_runs_in_as_many_threads_as_there_are(photos: Photos, tmp_path: Path) -> None:
+def test_int8_runs_in_as_many_threads_as_there_are(photos, tmp_path):
     source = photos({"ants": 9, "bees": 9})
     found = [
         extract(

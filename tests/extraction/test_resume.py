@@ -48,7 +48,7 @@ def details(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_an_update_keeps_every_setting_of_the_file(source: Path, tmp_path: Path, name: str) -> None:
+def test_an_update_keeps_every_setting_of_the_file(source, tmp_path, name):
     output = tmp_path / "f.h5"
     extract(source, output, replace(TINY, **OTHERS[name]))
     before, made = output.read_bytes(), details(output)
@@ -64,7 +64,7 @@ def test_an_update_keeps_every_setting_of_the_file(source: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS.keys() - {"backbone", "val_fraction"}))
-def test_overwrite_starts_from_the_defaults(source: Path, tmp_path: Path, name: str) -> None:
+def test_overwrite_starts_from_the_defaults(source, tmp_path, name):
     output, fresh = tmp_path / "f.h5", tmp_path / "fresh.h5"
     extract(source, fresh, TINY)
     extract(source, output, replace(TINY, **OTHERS[name]))
@@ -72,7 +72,7 @@ def test_overwrite_starts_from_the_defaults(source: Path, tmp_path: Path, name: 
     assert output.read_bytes() == fresh.read_bytes()
 
 
-def test_an_option_that_is_given_joins_those_of_the_file(source: Path, tmp_path: Path) -> None:
+def test_an_option_that_is_given_joins_those_of_the_file(source, tmp_path):
     output = tmp_path / "f.h5"
     made = replace(TINY, image_size=48, weights="none", seed=2, on_error="skip")
     extract(source, output, made)
@@ -103,9 +103,7 @@ def test_an_option_that_is_given_joins_those_of_the_file(source: Path, tmp_path:
     ],
     ids=str,
 )
-def test_what_would_cost_the_cache_is_refused_with_a_free_name(
-    source: Path, tmp_path: Path, changes: dict[str, Any], free: str
-) -> None:
+def test_what_would_cost_the_cache_is_refused_with_a_free_name(source, tmp_path, changes, free):
     output = tmp_path / "f.h5"
     extract(source, output, TINY)
     before = output.read_bytes()
@@ -120,9 +118,7 @@ def test_what_would_cost_the_cache_is_refused_with_a_free_name(
     assert output.read_bytes() == before
 
 
-def test_another_source_is_refused_with_its_name(
-    source: Path, photos: Photos, tmp_path: Path
-) -> None:
+def test_another_source_is_refused_with_its_name(source, photos, tmp_path):
     output = tmp_path / "my features.h5"
     extract(source, output, replace(TINY, image_size=48))
     other = photos({"ants": 3, "bees": 3}, name="it's other", seed=5)
@@ -133,7 +129,7 @@ def test_another_source_is_refused_with_its_name(
     assert f"-o '{tmp_path}/my features-it-s-other.h5'" in message
 
 
-def test_a_source_that_moved_keeps_the_settings(source: Path, tmp_path: Path) -> None:
+def test_a_source_that_moved_keeps_the_settings(source, tmp_path):
     output = tmp_path / "f.h5"
     extract(source, output, replace(TINY, image_size=48))
     made, moved = details(output), source.rename(tmp_path / "moved")
@@ -146,7 +142,7 @@ def test_a_source_that_moved_keeps_the_settings(source: Path, tmp_path: Path) ->
     assert extract(None, output).is_unchanged
 
 
-def test_another_backbone_takes_nothing_from_the_file(source: Path, tmp_path: Path) -> None:
+def test_another_backbone_takes_nothing_from_the_file(source, tmp_path):
     output = tmp_path / "f.h5"
     extract(source, output, replace(TINY, layer="stage2", on_error="skip"))
     with pytest.raises(ArtifactMismatch, match="backbone: expected 'resnet18', found 'tiny'"):
@@ -155,7 +151,7 @@ def test_another_backbone_takes_nothing_from_the_file(source: Path, tmp_path: Pa
         extract(source, output, ExtractOptions(backbone="tinny"))
 
 
-def test_an_unfinished_extraction_goes_on_with_its_options(source: Path, tmp_path: Path) -> None:
+def test_an_unfinished_extraction_goes_on_with_its_options(source, tmp_path):
     def stop(done: int, _total: int) -> None:
         if done >= 4:
             raise KeyboardInterrupt
@@ -170,14 +166,14 @@ def test_an_unfinished_extraction_goes_on_with_its_options(source: Path, tmp_pat
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_without_a_file_the_source_must_be_given(tmp_path: Path) -> None:
+def test_without_a_file_the_source_must_be_given(tmp_path):
     output = tmp_path / "new" / "f.h5"
     with pytest.raises(ConfigError, match=r"Say where the images are.*Give a folder of images"):
         extract(None, output)
     assert not output.parent.exists()
 
 
-def test_max_bad_needs_skip_here_or_in_the_file(source: Path, tmp_path: Path) -> None:
+def test_max_bad_needs_skip_here_or_in_the_file(source, tmp_path):
     output = tmp_path / "f.h5"
     share = ExtractOptions(backbone="tiny", max_bad=0.5)
     with pytest.raises(ConfigError, match="--max-bad needs --on-error skip"):
@@ -190,9 +186,7 @@ def test_max_bad_needs_skip_here_or_in_the_file(source: Path, tmp_path: Path) ->
         extract(source, output, replace(share, on_error="fail"))
 
 
-def test_a_file_of_an_earlier_version_skips_bad_images_if_it_did(
-    source: Path, tmp_path: Path
-) -> None:
+def test_a_file_of_an_earlier_version_skips_bad_images_if_it_did(source, tmp_path):
     (source / "ants" / "bad.jpg").write_bytes(b"")
     output = tmp_path / "f.h5"
     extract(source, output, replace(TINY, on_error="skip"))
@@ -211,9 +205,7 @@ def test_a_file_of_an_earlier_version_skips_bad_images_if_it_did(
         lambda found: found.update(max_bad=7),
     ],
 )
-def test_options_that_no_featx_wrote_are_damage(
-    source: Path, tmp_path: Path, damage: Callable[[dict[str, Any]], object]
-) -> None:
+def test_options_that_no_featx_wrote_are_damage(source, tmp_path, damage):
     output = tmp_path / "f.h5"
     extract(source, output, TINY)
     rewrite_details(output, damage)
@@ -231,7 +223,7 @@ def rewrite_details(path: Path, change: Callable[[dict[str, Any]], object]) -> N
         file.attrs["header"] = np.bytes_(Header(**header).to_json().encode())
 
 
-def test_resolved_options_leave_nothing_open_but_what_the_weights_decide() -> None:
+def test_resolved_options_leave_nothing_open_but_what_the_weights_decide():
     resolved = ExtractOptions().resolved()
     assert type(resolved) is ResolvedOptions
     assert {name for name, value in vars(resolved).items() if value is None} == {

@@ -38,13 +38,13 @@ def honest(num_samples: int, num_classes: int, seed: int = 0) -> tuple[np.ndarra
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 50.0])
 @pytest.mark.parametrize("num_classes", [2, 10])
-def test_a_temperature_is_found_again(temperature: float, num_classes: int) -> None:
+def test_a_temperature_is_found_again(temperature, num_classes):
     logits, labels = honest(20_000, num_classes)
     assert fit_temperature(temperature * logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
 @given(seed=st.integers(0, 2**32), num_classes=st.integers(2, 6), factor=st.floats(0.1, 10))
-def test_no_other_temperature_is_better(seed: int, num_classes: int, factor: float) -> None:
+def test_no_other_temperature_is_better(seed, num_classes, factor):
     logits, labels = honest(200, num_classes, seed)
     logits = factor * (logits + np.random.default_rng(seed).normal(size=logits.shape))
     found = fit_temperature(logits, labels)
@@ -53,12 +53,12 @@ def test_no_other_temperature_is_better(seed: int, num_classes: int, factor: flo
         assert best <= log_loss(logits / (found * other), labels) + 1e-3
 
 
-def test_scaling_logits_scales_the_temperature() -> None:
+def test_scaling_logits_scales_the_temperature():
     logits, labels = honest(500, 4)
     assert fit_temperature(7 * logits, labels) == pytest.approx(7 * fit_temperature(logits, labels))
 
 
-def test_logits_that_are_never_wrong_stay_finite() -> None:
+def test_logits_that_are_never_wrong_stay_finite():
     labels = np.arange(30) % 3
     logits = np.eye(3)[labels]
     temperature = fit_temperature(logits, labels)
@@ -67,13 +67,13 @@ def test_logits_that_are_never_wrong_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("logits", [np.zeros((6, 3)), -np.eye(3)[np.arange(6) % 3]])
-def test_logits_that_say_nothing_or_lie(logits: np.ndarray) -> None:
+def test_logits_that_say_nothing_or_lie(logits):
     temperature = fit_temperature(logits, np.arange(6) % 3)
     assert 1e-3 <= temperature <= 1e3
     assert np.isfinite(log_loss(logits / temperature, np.arange(6) % 3))
 
 
-def test_what_is_reported() -> None:
+def test_what_is_reported():
     logits, labels = honest(5000, 5)
     found = calibrate(SINGLE_LABEL, 4 * logits, labels)
     assert found.temperature == pytest.approx(4, rel=0.1)
@@ -90,9 +90,7 @@ def test_what_is_reported() -> None:
     spread=st.sampled_from([1e-3, 1.0, 1e3]),
     seed=st.integers(0, 2**32),
 )
-def test_folding_keeps_logits(
-    widths: list[int], temperature: float, spread: float, seed: int
-) -> None:
+def test_folding_keeps_logits(widths, temperature, spread, seed):
     """The logits of the folded head are those of the head, divided, within float32 rounding."""
     random = np.random.default_rng(seed)
     layers: list[Layer] = [
@@ -115,7 +113,7 @@ def test_folding_keeps_logits(
     assert (np.abs(found - expected) <= EPS * (widths[-2] + 3) * size + 1e-37).all()
 
 
-def test_folding_leaves_the_layers_alone() -> None:
+def test_folding_leaves_the_layers_alone():
     weight, bias = np.ones((2, 3), np.float32), np.ones(2, np.float32)
     fold_temperature(weight, bias, 2.0)
     assert (weight == 1).all()
@@ -132,7 +130,7 @@ def honest_tags(num_samples: int, num_tags: int, seed: int = 0) -> tuple[np.ndar
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 50.0])
-def test_one_temperature_of_all_tags_is_found_again(temperature: float) -> None:
+def test_one_temperature_of_all_tags_is_found_again(temperature):
     logits, tags = honest_tags(5_000, 4)
     found = fit_tag_temperature(temperature * logits, tags)
     assert found == pytest.approx(temperature, rel=0.05)
@@ -143,11 +141,11 @@ def test_one_temperature_of_all_tags_is_found_again(temperature: float) -> None:
     assert calibration.log_loss_after <= calibration.log_loss_before + 1e-3
 
 
-def test_tags_that_are_never_wrong_stay_finite() -> None:
+def test_tags_that_are_never_wrong_stay_finite():
     tags = np.eye(4, dtype=np.uint8).repeat(5, axis=0)
     temperature = fit_tag_temperature(2.0 * tags - 1, tags)
     assert 0.01 < temperature < 1
 
 
-def test_tags_about_which_logits_say_nothing() -> None:
+def test_tags_about_which_logits_say_nothing():
     assert 1e-3 <= fit_tag_temperature(np.zeros((6, 2)), np.eye(6, 2)) <= 1e3

@@ -63,7 +63,7 @@ def counts(head: Provenance, rows: Rows) -> tuple[int, int, int, int] | None:
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
-def test_neither_order_nor_blocks_change_a_digest(count: int, block: int) -> None:
+def test_neither_order_nor_blocks_change_a_digest(count, block):
     rows = Rows.random(count)
     order = np.random.default_rng(count).permutation(count)
     expected = RowSet.of(rows.digests())
@@ -72,7 +72,7 @@ def test_neither_order_nor_blocks_change_a_digest(count: int, block: int) -> Non
 
 
 @given(st.data())
-def test_every_change_is_found_and_counted(data: st.DataObject) -> None:
+def test_every_change_is_found_and_counted(data):
     rows = Rows.random(20)
     head = provenance_of(rows)
     gone, relabelled, recomputed = (
@@ -92,14 +92,14 @@ def test_every_change_is_found_and_counted(data: st.DataObject) -> None:
     assert counts(head, now) == (expected if any(expected) else None)
 
 
-def test_the_last_bit_of_a_feature_is_a_change() -> None:
+def test_the_last_bit_of_a_feature_is_a_change():
     rows = Rows.random(4)
     head = provenance_of(rows)
     rows.features[2, 4] = np.nextafter(rows.features[2, 4], np.float32(9))
     assert counts(head, rows) == (0, 0, 0, 1)
 
 
-def test_copies_count_one_by_one() -> None:
+def test_copies_count_one_by_one():
     rows = Rows.random(3).take(np.array([0, 0, 0, 1, 2]))
     head = provenance_of(rows)
     assert counts(head, rows.take(slice(1, None))) == (0, 1, 0, 0)
@@ -107,7 +107,7 @@ def test_copies_count_one_by_one() -> None:
     assert counts(head, rows) == (0, 0, 1, 0)
 
 
-def test_many_rows_are_counted_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_counted_on_a_sample(monkeypatch):
     monkeypatch.setattr(provenance, "SAMPLE_ROWS", 400)
     rows = Rows.random(4000)
     head = provenance_of(rows)
@@ -121,7 +121,7 @@ def test_many_rows_are_counted_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> N
     assert "about" in str(changes)
 
 
-def test_a_change_outside_the_sample_is_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_outside_the_sample_is_a_change(monkeypatch):
     monkeypatch.setattr(provenance, "SAMPLE_ROWS", 4)
     rows = Rows.random(40)
     head = provenance_of(rows)
@@ -131,7 +131,7 @@ def test_a_change_outside_the_sample_is_a_change(monkeypatch: pytest.MonkeyPatch
     assert str(changes) == "trained on 40 rows; since then a few differ"
 
 
-def test_a_draw_holds_as_long_as_its_rows_do() -> None:
+def test_a_draw_holds_as_long_as_its_rows_do():
     rows = Rows.random(30)
     drawn = np.array([3, 7, 20])
     digests = rows.digests()
@@ -146,7 +146,7 @@ def test_a_draw_holds_as_long_as_its_rows_do() -> None:
     assert counts(head, rows) == (0, 0, 1, 0)
 
 
-def test_splits_that_changed_are_outdated() -> None:
+def test_splits_that_changed_are_outdated():
     train, val, other = (Rows.random(6, seed).digests() for seed in range(3))
     head = Provenance.of({"train": train, "val": val})
     assert outdated_splits(head, {"train": train, "val": val[::-1]}) == ()
@@ -155,7 +155,7 @@ def test_splits_that_changed_are_outdated() -> None:
     assert outdated_splits(head, {"train": train, "val": val, "test": other}) == ("test",)
 
 
-def test_labels_that_mean_the_same_are_the_same() -> None:
+def test_labels_that_mean_the_same_are_the_same():
     one, other, last = digest_labels(["red|big", "big | red"], TASKS["multi-label"])
     assert (one == other).all()
     assert not last.any()
@@ -176,7 +176,7 @@ def test_labels_that_mean_the_same_are_the_same() -> None:
         {"scored": []},
     ],
 )
-def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
+def test_a_damaged_record_is_refused(change):
     values = Provenance.of({"train": Rows.random(4).digests()}).to_dict()
     with pytest.raises(ValueError, match="which rows trained it"):
         Provenance.from_dict(values | change)
@@ -184,7 +184,7 @@ def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
         Provenance.from_dict({name: values[name] for name in values if name not in change})
 
 
-def test_text_of_changes_has_its_numbers() -> None:
+def test_text_of_changes_has_its_numbers():
     changes = provenance.Changes(num_rows=1, new=1200, relabelled=1)
     assert str(changes) == "trained on 1 row; since then 1,200 new, 1 relabelled"
     assert "about 1,200 new" in str(replace(changes, estimated=True))

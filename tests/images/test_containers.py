@@ -78,7 +78,7 @@ END = len(PNG) - 12
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "MPO"])
-def test_formats_are_told_by_their_first_bytes(kind: str) -> None:
+def test_formats_are_told_by_their_first_bytes(kind):
     content = encode(Image.fromarray(picture()), kind)
     assert format_of(content) == ("JPEG" if kind == "MPO" else kind)
     assert format_of(content[:12]) is not None
@@ -111,10 +111,10 @@ class TestPngMetadata:
         ],
         ids=lambda value: value[4:8].decode() if isinstance(value, bytes) else str(value),
     )
-    def test_it_may_be_damaged_or_huge(self, extra: bytes, place: int) -> None:
+    def test_it_may_be_damaged_or_huge(self, extra, place):
         np.testing.assert_array_equal(pixels(PNG[:place] + extra + PNG[place:]), picture())
 
-    def test_the_orientation_stays(self) -> None:
+    def test_the_orientation_stays(self):
         exif = Image.Exif()
         exif[0x0112] = 6
         damaged = chunk(b"gAMA", b"\0") + chunk(b"eXIf", exif.tobytes()[6:])
@@ -122,13 +122,13 @@ class TestPngMetadata:
         np.testing.assert_array_equal(found, np.rot90(picture(), -1))
 
     @pytest.mark.parametrize("name", [b"IHDR", b"IDAT"])
-    def test_a_wrong_sum_over_what_decides_pixels_is_refused(self, name: bytes) -> None:
+    def test_a_wrong_sum_over_what_decides_pixels_is_refused(self, name):
         at = PNG.index(name)
         end = at + 4 + struct.unpack(">I", PNG[at - 4 : at])[0]
         refused(PNG[:end] + bytes([PNG[end] ^ 1]) + PNG[end + 1 :], "damaged PNG|wrong checksum")
 
     @pytest.mark.parametrize("name", [b"PLTE", b"tRNS"])
-    def test_so_is_one_over_colours(self, name: bytes) -> None:
+    def test_so_is_one_over_colours(self, name):
         image = Image.fromarray(picture()).convert("P")
         content = encode(image, "PNG", transparency=3)
         end = (
@@ -136,11 +136,11 @@ class TestPngMetadata:
         )
         refused(content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :], "PNG|checksum")
 
-    def test_an_unknown_chunk_that_may_decide_pixels_is_refused(self) -> None:
+    def test_an_unknown_chunk_that_may_decide_pixels_is_refused(self):
         refused(PNG[:PIXELS] + chunk(b"CgBI", b"1234") + PNG[PIXELS:], "unknown chunk CgBI")
 
     @pytest.mark.parametrize("length", range(0, len(PNG), 50))
-    def test_a_png_that_is_cut_short_is_none_the_better_for_it(self, length: int) -> None:
+    def test_a_png_that_is_cut_short_is_none_the_better_for_it(self, length):
         extra = chunk(b"gAMA", b"\0")
         cut = (PNG[:PIXELS] + extra + PNG[PIXELS:])[:length]
         if length < END:
@@ -148,7 +148,7 @@ class TestPngMetadata:
 
 
 class TestJpegMetadata:
-    def test_what_is_no_pixel_is_left_out(self) -> None:
+    def test_what_is_no_pixel_is_left_out(self):
         exif = Image.Exif()
         exif[0x0112] = 6
         content = encode(
@@ -164,13 +164,13 @@ class TestJpegMetadata:
         np.testing.assert_array_equal(pixels(plain), pixels(content))
         assert without_metadata(plain, "JPEG") is None
 
-    def test_a_cmyk_jpeg_keeps_its_polarity(self) -> None:
+    def test_a_cmyk_jpeg_keeps_its_polarity(self):
         content = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", comment="x")
         plain = without_metadata(content, "JPEG")
         assert plain is not None
         np.testing.assert_array_equal(pixels(plain), pixels(content))
 
-    def test_segments_without_end_are_refused(self) -> None:
+    def test_segments_without_end_are_refused(self):
         content = encode(Image.fromarray(picture()), "JPEG")
         segment = b"\xff\xe1\0\x0cExif\0\0abcd"
         for filling in (segment, b"\xff", b"\xff\xd0", b"\xff\0"):
@@ -188,33 +188,33 @@ def progressive(side: int = 64) -> tuple[bytes, bytes]:
 
 
 class TestScans:
-    def test_more_than_any_encoder_writes_are_refused(self) -> None:
+    def test_more_than_any_encoder_writes_are_refused(self):
         content, scan = progressive()
         assert pixels(content + scan * 80 + b"\xff\xd9").shape == (64, 64, 3)
         refused(content + scan * 91 + b"\xff\xd9", "101 scans of 4096 pixels are more than the 100")
         refused(content + scan * 200_000, "200010 scans")  # not ended, and 10 MB
 
     @pytest.mark.parametrize("bare", [b"\xff\xd0", b"\xff\x01", b"\xff\0"])
-    def test_markers_without_a_segment_hide_none(self, bare: bytes) -> None:
+    def test_markers_without_a_segment_hide_none(self, bare):
         content, scan = progressive()
         refused(content[:2] + bare + content[2:] + scan * 91, "101 scans")
         refused(content + bare + scan * 91, "101 scans")
 
-    def test_large_images_may_have_fewer(self) -> None:
+    def test_large_images_may_have_fewer(self):
         content, scan = progressive()
         check_scans(content + scan * 4 + b"\xff\xd9", 150_000_000)
         with pytest.raises(ValueError, match="15 scans of 150000000 pixels are more than the 14"):
             check_scans(content + scan * 5 + b"\xff\xd9", 150_000_000)
         check_scans(content + b"\xff\xd9", 178_956_970)
 
-    def test_what_comes_behind_the_image_does_not_count(self) -> None:
+    def test_what_comes_behind_the_image_does_not_count(self):
         content, scan = progressive()
         expected = pixels(content + b"\xff\xd9")
         film = b"\0\xff\xda\xff\xda\0" * 1000
         np.testing.assert_array_equal(pixels(content + b"\xff\xd9" + film), expected)
         np.testing.assert_array_equal(pixels(content + b"\xff\xd9" + scan * 200), expected)
 
-    def test_nor_do_thumbnails_before_it(self) -> None:
+    def test_nor_do_thumbnails_before_it(self):
         content, _ = progressive()
         exif = b"Exif\0\0" + b"\xff\xda\0\x0c" * 1000
         segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
@@ -222,14 +222,14 @@ class TestScans:
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 1}])
-    def test_a_single_scan_is_not_counted(self, mode: str, options: dict[str, Any]) -> None:
+    def test_a_single_scan_is_not_counted(self, mode, options):
         content = encode(Image.new(mode, (64, 64)), "JPEG", **options)
         check_scans(content + b"\xff\xda\0\x0c" * 1000, 4096)
 
 
 class TestModernFormats:
     @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
-    def test_avif(self) -> None:
+    def test_avif(self):
         image = Image.new("RGB", (32, 24), (200, 30, 90))
         content = encode(image, "AVIF", quality=95)
         assert format_of(content) == "AVIF"
@@ -240,14 +240,14 @@ class TestModernFormats:
         for length in range(12, len(content), 40):
             refused(content[:length], "x")
 
-    def test_heic_says_what_reads_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_heic_says_what_reads_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
         content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
         assert format_of(content) == "HEIF"
         refused(content, r"HEIC needs the package 'pillow-heif': pip install 'featx\[heif\]'")
         assert not is_animated(content)
 
-    def test_heic_where_it_is_read(self, tmp_path: Path) -> None:
+    def test_heic_where_it_is_read(self, tmp_path):
         """From the folder to the features, in a process that has pillow-heif."""
         if not (WITH_HEIF / "pillow_heif").is_dir():
             pytest.skip(f"no pillow-heif in '{WITH_HEIF}', where make test puts it")

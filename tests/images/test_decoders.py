@@ -70,9 +70,7 @@ def reasons_of(made: Outcome) -> dict[int, tuple[str, bool]]:
     return {number: (error.reason, error.is_permanent) for number, error in made.errors.items()}
 
 
-def test_crops_and_reasons_are_those_of_this_process(
-    decoders: Decoders, contents: list[bytes]
-) -> None:
+def test_crops_and_reasons_are_those_of_this_process(decoders, contents):
     crops, reasons = here(contents)
     found, made = crops_of(decoders, contents)
     assert len(crops) == 8
@@ -82,13 +80,13 @@ def test_crops_and_reasons_are_those_of_this_process(
     assert min(made.decode_seconds, made.preprocess_seconds) > 0
 
 
-def test_no_image_and_only_bad_ones(decoders: Decoders) -> None:
+def test_no_image_and_only_bad_ones(decoders):
     assert crops_of(decoders, [])[1] == Outcome(0, {}, 0.0, 0.0)
     made = crops_of(decoders, [b"", b"\xff\xd8"])[1]
     assert (made.num_crops, list(made.errors)) == (0, [0, 1])
 
 
-def test_threads_get_their_own_answers(decoders: Decoders, contents: list[bytes]) -> None:
+def test_threads_get_their_own_answers(decoders, contents):
     parts = [contents[number : number + 3] for number in range(len(contents))]
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda part: crops_of(decoders, part), 3 * parts))
@@ -98,7 +96,7 @@ def test_threads_get_their_own_answers(decoders: Decoders, contents: list[bytes]
         assert reasons_of(made) == reasons
 
 
-def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
+def test_one_that_ended_is_an_error_that_says_so(contents):
     before = len(os.listdir("/proc/self/fd"))
     decoders = Decoders(SPEC, MAX_PIXELS, batch_size=1, workers=1)
     assert crops_of(decoders, contents[:1])[1].num_crops == 1
@@ -117,7 +115,7 @@ def test_one_that_ended_is_an_error_that_says_so(contents: list[bytes]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_no_memory_to_share_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_to_share_is_an_error_that_says_so(monkeypatch):
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 

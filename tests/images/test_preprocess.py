@@ -17,7 +17,6 @@ from torchvision.transforms import InterpolationMode
 from featx.errors import ConfigError, ImageError
 from featx.images.preprocess import (
     MAX_ASPECT_RATIO,
-    Crop,
     PreprocessSpec,
     check_aspect_ratio,
     crop_offset,
@@ -76,9 +75,7 @@ class TestGeometry:
         seed=st.integers(0, 3),
     )
     @settings(max_examples=200)
-    def test_it_is_torchvisions(
-        self, *, height, width, size, more, crop, interpolation, seed
-    ) -> None:
+    def test_it_is_torchvisions(self, *, height, width, size, more, crop, interpolation, seed):
         assume(max(height, width) <= MAX_ASPECT_RATIO * min(height, width))
         resize = size if crop == "none" else size + more
         spec = replace(SPEC, image_size=size, resize=resize, crop=crop, interpolation=interpolation)
@@ -97,7 +94,7 @@ class TestGeometry:
     @settings(max_examples=200)
     def test_the_resized_square_has_only_the_crop_left_to_do(
         self, *, height, width, size, more, crop
-    ) -> None:
+    ):
         assume(max(height, width) <= MAX_ASPECT_RATIO * min(height, width))
         spec = replace(
             SPEC, image_size=size, resize=size if crop == "none" else size + more, crop=crop
@@ -112,12 +109,12 @@ class TestGeometry:
 
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("shape", [(375, 500), (500, 375), (256, 256), (224, 300), (333, 999)])
-    def test_it_is_torchvisions_at_the_usual_sizes(self, shape, interpolation) -> None:
+    def test_it_is_torchvisions_at_the_usual_sizes(self, shape, interpolation):
         spec = replace(SPEC, interpolation=interpolation)
         pixels = noise(*shape)
         np.testing.assert_array_equal(preprocess(pixels, spec), torchvision_square(pixels, spec))
 
-    def test_torchvisions_own_preset_agrees(self) -> None:
+    def test_torchvisions_own_preset_agrees(self):
         from torchvision.transforms._presets import ImageClassification
 
         pixels = noise(301, 417)
@@ -127,7 +124,7 @@ class TestGeometry:
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
     @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 16384))
-    def test_the_resized_shape_is_that_of_torchvisions_division(self, height, width, size) -> None:
+    def test_the_resized_shape_is_that_of_torchvisions_division(self, height, width, size):
         spec = replace(SPEC, image_size=1, resize=size)
         short, long = min(height, width), max(height, width)
         other = int(size * long / short)  # torchvision/transforms/functional.py
@@ -135,18 +132,18 @@ class TestGeometry:
         assert resized_shape(height, width, spec) == expected
 
     @given(st.integers(1, 4096), st.integers(0, 400))
-    def test_the_crop_is_in_the_middle_and_inside(self, size: int, more: int) -> None:
+    def test_the_crop_is_in_the_middle_and_inside(self, size, more):
         offset = crop_offset(size + more, size)
         assert 0 <= offset <= more
         assert abs(2 * offset - more) <= 1
         assert offset == round(more / 2.0)
 
-    def test_an_image_of_the_right_size_is_left_alone(self) -> None:
+    def test_an_image_of_the_right_size_is_left_alone(self):
         pixels = noise(29, 29)
         spec = replace(SMALL, image_size=29)
         np.testing.assert_array_equal(preprocess(pixels, spec), pixels)
 
-    def test_only_the_middle_counts_with_a_crop_and_everything_without(self) -> None:
+    def test_only_the_middle_counts_with_a_crop_and_everything_without(self):
         pixels = noise(40, 200)
         changed = pixels.copy()
         changed[:, :20] = 255 - changed[:, :20]
@@ -154,19 +151,19 @@ class TestGeometry:
         whole = replace(SMALL, resize=24, crop="none")
         assert (preprocess(pixels, whole) != preprocess(changed, whole)).any()
 
-    def test_a_view_gives_what_its_copy_gives(self) -> None:
+    def test_a_view_gives_what_its_copy_gives(self):
         view = noise(80, 90)[::2, ::-1]
         expected = preprocess(np.ascontiguousarray(view), SMALL)
         np.testing.assert_array_equal(preprocess(view, SMALL), expected)
 
-    def test_the_input_is_not_touched(self) -> None:
+    def test_the_input_is_not_touched(self):
         pixels = noise(50, 60)
         before = pixels.copy()
         preprocess(pixels, SMALL)
         np.testing.assert_array_equal(pixels, before)
 
     @pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-    def test_a_flat_image_stays_flat(self, value: int) -> None:
+    def test_a_flat_image_stays_flat(self, value):
         for interpolation in ("bilinear", "bicubic"):
             spec = replace(SMALL, interpolation=interpolation)
             flat = np.full((61, 37, 3), value, np.uint8)
@@ -175,12 +172,12 @@ class TestGeometry:
 
 class TestSpec:
     @given(specs)
-    def test_it_survives_json(self, spec: PreprocessSpec) -> None:
+    def test_it_survives_json(self, spec):
         values = json.loads(json.dumps(spec.to_dict()))
         assert PreprocessSpec.from_dict(values) == spec
         assert PreprocessSpec.from_dict(values).to_dict() == spec.to_dict()
 
-    def test_full_decoding_is_not_spelled_out(self) -> None:
+    def test_full_decoding_is_not_spelled_out(self):
         """So that specs, and with them fingerprints, of before there was another way stay."""
         assert "decode" not in SPEC.to_dict()
         assert PreprocessSpec.from_dict(SPEC.to_dict()).decode == "full"
@@ -214,7 +211,7 @@ class TestSpec:
         ],
         ids=str,
     )
-    def test_values_that_cannot_be_are_named(self, change: dict[str, Any], message: str) -> None:
+    def test_values_that_cannot_be_are_named(self, change, message):
         with pytest.raises(ConfigError, match=message):
             replace(SPEC, **change)
 
@@ -231,7 +228,7 @@ class TestSpec:
         ],
         ids=str,
     )
-    def test_what_is_no_spec_is_refused(self, values: dict[str, Any]) -> None:
+    def test_what_is_no_spec_is_refused(self, values):
         with pytest.raises(ConfigError):
             PreprocessSpec.from_dict(values)
 
@@ -248,35 +245,35 @@ def overridden(
 
 class TestOverrides:
     @given(specs)
-    def test_none_of_them_changes_nothing(self, spec: PreprocessSpec) -> None:
+    def test_none_of_them_changes_nothing(self, spec):
         assert overridden(spec) == spec
 
-    def test_an_image_size_alone_fills_the_square(self) -> None:
+    def test_an_image_size_alone_fills_the_square(self):
         found = overridden(image_size=96)
         assert (found.image_size, found.resize, found.crop) == (96, 96, "center")
 
-    def test_an_image_size_with_its_resize(self) -> None:
+    def test_an_image_size_with_its_resize(self):
         found = overridden(image_size=96, resize=110)
         assert (found.image_size, found.resize) == (96, 110)
 
-    def test_a_resize_alone(self) -> None:
+    def test_a_resize_alone(self):
         assert overridden(resize=300) == replace(SPEC, resize=300)
 
-    def test_no_crop_squeezes_the_whole_image(self) -> None:
+    def test_no_crop_squeezes_the_whole_image(self):
         found = overridden(crop="none")
         assert (found.image_size, found.resize, found.crop) == (224, 224, "none")
         assert overridden(found, image_size=64).resize == 64
 
-    def test_back_to_a_crop(self) -> None:
+    def test_back_to_a_crop(self):
         found = overridden(overridden(crop="none"), crop="center", resize=256)
         assert found == SPEC
 
-    def test_mean_std_and_interpolation_stay(self) -> None:
+    def test_mean_std_and_interpolation_stay(self):
         spec = replace(SPEC, interpolation="bicubic")
         found = overridden(spec, image_size=96, crop="none")
         assert (found.mean, found.std, found.interpolation) == (spec.mean, spec.std, "bicubic")
 
-    def test_the_way_to_decode_is_one(self) -> None:
+    def test_the_way_to_decode_is_one(self):
         spec = replace(SPEC, decode="scaled")
         assert spec.with_overrides(image_size=96, resize=None, crop=None).decode == "scaled"
         changed = SPEC.with_overrides(image_size=None, resize=None, crop=None, decode="scaled")
@@ -295,14 +292,14 @@ class TestOverrides:
         ],
         ids=str,
     )
-    def test_values_that_cannot_be_are_refused_not_ignored(self, values: dict[str, Any]) -> None:
+    def test_values_that_cannot_be_are_refused_not_ignored(self, values):
         with pytest.raises(ConfigError):
             overridden(**values)
 
 
 class TestAspectRatio:
     @given(st.integers(1, 10**5), st.integers(1, 10**5))
-    def test_the_limit_is_the_ratio_of_the_sides(self, height: int, width: int) -> None:
+    def test_the_limit_is_the_ratio_of_the_sides(self, height, width):
         if max(height, width) / min(height, width) <= MAX_ASPECT_RATIO:
             check_aspect_ratio(height, width, sample_id="a")
         else:
@@ -312,7 +309,7 @@ class TestAspectRatio:
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 375), (40, 40), (32, 32), (32, 50), (9, 80)])
 @pytest.mark.parametrize("crop", ["center", "none"])
-def test_a_pil_image_gives_the_pixels_of_its_array(shape: tuple[int, int], crop: Crop) -> None:
+def test_a_pil_image_gives_the_pixels_of_its_array(shape, crop):
     spec = replace(SPEC, image_size=32, resize=40 if crop == "center" else 32, crop=crop)
     pixels = noise(*shape, seed=1)
     found = preprocess(Image.fromarray(pixels), spec)

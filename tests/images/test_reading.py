@@ -22,12 +22,12 @@ from featx.images.sources import ImageSource, open_source
 
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 12))
 @settings(max_examples=40)
-def test_results_come_in_order_whatever_the_settings(count: int, workers: int, window: int) -> None:
+def test_results_come_in_order_whatever_the_settings(count, workers, window):
     futures = map_ahead(lambda index: index * index, range(count), workers=workers, window=window)
     assert [future.result() for future in futures] == [index**2 for index in range(count)]
 
 
-def test_slow_calls_do_not_change_the_order() -> None:
+def test_slow_calls_do_not_change_the_order():
     def work(index: int) -> int:
         time.sleep(0.02 if index % 3 == 0 else 0)
         return index
@@ -35,12 +35,12 @@ def test_slow_calls_do_not_change_the_order() -> None:
     assert [f.result() for f in map_ahead(work, range(20), workers=4)] == list(range(20))
 
 
-def test_what_is_yielded_is_finished() -> None:
+def test_what_is_yielded_is_finished():
     futures = map_ahead(lambda index: time.sleep(0.005), range(10), workers=2, window=2)
     assert all(future.done() for future in futures)
 
 
-def test_an_error_stays_in_its_place() -> None:
+def test_an_error_stays_in_its_place():
     def work(index: int) -> int:
         if index in (0, 3, 9):
             raise ImageError(str(index), "broken.")
@@ -55,7 +55,7 @@ def test_an_error_stays_in_its_place() -> None:
 
 
 @pytest.mark.parametrize(("workers", "window"), [(1, 1), (2, 4), (3, 8)])
-def test_it_stays_a_bounded_number_ahead(workers: int, window: int) -> None:
+def test_it_stays_a_bounded_number_ahead(workers, window):
     started, lock = [0], threading.Lock()
 
     def work(index: int) -> int:
@@ -71,12 +71,12 @@ def test_it_stays_a_bounded_number_ahead(workers: int, window: int) -> None:
     assert started[0] == 60
 
 
-def test_calls_run_side_by_side() -> None:
+def test_calls_run_side_by_side():
     meeting = threading.Barrier(3, timeout=20)  # nobody passes alone
     assert len(list(map_ahead(lambda _: meeting.wait(), range(6), workers=3))) == 6
 
 
-def test_nothing_starts_before_the_first_is_asked_for() -> None:
+def test_nothing_starts_before_the_first_is_asked_for():
     called = threading.Event()
     futures = map_ahead(lambda _: called.set(), range(3))
     assert not called.wait(0.05)
@@ -84,7 +84,7 @@ def test_nothing_starts_before_the_first_is_asked_for() -> None:
     assert called.is_set()
 
 
-def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads() -> None:
+def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads():
     before, done = threading.active_count(), []
 
     def work(index: int) -> None:
@@ -101,7 +101,7 @@ def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads() -> None
     assert len(done) == count
 
 
-def test_an_error_in_the_loop_ends_the_threads_too() -> None:
+def test_an_error_in_the_loop_ends_the_threads_too():
     before = threading.active_count()
 
     def use() -> None:
@@ -114,7 +114,7 @@ def test_an_error_in_the_loop_ends_the_threads_too() -> None:
 
 
 @pytest.mark.parametrize("place", ["in the loop", "while it waits"])
-def test_an_interrupt_does_not_wait_for_the_threads(place: str) -> None:
+def test_an_interrupt_does_not_wait_for_the_threads(place):
     finish, ended = threading.Event(), []
 
     def work(index: int) -> None:
@@ -139,7 +139,7 @@ def test_an_interrupt_does_not_wait_for_the_threads(place: str) -> None:
     finish.set()
 
 
-def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on() -> None:
+def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on():
     taken: list[tuple[int, int]] = []
 
     def items() -> Iterator[int]:
@@ -154,7 +154,7 @@ def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on() -> None:
     assert taken == [(item, threading.get_ident()) for item in range(30)]
 
 
-def test_items_that_fail_leave_no_thread() -> None:
+def test_items_that_fail_leave_no_thread():
     def items() -> Iterator[int]:
         yield 1
         raise ImageError("a.jpg", "gone")
@@ -177,7 +177,7 @@ def source(tmp_path: Path) -> ImageSource:
     return images
 
 
-def test_images_of_a_source_come_in_the_order_asked_for(source: ImageSource) -> None:
+def test_images_of_a_source_come_in_the_order_asked_for(source):
     indices = [*range(19, -1, -1), 5, 5]
     found = list(read_images(source, iter(indices), np.asarray))
     assert [index for index, _, _ in found] == indices
@@ -193,7 +193,7 @@ def test_images_of_a_source_come_in_the_order_asked_for(source: ImageSource) -> 
         assert digest == expected
 
 
-def test_images_are_decoded_and_made_use_of_in_the_threads(source: ImageSource) -> None:
+def test_images_are_decoded_and_made_use_of_in_the_threads(source):
     def make(image: Image.Image | np.ndarray) -> int:
         assert threading.current_thread() is not threading.main_thread()
         return np.asarray(image).shape[1]
@@ -202,12 +202,12 @@ def test_images_are_decoded_and_made_use_of_in_the_threads(source: ImageSource) 
     assert widths == [16, 17, 18, 19]
 
 
-def test_a_limit_of_pixels_holds_for_each_image(source: ImageSource) -> None:
+def test_a_limit_of_pixels_holds_for_each_image(source):
     found = read_images(source, range(8, 12), np.asarray, max_pixels=8 * 17)
     assert [isinstance(image, ImageError) for _, _, image in found] == [False, False, True, True]
 
 
-def test_digests_are_read_without_decoding(source: ImageSource) -> None:
+def test_digests_are_read_without_decoding(source):
     found = dict(read_digests(source, range(20)))
     assert isinstance(found.pop(7), ImageError)
     assert found == {index: content_digest(source.read(index)) for index in found}

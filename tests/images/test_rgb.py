@@ -65,12 +65,12 @@ def samples(depth: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 class TestPng:
     @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-    def test_grey(self, depth: int) -> None:
+    def test_grey(self, depth):
         values = samples(depth, 3, 7, 1)
         assert_right(png(values, depth, GREY), values * 255 / (2**depth - 1))
 
     @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-    def test_a_transparent_grey(self, depth: int) -> None:
+    def test_a_transparent_grey(self, depth):
         values = samples(depth, 3, 7, 1)
         key = int(values[1, 1, 0])
         expected = np.where(values == key, 255, values * 255 / (2**depth - 1))
@@ -79,7 +79,7 @@ class TestPng:
     @pytest.mark.parametrize("depth", [8, 16])
     @pytest.mark.parametrize("is_filtered", [False, True])
     @pytest.mark.parametrize("colour", [COLOUR, GREY_ALPHA, COLOUR_ALPHA])
-    def test_colour_and_opacity(self, depth: int, colour: int, is_filtered: bool) -> None:
+    def test_colour_and_opacity(self, depth, colour, is_filtered):
         bands = {COLOUR: 3, GREY_ALPHA: 2, COLOUR_ALPHA: 4}[colour]
         values = samples(depth, 4, 40, bands)
         expected = values * 255 / (2**depth - 1)
@@ -89,7 +89,7 @@ class TestPng:
         assert_right(png(values, depth, colour, sub=sub), expected)
 
     @pytest.mark.parametrize("depth", [8, 16])
-    def test_a_transparent_colour_is_exactly_that(self, depth: int) -> None:
+    def test_a_transparent_colour_is_exactly_that(self, depth):
         values = samples(depth, 2, 4, 3)
         key = values[0, 1].copy()
         values[0, 2] = key
@@ -101,7 +101,7 @@ class TestPng:
 
     @pytest.mark.parametrize("depth", [1, 2, 4, 8])
     @pytest.mark.parametrize("num_opacities", [None, 1, -1])
-    def test_palettes(self, depth: int, num_opacities: int | None) -> None:
+    def test_palettes(self, depth, num_opacities):
         rng, size = np.random.default_rng(0), 2**depth
         palette, opacity = rng.integers(0, 256, (size, 3)), np.full(size, 255)
         extra = chunk(b"PLTE", bytes(palette.ravel().tolist()))
@@ -115,21 +115,21 @@ class TestPng:
 
     @pytest.mark.parametrize(("colour", "bands"), [(GREY_ALPHA, 2), (COLOUR_ALPHA, 4)])
     @pytest.mark.parametrize("depth", [8, 16])
-    def test_nothing_to_see_is_white(self, depth: int, colour: int, bands: int) -> None:
+    def test_nothing_to_see_is_white(self, depth, colour, bands):
         values = samples(depth, 2, 3, bands)
         values[..., -1] = 0
         assert (pixels(png(values, depth, colour)) == 255).all()
         values[1, 1, -1] = 1
         assert pixels(png(values, depth, colour)).min() >= 253
 
-    def test_sixteen_bits_turn(self) -> None:
+    def test_sixteen_bits_turn(self):
         exif = Image.Exif()
         exif[0x0112] = 6
         values = samples(16, 2, 3, 3)
         found = pixels(png(values, 16, COLOUR, chunk(b"eXIf", exif.tobytes()[6:])))
         assert np.abs(found - np.rot90(values * 255 / 65535, -1)).max() <= 1
 
-    def test_an_open_image_of_a_transparent_colour_of_sixteen_bits_is_refused(self) -> None:
+    def test_an_open_image_of_a_transparent_colour_of_sixteen_bits_is_refused(self):
         content = png(
             samples(16, 2, 3, 3), 16, COLOUR, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 999))
         )
@@ -156,7 +156,7 @@ def bmp(
 
 class TestBmp:
     @pytest.mark.parametrize("depth", [1, 4, 8])
-    def test_palettes(self, depth: int) -> None:
+    def test_palettes(self, depth):
         palette = np.random.default_rng(0).integers(0, 256, (2**depth, 4))
         values = samples(depth, 3, 5)
         rows = [packed(row, depth) for row in values]
@@ -164,7 +164,7 @@ class TestBmp:
         assert_right(content, palette[values][..., 2::-1])
 
     @pytest.mark.parametrize("bits", [(5, 5, 5), (5, 6, 5)])
-    def test_sixteen_bits_of_three_colours(self, bits: tuple[int, int, int]) -> None:
+    def test_sixteen_bits_of_three_colours(self, bits):
         bands = [samples(depth, 3, 5, seed=depth) for depth in bits]
         shifts = (bits[1] + bits[2], bits[2], 0)
         values = sum(band << shift for band, shift in zip(bands, shifts, strict=True))
@@ -176,9 +176,7 @@ class TestBmp:
 
     @pytest.mark.parametrize("opacity", [0, 255, None])
     @pytest.mark.parametrize("header", [40, 56, 108, 124])
-    def test_a_fourth_byte_is_opacity_where_it_is_called_so_and_not_empty(
-        self, header: int, opacity: int | None
-    ) -> None:
+    def test_a_fourth_byte_is_opacity_where_it_is_called_so_and_not_empty(self, header, opacity):
         values = samples(8, 3, 5, 4)
         if opacity is not None:
             values[..., 3] = opacity
@@ -203,7 +201,7 @@ class TestJpeg:
             ("CMYK", (100, 0, 50, 60), (118, 195, 157)),  # (255 - ink) * (255 - black) / 255
         ],
     )
-    def test_modes(self, mode: str, colour: object, expected: tuple[int, ...]) -> None:
+    def test_modes(self, mode, colour, expected):
         buffer = io.BytesIO()
         image = Image.new(mode, (16, 16), colour)  # type: ignore[arg-type]
         image.save(buffer, "JPEG", quality=100, subsampling=0)

@@ -105,9 +105,7 @@ class TestGrey:
     @DEPTHS
     @pytest.mark.parametrize("photometric", [BLACK_IS_ZERO, WHITE_IS_ZERO])
     @pytest.mark.parametrize("width", [8, 7])
-    def test_every_depth(
-        self, depth: int, order: str, photometric: int, compression: int, width: int
-    ) -> None:
+    def test_every_depth(self, depth, order, photometric, compression, width):
         values = samples(depth, 8, width)
         content = tiff(
             [packed(values, depth, order)],
@@ -126,7 +124,7 @@ class TestGrey:
     @ORDERS
     @pytest.mark.parametrize("depth", [8, 16, 32])
     @pytest.mark.parametrize("kind", [2, 3, 4])
-    def test_samples_of_no_known_range(self, depth: int, kind: int, order: str) -> None:
+    def test_samples_of_no_known_range(self, depth, kind, order):
         content = tiff(
             [packed(samples(depth, 8, 8), depth, order)],
             bits=(depth,),
@@ -135,17 +133,17 @@ class TestGrey:
         )
         refused(content, "no known range; convert it to 8 or 16 bits|sample format")
 
-    def test_thirty_two_bits(self) -> None:
+    def test_thirty_two_bits(self):
         refused(tiff([packed(samples(32, 8, 8), 32)], bits=(32,)), "32-bit grey")
 
     @pytest.mark.parametrize("depth", [4, 16])
-    def test_bits_from_the_other_end(self, depth: int) -> None:
+    def test_bits_from_the_other_end(self, depth):
         values = samples(depth, 8, 8)
         data = packed(values, depth).translate(REVERSED)
         expected = values[..., None] * 255 / (2**depth - 1)
         assert_right(tiff([data], bits=(depth,), more={266: (2,)}), expected)
 
-    def test_what_black_is_has_to_be_said(self) -> None:
+    def test_what_black_is_has_to_be_said(self):
         refused(tiff([bytes(64)], photometric=None), "does not say what its samples mean")
 
 
@@ -162,8 +160,8 @@ class TestColour:
         ],
     )
     def test_four_bands_and_what_the_last_one_is(
-        self, name: str, extra: int | None, planar: int, depth: int, order: str, compression: int
-    ) -> None:
+        self, name, extra, planar, depth, order, compression
+    ):
         limit = 2**depth - 1
         values = samples(depth, 8, 8, 3 if name == "opaque" else 4)
         if name == "multiplied":
@@ -193,7 +191,7 @@ class TestColour:
         else:
             assert_right(content, expected[name])
 
-    def test_a_fourth_band_of_unknown_meaning(self) -> None:
+    def test_a_fourth_band_of_unknown_meaning(self):
         values = samples(8, 8, 8, 4)
         for extra in ({}, {338: (999,)}):
             content: dict[str, Any] = {"bits": 4 * (8,), "photometric": RGB, "more": extra}
@@ -205,21 +203,21 @@ class TestColour:
 
     @pytest.mark.parametrize("depth", [1, 2, 4, 8])
     @pytest.mark.parametrize("scale", [257, 1])
-    def test_palettes_of_sixteen_bits_and_of_eight(self, depth: int, scale: int) -> None:
+    def test_palettes_of_sixteen_bits_and_of_eight(self, depth, scale):
         colours = np.random.default_rng(0).integers(0, 256, (3, 2**depth))
         values = samples(depth, 8, 8)
         more = {320: tuple((colours * scale).ravel().tolist())}
         content = tiff([packed(values, depth)], bits=(depth,), photometric=PALETTE, more=more)
         assert_right(content, colours.T[values])
 
-    def test_other_colours_are_refused(self) -> None:
+    def test_other_colours_are_refused(self):
         data, bits = [bytes(range(192))], 3 * (8,)
         refused(tiff(data, bits=bits, photometric=LAB), "CIELab")
         refused(tiff(data, bits=bits, photometric=YCBCR), "subsampled or scaled")
         inks = {332: (2,)}
         refused(tiff([bytes(256)], bits=4 * (8,), photometric=SEPARATED, more=inks), "inks are not")
 
-    def test_ycbcr_of_full_size(self) -> None:
+    def test_ycbcr_of_full_size(self):
         grey = np.repeat(samples(8, 8, 8)[..., None], 3, axis=2)
         grey[..., 1:] = 128
         content = tiff([packed(grey, 8)], bits=3 * (8,), photometric=YCBCR, more={530: (1, 1)})
@@ -227,7 +225,7 @@ class TestColour:
 
     @pytest.mark.parametrize("turn", [1, 3, 6, 8])
     @pytest.mark.parametrize("bits", [(16,), (16, 16, 16)])
-    def test_deep_images_turn_once(self, bits: tuple[int, ...], turn: int) -> None:
+    def test_deep_images_turn_once(self, bits, turn):
         values = samples(16, 4, 6, len(bits))
         content = tiff(
             [packed(values, 16)],
@@ -242,18 +240,18 @@ class TestColour:
 
 class TestStrips:
     @COMPRESSIONS
-    def test_missing_ones_are_not_black(self, compression: int) -> None:
+    def test_missing_ones_are_not_black(self, compression):
         values = samples(8, 8, 8)
         strips = [packed(values[:4], 8), packed(values[4:], 8)]
         assert_right(tiff(strips, rows=4, compression=compression), values[..., None])
         refused(tiff(strips[:1], rows=4, compression=compression), "strips|cannot be decoded")
 
-    def test_nor_is_a_missing_band(self) -> None:
+    def test_nor_is_a_missing_band(self):
         strips = 2 * [packed(samples(8, 8, 8), 8)]
         content = tiff(strips, bits=3 * (8,), photometric=RGB, more={284: (2,)})
         refused(content, "strips or tiles are missing")
 
-    def test_more_than_any_image_has_are_not_listed(self) -> None:
+    def test_more_than_any_image_has_are_not_listed(self):
         content = bytearray(tiff([bytes(32), bytes(32)], rows=4))
         at = content.index(struct.pack("<HHI", 273, 4, 2))
         content[at : at + 8] = struct.pack("<HHI", 273, 4, 2**28)
@@ -261,7 +259,7 @@ class TestStrips:
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 20, 60])
-def test_tags_of_a_file_that_is_cut_short(length: int) -> None:
+def test_tags_of_a_file_that_is_cut_short(length):
     content = tiff([bytes(64)])
     assert describe_tiff(content) == "bits (8,), photometric 1, compression 1"
     assert describe_tiff(content[:length]) == ""

@@ -14,7 +14,7 @@ def _image(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (1, 1), (1, 90), (300, 20)])
-def test_each_variant_is_what_it_says(shape: tuple[int, int]) -> None:
+def test_each_variant_is_what_it_says(shape):
     pixels = _image(*shape)
     found = {variant.kind: variant.pixels for variant in hard_variants(pixels, image_size=32)}
     for image in found.values():
@@ -31,15 +31,13 @@ def test_each_variant_is_what_it_says(shape: tuple[int, int]) -> None:
         assert found["panoramic"].shape == (shape[0], 4 * shape[1], 3)
 
 
-def test_a_strip_gets_no_panorama() -> None:
+def test_a_strip_gets_no_panorama():
     kinds = [variant.kind for variant in hard_variants(_image(2, 60), image_size=8)]
     assert "panoramic" not in kinds
     assert len(kinds) == 4
 
 
-def test_rotation_goes_through_a_file_that_lies_on_its_side(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rotation_goes_through_a_file_that_lies_on_its_side(monkeypatch):
     from featx.images import decode
 
     pixels = _image(20, 30)

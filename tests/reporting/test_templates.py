@@ -20,7 +20,7 @@ def rendered(kind: str, template: str, value: object) -> str:
     return templates._environment(kind).from_string(template).render(value=value)
 
 
-def test_html_escapes_values() -> None:
+def test_html_escapes_values():
     text = rendered("html", '<p title="{{ value }}">{{ value }}</p>', f"'\"&{NASTY}")
     assert text.count("<") == 2
     assert "&lt;b&gt;" in text
@@ -30,7 +30,7 @@ def test_html_escapes_values() -> None:
     assert r"\u202e" in text
 
 
-def test_markdown_escapes_values() -> None:
+def test_markdown_escapes_values():
     text = rendered("md", "{{ value }}", NASTY)
     assert text.startswith(r"\<b\>\`x\`\|\*y\*\\n\[z\]\(http\:\/\/a".replace(r"\/", "/"))
     assert "\n" not in text
@@ -42,22 +42,22 @@ def test_markdown_escapes_values() -> None:
     ]
 
 
-def test_code_in_markdown_cannot_be_left() -> None:
+def test_code_in_markdown_cannot_be_left():
     assert rendered("md", "{{ value | code }}", "a`b<\n") == r"`a b<\n`"
 
 
 @pytest.mark.parametrize("kind", ["html", "md", "jinja"])
-def test_a_value_that_is_not_there_is_an_error(kind: str) -> None:
+def test_a_value_that_is_not_there_is_an_error(kind):
     with pytest.raises(UndefinedError):
         rendered(kind, "{{ value.other }}", {})
 
 
-def test_numbers() -> None:
+def test_numbers():
     assert templates.number(None) == "–"
     assert templates.number(1234.5, ",.1f") == "1,234.5"
 
 
-def test_a_wheel_has_every_template(tmp_path: Path) -> None:
+def test_a_wheel_has_every_template(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     command = "from setuptools import build_meta; print(build_meta.build_wheel({!r}))"
     source = tmp_path / "source"

@@ -34,9 +34,7 @@ def caches(tmp_path: Path, write_cache, separable) -> tuple[Path, Path]:
     )
 
 
-def test_the_best_comes_first_with_the_scores_of_train_head(
-    caches: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_the_best_comes_first_with_the_scores_of_train_head(caches, tmp_path):
     report = compare(caches, OPTIONS)
     assert report.split == "val"
     assert [cache.path.name for cache in report.caches] == ["clear.h5", "noisy.h5"]
@@ -49,7 +47,7 @@ def test_the_best_comes_first_with_the_scores_of_train_head(
         assert cache.num_features == 6
 
 
-def test_the_order_of_the_files_does_not_matter(caches: tuple[Path, Path]) -> None:
+def test_the_order_of_the_files_does_not_matter(caches):
     names = [
         [cache.path.name for cache in compare(paths, OPTIONS).caches]
         for paths in (caches, caches[::-1])
@@ -57,15 +55,13 @@ def test_the_order_of_the_files_does_not_matter(caches: tuple[Path, Path]) -> No
     assert names[0] == names[1]
 
 
-def test_another_split_may_judge(caches: tuple[Path, Path]) -> None:
+def test_another_split_may_judge(caches):
     val, test = (compare(caches, OPTIONS, split=split) for split in ("val", "test"))
     assert (val.split, test.split) == ("val", "test")
     assert val.caches[0].metrics != test.caches[0].metrics
 
 
-def test_the_test_split_judges_where_there_is_no_validation(
-    tmp_path: Path, write_cache, separable
-) -> None:
+def test_the_test_split_judges_where_there_is_no_validation(tmp_path, write_cache, separable):
     columns = separable()
     columns["splits"] = np.where(columns["splits"] == 1, 2, columns["splits"]).astype(np.uint8)
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
@@ -74,7 +70,7 @@ def test_the_test_split_judges_where_there_is_no_validation(
         compare(paths, OPTIONS, split="val")
 
 
-def test_training_images_alone_cannot_judge(tmp_path: Path, write_cache, separable) -> None:
+def test_training_images_alone_cannot_judge(tmp_path, write_cache, separable):
     columns = separable()
     columns["splits"] = np.zeros_like(columns["splits"])
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
@@ -86,9 +82,7 @@ def test_training_images_alone_cannot_judge(tmp_path: Path, write_cache, separab
     ("column", "named"),
     [("labels", "labels"), ("splits", "splits"), ("features", "images")],
 )
-def test_other_images_are_refused(
-    column: str, named: str, tmp_path: Path, write_cache, separable
-) -> None:
+def test_other_images_are_refused(column, named, tmp_path, write_cache, separable):
     columns = separable()
     first = write_cache(tmp_path / "a.h5", **columns)
     if column == "features":  # a row less
@@ -101,26 +95,24 @@ def test_other_images_are_refused(
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_one_file_is_nothing_to_compare(number: int, caches: tuple[Path, Path]) -> None:
+def test_one_file_is_nothing_to_compare(number, caches):
     with pytest.raises(ConfigError, match="two or more"):
         compare(caches[:number], OPTIONS)
 
 
-def test_a_file_is_compared_once(caches: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_is_compared_once(caches, tmp_path):
     (tmp_path / "link.h5").symlink_to(caches[0])
     with pytest.raises(ConfigError, match="each once"):
         compare([caches[0], tmp_path / "link.h5"], OPTIONS)
 
 
-def test_a_damaged_file_is_named(caches: tuple[Path, Path]) -> None:
+def test_a_damaged_file_is_named(caches):
     caches[1].write_bytes(b"damaged")
     with pytest.raises(ArtifactInvalid, match=r"clear\.h5"):
         compare(caches, OPTIONS)
 
 
-def test_only_one_file_is_in_memory_at_a_time(
-    caches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_one_file_is_in_memory_at_a_time(caches, monkeypatch):
     alive: list[weakref.ref[object]] = []
 
     def watched(path: Path) -> object:
@@ -134,9 +126,7 @@ def test_only_one_file_is_in_memory_at_a_time(
     assert len(alive) == 2
 
 
-def test_the_command_prints_a_table_and_json(
-    caches: tuple[Path, Path], run: Callable[..., str]
-) -> None:
+def test_the_command_prints_a_table_and_json(caches, run):
     lines = run("compare", *caches).splitlines()
     assert lines[0].split()[:4] == ["features", "backbone", "layer", "dim"]
     paths = [Path(line.split()[0]) for line in lines[2:4]]

@@ -85,19 +85,19 @@ class Page(HTMLParser):
 
 
 class TestPage:
-    def test_it_is_whole_and_loads_nothing(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_it_is_whole_and_loads_nothing(self, made, tmp_path):
         path = write_report(made[1], tmp_path / "r.html").path
         page = Page(path)
         assert all(a.startswith(("data:", "#")) for a in page.addresses), page.addresses
         assert "url(http" not in path.read_text()
         assert path.read_text().count("<figure>") == 4
 
-    def test_names_are_text_not_tags(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_names_are_text_not_tags(self, made, tmp_path):
         path = write_report(made[1], tmp_path / "r.html").path
         assert "<b>bees</b>" not in path.read_text()
         assert "wasps & <b>bees</b>" in Page(path).text
 
-    def test_its_scores_are_the_heads(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_its_scores_are_the_heads(self, made, tmp_path):
         features, head = made
         page = Page(write_report(head, tmp_path / "r.html").path)
         scores = featx.open_head(head).header.details["metrics"]["val"]
@@ -105,9 +105,7 @@ class TestPage:
             assert f"{scores[name]:.4f}" in page.text
         assert f"{len(featx.open_features(features).rows('val')):,} images of the val" in page.text
 
-    def test_mistakes_come_with_the_picture_of_their_image(
-        self, made: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_mistakes_come_with_the_picture_of_their_image(self, made, tmp_path):
         features, head = made
         page = Page(write_report(head, tmp_path / "r.html").path)
         cache, trained = featx.open_features(features), featx.open_head(head)
@@ -124,13 +122,11 @@ class TestPage:
         assert np.abs(np.asarray(shown).mean(axis=(0, 1)) - expected).max() < 6
         assert f"expected {cache.classes[seen.labels[surest]]}" in page.text
 
-    def test_the_same_head_gives_the_same_page(
-        self, made: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_the_same_head_gives_the_same_page(self, made, tmp_path):
         pages = [write_report(made[1], tmp_path / f"{i}.html").path.read_bytes() for i in range(2)]
         assert pages[0] == pages[1]
 
-    def test_the_same_again_is_up_to_date(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_the_same_again_is_up_to_date(self, made, tmp_path):
         features, head = made
         page = tmp_path / "r.html"
         assert not write_report(head, page).is_unchanged
@@ -145,9 +141,7 @@ class TestPage:
         page.write_bytes(page.read_bytes()[:-1])
         assert not write_report(head, page, ReportOptions(map="none")).is_unchanged
 
-    def test_a_page_with_pictures_missing_is_made_again(
-        self, made: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_a_page_with_pictures_missing_is_made_again(self, made, tmp_path):
         table, page = tmp_path / "images.csv", tmp_path / "r.html"
         table.rename(tmp_path / "away")
         write_report(made[1], page)
@@ -157,19 +151,19 @@ class TestPage:
 
 
 class TestOptions:
-    def test_split_map_and_number(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_split_map_and_number(self, made, tmp_path):
         options = ReportOptions(split="train", map="none", num_mistakes=0)
         page = Page(write_report(made[1], tmp_path / "r.html", options).path)
         assert "train split" in page.text
         assert not [a for a in page.addresses if "jpeg" in a]
 
-    def test_tsne(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_tsne(self, made, tmp_path):
         assert (
             "t-SNE"
             in Page(write_report(made[1], tmp_path / "r.html", ReportOptions(map="tsne")).path).text
         )
 
-    def test_a_split_without_images(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_a_split_without_images(self, made, tmp_path):
         with pytest.raises(SourceError, match="test split"):
             write_report(made[1], tmp_path / "r.html", ReportOptions(split="test"))
 
@@ -181,42 +175,38 @@ class TestOptions:
             ({"num_mistakes": -1}, "at least 0"),
         ],
     )
-    def test_out_of_range(self, settings: dict[str, object], match: str) -> None:
+    def test_out_of_range(self, settings, match):
         with pytest.raises(ConfigError, match=match):
             ReportOptions(**settings)  # type: ignore[arg-type]
 
-    def test_an_output_that_exists(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_an_output_that_exists(self, made, tmp_path):
         (tmp_path / "r.html").write_text("mine")
         for overwrite in (False, True):
             with pytest.raises(ArtifactExists, match=r"is not a report that featx wrote.*r-2.html"):
                 write_report(made[1], tmp_path / "r.html", ReportOptions(overwrite=overwrite))
         assert (tmp_path / "r.html").read_text() == "mine"
 
-    def test_features_that_are_gone(self, made: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_features_that_are_gone(self, made, tmp_path):
         made[0].rename(tmp_path / "moved.h5")
         with pytest.raises(ArtifactMissing, match="--features"):
             write_report(made[1], tmp_path / "r.html")
         write_report(made[1], tmp_path / "r.html", ReportOptions(features=tmp_path / "moved.h5"))
 
 
-def test_a_page_has_no_folders(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_page_has_no_folders(made, tmp_path):
     page = write_report(made[1], tmp_path / "r.html").path.read_text()
     assert "pixels from images.csv<" in page
     assert str(tmp_path) not in page
 
 
 class TestWithoutImages:
-    def test_a_source_that_is_gone_costs_the_pictures_only(
-        self, made: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_source_that_is_gone_costs_the_pictures_only(self, made, tmp_path, caplog):
         (tmp_path / "images.csv").unlink()
         page = Page(write_report(made[1], tmp_path / "r.html").path)
         assert "not shown: its source is not there" in page.text
         assert "--source" in caplog.text
 
-    def test_images_that_changed_or_vanished_are_not_shown(
-        self, made: tuple[Path, Path], source: Path, tmp_path: Path
-    ) -> None:
+    def test_images_that_changed_or_vanished_are_not_shown(self, made, source, tmp_path):
         for path in source.rglob("*.*"):
             Image.new("RGB", (9, 9)).save(path)
         page = Page(write_report(made[1], tmp_path / "r.html").path)
@@ -234,7 +224,7 @@ def make_view(confidence: np.ndarray, right: np.ndarray) -> ClassPredictions:
     return ClassPredictions(rows, labels, predicted, confidence, confidence, confusion)
 
 
-def test_reliability_adds_up_to_the_calibration_error() -> None:
+def test_reliability_adds_up_to_the_calibration_error():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (500, 2))
     labels = rng.integers(0, 2, 500)
@@ -249,7 +239,7 @@ def test_reliability_adds_up_to_the_calibration_error() -> None:
     assert gaps.sum() / 500 == pytest.approx(expected_calibration_error(logits, labels))
 
 
-def test_the_commonest_confusions_come_first() -> None:
+def test_the_commonest_confusions_come_first():
     seen = make_view(np.ones(4), np.ones(4, dtype=bool))
     confusion = np.array([[5, 3, 0], [1, 9, 0], [0, 4, 6]])
     seen = ClassPredictions(**{**seen.__dict__, "confusion": confusion})
@@ -262,7 +252,7 @@ def test_the_commonest_confusions_come_first() -> None:
     assert pairs[0].share == pytest.approx(0.4)
 
 
-def test_a_map_of_few_and_of_many_samples(made: tuple[Path, Path]) -> None:
+def test_a_map_of_few_and_of_many_samples(made):
     features, head = made
     cache = featx.open_features(features)
     seen = predict_classes(featx.open_head(head), cache, cache.rows("val"))
@@ -276,7 +266,7 @@ def test_a_map_of_few_and_of_many_samples(made: tuple[Path, Path]) -> None:
     assert map_features(cache, seen.rows[:2], kind="pca") is None
 
 
-def test_the_command(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_command(made, tmp_path):
     result = CliRunner().invoke(
         main, ["report", str(made[1]), "-o", str(tmp_path / "out" / "r.html")]
     )
@@ -285,9 +275,7 @@ def test_the_command(made: tuple[Path, Path], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "r.html").read_text().startswith("<!doctype html>")
 
 
-def test_without_matplotlib_it_says_what_to_install(
-    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_it_says_what_to_install(made, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install 'featx\[report\]'"):
         write_report(made[1], tmp_path / "r.html")

@@ -66,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(folder / "photos", *made, report.proof)
 
 
-def test_the_mode_is_in_every_file(files: Files) -> None:
+def test_the_mode_is_in_every_file(files):
     for header in (
         files.cache.header,
         open_head(files.head).header,
@@ -75,7 +75,7 @@ def test_the_mode_is_in_every_file(files: Files) -> None:
         assert BackboneSpec.from_dict(header.spec).preprocess.decode == "scaled"
 
 
-def test_features_are_those_of_scaled_pixels(files: Files, tmp_path: Path) -> None:
+def test_features_are_those_of_scaled_pixels(files, tmp_path):
     """The pixels written out as PNGs, which are decoded in full, give the same features."""
     spec = BackboneSpec.from_dict(files.cache.header.spec).preprocess
     for sample_id in files.cache.sample_ids:
@@ -89,7 +89,7 @@ def test_features_are_those_of_scaled_pixels(files: Files, tmp_path: Path) -> No
     np.testing.assert_array_equal(open_features(tmp_path / "f.h5").features, files.cache.features)
 
 
-def test_predict_and_evaluate_decode_as_extract_did(files: Files) -> None:
+def test_predict_and_evaluate_decode_as_extract_did(files):
     head, cache = open_head(files.head), files.cache
     expected = head.logits(cache.features)
     paths = [files.source / sample_id for sample_id in cache.sample_ids]
@@ -107,7 +107,7 @@ def test_predict_and_evaluate_decode_as_extract_did(files: Files) -> None:
     assert {split: s.top1 for split, s in scores.items()} == {s: own[s]["top1"] for s in scores}
 
 
-def test_the_proof_measures_both_ways_to_decode(files: Files) -> None:
+def test_the_proof_measures_both_ways_to_decode(files):
     proof = files.proof
     assert proof is not None
     assert proof.max_difference <= proof.bound
@@ -119,7 +119,7 @@ def test_the_proof_measures_both_ways_to_decode(files: Files) -> None:
     assert kept["max_full_difference"] == pytest.approx(proof.max_full_difference, rel=5e-3)
 
 
-def test_features_of_the_other_mode_do_not_fit(files: Files, tmp_path: Path) -> None:
+def test_features_of_the_other_mode_do_not_fit(files, tmp_path):
     extract(files.source, tmp_path / "f.h5", TINY)
     with pytest.raises(ArtifactMismatch, match=r"decode"):
         export_onnx(files.head, tmp_path / "m.onnx", ExportOptions(features=tmp_path / "f.h5"))
@@ -127,27 +127,27 @@ def test_features_of_the_other_mode_do_not_fit(files: Files, tmp_path: Path) -> 
         extract(files.source, tmp_path / "f.h5", SCALED)
 
 
-def test_the_same_again_does_nothing(files: Files) -> None:
+def test_the_same_again_does_nothing(files):
     report = extract(files.source, files.features, SCALED)
     assert report.is_unchanged
     assert report.engine is None
 
 
-def test_check_knows_the_mode(files: Files) -> None:
+def test_check_knows_the_mode(files):
     assert check(files.features).is_fresh
     assert check(files.features, None, CheckOptions(decode="scaled")).is_fresh
     (line,) = check(files.features, None, CheckOptions(decode="full")).settings
     assert line == "decode: expected 'full', found 'scaled'"
 
 
-def test_a_request_of_before_is_one_for_full_decoding() -> None:
+def test_a_request_of_before_is_one_for_full_decoding():
     request = BackboneRequest("tiny")
     assert "decode" not in request.to_dict()
     assert BackboneRequest(**request.to_dict()).decode == "full"
     assert BackboneRequest("tiny", decode="scaled").to_dict()["decode"] == "scaled"
 
 
-def test_both_modes_run_the_same_graph(files: Files) -> None:
+def test_both_modes_run_the_same_graph(files):
     """So ``tiny`` has its own at hand either way."""
     spec = BackboneSpec.from_dict(files.cache.header.spec)
     full = replace(spec, preprocess=replace(spec.preprocess, decode="full"))
@@ -155,12 +155,12 @@ def test_both_modes_run_the_same_graph(files: Files) -> None:
     assert read_graph(spec) == read_graph(full) is not None
 
 
-def test_another_mode_is_refused() -> None:
+def test_another_mode_is_refused():
     with pytest.raises(ConfigError, match="decode must be one of full, scaled; got 'half'"):
         ExtractOptions(decode="half")  # type: ignore[arg-type]
 
 
-def test_on_the_command_line(files: Files, tmp_path: Path) -> None:
+def test_on_the_command_line(files, tmp_path):
     run, out = CliRunner(), str(tmp_path / "f.h5")
     source = str(files.source)
     result = run.invoke(main, ["extract", source, "-b", "tiny", "--decode", "scaled", "-o", out])
@@ -182,7 +182,7 @@ def _full(files: Files, folder: Path) -> str:
     return str(folder / "full.h5")
 
 
-def test_pixels_given_as_they_are_are_not_scaled(files: Files) -> None:
+def test_pixels_given_as_they_are_are_not_scaled(files):
     """A PIL image or array is what its caller decoded, so its answer is that of full decoding."""
     path = files.source / files.cache.sample_ids[0]
     predictor = Predictor(files.model)

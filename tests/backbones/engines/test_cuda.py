@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from featx.backbones.engines import SeveralEngine, TorchEngine
 from featx.backbones.int8.calibrate import cosine
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
-from featx.backbones.spec import BackboneSpec, Precision
+from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import open_weights
 
 Pixels = Callable[..., np.ndarray]
@@ -35,9 +34,7 @@ def backbone(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-def test_features_are_near_those_of_the_cpu(
-    backbone: str, precision: Precision, pixels: Pixels
-) -> None:
+def test_features_are_near_those_of_the_cpu(backbone, precision, pixels):
     batch = pixels(8, default_preprocess(backbone).image_size)
     exact = TorchEngine(build(backbone)[0], device="cpu").features(batch)
     engine = TorchEngine(build(backbone)[0], device="cuda:0", precision=precision)
@@ -49,9 +46,7 @@ def test_features_are_near_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_batches_at_the_same_time_get_the_same_bits(
-    backbone: str, precision: Precision, pixels: Pixels
-) -> None:
+def test_batches_at_the_same_time_get_the_same_bits(backbone, precision, pixels):
     size = default_preprocess(backbone).image_size
     engine = TorchEngine(build(backbone)[0], device="cuda", precision=precision)
     batches = [pixels(8, size, seed=seed) for seed in range(24)]
@@ -61,7 +56,7 @@ def test_batches_at_the_same_time_get_the_same_bits(
     assert found == expected
 
 
-def test_engines_of_both_ways_with_float32_keep_out_of_each_others(pixels: Pixels) -> None:
+def test_engines_of_both_ways_with_float32_keep_out_of_each_others(pixels):
     engines = [
         TorchEngine(build("resnet18")[0], device="cuda", precision=precision)
         for precision in ("fp32", "tf32")
@@ -74,7 +69,7 @@ def test_engines_of_both_ways_with_float32_keep_out_of_each_others(pixels: Pixel
     assert found == 20 * alone
 
 
-def test_processes_give_what_one_gives(pixels: Pixels) -> None:
+def test_processes_give_what_one_gives(pixels):
     network, spec = build("resnet18")
     spec = replace(spec, precision="bf16")
     batches = [pixels(8, 224, seed=seed) for seed in range(8)]
@@ -85,7 +80,7 @@ def test_processes_give_what_one_gives(pixels: Pixels) -> None:
     assert found == [alone.features(batch).tobytes() for batch in batches]
 
 
-def test_an_extraction_is_repeated_to_the_bit(pixels: Pixels, tmp_path: Path) -> None:
+def test_an_extraction_is_repeated_to_the_bit(pixels, tmp_path):
     from PIL import Image
 
     (tmp_path / "photos" / "a").mkdir(parents=True)

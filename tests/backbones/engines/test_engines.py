@@ -11,7 +11,6 @@ import torch
 
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import (
-    EngineChoice,
     OnnxEngine,
     TorchEngine,
     choose_engine,
@@ -43,11 +42,11 @@ def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_cpu() -> None:
+def test_cpu():
     assert resolve_device("cpu") == torch.device("cpu")
 
 
-def test_auto_takes_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_a_gpu_only_where_there_is_one(monkeypatch):
     _gpus(monkeypatch, 0)
     assert resolve_device("auto").type == "cpu"
     _gpus(monkeypatch, 1)
@@ -55,15 +54,13 @@ def test_auto_takes_a_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
-def test_a_missing_gpu_is_an_error_never_a_fallback(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_an_error_never_a_fallback(device, monkeypatch):
     _gpus(monkeypatch, 0)
     with pytest.raises(ConfigError, match=rf"'{device}' was asked for, but torch finds 0 CUDA"):
         resolve_device(device)
 
 
-def test_gpus_are_counted_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_from_zero(monkeypatch):
     _gpus(monkeypatch, 2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ConfigError, match="finds 2 CUDA"):
@@ -73,27 +70,25 @@ def test_gpus_are_counted_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "device", ["bogus", "", "CPU", "cpu:1", "cuda:-1", "cuda:x", "mps", "meta", "gpu", "cuda:1:2"]
 )
-def test_other_devices_are_refused(device: str) -> None:
+def test_other_devices_are_refused(device):
     with pytest.raises(ConfigError, match=r"device must be auto, cpu or cuda\[:i\]"):
         resolve_device(device)
 
 
-def test_the_engine_refuses_before_it_moves_anything(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_engine_refuses_before_it_moves_anything(network, monkeypatch):
     _gpus(monkeypatch, 0)
     with pytest.raises(ConfigError):
         TorchEngine(network, device="cuda")
 
 
-def test_features_are_plain_float32_arrays(network: Network, pixels: Pixels) -> None:
+def test_features_are_plain_float32_arrays(network, pixels):
     features = TorchEngine(network, device="cpu").features(pixels(3, 32))
     assert isinstance(features, np.ndarray)
     assert (features.dtype, features.shape) == (np.float32, (3, 192))
     assert np.isfinite(features).all()
 
 
-def test_the_engine_gives_what_the_network_gives(network: Network, pixels: Pixels) -> None:
+def test_the_engine_gives_what_the_network_gives(network, pixels):
     batch = pixels(4, 32)
     with torch.inference_mode():
         expected = network(torch.from_numpy(batch)).numpy()
@@ -101,12 +96,12 @@ def test_the_engine_gives_what_the_network_gives(network: Network, pixels: Pixel
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_repeat_is_identical_to_the_bit(network: Network, pixels: Pixels) -> None:
+def test_a_repeat_is_identical_to_the_bit(network, pixels):
     engine, batch = TorchEngine(network, device="cpu"), pixels(5, 32)
     assert engine.features(batch).tobytes() == engine.features(batch.copy()).tobytes()
 
 
-def test_batches_at_the_same_time_get_the_same_bits(network: Network, pixels: Pixels) -> None:
+def test_batches_at_the_same_time_get_the_same_bits(network, pixels):
     engine = TorchEngine(network, device="cpu")
     batches = [pixels(4, 32, seed=seed) for seed in range(12)]
     expected = [engine.features(batch).tobytes() for batch in batches]
@@ -115,7 +110,7 @@ def test_batches_at_the_same_time_get_the_same_bits(network: Network, pixels: Pi
     assert found == expected
 
 
-def test_features_do_not_depend_on_torchs_threads(network: Network, pixels: Pixels) -> None:
+def test_features_do_not_depend_on_torchs_threads(network, pixels):
     before, batch = torch.get_num_threads(), pixels(64, 32)
     found = set()
     try:
@@ -130,7 +125,7 @@ def test_features_do_not_depend_on_torchs_threads(network: Network, pixels: Pixe
     assert len(found) == 1
 
 
-def test_a_batch_is_calculated_by_one_thread(network: Network, pixels: Pixels) -> None:
+def test_a_batch_is_calculated_by_one_thread(network, pixels):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -142,14 +137,14 @@ def test_a_batch_is_calculated_by_one_thread(network: Network, pixels: Pixels) -
         torch.set_num_threads(before)
 
 
-def test_after_an_error_the_next_batch_is_run(network: Network, pixels: Pixels) -> None:
+def test_after_an_error_the_next_batch_is_run(network, pixels):
     engine = TorchEngine(network, device="cpu")
     with pytest.raises(RuntimeError):
         engine.features(pixels(2, 32)[..., :2])
     assert engine.features(pixels(2, 32)).shape == (2, 192)
 
 
-def test_pixels_are_left_as_they_were(network: Network, pixels: Pixels) -> None:
+def test_pixels_are_left_as_they_were(network, pixels):
     batch = pixels(2, 32)
     before = batch.copy()
     TorchEngine(network, device="cpu").features(batch)
@@ -162,20 +157,20 @@ def graph(network: Network) -> bytes:
 
 
 class TestOnnxEngine:
-    def test_features_are_plain_float32_arrays(self, graph: bytes, pixels: Pixels) -> None:
+    def test_features_are_plain_float32_arrays(self, graph, pixels):
         engine = OnnxEngine(graph)
         features = engine.features(pixels(3, 32))
         assert isinstance(features, np.ndarray)
         assert (features.dtype, features.shape) == (np.float32, (3, 192))
         assert (engine.name, engine.device) == ("onnxruntime", "cpu")
 
-    def test_a_repeat_is_identical_to_the_bit(self, graph: bytes, pixels: Pixels) -> None:
+    def test_a_repeat_is_identical_to_the_bit(self, graph, pixels):
         batch = pixels(5, 32)
         first = OnnxEngine(graph).features(batch).tobytes()
         engine = OnnxEngine(graph)
         assert [engine.features(batch.copy()).tobytes() for _ in range(3)] == 3 * [first]
 
-    def test_batches_at_the_same_time_get_the_same_bits(self, graph: bytes, pixels: Pixels) -> None:
+    def test_batches_at_the_same_time_get_the_same_bits(self, graph, pixels):
         engine = OnnxEngine(graph)
         batches = [pixels(4, 32, seed=seed) for seed in range(24)]
         expected = [engine.features(batch).tobytes() for batch in batches]
@@ -183,11 +178,11 @@ class TestOnnxEngine:
             found = [features.tobytes() for features in pool.map(engine.features, batches)]
         assert found == expected
 
-    def test_what_is_no_graph_is_refused(self) -> None:
+    def test_what_is_no_graph_is_refused(self):
         with pytest.raises(BackboneError, match="ONNX Runtime does not take the backbone's graph"):
             OnnxEngine(b"no graph")
 
-    def test_what_it_cannot_run_is_an_error(self, graph: bytes, pixels: Pixels) -> None:
+    def test_what_it_cannot_run_is_an_error(self, graph, pixels):
         with pytest.raises(BackboneError, match=r"ONNX Runtime cannot run the backbone: .*pixels"):
             OnnxEngine(graph).features(pixels(1, 16))
 
@@ -206,7 +201,7 @@ def _require_agreement(backbone: str, size: int, batch: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
-def test_engines_agree(backbone: str, pixels: Pixels) -> None:
+def test_engines_agree(backbone, pixels):
     _require_agreement(backbone, 64, pixels(3, 64, seed=7))
 
 
@@ -219,7 +214,7 @@ def test_engines_agree(backbone: str, pixels: Pixels) -> None:
         *(("googlenet", 64), ("mnasnet0_5", 64), ("vgg11_bn", 64), ("alexnet", 96)),
     ],
 )
-def test_engines_agree_on_many_backbones(backbone: str, size: int, pixels: Pixels) -> None:
+def test_engines_agree_on_many_backbones(backbone, size, pixels):
     _require_agreement(backbone, size, pixels(3, size, seed=7))
 
 
@@ -229,12 +224,12 @@ class TestChoosingAnEngine:
         monkeypatch.setattr(choice_module, "may_have_gpu", lambda: False)
 
     @pytest.mark.parametrize("device", ["auto", "cpu"])
-    def test_the_cpu_gets_onnxruntime_unless_told(self, device: str) -> None:
+    def test_the_cpu_gets_onnxruntime_unless_told(self, device):
         assert choose_engine("auto", device) == "onnxruntime"
         assert choose_engine("onnxruntime", device) == "onnxruntime"
         assert choose_engine("torch", device) == "torch"
 
-    def test_a_gpu_gets_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_gpu_gets_torch(self, monkeypatch):
         monkeypatch.setattr(choice_module, "may_have_gpu", lambda: True)
         _gpus(monkeypatch, 1)
         assert choose_engine("auto", "auto") == "torch"
@@ -244,17 +239,17 @@ class TestChoosingAnEngine:
         assert choose_engine("auto", "auto") == "onnxruntime"
 
     @pytest.mark.parametrize("choice", ["auto", "onnxruntime"])
-    def test_other_devices_are_refused(self, choice: EngineChoice) -> None:
+    def test_other_devices_are_refused(self, choice):
         with pytest.raises(ConfigError, match=r"device must be auto, cpu or cuda\[:i\]"):
             choose_engine(choice, "mps")
 
-    def test_onnxruntime_takes_no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_onnxruntime_takes_no_gpu(self, monkeypatch):
         _gpus(monkeypatch, 1)
         with pytest.raises(ConfigError, match="runs on the CPU; use --engine torch for device"):
             choose_engine("onnxruntime", "cuda")
 
 
-def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_gpu(monkeypatch):
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -264,7 +259,7 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert may_have_gpu()
 
 
-def test_batches_are_smaller_for_larger_images() -> None:
+def test_batches_are_smaller_for_larger_images():
     sizes = [default_batch_size("onnxruntime", size) for size in (32, 64, 224, 299, 1024)]
     assert sizes == [64, 16, 2, 1, 1]
     assert [default_batch_size("torch", size) for size in (32, 224, 384)] == [64, 8, 2]
@@ -272,7 +267,7 @@ def test_batches_are_smaller_for_larger_images() -> None:
 
 
 class TestPrecisions:
-    def test_bf16_is_near_float32(self, network: Network, pixels: Pixels) -> None:
+    def test_bf16_is_near_float32(self, network, pixels):
         batch = pixels(16, 32)
         exact = TorchEngine(network, device="cpu").features(batch)
         found = TorchEngine(network, device="cpu", precision="bf16").features(batch)
@@ -281,9 +276,7 @@ class TestPrecisions:
         assert relative_error(found, exact) > MAX_RELATIVE_ERROR  # else nothing was changed
 
     @pytest.mark.parametrize("precision", ["tf32", "fp16", "int8"])
-    def test_others_are_not_for_torch_on_the_cpu(
-        self, precision: Precision, network: Network
-    ) -> None:
+    def test_others_are_not_for_torch_on_the_cpu(self, precision, network):
         with pytest.raises(ConfigError, match=f"torch has no precision {precision} on 'cpu'"):
             TorchEngine(network, device="cpu", precision=precision)
 
@@ -297,15 +290,13 @@ class TestPrecisions:
             ("fp16", "torch", "cpu", "fp16 needs a CUDA GPU; on the CPU there are"),
         ],
     )
-    def test_impossible_combinations_are_refused_anywhere(
-        self, precision: Precision, choice: EngineChoice, device: str, text: str
-    ) -> None:
+    def test_impossible_combinations_are_refused_anywhere(self, precision, choice, device, text):
         with pytest.raises(ConfigError, match=text):
             require_fit(precision, choice, device)
         with pytest.raises(ConfigError, match=text):
             choose_engine(choice, device, precision)
 
-    def test_some_need_a_gpu_that_is_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_some_need_a_gpu_that_is_here(self, monkeypatch):
         _gpus(monkeypatch, 0)
         with pytest.raises(ConfigError, match="needs a CUDA GPU, and torch finds none here"):
             choose_engine("auto", "auto", "fp16")
@@ -313,13 +304,13 @@ class TestPrecisions:
         assert choose_engine("auto", "auto", "fp16") == "torch"
         assert choose_engine("auto", "cuda:0", "tf32") == "torch"
 
-    def test_the_precision_chooses_the_engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_precision_chooses_the_engine(self, monkeypatch):
         _gpus(monkeypatch, 0)
         assert choose_engine("auto", "cpu", "bf16") == "torch"
         _gpus(monkeypatch, 1)
         assert choose_engine("auto", "auto", "int8") == "onnxruntime"
 
-    def test_a_gpus_float32_is_set_for_a_batch_and_set_back(self) -> None:
+    def test_a_gpus_float32_is_set_for_a_batch_and_set_back(self):
         switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
         before = [switch.fp32_precision for switch in switches]
         for precision, mode in (("fp32", "ieee"), ("tf32", "tf32")):
@@ -327,7 +318,7 @@ class TestPrecisions:
                 assert [switch.fp32_precision for switch in switches] == [mode, mode]
             assert [switch.fp32_precision for switch in switches] == before
 
-    def test_only_one_thread_at_a_time_sets_them(self) -> None:
+    def test_only_one_thread_at_a_time_sets_them(self):
         def seen(precision: Precision) -> tuple[str, str]:
             with with_torch._arithmetic(torch.device("cuda"), precision):
                 time.sleep(0.001)
@@ -337,9 +328,7 @@ class TestPrecisions:
             found = set(pool.map(seen, 20 * ["fp32", "tf32"]))
         assert found == {("fp32", "ieee"), ("tf32", "tf32")}
 
-    def test_memory_that_is_too_small_is_an_error(
-        self, network: Network, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_memory_that_is_too_small_is_an_error(self, network, pixels, monkeypatch):
         def full(pixels: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError
 
@@ -349,7 +338,7 @@ class TestPrecisions:
             engine.features(pixels(3, 32))
 
 
-def test_cuda_without_a_number_is_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_number_is_every_gpu(monkeypatch):
     _gpus(monkeypatch, 3)
     assert resolve_devices("cuda") == resolve_devices("auto") == ["cuda:0", "cuda:1", "cuda:2"]
     assert resolve_devices("cuda:1") == ["cuda:1"]

@@ -39,9 +39,7 @@ def processes(engine: SeveralEngine) -> list[int]:
     return [process.pid for process in engine._processes.processes]
 
 
-def test_they_give_what_one_device_gives(
-    built: tuple[Network, BackboneSpec], engine: SeveralEngine, pixels: Pixels
-) -> None:
+def test_they_give_what_one_device_gives(built, engine, pixels):
     batches = [pixels(size, 32, seed=size) for size in (1, 2, 5, 3, 8, 4, 7)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(engine.features, batches))
@@ -54,20 +52,18 @@ def test_they_give_what_one_device_gives(
         assert relative_error(features, exact.features(batch)) > MAX_RELATIVE_ERROR
 
 
-def test_what_it_says_of_itself(engine: SeveralEngine) -> None:
+def test_what_it_says_of_itself(engine):
     assert (engine.name, engine.device) == ("torch", "cpu, cpu")
     assert default_batch_size(engine.name, 32, device=engine.device) == 64
     assert len(set(processes(engine))) == 2
 
 
-def test_what_a_worker_cannot_do_is_an_error_here(built: tuple[Network, BackboneSpec]) -> None:
+def test_what_a_worker_cannot_do_is_an_error_here(built):
     with pytest.raises(BackboneError, match="device must be auto, cpu or cuda"):
         SeveralEngine(*built, devices=["nowhere"])
 
 
-def test_a_worker_that_dies_is_an_error_and_none_outlives_the_engine(
-    built: tuple[Network, BackboneSpec], pixels: Pixels
-) -> None:
+def test_a_worker_that_dies_is_an_error_and_none_outlives_the_engine(built, pixels):
     engine, batch = SeveralEngine(*built, devices=["cpu", "cpu"]), pixels(2, 32)
     pids, gone = processes(engine), weakref.ref(engine)
     os.kill(pids[0], signal.SIGKILL)

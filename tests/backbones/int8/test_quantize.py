@@ -63,7 +63,7 @@ def constants(graph: bytes) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in found}
 
 
-def test_int8_is_close_to_float(tiny: bytes, table: Calibration) -> None:
+def test_int8_is_close_to_float(tiny, table):
     pixels = pictures(24, 32, seed=1)
     found = features(quantize_graph(tiny, table), pixels)
     expected = features(tiny, pixels)
@@ -73,7 +73,7 @@ def test_int8_is_close_to_float(tiny: bytes, table: Calibration) -> None:
     assert (found != expected).any()
 
 
-def test_another_export_gives_the_same_bytes(table: Calibration) -> None:
+def test_another_export_gives_the_same_bytes(table):
     network, _ = build_network("tiny", open_weights("tiny"), default_preprocess("tiny"))
     told = Calibration.from_dict(json.loads(json.dumps(table.to_dict())))
     assert told == table
@@ -83,22 +83,20 @@ def test_another_export_gives_the_same_bytes(table: Calibration) -> None:
     assert first == again
 
 
-def test_ranges_do_not_depend_on_batches(tiny: bytes, table: Calibration) -> None:
+def test_ranges_do_not_depend_on_batches(tiny, table):
     pixels = pictures(32, 32)
     assert calibrate(tiny, [pixels[:5], pixels[5:6], pixels[6:]]) == table
     assert calibrate(tiny, iter([pixels[:20]])) != table
 
 
-def test_the_graph_is_a_quarter_and_says_nothing_of_its_origin(
-    tiny: bytes, table: Calibration
-) -> None:
+def test_the_graph_is_a_quarter_and_says_nothing_of_its_origin(tiny, table):
     graph = quantize_graph(tiny, table)
     assert len(graph) < 0.3 * len(tiny)
     assert b".py" not in graph
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
 
 
-def test_without_ranges_nothing_is_quantised(tiny: bytes) -> None:
+def test_without_ranges_nothing_is_quantised(tiny):
     graph, pixels = quantize_graph(tiny, Calibration(())), pictures(3, 32)
     assert not {"QuantizeLinear", "DequantizeLinear"} & operators(graph).keys()
     assert features(graph, pixels).tobytes() == features(tiny, pixels).tobytes()
@@ -106,18 +104,14 @@ def test_without_ranges_nothing_is_quantised(tiny: bytes) -> None:
 
 @settings(max_examples=15)
 @given(st.data())
-def test_any_part_of_the_table_gives_a_graph(
-    tiny: bytes, table: Calibration, data: st.DataObject
-) -> None:
+def test_any_part_of_the_table_gives_a_graph(tiny, table, data):
     kept = data.draw(st.sets(st.sampled_from(table.ranges), min_size=1))
     graph = quantize_graph(tiny, Calibration(tuple(sorted(kept))))
     pixels = pictures(4, 32, seed=2)
     assert cosine(features(graph, pixels), features(tiny, pixels)).min() >= 0.99
 
 
-def test_weights_are_rounded_to_the_nearest_step_of_their_channel(
-    tiny: bytes, table: Calibration
-) -> None:
+def test_weights_are_rounded_to_the_nearest_step_of_their_channel(tiny, table):
     before, quantised = constants(tiny), quantize_graph(tiny, table)
     after, found = constants(quantised), 0
     for name in [name.removesuffix("/int") for name in after if name.endswith("/weight/int")]:
@@ -173,7 +167,7 @@ def _close(graph: bytes, *, at_least: float = 0.999) -> bytes:
     return quantised
 
 
-def test_a_relu_that_others_read_around_is_kept() -> None:
+def test_a_relu_that_others_read_around_is_kept():
     graph = graph_of(
         [
             node("Conv", ["images", "w"], ["a"]),
@@ -189,7 +183,7 @@ def test_a_relu_that_others_read_around_is_kept() -> None:
     assert operators(_close(graph))["Relu"] == 1
 
 
-def test_a_relu_that_stands_alone_is_done_by_rounding() -> None:
+def test_a_relu_that_stands_alone_is_done_by_rounding():
     graph = graph_of(
         [
             node("Conv", ["images", "w"], ["a"]),
@@ -211,7 +205,7 @@ def test_a_relu_that_stands_alone_is_done_by_rounding() -> None:
     assert found["QuantizeLinear"] == 6
 
 
-def test_a_product_with_a_matrix_gives_float() -> None:
+def test_a_product_with_a_matrix_gives_float():
     graph = graph_of(
         [
             node("Conv", ["images", "w"], ["a"], strides=[4, 4]),
@@ -229,7 +223,7 @@ def test_a_product_with_a_matrix_gives_float() -> None:
     assert found["MatMul"] == found["Gemm"] == 1
 
 
-def test_a_first_convolution_with_few_values_stays_float() -> None:
+def test_a_first_convolution_with_few_values_stays_float():
     graph = graph_of(
         [
             node("Conv", ["images", "w"], ["a"]),
@@ -247,7 +241,7 @@ def test_a_first_convolution_with_few_values_stays_float() -> None:
     _close(graph)
 
 
-def test_channels_without_weights_and_features_of_zeros_do_no_harm() -> None:
+def test_channels_without_weights_and_features_of_zeros_do_no_harm():
     weights = FIRST.copy()
     weights[3] = 0
     nodes = [node("Conv", ["images", "w", "b"], ["a"]), node("Relu", ["a"], ["last"]), *AVERAGE]
@@ -260,32 +254,32 @@ def test_channels_without_weights_and_features_of_zeros_do_no_harm() -> None:
     assert cosine(features(quantised, pictures(2, SIZE)), np.zeros((2, 12))).tolist() == [1, 1]
 
 
-def test_what_has_nothing_to_quantise_is_refused() -> None:
+def test_what_has_nothing_to_quantise_is_refused():
     graph = graph_of([node("ReduceMean", ["images", "axes"], ["features"], keepdims=0)], axes=AXES)
     with pytest.raises(BackboneError, match="no layer that can run in int8"):
         calibrate(graph, [pictures(2, SIZE)])
 
 
-def test_values_that_are_not_finite_are_refused() -> None:
+def test_values_that_are_not_finite_are_refused():
     weights = np.full((12, 3, 5, 5), 3e38, np.float32)
     graph = graph_of([node("Conv", ["images", "w"], ["last"]), *AVERAGE], w=weights, axes=AXES)
     with pytest.raises(BackboneError, match="not finite"):
         calibrate(graph, [pictures(2, SIZE)])
 
 
-def test_a_table_of_another_graph_is_refused(tiny: bytes) -> None:
+def test_a_table_of_another_graph_is_refused(tiny):
     with pytest.raises(BackboneError, match=r"belong to another graph: .* no 'elsewhere'"):
         quantize_graph(tiny, Calibration((("elsewhere", 0.0, 1.0),)))
 
 
-def test_ranges_that_lose_too_much_are_refused(tiny: bytes, table: Calibration) -> None:
+def test_ranges_that_lose_too_much_are_refused(tiny, table):
     wrong = Calibration(tuple((name, a / 50, b / 50) for name, a, b in table.ranges))
     with pytest.raises(BackboneError, match=r"tiny loses too much in int8: with 75% .* Use "):
         narrowed(tiny, wrong, pictures(8, 32), "tiny")
     assert narrowed(tiny, table, pictures(8, 32), "tiny") == table
 
 
-def test_first_layers_that_lose_too_much_stay_float(tiny: bytes, table: Calibration) -> None:
+def test_first_layers_that_lose_too_much_stay_float(tiny, table):
     first = min(table.ranges, key=lambda entry: entry[0] != "relu")
     wrong = Calibration(
         tuple((n, a / 50, b / 50) if n == first[0] else (n, a, b) for n, a, b in table.ranges)
@@ -311,19 +305,19 @@ def test_first_layers_that_lose_too_much_stay_float(tiny: bytes, table: Calibrat
         None,
     ],
 )
-def test_what_is_no_table_is_refused(values: Any) -> None:
+def test_what_is_no_table_is_refused(values):
     with pytest.raises(BackboneError, match="Not a table of int8 ranges"):
         Calibration.from_dict(values)
 
 
-def test_another_scheme_is_refused(table: Calibration) -> None:
+def test_another_scheme_is_refused(table):
     with pytest.raises(BackboneError, match=rf"scheme {SCHEME + 1} .* has {SCHEME}\. Extract"):
         Calibration.from_dict(table.to_dict() | {"scheme": SCHEME + 1})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "convnext_tiny", "vit_b_16"])
-def test_other_families(backbone: str, pixels: Callable[..., np.ndarray]) -> None:
+def test_other_families(backbone, pixels):
     size = 224 if backbone == "vit_b_16" else 64
     geometry = default_preprocess(backbone).with_overrides(image_size=size, resize=None, crop=None)
     network, _ = build_network(backbone, open_weights(backbone, "none"), geometry)
@@ -332,9 +326,7 @@ def test_other_families(backbone: str, pixels: Callable[..., np.ndarray]) -> Non
     narrowed(graph, calibrate(graph, [seen]), seen, backbone)
 
 
-def test_one_bad_image_is_enough_to_refuse(
-    tiny: bytes, table: Calibration, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_bad_image_is_enough_to_refuse(tiny, table, monkeypatch):
     """However good the mean of the others is."""
 
     def with_last(value: float) -> Callable[..., np.ndarray]:

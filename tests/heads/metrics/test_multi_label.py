@@ -30,7 +30,7 @@ def tagged(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(tagged())
-def test_average_precision_is_scikit_learns(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_average_precision_is_scikit_learns(sample):
     logits, tags = sample
     for scores, has in zip(logits.T, tags.T, strict=True):
         found = average_precision(scores, has > 0)
@@ -42,7 +42,7 @@ def test_average_precision_is_scikit_learns(sample: tuple[np.ndarray, np.ndarray
 
 @settings(max_examples=20)
 @given(tagged(), st.floats(0.05, 0.95))
-def test_scores_are_scikit_learns(sample: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
+def test_scores_are_scikit_learns(sample, threshold):
     logits, tags = sample
     scores = measure_tags(logits, tags, [threshold] * tags.shape[1])
     said = given_tags(logits, [threshold] * tags.shape[1]).astype(int)
@@ -69,12 +69,12 @@ def test_scores_are_scikit_learns(sample: tuple[np.ndarray, np.ndarray], thresho
     assert MULTI_LABEL.scores_from_dict(scores.to_dict()) == scores
 
 
-def test_a_tag_is_given_from_its_threshold_on() -> None:
+def test_a_tag_is_given_from_its_threshold_on():
     logits = np.array([[0.0, 0.0]])
     assert given_tags(logits, [0.5, 0.500001]).tolist() == [[True, False]]
 
 
-def test_large_logits_neither_overflow_nor_lose_the_loss() -> None:
+def test_large_logits_neither_overflow_nor_lose_the_loss():
     logits = np.array([[1e4, -1e4]])
     assert sigmoid(logits).tolist() == [[1.0, 0.0]]
     assert binary_log_loss(logits, np.array([[0, 1]])) == pytest.approx(1e4)

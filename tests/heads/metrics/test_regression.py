@@ -19,9 +19,7 @@ from featx.heads.tasks import REGRESSION
     shift=st.sampled_from([0.0, -5.0, 1e4]),
     seed=st.integers(0, 2**32),
 )
-def test_scores_are_scikit_learns(
-    num_samples: int, num_targets: int, unit: float, shift: float, seed: int
-) -> None:
+def test_scores_are_scikit_learns(num_samples, num_targets, unit, shift, seed):
     random = np.random.default_rng(seed)
     true = unit * (random.normal(size=(num_samples, num_targets)) + shift)
     values = true + unit * random.normal(0, 0.3, true.shape)
@@ -36,7 +34,7 @@ def test_scores_are_scikit_learns(
     assert REGRESSION.scores_from_dict(scores.to_dict()) == scores
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(0)
     true_mae = np.sqrt(2 / np.pi)  # of a normal error
     hits = 0
@@ -47,7 +45,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 50 <= hits <= 60
 
 
-def test_a_constant_truth_has_no_share_of_variance() -> None:
+def test_a_constant_truth_has_no_share_of_variance():
     true = np.stack([np.full(6, 3.0), np.arange(6.0)], axis=1)
     scores = measure_values(true + 1, true)
     first, second = scores.per_target
@@ -59,12 +57,12 @@ def test_a_constant_truth_has_no_share_of_variance() -> None:
     assert (alone.r2, alone.r2_low, alone.mae) == (None, None, 1.0)
 
 
-def test_a_single_sample() -> None:
+def test_a_single_sample():
     scores = measure_values(np.array([[1.0]]), np.array([[3.0]]))
     assert (scores.mae, scores.mae_low, scores.mae_high, scores.r2) == (2.0, 2.0, 2.0, None)
 
 
-def test_the_same_numbers_give_the_same_intervals() -> None:
+def test_the_same_numbers_give_the_same_intervals():
     random = np.random.default_rng(0)
     true, values = random.normal(size=(2, 40, 2))
     assert measure_values(values, true) == measure_values(values, true)

@@ -36,7 +36,7 @@ def scored(draw: st.DrawFn, *, ties: bool = False) -> tuple[np.ndarray, np.ndarr
 
 
 @given(data=scored(), k=st.integers(1, 12))
-def test_top_k_as_scikit_learn(data: tuple[np.ndarray, np.ndarray], k: int) -> None:
+def test_top_k_as_scikit_learn(data, k):
     logits, labels = data
     num_classes = logits.shape[1]
     k = min(k, num_classes)
@@ -52,7 +52,7 @@ def test_top_k_as_scikit_learn(data: tuple[np.ndarray, np.ndarray], k: int) -> N
 
 
 @given(data=scored(ties=True), k=st.integers(1, 12))
-def test_a_tie_goes_to_the_smaller_index(data: tuple[np.ndarray, np.ndarray], k: int) -> None:
+def test_a_tie_goes_to_the_smaller_index(data, k):
     logits, labels = data
     k = min(k, logits.shape[1])
     guesses = np.argsort(-logits, axis=1, kind="stable")[:, :k]
@@ -60,12 +60,12 @@ def test_a_tie_goes_to_the_smaller_index(data: tuple[np.ndarray, np.ndarray], k:
     assert is_in_top_k(logits, labels, k=k).mean() == pytest.approx(expected)
 
 
-def test_equal_logits_are_one_guess_not_many() -> None:
+def test_equal_logits_are_one_guess_not_many():
     assert is_in_top_k(np.zeros((4, 4)), np.arange(4), k=1).tolist() == [True, False, False, False]
     assert is_in_top_k(np.zeros((4, 4)), np.arange(4), k=3).tolist() == [True, True, True, False]
 
 
-def test_a_classifier_that_says_nan_is_never_right() -> None:
+def test_a_classifier_that_says_nan_is_never_right():
     logits = np.full((3, 3), np.nan)
     assert not any(is_in_top_k(logits, np.arange(3), k=k).any() for k in (1, 2, 3))
     assert not is_in_top_k(np.array([[1.0, np.nan, 0.0]]), np.array([0]), k=1).any()
@@ -73,7 +73,7 @@ def test_a_classifier_that_says_nan_is_never_right() -> None:
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @given(data=scored())
-def test_macro_f1_and_confusion_as_scikit_learn(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_macro_f1_and_confusion_as_scikit_learn(data):
     logits, labels = data
     predicted = logits.argmax(axis=1)
     expected = sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0)
@@ -85,7 +85,7 @@ def test_macro_f1_and_confusion_as_scikit_learn(data: tuple[np.ndarray, np.ndarr
     )
 
 
-def test_confusion_has_labels_in_rows() -> None:
+def test_confusion_has_labels_in_rows():
     assert confusion_matrix(np.array([1, 1, 2]), np.array([0, 0, 2])).tolist() == [
         [0, 2, 0],
         [0, 0, 0],
@@ -93,14 +93,14 @@ def test_confusion_has_labels_in_rows() -> None:
     ]
 
 
-def test_macro_f1_counts_a_class_that_is_only_predicted() -> None:
+def test_macro_f1_counts_a_class_that_is_only_predicted():
     scores = measure_classes(np.eye(3)[[0, 0, 2]], np.array([0, 0, 0]))
     assert scores.macro_f1 == pytest.approx((0.8 + 0) / 2)
 
 
 @settings(deadline=None)
 @given(data=scored())
-def test_log_loss_as_scikit_learn(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_log_loss_as_scikit_learn(data):
     logits, labels = data
     probabilities = np.exp(log_softmax(logits))
     assert np.allclose(probabilities.sum(axis=1), 1)
@@ -110,14 +110,12 @@ def test_log_loss_as_scikit_learn(data: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @given(data=scored(), shift=st.floats(-1e6, 1e6))
-def test_log_softmax_ignores_a_common_shift(
-    data: tuple[np.ndarray, np.ndarray], shift: float
-) -> None:
+def test_log_softmax_ignores_a_common_shift(data, shift):
     logits, _ = data
     assert np.allclose(log_softmax(logits + shift), log_softmax(logits), atol=1e-8)
 
 
-def test_softmax_does_not_overflow() -> None:
+def test_softmax_does_not_overflow():
     logits = np.array([[1e308, 0.0, -1e308 / 2], [3e4, -3e4, 0.0]])
     assert np.array_equal(np.exp(log_softmax(logits)), [[1, 0, 0], [1, 0, 0]])
     assert log_loss(logits[1:], np.array([1])) == 6e4
@@ -126,7 +124,7 @@ def test_softmax_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 6, 10])
-def test_top5_needs_more_than_five_classes(num_classes: int) -> None:
+def test_top5_needs_more_than_five_classes(num_classes):
     logits = -np.tile(np.arange(num_classes, dtype=float), (num_classes, 1))
     scores = measure_classes(logits, np.arange(num_classes))
     assert scores.top1 == 1 / num_classes
@@ -134,7 +132,7 @@ def test_top5_needs_more_than_five_classes(num_classes: int) -> None:
 
 
 @given(data=scored(ties=True))
-def test_measure_agrees_with_itself(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_measure_agrees_with_itself(data):
     logits, labels = data
     scores = measure_classes(logits.astype(np.float32), labels)
     assert scores.top1 == pytest.approx(float((logits.argmax(axis=1) == labels).mean()))
@@ -146,9 +144,7 @@ def test_measure_agrees_with_itself(data: tuple[np.ndarray, np.ndarray]) -> None
 
 @pytest.mark.filterwarnings("ignore:A single label was found", "ignore:y_pred contains classes")
 @given(data=scored())
-def test_balanced_accuracy_and_classes_as_scikit_learn(
-    data: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_balanced_accuracy_and_classes_as_scikit_learn(data):
     logits, labels = data
     predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
     scores = measure_classes(logits, labels)
@@ -165,7 +161,7 @@ def test_balanced_accuracy_and_classes_as_scikit_learn(
 
 
 @given(count=st.integers(1, 10_000), share=st.floats(0, 1))
-def test_wilson_interval_is_scipys(count: int, share: float) -> None:
+def test_wilson_interval_is_scipys(count, share):
     hits = round(share * count)
     low, high = wilson_interval(hits, count)
     expected = scipy.stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
@@ -175,7 +171,7 @@ def test_wilson_interval_is_scipys(count: int, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99])
-def test_wilson_intervals_hold_the_truth_19_times_in_20(share: float) -> None:
+def test_wilson_intervals_hold_the_truth_19_times_in_20(share):
     random = np.random.default_rng(0)
     inside = 0
     for hits in random.binomial(200, share, 2000).tolist():
@@ -184,7 +180,7 @@ def test_wilson_intervals_hold_the_truth_19_times_in_20(share: float) -> None:
     assert 0.93 <= inside / 2000 <= 0.975
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_by_hand():
     """Two bins: sure of 0.8 and right in 3 of 4; sure of 0.6 and never right."""
     odds = np.log([4.0, 4.0, 4.0, 4.0, 1.5, 1.5])
     logits = np.stack([odds, np.zeros(6)], axis=1)
@@ -194,7 +190,7 @@ def test_calibration_error_by_hand() -> None:
     )
 
 
-def test_honest_probabilities_have_little_calibration_error() -> None:
+def test_honest_probabilities_have_little_calibration_error():
     random = np.random.default_rng(0)
     logits = 2 * random.normal(size=(20_000, 4))
     labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
@@ -204,11 +200,11 @@ def test_honest_probabilities_have_little_calibration_error() -> None:
 
 
 @given(data=scored(ties=True))
-def test_calibration_error_is_a_share(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_calibration_error_is_a_share(data):
     assert 0 <= expected_calibration_error(*data) <= 1
 
 
-def test_a_class_that_nobody_has_and_nobody_guessed() -> None:
+def test_a_class_that_nobody_has_and_nobody_guessed():
     logits = np.array([[1.0, 0, -1], [1, 0, -1]])
     scores = measure_classes(logits, np.array([0, 1]))
     assert scores.per_class[2] == ClassScores(0, 0, None, None, None, None, None, None)
@@ -216,7 +212,7 @@ def test_a_class_that_nobody_has_and_nobody_guessed() -> None:
 
 
 @given(data=scored(), seed=st.integers(0, 2**32))
-def test_weighted_log_loss(data: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+def test_weighted_log_loss(data, seed):
     logits, labels = data
     weights = np.random.default_rng(seed).integers(1, 4, len(labels))
     expected = log_loss(np.repeat(logits, weights, axis=0), np.repeat(labels, weights))

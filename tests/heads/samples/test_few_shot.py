@@ -17,7 +17,7 @@ label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=100).map(np.array
 
 
 @given(labels=label_lists, shots=st.integers(1, 10), seed=st.integers(0, 2**32))
-def test_so_many_of_each_class(labels: np.ndarray, shots: int, seed: int) -> None:
+def test_so_many_of_each_class(labels, shots, seed):
     rows = draw_shots(labels, shots, seed=(seed, 0))
     assert (np.diff(rows) > 0).all()
     drawn = np.bincount(labels[rows], minlength=6)
@@ -25,18 +25,18 @@ def test_so_many_of_each_class(labels: np.ndarray, shots: int, seed: int) -> Non
     assert np.array_equal(rows, draw_shots(labels, shots, seed=(seed, 0)))
 
 
-def test_each_draw_is_another() -> None:
+def test_each_draw_is_another():
     labels = np.repeat([0, 1], 100)
     assert len({draw_shots(labels, 5, seed=(0, i)).tobytes() for i in range(20)}) == 20
 
 
-def test_small_classes_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_small_classes_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_small_classes(np.array([0, 0, 0, 2]), 2)
     assert "1 class has fewer than 2 training samples" in caplog.text
 
 
-def test_mean_and_deviation() -> None:
+def test_mean_and_deviation():
     labels = np.array([0, 1, 0, 1])
     draws = []
     for right in (4, 2):
@@ -50,6 +50,6 @@ def test_mean_and_deviation() -> None:
 
 
 @pytest.mark.parametrize(("shots", "repeats"), [(0, 1), (1, 0), (-1, 5)])
-def test_options_out_of_range(shots: int, repeats: int) -> None:
+def test_options_out_of_range(shots, repeats):
     with pytest.raises(ConfigError, match="must be at least 1"):
         FewShot(shots, repeats)

@@ -57,9 +57,7 @@ def solve(hessians: np.ndarray, minima: np.ndarray, *, tolerance: float = 1e-10)
     condition=st.sampled_from([1.0, 10.0, 1e3]),
     seed=st.integers(0, 2**31),
 )
-def test_quadratics_equal_the_linear_solve(
-    num_problems: int, size: int, condition: float, seed: int
-) -> None:
+def test_quadratics_equal_the_linear_solve(num_problems, size, condition, seed):
     hessians, minima = random_quadratics(num_problems, size, condition=condition, seed=seed)
     right = np.einsum("pij,pj->pi", hessians, minima)  # ½ xᵀHx - bᵀx
     expected = np.linalg.solve(hessians, right[:, :, None])[:, :, 0]
@@ -79,7 +77,7 @@ def test_quadratics_equal_the_linear_solve(
     assert np.allclose(found.variables, expected, atol=1e-6 * condition)
 
 
-def test_badly_conditioned() -> None:
+def test_badly_conditioned():
     """Rotated, so that the diagonal says nothing: the value still falls by many orders."""
     hessians, minima = random_quadratics(3, 30, condition=1e6)
     start = quadratics(hessians, minima)(np.zeros_like(minima), np.arange(3))[0]
@@ -92,7 +90,7 @@ def test_badly_conditioned() -> None:
     assert (found.values <= 1e-5 * start).all()
 
 
-def test_bad_scales_are_met_by_the_diagonal() -> None:
+def test_bad_scales_are_met_by_the_diagonal():
     """Where the diagonal is the Hessian, one step is enough whatever the scales."""
     scales = np.logspace(-6, 6, 13)
     found = solve(np.diag(scales)[None], np.ones((1, 13)))
@@ -100,7 +98,7 @@ def test_bad_scales_are_met_by_the_diagonal() -> None:
     assert np.allclose(found.variables, np.ones((1, 13)))
 
 
-def test_a_poor_diagonal_only_costs_iterations() -> None:
+def test_a_poor_diagonal_only_costs_iterations():
     hessians, minima = random_quadratics(2, 8, condition=100)
     for factor in (1e-3, 1e3):
         found = minimise(
@@ -112,7 +110,7 @@ def test_a_poor_diagonal_only_costs_iterations() -> None:
         assert np.allclose(found.variables, minima, atol=1e-6)
 
 
-def test_problems_do_not_disturb_each_other() -> None:
+def test_problems_do_not_disturb_each_other():
     """Easy ones finish at once, hard ones much later: each ends where it would have alone."""
     parts = [
         random_quadratics(1, 12, condition=condition, seed=seed)
@@ -128,7 +126,7 @@ def test_problems_do_not_disturb_each_other() -> None:
     assert np.array_equal(together.variables[4], np.zeros(12))
 
 
-def test_finished_problems_are_not_evaluated_again() -> None:
+def test_finished_problems_are_not_evaluated_again():
     hessians, minima = random_quadratics(3, 20, condition=100)
     minima[1] = 0
     asked: list[list[int]] = []
@@ -148,7 +146,7 @@ def test_finished_problems_are_not_evaluated_again() -> None:
     assert found.num_evaluations == len(asked)
 
 
-def test_what_is_reported_is_true() -> None:
+def test_what_is_reported_is_true():
     hessians, minima = random_quadratics(4, 10, condition=1e3)
     found = solve(hessians, minima, tolerance=1e-6)
     values, gradients = quadratics(hessians, minima)(found.variables, np.arange(4))
@@ -157,7 +155,7 @@ def test_what_is_reported_is_true() -> None:
     assert (found.gradient_norms <= 1e-6).all()
 
 
-def test_a_start_at_the_minimum_stays_and_costs_one_evaluation() -> None:
+def test_a_start_at_the_minimum_stays_and_costs_one_evaluation():
     hessians, minima = random_quadratics(2, 5, condition=10)
     start = minima.copy()
     found = minimise(
@@ -171,7 +169,7 @@ def test_a_start_at_the_minimum_stays_and_costs_one_evaluation() -> None:
     assert np.array_equal(start, minima)
 
 
-def test_the_start_is_not_written_to() -> None:
+def test_the_start_is_not_written_to():
     hessians, minima = random_quadratics(2, 5, condition=10)
     start = np.ones_like(minima)
     minimise(
@@ -183,7 +181,7 @@ def test_the_start_is_not_written_to() -> None:
     assert np.array_equal(start, np.ones_like(minima))
 
 
-def test_iterations_are_bounded_and_never_make_it_worse() -> None:
+def test_iterations_are_bounded_and_never_make_it_worse():
     hessians, minima = random_quadratics(2, 30, condition=1e6)
     objective, start = quadratics(hessians, minima), np.zeros_like(minima)
     last = objective(start, np.arange(2))[0]
@@ -199,7 +197,7 @@ def test_iterations_are_bounded_and_never_make_it_worse() -> None:
 
 
 @pytest.mark.parametrize("condition", [1.0, 100.0])
-def test_float32_ends_where_precision_does(condition: float) -> None:
+def test_float32_ends_where_precision_does(condition):
     """The tolerance is out of reach; the search must notice and stop near the minimum."""
     hessians, minima = random_quadratics(3, 20, condition=condition, dtype=np.float32)
     offset = 100.0  # a value whose rounding hides the last descent
@@ -235,7 +233,7 @@ def log_sum_exp(matrices: np.ndarray, offsets: np.ndarray) -> Objective:
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_convex_but_not_quadratic(scale: float) -> None:
+def test_convex_but_not_quadratic(scale):
     random = np.random.default_rng(0)
     matrices = scale * random.normal(size=(4, 30, 6))
     offsets = random.normal(size=(4, 30))
@@ -254,7 +252,7 @@ def test_convex_but_not_quadratic(scale: float) -> None:
     assert np.allclose(found.variables, again.variables, atol=1e-5)
 
 
-def test_deterministic() -> None:
+def test_deterministic():
     hessians, minima = random_quadratics(4, 20, condition=100)
     first, second = solve(hessians, minima), solve(hessians, minima)
     assert np.array_equal(first.variables, second.variables)
@@ -264,7 +262,7 @@ def test_deterministic() -> None:
 # --- handing curvature on -----------------------------------------------------------------------
 
 
-def test_what_was_learnt_makes_a_similar_problem_cheaper() -> None:
+def test_what_was_learnt_makes_a_similar_problem_cheaper():
     hessians, minima = random_quadratics(3, 12, condition=100)
     inverse = diagonal_inverse(hessians)
     first = solve(hessians, minima, tolerance=1e-8)
@@ -278,7 +276,7 @@ def test_what_was_learnt_makes_a_similar_problem_cheaper() -> None:
     assert warm.num_evaluations < cold.num_evaluations
 
 
-def test_curvature_is_that_of_its_problem_however_early_it_left() -> None:
+def test_curvature_is_that_of_its_problem_however_early_it_left():
     """A pair's change of gradient is its Hessian times its step."""
     hessians, minima = random_quadratics(3, 12, condition=100)
     minima[1] = 0
@@ -290,7 +288,7 @@ def test_curvature_is_that_of_its_problem_however_early_it_left() -> None:
             assert np.allclose(hessians[row] @ s, y, atol=1e-10)
 
 
-def test_wrong_curvature_only_costs_iterations() -> None:
+def test_wrong_curvature_only_costs_iterations():
     hessians, minima = random_quadratics(2, 8, condition=10)
     lies = [[(np.ones(8), 1e3 * np.ones(8)), (np.ones(8), -np.ones(8))], []]
     found = minimise(
@@ -303,7 +301,7 @@ def test_wrong_curvature_only_costs_iterations() -> None:
     assert np.allclose(found.variables, minima, atol=1e-6)
 
 
-def test_a_decrement_ends_the_search_that_close_to_the_minimum() -> None:
+def test_a_decrement_ends_the_search_that_close_to_the_minimum():
     hessians, minima = random_quadratics(4, 30, condition=100)
     objective = quadratics(hessians, minima)
 

@@ -15,7 +15,7 @@ from featx.heads.tasks.multi_label import EVEN, choose_thresholds
 @given(
     st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=30),
 )
-def test_no_threshold_is_better(sample: list[tuple[int, bool]]) -> None:
+def test_no_threshold_is_better(sample):
     logits = np.array([[float(z)] for z, _ in sample])
     tags = np.array([[has] for _, has in sample], np.uint8)
     (threshold,) = choose_thresholds(logits, tags)
@@ -30,24 +30,24 @@ def test_no_threshold_is_better(sample: list[tuple[int, bool]]) -> None:
     assert found == pytest.approx(max(others))
 
 
-def test_a_threshold_is_away_from_what_it_divides() -> None:
+def test_a_threshold_is_away_from_what_it_divides():
     logits = np.array([[-3.0], [-1.0], [-2.0]])
     (threshold,) = choose_thresholds(logits, np.array([[0], [1], [0]]))
     assert threshold == pytest.approx(sigmoid(np.array([-1.0, -2.0])).mean())
 
 
-def test_where_a_half_is_as_good_it_is_a_half() -> None:
+def test_where_a_half_is_as_good_it_is_a_half():
     logits = np.array([[3.0], [0.2], [-0.3]])
     assert choose_thresholds(logits, np.array([[1], [1], [0]])) == (EVEN,)
 
 
-def test_surest_of_all_is_still_below_one() -> None:
+def test_surest_of_all_is_still_below_one():
     logits = np.array([[1e3], [1e3], [-1e3]])
     (threshold,) = choose_thresholds(logits, np.array([[1], [0], [0]]))
     assert 0 < threshold < 1
 
 
-def test_a_tag_exactly_at_its_threshold_is_given() -> None:
+def test_a_tag_exactly_at_its_threshold_is_given():
     logits = np.array([[0.25, -1.5], [3.0, 0.0]], np.float32)
     at = sigmoid(logits.astype(np.float64))
     for row in range(2):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,29 +13,29 @@ from featx.heads.tasks.multi_label import thresholds_of
 from featx.heads.tasks.regression import unit_of
 
 
-def test_heads_made_before_there_were_tasks_have_one_label() -> None:
+def test_heads_made_before_there_were_tasks_have_one_label():
     assert task_of({}) is SINGLE_LABEL
     assert SINGLE_LABEL.thresholds_of({}, 3) == ()
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_is_read(task: str) -> None:
+def test_a_task_is_read(task):
     assert task_of({"task": task}).name == task
 
 
 @pytest.mark.parametrize("task", ["", None, 3, "tags", ["single-label"]])
-def test_another_task_is_refused(task: object) -> None:
+def test_another_task_is_refused(task):
     with pytest.raises(ValueError, match="its task is"):
         task_of({"task": task})
 
 
 @pytest.mark.parametrize("found", [None, [], [0.5], [0.5, 1.0], [0.5, "0.5"], [0.0, 0.5], "ab"])
-def test_thresholds_that_do_not_fit_are_refused(found: object) -> None:
+def test_thresholds_that_do_not_fit_are_refused(found):
     with pytest.raises(ValueError, match="no 2 thresholds"):
         thresholds_of({"task": "multi-label", "thresholds": found}, 2)
 
 
-def test_thresholds_are_read() -> None:
+def test_thresholds_are_read():
     assert thresholds_of({"task": "multi-label", "thresholds": [0.25, 0.5]}, 2) == (0.25, 0.5)
 
 
@@ -53,12 +51,12 @@ def test_thresholds_are_read() -> None:
         {"mean": ["a", 1], "scale": [1, 1]},
     ],
 )
-def test_a_regression_without_its_unit_is_refused(unit: object) -> None:
+def test_a_regression_without_its_unit_is_refused(unit):
     with pytest.raises(ValueError, match="unit"):
         unit_of({"task": "regression", "unit": unit}, 2)
 
 
-def test_a_unit_is_read() -> None:
+def test_a_unit_is_read():
     details = {"task": "regression", "unit": {"mean": [0, 5], "scale": [1, 2]}}
     mean, scale = unit_of(details, 2)
     assert (mean.tolist(), scale.tolist()) == ([0, 5], [1, 2])
@@ -74,7 +72,7 @@ def labels(*found: str) -> Labels:
     return Labels(classes, index, [f"{n}.jpg" for n in range(len(found))], "/f.h5")
 
 
-def test_classes_are_the_labels() -> None:
+def test_classes_are_the_labels():
     targets = TASKS["single-label"].read(labels("bee", "", "ant|x"))
     assert targets.names == ("ant|x", "bee")
     assert targets.values.tolist() == [1, -1, 0]
@@ -86,7 +84,7 @@ def test_classes_are_the_labels() -> None:
         st.none() | st.lists(st.sampled_from("abcd"), max_size=4, unique=True), min_size=1
     ).filter(lambda rows: any(row for row in rows))
 )
-def test_every_tag_is_where_its_label_has_it(rows: list[Sequence[str] | None]) -> None:
+def test_every_tag_is_where_its_label_has_it(rows):
     found = labels(*("" if row is None else " | ".join(row) or "|" for row in rows))
     targets = TASKS["multi-label"].read(found)
     assert targets.names == tuple(sorted({tag for row in rows if row for tag in row}))
@@ -96,7 +94,7 @@ def test_every_tag_is_where_its_label_has_it(rows: list[Sequence[str] | None]) -
         assert {n for n, there in zip(targets.names, has, strict=True) if there} == set(row or ())
 
 
-def test_numbers_and_who_has_none() -> None:
+def test_numbers_and_who_has_none():
     targets = TASKS["regression"].read(labels("1.5|-2", "", "3|1e3"))
     assert targets.names == ("value_1", "value_2")
     assert np.array_equal(targets.values, [[1.5, -2], [np.nan, np.nan], [3, 1000]], equal_nan=True)
@@ -105,43 +103,43 @@ def test_numbers_and_who_has_none() -> None:
 
 
 @pytest.mark.parametrize("bad", ["tall", "nan", "inf", "3,5", "1e99"])
-def test_a_label_that_is_no_number_is_named_with_its_sample(bad: str) -> None:
+def test_a_label_that_is_no_number_is_named_with_its_sample(bad):
     with pytest.raises(SourceError, match=f"'/f.h5': the label '{bad}' of '2.jpg' is no number"):
         TASKS["regression"].read(labels("1", "2", bad, "3", bad))
 
 
-def test_labels_of_different_length_are_named() -> None:
+def test_labels_of_different_length_are_named():
     with pytest.raises(SourceError, match=r"'1' of '1.jpg' has 1 numbers, expected 2 as others"):
         TASKS["regression"].read(labels("1|2", "1", "3|4"))
     with pytest.raises(SourceError, match=r"'1\|2' of '0.jpg' has 2 numbers, expected 1 as the mo"):
         TASKS["regression"].read(labels("1|2"), names=["value"])
 
 
-def test_bad_labels_that_no_sample_has_do_not_matter() -> None:
+def test_bad_labels_that_no_sample_has_do_not_matter():
     found = Labels(["1", "2", "tall"], np.array([0, 1]), ["a", "b"], "/f.h5")
     assert TASKS["regression"].read(found).values.tolist() == [[1], [2]]
 
 
-def test_a_head_that_is_there_joins_by_name() -> None:
+def test_a_head_that_is_there_joins_by_name():
     assert TASKS["single-label"].read(labels("b", ""), names="abc").values.tolist() == [1, -1]
     found = TASKS["multi-label"].read(labels("c|a", "|"), names="abc")
     assert found.values.tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
-def test_what_a_head_does_not_know_is_named() -> None:
+def test_what_a_head_does_not_know_is_named():
     with pytest.raises(SourceError, match="has tags that the model does not know: red"):
         TASKS["multi-label"].read(labels("a|red", "b"), names="ab")
     with pytest.raises(SourceError, match="has classes that the model does not know: c"):
         TASKS["single-label"].read(labels("a", "c"), names="ab")
 
 
-def test_no_samples_at_all() -> None:
+def test_no_samples_at_all():
     empty = Labels([], np.zeros(0, np.int64), [], "/f.h5")
     assert TASKS["regression"].read(empty).values.shape == (0, 1)
     assert TASKS["multi-label"].read(empty).values.shape == (0, 0)
 
 
-def test_the_names_of_outputs_are_those_that_labels_give() -> None:
+def test_the_names_of_outputs_are_those_that_labels_give():
     assert TASKS["single-label"].names_of(("a|b", "c")) == ("a|b", "c")
     assert TASKS["multi-label"].names_of(("a|b", "c")) == ("a", "b", "c")
     assert TASKS["regression"].names_of(("1|2", "3|4")) == ("value_1", "value_2")
@@ -152,7 +150,7 @@ def test_the_names_of_outputs_are_those_that_labels_give() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_measured_can_be_stored_and_read(task: str) -> None:
+def test_what_is_measured_can_be_stored_and_read(task):
     random = np.random.default_rng(0)
     outputs = random.normal(size=(20, 3))
     targets = {
@@ -167,6 +165,6 @@ def test_what_is_measured_can_be_stored_and_read(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_without_samples_there_are_no_scores(task: str) -> None:
+def test_without_samples_there_are_no_scores(task):
     targets = np.zeros(0, np.int64) if task == "single-label" else np.zeros((0, 2))
     assert TASKS[task].measure(np.zeros((0, 2)), targets, thresholds=(0.5, 0.5)) is None

@@ -55,9 +55,7 @@ def made(source: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_filled_by_following_the_commands(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_filled_by_following_the_commands(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert source == tmp_path / "photos"
     found = status()
@@ -72,7 +70,7 @@ def test_a_folder_is_filled_by_following_the_commands(
     assert [(file.reason, file.command) for file in found.files] == [("", "")] * 3
 
 
-def test_new_images_spread_from_file_to_file(made: Path, source: Path) -> None:
+def test_new_images_spread_from_file_to_file(made, source):
     assert status(made).is_current
     shutil.copy(source / "ants" / "000.jpg", source / "ants" / "new.jpg")
     found = status(made)
@@ -86,7 +84,7 @@ def test_new_images_spread_from_file_to_file(made: Path, source: Path) -> None:
     assert status(made).is_current
 
 
-def test_another_head_makes_the_model_stale(made: Path) -> None:
+def test_another_head_makes_the_model_stale(made):
     train_head(made / "features.h5", made / "head.safetensors", TrainOptions(strengths=(0.5,)))
     found = status(made)
     assert states(found) == ["current", "current", "stale"]
@@ -95,7 +93,7 @@ def test_another_head_makes_the_model_stale(made: Path) -> None:
     assert status(made).is_current
 
 
-def test_a_model_of_a_stale_head_is_stale(made: Path, source: Path) -> None:
+def test_a_model_of_a_stale_head_is_stale(made, source):
     image = next(source.glob("*/*.jpg"))
     image.rename(next(folder for folder in source.iterdir() if folder != image.parent) / "new.jpg")
     extract(source, made / "features.h5")
@@ -108,7 +106,7 @@ def test_a_model_of_a_stale_head_is_stale(made: Path, source: Path) -> None:
     assert status(made).is_current
 
 
-def test_a_head_of_other_features_is_stale(made: Path, source: Path) -> None:
+def test_a_head_of_other_features_is_stale(made, source):
     options = ExtractOptions(backbone="tiny", image_size=48)
     other = extract(source, made / "other.h5", options).path
     train_head(other, made / "head.safetensors")
@@ -118,9 +116,7 @@ def test_a_head_of_other_features_is_stale(made: Path, source: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--head", "mlp"), ("--solver", "centroid")])
-def test_a_stale_head_is_trained_as_it_was(
-    made: Path, source: Path, options: tuple[str, str]
-) -> None:
+def test_a_stale_head_is_trained_as_it_was(made, source, options):
     head = made / "head.safetensors"
     assert featx_cli("train-head", made / "features.h5", "-o", head, *options).exit_code == 0
     next(source.glob("*/*.jpg")).unlink()
@@ -129,7 +125,7 @@ def test_a_stale_head_is_trained_as_it_was(
     assert found.command.startswith(f"featx train-head {shlex.join(options)} ")
 
 
-def test_a_folder_of_numbers_stays_one(source: Path, tmp_path: Path) -> None:
+def test_a_folder_of_numbers_stays_one(source, tmp_path):
     table, folder = tmp_path / "m.csv", tmp_path / "numbers"
     images = enumerate(sorted(source.glob("*/*.jpg")))
     rows = [f"{path},{number / 7},{('train', 'val')[number % 2]}" for number, path in images]
@@ -148,7 +144,7 @@ def test_a_folder_of_numbers_stays_one(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_is")
-def test_weights_that_were_moved(source: Path, tmp_path: Path) -> None:
+def test_weights_that_were_moved(source, tmp_path):
     weights, folder = tmp_path / "own.safetensors", tmp_path / "own"
     shutil.copy(BUNDLED_WEIGHTS, weights)
     assert featx_cli("run", source, "-b", "tiny", "-w", weights, "-o", folder).exit_code == 0
@@ -161,14 +157,14 @@ def test_weights_that_were_moved(source: Path, tmp_path: Path) -> None:
     assert status(folder).is_current
 
 
-def test_damaged_features_are_made_again_as_the_head_knows_them(made: Path) -> None:
+def test_damaged_features_are_made_again_as_the_head_knows_them(made):
     (made / "features.h5").write_bytes((made / "features.h5").read_bytes()[:-100])
     assert states(status(made))[0] == "damaged"
     follow(status(made))
     assert states(status(made))[0] == "current"
 
 
-def test_damaged_and_missing_files_are_told_apart(made: Path) -> None:
+def test_damaged_and_missing_files_are_told_apart(made):
     for name in ("features.h5", "head.safetensors", "model.onnx"):
         path = made / name
         path.write_bytes(path.read_bytes()[:5000])
@@ -184,14 +180,14 @@ def test_damaged_and_missing_files_are_told_apart(made: Path) -> None:
     assert states(status(made)) == ["missing", "missing", "damaged"]
 
 
-def test_missing_features_name_the_images_that_the_head_knows(made: Path, source: Path) -> None:
+def test_missing_features_name_the_images_that_the_head_knows(made, source):
     (made / "features.h5").unlink()
     found = status(made)
     assert states(found) == ["missing", "unchecked", "current"]
     assert f"featx extract {source} -b tiny -o " in found.files[0].command
 
 
-def test_images_that_are_gone(made: Path, source: Path) -> None:
+def test_images_that_are_gone(made, source):
     source.rename(source.with_name("moved"))
     found = status(made)
     assert states(found) == ["unchecked", "current", "current"]
@@ -199,16 +195,14 @@ def test_images_that_are_gone(made: Path, source: Path) -> None:
     assert "--verify-content" in found.files[0].command
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "features.h5").touch()
     with pytest.raises(ConfigError, match="give the folder"):
         status(tmp_path / "features.h5")
 
 
 @pytest.mark.parametrize("update", [False, True])
-def test_an_interrupted_extraction_is_unfinished(
-    source: Path, tmp_path: Path, *, update: bool
-) -> None:
+def test_an_interrupted_extraction_is_unfinished(source, tmp_path, update):
     def stop(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
@@ -226,7 +220,7 @@ def test_an_interrupted_extraction_is_unfinished(
     assert status(tmp_path / "a").files[0].state == "current"
 
 
-def test_the_command_prints_each_file_and_exits_by_the_state(made: Path) -> None:
+def test_the_command_prints_each_file_and_exits_by_the_state(made):
     result = featx_cli("status", made)
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["current"] * 3
@@ -241,7 +235,7 @@ def test_the_command_prints_each_file_and_exits_by_the_state(made: Path) -> None
     assert [file["state"] for file in report["files"]] == ["current", "current", "missing"]
 
 
-def test_running_it_all_again_does_only_what_is_left(made: Path, source: Path) -> None:
+def test_running_it_all_again_does_only_what_is_left(made, source):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in made.iterdir()}
     for arguments in (("-o", made), (source, "-b", "tiny", "-o", made)):
         result = featx_cli("run", *arguments)

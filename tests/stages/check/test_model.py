@@ -63,7 +63,7 @@ def with_details(path: Path, change: Callable[[dict[str, Any]], object]) -> None
     path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 
 
-def test_without_images_the_proof_is_shown(model: Path) -> None:
+def test_without_images_the_proof_is_shown(model):
     report = check(model)
     assert report.is_fresh
     assert report.repeated is None
@@ -77,7 +77,7 @@ def test_without_images_the_proof_is_shown(model: Path) -> None:
     assert "proven" in output
 
 
-def test_with_images_it_is_repeated(model: Path, source: Path) -> None:
+def test_with_images_it_is_repeated(model, source):
     report = check(model, source)
     again = report.repeated
     assert again is not None
@@ -93,7 +93,7 @@ def test_with_images_it_is_repeated(model: Path, source: Path) -> None:
     assert json.loads(command(model, source, "--json")[1])["repeated"]["num_found"] == 12
 
 
-def test_a_file_that_answers_otherwise_does_not_hold(model: Path, source: Path) -> None:
+def test_a_file_that_answers_otherwise_does_not_hold(model, source):
     def swap(details: dict[str, Any]) -> None:
         for image in details["proof"]["witnesses"]:
             image["logits"].reverse()
@@ -106,9 +106,7 @@ def test_a_file_that_answers_otherwise_does_not_hold(model: Path, source: Path) 
     assert "DOES NOT HOLD" in output
 
 
-def test_images_in_other_folders_are_found_by_their_content(
-    model: Path, source: Path, tmp_path: Path
-) -> None:
+def test_images_in_other_folders_are_found_by_their_content(model, source, tmp_path):
     for number, path in enumerate(sorted(source.rglob("*.*"))[:7]):
         (tmp_path / "flat").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "flat" / f"{number}{path.suffix}")
@@ -122,7 +120,7 @@ def test_images_in_other_folders_are_found_by_their_content(
     assert "5 of 12 images of the proof, or changed" in output
 
 
-def test_other_images(model: Path, photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_other_images(model, photos, tmp_path):
     from PIL import Image
 
     (tmp_path / "other" / "ants").mkdir(parents=True)
@@ -133,9 +131,7 @@ def test_other_images(model: Path, photos: Callable[..., Path], tmp_path: Path) 
 
 @pytest.mark.parametrize("outputs", [("probabilities",), ("top-1",), ("features", "logits")])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_every_contract_is_repeated_as_far_as_it_goes(
-    outputs: tuple[str, ...], precision: Any, head: Path, source: Path
-) -> None:
+def test_every_contract_is_repeated_as_far_as_it_goes(outputs, precision, head, source):
     path = head.with_name("other.onnx")
     options = featx.ExportOptions(input="crop", outputs=outputs, precision=precision)
     featx.export_onnx(head, path, options)
@@ -146,14 +142,14 @@ def test_every_contract_is_repeated_as_far_as_it_goes(
     assert again.num_scored == 3
 
 
-def test_features_alone_cannot_be_compared(head: Path, source: Path) -> None:
+def test_features_alone_cannot_be_compared(head, source):
     path = head.with_name("other.onnx")
     featx.export_onnx(head, path, featx.ExportOptions(outputs=("features",)))
     with pytest.raises(ConfigError, match="neither logits nor probabilities"):
         check(path, source)
 
 
-def test_a_model_without_a_proof(head: Path, source: Path) -> None:
+def test_a_model_without_a_proof(head, source):
     path = head.with_name("other.onnx")
     featx.export_onnx(head, path, featx.ExportOptions(verify=False))
     assert "none: exported with --no-verify" in command(path)[1]
@@ -161,7 +157,7 @@ def test_a_model_without_a_proof(head: Path, source: Path) -> None:
         check(path, source)
 
 
-def test_a_proof_of_an_earlier_featx(model: Path, source: Path) -> None:
+def test_a_proof_of_an_earlier_featx(model, source):
     def forget(details: dict[str, Any]) -> None:
         old = ("num_images", "max_difference", "max_resized_difference", "bound",
                "top1_agreement", "max_batch_difference", "batch_sizes")  # fmt: skip
@@ -183,7 +179,7 @@ WITNESSES: list[Callable[[dict[str, Any]], object]] = [
 ]  # fmt: skip
 
 
-def test_witnesses_that_were_damaged(model: Path, source: Path) -> None:
+def test_witnesses_that_were_damaged(model, source):
     whole = model.read_bytes()
     for damage in WITNESSES:
         model.write_bytes(whole)
@@ -203,7 +199,7 @@ DETAILS: list[Callable[[dict[str, Any]], object]] = [
 ]  # fmt: skip
 
 
-def test_a_header_that_no_export_writes_is_refused_when_opened(model: Path) -> None:
+def test_a_header_that_no_export_writes_is_refused_when_opened(model):
     whole = model.read_bytes()
     for damage in DETAILS:
         model.write_bytes(whole)
@@ -216,9 +212,7 @@ def test_a_header_that_no_export_writes_is_refused_when_opened(model: Path) -> N
 
 
 @pytest.mark.parametrize("outputs", [("logits",), ("top-1",)])
-def test_one_image_of_another_class_is_enough_to_fail(
-    head: Path, source: Path, outputs: tuple[str, ...]
-) -> None:
+def test_one_image_of_another_class_is_enough_to_fail(head, source, outputs):
     model = head.with_name("m.onnx")
     featx.export_onnx(head, model, featx.ExportOptions(outputs=outputs, atol=1000))
 
@@ -237,12 +231,12 @@ def test_one_image_of_another_class_is_enough_to_fail(
     assert "DOES NOT HOLD: same class in 11 of 12 images" in output
 
 
-def test_a_head_is_not_compared_with_images(head: Path, source: Path) -> None:
+def test_a_head_is_not_compared_with_images(head, source):
     with pytest.raises(ConfigError, match="compared with a feature file"):
         check(head, source)
 
 
-def test_random_images_do_not_make_it_fail(model: Path, source: Path) -> None:
+def test_random_images_do_not_make_it_fail(model, source):
     """Images that came after the export are scored, not compared."""
     from PIL import Image
 

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -67,7 +66,7 @@ def exported(request: pytest.FixtureRequest, trained: Any) -> tuple[Path, str]:
     return trained.model, card.read_text()
 
 
-def test_the_python_program_gives_what_featx_gives(exported: tuple[Path, str], photo: Path) -> None:
+def test_the_python_program_gives_what_featx_gives(exported, photo):
     model, card = exported
     program = model.with_name("use.py")
     program.write_text(code(card, "python"))
@@ -128,9 +127,7 @@ def encoded(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("decode", ["full", "scaled"])
 @pytest.mark.parametrize("crop", ["center", "none"])
-def test_the_python_program_decodes_every_mode_as_featx_does(
-    tmp_path: Path, decode: Any, crop: Any
-) -> None:
+def test_the_python_program_decodes_every_mode_as_featx_does(tmp_path, decode, crop):
     size = {"image_size": 3, "resize": 4 if crop == "center" else 3}
     spec = PreprocessSpec(mean=(0, 0, 0), std=(1, 1, 1), decode=decode, crop=crop, **size)
     program = snippets("m.onnx", Contract(), spec)["Python"]
@@ -147,7 +144,7 @@ def test_the_python_program_decodes_every_mode_as_featx_does(
             names["read_rgb"](BytesIO((tmp_path / "odd.tif").read_bytes()))
 
 
-def test_programs_without_a_decoder_say_what_they_take() -> None:
+def test_programs_without_a_decoder_say_what_they_take():
     spec = PreprocessSpec(image_size=8, resize=10, mean=(0, 0, 0), std=(1, 1, 1))
     for language in ("JavaScript", "C#"):
         told = [snippets("m.onnx", Contract(each), spec)[language] for each in INPUTS]
@@ -156,9 +153,7 @@ def test_programs_without_a_decoder_say_what_they_take() -> None:
         assert "3×8×8 floats" in told[2]
 
 
-def test_the_javascript_program_gives_what_featx_gives(
-    exported: tuple[Path, str], photo: Path
-) -> None:
+def test_the_javascript_program_gives_what_featx_gives(exported, photo):
     modules = CLIENTS / "node_modules"
     if not (modules / "onnxruntime-web").is_dir():
         pytest.skip("onnxruntime-web is not installed; 'make test' installs it where it can")
@@ -185,7 +180,7 @@ def test_the_javascript_program_gives_what_featx_gives(
         np.testing.assert_allclose(found[name], values[0], rtol=1e-3, atol=1e-3)
 
 
-def test_the_csharp_program_follows_the_contract(exported: tuple[Path, str]) -> None:
+def test_the_csharp_program_follows_the_contract(exported):
     """Nothing here runs C#; its names and types are those of the file."""
     model, card = exported
     contract, text = open_classifier(model).contract, code(card, "csharp")
@@ -197,7 +192,7 @@ def test_the_csharp_program_follows_the_contract(exported: tuple[Path, str]) -> 
     assert text.count("(") == text.count(")")
 
 
-def test_the_card_says_what_the_file_is(exported: tuple[Path, str]) -> None:
+def test_the_card_says_what_the_file_is(exported):
     model, card = exported
     header = open_classifier(model).header
     proof = header.details["proof"]
@@ -210,9 +205,7 @@ def test_the_card_says_what_the_file_is(exported: tuple[Path, str]) -> None:
     assert "featx's own, MIT" in card
 
 
-def test_names_of_classes_are_no_markdown(
-    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_names_of_classes_are_no_markdown(make_trained, photos, tmp_path):
     trained = make_trained(tmp_path, photos({"a|b": 4, "<script>": 4}))
     train_head(trained.features, trained.head, TrainOptions(task="single-label", overwrite=True))
     card = tmp_path / "card.md"
@@ -223,7 +216,7 @@ def test_names_of_classes_are_no_markdown(
     assert "without comparing it with its head" in text
 
 
-def test_a_card_is_not_written_over_another(trained: Any) -> None:
+def test_a_card_is_not_written_over_another(trained):
     card = trained.folder / "card.md"
     card.write_text("mine")
     from featx.errors import ArtifactExists
@@ -236,7 +229,7 @@ def test_a_card_is_not_written_over_another(trained: Any) -> None:
     assert not trained.model.exists()
 
 
-def test_an_edited_card_is_replaced_only_if_asked_to(trained: Any) -> None:
+def test_an_edited_card_is_replaced_only_if_asked_to(trained):
     from featx.errors import ArtifactExists
 
     card, options = trained.folder / "card.md", ExportOptions(verify=False, max_images=1)
@@ -259,13 +252,13 @@ def test_an_edited_card_is_replaced_only_if_asked_to(trained: Any) -> None:
     [("torchvision:IMAGENET1K_V1", "BSD-3-Clause"), ("torchvision:<img>", r"\<img\>"),
      ("bundled", "MIT"), ("random:0", "none"), ("file:/x.pth", "not known")],
 )  # fmt: skip
-def test_licences(origin: str, match: str) -> None:
+def test_licences(origin, match):
     assert match in licence(origin)
 
 
 @pytest.mark.parametrize("given", INPUTS)
 @pytest.mark.parametrize("crop", ["center", "none"])
-def test_python_programs_of_every_geometry_compile(given: Any, crop: Any) -> None:
+def test_python_programs_of_every_geometry_compile(given, crop):
     spec = PreprocessSpec(
         image_size=32, resize=32, crop=crop, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
     )

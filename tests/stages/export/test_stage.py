@@ -41,7 +41,7 @@ from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
 
-def test_the_file_answers_what_the_head_answers(trained: Any) -> None:
+def test_the_file_answers_what_the_head_answers(trained):
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.num_images == 16  # all, as there are fewer than 64
@@ -53,9 +53,7 @@ def test_the_file_answers_what_the_head_answers(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "ridge"])
-def test_a_class_without_training_images_leaves_the_bound_as_it_is(
-    trained: Any, solver: Any
-) -> None:
+def test_a_class_without_training_images_leaves_the_bound_as_it_is(trained, solver):
     rows = ["path,label,split"]
     for path in sorted(trained.source.rglob("*.*")):
         rows.append(f"{path},{path.parent.name},train")
@@ -82,7 +80,7 @@ def test_a_class_without_training_images_leaves_the_bound_as_it_is(
     assert again.holds
 
 
-def test_the_proof_stands_in_the_file(trained: Any) -> None:
+def test_the_proof_stands_in_the_file(trained):
     report = export_onnx(trained.head, trained.model)
     header = open_classifier(trained.model).header
     assert report.proof is not None
@@ -91,7 +89,7 @@ def test_the_proof_stands_in_the_file(trained: Any) -> None:
     assert header.classes == ("ants", "bees")
 
 
-def test_a_head_exported_twice_gives_the_same_bytes(trained: Any) -> None:
+def test_a_head_exported_twice_gives_the_same_bytes(trained):
     contents = []
     for _ in range(2):
         export_onnx(trained.head, trained.model)
@@ -101,23 +99,21 @@ def test_a_head_exported_twice_gives_the_same_bytes(trained: Any) -> None:
     assert is_sealed(contents[0])
 
 
-def test_no_folder_of_this_machine_stands_in_the_graph(trained: Any) -> None:
+def test_no_folder_of_this_machine_stands_in_the_graph(trained):
     export_onnx(trained.head, trained.model)
     graph = onnx.load(trained.model).graph.SerializeToString()
     assert str(Path(featx.__file__).parent).encode() not in graph
     assert b".py" not in graph
 
 
-def test_at_least_64_images_are_compared(
-    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_at_least_64_images_are_compared(make_trained, photos, tmp_path):
     trained = make_trained(tmp_path, photos({"ants": 50, "bees": 50}))
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
     assert report.proof.num_images == 64
 
 
-def test_a_head_that_was_altered_is_caught(trained: Any) -> None:
+def test_a_head_that_was_altered_is_caught(trained):
     """The proof compares with the given head; one whose weights moved gives other logits."""
     head = open_head(trained.head)
     (weight, bias), *_ = head.layers
@@ -132,9 +128,7 @@ def test_a_head_that_was_altered_is_caught(trained: Any) -> None:
     assert report.proof is not None  # the file follows the head it is given, whatever its quality
 
 
-def test_features_of_another_preprocessing_are_caught(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_another_preprocessing_are_caught(trained, monkeypatch):
     """If the graph preprocessed differently from extraction, the proof would fail."""
     from featx.classifier import graph
 
@@ -151,7 +145,7 @@ def test_features_of_another_preprocessing_are_caught(
     assert not trained.model.exists()
 
 
-def test_a_bound_that_is_too_strict_publishes_nothing(trained: Any) -> None:
+def test_a_bound_that_is_too_strict_publishes_nothing(trained):
     with pytest.raises(ParityError, match="--atol") as caught:
         export_onnx(trained.head, trained.model, ExportOptions(atol=1e-12))
     assert caught.value.bound == 1e-12
@@ -159,7 +153,7 @@ def test_a_bound_that_is_too_strict_publishes_nothing(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_are_smaller_and_as_accurate(precision: Any, trained: Any) -> None:
+def test_other_precisions_are_smaller_and_as_accurate(precision, trained):
     plain = export_onnx(trained.head, trained.folder / "fp32.onnx")
     report = export_onnx(trained.head, trained.model, ExportOptions(precision=precision))
     assert report.header.details["precision"] == precision
@@ -177,9 +171,7 @@ def test_other_precisions_are_smaller_and_as_accurate(precision: Any, trained: A
     assert kinds.count(wanted) >= len(kinds) - 1  # int8 may leave the first convolution alone
 
 
-def test_int8_features_are_exported_with_their_own_ranges(
-    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_int8_features_are_exported_with_their_own_ranges(make_trained, photos, tmp_path):
     trained = make_trained(tmp_path, photos({"ants": 8, "bees": 8}), precision="int8")
     report = export_onnx(trained.head, trained.model)
     assert report.header.details["precision"] == "int8"
@@ -189,8 +181,8 @@ def test_int8_features_are_exported_with_their_own_ranges(
 
 
 def test_features_in_a_precision_that_no_graph_has_are_held_to_accuracy(
-    make_trained: Any, photos: Callable[..., Path], tmp_path: Path
-) -> None:
+    make_trained, photos, tmp_path
+):
     trained = make_trained(
         tmp_path, photos({"ants": 8, "bees": 8}), precision="bf16", val_fraction=0.4
     )
@@ -203,9 +195,7 @@ def test_features_in_a_precision_that_no_graph_has_are_held_to_accuracy(
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_precision_that_loses_accuracy_is_not_published(
-    labelled: bool, trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_precision_that_loses_accuracy_is_not_published(labelled, trained, monkeypatch):
     def blunt(trunk: onnx.ModelProto) -> onnx.ModelProto:
         for tensor in trunk.graph.initializer:
             if len(tensor.dims) == 4:
@@ -233,8 +223,8 @@ def test_a_precision_that_loses_accuracy_is_not_published(
     [(18, 8, "int8"), (18, 8, "fp16"), (19, 9, None), (20, 9, None)],
 )
 def test_each_opset_answers_alike_in_the_ir_version_of_its_time(
-    opset: int, ir_version: int, precision: Any, trained: Any
-) -> None:
+    opset, ir_version, precision, trained
+):
     options = ExportOptions(opset=opset, input="crop", precision=precision, max_drop=100)
     report = export_onnx(trained.head, trained.model, options)
     model = onnx.load(trained.model)
@@ -246,9 +236,7 @@ def test_each_opset_answers_alike_in_the_ir_version_of_its_time(
 
 @pytest.mark.parametrize("input_kind", ["image", "crop", "tensor"])
 @pytest.mark.parametrize("outputs", [["top-2"], ["features"], ["logits", "features"]])
-def test_what_is_published_gives_what_was_proven(
-    input_kind: Any, outputs: list[str], trained: Any
-) -> None:
+def test_what_is_published_gives_what_was_proven(input_kind, outputs, trained):
     options = ExportOptions(input=input_kind, outputs=outputs)
     report = export_onnx(trained.head, trained.model, options)
     assert report.proof is not None
@@ -259,7 +247,7 @@ def test_what_is_published_gives_what_was_proven(
     assert len(opened.run(opened.prepare(image)[None])) == len(outputs) + ("top-2" in outputs)
 
 
-def test_the_graph_has_nothing_it_does_not_need(trained: Any) -> None:
+def test_the_graph_has_nothing_it_does_not_need(trained):
     for precision in ("fp32", "int8"):
         options = ExportOptions(precision=precision)  # type: ignore[arg-type]
         export_onnx(trained.head, trained.model, options)
@@ -276,9 +264,7 @@ def test_the_graph_has_nothing_it_does_not_need(trained: Any) -> None:
         assert "Div" not in {n.op_type for n in graph.node if not n.name.startswith("featx_")}
 
 
-def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(trained, monkeypatch):
     export_onnx(trained.head, trained.model)
     kept = trained.model.read_bytes()
     trained.model.unlink()
@@ -291,9 +277,7 @@ def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(
     assert weights == {t.name: t.raw_data for t in before.graph.initializer}
 
 
-def test_the_date_is_the_heads_or_what_the_environment_says(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_date_is_the_heads_or_what_the_environment_says(trained, monkeypatch):
     import os
 
     os.utime(trained.head, (1e9, 1e9))
@@ -308,7 +292,7 @@ def test_the_date_is_the_heads_or_what_the_environment_says(
             export_onnx(trained.head, trained.model)
 
 
-def test_the_proof_says_what_it_is_a_proof_of(trained: Any) -> None:
+def test_the_proof_says_what_it_is_a_proof_of(trained):
     report = export_onnx(trained.head, trained.model)
     proof, head = report.header.details["proof"], open_head(trained.head)
     assert proof["head_sha256"] == head.header.details["sha256"]
@@ -329,8 +313,8 @@ def test_the_proof_says_what_it_is_a_proof_of(trained: Any) -> None:
 
 @pytest.mark.parametrize("as_table", [False, True])
 def test_the_file_and_its_card_name_no_folder_and_no_image(
-    photos: Callable[..., Path], make_trained: Any, tmp_path: Path, as_table: bool
-) -> None:
+    photos, make_trained, tmp_path, as_table
+):
     home = tmp_path / "ann.smith"
     home.mkdir()
     source = photos({"ants": 8, "bees": 8}, name="ann.smith/patients")
@@ -359,9 +343,7 @@ def test_the_file_and_its_card_name_no_folder_and_no_image(
     assert check(trained.model, source).is_fresh
 
 
-def test_accuracy_is_that_of_labelled_validation_images(
-    photos: Callable[..., Path], make_trained: Any, tmp_path: Path
-) -> None:
+def test_accuracy_is_that_of_labelled_validation_images(photos, make_trained, tmp_path):
     source = photos({"ants": 9, "bees": 9})
     rows = ["path,label,split"]
     for number, path in enumerate(sorted(source.rglob("*.*"))):
@@ -377,7 +359,7 @@ def test_accuracy_is_that_of_labelled_validation_images(
     assert proof.accuracy.file == proof.accuracy.head == 1
 
 
-def test_few_validation_images_are_enough_where_that_is_asked_for(trained: Any) -> None:
+def test_few_validation_images_are_enough_where_that_is_asked_for(trained):
     report = export_onnx(trained.head, trained.model, ExportOptions(max_images=2))
     assert report.proof is not None
     assert report.proof.accuracy is not None
@@ -392,19 +374,19 @@ def test_few_validation_images_are_enough_where_that_is_asked_for(trained: Any) 
      ({"input": "photo"}, "input must be"), ({"outputs": []}, "at least one output"),
      ({"outputs": ["top-x"]}, "got 'top-x'")],
 )  # fmt: skip
-def test_options_that_cannot_be(options: Any, match: str) -> None:
+def test_options_that_cannot_be(options, match):
     with pytest.raises(ConfigError, match=match):
         ExportOptions(**options)
 
 
 @pytest.mark.parametrize("atol", [0, -1, float("nan"), float("inf")])
-def test_a_bound_must_be_a_positive_number(atol: float) -> None:
+def test_a_bound_must_be_a_positive_number(atol):
     with pytest.raises(ConfigError, match="atol must be above 0"):
         ExportOptions(atol=atol)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_that_is_no_model_is_never_replaced(trained: Any, *, overwrite: bool) -> None:
+def test_a_file_that_is_no_model_is_never_replaced(trained, overwrite):
     foreign = onnx.helper.make_model(onnx.helper.make_graph([], "mine", [], []))
     for content in (b"", b"mine", foreign.SerializeToString(), trained.head.read_bytes()):
         trained.model.write_bytes(content)
@@ -413,9 +395,7 @@ def test_a_file_that_is_no_model_is_never_replaced(trained: Any, *, overwrite: b
         assert trained.model.read_bytes() == content
 
 
-def test_the_same_again_is_up_to_date_and_exports_nothing(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_again_is_up_to_date_and_exports_nothing(trained, monkeypatch):
     card = trained.folder / "card.md"
     options = ExportOptions(max_images=5)
     first = export_onnx(trained.head, trained.model, options)
@@ -448,7 +428,7 @@ def test_the_same_again_is_up_to_date_and_exports_nothing(
     ],
     ids=str,
 )
-def test_another_option_exports_again(trained: Any, changes: dict[str, Any]) -> None:
+def test_another_option_exports_again(trained, changes):
     export_onnx(trained.head, trained.model)
     report = export_onnx(trained.head, trained.model, ExportOptions(**changes))
     assert not report.is_unchanged
@@ -456,7 +436,7 @@ def test_another_option_exports_again(trained: Any, changes: dict[str, Any]) -> 
     assert export_onnx(trained.head, trained.model, ExportOptions(**changes)).is_unchanged
 
 
-def test_another_head_or_a_damaged_model_exports_again(trained: Any) -> None:
+def test_another_head_or_a_damaged_model_exports_again(trained):
     export_onnx(trained.head, trained.model)
     train_head(trained.features, trained.head, TrainOptions(strengths=(0.5,)))
     assert not export_onnx(trained.head, trained.model).is_unchanged
@@ -468,9 +448,7 @@ def test_another_head_or_a_damaged_model_exports_again(trained: Any) -> None:
         assert trained.model.read_bytes() == whole
 
 
-def test_features_that_changed_since_the_head_are_looked_at(
-    trained: Any, photos: Callable[..., Path]
-) -> None:
+def test_features_that_changed_since_the_head_are_looked_at(trained, photos):
     export_onnx(trained.head, trained.model)
     (trained.source / "ants" / "000.jpg").unlink()
     extract(trained.source, trained.features, ExtractOptions(backbone="tiny", val_fraction=0.4))
@@ -480,7 +458,7 @@ def test_features_that_changed_since_the_head_are_looked_at(
     assert is_current(header, open_head(trained.head), trained.head, ExportOptions())
 
 
-def test_images_that_are_gone(trained: Any) -> None:
+def test_images_that_are_gone(trained):
     shutil.rmtree(trained.source)
     with pytest.raises(SourceError, match="--no-verify"):
         export_onnx(trained.head, trained.model)
@@ -489,7 +467,7 @@ def test_images_that_are_gone(trained: Any) -> None:
     assert open_classifier(trained.model).header.details["proof"] is None
 
 
-def test_an_image_that_changed(trained: Any) -> None:
+def test_an_image_that_changed(trained):
     first, second = trained.source / "ants" / "000.jpg", trained.source / "ants" / "001.jpg"
     first.write_bytes(second.read_bytes())
     with pytest.raises(SourceError, match=r"ants/000\.jpg.*has changed"):
@@ -497,14 +475,14 @@ def test_an_image_that_changed(trained: Any) -> None:
     assert not trained.model.exists()
 
 
-def test_images_that_moved(trained: Any) -> None:
+def test_images_that_moved(trained):
     trained.source.rename(trained.folder / "elsewhere")
     options = ExportOptions(source=str(trained.folder / "elsewhere"))
     report = export_onnx(trained.head, trained.model, options)
     assert report.proof is not None
 
 
-def test_features_that_are_gone_or_moved(trained: Any) -> None:
+def test_features_that_are_gone_or_moved(trained):
     trained.features.rename(trained.folder / "moved.h5")
     with pytest.raises(ArtifactMissing, match="--features"):
         export_onnx(trained.head, trained.model)
@@ -514,7 +492,7 @@ def test_features_that_are_gone_or_moved(trained: Any) -> None:
     assert report.proof is not None
 
 
-def test_features_of_another_head(trained: Any, photos: Callable[..., Path]) -> None:
+def test_features_of_another_head(trained, photos):
     other = trained.folder / "other.h5"
     extract(trained.source, other, ExtractOptions(backbone="tiny", layer="stage2"))
     with pytest.raises(ArtifactMismatch, match="layer: expected 'flatten', found 'stage2'"):
@@ -530,18 +508,18 @@ class TestWeights:
         weights = str(tmp_path / "mine.safetensors")
         return make_trained(tmp_path, photos({"ants": 4, "bees": 4}), weights=weights)
 
-    def test_gone(self, with_file: Any) -> None:
+    def test_gone(self, with_file):
         (with_file.folder / "mine.safetensors").unlink()
         with pytest.raises(BackboneError, match=r"mine\.safetensors' does not exist"):
             export_onnx(with_file.head, with_file.model)
 
-    def test_moved(self, with_file: Any) -> None:
+    def test_moved(self, with_file):
         moved = with_file.folder / "moved.safetensors"
         (with_file.folder / "mine.safetensors").rename(moved)
         report = export_onnx(with_file.head, with_file.model, ExportOptions(weights=str(moved)))
         assert report.proof is not None
 
-    def test_replaced(self, with_file: Any) -> None:
+    def test_replaced(self, with_file):
         import safetensors.torch
 
         path = with_file.folder / "mine.safetensors"
@@ -556,9 +534,7 @@ class TestWeights:
 @pytest.mark.parametrize(
     "settings", [{"crop": "none"}, {"image_size": 40, "resize": 52}, {"layer": "stage1"}]
 )
-def test_every_preprocessing_and_layer_is_proven(
-    make_trained: Any, photos: Callable[..., Path], tmp_path: Path, settings: dict[str, object]
-) -> None:
+def test_every_preprocessing_and_layer_is_proven(make_trained, photos, tmp_path, settings):
     trained = make_trained(tmp_path, photos({"ants": 6, "bees": 6}), **settings)
     report = export_onnx(trained.head, trained.model)
     assert report.proof is not None
@@ -567,9 +543,7 @@ def test_every_preprocessing_and_layer_is_proven(
 
 @pytest.mark.parametrize("made_in", ["fp32", "tf32", "bf16", "fp16", "int8"])
 @pytest.mark.parametrize("file", ["fp32", "fp16", "int8"])
-def test_only_fp32_and_int8_files_repeat_features_and_only_their_own(
-    made_in: str, file: Any, trained: Any
-) -> None:
+def test_only_fp32_and_int8_files_repeat_features_and_only_their_own(made_in, file, trained):
     head = open_head(trained.head)
     spec = head.header.spec | {"precision": made_in}
     if made_in == "int8":
@@ -579,7 +553,7 @@ def test_only_fp32_and_int8_files_repeat_features_and_only_their_own(
     assert repeats_features(other, file) == exact
 
 
-def test_outputs_are_no_other_files_of_the_export(trained: Any) -> None:
+def test_outputs_are_no_other_files_of_the_export(trained):
     before = trained.head.read_bytes()
     (trained.folder / "link").symlink_to(trained.head)
     for output, card in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from featx.errors import SourceError
 from featx.stages.predict.images import find_images, name_of, num_bytes_of
 
 
-def test_folders_stand_for_their_images(photos: Callable[..., Path]) -> None:
+def test_folders_stand_for_their_images(photos):
     root = photos({"ants": 2, "bees": 1})
     (root / "notes.txt").write_text("no image")
     found = find_images([root, root / "bees" / "000.jpg"])
@@ -25,37 +24,35 @@ def test_folders_stand_for_their_images(photos: Callable[..., Path]) -> None:
     ]  # reading it says that it is gone
 
 
-def test_splits_and_classes_mean_nothing(photos: Callable[..., Path]) -> None:
+def test_splits_and_classes_mean_nothing(photos):
     root = photos({"test": 1, "train/ants": 1, "holiday": 2, "@eaDir/x.jpg": 1, ".thumbs": 1})
     names = [path.relative_to(root).as_posix() for path in find_images([root])]
     assert names == ["holiday/000.jpg", "holiday/001.jpg", "test/000.jpg", "train/ants/000.jpg"]
 
 
-def test_what_is_skipped_is_said(
-    photos: Callable[..., Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_skipped_is_said(photos, caplog):
     (photos({"ants": 1}) / "x.txt").touch()
     caplog.set_level("INFO", logger="featx")
     find_images([photos({"ants": 1})])
     assert "skipped 1 other file: 1 .txt." in caplog.text
 
 
-def test_paths_that_cannot_be_looked_up_are_bad_images_not_crashes() -> None:
+def test_paths_that_cannot_be_looked_up_are_bad_images_not_crashes():
     names = ["x" * 300, "a\0b", "no/such.jpg"]
     assert find_images(names) == [Path(name) for name in names]
 
 
-def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
+def test_an_empty_folder_says_what_was_expected(tmp_path):
     with pytest.raises(SourceError, match="holds no images"):
         find_images([tmp_path])
 
 
-def test_an_image_without_a_path_goes_by_its_position() -> None:
+def test_an_image_without_a_path_goes_by_its_position():
     assert name_of(Path("a/b.jpg"), 3) == name_of("a/b.jpg", 4) == "a/b.jpg"
     assert name_of(b"", 3) == "image 3"
 
 
-def test_what_an_image_takes_before_it_is_decoded() -> None:
+def test_what_an_image_takes_before_it_is_decoded():
     assert num_bytes_of(np.zeros((4, 5, 3), np.uint8)) == 60
     assert num_bytes_of(b"12345") == 5
     assert num_bytes_of(Image.new("L", (4, 5))) >= 20
