@@ -201,9 +201,9 @@ _USED = {
 
 def _require_used(task: str, head: str, solver: str | None) -> None:
     """Refuse options that the chosen head would ignore."""
-    context = click.get_current_context()
     from featx.heads.tasks import SINGLE_LABEL, TASKS
 
+    context = click.get_current_context()
     solver = solver or TASKS.get(task, SINGLE_LABEL).solvers[0]
     kind = "mlp" if head == "mlp" else solver
     for name in sorted(set().union(*_USED.values()) - _USED[kind]):
@@ -224,6 +224,8 @@ def _print_epoch(scores: EpochScores) -> None:
 
 
 def _print(report: TrainReport, *, per_class: bool) -> None:
+    from featx.heads.tasks import TASKS
+
     cross_validated = report.cross_validated
     in_turn = {"cross-val.": cross_validated.scores} if cross_validated else {}
     print_metrics({**report.metrics, **in_turn})
@@ -237,7 +239,7 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
     if len(path) > 1:
         _print_path(path, report.choice["strength"])
     fields: dict[str, object] = {}
-    if report.head.task != "single-label":
+    if not TASKS[report.head.task].has_classes:
         fields["task"] = report.head.task
     fields["head"] = _describe(report.choice)
     if blocks := report.choice.get("in_blocks"):

@@ -1,8 +1,7 @@
-"""Loss functions, one for each task.
+"""Loss functions: softmax cross-entropy, binary cross-entropy of tags, squared error.
 
-All three end alike: the gradient of a sample's loss by its outputs is what the head says minus what
-is true. ``Softmax`` has one class for each sample, ``Sigmoid`` tags that don't exclude each other,
-``Squared`` numbers. A loss also divides samples into those that are trained on and held out.
+The gradient of each by the outputs is prediction minus target. A loss also divides samples into
+those that are trained on and held out.
 """
 
 from __future__ import annotations
@@ -25,58 +24,51 @@ from featx.heads.samples.folds import (
 )
 
 _FEWER_PARTS = (5, 2)
-"""Of samples so few that one part of more would have nothing to compare."""
+"""Numbers of parts for samples so few that one part of more could not be scored."""
 
 
 class Loss(Protocol):
     """A loss of outputs, its gradient, and which samples are held out."""
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Return the gradient of each sample's loss by its outputs ``(m, n, k)``, in place."""
+        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
 
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """Return the loss that is reported, of outputs ``(N, k)``: a mean over samples."""
+        """Return the mean loss of outputs ``(N, k)``, as it is reported."""
 
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return which of targets, ``(N,)`` or ``(N, k)``, are held out when; None for none."""
+        """Return folds of targets, ``(N,)`` or ``(N, k)``; None where none can be held out."""
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return which samples one part of several holds out, ``(N,)`` bool; perhaps none."""
+        """Return a hold-out of one part of several, ``(N,)`` bool; perhaps empty."""
 
 
 class LogisticLoss(Loss, Protocol):
-    """A loss whose linear heads are solved to the optimum, with folds to choose the strength."""
+    """A loss whose linear heads are solved to the optimum."""
 
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
-        """Turn outputs ``(p, k, n)`` into shares of the loss's gradient; return losses, ``(p,)``.
+        """Turn outputs ``(p, k, n)`` of ``p`` problems into the gradient; return losses ``(p,)``.
 
-        Args:
-            z: Outputs of some problems for some samples.
-            targets: Of the samples.
-            share: What each sample counts in each problem, ``(p, n)``.
+        ``share``, ``(p, n)``, is the weight of each sample in each problem.
         """
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """Return the second derivative by each output, mean of samples, ``(p, k)``; rough.
-
-        Args:
-            z: Outputs ``(p, k, n)``; they are overwritten.
-        """
+        """Return the mean second derivative by each output, ``(p, k)``; overwrites ``z``."""
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """Return the share of outputs ``(N, k)`` that are right; None where none alone can be."""
+        """Return the share of outputs ``(N, k)`` that are right; None for tags."""
 
 
 class Softmax:
-    """Log loss of one class for each sample; targets are class indices ``(N,)``."""
+    """Softmax cross-entropy; targets are class indices ``(N,)``."""
 
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
@@ -93,10 +85,7 @@ class Softmax:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """Return the second derivative by each output, ``(p, k)``.
-
-        It is the same for all classes, whose probabilities trade with each other.
-        """
+        """Return the second derivative, ``(p, k)``, the same for all classes."""
         k = z.shape[1]
         z = _softmax_in_place(z, axis=1)
         mean = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
@@ -121,13 +110,13 @@ class Softmax:
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return which of targets ``(N,)`` are held out when; None for none."""
+        """Return stratified folds; None where fewer than two classes can be held out."""
         return divide(targets, groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return who is held out, ``(N,)`` bool: of two classes at least, never all of one."""
+        """Return a hold-out of at least two classes, never all of one, ``(N,)`` bool."""
         return _first_part(
             lambda parts: stratified_folds(targets, parts, groups=groups, seed=seed) == 0,
             num_parts,
@@ -136,7 +125,7 @@ class Softmax:
 
 
 class Sigmoid:
-    """Sum over tags of their log losses; targets are tags ``(N, k)``, 0 or 1."""
+    """Binary cross-entropy, summed over tags; targets are tags ``(N, k)``, 0 or 1."""
 
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
@@ -168,26 +157,26 @@ class Sigmoid:
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """Return the mean loss of outputs ``(N, k)``; a mean over tags, too."""
+        """Return the mean loss of outputs ``(N, k)``, over samples and tags."""
         return binary_log_loss(outputs, targets, weights=weights)
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """Return None: of outputs ``(N, k)``, tags have no single right answer."""
+        """Return None: outputs ``(N, k)`` of tags have no single right class."""
         return None
 
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return which of tags ``(N, k)`` are held out when; None for none."""
+        """Return folds by tags ``(N, k)``; None where no tag varies in what they hold out."""
         folds = fold_by_tags(targets, NUM_FOLDS, groups=groups, seed=seed)
-        judged = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
-        division = Division(folds, np.intersect1d(folds, judged))
+        used = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
+        division = Division(folds, np.intersect1d(folds, used))
         return division if _some_tag_varies(targets[division.held_out]) else None
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return who is held out, ``(N,)`` bool; never all that have, or all that lack, a tag."""
+        """Return a hold-out, ``(N,)`` bool, never of all that have, or lack, a tag."""
         return _first_part(
             lambda parts: fold_by_tags(targets, parts, groups=groups, seed=seed) == 0,
             num_parts,
@@ -196,7 +185,7 @@ class Sigmoid:
 
 
 class Squared:
-    """Half the squared error, summed over targets; these are numbers ``(N, k)``."""
+    """Half the squared error, summed over targets ``(N, k)``."""
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
@@ -213,13 +202,13 @@ class Squared:
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return which of numbers ``(N, k)`` are held out when, at random; None for none."""
+        """Return random folds of numbers ``(N, k)``; None where none can be held out."""
         return divide_samples(np.zeros(len(targets), np.int64), groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return who is held out, ``(N,)`` bool; at random."""
+        """Return a random hold-out, ``(N,)`` bool."""
         alike = np.zeros(len(targets), np.int64)
         held_out: np.ndarray = stratified_folds(alike, num_parts, groups=groups, seed=seed) == 0
         return held_out
@@ -233,7 +222,7 @@ SQUARED = Squared()
 def _first_part(
     part_of: Callable[[int], np.ndarray], num_parts: int, enough: Callable[[np.ndarray], bool]
 ) -> np.ndarray:
-    """Return the first of so many parts ``(N,)`` bool, of fewer and larger ones where need be."""
+    """Return the first of so many parts ``(N,)`` bool, or of fewer where that is not enough."""
     for parts in (num_parts, *_FEWER_PARTS):
         held_out = part_of(parts)
         if enough(held_out):
