@@ -123,7 +123,7 @@ def fit_tag_temperature(logits: np.ndarray, tags: np.ndarray) -> float:
 def fold_temperature(
     weight: np.ndarray, bias: np.ndarray, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias of a last layer whose logits are divided by the temperature."""
+    """Return a last layer, ``(out, in)`` and ``(out,)``, with logits divided by the temperature."""
     scaled = tuple(
         (part.astype(np.float64) / temperature).astype(np.float32) for part in (weight, bias)
     )
