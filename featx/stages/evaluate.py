@@ -20,7 +20,7 @@ from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, S
 from featx.features.splits import HeldOut
 from featx.heads.metrics import Scores
 from featx.heads.provenance import digest_labelled, digest_labels
-from featx.heads.tasks import Labels, Targets
+from featx.heads.tasks import Labels
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
 from featx.images.reading import read_digests, read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
@@ -36,15 +36,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """How a classifier did.
+    """Scores of a classifier file.
 
     Attributes:
-        metrics: Scores of each split; of an only one ``"all"``, unless it is known from training.
+        metrics: Scores of each split; ``"all"`` where there is one and those of training are not
+            known.
         classes: Of the model, in index order: classes, tags or targets.
         skipped: ``(sample_id, reason)`` of images that were left out.
         seconds: All in all.
         stale: How the source's training images differ from those that trained the head; None where
-            they do not, or where that is not known.
+            they do not, or where that cannot be told.
     """
 
     metrics: dict[str, Scores]
@@ -81,7 +82,7 @@ def evaluate(
     Args:
         model: The ONNX file.
         source: As ``extract`` takes it.
-        on_error: ``"fail"`` looks at all images and then names those that cannot be used;
+        on_error: ``"fail"`` tries all images and then names those that cannot be used;
             ``"skip"`` leaves them out.
         max_pixels: Height times width that an image may have.
         stale: Score a model on the source that trained it although images that trained it have
@@ -104,9 +105,10 @@ def evaluate(
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
     samples, contents = images.samples, _read_contents(images)
     splits, are_known = _find_splits(images, contents, classifier)
-    targets = _targets(images, classifier)
+    labels = _labels(images)
+    targets = classifier.task.read(labels, names=classifier.classes)
     trains = targets.labelled & (splits == _TRAIN) & are_known
-    changes = _find_changes(classifier, images, contents, trains)
+    changes = _find_changes(classifier, labels, contents, trains)
     logits, bad = _run(
         classifier,
         images,
@@ -124,10 +126,21 @@ def evaluate(
         advice = "Repair or remove them, or leave them out with --on-error skip."
         raise BadImages(skipped, len(samples), advice)
     # Images that could not be used when the features were made have no part in it.
-    if changes and (changes := _find_changes(classifier, images, contents, trains & usable)):
-        _tell_changes(changes, classifier, images, allow=stale)
+    if changes and (changes := _find_changes(classifier, labels, contents, trains & usable)):
+        if not stale:
+            raise ArtifactMismatch(
+                classifier.path,
+                f"'{classifier.path}' is stale beside '{images.uri}': {changes}. Run featx "
+                "extract, train-head and export again, or score the model as it is with --stale.",
+            )
+        log.warning("The model is stale: %s.", changes)
+    metrics = classifier.task.measure_splits(
+        *(logits[usable], targets.values[usable], splits[usable]), thresholds=classifier.thresholds
+    )
+    if len(metrics) == 1 and not are_known:
+        metrics = {"all": next(iter(metrics.values()))}
     return EvaluateReport(
-        metrics=_score(classifier, logits, targets, splits, usable, are_known=are_known),
+        metrics=metrics,
         classes=classifier.classes,
         skipped=skipped,
         seconds=time.perf_counter() - start,
@@ -136,7 +149,7 @@ def evaluate(
 
 
 def _read_contents(images: ImageSource) -> np.ndarray:
-    """Return each image's content digest, ``(N, 16)`` uint8; zeros where it is not readable."""
+    """Return each image's content digest, ``(N, 16)`` uint8; zeros where it cannot be read."""
     contents = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
     with closing(read_digests(images, range(len(contents)))) as digests:
         for index, digest in digests:
@@ -148,11 +161,7 @@ def _read_contents(images: ImageSource) -> np.ndarray:
 def _find_splits(
     images: ImageSource, contents: np.ndarray, classifier: Classifier
 ) -> tuple[np.ndarray, bool]:
-    """Return the split of each image, ``(N,)`` uint8, and whether they are those of training.
-
-    Raises:
-        ArtifactInvalid: The model does not list what was held out as featx does.
-    """
+    """Return the split of each image, ``(N,)`` uint8, and whether they are those of training."""
     details, splits = classifier.header.details, own_splits(images.samples)
     if not is_training_source(details, images.uri, contents):
         log.info(
@@ -175,22 +184,17 @@ def _find_splits(
 
 
 def _find_changes(
-    classifier: Classifier, images: ImageSource, contents: np.ndarray, trains: np.ndarray
+    classifier: Classifier, labels: Labels, contents: np.ndarray, trains: np.ndarray
 ) -> str | None:
     """Return how training images differ from those that trained the head; None if not, or unknown.
 
-    Args:
-        classifier: The model.
-        images: The source.
-        contents: Content digests, ``(N, 16)`` uint8.
-        trains: Which of the images train, ``(N,)`` bool; none where that is not known.
+    Images are given by label, content digest ``(N, 16)`` and whether they train ``(N,)``.
     """
     recorded = classifier.header.details.get("trained_on")
     if recorded is None or not trains.any():
         return None
-    index = np.array([sample.label for sample in images.samples], np.int64)
-    labels = digest_labels(images.classes, classifier.task)[index]
-    if digest_labelled(contents[trains], labels[trains]) == recorded["labels_sha256"]:
+    digests = digest_labels(labels.classes, classifier.task)[labels.index]
+    if digest_labelled(contents[trains], digests[trains]) == recorded["labels_sha256"]:
         return None
     then, now = recorded["num_rows"], int(trains.sum())
     if then == now:
@@ -198,23 +202,6 @@ def _find_changes(
     return (
         f"its head was trained on {counted(then, 'image')}, and the source has {now:,} for training"
     )
-
-
-def _tell_changes(
-    changes: str, classifier: Classifier, images: ImageSource, *, allow: bool
-) -> None:
-    """Warn that a model is stale.
-
-    Raises:
-        ArtifactMismatch: That is not to be allowed.
-    """
-    if not allow:
-        raise ArtifactMismatch(
-            classifier.path,
-            f"'{classifier.path}' is stale beside '{images.uri}': {changes}. Run featx extract, "
-            "train-head and export again, or score the model as it is with --stale.",
-        )
-    log.warning("The model is stale: %s.", changes)
 
 
 def _run(
@@ -257,47 +244,13 @@ def _run(
     return logits, bad
 
 
-def _score(
-    classifier: Classifier,
-    logits: np.ndarray,
-    targets: Targets,
-    splits: np.ndarray,
-    usable: np.ndarray,
-    *,
-    are_known: bool,
-) -> dict[str, Scores]:
-    """Return the scores of each split that has labelled images.
-
-    An only one is ``"all"``, unless the splits are those of training.
-    """
-    thresholds = classifier.thresholds
-    scores: dict[str, Scores] = {}
-    for number, split in enumerate(SPLITS):
-        rows = usable & (splits == number)
-        if rows.any() and (
-            metrics := targets.task.measure(
-                logits[rows], targets.values[rows], thresholds=thresholds
-            )
-        ):
-            scores[split] = metrics
-    if len(scores) == 1 and not are_known:
-        return {"all": next(iter(scores.values()))}
-    return scores
-
-
-def _targets(images: ImageSource, classifier: Classifier) -> Targets:
-    """Return what the source's labels mean to the model.
-
-    Raises:
-        SourceError: No sample is labelled, or a label is unknown to the model.
-    """
-    samples = images.samples
-    index = np.array([sample.label for sample in samples], np.int64)
+def _labels(images: ImageSource) -> Labels:
+    """Return the labels of a source; refuse one without any."""
+    index = np.array([sample.label for sample in images.samples], np.int64)
     if not (index >= 0).any():
         raise SourceError(
             f"'{images.uri}' has no labels to score against: its images lie in no class folders. "
             "Use featx predict for unlabelled images."
         )
-    ids = [sample.sample_id for sample in samples]
-    labels = Labels(images.classes, index, ids, images.uri)
-    return classifier.task.read(labels, names=classifier.classes)
+    ids = [sample.sample_id for sample in images.samples]
+    return Labels(images.classes, index, ids, images.uri)

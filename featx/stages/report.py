@@ -181,13 +181,8 @@ def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | No
 
 
 def _metrics(head: Head, cache: FeatureFile, targets: Targets) -> dict[str, Scores]:
-    scores = {}
-    for split in SPLITS:
-        rows = cache.rows(split)
-        rows = rows[targets.labelled[rows]]
-        outputs = head.logits(cache.features[rows])
-        task, values = TASKS[head.task], targets.values[rows]
-        measured = task.measure(outputs, values, thresholds=head.thresholds)
-        if measured:
-            scores[split] = measured
-    return scores
+    rows = np.flatnonzero(targets.labelled)
+    outputs, values = head.logits(cache.features[rows]), targets.values[rows]
+    return targets.task.measure_splits(
+        outputs, values, cache.splits[rows], thresholds=head.thresholds
+    )

@@ -13,6 +13,7 @@ from featx.heads.calibration import Calibration
 from featx.heads.metrics import Scores
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.losses import Loss
+from featx.images.sources import SPLITS
 
 Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]
 TaskName = Literal["single-label", "multi-label", "regression"]
@@ -240,6 +241,25 @@ class Task:
         for start in range(0, len(outputs), at_once):
             scorer.add(outputs[start : start + at_once], targets[start : start + at_once])
         return scorer.scores()
+
+    def measure_splits(
+        self,
+        outputs: np.ndarray,
+        targets: np.ndarray,
+        splits: np.ndarray,
+        *,
+        thresholds: Sequence[float] = (),
+    ) -> dict[str, Scores]:
+        """Return the scores of each split that has samples, as ``measure``.
+
+        ``splits``, ``(N,)``, are indices into ``images.sources.SPLITS``.
+        """
+        scores = {}
+        for number, split in enumerate(SPLITS):
+            rows = splits == number
+            if own := self.measure(outputs[rows], targets[rows], thresholds=thresholds):
+                scores[split] = own
+        return scores
 
     def scores_from_dict(self, values: Mapping[str, Any]) -> Scores:
         """Return the scores of which ``to_dict`` made ``values``, perhaps in a later featx."""
