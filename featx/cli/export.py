@@ -9,7 +9,6 @@ import click
 
 from featx.cli import options
 from featx.cli.output import (
-    OUTPUT_NAMES,
     human_bytes,
     human_seconds,
     print_fields,
@@ -104,6 +103,7 @@ def export(
     **settings: Any,
 ) -> None:
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
+    from featx.heads.tasks import task_of
     from featx.stages.export import ExportOptions, export_onnx
 
     export_options = ExportOptions(**settings, verify=not no_verify)
@@ -111,7 +111,7 @@ def export(
         report = export_onnx(head, output, export_options, progress=progress)
     details = report.header.details
     outputs = ", ".join(details["contract"]["outputs"])
-    things = OUTPUT_NAMES[details.get("task", "single-label")]
+    things = task_of(details).outputs
     fields: dict[str, object] = {
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
         f"{len(report.header.classes)} {things}, {details['precision']}",

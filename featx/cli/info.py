@@ -11,7 +11,7 @@ import click
 
 from featx.artifact import kind_of_file
 from featx.cli import options
-from featx.cli.output import OUTPUT_NAMES, human_bytes, print_fields, print_json, proof_fields
+from featx.cli.output import human_bytes, print_fields, print_json, proof_fields
 from featx.cli.scores import print_metrics
 from featx.errors import ArtifactInvalid, counted
 
@@ -63,6 +63,8 @@ def _open(path: Path) -> Header:
 
 
 def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
+    from featx.heads.tasks import task_of
+
     spec, details = header.spec, header.details
     preprocess = spec["preprocess"]
     yield "file", f"{path}  ({header.kind}, {human_bytes(path.stat().st_size)})"
@@ -70,7 +72,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
         yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
     shown = ", ".join(header.classes[:_CLASSES_SHOWN])
     more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
-    yield OUTPUT_NAMES[details.get("task", "single-label")], f"{len(header.classes)}: {shown}{more}"
+    yield task_of(details).outputs, f"{len(header.classes)}: {shown}{more}"
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"

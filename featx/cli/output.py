@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from featx.stages.report import ReportPage
     from featx.training.options import TrainReport
 
-OUTPUT_NAMES = {"single-label": "classes", "multi-label": "tags", "regression": "targets"}
-"""What a head's outputs are called, by its task."""
 Progressed = Callable[[int, int], None]
 _SKIPPED_SHOWN = 10
 
@@ -79,29 +77,27 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join([first, *others]).rstrip())
 
 
-_SAME = {
-    "single-label": "same class in {:.0%}, largest logit difference",
-    "multi-label": "same tags in {:.0%}, largest logit difference",
-    "regression": "largest difference, in deviations of the target,",
-}
-
-
 def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return what a model's proof says, as fields; files of earlier versions say less."""
+    """Describe the proof of a model; files of earlier versions say less."""
     if proof is None:
         return {"proof": "none: exported with --no-verify"}
-    bound, same = proof["bound"], _SAME[proof.get("task", "single-label")]
+    from featx.heads.tasks import task_of
+
+    bound, task, agreement = proof["bound"], task_of(proof), proof["top1_agreement"]
+    same = "largest difference, in deviations of the target,"
+    if task.activation:  # its outputs are logits
+        same = f"same {task.answer} in {agreement:.0%}, largest logit difference"
     allowed = "" if bound is None else f" ({bound:.2g} allowed)"
     fields = {
-        "proof": f"{counted(proof['num_images'], 'image')}: {same.format(proof['top1_agreement'])} "
+        "proof": f"{counted(proof['num_images'], 'image')}: {same} "
         f"{proof['max_difference']:.1e}{allowed}"
     }
-    if hard := proof.get("hard"):
-        worst = max(hard, key=hard.__getitem__)
-        fields["hard images"] = f"{', '.join(hard)}: at most {hard[worst]:.1e} ({worst})"
+    if cases := proof.get("hard"):
+        worst = max(cases, key=cases.__getitem__)
+        fields["edge cases"] = f"{', '.join(cases)}: at most {cases[worst]:.1e} ({worst})"
     if "max_full_difference" in proof:
         fields["full decode"] = (
-            f"same class in {proof['full_top1_agreement']:.0%}, largest logit difference "
+            f"same {task.answer} in {proof['full_top1_agreement']:.0%}, largest logit difference "
             f"{proof['max_full_difference']:.1e}"
         )
     if accuracy := proof.get("accuracy"):

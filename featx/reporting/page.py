@@ -12,11 +12,12 @@ import numpy as np
 from featx.artifact import PAGE_SIGN
 from featx.classifier.references import without_folders
 from featx.classifier.staleness import Staleness
+from featx.errors import counted
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
 from featx.heads.metrics import Scores
 from featx.heads.metrics.multi_label import sigmoid
-from featx.heads.tasks import TaskName
+from featx.heads.tasks import TASKS, TaskName
 from featx.images.sources import ImageSource
 from featx.reporting.mistakes import with_pictures, worst_classes, worst_tags, worst_values
 from featx.reporting.plots import (
@@ -79,10 +80,14 @@ def render_page(page: Page, *, made_from: str) -> str:
     """
     header = page.head.header
     shown = _CONTENT[page.head.task](page)
+    task, scores = TASKS[page.head.task], page.metrics[page.split]
+    outputs = counted(len(page.head.classes), task.output, task.outputs)
     mistakes = with_pictures(shown.pop("mistakes"), page.cache, page.images)
     return render(
         f"{page.head.task}.html",
         {
+            "title": f"{header.spec['backbone']}: {outputs}",
+            "task": task,
             "sign": PAGE_SIGN,
             "made_from": made_from if all(each.picture for each in mistakes) else "",
             "stale": page.staleness.changes,
@@ -94,7 +99,8 @@ def render_page(page: Page, *, made_from: str) -> str:
             "classes": page.head.classes,
             "metrics": page.metrics,
             "split": page.split,
-            "scores": page.metrics[page.split],
+            "scores": scores,
+            "output_scores": getattr(scores, task.scores[2]),
             "mistakes": mistakes,
             **shown,
         },

@@ -204,6 +204,11 @@ class Task:
     same_untrained: Callable[[np.ndarray, np.ndarray, np.ndarray, float, Details], np.ndarray]
     accuracy: Callable[[np.ndarray, np.ndarray, Details], float]
 
+    @property
+    def outputs(self) -> str:
+        """Plural of ``output``."""
+        return "classes" if self.output == "class" else f"{self.output}s"
+
     def read(self, labels: Labels, *, names: Sequence[str] | None = None) -> Targets:
         """Return the targets of samples.
 
