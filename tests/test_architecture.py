@@ -53,7 +53,7 @@ ALLOWED = {
     "onnxscript": (),
     "onnxruntime": (
         *(f"classifier/{name}.py" for name in ("session", "providers", "graph")),
-        *("backbones/session_options.py", "backbones/engines/with_onnxruntime.py"),
+        "backbones/engines/with_onnxruntime.py",
     ),
     "click": ("cli/",),
     "rich": ("cli/",),

@@ -52,7 +52,10 @@ def test_commands_leave_nothing_in_the_home_folder(made, tmp_path, before):
     assert not [name for name in left_by(tmp_path / "3", *extract) if not name.endswith(".onnx")]
 
 
-@pytest.mark.parametrize("first", ["import featx", "import featx.backbones.session_options"])
+@pytest.mark.parametrize(
+    "first",
+    ["import featx", "import featx.classifier.session"],
+)
 def test_the_library_leaves_nothing_in_the_home_folder(made, tmp_path, first):
     code = f"{first}; import sys, featx; featx.Predictor(sys.argv[1]).predict(sys.argv[2:])"
     image = made / "photos" / "a" / "0.png"

@@ -10,7 +10,7 @@ import shutil
 
 from featx.backbones.graph_cache import (
     BUNDLED,
-    Found,
+    ResolvedRequest,
     bundled_graph_path,
     bundled_request_path,
     remembered,
@@ -31,7 +31,7 @@ def main() -> None:
         (bundled_graph_path(spec), sealed(graph)),
         (
             bundled_request_path(options.request),
-            remembered(options.request, Found(spec, weights.origin)),
+            remembered(options.request, ResolvedRequest(spec, weights.origin)),
         ),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,10 @@ state_dict       finding a network's tensors in a checkpoint, under whatever nam
 network          the module that ends at the chosen layer
 tiny             the bundled backbone
 engines          running the network over batches: torch, or ONNX Runtime on its graph
-session_options  how ONNX Runtime is set up
 onnx_graph       the network as an ONNX graph
 graph_builder    building and changing ONNX graphs
 int8             that graph in integers: ranges, quantising
-seal             telling that an ONNX file is as it was written
-onnx_parts       what an ONNX file has that featx does not write
-user_cache       the user's cache folder, and what others may have written in it
+seal             the bytes of an ONNX file: its seal, and parts that featx does not write
 graph_cache      graphs kept for the next run, in the user's cache folder
 bundled          the graph of the bundled backbone
 """

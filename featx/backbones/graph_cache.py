@@ -1,31 +1,36 @@
-"""Graphs of backbones, kept in the user's cache folder: built once, run without torch.
+"""Graphs of backbones in the user's cache folder: built once, run without torch.
 
 ``$XDG_CACHE_HOME/featx`` (``~/.cache/featx``) holds two folders:
 
 - ``graphs``: ONNX files named by the spec's fingerprint, the opset, and the versions that shape a
   graph. The last metadata entry of each is a code that only this user can make, so a file is whole,
   of this very spec, and this user's, or not used.
-- ``requests``: which spec a request came to, so that the same one need not be worked out again.
+- ``requests``: which spec a request resolved to, so that the same one need not be worked out again.
 
 The bundled backbone comes with both. Everything here can be deleted at any time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import hmac
 import json
 import logging
+import os
+import secrets
+import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from featx.artifact import canonical_json, fingerprint_of
-from featx.backbones.onnx_parts import NotOnnx, unwanted_parts
-from featx.backbones.seal import is_sealed, metadata_entry, seal
+from featx.artifact import canonical_json, fingerprint_of, publishing
+from featx.backbones.seal import NotOnnx, is_sealed, metadata_entry, seal, unwanted_parts
 from featx.backbones.spec import BackboneRequest, BackboneSpec
-from featx.backbones.user_cache import CODE_CHARS, cache_folder, code_of, keep, read_kept
-from featx.errors import BackboneError, ConfigError
+from featx.errors import ArtifactError, ArtifactExists, BackboneError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -39,34 +44,35 @@ _SEAL_KEY = "featx.sha256"
 """Of graphs that come with featx."""
 _CODE_KEY = "featx.hmac"
 """Of graphs in the user's cache folder."""
+_CODE_CHARS = 64
+_KEY_BYTES = 32
+_OTHERS_WRITE = 0o022
+_OTHERS_READ = 0o077
 
 
 def _graph_fingerprint(spec: BackboneSpec) -> str:
-    """Return the fingerprint that a graph is kept by: of both ways to decode, that of one."""
+    """Return the fingerprint of a graph, which is the same for both ways to decode."""
     return replace(spec, preprocess=replace(spec.preprocess, decode="full")).fingerprint
 
 
 def graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
-    """Return where the graph of a backbone is kept."""
     versions = "-".join(metadata.version(name) for name in _SHAPED_BY)
     return cache_folder() / "graphs" / f"{_graph_fingerprint(spec)}-{opset}-{versions}-{BUILD}.onnx"
 
 
 def bundled_graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
-    """Return where the graph of a backbone lies that comes with one."""
     return BUNDLED / f"{spec.backbone}-{_graph_fingerprint(spec)[:16]}-{opset}.onnx"
 
 
 def bundled_request_path(request: BackboneRequest) -> Path:
-    """Return where the spec lies that a request for such a backbone came to."""
     return BUNDLED / f"{request.backbone}-{_request_name(request)}"
 
 
 def read_graph(spec: BackboneSpec, *, opset: int = OPSET) -> bytes | None:
-    """Return the graph of a backbone, None where none is kept that can be trusted.
+    """Return the graph of a backbone, None where there is none that can be trusted.
 
-    A graph is trusted that came with featx, or that this user's featx kept for this very spec, and
-    so for the weights whose sha256 is in it.
+    A graph is trusted that came with featx, or that this user's featx cached for this very spec,
+    and so for the weights whose sha256 is in it.
     """
     path = bundled_graph_path(spec, opset=opset)
     if path.is_file():
@@ -75,18 +81,18 @@ def read_graph(spec: BackboneSpec, *, opset: int = OPSET) -> bytes | None:
             return content
         log.warning("The graph '%s' is damaged; it is made again.", path)
     path = graph_path(spec, opset=opset)
-    kept = read_kept(path)
-    if kept is None:
+    cached = read_cached(path)
+    if cached is None:
         return None
-    if problem := _graph_problem(path, kept):
-        log.warning("The kept graph '%s' is not used and made again: it %s.", path, problem)
+    if problem := _graph_problem(path, cached):
+        log.warning("The cached graph '%s' is not used and made again: it %s.", path, problem)
         return None
-    return kept
+    return cached
 
 
 def _graph_problem(path: Path, content: bytes) -> str | None:
-    """Return why a kept graph is not used, None where it is as this user's featx kept it."""
-    length = len(metadata_entry(_CODE_KEY, "0" * CODE_CHARS))
+    """Return why a cached graph is not used, None where this user's featx wrote it so."""
+    length = len(metadata_entry(_CODE_KEY, "0" * _CODE_CHARS))
     code = code_of(path, memoryview(content)[:-length])
     if code is None or content[-length:] != metadata_entry(_CODE_KEY, code):
         return "is damaged, or was not made by this user's featx"
@@ -97,42 +103,37 @@ def _graph_problem(path: Path, content: bytes) -> str | None:
     return f"has {', '.join(unwanted)}" if unwanted else None
 
 
-def keep_graph(spec: BackboneSpec, graph: bytes, *, opset: int = OPSET) -> None:
-    """Keep the graph of a backbone, if the folder can be written."""
+def cache_graph(spec: BackboneSpec, graph: bytes, *, opset: int = OPSET) -> None:
+    """Write the graph of a backbone to the cache, if the folder can be written."""
     path = graph_path(spec, opset=opset)
     if code := code_of(path, graph):
-        keep(path, graph + metadata_entry(_CODE_KEY, code))
+        write_cached(path, graph + metadata_entry(_CODE_KEY, code))
 
 
 def sealed(graph: bytes) -> bytes:
-    """Return a serialised graph as it comes with featx."""
+    """Seal a serialised graph that comes with featx."""
     return seal(graph, key=_SEAL_KEY)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a request came to.
-
-    Attributes:
-        spec: The spec.
-        origin: Where its weights are from.
-    """
+class ResolvedRequest:
+    """A spec, and where its weights are from."""
 
     spec: BackboneSpec
     origin: str
 
 
-def recall(request: BackboneRequest) -> Found | None:
-    """Return what a request came to before, None where that is not known or may have changed."""
+def recall(request: BackboneRequest) -> ResolvedRequest | None:
+    """Return what a request resolved to before, None where that is unknown or may have changed."""
     for content, is_bundled in (
         (_bundled_request(request), True),
-        (_kept_request(request), False),
+        (_cached_request(request), False),
     ):
         try:
             values = json.loads(content)
             environment = _versions() if is_bundled else values["environment"]
-            found = Found(BackboneSpec.from_dict(values["spec"]), values["origin"])
-            fresh = values["checksum"] == _checksum(values) and request.comes_to(
+            found = ResolvedRequest(BackboneSpec.from_dict(values["spec"]), values["origin"])
+            fresh = values["checksum"] == _checksum(values) and request.resolves_to(
                 found.spec.weights_sha256,
                 request=values["request"],
                 origin=found.origin,
@@ -147,19 +148,19 @@ def recall(request: BackboneRequest) -> Found | None:
     return None
 
 
-def remember(request: BackboneRequest, found: Found) -> None:
-    """Keep what a request came to, if the folder can be written."""
+def remember(request: BackboneRequest, found: ResolvedRequest) -> None:
+    """Write what a request resolved to, if the folder can be written."""
     path, content = _request_path(request), remembered(request, found)
     if code := code_of(path, content):
-        keep(path, content + code.encode())
+        write_cached(path, content + code.encode())
 
 
-def _kept_request(request: BackboneRequest) -> bytes:
-    """Return what is kept of a request, without its code; empty where nothing can be trusted."""
+def _cached_request(request: BackboneRequest) -> bytes:
+    """Return a cached request without its code; empty where none can be trusted."""
     path = _request_path(request)
-    kept = read_kept(path) or b""
-    content, code = kept[:-CODE_CHARS], kept[-CODE_CHARS:]
-    return content if kept and code == (code_of(path, content) or "").encode() else b""
+    cached = read_cached(path) or b""
+    content, code = cached[:-_CODE_CHARS], cached[-_CODE_CHARS:]
+    return content if cached and code == (code_of(path, content) or "").encode() else b""
 
 
 def _bundled_request(request: BackboneRequest) -> bytes:
@@ -173,7 +174,7 @@ def _request_path(request: BackboneRequest) -> Path:
     return cache_folder() / "requests" / _request_name(request)
 
 
-def remembered(request: BackboneRequest, found: Found) -> bytes:
+def remembered(request: BackboneRequest, found: ResolvedRequest) -> bytes:
     """Return the content of a file that ``recall`` reads."""
     values = {
         "request": request.to_dict(),
@@ -194,3 +195,133 @@ def _versions() -> dict[str, str]:
 
 def _checksum(values: Mapping[str, Any]) -> str:
     return fingerprint_of({name: value for name, value in values.items() if name != "checksum"})
+
+
+# Files in the user's cache folder, which nobody else can have written
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again; it need not exist."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # a user without a home
+            base = Path(tempfile.gettempdir()) / f"featx-{os.geteuid()}"
+    return base / "featx"
+
+
+def read_cached(path: Path) -> bytes | None:
+    """Return the content of a cached file; None where others may have written it.
+
+    Args:
+        path: In a folder of the cache folder.
+    """
+    content, problem = _read(path, _OTHERS_WRITE)
+    if problem:
+        log.warning("'%s' is not used and made again: %s.", path, problem)
+    return content
+
+
+def write_cached(path: Path, content: bytes) -> None:
+    """Write a file for the next run, if the folder can be written."""
+    try:
+        for folder in (cache_folder(), path.parent):
+            _make_private(folder)
+        _publish(path, content)
+    except (OSError, ArtifactError) as err:
+        log.info("Nothing is cached for the next run. %s", err)
+
+
+def code_of(path: Path, content: bytes | memoryview) -> str | None:
+    """Return the code of a file that keeps ``content``, 64 hexadecimal digits; None without a key.
+
+    It takes the user's key to make, which is made where there is none.
+    """
+    key = _key()
+    if key is None:
+        return None
+    code = hmac.new(key, path.name.encode() + b"\0", hashlib.sha256)
+    code.update(content)
+    return code.hexdigest()
+
+
+def _key() -> bytes | None:
+    path = cache_folder() / "key"
+    content, _ = _read(path, _OTHERS_READ)
+    if content is not None and len(content) == _KEY_BYTES:
+        return content
+    try:
+        _make_private(cache_folder())
+        with contextlib.suppress(ArtifactExists):  # another process was first
+            _publish(path, secrets.token_bytes(_KEY_BYTES))
+    except (OSError, ArtifactError) as err:
+        log.info("Nothing is cached for the next run. %s", err)
+    content, _ = _read(path, _OTHERS_READ)
+    return content if content is not None and len(content) == _KEY_BYTES else None
+
+
+def _read(path: Path, forbidden: int) -> tuple[bytes | None, str]:
+    """Return a file's content, or why it cannot be trusted; neither where there is none.
+
+    Args:
+        path: In the cache folder, or in a folder in it.
+        forbidden: Mode bits that the file may not have.
+    """
+    try:
+        for folder in {cache_folder(), path.parent}:
+            status = folder.lstat()
+            if problem := _problem(status, _OTHERS_WRITE, is_folder=True):
+                return None, f"its folder '{folder}' {problem}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except OSError as err:
+        return None, f"it cannot be opened ({err.strerror})"
+    try:
+        if problem := _problem(os.fstat(descriptor), forbidden, is_folder=False):
+            return None, f"it {problem}"
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(), ""
+    except OSError as err:
+        return None, f"it cannot be read ({err.strerror})"
+    finally:
+        os.close(descriptor)
+
+
+def _problem(status: os.stat_result, forbidden: int, *, is_folder: bool) -> str:
+    """Return why something in the cache may be another's; empty where it is the user's own."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a link"
+    is_kind = stat.S_ISDIR if is_folder else stat.S_ISREG
+    if not is_kind(status.st_mode):
+        return f"is no {'folder' if is_folder else 'file'}"
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "can be written by other users" if status.st_mode & forbidden else ""
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only the user can write; take that right from others where it is there.
+
+    Raises:
+        OSError: It cannot be made, or is another user's.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if problem := _problem(status, 0, is_folder=True):
+        raise OSError(f"'{folder}' {problem}.")
+    if status.st_mode & _OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS_WRITE)
+
+
+def _publish(path: Path, content: bytes) -> None:
+    """Write a file for the user alone, in the place of whatever has its name."""
+    old, _ = _read(path, _OTHERS_READ)
+    if old is None:  # none, or one whose mode and links are not kept
+        path.unlink(missing_ok=True)
+    with publishing(path, overwrite=old is not None) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)

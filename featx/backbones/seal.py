@@ -1,15 +1,45 @@
-"""The seal of an ONNX file: one more metadata entry, the sha256 of everything before it.
+"""The bytes of an ONNX file, before ONNX Runtime sees them: its seal and its parts.
 
-Protocol Buffers read concatenated messages as one, so every ONNX reader takes the sealed file for
-the same model with one entry more.
+The seal is one more metadata entry, the sha256 of everything before it. Protocol Buffers read
+concatenated messages as one, so every ONNX reader takes the sealed file for the same model with one
+entry more.
+
+The parts are walked field by field, in plain Python: nothing is decoded, and no weight is copied.
+ONNX Runtime refuses most of what is refused here, too, but not in every version that may be
+installed, and after it has allocated for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 KEY = "sha256"
 SEAL_BYTES = 4 + len(KEY) + 2 + 64
+_MAX_PARTS = 1_000_000
+"""Fields of all messages on the way; an exported backbone has some ten thousand."""
+_DOMAINS = (b"", b"ai.onnx")
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# Where tensors, nodes and graphs can stand: message → field number → message.
+_INSIDE: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 8: "OperatorSetIdProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        **{5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto"},
+        **{22: "SparseTensorProto", 23: "SparseTensorProto"},
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+}
+_REFUSED = {
+    ("ModelProto", 20): "training steps",  # training_info
+    ("ModelProto", 25): "functions of its own",  # functions
+    ("TensorProto", 13): "weights in another file",  # external_data
+    ("TensorProto", 14): "weights in another file",  # data_location, unless 0
+}
+_DOMAIN_FIELDS = {("OperatorSetIdProto", 1), ("NodeProto", 7)}
 
 
 def seal(content: bytes, *, key: str = KEY) -> bytes:
@@ -32,3 +62,116 @@ def metadata_entry(key: str, value: str) -> bytes:
     name, content = key.encode(), value.encode()
     pair = b"\x0a" + bytes([len(name)]) + name + b"\x12" + bytes([len(content)]) + content
     return b"\x72" + bytes([len(pair)]) + pair
+
+
+class NotOnnx(ValueError):
+    """The bytes are no serialised ONNX model."""
+
+
+class _Field(NamedTuple):
+    """A field of a message, with the offsets of its content; ``value`` is that of a varint."""
+
+    number: int
+    wire: int
+    value: int
+    start: int
+    end: int
+
+
+def read_entry(content: bytes, key: str) -> bytes | None:
+    """Return the value of a metadata entry, None where a model has none of this name.
+
+    Raises:
+        NotOnnx: It is no model.
+    """
+    for field in _fields(content, 0, len(content)):
+        if (field.number, field.wire) == (14, _BYTES):
+            parts = {
+                part.number: content[part.start : part.end]
+                for part in _fields(content, field.start, field.end)
+            }
+            if parts.get(1) == key.encode():
+                return parts.get(2, b"")
+    return None
+
+
+def count_nodes(content: bytes) -> int:
+    """Return how many nodes a model's graph has, without those of inner graphs.
+
+    Raises:
+        NotOnnx: It is no model.
+    """
+    return sum(
+        (part.number, part.wire) == (1, _BYTES)
+        for field in _fields(content, 0, len(content))
+        if (field.number, field.wire) == (7, _BYTES)
+        for part in _fields(content, field.start, field.end)
+    )
+
+
+def unwanted_parts(content: bytes) -> list[str]:
+    """Return what a model has that no exported classifier has: foreign files, operators, code.
+
+    Raises:
+        NotOnnx: It is no model, or one of absurdly many parts.
+    """
+    found: set[str] = set()
+    has_graph, num_parts = False, 0
+    pending = [("ModelProto", 0, len(content))]
+    while pending:
+        message, start, end = pending.pop()
+        inside = _INSIDE.get(message, {})
+        for field in _fields(content, start, end):
+            num_parts += 1
+            if num_parts > _MAX_PARTS:
+                raise NotOnnx(f"it has more than {_MAX_PARTS} parts")
+            place = (message, field.number)
+            if field.wire == _BYTES and field.number in inside:
+                pending.append((inside[field.number], field.start, field.end))
+                has_graph |= place == ("ModelProto", 7)
+            elif place in _REFUSED and (field.wire != _VARINT or field.value):
+                found.add(_REFUSED[place])
+            elif place in _DOMAIN_FIELDS and content[field.start : field.end] not in _DOMAINS:
+                name = content[field.start : min(field.end, field.start + 60)]
+                found.add(f"operators of the domain '{name.decode('utf-8', 'replace')}'")
+    if not has_graph:
+        raise NotOnnx("it has no graph")
+    return sorted(found)
+
+
+def _fields(content: bytes, start: int, end: int) -> Iterator[_Field]:
+    """Yield the fields of the message between two offsets.
+
+    Raises:
+        NotOnnx: It is no message. What another reader might read otherwise is none either.
+    """
+    while start < end:
+        tag, start = _varint(content, start, end)
+        number, wire = tag >> 3, tag & 7
+        value = 0
+        if not 0 < number < 2**29:
+            raise NotOnnx(f"byte {start} starts no field")
+        if wire == _VARINT:
+            value, stop = _varint(content, start, end)
+        elif wire == _BYTES:
+            length, start = _varint(content, start, end)
+            stop = start + length
+        elif wire in (_FIXED64, _FIXED32):
+            stop = start + (8 if wire == _FIXED64 else 4)
+        else:
+            raise NotOnnx(f"byte {start} starts no field")
+        if stop > end:
+            raise NotOnnx("it ends too early")
+        yield _Field(number, wire, value, start, stop)
+        start = stop
+
+
+def _varint(content: bytes, start: int, end: int) -> tuple[int, int]:
+    """Return the number that starts at an offset, and the offset after it."""
+    value = 0
+    for position in range(start, min(end, start + 10)):
+        byte = content[position]
+        value |= (byte & 0x7F) << (7 * (position - start))
+        if byte < 0x80:
+            return value, position + 1
+    raise NotOnnx("it ends too early")

@@ -1,11 +1,12 @@
 """What one feature means, and what was asked for: known without torch.
 
-A request is what a user types; the spec is what it came to. That a request comes to a spec is
+A request is what a user types; the spec is what it resolves to. That is
 remembered with the features, so that the same one need not be worked out again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
-from featx.backbones.int8.calibration import Calibration
 from featx.errors import BackboneError, require_choice
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
@@ -22,6 +22,48 @@ WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
 Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
+SCHEME = 1
+"""How a graph is quantised by a table; another number where the same table gives other bytes."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The ranges of a graph's activations, which int8 needs to know.
+
+    What is not in the table stays float32, so the table alone decides what the quantised graph is.
+
+    Attributes:
+        ranges: ``(tensor, lowest, highest)`` of each tensor that is quantised, by name.
+        scheme: How they are used.
+    """
+
+    ranges: tuple[tuple[str, float, float], ...]
+    scheme: int = SCHEME
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as JSON values."""
+        return {"scheme": self.scheme, "ranges": {name: [a, b] for name, a, b in self.ranges}}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the table that ``to_dict`` described.
+
+        Raises:
+            BackboneError: It is none, or one of another featx.
+        """
+        try:
+            scheme, ranges = values["scheme"], values["ranges"]
+            table = tuple((name, float(a), float(b)) for name, (a, b) in sorted(ranges.items()))
+            if not all(map(math.isfinite, (x for _, a, b in table for x in (a, b)))):
+                raise ValueError("a range is not finite")
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise BackboneError(f"Not a table of int8 ranges ({err}).") from err
+        if scheme != SCHEME:
+            raise BackboneError(
+                f"The int8 ranges were made for scheme {scheme} of quantising; this featx has "
+                f"{SCHEME}. Extract the features again."
+            )
+        return cls(table, scheme)
 
 
 @dataclass(frozen=True)
@@ -153,7 +195,7 @@ class BackboneRequest(BackboneOptions):
             del values["decode"]
         return values
 
-    def comes_to(
+    def resolves_to(
         self,
         weights_sha256: str,
         *,

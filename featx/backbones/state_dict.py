@@ -38,7 +38,7 @@ _LOOKS_LIKE = 0.8
 
 
 @dataclass(frozen=True)
-class Found:
+class StateDict:
     """The tensors of a checkpoint that fit a network best.
 
     Attributes:
@@ -60,7 +60,7 @@ def shapes_of(backbone: str) -> Shapes:
     return {n: tuple(tensor.shape) for n, tensor in build_skeleton(backbone).state_dict().items()}
 
 
-def find_state(content: object, backbone: str) -> Found | None:
+def find_state(content: object, backbone: str) -> StateDict | None:
     """Return the tensors that fit a backbone best; None where a file has no named tensors.
 
     Args:
@@ -74,7 +74,7 @@ def find_state(content: object, backbone: str) -> Found | None:
             inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             place = " → ".join((*path, prefix) if prefix else path)
             rank = (num_matching, -_rank(path), len(inside) if not num_matching else 0)
-            candidates.append((rank, Found(inside, place, (), num_matching)))
+            candidates.append((rank, StateDict(inside, place, (), num_matching)))
     if not candidates:
         return None
     rank, best = max(candidates, key=lambda candidate: candidate[0])
@@ -83,7 +83,7 @@ def find_state(content: object, backbone: str) -> Found | None:
         for _, found in candidates
         if found.num_matching == best.num_matching > 0 and found.place != best.place
     )
-    return Found(best.tensors, best.place, others, best.num_matching)
+    return StateDict(best.tensors, best.place, others, best.num_matching)
 
 
 def _mappings(

@@ -31,7 +31,7 @@ from torch import Tensor
 from featx.artifact import file_sha256, publishing
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
 from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
-from featx.backbones.state_dict import Found, find_state
+from featx.backbones.state_dict import StateDict, find_state
 from featx.errors import ArtifactError, BackboneError
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def weights_url(backbone: str, name: str) -> str:
     return str(torchvision_weights(backbone, name).url)
 
 
-def _read_state(path: Path, backbone: str) -> Found:
+def _read_state(path: Path, backbone: str) -> StateDict:
     content: object
     try:
         if path.suffix.lower() == ".safetensors":

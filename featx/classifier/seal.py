@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.artifact import Header, require_file
-from featx.backbones.onnx_parts import (
+from featx.backbones.seal import (
+    SEAL_BYTES,
     NotOnnx,
     count_nodes,
-    has_entry,
+    is_sealed,
     read_entry,
+    seal,
     unwanted_parts,
 )
-from featx.backbones.seal import SEAL_BYTES, is_sealed, seal
 from featx.errors import ArtifactInvalid
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "SEAL_BYTES",
     "NotOnnx",
     "count_nodes",
-    "has_entry",
     "is_sealed",
     "read_entry",
     "read_sealed_header",

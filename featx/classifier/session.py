@@ -13,10 +13,10 @@ import numpy as np
 import onnxruntime as ort
 
 from featx.artifact import Header, require_file
-from featx.backbones.session_options import session_options
+from featx.backbones.engines.with_onnxruntime import session_options
 from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.providers import Provider, require_providers, require_started
-from featx.classifier.seal import HEADER_KEY, NotOnnx, has_entry, is_sealed, unwanted_parts
+from featx.classifier.seal import HEADER_KEY, NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.heads.tasks import Task, task_of
 from featx.images.cores import num_cores
@@ -268,7 +268,7 @@ def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
     try:
         unwanted = unwanted_parts(content)
         if verify and not is_sealed(content):
-            if not has_entry(content, HEADER_KEY):
+            if read_entry(content, HEADER_KEY) is None:
                 raise _not_ours(path)
             raise ArtifactInvalid(
                 path,

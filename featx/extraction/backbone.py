@@ -22,7 +22,7 @@ from featx.backbones.engines import (
     resolve_device,
     resolve_devices,
 )
-from featx.backbones.graph_cache import Found, keep_graph, read_graph, recall, remember
+from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph, recall, remember
 from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
 from featx.images.preprocess import PreprocessSpec, preprocess
@@ -58,7 +58,7 @@ class LazyBackbone:
         self._progress = progress
         # What it resolves to in fp32 is cached; the ranges of int8 depend on the source, too.
         self._request = replace(options.request, precision="fp32")
-        self._found: Found | None = None
+        self._found: ResolvedRequest | None = None
         self._network: Network | None = None
         self._engine: Engine | None = None
         self.seconds = 0.0
@@ -95,7 +95,7 @@ class LazyBackbone:
             some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
             calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
             spec = replace(spec, precision="int8", calibration=calibration)
-            keep_graph(spec, quantize_graph(graph, calibration))
+            cache_graph(spec, quantize_graph(graph, calibration))
             return spec
 
     def origin(self) -> str:
@@ -144,7 +144,7 @@ class LazyBackbone:
                 from featx.backbones.int8.quantize import quantize_graph
 
                 graph = quantize_graph(self._float_graph(expected), expected.calibration)
-                keep_graph(expected, graph)
+                cache_graph(expected, graph)
             return OnnxEngine(graph)
         try:
             graph = self._float_graph(expected)
@@ -165,10 +165,10 @@ class LazyBackbone:
             network = self._build(spec)
             log.info("Building the graph of %s for ONNX Runtime, once.", spec.backbone)
             graph = build_graph(network, image_size=spec.preprocess.image_size)
-            keep_graph(spec, graph)
+            cache_graph(spec, graph)
         return graph
 
-    def _find(self) -> Found:
+    def _find(self) -> ResolvedRequest:
         if self._found is None:
             self._found = recall(self._request) or self._build_anew()
         return self._found
@@ -183,10 +183,10 @@ class LazyBackbone:
             )
         return self._network
 
-    def _build_anew(self) -> Found:
+    def _build_anew(self) -> ResolvedRequest:
         with self._timed():
             self._network, spec, weights = open_backbone(self._options, self._progress)
-        found = Found(spec, weights.origin)
+        found = ResolvedRequest(spec, weights.origin)
         remember(self._request, found)
         return found
 

@@ -161,7 +161,7 @@ def settle(
             settings
             for settings in recorded
             if _is_calibrated_for(settings, images, options)
-            and request.comes_to(
+            and request.resolves_to(
                 settings.spec.weights_sha256,
                 request=settings.request,
                 origin=settings.weights,

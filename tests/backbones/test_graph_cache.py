@@ -21,10 +21,11 @@ from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import (
     BUNDLED,
     OPSET,
-    Found,
+    ResolvedRequest,
     bundled_graph_path,
+    cache_folder,
+    cache_graph,
     graph_path,
-    keep_graph,
     read_graph,
     recall,
     remember,
@@ -33,7 +34,6 @@ from featx.backbones.graph_cache import (
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import build_graph
 from featx.backbones.spec import BackboneRequest, BackboneSpec
-from featx.backbones.user_cache import cache_folder
 from featx.backbones.weights import open_weights
 
 SPEC = BackboneSpec("resnet18", "ab" * 32, "flatten", "none", 512, default_preprocess("resnet18"))
@@ -87,7 +87,7 @@ def test_a_folder_in_a_graphs_place_is_not_used(caplog):
 
 def test_a_kept_graph_comes_back(folder):
     assert read_graph(SPEC) is None
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     kept = read_graph(SPEC)
     assert kept is not None
     assert onnx.load_from_string(kept).graph == onnx.load_from_string(GRAPH).graph
@@ -96,19 +96,19 @@ def test_a_kept_graph_comes_back(folder):
 
 
 def test_another_spec_has_another_graph():
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     assert read_graph(replace(SPEC, layer="layer3")) is None
 
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision", "onnxscript"])
 def test_another_version_has_another_graph(package, monkeypatch):
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     _age(monkeypatch, package)
     assert read_graph(SPEC) is None
 
 
 def test_a_damaged_graph_is_not_used(caplog):
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     path = graph_path(SPEC)
     whole = path.read_bytes()
     flipped = [
@@ -119,13 +119,13 @@ def test_a_damaged_graph_is_not_used(caplog):
         path.write_bytes(content)
         assert read_graph(SPEC) is None
         assert f"'{path}' is not used and made again: it is damaged" in caplog.text
-        keep_graph(SPEC, GRAPH)
+        cache_graph(SPEC, GRAPH)
         assert path.read_bytes() == whole
 
 
 def test_a_graph_of_another_spec_is_not_used_under_this_ones_name():
     other = replace(SPEC, layer="layer3")
-    keep_graph(other, GRAPH)
+    cache_graph(other, GRAPH)
     graph_path(other).rename(graph_path(SPEC))
     assert read_graph(SPEC) is None
 
@@ -148,7 +148,7 @@ def _external(model: onnx.ModelProto) -> None:
 def test_a_graph_that_reaches_beyond_itself_is_not_used(change, message, caplog):
     model = onnx.load_from_string(GRAPH)
     change(model)
-    keep_graph(SPEC, model.SerializeToString())
+    cache_graph(SPEC, model.SerializeToString())
     assert read_graph(SPEC) is None
     assert message in caplog.text
 
@@ -171,12 +171,12 @@ def _behind_a_link(path: Path) -> None:
     ],
 )
 def test_what_others_can_write_is_not_used_and_made_the_users_own(message, change, folder, caplog):
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     change(graph_path(SPEC), folder)
     assert read_graph(SPEC) is None
     assert "is not used and made again" in caplog.text
     assert message in caplog.text
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     assert not graph_path(SPEC).is_symlink()
     if not graph_path(SPEC).parent.is_symlink():  # nothing is written behind such a link
         assert read_graph(SPEC) is not None
@@ -185,7 +185,7 @@ def test_what_others_can_write_is_not_used_and_made_the_users_own(message, chang
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("what", ["file", "folder", "key"])
 def test_what_belongs_to_others_is_not_used(what, folder):
-    keep_graph(SPEC, GRAPH)
+    cache_graph(SPEC, GRAPH)
     path = graph_path(SPEC)
     os.chown({"file": path, "folder": path.parent, "key": folder / "key"}[what], 1234, -1)
     assert read_graph(SPEC) is None
@@ -195,8 +195,8 @@ def test_what_belongs_to_others_is_not_used(what, folder):
 def test_whatever_the_umask_only_the_user_can_write(umask, folder):
     before = os.umask(umask)
     try:
-        keep_graph(SPEC, GRAPH)
-        remember(REQUEST, Found(SPEC, "random:0"))
+        cache_graph(SPEC, GRAPH)
+        remember(REQUEST, ResolvedRequest(SPEC, "random:0"))
     finally:
         os.umask(before)
     assert read_graph(SPEC) is not None
@@ -206,8 +206,8 @@ def test_whatever_the_umask_only_the_user_can_write(umask, folder):
 
 
 def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(folder):
-    keep_graph(SPEC, GRAPH)
-    remember(REQUEST, Found(SPEC, "random:0"))
+    cache_graph(SPEC, GRAPH)
+    remember(REQUEST, ResolvedRequest(SPEC, "random:0"))
     for content in (None, b"", b"short", b"x" * 32):
         key = folder / "key"
         key.unlink()
@@ -216,8 +216,8 @@ def test_without_its_key_nothing_is_used_and_with_a_new_one_all_is_made_again(fo
             key.chmod(0o600)
         assert read_graph(SPEC) is None
         assert recall(REQUEST) is None
-        keep_graph(SPEC, GRAPH)
-        remember(REQUEST, Found(SPEC, "random:0"))
+        cache_graph(SPEC, GRAPH)
+        remember(REQUEST, ResolvedRequest(SPEC, "random:0"))
         assert read_graph(SPEC) is not None
         assert recall(REQUEST) is not None
 
@@ -235,15 +235,15 @@ def test_a_seal_is_an_entry_of_the_metadata():
 def test_no_cache_folder_no_harm(folder, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with caplog.at_level(logging.INFO):
-        keep_graph(SPEC, GRAPH)
-        remember(REQUEST, Found(SPEC, "torchvision:IMAGENET1K_V1"))
-    assert caplog.text.count("Nothing is kept for the next run.") == 2
+        cache_graph(SPEC, GRAPH)
+        remember(REQUEST, ResolvedRequest(SPEC, "torchvision:IMAGENET1K_V1"))
+    assert caplog.text.count("Nothing is cached for the next run.") == 2
     assert read_graph(SPEC) is None
     assert recall(REQUEST) is None
 
 
 def test_a_request_is_known_again():
-    found = Found(SPEC, "torchvision:IMAGENET1K_V1")
+    found = ResolvedRequest(SPEC, "torchvision:IMAGENET1K_V1")
     assert recall(REQUEST) is None
     remember(REQUEST, found)
     assert recall(REQUEST) == found
@@ -253,7 +253,7 @@ def test_a_request_is_known_again():
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision"])
 def test_versions_make_a_request_unknown(package, monkeypatch):
-    remember(REQUEST, Found(SPEC, "torchvision:IMAGENET1K_V1"))
+    remember(REQUEST, ResolvedRequest(SPEC, "torchvision:IMAGENET1K_V1"))
     _age(monkeypatch, package)
     assert recall(REQUEST) is None
 
@@ -263,7 +263,7 @@ def test_a_changed_weights_file_makes_a_request_unknown(tmp_path):
     weights.write_bytes(b"weights")
     request = BackboneRequest("resnet18", weights=str(weights))
     spec = replace(SPEC, weights_sha256=hashlib.sha256(b"weights").hexdigest())
-    remember(request, Found(spec, f"file:{weights}"))
+    remember(request, ResolvedRequest(spec, f"file:{weights}"))
     assert recall(request) is not None
     weights.write_bytes(b"others")
     assert recall(request) is None
@@ -275,14 +275,14 @@ def test_a_changed_weights_file_makes_a_request_unknown(tmp_path):
     "content", ["", "{", "[]", "null", "{}", '{"spec": 1}', "[" * 100_000, "\udcff"]
 )
 def test_a_damaged_request_is_not_known(content, folder):
-    remember(REQUEST, Found(SPEC, "random:0"))
+    remember(REQUEST, ResolvedRequest(SPEC, "random:0"))
     (path,) = (folder / "requests").iterdir()
     path.write_text(content, errors="surrogateescape")
     assert recall(REQUEST) is None
 
 
 def test_an_altered_request_is_not_known(folder):
-    remember(REQUEST, Found(SPEC, "random:0"))
+    remember(REQUEST, ResolvedRequest(SPEC, "random:0"))
     (path,) = (folder / "requests").iterdir()
     text = path.read_text()
     values, code = json.loads(text[:-64]), text[-64:]

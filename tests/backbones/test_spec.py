@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from featx.artifact import file_sha256
 from featx.backbones import spec as spec_module
 from featx.backbones.catalog import backbone_names, default_preprocess
-from featx.backbones.int8.calibration import Calibration
 from featx.backbones.spec import (
     BUNDLED_WEIGHTS,
     BackboneRequest,
     BackboneSpec,
+    Calibration,
     weights_file,
 )
 from featx.errors import BackboneError, ConfigError
@@ -155,7 +155,7 @@ def environment() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("featx", "torch", "torchvision")}
 
 
-def comes_to(
+def resolves_to(
     request: BackboneRequest,
     sha256: str = "0" * 64,
     *,
@@ -163,7 +163,7 @@ def comes_to(
     origin: str = "torchvision:IMAGENET1K_V1",
     versions: dict[str, str] | None = None,
 ) -> bool:
-    return request.comes_to(
+    return request.resolves_to(
         sha256,
         request=request.to_dict() if earlier is None else earlier,
         origin=origin,
@@ -188,45 +188,45 @@ CHANGED_REQUESTS: dict[str, Any] = {
 
 def test_a_request_survives_json():
     assert json.loads(json.dumps(REQUEST.to_dict())) == REQUEST.to_dict()
-    assert comes_to(REQUEST, earlier=json.loads(json.dumps(REQUEST.to_dict())))
+    assert resolves_to(REQUEST, earlier=json.loads(json.dumps(REQUEST.to_dict())))
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BackboneRequest)])
 def test_another_request_comes_to_something_else(field):
     other = dataclasses.replace(REQUEST, **{field: CHANGED_REQUESTS[field]})
-    assert not comes_to(REQUEST, earlier=other.to_dict())
+    assert not resolves_to(REQUEST, earlier=other.to_dict())
 
 
 @pytest.mark.parametrize("earlier", [{}, [], "x", 0, {"backbone": "resnet18"}])
 def test_what_is_no_request_comes_to_nothing(earlier):
-    assert not comes_to(REQUEST, earlier=earlier)
+    assert not resolves_to(REQUEST, earlier=earlier)
 
 
 @pytest.mark.parametrize("package", ["featx", "torch", "torchvision"])
 def test_another_version_works_it_out_again(package):
-    assert not comes_to(REQUEST, versions=environment() | {package: "0.0"})
-    assert not comes_to(REQUEST, versions={})
+    assert not resolves_to(REQUEST, versions=environment() | {package: "0.0"})
+    assert not resolves_to(REQUEST, versions={})
 
 
 def test_a_weights_file_is_known_by_its_content(tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(b"one")
     request, sha256 = BackboneRequest("tiny", str(path)), file_sha256(path)
-    assert comes_to(request, sha256, origin=f"file:{path}")
+    assert resolves_to(request, sha256, origin=f"file:{path}")
     path.write_bytes(b"two")
-    assert not comes_to(request, sha256, origin=f"file:{path}")
+    assert not resolves_to(request, sha256, origin=f"file:{path}")
     path.unlink()
-    assert not comes_to(request, sha256, origin=f"file:{path}")
+    assert not resolves_to(request, sha256, origin=f"file:{path}")
 
 
 def test_the_bundled_weights_are_looked_at_too(tmp_path, monkeypatch):
     request, sha256 = BackboneRequest("tiny"), file_sha256(BUNDLED_WEIGHTS)
-    assert comes_to(request, sha256, origin="bundled")
+    assert resolves_to(request, sha256, origin="bundled")
     (tmp_path / "w").write_bytes(b"a later release's")
     monkeypatch.setattr(spec_module, "BUNDLED_WEIGHTS", tmp_path / "w")
-    assert not comes_to(request, sha256, origin="bundled")
+    assert not resolves_to(request, sha256, origin="bundled")
 
 
 def test_names_and_seeds_need_no_file():
-    assert comes_to(REQUEST, origin="torchvision:IMAGENET1K_V1")
-    assert comes_to(dataclasses.replace(REQUEST, weights="none", seed=3), origin="random:3")
+    assert resolves_to(REQUEST, origin="torchvision:IMAGENET1K_V1")
+    assert resolves_to(dataclasses.replace(REQUEST, weights="none", seed=3), origin="random:3")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
-from featx.backbones import onnx_parts as module
+from featx.backbones import seal as module
 from featx.classifier.graph import with_header
 from featx.classifier.seal import (
     SEAL_BYTES,
     NotOnnx,
-    has_entry,
     is_sealed,
+    read_entry,
     seal,
     unwanted_parts,
 )
@@ -77,10 +77,10 @@ def test_what_is_shorter_than_a_seal(short):
 
 
 def test_metadata_entries_are_found(content, plain):
-    assert has_entry(content, "featx")
-    assert has_entry(content[:-SEAL_BYTES], "featx")
-    assert not has_entry(content, "feat")
-    assert not has_entry(plain.SerializeToString(), "featx")
+    assert read_entry(content, "featx") is not None
+    assert read_entry(content[:-SEAL_BYTES], "featx") is not None
+    assert read_entry(content, "feat") is None
+    assert read_entry(plain.SerializeToString(), "featx") is None
 
 
 # --- the walk -----------------------------------------------------------------------------------

@@ -8,25 +8,24 @@ ever waits for another, and the features don't depend on the number of threads.
 
 All take uint8 ``(N, size, size, 3)``; scaling and normalising are part of the network.
 
-engine            what an engine is, and how many images it takes at once
-choice            which one runs, on which devices, with which precision
+choice            what an engine is, and which one runs, on which devices, with which precision
 with_onnxruntime  ONNX Runtime
-with_torch        torch
-several           torch on several devices
+with_torch        torch, also on several devices
 """
 
 from featx.backbones.engines.choice import (
+    Engine,
     EngineChoice,
+    EngineName,
     choose_engine,
+    default_batch_size,
     may_have_gpu,
     require_fit,
     resolve_device,
     resolve_devices,
 )
-from featx.backbones.engines.engine import Engine, EngineName, default_batch_size
-from featx.backbones.engines.several import SeveralEngine
 from featx.backbones.engines.with_onnxruntime import OnnxEngine
-from featx.backbones.engines.with_torch import TorchEngine
+from featx.backbones.engines.with_torch import SeveralEngine, TorchEngine
 
 __all__ = [
     "Engine",

@@ -1,23 +1,69 @@
-"""Which engine runs a network on which devices, and with which precision it can."""
+"""What an engine is, which one runs a network on which devices, and with which precision."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from featx.backbones.engines.engine import EngineName
+import numpy as np
+
 from featx.backbones.spec import Precision
 from featx.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+EngineName = Literal["torch", "onnxruntime"]
 EngineChoice = Literal["auto", "torch", "onnxruntime"]
+
+_BATCH = {"onnxruntime": 2, "torch": 8}
+"""Images of 224 pixels squared."""
+_GPU_BATCH = 32
+
 
 _DEVICES = "device must be auto, cpu or cuda[:i]; got '{}'."
 _TORCH_ONLY = ("tf32", "bf16", "fp16")
 _GPU_ONLY = ("tf32", "fp16")
+
+
+class Engine(Protocol):
+    """Runs a network; several threads may each bring a batch at the same time.
+
+    Attributes:
+        name: Of the library.
+    """
+
+    name: ClassVar[EngineName]
+
+    @property
+    def device(self) -> str:
+        """What it runs on: ``"cpu"`` or ``"cuda:0"``."""
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
+
+        The same batch gives the same bits again.
+
+        Raises:
+            BackboneError: The library fails on it.
+        """
+
+
+def default_batch_size(name: EngineName, image_size: int, *, device: str = "cpu") -> int:
+    """Return how many images form a batch.
+
+    Depends on nothing but the library, the kind of device and the size of the images, so that the
+    same command forms the same batches on every machine. On the CPU a batch takes one thread:
+    small ones stay in a core's cache, and leave the other threads less to wait for at the end.
+
+    >>> default_batch_size("onnxruntime", 224), default_batch_size("onnxruntime", 32)
+    (2, 64)
+    """
+    if not device.startswith("cpu"):
+        return _GPU_BATCH
+    fitting = max(1, _BATCH[name] * 224**2 // image_size**2)
+    return min(64, 1 << (fitting.bit_length() - 1))
 
 
 def require_fit(precision: Precision, choice: EngineChoice, device: str) -> None:

@@ -1,7 +1,5 @@
 """The backbone in integers.
 
-calibration  the table of activation ranges, as it stands in the spec
-calibrate    measuring that table, and narrowing it to what keeps the features
-quantisable  what of a graph can run in int8
-quantize     the graph in int8, by a table
+calibrate    measuring the table of activation ranges, and narrowing it to what keeps the features
+quantize     what of a graph can run in int8, and the graph in int8 by a table
 """

@@ -10,9 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.backbones.engines import OnnxEngine
-from featx.backbones.int8.calibration import Calibration
-from featx.backbones.int8.quantisable import Quantisable
-from featx.backbones.int8.quantize import quantize_graph
+from featx.backbones.int8.quantize import Quantisable, quantize_graph
+from featx.backbones.spec import Calibration
 from featx.errors import BackboneError
 from featx.images.reading import map_ahead
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from featx.artifact import file_sha256
-from featx.backbones.graph_cache import keep_graph, read_graph
+from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8.calibrate import calibrate
-from featx.backbones.int8.calibration import Calibration
 from featx.backbones.int8.quantize import quantize_graph
-from featx.backbones.spec import BackboneSpec, weights_file
+from featx.backbones.spec import BackboneSpec, Calibration, weights_file
 from featx.errors import BackboneError, ExportError
 from featx.heads.head import Head
 from featx.stages.export.options import ExportOptions, Precision
@@ -57,7 +56,7 @@ def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], No
     if graph is not None and _weights_are_there(plain, origin, options):
         return graph
     graph = _built_anew(plain, origin, options, progress)
-    keep_graph(plain, graph, opset=opset)
+    cache_graph(plain, graph, opset=opset)
     return graph
 
 

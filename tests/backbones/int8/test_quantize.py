@@ -18,11 +18,10 @@ from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import read_graph, recall
 from featx.backbones.int8.calibrate import calibrate, cosine, narrowed
-from featx.backbones.int8.calibration import SCHEME, Calibration
 from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import build_graph
-from featx.backbones.spec import BackboneRequest
+from featx.backbones.spec import SCHEME, BackboneRequest, Calibration
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError
 

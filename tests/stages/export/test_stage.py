@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import featx
-from featx.backbones.int8.calibration import Calibration
+from featx.backbones.spec import Calibration
 from featx.backbones.tiny import WEIGHTS_FILE
 from featx.classifier.seal import is_sealed
 from featx.classifier.seal import read_sealed_header as open_sealed
@@ -269,7 +269,7 @@ def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(trained, m
     kept = trained.model.read_bytes()
     trained.model.unlink()
     monkeypatch.setattr("featx.stages.export.backbone.read_graph", lambda spec, **options: None)
-    monkeypatch.setattr("featx.stages.export.backbone.keep_graph", lambda *a, **options: None)
+    monkeypatch.setattr("featx.stages.export.backbone.cache_graph", lambda *a, **options: None)
     export_onnx(trained.head, trained.model)
     model, before = onnx.load(trained.model), onnx.load_from_string(kept)
     assert [n.op_type for n in model.graph.node] == [n.op_type for n in before.graph.node]
