@@ -8,8 +8,7 @@ session   opening and running it (ONNX Runtime, no torch)
 runner    running it over images
 providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
-accuracy  how it does on labelled images, next to the head
-agreement whether two outputs decide the same class, tags, or numbers
+agreement accuracy on labelled images, next to the head; the size of differences
 references the images of its proof, known by content
 staleness whether a head was trained on what its feature file holds today
 """

@@ -55,13 +55,13 @@ def test_the_order_of_the_files_does_not_matter(caches):
     assert names[0] == names[1]
 
 
-def test_another_split_may_judge(caches):
+def test_another_split_may_be_compared(caches):
     val, test = (compare(caches, OPTIONS, split=split) for split in ("val", "test"))
     assert (val.split, test.split) == ("val", "test")
     assert val.caches[0].metrics != test.caches[0].metrics
 
 
-def test_the_test_split_judges_where_there_is_no_validation(tmp_path, write_cache, separable):
+def test_the_test_split_is_compared_where_there_is_no_validation(tmp_path, write_cache, separable):
     columns = separable()
     columns["splits"] = np.where(columns["splits"] == 1, 2, columns["splits"]).astype(np.uint8)
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
@@ -70,7 +70,7 @@ def test_the_test_split_judges_where_there_is_no_validation(tmp_path, write_cach
         compare(paths, OPTIONS, split="val")
 
 
-def test_training_images_alone_cannot_judge(tmp_path, write_cache, separable):
+def test_training_images_alone_cannot_be_compared(tmp_path, write_cache, separable):
     columns = separable()
     columns["splits"] = np.zeros_like(columns["splits"])
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]

@@ -591,7 +591,7 @@ def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
     assert 1 <= choice["num_epochs"] <= 3
 
 
-def test_copies_of_training_images_among_those_that_judge_are_named(
+def test_copies_of_training_images_among_held_out_ones_are_named(
     photos: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = photos({"train/ants": 4, "train/bees": 4, "val/ants": 2, "val/bees": 2})

@@ -1,4 +1,4 @@
-"""How far a score can be trusted: 95 % intervals."""
+"""95 % intervals of scores."""
 
 from __future__ import annotations
 

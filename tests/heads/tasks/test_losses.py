@@ -1,4 +1,4 @@
-"""Losses: their gradients are those of what they say, and what is held out can be judged."""
+"""Losses: gradients, and hold-outs that can be scored."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_only_sample_with_a_tag_is_never_held_out() -> None:
     assert not np.isin(division.fold[[3, 29]], division.held_out_folds).any()
 
 
-def test_of_many_samples_one_fold_is_judged() -> None:
+def test_of_many_samples_one_fold_is_held_out() -> None:
     tags = np.random.default_rng(0).integers(0, 2, (HOLDOUT_ABOVE + 1, 2)).astype(np.uint8)
     division = SIGMOID.divide(tags, seed=0)
     assert division is not None
