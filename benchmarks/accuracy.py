@@ -15,7 +15,7 @@ import click
 from report import ROOT, table, write_measured
 
 import featx
-from featx.heads.metrics import Metrics
+from featx.heads.tasks.scores import Metrics
 
 
 @dataclass(frozen=True)

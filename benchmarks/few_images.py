@@ -30,11 +30,11 @@ import featx
 from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
 from featx.heads.head import apply_layers
-from featx.heads.metrics import log_loss
 from featx.heads.samples import data as training_data
 from featx.heads.samples.data import TrainingData, standardisation
 from featx.heads.samples.few_shot import draw_shots
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, fit_linear
+from featx.heads.tasks.losses import log_loss
 from featx.images.sources import Sample
 from featx.stages.train import train_head
 

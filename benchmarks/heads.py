@@ -27,11 +27,11 @@ from sklearn.linear_model import LogisticRegression
 
 import featx
 from featx.heads.head import Fitted
-from featx.heads.metrics import log_loss
 from featx.heads.samples.data import TrainingData, standardisation
 from featx.heads.samples.folds import divide
 from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.sgd import SGDOptions
+from featx.heads.tasks.losses import log_loss
 from featx.training.options import Solver
 
 Rows = list[tuple[str, ...]]

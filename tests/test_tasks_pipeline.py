@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import featx
 from featx.cli import main
-from featx.heads.metrics.multi_label import sigmoid
+from featx.heads.tasks.losses import sigmoid
 from featx.heads.tasks.multi_label import EVEN
 
 COUNT = 240

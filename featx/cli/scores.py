@@ -10,7 +10,7 @@ import click
 from featx.cli.output import print_table
 
 if TYPE_CHECKING:
-    from featx.heads.metrics import Scores
+    from featx.heads.tasks.scores import Scores
 
 
 def print_metrics(metrics: Mapping[str, Scores]) -> None:

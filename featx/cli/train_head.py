@@ -22,10 +22,10 @@ from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    from featx.heads.calibration import Calibration
     from featx.heads.samples.few_shot import FewShotScores
     from featx.heads.samples.selection import ClassWeight
     from featx.heads.solvers.sgd import EpochScores
+    from featx.heads.tasks.calibration import Calibration
     from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")

@@ -2,8 +2,6 @@
 
 head           the artifact; applying it; folding standardisation
 provenance     digests of the rows that trained a head, and changes since
-calibration    temperature of the logits
-metrics/       scores, a module for each task
 tasks/         one class, several tags, or numbers: an object of all that depends on it
 samples/       training samples in blocks, folds and draws, and what each counts
 solvers/       fitting: pure functions of arrays, or of samples in blocks

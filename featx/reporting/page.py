@@ -15,9 +15,9 @@ from featx.classifier.staleness import Staleness
 from featx.errors import counted
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
-from featx.heads.metrics import Scores
-from featx.heads.metrics.multi_label import sigmoid
 from featx.heads.tasks import TASKS, TaskName
+from featx.heads.tasks.losses import sigmoid
+from featx.heads.tasks.scores import Scores
 from featx.images.sources import ImageSource
 from featx.reporting.mistakes import with_pictures, worst_classes, worst_tags, worst_values
 from featx.reporting.plots import (

@@ -10,7 +10,8 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.heads.head import Head
-from featx.heads.metrics.single_label import NUM_BINS, confusion_matrix, log_softmax
+from featx.heads.tasks.losses import log_softmax
+from featx.heads.tasks.single_label import NUM_BINS, confusion_matrix
 
 MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000

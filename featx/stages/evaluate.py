@@ -18,9 +18,9 @@ from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
-from featx.heads.metrics import Scores
 from featx.heads.provenance import digest_labelled, digest_labels
 from featx.heads.tasks import Labels
+from featx.heads.tasks.scores import Scores
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
 from featx.images.reading import read_digests, read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits

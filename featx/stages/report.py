@@ -21,8 +21,8 @@ from featx.classifier.staleness import Staleness, find_features, open_features_o
 from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
-from featx.heads.metrics import Scores
 from featx.heads.tasks import TASKS, Labels, Targets
+from featx.heads.tasks.scores import Scores
 from featx.images.sources import SPLITS, ImageSource, open_source
 from featx.reporting.page import Page, is_page_of, render_page
 from featx.reporting.plots import require_matplotlib

@@ -13,9 +13,7 @@ import numpy as np
 
 from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
-from featx.heads.calibration import Calibration, fold_temperature
 from featx.heads.head import Fitted, Layer, apply_layers
-from featx.heads.metrics import Scores
 from featx.heads.samples.data import FirstPass, TrainingData, read_first_pass
 from featx.heads.samples.few_shot import FewShot, draw_shots, warn_of_small_classes
 from featx.heads.samples.folds import HeldOut
@@ -26,7 +24,9 @@ from featx.heads.solvers.mlp import fit_mlp
 from featx.heads.solvers.ridge import fit_ridge
 from featx.heads.solvers.sgd import EpochScores, fit_sgd
 from featx.heads.tasks import Scorer, Targets, Task
+from featx.heads.tasks.calibration import Calibration, fold_temperature
 from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED
+from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
 from featx.training.memory import fits_into_memory, memory_for

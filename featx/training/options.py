@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from featx.errors import ConfigError, require_choice
-from featx.heads.calibration import Calibration
 from featx.heads.head import Head
-from featx.heads.metrics import Scores
 from featx.heads.samples.few_shot import FewShot, FewShotScores
 from featx.heads.samples.selection import ClassWeight
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS, Task, TaskName
+from featx.heads.tasks.calibration import Calibration
+from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Solver
 from featx.training.memory import parse_memory
 

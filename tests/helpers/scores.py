@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from featx.heads.metrics.single_label import Metrics
 from featx.heads.tasks import SINGLE_LABEL
+from featx.heads.tasks.scores import Metrics
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from PIL import Image
 import featx
 from featx.cli import main
 from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
-from featx.heads.metrics.single_label import NUM_BINS, expected_calibration_error
+from featx.heads.tasks.single_label import NUM_BINS, expected_calibration_error
 from featx.reporting.summary import (
     ClassPredictions,
     confused_pairs,

@@ -13,12 +13,12 @@ import pytest
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import apply_layers, open_head, save_head
-from featx.heads.metrics.multi_label import MultiLabelMetrics, given_tags, measure_tags
-from featx.heads.metrics.regression import RegressionMetrics, measure_values
 from featx.heads.samples.few_shot import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.tasks import TASKS
-from featx.heads.tasks.multi_label import EVEN
+from featx.heads.tasks.multi_label import EVEN, given_tags, measure_tags
+from featx.heads.tasks.regression import measure_values
+from featx.heads.tasks.scores import MultiLabelMetrics, RegressionMetrics
 from featx.stages.report import ReportOptions, write_report
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions

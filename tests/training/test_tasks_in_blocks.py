@@ -14,10 +14,9 @@ import featx.features.publish
 from featx.errors import ArtifactInvalid
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.metrics.multi_label import MultiLabelMetrics
-from featx.heads.metrics.regression import RegressionMetrics
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.tasks import TASKS, Labels
+from featx.heads.tasks.scores import MultiLabelMetrics, RegressionMetrics
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ConfigError, counted
-from featx.heads.metrics import Scores
+from featx.heads.tasks.scores import Scores
 
 log = logging.getLogger(__name__)
 

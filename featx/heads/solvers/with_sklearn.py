@@ -10,10 +10,10 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from featx.heads.head import Fitted, Layer, fold_standardisation
-from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import Division, HeldOut, divide
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
+from featx.heads.tasks.losses import log_loss
 
 _NEVER = -1e4
 """Bias of a class without training samples; its probability is 0 in float32."""

@@ -1,8 +1,11 @@
 """Tasks of a head: a class, tags, or numbers.
 
 task            the type of a task, labels, targets
-single_label, multi_label, regression    the three tasks
-losses          loss functions and how samples are divided for them
+single_label, multi_label, regression    the three tasks: labels, measures, comparison
+scores          scores of a split
+losses          loss functions, and how samples are divided for them
+calibration     temperature of the logits
+intervals       95 % intervals: Wilson's, and by bootstrap
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.folds import (
     HOLDOUT_ABOVE,
     NUM_FOLDS,
@@ -246,3 +244,46 @@ def _sigmoid_in_place(z: np.ndarray) -> np.ndarray:
     small = np.exp(-np.abs(z))
     np.divide(np.where(z >= 0, 1, small), 1 + small, out=z)
     return z
+
+
+def log_loss(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarray | None = None) -> float:
+    """Return the mean of ``-log softmax(logits)[label]``, nats.
+
+    Args:
+        logits: ``(num_samples, num_classes)``, floating.
+        labels: Class indices, ``(num_samples,)``.
+        weights: Of each sample, ``(num_samples,)``; None for 1 each.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    losses = np.log(np.exp(shifted).sum(axis=1)) - own
+    return float(np.average(losses.astype(np.float64), weights=weights))
+
+
+def binary_log_loss(
+    logits: np.ndarray, tags: np.ndarray, *, weights: np.ndarray | None = None
+) -> float:
+    """Return the mean of ``-log p`` of every decision, over samples and tags, nats.
+
+    Args:
+        logits: ``(num_samples, num_tags)``, floating.
+        tags: ``(num_samples, num_tags)``, 0 or 1.
+        weights: Of each sample, ``(num_samples,)``; None for 1 each.
+    """
+    z = logits.astype(np.float64)
+    losses = np.logaddexp(0, z) - tags * z
+    return float(np.average(losses.mean(axis=1), weights=weights))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log probabilities, ``(num_samples, num_classes)`` as the logits, without overflow."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalised
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    """Return probabilities of logits ``(*shape,)``, without overflow."""
+    small = np.exp(-np.abs(z))
+    probabilities: np.ndarray = np.where(z >= 0, 1, small) / (1 + small)
+    return probabilities

@@ -9,19 +9,12 @@ from functools import partial
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.calibration import calibrate, fit_tag_temperature
-from featx.heads.metrics.multi_label import (
-    MultiLabelMetrics,
-    TagScores,
-    binary_log_loss,
-    given_tags,
-    measure_tags,
-    sigmoid,
-)
-from featx.heads.metrics.single_label import calibration_gap
 from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks.losses import SIGMOID
-from featx.heads.tasks.single_label import logits_of
+from featx.heads.tasks.calibration import calibrate, fit_tag_temperature
+from featx.heads.tasks.intervals import share_with_interval, wilson_interval
+from featx.heads.tasks.losses import SIGMOID, binary_log_loss, sigmoid
+from featx.heads.tasks.scores import MultiLabelMetrics, TagScores
+from featx.heads.tasks.single_label import calibration_gap, logits_of
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import split_tags
 
@@ -96,6 +89,80 @@ class _VaryingTags:
         logits, tags = (np.tile(each, (len(outputs), 1)) for each in (self._sides, self._constant))
         logits[:, self._varies], tags[:, self._varies] = outputs, values
         return logits, tags
+
+
+def measure_tags(
+    logits: np.ndarray, tags: np.ndarray, thresholds: Sequence[float]
+) -> MultiLabelMetrics:
+    """Return the scores of labelled samples, at least one.
+
+    Args:
+        logits: ``(num_samples, num_tags)``, floating.
+        tags: Which each sample has, ``(num_samples, num_tags)``, 0 or 1.
+        thresholds: From which probability on a tag is given, one for each.
+    """
+    given = given_tags(logits, thresholds)
+    logits, has = logits.astype(np.float64), tags.astype(bool)
+    hits, samples, predicted = (each.sum(axis=0) for each in (has & given, has, given))
+    exact = int((has == given).all(axis=1).sum())
+    low, high = wilson_interval(exact, len(tags))
+    per_class = []
+    for tag, threshold in enumerate(thresholds):
+        precision = share_with_interval(int(hits[tag]), int(predicted[tag]))
+        recall = share_with_interval(int(hits[tag]), int(samples[tag]))
+        area = average_precision(logits[:, tag], has[:, tag])
+        per_class.append(
+            TagScores(int(samples[tag]), int(predicted[tag]), threshold, area, *precision, *recall)
+        )
+    known = [own.average_precision for own in per_class if own.average_precision is not None]
+    total = samples + predicted
+    occurs = total > 0
+    return MultiLabelMetrics(
+        num_samples=len(tags),
+        mean_average_precision=float(np.mean(known)) if known else None,
+        micro_f1=float(2 * hits.sum() / total.sum()) if occurs.any() else 1.0,
+        macro_f1=float((2 * hits[occurs] / total[occurs]).mean()) if occurs.any() else 1.0,
+        exact=exact / len(tags),
+        exact_low=low,
+        exact_high=high,
+        log_loss=binary_log_loss(logits, tags),
+        ece=calibration_gap(sigmoid(logits).reshape(-1), has.reshape(-1)),
+        per_class=tuple(per_class),
+    )
+
+
+def given_tags(logits: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Return which tags are given, ``(num_samples, num_tags)`` bool.
+
+    Args:
+        logits: ``(num_samples, num_tags)``, floating.
+        thresholds: Probability from which on a tag is given, one for each.
+    """
+    given: np.ndarray = sigmoid(logits.astype(np.float64)) >= np.asarray(thresholds)
+    return given
+
+
+def average_precision(scores: np.ndarray, has: np.ndarray) -> float | None:
+    """Return the mean precision at the ranks where recall grows, None without positives.
+
+    Samples of equal score count as one rank, as scikit-learn has it.
+
+    Args:
+        scores: ``(num_samples,)``, the larger the surer.
+        has: Who has the tag, ``(num_samples,)`` bool.
+
+    >>> average_precision(np.array([0.9, 0.8, 0.1]), np.array([True, False, True]))
+    0.8333333333333333
+    """
+    positives = int(has.sum())
+    if not positives:
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each group of equals
+    hits = np.cumsum(has[order])[last]
+    precision = hits / (last + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / positives)
 
 
 def _loss_and_error(logits: np.ndarray, tags: np.ndarray) -> tuple[float, float]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.metrics.regression import RegressionMetrics, TargetScores, measure_values
 from featx.heads.samples.data import Moments
+from featx.heads.tasks.intervals import bootstrap_intervals
 from featx.heads.tasks.losses import SQUARED
+from featx.heads.tasks.scores import RegressionMetrics, TargetScores
 from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import parse_numbers
 
@@ -127,6 +128,66 @@ def unit_of(details: Details, num_targets: int) -> tuple[np.ndarray, np.ndarray]
     if not (fits and np.isfinite(scale).all() and (scale > 0).all()):
         raise ValueError(f"it has no unit for {num_targets} targets")
     return mean, scale
+
+
+def measure_values(values: np.ndarray, true: np.ndarray) -> RegressionMetrics:
+    """Return the scores of labelled samples, at least one.
+
+    Args:
+        values: Of the head, ``(num_samples, num_targets)``, floating.
+        true: ``(num_samples, num_targets)``, floating.
+    """
+    values, true = values.astype(np.float64), true.astype(np.float64)
+    error, shifted = values - true, true - true.mean(axis=0)  # shifted: for its squares' precision
+    targets = true.shape[1]
+    statistics = np.concatenate([np.abs(error), error**2, shifted, shifted**2], axis=1)
+    varies = np.ptp(true, axis=0) > 0
+    mae, rmse, r2 = (
+        each[0] for each in _scores_of_means(statistics.mean(axis=0)[None], targets, varies)
+    )
+
+    def means(drawn: np.ndarray) -> np.ndarray:
+        absolute, _, explained = _scores_of_means(drawn, targets, varies)
+        return np.stack([absolute.mean(axis=1), explained[:, varies].mean(axis=1)], axis=1)
+
+    def mae_alone(drawn: np.ndarray) -> np.ndarray:
+        absolute: np.ndarray = drawn[:, :targets].mean(axis=1, keepdims=True)
+        return absolute
+
+    intervals = bootstrap_intervals(statistics, means if varies.any() else mae_alone)
+    low, high = intervals[1] if varies.any() else (None, None)
+    return RegressionMetrics(
+        num_samples=len(true),
+        mae=float(mae.mean()),
+        mae_low=intervals[0][0],
+        mae_high=intervals[0][1],
+        rmse=float(rmse.mean()),
+        r2=float(r2[varies].mean()) if varies.any() else None,
+        r2_low=low,
+        r2_high=high,
+        per_target=tuple(
+            TargetScores(float(mae[i]), float(rmse[i]), float(r2[i]) if varies[i] else None)
+            for i in range(targets)
+        ),
+    )
+
+
+def _scores_of_means(
+    means: np.ndarray, targets: int, varies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return MAE, RMSE and R², ``(r, num_targets)`` each, NaN where nothing varies.
+
+    Args:
+        means: Of absolute error, squared error, value and squared value of each target, ``(r, 4 *
+            num_targets)``.
+        targets: Number of them.
+        varies: Which of them do, ``(num_targets,)``.
+    """
+    absolute, squared, value, square = (means[:, i * targets : (i + 1) * targets] for i in range(4))
+    variance = np.where(varies, square - value**2, 0)
+    usable = variance > 1e-12 * np.maximum(square, 1e-300)  # more than rounding: a draw may be one
+    share = 1 - squared / np.where(usable, variance, 1)
+    return absolute, np.sqrt(squared), np.where(usable, share, np.nan)
 
 
 def _measure(

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.calibration import calibrate, fit_temperature
-from featx.heads.metrics.single_label import (
-    ClassScores,
-    Metrics,
-    expected_calibration_error,
-    log_loss,
-    measure_classes,
-    outcomes_of,
-)
-from featx.heads.tasks.losses import SOFTMAX
+from featx.heads.tasks.calibration import calibrate, fit_temperature
+from featx.heads.tasks.intervals import share_with_interval, wilson_interval
+from featx.heads.tasks.losses import SOFTMAX, log_loss, log_softmax
+from featx.heads.tasks.scores import ClassScores, Metrics
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 
 log = logging.getLogger(__name__)
+
+NUM_BINS = 15
+"""Bins of the expected calibration error."""
 
 
 def _read(labels: Labels, names: Sequence[str] | None) -> np.ndarray:
@@ -61,6 +58,129 @@ class _Classes:
     def decode(self, outputs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return logits ``(n, num_classes)`` and labels ``(n,)`` as they are."""
         return outputs, values
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """Labelled samples reduced to what their scores depend on.
+
+    Attributes:
+        labels: ``(n,)`` integer.
+        predicted: Class with the largest logit, ``(n,)``.
+        in_top5: Whether the label is among the five largest, ``(n,)``; empty with five classes or
+            fewer.
+        losses: ``-log p(label)``, ``(n,)`` float64.
+        confidences: Probability of the predicted class, ``(n,)`` float64.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    in_top5: np.ndarray
+    losses: np.ndarray
+    confidences: np.ndarray
+
+
+def outcomes_of(logits: np.ndarray, labels: np.ndarray) -> Outcomes:
+    """Return the outcomes of logits ``(n, num_classes)`` and labels ``(n,)``."""
+    logits = logits.astype(np.float64)
+    in_top5 = is_in_top_k(logits, labels, k=5) if logits.shape[1] > 5 else np.zeros(0, bool)
+    predicted = logits.argmax(axis=1)
+    logits -= np.take_along_axis(logits, predicted[:, None], axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    total = np.exp(logits, out=logits).sum(axis=1)
+    return Outcomes(labels, predicted, in_top5, losses=np.log(total) - own, confidences=1 / total)
+
+
+def measure_classes(parts: Sequence[Outcomes], num_classes: int) -> Metrics:
+    """Return the scores of the samples of all parts, at least one."""
+    labels, predicted, in_top5, losses, confidences = (
+        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Outcomes)
+    )
+    right = predicted == labels
+    hits, samples, given = (
+        np.bincount(values, minlength=num_classes) for values in (labels[right], labels, predicted)
+    )
+    low, high = wilson_interval(int(right.sum()), len(labels))
+    recalls = hits[samples > 0] / samples[samples > 0]
+    total = samples + given  # twice F1's denominator
+    return Metrics(
+        num_samples=len(labels),
+        top1=float(right.mean()),
+        top1_low=low,
+        top1_high=high,
+        top5=float(in_top5.mean()) if num_classes > 5 else None,
+        balanced_accuracy=float(recalls.mean()),
+        macro_f1=float((2 * hits[total > 0] / total[total > 0]).mean()),
+        log_loss=float(np.average(losses)),
+        ece=calibration_gap(confidences, right),
+        per_class=tuple(
+            ClassScores(
+                own, taken, *share_with_interval(hit, taken), *share_with_interval(hit, own)
+            )
+            for hit, own, taken in zip(hits.tolist(), samples.tolist(), given.tolist(), strict=True)
+        ),
+    )
+
+
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean gap between the winner's probability and how often it is right, in [0, 1].
+
+    Samples are put into 15 bins of equal width by that probability.
+    Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
+
+    Args:
+        logits: ``(num_samples, num_classes)``, floating.
+        labels: Class indices, ``(num_samples,)``.
+    """
+    confidence = np.exp(log_softmax(logits).max(axis=1))
+    return calibration_gap(confidence, logits.argmax(axis=1) == labels)
+
+
+def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
+    """Return the mean gap, over 15 bins of probability, between it and how often it comes true.
+
+    Args:
+        probability: ``(n,)`` in [0, 1].
+        right: Whether it came true, ``(n,)``.
+    """
+    bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    gaps = np.bincount(bins, weights=right - probability.astype(np.float64), minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / len(probability))
+
+
+def is_in_top_k(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray:
+    """Return whether each label is among the ``k`` largest logits, ``(N,)`` bool.
+
+    A tie goes to the smaller class index, so the score never depends on sort order.
+
+    Args:
+        logits: ``(N, num_classes)``, floating.
+        labels: Class indices, ``(N,)``.
+        k: Guesses allowed per sample, ``1 <= k <= num_classes``.
+
+    >>> is_in_top_k(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([0, 1]), k=2).tolist()
+    [False, True]
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
+    smaller_index = np.arange(logits.shape[1])[None, :] < labels[:, None]
+    behind = (logits < own) | ((logits == own) & ~smaller_index)  # itself included; NaN never is
+    among: np.ndarray = (~behind).sum(axis=1) < k
+    return among
+
+
+def confusion_matrix(
+    predicted: np.ndarray, labels: np.ndarray, *, size: int | None = None
+) -> np.ndarray:
+    """Return counts ``(size, size)``: rows are labels, columns predictions.
+
+    Args:
+        predicted: Class indices, ``(num_samples,)``.
+        labels: Class indices, ``(num_samples,)``.
+        size: Number of classes; None for just enough for those that occur.
+    """
+    size = size or int(max(predicted.max(), labels.max())) + 1
+    counts = np.bincount(labels * size + predicted, minlength=size * size)
+    return counts.reshape(size, size)
 
 
 def _loss_and_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

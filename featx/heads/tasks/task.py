@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.calibration import Calibration
-from featx.heads.metrics import Scores
 from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.losses import Loss
+from featx.heads.tasks.scores import Scores
 from featx.images.sources import SPLITS
 
 Solver = Literal["lbfgs", "sklearn", "ridge", "centroid", "sgd"]

@@ -18,12 +18,10 @@ from solving import fit_linear
 import featx.heads.samples.folds
 import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers
-from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import NUM_FOLDS, choose_num_folds, stratified_folds
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
-from featx.heads.tasks.losses import SIGMOID
+from featx.heads.tasks.losses import SIGMOID, binary_log_loss, log_loss
 
 
 def samples_of(

@@ -16,13 +16,11 @@ from solving import ArrayBlocks, fit_linear, fit_mlp
 
 from featx.errors import ConfigError
 from featx.heads.head import apply_layers
-from featx.heads.metrics.multi_label import binary_log_loss
-from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.data import FirstPass
 from featx.heads.samples.folds import stratified_folds
 from featx.heads.solvers.mlp import MLPOptions, parse_hidden
 from featx.heads.solvers.networks import Networks
-from featx.heads.tasks.losses import SIGMOID, SQUARED, Softmax
+from featx.heads.tasks.losses import SIGMOID, SQUARED, Softmax, binary_log_loss, log_loss
 
 QUICK = MLPOptions(hidden=(16,), max_epochs=5)
 

@@ -19,13 +19,12 @@ from solving import (
 
 import featx.heads.solvers.eigenbasis
 from featx.heads.head import Layer, apply_layers
-from featx.heads.metrics.single_label import log_loss
 from featx.heads.samples.data import pools_of, read_first_pass, standardisation
 from featx.heads.samples.selection import LEAST_KEPT, choose_held_out, choose_subsample
 from featx.heads.solvers.linear import FIXED_STRENGTH
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
-from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss
+from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss, log_loss
 
 NUM_CLASSES = 4
 

@@ -8,9 +8,9 @@ from solving import called_with_arrays, fit_linear
 
 import featx.heads.samples.folds
 from featx.heads.head import apply_layers
-from featx.heads.metrics.single_label import log_softmax
 from featx.heads.samples.folds import NUM_FOLDS, stratified_folds
 from featx.heads.solvers import with_sklearn
+from featx.heads.tasks.losses import log_softmax
 
 fit_with_sklearn = called_with_arrays(with_sklearn.fit_with_sklearn)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featx.heads.metrics.multi_label import binary_log_loss
 from featx.heads.samples.folds import HOLDOUT_ABOVE, NUM_FOLDS
-from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, LogisticLoss, Loss
+from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, LogisticLoss, Loss, binary_log_loss
 
 RANDOM = np.random.default_rng(0)
 N, K = 7, 4

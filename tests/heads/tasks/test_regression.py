@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from featx.heads.metrics.regression import measure_values
 from featx.heads.tasks import REGRESSION
+from featx.heads.tasks.regression import measure_values
 
 
 @given(

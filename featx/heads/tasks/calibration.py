@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from featx.heads.metrics.multi_label import sigmoid
 from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks.losses import sigmoid
 
 _RANGE = (1e-3, 1e3)
 _MAX_STEPS = 100

@@ -13,16 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import measure_classes
 
-from featx.heads.metrics.intervals import wilson_interval
-from featx.heads.metrics.single_label import (
-    ClassScores,
-    confusion_matrix,
-    expected_calibration_error,
-    is_in_top_k,
-    log_loss,
-    log_softmax,
-)
 from featx.heads.tasks import SINGLE_LABEL
+from featx.heads.tasks.intervals import wilson_interval
+from featx.heads.tasks.losses import log_loss, log_softmax
+from featx.heads.tasks.scores import ClassScores
+from featx.heads.tasks.single_label import confusion_matrix, expected_calibration_error, is_in_top_k
 
 
 @st.composite

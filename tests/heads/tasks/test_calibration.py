@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featx.heads.calibration import (
+from featx.heads.head import Layer, apply_layers
+from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+from featx.heads.tasks.calibration import (
     Calibration,
     fit_tag_temperature,
     fit_temperature,
     fold_temperature,
 )
-from featx.heads.head import Layer, apply_layers
-from featx.heads.metrics.multi_label import binary_log_loss, sigmoid
-from featx.heads.metrics.single_label import log_loss
-from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, Task
+from featx.heads.tasks.losses import binary_log_loss, log_loss, sigmoid
 
 EPS = float(np.finfo(np.float32).eps)
 

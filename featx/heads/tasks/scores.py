@@ -1,0 +1,169 @@
+"""Scores of a split, and of each class, tag or target of it; samples without a label do not count.
+
+``_low`` and ``_high`` are the bounds of a 95 % interval: Wilson's; of a regression by bootstrap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of a class.
+
+    Attributes:
+        num_samples: Labelled samples of the class.
+        num_predicted: Samples that were taken for it.
+        precision: Share of these that are of it, in [0, 1]; None without any.
+        recall: Share of its samples that were recognised, in [0, 1]; None without any.
+    """
+
+    num_samples: int
+    num_predicted: int
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    recall: float | None
+    recall_low: float | None
+    recall_high: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of a split.
+
+    Attributes:
+        top1: Share whose label has the largest logit, in [0, 1].
+        top5: Share whose label is among the five largest; None with five classes or fewer.
+        balanced_accuracy: Mean over classes of the recall, in [0, 1].
+        macro_f1: Mean over classes of the F1 score, in [0, 1].
+        log_loss: Mean of ``-log p(label)``, nats.
+        ece: Expected calibration error, in [0, 1].
+        per_class: Each class in index order.
+    """
+
+    task: ClassVar[Literal["single-label"]] = "single-label"
+
+    num_samples: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    log_loss: float
+    ece: float
+    per_class: tuple[ClassScores, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        values = asdict(self)
+        return values | {"per_class": list(values["per_class"])}
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """Scores of a tag.
+
+    Attributes:
+        num_samples: Labelled samples that have the tag.
+        num_predicted: Samples that were given it.
+        threshold: From which probability on it is given.
+        average_precision: Area under its precision-recall curve, in [0, 1]; None without samples.
+        precision: Share of those given it that have it, in [0, 1]; None without any.
+        recall: Share of its samples that were given it, in [0, 1]; None without any.
+    """
+
+    num_samples: int
+    num_predicted: int
+    threshold: float
+    average_precision: float | None
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    recall: float | None
+    recall_low: float | None
+    recall_high: float | None
+
+
+@dataclass(frozen=True)
+class MultiLabelMetrics:
+    """Scores of a split.
+
+    Attributes:
+        mean_average_precision: Mean over the tags that occur, in [0, 1]; None where none does.
+        micro_f1: F1 score over all decisions on samples and tags, in [0, 1].
+        macro_f1: Mean F1 score over the tags that occur or are predicted, in [0, 1].
+        exact: Share of samples with exactly the right tags, in [0, 1].
+        log_loss: Mean over samples and tags of ``-log p``, nats.
+        ece: Expected calibration error over samples and tags, in [0, 1].
+        per_class: Each tag in index order.
+    """
+
+    task: ClassVar[Literal["multi-label"]] = "multi-label"
+
+    num_samples: int
+    mean_average_precision: float | None
+    micro_f1: float
+    macro_f1: float
+    exact: float
+    exact_low: float
+    exact_high: float
+    log_loss: float
+    ece: float
+    per_class: tuple[TagScores, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        values = asdict(self)
+        return values | {"per_class": list(values["per_class"])}
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """Scores of a target, in its own unit.
+
+    Attributes:
+        mae: Mean absolute error.
+        rmse: Root of the mean squared error.
+        r2: Share of the variance that is explained, at most 1; None where there is no variance.
+    """
+
+    mae: float
+    rmse: float
+    r2: float | None
+
+
+@dataclass(frozen=True)
+class RegressionMetrics:
+    """Scores of a split; the bootstrap's draws are always the same.
+
+    Attributes:
+        mae: Mean absolute error, mean over targets.
+        rmse: Root of the mean squared error, mean over targets.
+        r2: Share of the variance that is explained, mean over the targets that vary; None where
+            none does.
+        per_target: Each target in index order.
+    """
+
+    task: ClassVar[Literal["regression"]] = "regression"
+
+    num_samples: int
+    mae: float
+    mae_low: float
+    mae_high: float
+    rmse: float
+    r2: float | None
+    r2_low: float | None
+    r2_high: float | None
+    per_target: tuple[TargetScores, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        values = asdict(self)
+        return values | {"per_target": list(values["per_target"])}
+
+
+Scores = Metrics | MultiLabelMetrics | RegressionMetrics
