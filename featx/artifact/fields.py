@@ -34,11 +34,7 @@ _COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 def require_fields(
     kind: str, spec: Any, classes: tuple[str, ...], details: Any, environment: Any
 ) -> None:
-    """Check what a header of some kind says.
-
-    Raises:
-        Unfit: A field is missing, or has a value that no reader can use.
-    """
+    """Check what a header of some kind says."""
     _spec(spec, "spec")
     list_of(text())(classes, "classes")
     mapping_of(text())(environment, "environment")

@@ -19,13 +19,7 @@ _ROUNDING = 1e-9
 
 
 class Unfit(ValueError):
-    """A value does not follow its rule.
-
-    Args:
-        name: The field.
-        expected: By the rule.
-        found: The value, or ``MISSING``.
-    """
+    """A value does not follow its rule."""
 
     def __init__(self, name: str, expected: str, found: object) -> None:
         super().__init__(f"{name} is {brief(found)}, expected {expected}")
@@ -52,11 +46,7 @@ def brief(value: object) -> str:
 
 
 def text(*choices: str) -> Rule:
-    """Return the rule of text that can be written as UTF-8, but for the odd bytes of file names.
-
-    Args:
-        choices: What it must be one of, if there are any.
-    """
+    """Return the rule of text that can be written as UTF-8, but for the odd bytes of file names."""
     expected = f"one of {', '.join(choices)}" if choices else "text"
 
     def rule(value: Any, name: str) -> None:
@@ -183,13 +173,7 @@ def record(
     *,
     closed: bool = False,
 ) -> Rule:
-    """Return the rule of a mapping with named fields.
-
-    Args:
-        required: Rule of each field that must be there.
-        optional: Rule of each that may be missing.
-        closed: Allow no other fields; else they are ignored.
-    """
+    """Return the rule of a mapping with named fields."""
     known = {**required, **(optional or {})}
 
     def rule(value: Any, name: str) -> None:

@@ -229,16 +229,8 @@ def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels:
     which of the training images are held out for validation. Images that cannot be used are left
     out.
 
-    Args:
-        images: The source; all images count where none is for training.
-        spec: From pixels to the network's input.
-        max_pixels: Images with more are not used.
-
     Returns:
         ``(n, size, size, 3)`` uint8, ``1 <= n <= 128``.
-
-    Raises:
-        SourceError: None of them can be used.
     """
     samples = images.samples
     own = [number for number, sample in enumerate(samples) if sample.split == "train"]

@@ -101,9 +101,6 @@ class CropMaker:
         """Return the crops of the images that can be used, ``(m, size, size, 3)`` uint8.
 
         The others get their reason; all of them lose their content.
-
-        Raises:
-            SourceError: A process that decodes images is gone.
         """
         size = self.spec.image_size
         crops = np.empty((len(images), size, size, 3), dtype=np.uint8)

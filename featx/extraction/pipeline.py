@@ -246,15 +246,7 @@ def _rows(
     outcomes: _Outcomes,
     rows_at: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content.
-
-    Args:
-        images: Of the batch; a duplicate of an image that cannot be used gets its reason.
-        computed: Rows of the new ones that can be used.
-        first: The number that the batch's first row will have.
-        outcomes: Gets those of the new ones.
-        rows_at: Reads existing rows.
-    """
+    """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content."""
     sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
     for image in images:
         number = first + len(sources)

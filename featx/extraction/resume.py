@@ -222,13 +222,7 @@ class ExistingOutput:
         return [settings for settings in (self.journal_settings, self.file_settings) if settings]
 
     def resolve(self, options: ExtractOptions) -> ResolvedOptions:
-        """Return the options of a run: what is not given is as recorded.
-
-        Raises:
-            ArtifactMismatch: The file is of another backbone, and may not be replaced.
-            BackboneError: The backbone is unknown.
-            ConfigError: Options do not go together.
-        """
+        """Return the options of a run: what is not given is as recorded."""
         own = self.options.get("backbone")
         is_other = options.backbone not in (None, own)
         if self.file is None or not is_other or options.overwrite:
@@ -241,11 +235,7 @@ class ExistingOutput:
         raise self._refusal([f"backbone: expected '{backbone}', found '{own}'"], backbone)
 
     def file_for(self, settings: Settings, options: ResolvedOptions) -> FeatureFile | None:
-        """Return the file if its rows have these settings and may be taken.
-
-        Raises:
-            ArtifactMismatch: They have not, and the file may not be replaced.
-        """
+        """Return the file if its rows have these settings and may be taken."""
         if self.file_settings is None:
             return None
         differences = settings.differences(self.file_settings, any_source=options.verify_content)
@@ -277,11 +267,7 @@ class ExistingOutput:
         return not self._journal_differences(settings)
 
     def require_journal_for(self, settings: Settings, num_images: int) -> None:
-        """Check that the journal's rows have these settings.
-
-        Raises:
-            ArtifactMismatch: They have not.
-        """
+        """Check that the journal's rows have these settings."""
         differences = self._journal_differences(settings)
         if differences and num_images:
             raise ArtifactMismatch(
@@ -378,11 +364,7 @@ _KINDS: dict[str, Any] = {
 def _recorded_options(
     settings: Settings, handling: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """Return recorded options as ``ExtractOptions`` has them.
-
-    Raises:
-        ArtifactInvalid: They are not as featx writes them.
-    """
+    """Return recorded options as ``ExtractOptions`` has them."""
     try:
         own = {"dtype": settings.dtype, "max_pixels": settings.max_pixels}
         found = {**settings.request, **own, **handling}

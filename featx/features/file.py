@@ -232,11 +232,7 @@ def open_features(
 
 
 def verify_features(path: Path) -> None:
-    """Check all of a feature file, block by block.
-
-    Raises:
-        ArtifactError: As ``open_features``.
-    """
+    """Check all of a feature file, block by block."""
     with _opened(path) as (file, header):
         columns = columns_of(header)
         _require_digests(file, header, path, columns)
@@ -293,10 +289,6 @@ def _open_hdf5(path: Path) -> h5py.File:
 
     It needs no lock, because it changes only by being replaced. But a process can have a file open
     with one way of locking only, and the notebook that calls featx may have chosen another.
-
-    Raises:
-        ArtifactBusy: Another program writes it, or this one has it open in a way of its own.
-        OSError: It cannot be opened.
     """
     for locking in (False, "best-effort", True):
         try:

@@ -242,12 +242,7 @@ class _Disk:
 
     @classmethod
     def open(cls, path: Path, *, room: int, output: Path) -> _Disk:
-        """Make the file and claim ``room`` bytes for it.
-
-        Raises:
-            ArtifactError: The disk has less; the message says how much is needed.
-            OSError: The file cannot be made.
-        """
+        """Make the file and claim ``room`` bytes for it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             _claim(descriptor, room, output)

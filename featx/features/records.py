@@ -118,11 +118,7 @@ class Scan:
 def read_record(
     descriptor: int, offset: int, number: int, path: Path, *, limit: int | None = None
 ) -> bytes:
-    """Return the payload of the record at ``offset``.
-
-    Raises:
-        ArtifactInvalid: There is no whole record of that number.
-    """
+    """Return the payload of the record at ``offset``."""
     head = os.pread(descriptor, _HEAD.size, offset)
     if len(head) == _HEAD.size:
         magic, found, length, crc = _HEAD.unpack(head)

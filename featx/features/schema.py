@@ -21,12 +21,7 @@ def columns_of(header: Header) -> tuple[str, ...]:
 
 
 def read_header(file: h5py.File, path: Path) -> Header:
-    """Return the header of a file that was written to its end.
-
-    Raises:
-        ArtifactInvalid: There is none, or it is not as featx writes it.
-        ArtifactIncomplete: The mark that is written last is not there.
-    """
+    """Return the header of a file that was written to its end."""
     if "header" not in file.attrs:
         raise ArtifactInvalid(path, f"'{path}' is an HDF5 file, but not one of featx's.")
     stored = file.attrs.get_id("header")
@@ -53,11 +48,7 @@ def _is_complete(file: h5py.File) -> bool:
 
 
 def require_schema(file: h5py.File, header: Header, path: Path) -> None:
-    """Look at links, layout, filters, types and shapes before any value is read.
-
-    Raises:
-        ArtifactInvalid: They are not those of a feature file.
-    """
+    """Look at links, layout, filters, types and shapes before any value is read."""
     num_rows, num_features = header.details["num_rows"], header.spec["num_features"]
     expected = {
         "features": ((num_rows, num_features), ("<f4", "<f2")),

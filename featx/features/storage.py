@@ -10,11 +10,7 @@ import os
 
 
 def write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset`` bytes from the file's start.
-
-    Raises:
-        OSError: The disk is full or failed; a part may have been written.
-    """
+    """Write all of ``data`` at ``offset`` bytes from the file's start."""
     rest = memoryview(data).cast("B")
     while rest:
         written = os.pwrite(descriptor, rest, offset)
@@ -22,18 +18,10 @@ def write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Wait until the file's content and length are on the disk.
-
-    Raises:
-        OSError: The disk failed.
-    """
+    """Wait until the file's content and length are on the disk."""
     os.fdatasync(descriptor)
 
 
 def truncate(descriptor: int, length: int) -> None:
-    """Cut the file to ``length`` bytes.
-
-    Raises:
-        OSError: The disk failed.
-    """
+    """Cut the file to ``length`` bytes."""
     os.ftruncate(descriptor, length)

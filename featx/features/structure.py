@@ -32,12 +32,7 @@ class _Unusual(ValueError):
 
 
 def require_plain_root(path: Path) -> None:
-    """Check, on the bytes alone, that opening a file and its attributes runs no filter.
-
-    Raises:
-        ArtifactInvalid: It may, or the file is not laid out as featx writes it.
-        OSError: The file cannot be read.
-    """
+    """Check, on the bytes alone, that opening a file and its attributes runs no filter."""
     with path.open("rb") as file:
         try:
             for kind, flags, content in _messages(file, _root(file)):

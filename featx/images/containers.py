@@ -61,11 +61,7 @@ def format_of(content: bytes) -> str | None:
 
 
 def check_cost(content: bytes, kind: str) -> None:
-    """Refuse tables that are far longer than any image has; before anything is opened.
-
-    Raises:
-        TooCostly: There is one.
-    """
+    """Refuse tables that are far longer than any image has; before anything is opened."""
     if kind == "TIFF":
         _check_tags(content)
     elif kind == "JPEG":
@@ -77,9 +73,6 @@ def check_scans(content: bytes, num_pixels: int) -> None:
 
     Each scan of a progressive JPEG goes over all pixels, and one that changes nothing takes a few
     bytes.
-
-    Raises:
-        TooCostly: There are too many.
     """
     start, is_single = _first_scan(content)
     if is_single:  # the decoder stops behind it
@@ -114,11 +107,7 @@ def without_metadata(content: bytes, kind: str | None) -> bytes | None:
 
 
 def check_png(content: bytes) -> None:
-    """Check what Pillow does not: sums over compressed pixels, and chunks that change them.
-
-    Raises:
-        ValueError: A sum is wrong, or a chunk that decides the pixels is not known.
-    """
+    """Check what Pillow does not: sums over compressed pixels, and chunks that change them."""
     for name, start, end in _chunks(content):
         if name == b"IDAT" and not _is_whole(content, start, end):
             raise ValueError("wrong checksum in IDAT")
@@ -159,11 +148,7 @@ def _plain_png(content: bytes) -> bytes:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each segment of a JPEG; the first scan has all the rest.
-
-    Raises:
-        TooCostly: There are too many.
-    """
+    """Yield marker, start and end of each segment of a JPEG; the first scan has all the rest."""
     at = 2
     for _ in range(_MAX_SEGMENTS):
         marker = content[at + 1] if at + 4 <= len(content) and content[at] == 0xFF else 0xDA

@@ -210,18 +210,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     preprocess: PreprocessSpec | None = None,
 ) -> np.ndarray:
-    """Return an encoded image's pixels, shape ``(height, width, 3)``, uint8, RGB.
-
-    Args:
-        content: The whole file.
-        sample_id: Names the image in errors.
-        max_pixels: Height times width allowed, ``1 <= max_pixels <= MAX_PIXELS``.
-        preprocess: What the pixels are for; None decodes in full.
-
-    Raises:
-        ImageError: The content is damaged, of an unknown format, too large or too narrow.
-        ConfigError: ``max_pixels`` is out of range.
-    """
+    """Return an encoded image's pixels, shape ``(height, width, 3)``, uint8, RGB."""
     check_max_pixels(max_pixels)
     return np.asarray(_decoded(content, sample_id, max_pixels, preprocess))
 
@@ -267,13 +256,7 @@ def _attempt(
 
 
 def _open(content: bytes) -> Image.Image:
-    """Return an image that is open but not decoded.
-
-    Raises:
-        UnidentifiedImageError: It is of no known format, or damaged.
-        ModuleNotFoundError: What reads the format is not installed.
-        ValueError: It is built to keep a decoder busy.
-    """
+    """Return an image that is open but not decoded."""
     kind = format_of(content)
     if kind is None:
         raise UnidentifiedImageError

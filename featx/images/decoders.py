@@ -120,11 +120,7 @@ class Decoders:
 
 @contextmanager
 def _memory(num_bytes: int) -> Iterator[int]:
-    """Give a file in memory, whose pages live as long as somebody has mapped them.
-
-    Raises:
-        SourceError: There is none to be had.
-    """
+    """Give a file in memory, whose pages live as long as somebody has mapped them."""
     with _refused():
         descriptor = os.memfd_create("crops")
     try:
@@ -136,11 +132,7 @@ def _memory(num_bytes: int) -> Iterator[int]:
 
 
 def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
-    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8.
-
-    Raises:
-        SourceError: There is no room for it.
-    """
+    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8."""
     with _refused():
         memory = mmap.mmap(descriptor, 0)
     return np.frombuffer(memory, np.uint8).reshape(shape)

@@ -142,11 +142,7 @@ class PreprocessSpec:
 
 
 def check_aspect_ratio(height: int, width: int, *, sample_id: str) -> None:
-    """Refuse an image so narrow that resizing its short side would make a huge one.
-
-    Raises:
-        ImageError: The longer side is more than ``MAX_ASPECT_RATIO`` times the shorter.
-    """
+    """Refuse an image so narrow that resizing its short side would make a huge one."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ImageError(
             sample_id,

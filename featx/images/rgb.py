@@ -21,16 +21,7 @@ _BLOCK = 2**20
 
 
 def to_rgb(image: Image.Image, content: bytes | None = None) -> Image.Image:
-    """Return an image's pixels, mode RGB, as they are stored; loads the image.
-
-    Args:
-        image: Open, and maybe not loaded yet.
-        content: The file; without it, 16-bit colours have but their high bytes.
-
-    Raises:
-        ValueError: Pillow cannot read the pixels right.
-        Exception: Whatever Pillow raises for damaged files.
-    """
+    """Return an image's pixels, mode RGB, as they are stored; loads the image."""
     if is_tiff(image) and _rawmode(image):
         check_tiff(image)
     if content is not None and (rawmode := _deep_rawmode(image)):

@@ -24,11 +24,7 @@ def is_tiff(image: Image.Image) -> bool:
 
 
 def check_tiff(image: Image.Image) -> None:
-    """Refuse a TIFF that Pillow would misread; set right what can be, before it is loaded.
-
-    Raises:
-        ValueError: It would be misread.
-    """
+    """Refuse a TIFF that Pillow would misread; set right what can be, before it is loaded."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)

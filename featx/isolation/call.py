@@ -198,13 +198,7 @@ def _cause(status: int) -> str:
 
 
 def serve(target: str, memory_bytes: int, seconds: float) -> None:
-    """Be the child: import the target, wait for a path, call, answer. No use in any other process.
-
-    Args:
-        target: As for ``call_isolated``.
-        memory_bytes: Address space that may be taken.
-        seconds: Wall time; here only a bound for the processor's, should the caller have died.
-    """
+    """Be the child: import the target, wait for a path, call, answer."""
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # what a library reads and prints is neither path nor answer

@@ -163,12 +163,7 @@ class _Process:
         return self._begun
 
     def receive(self) -> memoryview:
-        """Return the next answer.
-
-        Raises:
-            EOFError: The process is gone.
-            OSError: Likewise.
-        """
+        """Return the next answer."""
         return memoryview(self._line.recv_bytes())
 
     def cause(self) -> str:

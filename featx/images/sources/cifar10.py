@@ -48,11 +48,7 @@ class Cifar10Source:
 
 
 def open_cifar10(folder: Path) -> Cifar10Source:
-    """Return the samples of the batches in ``folder`` or its ``cifar-10-batches-py``.
-
-    Raises:
-        SourceError: There are no batches, or one is damaged or holds anything but plain data.
-    """
+    """Return the samples of the batches in ``folder`` or its ``cifar-10-batches-py``."""
     root = folder.resolve()
     if (root / "cifar-10-batches-py").is_dir():
         root = root / "cifar-10-batches-py"

@@ -96,12 +96,6 @@ def odd_classes(
 
     Of labels with several tags, the tags are looked at. Labels that look like measured numbers
     are no classes.
-
-    Args:
-        classes: Names in index order.
-        samples: With the splits that the source gives. Where featx makes a validation split, it
-            leaves images of each class for training.
-        has_tags: Whether ``|`` separates tags.
     """
     thing = "tag" if has_tags else "class"
     names_of = [split_tags(name) if has_tags else (name,) for name in classes]

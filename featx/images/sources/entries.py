@@ -97,16 +97,7 @@ class Tree:
 
 
 def read_tree(root: Path, *, output: Path | None = None) -> Tree:
-    """Return all that lies below a folder.
-
-    Args:
-        root: Absolute path.
-        output: A file that is about to be made: its folder is no class, if it holds no images.
-
-    Raises:
-        SourceError: A folder cannot be listed or is a link to one that contains it, or a link
-            that may have been one leads nowhere.
-    """
+    """Return all that lies below a folder."""
     tree = Tree(root)
     above = tuple(_identity(str(path)) for path in root.parents)
     waiting = [("", above)]
@@ -126,11 +117,7 @@ def read_tree(root: Path, *, output: Path | None = None) -> Tree:
 
 
 def require_images(tree: Tree) -> None:
-    """Check that there are any.
-
-    Raises:
-        SourceError: There are none; the message says what there is instead.
-    """
+    """Check that there are any."""
     if not tree.top.num_images:
         found = describe_ignored(tree.ignored) or "it is empty"
         raise SourceError(
@@ -190,11 +177,7 @@ def _add(level: Level, entry: os.DirEntry[str]) -> str | None:
 
 
 def _is_folder(entry: os.DirEntry[str], *, is_image: bool) -> bool:
-    """Return whether an entry is a folder, or a link to one.
-
-    Raises:
-        SourceError: It leads nowhere and may have been a folder.
-    """
+    """Return whether an entry is a folder, or a link to one."""
     try:
         if entry.is_dir():
             return True

@@ -37,11 +37,7 @@ class FolderSource:
         return str(self.root)
 
     def read(self, index: int) -> bytes:
-        """Return a sample's encoded image.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
+        """Return a sample's encoded image."""
         sample_id = self.samples[index].sample_id
         return read_image_file(f"{self.root}/{sample_id}", sample_id=sample_id)
 
@@ -51,15 +47,7 @@ class FolderSource:
 
 
 def open_folder(root: Path, *, output: Path | None = None) -> FolderSource:
-    """Return the samples of a folder, sorted by id.
-
-    Args:
-        root: The folder.
-        output: A file that is about to be made, whose folder is no class.
-
-    Raises:
-        SourceError: It holds no images, folders may be splits or classes, or a link is broken.
-    """
+    """Return the samples of a folder, sorted by id."""
     tree = read_tree(root.resolve(), output=output)
     require_images(tree)
     places = find_places(tree)

@@ -64,10 +64,6 @@ class Named(NamedTuple):
 def split_of(name: str, *, beside: Sequence[str] = ()) -> Named | None:
     """Return the split that a folder's name says; None where it says none, or several.
 
-    Args:
-        name: Of the folder.
-        beside: Words that say nothing beside the split's name, in lower case.
-
     >>> split_of("Training"), split_of("01_valImages")
     (Named(split='train', rest=()), Named(split='val', rest=()))
     >>> split_of("seg_test"), split_of("ants")
@@ -97,9 +93,6 @@ def find_places(tree: Tree) -> list[Place]:
     """Return where the images of each class and split lie.
 
     Images that belong to no place, beside split folders, are counted among the ignored.
-
-    Raises:
-        SourceError: Folders might be splits or classes.
     """
     level, splits = _unwrapped(tree)
     if level.prefix:
@@ -151,11 +144,7 @@ def _only_folder(tree: Tree, level: Level) -> Level | None:
 
 
 def _splits_among(tree: Tree, level: Level) -> dict[str, str]:
-    """Return the split that each split folder in a level stands for; empty where there are none.
-
-    Raises:
-        SourceError: Some of the folders are, or look like, splits.
-    """
+    """Return the split that each split folder in a level stands for; empty where there are none."""
     full = [_name(inner) for inner in tree.inner(level) if inner.num_images]
     found = {name: named for name in full if (named := split_of(name))}
     rests = {named.rest for named in found.values()}
@@ -238,11 +227,7 @@ def _direct_places(tree: Tree, level: Level, split: str) -> Iterator[Place]:
 
 
 def _splits_in_classes(tree: Tree, level: Level) -> dict[str, dict[str, str]]:
-    """Return the splits of folders below each class folder, by prefixes; empty where none are.
-
-    Raises:
-        SourceError: Some images lie in splits in their class folder, and some do not.
-    """
+    """Return the splits of folders below each class folder, by prefixes; empty where none are."""
     full = [inner for inner in tree.inner(level) if inner.num_images]
     found = {inner.prefix: _split_folders_in(tree, inner) for inner in full}
     pairs = [pair for own in found.values() for pair in own.items()]

@@ -59,11 +59,7 @@ class ManifestSource:
         return any(SEPARATOR in name for name in self.classes)
 
     def read(self, index: int) -> bytes:
-        """Return a sample's encoded image.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
+        """Return a sample's encoded image."""
         sample_id = self.samples[index].sample_id
         return read_image_file(self._file(sample_id), sample_id=sample_id)
 
@@ -83,10 +79,6 @@ def open_manifest(path: Path) -> ManifestSource:
     """Return the samples of a table, in its order.
 
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
-
-    Raises:
-        SourceError: The table cannot be read, lacks a column, is empty, or lists a path twice with
-            different labels, splits or groups; the message names the line.
     """
     path = path.resolve()
     rows: dict[str, _Row] = {}
