@@ -27,8 +27,8 @@ import numpy as np
 from report import ROOT, table, write_measured
 
 import featx
-from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
+from featx.features.records import RowBlock
 from featx.heads.head import apply_layers
 from featx.heads.samples import data as training_data
 from featx.heads.samples.data import TrainingData, standardisation

@@ -33,8 +33,8 @@ import h5py
 import numpy as np
 from report import ROOT, table, write_measured
 
-from featx.features.existing import RowBlock
 from featx.features.publish import publish_features
+from featx.features.records import RowBlock
 from featx.images.sources import Sample
 from featx.training.memory import parse_memory
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import BackboneOptions, BackboneRequest, BackboneSpec, Pool, Precision
 from featx.errors import ConfigError, require_at_least, require_choice
-from featx.features.values import DType
+from featx.features.records import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Decode
 

@@ -23,8 +23,7 @@ from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
 from featx.features.existing import ExistingRows
 from featx.features.file import SkippedImage
-from featx.features.records import Batch
-from featx.features.values import require_finite, require_float16, require_no_underflow
+from featx.features.records import Batch, require_finite, require_float16, require_no_underflow
 from featx.images.cores import num_cores
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
 from featx.images.decoders import Decoders

@@ -2,15 +2,13 @@
 
     lock      one writer per output
     existing  the rows there are: those of the file, then those of the journal
-    splits    which images are for validation where neither source nor file says, by
-    held_out  the choice among units of images that stay together
-    journal   the log of an extraction: rows are safe in it as soon as they are made
-    records   how the log lies on the disk
-    values    which numbers a row may hold
-    publish   from the log to the file
-    file      the reader, which opens what has the
-    schema    columns, types and layout of a feature file
-    structure what HDF5 reads of a file before it can be asked, looked at on its bytes
+    splits    validation images where neither source nor file says which; a set of them as text
+    held_out  the choice of validation images among units that stay together
+    journal   the rows of an extraction, safe as soon as they are appended
+    records   how the journal lies on the disk, and which numbers a row may hold
+    publish   from the journal to the file
+    file      the reader
+    schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading features block by block, where they do not fit into memory
     storage   every byte that is written goes through here
 

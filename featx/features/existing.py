@@ -1,4 +1,4 @@
-"""The rows there are already: those of the published file, then those of the extraction log."""
+"""The rows there are already: those of the published file, then those of the journal."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.features.journal import Journal
+from featx.features.records import RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
 
 
 @dataclass(frozen=True)
 class ExistingImages:
-    """What is known of n images.
+    """Images of earlier runs.
 
     Attributes:
         sample_ids: n strings.
         rows: Number of each image's row, -1 where it has none; ``(n,)`` int64.
         stamps: ``(n, 3)`` int64.
-        digests: ``(n, 16)`` uint8; zeros where it is not known.
+        digests: ``(n, 16)`` uint8; zeros where none is recorded.
         reasons: Why an image has no row; empty where it has one.
     """
 
@@ -33,21 +34,12 @@ class ExistingImages:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class RowBlock:
-    """Some rows with what belongs to them: ``(n, num_features)``, ``(n, 16)`` and ``(n, 3)``."""
-
-    features: np.ndarray
-    digests: np.ndarray
-    stamps: np.ndarray
-
-
 class ExistingRows:
-    """Rows under one numbering: first the file's, then the log's in the order they were added.
+    """Rows under one numbering: first the file's, then the journal's in the order they were added.
 
     Args:
         file: The published file, where there is one with the same settings.
-        journal: The log.
+        journal: That of the output.
     """
 
     def __init__(self, file: FeatureFile | None, journal: Journal) -> None:
@@ -57,7 +49,7 @@ class ExistingRows:
 
     @property
     def next_row(self) -> int:
-        """The number that the next row added to the log will have."""
+        """The number of the next row that is added to the journal."""
         return self.num_in_file + self.journal.num_rows
 
     def digests(self) -> np.ndarray:
@@ -66,7 +58,7 @@ class ExistingRows:
         return journal if self.file is None else np.concatenate([self.file.digests, journal])
 
     def images(self) -> Iterator[ExistingImages]:
-        """Yield what is known, the oldest first: the file, then the log."""
+        """Yield the images of the file, then those of the journal."""
         if self.file is not None:
             yield from images_in_file(self.file)
         first = self.num_in_file
@@ -96,9 +88,9 @@ class ExistingRows:
             block.digests[old] = self.file.digests[numbers[old]]
             block.stamps[old] = self.file.stamps[numbers[old]]
         if not old.all():
-            features, stamps, digests = self.journal.rows(numbers[~old] - self.num_in_file)
-            block.features[~old], block.digests[~old] = features, digests
-            block.stamps[~old] = stamps
+            added = self.journal.rows(numbers[~old] - self.num_in_file)
+            for column, values in zip(block, added, strict=True):
+                column[~old] = values
         return block
 
 

@@ -20,8 +20,13 @@ import numpy as np
 from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, ConfigError, counted
 from featx.features.journal import read_progress
-from featx.features.schema import columns_of, read_header, require_schema
-from featx.features.structure import require_plain_root, without_plugins
+from featx.features.schema import (
+    columns_of,
+    read_header,
+    require_plain_root,
+    require_schema,
+    without_plugins,
+)
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 

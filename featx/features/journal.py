@@ -1,7 +1,7 @@
-"""The extraction log, ``OUT.partial``: what an extraction has done, safe once it is said.
+"""The journal of an extraction, ``OUT.partial``: its rows are safe as soon as they are appended.
 
-An append-only file of records (see ``records``). It is made at the first batch, lies beside the
-output while the extraction runs, and is deleted when its rows are published.
+An append-only file of records (``records`` has their layout). It is made at the first batch, lies
+beside the output while the extraction runs, and is deleted when its rows are published.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing, counte
 from featx.features import storage
 from featx.features.records import (
     Batch,
+    RowBlock,
     Scan,
     count_images,
     pack,
@@ -43,19 +44,19 @@ _NONE = -1
 
 
 class Journal:
-    """The log of one output: opened where there is one, made at the first batch where not.
+    """The journal of one output: opened where there is one, made at the first batch where not.
 
     Args:
         output: The feature file that the rows are for.
         num_features: Length of a row.
 
     Attributes:
-        settings: What the rows depend on, JSON values; None until ``begin`` where there is no log.
+        settings: What the rows depend on, JSON values; None until ``begin`` in a new one.
         num_rows: Rows in it.
         num_images: Images in it, those without a row included.
 
     Raises:
-        ArtifactInvalid: Something that is no extraction log lies at its path.
+        ArtifactInvalid: Something that is no journal lies at its path.
         ArtifactError: It cannot be opened.
     """
 
@@ -128,12 +129,8 @@ class Journal:
         for number in range(len(self._offsets)):
             yield self._batch(number)
 
-    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return features ``(n, num_features)``, stamps ``(n, 3)`` and digests ``(n, 16)`` of rows.
-
-        Args:
-            numbers: Of rows, counted over all batches, ``(n,)`` int64; cheapest when ascending.
-        """
+    def rows(self, numbers: np.ndarray) -> RowBlock:
+        """Return rows; ``numbers`` ``(n,)`` count over all batches, cheapest when ascending."""
         features = np.empty((len(numbers), self.num_features), dtype="<f4")
         stamps = np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64)
         digests = np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8)
@@ -144,13 +141,13 @@ class Journal:
             features[wanted] = batch.features[local]
             stamps[wanted] = batch.stamps[batch.has_row][local]
             digests[wanted] = batch.digests[batch.has_row][local]
-        return features, stamps, digests
+        return RowBlock(features, digests, stamps)
 
     def digests(self) -> np.ndarray:
         """Return the content hashes of all rows, ``(num_rows, 16)`` uint8; no row is read.
 
         Raises:
-            ArtifactError: The log cannot be read.
+            ArtifactError: The journal cannot be read.
         """
         try:
             parts = [unpack_digests(self._descriptor, offset) for offset in self._offsets]
@@ -159,7 +156,7 @@ class Journal:
         return np.concatenate([np.empty((0, DIGEST_BYTES), dtype=np.uint8), *parts])
 
     def remove(self) -> None:
-        """Delete the log: its rows are published."""
+        """Delete the journal: its rows are published."""
         self.close()
         try:
             self.path.unlink(missing_ok=True)
@@ -167,9 +164,9 @@ class Journal:
             raise self._error(err) from err
 
     def close(self) -> None:
-        """Close the log; what it holds stays."""
+        """Close the journal; what it holds stays."""
         if self._descriptor != _NONE:
-            with contextlib.suppress(OSError):  # a disk that refuses has been reported by append
+            with contextlib.suppress(OSError):  # a disk that fails has been reported by append
                 self.sync()
             os.close(self._descriptor)
             self._descriptor = _NONE
@@ -181,7 +178,7 @@ class Journal:
         self.close()
 
     def _create(self) -> None:
-        """Make the file and write record 0; who dies in between leaves a log without batches."""
+        """Make the file and write record 0; a process that dies in between leaves no batches."""
         if self._descriptor == _NONE:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._descriptor = os.open(self.path, flags, 0o666)
@@ -254,11 +251,11 @@ class Journal:
 
 
 def read_progress(path: Path) -> tuple[int, int]:
-    """Return how many images an extraction log holds, and how many its source has.
+    """Return how many images a journal holds, and how many its source has.
 
     Raises:
-        ArtifactMissing: There is no log.
-        ArtifactInvalid: It is no extraction log.
+        ArtifactMissing: There is no journal.
+        ArtifactInvalid: It is no journal.
         ArtifactError: It cannot be read.
     """
     with _reading(path) as descriptor:
@@ -270,10 +267,10 @@ def read_progress(path: Path) -> tuple[int, int]:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """Return record 0 of an extraction log; None where there is no log, or no whole record 0.
+    """Return record 0 of a journal; None where there is no journal, or no whole record 0.
 
     Raises:
-        ArtifactInvalid: Something that is no extraction log lies there.
+        ArtifactInvalid: Something that is no journal lies there.
         ArtifactError: It cannot be read.
     """
     try:
@@ -284,11 +281,11 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def has_rows(path: Path) -> bool:
-    """Return whether an extraction log holds a row, and not just images that cannot be used.
+    """Return whether a journal holds a row, and not just images that cannot be used.
 
     Raises:
-        ArtifactMissing: There is no log.
-        ArtifactInvalid: It is no extraction log.
+        ArtifactMissing: There is no journal.
+        ArtifactInvalid: It is no journal.
         ArtifactError: It cannot be read.
     """
     with _reading(path) as descriptor:

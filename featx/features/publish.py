@@ -1,18 +1,14 @@
-"""From the log to the feature file: written once, verified by a fresh process, moved into place.
-
-HDF5 writes through ``_Disk``: the library takes a disk that fails for one that works, or crashes.
-"""
+"""From the journal to the feature file: written, verified by a fresh process, moved into place."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,8 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.existing import ExistingRows, RowBlock
+from featx.features.existing import ExistingRows
+from featx.features.records import RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Sample, Stamp, group_numbers, own_splits
 from featx.isolation.call import IsolatedCall, Limits
@@ -38,7 +35,7 @@ _HDF5_BYTES = 2**16  # superblock, groups, the roots of six indices; measured: b
 def publish_features(
     path: Path,
     header: Header,
-    known: ExistingRows,
+    existing: ExistingRows,
     *,
     samples: Sequence[Sample],
     rows: np.ndarray,
@@ -54,11 +51,11 @@ def publish_features(
     Args:
         path: Where to; its lock is held.
         header: Everything but row count and checksums.
-        known: The rows.
+        existing: The rows.
         samples: All of the source, in the order of the file.
         rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64, at least
             one of them 0 or more.
-        verifier: What ``start_verifier`` gives, entered; it reads the file before it gets its name.
+        verifier: From ``start_verifier``, entered; it reads the file before it gets its name.
         splits: Of each sample, an index into ``SPLITS``, ``(num_samples,)`` uint8; None takes those
             that the source gives.
         dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
@@ -78,7 +75,7 @@ def publish_features(
     splits = own_splits(samples) if splits is None else splits
     width = max(len(_encoded(samples[int(i)].sample_id)) for i in kept)  # no list: it is long
     schema = {
-        "features": np.dtype((np.dtype(dtype).newbyteorder("<"), (known.journal.num_features,))),
+        "features": np.dtype((np.dtype(dtype).newbyteorder("<"), (existing.journal.num_features,))),
         "labels": np.dtype("<i8"),
         "splits": np.dtype("u1"),
         "sample_ids": np.dtype(f"S{width}"),
@@ -89,10 +86,10 @@ def publish_features(
     temporary = _free_name(path)
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
         with (
-            _Disk.open(
+            storage.Disk.open(
                 temporary, room=_file_size(schema, len(kept), header_bytes), output=path
             ) as disk,
-            known.reading() as rows_at,
+            existing.reading() as rows_at,
         ):
             blocks = _blocks(kept, samples, splits, lambda i: rows_at(rows[i]), schema)
             complete = _write(disk, header, schema, blocks, num_rows=len(kept))
@@ -188,7 +185,7 @@ def _chunk_rows(column: np.dtype[Any], num_rows: int) -> int:
 
 
 def _write(
-    disk: _Disk,
+    disk: storage.Disk,
     header: Header,
     schema: dict[str, np.dtype[Any]],
     blocks: Iterator[dict[str, np.ndarray]],
@@ -225,119 +222,3 @@ def _write(
         file.attrs["complete"] = True
     disk.check()
     return header
-
-
-@dataclass(eq=False)
-class _Disk:
-    """A file as HDF5 uses one, whose space is claimed first and whose first failure is kept.
-
-    After a failure it goes on as if nothing had happened, and ``check`` raises: what HDF5 makes of
-    an error depends on where it is and can be a crash.
-    """
-
-    descriptor: int
-    position: int = 0
-    length: int = 0
-    failure: OSError | None = field(default=None)
-
-    @classmethod
-    def open(cls, path: Path, *, room: int, output: Path) -> _Disk:
-        """Make the file and claim ``room`` bytes for it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        try:
-            _claim(descriptor, room, output)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return cls(descriptor)
-
-    def check(self) -> None:
-        """Raise the first failure, if there was one."""
-        if self.failure is not None:
-            raise self.failure
-
-    def __enter__(self) -> _Disk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.check()
-            storage.truncate(self.descriptor, self.length)
-            storage.sync(self.descriptor)
-        finally:
-            os.close(self.descriptor)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.length}[whence]
-        self.position = start + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes; HDF5 itself calls ``readinto``."""
-        size = self.length - self.position if size < 0 else size
-        buffer = bytearray(size)
-        return bytes(buffer[: self.readinto(memoryview(buffer))])
-
-    def readinto(self, buffer: memoryview) -> int:
-        content = b""
-        try:
-            content = os.pread(self.descriptor, len(buffer), self.position)
-        except OSError as err:
-            self.failure = self.failure or err
-        buffer[: len(content)] = content
-        self.position += len(content)
-        return len(content)
-
-    def write(self, data: memoryview) -> int:
-        try:
-            if self.failure is None:
-                storage.write(self.descriptor, data, self.position)
-        except OSError as err:
-            self.failure = err
-        self.position += len(data)
-        self.length = max(self.length, self.position)
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Note the length; the claimed space stays until the file is closed."""
-        self.length = self.position if size is None else size
-        return self.length
-
-    def flush(self) -> None:
-        pass
-
-
-_CANNOT_CLAIM = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-"""What a file system answers that cannot set space aside. Then the first failed write tells."""
-
-
-def _claim(descriptor: int, room: int, output: Path) -> None:
-    free = _free_bytes(descriptor)
-    if free and free < room:
-        raise ArtifactError(
-            output,
-            f"'{output}' needs {room:,} bytes, but its disk has {free:,} free. Free some and run "
-            "the same command again; nothing is lost.",
-        )
-    try:
-        os.posix_fallocate(descriptor, 0, room)
-    except OSError as err:
-        if err.errno in _CANNOT_CLAIM:
-            return
-        raise ArtifactError(
-            output,
-            f"Cannot write '{output}': it needs {room:,} bytes, which cannot be had "
-            f"({err.strerror}). Run the same command again when they can; nothing is lost.",
-        ) from err
-
-
-def _free_bytes(descriptor: int) -> int:
-    """Return how many bytes a disk says to have free; 0 where it is full or does not know."""
-    try:
-        status = os.fstatvfs(descriptor)
-    except OSError:
-        return 0
-    return int(status.f_bavail * status.f_frsize)

@@ -1,8 +1,9 @@
-"""The records of an extraction log: how they lie in the file, and which of them are whole.
+"""Rows: which values they may hold, and how they lie in the records of a journal.
 
-Each has its number, its length and a CRC32. Record 0 holds the settings as JSON; every other one
-holds a batch: what became of some images. A record counts only when it is whole, so whatever ends
-a process costs at most the batch it was writing. Reading stops at the first that does not verify.
+Each record has its number, its length and a CRC32. Record 0 holds the settings as JSON; every other
+one holds a batch: the outcome of some images. A record counts only when it is whole, so whatever
+ends a process costs at most the batch it was writing. Reading stops at the first that does not
+verify.
 
 Layout, little-endian: ``magic (4) | number u32 | payload length u64 | CRC32 u32 | payload``; the
 CRC covers everything but itself. The payload of a batch is ``images u32 | rows u32 | text bytes
@@ -16,15 +17,15 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from featx.artifact import LOG_MAGIC as MAGIC
-from featx.errors import ArtifactInvalid
+from featx.errors import ArtifactInvalid, BackboneError, ConfigError
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
 
@@ -36,6 +37,12 @@ ENTRY = np.dtype(
         ("reason_bytes", "<u4"),
     ]
 )
+DType = Literal["float32", "float16"]
+MAX_FLOAT16_LOSS = 1e-3
+"""Largest ‖x − float16(x)‖ / ‖x‖ of a row. Rounding alone gives at most 2⁻¹¹ = 4.9e-4; what is
+above has lost small values to underflow."""
+_NAMES_SHOWN = 10
+_MANY = 8
 _HEAD = struct.Struct("<4sIQI")
 _COUNTS = struct.Struct("<III")
 _MAX_SETTINGS_BYTES = 2**20
@@ -43,11 +50,11 @@ _MAX_SETTINGS_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Batch:
-    """What became of n images, in the order of the source.
+    """The outcome of n images, in the order of the source.
 
     Attributes:
         sample_ids: n strings.
-        stamps: What each image's file looked like before it was read; ``(n, 3)`` int64.
+        stamps: Of each image's file before it was read; ``(n, 3)`` int64.
         digests: Content hash of each image, zeros where it could not be read; ``(n, 16)`` uint8.
         reasons: Why an image has no row; empty where it has one.
         features: Rows of the others, ``(num_rows, num_features)`` float32.
@@ -65,6 +72,14 @@ class Batch:
         return np.array([not reason for reason in self.reasons], dtype=bool)
 
 
+class RowBlock(NamedTuple):
+    """Some rows: features ``(n, D)`` float32, digests ``(n, 16)``, stamps ``(n, 3)``."""
+
+    features: np.ndarray
+    digests: np.ndarray
+    stamps: np.ndarray
+
+
 def record(number: int, payload: bytes) -> bytes:
     """Return the bytes of a record."""
     start = _HEAD.pack(MAGIC, number, len(payload), 0)[:-4]
@@ -72,7 +87,7 @@ def record(number: int, payload: bytes) -> bytes:
 
 
 class Scan:
-    """Goes through the records of a log and remembers where the whole ones end."""
+    """Reads the records of a journal; ``end`` is where the whole ones end."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
@@ -204,3 +219,63 @@ def count_images(descriptor: int, offset: int) -> int:
             break
         count += struct.unpack_from("<I", start, _HEAD.size)[0]
     return count
+
+
+def require_finite(features: np.ndarray, sample_ids: Sequence[str]) -> None:
+    """Check that rows ``(n, num_features)`` hold numbers.
+
+    Raises:
+        BackboneError: A value is NaN or infinite; the message names the images.
+    """
+    bad = [
+        name for name, row in zip(sample_ids, features, strict=True) if not np.isfinite(row).all()
+    ]
+    if bad:
+        names = ", ".join(f"'{name}'" for name in bad[:_NAMES_SHOWN])
+        more = f" and {len(bad) - _NAMES_SHOWN} more" if len(bad) > _NAMES_SHOWN else ""
+        raise BackboneError(
+            f"The backbone gives NaN or infinite features for {names}{more}. Check its weights."
+        )
+
+
+def require_no_underflow(features: np.ndarray) -> None:
+    """Check that rows ``(n, num_features)`` calculated in fp16 are not all zero.
+
+    Some images may well give zeros, black ones for instance; so fewer than eight pass.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if len(features) >= _MANY and not features.any():
+        raise ConfigError(
+            f"In fp16 all features of {len(features)} images are zero: there is nothing between 0 "
+            "and 6e-08 in float16, and this backbone's numbers seem to be there. Use --precision "
+            "bf16."
+        )
+
+
+def require_float16(features: np.ndarray, sample_ids: Sequence[str]) -> None:
+    """Check that rows ``(n, num_features)`` survive being stored as float16.
+
+    Raises:
+        ConfigError: A value overflows, or a row loses more than ``MAX_FLOAT16_LOSS``.
+    """
+    if not features.size:
+        return
+    largest = np.abs(features).max(axis=1)
+    if largest.max() > np.finfo(np.float16).max:
+        worst = int(largest.argmax())
+        raise ConfigError(
+            f"float16 holds values up to 65,504, but a feature of '{sample_ids[worst]}' is "
+            f"{largest[worst]:.6g}. Use float32."
+        )
+    rows = features.astype(np.float64)
+    lost = np.linalg.norm(rows - features.astype(np.float16), axis=1)
+    loss = lost / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float64).tiny)
+    if loss.max() > MAX_FLOAT16_LOSS:
+        worst = int(loss.argmax())
+        raise ConfigError(
+            f"float16 would change the features of '{sample_ids[worst]}' by {loss[worst]:.2%} "
+            f"(relative, L2), more than the {MAX_FLOAT16_LOSS:.1%} allowed: its values are too "
+            "small. Use float32."
+        )

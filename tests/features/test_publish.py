@@ -242,9 +242,9 @@ def test_a_file_never_outgrows_the_room_it_claimed(
     *, tmp_path, monkeypatch, num_rows, num_features, longest, header_kilobytes
 ):
     claimed = []
-    claim = publish._claim
+    claim = storage._claim
     monkeypatch.setattr(
-        publish, "_claim", lambda fd, room, output: (claimed.append(room), claim(fd, room, output))
+        storage, "_claim", lambda fd, room, output: (claimed.append(room), claim(fd, room, output))
     )
     names = [f"{row:04d}".ljust(longest if row == 0 else 4, "x") for row in range(num_rows)]
     columns = make_columns(num_rows) | {"sample_ids": names}
@@ -462,8 +462,8 @@ def test_an_interruption_leaves_nothing(target, values, monkeypatch, where):
         monkeypatch.setattr(owner, where, interrupt)
         return open_disk(*arguments, **options)
 
-    open_disk = publish._Disk.open
-    monkeypatch.setattr(publish._Disk, "open", from_now_on)
+    open_disk = storage.Disk.open
+    monkeypatch.setattr(storage.Disk, "open", from_now_on)
     with pytest.raises(KeyboardInterrupt):
         write_features(target, values, overwrite=True)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import pytest
 
 from featx.errors import ArtifactInvalid
 from featx.features.file import open_features
-from featx.features.structure import require_plain_root, without_plugins
+from featx.features.schema import require_plain_root, without_plugins
 
 
 def refused_unopened(path: Path, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
