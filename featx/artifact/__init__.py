@@ -3,22 +3,11 @@
 header   what an artifact says about itself; one fingerprint, and who has the same
 fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
-files    looking at a file before it is read, and publishing one atomically
-paths    where outputs lie: links, files beside them, and what they must not be
-own      which files featx wrote itself, and may replace
+files    which of the three a file is, before it is read
+outputs  where outputs lie, what they may replace, and writing them atomically
 """
 
-from featx.artifact.files import (
-    LOG_MAGIC,
-    file_sha256,
-    is_unfinished,
-    kind_of_file,
-    partial_path,
-    publishing,
-    require_file,
-    require_writable,
-    sync,
-)
+from featx.artifact.files import LOG_MAGIC, file_sha256, is_unfinished, kind_of_file, require_file
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
     OLDEST_SCHEMA_VERSION,
@@ -32,19 +21,21 @@ from featx.artifact.header import (
     fingerprint_of,
     require_same_features,
 )
-from featx.artifact.own import (
+from featx.artifact.outputs import (
     CARD_SIGN,
     PAGE_SIGN,
     Written,
+    beside,
     free_path,
     is_own,
-    require_replaceable,
-)
-from featx.artifact.paths import (
-    beside,
+    partial_path,
+    publishing,
     require_apart,
     require_no_links,
+    require_replaceable,
+    require_writable,
     run_files,
+    sync,
     target_of,
 )
 
