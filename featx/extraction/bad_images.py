@@ -17,8 +17,8 @@ from featx.backbones.spec import weights_file
 from featx.errors import ArtifactExists, BadImages, ConfigError, counted
 from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.extraction.plan import Plan
-from featx.images.formats import extension_of, image_extensions
 from featx.images.sources import ImageSource
+from featx.images.sources.entries import extension_of, image_extensions
 
 log = logging.getLogger(__name__)
 

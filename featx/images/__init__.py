@@ -1,7 +1,6 @@
 """What goes in: sources of samples, safe decoding, and preprocessing to the backbone's square.
 
     sources/     where samples come from: classes, splits, stable ids
-    formats      which file names are images
     decode       one encoded image → RGB pixels, by one set of rules
     containers   the format of a file, its metadata, and what it may cost
     rgb          modes, depths and transparency → RGB

@@ -2,7 +2,6 @@
 
 ``open_source`` takes what a user types: a folder, a ``.csv`` or ``.tsv`` manifest,
 ``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same ``ImageSource``.
-What looks wrong with the classes of any of them, ``warn_of_odd_classes`` says.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.images.sources.classes import (
+from featx.images.sources.labels import (
     warn_of_odd_classes,
     warn_of_split_groups,
     warn_of_two_labels,

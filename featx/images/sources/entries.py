@@ -17,13 +17,33 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from featx.errors import SourceError, counted
-from featx.images.formats import extension_of, image_extensions, is_heif, is_picture
 
 log = logging.getLogger(__name__)
 
+EXTENSIONS = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+        *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    }
+)
+"""Of files that are always read; ``image_extensions`` adds what optional decoders read."""
+_AVIF = frozenset({".avif", ".avifs"})
+_HEIF = frozenset({".heic", ".heif", ".hif", ".heics", ".heifs"})
+_OTHER_PICTURES = frozenset(
+    {
+        *(".jp2", ".j2k", ".jpx", ".jpf", ".jxl", ".jxr", ".wdp", ".jls"),
+        *(".psd", ".xcf", ".svg", ".svgz", ".eps", ".ai", ".tga", ".pcx", ".ico", ".icns", ".cur"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".exr", ".hdr", ".dds", ".sgi", ".ras", ".wbmp"),
+        *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2"),
+        *(".raf", ".raw", ".pef", ".3fr", ".iiq", ".x3f", ".dcm", ".dicom", ".fits", ".fit"),
+        *(".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".nii"),
+    }
+)
 _JUNK_FOLDERS = frozenset(
     {
         *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb"),
@@ -94,6 +114,29 @@ class Tree:
             level = self.levels[waiting.pop()]
             yield from level.images
             waiting += level.inner()
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """Return the extensions of files that can be read here, in lower case, with their dot."""
+    avif = _AVIF if find_spec("PIL._avif") else frozenset()
+    heif = _HEIF if find_spec("pillow_heif") else frozenset()
+    return EXTENSIONS | avif | heif
+
+
+def is_picture(extension: str) -> bool:
+    """Return whether files with an extension are pictures, whether they can be read or not."""
+    return extension in EXTENSIONS | _AVIF | _HEIF | _OTHER_PICTURES
+
+
+def is_heif(extension: str) -> bool:
+    """Return whether files with an extension are what ``pillow-heif`` reads."""
+    return extension in _HEIF
+
+
+def extension_of(name: str) -> str:
+    """Return a file name's extension in lower case, with its dot; empty where it has none."""
+    return os.path.splitext(name)[1].lower()
 
 
 def read_tree(root: Path, *, output: Path | None = None) -> Tree:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
 from featx.images.decode import decode_image
-from featx.images.formats import EXTENSIONS
 from featx.images.sources import NO_FILE, entries
+from featx.images.sources.entries import EXTENSIONS
 from featx.images.sources.folder import FolderSource, list_images, open_folder
 
 Photos = Callable[..., Path]
