@@ -61,7 +61,7 @@ ALLOWED = {
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),
-    "PIL": ("images/", "classifier/runner.py", "stages/predict/"),
+    "PIL": ("images/", "classifier/runner.py", "reporting/mistakes.py", "stages/predict/"),
     "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
 }
 HEAVY = (

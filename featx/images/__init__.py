@@ -1,4 +1,4 @@
-"""What goes in: sources of samples, safe decoding, and preprocessing to the backbone's square.
+"""What goes in: sources of samples, safe decoding, and preprocessing to the backbone's crop.
 
     sources/     where samples come from: classes, splits, stable ids
     decode       one encoded image → RGB pixels, by one set of rules
@@ -10,7 +10,6 @@
     cores        how many there are, by scheduler and CPU quota
     reading      a source's images, read and decoded ahead by threads
     variants     hard images made from ordinary ones, for proofs
-    thumbnail    small pictures, for pages that people look at
 
 Uses numpy and Pillow only, so that predicting needs nothing more.
 """

@@ -88,30 +88,6 @@ def content_digest(content: bytes | np.ndarray) -> bytes:
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
-def pixels_of(
-    content: bytes | np.ndarray,
-    *,
-    sample_id: str,
-    max_pixels: int = MAX_PIXELS,
-    preprocess: PreprocessSpec | None = None,
-) -> np.ndarray:
-    """Return what a source reads as pixels, ``(height, width, 3)`` uint8, RGB.
-
-    Args:
-        content: An encoded image, or its pixels, which are taken as they are.
-        sample_id: Names the image in errors.
-        max_pixels: Height times width allowed, of the whole image.
-        preprocess: What the pixels are for; None decodes in full.
-
-    Raises:
-        ImageError: It is an encoded image that cannot be used, or has more than ``max_pixels``.
-        ConfigError: ``max_pixels`` is out of range.
-    """
-    return np.asarray(
-        decoded(content, sample_id=sample_id, max_pixels=max_pixels, preprocess=preprocess)
-    )
-
-
 def decoded(
     content: bytes | np.ndarray,
     *,
@@ -119,11 +95,18 @@ def decoded(
     max_pixels: int = MAX_PIXELS,
     preprocess: PreprocessSpec | None = None,
 ) -> Image.Image | np.ndarray:
-    """Return the same pixels as they are at hand, which saves ``preprocess`` a copy or two.
+    """Return what a source reads as ``preprocess`` takes it with the fewest copies.
+
+    Args:
+        content: An encoded image, or its pixels ``(height, width, 3)``, which are taken as they
+            are.
+        sample_id: Names the image in errors.
+        max_pixels: Height times width allowed, of the whole image.
+        preprocess: What the pixels are for; None decodes in full.
 
     Raises:
-        ImageError: As ``pixels_of``.
-        ConfigError: As ``pixels_of``.
+        ImageError: It cannot be used, or has more than ``max_pixels``.
+        ConfigError: ``max_pixels`` is out of range.
     """
     check_max_pixels(max_pixels)
     if isinstance(content, bytes):
@@ -211,8 +194,8 @@ def decode_image(
     preprocess: PreprocessSpec | None = None,
 ) -> np.ndarray:
     """Return an encoded image's pixels, shape ``(height, width, 3)``, uint8, RGB."""
-    check_max_pixels(max_pixels)
-    return np.asarray(_decoded(content, sample_id, max_pixels, preprocess))
+    image = decoded(content, sample_id=sample_id, max_pixels=max_pixels, preprocess=preprocess)
+    return np.asarray(image)
 
 
 def _decoded(

@@ -1,4 +1,4 @@
-"""From an image's pixels to the square the backbone sees.
+"""From an image's pixels to the crop that the backbone sees.
 
 The geometry (resize, crop) runs here on uint8 pixels; the arithmetic (scale, mean, standard
 deviation) runs next to the backbone, from the same spec. The exported graph repeats both.
@@ -37,8 +37,8 @@ class PreprocessSpec:
         image_size: Height and width of the backbone's input, pixels.
         resize: Length that the shorter side is resized to before a centre crop, pixels. With
             ``crop="none"`` it equals ``image_size``.
-        crop: ``"center"`` cuts the middle square; ``"none"`` squeezes the whole image into the
-            square, so that nothing is cut off.
+        crop: ``"center"`` cuts out the middle; ``"none"`` resizes the whole image to the input's
+            shape, so that nothing is cut off.
         interpolation: Filter of the (antialiased) resize.
         mean: Per channel R, G, B, for values in [0, 1].
         std: Per channel R, G, B, for values in [0, 1].
@@ -101,7 +101,7 @@ class PreprocessSpec:
         """Return the spec with a user's geometry and way to decode; None leaves the spec's own.
 
         An image size given alone also becomes the resize, so that the shorter side just fills the
-        square.
+        crop.
         """
         new_crop = self.crop if crop is None else crop
         new_size = self.image_size if image_size is None else image_size
@@ -200,7 +200,7 @@ def resize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
 
 
 def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:
-    """Return the square that the backbone sees.
+    """Return the crop that the backbone sees.
 
     Args:
         pixels: RGB, shape ``(height, width, 3)``, uint8; or a PIL image of mode RGB.
@@ -210,14 +210,14 @@ def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.nda
         RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
         PIL images pixel for pixel.
     """
-    return _middle_square(pixels, spec, side=spec.image_size)
+    return _centre_crop(pixels, spec, side=spec.image_size)
 
 
 def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:
-    """Return the square that, preprocessed in turn, is only cropped, to what the backbone sees.
+    """Return the resized image, cropped to a square from which the backbone's crop is cut.
 
     ``preprocess(resized_square(pixels, spec), spec)`` equals ``preprocess(pixels, spec)``, so a
-    graph that does both has only the crop left to do, and images of all sizes come to one.
+    graph that does both has only the crop left to do, and images of all sizes get one size.
 
     Args:
         pixels: RGB, shape ``(height, width, 3)``, uint8; or a PIL image of mode RGB.
@@ -226,11 +226,11 @@ def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np
     Returns:
         RGB, shape ``(resize, resize, 3)``, uint8.
     """
-    return _middle_square(pixels, spec, side=spec.resize)
+    return _centre_crop(pixels, spec, side=spec.resize)
 
 
-def _middle_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side: int) -> np.ndarray:
-    """Return the square of the resized image whose own middle is what the backbone sees."""
+def _centre_crop(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side: int) -> np.ndarray:
+    """Return the middle of the resized image, ``(side, side, 3)``."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     height, width = resized_shape(image.height, image.width, spec)
     if image.size != (width, height):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from featx.errors import ImageError
 from featx.features.file import FeatureFile
-from featx.images.decode import content_digest, pixels_of
+from featx.images.decode import NO_DIGEST
+from featx.images.reading import read_images
 from featx.images.sources import ImageSource
-from featx.images.thumbnail import thumbnail
 from featx.reporting.summary import ClassPredictions
+
+_SIDE = 160
 
 
 @dataclass(frozen=True)
@@ -132,23 +137,41 @@ def with_pictures(
     """Return mistakes with the pictures of their images; None stands for a source that is gone."""
     positions = {each.sample_id: i for i, each in enumerate(images.samples if images else ())}
 
-    def picture(row: int, name: str) -> tuple[str | None, str]:
-        if images is None:
-            return None, "its source is not there"
-        if name not in positions:
-            return None, "no longer in the source"
-        try:
-            content = images.read(positions[name])
-            if content_digest(content) != cache.digests[row].tobytes():
-                return None, "changed since it was extracted"
-            jpeg = thumbnail(pixels_of(content, sample_id=name))
-        except ImageError as err:
-            return None, err.reason
-        return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}", ""
-
+    shown: dict[int, tuple[str | None, str]] = {}  # by position
+    wanted = {
+        positions[name]: each.row
+        for each in mistakes
+        if (name := cache.sample_ids[each.row]) in positions
+    }
+    if images:
+        with closing(read_images(images, wanted, thumbnail)) as read:
+            for position, digest, jpeg in read:
+                if digest not in (NO_DIGEST, cache.digests[wanted[position]].tobytes()):
+                    shown[position] = None, "changed since it was extracted"
+                elif isinstance(jpeg, ImageError):
+                    shown[position] = None, jpeg.reason
+                else:
+                    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+                    shown[position] = uri, ""
+    none = None, "no longer in the source" if images else "its source is not there"
     found = []
     for each in mistakes:
         name = cache.sample_ids[each.row]
-        shown, why_not = picture(each.row, name)
-        found.append(replace(each, sample_id=name, picture=shown, why_not=why_not))
+        picture, why_not = shown.get(positions.get(name, -1), none)
+        found.append(replace(each, sample_id=name, picture=picture, why_not=why_not))
     return found
+
+
+def thumbnail(pixels: Image.Image | np.ndarray) -> bytes:
+    """Return an image as a JPEG file that fits into 160×160 pixels.
+
+    Smaller images are enlarged to half of that, so that the pixels of tiny ones can be seen.
+    """
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    longest = max(image.size)
+    scale = min(_SIDE / longest, max(1.0, _SIDE / 2 / longest))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    file = io.BytesIO()
+    image.resize((width, height), resample).save(file, "JPEG", quality=85)
+    return file.getvalue()

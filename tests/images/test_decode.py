@@ -30,7 +30,6 @@ from featx.images.decode import (
     content_digest,
     decode_image,
     is_animated,
-    pixels_of,
     read_image_file,
     rgb_image,
 )
@@ -416,8 +415,8 @@ class TestMaxPixels:
         pixels = noise(20, 30)
         for read in (
             lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=599),
-            lambda: pixels_of(pixels, sample_id=ID, max_pixels=599),
-            lambda: pixels_of(encode(pixels), sample_id=ID, max_pixels=599),
+            lambda: decode.decoded(pixels, sample_id=ID, max_pixels=599),
+            lambda: decode.decoded(encode(pixels), sample_id=ID, max_pixels=599),
         ):
             with pytest.raises(ImageError, match="more than the 599 allowed"):
                 read()
@@ -429,7 +428,7 @@ class TestMaxPixels:
             lambda: check_max_pixels(limit),
             lambda: decode_image(content, sample_id=ID, max_pixels=limit),
             lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=limit),
-            lambda: pixels_of(pixels, sample_id=ID, max_pixels=limit),
+            lambda: decode.decoded(pixels, sample_id=ID, max_pixels=limit),
         ):
             with pytest.raises(ConfigError, match=f"max pixels must be .*; got {limit!r}"):
                 read()
@@ -717,10 +716,10 @@ class TestContent:
 
     def test_pixels_pass_and_bytes_are_decoded(self) -> None:
         pixels = noise()
-        assert pixels_of(pixels, sample_id=ID) is pixels
-        np.testing.assert_array_equal(pixels_of(encode(pixels), sample_id=ID), pixels)
+        assert decode.decoded(pixels, sample_id=ID) is pixels
+        np.testing.assert_array_equal(decode.decoded(encode(pixels), sample_id=ID), pixels)
         with pytest.raises(ImageError, match=ID):
-            pixels_of(b"x", sample_id=ID)
+            decode.decoded(b"x", sample_id=ID)
 
     def test_the_module_text_names_the_formats(self) -> None:
         assert decode.__doc__ is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from featx.errors import ImageError
-from featx.images.decode import decode_image, decoded, pixels_of, rgb_image
+from featx.images.decode import decode_image, decoded, rgb_image
 from featx.images.preprocess import PreprocessSpec, draft_size, preprocess, resized_shape
 
 ID = "ants/some image.jpg"
@@ -148,7 +148,7 @@ class TestPixels:
         assert Image.open(io.BytesIO(content)).format == "MPO"
         assert scaled(content).shape == (50, 63, 3)
 
-    @pytest.mark.parametrize("function", [decode_image, pixels_of, decoded])
+    @pytest.mark.parametrize("function", [decode_image, decoded])
     def test_every_way_gives_the_same(self, function: Any) -> None:
         content = jpeg(picture(400, 500))
         found = np.asarray(function(content, sample_id=ID, preprocess=SCALED))

@@ -1,4 +1,4 @@
-"""Small pictures keep shape and colour."""
+"""Pictures of mistakes keep shape and colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.images.thumbnail import thumbnail
+from featx.reporting.mistakes import thumbnail
 
 
 @pytest.mark.parametrize(
