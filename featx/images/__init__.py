@@ -9,7 +9,7 @@
     decoders     processes that do both, beside a GPU
     cores        how many there are, by scheduler and CPU quota
     reading      a source's images, read and decoded ahead by threads
-    variants     hard images made from ordinary ones, for proofs
+    edge_cases   images that are hard to preprocess, made from ordinary ones, for proofs
 
 Uses numpy and Pillow only, so that predicting needs nothing more.
 """

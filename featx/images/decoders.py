@@ -1,11 +1,10 @@
-"""Decoding in processes, for where something faster than a core waits for the images.
+"""Decoding in processes, for where a GPU waits for the images.
 
-Threads of one process take turns at what Pillow and the files need of Python's lock: some twelve
-times an image, and each time a thread has to be woken. Eight of them decode as fast as they ever
-will, however many cores there are.
+Threads of one process contend for Python's lock, which Pillow and the files need some twelve times
+an image. Eight of them decode as fast as they ever will, however many cores there are.
 
-Files go to a process through its line. Crops come back in memory that all of them share: through
-the line they would be copied four times, a piece at a time.
+Files go to a process through its pipe. Crops come back in memory that all of them share: through
+the pipe they would be copied four times, a part at a time.
 """
 
 from __future__ import annotations
@@ -32,14 +31,7 @@ NO_MEMORY = "there is too little memory to resize it."
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some encoded images.
-
-    Attributes:
-        num_crops: Of those that can be used.
-        errors: By the number of the image, why it cannot be used.
-        decode_seconds: Of the process.
-        preprocess_seconds: Of the process.
-    """
+    """Decoding of some encoded images: the errors by image number, and the time of the process."""
 
     num_crops: int
     errors: dict[int, ImageError]
@@ -50,13 +42,10 @@ class Outcome:
 class Decoders:
     """Processes that make crops of encoded images, as ``decoded`` and ``preprocess`` do.
 
-    Attributes:
-        batch_size: Most images that a process is given at once.
-
     Args:
         spec: From pixels to crops.
         max_pixels: Images with more cannot be used.
-        batch_size: As above; what the memory is made for.
+        batch_size: Most images that a process is given at once.
         workers: Processes.
 
     Raises:
@@ -67,13 +56,13 @@ class Decoders:
         self, spec: PreprocessSpec, max_pixels: int, *, batch_size: int, workers: int
     ) -> None:
         shape = (workers, batch_size, spec.image_size, spec.image_size, 3)
-        order = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
+        settings = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
         self.batch_size = batch_size
         with _memory(math.prod(shape)) as descriptor:
             self._shared = _shared(descriptor, shape)
             self._processes = Processes(
                 f"{__name__}:begin",
-                workers * [[json.dumps(order | {"descriptor": descriptor}).encode()]],
+                workers * [[json.dumps(settings | {"descriptor": descriptor}).encode()]],
                 names=workers * ["that decodes images"],
                 error=SourceError,
                 advice="with fewer --workers if the machine ran out of memory",
@@ -120,7 +109,7 @@ class Decoders:
 
 @contextmanager
 def _memory(num_bytes: int) -> Iterator[int]:
-    """Give a file in memory, whose pages live as long as somebody has mapped them."""
+    """Yield a file in memory, whose pages live as long as they are mapped."""
     with _refused():
         descriptor = os.memfd_create("crops")
     try:
@@ -132,7 +121,7 @@ def _memory(num_bytes: int) -> Iterator[int]:
 
 
 def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
-    """Return the memory that is shared, ``(workers, batch_size, size, size, 3)`` uint8."""
+    """Return the shared memory as ``(workers, batch_size, size, size, 3)`` uint8."""
     with _refused():
         memory = mmap.mmap(descriptor, 0)
     return np.frombuffer(memory, np.uint8).reshape(shape)
@@ -140,7 +129,6 @@ def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """Say what it was for, where the system refuses something."""
     try:
         yield
     except OSError as err:
@@ -151,10 +139,10 @@ def _refused() -> Iterator[None]:
 
 
 def begin(receive: Callable[[], bytes]) -> Answer:
-    """Take the order, and return what makes crops of encoded images."""
-    order = json.loads(receive())
-    spec, max_pixels = PreprocessSpec.from_dict(order["spec"]), order["max_pixels"]
-    shared = _shared(order["descriptor"], order["shape"])
+    """Receive the settings, and return what makes crops of encoded images."""
+    settings = json.loads(receive())
+    spec, max_pixels = PreprocessSpec.from_dict(settings["spec"]), settings["max_pixels"]
+    shared = _shared(settings["descriptor"], settings["shape"])
 
     def answer(message: bytes) -> bytes:
         block, count = np.frombuffer(message, np.int64, 2).tolist()

@@ -22,10 +22,10 @@ from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
 from featx.heads.tasks import TASKS, Labels
 from featx.images.decode import NO_DIGEST
+from featx.images.edge_cases import edge_cases
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
-from featx.images.variants import hard_variants
 from featx.stages.export.options import ExportOptions
 
 NUM_HARD = 4
@@ -165,12 +165,12 @@ class Evidence:
         """
         found = []
         for i in spread(np.arange(len(images)), NUM_HARD):
-            variants = hard_variants(images[i], image_size=self.preprocess.image_size)
-            crops = np.stack([preprocess(v.pixels, self.preprocess) for v in variants])
+            cases = edge_cases(images[i], image_size=self.preprocess.image_size)
+            crops = np.stack([preprocess(pixels, self.preprocess) for pixels in cases.values()])
             name = self.cache.sample_ids[rows[i]]
             said = self._comparable(self.head.logits(features(crops)))
-            for variant, row in zip(variants, said, strict=True):
-                found.append(Hard(variant.kind, name, variant.pixels, row))
+            for (kind, pixels), row in zip(cases.items(), said, strict=True):
+                found.append(Hard(kind, name, pixels, row))
         return found
 
     def witnesses(

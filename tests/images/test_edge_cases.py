@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featx.images.edge_cases import edge_cases, rotated_by_exif
 from featx.images.preprocess import MAX_ASPECT_RATIO
-from featx.images.variants import hard_variants, rotated_by_exif
 
 RNG = np.random.default_rng(0)
 
@@ -14,9 +14,9 @@ def _image(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30), (1, 1), (1, 90), (300, 20)])
-def test_each_variant_is_what_it_says(shape):
+def test_each_edge_case_is_what_it_says(shape):
     pixels = _image(*shape)
-    found = {variant.kind: variant.pixels for variant in hard_variants(pixels, image_size=32)}
+    found = edge_cases(pixels, image_size=32)
     for image in found.values():
         assert image.dtype == np.uint8
         assert image.ndim == 3
@@ -32,9 +32,9 @@ def test_each_variant_is_what_it_says(shape):
 
 
 def test_a_strip_gets_no_panorama():
-    kinds = [variant.kind for variant in hard_variants(_image(2, 60), image_size=8)]
-    assert "panoramic" not in kinds
-    assert len(kinds) == 4
+    cases = edge_cases(_image(2, 60), image_size=8)
+    assert "panoramic" not in cases
+    assert len(cases) == 4
 
 
 def test_rotation_goes_through_a_file_that_lies_on_its_side(monkeypatch):

@@ -1,9 +1,8 @@
-"""Images that are hard to preprocess, made from ordinary ones: what a proof looks at as well."""
+"""Edge cases of preprocessing, made from ordinary images, for a proof."""
 
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -12,25 +11,14 @@ from featx.images.decode import decode_image
 
 _ROTATED_LEFT = 6
 """EXIF: the image has to be turned right by 90 degrees to be upright."""
+_MAX_ASPECT = 50
 
 
-class Variant(NamedTuple):
-    """A hard image.
-
-    Attributes:
-        kind: What is hard about it.
-        pixels: ``(height, width, 3)`` uint8, RGB, as ``decode`` reads it.
-    """
-
-    kind: str
-    pixels: np.ndarray
-
-
-def hard_variants(pixels: np.ndarray, *, image_size: int) -> list[Variant]:
-    """Return a grey, a rotated, a tiny, a large and a panoramic version of an image.
+def edge_cases(pixels: np.ndarray, *, image_size: int) -> dict[str, np.ndarray]:
+    """Return a grey, a rotated, a tiny, a large and a panoramic version of an image, by kind.
 
     The first two go through an encoded file: the grey one has a single channel there, the rotated
-    one lies on its side, and its EXIF orientation says so.
+    one lies on its side, and its EXIF orientation says so. All are ``(height, width, 3)`` uint8.
 
     Args:
         pixels: ``(height, width, 3)`` uint8, RGB.
@@ -41,17 +29,15 @@ def hard_variants(pixels: np.ndarray, *, image_size: int) -> list[Variant]:
     short, panorama = min(image.size), 4 * image.width
     tiny = max(1, image_size // 3) / short
     large = max(2.0, 2.5 * image_size / short)
-    aspect = panorama / image.height
-    return [
-        Variant("greyscale", _through_file(image.convert("L"))),
-        Variant("EXIF-rotated", rotated_by_exif(pixels)),
-        Variant("tiny", np.asarray(_scaled(image, tiny))),
-        Variant("large", np.asarray(_scaled(image, large))),
-        *([] if aspect > _MAX_ASPECT else [Variant("panoramic", np.concatenate([pixels] * 4, 1))]),
-    ]
-
-
-_MAX_ASPECT = 50
+    found = {
+        "greyscale": _through_file(image.convert("L")),
+        "EXIF-rotated": rotated_by_exif(pixels),
+        "tiny": np.asarray(_scaled(image, tiny)),
+        "large": np.asarray(_scaled(image, large)),
+    }
+    if panorama / image.height <= _MAX_ASPECT:
+        found["panoramic"] = np.concatenate([pixels] * 4, 1)
+    return found
 
 
 def rotated_by_exif(pixels: np.ndarray) -> np.ndarray:
@@ -72,4 +58,4 @@ def _scaled(image: Image.Image, factor: float) -> Image.Image:
 def _through_file(image: Image.Image, exif: Image.Exif | None = None) -> np.ndarray:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1, **({} if exif is None else {"exif": exif}))
-    return decode_image(file.getvalue(), sample_id="variant")
+    return decode_image(file.getvalue(), sample_id="edge case")
