@@ -86,7 +86,7 @@ def extract(source: str | None, output: Path, quiet: bool, profile: bool, **sett
     a folder of images; a .csv or .tsv with the columns path,label[,split][,group]; cifar10:FOLDER
     with CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
 
-    Run it again to go on after an interruption, or to bring the file up to date: only new and
+    Run it again to resume after an interruption, or to bring the file up to date: only new and
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;
     the defaults below are those of a new file.
     """

@@ -334,7 +334,7 @@ def _require_finished(path: Path) -> None:
         raise ArtifactIncomplete(
             path,
             f"'{path}' is unfinished: {done:,} of {counted(total, 'image')}. Run the same featx "
-            "extract again to go on.",
+            "extract again to resume.",
         )
 
 

@@ -246,7 +246,7 @@ class Journal:
             self.output,
             f"Cannot write the features of '{self.output}' to '{self.path}': "
             f"{err.strerror or err}. {counted(self.num_images, 'image is', 'images are')} kept in "
-            "it; run the same command again to go on.",
+            "it; run the same command again to resume.",
         )
 
 

@@ -37,7 +37,7 @@ def truncate(descriptor: int, length: int) -> None:
 class Disk:
     """A file as HDF5 uses one, whose space is claimed first and whose first failure is kept.
 
-    After a failure it goes on as if nothing had happened, and ``check`` raises: what HDF5 makes of
+    After a failure it pretends to work on, and ``check`` raises: what HDF5 makes of
     an error depends on where it is and can be a crash.
     """
 

@@ -116,7 +116,7 @@ class Processes:
         except (EOFError, OSError) as err:
             raise self._error(
                 f"The process {process.name} ended ({process.cause()}). Run the command again to "
-                f"go on; {self._advice}."
+                f"resume; {self._advice}."
             ) from err
         if answer[:1] != _DONE:
             raise self._error(str(answer[1:], "utf-8", "replace"))

@@ -109,7 +109,7 @@ def extract(
                 if journal.num_images:
                     stop.add_note(
                         f"{counted(journal.num_images, 'image is', 'images are')} kept in "
-                        f"'{journal.path}'; run the same command again to go on."
+                        f"'{journal.path}'; run the same command again to resume."
                     )
                 raise
             journal.remove()

@@ -80,9 +80,9 @@ def test_what_was_appended_is_there_now_and_after_reopening(sizes, reopened_afte
                     assert equal(found, batch)
                 if len(rows):
                     found_rows = journal.rows(wanted.astype(np.int64))
-                    assert found_rows[0].tobytes() == rows[wanted.astype(int)].tobytes()
-                    assert np.array_equal(found_rows[1], stamps[wanted.astype(int)])
-                    assert np.array_equal(found_rows[2], digests[wanted.astype(int)])
+                    assert found_rows.features.tobytes() == rows[wanted.astype(int)].tobytes()
+                    assert np.array_equal(found_rows.stamps, stamps[wanted.astype(int)])
+                    assert np.array_equal(found_rows.digests, digests[wanted.astype(int)])
 
 
 def test_rows_are_read_while_others_are_added(tmp_path):

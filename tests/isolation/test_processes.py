@@ -85,7 +85,7 @@ def test_one_that_cannot_begin_says_why():
 def test_a_crash_is_an_error_with_advice():
     processes = start(b"1")
     with pytest.raises(
-        SourceError, match=r"number 0 ended \(SIGABRT\)\. Run .* again to go on; with care\."
+        SourceError, match=r"number 0 ended \(SIGABRT\)\. Run .* again to resume; with care\."
     ):
         processes.ask(b"crash")
     with pytest.raises(SourceError, match="ended"):

@@ -413,7 +413,7 @@ def test_a_run_goes_on_from_any_batch_to_the_same_bytes(
         seen.clear()
         message = interrupted(root, output, SMALL, done)
         assert message == (
-            f"{done} images are kept in '{output}.partial'; run the same command again to go on."
+            f"{done} images are kept in '{output}.partial'; run the same command again to resume."
         )
         assert not output.exists()
         with pytest.raises(ArtifactIncomplete, match=f"unfinished: {done} of 14 images"):
