@@ -114,7 +114,7 @@ class Centres:
 
     @property
     def journal(self) -> Any:
-        """Return what the log of an extraction says of its rows."""
+        """Return the rows of a journal."""
         return SimpleNamespace(num_features=self.num_features)
 
     @contextmanager

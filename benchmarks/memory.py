@@ -47,7 +47,7 @@ BLOCK_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Made:
-    """Rows that are made when they are asked for; stands in for the log of an extraction."""
+    """Rows that are made when they are asked for; stands in for a journal."""
 
     num_rows: int
     num_features: int

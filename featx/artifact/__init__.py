@@ -7,7 +7,13 @@ files    which of the three a file is, before it is read
 outputs  where outputs lie, what they may replace, and writing them atomically
 """
 
-from featx.artifact.files import LOG_MAGIC, file_sha256, is_unfinished, kind_of_file, require_file
+from featx.artifact.files import (
+    JOURNAL_MAGIC,
+    file_sha256,
+    is_unfinished,
+    kind_of_file,
+    require_file,
+)
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
     OLDEST_SCHEMA_VERSION,
@@ -41,7 +47,7 @@ from featx.artifact.outputs import (
 
 __all__ = [
     "CARD_SIGN",
-    "LOG_MAGIC",
+    "JOURNAL_MAGIC",
     "MAX_HEADER_BYTES",
     "OLDEST_SCHEMA_VERSION",
     "PAGE_SIGN",

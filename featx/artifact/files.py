@@ -15,8 +15,8 @@ from featx.errors import (
     ArtifactMissing,
 )
 
-LOG_MAGIC = b"fxj1"
-"""What the log of an extraction starts with."""
+JOURNAL_MAGIC = b"fxj1"
+"""What a journal starts with."""
 
 
 def file_sha256(path: Path) -> str:
@@ -44,7 +44,7 @@ def require_file(path: Path, *, made_by: str) -> None:
 
 
 def is_unfinished(output: Path) -> bool:
-    """Return whether only the log of an extraction is there, and not its output."""
+    """Return whether only the journal of an extraction is there, and not its output."""
     # os.path answers where pathlib raises: for names that cannot be.
     return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
 
@@ -55,7 +55,7 @@ def kind_of_file(path: Path) -> Kind:
     Raises:
         ArtifactMissing: Nothing is there.
         ArtifactInvalid: It is a folder or special file.
-        ArtifactIncomplete: It is the log of an extraction that has not finished.
+        ArtifactIncomplete: It is the journal of an extraction that has not finished.
         ArtifactError: It cannot be read.
     """
     if is_unfinished(path):
@@ -66,9 +66,9 @@ def kind_of_file(path: Path) -> Kind:
             start = file.read(9)
     except OSError as err:
         raise ArtifactError(path, f"Cannot read '{path}': {err.strerror}.") from err
-    if start.startswith(LOG_MAGIC):
+    if start.startswith(JOURNAL_MAGIC):
         raise ArtifactIncomplete(
-            path, f"'{path}' is the log of an extraction; run featx extract again to finish it."
+            path, f"'{path}' is the journal of an extraction; run featx extract again to finish it."
         )
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return "features"

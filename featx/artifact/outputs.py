@@ -74,7 +74,7 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def partial_path(output: Path) -> Path:
-    """Return where the log of an extraction lies while its output is being made.
+    """Return where the journal of an extraction lies while its output is being made.
 
     Raises:
         ArtifactError: The output is a link that leads nowhere.
@@ -90,7 +90,7 @@ def run_files(features: Path) -> dict[str, Path]:
     """
     return {
         f"the feature file '{features}'": features,
-        f"the extraction log of '{features}'": beside(features, ".partial"),
+        f"the journal of '{features}'": beside(features, ".partial"),
         f"the lock of '{features}'": beside(features, ".lock"),
     }
 

@@ -328,7 +328,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _require_finished(path: Path) -> None:
-    """Say so where an extraction has begun to write this file, and only its log is there."""
+    """Say so where an extraction has begun to write this file, and only its journal is there."""
     if is_unfinished(path):
         done, total = read_progress(partial_path(path))
         raise ArtifactIncomplete(

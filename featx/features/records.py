@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from featx.artifact import LOG_MAGIC as MAGIC
+from featx.artifact import JOURNAL_MAGIC as MAGIC
 from featx.errors import ArtifactInvalid, BackboneError, ConfigError
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
@@ -97,7 +97,7 @@ class Scan:
         start = os.pread(descriptor, len(MAGIC), 0) if is_file else b"?"
         # Zeros are what a power failure leaves of a file that was just made.
         if not MAGIC.startswith(start) and start.strip(b"\0"):
-            raise ArtifactInvalid(path, f"'{path}' is not an extraction log of featx's. Move it.")
+            raise ArtifactInvalid(path, f"'{path}' is not a journal of featx's. Move it.")
 
     def settings(self) -> dict[str, Any] | None:
         """Return record 0, None where it is not whole."""
@@ -111,7 +111,7 @@ class Scan:
             settings = None
         if not isinstance(settings, dict):
             raise ArtifactInvalid(
-                self._path, f"'{self._path}' is no extraction log of featx's: no settings in it."
+                self._path, f"'{self._path}' is no journal of featx's: no settings in it."
             )
         return settings
 

@@ -287,7 +287,7 @@ def test_a_log_that_has_hardly_begun(tmp_path, content):
 
 def test_something_else_in_the_place_of_the_log(tmp_path):
     (tmp_path / "f.h5.partial").write_text("notes of mine")
-    with pytest.raises(ArtifactError, match=r"partial' is not an extraction log"):
+    with pytest.raises(ArtifactError, match=r"partial' is not a journal"):
         open_features(tmp_path / "f.h5")
     (tmp_path / "f.h5.partial").unlink()
     for make in (os.mkdir, os.mkfifo):

@@ -242,7 +242,7 @@ def test_another_file_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "f.h5.partial"
     path.write_bytes(content)
     for look in (lambda: Journal(tmp_path / "f.h5", num_features=8), lambda: read_settings(path)):
-        with pytest.raises(ArtifactInvalid, match=r"not an extraction log of featx's\. Move it"):
+        with pytest.raises(ArtifactInvalid, match=r"not a journal of featx's\. Move it"):
             look()
     assert path.read_bytes() == content
 

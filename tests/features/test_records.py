@@ -211,13 +211,13 @@ def test_without_a_whole_record_0_there_is_nothing(content):
 
 @pytest.mark.parametrize("text", [b"", b"no json", b"[]", b"3", b"\xff", b"[" * 100_000])
 def test_settings_that_are_none(text):
-    with pytest.raises(ArtifactInvalid, match=r"'log' is no extraction log.*no settings"):
+    with pytest.raises(ArtifactInvalid, match=r"'log' is no journal.*no settings"):
         scan_of(record(0, text))
 
 
 @pytest.mark.parametrize("content", [b"x", b"fxj2", b"\1" * 100, b"path,label\n", b"fxJ1"])
 def test_another_file_is_none_of_ours(content):
-    with pytest.raises(ArtifactInvalid, match=r"'log' is not an extraction log of .*\. Move it"):
+    with pytest.raises(ArtifactInvalid, match=r"'log' is not a journal of .*\. Move it"):
         scan_of(content)
 
 

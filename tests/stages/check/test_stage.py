@@ -187,7 +187,7 @@ class TestNotIntact:
             featx.extract(source, tmp_path / "f.h5", options, progress=stop)
         with pytest.raises(ArtifactIncomplete, match="4 of 8 images"):
             check(tmp_path / "f.h5")
-        with pytest.raises(ArtifactIncomplete, match="log of an extraction"):
+        with pytest.raises(ArtifactIncomplete, match="journal of an extraction"):
             check(tmp_path / "f.h5.partial")
 
     def test_a_file_that_takes_longer_than_allowed(self, features: Path) -> None:
