@@ -3,16 +3,30 @@
 header   what an artifact says about itself; one fingerprint, and who has the same
 fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
-files    which of the three a file is, before it is read
-outputs  where outputs lie, what they may replace, and writing them atomically
+files    which of the three a file is; where outputs lie, what they may replace, atomic writing
 """
 
 from featx.artifact.files import (
+    CARD_SIGN,
     JOURNAL_MAGIC,
+    PAGE_SIGN,
+    Written,
+    beside,
     file_sha256,
+    free_path,
+    is_own,
     is_unfinished,
     kind_of_file,
+    partial_path,
+    publishing,
+    require_apart,
     require_file,
+    require_no_links,
+    require_replaceable,
+    require_writable,
+    run_files,
+    sync,
+    target_of,
 )
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
@@ -26,23 +40,6 @@ from featx.artifact.header import (
     differing_settings,
     fingerprint_of,
     require_same_features,
-)
-from featx.artifact.outputs import (
-    CARD_SIGN,
-    PAGE_SIGN,
-    Written,
-    beside,
-    free_path,
-    is_own,
-    partial_path,
-    publishing,
-    require_apart,
-    require_no_links,
-    require_replaceable,
-    require_writable,
-    run_files,
-    sync,
-    target_of,
 )
 
 __all__ = [

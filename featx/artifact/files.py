@@ -1,22 +1,325 @@
-"""Artifacts as inputs: which of the three a file is, before it is read."""
+"""Artifacts as files: which kind one is, where outputs lie and what they may replace, writing.
+
+Links are followed, no output is another file of the same run, and only files that featx wrote are
+replaced, recognised by their bytes, whole or damaged.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from featx.artifact.header import Kind
-from featx.artifact.outputs import partial_path
 from featx.errors import (
     ArtifactError,
+    ArtifactExists,
     ArtifactIncomplete,
     ArtifactInvalid,
     ArtifactMissing,
+    ConfigError,
 )
 
 JOURNAL_MAGIC = b"fxj1"
 """What a journal starts with."""
+Written = Literal["features", "head", "classifier", "page", "card"]
+"""What a stage writes."""
+
+PAGE_SIGN = '<meta name="generator" content="featx'
+CARD_SIGN = "<!-- Written by featx"
+_START_BYTES = 2**16
+_NAMES: dict[Written, str] = {
+    "features": "a feature file",
+    "head": "a head",
+    "classifier": "a model",
+    "page": "a report",
+    "card": "a model card",
+}
+_SIGNS: dict[Written, Callable[[bytes], bool]] = {
+    "features": lambda start: (
+        start.startswith(b"\x89HDF\r\n\x1a\n")
+        and all(name in start for name in (b"sample_ids", b"digests", b"stamps", b"splits"))
+    ),
+    "head": lambda start: start[8:].startswith(b'{"__metadata__":{"featx":'),
+    "classifier": lambda start: b"\x12\x05featx" in start[:64],  # the producer of the model
+    "page": lambda start: PAGE_SIGN.encode() in start[:1024],
+    "card": lambda start: start.startswith(CARD_SIGN.encode()),
+}
+
+
+def target_of(output: Path) -> Path:
+    """Return the file that an output stands for: where its links lead, or the path itself.
+
+    Raises:
+        ArtifactError: The links lead in a circle, or into a folder that does not exist.
+    """
+    if not os.path.islink(output):  # noqa: PTH114  (pathlib raises for names that cannot be)
+        return output
+    target = Path(os.path.realpath(output))
+    if target.is_symlink():
+        raise ArtifactError(output, f"'{output}' is a link that leads back to itself; remove it.")
+    if not target.parent.is_dir():
+        raise ArtifactError(
+            output,
+            f"'{output}' is a link to '{target}', whose folder does not exist. Make the folder (or "
+            "mount its disk), or remove the link.",
+        )
+    return target
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """Return the path of a file that a run keeps beside its output, link or not.
+
+    Raises:
+        ArtifactError: As ``target_of``.
+    """
+    target = target_of(output)
+    return target.with_name(target.name + suffix)
+
+
+def partial_path(output: Path) -> Path:
+    """Return where the journal of an extraction lies while its output is being made.
+
+    Raises:
+        ArtifactError: The output is a link that leads nowhere.
+    """
+    return beside(output, ".partial")
+
+
+def run_files(features: Path) -> dict[str, Path]:
+    """Return the files of an extraction, by what they are: the output and those beside it.
+
+    Raises:
+        ArtifactError: As ``target_of``.
+    """
+    return {
+        f"the feature file '{features}'": features,
+        f"the journal of '{features}'": beside(features, ".partial"),
+        f"the lock of '{features}'": beside(features, ".lock"),
+    }
+
+
+def require_no_links(features: Path) -> None:
+    """Check that none of the files beside an output is a link, which somebody else made.
+
+    Raises:
+        ArtifactExists: One is.
+        ArtifactError: As ``target_of``.
+    """
+    for path in list(run_files(features).values())[1:]:
+        if path.is_symlink():
+            raise ArtifactExists(
+                path, f"'{path}' is a link, where featx writes a file of its own; remove it."
+            )
+
+
+def require_apart(outputs: Mapping[str, Path], others: Mapping[str, Path]) -> None:
+    """Check that no output of a run would replace another of its files.
+
+    Files are the same if their paths lead to the same place, or they are one file under two names.
+
+    Args:
+        outputs: What is written, by what it is: ``"the report"``.
+        others: What is read, or is written beside an output.
+
+    Raises:
+        ConfigError: One would.
+    """
+    seen = {key: name for name, path in others.items() for key in _identities(path)}
+    for name, path in outputs.items():
+        for key in _identities(path):
+            if key in seen:
+                raise ConfigError(f"{name} '{path}' would replace {seen[key]}; give another path.")
+        seen |= dict.fromkeys(_identities(path), f"{name} '{path}'")
+
+
+def _identities(path: Path) -> Iterator[Hashable]:
+    """Yield what two paths of one file have in common, whether it exists or not."""
+    real = os.path.realpath(path)
+    yield real
+    folder, name = os.path.split(real)
+    for place, own in ((folder, name), (real, "")):  # one folder can be mounted in two places
+        try:
+            status = Path(place).stat()
+        except (OSError, ValueError):
+            continue
+        yield (status.st_dev, status.st_ino, own)
+
+
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Check, before any work is done, that an output may be written; make its folder.
+
+    Raises:
+        ArtifactExists: Something is there and ``overwrite`` is false.
+        ArtifactError: The path is a folder or special file, a link that leads nowhere, or its
+            folder cannot be made or written.
+    """
+    target = target_of(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise ArtifactError(path, f"Cannot write '{path}': {err.strerror}.") from err
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise ArtifactError(path, f"'{path}' is a folder; give the path of a file.")
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(path, f"'{path}' is not a regular file; it would be replaced by one.")
+    if os.path.lexists(target) and not overwrite:
+        raise ArtifactExists(
+            path, f"'{path}' exists. Use --overwrite to replace it, or -o for another path."
+        )
+    folder = target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ArtifactError(path, f"Cannot make the folder '{folder}': {err.strerror}.") from err
+    if not os.access(folder, os.W_OK):
+        raise ArtifactError(path, f"Cannot write to the folder '{folder}'.")
+
+
+def is_own(path: Path, kind: Written) -> bool:
+    """Return whether featx wrote a file as an output of this kind; damage further on is ignored."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return _SIGNS[kind](file.read(_START_BYTES))
+    except OSError:
+        return False
+
+
+def require_replaceable(path: Path, kind: Written) -> bool:
+    """Check, before any work is done, that an output may be written; make its folder.
+
+    Returns:
+        Whether a file of this kind lies there, to be replaced.
+
+    Raises:
+        ArtifactExists: Something else lies there.
+        ArtifactError: The path is a folder or special file, or its folder cannot be made or
+            written.
+    """
+    require_writable(path, overwrite=True)
+    if not os.path.lexists(target_of(path)):
+        return False
+    if not is_own(path, kind):
+        raise ArtifactExists(
+            path,
+            f"'{path}' exists and is not {_NAMES[kind]} that featx wrote; it is left as it is. "
+            f"Move it, or give another path, such as '{free_path(path)}'.",
+        )
+    return True
+
+
+def free_path(path: Path, *parts: str) -> Path:
+    """Return a name that nothing has yet, beside an output.
+
+    Args:
+        path: The output; ``features.h5`` with the part ``resnet50`` becomes
+            ``features-resnet50.h5``.
+        parts: What tells the new file from it; a number follows where that is not enough.
+    """
+    words = [re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts]
+    stem = "-".join([path.stem, *filter(None, words)])[:100]
+    names = [stem] if stem != path.stem else []
+    names += [f"{stem}-{number}" for number in range(2, 1000)]
+    candidates = (path.with_name(f"{name}{path.suffix}") for name in names)
+    return next(free for free in candidates if not _is_taken(free))
+
+
+def _is_taken(path: Path) -> bool:
+    return os.path.lexists(path) or os.path.lexists(partial_path(path))
+
+
+@contextlib.contextmanager
+def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; on success move it there durably, else remove it.
+
+    A reader sees the old file or the whole new one, never a part. Where ``path`` is a link, the
+    file that it leads to is replaced. The new file keeps the mode and owner of the old one.
+
+    Args:
+        path: Where to.
+        overwrite: Replace what is there.
+        temporary: Its name, for a caller that holds a lock on ``path``; None takes one that
+            nobody else has.
+
+    Raises:
+        ArtifactExists: ``path`` exists and ``overwrite`` is false.
+        ArtifactError: The disk refused; nothing is left behind.
+    """
+    require_writable(path, overwrite=overwrite)
+    target = target_of(path)
+    if temporary is None:
+        unique = f"{os.getpid()}.{secrets.token_hex(4)}"
+        temporary = target.with_name(f".{target.name[:40]}.{unique}.tmp")
+    try:
+        yield temporary
+        if overwrite:
+            _keep_mode(target, temporary)
+        sync(temporary)
+        if overwrite:
+            temporary.replace(target)
+        else:
+            _move_unless_there(temporary, target)
+        sync(target.parent)
+    except OSError as err:
+        if isinstance(err, ArtifactError):
+            raise
+        raise ArtifactError(path, f"Cannot write '{path}': {err.strerror or err}.") from err
+    finally:
+        with contextlib.suppress(OSError):  # gone already, or a folder: not ours
+            temporary.unlink()
+
+
+def _keep_mode(old: Path, new: Path) -> None:
+    """Give a file the mode of the one it replaces, and the owner and group where that may be."""
+    try:
+        status, own = old.stat(), new.stat()
+    except FileNotFoundError:  # nothing is replaced, and the umask decides
+        return
+    for user, group in ((status.st_uid, -1), (-1, status.st_gid)):
+        if (user, group) not in ((own.st_uid, -1), (-1, own.st_gid)):
+            with contextlib.suppress(OSError):
+                os.chown(new, user, group)
+    with contextlib.suppress(OSError):
+        new.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _move_unless_there(temporary: Path, path: Path) -> None:
+    """Move a file to a name that must be free, atomically where the file system can link."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as err:
+        raise ArtifactExists(
+            path, f"'{path}' was written by another process meanwhile; it was left as it is."
+        ) from err
+    except OSError:  # no hard links here: a check just before has to do
+        require_writable(path, overwrite=False)
+        temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# --- inputs -------------------------------------------------------------------------------------
 
 
 def file_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from featx.extraction import crops
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.images.sources.folder import FolderSource
+from featx.images.sources.sample import FileSource
 from featx.stages.extract import extract
 
 OPTIONS = ExtractOptions(backbone="tiny", on_error="skip", workers=1)
@@ -125,16 +125,16 @@ def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(
 def test_a_file_that_cannot_be_read_is_tried_without_the_backbone(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    output, read, calls = tmp_path / "f.h5", FolderSource.read, []
+    output, read, calls = tmp_path / "f.h5", FileSource.read, []
 
-    def reading(self: FolderSource, index: int) -> bytes:
+    def reading(self: FileSource, index: int) -> bytes:
         if self.samples[index].sample_id == NAMES[2]:
             calls.append(index)
             raise ImageError(NAMES[2], "cannot be read.") from error
         return read(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderSource, "read", reading)
+        patch.setattr(FileSource, "read", reading)
         assert [name for name, _ in extract(source, output, OPTIONS).skipped] == [NAMES[2]]
         assert extract(source, output, OPTIONS).is_unchanged
         assert len(calls) == 2

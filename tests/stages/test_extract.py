@@ -44,8 +44,7 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.lock import locked
 from featx.features.records import Batch
-from featx.images.sources.folder import FolderSource
-from featx.images.sources.sample import stamp_of
+from featx.images.sources.sample import FileSource, stamp_of
 from featx.stages.check import check
 from featx.stages.extract import extract
 from featx.training.samples import choose_task
@@ -524,7 +523,7 @@ def test_an_up_to_date_file_is_left_alone(
 ) -> None:
     root, output = made
     before, status = output.read_bytes(), output.stat()
-    monkeypatch.setattr("featx.images.sources.folder.read_image_file", unexpected)
+    monkeypatch.setattr("featx.images.sources.sample.read_image_file", unexpected)
     report = extract(root, output, SMALL)
     assert report.is_unchanged
     assert (report.num_images, report.num_extracted, seen) == (11, 0, [])
@@ -738,9 +737,9 @@ def test_an_image_that_is_replaced_while_it_is_extracted_shows_next_time(
     root, output = made[0], made[1].with_name("new.h5")
     one, two = equal_but_for_their_pixels(root)
     other = two.read_bytes()
-    read = FolderSource.read
+    read = FileSource.read
 
-    def reading(self: FolderSource, index: int) -> bytes:
+    def reading(self: FileSource, index: int) -> bytes:
         content = read(self, index)
         if self.samples[index].sample_id != "ants/000.jpg":
             return content
@@ -750,7 +749,7 @@ def test_an_image_that_is_replaced_while_it_is_extracted_shows_next_time(
         return read(self, index) if is_early else content
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderSource, "read", reading)
+        patch.setattr(FileSource, "read", reading)
         extract(root, output, SMALL)
     report = extract(root, output, SMALL)
     assert (report.num_extracted, report.num_changed) == (0, 0 if is_early else 1)
@@ -791,7 +790,7 @@ def test_content_is_compared_if_asked_to(
     root, output = made
     stamps = {str(path): stamp_of(str(path)) for path in root.rglob("*.*")}
     change_but_for_the_time(root / "ants" / "000.jpg")
-    monkeypatch.setattr("featx.images.sources.folder.stamp_of", stamps.get)  # the clock stood still
+    monkeypatch.setattr("featx.images.sources.sample.stamp_of", stamps.get)  # the clock stood still
     assert extract(root, output, SMALL).is_unchanged
     report = extract(root, output, replace(SMALL, verify_content=True))
     assert (seen, report.num_changed) == ([1], 1)

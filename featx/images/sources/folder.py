@@ -16,14 +16,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from featx.errors import SourceError
-from featx.images.decode import read_image_file
 from featx.images.sources.entries import (
     Level,
     Tree,
@@ -32,7 +30,7 @@ from featx.images.sources.entries import (
     read_tree,
     require_images,
 )
-from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
+from featx.images.sources.sample import SPLIT_ALIASES, FileSource, Sample
 
 log = logging.getLogger(__name__)
 
@@ -50,32 +48,7 @@ _ADVICE = (
 )
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """Images in a folder."""
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    ignored: Mapping[str, int]
-    has_tags: bool = False
-
-    @property
-    def uri(self) -> str:
-        """The folder's absolute path."""
-        return str(self.root)
-
-    def read(self, index: int) -> bytes:
-        """Return a sample's encoded image."""
-        sample_id = self.samples[index].sample_id
-        return read_image_file(f"{self.root}/{sample_id}", sample_id=sample_id)
-
-    def stamp(self, index: int) -> Stamp:
-        """Return the stamp of a sample's file, ``NO_FILE`` where it cannot be looked up."""
-        return stamp_of(f"{self.root}/{self.samples[index].sample_id}")
-
-
-def open_folder(root: Path, *, output: Path | None = None) -> FolderSource:
+def open_folder(root: Path, *, output: Path | None = None) -> FileSource:
     """Return the samples of a folder, sorted by id."""
     tree = read_tree(root.resolve(), output=output)
     require_images(tree)
@@ -88,7 +61,9 @@ def open_folder(root: Path, *, output: Path | None = None) -> FolderSource:
         found = tree.below(place.prefix) if place.deep else tree.levels[place.prefix].images
         samples += [Sample(image, label, place.split) for image in found]
     samples.sort(key=attrgetter("sample_id"))
-    return FolderSource(tree.root, tuple(names), tuple(samples), dict(tree.ignored))
+    return FileSource(
+        str(tree.root), str(tree.root), tuple(names), tuple(samples), dict(tree.ignored)
+    )
 
 
 def list_images(root: Path) -> list[str]:

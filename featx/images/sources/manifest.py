@@ -13,17 +13,14 @@ import csv
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from featx.errors import SourceError, counted
-from featx.images.decode import read_image_file
-from featx.images.sources.labels import SEPARATOR
-from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
+from featx.images.sources.labels import has_tags
+from featx.images.sources.sample import SPLIT_ALIASES, FileSource, Sample
 
 log = logging.getLogger(__name__)
 
@@ -39,43 +36,7 @@ class _Row(NamedTuple):
     line: int
 
 
-@dataclass(frozen=True)
-class ManifestSource:
-    """Images that a table lists."""
-
-    path: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    ignored: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        """The table's absolute path."""
-        return str(self.path)
-
-    @cached_property
-    def has_tags(self) -> bool:
-        """Whether any label has several tags."""
-        return any(SEPARATOR in name for name in self.classes)
-
-    def read(self, index: int) -> bytes:
-        """Return a sample's encoded image."""
-        sample_id = self.samples[index].sample_id
-        return read_image_file(self._file(sample_id), sample_id=sample_id)
-
-    def stamp(self, index: int) -> Stamp:
-        """Return the stamp of a sample's file, ``NO_FILE`` where it cannot be looked up."""
-        return stamp_of(self._file(self.samples[index].sample_id))
-
-    def _file(self, sample_id: str) -> str:
-        return sample_id if sample_id.startswith("/") else f"{self._folder}/{sample_id}"
-
-    @cached_property
-    def _folder(self) -> str:
-        return str(self.path.parent)
-
-
-def open_manifest(path: Path) -> ManifestSource:
+def open_manifest(path: Path) -> FileSource:
     """Return the samples of a table, in its order.
 
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
@@ -102,7 +63,8 @@ def open_manifest(path: Path) -> ManifestSource:
     samples = tuple(
         Sample(sample_id, index[row.label], row.split, row.group) for sample_id, row in rows.items()
     )
-    return ManifestSource(path, tuple(names), samples)
+    folder, are_tags = str(path.parent), has_tags(names)
+    return FileSource(str(path), folder, tuple(names), samples, has_tags=are_tags)
 
 
 def _require_same(path: Path, sample_id: str, first: _Row, row: _Row) -> None:

@@ -1,14 +1,16 @@
-"""What every source gives: samples with stable ids, labels and splits."""
+"""Samples with stable ids, labels and splits; the sources that they come from."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from featx.images.decode import read_image_file
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
@@ -95,6 +97,28 @@ def own_splits(samples: Sequence[Sample]) -> np.ndarray:
     """Return the splits that a source gives, indices into ``SPLITS``; ``(num_samples,)`` uint8."""
     numbers = {name: number for number, name in enumerate(SPLITS)}
     return np.fromiter((numbers[each.split] for each in samples), np.uint8, len(samples))
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files, in a folder or named by a table; an ``ImageSource``."""
+
+    uri: str
+    folder: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    has_tags: bool = False
+
+    def read(self, index: int) -> bytes:
+        return read_image_file(self._path(index), sample_id=self.samples[index].sample_id)
+
+    def stamp(self, index: int) -> Stamp:
+        return stamp_of(self._path(index))
+
+    def _path(self, index: int) -> str:
+        sample_id = self.samples[index].sample_id
+        return sample_id if sample_id.startswith("/") else f"{self.folder}/{sample_id}"
 
 
 class ImageSource(Protocol):

@@ -20,7 +20,8 @@ from featx.errors import ImageError, SourceError
 from featx.images.decode import decode_image
 from featx.images.sources import NO_FILE, entries
 from featx.images.sources.entries import EXTENSIONS
-from featx.images.sources.folder import FolderSource, list_images, open_folder
+from featx.images.sources.folder import list_images, open_folder
+from featx.images.sources.sample import FileSource
 
 Photos = Callable[..., Path]
 
@@ -33,7 +34,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def listed(source: FolderSource) -> list[tuple[str, str | None, str]]:
+def listed(source: FileSource) -> list[tuple[str, str | None, str]]:
     """Return id, class name and split of each sample."""
     return [
         (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
@@ -566,7 +567,7 @@ class TestReading:
 
     def test_what_vanished_since_is_named(self, photos):
         source = open_folder(photos({"ants": 2}))
-        (source.root / "ants" / "001.jpg").unlink()
+        (Path(source.folder) / "ants" / "001.jpg").unlink()
         with pytest.raises(ImageError, match=r"'ants/001\.jpg': cannot be read: No such file"):
             source.read(1)
 

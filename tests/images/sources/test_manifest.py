@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
-from featx.images.sources.manifest import ManifestSource, open_manifest
-from featx.images.sources.sample import NO_FILE, SPLITS, Sample
+from featx.images.sources.manifest import open_manifest
+from featx.images.sources.sample import NO_FILE, SPLITS, FileSource, Sample
 
 
 def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
@@ -22,7 +22,7 @@ def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
     return path
 
 
-def listed(source: ManifestSource) -> list[tuple[str, str | None, str]]:
+def listed(source: FileSource) -> list[tuple[str, str | None, str]]:
     return [
         (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
         for s in source.samples

@@ -103,7 +103,7 @@ class TestStale:
     ) -> None:
         path = source / "ants" / "002.png"
         stamps = {str(each): stamp_of(str(each)) for each in source.rglob("*.*")}
-        monkeypatch.setattr("featx.images.sources.folder.stamp_of", stamps.get)
+        monkeypatch.setattr("featx.images.sources.sample.stamp_of", stamps.get)
         content = bytearray(path.read_bytes())
         content[-20] ^= 1
         path.write_bytes(content)
