@@ -1,6 +1,6 @@
-"""What the three artifacts share.
+"""Parts that the three artifacts share.
 
-header   what an artifact says about itself; one fingerprint, and who has the same
+header   metadata of an artifact as JSON, with one fingerprint
 fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
 files    which of the three a file is; where outputs lie, what they may replace, atomic writing

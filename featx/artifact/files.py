@@ -28,9 +28,9 @@ from featx.errors import (
 )
 
 JOURNAL_MAGIC = b"fxj1"
-"""What a journal starts with."""
+"""The first bytes of a journal."""
 Written = Literal["features", "head", "classifier", "page", "card"]
-"""What a stage writes."""
+"""Outputs of the stages."""
 
 PAGE_SIGN = '<meta name="generator" content="featx'
 CARD_SIGN = "<!-- Written by featx"
@@ -107,7 +107,7 @@ def run_files(features: Path) -> dict[str, Path]:
 
 
 def require_no_links(features: Path) -> None:
-    """Check that none of the files beside an output is a link, which somebody else made.
+    """Check that none of the files beside an output is a link, which featx never makes.
 
     Raises:
         ArtifactExists: One is.
@@ -250,7 +250,7 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
         path: Where to.
         overwrite: Replace what is there.
         temporary: Its name, for a caller that holds a lock on ``path``; None takes one that
-            nobody else has.
+            is not taken.
 
     Raises:
         ArtifactExists: ``path`` exists and ``overwrite`` is false.

@@ -1,8 +1,7 @@
-"""The header: what an artifact says about itself, as JSON in all three files.
+"""The header: metadata of an artifact, as JSON in all three files.
 
 It says what kind of file this is, what its features mean (``spec``, one mapping with one
-fingerprint that travels from features to head to classifier), which classes it knows, and where it
-came from.
+fingerprint that travels from features to head to classifier), its classes and its origin.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from featx.errors import ArtifactInvalid, ArtifactMismatch
 
 Kind = Literal["features", "head", "classifier"]
 SCHEMA_VERSION = 3
-"""Of all three files. It goes up only where a reader would misunderstand the old layout: a detail
-that a reader does not know is left alone, so new details need no new version."""
+"""Version of all three files. It goes up only where a reader would misunderstand the old layout:
+details that a reader does not know are ignored, so new ones need no new version."""
 OLDEST_SCHEMA_VERSION = 2
 """That is still read."""
 MAX_HEADER_BYTES = 16 * 2**20
@@ -32,7 +31,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Header:
-    """What an artifact says about itself.
+    """The metadata of an artifact.
 
     Attributes:
         kind: Which of the three artifacts.
@@ -111,7 +110,6 @@ class Header:
 
 
 def _require_known_version(version: object, path: Path) -> None:
-    """Check that a schema version is one that this featx reads."""
     if version in range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1):
         return
     is_newer = isinstance(version, int) and version > SCHEMA_VERSION

@@ -1,7 +1,7 @@
 """From a source's images to rows of the journal.
 
-options      what a user chooses, what it resolves to, and the report
-resume       what earlier runs left at an output, and the settings that rows depend on
+options      of the user, resolved, and the report
+resume       file and journal of previous runs, and the settings that rows depend on
 plan         the images of a source compared with the rows there are
 splitting    the splits of a source's images, once their contents are known
 backbone     the network, built when it is first needed; int8 calibrated with the source's images

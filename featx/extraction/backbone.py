@@ -1,4 +1,4 @@
-"""The backbone of a run: built when somebody asks, so that a run without need never loads torch."""
+"""The backbone of a run, built when it is first needed: a run without new images loads no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class LazyBackbone:
 
     @property
     def device(self) -> str | None:
-        """What the engine runs on; None as long as there is none."""
+        """The device of the engine; None as long as there is none."""
         return None if self._engine is None else self._engine.device
 
     @property
@@ -108,7 +108,7 @@ class LazyBackbone:
             return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
 
     def engine(self, expected: BackboneSpec) -> Engine:
-        """Return what runs it.
+        """Return the engine that runs it.
 
         Raises:
             BackboneError: The weights are not those of the expected features any more.

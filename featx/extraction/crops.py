@@ -23,8 +23,8 @@ from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.sources import ImageSource, Stamp
 
 KEPT_BYTES = 8 * 2**20
-"""Of a batch's files. What is beyond is read again when it is decoded, so that the memory does not
-grow with the size of the files."""
+"""Kept of a batch's files. Files beyond it are read again when they are decoded, so that the memory
+does not grow with their size."""
 _SMALL_BYTES = 8 * 2**10
 """Up to which Pillow is busier in Python than with pixels, as with a JPEG of 150×150 pixels. Two
 threads then decode 1.1 times as fast when they do it one at a time (benchmarks/turns.py). Beyond,
@@ -176,7 +176,7 @@ class CropMaker:
             yield some
 
     def _content(self, image: Image, spent: Spent) -> bytes | np.ndarray:
-        """Return what an image is decoded from, read once more where it was not kept."""
+        """Return the content of an image, read once more where it was not kept."""
         content, image.content = image.content, None
         if content is None:
             with spent.on("read"):

@@ -1,4 +1,4 @@
-"""What a user chooses about an extraction, and what comes back."""
+"""Options and report of an extraction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OnError = Literal["fail", "skip"]
 
 @dataclass(frozen=True)
 class ExtractOptions(BackboneOptions):
-    """What to extract and how; those of the backbone are described at ``BackboneOptions``.
+    """Options of an extraction; those of the backbone are described at ``BackboneOptions``.
 
     None leaves an option as it is in the feature file that is brought up to date; in a new one, or
     with ``overwrite``, or with another backbone, it takes the default of ``ResolvedOptions``.
@@ -35,7 +35,7 @@ class ExtractOptions(BackboneOptions):
             all once the others are done, ``"skip"`` leaves them out.
         max_bad: Largest share of such images that ``"skip"`` leaves out, 0 to 1.
         max_pixels: Images with more are not used.
-        report: JSON file that gets the account of every image that was not used.
+        report: JSON file that lists every image that was not used, and why.
         verify_content: Recognise images by the hash of their content, not by size and time.
         restart: Reuse nothing: neither the output nor an unfinished extraction.
         overwrite: Replace a feature file that was made with other settings, or is damaged.
@@ -110,13 +110,13 @@ class ResolvedOptions(ExtractOptions):
 
     @property
     def request(self) -> BackboneRequest:
-        """What is asked of the backbone."""
+        """The request for a backbone."""
         names = [field.name for field in fields(BackboneRequest)]
         return BackboneRequest(**{name: getattr(self, name) for name in names})
 
     @property
     def handling(self) -> dict[str, Any]:
-        """What a file keeps for its next update beside its settings, JSON values."""
+        """Options that a file keeps for its next update beside its settings, JSON values."""
         return {name: getattr(self, name) for name in ("val_fraction", "on_error", "max_bad")}
 
 
@@ -145,7 +145,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ExtractReport:
-    """What an extraction made.
+    """The result of an extraction.
 
     Attributes:
         path: The feature file.

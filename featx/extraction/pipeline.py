@@ -44,7 +44,7 @@ the same."""
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a run of the backbone did; ``num_rows`` are those that it computed."""
+    """Counts and times of a run of the backbone; ``num_rows`` are those that it computed."""
 
     num_rows: int
     num_animated: int
@@ -270,7 +270,7 @@ def _rows(
 
 
 def _enter(images: Sequence[Image], rows: np.ndarray, existing: ExistingRows, plan: Plan) -> None:
-    """Append a batch to the journal, then note in the plan what became of its images."""
+    """Append a batch to the journal, then enter its images in the plan."""
     row = existing.next_row
     digests = b"".join(image.recorded_digest for image in images)
     existing.journal.append(

@@ -1,4 +1,4 @@
-"""What lies at the output already, and whether this run may resume or update it.
+"""The file and journal at the output, and whether this run may resume or update them.
 
 Rows depend on the settings of their extraction, which file and journal keep. Rows of other settings
 are refused, never mixed.
@@ -110,7 +110,7 @@ class Settings:
         return differing_settings(wanted, other)
 
     def _identity(self, any_source: bool) -> dict[str, Any]:
-        """Return what to compare: defaults included, calibration by its hash."""
+        """Return the values to compare: defaults included, calibration by its hash."""
         spec = self.spec.to_dict()
         ranges = hashlib.sha256(canonical_json(spec.pop("calibration", None)).encode()).hexdigest()
         own = {
@@ -200,7 +200,7 @@ def _is_calibrated_for(settings: Settings, images: ImageSource, options: Resolve
 
 @dataclass(frozen=True)
 class ExistingOutput:
-    """The file and the journal that earlier runs left, and the settings they were made with.
+    """The file and the journal of previous runs, and the settings they were made with.
 
     Attributes:
         output: The output.
@@ -291,7 +291,7 @@ def _brief(differences: list[str]) -> str:
 
 
 def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
-    """Return what earlier runs left at an output; with ``restart``, no journal.
+    """Return the file and journal at an output; with ``restart``, no journal.
 
     Raises:
         ArtifactExists: Something else lies there; or a damaged file, and may not be replaced.

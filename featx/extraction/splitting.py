@@ -105,8 +105,8 @@ class Splitting:
     def _published(self) -> Published | None:
         """Return the splits that images keep.
 
-        Where the published file's source had validation images of its own, nobody chose the others
-        for training.
+        Where the published file's source had validation images of its own, its other images were
+        not chosen for training.
         """
         file = self.published
         if file is None or self.resplit:

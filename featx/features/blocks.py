@@ -21,7 +21,7 @@ from featx.features.file import FeatureFile, translated
 from featx.images.reading import map_ahead
 
 _BLOCK_BYTES = 2**22
-"""Of a block in memory; large enough for a fast product, small enough for the cache."""
+"""Size of a block; large enough for a fast product, small enough for the cache."""
 _AHEAD = 3
 """Blocks that are read while one is worked on."""
 
@@ -64,7 +64,7 @@ class FeatureRows:
 
     @property
     def bytes_read(self) -> int:
-        """Of features, from the file, by this and all others made from it."""
+        """Bytes of features read from the file, by this and all others made from it."""
         return self._column.bytes_read
 
     def only(self, rows: np.ndarray) -> FeatureRows:
@@ -95,7 +95,7 @@ class FeatureRows:
                 yield slice(low, high), values
 
     def _in_sequence(self) -> list[list[int]]:
-        """Return runs of neighbouring pieces, each of a block's size at most."""
+        """Return runs of neighbouring chunks, each of a block's size at most."""
         at_once = self._column.pieces_at_once
         groups: list[list[int]] = []
         for piece in self._pieces.tolist():
@@ -127,7 +127,6 @@ class _Column:
         self.bytes_read = 0
 
     def _find(self) -> list[int]:
-        """Return where each chunk lies in the file."""
         places = []
         for piece in range(self._num_pieces):
             place = self._column.id.get_chunk_info_by_coord(

@@ -17,7 +17,7 @@ from featx.images.sources import Stamp
 
 @dataclass(frozen=True)
 class ExistingImages:
-    """Images of earlier runs.
+    """Images of previous runs.
 
     Attributes:
         sample_ids: n strings.

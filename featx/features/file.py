@@ -60,7 +60,7 @@ class SkippedImage(NamedTuple):
 
     @classmethod
     def of_list(cls, values: Sequence[Any]) -> Self:
-        """Return what ``to_list`` gave; without a digest in files of version 2."""
+        """Return the image of ``to_list``; without a digest in files of version 2."""
         sample_id, reason, stamp, *digest = values
         return cls(sample_id, reason, Stamp(*stamp), *map(bytes.fromhex, digest))
 
@@ -290,7 +290,7 @@ _LOCKED = ("unable to lock file", "already open for")
 
 
 def _open_hdf5(path: Path) -> h5py.File:
-    """Return an HDF5 file, open for reading, whoever has it open as well.
+    """Return an HDF5 file, open for reading, also where other programs have it open.
 
     It needs no lock, because it changes only by being replaced. But a process can have a file open
     with one way of locking only, and the notebook that calls featx may have chosen another.
@@ -339,7 +339,6 @@ def _require_finished(path: Path) -> None:
 
 
 def _require_digests(file: h5py.File, header: Header, path: Path, columns: Sequence[str]) -> None:
-    """Compare columns with their sha256, reading them block by block."""
     for name in columns:
         digest = hashlib.sha256()
         for block in _blocks(file[name]):

@@ -143,7 +143,7 @@ class Choice:
     ) -> None:
         """Choose, in the order given, units of several contents that bring strata closer to target.
 
-        What they are to come to is the fraction of the contents that such units have, so that
+        Their target is the fraction of the contents that such units have, so that
         images without a group are validation as often as those with one.
         """
         strata = self.strata

@@ -44,7 +44,7 @@ _NONE = -1
 
 
 class Journal:
-    """The journal of one output: opened where there is one, made at the first batch where not.
+    """The journal of one output: opened if it exists, else made at the first batch.
 
     Args:
         output: The feature file that the rows are for.
@@ -99,7 +99,7 @@ class Journal:
         """Add a batch; on the disk within about a second, or 4,096 rows.
 
         Raises:
-            ArtifactError: The disk is full or failed; all earlier batches are kept.
+            ArtifactError: The disk is full or failed; all batches before are kept.
         """
         try:
             if not self._end:

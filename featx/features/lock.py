@@ -1,7 +1,7 @@
 """One writer per output: a lock on ``OUT.lock``, taken before anything else is touched.
 
 The kernel gives the lock back whatever ends the process, so a file left behind by a killed one
-locks nobody out. HDF5's own lock comes too late: opening a file to write it cuts it to nothing
+blocks no other. HDF5's own lock comes too late: opening a file to write it cuts it to nothing
 before it finds the lock taken.
 """
 
@@ -22,7 +22,7 @@ from featx.errors import ArtifactBusy, ArtifactError, ArtifactExists
 
 _SIGNATURE = re.compile(rb"process \d+ on .* since ")
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524)
-"""What a file system without locks answers; 524 is ENOTSUPP, which Lustre and NFS let out."""
+"""Errors of file systems without locks; 524 is ENOTSUPP, which Lustre and NFS return."""
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def locked(output: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()  # while it is held: whoever waits for it looks again
+                path.unlink()  # while it is held: a waiting process looks again
             os.close(descriptor)
     finally:
         for folder in made:
@@ -64,7 +64,6 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _acquire(path: Path, output: Path) -> int:
-    """Return a descriptor that holds the lock."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -108,7 +107,7 @@ def _lock(descriptor: int, path: Path, output: Path) -> None:
 
 
 def _require_unsigned(descriptor: int, path: Path, output: Path) -> None:
-    """Where the file system knows no locks: whoever has signed the file holds it."""
+    """Check, where the file system has no locks, that no process has signed the file."""
     holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
     if holder:
         raise ArtifactBusy(

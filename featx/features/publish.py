@@ -112,8 +112,8 @@ def start_verifier(num_bytes: int = 0) -> IsolatedCall:
 def _free_name(output: Path) -> Path:
     """Return a name for the next file that nothing has, and delete what killed runs left.
 
-    Their names tell them: nobody else makes one with this hash of the output's name and 16 random
-    digits, and the output's lock is held.
+    Their names identify them: no other program makes one with this hash of the output's name and 16
+    random digits, and the output's lock is held.
     """
     target = target_of(output)
     own = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]

@@ -86,7 +86,7 @@ def require_schema(file: h5py.File, header: Header, path: Path) -> None:
 def _column_problem(
     file: h5py.File, name: str, shape: tuple[object, ...], dtypes: tuple[str, ...]
 ) -> str | None:
-    """Return what is wrong with a column, or None. Links are judged before they are followed."""
+    """Return the fault of a column, or None. Links are checked before they are followed."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         return "is missing, or a link to somewhere else"
     column = file[name]
@@ -103,7 +103,7 @@ def _column_problem(
 
 
 def _storage_problem(column: h5py.Dataset) -> str | None:
-    """Return what is wrong with how a column is stored, or None."""
+    """Return the fault in how a column is stored, or None."""
     layout = column.id.get_create_plist()
     filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
     if filters - {h5py.h5z.FILTER_FLETCHER32}:
@@ -139,7 +139,6 @@ def require_plain_root(path: Path) -> None:
 
 
 def _root(file: BinaryIO) -> int:
-    """Return where the header of the root group is."""
     start = file.read(48)
     if start[:8] != _SIGNATURE or len(start) < 48:
         raise _Unusual("it is no HDF5 file")

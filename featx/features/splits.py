@@ -127,8 +127,8 @@ def assign_splits(
         fraction: Share of the training images that become validation, in [0, 0.5].
         has_tags: Whether ``|`` separates tags.
         groups: Number of each image's group, -1 for an image by itself; ``(N,)`` int64.
-        published: Splits of earlier images. They keep them, unless a group or content lies in two;
-            new images are assigned so that each class gets closer to its share.
+        published: Splits of images in the published file. They keep them, unless a group or content
+            lies in two; new images are assigned so that each class gets closer to its share.
 
     Raises:
         ConfigError: ``fraction`` is out of range.
@@ -206,7 +206,7 @@ def owners_of(contents: np.ndarray, num_contents: int, groups: np.ndarray | None
 
 
 def _keys(owners: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Return what units are sorted by: the sum of their contents' hashes, ``(U,)`` uint64.
+    """Return the sort keys of units: the sum of their contents' hashes, ``(U,)`` uint64.
 
     Unlike the lowest hash, it does not favour large groups.
     """
@@ -250,7 +250,6 @@ def _strata(
 def _tags(
     tags: Sequence[tuple[str, ...]], labels: np.ndarray, contents: np.ndarray, owners: np.ndarray
 ) -> Counts:
-    """Return the contents of each unit by tag."""
     index: dict[str, int] = {}
     numbers = [[index.setdefault(tag, len(index)) for tag in combination] for combination in tags]
     numbers.append([])  # unlabelled

@@ -117,7 +117,7 @@ class Disk:
 
 
 _CANNOT_CLAIM = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
-"""What a file system answers that cannot set space aside. Then the first failed write tells."""
+"""Errors of file systems that cannot reserve space. Then the first failed write shows it."""
 
 
 def _claim(descriptor: int, room: int, output: Path) -> None:

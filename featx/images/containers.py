@@ -1,7 +1,7 @@
-"""What can be said of an encoded image before a decoder sees it: its format, and what it may cost.
+"""Encoded images before a decoder sees them: their format, and limits on what decoding may cost.
 
-Formats are told by their first bytes. Metadata that has nothing to do with the pixels can be left
-out. What is built to keep a decoder busy is refused: JPEGs of too many scans, and tables of
+Formats are recognised by their first bytes. Metadata that has nothing to do with the pixels can be
+left out. Files built to keep a decoder busy are refused: JPEGs of too many scans, and tables of
 segments or strips far longer than any image has.
 """
 
@@ -31,7 +31,7 @@ _MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * 178_956_970
 """All scans of the largest progressive image that is read: seconds of a core."""
 _MAX_SEGMENTS = 4096
-"""Before a JPEG's pixels: 256 MB of metadata. Pillow joins EXIF in time that grows squared, and
+"""Before a JPEG's pixels: 256 MB of metadata. Pillow joins EXIF in quadratic time, and
 skips what lies between segments byte by byte."""
 _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 """Markers of a JPEG without a segment: decoders pass over them."""
@@ -130,9 +130,8 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _is_whole(content: bytes, start: int, end: int) -> bool:
-    """Return whether the checksum of a chunk is right."""
-    told = content[end - 4 : end]
-    return zlib.crc32(memoryview(content)[start + 4 : end - 4]).to_bytes(4, "big") == told
+    stored = content[end - 4 : end]
+    return zlib.crc32(memoryview(content)[start + 4 : end - 4]).to_bytes(4, "big") == stored
 
 
 def _plain_png(content: bytes) -> bytes:

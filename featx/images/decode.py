@@ -1,16 +1,16 @@
 """One image file to RGB pixels, safely: the same rules for extract and predict.
 
 - Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF where Pillow has it, and HEIC where pillow-heif is
-  installed, told by content, not by name.
+  installed, recognised by content, not by name.
 - EXIF orientation is applied. Of an animation, the first frame counts.
 - Transparent images are laid over white. Grey, palette and CMYK images become RGB.
 - More than 8 bits are scaled to 8. Images whose range is not known are refused.
 - A JPEG is decoded at a half, a quarter or an eighth of its size where the preprocessing spec says
   "scaled" and both sides stay at least twice as long as what they are resized to.
 - Damaged metadata of a PNG or JPEG does not cost the image.
-- Refused as well: truncated or damaged files, more than ``max_pixels`` pixels (told by the header,
-  before any is decoded) or ``MAX_FILE_BYTES``, what is built to keep a decoder busy, and anything
-  that is not a regular file.
+- Refused as well: truncated or damaged files, more than ``max_pixels`` pixels (known from the
+  header, before any is decoded) or ``MAX_FILE_BYTES``, files built to keep a decoder busy, and
+  anything that is not a regular file.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning limit, where Pillow takes an image for a decompression bomb."""
 MAX_FILE_BYTES = 2**30
-"""What ``MAX_PIXELS`` take uncompressed, at 16 bits a channel."""
+"""The size of ``MAX_PIXELS`` uncompressed, at 16 bits a channel."""
 DIGEST_BYTES = 16
 NO_DIGEST = bytes(DIGEST_BYTES)
 """The content digest of an image that could not be read."""
 _DECODING_BYTES = 20
-"""Of a pixel, more than any decoder and what follows it need: 6 of a progressive JPEG's
+"""For each pixel, more than any decoder and the steps after it need: 6 for a progressive JPEG's
 coefficients, and a few layers of 4."""
 
 _TRANSPOSE = {
@@ -60,7 +60,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright."""
+"""The method that makes an image of each EXIF orientation upright."""
 
 
 _WEBP_FLAGS, _WEBP_ANIMATED = 20, 2
@@ -95,7 +95,7 @@ def decoded(
     max_pixels: int = MAX_PIXELS,
     preprocess: PreprocessSpec | None = None,
 ) -> Image.Image | np.ndarray:
-    """Return what a source reads as ``preprocess`` takes it with the fewest copies.
+    """Return an image as ``preprocess`` takes it with the fewest copies.
 
     Args:
         content: An encoded image, or its pixels ``(height, width, 3)``, which are taken as they
@@ -118,7 +118,7 @@ def decoded(
 def _is_short_of_memory(content: bytes) -> bool:
     """Return whether there is too little memory to decode an image for certain.
 
-    Several decoders say of a file that it is damaged where it is memory that they do not get.
+    Several decoders call a file damaged where they run out of memory.
     """
     try:
         try:
@@ -254,15 +254,14 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _why(err: Exception, kind: str | None, content: bytes) -> str:
-    """Return the reason that a file of a format cannot be decoded."""
     if isinstance(err, ModuleNotFoundError) and kind == "HEIF":
         return "HEIC needs the package 'pillow-heif': pip install 'featx[heif]'."
     if not isinstance(err, UnidentifiedImageError):
         return f"cannot be decoded: {_reason(err)}."
     if kind is None:
         return f"not an image of a known format ({', '.join((*FORMATS, 'AVIF', 'HEIF'))})."
-    told = describe_tiff(content) if kind == "TIFF" else ""
-    return f"a damaged {kind} file, or a variant that is not read{told and f' ({told})'}."
+    tags = describe_tiff(content) if kind == "TIFF" else ""
+    return f"a damaged {kind} file, or a variant that is not read{tags and f' ({tags})'}."
 
 
 def rgb_image(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

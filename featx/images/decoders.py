@@ -87,14 +87,14 @@ class Decoders:
         try:
             head = [block, len(contents), *map(len, contents)]
             answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
-            told = json.loads(bytes(answer))
+            reply = json.loads(bytes(answer))
             outcome = Outcome(
-                len(contents) - len(told["errors"]),
+                len(contents) - len(reply["errors"]),
                 {
                     int(number): ImageError("", reason, is_permanent=is_permanent)
-                    for number, (reason, is_permanent) in told["errors"].items()
+                    for number, (reason, is_permanent) in reply["errors"].items()
                 },
-                *told["seconds"],
+                *reply["seconds"],
             )
             into[: outcome.num_crops] = self._shared[block, : outcome.num_crops]
         finally:

@@ -1,7 +1,7 @@
-"""TIFFs: what their tags say of the samples, where Pillow reads on without it.
+"""TIFFs whose tags Pillow ignores: set right, or refused.
 
-What is not known to come out right is refused by name. A missing strip would be black, signed
-samples would be taken for unsigned ones, a fourth band for opacity.
+A layout that is not known to be read correctly is refused by name. A missing strip would be black,
+signed samples would be taken for unsigned ones, a fourth band for opacity.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def has_unknown_band(image: Image.Image) -> bool:
 
 
 def describe_tiff(content: bytes) -> str:
-    """Return what the tags of a TIFF say of its samples; empty where they cannot be read."""
+    """Return the tags of a TIFF that describe its samples; empty where they cannot be read."""
     names = {_BITS: "bits", _PHOTOMETRIC: "photometric", _SAMPLE_FORMAT: "sample format"}
     names |= {_EXTRA_SAMPLES: "extra samples", _PLANAR: "planar", _COMPRESSION: "compression"}
     try:

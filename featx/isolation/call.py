@@ -4,7 +4,7 @@ The library that reads a file may crash or hang on it, where no ``except`` helps
 error like any other: the process that met it is gone, and the caller hears why.
 
 Nothing but text passes between the two: the path on the child's standard input, one line of JSON on
-its standard output. The end of that input means that nobody waits for the answer any more.
+its standard output. The end of that input means that the caller is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any, Self
 
 import featx.errors
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
-from featx.isolation.processes import child_environment, end_with_caller
+from featx.isolation.processes import end_with_caller, start_child
 
 _SPARE_SECONDS = 5
 """Processor time for starting up; the wall clock in the caller is the limit that counts."""
@@ -34,7 +33,7 @@ _SPARE_SECONDS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may take.
+    """Limits of a call.
 
     Attributes:
         memory_bytes: Address space, the libraries' own included: about 0.2 GiB, and for a model
@@ -90,29 +89,16 @@ class IsolatedCall:
     def __enter__(self) -> Self:
         """Start the process; it imports the target's module at once."""
         values = f"{self._target!r}, {self._limits.memory_bytes}, {self._limits.seconds}"
-        own_end, self._requests = os.pipe()
+        code = f"from featx.isolation.call import serve; serve({values})"
         try:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    f"from featx.isolation.call import serve; serve({values})",
-                ],
-                stdin=own_end,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=child_environment(),
-                process_group=0,  # Ctrl-C is for the caller, who may have more to tidy up
+            self._process, self._requests = start_child(
+                code, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         except OSError as err:
-            os.close(self._requests)
             raise FeatxError(
                 f"Cannot start a process to read files in: {err.strerror}. Is the machine out of "
                 "memory or processes?"
             ) from err
-        finally:
-            os.close(own_end)
         return self
 
     def run(self, path: Path) -> None:
@@ -142,7 +128,6 @@ class IsolatedCall:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the process and wait until it is gone."""
         os.close(self._requests)
         self._process.kill()  # does nothing where its end has been seen
         self._process.wait()
@@ -150,7 +135,6 @@ class IsolatedCall:
             self._process.stdout.close()
 
     def _error(self, answer: dict[str, Any], path: Path) -> Exception:
-        """Return the child's error as one of here."""
         name, text = answer["error"], answer["text"]
         kind = getattr(featx.errors, name, None)
         if name == "MemoryError":
@@ -218,7 +202,7 @@ def _limit(which: int, value: int) -> None:
 
 
 def _answer(target: str, requests: int) -> dict[str, str | None] | None:
-    """Return what came of the call; None if the caller went away before there was one."""
+    """Return the outcome of the call; None if the caller went away before there was one."""
     try:
         function = _resolve(target)
         with open(requests, "rb", buffering=0) as file:
@@ -240,9 +224,9 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
 
 def _unexpected(error: Exception) -> dict[str, str | None]:
     """Return which package is missing, or the whole of a bug for the caller to show."""
-    told = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
-    if told:
-        return {"error": "FeatxError", "text": str(told)}
+    missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    if missing:
+        return {"error": "FeatxError", "text": str(missing)}
     return {"error": "Exception", "text": traceback.format_exc()}
 
 

@@ -25,7 +25,7 @@ from featx.errors import FeatxError
 Answer = Callable[[bytes], bytes]
 """Called in a process with each message; its ``FeatxError`` is raised where the message is from."""
 Begin = Callable[[Callable[[], bytes]], Answer]
-"""Called once in a process, with what gives it the messages to begin with, in turn."""
+"""Called once in a process, with a function that returns its first messages in turn."""
 
 _HOME = Path(featx.errors.__file__).parents[1]
 _FRUGAL = dict.fromkeys(
@@ -39,6 +39,33 @@ def child_environment() -> dict[str, str]:
     """Return an environment for a child: this featx is found first, and one thread is enough."""
     folders = [str(_HOME), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.environ | _FRUGAL | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+def start_child(
+    code: str, *, stdout: int, stderr: int | None = None, descriptors: Sequence[int] = ()
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start Python code in a process; its input ends when this process does, however it does.
+
+    Returns:
+        The process, and the descriptor of its input.
+    """
+    own_end, requests = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            stdin=own_end,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=descriptors,
+            env=child_environment(),
+            process_group=0,  # Ctrl-C is for the caller, who may have more to tidy up
+        )
+    except OSError:
+        os.close(requests)
+        raise
+    finally:
+        os.close(own_end)
+    return process, requests
 
 
 class Processes:
@@ -93,7 +120,7 @@ class Processes:
             self._receive(process, begun=False)
 
     def close(self) -> None:
-        """End them, whatever they are at; nobody may wait for an answer."""
+        """End them, whatever they do; no thread may wait for an answer."""
         self._stop()
 
     def ask(self, message: bytes | memoryview) -> memoryview:
@@ -130,34 +157,20 @@ class _Process:
         self.name = name
         self._begun: memoryview | None = None
         self._line, other = Pipe()
-        command = (
-            f"from featx.isolation.processes import serve; serve({other.fileno()}, {target!r})"
-        )
-        own_end, self._lifeline = os.pipe()  # closed when this process ends, however it does
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", command],
-                stdin=own_end,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(other.fileno(), *descriptors),
-                env=child_environment(),
-                process_group=0,  # Ctrl-C is for the caller
+        code = f"from featx.isolation.processes import serve; serve({other.fileno()}, {target!r})"
+        with contextlib.closing(other):
+            self._process, self._lifeline = start_child(
+                code, stdout=subprocess.DEVNULL, descriptors=(other.fileno(), *descriptors)
             )
-        except OSError:
-            os.close(self._lifeline)
-            raise
-        finally:
-            other.close()
-            os.close(own_end)
         self.pid = self._process.pid
 
     def send(self, message: bytes | memoryview) -> None:
-        """Hand over a message; that nobody takes it shows where the answer is read."""
+        """Send a message; that the process is gone shows where the answer is read."""
         with contextlib.suppress(OSError):
             self._line.send_bytes(message)
 
     def begin(self) -> memoryview:
-        """Return what it said once it had begun. Raises as ``receive``."""
+        """Return its first answer. Raises as ``receive``."""
         if self._begun is None:
             self._begun = self.receive()
         return self._begun
@@ -167,7 +180,7 @@ class _Process:
         return memoryview(self._line.recv_bytes())
 
     def cause(self) -> str:
-        """Return what ended it."""
+        """Return the cause of its end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         status = self._process.returncode
@@ -216,14 +229,14 @@ def serve(descriptor: int, target: str) -> None:
     begin: Begin = getattr(importlib.import_module(module), name)
     with Connection(descriptor) as line, contextlib.suppress(EOFError, OSError):
         try:
-            answer, told = begin(line.recv_bytes), _DONE
+            answer, reply = begin(line.recv_bytes), _DONE
         except FeatxError as err:
             line.send_bytes(_FAILED + str(err).encode())
             return
         while True:
-            line.send_bytes(told)
+            line.send_bytes(reply)
             message = line.recv_bytes()
             try:
-                told = _DONE + answer(message)
+                reply = _DONE + answer(message)
             except FeatxError as err:
-                told = _FAILED + str(err).encode()
+                reply = _FAILED + str(err).encode()

@@ -98,7 +98,7 @@ def extract(
         file = existing.file_for(settings, options)
         with Journal(output, num_features=settings.spec.num_features) as journal:
             if options.restart or not (journal.num_rows or existing.has_journal_for(settings)):
-                journal.begin({})  # a journal of nothing but bad images holds nobody up
+                journal.begin({})  # a journal of bad images alone blocks no other settings
             existing.require_journal_for(settings, journal.num_images)
             rows = ExistingRows(file, journal)
             retry = existing.had_lower_limit(settings)

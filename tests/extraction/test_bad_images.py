@@ -54,7 +54,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
 
 
 @pytest.fixture
-def mended(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def repaired(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     decoded = crops.decoded
     return lambda: monkeypatch.setattr(crops, "decoded", decoded)
 
@@ -73,7 +73,7 @@ PASSING = [
 
 @pytest.mark.parametrize("cause", PASSING, ids=repr)
 def test_what_lies_in_the_machine_is_tried_again(
-    *, source: Path, tmp_path: Path, failing, mended, cause: Exception, caplog: Any
+    *, source: Path, tmp_path: Path, failing, repaired, cause: Exception, caplog: Any
 ) -> None:
     output = tmp_path / "f.h5"
     failing(cause)
@@ -84,20 +84,20 @@ def test_what_lies_in_the_machine_is_tried_again(
     assert not any(image.is_permanent for image in open_features(output).skipped)
     again = extract(source, output, OPTIONS)
     assert (again.is_unchanged, len(again.skipped)) == (False, 2)
-    mended()
+    repaired()
     report = extract(source, output, OPTIONS)
     assert (report.skipped, report.num_images, report.num_new) == ((), 4, 2)
     assert extract(source, output, OPTIONS).is_unchanged
 
 
 def test_what_lies_in_the_bytes_is_remembered(
-    source: Path, tmp_path: Path, failing, mended
+    source: Path, tmp_path: Path, failing, repaired
 ) -> None:
     output = tmp_path / "f.h5"
     failing(SyntaxError("broken PNG file"))
     extract(source, output, OPTIONS)
     assert all(image.is_permanent for image in open_features(output).skipped)
-    mended()
+    repaired()
     assert extract(source, output, OPTIONS).is_unchanged
     (source / NAMES[0]).chmod(0o600)
     assert len(extract(source, output, OPTIONS).skipped) == 2  # hashed once more, not decoded
@@ -105,7 +105,7 @@ def test_what_lies_in_the_bytes_is_remembered(
 
 
 def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(
-    source: Path, tmp_path: Path, failing, mended
+    source: Path, tmp_path: Path, failing, repaired
 ) -> None:
     output = tmp_path / "f.h5"
     failing(MemoryError())
@@ -114,7 +114,7 @@ def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(
     with Journal(output, num_features=192) as journal:
         digests = np.concatenate([batch.digests for batch in journal.batches()])
     assert digests.any(axis=1).tolist() == [False, True, False, True]
-    mended()
+    repaired()
     report = extract(source, output, replace(OPTIONS, on_error="fail"))
     assert (report.num_resumed, report.num_extracted, report.num_duplicates) == (2, 1, 1)
 

@@ -71,8 +71,8 @@ def test_rows_belong_to_their_images_however_threads_run(
     file = open_features(tmp_path / "1.h5")
     for name, row in zip(file.sample_ids, file.features, strict=True):
         pixels = decode_image((source / name).read_bytes(), sample_id=name)
-        square = preprocess(pixels, arithmetic().spec().preprocess)
-        assert (row == square[None].mean(axis=(1, 2), dtype=np.float32)[0]).all()
+        crop = preprocess(pixels, arithmetic().spec().preprocess)
+        assert (row == crop[None].mean(axis=(1, 2), dtype=np.float32)[0]).all()
 
 
 def test_each_worker_runs_its_own_batches(

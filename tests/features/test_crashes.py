@@ -458,7 +458,7 @@ def test_a_power_failure_costs_only_what_was_not_synced(tmp_path, disk, monkeypa
 
 
 def test_power_failures_one_after_another(tmp_path, disk, monkeypatch):
-    """Each run goes on where the last one was cut; what is synced by then survives all of them."""
+    """Each run resumes where the last one was cut; what is synced by then survives all of them."""
     monkeypatch.setattr("featx.features.journal._SYNC_IMAGES", 6)
     batches, settings = batches_of(batch_of), {"a": 1}
     for trial in range(60):

@@ -63,7 +63,7 @@ def open_cifar10(folder: Path) -> Cifar10Source:
     stamps: dict[str, Stamp] = {}
     for batch, split in _BATCHES.items():
         if (root / batch).is_file():
-            stamps[batch] = stamp_of(f"{root}/{batch}")  # before its content, lest it be too new
+            stamps[batch] = stamp_of(f"{root}/{batch}")  # before its content, or it may be too new
             pixels, labels = _read_batch(root / batch, len(classes))
             images.append(pixels)
             samples += [
@@ -126,7 +126,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 class _Array:
-    """What a pickle says of an array."""
+    """An array, as a pickle describes it."""
 
     def __init__(self, *_: object) -> None:
         self.state: Any = None
@@ -144,7 +144,7 @@ class _Array:
 
 
 class _DType:
-    """What a pickle says of an array's type."""
+    """The type of an array, as a pickle describes it."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = _text(code)

@@ -62,7 +62,7 @@ _KINDS_SHOWN = 6
 
 @dataclass
 class Level:
-    """What lies directly in one folder.
+    """The direct content of one folder.
 
     Attributes:
         prefix: The folder's path relative to the root, ending in ``/``; empty for the root.
@@ -100,7 +100,7 @@ class Tree:
 
     @property
     def top(self) -> Level:
-        """What lies directly in the root."""
+        """The direct content of the root."""
         return self.levels[""]
 
     def inner(self, level: Level) -> list[Level]:

@@ -74,7 +74,7 @@ def list_images(root: Path) -> list[str]:
     """
     tree = read_tree(root.resolve())
     require_images(tree)
-    if not all(map(is_picture, tree.ignored)):  # of pictures, a warning has told
+    if not all(map(is_picture, tree.ignored)):  # a warning names pictures
         log.info("'%s': skipped %s.", tree.root, describe_ignored(tree.ignored))
     return sorted(tree.below(""))
 

@@ -144,7 +144,7 @@ def odd_classes(
 ) -> Iterator[str]:
     """Yield a sentence for each thing that looks wrong; none where no image has a label.
 
-    - classes without images, which nothing can be told to belong to;
+    - classes without images, which can never be predicted;
     - classes without training images, where others have some;
     - a single class that has images, so that there is nothing to tell apart;
     - names that look alike;
@@ -202,7 +202,7 @@ def _alike(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _look(name: str) -> str:
-    """Return what names that look alike have in common.
+    """Return a text that is equal for names that look alike.
 
     Case, accents, width, blanks and dashes, invisible characters, and the letters of other
     alphabets that look like Latin ones make no difference.

@@ -28,8 +28,6 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class _Row(NamedTuple):
-    """A row of the table."""
-
     label: str
     split: str
     group: str
@@ -143,7 +141,7 @@ def _not_text(path: Path, err: UnicodeDecodeError) -> str:
 
 
 def _delimiter(path: Path, header: str) -> str:
-    """Return what the name promises, or else the first of comma, tab, semicolon in the header."""
+    """Return the delimiter of the extension if the header has it, else comma, tab or semicolon."""
     own = "\t" if path.suffix.lower() == ".tsv" else ","
     return next((delimiter for delimiter in (own, ",", "\t", ";") if delimiter in header), own)
 
@@ -161,7 +159,7 @@ def _column_names(path: Path, found: list[str]) -> list[str]:
 
 
 def _checked(path: Path, line: int, fields: dict[str, str]) -> tuple[str, _Row]:
-    """Return a row's sample id, and what the table says of it."""
+    """Return a row's sample id and the row."""
     image = fields["path"].strip()
     if not image:
         raise SourceError(f"'{path}', line {line}: the path is empty.")

@@ -39,7 +39,7 @@ class Sample:
 
 
 class Stamp(NamedTuple):
-    """What tells that an image file is the one seen before, without reading it.
+    """Size and times of an image file, to recognise it without reading it.
 
     Attributes:
         size: Bytes.
@@ -126,7 +126,7 @@ class ImageSource(Protocol):
 
     @property
     def uri(self) -> str:
-        """What ``open_source`` takes to find the source again, with an absolute path."""
+        """The address by which ``open_source`` finds the source again, with an absolute path."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ class ImageSource(Protocol):
         """
 
     def stamp(self, index: int) -> Stamp:
-        """Return what tells a sample's file from another version of it, without reading it.
+        """Return the stamp of a sample's file.
 
         ``NO_FILE`` where it cannot be looked up; ``NEVER_CHANGES`` where the sample has no file.
         """
