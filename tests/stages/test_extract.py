@@ -588,9 +588,7 @@ def test_touched_images_are_read_once_and_not_extracted(
     assert extract(root, output, SMALL).is_unchanged
 
 
-def test_a_repaired_image_is_extracted(
-    made: tuple[Path, Path], seen: list[int]
-) -> None:
+def test_a_repaired_image_is_extracted(made: tuple[Path, Path], seen: list[int]) -> None:
     root, output = made
     copy_as_other(root / "ants" / "002.png", root / "bees" / "005.png")
     report = extract(root, output, SMALL)
