@@ -45,9 +45,7 @@ class Plan:
         stamps: Of each sample's file, taken before it was read; ``(N, 3)`` int64.
         touched: Positions of samples whose stamp is another than their row's, though the content is
             the same; ascending, int64.
-        skipped: Samples known to be unusable, by position.
-        num_new: Samples never seen.
-        num_changed: Samples whose content is another now.
+        skipped: Unusable samples, by position.
         num_removed: Rows and skipped images of the published file that the source has no more.
     """
 

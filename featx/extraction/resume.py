@@ -44,16 +44,9 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an extraction.
+    """The settings of an extraction; its environment is provenance and not compared.
 
-    Attributes:
-        spec: What a feature means.
-        source: The source's address.
-        dtype: What the features are stored as.
-        max_pixels: Images with more are not used.
-        request: What was asked for and resolved to the spec, JSON values.
-        weights: Origin of the weights.
-        environment: Versions, device and engine; provenance, not compared.
+    ``request`` holds the options, as JSON values, that were resolved to ``spec``.
     """
 
     spec: BackboneSpec
@@ -202,12 +195,7 @@ def _is_calibrated_for(settings: Settings, images: ImageSource, options: Resolve
 class ExistingOutput:
     """The file and the journal of previous runs, and the settings they were made with.
 
-    Attributes:
-        output: The output.
-        file: The feature file there.
-        file_settings: Its settings.
-        journal_settings: Those of the journal.
-        options: Of the file, or else of the journal, as ``ExtractOptions`` has them.
+    ``options`` are those of the file, or else of the journal, as ``ExtractOptions`` has them.
     """
 
     output: Path

@@ -32,11 +32,10 @@ class Splitting:
     """How the images of a source are split.
 
     Attributes:
-        images: The source.
-        own: Splits that it gives, ``(num_samples,)`` uint8.
+        own: Splits that the source gives, ``(num_samples,)`` uint8.
         fraction: Share of each class's training images that becomes validation.
-        published: The file at the output; its images keep their split, whatever its settings.
-        resplit: Whether all validation images are chosen anew instead.
+        published: The file at the output. Its images keep their split, whatever its settings,
+            unless ``resplit``.
     """
 
     images: ImageSource

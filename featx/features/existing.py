@@ -20,7 +20,6 @@ class ExistingImages:
     """Images of previous runs.
 
     Attributes:
-        sample_ids: n strings.
         rows: Number of each image's row, -1 where it has none; ``(n,)`` int64.
         stamps: ``(n, 3)`` int64.
         digests: ``(n, 16)`` uint8; zeros where none is recorded.

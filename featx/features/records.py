@@ -53,7 +53,6 @@ class Batch:
     """The outcome of n images, in the order of the source.
 
     Attributes:
-        sample_ids: n strings.
         stamps: Of each image's file before it was read; ``(n, 3)`` int64.
         digests: Content hash of each image, zeros where it could not be read; ``(n, 16)`` uint8.
         reasons: Why an image has no row; empty where it has one.

@@ -66,7 +66,6 @@ class Level:
 
     Attributes:
         prefix: The folder's path relative to the root, ending in ``/``; empty for the root.
-        folders: Names, sorted.
         images: Paths relative to the root, in any order.
         num_images: Images here and in all folders below.
         is_output: There are artifacts of featx here or below.
@@ -85,11 +84,10 @@ class Level:
 
 @dataclass
 class Tree:
-    """All that lies below a folder.
+    """A folder and all below it.
 
     Attributes:
-        root: The folder.
-        levels: What each folder holds, by prefix; a folder comes before those in it.
+        levels: By prefix; a folder comes before those in it.
         ignored: How many entries were skipped, by kind: an extension like ``".txt"``, ``"hidden"``,
             a folder's name like ``"@eaDir/"``.
     """

@@ -80,13 +80,9 @@ def list_images(root: Path) -> list[str]:
 
 
 class _Place(NamedTuple):
-    """Where images of one class and split lie.
+    """A folder of images of one class (None: without a label) and split.
 
-    Attributes:
-        prefix: The folder, relative to the root, ending in ``/``.
-        name: The class; None for images without a label.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        deep: Images in the folders below belong to it, too.
+    Where it is ``deep``, images in the folders below belong to it, too.
     """
 
     prefix: str
