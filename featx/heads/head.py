@@ -37,7 +37,7 @@ Layer = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a solver leaves.
+    """A head as its solver returns it.
 
     Attributes:
         layers: First to last, for raw features.
@@ -133,25 +133,14 @@ def apply_layers(layers: Sequence[Layer], features: np.ndarray) -> np.ndarray:
 
 
 def fold_standardisation(layer: Layer, mean: np.ndarray, scale: np.ndarray) -> Layer:
-    """Return the layer that gives on raw features what ``layer`` gives on standardised ones.
-
-    Args:
-        layer: Weight ``(out, in)`` and bias ``(out,)`` for ``(features - mean) / scale``.
-        mean: ``(in,)``.
-        scale: ``(in,)``, above 0.
-    """
+    """Return the layer for raw features of one ``(out, in)`` for ``(features - mean) / scale``."""
     weight, bias = (part.astype(np.float64) for part in layer)
     folded = weight / scale
     return folded.astype(np.float32), (bias - folded @ mean).astype(np.float32)
 
 
 def silence_absent(layer: Layer, labels: np.ndarray) -> Layer:
-    """Return the layer with classes that have no samples given a probability of 0 in float32.
-
-    Args:
-        layer: Weight ``(num_classes, in)`` and bias ``(num_classes,)``.
-        labels: Class indices of the training samples, ``(N,)``.
-    """
+    """Return the layer whose classes without labels ``(N,)`` have a probability of 0 in float32."""
     weight, bias = layer
     absent = np.bincount(labels, minlength=len(bias)) == 0
     return np.where(absent[:, None], np.float32(0), weight), np.where(absent, NEVER, bias)

@@ -85,7 +85,7 @@ def _available() -> int:
 
 
 def memory_for(options: TrainOptions) -> int:
-    """Return the bytes that features and their copies may take: as asked for, or half of free."""
+    """Return the bytes that features and their copies may take: or half of what is free."""
     return free_memory() // 2 if options.memory is None else parse_memory(options.memory)
 
 
@@ -94,14 +94,8 @@ def fits_into_memory(
 ) -> bool:
     """Return whether training holds all features in memory, with the copies that it makes.
 
-    Args:
-        cache: The features.
-        rows: Numbers of those that train, ``(n,)``.
-        options: What is trained, with the task and solver that were settled.
-        memory: Bytes that they may take.
-
     Raises:
-        ConfigError: They do not fit, and the solver knows no other way.
+        ConfigError: They do not fit, and the solver does not read them in blocks.
     """
     kind = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
     size = 4 * len(cache) * cache.num_features

@@ -23,8 +23,8 @@ class Division:
     """Which samples are held out when.
 
     Attributes:
-        fold: Of each sample, ``(N,)`` int64; other folds than the held-out are always trained on.
-        held_out_folds: Folds that are held out once each; a single one is a hold-out.
+        fold: Of each sample, ``(N,)`` int64.
+        held_out_folds: Held out once each; a single one is a hold-out. Others always train.
     """
 
     fold: np.ndarray
@@ -53,71 +53,42 @@ class HeldOut:
 
 
 def divide(
-    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
+    targets: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    leave_one_out: bool = False,
 ) -> Division | None:
     """Return stratified folds, a single hold-out where there are many samples.
 
-    None where fewer than two classes have samples that may be held out: they cannot be compared.
+    None where no sample may be held out, or of classes all that may are of one class: they cannot
+    be compared.
 
     Args:
-        labels: Class indices, ``(N,)``.
+        targets: Class indices, ``(N,)``; or numbers, ``(N, num_outputs)``.
         groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
         seed: Decides which samples of a class go where.
+        leave_one_out: Without groups, hold samples out one by one: all of them are in fold 0.
     """
-    division = divide_samples(labels, groups=groups, seed=seed)
-    if division is None or len(np.unique(labels[division.held_out])) < 2:
-        return None
-    return division
-
-
-def divide_samples(
-    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
-) -> Division | None:
-    """Return folds as ``divide``, of one class too; None where no sample may be held out.
-
-    Args:
-        labels: Class indices, ``(N,)``.
-        groups: Of each sample, ``(N,)``, -1 for none.
-        seed: Decides which samples of a class go where.
-    """
-    num_folds, held_out = NUM_FOLDS, 1
-    if len(labels) <= HOLDOUT_ABOVE:
-        num_folds = held_out = choose_num_folds(labels, groups=groups)
-    folds = stratified_folds(labels, num_folds, groups=groups, seed=seed)
-    present = np.intersect1d(folds, np.arange(held_out))
-    return Division(folds, present) if len(present) else None
-
-
-def divide_to_leave_out(
-    labels: np.ndarray, *, groups: np.ndarray | None = None, seed: int = 0
-) -> Division | None:
-    """Return which samples are left out one by one, or with groups in folds; None for none.
-
-    Args:
-        labels: Class indices, ``(N,)``; or numbers, ``(N, num_outputs)``.
-        groups: Of each sample, ``(N,)``, -1 for none. Without groups all that are left out, each by
-            itself, are in fold 0.
-        seed: Decides the folds.
-    """
-    are_classes = labels.ndim == 1
-    classes = labels if are_classes else np.zeros(len(labels), np.int64)
-    if groups is not None:
-        return (divide if are_classes else divide_samples)(classes, groups=groups, seed=seed)
-    left_out = several(classes)
-    if not left_out.any() or (are_classes and len(np.unique(classes[left_out])) < 2):
-        return None
-    return Division(np.where(left_out, 0, 1), np.array([0]))
+    are_classes = targets.ndim == 1
+    classes = targets if are_classes else np.zeros(len(targets), np.int64)
+    if leave_one_out and groups is None:
+        folds, held_out = np.where(_has_others(classes), 0, 1), 1
+    else:
+        num_folds, held_out = NUM_FOLDS, 1
+        if len(classes) <= HOLDOUT_ABOVE:
+            num_folds = held_out = choose_num_folds(classes, groups=groups)
+        folds = stratified_folds(classes, num_folds, groups=groups, seed=seed)
+    division = Division(folds, np.intersect1d(folds, np.arange(held_out)))
+    enough = 2 if are_classes else 1
+    return division if len(np.unique(classes[division.held_out])) >= enough else None
 
 
 def choose_num_folds(labels: np.ndarray, *, groups: np.ndarray | None = None) -> int:
     """Return ``NUM_FOLDS``, or fewer where no class has as many samples or groups; at least 2.
 
     A smaller class is in some of the folds only. Where all classes are equally small, each fold
-    holds out one sample of each, so that the others stay balanced.
-
-    Args:
-        labels: Class indices, ``(N,)``.
-        groups: Of each sample, ``(N,)``, -1 for none.
+    holds out one sample of each, so that the others stay balanced. Both are ``(N,)``.
     """
     of_classes = labels
     if groups is not None:
@@ -146,16 +117,16 @@ def stratified_folds(
         return _grouped_folds(labels, units_of(groups, len(labels)), num_folds, generator)
     order = generator.permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
-    by_class = by_class[several(labels)[by_class]]
+    by_class = by_class[_has_others(labels)[by_class]]
     folds = np.full(len(labels), num_folds, dtype=np.int64)
     folds[by_class] = np.arange(len(by_class)) % num_folds
     return folds
 
 
-def several(labels: np.ndarray) -> np.ndarray:
+def _has_others(labels: np.ndarray) -> np.ndarray:
     """Return which samples are not the only one of their class; both ``(N,)``."""
-    more: np.ndarray = np.bincount(labels)[labels] > 1
-    return more
+    others: np.ndarray = np.bincount(labels)[labels] > 1
+    return others
 
 
 def rows_of_classes(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -165,20 +136,15 @@ def rows_of_classes(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(present.tolist(), np.split(order, start[1:]), strict=True)
 
 
-def every_so_many(num_samples: int, num_outputs: int) -> int:
-    """Return of how many held-out samples one's outputs are kept, so that they fit into memory."""
+def thinning_step(num_samples: int, num_outputs: int) -> int:
+    """Return the step between held-out samples whose outputs fit into memory together."""
     return max(1, -(-num_samples * num_outputs // _MOST_LOGITS))
 
 
 def units_of(groups: np.ndarray | None, num_samples: int) -> np.ndarray:
-    """Return what goes into a fold as a whole: of each sample a group's number, or its own.
+    """Return the unit of each sample that is in one fold as a whole: its group, or itself.
 
-    Args:
-        groups: ``(N,)``, -1 for none; None where there are no groups.
-        num_samples: ``N``.
-
-    Returns:
-        ``(N,)`` int64, from 0 without gaps.
+    Units are ``(N,)`` int64, from 0 without gaps; groups ``(N,)``, -1 for none.
     """
     every = np.arange(num_samples)
     if groups is None:
@@ -189,14 +155,11 @@ def units_of(groups: np.ndarray | None, num_samples: int) -> np.ndarray:
     return np.asarray(units, np.int64).reshape(-1)
 
 
-def keep_one_trained(folds: np.ndarray, units: np.ndarray, sides: np.ndarray, last: int) -> None:
-    """Never hold out a unit of each side whose units are all in one fold, in place.
+def _keep_one_trained(folds: np.ndarray, units: np.ndarray, sides: np.ndarray, last: int) -> None:
+    """Put a unit of each side whose units are all in one fold into the last, in place.
 
-    Args:
-        folds: Of each unit; ``last`` is that of units that are never held out.
-        units: Which unit has a side, ``(P,)``.
-        sides: The side that it has, ``(P,)``, ascending: a class, or a tag that is there or not.
-        last: Number of folds.
+    A side is a class, or a tag that is there or not: ``units`` ``(P,)`` have the ascending
+    ``sides`` ``(P,)``. Units in fold ``last`` are never held out.
     """
     named, start = np.unique(sides, return_index=True)
     if not len(named):
@@ -226,7 +189,7 @@ def _grouped_folds(
                 folds[members[pair]] = fold
                 own[fold] += counts[pair]
                 filled[fold] += sizes[members[pair]]
-    keep_one_trained(folds, members, classes, num_folds)
+    _keep_one_trained(folds, members, classes, num_folds)
     of_samples: np.ndarray = folds[units]
     return of_samples
 
@@ -259,7 +222,7 @@ def fold_by_tags(
     folds = _deal_by_tags(rarer, num_folds, seed=seed)
     for column in (*has.T, *lacks.T):
         members = np.flatnonzero(column)
-        keep_one_trained(folds, members, np.zeros_like(members), num_folds)
+        _keep_one_trained(folds, members, np.zeros_like(members), num_folds)
     of_samples: np.ndarray = folds[units]
     return of_samples
 

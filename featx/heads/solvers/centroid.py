@@ -19,9 +19,9 @@ from featx.heads.head import NEVER, Fitted, Layer, silence_absent
 from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import (
     HeldOut,
-    divide_to_leave_out,
-    every_so_many,
+    divide,
     rows_of_classes,
+    thinning_step,
 )
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
@@ -40,7 +40,7 @@ def fit_centroid(
         seed: Decides the folds.
         step: Called with the step under way.
     """
-    division = divide_to_leave_out(data.targets, groups=data.groups, seed=seed)
+    division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
     every = _Centroids(data.mean(), data.num_outputs)
     grouped = division if data.groups is not None else None
     parts = [every.empty() for _ in grouped.held_out_folds] if grouped else []
@@ -58,7 +58,7 @@ def fit_centroid(
     rows, some = data.subsample()
     if data.first_pass:  # else the one block was the subsample
         samples = (*every.centred(some.array), some.targets, some.weights)
-    every_nth = every_so_many(int(division.held_out[rows].sum()), data.num_outputs)
+    nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
     at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // data.num_outputs))
     logits, labels = [], []
     for number, fold in enumerate(division.held_out_folds):
@@ -70,8 +70,8 @@ def fit_centroid(
                 outputs = every.without(parts[number]).logits(x)
             else:
                 outputs = every.without_own(x, lengths, targets, weights)
-            logits.append(outputs[::every_nth].copy())
-            labels.append(targets[::every_nth])
+            logits.append(outputs[::nth].copy())
+            labels.append(targets[::nth])
     held_out = HeldOut(np.concatenate(logits), np.concatenate(labels), len(parts))
     return Fitted((every.layer(),), choice, held_out if len(held_out.labels) else None)
 

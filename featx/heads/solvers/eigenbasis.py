@@ -62,12 +62,7 @@ class Eigenbasis:
         return gradient if self.rotated else gradient @ self.directions
 
     def layer(self, weight: np.ndarray, bias: np.ndarray) -> Layer:
-        """Return the layer for raw features.
-
-        Args:
-            weight: In the basis, ``(num_classes, rank)``.
-            bias: ``(num_classes,)``.
-        """
+        """Return the layer for raw features of one in the basis, ``(num_classes, rank)``."""
         return fold_standardisation((weight @ self.directions.T, bias), self.mean, self.scale)
 
 
@@ -120,14 +115,7 @@ def _decompose(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class StandardisedBlocks:
-    """Standardised features that are read block by block.
-
-    Args:
-        features: Raw.
-        mean: ``(num_features,)``.
-        scale: ``(num_features,)``, above 0.
-        some: A sample of them, standardised, ``(n, num_features)`` float32.
-    """
+    """Standardised features that are read block by block; ``some`` of them are in memory."""
 
     dtype = np.dtype(np.float32)
 
@@ -189,13 +177,7 @@ class StandardisedBlocks:
 
 
 def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return standardised features ``(N, num_features)``, in float64 where that is small.
-
-    Args:
-        features: Raw, ``(N, num_features)``.
-        mean: ``(num_features,)``.
-        scale: ``(num_features,)``, above 0.
-    """
+    """Return standardised features ``(N, num_features)``, in float64 where these are few."""
     if features.size <= _DOUBLE_UP_TO:
         return np.ascontiguousarray((features - mean) / scale)
     shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)

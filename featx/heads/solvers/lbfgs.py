@@ -2,7 +2,7 @@
 
 The problems have the same number of variables and are evaluated together, which turns many
 matrix-vector products into few matrix-matrix products. A problem that has converged drops out. What
-a search has learnt of the curvature can be handed on to the next search of a similar problem.
+a search has learnt of the curvature can start the next search of a similar problem.
 
 Source: Nocedal and Wright, "Numerical Optimization" (2006), algorithms 7.4 and 3.1.
 """
@@ -31,10 +31,10 @@ class Minimum:
 
     Attributes:
         variables: ``(num_problems, M)``.
-        values: Objective of each problem, ``(num_problems,)``.
+        values: ``(num_problems,)``.
         gradient_norms: Largest absolute component of each gradient, ``(num_problems,)``.
         num_evaluations: Calls of the objective.
-        curvature: What was learnt of each problem's Hessian.
+        curvature: Estimated of each problem's Hessian.
     """
 
     variables: np.ndarray
@@ -76,10 +76,9 @@ def minimise(
     Args:
         objective: Evaluates some of the problems.
         start: ``(num_problems, M)``, float64.
-        inverse_diagonal: Rough inverse of each Hessian's diagonal, ``(num_problems, M)``; the
-            better it is, the fewer iterations.
+        inverse_diagonal: Rough inverse of each Hessian's diagonal, ``(num_problems, M)``.
         stopping: When a problem is done.
-        curvature: What is known of each problem's Hessian from a similar one.
+        curvature: Of each problem's Hessian, from a similar problem.
         memory: Steps of each problem that are remembered.
         progress: Called after each iteration with the number of evaluations so far.
     """
@@ -138,7 +137,7 @@ class _State:
         )
 
     def keep_curvature(self, which: np.ndarray, kept: list[Pairs]) -> None:
-        """Note the usable pairs of some problems, which are about to leave."""
+        """Keep the usable pairs of some problems, which are about to leave."""
         for row in np.flatnonzero(which):
             kept[self.ids[row]] = [(s[row], y[row]) for s, y, r in self.memory if r[row] > 0]
 

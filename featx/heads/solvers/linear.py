@@ -66,7 +66,7 @@ def fit_linear(
         division = _divide(data, some, loss, seed=seed)
     if division:
         samples = Logistic(basis_of_some, some, division=division, loss=loss)
-        best, path = follow_path(samples, division, strengths, step=step)
+        best, path = follow_path(samples, strengths, step=step)
     strength = best.point.strength if best else fixed_strength(strengths)
     held_out = best.held_out if best else None
     if data.first_pass:
@@ -82,8 +82,8 @@ def fit_linear(
             held_out = HeldOut(logits, some.targets[out])
     else:
         every = Logistic(basis, data, loss=loss)
-        if best and division and loss is SOFTMAX and takes_seconds(every):
-            best = with_all_samples(best, samples, division, every)
+        if best and loss is SOFTMAX and takes_seconds(every):
+            best = with_all_samples(best, samples, every)
         optimum = _refit(every, strength, best, step=step)
     choice = {
         "head": "linear",

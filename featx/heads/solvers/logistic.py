@@ -41,12 +41,7 @@ _NOISE = 4
 
 @dataclass(frozen=True, eq=False)
 class Problems:
-    """Which problems are solved together.
-
-    Attributes:
-        strengths: ``C`` of each, ``(P,)``.
-        left_out: Fold that is not trained on, ``(P,)``; -1 for none.
-    """
+    """Problems that are solved together: ``C`` of each, and the fold left out, -1 for none."""
 
     strengths: np.ndarray
     left_out: np.ndarray
@@ -75,9 +70,10 @@ class Logistic:
         self.loss, self.num_classes = loss, data.num_outputs
         self._basis, self._data, self._x = basis, data, basis.samples
         self._targets, self._weights = data.targets, data.weights
-        self._fold = division.fold if division else np.zeros(len(data), np.int64)
-        if isinstance(self._x, np.ndarray) and division and len(division.held_out_folds) == 1:
-            rows = np.flatnonzero(self._fold != division.held_out_folds[0])  # these always train
+        self._division = division or Division(np.zeros(len(data), int), np.zeros(0, int))
+        self._fold, self.held_out_folds = self._division.fold, self._division.held_out_folds
+        if isinstance(self._x, np.ndarray) and len(self.held_out_folds) == 1:
+            rows = np.flatnonzero(self._fold != self.held_out_folds[0])  # these always train
             self._x, self._fold = self._x[rows], self._fold[rows]
             self._targets, self._weights = self._targets[rows], self._weights[rows]
 
@@ -88,17 +84,13 @@ class Logistic:
 
     @property
     def multiplications(self) -> int:
-        """Of a pass for one problem."""
+        """Multiplications of a pass for one problem."""
         return int(np.prod(self._x.shape)) * self.num_classes
 
     def class_means(self, left_out: np.ndarray) -> np.ndarray:
-        """Return the mean in the basis of each class's samples that are trained on.
+        """Return the mean in the basis of each class, without the fold ``(P,)`` left out.
 
-        Args:
-            left_out: Fold that is not, ``(P,)``.
-
-        Returns:
-            ``(P, num_classes, rank)`` float64; 0 where there are none.
+        It is ``(P, num_classes, rank)`` float64; 0 where there are no samples.
         """
         x, means = self._x, []
         assert isinstance(x, np.ndarray)
@@ -116,16 +108,10 @@ class Logistic:
             means.append(self._basis.from_samples(sums))
         return np.stack(means)
 
-    def of_classes(self, classes: np.ndarray, division: Division) -> tuple[Logistic, Division]:
-        """Return the problem of telling some classes apart, and its division.
-
-        Args:
-            classes: Ascending, ``(m,)``.
-            division: Of all samples, which are in memory.
-        """
+    def of_classes(self, classes: np.ndarray) -> Logistic:
+        """Return the same for some ascending classes ``(m,)`` alone."""
         rows = np.flatnonzero(np.isin(self._data.targets, classes))
-        fold = division.fold[rows]
-        own = Division(fold, np.intersect1d(fold, division.held_out_folds))
+        fold = self._division.fold[rows]
         data = replace(
             self._data,
             features=self._data.array[:0],
@@ -133,8 +119,12 @@ class Logistic:
             num_outputs=len(classes),
             weights=self._data.weights[rows],
         )
-        basis = replace(self._basis, samples=self._basis.array[rows])
-        return Logistic(basis, data, division=own, loss=self.loss), own
+        return Logistic(
+            replace(self._basis, samples=self._basis.array[rows]),
+            data,
+            division=Division(fold, np.intersect1d(fold, self.held_out_folds)),
+            loss=self.loss,
+        )
 
     @property
     def is_double(self) -> bool:
@@ -159,14 +149,10 @@ class Logistic:
         curvature: Sequence[Pairs] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Minimum:
-        """Return the optimum of each problem.
+        """Return the optimum of each problem, from variables ``(P, num_variables)`` on.
 
-        Args:
-            problems: What to solve.
-            start: Variables to start from, ``(P, num_variables)``.
-            stopping: When a problem is done.
-            curvature: Of similar problems, their penalties made these problems'.
-            progress: Called after each iteration with the number of passes so far.
+        The curvature is that of similar problems, adapted by ``with_penalty``. ``progress`` is
+        called after each iteration with the number of passes so far.
         """
         totals = self._totals(problems.left_out)
         penalties = 1 / (problems.strengths * totals)
@@ -189,7 +175,7 @@ class Logistic:
         )
 
     def with_penalty(self, curvature: Sequence[Pairs], change: np.ndarray) -> tuple[Pairs, ...]:
-        """Return what is known of the Hessians ``(P,)`` once each penalty has changed so much."""
+        """Return curvature once each penalty ``(P,)`` has changed so much."""
         adapted = []
         for pairs, difference in zip(curvature, change, strict=True):
             shift = np.full((self.num_classes, len(self._basis.variances) + 1), difference)
@@ -262,35 +248,28 @@ class Logistic:
                 stop = min(start + step, where.stop)
                 yield slice(start, stop), x[start - where.start : stop - where.start]
 
-    def held_out(self, variables: np.ndarray, division: Division) -> tuple[HeldOut, np.ndarray]:
-        """Return what each fold's solution says of the samples it left out, and their weights.
+    def held_out(self, variables: np.ndarray) -> tuple[HeldOut, np.ndarray]:
+        """Return outputs of each fold's solution for the samples it left out, and their weights.
 
-        Args:
-            variables: Of each held-out fold, ``(num_folds, num_variables)``.
-            division: The one the samples came with.
+        Variables are ``(num_folds, num_variables)``.
         """
-        rows = [np.flatnonzero(division.fold == fold) for fold in division.held_out_folds]
+        rows = [np.flatnonzero(self._division.fold == fold) for fold in self.held_out_folds]
         logits = [
             self.logits(of_fold, self._basis.array[row])
             for row, of_fold in zip(rows, variables, strict=True)
         ]
         row = np.concatenate(rows)
-        return HeldOut(
-            np.concatenate(logits), self._data.targets[row], len(division.held_out_folds)
-        ), self._data.weights[row]
+        out = HeldOut(np.concatenate(logits), self._data.targets[row], len(rows))
+        return out, self._data.weights[row]
 
     def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """Return what one problem's variables ``(num_variables,)`` say of ``(n, width)`` samples.
-
-        Returns:
-            ``(n, num_classes)``.
-        """
+        """Return ``(n, num_classes)`` of samples ``(n, width)`` and one problem's variables."""
         weight, bias = self._unpack(variables[None])
         logits: np.ndarray = samples @ weight[0].T + bias[0]
         return logits
 
     def layer(self, variables: np.ndarray) -> Layer:
-        """Return the layer for raw features of one problem's variables ``(num_variables,)``."""
+        """Return the layer for raw features, of one problem's variables."""
         shaped = variables.reshape(self.num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
 
@@ -298,11 +277,7 @@ class Logistic:
 class _Pass:
     """One evaluation of many problems, summed over blocks of samples in float64.
 
-    Args:
-        columns: Weights of all problems' classes, ``(width, p * k)``.
-        offset: Their biases, ``(p * k, 1)``.
-        num_problems: ``p``.
-        loss: Of what labels are.
+    Weights of all problems' classes are ``(width, p * k)``, their biases ``(p * k, 1)``.
     """
 
     def __init__(

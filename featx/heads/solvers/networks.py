@@ -25,14 +25,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Settings of one of the networks.
-
-    Attributes:
-        seed: Of initial weights and dropout.
-        learning_rate: AdamW's, at the start.
-        weight_decay: AdamW's.
-        dropout: Probability of dropping a hidden unit, in [0, 1).
-    """
+    """What differs between the networks; the seed is that of initial weights and dropout."""
 
     seed: tuple[int, ...]
     learning_rate: float
@@ -96,9 +89,9 @@ class Networks:
 
         Args:
             x: Standardised features, ``(n, in)``.
-            labels: ``(n,)``; tags or numbers ``(n, out)`` where the loss takes these.
+            labels: Targets, ``(n,)`` or ``(n, out)``.
             shares: Of each sample in the loss, ``(n,)``, summing to 1.
-            lr_scale: Factor of the learning rates, in [0, 1].
+            lr_scale: Factor of the learning rates.
         """
         gradient = self._gradient(x, labels, shares)
         rates = np.array([s.learning_rate for s in self._settings], np.float32)[:, None]
@@ -119,7 +112,6 @@ class Networks:
         self._parameters -= gradient
 
     def _gradient(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Return the gradient of each network's loss by its parameters, shaped as these."""
         layers = split_layers(self._parameters, self._widths)
         seen = [x[None]]
         for weight, bias in layers[:-1]:
@@ -141,14 +133,13 @@ class Networks:
         return gradient
 
     def _drop(self, hidden: np.ndarray) -> None:
-        """Set some units to 0 and scale up the others, in place."""
         for row, (setting, random) in enumerate(zip(self._settings, self._random, strict=True)):
             if setting.dropout:
                 kept = random.random(hidden[row].shape, dtype=np.float32) >= setting.dropout
                 hidden[row] *= kept / np.float32(1 - setting.dropout)
 
     def _passed(self, hidden: np.ndarray) -> np.ndarray:
-        """Return what a gradient at these units is multiplied with on its way back."""
+        """Return the factor of a gradient that passes these units, ``(m, n, width)``."""
         scales = [1 / (1 - setting.dropout) for setting in self._settings]
         return (hidden > 0) * np.array(scales, np.float32)[:, None, None]
 
@@ -156,12 +147,7 @@ class Networks:
 def split_layers(
     parameters: np.ndarray, widths: Sequence[int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return views of parameters as weights ``(m, in, out)`` and biases ``(m, 1, out)``.
-
-    Args:
-        parameters: ``(m, num_parameters)``.
-        widths: Features, hidden sizes, outputs.
-    """
+    """Return views of parameters ``(m, num_parameters)``: ``(m, in, out)`` and ``(m, 1, out)``."""
     layers, at, m = [], 0, len(parameters)
     for inputs, outputs in pairwise(widths):
         end = at + inputs * outputs
@@ -172,12 +158,7 @@ def split_layers(
 
 
 def _initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
-    """Return parameters as torch's Linear draws them, ``(num_parameters,)`` float32.
-
-    Args:
-        widths: Features, hidden sizes, outputs.
-        random: They are drawn from.
-    """
+    """Return parameters as torch's Linear draws them, ``(num_parameters,)`` float32."""
     parts = []
     for inputs, outputs in pairwise(widths):
         bound = 1 / np.sqrt(inputs)

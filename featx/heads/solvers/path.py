@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from featx.errors import ConfigError
-from featx.heads.samples.folds import Division, HeldOut
+from featx.heads.samples.folds import HeldOut
 from featx.heads.solvers.lbfgs import Pairs, Stopping
 from featx.heads.solvers.logistic import Logistic, Problems
 from featx.heads.tasks.losses import SOFTMAX
@@ -61,10 +61,10 @@ class Solved:
     """One strength on every fold.
 
     Attributes:
-        point: How it did.
+        point: Its scores.
         penalties: Factors of the objectives' penalty, ``(num_folds,)``.
         variables: ``(num_folds, num_variables)``.
-        curvature: Of each fold.
+        curvature: Of each fold's objective.
         held_out: Outputs of each fold's solution for the samples it left out.
     """
 
@@ -77,28 +77,21 @@ class Solved:
 
 def follow_path(
     samples: Logistic,
-    division: Division,
     strengths: Sequence[float],
     *,
     step: Step | None = None,
 ) -> tuple[Solved, tuple[PathPoint, ...]]:
     """Return the best strength and the path, weakest ``C`` first.
 
-    Args:
-        samples: With their division.
-        division: Who is held out when.
-        strengths: Values of ``C``, at least one.
-        step: Called with the step under way.
-
     Raises:
         ConfigError: There are no strengths.
     """
     strengths = sorted(map(float, strengths))
-    classes = _some_classes(samples, division, strengths)
+    classes = _some_classes(samples, strengths)
     if classes is None:
-        path, best = _solve_each(samples, division, strengths, step)
+        path, best = _solve_each(samples, strengths, step)
     else:
-        path, best = _solve_around(samples, division, strengths, classes, step)
+        path, best = _solve_around(samples, strengths, classes, step)
     if len(strengths) > 1 and best.point.strength in (strengths[0], strengths[-1]):
         log.info("The best strength C=%g is at the end of the range tried.", best.point.strength)
     return best, tuple(path)
@@ -110,32 +103,25 @@ def takes_seconds(samples: Logistic, *, num_folds: int = 1) -> bool:
     return samples.num_classes >= 2 * _SOME_CLASSES and work >= _MANY_MULTIPLICATIONS
 
 
-def with_all_samples(
-    best: Solved, some: Logistic, division: Division, everything: Logistic
-) -> Solved:
+def with_all_samples(best: Solved, some: Logistic, everything: Logistic) -> Solved:
     """Return a solution moved to all samples, as far as the means of classes tell.
 
-    Of a class of three samples, one is a third of what its weights depend on.
-
-    Args:
-        best: Solved without the samples that were held out.
-        some: The samples, with their division.
-        division: Who was held out when.
-        everything: The same samples, none of them held out.
+    Of a class of three samples, one is a third of what its weights depend on. ``some`` hold
+    samples out, ``everything`` none.
     """
-    shape = _Shape.of(some, division, best.variables)
-    change = everything.class_means(np.array([-1])) - some.class_means(division.held_out_folds)
+    shape = _Shape.of(some, best.variables)
+    change = everything.class_means(np.array([-1])) - some.class_means(some.held_out_folds)
     shaped = best.variables.reshape(*change.shape[:2], -1).copy()
     shaped[:, :, :-1] += change * shape.stretch[:, None]
     return replace(best, variables=shaped.reshape(best.variables.shape))
 
 
 def _solve_each(
-    samples: Logistic, division: Division, strengths: Sequence[float], step: Step | None
+    samples: Logistic, strengths: Sequence[float], step: Step | None
 ) -> tuple[list[PathPoint], Solved]:
     """Return the whole path of ascending strengths, and the solution at the best."""
     path, best = [], None
-    for solved in _solve_all(samples, division, strengths, step):
+    for solved in _solve_all(samples, strengths, step):
         path.append(solved.point)
         if best is None or solved.point.log_loss < best.point.log_loss:
             best = solved
@@ -146,7 +132,6 @@ def _solve_each(
 
 def _solve_all(
     samples: Logistic,
-    division: Division,
     strengths: Sequence[float],
     step: Step | None,
     *,
@@ -157,35 +142,30 @@ def _solve_all(
     for number, strength in enumerate(strengths, start=1):
         if step:
             step(f"Strength {number} of {len(strengths)}, C = {strength:g}{note}")
-        start = _ahead(samples, before, strength, len(division.held_out_folds))
-        solved = _solve_folds(samples, division, strength, start, before[-1:])
+        start = _ahead(samples, before, strength)
+        solved = _solve_folds(samples, strength, start, before[-1:])
         before = [*before[-1:], solved]
         yield solved
 
 
 def _solve_folds(
     samples: Logistic,
-    division: Division,
     strength: float,
     start: np.ndarray,
     near: Sequence[Solved],
 ) -> Solved:
     """Return the optimum for each fold left out.
 
-    Args:
-        samples: With their division.
-        division: Who is held out when.
-        strength: ``C``.
-        start: Variables to start from, ``(num_folds, num_variables)``.
-        near: A strength that was solved, if there is one, whose curvature is known.
+    The search starts at variables ``(num_folds, num_variables)``, with the curvature of a strength
+    ``near`` that was solved, if there is one.
     """
-    problems = Problems(np.full(len(division.held_out_folds), strength), division.held_out_folds)
+    problems = Problems(np.full(len(samples.held_out_folds), strength), samples.held_out_folds)
     penalties = samples.penalties(problems)
     curvature: tuple[Pairs, ...] | None = None
     if near:
         curvature = samples.with_penalty(near[0].curvature, penalties - near[0].penalties)
     minimum = samples.solve(problems, start=start, stopping=_ON_THE_WAY, curvature=curvature)
-    held_out, weights = samples.held_out(minimum.variables, division)
+    held_out, weights = samples.held_out(minimum.variables)
     point = PathPoint(
         strength=float(strength),
         log_loss=samples.loss.mean(held_out.logits, held_out.labels, weights=weights),
@@ -196,12 +176,10 @@ def _solve_folds(
     return Solved(point, penalties, minimum.variables, minimum.curvature, held_out)
 
 
-def _ahead(
-    samples: Logistic, before: Sequence[Solved], strength: float, num_folds: int
-) -> np.ndarray:
-    """Return where to start a strength, ``(num_folds, num_variables)``: on along the path."""
+def _ahead(samples: Logistic, before: Sequence[Solved], strength: float) -> np.ndarray:
+    """Return where to start a strength, ``(num_folds, num_variables)``: further along the path."""
     if not before:
-        return np.zeros((num_folds, samples.num_variables))
+        return np.zeros((len(samples.held_out_folds), samples.num_variables))
     last = before[-1]
     if len(before) < 2:
         return last.variables
@@ -212,13 +190,11 @@ def _ahead(
     return start
 
 
-def _some_classes(
-    samples: Logistic, division: Division, strengths: Sequence[float]
-) -> np.ndarray | None:
+def _some_classes(samples: Logistic, strengths: Sequence[float]) -> np.ndarray | None:
     """Return the classes, ascending, for which the path is solved; None for all of them."""
     if samples.loss is not SOFTMAX or len(strengths) <= _FEW_STRENGTHS:
         return None
-    if not takes_seconds(samples, num_folds=len(division.held_out_folds)):
+    if not takes_seconds(samples, num_folds=len(samples.held_out_folds)):
         return None
     count = max(_SOME_CLASSES, samples.num_classes // _CLASSES_PER_CHOSEN)
     return np.sort(np.random.default_rng(0).permutation(samples.num_classes)[:count])
@@ -226,31 +202,25 @@ def _some_classes(
 
 def _solve_around(
     samples: Logistic,
-    division: Division,
     strengths: Sequence[float],
     classes: np.ndarray,
     step: Step | None,
 ) -> tuple[list[PathPoint], Solved]:
     """Return the path around the best strength, and the solution there.
 
-    Args:
-        samples: With their division.
-        division: Who is held out when.
-        strengths: Ascending.
-        classes: Some of them, for which all strengths are solved first.
-        step: Called with the step under way.
+    All of the ascending strengths are solved for some classes first.
     """
     log.info(
         "With %s classes, all strengths are solved for %s of them, and those around the best for "
         "all.",
         *(f"{samples.num_classes:,}", f"{len(classes):,}"),
     )
-    few, own = samples.of_classes(classes, division)
+    few = samples.of_classes(classes)
     note = f" for {len(classes):,} classes"
     losses, shapes = [], []
-    for each in _solve_all(few, own, strengths, step, note=note):
+    for each in _solve_all(few, strengths, step, note=note):
         losses.append(each.point.log_loss)
-        shapes.append(_Shape.of(few, own, each.variables))
+        shapes.append(_Shape.of(few, each.variables))
     middle = int(np.argmin(losses))
     first = int(np.argmax(np.array(losses) < np.log(len(classes)) / 2))  # what is before is quick
     solved: dict[int, Solved] = {}
@@ -266,8 +236,8 @@ def _solve_around(
             near = [solved[nearest]]
             start = shapes[at].grown_from(shapes[nearest], solved[nearest].variables)
         else:
-            near, start = [], shapes[at].for_means(samples.class_means(division.held_out_folds))
-        solved[at] = _solve_folds(samples, division, strengths[at], start, near)
+            near, start = [], shapes[at].for_means(samples.class_means(samples.held_out_folds))
+        solved[at] = _solve_folds(samples, strengths[at], start, near)
         best = min(solved, key=lambda other: solved[other].point.log_loss)
         ahead = ahead or [best - 1, best + 1]
     return [solved[at].point for at in sorted(solved)], solved[best]
@@ -275,7 +245,7 @@ def _solve_around(
 
 @dataclass(frozen=True, eq=False)
 class _Shape:
-    """How the weights of classes follow from the means of their samples, on each fold.
+    """Dependence of the weights of classes on the means of their samples, on each fold.
 
     A class's weights are close to that mean, stretched along each direction of the basis, and its
     bias to a line in the product of both.
@@ -289,9 +259,9 @@ class _Shape:
     line: np.ndarray
 
     @classmethod
-    def of(cls, samples: Logistic, division: Division, variables: np.ndarray) -> _Shape:
+    def of(cls, samples: Logistic, variables: np.ndarray) -> _Shape:
         """Return that of solutions ``(num_folds, num_variables)``."""
-        means = samples.class_means(division.held_out_folds)
+        means = samples.class_means(samples.held_out_folds)
         shaped = variables.reshape(len(means), samples.num_classes, -1)
         squares = np.maximum((means**2).sum(axis=1), 1e-30)
         stretch = (shaped[:, :, :-1] * means).sum(axis=1) / squares

@@ -26,9 +26,9 @@ from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import (
     Division,
     HeldOut,
-    divide_to_leave_out,
-    every_so_many,
+    divide,
     rows_of_classes,
+    thinning_step,
 )
 from featx.heads.solvers.eigenbasis import StandardisedBlocks, standardise
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
@@ -62,7 +62,7 @@ def fit_ridge(
         x = standardise(data.features, mean, scale)
     else:
         x = StandardisedBlocks(data.features, mean, scale)
-    division = divide_to_leave_out(data.targets, groups=data.groups, seed=seed)
+    division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
     grouped = division is not None and data.groups is not None
     every, of_folds = _systems(x, data, division if grouped else None)
     strength, held_out = fixed_strength(strengths), None
@@ -77,11 +77,11 @@ def fit_ridge(
         rows, some = data.subsample()
         if data.first_pass:
             parts = _parts([(rows, standardise(some.array, mean, scale))], data, division, systems)
-        every_nth = every_so_many(int(division.held_out[rows].sum()), data.num_outputs)
+        nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
         outputs, targets = [], []
         for part in parts:
-            outputs.append(next(left_out(part, [strength]))[::every_nth].copy())
-            targets.append(part.targets[::every_nth])
+            outputs.append(next(left_out(part, [strength]))[::nth].copy())
+            targets.append(part.targets[::nth])
         if outputs:
             num_folds = len(of_folds)
             held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), num_folds)

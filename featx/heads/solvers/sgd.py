@@ -56,13 +56,9 @@ class SGDOptions:
 
 @dataclass(frozen=True)
 class EpochScores:
-    """How an epoch went, on the samples as they were trained on.
+    """Scores of an epoch, counted from 1, on each sample as it was trained on.
 
-    Attributes:
-        epoch: From 1.
-        loss: Mean over samples, nats.
-        accuracy: Share that was right, in [0, 1].
-        seconds: It took.
+    The loss is a mean over samples in nats, the accuracy a share in [0, 1].
     """
 
     epoch: int

@@ -16,7 +16,6 @@ from featx.heads.samples.folds import (
     NUM_FOLDS,
     Division,
     divide,
-    divide_samples,
     fold_by_tags,
     stratified_folds,
 )
@@ -71,7 +70,6 @@ class Softmax:
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
-        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
         at = np.arange(z.shape[2])
         z -= z.max(axis=1, keepdims=True)
         own = z[:, targets, at]  # (p, n)
@@ -83,14 +81,12 @@ class Softmax:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """Return the second derivative, ``(p, k)``, the same for all classes."""
-        k = z.shape[1]
+        k = z.shape[1]  # the same for all classes, whose probabilities trade with each other
         z = _softmax_in_place(z, axis=1)
         mean = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
         return np.repeat(mean[:, None], k, axis=1)
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         error = _softmax_in_place(z, axis=-1)
         error[:, np.arange(len(targets)), targets] -= 1
         return error
@@ -98,23 +94,19 @@ class Softmax:
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """Return the mean loss of outputs ``(N, k)``."""
         return log_loss(outputs, targets, weights=weights)
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """Return the share of outputs ``(N, k)`` that are right."""
         return float((outputs.argmax(axis=1) == targets).mean())
 
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return stratified folds; None where fewer than two classes can be held out."""
         return divide(targets, groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return a hold-out of at least two classes, never all of one, ``(N,)`` bool."""
         return _first_part(
             lambda parts: stratified_folds(targets, parts, groups=groups, seed=seed) == 0,
             num_parts,
@@ -128,7 +120,6 @@ class Sigmoid:
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
-        """Turn outputs ``(p, k, n)`` into shares of the gradient; return losses ``(p,)``."""
         has = targets.T.astype(z.dtype)
         small = np.exp(-np.abs(z))
         loss = np.maximum(z, 0)
@@ -141,13 +132,11 @@ class Sigmoid:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """Return the second derivative by each output, ``(p, k)``."""
         likely = _sigmoid_in_place(z)
         curvature: np.ndarray = np.clip((likely * (1 - likely)).mean(axis=2), 1e-3, 1)
         return curvature
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         error = _sigmoid_in_place(z)
         error -= targets
         return error
@@ -155,17 +144,14 @@ class Sigmoid:
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """Return the mean loss of outputs ``(N, k)``, over samples and tags."""
         return binary_log_loss(outputs, targets, weights=weights)
 
-    def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
-        """Return None: outputs ``(N, k)`` of tags have no single right class."""
+    def top1(self, outputs: np.ndarray, targets: np.ndarray) -> None:
         return None
 
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return folds by tags ``(N, k)``; None where no tag varies in what they hold out."""
         folds = fold_by_tags(targets, NUM_FOLDS, groups=groups, seed=seed)
         used = np.arange(1 if len(targets) > HOLDOUT_ABOVE else NUM_FOLDS)
         division = Division(folds, np.intersect1d(folds, used))
@@ -174,7 +160,6 @@ class Sigmoid:
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return a hold-out, ``(N,)`` bool, never of all that have, or lack, a tag."""
         return _first_part(
             lambda parts: fold_by_tags(targets, parts, groups=groups, seed=seed) == 0,
             num_parts,
@@ -186,27 +171,23 @@ class Squared:
     """Half the squared error, summed over targets ``(N, k)``."""
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Turn outputs ``(m, n, k)`` into the gradient of each sample's loss, in place."""
         z -= targets
         return z
 
     def mean(
         self, outputs: np.ndarray, targets: np.ndarray, *, weights: np.ndarray | None = None
     ) -> float:
-        """Return the squared error of outputs ``(N, k)``, a mean over samples and targets."""
         squared = np.square(outputs.astype(np.float64) - targets).mean(axis=1)
         return float(np.average(squared, weights=weights))
 
     def divide(
         self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
     ) -> Division | None:
-        """Return random folds of numbers ``(N, k)``; None where none can be held out."""
-        return divide_samples(np.zeros(len(targets), np.int64), groups=groups, seed=seed)
+        return divide(targets, groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
     ) -> np.ndarray:
-        """Return a random hold-out, ``(N,)`` bool."""
         alike = np.zeros(len(targets), np.int64)
         held_out: np.ndarray = stratified_folds(alike, num_parts, groups=groups, seed=seed) == 0
         return held_out

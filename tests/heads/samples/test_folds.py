@@ -12,7 +12,7 @@ from featx.heads.samples.folds import (
     NUM_FOLDS,
     choose_num_folds,
     divide,
-    divide_to_leave_out,
+    fold_by_tags,
     stratified_folds,
     units_of,
 )
@@ -95,7 +95,7 @@ def test_one_small_class_does_not_shrink_the_folds(counts: list[int], num_folds:
 def test_samples_of_one_class_alone_are_not_held_out(counts: list[int]) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     assert divide(labels) is None
-    assert divide_to_leave_out(labels) is None
+    assert divide(labels, leave_one_out=True) is None
     assert divide(labels, groups=np.arange(len(labels))) is None
 
 
@@ -110,10 +110,10 @@ def test_of_many_samples_one_fold_is_held_out() -> None:
 
 def test_left_out_one_by_one_are_all_but_the_only_ones() -> None:
     labels = np.array([0, 0, 1, 1, 2])
-    division = divide_to_leave_out(labels)
+    division = divide(labels, leave_one_out=True)
     assert division is not None
     assert division.held_out.tolist() == [True] * 4 + [False]
-    numbers = divide_to_leave_out(labels[:, None].astype(float))
+    numbers = divide(labels[:, None].astype(float), leave_one_out=True)
     assert numbers is not None
     assert numbers.held_out.all()
 
@@ -146,3 +146,72 @@ def test_sorted_data_is_mixed() -> None:
 def test_more_folds_than_samples_leave_some_empty(num_folds: int) -> None:
     folds = stratified_folds(np.array([0, 0, 1, 1]), num_folds)
     assert sorted(folds) == [0, 1, 2, 3]
+
+
+# --- tags ---------------------------------------------------------------------------------------
+
+
+@given(
+    num_samples=st.integers(2, 80),
+    num_tags=st.integers(1, 6),
+    num_folds=st.integers(2, 6),
+    rate=st.floats(0.02, 0.98),
+    seed=st.integers(0, 2**32),
+)
+def test_what_holds_for_any_tags(
+    num_samples: int, num_tags: int, num_folds: int, rate: float, seed: int
+) -> None:
+    tags = (np.random.default_rng(seed).random((num_samples, num_tags)) < rate).astype(np.uint8)
+    folds = fold_by_tags(tags, num_folds, seed=seed)
+    assert folds.shape == (num_samples,)
+    assert set(folds) <= set(range(num_folds + 1))
+    assert np.array_equal(folds, fold_by_tags(tags, num_folds, seed=seed))
+    alone = (tags == (tags.sum(0) * 2 <= num_samples))[
+        :, np.minimum(tags.sum(0), num_samples - tags.sum(0)) == 1
+    ].any(axis=1)
+    assert (folds[alone] == num_folds).all()
+    _require_both_sides(tags, folds, num_folds)
+    one_tag = fold_by_tags(tags[:, :1], num_folds, seed=seed)
+    if 1 < tags[:, 0].sum() < num_samples - 1:  # a single tag is spread evenly
+        for rows in (tags[:, 0] > 0, tags[:, 0] == 0):
+            counts = np.bincount(one_tag[rows], minlength=num_folds + 1)[:-1]
+            assert np.ptp(counts) <= 2
+
+
+@given(
+    num_samples=st.integers(2, 60),
+    num_tags=st.integers(1, 4),
+    num_groups=st.integers(1, 20),
+    rate=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32),
+)
+def test_groups_of_samples_with_tags_stay_together(
+    num_samples: int, num_tags: int, num_groups: int, rate: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    tags = (random.random((num_samples, num_tags)) < rate).astype(np.uint8)
+    groups = random.integers(-1, num_groups, num_samples)
+    folds = fold_by_tags(tags, 3, groups=groups, seed=seed)
+    for group in np.unique(groups[groups >= 0]):
+        assert len(np.unique(folds[groups == group])) == 1
+    _require_both_sides(tags, folds, 3)
+
+
+def _require_both_sides(tags: np.ndarray, folds: np.ndarray, num_folds: int) -> None:
+    """Whichever fold is held out, some sample with each tag is trained on, and some without."""
+    for fold in range(num_folds):
+        trained = tags[folds != fold]
+        assert np.array_equal(trained.any(axis=0), tags.any(axis=0))
+        assert np.array_equal(trained.all(axis=0), tags.all(axis=0))
+
+
+def test_rare_tags_are_dealt_first() -> None:
+    random = np.random.default_rng(0)
+    tags = (random.random((500, 8)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.9, 0.99, 0.4]).astype(np.uint8)
+    folds = fold_by_tags(tags, 5)
+    for has in tags.T:
+        counts = np.bincount(folds, weights=has, minlength=5)
+        expected = has.sum() / 5
+        assert np.abs(counts - expected).max() <= max(2, 0.2 * expected)
+    assert np.ptp(np.bincount(folds, minlength=5)) <= 10
+    _require_both_sides(tags, folds, 5)

@@ -124,7 +124,7 @@ def test_a_hold_out_is_a_fold_that_is_left_out() -> None:
     samples = Logistic(
         basis, data_of(features, labels, 3, weights=np.arange(60.0)), division=single
     )
-    held_out, weights = samples.held_out(variables, single)
+    held_out, weights = samples.held_out(variables)
     assert np.array_equal(held_out.labels, labels[fold == 0])
     assert np.array_equal(weights, np.flatnonzero(fold == 0))
 

@@ -82,8 +82,8 @@ def test_where_all_samples_are_trained_is_foreseen_from_the_means() -> None:
     data = data_of(features, labels, 260)
     some = Logistic(basis, data, division=division)
     everything = Logistic(basis, data)
-    best, _ = follow_path(some, division, [1.0])
-    foreseen = with_all_samples(best, some, division, everything)
+    best, _ = follow_path(some, [1.0])
+    foreseen = with_all_samples(best, some, everything)
     problem = Problems(np.array([1.0]), np.array([-1]))
     passes = [
         everything.solve(problem, start=each.variables, stopping=Stopping(1e-9, max_iterations=0))

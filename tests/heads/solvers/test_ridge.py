@@ -12,7 +12,7 @@ from solving import fit_ridge
 
 from featx.heads.head import apply_layers
 from featx.heads.samples.data import standardisation
-from featx.heads.samples.folds import divide_to_leave_out
+from featx.heads.samples.folds import divide
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
 
 
@@ -121,7 +121,7 @@ def test_groups_are_left_out_in_folds(shape: tuple[int, int, int], *, numbers: b
     targets = np.eye(3)[labels]
     given_ = targets if numbers else labels
     fit = fit_ridge(features, given_, 3, strengths=[0.1], groups=groups)
-    division = divide_to_leave_out(given_, groups=groups)
+    division = divide(given_, groups=groups, leave_one_out=True)
     assert division is not None
     assert fit.held_out is not None
     assert fit.held_out.num_folds == len(division.held_out_folds) > 1

@@ -1,11 +1,13 @@
-"""Heads that are fitted block by block: those of arrays, whatever the blocks."""
+"""Every solver: what it returns, and in blocks what it returns for arrays."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scores import top1
 from solving import (
     ArrayBlocks,
@@ -18,12 +20,14 @@ from solving import (
 )
 
 import featx.heads.solvers.eigenbasis
-from featx.heads.head import Layer, apply_layers
-from featx.heads.samples.data import pools_of, read_first_pass, standardisation
-from featx.heads.samples.selection import LEAST_KEPT, choose_held_out, choose_subsample
+from featx.heads.head import Fitted, Layer, apply_layers
+from featx.heads.samples.data import TrainingData
+from featx.heads.samples.selection import choose_held_out, choose_subsample
+from featx.heads.solvers import centroid, linear, mlp, ridge, sgd
 from featx.heads.solvers.linear import FIXED_STRENGTH
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
+from featx.heads.solvers.with_sklearn import fit_with_sklearn
 from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss, log_loss
 
 NUM_CLASSES = 4
@@ -63,63 +67,46 @@ def close(ours: np.ndarray, theirs: np.ndarray, within: float) -> bool:
     return float(np.abs(ours - theirs).max()) <= within * float(np.abs(theirs).max())
 
 
-# --- the survey ---------------------------------------------------------------------------------
+# --- every solver -------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
-@given(st.integers(1, 400), st.integers(1, 90), st.integers(0, 2**32 - 1))
-def test_a_survey_knows_the_moments_and_keeps_what_is_asked_for(n, piece_rows, seed) -> None:
-    random = np.random.default_rng(seed)
-    features = (random.normal(size=(n, 5)) * [1, 100, 1e-3, 0, 5] + 10).astype(np.float32)
-    trained = np.sort(random.choice(n, random.integers(1, n + 1), replace=False))
-    kept = np.sort(random.choice(len(trained), random.integers(0, len(trained) + 1), replace=False))
-    found, bad = read_first_pass(ArrayBlocks(features, piece_rows), trained, kept)
-    mean, scale = standardisation(features[trained])
-    assert not len(bad)
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-12, atol=1e-11)
-    np.testing.assert_allclose(found.scale, scale, rtol=1e-9)
-    assert np.array_equal(found.features, features[trained[kept]])
-    if len(trained) > 20:  # all of them are looked at
-        expected = np.cov(features[trained].astype(np.float64), rowvar=False, bias=True)
-        np.testing.assert_allclose(found.correlation, expected / np.outer(scale, scale), atol=1e-4)
+def samples() -> TrainingData:
+    random = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    features = (3 * random.normal(size=(3, 6))[labels] + random.normal(size=(90, 6))) * 4 + 9
+    return TrainingData(features.astype(np.float32), labels, 3, random.uniform(0.5, 2, 90))
 
 
-def test_a_survey_names_what_is_not_finite_in_any_split() -> None:
-    features, _ = samples_of(500)
-    features[17, 3], features[401, 0], features[402, 1] = np.nan, np.inf, -np.inf
-    _, bad = read_first_pass(ArrayBlocks(features, 64), np.arange(0, 500, 2), np.arange(3))
-    assert bad.tolist() == [17, 401, 402]
+HEADS = {
+    "lbfgs": lambda s: linear.fit_linear(s, [0.01, 0.1]),
+    "sklearn": lambda s: fit_with_sklearn(s, [0.01, 0.1]),
+    "ridge": lambda s: ridge.fit_ridge(s, [0.01, 0.1]),
+    "centroid": centroid.fit_centroid,
+    "sgd": lambda s: sgd.fit_sgd(s, SGDOptions(epochs=15, batch_size=16)),
+    "mlp": lambda s: mlp.fit_mlp(s, MLPOptions((8,), learning_rate=0.02, max_epochs=9)),
+}
 
 
-@given(st.integers(2, 3000), st.integers(1, 30), st.integers(0, 10**7))
-def test_kept_samples_are_spread_over_the_classes(n, num_classes, memory) -> None:
-    labels = np.random.default_rng(n).integers(0, num_classes, n)
-    kept = choose_subsample(labels, 10, num_classes, memory=memory, seed=0, at_most=700)
-    assert len(np.unique(kept)) == len(kept)
-    assert np.all(np.diff(kept) > 0)
-    shares = np.bincount(labels[kept], minlength=num_classes) / len(kept)
-    expected = np.bincount(labels, minlength=num_classes) / n
-    assert np.abs(shares - expected).max() <= 1 / len(kept) + 1e-9
+@pytest.mark.parametrize("name", HEADS)
+def test_layers_choice_and_what_was_held_out(name: str) -> None:
+    data = samples()
+    fitted: Fitted = HEADS[name](data)
+    logits = apply_layers(fitted.layers, data.features)
+    assert logits.shape == (90, 3)
+    assert (logits.argmax(axis=1) == data.targets).mean() > 0.8
+    assert fitted.choice["solver"] in (name, "adamw")
+    assert json.loads(json.dumps(fitted.choice, allow_nan=False)) == fitted.choice
+    if name == "sgd":
+        assert fitted.held_out is None
+    else:
+        assert fitted.held_out is not None
+        assert fitted.held_out.logits.shape == (len(fitted.held_out.labels), 3)
 
 
-def test_judges_are_never_the_only_sample_of_a_class() -> None:
-    labels = np.concatenate([np.arange(50), np.repeat([50, 51], 60)])
-    judges = choose_held_out(labels, 10, 52, loss=SOFTMAX, memory=10**6, seed=0)
-    assert 1 <= len(judges) <= len(labels) // 10
-    assert (labels[judges] >= 50).all()
-    none = choose_held_out(np.arange(50), 10, 50, loss=SOFTMAX, memory=10**6, seed=0)
-    assert not len(none)
-
-
-def test_judges_are_few_and_whole_groups_where_samples_are_many() -> None:
-    labels = np.arange(60_000) % 7
-    groups = np.where(np.arange(60_000) < 50_000, np.arange(60_000) // 25, -1)
-    judges = choose_held_out(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
-    assert 0.8 * LEAST_KEPT < len(judges) <= 1.05 * LEAST_KEPT
-    assert np.all(np.diff(judges) > 0)
-    held_out = np.isin(np.arange(60_000), judges)
-    for group in np.unique(groups[judges]):
-        assert group < 0 or held_out[groups == group].all()
+def test_training_loads_neither_torch_nor_scikit_learn() -> None:
+    code = "import sys, featx.stages.train; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 # --- linear -------------------------------------------------------------------------------------
@@ -324,19 +311,6 @@ def test_with_nothing_to_hold_out_heads_in_blocks_have_fixed_settings() -> None:
 # --- in random order ----------------------------------------------------------------------------
 
 
-@given(st.integers(1, 500), st.integers(1, 70), st.integers(1, 600), st.integers(0, 9))
-def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed) -> None:
-    features = np.arange(n, dtype=np.float32)[:, None] * [1, 2]
-    random = np.random.default_rng(seed)
-    seen, sizes = [], []
-    for numbers, values in pools_of(ArrayBlocks(features, piece_rows), pool_rows, random):
-        assert np.array_equal(values, features[numbers])
-        seen += numbers.tolist()
-        sizes.append(len(numbers))
-    assert sorted(seen) == list(range(n))
-    assert all(size == min(pool_rows, n) for size in sizes[:-1])
-
-
 def accuracy(layers, features: np.ndarray, labels: np.ndarray) -> float:
     return top1(apply_layers(layers, features), labels)
 
@@ -396,33 +370,6 @@ def numbered(num_samples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     return features, numbers * [1, 50] + [3, -100]
 
 
-def sides(tags: np.ndarray) -> np.ndarray:
-    """How many have each tag, and how many lack it."""
-    return np.stack([tags.sum(axis=0, dtype=np.int64), (1 - tags).sum(axis=0, dtype=np.int64)])
-
-
-@given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_some_of_each_tag_are_kept_and_some_are_left(n, num_tags, seed) -> None:
-    random = np.random.default_rng(seed)
-    tags = (random.random((n, num_tags)) < random.random(num_tags) ** 3).astype(np.uint8)
-    there = sides(tags) > 0
-    kept = choose_subsample(tags, 10, num_tags, memory=0, seed=0, at_most=2 * num_tags)
-    assert len(kept) == min(n, 2 * num_tags)
-    assert np.all(np.diff(kept) > 0)
-    assert np.array_equal(sides(tags[kept]) > 0, there)
-    judges = choose_held_out(tags, 10, num_tags, loss=SIGMOID, memory=0, seed=0)
-    if len(judges):
-        assert np.array_equal(sides(np.delete(tags, judges, axis=0)) > 0, there)
-
-
-def test_kept_samples_have_tags_as_often_as_all() -> None:
-    tags = (np.random.default_rng(0).random((20_000, 3)) < [0.5, 0.1, 0.9]).astype(np.uint8)
-    kept = choose_subsample(tags, 10, 3, memory=0, seed=0)
-    assert len(kept) == 2048
-    assert tags[kept].mean(axis=0) == pytest.approx(tags.mean(axis=0), abs=0.04)
-    assert not np.array_equal(kept, choose_subsample(tags, 10, 3, memory=0, seed=1))
-
-
 @pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
 def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int) -> None:
@@ -432,16 +379,16 @@ def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int)
     found = read_once(features, kept, piece_rows)
     rows = ArrayBlocks(features, piece_rows)
     alone = fit_linear(rows, tags, 4, first_pass=found, strengths=[strength], loss=SIGMOID)
-    judged = fit_linear(
+    with_held_out = fit_linear(
         rows, tags, 4, first_pass=found, strengths=[strength], loss=SIGMOID, hold_out=True
     )
-    for blocked in (alone, judged):
+    for blocked in (alone, with_held_out):
         assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
         assert close(logits(blocked.layer, features), logits(whole.layer, features), 5e-3)
     assert alone.held_out is None
-    assert judged.held_out is not None
-    assert judged.held_out.labels.shape == judged.held_out.logits.shape
-    assert 80 < len(judged.held_out.labels) < 120  # a fifth of those kept
+    assert with_held_out.held_out is not None
+    assert with_held_out.held_out.labels.shape == with_held_out.held_out.logits.shape
+    assert 80 < len(with_held_out.held_out.labels) < 120  # a fifth of those kept
 
 
 def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept() -> None:
