@@ -3,18 +3,17 @@
 - raw images of the source, within the bound that the caller gives, because the graph's resize
   rounds some pixels otherwise than Pillow's;
 - the same images resized by Pillow first, within float32 rounding, because nothing else may differ;
-- hard images made from them, within the bound again;
+- edge cases made from them, within the bound again;
 - images in batches against alone.
 
 A file in another precision than the features' has no bound on logits: there the share of images
-with the same class counts, and the accuracy. What a class is here, are tags or numbers elsewhere:
-``heads.tasks`` tells.
+with the same answer counts, and the accuracy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from featx.classifier.agreement import Accuracy, typical_size
 from featx.classifier.runner import run_images
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
-from featx.heads.tasks import task_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
@@ -34,16 +32,16 @@ _ROUNDING = 1e-3
 """Share of the logits' typical size that the order of float32 sums may change."""
 _COARSER = 20
 """How much more of it fp16 and int8 may change."""
-_HARDER = 5
-"""How much more the logits of hard images may differ: the head has seen none like them, and where
+_EDGE_CASES = 5
+"""How much more the logits of edge cases may differ: the head has seen none like them, and where
 it is sure of nothing, a grey level counts for more. A wrong orientation is far beyond it."""
 
 
-class Hard(NamedTuple):
-    """A hard image.
+class EdgeCase(NamedTuple):
+    """An image that is unusual in one way, made from an ordinary one.
 
     Attributes:
-        kind: What is hard about it.
+        kind: In which way.
         name: The image it was made from.
         pixels: ``(height, width, 3)`` uint8, RGB.
         logits: What the head answers for it, ``(num_classes,)``.
@@ -71,7 +69,7 @@ class Proof:
             file and head have in common.
         max_batch_difference: Largest absolute logit difference between an image alone and in a
             batch.
-        hard: Largest absolute logit difference for each kind of hard image.
+        hard: Largest absolute logit difference for each kind of edge case.
         accuracy: On the validation split; None where it has no labels.
         max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
             scaled, for the same images decoded in full; None where both are the same.
@@ -88,7 +86,7 @@ class Proof:
     max_batch_difference: float
     num_sizes: int = 1
     median_difference: float = 0.0
-    hard: Mapping[str, float] | None = None
+    hard: dict[str, float] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     max_full_difference: float | None = None
     full_top1_agreement: float | None = None
@@ -102,7 +100,7 @@ class Proof:
         for name in values:
             if name.endswith("difference"):
                 values[name] = _short(values[name])
-        hard = {kind: _short(difference) for kind, difference in (self.hard or {}).items()}
+        hard = {kind: _short(difference) for kind, difference in self.hard.items()}
         lists = {"batch_sizes": list(BATCH_SIZES), "untrained": list(self.untrained)}
         return values | {"hard": hard} | lists
 
@@ -118,7 +116,7 @@ def prove(
     expected: np.ndarray,
     *,
     bound: float | None,
-    hard: Sequence[Hard] = (),
+    edge_cases: Sequence[EdgeCase] = (),
     coarse: bool = False,
     full: Iterable[np.ndarray] | None = None,
     trained: np.ndarray | None = None,
@@ -131,7 +129,7 @@ def prove(
         names: Of the images, for the error message.
         expected: Logits of the head on cached features, ``(num_images, num_classes)``.
         bound: Largest absolute logit difference allowed; None allows any that is finite.
-        hard: Hard images with the head's logits.
+        edge_cases: With the head's logits.
         coarse: The backbone is in fp16 or int8, where a last bit may become a step.
         full: The images decoded in full, where ``images`` were decoded scaled. What the file
             answers for these is measured, not bounded: a client that cannot decode scaled should
@@ -145,43 +143,55 @@ def prove(
     details, task = classifier.header.details, classifier.task
     trained = np.ones(expected.shape[1], bool) if trained is None else trained
     limit = float(np.finfo(np.float32).max) if bound is None else bound
-    strict = _ROUNDING * typical_size(task, expected, trained)
-    strict *= _COARSER if coarse else 1
-    rounding = limit if bound is None else strict
+    strict = _ROUNDING * typical_size(task, expected, trained) * (_COARSER if coarse else 1)
+
+    def differences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        largest: np.ndarray = np.abs(found - wanted)[:, trained].max(axis=1)
+        return largest  # (num_images,)
+
     answered = answers(classifier, images)
-    _require_untrained(details, answered, expected, names, trained)
-    kept = np.flatnonzero(trained)
-    difference = _require_close(
-        answered[:, kept], expected[:, kept], names, bound=limit, hint=" (--atol)"
-    )
+    _require_untrained(classifier, answered, expected, names, np.flatnonzero(~trained))
+    own = differences(answered, expected)
+    difference = _require_close(own, names, bound=limit, hint=" (--atol)")
     if bound is not None:
-        _require_same_answers(details, answered, expected, names, bound)
+        _require_same_answers(classifier, answered, expected, names, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
     resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
-    others = None if full is None else answers(classifier, full)
-    return Proof(
+    resized_difference = _require_close(
+        differences(resized, expected[few]),
+        [names[i] for i in few],
+        bound=limit if bound is None else strict,
+        hint=" once the image is resized",
+    )
+    hard: dict[str, float] = {}
+    for kind in dict.fromkeys(case.kind for case in edge_cases):
+        cases = [case for case in edge_cases if case.kind == kind]
+        found = answers(classifier, [case.pixels for case in cases])
+        hard[kind] = _require_close(
+            differences(found, np.stack([case.logits for case in cases])),
+            [case.name for case in cases],
+            bound=limit if bound is None else _EDGE_CASES * limit,
+            hint=f" for its {kind} version (--atol)",
+        )
+    proof = Proof(
         num_images=len(images),
         num_sizes=len({image.shape for image in images}),
         max_difference=difference,
-        median_difference=float(np.median(np.abs(answered - expected)[:, kept].max(axis=1))),
-        max_resized_difference=_require_close(
-            resized[:, kept],
-            expected[few][:, kept],
-            [names[i] for i in few],
-            bound=rounding,
-            hint=" once the image is resized",
-        ),
+        median_difference=float(np.median(own)),
+        max_resized_difference=resized_difference,
         bound=bound,
         top1_agreement=float(task.agree(answered, expected, details).mean()),
-        max_batch_difference=_check_batches(classifier, images, kept, bound=strict),
-        hard=_check_hard(classifier, hard, kept, bound=limit if bound is None else _HARDER * limit),
-        max_full_difference=None
-        if others is None
-        else float(np.abs(others - expected)[:, kept].max()),
-        full_top1_agreement=None
-        if others is None
-        else float(task.agree(others, expected, details).mean()),
+        max_batch_difference=_check_batches(classifier, images, trained, bound=strict),
+        hard=hard,
         untrained=tuple(np.flatnonzero(~trained).tolist()),
+    )
+    if full is None:
+        return proof
+    in_full = answers(classifier, full)
+    return replace(
+        proof,
+        max_full_difference=float(differences(in_full, expected).max()),
+        full_top1_agreement=float(task.agree(in_full, expected, details).mean()),
     )
 
 
@@ -196,14 +206,10 @@ def _answer(classifier: Classifier, inputs: np.ndarray) -> np.ndarray:
 
 
 def require_accuracy(proof: Proof, *, max_drop: float) -> None:
-    """Check that the file is hardly worse than the head.
+    """Check that the file loses at most ``max_drop`` points of accuracy against the head.
 
-    Without labels, the share of images with another class stands in for the drop, where no bound
+    Without labels, the share of images with another answer stands in for the drop, where no bound
     on the logits has been held.
-
-    Args:
-        proof: With the accuracy, if there is one.
-        max_drop: Points that may be lost.
 
     Raises:
         ParityError: It loses more.
@@ -221,12 +227,8 @@ def require_accuracy(proof: Proof, *, max_drop: float) -> None:
             f"the head {own.head:.4f}"
         )
     if not lost <= max_drop + 1e-9:
-        raise ParityError(
-            f"The exported file {what}; a loss of {max_drop:g} points is allowed (--max-drop). "
-            "Nothing was written.",
-            difference=lost,
-            bound=max_drop,
-        )
+        allowed = f"a loss of {max_drop:g} points is allowed (--max-drop)"
+        raise _failure(f" {what}; {allowed}", lost, max_drop)
 
 
 def require_same_outputs(
@@ -246,119 +248,86 @@ def require_same_outputs(
             sizes = np.maximum(sizes, max(1, np.median(sizes)))
             difference = float((np.abs(values - expected[name]) / sizes).max())
             if not difference <= _ROUNDING:
-                raise ParityError(
-                    f"The exported file's {name} differ by {difference:.3g} of their size from "
-                    f"those that were proven; {_ROUNDING:.3g} is allowed. Nothing was written.",
-                    difference=difference,
-                    bound=_ROUNDING,
+                raise _failure(
+                    f"'s {name} differ by {difference:.3g} of their size from those that were "
+                    f"proven; {_ROUNDING:.3g} is allowed",
+                    difference,
+                    _ROUNDING,
                 )
 
 
+def _failure(problem: str, difference: float, bound: float) -> ParityError:
+    return ParityError(
+        f"The exported file{problem}. Nothing was written.", difference=difference, bound=bound
+    )
+
+
 def _require_close(
-    answered: np.ndarray, expected: np.ndarray, names: Sequence[str], *, bound: float, hint: str
+    differences: np.ndarray, names: Sequence[str], *, bound: float, hint: str
 ) -> float:
-    """Return the largest logit difference.
+    """Return the largest of the images' logit differences ``(n,)``.
 
     Raises:
         ParityError: It is beyond the bound; the message names the image.
     """
-    differences = np.abs(answered - expected).max(axis=1)
     worst = int(differences.argmax())
     largest = float(differences[worst])
     if not largest <= bound:  # NaN fails too
-        raise ParityError(
-            f"The exported file differs from the head by {largest:.3g} in a logit of "
-            f"'{names[worst]}'; {bound:.3g} is allowed{hint}. Nothing was written.",
-            difference=largest,
-            bound=bound,
+        raise _failure(
+            f" differs from the head by {largest:.3g} in a logit of '{names[worst]}'; {bound:.3g} "
+            f"is allowed{hint}",
+            largest,
+            bound,
         )
     return largest
 
 
 def _require_untrained(
-    details: Mapping[str, Any],
+    classifier: Classifier,
     answered: np.ndarray,
     expected: np.ndarray,
     names: Sequence[str],
-    trained: np.ndarray,
+    others: np.ndarray,
 ) -> None:
-    """Check outputs whose logits are not compared: they are finite, and decide as in the head.
-
-    Raises:
-        ParityError: They do not; the message names the image.
-    """
-    others = np.flatnonzero(~trained)
+    """Check that outputs whose logits are not compared are finite, and decide as in the head."""
     if not len(others):
         return
+    task, details = classifier.task, classifier.header.details
     wrong = ~np.isfinite(answered[:, others]).all(axis=1)
-    task = task_of(details)
     wrong |= ~task.same_untrained(answered, expected, others, _ROUNDING, details)
     if wrong.any():
         name = names[int(np.argmax(wrong))]
-        raise ParityError(
-            f"The exported file gives '{name}' another answer than the head for a "
-            f"{task.output} that was not trained. Nothing was written.",
-            difference=float(np.abs(answered - expected)[:, others].max()),
-            bound=_ROUNDING,
+        raise _failure(
+            f" gives '{name}' another answer than the head for a {task.output} that was not "
+            "trained",
+            float(np.abs(answered - expected)[:, others].max()),
+            _ROUNDING,
         )
 
 
 def _require_same_answers(
-    details: Mapping[str, Any],
+    classifier: Classifier,
     answered: np.ndarray,
     expected: np.ndarray,
     names: Sequence[str],
     bound: float,
 ) -> None:
-    """Check that the class or the tags of each image are the same, or a tie within the bound.
-
-    Raises:
-        ParityError: They are not; the message names the image.
-    """
-    task = task_of(details)
-    same = task.settled(answered, expected, bound, details)
+    """Check that the answer for each image is the same, or a tie within the bound."""
+    task = classifier.task
+    same = task.settled(answered, expected, bound, classifier.header.details)
     if not same.all():
         name = names[int(np.argmin(same))]
         difference = float(np.abs(answered - expected).max())
-        raise ParityError(
-            f"The exported file gives '{name}' {task.other_answer} than the head. "
-            "Nothing was written.",
-            difference=difference,
-            bound=bound,
-        )
-
-
-def _check_hard(
-    classifier: Classifier, hard: Sequence[Hard], kept: np.ndarray, *, bound: float
-) -> dict[str, float]:
-    """Return the largest logit difference of each kind, of outputs ``kept``.
-
-    Raises:
-        ParityError: It is beyond the bound; the message names the kind.
-    """
-    found: dict[str, float] = {}
-    for kind in dict.fromkeys(image.kind for image in hard):
-        some = [image for image in hard if image.kind == kind]
-        found[kind] = _require_close(
-            answers(classifier, [image.pixels for image in some])[:, kept],
-            np.stack([image.logits for image in some])[:, kept],
-            [image.name for image in some],
-            bound=bound,
-            hint=f" for its {kind} version (--atol)",
-        )
-    return found
+        raise _failure(f" gives '{name}' {task.other_answer} than the head", difference, bound)
 
 
 def _check_batches(
-    classifier: Classifier, images: Sequence[np.ndarray], kept: np.ndarray, *, bound: float
+    classifier: Classifier, images: Sequence[np.ndarray], trained: np.ndarray, *, bound: float
 ) -> float:
-    """Return the largest logit difference between an image alone and in a batch, of ``kept``.
+    """Return the largest logit difference between an image alone and in a batch.
 
     The images are cut to one size first, as a batch must have one; each cut image is also run
     alone.
-
-    Raises:
-        ParityError: It is beyond the bound.
     """
     several = [images[i % len(images)] for i in range(max(BATCH_SIZES))]
     height = min(image.shape[0] for image in several)
@@ -368,13 +337,13 @@ def _check_batches(
     worst = 0.0
     for size in BATCH_SIZES[1:]:
         together = _answer(classifier, inputs[:size])
-        difference = float(np.abs(together - alone[:size])[:, kept].max())
+        difference = float(np.abs(together - alone[:size])[:, trained].max())
         if not difference <= bound:
-            raise ParityError(
-                f"The exported file answers differently in a batch of {size}: a logit differs by "
-                f"{difference:.3g}, {bound:.3g} is allowed. Nothing was written.",
-                difference=difference,
-                bound=bound,
+            raise _failure(
+                f" answers differently in a batch of {size}: a logit differs by {difference:.3g}, "
+                f"{bound:.3g} is allowed",
+                difference,
+                bound,
             )
         worst = max(worst, difference)
     return worst

@@ -14,7 +14,7 @@ from featx.classifier.agreement import measure_accuracy
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,
-    Hard,
+    EdgeCase,
     prove,
     require_accuracy,
     require_same_outputs,
@@ -345,27 +345,31 @@ def test_a_real_backbone_is_proven_on_photos_of_many_sizes(export, photos_of_ins
     assert proof.max_difference <= 0.01
 
 
-# Hard images, other precisions, accuracy
+# Edge cases, other precisions, accuracy
 
 
-def _hard(kind: str, image: int, logits: list[float]) -> Hard:
+def _edge_case(kind: str, image: int, logits: list[float]) -> EdgeCase:
     pixels = np.full((6, 6, 3), image, np.uint8)
-    return Hard(kind, f"image {image}", pixels, np.array(logits, np.float32))
+    return EdgeCase(kind, f"image {image}", pixels, np.array(logits, np.float32))
 
 
 def test_hard_images_are_held_to_five_times_the_bound():
     images = [np.full((5, 5, 3), i, np.uint8) for i in range(4)]
     names = [str(i) for i in range(4)]
     expected = np.array(RIGHT, np.float32)
-    hard = [_hard("tiny", 0, [2.05, 1.0]), _hard("grey", 1, [0, 3]), _hard("grey", 2, [5, -5.02])]
-    proof = prove(Answers(RIGHT), images, names, expected, bound=0.1, hard=hard)  # type: ignore[arg-type]
+    cases = [
+        _edge_case("tiny", 0, [2.05, 1.0]),
+        _edge_case("grey", 1, [0, 3]),
+        _edge_case("grey", 2, [5, -5.02]),
+    ]
+    proof = prove(Answers(RIGHT), images, names, expected, bound=0.1, edge_cases=cases)  # type: ignore[arg-type]
     assert proof.hard == {
         "tiny": pytest.approx(0.05, abs=1e-6),
         "grey": pytest.approx(0.02, abs=1e-6),
     }
-    hard[2] = _hard("grey", 2, [5, -5.52])
+    cases[2] = _edge_case("grey", 2, [5, -5.52])
     with pytest.raises(ParityError, match=r"'image 2'.*for its grey version"):
-        prove(Answers(RIGHT), images, names, expected, bound=0.1, hard=hard)  # type: ignore[arg-type]
+        prove(Answers(RIGHT), images, names, expected, bound=0.1, edge_cases=cases)  # type: ignore[arg-type]
 
 
 def test_without_a_bound_anything_finite_passes_and_is_recorded():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.proof import NUM_IMAGES, Hard
+from featx.classifier.proof import NUM_IMAGES, EdgeCase
 from featx.classifier.staleness import (
     Staleness,
     find_features,
@@ -28,23 +28,15 @@ from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
 from featx.stages.export.options import ExportOptions
 
-NUM_HARD = 4
-"""Images that hard ones are made from."""
-NUM_WITNESSES = 16
+_NUM_EDGE_CASES = 4
+"""Images that edge cases are made from."""
+_NUM_REFERENCES = 16
 """Images whose expected logits stay in the file, so that anyone can repeat the comparison."""
-_BATCH = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the exported file is compared with.
-
-    Attributes:
-        head: The head.
-        cache: Its features.
-        source: The images they were made from.
-        staleness: How the features differ from those that trained the head.
-    """
+    """What the exported file is compared with: a head, its features, and their images."""
 
     head: Head
     cache: FeatureFile
@@ -139,23 +131,16 @@ class Evidence:
             raise _needed(err) from err
 
     def crops(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield what the backbone sees of rows' images, ``(n, size, size, 3)`` uint8 each."""
-        waiting: list[np.ndarray] = []
-        for pixels in self.images(rows):
-            waiting.append(preprocess(pixels, self.preprocess))
-            if len(waiting) == _BATCH:
-                yield np.stack(waiting)
-                waiting = []
-        if waiting:
-            yield np.stack(waiting)
+        """Yield what the backbone sees of rows' images, ``(1, size, size, 3)`` uint8 each."""
+        return (preprocess(pixels, self.preprocess)[None] for pixels in self.images(rows))
 
-    def hard(
+    def edge_cases(
         self,
         rows: np.ndarray,
         images: list[np.ndarray],
         features: Callable[[np.ndarray], np.ndarray],
-    ) -> list[Hard]:
-        """Return hard images made from some of a few, with the head's answers for them.
+    ) -> list[EdgeCase]:
+        """Return edge cases made from some of a few images, with the head's answers for them.
 
         Args:
             rows: Of the images.
@@ -164,16 +149,16 @@ class Evidence:
                 made.
         """
         found = []
-        for i in spread(np.arange(len(images)), NUM_HARD):
+        for i in spread(np.arange(len(images)), _NUM_EDGE_CASES):
             cases = edge_cases(images[i], image_size=self.preprocess.image_size)
             crops = np.stack([preprocess(pixels, self.preprocess) for pixels in cases.values()])
             name = self.cache.sample_ids[rows[i]]
             said = self._comparable(self.head.logits(features(crops)))
             for (kind, pixels), row in zip(cases.items(), said, strict=True):
-                found.append(Hard(kind, name, pixels, row))
+                found.append(EdgeCase(kind, name, pixels, row))
         return found
 
-    def witnesses(
+    def references(
         self, rows: np.ndarray, logits: np.ndarray, *, with_names: bool
     ) -> list[dict[str, Any]]:
         """Return some of the compared images with the head's logits, JSON values.
@@ -189,7 +174,7 @@ class Evidence:
                 "logits": [float(f"{value:.6g}") for value in logits[i]],
                 **({"sample_id": self.cache.sample_ids[rows[i]]} if with_names else {}),
             }
-            for i in spread(np.arange(len(rows)), NUM_WITNESSES)
+            for i in spread(np.arange(len(rows)), _NUM_REFERENCES)
         ]
 
 

@@ -49,9 +49,17 @@ from featx.stages.export.backbone import (
     repeats_features,
     shipped_graph,
 )
-from featx.stages.export.current import describe_earlier, is_current, made_from, open_earlier
 from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
-from featx.stages.export.options import DEFAULT_RTOL, ExportOptions, ExportReport, Precision
+from featx.stages.export.options import (
+    DEFAULT_RTOL,
+    ExportOptions,
+    ExportReport,
+    Precision,
+    describe_earlier,
+    is_current,
+    made_from,
+    open_earlier,
+)
 
 Tell = Callable[[str], None]
 
@@ -211,15 +219,14 @@ class _Export:
         )
         proof = self._with_accuracy(draft, proof)
         require_accuracy(proof, max_drop=self._options.max_drop)
-        header = self._header(contract, proof, witnesses=self._witnesses(rows, logits))
+        names = self._options.with_names
+        references = self._evidence.references(rows, logits, with_names=names)
+        header = self._header(contract, proof, references=references)
         content = self._content(backbone, contract, header)
         if contract != open_contract:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
         return proof, header, content
-
-    def _witnesses(self, rows: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
-        return self._evidence.witnesses(rows, logits, with_names=self._options.with_names)
 
     def cache(self) -> FeatureFile | None:
         """Return the features of the head; None where the export did without them."""
@@ -247,7 +254,7 @@ class _Export:
         if self._repeats_features:
             size = typical_size(TASKS[self._head.task], logits, trained)
             bound = self._options.atol or DEFAULT_RTOL * size
-        hard = self._evidence.hard(rows, images, engine.features)
+        cases = self._evidence.edge_cases(rows, images, engine.features)
         names = self._evidence.names(rows)
         return prove(
             draft,
@@ -255,7 +262,7 @@ class _Export:
             names,
             logits,
             bound=bound,
-            hard=hard,
+            edge_cases=cases,
             coarse=self._precision != "fp32",
             full=self._evidence.in_full(rows),
             trained=trained,
@@ -288,7 +295,7 @@ class _Export:
         contract: Contract,
         proof: Proof | None,
         *,
-        witnesses: list[dict[str, Any]] | None = None,
+        references: list[dict[str, Any]] | None = None,
     ) -> Header:
         own = self._head.header
         environment = describe_environment("torch", "torchvision", "onnx", "onnxruntime", "pillow")
@@ -318,7 +325,7 @@ class _Export:
                 "weights_sha256": own.spec["weights_sha256"],
                 "head_sha256": own.details["sha256"],
                 "versions": environment,
-                "witnesses": witnesses,
+                "witnesses": references,
             }
         return Header(
             kind="classifier",

@@ -35,7 +35,7 @@ from featx.heads.head import open_head, save_head
 from featx.stages.check import check
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.export.backbone import repeats_features
-from featx.stages.export.current import is_current
+from featx.stages.export.options import is_current
 from featx.stages.extract import extract
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
