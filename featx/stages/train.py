@@ -161,7 +161,7 @@ def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained])
         "choice": trained.choice,
         "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
         "temperature": calibration.temperature if calibration else 1.0,
-        "calibration": calibration.to_dict() if calibration else None,
+        "calibration": asdict(calibration) if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
         **record_provenance(cache, trained.task, drawn=trained.drawn),
         **_held_out(cache),
@@ -174,7 +174,7 @@ def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained])
         details["unit"] = dict(zip(("mean", "scale"), trained.unit, strict=True))
     if options.few_shot:
         few_shot = summarise([each.metrics for each in draws])
-        scores = {split: each.to_dict() for split, each in few_shot.items()}
+        scores = {split: asdict(each) for split, each in few_shot.items()}
         details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
     return Header(
         kind="head",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -150,8 +150,8 @@ class TrainReport:
             "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
             "seconds": self.seconds,
             "choice": self.choice,
-            "calibration": self.calibration.to_dict() if self.calibration else None,
-            "few_shot": {split: scores.to_dict() for split, scores in self.few_shot.items()},
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "few_shot": {split: asdict(scores) for split, scores in self.few_shot.items()},
             "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
             "is_unchanged": self.is_unchanged,
             "replaced": self.replaced,

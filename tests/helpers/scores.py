@@ -13,6 +13,7 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def measure_classes(logits: np.ndarray, labels: np.ndarray) -> Metrics:
-    scores = SINGLE_LABEL.measure(logits, labels)
+    """Score the labelled samples; there must be one."""
+    scores = SINGLE_LABEL.measure(logits[labels >= 0], labels[labels >= 0])
     assert isinstance(scores, Metrics)
     return scores

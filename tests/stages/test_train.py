@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -164,7 +164,7 @@ def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, opti
         assert report.calibration is details["calibration"] is None
         return
     assert report.calibration is not None
-    assert details["calibration"] == report.calibration.to_dict() == report.to_dict()["calibration"]
+    assert details["calibration"] == asdict(report.calibration) == report.to_dict()["calibration"]
     temperature = details["temperature"]
     assert temperature == report.calibration.temperature != 1.0
     features = open_features(cache).features
@@ -474,7 +474,7 @@ def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"head": "forest"}, "head must be 'linear' or 'mlp'; got 'forest'"),
+        ({"head": "forest"}, "head must be one of linear, mlp; got 'forest'"),
         (
             {"solver": "adam"},
             "solver must be one of lbfgs, sklearn, ridge, centroid, sgd; got 'adam'",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -65,10 +64,6 @@ class FewShotScores:
     balanced_accuracy: Spread
     macro_f1: Spread
     log_loss: Spread
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON values."""
-        return asdict(self)
 
 
 def draw_shots(labels: np.ndarray, shots: int, *, seed: Sequence[int]) -> np.ndarray:

@@ -9,8 +9,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,10 +40,6 @@ class Calibration:
     log_loss_after: float
     ece_before: float
     ece_after: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON values."""
-        return asdict(self)
 
 
 def calibrate(

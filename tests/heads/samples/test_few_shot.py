@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_mean_and_deviation():
     assert scores.top1.mean == 0.75
     assert scores.top1.deviation == pytest.approx(np.std([1, 0.5], ddof=1))
     assert summarise(draws[:1])["val"].top1.deviation == 0  # type: ignore[arg-type]
-    assert set(scores.to_dict()["log_loss"]) == {"mean", "deviation"}
+    assert set(asdict(scores)["log_loss"]) == {"mean", "deviation"}
 
 
 @pytest.mark.parametrize(("shots", "repeats"), [(0, 1), (1, 0), (-1, 5)])

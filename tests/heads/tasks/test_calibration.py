@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_what_is_reported():
     assert found.log_loss_before == pytest.approx(log_loss(4 * logits, labels))
     assert found.log_loss_after < found.log_loss_before
     assert found.ece_after < 0.03 < found.ece_before
-    assert all(type(value) in (int, float) for value in found.to_dict().values())
+    assert all(type(value) in (int, float) for value in asdict(found).values())
 
 
 @given(
