@@ -1,4 +1,4 @@
-"""Accuracy on real data, from images to the exported file: writes docs/accuracy.md.
+"""Accuracy on real data, from images to the exported file: writes docs/measurements/accuracy.md.
 
     python benchmarks/accuracy.py [--data ../shared/data]
 
@@ -82,13 +82,13 @@ COLUMNS = (
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data")
 def main(data: Path) -> None:
-    """Measure and write docs/accuracy.md."""
+    """Measure and write docs/measurements/accuracy.md."""
     rows = []
     for case in cases(data):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(case, Path(folder)))
         print(json.dumps(rows[-1]), flush=True)
-    write_measured("docs/accuracy.md", table(COLUMNS, [cells(row) for row in rows]))
+    write_measured("docs/measurements/accuracy.md", table(COLUMNS, [cells(row) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast images become features, beside the peers: rounds in turn, into docs/performance.md.
+"""Extraction speed beside the peers, in alternating rounds: docs/measurements/performance.md.
 
     python benchmarks/extraction.py [--case resnet18 --case photos …] [--rounds 5] [--share 0.2]
 
@@ -326,9 +326,11 @@ def described(rounds: int) -> str:
 )
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--share", default=1.0, show_default=True, help="Of each case's images.")
-@click.option("--write/--no-write", default=True, help="Put the tables into docs/performance.md.")
+@click.option(
+    "--write/--no-write", default=True, help="Put the tables into docs/measurements/performance.md."
+)
 def main(data: Path, names: tuple[str, ...], rounds: int, share: float, write: bool) -> None:
-    """Time all variants in turn, print the tables, and put them into docs/performance.md."""
+    """Time all variants in turn, print the tables, and write them into the docs."""
     import torch
 
     left_out = () if torch.cuda.is_available() else ("gpu",)
@@ -338,7 +340,7 @@ def main(data: Path, names: tuple[str, ...], rounds: int, share: float, write: b
                 text = measured(case, source_of(case, data, Path(folder), share), rounds)
                 print(text, flush=True)
                 if write:
-                    write_measured("docs/performance.md", text, name=case.name)
+                    write_measured("docs/measurements/performance.md", text, name=case.name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a GPU could do beyond what featx has it do, into docs/performance.md.
+"""What a GPU could do beyond what featx has it do, into docs/measurements/performance.md.
 
     python benchmarks/gpu.py [--data ../shared/data]
 
@@ -174,7 +174,9 @@ def differences(contents: list[bytes]) -> list[list[str]]:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA)
 @click.option("--photos", default=96, show_default=True, help="To decode.")
-@click.option("--write/--no-write", default=True, help="Put the tables into docs/performance.md.")
+@click.option(
+    "--write/--no-write", default=True, help="Put the tables into docs/measurements/performance.md."
+)
 def main(data: Path, photos: int, write: bool) -> None:
     """Measure and print the tables."""
     paths = jpegs_of(data / "hymenoptera_data" / "train")[:photos]
@@ -197,7 +199,7 @@ def main(data: Path, photos: int, write: bool) -> None:
     text = "\n".join(parts)
     print(text)
     if write:
-        write_measured("docs/performance.md", text, name="gpu alternatives")
+        write_measured("docs/measurements/performance.md", text, name="gpu alternatives")
 
 
 if __name__ == "__main__":

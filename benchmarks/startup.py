@@ -1,4 +1,4 @@
-"""How long commands take as whole processes, into docs/performance.md.
+"""How long commands take as whole processes, into docs/measurements/performance.md.
 
     python benchmarks/startup.py [--rounds 9]
 
@@ -64,7 +64,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 @click.command()
 @click.option("--rounds", default=9, show_default=True)
-@click.option("--write/--no-write", default=True, help="Put the table into docs/performance.md.")
+@click.option(
+    "--write/--no-write", default=True, help="Put the table into docs/measurements/performance.md."
+)
 def main(rounds: int, write: bool) -> None:
     """Time each command and print the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +82,7 @@ def main(rounds: int, write: bool) -> None:
     text = f"{machine('torch', 'onnxruntime')}.\n\n{table(columns, rows)}"
     print(text)
     if write:
-        write_measured("docs/performance.md", text, name="startup")
+        write_measured("docs/measurements/performance.md", text, name="startup")
 
 
 if __name__ == "__main__":

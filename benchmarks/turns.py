@@ -1,4 +1,4 @@
-"""Small images: decoded by all workers at once, or by one at a time; into docs/performance.md.
+"""Small images decoded by all workers or one at a time: docs/measurements/performance.md.
 
     python benchmarks/turns.py [--data ../shared/data] [--rounds 9]
 
@@ -73,7 +73,9 @@ def line(paths: list[Path], side: int, rounds: int) -> list[str]:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA)
 @click.option("--rounds", default=9, show_default=True)
-@click.option("--write/--no-write", default=True, help="Put the table into docs/performance.md.")
+@click.option(
+    "--write/--no-write", default=True, help="Put the table into docs/measurements/performance.md."
+)
 def main(data: Path, rounds: int, write: bool) -> None:
     """Measure and print the table."""
     paths = evenly(jpegs_of(data / "hymenoptera_data" / "train"), PHOTOS)
@@ -84,7 +86,7 @@ def main(data: Path, rounds: int, write: bool) -> None:
     )
     print(text)
     if write:
-        write_measured("docs/performance.md", text, name="turns")
+        write_measured("docs/measurements/performance.md", text, name="turns")
 
 
 if __name__ == "__main__":

@@ -7,26 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+START = """
+import runpy, sys, traceback
+for script in sys.argv[1:]:
+    try:
+        runpy.run_path(script, run_name="not_main")
+    except BaseException:
+        traceback.print_exc()
+"""
 
 
-def test_there_are_benchmarks():
-    assert len(SCRIPTS) > 5
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_it_starts(script, tmp_path):
+def test_they_start(tmp_path):
     """Everything a script imports at its top is there; nothing is measured."""
-    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='not_main')"
+    assert len(SCRIPTS) > 5
+    folders = os.pathsep.join([str(SCRIPTS[0].parent), *sys.path])
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", START, *SCRIPTS],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": folders},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
     assert not any(tmp_path.iterdir())

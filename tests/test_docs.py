@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 
 import click
-import pytest
 
 from featx.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{path.name}" for path in (ROOT / "docs").iterdir()),
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
 ]
 # Of programs that are not featx's, or of featx's scripts in benchmarks/ and tools/.
 OTHERS = re.compile(
@@ -32,6 +30,9 @@ def code_of(page: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines()] + spans
 
 
+CODE = [(page, piece) for page in PAGES for piece in code_of(page)]
+
+
 def options_of(command: click.Command) -> set[str]:
     """Return all names of a command's options."""
     with click.Context(command) as context:
@@ -44,55 +45,73 @@ OPTIONS = {name: options_of(command) for name, command in main.commands.items()}
 ANY = set().union(*OPTIONS.values()) | options_of(main)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_and_their_options_exist(page):
-    for line in code_of(page):
+def test_commands_and_their_options_exist() -> None:
+    wrong = []
+    for page, line in CODE:
         for name, rest in re.findall(r"(?:^|[\s(])featx ([a-z][a-z0-9-]*)([^|;)]*)", line):
             if line.startswith(("import", "from")):
                 continue
-            assert name in OPTIONS, f"{page}: featx {name}"
-            for option in re.findall(r"(?<=\s)--?[a-z][a-z0-9-]*", rest.partition(" #")[0]):
-                assert option in OPTIONS[name], f"{page}: featx {name} {option}"
+            options = re.findall(r"(?<=\s)--?[a-z][a-z0-9-]*", rest.partition(" #")[0])
+            known = OPTIONS.get(name, set())
+            wrong += [f"{page}: featx {name} {option}" for option in options if option not in known]
+            wrong += [f"{page}: featx {name}"] if name not in OPTIONS else []
+    assert not wrong
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_options_named_alone_exist(page):
-    for span in code_of(page):
+def test_options_named_alone_exist() -> None:
+    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    texts = [script.read_text(encoding="utf-8") for script in scripts]
+    of_scripts = {name for text in texts for name in re.findall(r"[\"'](--[a-z0-9-]+)[\"']", text)}
+    wrong = []
+    for page, span in CODE:
         if span.startswith("--") and not OTHERS.match(span):
             option = re.match(r"--[a-z0-9-]+", span)
-            assert option, f"{page}: {span}"
-            assert option.group() in ANY | _options_of_scripts(), f"{page}: {span}"
+            if not option or option.group() not in ANY | of_scripts:
+                wrong.append(f"{page}: {span}")
+    assert not wrong
 
 
-def _options_of_scripts() -> set[str]:
-    """Return the options of benchmarks, tools and make's BENCH."""
-    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
-    texts = (script.read_text(encoding="utf-8") for script in scripts)
-    return {name for text in texts for name in re.findall(r"[\"'](--[a-z0-9-]+)[\"']", text)}
+def exists(names: list[str]) -> bool:
+    """Return whether a dotted name leads from featx to a module or an attribute."""
+    found = importlib.import_module("featx")
+    for position, name in enumerate(names):
+        if not hasattr(found, name):
+            try:
+                found = importlib.import_module(".".join(("featx", *names[: position + 1])))
+            except ModuleNotFoundError:
+                return False
+        else:
+            found = getattr(found, name)
+    return True
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_attributes_and_modules_exist(page):
-    for line in code_of(page):
+def test_attributes_and_modules_exist() -> None:
+    wrong = []
+    for page, line in CODE:
         for dotted in re.findall(r"(?<![\w./-])featx((?:\.[A-Za-z_]\w*)+)", line):
             names = dotted[1:].split(".")
-            if names[-1] in ("sha256", "onnx", "pth", "h5"):  # a metadata key, a file
-                continue
-            found = importlib.import_module("featx")
-            for position, name in enumerate(names):
-                if not hasattr(found, name):
-                    module = ".".join(("featx", *names[: position + 1]))
-                    found = importlib.import_module(module)
-                else:
-                    found = getattr(found, name)
+            # a metadata key and files are no attributes
+            if names[-1] not in ("sha256", "onnx", "pth", "h5") and not exists(names):
+                wrong.append(f"{page}: featx{dotted}")
+    assert not wrong
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_and_folders_exist(page):
-    for span in code_of(page):
-        for name in re.findall(r"\b(?:featx|tests|benchmarks|tools|docs)/[\w/.-]*\w", span):
-            if "photos" in name or name.startswith("featx/graphs"):
-                continue
-            assert (ROOT / name).exists(), f"{page}: {name}"
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+def anchors_of(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_files_folders_and_links_exist() -> None:
+    wrong = []
+    for page in PAGES:
+        for span in code_of(page):
+            for name in re.findall(r"\b(?:featx|tests|benchmarks|tools|docs)/[\w/.-]*\w", span):
+                if "photos" not in name and not name.startswith("featx/graphs"):
+                    wrong += [f"{page}: {name}"] if not (ROOT / name).exists() else []
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target, _, anchor in re.findall(r"\]\(([^)#:]*)(#([^)]+))?\)", text):
+            path = (ROOT / page).parent / target if target else ROOT / page
+            if not path.exists() or (anchor and anchor not in anchors_of(path)):
+                wrong.append(f"{page}: {target}#{anchor}")
+    assert not wrong

@@ -136,8 +136,3 @@ def test_make_targets_named_in_the_readme_exist():
     assert targets >= {"demo", "test", "features", "head", "onnx"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_files_linked_from_the_readme_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).is_file(), target
