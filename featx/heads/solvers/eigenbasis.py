@@ -84,13 +84,22 @@ def build_eigenbasis(data: TrainingData) -> tuple[Eigenbasis, Eigenbasis]:
         variances, directions = _decompose((some.T @ some).astype(np.float64) / len(some))
         basis = Eigenbasis(samples, directions, variances, False, mean, scale)
     else:
-        samples = samples.astype(np.float64)
-        variances, vectors = np.linalg.eigh(samples @ samples.T / n)
-        keep = variances > 1e-10 * max(float(variances[-1]), 1e-300)
-        variances = variances[keep]
-        directions = samples.T @ vectors[:, keep] / np.sqrt(variances * n)
-        basis = Eigenbasis(samples @ directions, directions, variances, True, mean, scale)
+        samples, directions, variances = rotate(samples)
+        basis = Eigenbasis(samples, directions, variances, True, mean, scale)
     return basis, basis
+
+
+def rotate(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return coordinates, directions and variances of samples with more features than samples.
+
+    They are ``(N, rank)``, ``(num_features, rank)`` and ``(rank,)`` float64.
+    """
+    samples = samples.astype(np.float64)
+    variances, vectors = np.linalg.eigh(samples @ samples.T / len(samples))
+    keep = variances > 1e-10 * max(float(variances[-1]), 1e-300)
+    variances = variances[keep]
+    directions = samples.T @ vectors[:, keep] / np.sqrt(variances * len(samples))
+    return samples @ directions, directions, variances
 
 
 def _of_blocks(data: TrainingData, blocks: Blocks) -> tuple[Eigenbasis, Eigenbasis]:

@@ -30,7 +30,7 @@ from featx.heads.samples.folds import (
     rows_of_classes,
     thinning_step,
 )
-from featx.heads.solvers.eigenbasis import StandardisedBlocks, standardise
+from featx.heads.solvers.eigenbasis import StandardisedBlocks, rotate, standardise
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**24
@@ -58,8 +58,11 @@ def fit_ridge(
     """
     mean, scale = data.standardisation()
     x: np.ndarray | StandardisedBlocks
+    rotation: np.ndarray | None = None
     if isinstance(data.features, np.ndarray):
         x = standardise(data.features, mean, scale)
+        if x.shape[1] > len(x):
+            x, rotation, _ = rotate(x)
     else:
         x = StandardisedBlocks(data.features, mean, scale)
     division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
@@ -85,7 +88,10 @@ def fit_ridge(
         if outputs:
             num_folds = len(of_folds)
             held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), num_folds)
-    layer = fold_standardisation(_solve_at(every, strength), mean, scale)
+    weight, bias = _solve_at(every, strength)
+    if rotation is not None:
+        weight = weight @ rotation.T
+    layer = fold_standardisation((weight, bias), mean, scale)
     if data.targets.ndim == 1:
         layer = silence_absent(layer, data.targets)
         if held_out:
@@ -195,7 +201,9 @@ class _Sums:
     def system(self) -> _System:
         centre = self.samples / self.total
         squares = self.squares - self.total * np.outer(centre, centre)
-        squares, directions = _with_variance(*np.linalg.eigh(squares))
+        squares, directions = np.linalg.eigh(squares)
+        keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)  # more than rounding
+        squares, directions = squares[keep], np.ascontiguousarray(directions[:, keep])
         products = ((self.products - self.targets[:, None] * centre) @ directions).T
         return _System(directions, squares, products, centre, self.targets / self.total, self.total)
 
@@ -206,10 +214,6 @@ def _systems(
     """Return the system of all samples, and for each held-out fold that of the others."""
     fold = division.fold if division else np.zeros(len(data), np.int64)
     folds = division.held_out_folds if division else np.zeros(0, np.int64)
-    if isinstance(x, np.ndarray) and x.shape[1] > len(x):
-        left_out = [np.ones(len(x), bool), *(fold != each for each in folds)]
-        every, *others = (_dual_system(x, data, rows) for rows in left_out)
-        return every, others
     sums = _Sums.zeros(x.shape[1], data.num_outputs)
     parts = [_Sums.zeros(x.shape[1], data.num_outputs) for _ in folds]
     for rows, block in _blocks(x, data.num_outputs):
@@ -218,29 +222,6 @@ def _systems(
             own = fold[rows] == each
             part.add(block[own], data.targets[rows][own], data.weights[rows][own])
     return sums.system(), [sums.without(part).system() for part in parts]
-
-
-def _dual_system(x: np.ndarray, data: TrainingData, rows: np.ndarray) -> _System:
-    """Return the system of some samples, which are fewer than features."""
-    x, targets, weights = x[rows], data.targets[rows], data.weights[rows]
-    total = weights.sum()
-    centre = weights @ x / total
-    ones = np.ones((len(x), 1))
-    shares = _weighted_sums(ones, targets, data.num_outputs, weights)[:, 0] / total
-    rooted = np.sqrt(weights)[:, None] * (x - centre)
-    squares, vectors = np.linalg.eigh(rooted @ rooted.T)
-    directions = rooted.T @ vectors / np.sqrt(np.maximum(squares, 1e-300))
-    squares, directions = _with_variance(squares, directions)
-    coordinates = (x - centre.astype(x.dtype)) @ directions.astype(x.dtype)
-    sums = _weighted_sums(coordinates, targets, data.num_outputs, weights)
-    products = sums.T - (weights @ coordinates.astype(np.float64))[:, None] * shares
-    return _System(directions, squares, products, centre, shares, total)
-
-
-def _with_variance(squares: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return those squares ``(rank,)`` and directions that are more than rounding."""
-    keep = squares > 1e-10 * max(float(squares[-1]), 1e-300)
-    return squares[keep], np.ascontiguousarray(directions[:, keep])
 
 
 def _weighted_sums(
