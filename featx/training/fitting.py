@@ -25,7 +25,7 @@ from featx.heads.solvers.ridge import fit_ridge
 from featx.heads.solvers.sgd import EpochScores, fit_sgd
 from featx.heads.tasks import Scorer, Targets, Task
 from featx.heads.tasks.calibration import Calibration, fold_temperature
-from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED
+from featx.heads.tasks.losses import Sigmoid, Softmax
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
@@ -116,7 +116,7 @@ def fit_heads(
         rows=rows,
         groups=groups_of(cache, rows),
         memory=memory_for(options),
-        hold_out=options.calibrate or validate,
+        hold_out=options.calibrate or validate or not task.has_classes,
         progress=progress,
         step=step or (lambda _: None),
     )
@@ -265,8 +265,7 @@ class _Training:
             return choose_held_out(
                 *(values, *widths), loss=loss, groups=self.groups, memory=memory, seed=options.seed
             )
-        strata = np.zeros(len(values), np.int64) if loss is SQUARED else values
-        return choose_subsample(strata, *widths, memory=memory, seed=options.seed)
+        return choose_subsample(values, *widths, memory=memory, seed=options.seed)
 
     def _read_once(self, blocks: FeatureRows, subsample: np.ndarray) -> FirstPass:
         self.step("Reading the features")
@@ -292,13 +291,9 @@ class _Training:
             return fit_with_sklearn(
                 data, options.strengths, hold_out=self.hold_out, seed=seed, step=step
             )
+        assert isinstance(loss, Softmax | Sigmoid)
         return fit_linear(
-            data,
-            options.strengths,
-            hold_out=self.hold_out or loss is SIGMOID,
-            loss=SIGMOID if loss is SIGMOID else SOFTMAX,
-            seed=seed,
-            step=step,
+            data, options.strengths, hold_out=self.hold_out, loss=loss, seed=seed, step=step
         )
 
 

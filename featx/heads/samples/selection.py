@@ -37,16 +37,18 @@ def choose_subsample(
     number of samples is a power of two, so that a little more or less memory changes nothing.
 
     Args:
-        labels: Class indices, ``(N,)``; or tags, ``(N, num_classes)``, 0 or 1.
+        labels: Class indices, ``(N,)``; or tags or numbers, ``(N, num_classes)``.
         num_features: Length of a row.
         num_classes: Length of a row of logits.
-        memory: Bytes that may be taken for them and for what is made of them.
+        memory: Bytes for their features and copies of these.
         seed: Decides which.
-        at_most: More are not kept.
+        at_most: Upper bound of their number.
     """
     fitting = _fitting(num_features, num_classes, memory)
     count = min(len(labels), at_most, max(LEAST_KEPT, fitting))
     order = np.random.default_rng(seed).permutation(len(labels))
+    if labels.dtype.kind == "f":  # numbers are one class
+        labels = np.zeros(len(labels), np.int64)
     if labels.ndim == 2:
         first = _one_of_each(labels, order)
         others = order[~np.isin(order, first)]

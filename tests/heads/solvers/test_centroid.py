@@ -45,7 +45,7 @@ def test_logits_are_cosines_times_lengths(num_features: int, num_classes: int, s
 
 
 @given(seed=st.integers(0, 2**32), weighted=st.booleans())
-def test_a_sample_is_judged_by_the_centroids_without_it(seed: int, *, weighted: bool) -> None:
+def test_a_sample_is_left_out_of_its_own_centroid(seed: int, *, weighted: bool) -> None:
     features, labels = samples_of(15, 6, 3, seed)
     repeats = np.random.default_rng(seed).integers(1, 4, 15) if weighted else np.ones(15, int)
     fit = fit_centroid(features, labels, 3, weights=repeats.astype(float))

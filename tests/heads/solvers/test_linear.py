@@ -329,18 +329,18 @@ def test_every_point_of_the_path_is_near_its_optimum() -> None:
         assert point.objective >= np.mean(values) * (1 - 1e-6)
 
 
-def test_a_single_strength_can_be_judged_too() -> None:
+def test_samples_can_be_held_out_for_a_single_strength_too() -> None:
     features, labels = samples_of(100, 8, 3)
     plain = fit_linear(features, labels, 3, strengths=[0.1])
-    judged = fit_linear(features, labels, 3, strengths=[0.1], hold_out=True)
+    held = fit_linear(features, labels, 3, strengths=[0.1], hold_out=True)
     assert plain.held_out is None
-    assert judged.held_out is not None
-    assert judged.num_folds == NUM_FOLDS
-    assert np.bincount(judged.held_out.labels).tolist() == np.bincount(labels).tolist()
-    assert log_loss(judged.held_out.logits, judged.held_out.labels) == pytest.approx(
-        judged.path[0].log_loss
+    assert held.held_out is not None
+    assert held.num_folds == NUM_FOLDS
+    assert np.bincount(held.held_out.labels).tolist() == np.bincount(labels).tolist()
+    assert log_loss(held.held_out.logits, held.held_out.labels) == pytest.approx(
+        held.path[0].log_loss
     )
-    assert np.allclose(plain.layer[0], judged.layer[0], atol=1e-4)
+    assert np.allclose(plain.layer[0], held.layer[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(400, 30), (60, 200)])

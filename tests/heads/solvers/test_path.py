@@ -57,7 +57,7 @@ def test_the_choice_is_that_of_the_whole_path(
 def test_a_better_strength_beside_the_first_guess_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Few classes may prefer another strength than all do; the search goes on to the best."""
+    """Few classes may prefer another strength than all do; the search continues to the best."""
     features, labels = many_classes()
     whole = fit_linear(features, labels, 260)
     monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)

@@ -120,7 +120,7 @@ def test_weighted_samples_agree_with_featx() -> None:
     assert np.allclose(probabilities(own, features), probabilities(theirs, features), atol=2e-3)
 
 
-def test_a_single_strength_can_be_judged_too() -> None:
+def test_samples_can_be_held_out_for_a_single_strength_too() -> None:
     features, labels = samples_of(100, 4, 3)
     fit = fit_with_sklearn(features, labels, 3, strengths=[0.1], hold_out=True)
     assert fit.held_out is not None
