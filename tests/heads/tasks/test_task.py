@@ -168,3 +168,34 @@ def test_what_is_measured_can_be_stored_and_read(task):
 def test_without_samples_there_are_no_scores(task):
     targets = np.zeros(0, np.int64) if task == "single-label" else np.zeros((0, 2))
     assert TASKS[task].measure(np.zeros((0, 2)), targets, thresholds=(0.5, 0.5)) is None
+
+
+def test_a_score_is_shown_as_a_number_an_interval_or_a_dash():
+    scores = TASKS["regression"].measure(np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]]))
+    shown = [column.text(scores) for column in TASKS["regression"].columns]
+    assert shown == ["2", "1", "1–1", "1", "–", "–"]
+
+
+# --- targets as a solver takes them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "targets"),
+    [
+        ("single-label", np.array([0, 2, 2, 1])),
+        ("multi-label", np.array([[1, 0, 1, 0], [0, 0, 1, 1], [1, 0, 1, 1]], np.uint8)),
+        ("regression", np.array([[5.0, 1e3], [7.0, 1e3], [12.0, 3e3]])),
+    ],
+)
+def test_a_decoded_layer_gives_decoded_outputs(task, targets):
+    num_outputs = 3 if targets.ndim == 1 else targets.shape[1]
+    encoding = TASKS[task].encode(targets, num_outputs)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(len(targets), 5))
+    weight = random.normal(size=(encoding.num_outputs, 5))
+    bias = random.normal(size=encoding.num_outputs)
+    outputs, decoded = encoding.decode(features @ weight.T + bias, encoding.values)
+    assert np.allclose(decoded, targets)
+    all_weights, all_biases = encoding.decode_layer(weight, bias)
+    assert all_weights.shape == (num_outputs, 5)
+    assert np.allclose(features @ all_weights.T + all_biases, outputs, rtol=1e-5, atol=1e-5)
