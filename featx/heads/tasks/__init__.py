@@ -2,10 +2,9 @@
 
 task            the type of a task, labels, targets
 single_label, multi_label, regression    the three tasks: labels, measures, comparison
-scores          scores of a split
+scores          scores of a split, and their 95 % intervals
 losses          loss functions, and how samples are divided for them
 calibration     temperature of the logits
-intervals       95 % intervals: Wilson's, and by bootstrap
 """
 
 from __future__ import annotations

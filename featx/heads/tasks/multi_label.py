@@ -11,9 +11,13 @@ import numpy as np
 from featx.errors import SourceError
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import calibrate, fit_tag_temperature
-from featx.heads.tasks.intervals import share_with_interval, wilson_interval
 from featx.heads.tasks.losses import SIGMOID, binary_log_loss, sigmoid
-from featx.heads.tasks.scores import MultiLabelMetrics, TagScores
+from featx.heads.tasks.scores import (
+    MultiLabelMetrics,
+    TagScores,
+    share_with_interval,
+    wilson_interval,
+)
 from featx.heads.tasks.single_label import calibration_gap, logits_of
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import split_tags

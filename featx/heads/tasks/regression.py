@@ -9,9 +9,8 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.heads.samples.data import Moments
-from featx.heads.tasks.intervals import bootstrap_intervals
 from featx.heads.tasks.losses import SQUARED
-from featx.heads.tasks.scores import RegressionMetrics, TargetScores
+from featx.heads.tasks.scores import RegressionMetrics, TargetScores, bootstrap_intervals
 from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, listed
 from featx.images.sources.labels import parse_numbers
 

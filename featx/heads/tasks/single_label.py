@@ -11,9 +11,8 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.heads.tasks.calibration import calibrate, fit_temperature
-from featx.heads.tasks.intervals import share_with_interval, wilson_interval
 from featx.heads.tasks.losses import SOFTMAX, log_loss, log_softmax
-from featx.heads.tasks.scores import ClassScores, Metrics
+from featx.heads.tasks.scores import ClassScores, Metrics, share_with_interval, wilson_interval
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from scores import measure_classes
 
 from featx.heads.tasks import SINGLE_LABEL
-from featx.heads.tasks.intervals import wilson_interval
 from featx.heads.tasks.losses import log_loss, log_softmax
-from featx.heads.tasks.scores import ClassScores
+from featx.heads.tasks.scores import ClassScores, wilson_interval
 from featx.heads.tasks.single_label import confusion_matrix, expected_calibration_error, is_in_top_k
 
 

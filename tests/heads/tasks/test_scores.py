@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featx.heads.tasks.intervals import bootstrap_intervals, share_with_interval
+from featx.heads.tasks.scores import bootstrap_intervals, share_with_interval
 
 
 def test_the_interval_of_a_mean_is_its_standard_error():
