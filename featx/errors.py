@@ -219,6 +219,11 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"1 {one}" if number == 1 else f"{number:,} {several or one + 's'}"
 
 
+def first_line(err: Exception) -> str:
+    """Return the first line of an error's text, or the name of its type."""
+    return str(err).strip().partition("\n")[0] or type(err).__name__
+
+
 def printable(text: str, *, keep: str = "") -> str:
     r"""Return the text with what a terminal would act on or cannot show written as escapes.
 

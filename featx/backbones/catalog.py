@@ -26,16 +26,7 @@ from featx.images.preprocess import PreprocessSpec
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """One line of the catalog.
-
-    Attributes:
-        name: Name in the catalog.
-        num_features: Length of the penultimate feature.
-        image_size: Height and width the weights were trained for, pixels.
-        num_parameters: With the original head, as torchvision counts them.
-        gflops: Multiply-adds of one forward pass, in billions, as torchvision counts them.
-        weights: Names of the weights that exist, the default first.
-    """
+    """One line of the catalog."""
 
     name: str
     num_features: int
@@ -64,16 +55,7 @@ def require_backbone(name: str) -> None:
 
 
 def build_model(name: str, image_size: int | None = None) -> nn.Module:
-    """Return the whole model, head included, in eval mode, with torch's random initial weights.
-
-    Args:
-        name: Backbone.
-        image_size: A vision transformer is built for one size, where there are weights for it;
-            None takes that of the default weights. The others take any size.
-
-    Raises:
-        BackboneError: The name is unknown.
-    """
+    """Return the whole model, head included, in eval mode, with torch's random initial weights."""
     require_backbone(name)
     if name == "tiny":
         return tiny.Tiny().eval()
@@ -140,9 +122,6 @@ def classifier_layer(model: nn.Module) -> str:
 
     It is the last ``Linear`` or ``Conv2d`` of the eval graph (auxiliary heads are not in it). Its
     input is the penultimate feature.
-
-    Raises:
-        BackboneError: The model has no such layer.
     """
     modules = dict(model.named_modules())
     for node in reversed(graph_nodes(model)):
@@ -179,11 +158,7 @@ def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
 
 
 def torchvision_weights(name: str, weights: str) -> models.WeightsEnum:
-    """Return torchvision's entry for ``weights`` (``"IMAGENET1K_V1"``, ``"DEFAULT"``) of a model.
-
-    Raises:
-        BackboneError: The model has no weights of that name; the message lists what it has.
-    """
+    """Return torchvision's entry for weights (``"IMAGENET1K_V1"``, ``"DEFAULT"``) of a model."""
     if name == "tiny":
         raise BackboneError(f"tiny has no torchvision weights '{weights}'; its own are bundled.")
     entries = models.get_model_weights(name)

@@ -212,11 +212,7 @@ def cache_folder() -> Path:
 
 
 def read_cached(path: Path) -> bytes | None:
-    """Return the content of a cached file; None where others may have written it.
-
-    Args:
-        path: In a folder of the cache folder.
-    """
+    """Return the content of a cached file; None where others may have written it."""
     content, problem = _read(path, _OTHERS_WRITE)
     if problem:
         log.warning("'%s' is not used and made again: %s.", path, problem)
@@ -262,12 +258,7 @@ def _key() -> bytes | None:
 
 
 def _read(path: Path, forbidden: int) -> tuple[bytes | None, str]:
-    """Return a file's content, or why it cannot be trusted; neither where there is none.
-
-    Args:
-        path: In the cache folder, or in a folder in it.
-        forbidden: Mode bits that the file may not have.
-    """
+    """Return a file's content, or why it cannot be trusted; neither where there is none."""
     try:
         for folder in {cache_folder(), path.parent}:
             status = folder.lstat()
@@ -302,11 +293,7 @@ def _problem(status: os.stat_result, forbidden: int, *, is_folder: bool) -> str:
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that only the user can write; take that right from others where it is there.
-
-    Raises:
-        OSError: It cannot be made, or is another user's.
-    """
+    """Make a folder that only the user can write; take that right from others where it is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()

@@ -30,7 +30,7 @@ from featx.backbones.state_dict import (
     unusable,
 )
 from featx.backbones.weights import Weights
-from featx.errors import BackboneError, ConfigError
+from featx.errors import BackboneError, ConfigError, first_line
 from featx.images.preprocess import PreprocessSpec
 
 log = logging.getLogger(__name__)
@@ -134,12 +134,7 @@ class Cut:
 def find_cut(
     backbone: str, image_size: int, *, layer: str | None = None, pool: Pool = "auto"
 ) -> Cut:
-    """Return where the network of a backbone ends, without loading weights.
-
-    Raises:
-        BackboneError: Unknown backbone or layer, or an image size the backbone does not take.
-        ConfigError: The pooling does not fit the layer's output.
-    """
+    """Return where the network of a backbone ends, without loading weights."""
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
@@ -165,7 +160,7 @@ def penultimate_layer(model: nn.Module) -> str:
 
 
 def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
-    """Return what ``--layer`` takes: the graph's nodes and the modules they belong to.
+    """Return the layers to choose from: the graph's nodes and the modules they belong to.
 
     Args:
         model: Whole model.
@@ -208,7 +203,7 @@ def layer_shapes(
     try:
         outputs = trunk(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as err:
-        reason = str(err).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(err).rstrip(".")
         raise BackboneError(
             f"{backbone} does not take images of {image_size} pixels ({reason}). Leave out "
             "--image-size, or try a larger one."
@@ -278,11 +273,7 @@ def _pooled(output: Tensor, pool: Pool, channels_last: bool) -> Tensor:
 def _require_fit(
     backbone: str, weights: Weights, needed: Mapping[str, Tensor], *, head: str
 ) -> None:
-    """Check the weights against the tensors that the trunk needs.
-
-    Raises:
-        BackboneError: Tensors are missing, unexpected or of another shape; all are listed.
-    """
+    """Check the weights against the tensors that the trunk needs."""
     found = weights.state
     problems = [
         f"missing: {name}"

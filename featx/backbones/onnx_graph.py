@@ -28,7 +28,7 @@ from featx.backbones.graph_builder import (
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
-from featx.errors import BackboneError, ExportError
+from featx.errors import BackboneError, ExportError, first_line
 
 MAX_RELATIVE_ERROR = 1e-4
 """Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
@@ -38,9 +38,6 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
     """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
 
     The batch size is free, the image size fixed.
-
-    Raises:
-        ExportError: torch's exporter cannot translate the network.
     """
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
@@ -55,7 +52,7 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as err:
-        reason = str(err).strip().partition("\n")[0]
+        reason = first_line(err)
         raise ExportError(f"torch's exporter cannot translate the backbone: {reason}") from err
     if program is None:
         raise ExportError("torch's exporter returned nothing.")
@@ -66,11 +63,7 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
 
 
 def _replace_arithmetic(graph: onnx.GraphProto, network: Network, image_size: int) -> None:
-    """Put featx's own arithmetic, the same operations on the same numbers, before the trunk.
-
-    Raises:
-        ExportError: The exporter gives other names.
-    """
+    """Put featx's own arithmetic, the same operations on the same numbers, before the trunk."""
     trunk = [node for node in graph.node if NORMALISED not in node.output]
     if len(trunk) == len(graph.node):
         raise ExportError(f"torch's exporter gives no tensor the name '{NORMALISED}'.")

@@ -48,7 +48,7 @@ def seal(content: bytes, *, key: str = KEY) -> bytes:
 
 
 def is_sealed(content: bytes, *, key: str = KEY) -> bool:
-    """Return whether a file is exactly as it was when it was sealed."""
+    """Return whether a file is unchanged since it was sealed."""
     length = len(metadata_entry(key, "0" * 64))
     digest = hashlib.sha256(memoryview(content)[:-length]).hexdigest()
     return content[-length:] == metadata_entry(key, digest)
@@ -110,7 +110,7 @@ def count_nodes(content: bytes) -> int:
 
 
 def unwanted_parts(content: bytes) -> list[str]:
-    """Return what a model has that no exported classifier has: foreign files, operators, code.
+    """Return the parts of a model that featx never writes: foreign files, operators, code.
 
     Raises:
         NotOnnx: It is no model, or one of absurdly many parts.
@@ -140,11 +140,7 @@ def unwanted_parts(content: bytes) -> list[str]:
 
 
 def _fields(content: bytes, start: int, end: int) -> Iterator[_Field]:
-    """Yield the fields of the message between two offsets.
-
-    Raises:
-        NotOnnx: It is no message. What another reader might read otherwise is none either.
-    """
+    """Yield the fields of the message between two offsets."""
     while start < end:
         tag, start = _varint(content, start, end)
         number, wire = tag >> 3, tag & 7

@@ -1,7 +1,7 @@
-"""What one feature means, and what was asked for: known without torch.
+"""The spec of a feature and the request that led to it, without torch.
 
-A request is what a user types; the spec is what it resolves to. That is
-remembered with the features, so that the same one need not be worked out again.
+A request is what a user types; the spec is what it resolves to. Both are
+remembered, so that the same request need not be resolved again.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class BackboneRequest(BackboneOptions):
         origin: str,
         environment: Mapping[str, str],
     ) -> bool:
-        """Return whether this request is known to give the spec again that an earlier one gave.
+        """Return whether a spec that was recorded for a request is still that of this one.
 
         Args:
             weights_sha256: Of that spec.

@@ -24,12 +24,12 @@ _ORDER = (
     *("state_dict", "model", "model_state_dict", "net", "network", "module", "backbone", "encoder"),
     *("state_dict_ema", "model_ema", "ema", "teacher", "student"),
 )
-"""Of several that fit equally well, which is taken; other names come last."""
+"""Order in which networks that fit equally well are taken; other names come last."""
 _LAST = re.compile(r"optim|^(?:exp_avg(?:_sq)?|momentum_buffer|master_weights?)$")
 """Keys of what an optimiser keeps, with the names and shapes of the weights."""
 _MAX_DEPTH = 6
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What wrapping a part of a network puts into names."""
+"""Parts of names that come from wrapping a part of a network."""
 _DENSENET_OLD = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUM_GUESSES = 8
@@ -39,14 +39,7 @@ _LOOKS_LIKE = 0.8
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of a checkpoint that fit a network best.
-
-    Attributes:
-        tensors: By the names that the network has for them.
-        place: Where they are in the file: keys of nested dicts, then the prefix of their names.
-        others: Places that fit just as well.
-        num_matching: Tensors with a name and shape of the network.
-    """
+    """The tensors of a checkpoint that fit a network best."""
 
     tensors: Mapping[str, Tensor]
     place: str
@@ -61,12 +54,7 @@ def shapes_of(backbone: str) -> Shapes:
 
 
 def find_state(content: object, backbone: str) -> StateDict | None:
-    """Return the tensors that fit a backbone best; None where a file has no named tensors.
-
-    Args:
-        content: Of the file, any nesting of dicts.
-        backbone: Name in the catalog.
-    """
+    """Return the tensors that fit a backbone best; None where a file has no named tensors."""
     known = shapes_of(backbone)
     candidates = []
     for path, tensors in _mappings(content):

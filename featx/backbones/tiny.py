@@ -34,9 +34,6 @@ class Tiny(nn.Module):
     A 3x3 stem at full resolution, then three stages, each halving height and width with a strided
     3x3 convolution; the first two add one residual block of He et al. 2016
     (https://arxiv.org/abs/1512.03385). ``flatten`` returns the features, ``head`` classifies them.
-
-    Args:
-        num_classes: Width of the last layer, at least 1.
     """
 
     def __init__(self, num_classes: int = len(CLASSES)) -> None:

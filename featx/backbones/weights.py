@@ -32,7 +32,7 @@ from featx.artifact import file_sha256, publishing
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
 from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
 from featx.backbones.state_dict import StateDict, find_state
-from featx.errors import ArtifactError, BackboneError
+from featx.errors import ArtifactError, BackboneError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _read_state(path: Path, backbone: str) -> StateDict:
             ) from err
         raise BackboneError(
             f"'{path}' is no file of weights, or is damaged "
-            f"({type(err).__name__}: {_first_line(err)})."
+            f"({type(err).__name__}: {first_line(err)})."
         ) from err
     found = find_state(content, backbone)
     if found is None:
@@ -244,7 +244,7 @@ class _Left:
 
 
 def _load_checkpoint(path: Path) -> object:
-    """Return what ``torch.save`` wrote, without objects that torch does not take for safe.
+    """Return the content of a ``torch.save`` file without objects that torch calls unsafe.
 
     They are left out if their module is none of Python's own, or one that holds data only; what
     else a file asks for, torch refuses.
@@ -262,7 +262,3 @@ def _load_checkpoint(path: Path) -> object:
     with warnings.catch_warnings(), torch.serialization.safe_globals(left):
         warnings.simplefilter("ignore")  # about odd pickles, before they are refused
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__

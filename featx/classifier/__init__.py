@@ -1,4 +1,4 @@
-"""What is shipped: one ONNX file with preprocessing, backbone and head.
+"""The shipped file: preprocessing, backbone and head in one ONNX graph.
 
 contract  what goes in and what comes out
 graph     building it from the nodes before the trunk, the backbone's trunk, and the head

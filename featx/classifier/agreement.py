@@ -20,18 +20,7 @@ _MOST = 0.9
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy through the file, next to the head's own on the same images.
-
-    Attributes:
-        split: Which images.
-        num_images: Labelled images that were run.
-        num_available: Labelled images that there are.
-        file: Share that the file gets right, in [0, 1].
-        head: Share that the head gets right on cached features, in [0, 1].
-        agreement: Share for which both decide the same, in [0, 1].
-        measure: What counts as right: the class, or all tags; of numbers the share of the variance
-            that is explained.
-    """
+    """Accuracy through the file, next to the head's own on the same images."""
 
     split: str
     num_images: int

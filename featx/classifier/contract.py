@@ -1,4 +1,4 @@
-"""What a classifier file takes and gives, in names that stay and in words that anybody can follow.
+"""Inputs and outputs of a classifier file, as stable names and as text.
 
 The contract stands in the file's header; the words stand in its metadata and doc strings. Without
 torch, onnx and ONNX Runtime.
@@ -50,7 +50,7 @@ class Value:
 
 
 def find_fault(value: Value, found: np.ndarray, *, num_rows: int, num_classes: int) -> str | None:
-    """Return what is wrong with an output that a graph gave, None where it is as promised.
+    """Return why an output breaks the contract; None where it keeps it.
 
     Args:
         value: The promise.
@@ -75,7 +75,7 @@ def find_fault(value: Value, found: np.ndarray, *, num_rows: int, num_classes: i
 
 @dataclass(frozen=True)
 class Contract:
-    """What goes in and what comes out.
+    """Inputs and outputs of a classifier.
 
     Attributes:
         input: ``"image"``: RGB bytes of any size; ``"crop"``: RGB bytes, already resized and
@@ -117,7 +117,7 @@ class Contract:
 
     @property
     def raw_output(self) -> str:
-        """What the last layer gives: ``"logits"``, or ``"values"`` of a regression."""
+        """Output of the last layer: ``"logits"``, or ``"values"`` of a regression."""
         return self.task.raw_output
 
     def with_outputs(self, *names: str) -> Contract:
@@ -207,7 +207,7 @@ class Contract:
         return tuple(found)
 
     def describe(self, spec: PreprocessSpec, *, num_classes: int, num_features: int) -> str:
-        """Return what a user without featx has to know to use the file."""
+        """Describe inputs and outputs for users without featx."""
         values = self.output_values(num_classes=num_classes, num_features=num_features)
         lines = [_line(self.input_value(spec)), *(_line(value) for value in values)]
         if self.input != "image":
@@ -238,7 +238,7 @@ def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
 
 
 def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
-    """Return what has to be done with an image before it goes in, one clause for each step.
+    """Describe how an image becomes the input, one clause for each step.
 
     Args:
         spec: The preprocessing of the file.
@@ -279,11 +279,7 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
 
 
 def _rank(name: str) -> int:
-    """Return where an output stands among the others.
-
-    Raises:
-        ConfigError: There is no such output.
-    """
+    """Return where an output stands among the others."""
     if name in _CHOICES:
         return _CHOICES.index(name)
     match = _TOP_K.fullmatch(name) if isinstance(name, str) else None

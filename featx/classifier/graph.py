@@ -5,7 +5,7 @@
 
 Of tags it is a sigmoid; of a regression, the head gives ``values`` and nothing follows.
 
-What goes in and what comes out is chosen by a ``Contract``.
+A ``Contract`` chooses inputs and outputs.
 """
 
 from __future__ import annotations
@@ -134,15 +134,7 @@ def _add_backbone(
 
 
 def cut_trunk(backbone: onnx.ModelProto, image_size: int) -> onnx.ModelProto:
-    """Return what of a backbone's graph stands behind its normalised images.
-
-    Args:
-        backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
-        image_size: Pixels.
-
-    Returns:
-        ``tensor (batch, 3, size, size) float32 → features (batch, D) float32``.
-    """
+    """Return the part of a backbone's graph behind its normalised images."""
     trunk = onnx.ModelProto()
     trunk.CopyFrom(backbone)
     graph = trunk.graph
@@ -160,9 +152,6 @@ def to_float16(trunk: onnx.ModelProto) -> onnx.ModelProto:
     """Return a trunk whose weights and arithmetic are float16; its input and features stay float32.
 
     Values beyond float16's range are cut off; the proof measures what that costs.
-
-    Raises:
-        ExportError: The graph cannot be converted.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -261,7 +250,7 @@ def _add_head(
 
 
 def _add_outputs(builder: GraphBuilder, raw: str, contract: Contract, *, features: str) -> None:
-    """Add what the contract gives besides the logits or values."""
+    """Add the outputs besides the logits or values."""
     if features != "features" and "features" in contract.outputs:
         builder.node("Identity", [features], "features", output="features")
     if not (operator := contract.task.activation):

@@ -104,15 +104,7 @@ def _add_resize(
 def add_arithmetic(
     builder: GraphBuilder, trunk: onnx.GraphProto, spec: PreprocessSpec, *, pixels: str, fold: bool
 ) -> None:
-    """Add the nodes from ``pixels`` ``(batch, size, size, 3)`` uint8 to the trunk's input.
-
-    Args:
-        builder: Where to.
-        trunk: Its first convolution is changed where it takes over a part.
-        spec: The arithmetic.
-        pixels: Name of the pixels.
-        fold: Let the first convolution take over what it can.
-    """
+    """Add the nodes from ``pixels`` ``(batch, size, size, 3)`` uint8 to the trunk's input."""
     mean = 255 * np.array(spec.mean, np.float64)
     factor = 1 / (255 * np.array(spec.std, np.float64))
     first = _first_convolution(trunk) if fold else None
@@ -162,14 +154,7 @@ def _fold_into(
     shift: np.ndarray | None,
     factor: np.ndarray,
 ) -> None:
-    """Let a convolution of normalised images read ``x``, or ``x + shift``, instead.
-
-    Args:
-        convolution: One of the trunk's nodes.
-        trunk: Holds its weights.
-        shift: Per channel, added to ``x`` before the factor; None where it has been added.
-        factor: Per channel.
-    """
+    """Let a convolution of normalised images read ``x``, or ``x + shift``, instead."""
     tensors = {tensor.name: tensor for tensor in trunk.initializer}
     weight = numpy_helper.to_array(tensors[convolution.input[1]]).astype(np.float64)
     scaled = weight * factor[None, :, None, None]

@@ -55,7 +55,7 @@ class EdgeCase(NamedTuple):
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared and how it came out.
+    """Differences between file and head, and what was compared.
 
     Attributes:
         num_images: Raw images sent through the file.
@@ -196,7 +196,7 @@ def prove(
 
 
 def answers(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return what a file says of each raw image alone, comparable, ``(n, num_classes)``."""
+    """Return a file's comparable outputs for raw images, each run alone, ``(n, num_classes)``."""
     inputs = map(classifier.prepare, images)
     return np.array(list(run_images(inputs, partial(_answer, classifier))))
 
@@ -265,11 +265,7 @@ def _failure(problem: str, difference: float, bound: float) -> ParityError:
 def _require_close(
     differences: np.ndarray, names: Sequence[str], *, bound: float, hint: str
 ) -> float:
-    """Return the largest of the images' logit differences ``(n,)``.
-
-    Raises:
-        ParityError: It is beyond the bound; the message names the image.
-    """
+    """Return the largest of the images' logit differences ``(n,)``."""
     worst = int(differences.argmax())
     largest = float(differences[worst])
     if not largest <= bound:  # NaN fails too

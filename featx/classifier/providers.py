@@ -16,11 +16,7 @@ _CPU = "CPUExecutionProvider"
 
 
 def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
-    """Return the providers as ONNX Runtime takes them, the CPU where there are none.
-
-    Raises:
-        ConfigError: They are no list, empty, or one is not in the ONNX Runtime that is installed.
-    """
+    """Return the providers as ONNX Runtime takes them, the CPU where there are none."""
     if providers is None:
         return [_CPU]
     if isinstance(providers, str) or not providers:
@@ -36,11 +32,7 @@ def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
 
 
 def require_started(session: ort.InferenceSession, providers: Sequence[Provider]) -> None:
-    """Refuse a session that goes without a provider, as one does whose libraries are missing.
-
-    Raises:
-        ConfigError: One of them did not start.
-    """
+    """Refuse a session that goes without a provider, as one does whose libraries are missing."""
     started = session.get_providers()
     for name in map(_name, providers):
         if name not in started:

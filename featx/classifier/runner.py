@@ -41,7 +41,7 @@ def run_images(
 
 
 def resized_input(classifier: Classifier, image: Image.Image | np.ndarray) -> np.ndarray:
-    """Return what a file takes of an image that Pillow resizes and crops first.
+    """Return the input for an image that Pillow resizes and crops first.
 
     That is exact, cheaper for large photos than the file's own resize, and gives images of all
     sizes to the graph in one batch.

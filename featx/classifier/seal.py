@@ -1,4 +1,4 @@
-"""What the bytes of a classifier file tell before ONNX Runtime sees them: the seal and the parts.
+"""Seal and parts of a classifier file, read from its bytes before ONNX Runtime sees them.
 
 Both are of ``backbones``, for graphs that are kept have them, too.
 """

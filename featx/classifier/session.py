@@ -17,7 +17,7 @@ from featx.backbones.engines.with_onnxruntime import session_options
 from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY, NotOnnx, is_sealed, read_entry, unwanted_parts
-from featx.errors import ArtifactInvalid, ConfigError
+from featx.errors import ArtifactInvalid, ConfigError, first_line
 from featx.heads.tasks import Task, task_of
 from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
@@ -84,7 +84,7 @@ class Classifier:
 
     @property
     def task(self) -> Task:
-        """What it answers: classes, tags or numbers."""
+        """Of the head: classes, tags or numbers."""
         return self.contract.task
 
     @property
@@ -131,7 +131,7 @@ class Classifier:
             values = self._session.run(self._names, {wanted.name: np.ascontiguousarray(inputs)})
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise ArtifactInvalid(
-                self.path, f"'{self.path}' cannot be run on {inputs.shape}: {_first_line(err)}"
+                self.path, f"'{self.path}' cannot be run on {inputs.shape}: {first_line(err)}"
             ) from err
         for value, found in zip(self._outputs, values, strict=True):
             fault = find_fault(
@@ -260,11 +260,7 @@ def load_classifier(
 
 
 def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
-    """Check, on the bytes alone, that a model is as exported and holds all it needs.
-
-    Raises:
-        ArtifactInvalid: It is not.
-    """
+    """Check, on the bytes alone, that a model is as exported and holds all it needs."""
     try:
         unwanted = unwanted_parts(content)
         if verify and not is_sealed(content):
@@ -292,12 +288,7 @@ def _not_ours(path: Path) -> ArtifactInvalid:
 def _start(
     content: bytes, path: Path, threads: int | None, providers: list[Provider]
 ) -> ort.InferenceSession:
-    """Return a session that runs the graph.
-
-    Raises:
-        ArtifactInvalid: ONNX Runtime does not take it.
-        ConfigError: A provider does not start.
-    """
+    """Return a session that runs the graph."""
     options = session_options(threads=threads or num_cores())
     # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -314,7 +305,7 @@ def _start(
         )
     except Exception as err:  # ONNX Runtime's errors have no common base below Exception
         raise ArtifactInvalid(
-            path, f"'{path}' is not an ONNX model that runs: {_first_line(err)}"
+            path, f"'{path}' is not an ONNX model that runs: {first_line(err)}"
         ) from err
     _sessions.add(session)
     require_started(session, providers)
@@ -336,11 +327,7 @@ def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dic
 def _require_contract(
     session: ort.InferenceSession, header: Header, source: Value, contract: Contract, path: Path
 ) -> None:
-    """Check names, types and shapes of what goes in and comes out.
-
-    Raises:
-        ArtifactInvalid: They are not those of the contract.
-    """
+    """Check names, types and shapes of what goes in and comes out."""
     num_classes, num_features = len(header.classes), header.spec["num_features"]
     try:
         results = contract.output_values(num_classes=num_classes, num_features=num_features)
@@ -376,7 +363,3 @@ def _has_shape(found: Sequence[object], value: Value) -> bool:
         return False
     pairs = zip(found, value.shape, strict=True)
     return all(side == wanted for side, wanted in pairs if isinstance(wanted, int))
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0]

@@ -56,7 +56,7 @@ class Staleness:
 def record_provenance(
     cache: FeatureFile, task: Task, *, drawn: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Return what a head's details say of the rows that trained it, for ``staleness_of``.
+    """Return the rows that trained a head as details of its header, for ``staleness_of``.
 
     Args:
         cache: The feature file.

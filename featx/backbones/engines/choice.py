@@ -1,4 +1,4 @@
-"""What an engine is, which one runs a network on which devices, and with which precision."""
+"""The engine protocol, and the choice of engine, device and precision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """What it runs on: ``"cpu"`` or ``"cuda:0"``."""
+        """``"cpu"`` or ``"cuda:0"``."""
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
@@ -91,7 +91,7 @@ def require_fit(precision: Precision, choice: EngineChoice, device: str) -> None
 
 
 def choose_engine(choice: EngineChoice, device: str, precision: Precision = "fp32") -> EngineName:
-    """Return what runs a network: ONNX Runtime on the CPU, torch on a GPU, unless told otherwise.
+    """Return the library that runs a network: ONNX Runtime on the CPU, torch on a GPU, by default.
 
     torch is loaded only where there might be a GPU, or where the device is not simply the CPU.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from featx.backbones.engines.choice import EngineName
-from featx.errors import BackboneError
+from featx.errors import BackboneError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -47,13 +47,13 @@ class OnnxEngine:
             )
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise BackboneError(
-                f"ONNX Runtime does not take the backbone's graph: {_first_line(err)} Use --engine "
+                f"ONNX Runtime does not take the backbone's graph: {first_line(err)} Use --engine "
                 "torch."
             ) from err
 
     @property
     def device(self) -> str:
-        """What it runs on."""
+        """``"cpu"``."""
         return "cpu"
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
@@ -65,14 +65,8 @@ class OnnxEngine:
         try:
             features: np.ndarray = self._session.run(["features"], {"pixels": pixels})[0]
         except Exception as err:  # as above
-            raise BackboneError(
-                f"ONNX Runtime cannot run the backbone: {_first_line(err)}"
-            ) from err
+            raise BackboneError(f"ONNX Runtime cannot run the backbone: {first_line(err)}") from err
         return features
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0]
 
 
 def session_options(*, threads: int) -> ort.SessionOptions:

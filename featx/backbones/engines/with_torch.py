@@ -70,7 +70,7 @@ class TorchEngine:
 
     @property
     def device(self) -> str:
-        """What it runs on."""
+        """``"cpu"`` or ``"cuda:0"``."""
         return str(self._device)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
@@ -115,12 +115,7 @@ class TorchEngine:
 
 
 def _calculate_alone(before: int) -> None:
-    """Have this thread of torch's share its work with no other.
-
-    Args:
-        before: The number of threads that torch gives to a thread it has not seen, which setting
-            it for one of them changes, and which is set back.
-    """
+    """Have this thread of torch's share its work with no other."""
     import torch
 
     torch.get_num_threads()  # what it does for a new thread is done, and not once more later
@@ -131,7 +126,7 @@ def _calculate_alone(before: int) -> None:
 
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Return what makes torch calculate in a precision, as long as it is entered."""
+    """Return a context in which torch calculates in a precision."""
     import torch
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -198,7 +193,7 @@ class SeveralEngine:
 
     @property
     def device(self) -> str:
-        """What it runs on: ``"cuda:0, cuda:1"``."""
+        """``"cuda:0, cuda:1"``."""
         return ", ".join(self._devices)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
@@ -237,7 +232,7 @@ def begin(receive: Callable[[], bytes]) -> Answer:
 
 
 def _engine(order: Mapping[str, Any], weights: bytes) -> tuple[TorchEngine, int]:
-    """Return what the worker runs, and the side of the squares it takes, pixels."""
+    """Return the worker's engine, and the size of its crops in pixels."""
     from safetensors.torch import load
 
     from featx.backbones.network import build_network

@@ -34,15 +34,7 @@ _WEIGHT_LIMIT = 127
 
 @dataclass
 class Candidate:
-    """A node that can run in int8.
-
-    Attributes:
-        node: Of the graph.
-        relu: The ReLU that alone reads its output.
-        reads: Its inputs that have to be uint8.
-        gives: The output that has to be uint8, the ReLU's where there is one; empty where it
-            is float32.
-    """
+    """A node that can run in int8."""
 
     node: onnx.NodeProto
     relu: onnx.NodeProto | None
@@ -50,19 +42,12 @@ class Candidate:
     gives: str
 
     def has(self, ranges: Container[str]) -> bool:
-        """Return whether all that has to be uint8 has a range."""
+        """Return whether every tensor that has to be uint8 has a range."""
         return all(name in ranges for name in (*self.reads, self.gives) if name)
 
 
 class Quantisable:
-    """What of a graph can run in int8.
-
-    Attributes:
-        model: The graph, as it is.
-        weights: Its constants by name.
-        nodes: Those that can, in order of computation.
-        tensors: Activations that have a range for that.
-    """
+    """The nodes of a graph that can run in int8."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -190,13 +175,7 @@ def _grid(lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Pieces:
-    """What comes to a graph.
-
-    Attributes:
-        constants: Integers and their scales.
-        weights: Nodes that give weights.
-        pairs: Nodes that come after the one that gives a tensor, by its name.
-    """
+    """Nodes and constants that quantisation adds to a graph."""
 
     def __init__(self) -> None:
         self.constants: list[onnx.TensorProto] = []

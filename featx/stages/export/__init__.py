@@ -1,6 +1,6 @@
 """Stage 3: stitch preprocessing, backbone and head into one ONNX file that proves itself.
 
-options   what can be chosen, what comes of it, and whether a model is of these options
+options   options and report, and whether a model is already of these options
 stage     the way from a head to a published file
 backbone  the graph that made the features, kept or built again
 evidence  images of the source, and what the head answered for them

@@ -37,17 +37,7 @@ def repeats_features(head: Head, precision: Precision) -> bool:
 
 
 def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], None]) -> bytes:
-    """Return the float32 graph ``pixels → features`` of the very weights that made the features.
-
-    Args:
-        head: Says which these are.
-        options: Say where they are now.
-        progress: Called with a text while they are downloaded.
-
-    Raises:
-        BackboneError: The weights are gone or have another sha256.
-        ExportError: The network cannot be translated, or is another with today's libraries.
-    """
+    """Return the float32 graph ``pixels → features`` of the very weights that made the features."""
     spec = BackboneSpec.from_dict(head.header.spec)
     plain = replace(spec, precision="fp32", calibration=None)
     origin = str(head.header.details["weights"])
@@ -73,9 +63,6 @@ def shipped_graph(
         head: Holds the ranges where its features were made in int8.
         precision: What the file is to have.
         training_pixels: Gives batches ``(n, size, size, 3)`` uint8 of training images.
-
-    Raises:
-        BackboneError: The graph cannot be quantised.
     """
     if precision != "int8":
         return graph

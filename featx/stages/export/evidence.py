@@ -36,7 +36,7 @@ _NUM_REFERENCES = 16
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the exported file is compared with: a head, its features, and their images."""
+    """A head, its features and their images: the reference for the exported file."""
 
     head: Head
     cache: FeatureFile
@@ -45,7 +45,7 @@ class Evidence:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """What the features' images went through."""
+        """Preprocessing of the features' images."""
         return PreprocessSpec.from_dict(self.head.header.spec["preprocess"])
 
     def compared(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class Evidence:
             return self._comparable(self.head.logits(rows_at(rows)))
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
-        """Return what is true of labelled rows ``(n,)``, as ``measure_accuracy`` takes it."""
+        """Return the comparable true outputs of labelled rows ``(n,)``."""
         return self._comparable(self._targets(rows))
 
     def trained(self) -> np.ndarray:
@@ -96,9 +96,6 @@ class Evidence:
 
         They are decoded as the features' images were, or in full. One that was renamed since its
         features were cached is found by its content.
-
-        Raises:
-            SourceError: One is missing, unreadable, or has changed since its features were cached.
         """
         source, cache = self.source, self.cache
         spec = None if in_full else self.preprocess
@@ -185,12 +182,7 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Evidence:
-    """Return a head's features and their images.
-
-    Raises:
-        ArtifactError: The feature file is gone or belongs to another head, or the head is stale.
-        SourceError: The images are gone.
-    """
+    """Return a head's features and their images."""
     path = find_features(head, head_path, options.features)
     if not path.exists():
         raise ArtifactMissing(
@@ -210,9 +202,6 @@ def staleness_if_there(head: Head, head_path: Path, options: ExportOptions) -> S
     """Return how features differ from those that trained a head, for an export without evidence.
 
     Such an export does without the feature file, so one that is gone or another's tells nothing.
-
-    Raises:
-        ArtifactError: The features are the head's, but damaged; or the head is stale.
     """
     path = find_features(head, head_path, options.features)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What can be chosen of an export, and what comes of it."""
+"""Options and report of an export, and whether a model is already of these options."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ class ExportOptions:
 
     @property
     def contract(self) -> Contract:
-        """What the file takes and gives."""
+        """Inputs and outputs of the file."""
         return Contract(self.input, output_names(self.outputs))
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
         path: The ONNX file.
@@ -126,7 +126,7 @@ class ExportReport:
 
 
 def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
-    """Return what decides an exported file, by sha256: its head, and the options."""
+    """Return the sha256 of the head and of the options, which decide the file."""
     chosen = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()

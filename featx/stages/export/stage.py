@@ -64,7 +64,7 @@ from featx.stages.export.options import (
 Tell = Callable[[str], None]
 
 _OF_TASK = ("task", "thresholds", "unit")
-"""What the head's details say of its task."""
+"""Details of the head that describe its task."""
 
 
 def export_onnx(
@@ -128,7 +128,7 @@ def export_onnx(
 
 
 def _files_read(head: Head, path: Path, options: ExportOptions) -> dict[str, Path]:
-    """Return what an export reads, by what it is."""
+    """Return the files that an export reads, by what they are."""
     read = {f"the head '{path}'": path, **run_files(find_features(head, path, options.features))}
     if options.source is not None:
         read[f"the source '{options.source}'"] = Path(options.source)
@@ -150,9 +150,6 @@ def proof_date(head: Path) -> str:
 
     It is that of the head file, so that a second export gives the same bytes; or what
     ``SOURCE_DATE_EPOCH`` says, the convention of reproducible builds.
-
-    Raises:
-        ConfigError: ``SOURCE_DATE_EPOCH`` is no time.
     """
     given = os.environ.get("SOURCE_DATE_EPOCH")
     try:
@@ -175,14 +172,7 @@ def _trained_on(head: Head) -> dict[str, Any]:
 
 
 class _Export:
-    """One export under way.
-
-    Args:
-        head: What is exported.
-        path: Of the head's file.
-        options: How.
-        tell: Told the name of each step.
-    """
+    """One export under way."""
 
     def __init__(self, head: Head, path: Path, options: ExportOptions, *, tell: Tell) -> None:
         self._head, self._path, self._options, self._tell = head, path, options, tell

@@ -1,6 +1,6 @@
 """Stage 4: answer for new images with an exported file; ONNX Runtime, numpy and Pillow only.
 
-    images      what is taken for an image, and which a path or folder stands for
+    images      images as users give them, and those of a path or folder
     predictor   from images to predictions, on all cores
 
 Pixels are resized and cropped by ``images.preprocess``, as in extraction, not by the graph of the

@@ -1,4 +1,4 @@
-"""What is taken for an image, and the images that a path or folder stands for."""
+"""Images as users give them, and those of a path or folder."""
 
 from __future__ import annotations
 
@@ -35,12 +35,7 @@ def num_bytes_of(image: ImageLike) -> int:
 def upright_image(
     image: ImageLike, *, name: str, max_pixels: int, spec: PreprocessSpec
 ) -> Image.Image | np.ndarray:
-    """Return an image as ``preprocess`` takes it with a spec, by the rules of ``images.decode``.
-
-    Raises:
-        ImageError: It cannot be used.
-        ConfigError: It is no image at all, or an array of another type or shape.
-    """
+    """Return an image as ``preprocess`` takes it with a spec, by the rules of ``images.decode``."""
     if isinstance(image, (str, Path)):
         image = read_image_file(image, sample_id=name)
     if isinstance(image, Image.Image):

@@ -47,7 +47,7 @@ _MAX_BATCH_BYTES = 2**25
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one image.
+    """A classifier's answer for one image.
 
     Attributes:
         image: Its path; ``"image 3"`` for one without.
@@ -125,7 +125,7 @@ class Predictor:
 
     @property
     def task(self) -> TaskName:
-        """What it answers: classes, tags or numbers."""
+        """Of the head: classes, tags or numbers."""
         return self._opened.task.name
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
@@ -179,12 +179,7 @@ class Predictor:
 
     @property
     def _classifier(self) -> Classifier:
-        """The classifier, with a session of this process.
-
-        Raises:
-            ArtifactMissing: The process was forked, and the file is gone.
-            ArtifactInvalid: The process was forked, and the file is another now.
-        """
+        """The classifier, with a session of this process."""
         if self._process != os.getpid():
             self._content = read_classifier(self._path)
             if self._content[-SEAL_BYTES:] != self._seal:
@@ -237,7 +232,7 @@ class Predictor:
         return [_prediction(image.name, row) for image, row in zip(images, rows, strict=True)]
 
     def _prepare(self, image: _Named) -> np.ndarray | ImageError:
-        """Return what the graph takes of an image, or why there is nothing."""
+        """Return the graph's input for an image, or why there is none."""
         classifier = self._classifier
         try:
             upright = upright_image(
@@ -253,7 +248,7 @@ class Predictor:
     def _answers(
         self, classifier: Classifier, top_k: int, inputs: np.ndarray
     ) -> Iterable[Prediction]:
-        """Return what the file answers for each input, yet without names."""
+        """Return the prediction of each input, without the image's name."""
         if classifier.task.activation is None:
             values = classifier.run(inputs)["values"].tolist()
             pairs = (tuple(zip(self.classes, row, strict=True)) for row in values)
@@ -319,12 +314,7 @@ def best_classes(
 def given_tags(
     tops: Sequence[tuple[tuple[str, float], ...]], thresholds: Mapping[str, float]
 ) -> list[tuple[str, ...]]:
-    """Return the tags that each image is given, by name.
-
-    Args:
-        tops: Tags with their probabilities.
-        thresholds: Probability from which on each tag is given.
-    """
+    """Return the tags that each image is given, by name."""
     return [tuple(sorted(tag for tag, p in top if p >= thresholds[tag])) for top in tops]
 
 
@@ -358,11 +348,7 @@ def _head_sha256(path: Path) -> str | None:
 
 
 def _require_answers(classifier: Classifier) -> None:
-    """Refuse a file that says nothing of classes, tags or numbers.
-
-    Raises:
-        ConfigError: It gives features only.
-    """
+    """Refuse a file that says nothing of classes, tags or numbers."""
     contract = classifier.contract
     if not (classifier.gives_scores or contract.top_k or "values" in contract.outputs):
         wanted = "probabilities" if contract.task.activation else "values"
