@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from featx.errors import ArtifactInvalid
-from featx.features.file import FeatureFile, translated
+from featx.features.file import FeatureFile, require_digest, translated
 from featx.images.reading import map_ahead
 
 _BLOCK_BYTES = 2**22
@@ -156,7 +156,7 @@ class _Column:
             for group, filled in zip(groups, ahead, strict=True):
                 yield group, filled.result()
         if digest:
-            self._cache.require_digest("features", digest)
+            require_digest(self._cache.path, self._cache.header, "features", digest)
             self._checked = True
 
     def _fill(

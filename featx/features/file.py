@@ -39,7 +39,7 @@ class SkippedImage(NamedTuple):
     Attributes:
         sample_id: Which.
         reason: Why it cannot be used.
-        stamp: What its file looked like.
+        stamp: Of its file when it was read.
         digest: Content hash, 16 bytes; zeros where its content is not the reason, as of a file that
             cannot be read, and in files of version 2.
     """
@@ -70,8 +70,6 @@ class FeatureFile:
     """An opened, checked feature file.
 
     Attributes:
-        path: The file.
-        header: What it says about itself.
         labels: Index into ``classes``, -1 where unlabelled; ``(N,)`` int64.
         splits: Index into ``split_names``; ``(N,)`` uint8.
         sample_ids: Path of each image relative to the source; N strings.
@@ -137,16 +135,8 @@ class FeatureFile:
         with self.same_file() as file, translated(self.path):
             rows: np.ndarray = file["features"][:]
         if not self.features_checked:
-            self.require_digest("features", hashlib.sha256(rows.data))
+            require_digest(self.path, self.header, "features", hashlib.sha256(rows.data))
         return rows.astype(np.float32, copy=False)
-
-    def require_digest(self, column: str, digest: hashlib._Hash) -> None:
-        """Check that what was read of a column has the sha256 in the header.
-
-        Raises:
-            ArtifactInvalid: It has not.
-        """
-        _require_digest(self.path, self.header, column, digest)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
@@ -343,10 +333,10 @@ def _require_digests(file: h5py.File, header: Header, path: Path, columns: Seque
         digest = hashlib.sha256()
         for block in _blocks(file[name]):
             digest.update(block.data)
-        _require_digest(path, header, name, digest)
+        require_digest(path, header, name, digest)
 
 
-def _require_digest(path: Path, header: Header, column: str, digest: hashlib._Hash) -> None:
+def require_digest(path: Path, header: Header, column: str, digest: hashlib._Hash) -> None:
     if header.details["sha256"][column] != digest.hexdigest():
         raise ArtifactInvalid(
             path,

@@ -127,11 +127,6 @@ def is_picture(extension: str) -> bool:
     return extension in EXTENSIONS | _AVIF | _HEIF | _OTHER_PICTURES
 
 
-def is_heif(extension: str) -> bool:
-    """Return whether files with an extension are what ``pillow-heif`` reads."""
-    return extension in _HEIF
-
-
 def extension_of(name: str) -> str:
     """Return a file name's extension in lower case, with its dot; empty where it has none."""
     return os.path.splitext(name)[1].lower()
@@ -270,9 +265,9 @@ def _warn_of_pictures(tree: Tree) -> None:
     """Log a warning where pictures are skipped because nothing here reads them."""
     pictures = {kind: count for kind, count in tree.ignored.items() if is_picture(kind)}
     advice = []
-    if any(is_heif(kind) for kind in pictures):
+    if any(kind in _HEIF for kind in pictures):
         advice.append("HEIC is read once pillow-heif is installed: pip install 'featx[heif]'.")
-    if not all(is_heif(kind) for kind in pictures):
+    if not all(kind in _HEIF for kind in pictures):
         advice.append("Formats that featx does not read can be converted to JPEG or PNG.")
     if pictures:
         log.warning("'%s': skipped %s. %s", tree.root, describe_ignored(pictures), " ".join(advice))
