@@ -67,7 +67,7 @@ def arithmetic(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Arithmetic]:
 
     def use(**settings: Any) -> Arithmetic:
         backbone = Arithmetic(**settings)
-        monkeypatch.setattr(stage, "LazyBackbone", lambda options: backbone)
+        monkeypatch.setattr(stage, "LazyBackbone", lambda *_: backbone)
         return backbone
 
     return use

@@ -212,3 +212,22 @@ def test_digests_are_read_without_decoding(source):
     assert isinstance(found.pop(7), ImageError)
     assert found == {index: content_digest(source.read(index)) for index in found}
     assert found[3] == content_digest(b"no image")
+
+
+def test_an_interrupt_does_not_wait_for_images_on_their_way(source):
+    finish, ended = threading.Event(), []
+
+    def make(image: Image.Image) -> None:
+        if image.width > 16:  # all but the first
+            finish.wait(20)
+            ended.append(image)
+
+    def use() -> None:
+        with closing(read_images(source, range(8, 20), make)) as found:
+            next(found)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert not ended
+    finish.set()
