@@ -3,8 +3,7 @@
     sources/     where samples come from: classes, splits, stable ids
     decode       one encoded image → RGB pixels, by one set of rules
     containers   the format of a file, its metadata, and what it may cost
-    rgb          modes, depths and transparency → RGB
-    tiff         TIFFs that Pillow would misread
+    rgb          modes, depths and transparency → RGB; TIFFs that Pillow would misread
     preprocess   the spec of resize, crop and arithmetic; the geometry
     decoders     processes that do both, beside a GPU
     cores        how many there are, by scheduler and CPU quota

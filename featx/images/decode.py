@@ -35,8 +35,7 @@ from featx.images.containers import (
     without_metadata,
 )
 from featx.images.preprocess import PreprocessSpec, check_aspect_ratio, draft_size
-from featx.images.rgb import to_rgb
-from featx.images.tiff import describe_tiff
+from featx.images.rgb import describe_tiff, to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Those that are always read."""

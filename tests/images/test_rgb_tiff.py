@@ -12,7 +12,7 @@ import pytest
 
 from featx.errors import ImageError
 from featx.images.decode import decode_image
-from featx.images.tiff import describe_tiff
+from featx.images.rgb import describe_tiff
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 RAW, DEFLATE = 1, 8
