@@ -114,13 +114,11 @@ def _is_finite(value: float) -> bool:
 
 
 def flag(value: Any, name: str) -> None:
-    """Check that a value is true or false."""
     if not isinstance(value, bool):
         raise Unfit(name, "true or false", value)
 
 
 def nullable(rule: Rule) -> Rule:
-    """Return the rule of a value that may be null."""
 
     def either(value: Any, name: str) -> None:
         if value is not None:
@@ -144,7 +142,6 @@ def list_of(rule: Rule, length: int | None = None, *, at_least: int = 0) -> Rule
 
 
 def items(*rules: Rule) -> Rule:
-    """Return the rule of a list with a rule for each item."""
 
     def each(value: Any, name: str) -> None:
         if not isinstance(value, list | tuple) or len(value) != len(rules):

@@ -99,7 +99,6 @@ class LazyBackbone:
             return spec
 
     def origin(self) -> str:
-        """Return where its weights are from."""
         return self._find().origin
 
     def is_for_gpu(self) -> bool:
@@ -121,7 +120,6 @@ class LazyBackbone:
             return self._engine
 
     def environment(self) -> dict[str, str]:
-        """Return the versions and the device of the engine."""
         library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
         versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}

@@ -110,7 +110,6 @@ class ResolvedOptions(ExtractOptions):
 
     @property
     def request(self) -> BackboneRequest:
-        """The request for a backbone."""
         names = [field.name for field in fields(BackboneRequest)]
         return BackboneRequest(**{name: getattr(self, name) for name in names})
 

@@ -65,7 +65,6 @@ class Settings:
 
     @classmethod
     def of_journal(cls, record: Mapping[str, Any], *, path: Path) -> Self:
-        """Return the settings in record 0 of a journal."""
         return cls._of(record.get("settings"), path=path)
 
     @classmethod
@@ -88,7 +87,6 @@ class Settings:
             ) from err
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values, for record 0."""
         return asdict(self) | {"spec": self.spec.to_dict()}
 
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:

@@ -94,7 +94,6 @@ class FeatureFile:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in index order."""
         return self.header.classes
 
     @property
@@ -104,12 +103,10 @@ class FeatureFile:
 
     @property
     def num_features(self) -> int:
-        """Length of a row."""
         return int(self.header.spec["num_features"])
 
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
-        """The images that were left out."""
         return tuple(map(SkippedImage.of_list, self.header.details["skipped"]))
 
     @property

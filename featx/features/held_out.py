@@ -61,7 +61,6 @@ class Counts:
         return totals
 
     def row(self, unit: int) -> slice:
-        """Return where the cells of a unit are."""
         return slice(int(self.starts[unit]), int(self.starts[unit + 1]))
 
     def most(self) -> np.ndarray:

@@ -125,7 +125,6 @@ class Journal:
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def batches(self) -> Iterator[Batch]:
-        """Yield all batches in the order they were added."""
         for number in range(len(self._offsets)):
             yield self._batch(number)
 

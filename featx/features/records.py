@@ -80,7 +80,6 @@ class RowBlock(NamedTuple):
 
 
 def record(number: int, payload: bytes) -> bytes:
-    """Return the bytes of a record."""
     start = _HEAD.pack(MAGIC, number, len(payload), 0)[:-4]
     return start + struct.pack("<I", zlib.crc32(payload, zlib.crc32(start))) + payload
 
@@ -132,7 +131,6 @@ class Scan:
 def read_record(
     descriptor: int, offset: int, number: int, path: Path, *, limit: int | None = None
 ) -> bytes:
-    """Return the payload of the record at ``offset``."""
     head = os.pread(descriptor, _HEAD.size, offset)
     if len(head) == _HEAD.size:
         magic, found, length, crc = _HEAD.unpack(head)
@@ -145,7 +143,6 @@ def read_record(
 
 
 def pack(batch: Batch) -> bytes:
-    """Return a batch as the payload of a record."""
     ids = [name.encode("utf-8", "surrogateescape") for name in batch.sample_ids]
     reasons = [reason.encode("utf-8", "surrogateescape") for reason in batch.reasons]
     entries = np.zeros(len(ids), dtype=ENTRY)

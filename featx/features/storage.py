@@ -24,12 +24,10 @@ def write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Wait until the file's content and length are on the disk."""
     os.fdatasync(descriptor)
 
 
 def truncate(descriptor: int, length: int) -> None:
-    """Cut the file to ``length`` bytes."""
     os.ftruncate(descriptor, length)
 
 
@@ -58,7 +56,6 @@ class Disk:
         return cls(descriptor)
 
     def check(self) -> None:
-        """Raise the first failure, if there was one."""
         if self.failure is not None:
             raise self.failure
 

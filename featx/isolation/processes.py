@@ -170,17 +170,14 @@ class _Process:
             self._line.send_bytes(message)
 
     def begin(self) -> memoryview:
-        """Return its first answer. Raises as ``receive``."""
         if self._begun is None:
             self._begun = self.receive()
         return self._begun
 
     def receive(self) -> memoryview:
-        """Return the next answer."""
         return memoryview(self._line.recv_bytes())
 
     def cause(self) -> str:
-        """Return the cause of its end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         status = self._process.returncode

@@ -34,7 +34,6 @@ class Cifar10Source:
 
     @property
     def uri(self) -> str:
-        """``cifar10:`` and the folder's absolute path."""
         return f"cifar10:{self.root}"
 
     def read(self, index: int) -> np.ndarray:

@@ -78,7 +78,6 @@ class Level:
     is_output: bool = False
 
     def inner(self) -> list[str]:
-        """Return the prefixes of the folders in it."""
         return [f"{self.prefix}{name}/" for name in self.folders]
 
 
@@ -98,11 +97,9 @@ class Tree:
 
     @property
     def top(self) -> Level:
-        """The direct content of the root."""
         return self.levels[""]
 
     def inner(self, level: Level) -> list[Level]:
-        """Return the levels of the folders that lie directly in one."""
         return [self.levels[prefix] for prefix in level.inner()]
 
     def below(self, prefix: str) -> Iterator[str]:
@@ -153,7 +150,6 @@ def read_tree(root: Path, *, output: Path | None = None) -> Tree:
 
 
 def require_images(tree: Tree) -> None:
-    """Check that there are any."""
     if not tree.top.num_images:
         found = describe_ignored(tree.ignored) or "it is empty"
         raise SourceError(
