@@ -174,7 +174,7 @@ def require_writable(path: Path, *, overwrite: bool) -> None:
         raise ArtifactError(path, f"'{path}' is not a regular file; it would be replaced by one.")
     if os.path.lexists(target) and not overwrite:
         raise ArtifactExists(
-            path, f"'{path}' exists. Use --overwrite to replace it, or -o for another path."
+            path, f"'{path}' exists. Use overwrite=True to replace it, or another path."
         )
     folder = target.parent
     try:

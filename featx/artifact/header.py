@@ -193,7 +193,7 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
         raise ArtifactMismatch(
             path,
             f"'{path}' has other features than those that trained this head: {shown}. Run featx "
-            "train-head again, or give the head's own file with --features.",
+            "train-head again, or give the head's own file by features=….",
         )
 
 

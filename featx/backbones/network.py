@@ -206,7 +206,7 @@ def layer_shapes(
         reason = first_line(err).rstrip(".")
         raise BackboneError(
             f"{backbone} does not take images of {image_size} pixels ({reason}). Leave out "
-            "--image-size, or try a larger one."
+            "image_size, or try a larger one."
         ) from err
     found = {name: outputs[nodes[name]] for name in layers}
     return {name: tuple(out.shape) for name, out in found.items() if isinstance(out, Tensor)}
@@ -236,22 +236,22 @@ def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, has_class_t
         if pool not in ("auto", "none", "flatten"):
             raise ConfigError(
                 f"layer '{layer}' gives a vector already, there is nothing to pool by '{pool}'. "
-                "Leave out --pool, or choose an earlier layer."
+                "Leave out pool=…, or choose an earlier layer."
             )
         return "none"
     if pool == "none":
-        raise ConfigError(f"layer '{layer}' gives {shape[1:]}, no vector; leave out --pool.")
+        raise ConfigError(f"layer '{layer}' gives {shape[1:]}, no vector; leave out pool=….")
     if pool == "flatten":
         return pool
     if len(shape) not in (3, 4):
         raise BackboneError(
             f"Layer '{layer}' gives neither maps nor tokens (output {shape} for two images); "
-            "choose another, or --pool flatten."
+            "choose another, or pool='flatten'."
         )
     if pool == "cls" and not (has_class_token and len(shape) == 3):
         raise ConfigError(
             f"layer '{layer}' has no class token (output {shape} for two images); "
-            "use --pool avg or max."
+            "use pool='avg' or 'max'."
         )
     if pool == "auto":
         return "cls" if has_class_token and len(shape) == 3 else "avg"

@@ -130,7 +130,7 @@ def require_sha256(weights: Weights, expected: str) -> None:
     if weights.sha256 != expected:
         raise BackboneError(
             f"The weights '{weights.origin}' have sha256 {weights.sha256[:16]}…, but the features "
-            f"were made with {expected[:16]}…. Give the original file with --weights."
+            f"were made with {expected[:16]}…. Give the original file by weights=…."
         )
 
 

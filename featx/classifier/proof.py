@@ -152,7 +152,7 @@ def prove(
     answered = answers(classifier, images)
     _require_untrained(classifier, answered, expected, names, np.flatnonzero(~trained))
     own = differences(answered, expected)
-    difference = _require_close(own, names, bound=limit, hint=" (--atol)")
+    difference = _require_close(own, names, bound=limit, hint=" (atol=…)")
     if bound is not None:
         _require_same_answers(classifier, answered, expected, names, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
@@ -171,7 +171,7 @@ def prove(
             differences(found, np.stack([case.logits for case in cases])),
             [case.name for case in cases],
             bound=limit if bound is None else _EDGE_CASES * limit,
-            hint=f" for its {kind} version (--atol)",
+            hint=f" for its {kind} version (atol=…)",
         )
     proof = Proof(
         num_images=len(images),
@@ -227,7 +227,7 @@ def require_accuracy(proof: Proof, *, max_drop: float) -> None:
             f"the head {own.head:.4f}"
         )
     if not lost <= max_drop + 1e-9:
-        allowed = f"a loss of {max_drop:g} points is allowed (--max-drop)"
+        allowed = f"a loss of {max_drop:g} points is allowed (max_drop)"
         raise _failure(f" {what}; {allowed}", lost, max_drop)
 
 

@@ -44,7 +44,7 @@ def read_sealed_header(path: Path) -> Header:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is no exported file, or was altered.
     """
-    require_file(path, made_by="featx export --onnx")
+    require_file(path, made_by="featx export")
     try:
         content = path.read_bytes()
         text = read_entry(content, HEADER_KEY) if is_sealed(content) else None

@@ -184,7 +184,7 @@ class Classifier:
         if name is None:
             raise ConfigError(
                 f"'{self.path}' gives {', '.join(self._names)}, but neither {names[0]} nor "
-                f"{names[1]}; export it with --output {self.contract.raw_output}."
+                f"{names[1]}; export it with outputs='{self.contract.raw_output}'."
             )
         return name, self.run(inputs)[name]
 
@@ -227,7 +227,7 @@ def read_classifier(path: str | Path) -> bytes:
         ArtifactInvalid: It is larger than an ONNX file can be.
     """
     path = Path(path)
-    require_file(path, made_by="featx export --onnx")
+    require_file(path, made_by="featx export")
     if path.stat().st_size > _MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than an ONNX file can be (2 GiB).")
     return path.read_bytes()

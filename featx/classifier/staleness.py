@@ -115,7 +115,7 @@ def require_current(head: Head, cache: FeatureFile, *, allow_stale: bool) -> Sta
         raise ArtifactMismatch(
             cache.path,
             f"The head is stale beside '{cache.path}': {found.changes}. Run featx train-head "
-            "again, or use the head as it is with --stale.",
+            "again, or use the head as it is with stale=True.",
         )
     if found.changes:
         log.warning("The head is stale: %s.", found.changes)

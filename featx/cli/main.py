@@ -19,6 +19,7 @@ from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
+from featx.cli.output import with_flags
 from featx.cli.predict import predict
 from featx.cli.report import report
 from featx.cli.run import run
@@ -59,7 +60,7 @@ class _Group(click.Group):
         except FeatxError as err:
             # A list of images is the only text of several lines; it escapes the names itself.
             keep = "\n" if isinstance(err, BadImages) else ""
-            raise click.ClickException(printable(str(err), keep=keep)) from err
+            raise click.ClickException(printable(with_flags(str(err)), keep=keep)) from err
         except ModuleNotFoundError as err:
             if told := missing_package(err):
                 raise click.ClickException(str(told)) from err
@@ -71,7 +72,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
-        click.echo(prefix + printable(record.getMessage()), err=True)
+        click.echo(prefix + printable(with_flags(record.getMessage())), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

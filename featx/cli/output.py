@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,30 @@ def _finite(value: object) -> object:
 def print_text(text: object) -> None:
     """Print one line; line breaks and control characters in it are shown as escapes."""
     click.echo(printable(str(text)))
+
+
+_OPTION = re.compile(r"(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)")
+
+
+def with_flags(text: str) -> str:
+    """Return a text of the library with its options, like ``overwrite=True``, as flags."""
+    from featx.cli.main import main
+
+    flags = {
+        str(option.name): max(option.opts, key=len)
+        for command in main.commands.values()
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        name = f"no_{name}" if value == "False" else name
+        if name not in flags or not (value or "_" in name):
+            return match[0]
+        return f"{flags[name]} {value[1:-1]}" if value and value[0] == "'" else flags[name]
+
+    return _OPTION.sub(flag, text)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

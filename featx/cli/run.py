@@ -87,7 +87,7 @@ def _task(head: Path, task: TaskChoice) -> TaskChoice:
 
 def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:
     """Return an error about the features with this command's way out: another folder."""
-    problem, found, _ = str(err).partition(" Use --overwrite")
+    problem, found, _ = str(err).partition(" Use overwrite=True")
     free = free_path(output, backbone or "")
     return (
         f"{problem} Use --overwrite to replace it, or -o {shlex.quote(str(free))}."

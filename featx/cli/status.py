@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from featx.cli import options
-from featx.cli.output import print_json, print_text
+from featx.cli.output import print_json, print_text, with_flags
 
 _WIDTH = len("unfinished")
 
@@ -31,7 +31,9 @@ def status(folder: Path, as_json: bool) -> None:
     else:
         for file in report.files:
             print_text(f"{file.state:<{_WIDTH}}  {file.path}")
-            for line in filter(None, (file.reason, file.command and f"run: {file.command}")):
+            for line in filter(
+                None, (with_flags(file.reason), file.command and f"run: {file.command}")
+            ):
                 print_text(f"{'':<{_WIDTH}}  {line}")
     if not report.is_current:
         sys.exit(1)

@@ -77,7 +77,7 @@ def require_report_path(path: Path) -> None:
         is_report = False
     if not is_report:
         raise ArtifactExists(
-            path, f"'{path}' exists, and is no earlier report. Give --report another path."
+            path, f"'{path}' exists, and is no earlier report. Give report=… another path."
         )
 
 
@@ -127,14 +127,14 @@ def report_bad(plan: Plan, images: ImageSource, output: Path, options: ResolvedO
         raise BadImages(
             bad,
             total,
-            "Repair or remove them, or leave them out with --on-error skip, and run the command "
+            "Repair or remove them, or leave them out with on_error='skip', and run the command "
             f"again: the {kept}",
         )
     if too_many_are_bad(plan, options):
         raise BadImages(
             bad,
             total,
-            f"That is more than the {options.max_bad:.2%} allowed by --max-bad. Repair them or "
+            f"That is more than the {options.max_bad:.2%} allowed by max_bad. Repair them or "
             f"allow more, and run the command again: the {kept}",
         )
 

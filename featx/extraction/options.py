@@ -85,7 +85,7 @@ class ExtractOptions(BackboneOptions):
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
-            raise ConfigError("--max-bad needs --on-error skip; by default no image may be bad.")
+            raise ConfigError("max_bad needs on_error='skip'; by default no image may be bad.")
         return ResolvedOptions(**{**recorded, **given})
 
 

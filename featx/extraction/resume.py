@@ -83,7 +83,7 @@ class Settings:
             return settings
         except (KeyError, TypeError, BackboneError, ConfigError) as err:
             raise ArtifactInvalid(
-                path, f"'{path}' was written by another featx. Use --restart, or another output."
+                path, f"'{path}' was written by another featx. Use restart=True, or another output."
             ) from err
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,8 +240,8 @@ class ExistingOutput:
         return ArtifactMismatch(
             self.output,
             f"'{self.output}' was made with other settings: {_brief(differences)}. "
-            + ("If the images were only moved, use --verify-content. " if only_moved else "")
-            + f"Use --overwrite to replace it, or -o {free} for a file of its own.",
+            + ("If the images were only moved, use verify_content=True. " if only_moved else "")
+            + f"Use overwrite=True to replace it, or another output, such as {free}.",
         )
 
     def had_lower_limit(self, settings: Settings) -> bool:
@@ -260,7 +260,7 @@ class ExistingOutput:
                 self.output,
                 f"'{partial_path(self.output)}' keeps {counted(num_images, 'image')} of an "
                 f"extraction that was not finished, with other settings: {_brief(differences)}. "
-                "Finish it with those, discard it with --restart, or give another output with -o.",
+                "Finish it with those, discard it with restart=True, or give another output.",
             )
 
     def _journal_differences(self, settings: Settings) -> list[str]:
@@ -312,8 +312,8 @@ def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
             return ExistingOutput(output, journal_settings=journal, options=recorded)
         raise ArtifactExists(
             output,
-            f"'{output}' exists, and no rows can be taken from it. {err} Use --overwrite to "
-            f"replace it, or -o {shlex.quote(str(free_path(output)))} for another file.",
+            f"'{output}' exists, and no rows can be taken from it. {err} Use overwrite=True to "
+            f"replace it, or another output, such as {shlex.quote(str(free_path(output)))}.",
         ) from err
 
 

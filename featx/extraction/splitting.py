@@ -73,8 +73,8 @@ class Splitting:
         if published and recorded not in (None, fraction) and not given.resplit:
             raise ConfigError(
                 f"'{published.path}' was made with val fraction {recorded}, not {asked}, and its "
-                "images keep their split. Use --resplit to choose all validation images anew, or "
-                "leave --val-fraction out."
+                "images keep their split. Use resplit=True to choose all validation images anew, "
+                "or leave val_fraction out."
             )
         return cls(images, own, fraction, published, given.resplit)
 
@@ -131,7 +131,7 @@ class Splitting:
         if len(emptied := np.setdiff1d(held_out, labels[splits[kept] == _TRAIN])):
             log.warning(
                 "No images for training are left of '%s'%s: those for validation keep their split. "
-                "Add images, or have the validation images chosen anew with --resplit.",
+                "Add images, or have the validation images chosen anew with resplit=True.",
                 images.classes[emptied[0]],
                 f" and {len(emptied) - 1:,} more" if len(emptied) > 1 else "",
             )

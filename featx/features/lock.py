@@ -98,7 +98,7 @@ def _lock(descriptor: int, path: Path, output: Path) -> None:
         raise ArtifactBusy(
             output,
             f"'{output}' is being written by {holder or 'another process'}. Wait for it, or give "
-            "another output with -o.",
+            "another output.",
         ) from err
     except OSError as err:
         if err.errno not in _UNSUPPORTED:

@@ -245,8 +245,8 @@ def require_no_underflow(features: np.ndarray) -> None:
     if len(features) >= _MANY and not features.any():
         raise ConfigError(
             f"In fp16 all features of {len(features)} images are zero: there is nothing between 0 "
-            "and 6e-08 in float16, and this backbone's numbers seem to be there. Use --precision "
-            "bf16."
+            "and 6e-08 in float16, and this backbone's numbers seem to be there. Use "
+            "precision='bf16'."
         )
 
 

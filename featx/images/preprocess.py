@@ -77,7 +77,7 @@ class PreprocessSpec:
         if self.crop == "none" and self.resize != self.image_size:
             raise ConfigError(
                 f"without a crop the image is resized to {self.image_size} pixels; "
-                f"a resize of {self.resize} cannot be kept. Leave out --resize."
+                f"a resize of {self.resize} cannot be kept. Leave out resize=…."
             )
         if not self.image_size <= self.resize <= 4 * 4096:
             raise ConfigError(

@@ -67,8 +67,8 @@ def require_card_replaceable(path: Path, *, overwrite: bool) -> bool:
     if exists and not overwrite and not _is_unedited(path.read_bytes()):
         raise ArtifactExists(
             path,
-            f"The model card '{path}' was edited since featx wrote it. Use --overwrite to replace "
-            f"it, or give another path, such as '{free_path(path)}'.",
+            f"The model card '{path}' was edited since featx wrote it. Use overwrite=True to "
+            f"replace it, or give another path, such as '{free_path(path)}'.",
         )
     return exists
 

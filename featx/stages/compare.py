@@ -135,7 +135,7 @@ def _require_same_images(cache: FeatureFile, first: Mapping[str, Any], path: Pat
                 cache.path,
                 f"'{cache.path}' has other {name} than '{path}', so that their scores "
                 "cannot be compared. Extract both from the same source, with the same "
-                + ("--val-fraction and --resplit." if name == "splits" else "--val-fraction."),
+                + ("val_fraction and resplit=True." if name == "splits" else "val_fraction."),
             )
 
 
@@ -147,7 +147,7 @@ def _choose_split(cache: FeatureFile, wanted: str | None) -> str:
     if not choice or choice[0] not in there:
         raise ConfigError(
             f"'{cache.path}' has no labelled images in a {wanted or 'validation or test'} split; "
-            f"there are {', '.join(there) or 'no labels at all'}. Extract with --val-fraction."
+            f"there are {', '.join(there) or 'no labels at all'}. Extract with val_fraction=…."
         )
     return choice[0]
 

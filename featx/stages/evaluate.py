@@ -123,7 +123,7 @@ def evaluate(
     if not usable.any():
         raise BadImages(skipped, len(samples), "None with a label is left.")
     if skipped and on_error == "fail":
-        advice = "Repair or remove them, or leave them out with --on-error skip."
+        advice = "Repair or remove them, or leave them out with on_error='skip'."
         raise BadImages(skipped, len(samples), advice)
     # Images that could not be used when the features were made have no part in it.
     if changes and (changes := _find_changes(classifier, labels, contents, trains & usable)):
@@ -131,7 +131,8 @@ def evaluate(
             raise ArtifactMismatch(
                 classifier.path,
                 f"'{classifier.path}' is stale beside '{images.uri}': {changes}. Run featx "
-                "extract, train-head and export again, or score the model as it is with --stale.",
+                "extract, train-head and export again, or score the model as it is with "
+                "stale=True.",
             )
         log.warning("The model is stale: %s.", changes)
     metrics = classifier.task.measure_splits(

@@ -125,7 +125,7 @@ def _open_source(source: str | Path | None, output: Path) -> ImageSource:
     except SourceError as err:
         raise SourceError(
             f"{err} '{output}' was made from it. If the images were moved, give their new place, "
-            "with --verify-content."
+            "with verify_content=True."
         ) from err
 
 

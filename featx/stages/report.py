@@ -141,7 +141,7 @@ def _open_features(
     path = find_features(head, head_path, options.features)
     if not path.exists():
         raise ArtifactMissing(
-            path, f"The feature file '{path}' is not there. Give it with --features."
+            path, f"The feature file '{path}' is not there. Give it by features=…."
         )
     return open_features_of(head, path, allow_stale=options.stale)
 
@@ -176,7 +176,7 @@ def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | No
     except SourceError as err:
         if options.source:
             raise
-        log.warning("No pictures: %s Give the images with --source.", err)
+        log.warning("No pictures: %s Give the images by source=….", err)
         return None
 
 

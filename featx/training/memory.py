@@ -81,7 +81,7 @@ def _available() -> int:
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
-    raise ConfigError("this machine does not say how much memory is free; give it by --memory.")
+    raise ConfigError("this machine does not say how much memory is free; give it by memory=….")
 
 
 def memory_for(options: TrainOptions) -> int:
@@ -106,14 +106,14 @@ def fits_into_memory(
         if kind == "sklearn":
             raise ConfigError(
                 f"scikit-learn trains in memory: it needs about {_show(copies * size)} for these "
-                f"features, and may take {_show(memory)}. Use --solver lbfgs, which has the same "
-                "optimum and reads them in blocks, or allow more by --memory."
+                f"features, and may take {_show(memory)}. Use solver='lbfgs', which has the same "
+                "optimum and reads them in blocks, or allow more by memory=…."
             )
         if len(rows) <= cache.num_features:
             raise ConfigError(
                 f"these features need about {_show(copies * size)} of memory, and {_show(memory)} "
                 f"may be taken; {len(rows):,} samples of {cache.num_features:,} features are too "
-                "few to be read in blocks. Allow more by --memory."
+                "few to be read in blocks. Allow more by memory=…."
             )
     log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
     return False

@@ -38,7 +38,7 @@ def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
     if look_like_numbers(cache.classes, labelled):
         log.warning(
             "The labels are %s different numbers, taken for names. Are they measured? Then train "
-            "with --task regression.",
+            "with task='regression'.",
             f"{len(cache.classes):,}",
         )
     kind = cache.header.details.get("label_kind")  # files of earlier versions do not say

@@ -312,7 +312,7 @@ class TestRequireWritable:
     def test_what_is_there_is_kept_unless_overwritten(self, tmp_path):
         path = tmp_path / "f.h5"
         path.write_text("old")
-        with pytest.raises(ArtifactExists, match="Use --overwrite"):
+        with pytest.raises(ArtifactExists, match="Use overwrite=True"):
             require_writable(path, overwrite=False)
         require_writable(path, overwrite=True)
         assert path.read_text() == "old"

@@ -54,7 +54,7 @@ def test_threads_do_not_change_the_answer(content):
 
 
 def test_a_missing_file_names_the_command(tmp_path):
-    with pytest.raises(ArtifactMissing, match=r"gone\.onnx' does not exist.*featx export --onnx"):
+    with pytest.raises(ArtifactMissing, match=r"gone\.onnx' does not exist.*featx export"):
         open_classifier(tmp_path / "gone.onnx")
 
 

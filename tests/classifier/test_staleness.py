@@ -144,7 +144,7 @@ def test_changed_scores_are_outdated_and_said(head, extract, rows, caplog):
 def test_a_stale_head_is_exported_only_on_demand(head, extract, rows, verify):
     extract([*rows, ("new.png", "a", "train")])
     model, card = head.with_name("m.onnx"), head.with_name("card.md")
-    with pytest.raises(ArtifactMismatch, match=r"trained on 8 rows; since then 1 new.*--stale"):
+    with pytest.raises(ArtifactMismatch, match=r"trained on 8 rows; since then 1 new.*stale=True"):
         featx.export_onnx(head, model, featx.ExportOptions(verify=verify))
     assert not model.exists()
     featx.export_onnx(head, model, featx.ExportOptions(verify=verify, stale=True, card=card))

@@ -428,7 +428,8 @@ class TestBadInput:
         arguments = ("extract", photos, "-b", "tiny", "-o", made / "features.h5")
         message = failure(featx_cli(*arguments, "--image-size", "48"))
         assert "preprocess.image_size: expected 48, found 32" in message
-        assert f"Use --overwrite to replace it, or -o {made / 'features-48px.h5'} for" in message
+        assert "Use --overwrite to replace it, or another output, such as " in message
+        assert f" {made / 'features-48px.h5'}." in message
         assert {path: path.read_bytes() for path in made.iterdir()} == before
 
     @pytest.mark.parametrize(
@@ -610,7 +611,7 @@ class TestRunningItAgain:
         assert "updated     1 new" in featx_cli("extract").stdout
         trained = featx_cli("train-head", "-C", "0.1").stdout
         assert "replaced     artifacts/head.safetensors  (was linear, C = " in trained
-        assert "replaced     artifacts/model.onnx  (was linear, C = " in featx_cli("export").stdout
+        assert "replaced    artifacts/model.onnx  (was linear, C = " in featx_cli("export").stdout
         replaced = "replaced  artifacts/report.html  (was an earlier report)"
         assert replaced in featx_cli("report").stdout
         assert "preprocess.image_size" not in featx_cli("extract", source).output

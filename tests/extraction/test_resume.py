@@ -110,7 +110,8 @@ def test_what_would_cost_the_cache_is_refused_with_a_free_name(source, tmp_path,
     for taken in ("", ".partial"):
         with pytest.raises(ArtifactMismatch) as caught:
             extract(source, output, ExtractOptions(**changes))
-        assert f"Use --overwrite to replace it, or -o {tmp_path / free} for" in str(caught.value)
+        advice = f"Use overwrite=True to replace it, or another output, such as {tmp_path / free}."
+        assert advice in str(caught.value)
         (tmp_path / f"{free}{taken}").touch()
         stem = free.removesuffix(".h5").removesuffix("-2")
         number = {"f-2.h5": 3}.get(free, 2) + (taken == ".partial")
@@ -126,14 +127,14 @@ def test_another_source_is_refused_with_its_name(source, photos, tmp_path):
         extract(other, output)
     message = str(caught.value)
     assert message.count("expected") == 1
-    assert f"-o '{tmp_path}/my features-it-s-other.h5'" in message
+    assert f"such as '{tmp_path}/my features-it-s-other.h5'." in message
 
 
 def test_a_source_that_moved_keeps_the_settings(source, tmp_path):
     output = tmp_path / "f.h5"
     extract(source, output, replace(TINY, image_size=48))
     made, moved = details(output), source.rename(tmp_path / "moved")
-    with pytest.raises(SourceError, match=r"does not exist.*made from it.*--verify-content"):
+    with pytest.raises(SourceError, match=r"does not exist.*made from it.*verify_content=True"):
         extract(None, output)
     report = extract(moved, output, ExtractOptions(verify_content=True))
     assert report.num_extracted == 0
@@ -176,13 +177,13 @@ def test_without_a_file_the_source_must_be_given(tmp_path):
 def test_max_bad_needs_skip_here_or_in_the_file(source, tmp_path):
     output = tmp_path / "f.h5"
     share = ExtractOptions(backbone="tiny", max_bad=0.5)
-    with pytest.raises(ConfigError, match="--max-bad needs --on-error skip"):
+    with pytest.raises(ConfigError, match="max_bad needs on_error='skip'"):
         extract(source, output, share)
     extract(source, output, replace(TINY, on_error="skip"))
     extract(source, output, share)
     assert open_features(output).header.details["max_bad"] == 0.5
     assert extract(source, output, share).is_unchanged
-    with pytest.raises(ConfigError, match="--max-bad needs --on-error skip"):
+    with pytest.raises(ConfigError, match="max_bad needs on_error='skip'"):
         extract(source, output, replace(share, on_error="fail"))
 
 

@@ -205,7 +205,7 @@ class TestResplit:
     def test_another_fraction_needs_it(self, root, tmp_path, update):
         update(root)
         content = (tmp_path / "f.h5").read_bytes()
-        with pytest.raises(ConfigError, match=r"val fraction 0\.2, not 0\.4.*--resplit"):
+        with pytest.raises(ConfigError, match=r"val fraction 0\.2, not 0\.4.*resplit=True"):
             update(root, val_fraction=0.4)
         assert (tmp_path / "f.h5").read_bytes() == content
         assert held_out(update(root, val_fraction=0.4, resplit=True)) == {"a": 6, "b": 6}

@@ -167,7 +167,7 @@ def test_rows_come_in_the_order_of_the_samples_and_only_theirs(tmp_path, values)
 
 def test_what_is_there_stays_without_overwrite(published, values):
     before = published.read_bytes()
-    with pytest.raises(ArtifactExists, match="--overwrite"):
+    with pytest.raises(ArtifactExists, match="overwrite=True"):
         write_features(published, values + 1)
     assert published.read_bytes() == before
     write_features(published, values + 1, overwrite=True)

@@ -322,7 +322,7 @@ def test_one_bad_row_is_not_hidden_by_good_ones():
 
 
 def test_zeros_alone_are_what_fp16_lost():
-    with pytest.raises(ConfigError, match=r"of 8 images are zero.*--precision bf16"):
+    with pytest.raises(ConfigError, match=r"of 8 images are zero.*precision='bf16'"):
         require_no_underflow(np.zeros((8, 5), np.float32))
 
 

@@ -104,7 +104,7 @@ def test_one_that_ended_is_an_error_that_says_so(contents):
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(
         SourceError,
-        match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer --workers",
+        match=r"process that decodes images ended \(SIGKILL\)\. Run .* fewer workers",
     ):
         crops_of(decoders, contents[:1])
     with pytest.raises(SourceError):  # and again, since nobody keeps its memory

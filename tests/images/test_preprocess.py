@@ -197,7 +197,7 @@ class TestSpec:
             ({"resize": 16385}, "at most 16384; got 16385"),
             ({"crop": "middle"}, "crop must be 'center' or 'none'; got 'middle'"),
             ({"crop": None}, "crop must be 'center' or 'none'; got None"),
-            ({"crop": "none"}, "a resize of 256 cannot be kept. Leave out --resize"),
+            ({"crop": "none"}, "a resize of 256 cannot be kept. Leave out resize=…"),
             ({"decode": "half"}, "decode must be 'full' or 'scaled'; got 'half'"),
             ({"interpolation": "nearest"}, "must be 'bilinear' or 'bicubic'; got 'nearest'"),
             ({"std": (1, 0, 1)}, r"std above 0; got .*\(1, 0, 1\)"),

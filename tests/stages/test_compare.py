@@ -74,7 +74,7 @@ def test_training_images_alone_cannot_be_compared(tmp_path, write_cache, separab
     columns = separable()
     columns["splits"] = np.zeros_like(columns["splits"])
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
-    with pytest.raises(ConfigError, match=r"validation or test split.*--val-fraction"):
+    with pytest.raises(ConfigError, match=r"validation or test split.*val_fraction"):
         compare(paths, OPTIONS)
 
 

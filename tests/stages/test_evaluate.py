@@ -174,7 +174,7 @@ def test_all_bad_images_are_named_at_once(damaged: tuple[Path, Path]) -> None:
     reasons = dict(caught.value.images)
     assert reasons["ants/000.jpg"] == "the file is empty."
     assert "truncated" in reasons["bees/001.jpg"]
-    assert str(caught.value).endswith("leave them out with --on-error skip.")
+    assert str(caught.value).endswith("leave them out with on_error='skip'.")
     assert seen[-1] == 39
 
 
@@ -267,7 +267,7 @@ def test_a_source_whose_training_images_changed_is_scored_only_on_demand(
 ) -> None:
     source, _, model = trained
     change(train_images(source, model)[0])
-    with pytest.raises(ArtifactMismatch, match=r"is stale beside .*--stale"):
+    with pytest.raises(ArtifactMismatch, match=r"is stale beside .*stale=True"):
         evaluate(model, source)
     report = evaluate(model, source, stale=True)
     assert report.stale is not None

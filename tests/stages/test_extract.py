@@ -813,7 +813,7 @@ def test_a_source_that_was_moved_is_recognised_by_its_content(
     root, output = made
     before, moved = output.read_bytes(), root.with_name("moved")
     shutil.copytree(root, moved, copy_function=shutil.copy2 if keep_times else shutil.copy)
-    with pytest.raises(ArtifactMismatch, match=r"source: expected '.*use --verify-content"):
+    with pytest.raises(ArtifactMismatch, match=r"source: expected '.*use verify_content=True"):
         extract(moved, output, SMALL)
     assert output.read_bytes() == before
     report = extract(moved, output, replace(SMALL, verify_content=True))
@@ -869,8 +869,8 @@ def test_a_file_of_other_settings_is_named_and_kept(
         extract(root, output, replace(SMALL, **changes))
     message = str(caught.value)
     assert f"'{output}' was made with other settings" in message
-    assert "--overwrite" in message
-    assert f"-o {output.with_name('f-')}" in message
+    assert "overwrite=True" in message
+    assert f"another output, such as {output.with_name('f-')}" in message
     assert output.read_bytes() == before
     assert seen == []
     assert left_in(output.parent) == ["f.h5"]
@@ -889,8 +889,8 @@ def test_a_log_of_other_settings_is_named_and_kept(
         extract(root, output, replace(SMALL, **changes))
     message = str(caught.value)
     assert f"'{output}.partial' keeps 3 images of an extraction that was not finished" in message
-    assert "--restart" in message
-    assert "another output with -o" in message
+    assert "restart=True" in message
+    assert "another output" in message
     assert output.with_name("f.h5.partial").read_bytes() == before
     assert left_in(tmp_path) == ["f.h5.partial"]
 
@@ -899,7 +899,7 @@ def test_another_source_is_a_setting_too(photos: Callable, tmp_path: Path) -> No
     root, output = photos({"ants": 5}), tmp_path / "f.h5"
     interrupted(root, output, SMALL, 3)
     other = photos({"ants": 5}, name="other")
-    with pytest.raises(ArtifactMismatch, match=r"source: expected '.*', found '.*--restart"):
+    with pytest.raises(ArtifactMismatch, match=r"source: expected '.*', found '.*restart=True"):
         extract(other, output, SMALL)
     extract(root, output, SMALL)
 
@@ -960,7 +960,7 @@ def test_restart_alone_replaces_nothing_that_it_could_not_make(
     else:
         extract(root, output, replace(TINY, image_size=48))
     before = output.read_bytes()
-    with pytest.raises(ArtifactError, match=r"another path|--overwrite"):
+    with pytest.raises(ArtifactError, match=r"another path|overwrite=True"):
         extract(root, output, replace(TINY, image_size=32, restart=True))
     assert output.read_bytes() == before
 
@@ -997,7 +997,7 @@ def test_all_bad_images_are_named_at_once(
     assert [name for name, _ in caught.value.images] == names
     for name, reason in caught.value.images:
         assert f"\n  {name}: {reason}" in message
-    assert "--on-error skip" in message
+    assert "on_error='skip'" in message
     assert "8 others are kept" in message
     assert left_in(tmp_path) == ["f.h5.partial"]
     assert sum(seen) == 8
@@ -1079,7 +1079,7 @@ def test_more_bad_images_than_allowed(
         assert len(extract(root, tmp_path / "f.h5", options).skipped) == 4
         return
     for _ in range(2):
-        with pytest.raises(BadImages, match=r"more than the \d+\.00% allowed by --max-bad"):
+        with pytest.raises(BadImages, match=r"more than the \d+\.00% allowed by max_bad"):
             extract(root, tmp_path / "f.h5", options)
         assert left_in(tmp_path) == ["f.h5.partial"]
 
@@ -1095,7 +1095,7 @@ def test_exactly_as_many_bad_images_as_allowed_pass(
     if passes:
         assert len(extract(root, tmp_path / "f.h5", options).skipped) == 4
     else:
-        with pytest.raises(BadImages, match=r"allowed by --max-bad"):
+        with pytest.raises(BadImages, match=r"allowed by max_bad"):
             extract(root, tmp_path / "f.h5", options)
 
 
@@ -1307,7 +1307,7 @@ def test_a_log_of_another_featx_is_named_and_kept(photos: Callable, tmp_path: Pa
         columns = np.zeros((1, 3), np.int64), np.zeros((1, 16), np.uint8)
         journal.append(Batch(("a",), *columns, ("",), np.zeros((1, 192), np.float32)))
     before = output.with_name("f.h5.partial").read_bytes()
-    with pytest.raises(ArtifactInvalid, match=r"written by another featx\. Use --restart"):
+    with pytest.raises(ArtifactInvalid, match=r"written by another featx\. Use restart=True"):
         extract(root, output, TINY)
     assert output.with_name("f.h5.partial").read_bytes() == before
     extract(root, output, replace(TINY, restart=True))

@@ -240,7 +240,7 @@ def test_what_is_no_size(text: str | int) -> None:
 
 
 def test_scikit_learn_is_refused_and_told_what_to_do(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"scikit-learn trains in memory.*--solver lbfgs"):
+    with pytest.raises(ConfigError, match=r"scikit-learn trains in memory.*solver='lbfgs'"):
         train_head(cache, tmp_path / "head", in_blocks(TrainOptions(solver="sklearn")))
     assert not (tmp_path / "head").exists()
 

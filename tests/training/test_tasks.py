@@ -334,7 +334,7 @@ class TestNumbers:
         path = write_labels(features, [f"{score:.4f}" for score in scores[:, 0]], np.zeros(60))
         with caplog.at_level(logging.WARNING, logger="featx"):
             train_head(path, output, TrainOptions(solver="centroid"))
-        assert "--task regression" in caplog.text
+        assert "task='regression'" in caplog.text
 
 
 class TestOptions:

@@ -73,15 +73,15 @@ def require_fit(precision: Precision, choice: EngineChoice, device: str) -> None
         ConfigError: There is no such combination on any machine.
     """
     if precision == "int8" and choice == "torch":
-        raise ConfigError("precision int8 runs with ONNX Runtime; leave out --engine torch.")
+        raise ConfigError("precision int8 runs with ONNX Runtime; leave out engine='torch'.")
     if precision == "int8" and device not in ("auto", "cpu"):
         raise ConfigError(
-            f"precision int8 runs on the CPU, not on device '{device}'; use --device cpu, or "
-            "--precision bf16 or fp16."
+            f"precision int8 runs on the CPU, not on device '{device}'; use device='cpu', or "
+            "precision='bf16' or 'fp16'."
         )
     if precision in _TORCH_ONLY and choice == "onnxruntime":
         raise ConfigError(
-            f"precision {precision} runs with torch; leave out --engine onnxruntime, which has "
+            f"precision {precision} runs with torch; leave out engine='onnxruntime', which has "
             "fp32 and int8."
         )
     if precision in _GPU_ONLY and device == "cpu":
@@ -118,7 +118,7 @@ def choose_engine(choice: EngineChoice, device: str, precision: Precision = "fp3
             return "onnxruntime"
         resolve_device(device)  # a wrong name is the first thing to hear of
         raise ConfigError(
-            f"the onnxruntime engine runs on the CPU; use --engine torch for device '{device}'."
+            f"the onnxruntime engine runs on the CPU; use engine='torch' for device '{device}'."
         )
     if device == "cpu" or (device == "auto" and not may_have_gpu()):
         return "onnxruntime"
@@ -153,7 +153,7 @@ def resolve_device(device: str) -> torch.device:
         if (wanted.index or 0) >= count:
             raise ConfigError(
                 f"device '{device}' was asked for, but torch finds {count} CUDA GPUs. Use "
-                "--device cpu, or check the driver and torch's CUDA build."
+                "device='cpu', or check the driver and torch's CUDA build."
             )
     elif wanted != torch.device("cpu"):
         raise ConfigError(_DEVICES.format(device))

@@ -47,8 +47,8 @@ class OnnxEngine:
             )
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
             raise BackboneError(
-                f"ONNX Runtime does not take the backbone's graph: {first_line(err)} Use --engine "
-                "torch."
+                f"ONNX Runtime does not take the backbone's graph: {first_line(err)} Use "
+                "engine='torch'."
             ) from err
 
     @property

@@ -88,7 +88,7 @@ class TorchEngine:
         except torch.OutOfMemoryError as err:
             raise BackboneError(
                 f"The memory of {self.device} does not hold a batch of {len(pixels)} images. Use a "
-                "smaller --batch-size."
+                "smaller batch_size."
             ) from err
 
     def _on_cpu(self, pixels: np.ndarray) -> np.ndarray:
@@ -187,7 +187,7 @@ class SeveralEngine:
             [(json.dumps(order).encode(), weights) for order in orders],
             names=[f"for {device}" for device in devices],
             error=BackboneError,
-            advice="with a smaller --batch-size if it ran out of memory",
+            advice="with a smaller batch_size if it ran out of memory",
         )
         self._processes.wait()
 

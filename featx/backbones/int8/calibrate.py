@@ -110,7 +110,7 @@ def narrowed(
         f"{backbone} loses too much in int8: with {_LEFT_OUT[-1]:.0%} of its layers left in "
         f"float32, the cosine between its features and those of fp32 is {cosines.mean():.4f} on "
         f"average, {cosines.min():.4f} at worst; at least {MIN_MEAN_COSINE} and {MIN_COSINE} are "
-        "needed. Use --precision fp32."
+        "needed. Use precision='fp32'."
     )
 
 

@@ -187,8 +187,8 @@ def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Eviden
     if not path.exists():
         raise ArtifactMissing(
             path,
-            f"The feature file '{path}' is not there to compare with. Give it with --features, or "
-            "export unproven with --no-verify.",
+            f"The feature file '{path}' is not there to compare with. Give it by features=…, or "
+            "export unproven with verify=False.",
         )
     cache, staleness = open_features_of(head, path, allow_stale=options.stale)
     try:
@@ -214,6 +214,6 @@ def staleness_if_there(head: Head, head_path: Path, options: ExportOptions) -> S
 
 def _needed(err: SourceError) -> SourceError:
     return SourceError(
-        f"{err} The images are needed to prove the exported file; give their place with --source, "
-        "or export unproven with --no-verify."
+        f"{err} The images are needed to prove the exported file; give their place by source=…, "
+        "or export unproven with verify=False."
     )

@@ -354,7 +354,7 @@ def _require_answers(classifier: Classifier) -> None:
         wanted = "probabilities" if contract.task.activation else "values"
         raise ConfigError(
             f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no "
-            f"{'values' if wanted == 'values' else 'classes'}; export it with --output {wanted}."
+            f"{'values' if wanted == 'values' else 'classes'}; export it with outputs='{wanted}'."
         )
 
 

@@ -245,7 +245,7 @@ class TestChoosingAnEngine:
 
     def test_onnxruntime_takes_no_gpu(self, monkeypatch):
         _gpus(monkeypatch, 1)
-        with pytest.raises(ConfigError, match="runs on the CPU; use --engine torch for device"):
+        with pytest.raises(ConfigError, match="runs on the CPU; use engine='torch' for device"):
             choose_engine("onnxruntime", "cuda")
 
 
@@ -283,9 +283,9 @@ class TestPrecisions:
     @pytest.mark.parametrize(
         ("precision", "choice", "device", "text"),
         [
-            ("int8", "torch", "auto", "int8 runs with ONNX Runtime; leave out --engine torch"),
+            ("int8", "torch", "auto", "int8 runs with ONNX Runtime; leave out engine='torch'"),
             ("int8", "auto", "cuda", "int8 runs on the CPU, not on device 'cuda'"),
-            ("bf16", "onnxruntime", "auto", "bf16 runs with torch; leave out --engine"),
+            ("bf16", "onnxruntime", "auto", "bf16 runs with torch; leave out engine='onnxruntime'"),
             ("tf32", "auto", "cpu", "tf32 needs a CUDA GPU; on the CPU there are"),
             ("fp16", "torch", "cpu", "fp16 needs a CUDA GPU; on the CPU there are"),
         ],

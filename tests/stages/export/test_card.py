@@ -236,7 +236,7 @@ def test_an_edited_card_is_replaced_only_if_asked_to(trained):
     export_onnx(trained.head, trained.model, replace(options, card=card))
     text = card.read_text()
     card.write_text(f"{text}\nTried on the fields of 2024.\n")
-    with pytest.raises(ArtifactExists, match=r"was edited.*--overwrite.*card-2\.md"):
+    with pytest.raises(ArtifactExists, match=r"was edited.*overwrite=True.*card-2\.md"):
         export_onnx(trained.head, trained.model, replace(options, card=card))
     assert "fields of 2024" in card.read_text()
     report = export_onnx(trained.head, trained.model, replace(options, card=card, overwrite=True))

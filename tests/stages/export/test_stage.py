@@ -146,7 +146,7 @@ def test_features_of_another_preprocessing_are_caught(trained, monkeypatch):
 
 
 def test_a_bound_that_is_too_strict_publishes_nothing(trained):
-    with pytest.raises(ParityError, match="--atol") as caught:
+    with pytest.raises(ParityError, match="atol=…") as caught:
         export_onnx(trained.head, trained.model, ExportOptions(atol=1e-12))
     assert caught.value.bound == 1e-12
     assert not trained.model.exists()
@@ -209,7 +209,7 @@ def test_a_precision_that_loses_accuracy_is_not_published(labelled, trained, mon
         )
     monkeypatch.setattr("featx.classifier.graph.to_float16", blunt)
     options = ExportOptions(precision="fp16", card=trained.folder / "card.md")
-    with pytest.raises(ParityError, match="--max-drop") as caught:
+    with pytest.raises(ParityError, match="max_drop") as caught:
         export_onnx(trained.head, trained.model, options)
     assert caught.value.difference > caught.value.bound == 1
     assert not trained.model.exists()
@@ -460,7 +460,7 @@ def test_features_that_changed_since_the_head_are_looked_at(trained, photos):
 
 def test_images_that_are_gone(trained):
     shutil.rmtree(trained.source)
-    with pytest.raises(SourceError, match="--no-verify"):
+    with pytest.raises(SourceError, match="verify=False"):
         export_onnx(trained.head, trained.model)
     report = export_onnx(trained.head, trained.model, ExportOptions(verify=False))
     assert report.proof is None
@@ -484,7 +484,7 @@ def test_images_that_moved(trained):
 
 def test_features_that_are_gone_or_moved(trained):
     trained.features.rename(trained.folder / "moved.h5")
-    with pytest.raises(ArtifactMissing, match="--features"):
+    with pytest.raises(ArtifactMissing, match="features=…"):
         export_onnx(trained.head, trained.model)
     report = export_onnx(
         trained.head, trained.model, ExportOptions(features=trained.folder / "moved.h5")

@@ -126,7 +126,7 @@ def test_predict_each_reads_images_one_by_one(predictor: Predictor) -> None:
 
 
 def test_a_missing_model_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissing, match="featx export --onnx"):
+    with pytest.raises(ArtifactMissing, match="featx export"):
         Predictor(tmp_path / "model.onnx")
 
 
@@ -332,7 +332,9 @@ class TestContracts:
             require_close([answer], predictor.predict(images[:1], top_k=count))
 
     def test_a_file_of_features_says_what_it_lacks(self, exported: Callable[..., Path]) -> None:
-        with pytest.raises(ConfigError, match=r"gives features, but no classes; export .*--output"):
+        with pytest.raises(
+            ConfigError, match=r"gives features, but no classes; export .*outputs='"
+        ):
             Predictor(exported("image", "features"))
 
 

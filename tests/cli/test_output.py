@@ -1,0 +1,23 @@
+"""What commands print of the library's texts."""
+
+import pytest
+
+from featx.cli.output import with_flags
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Use overwrite=True to replace it.", "Use --overwrite to replace it."),
+        ("leave them out with on_error='skip'.", "leave them out with --on-error skip."),
+        ("or export unproven with verify=False.", "or export unproven with --no-verify."),
+        ("Give it by features=…, or", "Give it by --features, or"),
+        ("allowed by max_bad. Repair", "allowed by --max-bad. Repair"),
+        ("'/data/image_size/overwrite=True' exists", "'/data/image_size/overwrite=True' exists"),
+        ("class 'batch_size' of /x/batch_size", "class 'batch_size' of /x/batch_size"),
+        ("the source of features", "the source of features"),
+        ("x=True and unknown_name", "x=True and unknown_name"),
+    ],
+)
+def test_options_are_shown_as_flags(text, shown):
+    assert with_flags(text) == shown
