@@ -569,7 +569,7 @@ class TestRunningItAgain:
         assert stopped.stdout == ""
         assert stopped.stderr.endswith(
             f"Interrupted. 8 images are kept in '{output}.partial'; run the same command again to "
-            "go on.\n"
+            "resume.\n"
         )
         for reader in (("info", output), ("train-head", output, "-o", tmp_path / "h")):
             message = failure(featx_cli(*reader))
