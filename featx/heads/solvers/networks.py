@@ -40,6 +40,8 @@ class Networks:
         widths: Features, hidden sizes, outputs.
         settings: One for each network.
         loss: Minimised.
+
+    Their parameters are ``(num_networks, num_parameters)`` float32.
     """
 
     def __init__(
@@ -49,10 +51,10 @@ class Networks:
         self._widths = tuple(widths)
         self._settings = tuple(settings)
         self._random = [np.random.default_rng(setting.seed) for setting in settings]
-        self._parameters = np.stack(
+        self.parameters = np.stack(
             [_initial_parameters(self._widths, random) for random in self._random]
         )
-        self._moments = np.zeros((2, *self._parameters.shape), np.float32)
+        self._moments = np.zeros((2, *self.parameters.shape), np.float32)
         self._steps = 0
 
     def __len__(self) -> int:
@@ -63,17 +65,12 @@ class Networks:
         rows = np.flatnonzero(keep)
         self._settings = tuple(self._settings[row] for row in rows)
         self._random = [self._random[row] for row in rows]
-        self._parameters = self._parameters[rows]
+        self.parameters = self.parameters[rows]
         self._moments = self._moments[:, rows]
-
-    @property
-    def parameters(self) -> np.ndarray:
-        """All of them, ``(num_networks, num_parameters)`` float32."""
-        return self._parameters
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
-        layers = split_layers(self._parameters, self._widths)
+        layers = split_layers(self.parameters, self._widths)
         parts = []
         for start in range(0, len(x), _ROWS_AT_ONCE):
             hidden = x[None, start : start + _ROWS_AT_ONCE]
@@ -103,16 +100,16 @@ class Networks:
         gradient *= gradient
         square += (1 - second) * (gradient - square)
         rates *= np.float32(lr_scale)
-        self._parameters *= 1 - rates * decays
+        self.parameters *= 1 - rates * decays
         np.sqrt(square, out=gradient)
         gradient /= np.float32(np.sqrt(1 - _BETAS[1] ** self._steps))
         gradient += np.float32(_EPSILON)
         np.divide(mean, gradient, out=gradient)
         gradient *= rates / np.float32(1 - _BETAS[0] ** self._steps)
-        self._parameters -= gradient
+        self.parameters -= gradient
 
     def _gradient(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        layers = split_layers(self._parameters, self._widths)
+        layers = split_layers(self.parameters, self._widths)
         seen = [x[None]]
         for weight, bias in layers[:-1]:
             hidden = seen[-1] @ weight
@@ -122,7 +119,7 @@ class Networks:
             seen.append(hidden)
         error = self.loss.error(seen[-1] @ layers[-1][0] + layers[-1][1], labels)
         error *= shares[:, None]
-        gradient = np.empty_like(self._parameters)
+        gradient = np.empty_like(self.parameters)
         parts = split_layers(gradient, self._widths)
         for i in range(len(layers) - 1, -1, -1):
             np.matmul(seen[i].mT, error, out=parts[i][0])

@@ -71,11 +71,10 @@ def fit_ridge(
     strength, held_out = fixed_strength(strengths), None
     path: list[dict[str, Any]] = []
     if division is not None:
-        left_out = _predicted if grouped else _without_own
         systems = of_folds if grouped else [every]
         parts: Iterable[_Part] = _parts(_blocks(x, data.num_outputs), data, division, systems)
         parts = list(parts) if isinstance(x, np.ndarray) else parts
-        path = _errors_along(parts, data, strengths, left_out, step=step)
+        path = _errors_along(parts, data, strengths, leave_one_out=not grouped, step=step)
         strength = min(path, key=lambda point: point["error"])["strength"]
         rows, some = data.subsample()
         if data.first_pass:
@@ -83,7 +82,8 @@ def fit_ridge(
         nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
         outputs, targets = [], []
         for part in parts:
-            outputs.append(next(left_out(part, [strength]))[::nth].copy())
+            left_out = next(_outputs(part, [strength], leave_one_out=not grouped))
+            outputs.append(left_out[::nth].copy())
             targets.append(part.targets[::nth])
         if outputs:
             num_folds = len(of_folds)
@@ -145,10 +145,6 @@ class _Part:
     weights: np.ndarray
     coordinates: np.ndarray
     system: _System
-
-
-LeftOut = Callable[[_Part, Sequence[float]], Iterator[np.ndarray]]
-"""Yields outputs ``(n, num_outputs)`` at each strength, by heads without the part's samples."""
 
 
 @dataclass(eq=False)
@@ -292,27 +288,28 @@ def _leverages(part: _Part, strengths: Sequence[float]) -> np.ndarray:
     return leverages
 
 
-def _predicted(part: _Part, strengths: Sequence[float]) -> Iterator[np.ndarray]:
-    """Yield the outputs ``(n, num_outputs)`` of the part's system for its samples."""
-    u, system = part.coordinates, part.system
-    for strength in strengths:
+def _outputs(
+    part: _Part, strengths: Sequence[float], *, leave_one_out: bool
+) -> Iterator[np.ndarray]:
+    """Yield the outputs ``(n, num_outputs)`` of the part's system for its samples.
+
+    Those are trained on where they are left out one by one: each output is then that of the
+    solution without the sample.
+    """
+    u, system, targets = part.coordinates, part.system, part.targets
+    leverages = _leverages(part, strengths) if leave_one_out else [None] * len(strengths)
+    own = np.arange(len(targets)), targets
+    for strength, leverage in zip(strengths, leverages, strict=True):
         along = system.products / (system.squares + 1 / strength)[:, None]
         outputs: np.ndarray = u @ along.astype(u.dtype) + system.shares
-        yield outputs
-
-
-def _without_own(part: _Part, strengths: Sequence[float]) -> Iterator[np.ndarray]:
-    """Yield the output for each sample by the solution without it, ``(n, num_outputs)``."""
-    leverages, targets = _leverages(part, strengths), part.targets
-    own = np.arange(len(targets)), targets
-    for outputs, leverage in zip(_predicted(part, strengths), leverages, strict=True):
-        freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
-        if targets.ndim == 2:
-            yield targets + (outputs - targets) / freedom
-            continue
-        outputs[own] -= 1  # minus the residual
-        np.divide(outputs, freedom, out=outputs, casting="same_kind")
-        outputs[own] += 1
+        if leverage is not None:
+            freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
+            if targets.ndim == 2:
+                outputs = targets + (outputs - targets) / freedom
+            else:
+                outputs[own] -= 1  # minus the residual
+                np.divide(outputs, freedom, out=outputs, casting="same_kind")
+                outputs[own] += 1
         yield outputs
 
 
@@ -320,8 +317,8 @@ def _errors_along(
     parts: Iterable[_Part],
     data: TrainingData,
     strengths: Sequence[float],
-    left_out: LeftOut,
     *,
+    leave_one_out: bool,
     step: Callable[[str], None] | None,
 ) -> list[dict[str, Any]]:
     """Return the error on samples that are left out, at ascending strengths.
@@ -334,7 +331,7 @@ def _errors_along(
         total, count = total + part.weights.sum(), count + len(part.rows)
         if step:
             step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
-        for i, outputs in enumerate(left_out(part, strengths)):
+        for i, outputs in enumerate(_outputs(part, strengths, leave_one_out=leave_one_out)):
             squared, hits = _errors(outputs, part.targets)
             error[i] += part.weights @ squared
             right[i] += hits
