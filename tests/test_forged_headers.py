@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from click.testing import CliRunner
+from commands import featx_cli
 from headers import complete_header
 
 from featx.artifact import Header
@@ -28,7 +28,6 @@ from featx.artifact.fields import require_fields
 from featx.artifact.schema import Unfit
 from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.classifier.seal import seal
-from featx.cli import main
 from featx.errors import ArtifactInvalid, FeatxError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
@@ -231,7 +230,7 @@ def test_any_changed_field_is_refused_by_name_or_usable(kind, made, tmp_path):
     path = tmp_path / made[kind].name
     for raw in taken[:: len(taken) // NUM_USED]:
         forge(made[kind], path, kind, raw)
-        done = CliRunner().invoke(main, ["info", str(path)])
+        done = featx_cli("info", path)
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         use(kind, path, made, tmp_path)
 

@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import featx_cli
 from PIL import Image
 
 from featx.backbones.catalog import build_skeleton
-from featx.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,7 +104,7 @@ def test_the_commands_for_your_own_images(home):
     ran = commands("featx")
     assert len(ran) >= 8
     for arguments in ran:
-        result = CliRunner().invoke(main, arguments)
+        result = featx_cli(*arguments)
         assert result.exit_code == 0, (arguments, result.output)
     assert (home / "artifacts" / "model.onnx").is_file()
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 from PIL import Image
 
 import featx
 from featx.classifier.staleness import find_features, require_current, staleness_of
-from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 from featx.features.file import open_features, verify_features
 from featx.heads.head import open_head, save_head
@@ -79,7 +78,7 @@ def told(head: Path) -> str | None:
 
 
 def command(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, [*map(str, arguments)])
+    result = featx_cli(*arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, result.output
 

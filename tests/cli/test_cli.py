@@ -14,20 +14,16 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import featx_cli
 from PIL import Image
 
 import featx
-from featx.cli import main
 
 COMMANDS = (
     *("extract", "train-head", "export", "predict", "run", "status", "evaluate"),
     *("check", "info", "backbones"),
 )
-
-
-def featx_cli(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def failure(result: Result) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 
-from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
 from featx.features.file import open_features
 from featx.stages import compare as comparison
@@ -142,7 +141,7 @@ def test_the_command_prints_a_table_and_json(caches, run):
 @pytest.fixture
 def run() -> Callable[..., str]:
     def invoke(*arguments: object) -> str:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        result = featx_cli(*arguments)
         assert result.exit_code == 0, result.output
         return result.stdout
 

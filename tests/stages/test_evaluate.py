@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 from PIL import Image
 
 from featx.classifier.session import Classifier, open_classifier
-from featx.cli import main
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
@@ -218,14 +217,14 @@ def test_options_are_checked_first(tmp_path: Path, options: dict[str, Any]) -> N
 def test_the_command_names_or_leaves_out(damaged: tuple[Path, Path]) -> None:
     source, model = damaged
     command = ["evaluate", str(model), str(source), "--stale"]
-    failed = CliRunner().invoke(main, command)
+    failed = featx_cli(*command)
     assert failed.exit_code == 1
     assert all(name in failed.stderr for name in BAD)
-    done = CliRunner().invoke(main, [*command, "--on-error", "skip"])
+    done = featx_cli(*command, "--on-error", "skip")
     assert done.exit_code == 0
     assert "5 images that cannot be used" in done.stdout
     assert "  wasps/pipe.jpg: not a regular file." in done.stdout
-    small = CliRunner().invoke(main, [*command, "--on-error", "skip", "--max-pixels", "1000"])
+    small = featx_cli(*command, "--on-error", "skip", "--max-pixels", "1000")
     assert "… and" in small.stdout
     assert "allowed" in small.stdout
 
@@ -273,7 +272,7 @@ def test_a_source_whose_training_images_changed_is_scored_only_on_demand(
     assert report.stale is not None
     assert set(report.metrics) == {"train", "val"}
     assert caplog.text.count("The model is stale") == 1
-    result = CliRunner().invoke(main, ["evaluate", str(model), str(source), "--stale"])
+    result = featx_cli("evaluate", model, source, "--stale")
     assert result.exit_code == 0
     assert "stale" in result.stdout
 

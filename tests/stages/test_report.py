@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 from PIL import Image
 
 import featx
-from featx.cli import main
 from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
 from featx.heads.tasks.single_label import NUM_BINS, expected_calibration_error
 from featx.reporting.summary import (
@@ -267,9 +266,7 @@ def test_a_map_of_few_and_of_many_samples(made):
 
 
 def test_the_command(made, tmp_path):
-    result = CliRunner().invoke(
-        main, ["report", str(made[1]), "-o", str(tmp_path / "out" / "r.html")]
-    )
+    result = featx_cli("report", made[1], "-o", tmp_path / "out" / "r.html")
     assert result.exit_code == 0, result.output
     assert re.match(r"size +\d.* kB\nwritten +.*r\.html\n", result.output)
     assert (tmp_path / "out" / "r.html").read_text().startswith("<!doctype html>")

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import featx_cli
 
 from featx.backbones.spec import BUNDLED_WEIGHTS
-from featx.cli import main
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions
 from featx.stages.check import StatusReport, status
@@ -21,10 +20,6 @@ from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
 Photos = Callable[..., Path]
-
-
-def featx_cli(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def states(report: StatusReport) -> list[str]:

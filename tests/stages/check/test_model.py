@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 from onnx import helper
 
 import featx
 from featx.artifact import Header
 from featx.classifier.seal import seal
 from featx.classifier.session import open_classifier
-from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
 from featx.stages.check import CheckOptions, check
 
@@ -45,7 +44,7 @@ def model(head: Path) -> Path:
 
 
 def command(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["check", *map(str, arguments)])
+    result = featx_cli("check", *arguments)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     return result.exit_code, result.output
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import h5py
 import pytest
-from click.testing import CliRunner
+from commands import featx_cli
 from PIL import Image
 
 import featx
-from featx.cli import main
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError, SourceError
 from featx.images.sources.sample import stamp_of
 from featx.stages.check import CheckOptions, check
@@ -34,7 +33,7 @@ def features(source: Path, tmp_path: Path) -> Path:
 
 
 def command(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["check", *map(str, arguments)])
+    result = featx_cli("check", *arguments)
     return result.exit_code, result.output
 
 

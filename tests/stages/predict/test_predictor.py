@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from click.testing import CliRunner
+from commands import featx_cli
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -362,12 +362,12 @@ class TestCommand:
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         (tmp_path / "b.png").write_bytes(b"broken")
         command = ["predict", str(model), str(tmp_path), "--format", "csv", "-k", "1"]
-        result = CliRunner().invoke(main, command)
+        result = featx_cli(*command)
         assert result.exit_code == 1
         rows = list(csv.DictReader(io.StringIO(result.stdout)))
         assert [bool(row["error"]) for row in rows] == [False, True]
         assert "1 of 2 images could not be used" in result.stderr
-        result = CliRunner().invoke(main, [*command, "--max-pixels", "80"])
+        result = featx_cli(*command, "--max-pixels", "80")
         assert "9×9 pixels is more than the 80 allowed." in result.stdout
 
     def test_a_name_that_is_not_utf8_comes_out_with_an_escape(
@@ -376,25 +376,25 @@ class TestCommand:
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
         os.rename(tmp_path / "a.png", odd)  # noqa: PTH104 a Path has no bytes
-        result = CliRunner().invoke(main, ["predict", str(model), str(tmp_path), "--format", "csv"])
+        result = featx_cli("predict", model, tmp_path, "--format", "csv")
         assert result.exit_code == 0
         assert rb"/caf\udce9.png," in result.stdout_bytes
 
     def test_the_limit_shown_is_the_librarys(self) -> None:
         for command in ("predict", "evaluate"):
-            shown = CliRunner().invoke(main, [command, "--help"]).stdout
+            shown = featx_cli(command, "--help").stdout
             assert f"[default: {MAX_PIXELS}]" in " ".join(shown.split())
 
     def test_threads_and_providers(self, model: Path, tmp_path: Path) -> None:
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         command = ["predict", str(model), str(tmp_path), "--format", "csv", "-k", "1"]
-        plain = CliRunner().invoke(main, command).stdout
+        plain = featx_cli(*command).stdout
         options = ["--threads", "1", "--provider", "CPUExecutionProvider"]
-        assert CliRunner().invoke(main, [*command, *options]).stdout == plain
-        result = CliRunner().invoke(main, [*command, "--provider", "TPU"])
+        assert featx_cli(*command, *options).stdout == plain
+        result = featx_cli(*command, "--provider", "TPU")
         assert result.exit_code == 1
         assert "no provider 'TPU' here" in result.stderr
-        assert CliRunner().invoke(main, [*command, "--threads", "0"]).exit_code == 2
+        assert featx_cli(*command, "--threads", "0").exit_code == 2
 
     @pytest.mark.parametrize("lines", ["jsonl", "csv"])
     def test_lines_come_as_images_are_answered(
@@ -533,7 +533,7 @@ def test_answers_that_cannot_be_are_one_line_of_error(
     liar: Path, images: list[Path], form: str
 ) -> None:
     folder = str(images[0].parent)
-    result = CliRunner().invoke(main, ["predict", str(liar), folder, "--format", form])
+    result = featx_cli("predict", liar, folder, "--format", form)
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "that cannot be" in result.stderr
     assert result.stdout.count("\n") <= 1  # the names of columns
@@ -578,7 +578,7 @@ def test_the_command_warns_and_answers(
     shutil.copy(model, tmp_path / "model.onnx")
     options = TrainOptions(strengths=(0.1,))
     train_head(head.with_name("f.h5"), tmp_path / "head.safetensors", options)
-    result = CliRunner().invoke(main, ["predict", str(tmp_path / "model.onnx"), str(images[0])])
+    result = featx_cli("predict", tmp_path / "model.onnx", images[0])
     assert result.exit_code == 0
     assert result.stderr.startswith("Warning: ")
     assert "was exported from another head than 'head.safetensors' beside it" in result.stderr
