@@ -7,46 +7,19 @@ and nothing else. Even numpy's own classes are kept out: they read any memory a 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featx.errors import SourceError
-from featx.images.sources.sample import Sample, Stamp, stamp_of
+from featx.images.sources.sample import ArraySource, Sample, Stamp, stamp_of
 
 _BATCHES = {**{f"data_batch_{i}": "train" for i in range(1, 6)}, "test_batch": "test"}
 
 
-@dataclass(frozen=True, eq=False)
-class Cifar10Source:
-    """Images of CIFAR-10's batches, in their order; ids are ``data_batch_1/00042``."""
-
-    root: Path
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    images: np.ndarray
-    stamps: dict[str, Stamp]
-    has_tags: bool = False
-    ignored: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def uri(self) -> str:
-        return f"cifar10:{self.root}"
-
-    def read(self, index: int) -> np.ndarray:
-        """Return a sample's pixels, ``(32, 32, 3)`` uint8."""
-        planes: np.ndarray = self.images[index].reshape(3, 32, 32)
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))
-
-    def stamp(self, index: int) -> Stamp:
-        """Return the stamp that a sample's batch had when the source was opened."""
-        return self.stamps[self.samples[index].sample_id.partition("/")[0]]
-
-
-def open_cifar10(folder: Path) -> Cifar10Source:
+def open_cifar10(folder: Path) -> ArraySource:
     """Return the samples of the batches in ``folder`` or its ``cifar-10-batches-py``."""
     root = folder.resolve()
     if (root / "cifar-10-batches-py").is_dir():
@@ -63,14 +36,15 @@ def open_cifar10(folder: Path) -> Cifar10Source:
     for batch, split in _BATCHES.items():
         if (root / batch).is_file():
             stamps[batch] = stamp_of(f"{root}/{batch}")  # before its content, or it may be too new
-            pixels, labels = _read_batch(root / batch, len(classes))
-            images.append(pixels)
+            planes, labels = _read_batch(root / batch, len(classes))
+            images.append(planes)
             samples += [
                 Sample(f"{batch}/{row:05d}", label, split) for row, label in enumerate(labels)
             ]
     if not samples:
         raise SourceError(f"'{root}' has no batches: none of {', '.join(_BATCHES)}.")
-    return Cifar10Source(root, classes, tuple(samples), np.concatenate(images), stamps)
+    pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArraySource(f"cifar10:{root}", classes, tuple(samples), pixels, stamps)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -121,6 +121,28 @@ class FileSource:
         return sample_id if sample_id.startswith("/") else f"{self.folder}/{sample_id}"
 
 
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images ``(N, H, W, 3)`` uint8 in memory; an ``ImageSource``.
+
+    ``stamps`` are those of the files that they came in, by the first part of the sample ids.
+    """
+
+    uri: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    images: np.ndarray
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    has_tags: bool = False
+
+    def read(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.images[index])
+
+    def stamp(self, index: int) -> Stamp:
+        return self.stamps.get(self.samples[index].sample_id.partition("/")[0], NEVER_CHANGES)
+
+
 class ImageSource(Protocol):
     """A list of samples whose images can be read one by one, from several threads."""
 

@@ -21,9 +21,7 @@ from featx.images.sources import (
     open_source,
     own_splits,
 )
-from featx.images.sources.cifar10 import Cifar10Source
-from featx.images.sources.digits import DigitsSource
-from featx.images.sources.sample import FileSource, stamp_of
+from featx.images.sources.sample import ArraySource, FileSource, stamp_of
 
 Photos = Callable[..., Path]
 
@@ -51,8 +49,8 @@ class TestOpenSource:
         assert {kind: type(open_source(uri)) for kind, uri in uris.items()} == {
             "folder": FileSource,
             "manifest": FileSource,
-            "cifar10": Cifar10Source,
-            "digits": DigitsSource,
+            "cifar10": ArraySource,
+            "digits": ArraySource,
         }
 
     def test_all_keep_the_same_promises(self, uris):
