@@ -1,4 +1,4 @@
-"""The head: what maps raw features to logits, and its file.
+"""The head: the layers from raw features to logits, and its file.
 
 A safetensors file with ``layers.{i}.weight`` (out, in) and ``layers.{i}.bias`` (out,), float32.
 Standardisation is folded in, so a head applies to features as they are cached.
@@ -69,12 +69,12 @@ class Head:
 
     @property
     def task(self) -> TaskName:
-        """What the head answers."""
+        """Name of the task."""
         return task_of(self.header.details).name
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """From which probability on each tag is given; empty unless it is multi-label."""
+        """Threshold of each tag's probability; empty unless the task is multi-label."""
         details = self.header.details
         return task_of(details).thresholds_of(details, len(self.classes))
 
@@ -207,7 +207,7 @@ def open_head(path: str | Path, *, verify: bool = True) -> Head:
 
 
 def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
-    """Return what a file's content holds; what its names and sizes say is checked first.
+    """Return header and layers of a file's content, its names and sizes checked first.
 
     Raises:
         ArtifactInvalid: It is a safetensors file, but no head.

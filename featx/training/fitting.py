@@ -1,4 +1,4 @@
-"""From the samples of a feature file to heads that are ready to be written, and their scores."""
+"""Fit heads to the training samples of a feature file, and score them on every split."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Trained:
     """A head that is ready to be written.
 
     Attributes:
-        task: Of the head.
-        names: Of its outputs.
+        task: Its task.
+        names: Names of the outputs.
         layers: For raw features; the temperature, or the unit of a number, is folded in.
         choice: Chosen hyperparameters, JSON values.
-        calibration: Of its probabilities; None where it was left out or nothing was held out.
+        calibration: Its temperature; None where it was left out or nothing was held out.
         thresholds: From which probability on each tag is given; empty where there are none.
         unit: Mean and deviation of each target of a regression in training; None of others.
         held_out: Outputs of such heads for samples that they were not trained on; None where
             nothing was held out.
-        seconds: Of fitting; of features in blocks with reading them.
+        seconds: Time of fitting, with reading where features are read in blocks.
         drawn: Rows of the file that trained it, ``(n,)`` int64; None for the training split.
         metrics: Scores of each split that has labelled samples.
         cross_validated: Scores by cross-validation, where few images validate.
@@ -142,11 +142,11 @@ class _Training:
     Attributes:
         cache: The features.
         options: Head and solver, as the task has them.
-        targets: Of all rows of the cache.
+        targets: Targets of all rows of the cache.
         encoding: Targets of the training samples, as a solver takes them.
-        weights: Of the training samples, ``(N,)``, above 0.
+        weights: Weights of the training samples, ``(N,)``, above 0.
         rows: Numbers of the training samples in the cache, ascending, ``(N,)``.
-        groups: Of these, -1 for none: held out as a whole; None without groups.
+        groups: Their groups, -1 for none; None without groups.
         memory: Bytes that features and their copies may take.
         hold_out: Whether samples are held out for a single strength too.
         progress: Called after each epoch of ``sgd``.

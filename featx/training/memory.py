@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COPIES = {"lbfgs": 4, "sklearn": 8, "ridge": 7, "centroid": 5, "sgd": 3, "mlp": 5}
-"""Of all features in float32 that training in memory holds at once."""
+"""Copies of all features in float32 that training in memory holds at once."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -67,7 +67,7 @@ _GROUPS = (
         "total_inactive_file",
     ),
 )
-"""Folder, files of limit and use, and the part of the use that is files the kernel can drop."""
+"""Folder, files of limit and use, and the entry of cached files that the kernel can drop."""
 
 
 def _left_in(folder: Path, limit: str, used: str, dropped: str) -> int:

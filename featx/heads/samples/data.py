@@ -1,8 +1,8 @@
 """Training data: features in memory, or read block by block where they do not fit into it.
 
 Features that do not fit are read once to learn their statistics and to keep a subsample; solvers
-then read them in blocks. An array in memory is one block, and its own subsample. Who has features
-in a file serves them as ``Blocks``; nothing here knows of files.
+then read them in blocks. An array in memory is one block, and its own subsample. A reader of files
+provides ``Blocks``; nothing here depends on files.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class FirstPass:
     """Statistics and a subsample of features that are read in blocks.
 
     Attributes:
-        mean: Of each feature, ``(num_features,)`` float64.
-        scale: Its regularised deviation; ``(num_features,)`` float64.
+        mean: Mean of each feature, ``(num_features,)`` float64.
+        scale: Regularised deviation of each feature, ``(num_features,)`` float64.
         subsample: Numbers of the samples that are kept in memory, ascending, ``(n,)``.
         features: Their raw features, ``(n, num_features)`` float32.
-        correlation: Between features, ``(num_features, num_features)`` float64; empty where there
-            are too many of them, or it was not asked for.
+        correlation: ``(num_features, num_features)`` float64; empty of too many features, and where
+            it is not needed.
     """
 
     mean: np.ndarray
@@ -74,11 +74,11 @@ class TrainingData:
     Attributes:
         features: Raw, finite, ``(N, num_features)``: an array, or blocks.
         targets: Class indices ``(N,)``; tags or numbers ``(N, num_outputs)``.
-        num_outputs: Of the head.
-        weights: Of each sample, ``(N,)``, above 0.
-        groups: Of each sample, ``(N,)``, -1 for none: held out as a whole; None without groups.
-        first_pass: Of features that are read in blocks; None of an array.
-        pool_bytes: Size of the features that are shuffled together, where they are read in blocks.
+        num_outputs: Outputs of the head.
+        weights: ``(N,)``, above 0.
+        groups: ``(N,)``, -1 for none; a group is held out as a whole. None without groups.
+        first_pass: Statistics and subsample of blocks; None with an array.
+        pool_bytes: Size of the features from blocks that are shuffled together.
     """
 
     features: np.ndarray | Blocks
@@ -189,7 +189,7 @@ def shuffled_batches(
         features: ``(N, num_features)``; an array is one pool.
         size: Samples of a batch.
         random: Decides the order.
-        pool_bytes: Of the features in a pool of blocks.
+        pool_bytes: Size of a pool of blocks.
     """
     pools: Iterator[tuple[np.ndarray, np.ndarray]]
     if isinstance(features, np.ndarray):

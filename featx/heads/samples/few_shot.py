@@ -1,4 +1,4 @@
-"""Few-shot: how good a head is that sees a few samples of each class, over several draws."""
+"""Few-shot: scores of heads trained on a few samples of each class, over several draws."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def draw_shots(labels: np.ndarray, shots: int, *, seed: Sequence[int]) -> np.nda
 
     Args:
         labels: Class indices, ``(N,)``.
-        shots: Of each class; all of a class that has fewer.
+        shots: Samples of each class; all of a class that has fewer.
         seed: Decides which.
     """
     random = np.random.default_rng(list(seed))

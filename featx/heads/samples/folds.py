@@ -14,16 +14,16 @@ import numpy as np
 NUM_FOLDS = 5
 HOLDOUT_ABOVE = 20_000
 HOLDOUT_PARTS = 10
-"""One in so many samples is held out to stop the training of an MLP."""
+"""An MLP holds out one in so many samples for early stopping."""
 _MOST_LOGITS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Which samples are held out when.
+    """Assignment of samples to folds.
 
     Attributes:
-        fold: Of each sample, ``(N,)`` int64.
+        fold: Fold of each sample, ``(N,)`` int64.
         held_out_folds: Held out once each; a single one is a hold-out. Others always train.
     """
 
@@ -44,7 +44,7 @@ class HeldOut:
     Attributes:
         logits: ``(n, num_classes)``.
         labels: ``(n,)``; tags or numbers ``(n, num_classes)``.
-        num_folds: Of the cross-validation; 1 for a single hold-out, 0 for leave-one-out.
+        num_folds: Folds of the cross-validation; 1 for a hold-out, 0 for leave-one-out.
     """
 
     logits: np.ndarray
@@ -66,8 +66,8 @@ def divide(
 
     Args:
         targets: Class indices, ``(N,)``; or numbers, ``(N, num_outputs)``.
-        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
-        seed: Decides which samples of a class go where.
+        groups: Group of each sample, ``(N,)``, -1 for none; a group is in one fold.
+        seed: Decides which samples of a class are in which fold.
         leave_one_out: Without groups, hold samples out one by one: all of them are in fold 0.
     """
     are_classes = targets.ndim == 1
@@ -109,8 +109,8 @@ def stratified_folds(
     Args:
         labels: Class indices, ``(N,)``.
         num_folds: At least 2.
-        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
-        seed: Decides which samples of a class go where.
+        groups: Group of each sample, ``(N,)``, -1 for none; a group is in one fold.
+        seed: Decides which samples of a class are in which fold.
     """
     generator = np.random.default_rng(seed)
     if groups is not None and (groups >= 0).any():
@@ -208,7 +208,7 @@ def fold_by_tags(
     Args:
         tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
         num_folds: At least 2.
-        groups: Of each sample, ``(N,)``, -1 for none; a group is in one fold.
+        groups: Group of each sample, ``(N,)``, -1 for none; a group is in one fold.
         seed: Decides which samples go where.
 
     Source: Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data" (2011).

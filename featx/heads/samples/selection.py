@@ -1,4 +1,4 @@
-"""Which samples are kept in memory where not all of them can be, and how much each counts."""
+"""Subsamples of features that do not fit into memory, and class weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from featx.heads.tasks.losses import Loss
 ClassWeight = Literal["balanced"] | Mapping[str, float] | None
 """``"balanced"``, a weight for some class names, or None: each sample counts once."""
 
-MOST_KEPT = 2**16
-"""More samples do not change which strength is best, only how long it takes to find."""
-LEAST_KEPT = 2**11
+MAX_SUBSAMPLE = 2**16
+"""More samples hardly change the best strength, but the time to find it."""
+MIN_SUBSAMPLE = 2**11
 _COPIES = 3
-"""Of the subsample's features that are held at once: raw, standardised, without the held-out."""
+"""Copies of the subsample's features: raw, standardised, without the held-out."""
 _COPIES_OF_LOGITS = 8
 
 
@@ -29,12 +29,12 @@ def choose_subsample(
     *,
     memory: int,
     seed: int,
-    at_most: int = MOST_KEPT,
+    at_most: int = MAX_SUBSAMPLE,
 ) -> np.ndarray:
     """Return which samples to keep, ascending: the same share of each class, by chance.
 
-    Of each tag at least one that has it is kept, and one that lacks it, the rarest tags first. The
-    number of samples is a power of two, so that a little more or less memory changes nothing.
+    At least one sample with each tag is kept, and one without it, the rarest tags first. The number
+    of samples is a power of two, so that a little more or less memory changes nothing.
 
     Args:
         labels: Class indices, ``(N,)``; or tags or numbers, ``(N, num_classes)``.
@@ -45,7 +45,7 @@ def choose_subsample(
         at_most: Upper bound of their number.
     """
     fitting = _fitting(num_features, num_classes, memory)
-    count = min(len(labels), at_most, max(LEAST_KEPT, fitting))
+    count = min(len(labels), at_most, max(MIN_SUBSAMPLE, fitting))
     order = np.random.default_rng(seed).permutation(len(labels))
     if labels.dtype.kind == "f":  # numbers are one class
         labels = np.zeros(len(labels), np.int64)
@@ -75,12 +75,12 @@ def choose_held_out(
     memory: int,
     seed: int,
 ) -> np.ndarray:
-    """Return which samples ``(n,)`` decide when to stop, ascending: about a tenth at most.
+    """Return the samples ``(n,)`` held out for early stopping, ascending: a tenth at most.
 
-    They are held out as of features in memory, of as many samples as leave that few; perhaps none.
+    Of more samples than fit into memory, some are taken first, whole groups of them.
     """
     fitting = _fitting(num_features, num_classes, memory)
-    most = HOLDOUT_PARTS * min(MOST_KEPT, max(LEAST_KEPT, fitting))
+    most = HOLDOUT_PARTS * min(MAX_SUBSAMPLE, max(MIN_SUBSAMPLE, fitting))
     some = np.arange(len(labels))
     if len(labels) > most:
         units = units_of(groups, len(labels))
@@ -110,7 +110,7 @@ def _one_of_each(tags: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWeight) -> np.ndarray:
-    """Return what each sample counts, ``(N,)`` float64.
+    """Return the weight of each sample, ``(N,)`` float64.
 
     Balanced weights are scikit-learn's: the samples of each class count ``N / number of classes``
     together, so that all samples still count ``N``.

@@ -1,4 +1,4 @@
-"""Nearest centroid by cosine: nothing to choose, and a fair first guess with few samples.
+"""Nearest centroid by cosine: no hyperparameters, and a fair baseline with few samples.
 
 Features are centred by their mean and scaled to length 1; a class's centroid is the direction of
 the mean of its samples. The largest cosine wins. A linear layer cannot scale to length 1, so its
@@ -80,7 +80,7 @@ class _Centroids:
     """Sums over the samples of each class, from which everything else follows.
 
     Args:
-        mean: Of the features, ``(num_features,)`` float64.
+        mean: Mean of the features, ``(num_features,)`` float64.
         num_classes: Outputs of the head.
     """
 
@@ -138,7 +138,7 @@ class _Centroids:
 
         Args:
             x: ``(n, num_features)``.
-            lengths: Of the samples, ``(n,)``.
+            lengths: Their lengths, ``(n,)``.
             labels: ``(n,)``.
             weights: ``(n,)``.
 

@@ -16,12 +16,12 @@ from featx.heads.head import Layer, fold_standardisation
 from featx.heads.samples.data import MOST_CORRELATED, Blocks, TrainingData
 
 _LITTLE_CANCELS = 4
-"""Deviations that a mean may be away from 0, for products of raw features to be precise enough."""
+"""Distance of a mean from 0, in deviations, up to which products of raw features are precise."""
 _DOUBLE_UP_TO = 2**22
-"""Values in the features: as many are kept in float64; of more, float32 is precise enough."""
+"""Number of values up to which features are standardised in float64, above in float32."""
 _ROWS_FOR_COVARIANCE = 2**14
 _ROUNDING = 1e-7
-"""Smallest share of the largest variance that is told from none."""
+"""Share of the largest variance below which a variance is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,10 @@ class Eigenbasis:
             do not fit into memory come block by block.
         directions: The basis in the space of standardised features, ``(num_features, rank)``
             float64, orthonormal columns.
-        variances: Of the samples along each direction, ``(rank,)`` float64.
+        variances: Variance of the samples along each direction, ``(rank,)`` float64.
         rotated: Whether the samples are coordinates.
-        mean: Of the raw features, ``(num_features,)``.
-        scale: Of the raw features, ``(num_features,)``.
+        mean: Mean of the raw features, ``(num_features,)``.
+        scale: Scale of the raw features, ``(num_features,)``.
     """
 
     samples: np.ndarray | StandardisedBlocks

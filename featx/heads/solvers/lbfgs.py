@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Objective = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Of variables ``(p, M)`` and which problems these are ``(p,)``: values ``(p,)``, gradients."""
+"""Values ``(p,)`` and gradients at variables ``(p, M)`` of the problems with numbers ``(p,)``."""
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 """Steps and the changes of the gradient along them, ``(M,)`` each, oldest first."""
@@ -78,7 +78,7 @@ def minimise(
         start: ``(num_problems, M)``, float64.
         inverse_diagonal: Rough inverse of each Hessian's diagonal, ``(num_problems, M)``.
         stopping: When a problem is done.
-        curvature: Of each problem's Hessian, from a similar problem.
+        curvature: Pairs of similar problems, one list for each problem.
         memory: Steps of each problem that are remembered.
         progress: Called after each iteration with the number of evaluations so far.
     """

@@ -5,7 +5,7 @@ loss, which is then solved on all samples, tightly.
 
 Of features that are read in blocks the strength is chosen on the subsample. The last fit starts
 where that left off, and solves the same strength without the held-out samples in the same passes,
-so that the temperature is fitted on what such a head says of samples it has not seen.
+so that the temperature is fitted on outputs for samples that were not trained on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STRENGTHS: tuple[float, ...] = tuple(float(f"{c:.3g}") for c in np.logspace(-6.5, 1, 16))
 FIXED_STRENGTH = STRENGTHS[10]
-"""Where nothing can be held out to choose by: the lowest log loss of one-shot heads, on average."""
+"""Used where nothing can be held out: has the lowest log loss of one-shot heads, on average."""
 _TO_THE_END = Stopping(gradient=1e-7)
 _TO_SINGLE_PRECISION = Stopping(gradient=1e-6, decrement=2e-7)
 _OF_MANY_CLASSES = Stopping(gradient=1e-6, decrement=5e-6)

@@ -36,7 +36,7 @@ _MAX_PAIRS = 30
 _ROWS_FOR_CURVATURE = 4096
 _VALUES_FOR_CURVATURE = 2**23
 _NOISE = 4
-"""Roundings that the objective may be off by."""
+"""Rounding error of the objective, in units of the last place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class Logistic:
     Variables of a problem are ``(num_classes, rank + 1)``: weights in the basis, then the bias.
 
     Args:
-        basis: Of the samples.
+        basis: The samples in their basis.
         data: Their targets and weights.
-        division: Who is held out when; None where nobody is.
+        division: Held-out folds; None without any.
         loss: Minimised.
     """
 

@@ -74,7 +74,7 @@ class MLPOptions:
             )
 
     def settings(self, seed: int) -> list[Setting]:
-        """Return what each network to be trained has of its own."""
+        """Return the settings of each network to be trained."""
         grid = product(
             _several(self.learning_rate),
             _several(self.weight_decay),
@@ -118,7 +118,7 @@ def fit_mlp(
         data: Samples to train on, and to hold out: of blocks the subsample.
         options: Shape and training.
         loss: Minimised, and compared.
-        seed: Of initial weights, shuffling, dropout and the hold-out.
+        seed: Decides initial weights, shuffling, dropout and the hold-out.
         step: Called with the step under way.
 
     Raises:

@@ -19,13 +19,12 @@ from featx.heads.tasks.losses import SOFTMAX, Loss
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
-"""AdamW's."""
 _ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What differs between the networks; the seed is that of initial weights and dropout."""
+    """Settings of one network; the seed decides initial weights and dropout."""
 
     seed: tuple[int, ...]
     learning_rate: float
@@ -87,7 +86,7 @@ class Networks:
         Args:
             x: Standardised features, ``(n, in)``.
             labels: Targets, ``(n,)`` or ``(n, out)``.
-            shares: Of each sample in the loss, ``(n,)``, summing to 1.
+            shares: Share of each sample in the loss, ``(n,)``, summing to 1.
             lr_scale: Factor of the learning rates.
         """
         gradient = self._gradient(x, labels, shares)

@@ -1,12 +1,12 @@
-"""The path of strengths: each solved on the samples that are not held out, to choose one.
+"""The regularisation path: each strength solved without the held-out samples, to choose one.
 
-Strengths are solved from the strongest regularisation on. Each search starts where the ones before
-it point to, and inherits what they learnt of the curvature, so that it takes a few passes over the
+Strengths are solved from the strongest regularisation on. Each search is extrapolated from those
+before it and inherits their estimate of the curvature, so that it takes a few passes over the
 features; the folds of the cross-validation are solved side by side.
 
 With thousands of classes a pass takes seconds. The path is then solved for a sixth of the classes,
 in a thirty-sixth of the time, and for all of them only around the strength that was best there,
-starting from where those that were solved point to.
+extrapolated from those that were solved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AHEAD = 0.7
 """Share of the last change along the path by which the next start is moved on."""
 _ON_THE_WAY = Stopping(gradient=1e-7, decrement=5e-5, max_iterations=200)
 _MANY_MULTIPLICATIONS = 2**34
-"""In a pass over all folds: above, the range of strengths is narrowed down on some classes."""
+"""Multiplications of a pass above which strengths are narrowed down on some classes."""
 _SOME_CLASSES, _CLASSES_PER_CHOSEN = 128, 6
 _FEW_STRENGTHS = 4
 
@@ -64,7 +64,7 @@ class Solved:
         point: Its scores.
         penalties: Factors of the objectives' penalty, ``(num_folds,)``.
         variables: ``(num_folds, num_variables)``.
-        curvature: Of each fold's objective.
+        curvature: Pairs of each fold's search.
         held_out: Outputs of each fold's solution for the samples it left out.
     """
 
@@ -251,7 +251,7 @@ class _Shape:
     bias to a line in the product of both.
 
     Attributes:
-        stretch: Of each direction, ``(num_folds, rank)``.
+        stretch: Factor along each direction, ``(num_folds, rank)``.
         line: Slope and offset of the bias, ``(num_folds, 2)``.
     """
 

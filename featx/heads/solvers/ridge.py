@@ -35,7 +35,7 @@ from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**24
 _LEAST_FREEDOM = 1e-9
-"""Smallest ``1 - leverage`` that is told from 0, where nothing is known without the sample."""
+"""Least ``1 - leverage``; at 0 the other samples say nothing about the output."""
 
 
 def fit_ridge(
@@ -114,7 +114,7 @@ class _System:
     Attributes:
         directions: The basis, ``(num_features, rank)`` float64.
         squares: Weighted sum of the squared coordinates, ``(rank,)`` float64.
-        products: Of coordinates with centred targets, ``(rank, num_outputs)`` float64.
+        products: Coordinates times centred targets, ``(rank, num_outputs)`` float64.
         centre: Weighted mean of the standardised samples, ``(num_features,)``.
         shares: Weighted mean of each target, ``(num_outputs,)``: of one-hot ones, class shares.
         total: Sum of all weights.
@@ -134,10 +134,10 @@ class _Part:
 
     Attributes:
         rows: Numbers of the samples, ``(n,)``.
-        targets: Theirs.
+        targets: ``(n,)`` or ``(n, num_outputs)``.
         weights: ``(n,)``.
         coordinates: In the system's basis, centred, ``(n, rank)``.
-        system: Of all samples, or of those in other folds.
+        system: That of all samples, or of those in other folds.
     """
 
     rows: np.ndarray
@@ -152,11 +152,11 @@ class _Sums:
     """Weighted sums over samples, of which their system is made, float64.
 
     Attributes:
-        squares: Of outer products of samples, ``(num_features, num_features)``.
-        products: Of targets with samples, ``(num_outputs, num_features)``.
+        squares: Outer products of samples, ``(num_features, num_features)``.
+        products: Targets times samples, ``(num_outputs, num_features)``.
         samples: ``(num_features,)``.
         targets: ``(num_outputs,)``.
-        total: Of weights.
+        total: Weights.
     """
 
     squares: np.ndarray
@@ -253,13 +253,9 @@ def _parts(
     division: Division,
     systems: Sequence[_System],
 ) -> Iterator[_Part]:
-    """Yield the samples of blocks that are left out.
+    """Yield the held-out samples of blocks, which are numbers ``(n,)`` and standardised features.
 
-    Args:
-        blocks: Numbers of samples ``(n,)``, and these, standardised.
-        data: All samples.
-        division: Of all samples.
-        systems: One for each fold that is held out.
+    There is a system for each held-out fold.
     """
     for numbers, x in blocks:
         for fold, system in zip(division.held_out_folds, systems, strict=True):

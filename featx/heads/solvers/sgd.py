@@ -1,6 +1,6 @@
 """The tutorials' recipe: one linear layer on raw features, SGD with momentum and a stepped rate.
 
-It is here to compare with: ``linear`` finds the optimum in less time and has no rate to choose.
+A baseline: ``linear`` finds the optimum in less time and has no rate to choose.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SGDOptions:
     """How a linear layer is trained by SGD.
 
     Attributes:
-        learning_rate: Of the first epoch, above 0.
+        learning_rate: In the first epoch, above 0.
         momentum: Share of the last step that is taken again, in [0, 1).
         step_size: Epochs after which the rate falls.
         gamma: Factor by which it falls, above 0.
@@ -80,7 +80,7 @@ def fit_sgd(
     Args:
         data: Its targets are class indices; classes without samples get logits that lose.
         options: The recipe.
-        seed: Of initial weights and shuffling.
+        seed: Decides initial weights and shuffling.
         progress: Called after each epoch.
         step: Called with the step under way.
 

@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from featx.errors import ConfigError
 from featx.heads.samples.selection import (
-    LEAST_KEPT,
+    MIN_SUBSAMPLE,
     choose_held_out,
     choose_subsample,
     weights_of,
@@ -77,7 +77,7 @@ def test_of_many_samples_few_are_held_out_and_whole_groups() -> None:
     labels = np.arange(60_000) % 7
     groups = np.where(np.arange(60_000) < 50_000, np.arange(60_000) // 25, -1)
     held_out = choose_held_out(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
-    assert 0.8 * LEAST_KEPT < len(held_out) <= 1.05 * LEAST_KEPT
+    assert 0.8 * MIN_SUBSAMPLE < len(held_out) <= 1.05 * MIN_SUBSAMPLE
     assert np.all(np.diff(held_out) > 0)
     chosen = np.isin(np.arange(60_000), held_out)
     for group in np.unique(groups[held_out]):
