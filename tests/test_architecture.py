@@ -52,7 +52,7 @@ ALLOWED = {
     ),
     "onnxscript": (),
     "onnxruntime": (
-        *(f"classifier/{name}.py" for name in ("session", "providers", "graph")),
+        *(f"classifier/{name}.py" for name in ("session", "graph")),
         "backbones/engines/with_onnxruntime.py",
     ),
     "click": ("cli/",),

@@ -4,9 +4,8 @@ contract  what goes in and what comes out
 graph     building it from the nodes before the trunk, the backbone's trunk, and the head
 image_nodes  resize, crop and arithmetic on pixels
 seal      what a file's bytes tell before ONNX Runtime sees them
-session   opening and running it (ONNX Runtime, no torch)
+session   opening and running it (ONNX Runtime, no torch), with chosen providers
 runner    running it over images
-providers which of ONNX Runtime's execution providers run it
 proof     does it answer what the head answered?
 agreement accuracy on labelled images, next to the head; the size of differences
 references the images of its proof, known by content

@@ -6,8 +6,9 @@ import ctypes
 import json
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,13 +16,16 @@ import onnxruntime as ort
 from featx.artifact import Header, require_file
 from featx.backbones.engines.with_onnxruntime import session_options
 from featx.classifier.contract import Contract, Value, find_fault
-from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY, NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.errors import ArtifactInvalid, ConfigError, first_line
 from featx.heads.tasks import Task, task_of
 from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
 
+Provider = str | tuple[str, Mapping[str, Any]]
+"""A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""
+
+_CPU = "CPUExecutionProvider"
 _MAX_BYTES = 2**31
 _ORT_TYPES = {
     "uint8": "tensor(uint8)",
@@ -30,8 +34,7 @@ _ORT_TYPES = {
 }
 
 
-_sessions: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
-"""Those that are open."""
+_open_sessions: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 
 
 def _abandon_sessions() -> None:
@@ -40,7 +43,7 @@ def _abandon_sessions() -> None:
     Closing one waits for its threads, and a fork takes none of them along: the process would hang
     when it exits. A reference that nobody gives back keeps each of them open.
     """
-    for session in _sessions:
+    for session in _open_sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
@@ -146,10 +149,10 @@ class Classifier:
         return dict(zip(self._names, values, strict=True))
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Return ``(batch, num_classes)`` float32, from the probabilities where that is all.
+        """Return logits or a regression's values, ``(batch, num_classes)`` float32.
 
-        These give the logits but for a constant in each row, which neither the order of the classes
-        nor a softmax knows. Of a regression these are the values.
+        Where the file gives probabilities alone, these are the logits but for a constant in each
+        row, which neither the order of the classes nor a softmax depends on.
 
         Args:
             inputs: As ``run`` takes them.
@@ -164,15 +167,15 @@ class Classifier:
         return self.task.logits(values)
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return ``(batch, num_classes)`` float32, from the logits where that is all.
+        """Return probabilities, ``(batch, num_classes)`` float32, from logits where necessary.
 
-        Of tags, each is one of its own; of a regression there are none.
+        Multi-label probabilities are independent; a regression has none.
 
         Args:
             inputs: As ``run`` takes them.
 
         Raises:
-            ConfigError: The file gives neither; also as ``run``.
+            ConfigError: As ``logits``.
             ArtifactInvalid: As ``run``.
         """
         name, values = self._scores(inputs, ("probabilities", "logits"))
@@ -307,7 +310,7 @@ def _start(
         raise ArtifactInvalid(
             path, f"'{path}' is not an ONNX model that runs: {first_line(err)}"
         ) from err
-    _sessions.add(session)
+    _open_sessions.add(session)
     require_started(session, providers)
     return session
 
@@ -363,3 +366,34 @@ def _has_shape(found: Sequence[object], value: Value) -> bool:
         return False
     pairs = zip(found, value.shape, strict=True)
     return all(side == wanted for side, wanted in pairs if isinstance(wanted, int))
+
+
+def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
+    """Return the providers as ONNX Runtime takes them, the CPU where there are none."""
+    if providers is None:
+        return [_CPU]
+    if isinstance(providers, str) or not providers:
+        raise ConfigError(f"providers must be a list of names, at least one; got {providers!r}.")
+    available = ort.get_available_providers()
+    for name in map(_provider_name, providers):
+        if name not in available:
+            raise ConfigError(
+                f"ONNX Runtime has no provider {name!r} here. It has {', '.join(available)}; "
+                "others come with other builds of it, CUDAExecutionProvider with onnxruntime-gpu."
+            )
+    return list(providers)
+
+
+def require_started(session: ort.InferenceSession, providers: Sequence[Provider]) -> None:
+    """Refuse a session that goes without a provider, as one does whose libraries are missing."""
+    started = session.get_providers()
+    for name in map(_provider_name, providers):
+        if name not in started:
+            raise ConfigError(
+                f"The provider '{name}' does not start here: its driver or libraries are missing "
+                f"or of another version. Started: {', '.join(started)}."
+            )
+
+
+def _provider_name(provider: Provider) -> Any:
+    return provider[0] if isinstance(provider, tuple) and provider else provider

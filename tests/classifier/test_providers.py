@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featx.classifier.providers import require_providers, require_started
+from featx.classifier.session import require_providers, require_started
 from featx.errors import ConfigError
 
 CPU = "CPUExecutionProvider"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,9 @@ from featx.artifact import (
     run_files,
 )
 from featx.backbones.engines import OnnxEngine
-from featx.backbones.spec import weights_file
+from featx.backbones.int8.calibrate import calibrate
+from featx.backbones.int8.quantize import quantize_graph
+from featx.backbones.spec import BackboneSpec, weights_file
 from featx.classifier.agreement import measure_accuracy, typical_size
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
@@ -41,14 +43,7 @@ from featx.heads.head import Head, open_head
 from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.card import is_card_of, require_card_replaceable, write_card
-from featx.stages.export.backbone import (
-    NUM_CALIBRATION,
-    features_graph,
-    float_graph,
-    precision_of,
-    repeats_features,
-    shipped_graph,
-)
+from featx.stages.export.backbone import float_graph, repeats_features
 from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
 from featx.stages.export.options import (
     DEFAULT_RTOL,
@@ -63,6 +58,8 @@ from featx.stages.export.options import (
 
 Tell = Callable[[str], None]
 
+_NUM_CALIBRATION = 128
+"""Training images whose activations give int8 its ranges."""
 _OF_TASK = ("task", "thresholds", "unit")
 """Details of the head that describe its task."""
 
@@ -107,7 +104,8 @@ def export_onnx(
     exists = require_replaceable(output, "classifier")
     card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
     earlier = open_earlier(output) if exists else None
-    if earlier and _is_current(earlier, output, trained, Path(head), options):
+    has_card = card is None or (earlier is not None and is_card_of(card, output, earlier))
+    if earlier and has_card and is_current(earlier, trained, Path(head), options):
         size = output.stat().st_size
         return ExportReport(output, earlier, None, size, 0.0, card, is_unchanged=True)
     made = _Export(trained, Path(head), options, tell=tell)
@@ -135,14 +133,6 @@ def _files_read(head: Head, path: Path, options: ExportOptions) -> dict[str, Pat
     if options.weights is not None and (weights := weights_file(options.weights)):
         read[f"the weights '{options.weights}'"] = weights
     return read
-
-
-def _is_current(
-    header: Header, output: Path, head: Head, head_path: Path, options: ExportOptions
-) -> bool:
-    """Return whether a model, and its card where one is asked for, are those of this export."""
-    has_card = options.card is None or is_card_of(Path(options.card), output, header)
-    return has_card and is_current(header, head, head_path, options)
 
 
 def proof_date(head: Path) -> str:
@@ -177,7 +167,9 @@ class _Export:
     def __init__(self, head: Head, path: Path, options: ExportOptions, *, tell: Tell) -> None:
         self._head, self._path, self._options, self._tell = head, path, options, tell
         self._date = proof_date(path)
-        self._precision: Precision = precision_of(head, options)
+        self._ranges = BackboneSpec.from_dict(head.header.spec).calibration
+        own: Precision = "fp32" if self._ranges is None else "int8"
+        self._precision = options.precision or own
         self._repeats_features = repeats_features(head, self._precision)
         self._opened: Evidence | None = None
         self._staleness = Staleness(known=False)
@@ -191,7 +183,9 @@ class _Export:
             self._staleness = staleness_if_there(self._head, self._path, self._options)
         self._tell("Exporting the backbone")
         plain = float_graph(self._head, self._options, self._tell)
-        backbone = shipped_graph(plain, self._head, self._precision, self._training_crops)
+        backbone = plain
+        if self._precision == "int8":
+            backbone = quantize_graph(plain, self._ranges or calibrate(plain, self._crops()))
         if not self._options.verify:
             header = self._header(contract, None)
             content = self._content(backbone, contract, header)
@@ -204,9 +198,8 @@ class _Export:
         rows = self._evidence.compared()
         images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
         self._tell(f"Comparing {len(rows)} images")
-        proof = self._prove(
-            draft, rows, images, logits, OnnxEngine(features_graph(plain, self._head))
-        )
+        same = plain if self._ranges is None else quantize_graph(plain, self._ranges)
+        proof = self._prove(draft, rows, images, logits, OnnxEngine(same))
         proof = self._with_accuracy(draft, proof)
         require_accuracy(proof, max_drop=self._options.max_drop)
         names = self._options.with_names
@@ -228,9 +221,9 @@ class _Export:
             self._opened = open_evidence(self._head, self._path, self._options)
         return self._opened
 
-    def _training_crops(self) -> Any:
+    def _crops(self) -> Iterator[np.ndarray]:
         rows = self._evidence.cache.rows("train")
-        return self._evidence.crops(spread(rows, NUM_CALIBRATION))
+        return self._evidence.crops(spread(rows, _NUM_CALIBRATION))
 
     def _prove(
         self,

@@ -23,10 +23,9 @@ import numpy as np
 from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header
-from featx.classifier.providers import Provider
 from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.seal import SEAL_BYTES
-from featx.classifier.session import Classifier, load_classifier, read_classifier
+from featx.classifier.session import Classifier, Provider, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
 from featx.images.cores import num_cores
