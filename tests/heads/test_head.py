@@ -59,7 +59,7 @@ def checksum(layers: tuple[Layer, ...]) -> str:
 
 
 @pytest.mark.parametrize("widths", [(5, 2), (1, 1), (7, 4, 3), (6, 5, 4, 3, 2)])
-def test_what_is_written_is_read(tmp_path: Path, widths: tuple[int, ...]) -> None:
+def test_what_is_written_is_read(tmp_path, widths):
     head = head_of(*widths)
     saved = save_head(tmp_path / "h.safetensors", head)
     opened = open_head(str(tmp_path / "h.safetensors"))
@@ -71,7 +71,7 @@ def test_what_is_written_is_read(tmp_path: Path, widths: tuple[int, ...]) -> Non
         assert [part.dtype for part in found] == [np.float32, np.float32]
 
 
-def test_every_finite_bit_pattern_survives(tmp_path: Path) -> None:
+def test_every_finite_bit_pattern_survives(tmp_path):
     head = head_of(3, 2)
     odd = np.array([[0x7F7FFFFF, 0xFF7FFFFF, 0x80000000], [1, 0x007FFFFF, 0]], np.uint32)
     head = replace(head, layers=((odd.view(np.float32), head.layers[0][1]),))
@@ -79,14 +79,14 @@ def test_every_finite_bit_pattern_survives(tmp_path: Path) -> None:
     assert open_head(tmp_path / "h").layers[0][0].tobytes() == odd.tobytes()
 
 
-def test_other_layouts_and_types_are_stored_as_float32(tmp_path: Path) -> None:
+def test_other_layouts_and_types_are_stored_as_float32(tmp_path):
     head = head_of(4, 3)
     weight = np.asfortranarray(head.layers[0][0].astype(np.float64))
     save_head(tmp_path / "h", replace(head, layers=((weight, head.layers[0][1]),)))
     assert np.array_equal(open_head(tmp_path / "h").layers[0][0], head.layers[0][0])
 
 
-def test_anyone_can_read_it(tmp_path: Path) -> None:
+def test_anyone_can_read_it(tmp_path):
     head = head_of(6, 4, 3)
     save_head(tmp_path / "h.safetensors", head)
     tensors = safetensors.numpy.load_file(tmp_path / "h.safetensors")
@@ -101,7 +101,7 @@ def test_anyone_can_read_it(tmp_path: Path) -> None:
     assert header["details"]["choice"] == {"head": "linear", "solver": "lbfgs"}
 
 
-def test_equal_heads_give_equal_bytes(tmp_path: Path) -> None:
+def test_equal_heads_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
         save_head(tmp_path / name, head_of(50, 20, 10))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -109,7 +109,7 @@ def test_equal_heads_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_the_overwrite_rule(tmp_path: Path) -> None:
+def test_the_overwrite_rule(tmp_path):
     save_head(tmp_path / "h", head_of(3, 2))
     before = (tmp_path / "h").read_bytes()
     with pytest.raises(ArtifactExists):
@@ -120,7 +120,7 @@ def test_the_overwrite_rule(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["h"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def fail(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
             file.write(content[:100])
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
 # --- applying -----------------------------------------------------------------------------------
 
 
-def test_logits_are_torchs() -> None:
+def test_logits_are_torchs():
     head = head_of(9, 7, 5, 3)
     modules: list[torch.nn.Module] = []
     for weight, bias in head.layers:
@@ -152,7 +152,7 @@ def test_logits_are_torchs() -> None:
     assert (logits < 0).any()  # no ReLU after the last
 
 
-def test_applying_leaves_features_alone() -> None:
+def test_applying_leaves_features_alone():
     features = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
     before = features.copy()
     head_of(9, 7, 3).logits(features)
@@ -173,15 +173,7 @@ def test_applying_leaves_features_alone() -> None:
     spread=st.sampled_from([1e-4, 1, 1e4]),
     seed=st.integers(0, 2**32),
 )
-def test_folding_keeps_logits(
-    *,
-    num_samples: int,
-    num_features: int,
-    num_outputs: int,
-    offset: float,
-    spread: float,
-    seed: int,
-) -> None:
+def test_folding_keeps_logits(*, num_samples, num_features, num_outputs, offset, spread, seed):
     random = np.random.default_rng(seed)
     features = (random.normal(size=(num_samples, num_features)) + offset) * spread
     features = features.astype(np.float32)
@@ -198,7 +190,7 @@ def test_folding_keeps_logits(
     assert (np.abs(exact - expected) <= bound / (num_features + 4) * 2).all()
 
 
-def test_standardised_features_have_mean_0_and_deviation_1() -> None:
+def test_standardised_features_have_mean_0_and_deviation_1():
     features = np.random.default_rng(0).normal(5, 3, size=(100_000, 4)).astype(np.float32)
     mean, scale = standardisation(features)
     assert (mean.dtype, scale.dtype) == (np.float64, np.float64)
@@ -208,7 +200,7 @@ def test_standardised_features_have_mean_0_and_deviation_1() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.1, -7.3, 1e-30, 1e6, 3e38])
-def test_a_constant_feature_has_the_usual_scale(value: float) -> None:
+def test_a_constant_feature_has_the_usual_scale(value):
     features = np.full((333, 2), value, dtype=np.float32)
     features[:, 1] = np.arange(333)
     mean, scale = standardisation(features)
@@ -217,18 +209,18 @@ def test_a_constant_feature_has_the_usual_scale(value: float) -> None:
     assert mean[0] == pytest.approx(np.float32(value))
 
 
-def test_one_sample_has_scale_1_everywhere() -> None:
+def test_one_sample_has_scale_1_everywhere():
     assert (standardisation(np.ones((1, 4), np.float32))[1] == 1).all()
 
 
-def test_a_huge_feature_does_not_make_its_neighbours_constant() -> None:
+def test_a_huge_feature_does_not_make_its_neighbours_constant():
     random = np.random.default_rng(0)
     features = random.normal(size=(50, 2)).astype(np.float32) * np.float32([1, 1e3])
     features[:, 1] += 1e9
     assert standardisation(features)[1][0] == pytest.approx(features[:, 0].std(), rel=0.05)
 
 
-def test_few_samples_that_agree_in_a_feature_do_not_make_it_count_for_much() -> None:
+def test_few_samples_that_agree_in_a_feature_do_not_make_it_count_for_much():
     random = np.random.default_rng(0)
     features = random.normal(size=(3, 50)).astype(np.float32)
     features[:, 0] = 2 + np.float32([0, 1e-6, -1e-6])
@@ -239,20 +231,20 @@ def test_few_samples_that_agree_in_a_feature_do_not_make_it_count_for_much() -> 
     assert (scale < 3 * usual).all()
 
 
-def test_samples_that_hardly_differ_at_all_are_not_blown_up() -> None:
+def test_samples_that_hardly_differ_at_all_are_not_blown_up():
     features = np.random.default_rng(0).normal(1, 1e-6, size=(3, 50)).astype(np.float32)
     _, scale = standardisation(features)
     assert (scale > 5e-4).all()
 
 
-def test_many_samples_have_their_own_scale() -> None:
+def test_many_samples_have_their_own_scale():
     features = np.random.default_rng(0).normal(size=(20_000, 3)) * [0.05, 1, 20]
     _, scale = standardisation(features)
     assert scale == pytest.approx(features.std(axis=0), rel=0.05)
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1e6])
-def test_the_unit_of_all_features_scales_them_alike(unit: float) -> None:
+def test_the_unit_of_all_features_scales_them_alike(unit):
     features = np.random.default_rng(0).normal(2, 3, size=(20, 5))
     mean, scale = standardisation(features)
     own_mean, own_scale = standardisation(features * unit)
@@ -292,18 +284,18 @@ def parts(path: Path) -> tuple[dict[str, np.ndarray], Header]:
     return safetensors.numpy.load_file(path), open_head(path).header
 
 
-def test_missing_and_folder(tmp_path: Path) -> None:
+def test_missing_and_folder(tmp_path):
     refused(tmp_path / "h", r"does not exist\. Make it with 'featx train-head'", ArtifactMissing)
     refused(tmp_path, "is not a file")
 
 
 @pytest.mark.parametrize("content", [b"path,label\n", b"\x89HDF\r\n\x1a\n" + bytes(100), bytes(8)])
-def test_other_content(tmp_path: Path, content: bytes) -> None:
+def test_other_content(tmp_path, content):
     (tmp_path / "h").write_bytes(content)
     refused(tmp_path / "h", "not a head")
 
 
-def test_foreign_safetensors(tmp_path: Path, whole: Path) -> None:
+def test_foreign_safetensors(tmp_path, whole):
     tensors, _ = parts(whole)
     craft(whole, tensors, None, format="pt")
     refused(whole, "is a safetensors file, but not a head of featx's")
@@ -311,13 +303,13 @@ def test_foreign_safetensors(tmp_path: Path, whole: Path) -> None:
     refused(whole, "no readable featx header")
 
 
-def test_a_header_of_other_features_kind(whole: Path) -> None:
+def test_a_header_of_other_features_kind(whole):
     tensors, header = parts(whole)
     craft(whole, tensors, replace(header, kind="features"))
     refused(whole, "holds cached features, but a head is needed here")
 
 
-def test_an_altered_header(whole: Path) -> None:
+def test_an_altered_header(whole):
     content = whole.read_bytes()
     assert content.count(b"class 1") == 1
     whole.write_bytes(content.replace(b"class 1", b"class 9"))
@@ -325,7 +317,7 @@ def test_an_altered_header(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["layers.0.weight", "layers.0.bias", "layers.1.bias"])
-def test_an_altered_tensor(whole: Path, name: str) -> None:
+def test_an_altered_tensor(whole, name):
     tensors, header = parts(whole)
     tensors[name].reshape(-1)[0] += 1
     craft(whole, tensors, header)
@@ -333,7 +325,7 @@ def test_an_altered_tensor(whole: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("sha256", [None, 7, [], "x"])
-def test_a_header_without_the_checksum(whole: Path, sha256: object) -> None:
+def test_a_header_without_the_checksum(whole, sha256):
     tensors, header = parts(whole)
     craft(whole, tensors, replace(header, details=header.details | {"sha256": sha256}))
     refused(whole, "sha256")
@@ -355,7 +347,7 @@ def zeros(*shape: int, dtype: str = "<f4") -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
-def test_crafted_layers_that_fit_are_read(whole: Path) -> None:
+def test_crafted_layers_that_fit_are_read(whole):
     with_layers(whole, (zeros(3, 6), zeros(3)))
     assert len(open_head(whole).layers) == 1
 
@@ -377,7 +369,7 @@ def test_crafted_layers_that_fit_are_read(whole: Path) -> None:
         ([(zeros(0, 6), zeros(0)), (zeros(3, 0), zeros(3))], None),
     ],
 )
-def test_layers_of_another_shape_or_type(whole: Path, layers: list, match: str | None) -> None:
+def test_layers_of_another_shape_or_type(whole, layers, match):
     with_layers(whole, *layers)
     if match is None:  # odd, but a head: constant logits
         assert open_head(whole).logits(zeros(2, 6)).shape == (2, 3)
@@ -386,7 +378,7 @@ def test_layers_of_another_shape_or_type(whole: Path, layers: list, match: str |
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "BOOL", "I64"])
-def test_types_numpy_may_not_know(whole: Path, dtype: str) -> None:
+def test_types_numpy_may_not_know(whole, dtype):
     _, header = parts(whole)
     size = {"BF16": 2, "F8_E4M3": 1, "BOOL": 1, "I64": 8}[dtype]
     raw = json.dumps(
@@ -419,18 +411,18 @@ def test_types_numpy_may_not_know(whole: Path, dtype: str) -> None:
     ],
     ids=["extra", "half a layer", "one less", "a gap", "00", "none", "others", "65 layers"],
 )
-def test_other_tensors_than_layers(whole: Path, change: Callable) -> None:
+def test_other_tensors_than_layers(whole, change):
     tensors, header = parts(whole)
     craft(whole, change(tensors), header)
     refused(whole, "holds other tensors than a head's layers")
 
 
-def test_more_outputs_than_classes(whole: Path) -> None:
+def test_more_outputs_than_classes(whole):
     with_layers(whole, (zeros(3, 6), zeros(3)), classes=("a", "b"))
     refused(whole, "has 3 outputs, but 2 classes")
 
 
-def test_features_without_a_width(whole: Path) -> None:
+def test_features_without_a_width(whole):
     with_layers(whole, (zeros(3, 6), zeros(3)), spec={"backbone": "tiny"})
     refused(whole, r"spec\.\w+ is missing")
 
@@ -438,7 +430,7 @@ def test_features_without_a_width(whole: Path) -> None:
 # --- damage -------------------------------------------------------------------------------------
 
 
-def test_no_byte_can_change_unseen(tmp_path: Path) -> None:
+def test_no_byte_can_change_unseen(tmp_path):
     path = tmp_path / "small"
     save_head(path, head_of(2, 2))
     content = path.read_bytes()
@@ -451,7 +443,7 @@ def test_no_byte_can_change_unseen(tmp_path: Path) -> None:
                 open_head(path)
 
 
-def test_without_the_check_of_the_checksum(whole: Path) -> None:
+def test_without_the_check_of_the_checksum(whole):
     tensors, header = parts(whole)
     tensors["layers.0.bias"][0] += 1
     craft(whole, tensors, header)
@@ -465,7 +457,7 @@ def test_without_the_check_of_the_checksum(whole: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", [0, 1])
-def test_weights_that_are_not_finite(whole: Path, value: float, part: int) -> None:
+def test_weights_that_are_not_finite(whole, value, part):
     layers = [(zeros(4, 6), zeros(4)), (zeros(3, 4), zeros(3))]
     layers[1][part].reshape(-1)[2] = value
     with_layers(whole, *layers)
@@ -473,7 +465,7 @@ def test_weights_that_are_not_finite(whole: Path, value: float, part: int) -> No
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_head_that_diverged_is_not_written(tmp_path: Path, value: float) -> None:
+def test_a_head_that_diverged_is_not_written(tmp_path, value):
     head = head_of(3, 4, 2)
     head.layers[0][0][1, 1] = value
     with pytest.raises(ArtifactInvalid, match=r"not written: layer 0.*diverged") as caught:
@@ -482,13 +474,13 @@ def test_a_head_that_diverged_is_not_written(tmp_path: Path, value: float) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_a_list_of_tensors_that_is_too_long(whole: Path) -> None:
+def test_a_list_of_tensors_that_is_too_long(whole):
     text = b" " * (2 * MAX_HEADER_BYTES + 2**16 + 1)
     whole.write_bytes(struct.pack("<Q", len(text)) + text)
     refused(whole, "list of tensors has 33619969 bytes, over")
 
 
-def test_the_longest_header_fits(tmp_path: Path) -> None:
+def test_the_longest_header_fits(tmp_path):
     head = head_of(3, 2, padding=["" for _ in range(2**20)])  # quotes, which take most room
     save_head(tmp_path / "h", head)
     assert open_head(tmp_path / "h").header.details["padding"] == [""] * 2**20
@@ -512,7 +504,7 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     ],
     ids=["metadata", "a tensor", "the metadata", "a field"],
 )
-def test_names_that_occur_twice(whole: Path, change: Callable[[bytes], bytes]) -> None:
+def test_names_that_occur_twice(whole, change):
     rewrite(whole, change)
     refused(whole, "a name occurs twice")
 
@@ -520,13 +512,13 @@ def test_names_that_occur_twice(whole: Path, change: Callable[[bytes], bytes]) -
 @pytest.mark.parametrize(
     "text", [b"[]", b"null", b'"featx"', b'{"__metadata__": []}', b'{"__metadata__": {"featx": 1}}']
 )
-def test_json_that_lists_no_tensors(whole: Path, text: bytes) -> None:
+def test_json_that_lists_no_tensors(whole, text):
     rewrite(whole, lambda _: text)
     refused(whole, "not a head")
 
 
 @pytest.mark.parametrize("entry", [1, None, [], {}, {"dtype": 4}, {"dtype": ["F32"]}])
-def test_tensors_that_are_none(whole: Path, entry: object) -> None:
+def test_tensors_that_are_none(whole, entry):
     def change(text: bytes) -> bytes:
         return json.dumps(json.loads(text) | {"layers.1.bias": entry}).encode()
 
@@ -539,7 +531,7 @@ def test_tensors_that_are_none(whole: Path, entry: object) -> None:
     [[2**62, 4], [2**63, 0], [2**64], [-3], [3, -1], [1.5], [10**9, 10**9], [3] + [1] * 100, "3"],
     ids=str,
 )
-def test_shapes_that_cannot_be(whole: Path, shape: object) -> None:
+def test_shapes_that_cannot_be(whole, shape):
     def change(text: bytes) -> bytes:
         listing = json.loads(text)
         listing["layers.1.bias"]["shape"] = shape
@@ -552,7 +544,7 @@ def test_shapes_that_cannot_be(whole: Path, shape: object) -> None:
 @pytest.mark.parametrize(
     "offsets", [[0, 12], [100, 112], [12, 0], [0, 2**63], [4, 16], [-4, 8]], ids=str
 )
-def test_tensors_that_overlap_leave_holes_or_are_not_there(whole: Path, offsets: list[int]) -> None:
+def test_tensors_that_overlap_leave_holes_or_are_not_there(whole, offsets):
     def change(text: bytes) -> bytes:
         listing = json.loads(text)
         assert listing["layers.1.bias"]["data_offsets"] not in (offsets, [])
@@ -563,12 +555,12 @@ def test_tensors_that_overlap_leave_holes_or_are_not_there(whole: Path, offsets:
     refused(whole, "is not a head, or is damaged")
 
 
-def test_a_file_larger_than_a_head_can_be(tmp_path: Path) -> None:
+def test_a_file_larger_than_a_head_can_be(tmp_path):
     with (tmp_path / "h").open("wb") as sparse:
         sparse.truncate(2**31 + 1)
     refused(tmp_path / "h", "larger than a head can be")
 
 
-def test_bytes_after_the_end(whole: Path) -> None:
+def test_bytes_after_the_end(whole):
     whole.write_bytes(whole.read_bytes() + b"\0")
     refused(whole)

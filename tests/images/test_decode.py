@@ -102,21 +102,21 @@ class TestFormats:
     @pytest.mark.parametrize("kind", LOSSLESS)
     @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 9))
     @settings(max_examples=15)
-    def test_lossless_pixels_come_back(self, kind: str, height: int, width: int, seed: int) -> None:
+    def test_lossless_pixels_come_back(self, kind, height, width, seed):
         pixels = noise(height, width, seed=seed)
         np.testing.assert_array_equal(decoded(encode(pixels, kind)), pixels)
 
-    def test_jpeg_comes_back_nearly(self) -> None:
+    def test_jpeg_comes_back_nearly(self):
         pixels = smooth()
         found = decoded(encode(pixels, "JPEG", quality=98))
         assert np.abs(found.astype(int) - pixels).max() <= 8
 
     @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 2}, {"quality": 5}])
-    def test_all_sorts_of_jpeg_open(self, options: dict[str, Any]) -> None:
+    def test_all_sorts_of_jpeg_open(self, options):
         assert decoded(encode(smooth(), "JPEG", **options)).shape == (40, 60, 3)
 
     @pytest.mark.parametrize("kind", ["PPM", "ICO", "PCX", "TGA", "SGI", "PDF", "EPS", "JPEG2000"])
-    def test_formats_that_are_not_allowed_are_refused(self, kind: str) -> None:
+    def test_formats_that_are_not_allowed_are_refused(self, kind):
         message = "not an image of a known format \\(JPEG, PNG"
         refused(encode(noise(16, 16), kind), message)
 
@@ -130,14 +130,14 @@ class TestFormats:
             b"\x00\x05\x16\x07" + b"\0" * 80,  # AppleDouble, ._photo.jpg
         ],
     )
-    def test_text_and_the_like_are_refused(self, content: bytes) -> None:
+    def test_text_and_the_like_are_refused(self, content):
         refused(content, "not an image of a known format")
 
-    def test_an_empty_file_is_called_empty(self) -> None:
+    def test_an_empty_file_is_called_empty(self):
         assert refused(b"").reason == "the file is empty."
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-    def test_of_an_animation_the_first_frame_counts(self, kind: str) -> None:
+    def test_of_an_animation_the_first_frame_counts(self, kind):
         frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
         content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         with Image.open(io.BytesIO(content)) as image:
@@ -146,29 +146,29 @@ class TestFormats:
 
 
 class TestModes:
-    def test_grey_becomes_three_equal_channels(self) -> None:
+    def test_grey_becomes_three_equal_channels(self):
         grey = noise()[:, :, 0]
         expected = np.repeat(grey[:, :, None], 3, axis=2)
         np.testing.assert_array_equal(decoded(encode(grey)), expected)
 
-    def test_black_and_white(self) -> None:
+    def test_black_and_white(self):
         bits = noise()[:, :, 0] > 127
         expected = np.repeat(bits[:, :, None], 3, axis=2) * np.uint8(255)
         np.testing.assert_array_equal(decoded(encode(Image.fromarray(bits))), expected)
 
-    def test_palette_becomes_its_colours(self) -> None:
+    def test_palette_becomes_its_colours(self):
         image = Image.fromarray(noise()).convert("P")
         expected = np.asarray(image.convert("RGB"))
         for kind in ("PNG", "GIF", "BMP"):
             np.testing.assert_array_equal(decoded(encode(image, kind)), expected)
 
-    def test_cmyk_becomes_the_colours_it_prints(self) -> None:
+    def test_cmyk_becomes_the_colours_it_prints(self):
         image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # cyan 0, magenta and yellow full
         found = decoded(encode(image, "JPEG", quality=100))
         assert np.abs(found.astype(int) - (255, 0, 0)).max() <= 3
 
     @given(seed=st.integers(0, 50))
-    def test_transparent_pixels_lie_over_white(self, seed: int) -> None:
+    def test_transparent_pixels_lie_over_white(self, seed):
         layers = np.random.default_rng(seed).integers(0, 256, (5, 7, 4), dtype=np.uint8)
         alpha = layers[:, :, 3:].astype(float) / 255
         expected = layers[:, :, :3] * alpha + 255 * (1 - alpha)
@@ -176,23 +176,23 @@ class TestModes:
             found = decoded(encode(Image.fromarray(layers, "RGBA"), kind))
             assert np.abs(found - expected).max() <= 1
 
-    def test_opaque_red_is_red(self) -> None:
+    def test_opaque_red_is_red(self):
         assert (decoded(encode(Image.new("RGBA", (4, 4), (255, 0, 0, 255)))) == (255, 0, 0)).all()
 
-    def test_grey_with_alpha_lies_over_white(self) -> None:
+    def test_grey_with_alpha_lies_over_white(self):
         for alpha, grey in ((1, 254), (255, 40), (128, 147)):
             found = decoded(encode(Image.new("LA", (4, 4), (40, alpha))))
             assert np.abs(found.astype(int) - grey).max() <= 1
 
     @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-    def test_a_transparent_palette_entry_is_white(self, kind: str) -> None:
+    def test_a_transparent_palette_entry_is_white(self, kind):
         image = Image.new("P", (2, 1))
         image.putpalette([255, 0, 0, 0, 255, 0])
         image.putdata([0, 1])
         found = decoded(encode(image, kind, transparency=0))
         assert found.tolist() == [[[255, 255, 255], [0, 255, 0]]]
 
-    def test_palette_entries_may_be_half_transparent(self) -> None:
+    def test_palette_entries_may_be_half_transparent(self):
         image = Image.new("P", (2, 1))
         image.putpalette([0, 0, 0, 0, 0, 0])
         image.putdata([0, 1])
@@ -200,41 +200,41 @@ class TestModes:
         assert found[0, 0].tolist() == [255, 255, 255]
         assert np.abs(found[0, 1].astype(int) - 127).max() <= 1
 
-    def test_a_transparent_colour_is_white(self) -> None:
+    def test_a_transparent_colour_is_white(self):
         pixels = np.array([[[255, 0, 0], [0, 0, 255]]], dtype=np.uint8)
         found = decoded(encode(pixels, transparency=(255, 0, 0)))
         assert found.tolist() == [[[255, 255, 255], [0, 0, 255]]]
 
-    def test_sixteen_bits_are_scaled_not_cut(self) -> None:
+    def test_sixteen_bits_are_scaled_not_cut(self):
         grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
         expected = np.round(grey / 65535 * 255).astype(np.uint8)
         for kind in ("PNG", "TIFF"):
             found = decoded(encode(Image.fromarray(grey), kind))
             np.testing.assert_array_equal(found, np.repeat(expected[:, :, None], 3, axis=2))
 
-    def test_sixteen_bits_of_either_byte_order(self) -> None:
+    def test_sixteen_bits_of_either_byte_order(self):
         for mode in ("I;16", "I;16B"):
             image = Image.new(mode, (3, 2), 65535 // 5)
             assert (decoded(encode(image, "TIFF")) == 51).all()
 
-    def test_a_transparent_sixteen_bit_grey_is_white(self) -> None:
+    def test_a_transparent_sixteen_bit_grey_is_white(self):
         grey = np.array([[500, 501, 40000]], dtype=np.uint16)
         found = decoded(encode(Image.fromarray(grey), transparency=500))
         assert found[0, :, 0].tolist() == [255, 2, 156]
 
-    def test_sixteen_bit_colour_keeps_its_high_byte(self) -> None:
+    def test_sixteen_bit_colour_keeps_its_high_byte(self):
         row = b"\0" + struct.pack(">6H", 0xFF00, 0x8000, 0x0100, 0x00FF, 0x4000, 0xFFFF)
         found = decoded(png(2, 1, row, depth=16))
         expected = np.array([[[255, 128, 1], [0, 64, 255]]])
         assert np.abs(found.astype(int) - expected).max() <= 1
 
     @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-    def test_thirty_two_bits_are_refused_by_name(self, dtype: type) -> None:
+    def test_thirty_two_bits_are_refused_by_name(self, dtype):
         grey = np.linspace(0, 1000, 12).reshape(3, 4).astype(dtype)
         error = refused(encode(Image.fromarray(grey), "TIFF"), "32-bit grey")
         assert "convert it to 8 or 16 bits" in error.reason
 
-    def test_every_mode_that_pillow_knows_is_taken_or_refused_by_name(self) -> None:
+    def test_every_mode_that_pillow_knows_is_taken_or_refused_by_name(self):
         for mode in (
             "1",
             "L",
@@ -283,14 +283,14 @@ EXIF_WARNINGS = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlu
 class TestOrientation:
     @pytest.mark.parametrize("value", AS_STORED)
     @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-    def test_the_image_comes_out_upright(self, kind: str, value: int) -> None:
+    def test_the_image_comes_out_upright(self, kind, value):
         upright = noise(5, 9)
         stored = np.ascontiguousarray(AS_STORED[value](upright))
         found = decoded(encode(stored, kind, exif=orientation(value)))
         np.testing.assert_array_equal(found, upright)
 
     @pytest.mark.parametrize("value", AS_STORED)
-    def test_jpeg_likewise(self, value: int) -> None:
+    def test_jpeg_likewise(self, value):
         upright = smooth()
         stored = np.ascontiguousarray(AS_STORED[value](upright))
         found = decoded(encode(stored, "JPEG", quality=98, exif=orientation(value)))
@@ -298,12 +298,12 @@ class TestOrientation:
         assert np.abs(found.astype(int) - upright).max() <= 8
 
     @pytest.mark.parametrize("value", [0, 9, 255, 65535])
-    def test_values_without_a_meaning_are_passed_over(self, value: int) -> None:
+    def test_values_without_a_meaning_are_passed_over(self, value):
         pixels = noise()
         found = decoded(encode(pixels, exif=orientation(value)))
         np.testing.assert_array_equal(found, pixels)
 
-    def test_sixteen_bit_and_transparent_images_turn_too(self) -> None:
+    def test_sixteen_bit_and_transparent_images_turn_too(self):
         grey = np.array([[0, 65535, 257]], dtype=np.uint16)
         found = decoded(encode(Image.fromarray(grey), exif=orientation(6)))
         assert found[:, 0, 0].tolist() == [0, 255, 1]
@@ -312,7 +312,7 @@ class TestOrientation:
         found = decoded(encode(clear, exif=orientation(8)))
         assert found[:, 0].tolist() == [[255, 255, 255], [255, 255, 255], [9, 9, 9]]
 
-    def test_a_pil_image_turns_once(self) -> None:
+    def test_a_pil_image_turns_once(self):
         content = encode(noise(5, 9), exif=orientation(6))
         with Image.open(io.BytesIO(content)) as image:
             np.testing.assert_array_equal(rgb_image(image, sample_id=ID), decoded(content))
@@ -321,12 +321,12 @@ class TestOrientation:
         "exif", [b"Exif\0\0", b"Exif\0\0rubbish rubbish", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"\xff"]
     )
     @EXIF_WARNINGS
-    def test_damaged_exif_does_not_cost_the_image(self, exif: bytes) -> None:
+    def test_damaged_exif_does_not_cost_the_image(self, exif):
         found = decoded(encode(smooth(), "JPEG", exif=exif))
         assert found.shape == (40, 60, 3)
 
     @EXIF_WARNINGS
-    def test_no_damage_to_exif_costs_the_image(self) -> None:
+    def test_no_damage_to_exif_costs_the_image(self):
         exif = Image.Exif()
         exif[0x0112], exif[0x010E] = 6, "hello"
         content = encode(smooth(), "JPEG", exif=exif.tobytes())
@@ -340,37 +340,37 @@ class TestOrientation:
 
 
 class TestLimits:
-    def test_a_bomb_is_refused_by_its_header(self) -> None:
+    def test_a_bomb_is_refused_by_its_header(self):
         refused(png(20000, 20000), "pixels")
         refused(png(2**31 - 1, 2**31 - 1), "cannot be decoded")
 
-    def test_the_limit_is_ours_for_images_that_are_open_already(self) -> None:
+    def test_the_limit_is_ours_for_images_that_are_open_already(self):
         image = Image.new("1", (1, 1))
         image._size = (20000, 20000)
         with pytest.raises(ImageError, match=f"20000×20000 pixels is more than the {MAX_PIXELS}"):
             rgb_image(image, sample_id=ID)
 
-    def test_nobody_lifted_pillows_limits(self) -> None:
+    def test_nobody_lifted_pillows_limits(self):
         assert Image.MAX_IMAGE_PIXELS is not None
         assert 2 * Image.MAX_IMAGE_PIXELS <= MAX_PIXELS
         assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
     @pytest.mark.parametrize("size", [(1, 1), (1, MAX_ASPECT_RATIO), (MAX_ASPECT_RATIO, 1)])
-    def test_small_and_slim_images_open(self, size: tuple[int, int]) -> None:
+    def test_small_and_slim_images_open(self, size):
         assert decoded(encode(noise(*size))).shape == (*size, 3)
 
     @pytest.mark.parametrize("size", [(1, 20000), (20000, 2), (1, MAX_ASPECT_RATIO + 1)])
-    def test_strips_are_refused(self, size: tuple[int, int]) -> None:
+    def test_strips_are_refused(self, size):
         error = refused(encode(np.zeros((*size, 3), np.uint8)), "too narrow")
         assert f"{size[1]}×{size[0]}" in error.reason
 
-    def test_images_without_pixels_are_refused(self) -> None:
+    def test_images_without_pixels_are_refused(self):
         refused(png(0, 5))
         refused(png(5, 0))
         with pytest.raises(ImageError, match="0×0 pixels is no image"):
             rgb_image(Image.new("RGB", (0, 0)), sample_id=ID)
 
-    def test_a_text_bomb_in_a_png_is_never_unpacked(self) -> None:
+    def test_a_text_bomb_in_a_png_is_never_unpacked(self):
         text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 200_000_000))
         content = encode(noise())
         tracemalloc.start()
@@ -382,7 +382,7 @@ class TestLimits:
 
 
 class TestMaxPixels:
-    def test_the_limit_counts_height_times_width(self) -> None:
+    def test_the_limit_counts_height_times_width(self):
         content = encode(noise(20, 30))
         assert decode_image(content, sample_id=ID, max_pixels=600).shape == (20, 30, 3)
         with pytest.raises(ImageError, match="30×20 pixels is more than the 599 allowed") as caught:
@@ -390,9 +390,7 @@ class TestMaxPixels:
         assert caught.value.sample_id == ID
 
     @pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
-    def test_it_is_told_by_the_header_before_any_pixel_is_decoded(
-        self, kind: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_is_told_by_the_header_before_any_pixel_is_decoded(self, kind, monkeypatch):
         content = encode(noise(20, 30), kind)
 
         def fail(*_: object) -> None:
@@ -402,7 +400,7 @@ class TestMaxPixels:
         with pytest.raises(ImageError, match="more than the 100 allowed"):
             decode_image(content, sample_id=ID, max_pixels=100)
 
-    def test_a_bombs_pixels_are_never_made(self) -> None:
+    def test_a_bombs_pixels_are_never_made(self):
         tracemalloc.start()
         try:
             with pytest.raises(ImageError, match="9000×9000 pixels is more than the 1000000 allow"):
@@ -411,7 +409,7 @@ class TestMaxPixels:
         finally:
             tracemalloc.stop()
 
-    def test_open_images_and_pixels_keep_it_too(self) -> None:
+    def test_open_images_and_pixels_keep_it_too(self):
         pixels = noise(20, 30)
         for read in (
             lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=599),
@@ -422,7 +420,7 @@ class TestMaxPixels:
                 read()
 
     @pytest.mark.parametrize("limit", [0, -1, MAX_PIXELS + 1, 2**40, 1e6, True, "9"])
-    def test_it_may_only_be_lowered(self, limit: Any) -> None:
+    def test_it_may_only_be_lowered(self, limit):
         content, pixels = encode(noise()), noise()
         for read in (
             lambda: check_max_pixels(limit),
@@ -433,7 +431,7 @@ class TestMaxPixels:
             with pytest.raises(ConfigError, match=f"max pixels must be .*; got {limit!r}"):
                 read()
 
-    def test_the_message_says_whose_limit_it_is(self) -> None:
+    def test_the_message_says_whose_limit_it_is(self):
         with pytest.raises(ConfigError, match=rf"1 to {MAX_PIXELS}, Pillow's own limit"):
             check_max_pixels(MAX_PIXELS + 1)
         for limit in (1, MAX_PIXELS):
@@ -451,31 +449,29 @@ def animation(kind: str, count: int) -> bytes:
 
 class TestAnimation:
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-    def test_more_than_one_frame_or_page_is_told(self, kind: str) -> None:
+    def test_more_than_one_frame_or_page_is_told(self, kind):
         assert is_animated(animation(kind, 2))
         assert is_animated(animation(kind, 5))
 
     @pytest.mark.parametrize("kind", FORMATS)
-    def test_a_single_image_is_none(self, kind: str) -> None:
+    def test_a_single_image_is_none(self, kind):
         assert not is_animated(encode(noise(), kind))
         if kind not in ("JPEG", "BMP"):
             assert not is_animated(animation(kind, 1))
 
     @pytest.mark.parametrize("kind", ["JPEG", "MPO", "BMP", "PNG", "WEBP"])
-    def test_what_can_have_no_frames_is_not_opened(
-        self, kind: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_can_have_no_frames_is_not_opened(self, kind, monkeypatch):
         content = animation("MPO", 2) if kind == "MPO" else encode(noise(), kind)
         monkeypatch.setattr(Image, "open", None)
         assert not is_animated(content)
 
-    def test_a_cameras_second_picture_is_no_frame_and_the_first_is_read(self) -> None:
+    def test_a_cameras_second_picture_is_no_frame_and_the_first_is_read(self):
         images = frames(2)
         content = encode(images[0], "MPO", save_all=True, append_images=images[1:], quality=98)
         expected = decoded(encode(frames(1)[0], "JPEG", quality=98))
         np.testing.assert_array_equal(decoded(content), expected)
 
-    def test_bytes_that_look_like_an_announcement_are_looked_at(self) -> None:
+    def test_bytes_that_look_like_an_announcement_are_looked_at(self):
         content = encode(noise())
         assert not is_animated(content[:33] + png_chunk(b"tEXt", b"acTL\0acTL") + content[33:])
 
@@ -483,13 +479,13 @@ class TestAnimation:
         start=st.sampled_from([b"", b"GIF89a", b"II*\0\x08\0\0\0", b"MM\0*", b"MM\0+", b"II+\0"]),
         rest=st.binary(max_size=60),
     )
-    def test_any_bytes_get_an_answer(self, start: bytes, rest: bytes) -> None:
+    def test_any_bytes_get_an_answer(self, start, rest):
         assert is_animated(start + rest) in (True, False)
         assert is_animated(b"\x89PNG\r\n\x1a\nacTL" + rest) is False
         assert is_animated(b"RIFF\0\0\0\0WEBPVP8X\0\0\0\0\x02" + rest) is False
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-    def test_so_does_every_beginning_of_an_animation(self, kind: str) -> None:
+    def test_so_does_every_beginning_of_an_animation(self, kind):
         content = animation(kind, 2)
         for length in range(0, len(content), 7):
             assert is_animated(content[:length]) in (True, False)
@@ -523,7 +519,7 @@ def whole_files() -> dict[str, bytes]:
 class TestTruncation:
     @pytest.mark.parametrize(("kind", "content"), whole_files().items(), ids=list(whole_files()))
     @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-    def test_a_beginning_is_refused_or_has_all_pixels(self, kind: str, content: bytes) -> None:
+    def test_a_beginning_is_refused_or_has_all_pixels(self, kind, content):
         """What a file without its end still shows is all there: its end held no pixels."""
         whole, dice = decoded(content), random.Random(kind)
         cuts = {*dice.sample(range(len(content)), 40), *range(len(content) - 40, len(content))}
@@ -534,7 +530,7 @@ class TestTruncation:
     @given(data=st.data())
     @settings(max_examples=100)
     @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-    def test_damage_of_any_kind_gives_pixels_or_an_image_error(self, data: st.DataObject) -> None:
+    def test_damage_of_any_kind_gives_pixels_or_an_image_error(self, data):
         content = bytearray(data.draw(st.sampled_from(list(whole_files().values()))))
         for at, value in data.draw(
             st.dictionaries(st.integers(0, len(content) - 1), st.integers(0, 255), max_size=6)
@@ -548,25 +544,25 @@ class TestTruncation:
 
 class TestDamage:
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
-    def test_a_file_cut_short_is_refused(self, kind: str) -> None:
+    def test_a_file_cut_short_is_refused(self, kind):
         content = encode(noise(40, 40), kind)
         for length in (8, 30, len(content) // 2, len(content) * 9 // 10):
             refused(content[:length])
 
-    def test_a_jpeg_without_its_last_two_bytes_is_refused(self) -> None:
+    def test_a_jpeg_without_its_last_two_bytes_is_refused(self):
         refused(encode(noise(), "JPEG")[:-2], "truncated")
 
-    def test_an_image_that_lost_its_end_names_the_reason(self) -> None:
+    def test_an_image_that_lost_its_end_names_the_reason(self):
         assert "cannot be decoded" in refused(encode(noise(40, 40), "JPEG")[:900]).reason
 
-    def test_rows_missing_from_a_png_are_noticed(self) -> None:
+    def test_rows_missing_from_a_png_are_noticed(self):
         rows = b"".join(b"\0" + row.tobytes() for row in noise(20, 20))
         np.testing.assert_array_equal(decoded(png(20, 20, rows)), noise(20, 20))
         refused(png(20, 20, rows, cut=len(rows) // 2), "cannot be decoded")
         refused(png(20, 20, rows, cut=12), "cannot be decoded")
 
     @given(st.binary(max_size=300))
-    def test_random_bytes_are_an_image_error(self, content: bytes) -> None:
+    def test_random_bytes_are_an_image_error(self, content):
         refused(content)
 
     @given(
@@ -579,11 +575,11 @@ class TestDamage:
         rest=st.binary(max_size=200),
     )
     @settings(max_examples=150)
-    def test_random_bytes_behind_a_magic_number(self, start: bytes, rest: bytes) -> None:
+    def test_random_bytes_behind_a_magic_number(self, start, rest):
         self.only_image_errors(start + rest)
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
-    def test_flipped_bits_give_pixels_or_an_image_error(self, kind: str) -> None:
+    def test_flipped_bits_give_pixels_or_an_image_error(self, kind):
         content = encode(noise(), kind)
         dice = random.Random(kind)
         for _ in range(120):
@@ -594,16 +590,14 @@ class TestDamage:
                 damaged[dice.randrange(end)] ^= 1 << dice.randrange(8)
             self.only_image_errors(bytes(damaged))
 
-    def test_a_flipped_bit_in_a_pngs_pixels_is_noticed(self) -> None:
+    def test_a_flipped_bit_in_a_pngs_pixels_is_noticed(self):
         content = encode(noise())
         for at in range(45, len(content) - 20, 37):
             damaged = bytearray(content)
             damaged[at] ^= 16
             refused(bytes(damaged))
 
-    def test_errors_without_a_text_are_named_by_their_type(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_errors_without_a_text_are_named_by_their_type(self, monkeypatch):
         content = encode(noise())
 
         def fail(*_: object) -> None:
@@ -614,7 +608,7 @@ class TestDamage:
         monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
         assert refused(content).reason == "cannot be decoded: EOFError."
 
-    def test_running_out_of_memory_names_the_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_running_out_of_memory_names_the_image(self, monkeypatch):
         def fail(*_: object) -> None:
             raise MemoryError
 
@@ -639,29 +633,29 @@ class TestReading:
             self.read(path)
         assert caught.value.sample_id == ID
 
-    def test_the_content_is_read_as_it_is(self, tmp_path: Path) -> None:
+    def test_the_content_is_read_as_it_is(self, tmp_path):
         (tmp_path / "a").write_bytes(bytes(range(256)))
         assert self.read(tmp_path / "a") == bytes(range(256))
 
     @pytest.mark.parametrize("name", ["png.jpg", "A.JPG", "蚂蚁 ü.png", "x" * 246 + ".png"])
-    def test_a_name_says_nothing_of_the_content(self, tmp_path: Path, name: str) -> None:
+    def test_a_name_says_nothing_of_the_content(self, tmp_path, name):
         (tmp_path / name).write_bytes(encode(noise()))
         np.testing.assert_array_equal(decoded(self.read(tmp_path / name)), noise())
 
-    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+    def test_a_name_that_is_not_utf8(self, tmp_path):
         path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
         Path(path).write_bytes(b"x")
         assert self.read(Path(path)) == b"x"
 
-    def test_a_pipe_is_refused_not_waited_for(self, tmp_path: Path) -> None:
+    def test_a_pipe_is_refused_not_waited_for(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.jpg")
         self.refused(tmp_path / "pipe.jpg", "not a regular file")
 
-    def test_devices_and_folders_are_refused(self, tmp_path: Path) -> None:
+    def test_devices_and_folders_are_refused(self, tmp_path):
         for path in (Path("/dev/zero"), Path("/dev/null"), tmp_path):
             self.refused(path, "not a regular file")
 
-    def test_what_is_gone_or_never_was_is_named(self, tmp_path: Path) -> None:
+    def test_what_is_gone_or_never_was_is_named(self, tmp_path):
         (tmp_path / "dangling.jpg").symlink_to("nowhere.jpg")
         (tmp_path / "loop.jpg").symlink_to("loop.jpg")
         self.refused(tmp_path / "vanished.jpg", "cannot be read: No such file")
@@ -671,14 +665,12 @@ class TestReading:
         self.refused(Path("a\0b.jpg"), "cannot be read: embedded null byte")
 
     @pytest.mark.skipif(os.getuid() == 0, reason="root may read anything")
-    def test_a_locked_file_is_named(self, tmp_path: Path) -> None:
+    def test_a_locked_file_is_named(self, tmp_path):
         (tmp_path / "locked.jpg").write_bytes(b"x")
         (tmp_path / "locked.jpg").chmod(0)
         self.refused(tmp_path / "locked.jpg", "Permission denied")
 
-    def test_a_disk_that_fails_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_disk_that_fails_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "a.jpg").write_bytes(b"x")
 
         def fail(*_: object, **__: object) -> None:
@@ -687,12 +679,12 @@ class TestReading:
         monkeypatch.setattr(os, "fdopen", fail)
         self.refused(tmp_path / "a.jpg", "cannot be read: Input/output error")
 
-    def test_a_huge_file_is_refused_before_it_is_read(self, tmp_path: Path) -> None:
+    def test_a_huge_file_is_refused_before_it_is_read(self, tmp_path):
         with (tmp_path / "huge.jpg").open("wb") as file:
             file.truncate(2**40)  # holes: takes no space
         self.refused(tmp_path / "huge.jpg", f"{2**40} bytes is more than")
 
-    def test_no_way_out_leaves_a_descriptor_open(self, tmp_path: Path) -> None:
+    def test_no_way_out_leaves_a_descriptor_open(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         before = len(os.listdir("/proc/self/fd"))
         for path in (tmp_path, tmp_path / "pipe", tmp_path / "none", Path("/dev/null")):
@@ -702,33 +694,33 @@ class TestReading:
 
 
 class TestContent:
-    def test_digests_tell_contents_apart(self) -> None:
+    def test_digests_tell_contents_apart(self):
         digests = {content_digest(content) for content in (b"", b"a", b"b", noise(), noise(seed=1))}
         assert len(digests) == 5
         assert {len(digest) for digest in digests} == {DIGEST_BYTES}
 
-    def test_the_digest_is_that_of_sha256sum(self) -> None:
+    def test_the_digest_is_that_of_sha256sum(self):
         assert content_digest(b"abc").hex() == "ba7816bf8f01cfea414140de5dae2223"
 
-    def test_a_view_has_the_digest_of_its_pixels(self) -> None:
+    def test_a_view_has_the_digest_of_its_pixels(self):
         pixels = noise()
         assert content_digest(pixels[::2, ::3]) == content_digest(pixels[::2, ::3].copy())
 
-    def test_pixels_pass_and_bytes_are_decoded(self) -> None:
+    def test_pixels_pass_and_bytes_are_decoded(self):
         pixels = noise()
         assert decode.decoded(pixels, sample_id=ID) is pixels
         np.testing.assert_array_equal(decode.decoded(encode(pixels), sample_id=ID), pixels)
         with pytest.raises(ImageError, match=ID):
             decode.decoded(b"x", sample_id=ID)
 
-    def test_the_module_text_names_the_formats(self) -> None:
+    def test_the_module_text_names_the_formats(self):
         assert decode.__doc__ is not None
         for kind in FORMATS:
             assert kind in decode.__doc__.upper()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "1"])
-def test_decoded_is_what_decode_image_gives(mode: str) -> None:
+def test_decoded_is_what_decode_image_gives(mode):
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     image = Image.fromarray(grey) if mode == "I;16" else Image.new(mode, (8, 8), 0xFF000001)
     file = io.BytesIO()
@@ -743,7 +735,7 @@ def test_decoded_is_what_decode_image_gives(mode: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 16, 4096, 3_000_001])
-def test_the_content_digest_covers_all_of_a_file(size: int) -> None:
+def test_the_content_digest_covers_all_of_a_file(size):
     content = bytearray(np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes())
     digest = content_digest(bytes(content))
     for place in {0, size // 3, size // 2, size - 1}:
@@ -754,7 +746,7 @@ def test_the_content_digest_covers_all_of_a_file(size: int) -> None:
     assert content_digest(bytes(content) + b"\0") != digest
 
 
-def test_the_content_digest_covers_all_pixels() -> None:
+def test_the_content_digest_covers_all_pixels():
     pixels = np.zeros((30, 20, 3), np.uint8)
     digest = content_digest(pixels)
     for place in ((0, 0, 0), (15, 10, 1), (29, 19, 2)):

@@ -70,8 +70,8 @@ class TestRule:
     )
     @settings(max_examples=80)
     def test_never_below_twice_the_target_and_as_small_as_that_allows(
-        self, size: tuple[int, int], resize: int, squeeze: bool, orientation: int
-    ) -> None:
+        self, size, resize, squeeze, orientation
+    ):
         height, width = size
         if max(size) > 100 * min(size):
             return
@@ -90,24 +90,24 @@ class TestRule:
     @pytest.mark.parametrize(
         ("side", "factor"), [(47, 1), (95, 1), (96, 2), (191, 2), (192, 4), (384, 8), (3000, 8)]
     )
-    def test_a_half_a_quarter_an_eighth(self, side: int, factor: int) -> None:
+    def test_a_half_a_quarter_an_eighth(self, side, factor):
         content = jpeg(Image.new("RGB", (side, side)))
         assert scaled(content).shape == (-(-side // factor), -(-side // factor), 3)
 
-    def test_a_size_is_only_asked_for_where_it_is_wanted(self) -> None:
+    def test_a_size_is_only_asked_for_where_it_is_wanted(self):
         assert draft_size(3000, 4000, FULL) is None
         assert draft_size(3000, 4000, SCALED) == (48, 64)
         assert draft_size(3000, 4000, SQUEEZED) == (40, 40)
 
     @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-    def test_other_formats_are_decoded_in_full(self, kind: str) -> None:
+    def test_other_formats_are_decoded_in_full(self, kind):
         file = io.BytesIO()
         picture(300, 400).save(file, kind)
         np.testing.assert_array_equal(
             scaled(file.getvalue()), decode_image(file.getvalue(), sample_id=ID)
         )
 
-    def test_pixels_and_open_images_are_taken_as_they_are(self) -> None:
+    def test_pixels_and_open_images_are_taken_as_they_are(self):
         pixels = np.asarray(picture(300, 400))
         assert decoded(pixels, sample_id=ID, preprocess=SCALED) is pixels
         with Image.open(io.BytesIO(jpeg(picture(300, 400)))) as image:
@@ -119,9 +119,7 @@ class TestPixels:
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("options", JPEGS.values(), ids=list(JPEGS))
     @pytest.mark.parametrize("spec", [SCALED, SQUEEZED], ids=["center", "none"])
-    def test_the_square_looks_as_if_decoded_in_full(
-        self, mode: str, options: dict[str, Any], spec: PreprocessSpec
-    ) -> None:
+    def test_the_square_looks_as_if_decoded_in_full(self, mode, options, spec):
         content = jpeg(picture(451, 602, mode), **options)
         whole, part = decode_image(content, sample_id=ID), scaled(content, spec)
         assert part.shape == (57, 76, 3)
@@ -129,7 +127,7 @@ class TestPixels:
         assert off.mean() < 3
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_orientation_is_applied(self, orientation: int) -> None:
+    def test_orientation_is_applied(self, orientation):
         content = jpeg(picture(451, 602), orientation=orientation)
         whole, part = decode_image(content, sample_id=ID), scaled(content)
         assert part.shape[:2] == ((76, 57) if orientation >= 5 else (57, 76))
@@ -137,19 +135,19 @@ class TestPixels:
         assert off.mean() < 3
 
     @pytest.mark.parametrize("options", JPEGS.values(), ids=list(JPEGS))
-    def test_small_images_keep_every_pixel(self, options: dict[str, Any]) -> None:
+    def test_small_images_keep_every_pixel(self, options):
         for height, width in ((1, 1), (20, 30), (47, 95), (95, 95)):
             content = jpeg(picture(height, width), **options)
             np.testing.assert_array_equal(scaled(content), decode_image(content, sample_id=ID))
 
-    def test_the_first_picture_of_a_camera_is_used(self) -> None:
+    def test_the_first_picture_of_a_camera_is_used(self):
         pictures = [picture(400, 500), picture(200, 100)]
         content = jpeg(pictures[0], kind="MPO", save_all=True, append_images=pictures[1:])
         assert Image.open(io.BytesIO(content)).format == "MPO"
         assert scaled(content).shape == (50, 63, 3)
 
     @pytest.mark.parametrize("function", [decode_image, decoded])
-    def test_every_way_gives_the_same(self, function: Any) -> None:
+    def test_every_way_gives_the_same(self, function):
         content = jpeg(picture(400, 500))
         found = np.asarray(function(content, sample_id=ID, preprocess=SCALED))
         np.testing.assert_array_equal(found, scaled(content))
@@ -159,22 +157,20 @@ class TestPixels:
 
 
 class TestRefusals:
-    def test_the_limit_is_for_the_whole_image(self) -> None:
+    def test_the_limit_is_for_the_whole_image(self):
         content = jpeg(picture(100, 100))
         assert scaled(content).shape == (50, 50, 3)
         with pytest.raises(ImageError, match="100×100 pixels is more than the 9999 allowed"):
             decode_image(content, sample_id=ID, max_pixels=9_999, preprocess=SCALED)
 
-    def test_too_narrow_is_too_narrow(self) -> None:
+    def test_too_narrow_is_too_narrow(self):
         content = jpeg(Image.new("L", (20_200, 200)))
         with pytest.raises(ImageError, match="too narrow"):
             scaled(content)
 
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("options", JPEGS.values(), ids=list(JPEGS))
-    def test_what_is_cut_short_is_refused_as_in_full(
-        self, mode: str, options: dict[str, Any]
-    ) -> None:
+    def test_what_is_cut_short_is_refused_as_in_full(self, mode, options):
         """A part is used only where both ways find all of it."""
         content, dice = jpeg(picture(120, 130, mode), **options), random.Random(7)
         whole = scaled(content)

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def output(tmp_path: Path) -> Path:
 # --- what comes out -----------------------------------------------------------------------------
 
 
-def test_the_report_is_what_the_head_stores(cache: Path, output: Path, options) -> None:
+def test_the_report_is_what_the_head_stores(cache, output, options):
     report = train_head(cache, output, options)
     stored = open_head(output)
     assert report.path == output
@@ -89,9 +88,7 @@ def test_the_report_is_what_the_head_stores(cache: Path, output: Path, options) 
         assert [part.tobytes() for part in found] == [part.tobytes() for part in told]
 
 
-def test_the_stored_metrics_are_those_of_the_stored_head(
-    cache: Path, output: Path, options
-) -> None:
+def test_the_stored_metrics_are_those_of_the_stored_head(cache, output, options):
     train_head(cache, output, options)
     head, features = open_head(output), open_features(cache)
     assert set(head.header.details["metrics"]) == {"train", "val", "test"}
@@ -105,7 +102,7 @@ def test_the_stored_metrics_are_those_of_the_stored_head(
         assert head.header.details["metrics"]["val"]["top1"] > 0.7
 
 
-def test_the_head_belongs_to_its_features(cache: Path, output: Path) -> None:
+def test_the_head_belongs_to_its_features(cache, output):
     head, header = train_head(cache, output, FIXED).head, open_features(cache).header
     assert head.header.spec == header.spec
     assert head.header.fingerprint == header.fingerprint
@@ -115,7 +112,7 @@ def test_the_head_belongs_to_its_features(cache: Path, output: Path) -> None:
     assert head.header.details["weights"] == "builtin:tiny"
 
 
-def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) -> None:
+def test_it_is_the_linear_fit_of_the_training_rows(cache, output):
     options = replace(FIXED, calibrate=False)
     head, features = train_head(cache, output, options).head, open_features(cache)
     rows = features.rows("train")
@@ -126,7 +123,7 @@ def test_it_is_the_linear_fit_of_the_training_rows(cache: Path, output: Path) ->
     assert head.layers[0][1].tobytes() == fit.layer[1].tobytes()
 
 
-def test_the_same_twice_gives_the_same_bytes(cache: Path, output: Path, options) -> None:
+def test_the_same_twice_gives_the_same_bytes(cache, output, options):
     train_head(cache, output, options)
     first = output.read_bytes()
     output.unlink()
@@ -134,7 +131,7 @@ def test_the_same_twice_gives_the_same_bytes(cache: Path, output: Path, options)
     assert output.read_bytes() == first
 
 
-def test_the_default_options_choose_a_strength(cache: Path, output: Path) -> None:
+def test_the_default_options_choose_a_strength(cache, output):
     report = train_head(str(cache), str(output))
     assert report.choice["strength"] in STRENGTHS
     assert report.choice["num_folds"] == 5
@@ -143,7 +140,7 @@ def test_the_default_options_choose_a_strength(cache: Path, output: Path) -> Non
     assert report.seconds > 0
 
 
-def test_the_whole_path_is_stored(cache: Path, output: Path) -> None:
+def test_the_whole_path_is_stored(cache, output):
     train_head(cache, output)
     path = open_head(output).header.details["choice"]["path"]
     assert [point["strength"] for point in path] == list(STRENGTHS)
@@ -154,7 +151,7 @@ def test_the_whole_path_is_stored(cache: Path, output: Path) -> None:
         assert point["objective"] > 0
 
 
-def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, options) -> None:
+def test_the_temperature_is_stored_and_folded_in(cache, output, options):
     plain = train_head(cache, output, replace(options, calibrate=False))
     assert plain.calibration is None
     assert open_head(output).header.details["temperature"] == 1.0
@@ -174,7 +171,7 @@ def test_the_temperature_is_stored_and_folded_in(cache: Path, output: Path, opti
     assert report.metrics["val"].top1 == plain.metrics["val"].top1
 
 
-def test_the_features_are_left_alone(cache: Path, output: Path, options) -> None:
+def test_the_features_are_left_alone(cache, output, options):
     before = cache.read_bytes()
     train_head(cache, output, options)
     assert cache.read_bytes() == before
@@ -187,9 +184,7 @@ def layers_of(path: Path) -> list[bytes]:
     return [part.tobytes() for layer in open_head(path).layers for part in layer]
 
 
-def test_other_splits_never_influence_the_head(
-    tmp_path: Path, write_cache, separable, options
-) -> None:
+def test_other_splits_never_influence_the_head(tmp_path, write_cache, separable, options):
     """Whatever is done to them: other values, other labels, no labels, gone."""
     table = separable()
     held_out = table["splits"] != 0
@@ -212,7 +207,7 @@ def test_other_splits_never_influence_the_head(
     assert all(layers == results["as it is"] for layers in results.values())
 
 
-def test_training_rows_do(tmp_path: Path, write_cache, separable, options) -> None:
+def test_training_rows_do(tmp_path, write_cache, separable, options):
     table = separable()
     layers = []
     for factor in (1, 2):
@@ -225,8 +220,8 @@ def test_training_rows_do(tmp_path: Path, write_cache, separable, options) -> No
 
 
 def test_unlabelled_training_rows_are_left_out_and_counted(
-    *, tmp_path: Path, write_cache, separable, options, caplog
-) -> None:
+    tmp_path, write_cache, separable, options, caplog
+):
     table = separable()
     without = train_head(write_cache(tmp_path / "a.h5", **table), tmp_path / "a", options)
     random = np.random.default_rng(0)
@@ -254,22 +249,20 @@ def refused(
     assert os.listdir(output.parent) == []
 
 
-def test_no_labels_at_all(tmp_path: Path, output: Path, write_cache, separable) -> None:
+def test_no_labels_at_all(tmp_path, output, write_cache, separable):
     table = separable() | {"labels": np.full(150, -1)}
     path = write_cache(tmp_path / "f.h5", **table, classes=())
     refused(path, output, SourceError, r"f\.h5' has no labels.*one\s+folder per class")
 
 
-def test_no_labels_in_the_training_split(
-    tmp_path: Path, output: Path, write_cache, separable
-) -> None:
+def test_no_labels_in_the_training_split(tmp_path, output, write_cache, separable):
     table = separable()
     table["labels"] = np.where(table["splits"] == 0, -1, table["labels"])
     path = write_cache(tmp_path / "f.h5", **table)
     refused(path, output, SourceError, "no labelled images in its training split")
 
 
-def test_an_empty_training_split(tmp_path: Path, output: Path, write_cache, separable) -> None:
+def test_an_empty_training_split(tmp_path, output, write_cache, separable):
     table = separable()
     table["splits"] = np.maximum(table["splits"], 1)
     path = write_cache(tmp_path / "f.h5", **table)
@@ -277,9 +270,7 @@ def test_an_empty_training_split(tmp_path: Path, output: Path, write_cache, sepa
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
-def test_one_class_only(
-    tmp_path: Path, output: Path, write_cache, separable, elsewhere: bool
-) -> None:
+def test_one_class_only(tmp_path, output, write_cache, separable, elsewhere):
     """Classes with images in other splits only cannot be learnt either."""
     table = separable()
     table["labels"] = np.where((table["splits"] == 0) | (not elsewhere), 1, table["labels"])
@@ -290,8 +281,8 @@ def test_one_class_only(
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("split", [0, 1, 2])
 def test_features_that_are_no_numbers_are_named(
-    *, tmp_path: Path, output: Path, write_cache, separable, value: float, split: int
-) -> None:
+    *, tmp_path, output, write_cache, separable, value, split
+):
     table = separable()
     rows = np.flatnonzero(table["splits"] == split)[[1, 4]]
     table["features"][rows, 3] = value
@@ -301,7 +292,7 @@ def test_features_that_are_no_numbers_are_named(
     )
 
 
-def test_files_that_are_no_features(cache: Path, output: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_features(cache, output, tmp_path):
     refused(tmp_path / "none.h5", output, ArtifactMissing, "featx extract")
     (tmp_path / "text.h5").write_text("hello")
     refused(tmp_path / "text.h5", output, ArtifactInvalid, "not a featx feature file")
@@ -310,18 +301,18 @@ def test_files_that_are_no_features(cache: Path, output: Path, tmp_path: Path) -
     refused(cache, output, ArtifactIncomplete, "the extraction did not finish")
 
 
-def test_damaged_features(cache: Path, output: Path) -> None:
+def test_damaged_features(cache, output):
     with h5py.File(cache, "r+") as file:
         file["features"][0, 0] += 1
     refused(cache, output, ArtifactInvalid, "sha256")
 
 
-def test_a_head_instead_of_features(cache: Path, output: Path, tmp_path: Path) -> None:
+def test_a_head_instead_of_features(cache, output, tmp_path):
     train_head(cache, tmp_path / "h.safetensors", FIXED)
     refused(tmp_path / "h.safetensors", output, ArtifactInvalid, "not a featx feature file")
 
 
-def test_a_head_of_other_options_is_replaced_and_named(cache: Path, output: Path) -> None:
+def test_a_head_of_other_options_is_replaced_and_named(cache, output):
     assert train_head(cache, output, FIXED).replaced == ""
     before = output.read_bytes()
     report = train_head(cache, output, replace(FIXED, strengths=(1.0,)))
@@ -334,8 +325,8 @@ def test_a_head_of_other_options_is_replaced_and_named(cache: Path, output: Path
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_the_same_again_is_up_to_date_and_fits_nothing(
-    cache: Path, output: Path, options, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
-) -> None:
+    cache, output, options, monkeypatch, overwrite
+):
     first = train_head(cache, output, options)
     before = output.read_bytes(), output.stat().st_mtime_ns
     monkeypatch.setattr("featx.stages.train.fit_heads", None)
@@ -362,7 +353,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_another_option_trains_again(cache: Path, output: Path, changed: str) -> None:
+def test_another_option_trains_again(cache, output, changed):
     train_head(cache, output, FIXED)
     assert not train_head(cache, output, CHANGES[changed]).is_unchanged
     assert train_head(cache, output, CHANGES[changed]).is_unchanged
@@ -386,15 +377,13 @@ def change_column(path: Path, name: str) -> None:
     ("column", "is_unchanged"),
     [*((name, False) for name in COLUMNS if name != "stamps"), ("stamps", True)],
 )
-def test_other_features_train_again_other_times_do_not(
-    cache: Path, output: Path, column: str, *, is_unchanged: bool
-) -> None:
+def test_other_features_train_again_other_times_do_not(cache, output, column, is_unchanged):
     train_head(cache, output, FIXED)
     change_column(cache, column)
     assert train_head(cache, output, FIXED).is_unchanged == is_unchanged
 
 
-def test_features_that_moved_are_noted_anew(cache: Path, output: Path, tmp_path: Path) -> None:
+def test_features_that_moved_are_noted_anew(cache, output, tmp_path):
     train_head(cache, output, FIXED)
     moved = cache.rename(tmp_path / "moved.h5")
     assert not train_head(moved, output, FIXED).is_unchanged
@@ -402,7 +391,7 @@ def test_features_that_moved_are_noted_anew(cache: Path, output: Path, tmp_path:
 
 
 @pytest.mark.parametrize("cut", [1000, -1])
-def test_a_damaged_head_is_replaced(cache: Path, output: Path, cut: int) -> None:
+def test_a_damaged_head_is_replaced(cache, output, cut):
     train_head(cache, output, FIXED)
     whole = output.read_bytes()
     output.write_bytes(whole[:cut])
@@ -412,16 +401,14 @@ def test_a_damaged_head_is_replaced(cache: Path, output: Path, cut: int) -> None
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("content", [b"", b"notes of mine", b'\x08\0\0\0\0\0\0\0{"a":{}}'])
-def test_a_file_that_is_no_head_is_never_replaced(
-    cache: Path, output: Path, content: bytes, *, overwrite: bool
-) -> None:
+def test_a_file_that_is_no_head_is_never_replaced(cache, output, content, overwrite):
     output.write_bytes(content)
     with pytest.raises(ArtifactExists, match=r"is not a head that featx wrote.*head-2.safetensors"):
         train_head(cache, output, replace(FIXED, overwrite=overwrite))
     assert output.read_bytes() == content
 
 
-def test_a_link_to_where_nothing_is_yet_is_written_through(cache: Path, output: Path) -> None:
+def test_a_link_to_where_nothing_is_yet_is_written_through(cache, output):
     target = output.with_name("target.safetensors")
     output.symlink_to(target.name)
     assert train_head(cache, output, FIXED).replaced == ""
@@ -429,15 +416,13 @@ def test_a_link_to_where_nothing_is_yet_is_written_through(cache: Path, output: 
     assert train_head(cache, target, FIXED).is_unchanged
 
 
-def test_other_files_of_featx_are_no_heads(cache: Path, tmp_path: Path) -> None:
+def test_other_files_of_featx_are_no_heads(cache, tmp_path):
     other = shutil.copy(cache, tmp_path / "other.h5")
     with pytest.raises(ArtifactExists):
         train_head(cache, other, FIXED)
 
 
-def test_an_existing_head_is_noticed_before_any_work(
-    cache: Path, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_head_is_noticed_before_any_work(cache, tmp_path, output, monkeypatch):
     output.write_bytes(b"")
     monkeypatch.setattr("featx.training.fitting.training_rows", None)
     with pytest.raises(ArtifactExists):
@@ -446,9 +431,7 @@ def test_an_existing_head_is_noticed_before_any_work(
         train_head(tmp_path / "none.h5", output, FIXED)
 
 
-def test_a_failed_training_keeps_the_old_head(
-    cache: Path, output: Path, tmp_path: Path, write_cache, separable
-) -> None:
+def test_a_failed_training_keeps_the_old_head(cache, output, tmp_path, write_cache, separable):
     train_head(cache, output, FIXED)
     before = output.read_bytes()
     one = write_cache(tmp_path / "one.h5", **(separable() | {"labels": np.zeros(150, int)}))
@@ -457,7 +440,7 @@ def test_a_failed_training_keeps_the_old_head(
     assert output.read_bytes() == before
 
 
-def test_the_features_cannot_be_overwritten_by_their_head(cache: Path, tmp_path: Path) -> None:
+def test_the_features_cannot_be_overwritten_by_their_head(cache, tmp_path):
     before = cache.read_bytes()
     (tmp_path / "link.h5").symlink_to(cache)
     for output in (cache, tmp_path / "link.h5"):
@@ -466,7 +449,7 @@ def test_the_features_cannot_be_overwritten_by_their_head(cache: Path, tmp_path:
     assert cache.read_bytes() == before
 
 
-def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
+def test_a_folder_cannot_be_a_head(cache, tmp_path):
     with pytest.raises(Exception, match="is a folder; give the path of a file"):
         train_head(cache, tmp_path, FIXED)
 
@@ -486,7 +469,7 @@ def test_a_folder_cannot_be_a_head(cache: Path, tmp_path: Path) -> None:
         ({"strengths": (float("nan"),)}, "strengths C must be above 0"),
     ],
 )
-def test_options_out_of_range(change: dict, match: str) -> None:
+def test_options_out_of_range(change, match):
     with pytest.raises(ConfigError, match=match):
         TrainOptions(**change)
 
@@ -495,8 +478,8 @@ def test_options_out_of_range(change: dict, match: str) -> None:
 
 
 def test_a_class_without_training_images_is_warned_of_and_never_predicted(
-    *, tmp_path: Path, output: Path, write_cache, separable, options, caplog
-) -> None:
+    *, tmp_path, output, write_cache, separable, options, caplog
+):
     table = separable()
     table["labels"] = np.where(table["splits"] == 0, table["labels"] % 2 * 2, table["labels"])
     path = write_cache(tmp_path / "f.h5", **table, classes=("ant", "bee", "wasp", "fly"))
@@ -511,9 +494,7 @@ def test_a_class_without_training_images_is_warned_of_and_never_predicted(
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 5), (2, 2)])
-def test_the_smallest_training_splits(
-    tmp_path: Path, output: Path, write_cache, options, counts: tuple[int, int]
-) -> None:
+def test_the_smallest_training_splits(tmp_path, output, write_cache, options, counts):
     labels = np.repeat([0, 1], counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
     path = write_cache(
@@ -525,8 +506,8 @@ def test_the_smallest_training_splits(
 
 
 def test_constant_features_give_the_largest_class(
-    tmp_path: Path, output: Path, write_cache, separable, options
-) -> None:
+    tmp_path, output, write_cache, separable, options
+):
     table = separable() | {"features": np.full((150, 6), 2.5, np.float32)}
     report = train_head(write_cache(tmp_path / "f.h5", **table), output, options)
     assert np.isfinite(report.metrics["val"].log_loss)
@@ -535,7 +516,7 @@ def test_constant_features_give_the_largest_class(
         assert report.metrics["train"].top1 == np.bincount(train).max() / len(train)
 
 
-def test_sgd_tells_each_epoch_and_is_not_calibrated(cache: Path, output: Path) -> None:
+def test_sgd_tells_each_epoch_and_is_not_calibrated(cache, output):
     told: list[EpochScores] = []
     report = train_head(cache, output, KINDS["sgd"], progress=told.append)
     assert [scores.epoch for scores in told] == list(range(1, 16))
@@ -543,7 +524,7 @@ def test_sgd_tells_each_epoch_and_is_not_calibrated(cache: Path, output: Path) -
     assert report.choice["momentum"] == 0.9
 
 
-def test_class_weights_move_the_decision(tmp_path: Path, write_cache) -> None:
+def test_class_weights_move_the_decision(tmp_path, write_cache):
     """A rare class that overlaps a frequent one is found more often when it counts more."""
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1], [300, 30])
@@ -560,12 +541,12 @@ def test_class_weights_move_the_decision(tmp_path: Path, write_cache) -> None:
     assert recalls["balanced"] > recalls["none"] + 0.2
 
 
-def test_unknown_class_weights_are_named(cache: Path, output: Path) -> None:
+def test_unknown_class_weights_are_named(cache, output):
     options = replace(FIXED, class_weight={"fly": 2.0})
     refused(cache, output, ConfigError, "'fly', which is no class", options)
 
 
-def test_few_shot_scores_are_those_of_its_draws(cache: Path, output: Path) -> None:
+def test_few_shot_scores_are_those_of_its_draws(cache, output):
     options = replace(FIXED, few_shot=FewShot(3, 4))
     report = train_head(cache, output, options)
     details = open_head(output).header.details["few_shot"]
@@ -577,12 +558,12 @@ def test_few_shot_scores_are_those_of_its_draws(cache: Path, output: Path) -> No
     assert spread.deviation > 0
 
 
-def test_an_mlp_that_diverges_is_a_clear_error(cache: Path, output: Path) -> None:
+def test_an_mlp_that_diverges_is_a_clear_error(cache, output):
     options = replace(MLP, mlp=MLPOptions(hidden=(8, 8), learning_rate=1e30, max_epochs=3))
     refused(cache, output, ConfigError, "diverged", options)
 
 
-def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
+def test_the_choice_of_an_mlp_is_recorded(cache, output):
     options = MLPOptions(hidden=(8, 4), dropout=0.1, max_epochs=3)
     choice = train_head(cache, output, TrainOptions(head="mlp", mlp=options, seed=7)).choice
     assert choice["hidden"] == [8, 4]
@@ -591,9 +572,7 @@ def test_the_choice_of_an_mlp_is_recorded(cache: Path, output: Path) -> None:
     assert 1 <= choice["num_epochs"] <= 3
 
 
-def test_copies_of_training_images_among_held_out_ones_are_named(
-    photos: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_copies_of_training_images_among_held_out_ones_are_named(photos, tmp_path, caplog):
     root = photos({"train/ants": 4, "train/bees": 4, "val/ants": 2, "val/bees": 2})
     options = ExtractOptions(backbone="tiny")
     extract(root, tmp_path / "f.h5", options)

@@ -92,7 +92,7 @@ def require_stored_scores(cache: Path, output: Path) -> None:
 
 
 @OPTIONS
-def test_tags_do_as_well_as_from_memory(tags: Path, tmp_path: Path, options: TrainOptions) -> None:
+def test_tags_do_as_well_as_from_memory(tags, tmp_path, options):
     whole = train_head(tags, tmp_path / "whole", options)
     blocked = train_head(tags, tmp_path / "blocked", in_blocks(options))
     assert "in_blocks" not in whole.choice
@@ -115,9 +115,7 @@ def test_tags_do_as_well_as_from_memory(tags: Path, tmp_path: Path, options: Tra
 
 
 @OPTIONS
-def test_numbers_do_as_well_as_from_memory(
-    numbers: Path, tmp_path: Path, options: TrainOptions
-) -> None:
+def test_numbers_do_as_well_as_from_memory(numbers, tmp_path, options):
     options = replace(options, task="regression")
     whole = train_head(numbers, tmp_path / "whole", options)
     blocked = train_head(numbers, tmp_path / "blocked", in_blocks(options))
@@ -140,9 +138,7 @@ def test_numbers_do_as_well_as_from_memory(
 
 @OPTIONS
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
-def test_the_same_twice_gives_the_same_bytes(
-    request, tmp_path: Path, task: str, options: TrainOptions
-) -> None:
+def test_the_same_twice_gives_the_same_bytes(request, tmp_path, task, options):
     cache = request.getfixturevalue("tags" if task == "multi-label" else "numbers")
     options, output = in_blocks(replace(options, task=task)), tmp_path / "head"
     train_head(cache, output, options)
@@ -151,7 +147,7 @@ def test_the_same_twice_gives_the_same_bytes(
     assert output.read_bytes() == first
 
 
-def test_tags_without_calibration_still_have_thresholds(tags: Path, tmp_path: Path) -> None:
+def test_tags_without_calibration_still_have_thresholds(tags, tmp_path):
     options = in_blocks(TrainOptions(calibrate=False, strengths=(0.01,)))
     report = train_head(tags, tmp_path / "head", options)
     assert report.calibration is None
@@ -160,9 +156,7 @@ def test_tags_without_calibration_still_have_thresholds(tags: Path, tmp_path: Pa
 
 @OPTIONS
 @pytest.mark.parametrize("task", ["multi-label", "regression"])
-def test_memory_is_what_is_said(
-    tmp_path: Path, write_cache: WriteCache, task: str, options: TrainOptions
-) -> None:
+def test_memory_is_what_is_said(tmp_path, write_cache, task, options):
     """31 MB of features; besides what is allowed there are blocks, and names of samples."""
     random = np.random.default_rng(0)
     features = random.normal(size=(30_000, 256)).astype(np.float32)
@@ -181,9 +175,7 @@ def test_memory_is_what_is_said(
         tracemalloc.stop()
 
 
-def test_features_that_are_no_numbers_are_named(
-    tmp_path: Path, write_cache: WriteCache, tags: Path
-) -> None:
+def test_features_that_are_no_numbers_are_named(tmp_path, write_cache, tags):
     features = open_features(tags)
     values = features.features.copy()
     values[7] = np.inf

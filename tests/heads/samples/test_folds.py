@@ -21,9 +21,7 @@ label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(np.array
 
 
 @given(labels=label_lists, num_folds=st.integers(2, 12), seed=st.integers(0, 2**32))
-def test_sizes_and_class_counts_differ_by_at_most_one(
-    labels: np.ndarray, num_folds: int, seed: int
-) -> None:
+def test_sizes_and_class_counts_differ_by_at_most_one(labels, num_folds, seed):
     folds = stratified_folds(labels, num_folds, seed=seed)
     assert folds.shape == labels.shape
     assert folds.dtype == np.int64
@@ -44,8 +42,8 @@ def test_sizes_and_class_counts_differ_by_at_most_one(
     seed=st.integers(0, 2**32),
 )
 def test_groups_stay_together_and_every_class_is_always_trained(
-    labels: np.ndarray, num_folds: int, num_groups: int, seed: int
-) -> None:
+    labels, num_folds, num_groups, seed
+):
     groups = np.random.default_rng(seed).integers(-1, num_groups, len(labels))
     folds = stratified_folds(labels, num_folds, groups=groups, seed=seed)
     assert folds.min() >= 0
@@ -57,7 +55,7 @@ def test_groups_stay_together_and_every_class_is_always_trained(
         assert set(labels[folds != fold]) == set(labels)
 
 
-def test_groups_are_spread_like_their_classes() -> None:
+def test_groups_are_spread_like_their_classes():
     labels = np.repeat([0, 1, 2], [60, 60, 20])
     groups = np.repeat(np.arange(35), 4)
     folds = stratified_folds(labels, 5, groups=groups)
@@ -66,7 +64,7 @@ def test_groups_are_spread_like_their_classes() -> None:
         assert np.bincount(folds[labels == label]).tolist() == [each] * 5
 
 
-def test_a_class_of_one_group_is_never_held_out() -> None:
+def test_a_class_of_one_group_is_never_held_out():
     labels = np.repeat([0, 1, 2], 6)
     groups = np.where(labels == 2, 7, -1)
     division = divide(labels, groups=groups)
@@ -75,7 +73,7 @@ def test_a_class_of_one_group_is_never_held_out() -> None:
     assert division.held_out[labels < 2].all()
 
 
-def test_without_a_group_every_sample_is_its_own_unit() -> None:
+def test_without_a_group_every_sample_is_its_own_unit():
     units = units_of(np.array([-1, 4, -1, 4, 9]), 5)
     assert units[1] == units[3]
     assert sorted(set(units)) == [0, 1, 2, 3]
@@ -85,21 +83,21 @@ def test_without_a_group_every_sample_is_its_own_unit() -> None:
 @pytest.mark.parametrize(
     ("counts", "num_folds"), [([40, 30, 1], 5), ([40, 2], 5), ([3, 3, 3], 3), ([2, 1], 2)]
 )
-def test_one_small_class_does_not_shrink_the_folds(counts: list[int], num_folds: int) -> None:
+def test_one_small_class_does_not_shrink_the_folds(counts, num_folds):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert choose_num_folds(labels) == num_folds
     assert choose_num_folds(labels, groups=np.full(len(labels), -1)) == num_folds
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [1, 1, 40], [1], [40]])
-def test_samples_of_one_class_alone_are_not_held_out(counts: list[int]) -> None:
+def test_samples_of_one_class_alone_are_not_held_out(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert divide(labels) is None
     assert divide(labels, leave_one_out=True) is None
     assert divide(labels, groups=np.arange(len(labels))) is None
 
 
-def test_of_many_samples_one_fold_is_held_out() -> None:
+def test_of_many_samples_one_fold_is_held_out():
     labels = np.concatenate([np.arange(HOLDOUT_ABOVE + 10) % 50, [50, 51, 51]])
     division = divide(labels)
     assert division is not None
@@ -108,7 +106,7 @@ def test_of_many_samples_one_fold_is_held_out() -> None:
     assert not division.held_out[-3]
 
 
-def test_left_out_one_by_one_are_all_but_the_only_ones() -> None:
+def test_left_out_one_by_one_are_all_but_the_only_ones():
     labels = np.array([0, 0, 1, 1, 2])
     division = divide(labels, leave_one_out=True)
     assert division is not None
@@ -119,22 +117,20 @@ def test_left_out_one_by_one_are_all_but_the_only_ones() -> None:
 
 
 @given(labels=label_lists, num_folds=st.integers(2, 12), seed=st.integers(0, 2**32))
-def test_deterministic_and_without_touching_numpys_own_state(
-    labels: np.ndarray, num_folds: int, seed: int
-) -> None:
+def test_deterministic_and_without_touching_numpys_own_state(labels, num_folds, seed):
     before = np.random.get_state()[1].copy()
     first = stratified_folds(labels, num_folds, seed=seed)
     assert np.array_equal(first, stratified_folds(labels, num_folds, seed=seed))
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-def test_the_seed_decides_who_goes_where() -> None:
+def test_the_seed_decides_who_goes_where():
     labels = np.repeat([0, 1, 2], 50)
     assignments = {stratified_folds(labels, 5, seed=seed).tobytes() for seed in range(10)}
     assert len(assignments) == 10
 
 
-def test_sorted_data_is_mixed() -> None:
+def test_sorted_data_is_mixed():
     """Neighbours (frames of one film, say) do not all go to one fold by position."""
     labels = np.zeros(1000, dtype=int)
     folds = stratified_folds(labels, 5)
@@ -143,7 +139,7 @@ def test_sorted_data_is_mixed() -> None:
 
 
 @pytest.mark.parametrize("num_folds", [5, 10])
-def test_more_folds_than_samples_leave_some_empty(num_folds: int) -> None:
+def test_more_folds_than_samples_leave_some_empty(num_folds):
     folds = stratified_folds(np.array([0, 0, 1, 1]), num_folds)
     assert sorted(folds) == [0, 1, 2, 3]
 
@@ -158,9 +154,7 @@ def test_more_folds_than_samples_leave_some_empty(num_folds: int) -> None:
     rate=st.floats(0.02, 0.98),
     seed=st.integers(0, 2**32),
 )
-def test_what_holds_for_any_tags(
-    num_samples: int, num_tags: int, num_folds: int, rate: float, seed: int
-) -> None:
+def test_what_holds_for_any_tags(num_samples, num_tags, num_folds, rate, seed):
     tags = (np.random.default_rng(seed).random((num_samples, num_tags)) < rate).astype(np.uint8)
     folds = fold_by_tags(tags, num_folds, seed=seed)
     assert folds.shape == (num_samples,)
@@ -185,9 +179,7 @@ def test_what_holds_for_any_tags(
     rate=st.floats(0.05, 0.95),
     seed=st.integers(0, 2**32),
 )
-def test_groups_of_samples_with_tags_stay_together(
-    num_samples: int, num_tags: int, num_groups: int, rate: float, seed: int
-) -> None:
+def test_groups_of_samples_with_tags_stay_together(num_samples, num_tags, num_groups, rate, seed):
     random = np.random.default_rng(seed)
     tags = (random.random((num_samples, num_tags)) < rate).astype(np.uint8)
     groups = random.integers(-1, num_groups, num_samples)
@@ -205,7 +197,7 @@ def _require_both_sides(tags: np.ndarray, folds: np.ndarray, num_folds: int) -> 
         assert np.array_equal(trained.all(axis=0), tags.all(axis=0))
 
 
-def test_rare_tags_are_dealt_first() -> None:
+def test_rare_tags_are_dealt_first():
     random = np.random.default_rng(0)
     tags = (random.random((500, 8)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.9, 0.99, 0.4]).astype(np.uint8)
     folds = fold_by_tags(tags, 5)

@@ -80,9 +80,7 @@ def centred(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("strength", [1e-4, 0.03, 10.0])
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 @pytest.mark.parametrize(("num_samples", "num_features"), [(300, 12), (40, 120)])
-def test_the_optimum_is_scikit_learns(
-    num_samples: int, num_features: int, num_classes: int, strength: float
-) -> None:
+def test_the_optimum_is_scikit_learns(num_samples, num_features, num_classes, strength):
     features, labels = samples_of(num_samples, num_features, num_classes)
     fit = fit_linear(features, labels, num_classes, strengths=[strength])
     mean, scale = standardisation(features)
@@ -107,9 +105,7 @@ def test_the_optimum_is_scikit_learns(
     strength=st.sampled_from([1e-3, 0.1, 1.0]),
     seed=st.integers(0, 2**32),
 )
-def test_no_step_lowers_the_objective(
-    num_samples: int, num_features: int, num_classes: int, strength: float, seed: int
-) -> None:
+def test_no_step_lowers_the_objective(num_samples, num_features, num_classes, strength, seed):
     """The objective is convex: a vanishing gradient proves the optimum."""
     features, labels = samples_of(num_samples, num_features, num_classes, seed=seed)
     fit = fit_linear(features, labels, num_classes, strengths=[strength])
@@ -123,7 +119,7 @@ def test_no_step_lowers_the_objective(
     assert np.abs(residual.mean(axis=0)).max() < 1e-4
 
 
-def test_constant_and_duplicated_features() -> None:
+def test_constant_and_duplicated_features():
     features, labels = samples_of(200, 6, 3)
     constants = np.tile(np.float32([0, 7.5]), (200, 1))
     wide = np.concatenate([features, constants, features], axis=1)
@@ -138,14 +134,14 @@ def test_constant_and_duplicated_features() -> None:
     assert np.abs(fit.layer[0][:, 6:8]).max() < 1e-6
 
 
-def test_only_constant_features_give_the_class_frequencies() -> None:
+def test_only_constant_features_give_the_class_frequencies():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     fit = fit_linear(np.full((100, 4), 3, np.float32), labels, 3, strengths=[1.0])
     logits = apply_layers([fit.layer], np.full((1, 4), 3, np.float32))
     assert np.allclose(np.exp(logits) / np.exp(logits).sum(), [[0.6, 0.3, 0.1]], atol=1e-4)
 
 
-def test_duplicated_samples_count_twice() -> None:
+def test_duplicated_samples_count_twice():
     """Every sample twice at half the strength is the same problem."""
     features, labels = samples_of(800, 5, 3)
     once = fit_linear(features, labels, 3, strengths=[0.2])
@@ -154,7 +150,7 @@ def test_duplicated_samples_count_twice() -> None:
     assert np.abs(ours - theirs).max() <= 0.05 * np.abs(ours).max()  # their scales differ a little
 
 
-def test_imbalanced_classes() -> None:
+def test_imbalanced_classes():
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [900, 90, 10])
     features = random.normal(size=(1000, 5)).astype(np.float32)
@@ -168,7 +164,7 @@ def test_imbalanced_classes() -> None:
     )
 
 
-def test_a_class_without_samples_is_never_predicted() -> None:
+def test_a_class_without_samples_is_never_predicted():
     features, labels = samples_of(120, 6, 3)
     labels = np.array([0, 2, 4])[labels]
     fit = fit_linear(features, labels, 6, strengths=[0.1])
@@ -188,7 +184,7 @@ def losses_of(fit: SimpleNamespace) -> dict[float, float]:
     return {point.strength: point.log_loss for point in fit.path}
 
 
-def test_the_strength_is_the_best_of_the_path() -> None:
+def test_the_strength_is_the_best_of_the_path():
     features, labels = samples_of(120, 10, 3, spread=0.4)
     fit = fit_linear(features, labels, 3)
     assert [point.strength for point in fit.path] == sorted(STRENGTHS)
@@ -199,7 +195,7 @@ def test_the_strength_is_the_best_of_the_path() -> None:
     assert min(losses.values()) < np.log(3)
 
 
-def test_the_path_is_the_held_out_loss_of_those_folds() -> None:
+def test_the_path_is_the_held_out_loss_of_those_folds():
     features, labels = samples_of(150, 10, 3, spread=0.5)
     fit = fit_linear(features, labels, 3, strengths=[1e-3, 1e-2, 0.1], seed=3)
     folds = stratified_folds(labels, NUM_FOLDS, seed=3)
@@ -216,7 +212,7 @@ def test_the_path_is_the_held_out_loss_of_those_folds() -> None:
         assert point.log_loss == pytest.approx(total / len(labels), rel=2e-3)
 
 
-def test_the_refit_uses_every_sample() -> None:
+def test_the_refit_uses_every_sample():
     features, labels = samples_of(150, 10, 3)
     chosen = fit_linear(features, labels, 3)
     fixed = fit_linear(features, labels, 3, strengths=[chosen.strength])
@@ -224,7 +220,7 @@ def test_the_refit_uses_every_sample() -> None:
     assert np.allclose(chosen.layer[1], fixed.layer[1], atol=1e-3)
 
 
-def test_the_order_of_strengths_does_not_matter() -> None:
+def test_the_order_of_strengths_does_not_matter():
     features, labels = samples_of(100, 8, 3)
     up = fit_linear(features, labels, 3, strengths=[1e-3, 1e-2, 0.1])
     down = fit_linear(features, labels, 3, strengths=[0.1, 1e-2, 1e-3])
@@ -232,7 +228,7 @@ def test_the_order_of_strengths_does_not_matter() -> None:
     assert up.path == down.path
 
 
-def test_a_stray_class_of_one_sample_changes_little() -> None:
+def test_a_stray_class_of_one_sample_changes_little():
     features, labels = samples_of(100, 8, 2)
     alone = fit_linear(features, labels, 2)
     stray = np.random.default_rng(2).normal(size=(1, 8)).astype(np.float32)
@@ -245,7 +241,7 @@ def test_a_stray_class_of_one_sample_changes_little() -> None:
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [1, 30, 1]])
-def test_where_nothing_can_be_held_out_the_strength_is_fixed(counts: list[int]) -> None:
+def test_where_nothing_can_be_held_out_the_strength_is_fixed(counts):
     labels = np.repeat(np.arange(3), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 5)).astype(np.float32)
     fit = fit_linear(features, labels, 3, hold_out=True)
@@ -256,7 +252,7 @@ def test_where_nothing_can_be_held_out_the_strength_is_fixed(counts: list[int]) 
     assert fit_linear(features, labels, 3, strengths=[1e-6, 0.5, 1e-3]).strength == 0.5
 
 
-def test_groups_are_held_out_together() -> None:
+def test_groups_are_held_out_together():
     """Copies of a sample beside it tell what it is; in its group they do not."""
     features, _ = samples_of(80, 60, 2, seed=3)
     labels = np.random.default_rng(0).integers(0, 2, 80)  # nothing to learn
@@ -268,7 +264,7 @@ def test_groups_are_held_out_together() -> None:
 
 
 @pytest.mark.parametrize("scatter", [1e-6, 1e-3])
-def test_features_that_a_few_samples_agree_in_do_not_decide(scatter: float) -> None:
+def test_features_that_a_few_samples_agree_in_do_not_decide(scatter):
     """Like scikit-learn on raw features, where such features hardly count."""
     random = np.random.default_rng(0)
     labels = np.array([0, 1, 2])
@@ -284,12 +280,12 @@ def test_features_that_a_few_samples_agree_in_do_not_decide(scatter: float) -> N
     assert (logits.argmax(axis=1) == np.repeat(labels, 50)).mean() >= expected - 0.02
 
 
-def test_classes_without_samples_do_not_shrink_the_folds() -> None:
+def test_classes_without_samples_do_not_shrink_the_folds():
     assert choose_num_folds(np.repeat([0, 7], 20)) == NUM_FOLDS
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [1, 9], [2, 2], [1, 1, 1, 1], [2, 40, 3]])
-def test_tiny_classes_can_be_fitted(counts: list[int]) -> None:
+def test_tiny_classes_can_be_fitted(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
     random = np.random.default_rng(0)
     features = random.normal(size=(len(labels), 4)).astype(np.float32)
@@ -300,7 +296,7 @@ def test_tiny_classes_can_be_fitted(counts: list[int]) -> None:
     assert all(np.isfinite(point.log_loss) for point in fit.path)
 
 
-def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_hold_out_where_there_are_many(monkeypatch):
     features, labels = samples_of(200, 8, 3, spread=0.5)
     monkeypatch.setattr(featx.heads.samples.folds, "HOLDOUT_ABOVE", 199)
     fit = fit_linear(features, labels, 3)
@@ -312,7 +308,7 @@ def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch)
     assert fit_linear(features, labels, 3).num_folds == NUM_FOLDS
 
 
-def test_every_point_of_the_path_is_near_its_optimum() -> None:
+def test_every_point_of_the_path_is_near_its_optimum():
     """Within a thousandth of scikit-learn's objective, whatever was inherited on the way."""
     features, labels = samples_of(200, 12, 4, spread=0.6)
     fit = fit_linear(features, labels, 4)
@@ -329,7 +325,7 @@ def test_every_point_of_the_path_is_near_its_optimum() -> None:
         assert point.objective >= np.mean(values) * (1 - 1e-6)
 
 
-def test_samples_can_be_held_out_for_a_single_strength_too() -> None:
+def test_samples_can_be_held_out_for_a_single_strength_too():
     features, labels = samples_of(100, 8, 3)
     plain = fit_linear(features, labels, 3, strengths=[0.1])
     held = fit_linear(features, labels, 3, strengths=[0.1], hold_out=True)
@@ -344,9 +340,7 @@ def test_samples_can_be_held_out_for_a_single_strength_too() -> None:
 
 
 @pytest.mark.parametrize("shape", [(400, 30), (60, 200)])
-def test_float32_ends_at_the_same_optimum(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
-) -> None:
+def test_float32_ends_at_the_same_optimum(monkeypatch, shape):
     """What is done with many features, done with few."""
     features, labels = samples_of(*shape, 4, spread=0.5)
     double = fit_linear(features, labels, 4)
@@ -362,7 +356,7 @@ def test_float32_ends_at_the_same_optimum(
     assert found == pytest.approx(double.objective, rel=1e-5)
 
 
-def test_weighted_samples_are_scikit_learns() -> None:
+def test_weighted_samples_are_scikit_learns():
     features, labels = samples_of(200, 8, 3)
     weights = np.random.default_rng(1).uniform(0.2, 3, len(labels))
     fit = fit_linear(features, labels, 3, strengths=[0.05], weights=weights)
@@ -376,7 +370,7 @@ def test_weighted_samples_are_scikit_learns() -> None:
     assert np.allclose(centred(apply_layers([fit.layer], features)), expected, atol=2e-3)
 
 
-def test_a_weight_of_two_is_a_sample_twice() -> None:
+def test_a_weight_of_two_is_a_sample_twice():
     features, labels = samples_of(90, 6, 3)
     twice = np.arange(90) < 30
     weighted = fit_linear(features, labels, 3, strengths=[0.1], weights=1.0 + twice)
@@ -407,13 +401,8 @@ def tags_of(num_samples: int, num_features: int, *, seed: int = 0) -> tuple[np.n
 @pytest.mark.parametrize(("num_samples", "num_features"), [(300, 12), (60, 120)])
 @pytest.mark.parametrize("double", [True, False])
 def test_each_tag_is_scikit_learns_own_model(
-    monkeypatch: pytest.MonkeyPatch,
-    num_samples: int,
-    num_features: int,
-    strength: float,
-    *,
-    double: bool,
-) -> None:
+    monkeypatch, num_samples, num_features, strength, double
+):
     if not double:
         monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features, tags = tags_of(num_samples, num_features)
@@ -433,7 +422,7 @@ def test_each_tag_is_scikit_learns_own_model(
         assert np.abs(own - expected).max() <= 2e-3 * max(1, np.abs(expected).max())
 
 
-def test_one_strength_for_all_tags_is_chosen_on_held_out_samples() -> None:
+def test_one_strength_for_all_tags_is_chosen_on_held_out_samples():
     features, tags = tags_of(250, 20)
     fit = fit_linear(features, tags, 4, loss=SIGMOID)
     assert len(fit.path) == len(STRENGTHS)
@@ -453,9 +442,7 @@ def test_one_strength_for_all_tags_is_chosen_on_held_out_samples() -> None:
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_deterministic_and_without_side_effects(
-    monkeypatch: pytest.MonkeyPatch, *, double: bool
-) -> None:
+def test_deterministic_and_without_side_effects(monkeypatch, double):
     if not double:
         monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features, labels = samples_of(80, 12, 3)
@@ -467,7 +454,7 @@ def test_deterministic_and_without_side_effects(
     assert np.array_equal(features, before)
 
 
-def test_the_seed_decides_the_folds() -> None:
+def test_the_seed_decides_the_folds():
     features, labels = samples_of(60, 6, 3, spread=0.3)
     assert fit_linear(features, labels, 3).path != fit_linear(features, labels, 3, seed=1).path
 
@@ -475,7 +462,7 @@ def test_the_seed_decides_the_folds() -> None:
 @pytest.mark.parametrize(
     "units", [np.float32(1e-6), np.float32(1e8), np.float32([0.3, 3, 1, 0.1, 1, 10])]
 )
-def test_the_unit_of_a_feature_does_not_matter(units: np.ndarray) -> None:
+def test_the_unit_of_a_feature_does_not_matter(units):
     features, labels = samples_of(100, 6, 3)
     if np.ndim(units):  # units of their own: as long as samples are many for the differences
         features, labels = np.tile(features, (400, 1)), np.tile(labels, 400)
@@ -488,7 +475,7 @@ def test_the_unit_of_a_feature_does_not_matter(units: np.ndarray) -> None:
     )
 
 
-def test_types_and_shapes() -> None:
+def test_types_and_shapes():
     features, labels = samples_of(50, 6, 3)
     fit = fit_linear(features, labels, 3, strengths=[0.1])
     assert [part.dtype for part in fit.layer] == [np.float32, np.float32]
@@ -496,7 +483,7 @@ def test_types_and_shapes() -> None:
     assert isinstance(fit.strength, float)
 
 
-def test_digits() -> None:
+def test_digits():
     digits = sklearn.datasets.load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     features, labels = digits.data[order].astype(np.float32), digits.target[order]
@@ -505,7 +492,7 @@ def test_digits() -> None:
     assert top1(logits, labels[1400:]) >= 0.95
 
 
-def test_class_weights_act_in_the_loss_that_chooses_the_strength() -> None:
+def test_class_weights_act_in_the_loss_that_chooses_the_strength():
     features, labels = samples_of(120, 6, 3, seed=4)
     by_class = np.array([1.0, 5.0, 0.2])
     fit = fit_linear(features, labels, 3, weights=by_class[labels])

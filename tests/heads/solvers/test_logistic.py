@@ -38,9 +38,7 @@ def values_at(
     strength=st.sampled_from([1e-3, 0.1, 10.0]),
     seed=st.integers(0, 2**32),
 )
-def test_the_objective_is_the_documented_one(
-    shape: tuple[int, int, int], strength: float, seed: int
-) -> None:
+def test_the_objective_is_the_documented_one(shape, strength, seed):
     features, labels = samples_of(*shape, seed)
     random = np.random.default_rng(seed)
     weights = random.uniform(0.1, 2, len(labels))
@@ -56,7 +54,7 @@ def test_the_objective_is_the_documented_one(
     assert found[0] == pytest.approx(expected)
 
 
-def test_the_gradient_is_that_of_the_objective() -> None:
+def test_the_gradient_is_that_of_the_objective():
     features, labels = samples_of(40, 4, 3)
     samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(40)))
     problems = Problems(np.array([0.3]), np.array([-1]))
@@ -71,7 +69,7 @@ def test_the_gradient_is_that_of_the_objective() -> None:
     assert largest[0] == pytest.approx(np.abs(slopes).max(), rel=1e-6)
 
 
-def test_problems_side_by_side_are_the_problems_alone() -> None:
+def test_problems_side_by_side_are_the_problems_alone():
     features, labels = samples_of(60, 5, 3)
     division = Division(stratified_folds(labels, 3), np.arange(3))
     samples = Logistic(
@@ -87,7 +85,7 @@ def test_problems_side_by_side_are_the_problems_alone() -> None:
         assert values_at(samples, alone, variables[i : i + 1])[0] == pytest.approx(together[i])
 
 
-def test_a_fold_that_is_left_out_does_not_count() -> None:
+def test_a_fold_that_is_left_out_does_not_count():
     features, labels = samples_of(60, 5, 3)
     fold = stratified_folds(labels, 3)
     basis = eigenbasis_of(features)
@@ -104,7 +102,7 @@ def test_a_fold_that_is_left_out_does_not_count() -> None:
     assert found[0] == found[1]
 
 
-def test_a_hold_out_is_a_fold_that_is_left_out() -> None:
+def test_a_hold_out_is_a_fold_that_is_left_out():
     features, labels = samples_of(60, 5, 3)
     fold = stratified_folds(labels, 3)
     basis = eigenbasis_of(features)
@@ -130,7 +128,7 @@ def test_a_hold_out_is_a_fold_that_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("rows", [128, 129, 1000])
-def test_the_size_of_a_block_does_not_show(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_the_size_of_a_block_does_not_show(monkeypatch, rows):
     features, labels = samples_of(700, 5, 3)
     samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(700)))
     problems = Problems(np.array([0.1]), np.array([-1]))
@@ -141,7 +139,7 @@ def test_the_size_of_a_block_does_not_show(monkeypatch: pytest.MonkeyPatch, rows
     assert values_at(samples, problems, variables)[1] == pytest.approx(whole[1])
 
 
-def test_known_curvature_with_another_penalty() -> None:
+def test_known_curvature_with_another_penalty():
     """The penalty's own curvature is exchanged; that of the bias stays."""
     features, labels = samples_of(60, 5, 3)
     samples = Logistic(eigenbasis_of(features), data_of(features, labels, 3, weights=np.ones(60)))
@@ -157,7 +155,7 @@ def test_known_curvature_with_another_penalty() -> None:
         assert np.array_equal(difference[:, -1], np.zeros(3))
 
 
-def test_huge_logits_do_not_overflow() -> None:
+def test_huge_logits_do_not_overflow():
     features, labels = samples_of(20, 3, 2)
     samples = Logistic(eigenbasis_of(features), data_of(features, labels, 2, weights=np.ones(20)))
     variables = np.full((1, samples.num_variables), 1e5)

@@ -46,7 +46,7 @@ def bytes_of(fit: SimpleNamespace) -> list[bytes]:
     return [part.tobytes() for layer in fit.layers for part in layer]
 
 
-def test_learns_what_a_linear_head_cannot() -> None:
+def test_learns_what_a_linear_head_cannot():
     features, labels = xor(400)
     others, their_labels = xor(400, seed=1)
     options = MLPOptions(hidden=(32,), learning_rate=0.02, batch_size=64, max_epochs=40)
@@ -57,7 +57,7 @@ def test_learns_what_a_linear_head_cannot() -> None:
 
 
 @pytest.mark.parametrize("hidden", [(1,), (7,), (8, 5), (6, 5, 4, 3)])
-def test_shapes_follow_hidden(hidden: tuple[int, ...]) -> None:
+def test_shapes_follow_hidden(hidden):
     features, labels = blobs(60)
     fit = fit_mlp(features, labels, 3, replace(QUICK, hidden=hidden))
     widths = [6, *hidden, 3]
@@ -69,7 +69,7 @@ def test_shapes_follow_hidden(hidden: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_a_seed_repeats_itself_whatever_happened_before(dropout: float) -> None:
+def test_a_seed_repeats_itself_whatever_happened_before(dropout):
     features, labels = blobs(60)
     options = replace(QUICK, dropout=dropout)
     first = fit_mlp(features, labels, 3, options)
@@ -80,7 +80,7 @@ def test_a_seed_repeats_itself_whatever_happened_before(dropout: float) -> None:
     assert bytes_of(fit_mlp(features, labels, 3, options, seed=1)) != bytes_of(first)
 
 
-def test_the_callers_random_state_and_arrays_are_left_alone() -> None:
+def test_the_callers_random_state_and_arrays_are_left_alone():
     features, labels = blobs(60)
     copies = features.copy(), labels.copy()
     numpys = np.random.get_state()[1].copy()
@@ -91,7 +91,7 @@ def test_the_callers_random_state_and_arrays_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("max_epochs", [1, 25])
-def test_the_best_epoch_is_kept(max_epochs: int) -> None:
+def test_the_best_epoch_is_kept(max_epochs):
     """What is reported of the hold-out is what the returned layers give on it."""
     features, labels = blobs(100, seed=2)
     features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
@@ -109,7 +109,7 @@ def test_the_best_epoch_is_kept(max_epochs: int) -> None:
         assert fit.num_epochs < max_epochs  # it overfits, so the last is not the best
 
 
-def test_stopping_early_loses_nothing_that_was_better() -> None:
+def test_stopping_early_loses_nothing_that_was_better():
     features, labels = blobs(80, seed=2)
     features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
     patient = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=20, patience=20)
@@ -119,7 +119,7 @@ def test_stopping_early_loses_nothing_that_was_better() -> None:
     assert eager.num_epochs <= fit.num_epochs
 
 
-def test_held_out_samples_never_train() -> None:
+def test_held_out_samples_never_train():
     """Outliers among them move neither the scaling nor the first epoch's weights."""
     features, labels = blobs(60)
     held_out = stratified_folds(labels, 10, seed=0) == 0
@@ -132,7 +132,7 @@ def test_held_out_samples_never_train() -> None:
     assert first.held_out_loss != second.held_out_loss
 
 
-def test_the_unit_of_a_feature_does_not_matter() -> None:
+def test_the_unit_of_a_feature_does_not_matter():
     features, labels = blobs(60)
     one = fit_mlp(features, labels, 3, QUICK)
     other = fit_mlp(features * np.float32(1024), labels, 3, QUICK)
@@ -141,7 +141,7 @@ def test_the_unit_of_a_feature_does_not_matter() -> None:
     )
 
 
-def test_constant_features_do_no_harm() -> None:
+def test_constant_features_do_no_harm():
     features, labels = blobs(60)
     features[:, 2] = 3e8
     logits = apply_layers(fit_mlp(features, labels, 3, QUICK).layers, features)
@@ -149,7 +149,7 @@ def test_constant_features_do_no_harm() -> None:
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [1, 2], [2, 1], [1, 9], [5, 5], [1, 1, 1], [2, 2, 2]])
-def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
+def test_tiny_sets_are_learnt_whole(counts):
     """However few, each class is trained on: none lies in the hold-out alone."""
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.eye(len(counts), dtype=np.float32)[labels]
@@ -160,7 +160,7 @@ def test_tiny_sets_are_learnt_whole(counts: list[int]) -> None:
     assert top1(apply_layers(fit.layers, features), labels) == 1
 
 
-def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs() -> None:
+def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs():
     labels = np.array([0, 1, 2])
     features = np.eye(3, dtype=np.float32)
     options = MLPOptions(hidden=(8,), dropout=(0.1, 0.0), max_epochs=12, patience=2)
@@ -170,14 +170,14 @@ def test_with_nothing_held_out_the_first_setting_is_trained_for_all_epochs() -> 
     assert (fit.num_epochs, fit.dropout) == (12, 0.1)
 
 
-def test_a_class_without_samples_loses() -> None:
+def test_a_class_without_samples_loses():
     features, labels = blobs(60, num_classes=2)
     options = MLPOptions(hidden=(16,), learning_rate=0.02, max_epochs=20)
     fit = fit_mlp(features, np.array([0, 2])[labels], 4, options)
     assert set(apply_layers(fit.layers, features).argmax(axis=1)) <= {0, 2}
 
 
-def test_divergence_is_a_clear_error() -> None:
+def test_divergence_is_a_clear_error():
     features, labels = blobs(60)
     with pytest.raises(ConfigError, match=r"diverged.*learning rate below 1e"):
         fit_mlp(features, labels, 3, replace(QUICK, hidden=(8, 8), learning_rate=1e30))
@@ -206,13 +206,13 @@ def test_divergence_is_a_clear_error() -> None:
         ({"learning_rate": ()}, "there is no learning rate"),
     ],
 )
-def test_options_out_of_range(change: dict, match: str) -> None:
+def test_options_out_of_range(change, match):
     with pytest.raises(ConfigError, match=match):
         MLPOptions(**change)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.999])
-def test_dropout_at_its_ends(dropout: float) -> None:
+def test_dropout_at_its_ends(dropout):
     features, labels = blobs(60)
     fit = fit_mlp(features, labels, 3, replace(QUICK, dropout=dropout))
     first = apply_layers(fit.layers, features)
@@ -220,7 +220,7 @@ def test_dropout_at_its_ends(dropout: float) -> None:
     assert np.array_equal(first, apply_layers(fit.layers, features))  # none when applied
 
 
-def test_dropout_changes_training() -> None:
+def test_dropout_changes_training():
     features, labels = blobs(60)
     assert bytes_of(fit_mlp(features, labels, 3, QUICK)) != bytes_of(
         fit_mlp(features, labels, 3, replace(QUICK, dropout=0.5))
@@ -230,7 +230,7 @@ def test_dropout_changes_training() -> None:
 # --- several side by side -----------------------------------------------------------------------
 
 
-def test_every_combination_and_seed_is_trained_and_the_best_is_kept() -> None:
+def test_every_combination_and_seed_is_trained_and_the_best_is_kept():
     features, labels = blobs(90, seed=3)
     options = replace(
         QUICK, learning_rate=(1e-3, 0.02), weight_decay=(0.0, 0.1), dropout=(0.0, 0.2), num_seeds=2
@@ -243,7 +243,7 @@ def test_every_combination_and_seed_is_trained_and_the_best_is_kept() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_side_by_side_each_does_what_it_would_alone(dropout: float) -> None:
+def test_side_by_side_each_does_what_it_would_alone(dropout):
     features, labels = blobs(80, seed=2)
     features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
     options = MLPOptions(
@@ -264,7 +264,7 @@ def test_side_by_side_each_does_what_it_would_alone(dropout: float) -> None:
         assert alone.held_out_loss == pytest.approx(candidate.held_out_loss, rel=1e-3)
 
 
-def test_one_that_diverges_does_not_take_the_others_along() -> None:
+def test_one_that_diverges_does_not_take_the_others_along():
     features, labels = blobs(60)
     options = replace(QUICK, hidden=(8, 8), learning_rate=(1e30, 0.01))
     fit = fit_mlp(features, labels, 3, options)
@@ -273,7 +273,7 @@ def test_one_that_diverges_does_not_take_the_others_along() -> None:
     assert np.isfinite(fit.layers[0][0]).all()
 
 
-def test_weights_count() -> None:
+def test_weights_count():
     """A class that counts a hundred times more is preferred where classes overlap."""
     features, labels = blobs(90)
     features = np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
@@ -287,19 +287,19 @@ def test_weights_count() -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 10_000), min_size=1, max_size=5))
-def test_hidden_sizes_as_text(sizes: list[int]) -> None:
+def test_hidden_sizes_as_text(sizes):
     assert parse_hidden(",".join(map(str, sizes))) == tuple(sizes)
     assert parse_hidden(" , ".join(map(str, sizes))) == tuple(sizes)
     assert parse_hidden(sizes) == tuple(sizes)
 
 
 @pytest.mark.parametrize("text", ["", "abc", "10,", "1.5", "10;20"])
-def test_hidden_sizes_that_are_none(text: str) -> None:
+def test_hidden_sizes_that_are_none(text):
     with pytest.raises(ConfigError, match="must be like 100 or 256,128"):
         parse_hidden(text)
 
 
-def test_tags_that_a_linear_head_cannot_tell() -> None:
+def test_tags_that_a_linear_head_cannot_tell():
     features, labels = xor(600)
     tags = np.stack([labels, labels == 0, features[:, 0] > 0], axis=1).astype(np.uint8)
     options = MLPOptions(hidden=(32,), learning_rate=1e-2, max_epochs=60)
@@ -310,7 +310,7 @@ def test_tags_that_a_linear_head_cannot_tell() -> None:
     assert fit.held_out_loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_numbers_that_a_linear_head_cannot_tell() -> None:
+def test_numbers_that_a_linear_head_cannot_tell():
     features = np.random.default_rng(0).uniform(-2, 2, (500, 2)).astype(np.float32)
     numbers = np.stack([features[:, 0] * features[:, 1], np.abs(features[:, 0])], axis=1)
     options = MLPOptions(hidden=(32,), learning_rate=1e-2, max_epochs=60)
@@ -334,7 +334,7 @@ class _Counted(Softmax):
 
 
 @pytest.mark.parametrize("patience", [1, 4])
-def test_training_ends_patience_epochs_after_the_best(patience: int) -> None:
+def test_training_ends_patience_epochs_after_the_best(patience):
     features, labels = blobs(80, seed=2)
     features += np.random.default_rng(0).normal(size=features.shape).astype(np.float32) * 20
     options = MLPOptions(hidden=(32,), learning_rate=0.02, max_epochs=60, patience=patience)
@@ -343,7 +343,7 @@ def test_training_ends_patience_epochs_after_the_best(patience: int) -> None:
     assert loss.num_epochs == fit.num_epochs + patience < 60
 
 
-def test_the_seed_decides_the_order_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_decides_the_order_of_samples(monkeypatch):
     """Full batches leave only the order within them, small ones which samples meet."""
     features, labels = blobs(40)
     features[:, 0] = np.arange(len(features))

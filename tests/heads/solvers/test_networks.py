@@ -30,7 +30,7 @@ def torchs(networks: Networks, row: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(*modules[:-1])
 
 
-def test_steps_are_torchs_adamw() -> None:
+def test_steps_are_torchs_adamw():
     settings = [Setting((0, 0), 0.01, 0.1, 0.0), Setting((0, 1), 0.003, 0.0, 0.0)]
     networks = Networks(WIDTHS, settings)
     others = [torchs(networks, row) for row in range(2)]
@@ -54,7 +54,7 @@ def test_steps_are_torchs_adamw() -> None:
         assert np.allclose(networks.logits(x)[row], expected, atol=1e-4)
 
 
-def test_dropping_networks_leaves_the_others() -> None:
+def test_dropping_networks_leaves_the_others():
     settings = [Setting((0, i), 0.01, 0.1, 0.3) for i in range(3)]
     x, labels, shares = samples_of()
     all_along, dropped = Networks(WIDTHS, settings), Networks(WIDTHS, settings)
@@ -68,7 +68,7 @@ def test_dropping_networks_leaves_the_others() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.25, 0.75])
-def test_dropout_keeps_the_mean(dropout: float) -> None:
+def test_dropout_keeps_the_mean(dropout):
     networks = Networks((3, 4000, 2), [Setting((0, 0), 1e-3, 0.0, dropout)])
     hidden = np.ones((1, 50, 4000), np.float32)
     networks._drop(hidden)
@@ -76,7 +76,7 @@ def test_dropout_keeps_the_mean(dropout: float) -> None:
     assert (hidden == 0).mean() == pytest.approx(dropout, abs=0.01)
 
 
-def test_initial_weights_are_torchs_range() -> None:
+def test_initial_weights_are_torchs_range():
     networks = Networks((100, 50, 10), [Setting((0, i), 1e-3, 0.0, 0.0) for i in range(2)])
     (first, _), (second, _) = split_layers(networks.parameters, (100, 50, 10))
     assert np.abs(first).max() == pytest.approx(0.1, rel=0.01)
@@ -84,7 +84,7 @@ def test_initial_weights_are_torchs_range() -> None:
     assert not np.array_equal(first[0], first[1])
 
 
-def test_samples_in_parts_are_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_in_parts_are_samples_at_once(monkeypatch):
     networks = Networks(WIDTHS, [Setting((0, 0), 1e-3, 0.0, 0.5)])
     x, _, _ = samples_of(50)
     whole = networks.logits(x)

@@ -26,7 +26,7 @@ def blobs(num_samples: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_steps_are_torchs(*, weighted: bool) -> None:
+def test_steps_are_torchs(weighted):
     """From the same weights over the same batches."""
     features, labels = blobs()
     by_class = np.array([1.0, 3.0, 0.5]) if weighted else np.ones(3)
@@ -52,7 +52,7 @@ def test_steps_are_torchs(*, weighted: bool) -> None:
     assert np.allclose(bias, model.bias.detach().numpy(), atol=1e-5)
 
 
-def test_an_epoch_is_told_as_it_went() -> None:
+def test_an_epoch_is_told_as_it_went():
     features, labels = blobs()
     told: list[EpochScores] = []
     layer = fit_sgd(features, labels, 3, QUICK, progress=told.append).layer
@@ -64,20 +64,20 @@ def test_an_epoch_is_told_as_it_went() -> None:
     assert found == pytest.approx(told[-1].accuracy, abs=0.05)
 
 
-def test_a_seed_repeats_itself() -> None:
+def test_a_seed_repeats_itself():
     features, labels = blobs()
     first, second = (fit_sgd(features, labels, 3, QUICK, seed=2).layer for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
     assert fit_sgd(features, labels, 3, QUICK, seed=3).layer[0].tobytes() != first[0].tobytes()
 
 
-def test_a_class_without_samples_is_never_predicted() -> None:
+def test_a_class_without_samples_is_never_predicted():
     features, labels = blobs()
     layer = fit_sgd(features, np.array([0, 2, 4])[labels], 6, QUICK).layer
     assert set(apply_layers([layer], features).argmax(axis=1)) <= {0, 2, 4}
 
 
-def test_divergence_is_a_clear_error() -> None:
+def test_divergence_is_a_clear_error():
     features, labels = blobs()
     with pytest.raises(ConfigError, match=r"diverged in epoch 1.*learning rate below 1e"):
         fit_sgd(features, labels, 3, replace(QUICK, learning_rate=1e38))
@@ -96,6 +96,6 @@ def test_divergence_is_a_clear_error() -> None:
         ({"batch_size": 0}, "at least 1"),
     ],
 )
-def test_options_out_of_range(change: dict, match: str) -> None:
+def test_options_out_of_range(change, match):
     with pytest.raises(ConfigError, match=match):
         SGDOptions(**change)

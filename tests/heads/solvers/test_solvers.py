@@ -28,7 +28,7 @@ from featx.heads.solvers.linear import FIXED_STRENGTH
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.solvers.with_sklearn import fit_with_sklearn
-from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, Loss, log_loss
+from featx.heads.tasks.losses import SIGMOID, SOFTMAX, SQUARED, log_loss
 
 NUM_CLASSES = 4
 
@@ -88,7 +88,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_layers_choice_and_what_was_held_out(name: str) -> None:
+def test_layers_choice_and_what_was_held_out(name):
     data = samples()
     fitted: Fitted = HEADS[name](data)
     logits = apply_layers(fitted.layers, data.features)
@@ -103,7 +103,7 @@ def test_layers_choice_and_what_was_held_out(name: str) -> None:
         assert fitted.held_out.logits.shape == (len(fitted.held_out.labels), 3)
 
 
-def test_training_loads_neither_torch_nor_scikit_learn() -> None:
+def test_training_loads_neither_torch_nor_scikit_learn():
     code = "import sys, featx.stages.train; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "set()\n"
@@ -115,7 +115,7 @@ def test_training_loads_neither_torch_nor_scikit_learn() -> None:
 @pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
-def test_the_optimum_is_that_of_arrays(strength: float, weighted: bool, piece_rows: int) -> None:
+def test_the_optimum_is_that_of_arrays(strength, weighted, piece_rows):
     features, labels = samples_of()
     weights = weights_for(labels, weighted=weighted)
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[strength], weights=weights)
@@ -133,7 +133,7 @@ def test_the_optimum_is_that_of_arrays(strength: float, weighted: bool, piece_ro
     assert blocked.held_out is None
 
 
-def test_features_far_from_zero_are_standardised_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_far_from_zero_are_standardised_first(monkeypatch):
     features, labels = samples_of()
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.1])
     kept = np.arange(0, 2000, 4)
@@ -146,7 +146,7 @@ def test_features_far_from_zero_are_standardised_first(monkeypatch: pytest.Monke
         assert blocked.objective == pytest.approx(whole.objective, rel=1e-5)
 
 
-def test_the_choice_is_that_of_arrays_where_all_samples_are_kept() -> None:
+def test_the_choice_is_that_of_arrays_where_all_samples_are_kept():
     features, labels = samples_of(4000)
     strengths = [1e-6, 1e-3, 1e-2, 10]
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=strengths)
@@ -160,7 +160,7 @@ def test_the_choice_is_that_of_arrays_where_all_samples_are_kept() -> None:
         assert ours.log_loss == pytest.approx(theirs.log_loss, abs=0.05)  # a fold, and five
 
 
-def test_what_is_held_out_was_not_trained_on() -> None:
+def test_what_is_held_out_was_not_trained_on():
     """With labels that mean nothing and weak regularisation, seen samples look better."""
     random = np.random.default_rng(5)
     features = random.normal(size=(600, 100)).astype(np.float32)
@@ -174,7 +174,7 @@ def test_what_is_held_out_was_not_trained_on() -> None:
     assert log_loss(fit.held_out.logits, fit.held_out.labels) > 1.5 * seen
 
 
-def test_a_class_that_is_all_held_out() -> None:
+def test_a_class_that_is_all_held_out():
     features, labels = samples_of(600)
     labels[labels == 2] = 1
     labels[7] = 2  # one sample
@@ -187,7 +187,7 @@ def test_a_class_that_is_all_held_out() -> None:
     assert np.isfinite(fit.layer[0]).all()
 
 
-def test_many_features_are_solved_without_a_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_features_are_solved_without_a_rotation(monkeypatch):
     monkeypatch.setattr("featx.heads.samples.data.MOST_CORRELATED", 8)
     features, labels = samples_of()
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.01])
@@ -204,7 +204,7 @@ def test_many_features_are_solved_without_a_rotation(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
-def test_ridge_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
+def test_ridge_is_that_of_arrays(weighted, piece_rows):
     features, labels = samples_of()
     weights = weights_for(labels, weighted=weighted)
     kept = np.arange(0, 2000, 3)
@@ -227,7 +227,7 @@ def test_ridge_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
-def test_centroids_are_those_of_arrays(weighted: bool, piece_rows: int) -> None:
+def test_centroids_are_those_of_arrays(weighted, piece_rows):
     features, labels = samples_of()
     weights = weights_for(labels, weighted=weighted)
     kept = np.arange(0, 2000, 3)
@@ -254,7 +254,7 @@ def grouped(num_samples: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("in_groups", [False, True])
 @pytest.mark.parametrize("solver", ["ridge", "centroid"])
-def test_the_same_samples_are_left_out_as_of_arrays(solver: str, *, in_groups: bool) -> None:
+def test_the_same_samples_are_left_out_as_of_arrays(solver, in_groups):
     features, labels, groups = grouped()
     given_ = {"groups": groups if in_groups else None}
     fit = {"ridge": fit_ridge, "centroid": fit_centroid}[solver]
@@ -273,7 +273,7 @@ def test_the_same_samples_are_left_out_as_of_arrays(solver: str, *, in_groups: b
         assert [p.top1 for p in blocked.path] == pytest.approx([p.top1 for p in whole.path])
 
 
-def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups() -> None:
+def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups():
     features, labels, groups = grouped()
     kept = np.sort(np.random.default_rng(0).permutation(599)[:300])
     fit = fit_linear(
@@ -292,7 +292,7 @@ def test_strengths_are_chosen_without_the_only_sample_and_by_whole_groups() -> N
     assert close(present(fit.held_out.logits), present(expected), 0.1)
 
 
-def test_with_nothing_to_hold_out_heads_in_blocks_have_fixed_settings() -> None:
+def test_with_nothing_to_hold_out_heads_in_blocks_have_fixed_settings():
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     labels, rows = np.arange(30), ArrayBlocks(features, 7)
     found = read_once(features, np.arange(30), 7)
@@ -316,7 +316,7 @@ def accuracy(layers, features: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_sgd_learns_as_well(ordered: bool) -> None:
+def test_sgd_learns_as_well(ordered):
     features, labels = samples_of(ordered=ordered)
     features /= features.std(axis=0) + 1e-6
     features[:, -1] = 1
@@ -332,7 +332,7 @@ def test_sgd_learns_as_well(ordered: bool) -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_an_mlp_learns_as_well(ordered: bool) -> None:
+def test_an_mlp_learns_as_well(ordered):
     features, labels = samples_of(ordered=ordered)
     options = MLPOptions(hidden=(16,), max_epochs=8, learning_rate=0.01)
     whole = fit_mlp(features, labels, NUM_CLASSES, options)
@@ -372,7 +372,7 @@ def numbered(num_samples: int = 2000) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("strength", [1e-4, 0.01, 1.0])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
-def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int) -> None:
+def test_the_optimum_of_tags_is_that_of_arrays(strength, piece_rows):
     features, tags = tagged()
     whole = fit_linear(features, tags, 4, strengths=[strength], loss=SIGMOID)
     kept = choose_subsample(tags, 12, 4, memory=0, seed=0, at_most=500)
@@ -391,7 +391,7 @@ def test_the_optimum_of_tags_is_that_of_arrays(strength: float, piece_rows: int)
     assert 80 < len(with_held_out.held_out.labels) < 120  # a fifth of those kept
 
 
-def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept() -> None:
+def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept():
     features, tags = tagged()
     strengths = [1e-6, 1e-3, 1e-2, 10]
     whole = fit_linear(features, tags, 4, strengths=strengths, loss=SIGMOID)
@@ -405,7 +405,7 @@ def test_the_strength_for_tags_is_that_of_arrays_where_all_are_kept() -> None:
     assert [point.top1 for point in blocked.path] == [None] * 4
 
 
-def test_what_is_held_out_of_tags_was_not_trained_on() -> None:
+def test_what_is_held_out_of_tags_was_not_trained_on():
     """With tags that mean nothing and weak regularisation, seen samples look better."""
     random = np.random.default_rng(5)
     features = random.normal(size=(600, 100)).astype(np.float32)
@@ -425,7 +425,7 @@ def test_what_is_held_out_of_tags_was_not_trained_on() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("piece_rows", [97, 5000])
-def test_ridge_on_numbers_is_that_of_arrays(weighted: bool, piece_rows: int) -> None:
+def test_ridge_on_numbers_is_that_of_arrays(weighted, piece_rows):
     features, numbers = numbered()
     weights = np.random.default_rng(2).uniform(0.3, 5, 2000) if weighted else np.ones(2000)
     kept = np.arange(0, 2000, 3)
@@ -447,7 +447,7 @@ def test_ridge_on_numbers_is_that_of_arrays(weighted: bool, piece_rows: int) -> 
 
 
 @pytest.mark.parametrize("loss", [SIGMOID, SQUARED])
-def test_an_mlp_learns_tags_and_numbers_as_well(loss: Loss) -> None:
+def test_an_mlp_learns_tags_and_numbers_as_well(loss):
     features, targets = tagged() if loss is SIGMOID else numbered()
     if loss is SQUARED:
         targets = (targets - targets.mean(axis=0)) / targets.std(axis=0)

@@ -31,7 +31,7 @@ def probabilities(fit, features: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
-def test_agrees_with_featx_at_the_same_strength(num_classes: int, strength: float) -> None:
+def test_agrees_with_featx_at_the_same_strength(num_classes, strength):
     """Two classes too, where scikit-learn's C penalises half as much."""
     features, labels = samples_of(200, 6, num_classes)
     own = fit_linear(features, labels, num_classes, strengths=[strength])
@@ -43,7 +43,7 @@ def test_agrees_with_featx_at_the_same_strength(num_classes: int, strength: floa
         assert np.allclose(own.layer[0], theirs.layer[0], atol=1e-2 * np.abs(own.layer[0]).max())
 
 
-def test_two_classes_become_two_opposite_rows() -> None:
+def test_two_classes_become_two_opposite_rows():
     features, labels = samples_of(100, 4, 2)
     weight, _ = fit_with_sklearn(features, labels, 2, strengths=[0.1]).layer
     assert weight.shape == (2, 4)
@@ -52,7 +52,7 @@ def test_two_classes_become_two_opposite_rows() -> None:
 
 
 @pytest.mark.parametrize("present", [[0, 2, 4], [1, 4]])
-def test_classes_without_samples_are_never_predicted(present: list[int]) -> None:
+def test_classes_without_samples_are_never_predicted(present):
     features, labels = samples_of(120, 6, len(present))
     labels = np.array(present)[labels]
     fit = fit_with_sklearn(features, labels, 6, strengths=[0.1])
@@ -64,7 +64,7 @@ def test_classes_without_samples_are_never_predicted(present: list[int]) -> None
     assert np.allclose(own, found, atol=2e-2)
 
 
-def test_the_strength_is_the_best_of_the_path_and_near_featxs() -> None:
+def test_the_strength_is_the_best_of_the_path_and_near_featxs():
     features, labels = samples_of(150, 8, 3)
     strengths = [1e-4, 1e-3, 1e-2, 0.1]
     theirs = fit_with_sklearn(features, labels, 3, strengths=strengths, seed=2)
@@ -79,7 +79,7 @@ def test_the_strength_is_the_best_of_the_path_and_near_featxs() -> None:
 
 
 @pytest.mark.parametrize("counts", [[1, 9], [1, 1], [1, 1, 1], [2, 20, 3]])
-def test_classes_with_fewer_samples_than_folds(counts: list[int]) -> None:
+def test_classes_with_fewer_samples_than_folds(counts):
     """A fold may hold all of a class, and leave one class to train on."""
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_classes_with_fewer_samples_than_folds(counts: list[int]) -> None:
     assert all(np.isfinite(point.log_loss) for point in fit.path)
 
 
-def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_hold_out_where_there_are_many(monkeypatch):
     features, labels = samples_of(100, 4, 2)
     monkeypatch.setattr(featx.heads.samples.folds, "HOLDOUT_ABOVE", 50)
     fit = fit_with_sklearn(features, labels, 2, strengths=[0.01, 0.1])
@@ -97,14 +97,14 @@ def test_a_single_hold_out_where_there_are_many(monkeypatch: pytest.MonkeyPatch)
     assert (stratified_folds(labels, NUM_FOLDS) == 0).sum() == 20
 
 
-def test_constant_features_carry_no_weight() -> None:
+def test_constant_features_carry_no_weight():
     features, labels = samples_of(100, 4, 3)
     features[:, 1] = 7
     weight, _ = fit_with_sklearn(features, labels, 3, strengths=[0.1]).layer
     assert np.abs(weight[:, 1]).max() < 1e-6
 
 
-def test_deterministic_and_float32() -> None:
+def test_deterministic_and_float32():
     features, labels = samples_of(80, 4, 3)
     first, second = (fit_with_sklearn(features, labels, 3, strengths=[0.01, 0.1]) for _ in range(2))
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
@@ -112,7 +112,7 @@ def test_deterministic_and_float32() -> None:
     assert [part.dtype for part in first.layer] == [np.float32, np.float32]
 
 
-def test_weighted_samples_agree_with_featx() -> None:
+def test_weighted_samples_agree_with_featx():
     features, labels = samples_of(200, 6, 3)
     weights = np.where(labels == 1, 5.0, 0.5)
     own = fit_linear(features, labels, 3, strengths=[0.1], weights=weights)
@@ -120,7 +120,7 @@ def test_weighted_samples_agree_with_featx() -> None:
     assert np.allclose(probabilities(own, features), probabilities(theirs, features), atol=2e-3)
 
 
-def test_samples_can_be_held_out_for_a_single_strength_too() -> None:
+def test_samples_can_be_held_out_for_a_single_strength_too():
     features, labels = samples_of(100, 4, 3)
     fit = fit_with_sklearn(features, labels, 3, strengths=[0.1], hold_out=True)
     assert fit.held_out is not None
