@@ -7,7 +7,6 @@ seal      what a file's bytes tell before ONNX Runtime sees them
 session   opening and running it (ONNX Runtime, no torch), with chosen providers
 runner    running it over images
 proof     does it answer what the head answered?
-agreement accuracy on labelled images, next to the head; the size of differences
 references the images of its proof, known by content
 staleness whether a head was trained on what its feature file holds today
 """

@@ -12,17 +12,17 @@ with the same answer counts, and the accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.classifier.agreement import Accuracy, typical_size
 from featx.classifier.runner import run_images
 from featx.classifier.session import Classifier
 from featx.errors import ParityError
+from featx.heads.tasks import task_of
 from featx.images.preprocess import resize
 
 NUM_IMAGES = 64
@@ -54,6 +54,48 @@ class EdgeCase(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Accuracy through the file, next to the head's own on the same images."""
+
+    split: str
+    num_images: int
+    num_available: int
+    file: float
+    head: float
+    agreement: float
+    measure: str = "accuracy"
+
+    @property
+    def drop(self) -> float:
+        """Points that the file loses."""
+        return 100 * (self.head - self.file)
+
+
+def measure_accuracy(
+    found: np.ndarray,
+    expected: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_available: int,
+    details: Mapping[str, Any],
+) -> Accuracy:
+    """Return the accuracy of file and head, on comparable outputs ``(num_images, num_outputs)``.
+
+    ``labels``, ``(num_images,)``, are class indices; else tags or comparable numbers.
+    """
+    task = task_of(details)
+    return Accuracy(
+        split="val",
+        num_images=len(labels),
+        num_available=num_available,
+        file=task.accuracy(found, labels, details),
+        head=task.accuracy(expected, labels, details),
+        agreement=float(task.agree(found, expected, details).mean()),
+        measure=task.score,
+    )
+
+
+@dataclass(frozen=True)
 class Proof:
     """Differences between file and head, and what was compared.
 
@@ -64,18 +106,15 @@ class Proof:
         median_difference: Median over images of the same.
         max_resized_difference: The largest for images that Pillow has resized first.
         bound: What was allowed; None where the precision is another than the features'.
-        top1_agreement: Share of images with the same top class, or the same tags, in [0, 1]; with
-            a bound, below 1 only where two tie within it. Of numbers the share of the variance that
-            file and head have in common.
-        max_batch_difference: Largest absolute logit difference between an image alone and in a
-            batch.
+        top1_agreement: Share of images with the same class or tags, in [0, 1]; with a bound, below
+            1 only where two tie within it. Of numbers the variance that both have in common.
+        max_batch_difference: Largest difference between an image alone and in a batch.
         hard: Largest absolute logit difference for each kind of edge case.
         accuracy: On the validation split; None where it has no labels.
-        max_full_difference: As ``max_difference``, of a file whose features are of JPEGs decoded
-            scaled, for the same images decoded in full; None where both are the same.
+        max_full_difference: As ``max_difference``, for JPEGs decoded in full where the features are
+            of images decoded scaled; else None.
         full_top1_agreement: As ``top1_agreement``, likewise.
-        untrained: Outputs without training rows, or with the same in all of them. Their logits are
-            in no difference; what they decide is compared.
+        untrained: Outputs that training rows do not vary; only their decisions are compared.
     """
 
     num_images: int
@@ -143,7 +182,7 @@ def prove(
     details, task = classifier.header.details, classifier.task
     trained = np.ones(expected.shape[1], bool) if trained is None else trained
     limit = float(np.finfo(np.float32).max) if bound is None else bound
-    strict = _ROUNDING * typical_size(task, expected, trained) * (_COARSER if coarse else 1)
+    strict = _ROUNDING * task.typical_size(expected, trained) * (_COARSER if coarse else 1)
 
     def differences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         largest: np.ndarray = np.abs(found - wanted)[:, trained].max(axis=1)

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from featx.artifact import Header
-from featx.classifier.agreement import measure_accuracy
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,
     EdgeCase,
+    measure_accuracy,
     prove,
     require_accuracy,
     require_same_outputs,

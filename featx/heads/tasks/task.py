@@ -20,6 +20,8 @@ TaskName = Literal["single-label", "multi-label", "regression"]
 Details = Mapping[str, Any]
 """Details of the header of a head or a classifier."""
 _SHOWN = 10
+_USUAL = 0.9
+"""Share of images whose outputs are usual."""
 _VALUES_AT_ONCE = 2**24
 """Outputs that are scored at once."""
 
@@ -230,6 +232,26 @@ class Task:
         predicted, and a tag or target that is the same in all rows is constant.
         """
         return self.vary(targets, num_outputs) if len(targets) else np.ones(num_outputs, bool)
+
+    def typical_size(self, expected: np.ndarray, trained: np.ndarray) -> float:
+        """Return how large differences between outputs are, at least 1: bounds are a share of it.
+
+        Of each image it is the spread between its logits; of tags and numbers, which are not
+        compared with each other, twice the distance from 0. Of three or more, the farthest one is
+        left out, and so is a tenth of the images, so that no absurd output widens a bound.
+
+        Args:
+            expected: Comparable outputs, ``(n, num_outputs)``; ``n`` ≥ 1.
+            trained: Outputs that count, ``(num_outputs,)`` bool.
+        """
+        values = expected[:, trained] if trained.any() else expected
+        values = values[np.isfinite(values).all(axis=1)]
+        if not len(values):
+            return 1.0
+        best = values.max(axis=1, keepdims=True)
+        sizes = best - values if self.shift_invariant else 2 * np.abs(values)
+        farthest = np.sort(sizes, axis=1)[:, -2 if sizes.shape[1] >= 3 else -1]
+        return max(1.0, float(np.quantile(farthest, _USUAL, method="lower")))
 
     def measure(
         self, outputs: np.ndarray, targets: np.ndarray, *, thresholds: Sequence[float] = ()

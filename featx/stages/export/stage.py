@@ -24,12 +24,12 @@ from featx.backbones.engines import OnnxEngine
 from featx.backbones.int8.calibrate import calibrate
 from featx.backbones.int8.quantize import quantize_graph
 from featx.backbones.spec import BackboneSpec, weights_file
-from featx.classifier.agreement import measure_accuracy, typical_size
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     Proof,
     answers,
+    measure_accuracy,
     prove,
     require_accuracy,
     require_same_outputs,
@@ -235,7 +235,7 @@ class _Export:
     ) -> Proof:
         bound, trained = None, self._evidence.trained()
         if self._repeats_features:
-            size = typical_size(TASKS[self._head.task], logits, trained)
+            size = TASKS[self._head.task].typical_size(logits, trained)
             bound = self._options.atol or DEFAULT_RTOL * size
         cases = self._evidence.edge_cases(rows, images, engine.features)
         names = self._evidence.names(rows)
