@@ -109,12 +109,11 @@ def sealed(content: bytes) -> bytes:
     return content + onnx.ModelProto(metadata_props=[entry]).SerializeToString()
 
 
-def outside(location: str, **where: object) -> TensorProto:
+def outside(location: str) -> TensorProto:
     tensor = TensorProto(
         name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL
     )
-    for key, value in {"location": location, **where}.items():
-        tensor.external_data.add(key=key, value=str(value))
+    tensor.external_data.add(key="location", value=location)
     return tensor
 
 
@@ -131,29 +130,6 @@ def model(*nodes: onnx.NodeProto, **graph: object) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", 20)],
         ir_version=10,
     )
-
-
-def in_branch(tensor: TensorProto) -> onnx.ModelProto:
-    out = helper.make_tensor_value_info("v", TensorProto.FLOAT, [4])
-    constant = helper.make_node("Constant", [], ["v"], value=tensor)
-    branch = helper.make_graph([constant], "branch", [], [out])
-    yes = numpy_helper.from_array(np.array(True), "yes")
-    return model(
-        helper.make_node("If", ["yes"], ["w"], then_branch=branch, else_branch=branch),
-        initializer=[yes],
-    )
-
-
-def sparse(tensor: TensorProto) -> onnx.SparseTensorProto:
-    places = numpy_helper.from_array(np.arange(4), "places")
-    return onnx.SparseTensorProto(values=tensor, indices=places, dims=[4])
-
-
-def sparse_constant(tensor: TensorProto) -> onnx.ModelProto:
-    node = helper.make_node("Constant", [], ["w"])
-    kind = onnx.AttributeProto.SPARSE_TENSOR
-    node.attribute.add(name="sparse_value", type=kind, sparse_tensor=sparse(tensor))
-    return model(node)
 
 
 def custom_domain() -> onnx.ModelProto:
@@ -181,17 +157,8 @@ def foreign() -> onnx.ModelProto:
     return model(initializer=[numpy_helper.from_array(np.zeros(4, np.float32), "w")])
 
 
-HARMLESS, PLAIN = foreign().SerializeToString(), outside("/etc/passwd")
-IN_MEMORY = {"offset": 2**20, "length": 16}
+HARMLESS = foreign().SerializeToString()
 MODELS = {
-    "external-absolute": model(initializer=[PLAIN]),
-    "external-relative": model(initializer=[outside("secret.bin")]),
-    "external-parent": model(initializer=[outside("../../../../../../etc/passwd")]),
-    "external-memory": model(initializer=[outside("*/_ORT_MEM_ADDR_/*", **IN_MEMORY)]),
-    "external-constant": model(helper.make_node("Constant", [], ["w"], value=PLAIN)),
-    "external-in-branch": in_branch(PLAIN),
-    "external-sparse": model(sparse_initializer=[sparse(PLAIN)]),
-    "external-sparse-constant": sparse_constant(PLAIN),
     "custom-domain": custom_domain(),
     "function": with_function(),
     "training": with_training(),
