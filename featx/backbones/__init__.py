@@ -11,6 +11,6 @@ onnx_graph       the network as an ONNX graph
 graph_builder    building and changing ONNX graphs
 int8             that graph in integers: ranges, quantising
 seal             the bytes of an ONNX file: its seal, and parts that featx does not write
-graph_cache      graphs kept for the next run, in the user's cache folder
+graph_cache      graphs and resolved requests in the user's cache folder
 bundled          the graph of the bundled backbone
 """

@@ -232,7 +232,7 @@ def write_cached(path: Path, content: bytes) -> None:
 def code_of(path: Path, content: bytes | memoryview) -> str | None:
     """Return the code of a file that keeps ``content``, 64 hexadecimal digits; None without a key.
 
-    It takes the user's key to make, which is made where there is none.
+    It takes the user's key, which is created where it is missing.
     """
     key = _key()
     if key is None:
@@ -258,7 +258,7 @@ def _key() -> bytes | None:
 
 
 def _read(path: Path, forbidden: int) -> tuple[bytes | None, str]:
-    """Return a file's content, or why it cannot be trusted; neither where there is none."""
+    """Return a file's content, or why it cannot be trusted; neither where it is missing."""
     try:
         for folder in {cache_folder(), path.parent}:
             status = folder.lstat()

@@ -22,7 +22,7 @@ _MAX_PARTS = 1_000_000
 _DOMAINS = (b"", b"ai.onnx")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# Where tensors, nodes and graphs can stand: message → field number → message.
+# Where tensors, nodes and graphs can be: message → field number → message.
 _INSIDE: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 8: "OperatorSetIdProto"},
     "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},

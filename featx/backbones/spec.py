@@ -207,7 +207,7 @@ class BackboneRequest(BackboneOptions):
 
         Args:
             weights_sha256: Of that spec.
-            request: The earlier one, JSON values.
+            request: The recorded one, JSON values.
             origin: Of its weights.
             environment: Versions it was worked out with.
         """
@@ -218,7 +218,7 @@ class BackboneRequest(BackboneOptions):
             return False
         scheme, _, rest = origin.partition(":")
         if scheme not in ("file", "bundled"):
-            return True  # an official name stands for one file, a seed for one set of numbers
+            return True  # an official name means one file, a seed one set of numbers
         path = BUNDLED_WEIGHTS if scheme == "bundled" else Path(rest)
         try:
             return file_sha256(path) == weights_sha256

@@ -231,7 +231,7 @@ def _read_state(path: Path, backbone: str) -> StateDict:
 
 
 class _Left:
-    """Stands for an object in a checkpoint that is not read, like a trainer's options."""
+    """Replaces an object in a checkpoint that is not read, like a trainer's options."""
 
     def __new__(cls, *_: object) -> Self:
         return super().__new__(cls)

@@ -1,7 +1,7 @@
 """Inputs and outputs of a classifier file, as stable names and as text.
 
-The contract stands in the file's header; the words stand in its metadata and doc strings. Without
-torch, onnx and ONNX Runtime.
+The file's header holds the contract, its metadata and doc strings hold the text. Needs neither
+torch nor onnx nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Contract:
         task: What the head answers.
 
     Raises:
-        ConfigError: A name is unknown, occurs twice, or there is none.
+        ConfigError: A name is unknown, occurs twice, or is missing.
     """
 
     input: Input = "image"
@@ -147,7 +147,7 @@ class Contract:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, *, task: Task = SINGLE_LABEL) -> Contract:
-        """Return the contract that ``to_dict`` described; None stands for the default one.
+        """Return the contract that ``to_dict`` described; None is the default one.
 
         Raises:
             ConfigError: A value is missing or unknown.
@@ -226,8 +226,8 @@ class Contract:
         """
         if self.input == "image":
             return pixels
-        square = preprocess(pixels, spec)
-        return square if self.input == "crop" else normalise(square, spec)
+        crop = preprocess(pixels, spec)
+        return crop if self.input == "crop" else normalise(crop, spec)
 
 
 def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
@@ -279,7 +279,7 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
 
 
 def _rank(name: str) -> int:
-    """Return where an output stands among the others."""
+    """Return the rank of an output among the others."""
     if name in _CHOICES:
         return _CHOICES.index(name)
     match = _TOP_K.fullmatch(name) if isinstance(name, str) else None

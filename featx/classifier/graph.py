@@ -56,7 +56,7 @@ def build_classifier(
         backbone: ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``, serialised
             or not.
         layers: The head's weights ``(out, in)`` and biases ``(out,)``, float32.
-        preprocess: What stands before the trunk.
+        preprocess: From images to the trunk's input.
         contract: What goes in and comes out; None takes images of any size, and gives logits and
             probabilities.
         half: Let the trunk be float16.
@@ -187,9 +187,9 @@ def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
 def with_header(model: onnx.ModelProto, header: Header) -> bytes:
     """Return the model as one self-contained, sealed file with the header in its metadata.
 
-    Besides the header, ``classes`` and ``preprocess`` stand there as JSON of their own, and
+    Besides the header, ``classes`` and ``preprocess`` are entries of their own, as JSON, and
     ``contract`` as text, for readers that don't know featx; also the ``task`` where it is not
-    single-label, and ``thresholds`` of tags. The last entry is ``sha256``, of all that stands
+    single-label, and ``thresholds`` of tags. The last entry is ``sha256``, of everything
     before it. Equal models and headers give equal bytes.
 
     Raises:

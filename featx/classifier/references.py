@@ -63,20 +63,20 @@ def find_references(
     return [(found[own.digest], own) for own in references if own.digest in found]
 
 
-def is_training_source(details: Mapping[str, Any], uri: str, contents: np.ndarray) -> bool:
+def is_training_source(details: Mapping[str, Any], uri: str, digests: np.ndarray) -> bool:
     """Return whether a source holds nine in ten of a model's reference images.
 
-    Of a model without any, the source's name has to tell.
+    For a model without any, the source's name decides.
 
     Args:
         details: Of the model.
         uri: Of the source.
-        contents: Content digests of its images, ``(N, 16)`` uint8.
+        digests: Content digests of its images, ``(N, 16)`` uint8.
     """
     references = references_of(details)
     if not references:
         return details.get("source") in (uri, without_folders(uri))
-    there = {content.tobytes() for content in contents}
+    there = {digest.tobytes() for digest in digests}
     return 10 * sum(own.digest in there for own in references) >= 9 * len(references)
 
 

@@ -1,6 +1,6 @@
 """Seal and parts of a classifier file, read from its bytes before ONNX Runtime sees them.
 
-Both are of ``backbones``, for graphs that are kept have them, too.
+Both come from ``backbones``, whose cached graphs have them, too.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Classifier:
     Attributes:
         path: Where it came from, for messages.
         header: What the file says about itself.
-        preprocess: What stands between an image and the backbone, in the file or before it.
+        preprocess: From an image to the backbone's input, in the file or before it.
         contract: What goes in and comes out.
     """
 

@@ -38,7 +38,7 @@ class Staleness:
     """How a feature file of today differs from the one that a head was trained on.
 
     Attributes:
-        known: Whether the head says which rows trained it; heads of earlier versions do not.
+        known: Whether the head records the rows that trained it; heads of earlier versions do not.
         changes: Of the rows that trained it; None where they are the same, or nothing is known.
         outdated: Splits whose rows changed, so that the head's recorded scores are not theirs.
     """
@@ -73,8 +73,7 @@ def record_provenance(
 def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
     """Return how a feature file differs from what a head was trained on.
 
-    Where the file is the one that trained it, byte for byte, the header tells; else each row is
-    read.
+    Rows are read only where the file's header differs from the one that trained it.
 
     Raises:
         ArtifactMismatch: Its features are others: another backbone, preprocessing or classes.
@@ -132,8 +131,8 @@ def find_features(head: Head, head_path: Path, given: str | Path | None = None) 
     """Return where a head's feature file should be.
 
     That is the given path, or the recorded one; where nothing is there, the file of that name
-    beside the head, which has been moved along with it. Whether it is the right one, its content
-    tells.
+    beside the head, which has been moved along with it. Its content decides whether it is the right
+    one.
     """
     if given is not None:
         return Path(given)

@@ -103,12 +103,12 @@ def evaluate(
     classifier, images = open_classifier(model), open_source(str(source))
     if images.ignored:
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
-    samples, contents = images.samples, _read_contents(images)
-    splits, are_known = _find_splits(images, contents, classifier)
+    samples, content_digests = images.samples, _read_digests(images)
+    splits, are_known = _find_splits(images, content_digests, classifier)
     labels = _labels(images)
     targets = classifier.task.read(labels, names=classifier.classes)
     trains = targets.labelled & (splits == _TRAIN) & are_known
-    changes = _find_changes(classifier, labels, contents, trains)
+    changes = _find_changes(classifier, labels, content_digests, trains)
     logits, bad = _run(
         classifier,
         images,
@@ -126,7 +126,7 @@ def evaluate(
         advice = "Repair or remove them, or leave them out with on_error='skip'."
         raise BadImages(skipped, len(samples), advice)
     # Images that could not be used when the features were made have no part in it.
-    if changes and (changes := _find_changes(classifier, labels, contents, trains & usable)):
+    if changes and (changes := _find_changes(classifier, labels, content_digests, trains & usable)):
         if not stale:
             raise ArtifactMismatch(
                 classifier.path,
@@ -149,22 +149,22 @@ def evaluate(
     )
 
 
-def _read_contents(images: ImageSource) -> np.ndarray:
+def _read_digests(images: ImageSource) -> np.ndarray:
     """Return each image's content digest, ``(N, 16)`` uint8; zeros where it cannot be read."""
-    contents = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
-    with closing(read_digests(images, range(len(contents)))) as digests:
+    content_digests = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
+    with closing(read_digests(images, range(len(content_digests)))) as digests:
         for index, digest in digests:
             if not isinstance(digest, ImageError):
-                contents[index] = np.frombuffer(digest, np.uint8)
-    return contents
+                content_digests[index] = np.frombuffer(digest, np.uint8)
+    return content_digests
 
 
 def _find_splits(
-    images: ImageSource, contents: np.ndarray, classifier: Classifier
+    images: ImageSource, content_digests: np.ndarray, classifier: Classifier
 ) -> tuple[np.ndarray, bool]:
     """Return the split of each image, ``(N,)`` uint8, and whether they are those of training."""
     details, splits = classifier.header.details, own_splits(images.samples)
-    if not is_training_source(details, images.uri, contents):
+    if not is_training_source(details, images.uri, content_digests):
         log.info(
             "Not the source that the head was trained from: images that trained it may be among "
             "these."
@@ -180,12 +180,12 @@ def _find_splits(
         )
         return splits, False
     held_out = HeldOut.from_text(details["held_out"], path=classifier.path)
-    splits[(splits == _TRAIN) & held_out.contains(contents)] = _VAL
+    splits[(splits == _TRAIN) & held_out.contains(content_digests)] = _VAL
     return splits, True
 
 
 def _find_changes(
-    classifier: Classifier, labels: Labels, contents: np.ndarray, trains: np.ndarray
+    classifier: Classifier, labels: Labels, content_digests: np.ndarray, trains: np.ndarray
 ) -> str | None:
     """Return how training images differ from those that trained the head; None if not, or unknown.
 
@@ -195,7 +195,7 @@ def _find_changes(
     if recorded is None or not trains.any():
         return None
     digests = digest_labels(labels.classes, classifier.task)[labels.index]
-    if digest_labelled(contents[trains], digests[trains]) == recorded["labels_sha256"]:
+    if digest_labelled(content_digests[trains], digests[trains]) == recorded["labels_sha256"]:
         return None
     then, now = recorded["num_rows"], int(trains.sum())
     if then == now:

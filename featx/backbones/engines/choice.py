@@ -67,7 +67,7 @@ def default_batch_size(name: EngineName, image_size: int, *, device: str = "cpu"
 
 
 def require_fit(precision: Precision, choice: EngineChoice, device: str) -> None:
-    """Check what can be said of a combination without looking at the machine.
+    """Check a combination of options without looking at the machine.
 
     Raises:
         ConfigError: There is no such combination on any machine.
@@ -161,7 +161,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_devices(device: str) -> list[str]:
-    """Return each device that a choice stands for: every GPU of the machine for ``"cuda"``.
+    """Return the devices of a choice: every GPU of the machine for ``"cuda"``.
 
     Raises:
         ConfigError: As ``resolve_device``.

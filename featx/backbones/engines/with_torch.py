@@ -170,7 +170,7 @@ class SeveralEngine:
     Args:
         network: Frozen; stays where it is, each process builds its own with the same weights.
         spec: Of that network; gives the precision.
-        devices: As ``resolve_device`` takes them; one may stand there twice.
+        devices: As ``resolve_device`` takes them; one may be listed twice.
 
     Raises:
         BackboneError: A process does not start.

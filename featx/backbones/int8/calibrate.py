@@ -100,8 +100,8 @@ def narrowed(
     """
     nodes, expected = Quantisable(onnx.load_from_string(graph)).nodes, _features(graph, pixels)
     for share in _LEFT_OUT:
-        kept = nodes[round(share * len(nodes)) :]
-        names = {name for part in kept for name in (*part.reads, part.gives)}
+        rest = nodes[round(share * len(nodes)) :]
+        names = {name for part in rest for name in (*part.reads, part.gives)}
         table = Calibration(tuple(entry for entry in calibration.ranges if entry[0] in names))
         cosines = cosine(_features(quantize_graph(graph, table), pixels), expected)
         if cosines.mean() >= MIN_MEAN_COSINE and cosines.min() >= MIN_COSINE:

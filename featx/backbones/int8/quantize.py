@@ -138,11 +138,11 @@ def quantize_graph(graph: bytes, calibration: Calibration) -> bytes:
 
 def _quantized(chosen: Quantisable, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
     """Return the graph with those nodes in int8 whose activations have ranges."""
-    pieces, scales = _Pieces(), {}
+    added, scales = _Additions(), {}
     for name, (lowest, highest) in ranges.items():
         scale, zero = _grid(lowest, highest)
         scales[name] = scale
-        pieces.add_pair(name, scale, zero)
+        added.add_pair(name, scale, zero)
     parts = {part.node.output[0]: part for part in chosen.nodes if part.has(ranges)}
     given = {part.gives for part in parts.values() if part.gives}
     merged = {part.gives for part in parts.values() if part.relu and ranges[part.gives][0] >= 0}
@@ -155,11 +155,11 @@ def _quantized(chosen: Quantisable, ranges: dict[str, tuple[float, float]]) -> o
         if part and part.gives in merged:  # uint8 cuts off what is below its range
             node.output[0] = part.gives
         if part and node.op_type in _PRODUCTS:
-            _quantize_weights(pieces, node, chosen.weights, scales[node.input[0]])
+            _quantize_weights(added, node, chosen.weights, scales[node.input[0]])
         taken = given.union(part.reads if part else ())
         node.input[:] = [_pair(name) if name in taken else name for name in node.input]
-        nodes += [node, *pieces.pairs.get(node.output[0], [])]
-    return _assembled(chosen.model, [*pieces.weights, *nodes], pieces.constants)
+        nodes += [node, *added.pairs.get(node.output[0], [])]
+    return _assembled(chosen.model, [*added.weights, *nodes], added.constants)
 
 
 def _pair(name: str) -> str:
@@ -168,13 +168,13 @@ def _pair(name: str) -> str:
 
 
 def _grid(lowest: float, highest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the step, float32, and the number that stands for 0, uint8, of a range."""
+    """Return the step, float32, and the number that encodes 0, uint8, of a range."""
     lowest, highest = min(lowest, 0.0), max(highest, 0.0)  # 0 must be exact: it pads
     step = np.float32((highest - lowest) / _LEVELS) or np.float32(1)
     return np.array(step), np.array(round(-lowest / float(step)), np.uint8)
 
 
-class _Pieces:
+class _Additions:
     """Nodes and constants that quantisation adds to a graph."""
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ class _Pieces:
 
 
 def _quantize_weights(
-    pieces: _Pieces,
+    added: _Additions,
     node: onnx.NodeProto,
     constants: dict[str, onnx.TensorProto],
     input_scale: np.ndarray,
@@ -224,15 +224,13 @@ def _quantize_weights(
     steps = np.rint(weight / np.expand_dims(scale.astype(np.float64), others))
     limited = np.clip(steps, -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8)
     name = node.output[0]  # a weight that two nodes share is quantised for each
-    node.input[1] = pieces.add_weight(f"{name}/weight", limited, scale, axis=axis)
+    node.input[1] = added.add_weight(f"{name}/weight", limited, scale, axis=axis)
     if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in constants:
         bias = numpy_helper.to_array(constants[node.input[2]]).astype(np.float64)
         bias_scale = scale * input_scale  # the scale of what the integers add up to
         bound = 2.0**31 - 1
         steps = np.clip(np.rint(bias / bias_scale.astype(np.float64)), -bound, bound)
-        node.input[2] = pieces.add_weight(
-            f"{name}/bias", steps.astype(np.int32), bias_scale, axis=0
-        )
+        node.input[2] = added.add_weight(f"{name}/bias", steps.astype(np.int32), bias_scale, axis=0)
 
 
 def _assembled(
@@ -240,9 +238,9 @@ def _assembled(
 ) -> onnx.ModelProto:
     """Return a model of some nodes, with the constants that they read and no notes."""
     read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *constants) if tensor.name in read]
+    used = [tensor for tensor in (*model.graph.initializer, *constants) if tensor.name in read]
     graph = helper.make_graph(
-        nodes, "featx", list(model.graph.input), list(model.graph.output), initializer=kept
+        nodes, "featx", list(model.graph.input), list(model.graph.output), initializer=used
     )
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")

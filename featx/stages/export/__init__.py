@@ -2,7 +2,7 @@
 
 options   options and report, and whether a model is already of these options
 stage     the way from a head to a published file
-backbone  the graph that made the features, kept or built again
+backbone  the graph that made the features, cached or built again
 evidence  images of the source, and what the head answered for them
 """
 

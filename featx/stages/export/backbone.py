@@ -38,7 +38,7 @@ def _weights_are_there(spec: BackboneSpec, origin: str, options: ExportOptions) 
     if options.weights is None:
         scheme, _, rest = origin.partition(":")
         if scheme != "file":
-            return True  # an official name stands for one file, a seed for one set of numbers
+            return True  # an official name means one file, a seed one set of numbers
         path = weights_file(rest)
     else:
         path = weights_file(options.weights)

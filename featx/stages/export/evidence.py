@@ -72,7 +72,7 @@ class Evidence:
         return self._comparable(self._targets(rows))
 
     def trained(self) -> np.ndarray:
-        """Return which outputs of the head training rows tell apart, ``(num_classes,)`` bool."""
+        """Return which outputs training rows of the head distinguish, ``(num_classes,)`` bool."""
         rows = self.cache.rows("train")
         rows = rows[self.cache.labels[rows] >= 0]
         task, count = TASKS[self.head.task], len(self.head.classes)
@@ -150,8 +150,8 @@ class Evidence:
             cases = edge_cases(images[i], image_size=self.preprocess.image_size)
             crops = np.stack([preprocess(pixels, self.preprocess) for pixels in cases.values()])
             name = self.cache.sample_ids[rows[i]]
-            said = self._comparable(self.head.logits(features(crops)))
-            for (kind, pixels), row in zip(cases.items(), said, strict=True):
+            logits = self._comparable(self.head.logits(features(crops)))
+            for (kind, pixels), row in zip(cases.items(), logits, strict=True):
                 found.append(EdgeCase(kind, name, pixels, row))
         return found
 
@@ -201,7 +201,7 @@ def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Eviden
 def staleness_if_there(head: Head, head_path: Path, options: ExportOptions) -> Staleness:
     """Return how features differ from those that trained a head, for an export without evidence.
 
-    Such an export does without the feature file, so one that is gone or another's tells nothing.
+    Such an export does without the feature file, so one that is gone or another's is ignored.
     """
     path = find_features(head, head_path, options.features)
     if not path.exists():

@@ -58,7 +58,7 @@ class ExportOptions:
         with_names: Keep the names of reference images, and whole paths of source and weights, in
             the file; else it has digests and base names.
         card: Where to write a model card; None writes none.
-        overwrite: Replace a model card that was edited; an earlier model or unedited card is
+        overwrite: Replace a model card that was edited; an existing model or unedited card is
             replaced anyway, another file never.
 
     Raises:
@@ -139,7 +139,7 @@ def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def open_earlier(output: Path) -> Header | None:
+def open_existing(output: Path) -> Header | None:
     """Return the header of the model at an output; None where it is damaged."""
     try:
         return read_sealed_header(output)
@@ -147,7 +147,7 @@ def open_earlier(output: Path) -> Header | None:
         return None
 
 
-def describe_earlier(header: Header | None) -> str:
+def describe_existing(header: Header | None) -> str:
     """Return a model that is replaced in a few words."""
     if header is None:
         return "a model that cannot be read"
@@ -157,7 +157,7 @@ def describe_earlier(header: Header | None) -> str:
 def is_current(header: Header, head: Head, head_path: Path, options: ExportOptions) -> bool:
     """Return whether a model was exported from this head with these options.
 
-    Where the features have changed since the head was trained, it is looked at anew.
+    It is exported again where the features have changed since the head was trained.
     """
     if header.details.get("made_from") != made_from(head, options):
         return False

@@ -50,13 +50,13 @@ from featx.stages.export.options import (
     ExportOptions,
     ExportReport,
     Precision,
-    describe_earlier,
+    describe_existing,
     is_current,
     made_from,
-    open_earlier,
+    open_existing,
 )
 
-Tell = Callable[[str], None]
+Progress = Callable[[str], None]
 
 _NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
@@ -69,11 +69,11 @@ def export_onnx(
     output: str | Path,
     options: ExportOptions | None = None,
     *,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write one ONNX file that maps images to logits and probabilities, and prove it.
 
-    An earlier model is replaced; one that was exported from the same head with the same options is
+    An existing model is replaced; one that was exported from the same head with the same options is
     left as it is.
 
     Args:
@@ -94,7 +94,7 @@ def export_onnx(
             nothing was written.
     """
     options, output, start = options or ExportOptions(), Path(output), time.perf_counter()
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     card = None if options.card is None else Path(options.card)
     trained = open_head(head)
     require_apart(
@@ -103,12 +103,12 @@ def export_onnx(
     )
     exists = require_replaceable(output, "classifier")
     card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
-    earlier = open_earlier(output) if exists else None
-    has_card = card is None or (earlier is not None and is_card_of(card, output, earlier))
-    if earlier and has_card and is_current(earlier, trained, Path(head), options):
+    existing = open_existing(output) if exists else None
+    has_card = card is None or (existing is not None and is_card_of(card, output, existing))
+    if existing and has_card and is_current(existing, trained, Path(head), options):
         size = output.stat().st_size
-        return ExportReport(output, earlier, None, size, 0.0, card, is_unchanged=True)
-    made = _Export(trained, Path(head), options, tell=tell)
+        return ExportReport(output, existing, None, size, 0.0, card, is_unchanged=True)
+    made = _Export(trained, Path(head), options, progress=report)
     proof, header, content = made.run(output)
     with publishing(output, overwrite=exists) as temporary:
         temporary.write_bytes(content)
@@ -121,7 +121,7 @@ def export_onnx(
         num_bytes=len(content),
         seconds=time.perf_counter() - start,
         card=card,
-        replaced=describe_earlier(earlier) if exists else "",
+        replaced=describe_existing(existing) if exists else "",
     )
 
 
@@ -151,7 +151,7 @@ def proof_date(head: Path) -> str:
 
 
 def _trained_on(head: Head) -> dict[str, Any]:
-    """Return a digest of the training split, by which evaluation tells whether it has changed.
+    """Return a digest of the training split, by which evaluation sees whether it has changed.
 
     Nothing for a head that was trained on a draw: from images alone its rows cannot be told.
     """
@@ -164,8 +164,10 @@ def _trained_on(head: Head) -> dict[str, Any]:
 class _Export:
     """One export under way."""
 
-    def __init__(self, head: Head, path: Path, options: ExportOptions, *, tell: Tell) -> None:
-        self._head, self._path, self._options, self._tell = head, path, options, tell
+    def __init__(
+        self, head: Head, path: Path, options: ExportOptions, *, progress: Progress
+    ) -> None:
+        self._head, self._path, self._options, self._progress = head, path, options, progress
         self._date = proof_date(path)
         self._ranges = BackboneSpec.from_dict(head.header.spec).calibration
         own: Precision = "fp32" if self._ranges is None else "int8"
@@ -181,8 +183,8 @@ class _Export:
             self._staleness = self._evidence.staleness  # what is gone is told first
         else:
             self._staleness = staleness_if_there(self._head, self._path, self._options)
-        self._tell("Exporting the backbone")
-        plain = float_graph(self._head, self._options, self._tell)
+        self._progress("Exporting the backbone")
+        plain = float_graph(self._head, self._options, self._progress)
         backbone = plain
         if self._precision == "int8":
             backbone = quantize_graph(plain, self._ranges or calibrate(plain, self._crops()))
@@ -197,7 +199,7 @@ class _Export:
         )
         rows = self._evidence.compared()
         images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
-        self._tell(f"Comparing {len(rows)} images")
+        self._progress(f"Comparing {len(rows)} images")
         same = plain if self._ranges is None else quantize_graph(plain, self._ranges)
         proof = self._prove(draft, rows, images, logits, OnnxEngine(same))
         proof = self._with_accuracy(draft, proof)
@@ -256,7 +258,7 @@ class _Export:
         if not len(available):
             return proof
         rows = spread(available, self._options.max_images)
-        self._tell(f"Measuring accuracy on {len(rows)} images")
+        self._progress(f"Measuring accuracy on {len(rows)} images")
         accuracy = measure_accuracy(
             answers(draft, self._evidence.images(rows)),
             self._evidence.logits(rows),

@@ -55,7 +55,7 @@ def _require_pixels(image: np.ndarray, name: str) -> None:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the image files that ``paths`` name; a folder stands for all images below it.
+    """Return the image files that ``paths`` name; a folder means all images below it.
 
     Raises:
         SourceError: A folder holds no images, cannot be listed, or holds a broken link.

@@ -1,7 +1,7 @@
 """From images to predictions, on all cores, in bounded memory.
 
 One image takes all cores. Of many images each core takes a few at a time, from their files to
-their predictions, so that no core waits for another; ``backbones.engines`` tells why. That needs a
+their predictions, so that no core waits for another; see ``backbones.engines``. That needs a
 second session, of one thread, which is opened when the first long list comes.
 """
 
@@ -80,7 +80,7 @@ class Prediction:
 class Predictor:
     """An exported classifier, ready to answer; several threads may ask it at the same time.
 
-    A process that was forked opens its sessions anew with the first question; threads of ONNX
+    A process that was forked opens its sessions again at the first call; threads of ONNX
     Runtime do not follow into it.
 
     Args:
@@ -231,7 +231,7 @@ class Predictor:
         return [_prediction(image.name, row) for image, row in zip(images, rows, strict=True)]
 
     def _prepare(self, image: _Named) -> np.ndarray | ImageError:
-        """Return the graph's input for an image, or why there is none."""
+        """Return the graph's input for an image, or its error."""
         classifier = self._classifier
         try:
             upright = upright_image(
