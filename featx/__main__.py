@@ -27,7 +27,7 @@ _SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"
 
 
 class _Stop:
-    """What happens on the first signal that asks for an end; further ones change nothing."""
+    """Handles the first signal that asks for an end; further ones change nothing."""
 
     def __init__(self) -> None:
         self.signum = 0

@@ -46,8 +46,8 @@ class ImageError(SourceError):
     Args:
         sample_id: Which image.
         reason: What is wrong with it, without its name.
-        is_permanent: Whether that lies in the content of its file; None takes what the error that
-            this one is raised from tells.
+        is_permanent: Whether the content of its file is the reason; None decides by the error that
+            this one is raised from.
     """
 
     def __init__(self, sample_id: str, reason: str, *, is_permanent: bool | None = None) -> None:
@@ -58,10 +58,9 @@ class ImageError(SourceError):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether the reason lies in the content of the file.
+        """Whether the content of the file is the reason.
 
-        False where it lies in the machine, as with memory, I/O, rights, limits or a package that is
-        missing, so that another attempt may succeed.
+        Memory, I/O, rights, limits and missing packages are not: another attempt may succeed.
         """
         if self._is_permanent is None:
             return not lies_in_machine(self.__cause__)
@@ -73,11 +72,11 @@ class ImageError(SourceError):
 
 
 _MEMORY_WORDS = ("out of memory", "cannot allocate", "insufficient memory", "error -4 ")
-"""In what libraries say where they get no memory; the last is zlib's."""
+"""In messages of libraries that get no memory; the last is zlib's."""
 
 
 def lies_in_machine(error: BaseException | None) -> bool:
-    """Return whether an error, or one that led to it, is of the system and not of what was read."""
+    """Return whether an error, or one that led to it, comes from the system and not from a file."""
     while error is not None:
         if isinstance(error, MemoryError | ImportError | TimeoutError):
             return True
@@ -225,7 +224,7 @@ def first_line(err: Exception) -> str:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Return the text with what a terminal would act on or cannot show written as escapes.
+    r"""Return the text with control characters and others that cannot be shown as escapes.
 
     >>> print(printable("a\x1b[2J\n\u202eb"))
     a\x1b[2J\n\u202eb
@@ -254,7 +253,7 @@ _PACKAGE_OF = {
 
 
 def missing_package(error: ModuleNotFoundError) -> FeatxError | None:
-    """Return what to tell a user who lacks a package that featx requires, None for any other.
+    """Return the error for a user who lacks a package that featx requires; None for others.
 
     >>> print(missing_package(ModuleNotFoundError("No module named 'PIL'", name="PIL")))
     This needs the package 'pillow', which is not installed: pip install pillow. (pip install featx

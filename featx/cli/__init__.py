@@ -1,9 +1,8 @@
-"""The command line: parses, calls one stage, prints its report, maps errors to exit codes.
+"""The command line: one file per command, which parses, calls a stage and prints its report.
 
-One file per command; the only place that prints or exits. Exit codes: 0 done, 1 a ``FeatxError``
-(one line on stderr) or an output that cannot be written, 2 wrong usage, 130 interrupted (143 by
-SIGTERM, 129 by SIGHUP), 141 where the reader of a pipe has left. Anything else is a bug and shows
-its traceback.
+Only this package prints or exits. Exit codes: 0 done, 1 a ``FeatxError`` or an output that cannot
+be written, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP), 141 where the reader of
+a pipe has left. Anything else is a bug and shows its traceback.
 """
 
 from featx.cli.main import main

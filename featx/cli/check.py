@@ -113,8 +113,7 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
         f"{'holds' if again.holds else 'DOES NOT HOLD'}: same {answer} in {again.num_agreeing} of "
         f"{counted(again.num_found, 'image')}{difference}",
     )
-    if again.num_found < again.num_witnesses:
-        missing = again.num_witnesses - again.num_found
+    if missing := again.num_witnesses - again.num_found:
         yield "missing", f"{missing} of {again.num_witnesses} images of the proof, or changed"
     if again.accuracy is not None:
         recorded = again.recorded_accuracy

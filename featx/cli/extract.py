@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--resplit",
     is_flag=True,
-    help="Choose the held-out images anew; by default those of the file keep their split.",
+    help="Choose the validation images again; by default those of the file keep their split.",
 )
 @options.on_error
 @click.option(
@@ -145,7 +145,7 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
 
 
 def _print_profile(profile: Profile) -> None:
-    """Print the time of each step, all threads added up, and its share of the workers' time."""
+    """Print the time of each step, summed over threads, and its share of the workers' time."""
     total = profile.workers * profile.wall
     steps = {**profile.seconds, "idle": profile.idle}
     rows = [
@@ -159,7 +159,7 @@ def _print_profile(profile: Profile) -> None:
 
 
 def changes(report: ExtractReport) -> str:
-    """Return what an update changed, empty where the file is new or as it was."""
+    """Return the changes of an update in words; empty where there were none."""
     counts = {
         "new": report.num_new,
         "changed": report.num_changed,

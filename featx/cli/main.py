@@ -30,10 +30,7 @@ from featx.errors import BadImages, FeatxError, missing_package, printable
 
 
 class _Group(click.Group):
-    """Turns a ``FeatxError`` into one line and exit code 1, an interrupt into exit code 130.
-
-    A package that is not installed is told like a ``FeatxError``.
-    """
+    """Shows errors in a line, without a traceback, and maps them to exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the flow, not of the alphabet
@@ -62,8 +59,8 @@ class _Group(click.Group):
             keep = "\n" if isinstance(err, BadImages) else ""
             raise click.ClickException(printable(with_flags(str(err)), keep=keep)) from err
         except ModuleNotFoundError as err:
-            if told := missing_package(err):
-                raise click.ClickException(str(told)) from err
+            if error := missing_package(err):
+                raise click.ClickException(str(error)) from err
             raise
 
 
@@ -85,12 +82,12 @@ def main() -> None:
     featx train-head             features → artifacts/head.safetensors
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
-    featx run photos/            the first three, as far as there is need
+    featx run photos/            the first three, as far as needed
     """  # noqa: D301 the escape keeps click from re-wrapping the lines
     # torch's threads spin while they wait for each other; with the cores shared, that makes
     # fitting a head several times slower. It must be said before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Pillow warns about images that featx reads by rules of its own (docs/images.md).
+    # Pillow warns about images that featx reads by its own rules (docs/images.md).
     warnings.filterwarnings("ignore", module=r"PIL\.")
     log = logging.getLogger("featx")
     log.handlers = [_Notes()]

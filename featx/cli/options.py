@@ -1,4 +1,4 @@
-"""What several commands share: default paths and options."""
+"""Default paths, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def backbone(*names: str, show_defaults: bool = True) -> Callable[[Any], Any]:
 
 
 overwrite = click.option("--overwrite", is_flag=True, hidden=True)
-"""Accepted where it was needed once: what featx made itself is replaced anyway."""
+"""Accepted for scripts of earlier versions: files of featx are replaced anyway."""
 stale = click.option(
     "--stale",
     is_flag=True,

@@ -1,4 +1,4 @@
-"""How results and progress look: tables on stdout, progress on stderr."""
+"""Print results on stdout and progress on stderr."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ _SKIPPED_SHOWN = 10
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    """Print a value as JSON in UTF-8: indented, or on one line.
-
-    What a terminal would act on stands as JSON's own escapes, as names do that are not UTF-8.
-    """
+    """Print a value as JSON in UTF-8; control characters and invalid text as its escapes."""
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:  # JSON has no NaN and no infinity
@@ -135,13 +132,13 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def short_measure(accuracy: Mapping[str, Any]) -> str:
-    """Return what counts as right in a proof's accuracy, in a word or two."""
+    """Return the name of the measure of a proof's accuracy, in a word or two."""
     long = accuracy.get("measure", "accuracy")
     return str(long) if len(long) < 10 else "right tags"
 
 
 def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
-    """Return the field that says what became of an output: kept, replaced or new."""
+    """Return the field for an output that was kept, replaced or written."""
     if report.is_unchanged:
         return {"up to date": str(report.path)}
     if report.replaced:
@@ -150,7 +147,7 @@ def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
-    """Print the first images that were left out, and why; ``rest`` shows the others."""
+    """Print the first images that were left out, and why; the command ``rest`` shows the others."""
     for sample_id, reason in skipped[:_SKIPPED_SHOWN]:
         print_text(f"  {sample_id}: {reason}")
     if len(skipped) > _SKIPPED_SHOWN:

@@ -57,11 +57,11 @@ def predict(
     max_pixels: int,
     quiet: bool,
 ) -> None:
-    """Answer for images with an exported file; a folder stands for all images below it.
+    """Predict images with an exported file; a folder stands for all images below it.
 
     MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
-    used gets a line with the reason, and the exit code is 1 at the end. Of tags, those are shown
-    whose probability is at least their threshold; of a regression, the value of each target.
+    used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
+    whose probability is at least their threshold, a regression the value of each target.
     """
     from featx.stages.predict import Predictor, find_images
 

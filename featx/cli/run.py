@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 )
 @options.quiet
 def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: Any) -> None:
-    """Extract features of SOURCE, train a head and export a model, as far as there is need.
+    """Extract features of SOURCE, train a head and export a model, as far as needed.
 
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
-    then as before. For anything else there are the commands of each step.
+    then as before. Other options have the commands of each step.
     """
     from featx.extraction.options import ExtractOptions
     from featx.stages.export import export_onnx
@@ -86,7 +86,7 @@ def _task(head: Path, task: TaskChoice) -> TaskChoice:
 
 
 def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:
-    """Return an error about the features with this command's way out: another folder."""
+    """Return an error about other settings with the advice to use another folder."""
     problem, found, _ = str(err).partition(" Use overwrite=True")
     free = free_path(output, backbone or "")
     return (

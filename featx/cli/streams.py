@@ -1,7 +1,7 @@
 """Standard output and error that take any text, whatever their encoding and state.
 
-What a command, click or a library prints goes through these streams, so that no command has to
-think of them. What the encoding lacks is written in ASCII, what a terminal would act on as escapes.
+All output of commands, click and libraries goes through them. Characters that the encoding lacks
+are written in ASCII, control characters as escapes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands for characters that an encoding lacks: a handler of ``codecs``."""
+    """Replace characters that an encoding lacks, as an error handler of ``codecs``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -38,7 +38,7 @@ codecs.register_error(_ERRORS, _in_ascii)
 
 
 class _Sink(io.RawIOBase):
-    """Where a stream's bytes go; nowhere any more once they were refused."""
+    """A target of bytes that drops them once it has refused some."""
 
     def __init__(self, target: IO[bytes] | None, refused: Callable[[OSError], None]) -> None:
         self._target = target
@@ -103,10 +103,10 @@ class _Stream(io.TextIOWrapper):
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
-    """Have ``sys.stdout`` and ``sys.stderr`` take any text while a command runs.
+    """Let ``sys.stdout`` and ``sys.stderr`` take any text while a command runs.
 
-    A result that cannot be written ends the command: with a sentence and exit code 1, or with 141
-    and no word where the reader of a pipe has left. Notes that cannot be written are dropped.
+    A result that cannot be written ends the command: with an error and exit code 1, or silently
+    with 141 where the reader of a pipe has left. Notes that cannot be written are dropped.
     """
     before = sys.stdout, sys.stderr
     sys.stdout = _safe(sys.stdout, refused=_end)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from featx.heads.samples.few_shot import FewShotScores
     from featx.heads.samples.selection import ClassWeight
     from featx.heads.solvers.sgd import EpochScores
-    from featx.heads.tasks.calibration import Calibration
     from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
@@ -125,7 +124,7 @@ def _options(
     overwrite: bool,
     **training: Any,
 ) -> TrainOptions:
-    """Return the stage's options; what was not given keeps its default there."""
+    """Return the options of the stage; what was not given has the default there."""
     from featx.heads.samples.few_shot import FewShot
     from featx.heads.solvers.linear import STRENGTHS
     from featx.heads.solvers.mlp import MLPOptions, parse_hidden
@@ -137,11 +136,8 @@ def _options(
     if head == "mlp":
         if "hidden" in given:
             given["hidden"] = parse_hidden(given["hidden"])
-        if "epochs" in given:
-            given["max_epochs"] = given.pop("epochs")
-        if "seeds" in given:
-            given["num_seeds"] = given.pop("seeds")
-        mlp = MLPOptions(**given)
+        names = {"epochs": "max_epochs", "seeds": "num_seeds"}
+        mlp = MLPOptions(**{names.get(name, name): value for name, value in given.items()})
     elif solver == "sgd":
         if "learning_rate" in given:
             *others, given["learning_rate"] = given["learning_rate"]
@@ -243,11 +239,15 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
         fields["task"] = report.head.task
     fields["head"] = _describe(report.choice)
     if blocks := report.choice.get("in_blocks"):
-        fields["features"] = _describe_blocks(blocks)
+        size = f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks"
+        fields["features"] = f"{size}, {blocks['kept']:,} samples kept in memory"
     if cross_validated:
         fields["cross-val."] = _describe_cross_validation(cross_validated)
-    if report.calibration:
-        fields["calibration"] = _describe_calibration(report.calibration)
+    if made := report.calibration:
+        fields["calibration"] = (
+            f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
+            f"{made.ece_after:.4f}"
+        )
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
     print_fields(fields | written(report))
@@ -294,13 +294,6 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
     click.echo()
 
 
-def _describe_blocks(blocks: Mapping[str, Any]) -> str:
-    return (
-        f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks, {blocks['kept']:,} samples kept in "
-        "memory"
-    )
-
-
 def _describe_cross_validation(cross_validated: CrossValidated) -> str:
     count, folds = cross_validated.scores.num_samples, cross_validated.num_folds
     images = counted(count, "training image")
@@ -308,13 +301,6 @@ def _describe_cross_validation(cross_validated: CrossValidated) -> str:
         f"{images} in {folds} folds, each scored by a head that was not trained on it"
         if folds
         else f"{images}, each scored by the head without it"
-    )
-
-
-def _describe_calibration(calibration: Calibration) -> str:
-    return (
-        f"temperature {calibration.temperature:.3g}, held-out ECE {calibration.ece_before:.4f} → "
-        f"{calibration.ece_after:.4f}"
     )
 
 

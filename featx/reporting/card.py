@@ -44,7 +44,7 @@ def write_card(
     Args:
         path: Where to.
         model: The ONNX file.
-        header: What it says about itself.
+        header: Of that file.
         cache: The features it was trained on, which have the counts; None where they are gone.
         overwrite: Replace what is there.
 
@@ -91,7 +91,7 @@ def _is_unedited(content: bytes) -> bool:
 def _sign(text: bytes, model: Path, header: Header) -> bytes:
     """Return the first line of a card: the sha256 of its text, and of the model's name and header.
 
-    By the one an edited card is told, by the other that of another model.
+    The first shows whether a card was edited, the second whether it belongs to the model.
     """
     of = _sha256(f"{model.name}\n{header.to_json()}".encode("utf-8", "surrogateescape"))
     return f"{CARD_SIGN}: text {_sha256(text)}, model {of} -->\n".encode()
@@ -173,7 +173,7 @@ def _scores(task: Task, metrics: Mapping[str, Any]) -> str:
 
 
 def licence(origin: str) -> str:
-    """Return what is known of the terms of weights from some origin."""
+    """Return the licence of weights from some origin, as far as it is known."""
     scheme, _, name = origin.partition(":")
     if scheme == "torchvision":
         return (

@@ -43,7 +43,7 @@ _MAX_SCATTERS = 6
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What a page shows.
+    """The content of a page.
 
     Attributes:
         head: The head.

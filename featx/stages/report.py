@@ -1,4 +1,4 @@
-"""The stage itself: open, look, draw, write."""
+"""Write the report of a head: one HTML page."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report shows.
+    """What a report shows, and of which files.
 
     Attributes:
         features: The feature file; None takes the one that the head was trained on.
         source: The images; None takes those that the features were made from.
-        split: The one to look at closely; None takes validation, or else test, or else training.
+        split: Shown in detail; None takes validation, or else test, or else training.
         map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``; of a head of
             classes.
         num_mistakes: Mistakes that are shown as pictures.
@@ -62,7 +62,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class ReportPage:
-    """What became of a report.
+    """The result of a report.
 
     Attributes:
         path: The page.
@@ -129,7 +129,7 @@ def write_report(
 
 
 def _made_from(head: Head, cache: FeatureFile, options: ReportOptions) -> str:
-    """Return the sha256 of what decides a page."""
+    """Return a fingerprint of everything that decides a page."""
     chosen = {name: str(value) for name, value in asdict(options).items() if name != "overwrite"}
     inputs = {"head": head.sha256, "features": cache.inputs_sha256, "options": chosen}
     return fingerprint_of(inputs | describe_environment("matplotlib"))
@@ -154,7 +154,7 @@ def _read_targets(head: Head, cache: FeatureFile) -> Targets:
 def _choose_split(
     cache: FeatureFile, targets: Targets, options: ReportOptions
 ) -> tuple[str, np.ndarray]:
-    """Return the split to look at, and its labelled rows.
+    """Return the split that is shown in detail, and its labelled rows.
 
     Raises:
         SourceError: There are none.
@@ -168,7 +168,7 @@ def _choose_split(
 
 
 def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | None:
-    """Return where the pictures come from; a report can do without."""
+    """Return the source of the pictures; None where it is not there."""
     if not options.num_mistakes:
         return None
     try:

@@ -96,7 +96,7 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
 
 
 def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) -> T | FileStatus:
-    """Return what a file holds, or its status where it cannot be opened."""
+    """Return the content of a file, or its status where it cannot be opened."""
     try:
         return read(path)
     except ArtifactMissing:
@@ -123,7 +123,7 @@ def _command(stage: str, folder: Path, *arguments: str) -> str:
     return shlex.join(("featx", stage, *arguments, *(() if folder == DEFAULT_FOLDER else paths)))
 
 
-def _extract_anew(folder: Path, head: Head | None, *arguments: str) -> str:
+def _extract_again(folder: Path, head: Head | None, *arguments: str) -> str:
     """Return the command that makes features again, with what a head knows of them."""
     if head is None:
         return _command("extract", folder, "photos/", *arguments)
@@ -141,14 +141,14 @@ def _features_status(folder: Path, head: Head | None) -> FileStatus:
     if os.path.exists(partial_path(path)):  # noqa: PTH110
         return FileStatus(path, "unfinished", _progress(path), command)
     if not os.path.exists(path):  # noqa: PTH110
-        return FileStatus(path, "missing", command=_extract_anew(folder, head))
+        return FileStatus(path, "missing", command=_extract_again(folder, head))
     try:
         found = compare_features(path, None, CheckOptions())
     except SourceError as err:
         moved = _command("extract", folder, "NEW_FOLDER", "--verify-content")
         return FileStatus(path, "unchecked", str(err), moved)
     except ArtifactError as err:
-        return _damaged(path, "features", err, _extract_anew(folder, head, "--overwrite"))
+        return _damaged(path, "features", err, _extract_again(folder, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
     if found.settings:  # of the file's own, only the weights can be others now

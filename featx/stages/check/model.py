@@ -26,7 +26,7 @@ from featx.images.reading import read_digests, read_images
 from featx.images.sources import ImageSource, open_source
 
 _TWICE = 2
-"""How far a file without a bound on its logits may go beyond what its proof found."""
+"""Factor on the difference in a proof, where it has no bound."""
 _SMALLEST = 1e-3
 
 
@@ -58,13 +58,13 @@ class Repeated:
 
     @property
     def holds(self) -> bool:
-        """Whether the file answers for all images that were found as its proof says."""
+        """Whether the file gives the proof's results for all images that were found."""
         within = self.max_difference is None or self.max_difference <= self.bound
         return within and self.num_agreeing == self.num_found
 
 
 def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images: int) -> Repeated:
-    """Return what a model answers for the images of its proof, and how it does on labelled ones.
+    """Run a model on the images of its proof, and score it on labelled ones.
 
     Args:
         path: Of the model.
@@ -119,7 +119,7 @@ def _parse(
     if not (references := references_of(classifier.header.details)):
         raise ConfigError(
             f"'{path}' comes from an earlier featx: its proof holds no images that could be run "
-            "again. Export it anew."
+            "again. Export it once more."
         )
     bound, accuracy = proof["bound"], proof.get("accuracy")
     if bound is None:
