@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from featx.heads.provenance import digest_labelled, digest_labels
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
-from featx.images.reading import read_digests, read_images
+from featx.images.reading import read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
 from featx.images.sources.entries import describe_ignored
 
@@ -103,13 +103,9 @@ def evaluate(
     classifier, images = open_classifier(model), open_source(str(source))
     if images.ignored:
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
-    samples, content_digests = images.samples, _read_digests(images)
-    splits, are_known = _find_splits(images, content_digests, classifier)
-    labels = _labels(images)
+    samples, labels = images.samples, _labels(images)
     targets = classifier.task.read(labels, names=classifier.classes)
-    trains = targets.labelled & (splits == _TRAIN) & are_known
-    changes = _find_changes(classifier, labels, content_digests, trains)
-    logits, bad = _run(
+    logits, content_digests, bad = _run(
         classifier,
         images,
         after_errors=on_error == "skip",
@@ -125,6 +121,9 @@ def evaluate(
     if skipped and on_error == "fail":
         advice = "Repair or remove them, or leave them out with on_error='skip'."
         raise BadImages(skipped, len(samples), advice)
+    splits, are_known = _find_splits(images, content_digests, classifier)
+    trains = targets.labelled & (splits == _TRAIN) & are_known
+    changes = _find_changes(classifier, labels, content_digests, trains)
     # Images that could not be used when the features were made have no part in it.
     if changes and (changes := _find_changes(classifier, labels, content_digests, trains & usable)):
         if not stale:
@@ -147,16 +146,6 @@ def evaluate(
         seconds=time.perf_counter() - start,
         stale=changes,
     )
-
-
-def _read_digests(images: ImageSource) -> np.ndarray:
-    """Return each image's content digest, ``(N, 16)`` uint8; zeros where it cannot be read."""
-    content_digests = np.zeros((len(images.samples), DIGEST_BYTES), np.uint8)
-    with closing(read_digests(images, range(len(content_digests)))) as digests:
-        for index, digest in digests:
-            if not isinstance(digest, ImageError):
-                content_digests[index] = np.frombuffer(digest, np.uint8)
-    return content_digests
 
 
 def _find_splits(
@@ -212,14 +201,16 @@ def _run(
     after_errors: bool,
     max_pixels: int,
     progress: Progress | None,
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Return logits, ``(num_samples, num_classes)`` float32, and why images cannot be used, by row.
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Return logits ``(N, num_classes)``, content digests ``(N, 16)``, and why images are bad.
 
-    The logits of a bad image mean nothing; nor, without ``after_errors``, do those after the first:
-    the rest is decoded, to find all that are bad, but not classified.
+    A digest is 0 where the image cannot be read. The logits of a bad image mean nothing; nor,
+    without ``after_errors``, do those after the first: the rest is decoded, to find all that are
+    bad, but not classified.
     """
     num_images, bad = len(images.samples), dict[int, str]()
     logits = np.zeros((num_images, len(classifier.classes)), np.float32)
+    content_digests = np.zeros((num_images, DIGEST_BYTES), np.uint8)
 
     def answer(inputs: np.ndarray) -> np.ndarray:
         skip = bad and not after_errors
@@ -232,9 +223,14 @@ def _run(
         preprocess=classifier.preprocess,
         max_pixels=max_pixels,
     )
+
+    def inputs() -> Iterator[np.ndarray | ImageError]:
+        for index, digest, image in found:
+            content_digests[index] = np.frombuffer(digest, np.uint8)
+            yield image
+
     with closing(found):
-        inputs = (image for _, _, image in found)
-        rows = run_images(inputs, answer, batch_size=batch_size_of(classifier))
+        rows = run_images(inputs(), answer, batch_size=batch_size_of(classifier))
         for index, row in enumerate(rows):
             if isinstance(row, ImageError):
                 bad[index] = row.reason
@@ -242,7 +238,7 @@ def _run(
                 logits[index] = row
             if progress:
                 progress(index + 1, num_images)
-    return logits, bad
+    return logits, content_digests, bad
 
 
 def _labels(images: ImageSource) -> Labels:
