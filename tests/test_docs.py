@@ -45,7 +45,7 @@ OPTIONS = {name: options_of(command) for name, command in main.commands.items()}
 ANY = set().union(*OPTIONS.values()) | options_of(main)
 
 
-def test_commands_and_their_options_exist() -> None:
+def test_commands_and_their_options_exist():
     wrong = []
     for page, line in CODE:
         for name, rest in re.findall(r"(?:^|[\s(])featx ([a-z][a-z0-9-]*)([^|;)]*)", line):
@@ -58,7 +58,7 @@ def test_commands_and_their_options_exist() -> None:
     assert not wrong
 
 
-def test_options_named_alone_exist() -> None:
+def test_options_named_alone_exist():
     scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
     texts = [script.read_text(encoding="utf-8") for script in scripts]
     of_scripts = {name for text in texts for name in re.findall(r"[\"'](--[a-z0-9-]+)[\"']", text)}
@@ -85,7 +85,7 @@ def exists(names: list[str]) -> bool:
     return True
 
 
-def test_attributes_and_modules_exist() -> None:
+def test_attributes_and_modules_exist():
     wrong = []
     for page, line in CODE:
         for dotted in re.findall(r"(?<![\w./-])featx((?:\.[A-Za-z_]\w*)+)", line):
@@ -102,7 +102,7 @@ def anchors_of(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_files_folders_and_links_exist() -> None:
+def test_files_folders_and_links_exist():
     wrong = []
     for page in PAGES:
         for span in code_of(page):

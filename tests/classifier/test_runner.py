@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from featx.classifier.runner import batch_size_of, resized_input, run_images
-from featx.classifier.session import Classifier
 from featx.errors import ImageError
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 @pytest.mark.parametrize("bad", [(), (0,), (1, 2, 3), range(7)], ids=str)
-def test_answers_come_in_order_and_errors_in_their_place(
-    batch_size: int, bad: tuple[int, ...]
-) -> None:
+def test_answers_come_in_order_and_errors_in_their_place(batch_size, bad):
     inputs = [
         ImageError(f"{i}.png", "bad") if i in bad else np.full(2, i, np.uint8) for i in range(7)
     ]
@@ -30,7 +27,7 @@ def test_answers_come_in_order_and_errors_in_their_place(
     assert all(0 < size <= batch_size for size in sizes)
 
 
-def test_images_of_all_sizes_form_one_batch(classifier: Classifier) -> None:
+def test_images_of_all_sizes_form_one_batch(classifier):
     images = [np.full((height, 20, 3), 40 * height % 256, np.uint8) for height in (10, 15, 30)]
     inputs = [resized_input(classifier, image) for image in images]
     found = list(run_images(inputs, classifier.logits, batch_size=batch_size_of(classifier)))

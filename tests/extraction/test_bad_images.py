@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -73,8 +72,8 @@ PASSING = [
 
 @pytest.mark.parametrize("cause", PASSING, ids=repr)
 def test_what_lies_in_the_machine_is_tried_again(
-    *, source: Path, tmp_path: Path, failing, repaired, cause: Exception, caplog: Any
-) -> None:
+    *, source, tmp_path, failing, repaired, cause, caplog
+):
     output = tmp_path / "f.h5"
     failing(cause)
     with caplog.at_level(logging.WARNING):
@@ -90,9 +89,7 @@ def test_what_lies_in_the_machine_is_tried_again(
     assert extract(source, output, OPTIONS).is_unchanged
 
 
-def test_what_lies_in_the_bytes_is_remembered(
-    source: Path, tmp_path: Path, failing, repaired
-) -> None:
+def test_what_lies_in_the_bytes_is_remembered(source, tmp_path, failing, repaired):
     output = tmp_path / "f.h5"
     failing(SyntaxError("broken PNG file"))
     extract(source, output, OPTIONS)
@@ -104,9 +101,7 @@ def test_what_lies_in_the_bytes_is_remembered(
     assert extract(source, output, replace(OPTIONS, verify_content=True)).skipped == ()
 
 
-def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(
-    source: Path, tmp_path: Path, failing, repaired
-) -> None:
+def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(source, tmp_path, failing, repaired):
     output = tmp_path / "f.h5"
     failing(MemoryError())
     with pytest.raises(BadImages, match="2 of 4 images"):
@@ -123,8 +118,8 @@ def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(
     "error", [OSError(errno.EIO, "I/O error"), PermissionError(errno.EACCES, "no"), MemoryError()]
 )
 def test_a_file_that_cannot_be_read_is_tried_without_the_backbone(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+    source, tmp_path, monkeypatch, error
+):
     output, read, calls = tmp_path / "f.h5", FileSource.read, []
 
     def reading(self: FileSource, index: int) -> bytes:
@@ -141,9 +136,7 @@ def test_a_file_that_cannot_be_read_is_tried_without_the_backbone(
     assert extract(source, output, OPTIONS).skipped == ()
 
 
-def test_no_memory_to_resize_an_image(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_memory_to_resize_an_image(source, tmp_path, monkeypatch):
     output, preprocess = tmp_path / "f.h5", crops.preprocess
 
     def resizing(pixels: object, spec: object) -> np.ndarray:
@@ -158,7 +151,7 @@ def test_no_memory_to_resize_an_image(
     assert extract(source, output, OPTIONS).skipped == ()
 
 
-def test_a_higher_limit_of_pixels_brings_images_back(source: Path, tmp_path: Path) -> None:
+def test_a_higher_limit_of_pixels_brings_images_back(source, tmp_path):
     output = tmp_path / "f.h5"
     Image.new("RGB", (100, 90)).save(source / "bees" / "large.png")
     low, high = (replace(OPTIONS, max_pixels=number) for number in (60 * 60, 100 * 90))
@@ -190,9 +183,7 @@ except ImageError as err:
 @pytest.mark.parametrize(
     ("kind", "megabytes"), [("JPEG", 80), ("WEBP", 40), ("PNG", 40), ("AVIF", 40)]
 )
-def test_decoders_that_take_want_of_memory_for_damage(
-    tmp_path: Path, kind: str, megabytes: int
-) -> None:
+def test_decoders_that_take_want_of_memory_for_damage(tmp_path, kind, megabytes):
     """A progressive JPEG is "a broken data stream" then, and a WebP has no decoder."""
     path, side = tmp_path / "large", 4000
     with io.BytesIO() as file:

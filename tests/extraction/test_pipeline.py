@@ -57,9 +57,7 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return kept
 
 
-def test_rows_belong_to_their_images_however_threads_run(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_rows_belong_to_their_images_however_threads_run(photos, tmp_path, arithmetic):
     source = photos({"ants": 20, "bees": 23})
     found = []
     for workers, batch_size in ((1, 1), (2, 4), (5, 3), (3, 64)):
@@ -75,18 +73,14 @@ def test_rows_belong_to_their_images_however_threads_run(
         assert (row == crop[None].mean(axis=(1, 2), dtype=np.float32)[0]).all()
 
 
-def test_each_worker_runs_its_own_batches(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_each_worker_runs_its_own_batches(photos, tmp_path, arithmetic):
     many = arithmetic(wait=lambda: 0.02)
     run(photos({"ants": 20}), tmp_path / "many.h5", workers=4, batch_size=2)
     assert len(many.threads) == 4
     assert threading.current_thread().name not in many.threads
 
 
-def test_batches_have_the_size_asked_for(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_batches_have_the_size_asked_for(photos, tmp_path, arithmetic):
     source = photos({"ants": 11})
     (source / "ants" / "000.jpg").write_bytes(b"")
     backbone = arithmetic()
@@ -95,9 +89,7 @@ def test_batches_have_the_size_asked_for(
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_an_interrupted_run_forms_the_same_batches(
-    stop_after: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_an_interrupted_run_forms_the_same_batches(stop_after, photos, tmp_path, arithmetic):
     source = photos({"ants": 13, "bees": 12})
     copy(source, "ants/001.jpg", "bees/copy.jpg", "bees/another.jpg")
     (source / "ants" / "003.jpg").write_bytes(b"bad")
@@ -129,9 +121,7 @@ def copy(source: Path, original: str, *names: str) -> None:
 
 class TestDuplicates:
     @pytest.mark.parametrize("batch_size", [1, 3, 64])
-    def test_each_content_is_extracted_once(
-        self, batch_size: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+    def test_each_content_is_extracted_once(self, batch_size, photos, tmp_path, arithmetic):
         source = photos({"ants": 6, "bees": 6})
         copy(source, "ants/002.png", "ants/0021.png", "bees/zzz.png", "bees/004.png")
         backbone = arithmetic()
@@ -150,8 +140,8 @@ class TestDuplicates:
         assert len(np.unique(file.features, axis=0)) == 12
 
     def test_copies_and_renamed_images_of_a_published_file_are_known(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+        self, photos, tmp_path, arithmetic
+    ):
         source, output = photos({"ants": 6, "bees": 6}), tmp_path / "f.h5"
         arithmetic()
         run(source, output)
@@ -169,9 +159,7 @@ class TestDuplicates:
         assert (found["ants/copy.jpg"] == rows["bees/000.jpg"]).all()
 
     @pytest.mark.parametrize("batch_size", [1, 64])
-    def test_a_copy_of_a_bad_image_is_as_bad(
-        self, batch_size: int, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+    def test_a_copy_of_a_bad_image_is_as_bad(self, batch_size, photos, tmp_path, arithmetic):
         source = photos({"ants": 4})
         (source / "ants" / "001.jpg").write_bytes(b"no image")
         copy(source, "ants/001.jpg", "ants/copy.jpg")
@@ -182,9 +170,7 @@ class TestDuplicates:
         assert "not an image of a known format" in reason
         assert report.num_duplicates == 0
 
-    def test_unreadable_images_are_no_copies_of_each_other(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+    def test_unreadable_images_are_no_copies_of_each_other(self, photos, tmp_path, arithmetic):
         source = photos({"ants": 4})
         for name in ("001.jpg", "003.jpg"):
             (source / "ants" / name).unlink()
@@ -200,9 +186,7 @@ class TestLargeFiles:
     def small_room(self, keep: Callable[[int], None]) -> None:
         keep(1000)
 
-    def test_what_is_not_kept_is_read_again(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, keep: Callable[[int], None]
-    ) -> None:
+    def test_what_is_not_kept_is_read_again(self, photos, tmp_path, arithmetic, keep):
         source = photos({"ants": 12})
         arithmetic()
         run(source, tmp_path / "small.h5", batch_size=5)
@@ -210,18 +194,14 @@ class TestLargeFiles:
         run(source, tmp_path / "large.h5", batch_size=5)
         assert content(tmp_path / "small.h5") == content(tmp_path / "large.h5")
 
-    def test_a_file_that_changes_in_between_is_bad(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_file_that_changes_in_between_is_bad(self, photos, tmp_path, arithmetic, monkeypatch):
         monkeypatch.setattr(crops, "content_digest", lambda content: random.randbytes(16))
         arithmetic()
         with pytest.raises(BadImages, match=r"1\.jpg: the file changes while it is read"):
             run(photos({"ants": 3}), tmp_path / "f.h5", on_error="skip", batch_size=64)
 
 
-def test_an_engine_that_fails_stops_it_and_leaves_no_thread(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_an_engine_that_fails_stops_it_and_leaves_no_thread(photos, tmp_path, arithmetic):
     def fail() -> float:
         raise BackboneError("it broke")
 
@@ -232,9 +212,7 @@ def test_an_engine_that_fails_stops_it_and_leaves_no_thread(
     assert threading.active_count() == before
 
 
-def test_only_so_many_batches_are_on_their_way(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_only_so_many_batches_are_on_their_way(photos, tmp_path, arithmetic):
     source = photos({"ants": 60})
     ahead: list[int] = []
     backbone = arithmetic()
@@ -256,8 +234,8 @@ def num_waiting() -> int:
 
 @pytest.mark.parametrize(("side", "at_once"), [(8, 1), (300, 3)])
 def test_small_images_are_decoded_by_one_thread_at_a_time(
-    side: int, at_once: int, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    side, at_once, tmp_path, arithmetic, monkeypatch
+):
     lock, now, most, seen = threading.Lock(), 0, 0, threading.Event()
     end = time.monotonic() + 30
 
@@ -290,13 +268,8 @@ class TestBesideAGpu:
     """Squares come from processes, and are the same."""
 
     def test_rows_are_those_that_threads_make(
-        self,
-        photos: Photos,
-        tmp_path: Path,
-        arithmetic: Backbone,
-        monkeypatch: pytest.MonkeyPatch,
-        keep: Callable[[int], None],
-    ) -> None:
+        self, photos, tmp_path, arithmetic, monkeypatch, keep
+    ):
         source = photos({"ants": 12, "bees": 9})
         (source / "ants" / "003.jpg").write_bytes(b"broken")
         (source / "bees" / "004.jpg").write_bytes((source / "ants" / "001.jpg").read_bytes())
@@ -325,9 +298,7 @@ class TestBesideAGpu:
             assert all(seconds > 0 for seconds in there.profile.seconds.values())
         assert max(used) < 4
 
-    def test_few_images_are_not_worth_processes(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_few_images_are_not_worth_processes(self, photos, tmp_path, arithmetic, monkeypatch):
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError
 
@@ -338,8 +309,8 @@ class TestBesideAGpu:
         run(photos({"ants": 40}), tmp_path / "f.h5", batch_size=4, workers=2, overwrite=True)
 
     def test_a_process_gets_no_more_images_than_it_has_room_for(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        self, photos, tmp_path, arithmetic, monkeypatch
+    ):
         source = photos({"ants": 30})
         arithmetic()
         here = run(source, tmp_path / "here.h5", batch_size=10)
@@ -355,13 +326,8 @@ class TestBesideAGpu:
 
     @pytest.mark.parametrize("fault", ["engine", "decoder"])
     def test_nothing_is_left_of_them_after_an_error(
-        self,
-        fault: str,
-        photos: Photos,
-        tmp_path: Path,
-        arithmetic: Backbone,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+        self, fault, photos, tmp_path, arithmetic, monkeypatch
+    ):
         started = list[int]()
 
         def noted(*settings: Any) -> Decoders | None:
@@ -387,9 +353,7 @@ class TestBesideAGpu:
         assert not any(Path(f"/proc/{pid}").exists() for pid in started)
         assert len(os.listdir("/proc/self/fd")) == before
 
-    def test_arrays_are_left_to_the_threads(
-        self, tmp_path: Path, arithmetic: Backbone, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_arrays_are_left_to_the_threads(self, tmp_path, arithmetic, monkeypatch):
         def refuse(*_: object) -> None:
             raise AssertionError
 
@@ -399,9 +363,7 @@ class TestBesideAGpu:
         assert report.num_extracted > 1000
 
 
-def test_a_log_of_bad_images_alone_holds_nobody_up(
-    photos: Photos, tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_a_log_of_bad_images_alone_holds_nobody_up(photos, tmp_path, arithmetic):
     source, output = photos({"ants": 6}), tmp_path / "f.h5"
     arithmetic()
     with pytest.raises(BadImages):
@@ -409,9 +371,7 @@ def test_a_log_of_bad_images_alone_holds_nobody_up(
     assert run(source, output).num_extracted == 6
 
 
-def test_fp16_that_leaves_nothing_but_zeros_is_refused(
-    tmp_path: Path, arithmetic: Backbone
-) -> None:
+def test_fp16_that_leaves_nothing_but_zeros_is_refused(tmp_path, arithmetic):
     for number in range(8):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -423,9 +383,7 @@ def test_fp16_that_leaves_nothing_but_zeros_is_refused(
 
 
 class TestProfile:
-    def test_it_says_where_the_time_went(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+    def test_it_says_where_the_time_went(self, photos, tmp_path, arithmetic):
         arithmetic(wait=lambda: 0.05)
         report = run(photos({"ants": 8}), tmp_path / "f.h5", batch_size=2, workers=2)
         profile = report.profile
@@ -438,9 +396,7 @@ class TestProfile:
         busy = sum(profile.seconds[step] for step in ("decode", "preprocess", "inference"))
         assert profile.idle == pytest.approx(2 * profile.wall - busy)
 
-    def test_nothing_to_do_has_none(
-        self, photos: Photos, tmp_path: Path, arithmetic: Backbone
-    ) -> None:
+    def test_nothing_to_do_has_none(self, photos, tmp_path, arithmetic):
         arithmetic()
         source = photos()
         run(source, tmp_path / "f.h5")

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def trained(photos: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Pa
     return source, tmp_path / "h.safetensors", tmp_path / "m.onnx"
 
 
-def test_the_training_source_gives_the_heads_own_table(trained: tuple[Path, Path, Path]) -> None:
+def test_the_training_source_gives_the_heads_own_table(trained):
     source, head, model = trained
     stored = open_head(head).header.details["metrics"]
     report = evaluate(model, source)
@@ -47,9 +46,7 @@ def test_the_training_source_gives_the_heads_own_table(trained: tuple[Path, Path
         assert report.metrics[split].log_loss == pytest.approx(scores["log_loss"], abs=0.02)
 
 
-def test_images_run_in_batches_as_predict_resizes_them(
-    trained: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_run_in_batches_as_predict_resizes_them(trained, monkeypatch):
     source, _, model = trained
     sizes, run = [], Classifier.run
 
@@ -63,9 +60,7 @@ def test_images_run_in_batches_as_predict_resizes_them(
     assert len(sizes) == 3
 
 
-def test_the_training_source_is_known_wherever_it_is(
-    trained: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_the_training_source_is_known_wherever_it_is(trained, tmp_path):
     source, _, model = trained
     moved = source.rename(tmp_path / "elsewhere")
     (moved / "ants").rename(moved / "renamed")
@@ -75,9 +70,7 @@ def test_the_training_source_is_known_wherever_it_is(
     assert set(evaluate(model, source).metrics) == {"all"}
 
 
-def test_so_it_does_after_an_update_that_kept_splits(
-    trained: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_so_it_does_after_an_update_that_kept_splits(trained, tmp_path):
     source, head, model = trained
     for path in sorted((source / "bees").iterdir())[:6]:
         path.rename(source / "wasps" / f"was a bee {path.name}")
@@ -97,9 +90,7 @@ def test_so_it_does_after_an_update_that_kept_splits(
         assert report.metrics[split].top1 == pytest.approx(scores["top1"])
 
 
-def test_images_that_all_trained_are_called_so(
-    trained: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_images_that_all_trained_are_called_so(trained, tmp_path):
     source, head, model = trained
     extract(
         source, tmp_path / "f.h5", ExtractOptions(backbone="tiny", val_fraction=0, resplit=True)
@@ -109,7 +100,7 @@ def test_images_that_all_trained_are_called_so(
     assert set(evaluate(model, source).metrics) == {"train"}
 
 
-def test_fewer_classes_in_another_order(trained: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_fewer_classes_in_another_order(trained, tmp_path):
     """Alone, ``wasps`` is class 0 of its folder and class 2 of the model."""
     source, _, model = trained
     shutil.copytree(source / "wasps", tmp_path / "other" / "wasps")
@@ -119,30 +110,26 @@ def test_fewer_classes_in_another_order(trained: tuple[Path, Path, Path], tmp_pa
     assert report.metrics["all"].top1 == 1
 
 
-def test_an_unknown_class_is_named(trained: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_an_unknown_class_is_named(trained, tmp_path):
     source, _, model = trained
     shutil.copytree(source / "wasps", tmp_path / "other" / "hornets")
     with pytest.raises(SourceError, match=r"does not know: hornets.*ants, bees, wasps"):
         evaluate(model, tmp_path / "other")
 
 
-def test_an_unknown_class_without_images_does_no_harm(
-    trained: tuple[Path, Path, Path], tmp_path: Path
-) -> None:
+def test_an_unknown_class_without_images_does_no_harm(trained, tmp_path):
     source, _, model = trained
     shutil.copytree(source / "bees", tmp_path / "other" / "bees")
     (tmp_path / "other" / "hornets").mkdir()
     assert evaluate(model, tmp_path / "other").metrics["all"].top1 == 1
 
 
-def test_images_without_labels(
-    trained: tuple[Path, Path, Path], photos: Callable[..., Path]
-) -> None:
+def test_images_without_labels(trained, photos):
     with pytest.raises(SourceError, match="featx predict"):
         evaluate(trained[2], photos({".": 2}, name="unlabelled"))
 
 
-def test_a_bad_image_is_named(trained: tuple[Path, Path, Path]) -> None:
+def test_a_bad_image_is_named(trained):
     source, _, model = trained
     (source / "bees" / "005.png").write_bytes(b"broken")
     with pytest.raises(BadImages, match=r"1 of 36 images.*\n  bees/005\.png: not an image"):
@@ -164,7 +151,7 @@ def damaged(trained: tuple[Path, Path, Path]) -> tuple[Path, Path]:
 BAD = ["ants/000.jpg", "bees/001.jpg", "bees/new.jpg", "wasps/pipe.jpg", "wasps/zz.jpg"]
 
 
-def test_all_bad_images_are_named_at_once(damaged: tuple[Path, Path]) -> None:
+def test_all_bad_images_are_named_at_once(damaged):
     source, model = damaged
     seen: list[int] = []
     with pytest.raises(BadImages, match=r"^5 of 39 images cannot be used:\n") as caught:
@@ -177,7 +164,7 @@ def test_all_bad_images_are_named_at_once(damaged: tuple[Path, Path]) -> None:
     assert seen[-1] == 39
 
 
-def test_bad_images_can_be_left_out(damaged: tuple[Path, Path]) -> None:
+def test_bad_images_can_be_left_out(damaged):
     source, model = damaged
     report = evaluate(model, source, on_error="skip", stale=True)
     assert sum(scores.num_samples for scores in report.metrics.values()) == 34
@@ -190,9 +177,7 @@ def test_bad_images_can_be_left_out(damaged: tuple[Path, Path]) -> None:
     assert without.metrics == report.metrics
 
 
-def test_nothing_is_scored_where_no_labelled_image_can_be_used(
-    trained: tuple[Path, Path, Path], photos: Callable[..., Path]
-) -> None:
+def test_nothing_is_scored_where_no_labelled_image_can_be_used(trained, photos):
     source = photos({"ants": 2, ".": 3}, name="other")
     for path in (source / "ants").iterdir():
         path.write_bytes(b"")
@@ -200,7 +185,7 @@ def test_nothing_is_scored_where_no_labelled_image_can_be_used(
         evaluate(trained[2], source, on_error="skip")
 
 
-def test_larger_images_can_be_refused(trained: tuple[Path, Path, Path]) -> None:
+def test_larger_images_can_be_refused(trained):
     source, _, model = trained
     Image.new("RGB", (200, 200)).save(source / "ants" / "large.png")
     with pytest.raises(BadImages, match=r"large\.png: 200×200 pixels is more than the 39999"):
@@ -209,12 +194,12 @@ def test_larger_images_can_be_refused(trained: tuple[Path, Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_pixels": 0}, {"on_error": "ignore"}])
-def test_options_are_checked_first(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_options_are_checked_first(tmp_path, options):
     with pytest.raises(ConfigError, match=r"max pixels|on_error"):
         evaluate(tmp_path / "none.onnx", tmp_path, **options)
 
 
-def test_the_command_names_or_leaves_out(damaged: tuple[Path, Path]) -> None:
+def test_the_command_names_or_leaves_out(damaged):
     source, model = damaged
     command = ["evaluate", str(model), str(source), "--stale"]
     failed = featx_cli(*command)
@@ -229,7 +214,7 @@ def test_the_command_names_or_leaves_out(damaged: tuple[Path, Path]) -> None:
     assert "allowed" in small.stdout
 
 
-def test_progress_and_json(trained: tuple[Path, Path, Path]) -> None:
+def test_progress_and_json(trained):
     source, _, model = trained
     seen: list[tuple[int, int]] = []
     report = evaluate(model, source, progress=lambda *numbers: seen.append(numbers))
@@ -259,11 +244,7 @@ def add(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [relabel, Path.unlink, add])
-def test_a_source_whose_training_images_changed_is_scored_only_on_demand(
-    trained: tuple[Path, Path, Path],
-    change: Callable[[Path], None],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_source_whose_training_images_changed_is_scored_only_on_demand(trained, change, caplog):
     source, _, model = trained
     change(train_images(source, model)[0])
     with pytest.raises(ArtifactMismatch, match=r"is stale beside .*stale=True"):
@@ -277,16 +258,14 @@ def test_a_source_whose_training_images_changed_is_scored_only_on_demand(
     assert "stale" in result.stdout
 
 
-def test_images_left_out_by_an_option_do_not_make_it_stale(
-    trained: tuple[Path, Path, Path],
-) -> None:
+def test_images_left_out_by_an_option_do_not_make_it_stale(trained):
     source, _, model = trained
     report = evaluate(model, source, on_error="skip", max_pixels=1200)
     assert report.skipped
     assert report.stale is None
 
 
-def test_other_validation_images_do_not_make_it_stale(trained: tuple[Path, Path, Path]) -> None:
+def test_other_validation_images_do_not_make_it_stale(trained):
     source, _, model = trained
     trains = set(train_images(source, model))
     held_out = [path for path in sorted(source.rglob("*.*")) if path not in trains]
@@ -297,9 +276,7 @@ def test_other_validation_images_do_not_make_it_stale(trained: tuple[Path, Path,
     assert report.metrics["train"].num_samples == len(trains)
 
 
-def test_images_that_were_left_out_of_training_are_no_change(
-    photos: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_images_that_were_left_out_of_training_are_no_change(photos, tmp_path):
     source = photos({"ants": 12, "bees": 12})
     (source / "ants" / "broken.png").write_bytes(b"no image")
     extract(source, tmp_path / "f.h5", ExtractOptions(backbone="tiny", on_error="skip"))

@@ -63,9 +63,7 @@ def in_blocks(options: TrainOptions) -> TrainOptions:
     return replace(options, memory=20_000, overwrite=True)
 
 
-def test_the_head_does_as_well_as_one_from_memory(
-    cache: Path, tmp_path: Path, options: TrainOptions
-) -> None:
+def test_the_head_does_as_well_as_one_from_memory(cache, tmp_path, options):
     whole = train_head(cache, tmp_path / "whole", options)
     blocked = train_head(cache, tmp_path / "blocked", in_blocks(options))
     assert "in_blocks" not in whole.choice
@@ -84,9 +82,7 @@ def test_the_head_does_as_well_as_one_from_memory(
         assert blocked.choice["in_blocks"]["bytes_read"] >= 2 * 1200 * 6 * 4
 
 
-def test_the_same_twice_gives_the_same_bytes(
-    cache: Path, tmp_path: Path, options: TrainOptions
-) -> None:
+def test_the_same_twice_gives_the_same_bytes(cache, tmp_path, options):
     output = tmp_path / "head"
     train_head(cache, output, in_blocks(options))
     first = output.read_bytes()
@@ -94,9 +90,7 @@ def test_the_same_twice_gives_the_same_bytes(
     assert output.read_bytes() == first
 
 
-def test_blocks_and_what_is_read_ahead_do_not_decide(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_and_what_is_read_ahead_do_not_decide(cache, tmp_path, monkeypatch):
     options = in_blocks(TrainOptions(strengths=(0.1,)))
     objectives = []
     for size in (1, 5000, 10**6):
@@ -107,9 +101,7 @@ def test_blocks_and_what_is_read_ahead_do_not_decide(
     assert objectives[0] == pytest.approx(whole.choice["objective"], rel=1e-5)
 
 
-def test_the_stored_metrics_are_those_of_the_stored_head(
-    cache: Path, tmp_path: Path, options: TrainOptions
-) -> None:
+def test_the_stored_metrics_are_those_of_the_stored_head(cache, tmp_path, options):
     train_head(cache, tmp_path / "head", in_blocks(options))
     head, features = open_head(tmp_path / "head"), open_features(cache)
     for split, stored in head.header.details["metrics"].items():
@@ -156,7 +148,7 @@ def peak_of(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_memory_is_what_is_said(large: Path, tmp_path: Path) -> None:
+def test_memory_is_what_is_said(large, tmp_path):
     """Of arrays; what else is held, as the names of the samples, is in the spare bytes."""
     size, spare, blocks = 22_000 * 256 * 4, 12 * 2**20, 24 * 2**20
     for kind, options in MEASURED.items():
@@ -168,7 +160,7 @@ def test_memory_is_what_is_said(large: Path, tmp_path: Path) -> None:
         assert peak <= 12e6 + blocks + spare, kind
 
 
-def test_a_process_with_less_address_space_than_features(tmp_path: Path, write_cache) -> None:
+def test_a_process_with_less_address_space_than_features(tmp_path, write_cache):
     """61 MB of features and 310 MB in all, of which Python and its libraries take 220."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 15_000)
@@ -207,7 +199,7 @@ def test_a_process_with_less_address_space_than_features(tmp_path: Path, write_c
     assert train("1TB").returncode != 0, "the limit is no limit"
 
 
-def test_free_memory_is_no_more_than_the_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_no_more_than_the_process_may_have(monkeypatch):
     assert 0 < free_memory() < 2**50
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**34, 2**34))
     assert free_memory() < 2**34
@@ -226,12 +218,12 @@ def test_free_memory_is_no_more_than_the_process_may_have(monkeypatch: pytest.Mo
         (12345, 12345),
     ],
 )
-def test_sizes_as_people_write_them(text: str | int, size: int) -> None:
+def test_sizes_as_people_write_them(text, size):
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "1e9", "2 PB", "two", "1,5GB", "nan", -5])
-def test_what_is_no_size(text: str | int) -> None:
+def test_what_is_no_size(text):
     with pytest.raises(ConfigError, match="memory must be a size"):
         TrainOptions(memory=text)
 
@@ -239,21 +231,19 @@ def test_what_is_no_size(text: str | int) -> None:
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_scikit_learn_is_refused_and_told_what_to_do(cache: Path, tmp_path: Path) -> None:
+def test_scikit_learn_is_refused_and_told_what_to_do(cache, tmp_path):
     with pytest.raises(ConfigError, match=r"scikit-learn trains in memory.*solver='lbfgs'"):
         train_head(cache, tmp_path / "head", in_blocks(TrainOptions(solver="sklearn")))
     assert not (tmp_path / "head").exists()
 
 
-def test_fewer_samples_than_features(tmp_path: Path, write_cache, separable) -> None:
+def test_fewer_samples_than_features(tmp_path, write_cache, separable):
     path = write_cache(tmp_path / "f.h5", **separable(150, 200))
     with pytest.raises(ConfigError, match="too few to be read in blocks"):
         train_head(path, tmp_path / "head", in_blocks(TrainOptions()))
 
 
-def test_features_that_are_no_numbers_are_named(
-    tmp_path: Path, write_cache, separable, options: TrainOptions
-) -> None:
+def test_features_that_are_no_numbers_are_named(tmp_path, write_cache, separable, options):
     columns = separable(400)
     columns["features"][columns["splits"] == 1] = np.nan
     path = write_cache(tmp_path / "f.h5", **columns)
@@ -263,7 +253,7 @@ def test_features_that_are_no_numbers_are_named(
     assert not (tmp_path / "head").exists()
 
 
-def test_damage_while_it_trains(cache: Path, tmp_path: Path) -> None:
+def test_damage_while_it_trains(cache, tmp_path):
     with h5py.File(cache) as file:
         place = file["features"].id.get_chunk_info(2).byte_offset + 2
 
@@ -278,7 +268,7 @@ def test_damage_while_it_trains(cache: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "head").exists()
 
 
-def test_damage_from_before(cache: Path, tmp_path: Path, options: TrainOptions) -> None:
+def test_damage_from_before(cache, tmp_path, options):
     with h5py.File(cache) as file:
         place = file["features"].id.get_chunk_info(2).byte_offset + 2
     with cache.open("r+b") as file:
@@ -288,7 +278,7 @@ def test_damage_from_before(cache: Path, tmp_path: Path, options: TrainOptions) 
         train_head(cache, tmp_path / "head", in_blocks(options))
 
 
-def test_reading_in_blocks_is_told(cache: Path, tmp_path: Path, caplog) -> None:
+def test_reading_in_blocks_is_told(cache, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="featx")
     train_head(cache, tmp_path / "head", in_blocks(KINDS["centroid"]))
     assert "read in blocks" in caplog.text

@@ -87,7 +87,7 @@ def names_of(cache: FeatureFile, rows: np.ndarray) -> list[str]:
 
 
 class TestTags:
-    def test_labels_with_a_separator_are_tags(self, tags: Path, output: Path) -> None:
+    def test_labels_with_a_separator_are_tags(self, tags, output):
         report = train_head(tags, output)
         head = open_head(output)
         assert head.task == "multi-label"
@@ -101,7 +101,7 @@ class TestTags:
         stored = head.header.details["metrics"]["test"]
         assert TASKS[head.task].scores_from_dict(stored) == scores
 
-    def test_the_scores_are_those_of_the_stored_head(self, tags: Path, output: Path) -> None:
+    def test_the_scores_are_those_of_the_stored_head(self, tags, output):
         report = train_head(tags, output)
         cache, head = open_features(tags), open_head(output)
         rows = cache.rows("val")
@@ -111,17 +111,13 @@ class TestTags:
         assert report.metrics["val"] == measure_tags(logits, truth, head.thresholds)
 
     @pytest.mark.parametrize("head", ["linear", "mlp"])
-    def test_trained_twice_gives_the_same_bytes(
-        self, tags: Path, output: Path, tmp_path: Path, head: str
-    ) -> None:
+    def test_trained_twice_gives_the_same_bytes(self, tags, output, tmp_path, head):
         options = TrainOptions(head=head, mlp=MLP)  # type: ignore[arg-type]
         train_head(tags, output, options)
         train_head(tags, tmp_path / "again", options)
         assert output.read_bytes() == (tmp_path / "again").read_bytes()
 
-    def test_validation_and_test_labels_train_nothing(
-        self, write_labels: WriteLabels, tmp_path: Path
-    ) -> None:
+    def test_validation_and_test_labels_train_nothing(self, write_labels, tmp_path):
         features, scores, splits = samples()
         heads = []
         for name, shift in (("a", 0), ("b", 1)):
@@ -138,9 +134,7 @@ class TestTags:
             for a, b in zip(one, other, strict=True)
         )
 
-    def test_unlabelled_samples_are_left_out_and_counted(
-        self, tags: Path, output: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_unlabelled_samples_are_left_out_and_counted(self, tags, output, caplog):
         cache = open_features(tags)
         missing = int((cache.labels[cache.rows("train")] < 0).sum())
         with caplog.at_level(logging.WARNING, logger="featx"):
@@ -149,13 +143,7 @@ class TestTags:
         assert report.metrics["train"].num_samples == len(cache.rows("train")) - missing
 
     @pytest.mark.parametrize("head", ["linear", "mlp"])
-    def test_tags_that_never_or_always_occur(
-        self,
-        write_labels: WriteLabels,
-        output: Path,
-        caplog: pytest.LogCaptureFixture,
-        head: str,
-    ) -> None:
+    def test_tags_that_never_or_always_occur(self, write_labels, output, caplog, head):
         features, scores, splits = samples()
         texts = ["all|" + ("hot" if score > 0 else "") for score in scores[:, 0]]
         texts[int(np.flatnonzero(splits == 2)[0])] = "late|all"
@@ -176,9 +164,7 @@ class TestTags:
         assert np.allclose(logits[:, 2], -np.log(count + 1))
 
     @pytest.mark.parametrize("texts", [["a|b", "a|b"], ["|", "|"], ["a", "a|"]])
-    def test_nothing_to_tell_apart(
-        self, write_labels: WriteLabels, output: Path, texts: list[str]
-    ) -> None:
+    def test_nothing_to_tell_apart(self, write_labels, output, texts):
         features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
         path = write_labels(features, 5 * texts, np.zeros(10))
         with pytest.raises(SourceError, match="no tag that some training images have"):
@@ -186,9 +172,7 @@ class TestTags:
         assert not output.exists()
 
     @pytest.mark.parametrize("count", [2, 3, 5])
-    def test_a_handful_of_samples(
-        self, write_labels: WriteLabels, output: Path, count: int
-    ) -> None:
+    def test_a_handful_of_samples(self, write_labels, output, count):
         features = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
         texts = ["a|b", "|", "b", "a", "b"][:count]
         path = write_labels(features, texts, np.zeros(count))
@@ -197,19 +181,19 @@ class TestTags:
             report = train_head(path, output, options)
             assert np.isfinite(report.metrics["train"].log_loss)
 
-    def test_single_tags_are_tags_when_asked(self, write_labels: WriteLabels, output: Path) -> None:
+    def test_single_tags_are_tags_when_asked(self, write_labels, output):
         features, scores, splits = samples()
         path = write_labels(features, ["hot" if s > 0 else "cold" for s in scores[:, 0]], splits)
         assert train_head(path, output).head.task == "single-label"
         options = TrainOptions(task="multi-label", overwrite=True)
         assert train_head(path, output, options).head.task == "multi-label"
 
-    def test_tags_can_be_read_as_one_class_when_asked(self, tags: Path, output: Path) -> None:
+    def test_tags_can_be_read_as_one_class_when_asked(self, tags, output):
         head = train_head(tags, output, TrainOptions(task="single-label")).head
         assert head.classes == open_features(tags).classes
         assert head.task == "single-label"
 
-    def test_calibration_is_folded_in_and_can_be_left_out(self, tags: Path, output: Path) -> None:
+    def test_calibration_is_folded_in_and_can_be_left_out(self, tags, output):
         calibrated = train_head(tags, output)
         plain = train_head(tags, output, TrainOptions(calibrate=False, overwrite=True))
         assert calibrated.calibration is not None
@@ -225,9 +209,7 @@ class TestNumbers:
     OPTIONS = TrainOptions(task="regression")
 
     @pytest.mark.parametrize("head", ["linear", "mlp"])
-    def test_values_come_in_the_unit_of_the_labels(
-        self, numbers: Path, output: Path, head: str
-    ) -> None:
+    def test_values_come_in_the_unit_of_the_labels(self, numbers, output, head):
         options = TrainOptions(task="regression", head=head, mlp=MLP)  # type: ignore[arg-type]
         report = train_head(numbers, output, options)
         found, cache = open_head(output), open_features(numbers)
@@ -246,7 +228,7 @@ class TestNumbers:
         assert scores == measure_values(values, truth)
         assert np.abs(values.mean(axis=0) / truth.mean(axis=0))[0] == pytest.approx(1, abs=0.1)
 
-    def test_ridge_is_the_default_and_exact(self, numbers: Path, output: Path) -> None:
+    def test_ridge_is_the_default_and_exact(self, numbers, output):
         from sklearn.linear_model import Ridge
 
         options = TrainOptions(task="regression", strengths=(0.1,))
@@ -266,9 +248,7 @@ class TestNumbers:
         assert np.allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(0))
 
     @pytest.mark.parametrize("factor", [1e-6, 1e6])
-    def test_the_unit_of_a_target_does_not_matter(
-        self, write_labels: WriteLabels, tmp_path: Path, factor: float
-    ) -> None:
+    def test_the_unit_of_a_target_does_not_matter(self, write_labels, tmp_path, factor):
         features, scores, splits = samples()
         heads = []
         for name, unit in (("a", 1.0), ("b", factor)):
@@ -281,27 +261,20 @@ class TestNumbers:
 
     @pytest.mark.parametrize(("offset", "says"), [(1e4, False), (1e9, True)])
     def test_numbers_too_close_for_float32_are_noticed(
-        self,
-        write_labels: WriteLabels,
-        output: Path,
-        caplog: pytest.LogCaptureFixture,
-        offset: float,
-        says: bool,
-    ) -> None:
+        self, write_labels, output, caplog, offset, says
+    ):
         features, scores, splits = samples(20)
         texts = [repr(offset + score) for score in scores[:, 0].tolist()]
         train_head(write_labels(features, texts, splits), output, self.OPTIONS)
         assert says == ("'value': predictions are float32, which at such" in caplog.text)
         assert says == ("in steps of 64." in caplog.text)
 
-    def test_trained_twice_gives_the_same_bytes(
-        self, numbers: Path, output: Path, tmp_path: Path
-    ) -> None:
+    def test_trained_twice_gives_the_same_bytes(self, numbers, output, tmp_path):
         train_head(numbers, output, self.OPTIONS)
         train_head(numbers, tmp_path / "again", self.OPTIONS)
         assert output.read_bytes() == (tmp_path / "again").read_bytes()
 
-    def test_a_label_that_is_no_number(self, write_labels: WriteLabels, output: Path) -> None:
+    def test_a_label_that_is_no_number(self, write_labels, output):
         features, scores, splits = samples(20)
         texts = [f"{score:.3f}" for score in scores[:, 0]]
         texts[13] = "n/a"
@@ -310,9 +283,7 @@ class TestNumbers:
             train_head(path, output, self.OPTIONS)
         assert not output.exists()
 
-    def test_targets_that_do_not_vary(
-        self, write_labels: WriteLabels, output: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_targets_that_do_not_vary(self, write_labels, output, caplog):
         features, scores, splits = samples()
         path = write_labels(features, ["7"] * len(features), splits)
         with pytest.raises(SourceError, match="all training images have the same numbers"):
@@ -327,9 +298,7 @@ class TestNumbers:
         assert isinstance(scores_, RegressionMetrics)
         assert scores_.per_target[0].r2 is None
 
-    def test_measured_labels_are_noticed(
-        self, write_labels: WriteLabels, output: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_measured_labels_are_noticed(self, write_labels, output, caplog):
         features, scores, _ = samples(60)
         path = write_labels(features, [f"{score:.4f}" for score in scores[:, 0]], np.zeros(60))
         with caplog.at_level(logging.WARNING, logger="featx"):
@@ -349,25 +318,23 @@ class TestOptions:
             ({"few_shot": FewShot(2)}, "few-shot draws have no meaning for"),
         ],
     )
-    def test_what_has_no_meaning_is_refused(
-        self, tags: Path, output: Path, task: str, change: dict, match: str
-    ) -> None:
+    def test_what_has_no_meaning_is_refused(self, tags, output, task, change, match):
         with pytest.raises(ConfigError, match=match):
             train_head(tags, output, TrainOptions(task=task, **change))  # type: ignore[arg-type]
 
-    def test_ridge_is_for_numbers_and_lbfgs_for_tags(self, tags: Path, output: Path) -> None:
+    def test_ridge_is_for_numbers_and_lbfgs_for_tags(self, tags, output):
         with pytest.raises(ConfigError, match="solver 'ridge' has no meaning for multi-label"):
             train_head(tags, output, TrainOptions(solver="ridge"))
         with pytest.raises(ConfigError, match="solver 'lbfgs' has no meaning for regression"):
             train_head(tags, output, TrainOptions(solver="lbfgs", task="regression"))
 
-    def test_an_unknown_task(self) -> None:
+    def test_an_unknown_task(self):
         with pytest.raises(ConfigError, match="task must be one of auto, single-label"):
             TrainOptions(task="ranking")  # type: ignore[arg-type]
 
 
 class TestFiles:
-    def test_a_head_without_its_thresholds_is_refused(self, tags: Path, output: Path) -> None:
+    def test_a_head_without_its_thresholds_is_refused(self, tags, output):
         head = train_head(tags, output).head
         for change in ({"thresholds": [0.5]}, {"task": "ranking"}):
             details = dict(head.header.details) | change
@@ -381,14 +348,7 @@ class TestFiles:
     ("kind", "task", "texts"),
     [("tags", "auto", ("hot|cold", "'cold'")), ("numbers", "regression", ("1|2|3", "'value_3'"))],
 )
-def test_report_refuses_features_of_other_labels(
-    request: pytest.FixtureRequest,
-    write_labels: WriteLabels,
-    output: Path,
-    kind: str,
-    task: str,
-    texts: tuple[str, str],
-) -> None:
+def test_report_refuses_features_of_other_labels(request, write_labels, output, kind, task, texts):
     train_head(request.getfixturevalue(kind), output, TrainOptions(task=task))  # type: ignore[arg-type]
     features, _, splits = samples()
     other = write_labels(features, [texts[0]] * len(features), splits, "other.h5")
@@ -396,9 +356,7 @@ def test_report_refuses_features_of_other_labels(
         write_report(output, output.with_suffix(".html"), ReportOptions(features=other))
 
 
-def test_thresholds_are_chosen_on_calibrated_logits(
-    write_labels: WriteLabels, tmp_path: Path
-) -> None:
+def test_thresholds_are_chosen_on_calibrated_logits(write_labels, tmp_path):
     """Calibration moves logits and thresholds alike: which tags are given stays as it is."""
     random = np.random.default_rng(3)
     features = random.normal(size=(120, 30)).astype(np.float32)

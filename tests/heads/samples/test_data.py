@@ -12,7 +12,7 @@ from featx.heads.samples.data import pools_of, read_first_pass, standardisation
 
 @settings(max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 90), st.integers(0, 2**32 - 1))
-def test_a_first_pass_has_the_moments_and_the_subsample(n, piece_rows, seed) -> None:
+def test_a_first_pass_has_the_moments_and_the_subsample(n, piece_rows, seed):
     random = np.random.default_rng(seed)
     features = (random.normal(size=(n, 5)) * [1, 100, 1e-3, 0, 5] + 10).astype(np.float32)
     trained = np.sort(random.choice(n, random.integers(1, n + 1), replace=False))
@@ -28,7 +28,7 @@ def test_a_first_pass_has_the_moments_and_the_subsample(n, piece_rows, seed) -> 
         np.testing.assert_allclose(found.correlation, expected / np.outer(scale, scale), atol=1e-4)
 
 
-def test_a_first_pass_finds_what_is_not_finite_in_any_split() -> None:
+def test_a_first_pass_finds_what_is_not_finite_in_any_split():
     features = np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32)
     features[17, 3], features[401, 0], features[402, 1] = np.nan, np.inf, -np.inf
     _, bad = read_first_pass(ArrayBlocks(features, 64), np.arange(0, 500, 2), np.arange(3))
@@ -36,7 +36,7 @@ def test_a_first_pass_finds_what_is_not_finite_in_any_split() -> None:
 
 
 @given(st.integers(1, 500), st.integers(1, 70), st.integers(1, 600), st.integers(0, 9))
-def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed) -> None:
+def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed):
     features = np.arange(n, dtype=np.float32)[:, None] * [1, 2]
     random = np.random.default_rng(seed)
     seen, sizes = [], []

@@ -21,13 +21,13 @@ CLASSES = ("ant", "bee", "wasp")
 
 
 @given(labels=st.lists(st.integers(0, 6), min_size=1, max_size=100).map(np.array))
-def test_balanced_is_scikit_learns(labels: np.ndarray) -> None:
+def test_balanced_is_scikit_learns(labels):
     weights = weights_of(labels, [str(i) for i in range(7)], "balanced")
     assert np.allclose(weights, compute_sample_weight("balanced", labels))
     assert weights.sum() == pytest.approx(len(labels))
 
 
-def test_by_name_and_1_for_the_others() -> None:
+def test_by_name_and_1_for_the_others():
     labels = np.array([2, 0, 1, 1])
     assert weights_of(labels, CLASSES, {"bee": 3, "wasp": 0.5}).tolist() == [0.5, 1, 3, 3]
     assert weights_of(labels, CLASSES, {}).tolist() == [1, 1, 1, 1]
@@ -48,13 +48,13 @@ def test_by_name_and_1_for_the_others() -> None:
         ({"bee": None}, "must be above 0"),
     ],
 )
-def test_refusals(given_, match: str) -> None:
+def test_refusals(given_, match):
     with pytest.raises(ConfigError, match=match):
         weights_of(np.array([0, 1]), CLASSES, given_)
 
 
 @given(st.integers(2, 3000), st.integers(1, 30), st.integers(0, 10**7))
-def test_a_subsample_is_spread_over_the_classes(n, num_classes, memory) -> None:
+def test_a_subsample_is_spread_over_the_classes(n, num_classes, memory):
     labels = np.random.default_rng(n).integers(0, num_classes, n)
     kept = choose_subsample(labels, 10, num_classes, memory=memory, seed=0, at_most=700)
     assert len(np.unique(kept)) == len(kept)
@@ -64,7 +64,7 @@ def test_a_subsample_is_spread_over_the_classes(n, num_classes, memory) -> None:
     assert np.abs(shares - expected).max() <= 1 / len(kept) + 1e-9
 
 
-def test_the_only_sample_of_a_class_is_never_held_out() -> None:
+def test_the_only_sample_of_a_class_is_never_held_out():
     labels = np.concatenate([np.arange(50), np.repeat([50, 51], 60)])
     held_out = choose_held_out(labels, 10, 52, loss=SOFTMAX, memory=10**6, seed=0)
     assert 1 <= len(held_out) <= len(labels) // 10
@@ -73,7 +73,7 @@ def test_the_only_sample_of_a_class_is_never_held_out() -> None:
     assert not len(none)
 
 
-def test_of_many_samples_few_are_held_out_and_whole_groups() -> None:
+def test_of_many_samples_few_are_held_out_and_whole_groups():
     labels = np.arange(60_000) % 7
     groups = np.where(np.arange(60_000) < 50_000, np.arange(60_000) // 25, -1)
     held_out = choose_held_out(labels, 10, 7, loss=SOFTMAX, groups=groups, memory=0, seed=0)
@@ -90,7 +90,7 @@ def sides(tags: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_a_subsample_has_each_tag_and_a_hold_out_leaves_it(n, num_tags, seed) -> None:
+def test_a_subsample_has_each_tag_and_a_hold_out_leaves_it(n, num_tags, seed):
     random = np.random.default_rng(seed)
     tags = (random.random((n, num_tags)) < random.random(num_tags) ** 3).astype(np.uint8)
     there = sides(tags) > 0
@@ -103,7 +103,7 @@ def test_a_subsample_has_each_tag_and_a_hold_out_leaves_it(n, num_tags, seed) ->
         assert np.array_equal(sides(np.delete(tags, held_out, axis=0)) > 0, there)
 
 
-def test_a_subsample_has_tags_as_often_as_all() -> None:
+def test_a_subsample_has_tags_as_often_as_all():
     tags = (np.random.default_rng(0).random((20_000, 3)) < [0.5, 0.1, 0.9]).astype(np.uint8)
     kept = choose_subsample(tags, 10, 3, memory=0, seed=0)
     assert len(kept) == 2048

@@ -35,7 +35,7 @@ def cosines(
 
 
 @given(num_features=st.integers(2, 20), num_classes=st.integers(2, 5), seed=st.integers(0, 2**32))
-def test_logits_are_cosines_times_lengths(num_features: int, num_classes: int, seed: int) -> None:
+def test_logits_are_cosines_times_lengths(num_features, num_classes, seed):
     features, labels = samples_of(30, num_features, num_classes, seed)
     logits = apply_layers([fit_centroid(features, labels, num_classes).layer], features)
     mean = features.mean(axis=0, dtype=np.float64)
@@ -45,7 +45,7 @@ def test_logits_are_cosines_times_lengths(num_features: int, num_classes: int, s
 
 
 @given(seed=st.integers(0, 2**32), weighted=st.booleans())
-def test_a_sample_is_left_out_of_its_own_centroid(seed: int, *, weighted: bool) -> None:
+def test_a_sample_is_left_out_of_its_own_centroid(seed, weighted):
     features, labels = samples_of(15, 6, 3, seed)
     repeats = np.random.default_rng(seed).integers(1, 4, 15) if weighted else np.ones(15, int)
     fit = fit_centroid(features, labels, 3, weights=repeats.astype(float))
@@ -60,7 +60,7 @@ def test_a_sample_is_left_out_of_its_own_centroid(seed: int, *, weighted: bool) 
         assert np.allclose(found, expected[0], atol=1e-4)
 
 
-def test_a_class_without_samples_is_never_predicted() -> None:
+def test_a_class_without_samples_is_never_predicted():
     features, labels = samples_of(40, 5, 2)
     fit = fit_centroid(features, 2 * labels, 4)
     assert set(apply_layers([fit.layer], features).argmax(axis=1)) <= {0, 2}
@@ -68,7 +68,7 @@ def test_a_class_without_samples_is_never_predicted() -> None:
 
 
 @pytest.mark.parametrize(("counts", "left_out"), [([1, 1], 0), ([1, 4], 0), ([1, 3, 2], 5)])
-def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out: int) -> None:
+def test_the_only_sample_of_a_class_is_not_left_out(counts, left_out):
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
     fit = fit_centroid(features, labels, len(counts))
@@ -81,7 +81,7 @@ def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out:
     assert (fit.held_out.labels > 0).all()
 
 
-def test_groups_are_left_out_in_folds() -> None:
+def test_groups_are_left_out_in_folds():
     features, labels = samples_of(40, 6, 3)
     groups = np.arange(40) // 4
     fit = fit_centroid(features, labels, 3, groups=groups)
@@ -99,13 +99,13 @@ def test_groups_are_left_out_in_folds() -> None:
     assert np.allclose(fit.held_out.logits, np.concatenate(expected), atol=1e-4)
 
 
-def test_constant_features_are_finite() -> None:
+def test_constant_features_are_finite():
     fit = fit_centroid(np.full((6, 3), 2, np.float32), np.arange(6) % 2, 2)
     assert np.isfinite(fit.layer[0]).all()
     assert np.isfinite(fit.held_out.logits).all()
 
 
-def test_deterministic_and_float32() -> None:
+def test_deterministic_and_float32():
     first, second = (fit_centroid(*samples_of(60, 8, 3), 3) for _ in range(2))
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
     assert [part.dtype for part in first.layer] == [np.float32, np.float32]

@@ -22,7 +22,7 @@ def features_of(num_samples: int, num_features: int, seed: int = 0) -> np.ndarra
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_coordinates_are_uncorrelated_and_have_the_variances(shape: tuple[int, int]) -> None:
+def test_coordinates_are_uncorrelated_and_have_the_variances(shape):
     basis = eigenbasis_of(features_of(*shape))
     coordinates = basis.samples if basis.rotated else basis.samples @ basis.directions
     covariance = coordinates.T @ coordinates / shape[0]
@@ -34,8 +34,8 @@ def test_coordinates_are_uncorrelated_and_have_the_variances(shape: tuple[int, i
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("double", [True, False])
 def test_the_layer_gives_on_raw_features_what_the_weights_give_in_the_basis(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], *, double: bool
-) -> None:
+    monkeypatch, shape, double
+):
     if not double:
         monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 0)
     features = features_of(*shape)
@@ -47,14 +47,14 @@ def test_the_layer_gives_on_raw_features_what_the_weights_give_in_the_basis(
     assert np.allclose(found, expected, atol=1e-3)
 
 
-def test_few_samples_of_many_features_are_few_coordinates() -> None:
+def test_few_samples_of_many_features_are_few_coordinates():
     basis = eigenbasis_of(features_of(20, 500))
     assert basis.samples.shape == (20, 19)  # one is spent on the mean
     assert basis.rotated
 
 
 @given(seed=st.integers(0, 2**32))
-def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed: int) -> None:
+def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed):
     """The chain rule: <g, to_samples(w)> = <from_samples(g), w>."""
     random = np.random.default_rng(seed)
     basis = eigenbasis_of(features_of(30, 6, seed))
@@ -64,7 +64,7 @@ def test_a_gradient_by_sample_weights_is_one_by_the_basis(seed: int) -> None:
     assert one == pytest.approx(other)
 
 
-def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_values_are_kept_in_float32(monkeypatch):
     features = features_of(100, 5)
     assert eigenbasis_of(features).samples.dtype == np.float64
     monkeypatch.setattr(featx.heads.solvers.eigenbasis, "_DOUBLE_UP_TO", 499)
@@ -74,16 +74,14 @@ def test_many_values_are_kept_in_float32(monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.allclose(basis.samples, (features - mean) / scale, atol=1e-5)
 
 
-def test_the_decomposition_is_left_out_where_it_would_cost_too_much(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_decomposition_is_left_out_where_it_would_cost_too_much(monkeypatch):
     monkeypatch.setattr(featx.heads.solvers.eigenbasis, "MOST_CORRELATED", 5)
     basis = eigenbasis_of(features_of(40, 6))
     assert np.array_equal(basis.directions, np.eye(6))
     assert basis.samples.shape == (40, 6)
 
 
-def test_constant_and_duplicated_features_are_finite() -> None:
+def test_constant_and_duplicated_features_are_finite():
     features = features_of(50, 4)
     wide = np.concatenate([features, features, np.full((50, 2), 7, np.float32)], axis=1)
     basis = eigenbasis_of(wide)

@@ -29,9 +29,7 @@ def many_classes(
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
-def test_the_choice_is_that_of_the_whole_path(
-    spread: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_choice_is_that_of_the_whole_path(spread, monkeypatch, caplog):
     features, labels = many_classes(spread=spread)
     whole = fit_linear(features, labels, 260)
     monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)
@@ -54,9 +52,7 @@ def test_the_choice_is_that_of_the_whole_path(
     assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
 
 
-def test_a_better_strength_beside_the_first_guess_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_better_strength_beside_the_first_guess_is_found(monkeypatch):
     """Few classes may prefer another strength than all do; the search continues to the best."""
     features, labels = many_classes()
     whole = fit_linear(features, labels, 260)
@@ -65,7 +61,7 @@ def test_a_better_strength_beside_the_first_guess_is_found(
     assert fit_linear(features, labels, 260).strength == whole.strength
 
 
-def test_few_strengths_or_few_classes_are_all_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_strengths_or_few_classes_are_all_solved(monkeypatch):
     monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)
     features, labels = many_classes()
     assert len(fit_linear(features, labels, 260, strengths=STRENGTHS[8:12]).path) == 4
@@ -73,7 +69,7 @@ def test_few_strengths_or_few_classes_are_all_solved(monkeypatch: pytest.MonkeyP
     assert len(fit_linear(features[few], labels[few], 200).path) == 16
 
 
-def test_where_all_samples_are_trained_is_foreseen_from_the_means() -> None:
+def test_where_all_samples_are_trained_is_foreseen_from_the_means():
     features, labels = many_classes()
     folds = divide(labels)
     assert folds is not None

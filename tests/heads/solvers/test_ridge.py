@@ -39,9 +39,7 @@ def reference(
 @pytest.mark.parametrize("shape", [(60, 8, 3), (20, 40, 3), (50, 6, 2)])
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_solution_is_scikit_learns(
-    shape: tuple[int, int, int], strength: float, *, weighted: bool
-) -> None:
+def test_the_solution_is_scikit_learns(shape, strength, weighted):
     features, labels = samples_of(*shape)
     weights = np.ones(len(labels))
     if weighted:
@@ -60,9 +58,7 @@ def test_the_solution_is_scikit_learns(
     weighted=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_left_out_is_what_leaving_one_out_gives(
-    shape: tuple[int, int, int], strength: float, seed: int, *, weighted: bool
-) -> None:
+def test_left_out_is_what_leaving_one_out_gives(shape, strength, seed, weighted):
     features, labels = samples_of(*shape, seed)
     weights = np.ones(len(labels))
     if weighted:
@@ -81,13 +77,13 @@ def test_left_out_is_what_leaving_one_out_gives(
     assert fit.path[0].top1 == top1(expected, labels)
 
 
-def test_the_strength_is_the_best_of_the_path() -> None:
+def test_the_strength_is_the_best_of_the_path():
     fit = fit_ridge(*samples_of(100, 30, 4), 4)
     assert [point.strength for point in fit.path] == sorted(STRENGTHS)
     assert fit.strength == min(fit.path, key=lambda point: point.error).strength
 
 
-def test_a_class_without_samples_is_never_predicted() -> None:
+def test_a_class_without_samples_is_never_predicted():
     features, labels = samples_of(60, 5, 2)
     fit = fit_ridge(features, 2 * labels, 4, strengths=[0.1])
     assert set(apply_layers([fit.layer], features).argmax(axis=1)) <= {0, 2}
@@ -97,7 +93,7 @@ def test_a_class_without_samples_is_never_predicted() -> None:
 @pytest.mark.parametrize(
     ("counts", "left_out"), [([1, 1], 0), ([1, 5], 0), ([2, 2, 2], 6), ([1, 3, 3], 6)]
 )
-def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out: int) -> None:
+def test_the_only_sample_of_a_class_is_not_left_out(counts, left_out):
     labels = np.repeat(np.arange(len(counts)), counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 7)).astype(np.float32)
     fit = fit_ridge(features, labels, len(counts))
@@ -115,7 +111,7 @@ def test_the_only_sample_of_a_class_is_not_left_out(counts: list[int], left_out:
 
 @pytest.mark.parametrize("shape", [(60, 8, 3), (24, 40, 3)])
 @pytest.mark.parametrize("numbers", [False, True])
-def test_groups_are_left_out_in_folds(shape: tuple[int, int, int], *, numbers: bool) -> None:
+def test_groups_are_left_out_in_folds(shape, numbers):
     features, labels = samples_of(*shape)
     groups = np.arange(len(labels)) // 3
     targets = np.eye(3)[labels]
@@ -133,7 +129,7 @@ def test_groups_are_left_out_in_folds(shape: tuple[int, int, int], *, numbers: b
     assert np.allclose(fit.held_out.logits, np.concatenate(expected), atol=1e-5)
 
 
-def test_constant_and_duplicated_features() -> None:
+def test_constant_and_duplicated_features():
     features, labels = samples_of(50, 4, 3)
     wide = np.concatenate([features, features, np.full((50, 2), 3, np.float32)], axis=1)
     fit = fit_ridge(wide, labels, 3)
@@ -143,7 +139,7 @@ def test_constant_and_duplicated_features() -> None:
     assert np.allclose(apply_layers([flat.layer], wide[:1, :2]), np.bincount(labels) / 50)
 
 
-def test_deterministic_and_float32() -> None:
+def test_deterministic_and_float32():
     first, second = (fit_ridge(*samples_of(60, 8, 3), 3) for _ in range(2))
     assert first.layer[0].tobytes() == second.layer[0].tobytes()
     assert first.path == second.path
@@ -160,9 +156,7 @@ def test_deterministic_and_float32() -> None:
     weighted=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_numbers_left_out_are_what_leaving_one_out_gives(
-    shape: tuple[int, int, int], strength: float, seed: int, *, weighted: bool
-) -> None:
+def test_numbers_left_out_are_what_leaving_one_out_gives(shape, strength, seed, weighted):
     random = np.random.default_rng(seed)
     features = random.normal(5, 3, shape[:2]).astype(np.float32)
     numbers = random.normal(size=(shape[0], shape[2])) + features[:, : shape[2]]
@@ -184,7 +178,7 @@ def test_numbers_left_out_are_what_leaving_one_out_gives(
     assert fit.path[0].top1 is None
 
 
-def test_one_hot_numbers_are_classes() -> None:
+def test_one_hot_numbers_are_classes():
     features, labels = samples_of(60, 8, 3)
     classes = fit_ridge(features, labels, 3)
     numbers = fit_ridge(features, np.eye(3)[labels], 3)

@@ -42,7 +42,7 @@ def repaint(path: Path) -> None:
 
 
 class TestFresh:
-    def test_as_it_was(self, features: Path, source: Path) -> None:
+    def test_as_it_was(self, features, source):
         report = check(features)
         assert report.is_fresh
         assert (report.kind, report.source, report.num_images) == ("features", str(source), 8)
@@ -51,11 +51,11 @@ class TestFresh:
         assert "fresh" in output
         assert "8 images" in output
 
-    def test_the_settings_it_was_made_with(self, features: Path, source: Path) -> None:
+    def test_the_settings_it_was_made_with(self, features, source):
         options = CheckOptions(backbone="tiny", weights="default", image_size=32, crop="center")
         assert check(features, source, options).is_fresh
 
-    def test_a_touched_image_is_fresh_and_counted(self, features: Path, source: Path) -> None:
+    def test_a_touched_image_is_fresh_and_counted(self, features, source):
         os.utime(source / "ants" / "000.jpg", (1, 1))
         report = check(features)
         assert report.is_fresh
@@ -64,7 +64,7 @@ class TestFresh:
 
 
 class TestStale:
-    def test_each_kind_of_change_is_counted(self, features: Path, source: Path) -> None:
+    def test_each_kind_of_change_is_counted(self, features, source):
         repaint(source / "ants" / "000.jpg")
         (source / "ants" / "001.jpg").unlink()
         shutil.copy(source / "bees" / "000.jpg", source / "bees" / "new.jpg")
@@ -76,7 +76,7 @@ class TestStale:
         assert code == 1
         assert "2 new, 1 changed, 1 removed" in output
 
-    def test_what_it_says_is_what_extract_does(self, features: Path, source: Path) -> None:
+    def test_what_it_says_is_what_extract_does(self, features, source):
         repaint(source / "ants" / "000.jpg")
         (source / "ants" / "001.jpg").unlink()
         shutil.copy(source / "bees" / "000.jpg", source / "bees" / "new.jpg")
@@ -88,7 +88,7 @@ class TestStale:
             assert getattr(found, name) == getattr(done, name) == 1
         assert check(features).is_fresh
 
-    def test_a_change_that_keeps_size_and_time(self, features: Path, source: Path) -> None:
+    def test_a_change_that_keeps_size_and_time(self, features, source):
         path = source / "ants" / "002.png"
         before = path.stat()
         content = bytearray(path.read_bytes())
@@ -97,9 +97,7 @@ class TestStale:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert check(features).num_changed == 1
 
-    def test_a_change_that_no_time_shows(
-        self, features: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_change_that_no_time_shows(self, features, source, monkeypatch):
         path = source / "ants" / "002.png"
         stamps = {str(each): stamp_of(str(each)) for each in source.rglob("*.*")}
         monkeypatch.setattr("featx.images.sources.sample.stamp_of", stamps.get)
@@ -109,7 +107,7 @@ class TestStale:
         assert check(features).is_fresh
         assert check(features, options=CheckOptions(verify_content=True)).num_changed == 1
 
-    def test_relabelled(self, source: Path, tmp_path: Path) -> None:
+    def test_relabelled(self, source, tmp_path):
         table, features = tmp_path / "t.csv", tmp_path / "t.h5"
         names = [f"{path.parent.name}/{path.name}" for path in sorted(source.glob("*/*"))]
         rows = [f"photos/{name},{name.partition('/')[0]},train" for name in names]
@@ -120,9 +118,7 @@ class TestStale:
         table.write_text("\n".join(["path,label,split", *rows]))
         assert check(features).num_relabelled == 2
 
-    def test_the_splits_that_featx_chose_are_not_compared(
-        self, features: Path, source: Path
-    ) -> None:
+    def test_the_splits_that_featx_chose_are_not_compared(self, features, source):
         options = featx.ExtractOptions(backbone="tiny", val_fraction=0.25, resplit=True)
         featx.extract(source, features, options)
         assert check(features).is_fresh
@@ -143,14 +139,12 @@ class TestStale:
             ("weights", "none", "weights: expected 'none', found 'bundled'"),
         ],
     )
-    def test_the_setting_that_differs_is_named(
-        self, features: Path, option: str, value: object, line: str
-    ) -> None:
+    def test_the_setting_that_differs_is_named(self, features, option, value, line):
         report = check(features, options=CheckOptions(**{option: value}))
         assert report.settings == (line,)
         assert not report.is_fresh
 
-    def test_weights_that_changed_in_their_file(self, source: Path, tmp_path: Path) -> None:
+    def test_weights_that_changed_in_their_file(self, source, tmp_path):
         from featx.backbones.spec import BUNDLED_WEIGHTS
 
         weights, features = tmp_path / "mine.safetensors", tmp_path / "f.h5"
@@ -164,7 +158,7 @@ class TestStale:
 
 
 class TestNotIntact:
-    def test_a_flipped_bit(self, features: Path) -> None:
+    def test_a_flipped_bit(self, features):
         with h5py.File(features) as file:
             offset = file["features"].id.get_chunk_info(0).byte_offset
         content = bytearray(features.read_bytes())
@@ -176,7 +170,7 @@ class TestNotIntact:
         assert code == 1
         assert output.startswith("Error: ")
 
-    def test_an_extraction_that_has_not_finished(self, source: Path, tmp_path: Path) -> None:
+    def test_an_extraction_that_has_not_finished(self, source, tmp_path):
         def stop(done: int, _total: int) -> None:
             if done >= 4:
                 raise KeyboardInterrupt
@@ -189,11 +183,11 @@ class TestNotIntact:
         with pytest.raises(ArtifactIncomplete, match="journal of an extraction"):
             check(tmp_path / "f.h5.partial")
 
-    def test_a_file_that_takes_longer_than_allowed(self, features: Path) -> None:
+    def test_a_file_that_takes_longer_than_allowed(self, features):
         with pytest.raises(ArtifactInvalid, match=r"0\.001 seconds"):
             check(features, options=CheckOptions(seconds=0.001))
 
-    def test_none_of_ours(self, tmp_path: Path) -> None:
+    def test_none_of_ours(self, tmp_path):
         (tmp_path / "x.h5").write_text("hello")
         with h5py.File(tmp_path / "y.h5", "w") as file:
             file["features"] = [1.0]
@@ -202,7 +196,7 @@ class TestNotIntact:
             assert (code, output.count("\n")) == (1, 1), output
 
 
-def test_heads_and_models_are_read_without_a_source(features: Path, tmp_path: Path) -> None:
+def test_heads_and_models_are_read_without_a_source(features, tmp_path):
     head, model = tmp_path / "h.safetensors", tmp_path / "m.onnx"
     featx.train_head(features, head)
     featx.export_onnx(head, model)
@@ -218,13 +212,13 @@ def test_heads_and_models_are_read_without_a_source(features: Path, tmp_path: Pa
         check(head)
 
 
-def test_a_source_that_is_gone_is_named(features: Path, source: Path) -> None:
+def test_a_source_that_is_gone_is_named(features, source):
     shutil.rmtree(source)
     with pytest.raises(SourceError, match="does not exist"):
         check(features)
 
 
-def test_the_report_for_machines(features: Path) -> None:
+def test_the_report_for_machines(features):
     code, output = command(features, "--json", "--backbone", "resnet18")
     report = json.loads(output)
     assert code == 1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,9 +36,7 @@ from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
 
-def test_every_way_to_give_an_image_gives_the_same_answer(
-    predictor: Predictor, tmp_path: Path
-) -> None:
+def test_every_way_to_give_an_image_gives_the_same_answer(predictor, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
     path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
@@ -50,7 +48,7 @@ def test_every_way_to_give_an_image_gives_the_same_answer(
     ]
 
 
-def test_probabilities_are_sorted_and_sum_to_one(predictor: Predictor) -> None:
+def test_probabilities_are_sorted_and_sum_to_one(predictor):
     pixels = np.full((9, 9, 3), 128, np.uint8)
     (prediction,) = predictor.predict([pixels], top_k=100)
     probabilities = [p for _, p in prediction.top]
@@ -61,7 +59,7 @@ def test_probabilities_are_sorted_and_sum_to_one(predictor: Predictor) -> None:
     assert prediction.probability == probabilities[0]
 
 
-def test_top_k_limits_the_classes(predictor: Predictor) -> None:
+def test_top_k_limits_the_classes(predictor):
     pixels = np.zeros((8, 8, 3), np.uint8)
     (prediction,) = predictor.predict([pixels], top_k=2)
     assert len(prediction.top) == 2
@@ -69,7 +67,7 @@ def test_top_k_limits_the_classes(predictor: Predictor) -> None:
         predictor.predict([pixels], top_k=0)
 
 
-def test_exif_rotation_is_applied(predictor: Predictor) -> None:
+def test_exif_rotation_is_applied(predictor):
     pixels = np.random.default_rng(1).integers(0, 256, (20, 36, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -91,19 +89,17 @@ def test_exif_rotation_is_applied(predictor: Predictor) -> None:
         (12, ConfigError, "expected a path"),
     ],
 )
-def test_what_is_no_image(
-    predictor: Predictor, image: object, error: type[Exception], message: str
-) -> None:
+def test_what_is_no_image(predictor, image, error, message):
     with pytest.raises(error, match=message):
         predictor.predict([image])  # type: ignore[list-item]
 
 
-def test_one_image_without_brackets_is_explained(predictor: Predictor) -> None:
+def test_one_image_without_brackets_is_explained(predictor):
     with pytest.raises(ConfigError, match="brackets"):
         predictor.predict("holiday.jpg")
 
 
-def test_predict_each_goes_on_after_a_bad_image(predictor: Predictor) -> None:
+def test_predict_each_goes_on_after_a_bad_image(predictor):
     good = np.zeros((8, 8, 3), np.uint8)
     answers = list(predictor.predict_each([good, b"bad", good]))
     assert [answer.error is None for answer in answers] == [True, False, True]
@@ -112,7 +108,7 @@ def test_predict_each_goes_on_after_a_bad_image(predictor: Predictor) -> None:
     assert answers[1].probability is None
 
 
-def test_predict_each_reads_images_one_by_one(predictor: Predictor) -> None:
+def test_predict_each_reads_images_one_by_one(predictor):
     asked: list[int] = []
 
     def images() -> object:
@@ -125,12 +121,12 @@ def test_predict_each_reads_images_one_by_one(predictor: Predictor) -> None:
     assert asked == [0]
 
 
-def test_a_missing_model_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_model_says_how_to_make_one(tmp_path):
     with pytest.raises(ArtifactMissing, match="featx export"):
         Predictor(tmp_path / "model.onnx")
 
 
-def test_every_bad_image_has_its_line(predictor: Predictor, tmp_path: Path) -> None:
+def test_every_bad_image_has_its_line(predictor, tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     Image.new("RGB", (90, 90)).save(folder / "good.jpg")
@@ -154,7 +150,7 @@ def test_every_bad_image_has_its_line(predictor: Predictor, tmp_path: Path) -> N
     assert "File name too long" in str(reasons["x" * 300 + ".jpg"])
 
 
-def test_larger_images_can_be_refused(model: Path) -> None:
+def test_larger_images_can_be_refused(model):
     pixels = np.zeros((20, 30, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -167,7 +163,7 @@ def test_larger_images_can_be_refused(model: Path) -> None:
         Predictor(model, max_pixels=0)
 
 
-def test_pixels_need_not_lie_in_order(predictor: Predictor) -> None:
+def test_pixels_need_not_lie_in_order(predictor):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
     views = [pixels[::-1, :, ::-1], pixels.transpose(1, 0, 2), pixels[::2, 1:]]
     for answer, copied in zip(
@@ -179,9 +175,7 @@ def test_pixels_need_not_lie_in_order(predictor: Predictor) -> None:
 class TestManyImages:
     """Lists long enough for a session of one thread, beside the same images one by one."""
 
-    def test_the_answers_of_a_list_and_of_its_images_alone_agree(
-        self, predictor: Predictor, images: list[Path]
-    ) -> None:
+    def test_the_answers_of_a_list_and_of_its_images_alone_agree(self, predictor, images):
         alone = list(predictor.predict_each(iter(images)))
         lists = (
             predictor.predict_each(images),
@@ -195,9 +189,7 @@ class TestManyImages:
             assert [a.image for a in answers] == list(map(str, images))[: len(answers)]
             require_close(answers, alone[: len(answers)])
 
-    def test_one_by_one_is_as_exact_as_resized_by_pillow(
-        self, predictor: Predictor, images: list[Path]
-    ) -> None:
+    def test_one_by_one_is_as_exact_as_resized_by_pillow(self, predictor, images):
         classifier = open_classifier(predictor._path, threads=1)
         answers = predictor.predict(images, top_k=10)
         for path, answer in zip(images, answers, strict=True):
@@ -206,9 +198,7 @@ class TestManyImages:
             expected = dict(zip(classifier.classes, probabilities, strict=True))
             assert dict(answer.top) == pytest.approx(expected, abs=1e-6)
 
-    def test_images_of_all_sizes_are_run_together(
-        self, predictor: Predictor, images: list[Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_images_of_all_sizes_are_run_together(self, predictor, images, monkeypatch):
         sizes: list[int] = []
         run = Classifier.run
 
@@ -224,9 +214,7 @@ class TestManyImages:
         assert sizes == [5]
 
     @pytest.mark.parametrize("count", [5, 40])
-    def test_bad_images_keep_their_places(
-        self, predictor: Predictor, images: list[Path], count: int
-    ) -> None:
+    def test_bad_images_keep_their_places(self, predictor, images, count):
         images = images[:count]
         for position in (0, 3, count - 1):
             images[position].write_bytes(b"no image")
@@ -235,18 +223,16 @@ class TestManyImages:
         assert bad == [0, 3, count - 1]
         assert [answer.image for answer in answers] == list(map(str, images))
 
-    def test_nothing_but_bad_images(self, predictor: Predictor) -> None:
+    def test_nothing_but_bad_images(self, predictor):
         answers = list(predictor.predict_each([b"no image"] * 40))
         assert all(answer.error and not answer.top for answer in answers)
         assert list(predictor.predict_each([])) == []
 
-    def test_what_is_no_image_is_an_error_in_a_long_list_too(self, predictor: Predictor) -> None:
+    def test_what_is_no_image_is_an_error_in_a_long_list_too(self, predictor):
         with pytest.raises(ConfigError, match="image 35: expected a path"):
             list(predictor.predict_each([np.zeros((8, 8, 3), np.uint8)] * 35 + [12]))  # type: ignore[list-item]
 
-    def test_of_a_stream_only_so_many_images_are_held_at_a_time(
-        self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_a_stream_only_so_many_images_are_held_at_a_time(self, predictor, monkeypatch):
         monkeypatch.setattr("featx.stages.predict.predictor._MAX_BATCH_BYTES", 4 * 60 * 60 * 3)
         alive, most = 0, 0
 
@@ -267,7 +253,7 @@ class TestManyImages:
         assert len(list(predictor.predict_each(images(), ahead=True))) == 200
         assert 4 < most <= 4 * 6  # groups of four: two at work, two waiting, one being filled
 
-    def test_leaving_early_ends_the_threads(self, predictor: Predictor, images: list[Path]) -> None:
+    def test_leaving_early_ends_the_threads(self, predictor, images):
         before = threading.active_count()
         stream = predictor.predict_each(images * 5)
         next(stream)
@@ -275,7 +261,7 @@ class TestManyImages:
         stream.close()  # type: ignore[attr-defined]
         assert threading.active_count() == before
 
-    def test_several_threads_may_ask_at_once(self, model: Path, images: list[Path]) -> None:
+    def test_several_threads_may_ask_at_once(self, model, images):
         opened = []
         load = predictor_module.load_classifier
 
@@ -294,9 +280,7 @@ class TestManyImages:
         for asked, answered in zip(lists, answers, strict=True):
             require_close(answered, [alone[str(path)] for path in asked])
 
-    def test_the_file_may_go_once_it_is_open(
-        self, model: Path, images: list[Path], tmp_path: Path
-    ) -> None:
+    def test_the_file_may_go_once_it_is_open(self, model, images, tmp_path):
         copy = tmp_path / "m.onnx"
         shutil.copy(model, copy)
         predictor = Predictor(copy)
@@ -310,13 +294,7 @@ class TestContracts:
         [("crop", "logits"), ("tensor", "probabilities", "features"), ("image", "top-3")],
         ids="-".join,
     )
-    def test_files_of_any_contract_answer_alike(
-        self,
-        predictor: Predictor,
-        exported: Callable[..., Path],
-        images: list[Path],
-        contract: tuple[str, ...],
-    ) -> None:
+    def test_files_of_any_contract_answer_alike(self, predictor, exported, images, contract):
         other = Predictor(exported(*contract), threads=2)
         assert other.classes == predictor.classes
         expected = predictor.predict(images)
@@ -324,14 +302,14 @@ class TestContracts:
             require_close(other.predict(asked), expected[: len(asked)])
 
     def test_a_file_of_the_best_classes_gives_no_more_than_it_has(
-        self, predictor: Predictor, exported: Callable[..., Path], images: list[Path]
-    ) -> None:
+        self, predictor, exported, images
+    ):
         other = Predictor(exported("image", "top-3"))
         for top_k, count in ((1, 1), (3, 3), (5, 3)):
             (answer,) = other.predict(images[:1], top_k=top_k)
             require_close([answer], predictor.predict(images[:1], top_k=count))
 
-    def test_a_file_of_features_says_what_it_lacks(self, exported: Callable[..., Path]) -> None:
+    def test_a_file_of_features_says_what_it_lacks(self, exported):
         with pytest.raises(
             ConfigError, match=r"gives features, but no classes; export .*outputs='"
         ):
@@ -339,26 +317,22 @@ class TestContracts:
 
 
 class TestProvidersAndThreads:
-    def test_the_cpu_by_name_answers_as_it_does_unnamed(
-        self, predictor: Predictor, images: list[Path]
-    ) -> None:
+    def test_the_cpu_by_name_answers_as_it_does_unnamed(self, predictor, images):
         named = Predictor(predictor._path, providers=["CPUExecutionProvider"])
         require_close(named.predict(images), predictor.predict(images))
 
-    def test_an_unknown_provider_names_those_there_are(self, model: Path) -> None:
+    def test_an_unknown_provider_names_those_there_are(self, model):
         with pytest.raises(ConfigError, match=r"no provider 'GPU' here. It has .*CPUExecution"):
             Predictor(model, providers=["GPU"])
 
     @pytest.mark.parametrize("threads", [0, -1])
-    def test_threads_are_at_least_one(self, model: Path, threads: int) -> None:
+    def test_threads_are_at_least_one(self, model, threads):
         with pytest.raises(ConfigError, match=f"threads must be at least 1; got {threads}"):
             Predictor(model, threads=threads)
 
 
 class TestCommand:
-    def test_bad_images_have_a_line_each_and_fail_at_the_end(
-        self, model: Path, tmp_path: Path
-    ) -> None:
+    def test_bad_images_have_a_line_each_and_fail_at_the_end(self, model, tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         (tmp_path / "b.png").write_bytes(b"broken")
         command = ["predict", str(model), str(tmp_path), "--format", "csv", "-k", "1"]
@@ -370,9 +344,7 @@ class TestCommand:
         result = featx_cli(*command, "--max-pixels", "80")
         assert "9×9 pixels is more than the 80 allowed." in result.stdout
 
-    def test_a_name_that_is_not_utf8_comes_out_with_an_escape(
-        self, model: Path, tmp_path: Path
-    ) -> None:
+    def test_a_name_that_is_not_utf8_comes_out_with_an_escape(self, model, tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
         os.rename(tmp_path / "a.png", odd)  # noqa: PTH104 a Path has no bytes
@@ -380,12 +352,12 @@ class TestCommand:
         assert result.exit_code == 0
         assert rb"/caf\udce9.png," in result.stdout_bytes
 
-    def test_the_limit_shown_is_the_librarys(self) -> None:
+    def test_the_limit_shown_is_the_librarys(self):
         for command in ("predict", "evaluate"):
             shown = featx_cli(command, "--help").stdout
             assert f"[default: {MAX_PIXELS}]" in " ".join(shown.split())
 
-    def test_threads_and_providers(self, model: Path, tmp_path: Path) -> None:
+    def test_threads_and_providers(self, model, tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         command = ["predict", str(model), str(tmp_path), "--format", "csv", "-k", "1"]
         plain = featx_cli(*command).stdout
@@ -398,13 +370,8 @@ class TestCommand:
 
     @pytest.mark.parametrize("lines", ["jsonl", "csv"])
     def test_lines_come_as_images_are_answered(
-        self,
-        model: Path,
-        images: list[Path],
-        lines: str,
-        monkeypatch: pytest.MonkeyPatch,
-        capfdbinary: pytest.CaptureFixture[bytes],
-    ) -> None:
+        self, model, images, lines, monkeypatch, capfdbinary
+    ):
         written = []
 
         def answers(*_: object, **__: object) -> Iterator[Prediction]:
@@ -455,7 +422,7 @@ assert predictor.predict(images) == expected
 
 
 @pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 1), (2, 40), (4, 2)])
-def test_a_forked_process_answers_and_ends(model: Path, threads: int, count: int) -> None:
+def test_a_forked_process_answers_and_ends(model, threads, count):
     """As under a server that loads the model first and forks its workers then."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _FORK, str(model), str(threads), str(count)],
@@ -467,9 +434,7 @@ def test_a_forked_process_answers_and_ends(model: Path, threads: int, count: int
     assert (done.stdout.split(), done.stderr) == (["0", "0", "0"], "")
 
 
-def test_a_forked_process_does_not_answer_with_another_model(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forked_process_does_not_answer_with_another_model(model, tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     shutil.copy(model, path)
     predictor = Predictor(path, threads=1)
@@ -529,9 +494,7 @@ def liar(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
-def test_answers_that_cannot_be_are_one_line_of_error(
-    liar: Path, images: list[Path], form: str
-) -> None:
+def test_answers_that_cannot_be_are_one_line_of_error(liar, images, form):
     folder = str(images[0].parent)
     result = featx_cli("predict", liar, folder, "--format", form)
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
@@ -540,7 +503,7 @@ def test_answers_that_cannot_be_are_one_line_of_error(
 
 
 @pytest.mark.parametrize("liar", ["nan", "no probability"], indirect=True)
-def test_answers_that_cannot_be_get_no_scores(liar: Path) -> None:
+def test_answers_that_cannot_be_get_no_scores(liar):
     with pytest.raises(ArtifactInvalid, match="that cannot be"):
         evaluate(liar, "digits:")
 
@@ -549,9 +512,7 @@ def test_answers_that_cannot_be_get_no_scores(liar: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "other.safetensors"])
-def test_a_model_of_another_head_than_that_beside_it_is_told(
-    model: Path, head: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+def test_a_model_of_another_head_than_that_beside_it_is_told(model, head, tmp_path, caplog, name):
     shutil.copy(model, tmp_path / "model.onnx")
     Predictor(tmp_path / "model.onnx", threads=1)
     shutil.copy(head, tmp_path / name)
@@ -572,9 +533,7 @@ def test_a_model_of_another_head_than_that_beside_it_is_told(
     assert not caplog.records
 
 
-def test_the_command_warns_and_answers(
-    model: Path, head: Path, images: list[Path], tmp_path: Path
-) -> None:
+def test_the_command_warns_and_answers(model, head, images, tmp_path):
     shutil.copy(model, tmp_path / "model.onnx")
     options = TrainOptions(strengths=(0.1,))
     train_head(head.with_name("f.h5"), tmp_path / "head.safetensors", options)
@@ -585,24 +544,24 @@ def test_the_command_warns_and_answers(
     assert "beside it" not in result.stdout
 
 
-def test_best_classes_are_sorted_and_ties_go_to_the_first() -> None:
+def test_best_classes_are_sorted_and_ties_go_to_the_first():
     probabilities = np.array([[0.1, 0.4, 0.4, 0.1], [0.7, 0.1, 0.0, 0.2]])
     first, second = best_classes(probabilities, "abcd", top_k=3)
     assert [label for label, _ in first] == ["b", "c", "a"]
     assert second == (("a", 0.7), ("d", 0.2), ("b", 0.1))
 
 
-def test_there_are_no_more_than_all_classes() -> None:
+def test_there_are_no_more_than_all_classes():
     (best,) = best_classes(np.array([[0.25, 0.75]]), "ab", top_k=9)
     assert best == (("b", 0.75), ("a", 0.25))
 
 
 @pytest.mark.parametrize("top", [(), (("a", 0.5), ("b", 0.25))])
-def test_label_and_probability_are_those_of_the_best(top: tuple[tuple[str, float], ...]) -> None:
+def test_label_and_probability_are_those_of_the_best(top):
     prediction = Prediction("x.jpg", top)
     assert (prediction.label, prediction.probability) == (top[0] if top else (None, None))
 
 
-def test_a_tag_is_given_from_its_threshold_on() -> None:
+def test_a_tag_is_given_from_its_threshold_on():
     tops = [(("b", 0.5), ("a", 0.25)), (("b", 0.49), ("a", 0.2))]
     assert given_tags(tops, {"a": 0.25, "b": 0.5}) == [("a", "b"), ()]
