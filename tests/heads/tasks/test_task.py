@@ -291,3 +291,17 @@ def test_outputs_are_trained_where_rows_tell_them_apart():
     assert TASKS["multi-label"].trained_outputs(tags, 3).tolist() == [1, 0, 0]
     assert TASKS["regression"].trained_outputs(tags * 0.5, 3).tolist() == [1, 0, 0]
     assert TASKS["single-label"].trained_outputs(np.zeros(0, np.int64), 2).all()
+
+
+def test_untrained_outputs_decide_the_same_where_they_win_in_both_or_are_near():
+    others = np.array([1])
+    found, expected = np.array([[0.0, 5.0], [0.0, 5.0], [5.0, 0.0]]), np.zeros((3, 2))
+    expected[0, 1] = 9.0
+    same = TASKS["single-label"].same_untrained(found, expected, others, 0.1, CLASSES)
+    assert same.tolist() == [True, False, True]
+    found, expected = np.array([[9.0, 21.9], [0.0, 22.1]]), np.array([[0.0, 20.0], [0.0, 20.0]])
+    same = TASKS["multi-label"].same_untrained(found, expected, others, 0.1, TAGS)
+    assert same.tolist() == [True, False]
+    found, expected = np.array([[9.0, 9.9], [0.0, 10.1]]), np.zeros((2, 2))
+    same = TASKS["regression"].same_untrained(found, expected, others, 0.1, NUMBERS)
+    assert same.tolist() == [True, False]  # by the mean of the target, 100 deviations
