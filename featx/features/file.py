@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
-from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, ConfigError, counted
+from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, counted, require_choice
 from featx.features.journal import read_progress
 from featx.features.schema import (
     columns_of,
@@ -175,8 +175,7 @@ class FeatureFile:
         Raises:
             ConfigError: There is no split of that name.
         """
-        if split not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}; got '{split}'.")
+        require_choice("split", split, SPLITS)
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from PIL import Image
 
-from featx.errors import ConfigError, ImageError
+from featx.errors import ConfigError, ImageError, require_choice
 
 Crop = Literal["center", "none"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -66,14 +66,9 @@ class PreprocessSpec:
                 )
         if not 1 <= self.image_size <= 4096:
             raise ConfigError(f"image size must be 1 to 4096 pixels; got {self.image_size}.")
-        if self.crop not in get_args(Crop):
-            raise ConfigError(f"crop must be 'center' or 'none'; got {self.crop!r}.")
-        if self.interpolation not in get_args(Interpolation):
-            raise ConfigError(
-                f"interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}."
-            )
-        if self.decode not in get_args(Decode):
-            raise ConfigError(f"decode must be 'full' or 'scaled'; got {self.decode!r}.")
+        require_choice("crop", self.crop, get_args(Crop))
+        require_choice("interpolation", self.interpolation, get_args(Interpolation))
+        require_choice("decode", self.decode, get_args(Decode))
         if self.crop == "none" and self.resize != self.image_size:
             raise ConfigError(
                 f"without a crop the image is resized to {self.image_size} pixels; "
