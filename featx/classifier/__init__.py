@@ -3,7 +3,7 @@
 contract     inputs and outputs
 graph        building it from the nodes before the trunk, the backbone's trunk, and the head
 image_nodes  resize, crop and arithmetic on pixels
-seal         seal and parts, read from a file's bytes before ONNX Runtime sees them
+seal         the sealed header, read from the bytes of a file
 session      opening and running it (ONNX Runtime, no torch), with chosen providers
 runner       running it over images
 proof        comparing file and head on real images

@@ -27,9 +27,10 @@ from featx.backbones.graph_builder import (
     rename_inputs,
     share_equal,
 )
+from featx.backbones.seal import SEAL_BYTES, unwanted_parts
 from featx.classifier.contract import Contract, Value
 from featx.classifier.image_nodes import TENSOR, add_arithmetic, add_geometry
-from featx.classifier.seal import SEAL_BYTES, seal, unwanted_parts
+from featx.classifier.seal import seal
 from featx.errors import ExportError
 from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec

@@ -1,35 +1,14 @@
-"""Seal and parts of a classifier file, read from its bytes before ONNX Runtime sees them.
-
-Both come from ``backbones``, whose cached graphs have them, too.
-"""
+"""The sealed header of a classifier file, read from its bytes without ONNX Runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from featx.artifact import Header, require_file
-from featx.backbones.seal import (
-    SEAL_BYTES,
-    NotOnnx,
-    count_nodes,
-    is_sealed,
-    read_entry,
-    seal,
-    unwanted_parts,
-)
+from featx.backbones.seal import NotOnnx, is_sealed, read_entry, seal
 from featx.errors import ArtifactInvalid
 
-__all__ = [
-    "HEADER_KEY",
-    "SEAL_BYTES",
-    "NotOnnx",
-    "count_nodes",
-    "is_sealed",
-    "read_entry",
-    "read_sealed_header",
-    "seal",
-    "unwanted_parts",
-]
+__all__ = ["HEADER_KEY", "read_sealed_header", "seal"]
 
 HEADER_KEY = "featx"
 """The metadata entry that holds the header."""

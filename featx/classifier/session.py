@@ -15,8 +15,9 @@ import onnxruntime as ort
 
 from featx.artifact import Header, require_file
 from featx.backbones.engines.with_onnxruntime import session_options
+from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
-from featx.classifier.seal import HEADER_KEY, NotOnnx, is_sealed, read_entry, unwanted_parts
+from featx.classifier.seal import HEADER_KEY
 from featx.errors import ArtifactInvalid, ConfigError, first_line
 from featx.heads.tasks import Task, task_of
 from featx.images.cores import num_cores

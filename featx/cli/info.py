@@ -93,8 +93,8 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 
 
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
+    from featx.backbones.seal import count_nodes
     from featx.classifier.contract import Contract
-    from featx.classifier.seal import count_nodes
     from featx.heads.tasks import task_of
 
     task = task_of(header.details)

@@ -19,11 +19,11 @@ from PIL import Image
 from featx.artifact import Header
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import read_graph, recall
+from featx.backbones.seal import is_sealed
 from featx.backbones.spec import BackboneRequest
 from featx.classifier import graph as graph_module
 from featx.classifier.contract import Contract, normalise
 from featx.classifier.graph import build_classifier, cut_trunk, to_float16, with_header
-from featx.classifier.seal import is_sealed
 from featx.classifier.session import load_classifier
 from featx.errors import ExportError
 from featx.heads.head import apply_layers

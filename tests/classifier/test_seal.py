@@ -14,15 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featx.artifact import Header
 from featx.backbones import seal as module
+from featx.backbones.seal import SEAL_BYTES, NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.graph import with_header
-from featx.classifier.seal import (
-    SEAL_BYTES,
-    NotOnnx,
-    is_sealed,
-    read_entry,
-    seal,
-    unwanted_parts,
-)
+from featx.classifier.seal import seal
 
 # --- the seal -----------------------------------------------------------------------------------
 

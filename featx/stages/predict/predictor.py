@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header
+from featx.backbones.seal import SEAL_BYTES
 from featx.classifier.runner import batch_size_of, resized_input, run_images
-from featx.classifier.seal import SEAL_BYTES
 from featx.classifier.session import Classifier, Provider, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 import featx
+from featx.backbones.seal import is_sealed
 from featx.backbones.spec import Calibration
 from featx.backbones.tiny import WEIGHTS_FILE
-from featx.classifier.seal import is_sealed
 from featx.classifier.seal import read_sealed_header as open_sealed
 from featx.classifier.session import open_classifier
 from featx.errors import (
