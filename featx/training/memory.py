@@ -85,7 +85,7 @@ def _available() -> int:
 
 
 def memory_for(options: TrainOptions) -> int:
-    """Return the bytes that features and their copies may take: or half of what is free."""
+    """Return the bytes that features and their copies may take; by default half of what is free."""
     return free_memory() // 2 if options.memory is None else parse_memory(options.memory)
 
 

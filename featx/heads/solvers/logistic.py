@@ -218,10 +218,15 @@ class Logistic:
             blocks = iter([(slice(0, len(self._x)), self._x)])
         else:
             columns, offset, blocks = self._x.for_product(columns, offset)
-        one = _Pass(columns, offset, p, self.loss)
+        losses, by_weight, by_bias = np.zeros(p), np.zeros((p * k, width)), np.zeros((p, k))
         for rows, x in self._parts(p, blocks):
-            one.add(x, self._targets[rows], self._share(rows, totals, skip))
-        losses, by_weight, by_bias = one.result()
+            z = columns.T @ x.T  # (p * k, n)
+            z += offset
+            z = z.reshape(p, k, -1)
+            share = self._share(rows, totals, skip)
+            losses += self.loss.residual_in_place(z, self._targets[rows], share)
+            by_weight += z.reshape(p * k, -1) @ x
+            by_bias += z.sum(2)
         if isinstance(self._x, StandardisedBlocks):
             by_weight = self._x.gradient(by_weight, by_bias)
         own = variables.reshape(p, k, -1)[:, :, :-1]
@@ -272,28 +277,3 @@ class Logistic:
         """Return the layer for raw features, of one problem's variables."""
         shaped = variables.reshape(self.num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
-
-
-class _Pass:
-    """One evaluation of many problems, summed over blocks of samples in float64.
-
-    Weights of all problems' classes are ``(width, p * k)``, their biases ``(p * k, 1)``.
-    """
-
-    def __init__(
-        self, columns: np.ndarray, offset: np.ndarray, num_problems: int, loss: LogisticLoss
-    ) -> None:
-        self._columns, self._offset, self._loss = columns, offset, loss
-        self._losses, self._by_weight = np.zeros(num_problems), np.zeros(columns.shape[::-1])
-        self._by_bias = np.zeros((num_problems, columns.shape[1] // num_problems))
-
-    def add(self, x: np.ndarray, labels: np.ndarray, share: np.ndarray) -> None:
-        z = self._columns.T @ x.T  # (p * k, n)
-        z += self._offset
-        z = z.reshape(*self._by_bias.shape, -1)  # (p, k, n)
-        self._losses += self._loss.residual_in_place(z, labels, share)
-        self._by_weight += z.reshape(len(self._by_weight), -1) @ x
-        self._by_bias += z.sum(2)
-
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._losses, self._by_weight, self._by_bias
