@@ -78,7 +78,7 @@ bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/extraction.py $(BENCH)
-	$(BIN)/python benchmarks/turns.py
+	$(BIN)/python benchmarks/small_images.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/decode.py
 	PYTHONPATH=. $(PEERS)/peers/bin/python benchmarks/decoders.py

@@ -51,7 +51,7 @@ def outcomes_of(folder: Path) -> dict[str, str]:
     notes = folder / damage.OUTCOMES
     while True:
         try:
-            call_isolated("damage:judge", folder, limits=Limits(2**31, SECONDS_PER_BATCH))
+            call_isolated("damage:read_all", folder, limits=Limits(2**31, SECONDS_PER_BATCH))
             break
         except ArtifactInvalid as err:  # the last note is open; the others go on without that file
             if not notes.exists() or notes.read_text().endswith("\n"):
@@ -86,7 +86,7 @@ def test_damaged_files_are_read_exactly_or_refused(name, artifacts, tmp_path, mo
     assert counts["refused"] >= COUNTS[name] // 2
 
 
-def test_the_judge_tells_damage_from_crashes_and_hangs(artifacts, tmp_path, monkeypatch):
+def test_reading_tells_damage_from_crashes_and_hangs(artifacts, tmp_path, monkeypatch):
     """The test above can fail: crashes, hangs and other values are seen and named."""
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "sitecustomize.py").write_text(

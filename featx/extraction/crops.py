@@ -27,8 +27,8 @@ KEPT_BYTES = 8 * 2**20
 does not grow with their size."""
 _SMALL_BYTES = 8 * 2**10
 """Up to which Pillow is busier in Python than with pixels, as with a JPEG of 150×150 pixels. Two
-threads then decode 1.1 times as fast when they do it one at a time (benchmarks/turns.py). Beyond,
-it would be too few for more cores."""
+threads then decode 1.1 times as fast when they do it one at a time
+(benchmarks/small_images.py). Beyond, it would be too few for more cores."""
 _DECODING = 8
 """Threads that decode larger images at once. More of them are slower, however many cores there are:
 16 cores decode 1,210 photos of 500×375 a second with eight threads, 1,108 with sixteen."""

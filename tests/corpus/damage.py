@@ -1,6 +1,6 @@
 """Damaging files in every way a disk or a copy can, and seeing what their reader says.
 
-``judge`` is called in a process of its own, which a damaged file may crash or hang.
+``read_all`` is called in a process of its own, which a damaged file may crash or hang.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _classifier(path: Path) -> Iterator[bytes]:
         yield answer.tobytes()
 
 
-def judge(folder: Path) -> None:
+def read_all(folder: Path) -> None:
     """Read each file of a folder that has no outcome yet; note its hash, or what refused it.
 
     The note of a file that crashes or hangs the process stays open.

@@ -1,9 +1,9 @@
 """Small images decoded by all workers or one at a time: docs/measurements/performance.md.
 
-    python benchmarks/turns.py [--data ../shared/data] [--rounds 9]
+    python benchmarks/small_images.py [--data ../shared/data] [--rounds 9]
 
 Photos of hymenoptera, shrunk and encoded again, are extracted with ``tiny`` by as many workers as
-there are cores. The two ways take turns; what counts is the run of the backbone, without opening
+there are cores. The two ways alternate; what counts is the run of the backbone, without opening
 the source and publishing. Figures are medians of the rounds, the last one of their ratios.
 """
 
@@ -19,7 +19,7 @@ from PIL import Image
 from report import ROOT, machine, table, write_measured
 
 import featx
-from featx.extraction import crops as squares
+from featx.extraction import crops
 
 DATA = ROOT.parent / "shared" / "data"
 SIDES = (32, 64, 96, 128, 160, 224)
@@ -44,7 +44,7 @@ def shrunk(paths: list[Path], folder: Path, side: int) -> list[int]:
 
 def speed(source: Path, output: Path, small_bytes: int) -> float:
     """Return images a second of a run."""
-    squares._SMALL_BYTES = small_bytes
+    crops._SMALL_BYTES = small_bytes
     profile = featx.extract(
         source, output, featx.ExtractOptions(backbone="tiny", restart=True)
     ).profile
@@ -86,7 +86,7 @@ def main(data: Path, rounds: int, write: bool) -> None:
     )
     print(text)
     if write:
-        write_measured("docs/measurements/performance.md", text, name="turns")
+        write_measured("docs/measurements/performance.md", text, name="small images")
 
 
 if __name__ == "__main__":
