@@ -305,3 +305,10 @@ def test_untrained_outputs_decide_the_same_where_they_win_in_both_or_are_near():
     found, expected = np.array([[9.0, 9.9], [0.0, 10.1]]), np.zeros((2, 2))
     same = TASKS["regression"].same_untrained(found, expected, others, 0.1, NUMBERS)
     assert same.tolist() == [True, False]  # by the mean of the target, 100 deviations
+
+
+@pytest.mark.parametrize("details", [TAGS, NUMBERS])
+def test_one_untrained_output_that_differs_is_enough(details):
+    found, expected = np.array([[0.0, 99.0]]), np.zeros((1, 2))
+    same = task_of(details).same_untrained(found, expected, np.array([0, 1]), 0.1, details)
+    assert same.tolist() == [False]
