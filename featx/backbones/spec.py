@@ -216,14 +216,23 @@ class BackboneRequest(BackboneOptions):
             for name in ("featx", "torch", "torchvision")
         ):
             return False
-        scheme, _, rest = origin.partition(":")
-        if scheme not in ("file", "bundled"):
-            return True  # an official name means one file, a seed one set of numbers
-        path = BUNDLED_WEIGHTS if scheme == "bundled" else Path(rest)
-        try:
-            return file_sha256(path) == weights_sha256
-        except OSError:
-            return False
+        return has_sha256(origin, weights_sha256)
+
+
+def has_sha256(origin: str, expected: str) -> bool:
+    """Return whether weights are known to be those of a sha256, without loading them.
+
+    Args:
+        origin: Of the weights, as ``backbones.weights`` writes it.
+        expected: 64 hexadecimal digits.
+    """
+    scheme, _, rest = origin.partition(":")
+    if scheme not in ("file", "bundled"):
+        return True  # an official name means one file, a seed one set of numbers
+    try:
+        return file_sha256(BUNDLED_WEIGHTS if scheme == "bundled" else Path(rest)) == expected
+    except OSError:
+        return False
 
 
 def weights_file(choice: str) -> Path | None:

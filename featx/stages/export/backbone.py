@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from featx.artifact import file_sha256
 from featx.backbones.graph_cache import cache_graph, read_graph
-from featx.backbones.spec import BackboneSpec, weights_file
+from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.errors import BackboneError, ExportError
 from featx.heads.head import Head
 from featx.stages.export.options import ExportOptions, Precision
@@ -25,27 +24,14 @@ def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], No
     """Return the float32 graph ``pixels → features`` of the very weights that made the features."""
     plain = BackboneSpec.from_dict(head.header.spec).in_float32
     origin = str(head.header.details["weights"])
-    graph = read_graph(plain, opset=options.opset)
-    if graph is not None and _weights_are_there(plain, origin, options):
-        return graph
+    if (graph := read_graph(plain, opset=options.opset)) is not None:
+        file = None if options.weights is None else weights_file(options.weights)
+        place = f"file:{file}" if file else origin
+        if (file or options.weights is None) and has_sha256(place, plain.weights_sha256):
+            return graph
     graph = _build_graph(plain, origin, options, progress)
     cache_graph(plain, graph, opset=options.opset)
     return graph
-
-
-def _weights_are_there(spec: BackboneSpec, origin: str, options: ExportOptions) -> bool:
-    """Return whether the weights are known to be where they should, without loading them."""
-    if options.weights is None:
-        scheme, _, rest = origin.partition(":")
-        if scheme != "file":
-            return True  # an official name means one file, a seed one set of numbers
-        path = weights_file(rest)
-    else:
-        path = weights_file(options.weights)
-    try:
-        return path is not None and file_sha256(path) == spec.weights_sha256
-    except OSError:
-        return False
 
 
 def _build_graph(
