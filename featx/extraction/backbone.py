@@ -26,7 +26,7 @@ from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph
 from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.reading import read_images
+from featx.images.reading import read_images, spread
 from featx.images.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -233,8 +233,7 @@ def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels:
     samples = images.samples
     own = [number for number, sample in enumerate(samples) if sample.split == "train"]
     own = own or list(range(len(samples)))
-    spread = np.linspace(0, len(own) - 1, min(_NUM_CALIBRATED, len(own))).round().astype(int)
-    chosen = [own[number] for number in spread.tolist()]
+    chosen = spread(np.array(own), _NUM_CALIBRATED).tolist()
 
     found = [
         image

@@ -120,3 +120,10 @@ def _is_interrupted() -> bool:
 def _finished(future: Future[T]) -> Future[T]:
     future.exception()  # waits
     return future
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` of rows ``(n,)``, or all if there are fewer, evenly spread."""
+    places = np.linspace(0, max(len(rows) - 1, 0), count).round().astype(int)
+    chosen: np.ndarray = rows[np.unique(places)] if len(rows) else rows
+    return chosen

@@ -16,7 +16,7 @@ from PIL import Image
 
 from featx.errors import ImageError
 from featx.images.decode import NO_DIGEST, content_digest
-from featx.images.reading import map_ahead, read_digests, read_images
+from featx.images.reading import map_ahead, read_digests, read_images, spread
 from featx.images.sources import ImageSource, open_source
 
 
@@ -231,3 +231,11 @@ def test_an_interrupt_does_not_wait_for_images_on_their_way(source):
         use()
     assert not ended
     finish.set()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "count", "expected"),
+    [(0, 3, []), (1, 3, [0]), (3, 3, [0, 1, 2]), (3, 9, [0, 1, 2]), (9, 3, [0, 4, 8])],
+)
+def test_rows_are_spread_evenly(num_rows, count, expected):
+    assert spread(np.arange(num_rows), count).tolist() == expected

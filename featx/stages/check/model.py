@@ -22,7 +22,7 @@ from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
 from featx.heads.tasks import Labels
 from featx.heads.tasks.single_label import is_top_class
-from featx.images.reading import read_digests, read_images
+from featx.images.reading import read_digests, read_images, spread
 from featx.images.sources import ImageSource, open_source
 
 _TWICE = 2
@@ -214,18 +214,12 @@ def _labelled(
     labelled = np.flatnonzero(index >= 0).tolist()
     own = [i for i in labelled if samples[i].split == "val"]
     chosen = [] if own else _find_held_out(images, labelled, held_out, max_images)
-    chosen = chosen or _spread(own or labelled, max_images)
+    chosen = chosen or spread(np.array(own or labelled, np.int64), max_images).tolist()
     if not chosen:
         return [], np.zeros(0)
     names = [samples[i].sample_id for i in chosen]
     labels = Labels(images.classes, index[chosen], names, images.uri)
     return chosen, task.comparable(task.read(labels, names=classes).values, details)
-
-
-def _spread(rows: list[int], most: int) -> list[int]:
-    """Return at most so many rows, spread evenly."""
-    places = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
-    return [rows[place] for place in places] if rows else []
 
 
 def _find_held_out(images: ImageSource, rows: list[int], held_out: HeldOut, most: int) -> list[int]:

@@ -24,7 +24,7 @@ from featx.heads.tasks import TASKS, Labels
 from featx.images.decode import NO_DIGEST
 from featx.images.edge_cases import edge_cases
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.images.reading import read_digests, read_images
+from featx.images.reading import read_digests, read_images, spread
 from featx.images.sources import ImageSource, open_source
 from featx.stages.export.options import ExportOptions
 
@@ -173,12 +173,6 @@ class Evidence:
             }
             for i in spread(np.arange(len(rows)), _NUM_REFERENCES)
         ]
-
-
-def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return ``count`` of rows ``(n,)``, or all if there are fewer, evenly spread; ``n`` ≥ 1."""
-    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
-    return chosen
 
 
 def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Evidence:

@@ -42,9 +42,10 @@ from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
+from featx.images.reading import spread
 from featx.reporting.card import is_card_of, require_card_replaceable, write_card
 from featx.stages.export.backbone import float_graph, repeats_features
-from featx.stages.export.evidence import Evidence, open_evidence, spread, staleness_if_there
+from featx.stages.export.evidence import Evidence, open_evidence, staleness_if_there
 from featx.stages.export.options import (
     DEFAULT_RTOL,
     ExportOptions,
