@@ -12,10 +12,12 @@ import torch
 from featx.backbones import onnx_graph
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import TorchEngine
+from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import build_graph, export_network, relative_error
 from featx.backbones.weights import open_weights
+from featx.classifier.contract import normalise
 from featx.errors import ExportError
 
 Pixels = Callable[..., np.ndarray]
@@ -145,3 +147,33 @@ def test_the_error_is_relative_to_each_row():
     assert relative_error(found, expected) == pytest.approx(0.01, rel=1e-4)
     assert np.isnan(relative_error(found * np.nan, expected))
     assert relative_error(found * 1e30, expected * 1e30) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_graph_begins_with_featxs_own_arithmetic(model, pixels):
+    """On rows of pixels, up to normalised images under the name that export cuts at."""
+    last = next(i for i, node in enumerate(model.graph.node) if NORMALISED in node.output)
+    arithmetic = list(model.graph.node)[: last + 1]
+    ops = ["Reshape", "Cast", "Div", "Sub", "Div", "Reshape", "Transpose"]
+    assert [node.op_type for node in arithmetic] == ops
+    assert all(node.name.startswith("featx_") for node in arithmetic)
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.output[0].name = NORMALISED
+    del shown.graph.output[0].type.tensor_type.shape.dim[:]
+    shown.graph.output[0].type.tensor_type.ClearField("shape")
+    session = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = pixels(2, 32)
+    (found,) = session.run(None, {"pixels": images})
+    expected = normalise(images, default_preprocess("tiny"))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_graph_whose_exporter_gives_other_names_is_refused(network, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "NORMALISED", "nowhere")
+    with pytest.raises(ExportError, match="gives no tensor the name 'nowhere'"):
+        export_network(network, image_size=32)
+
+
+def test_the_graph_holds_no_notes_of_the_exporter(model):
+    parts = (model.graph, *model.graph.node, *model.graph.initializer)
+    assert not any(part.metadata_props or part.doc_string for part in parts)
