@@ -75,15 +75,7 @@ def _size_option(name: str, image_size: int | None) -> dict[str, int]:
 
 
 def build_skeleton(name: str, image_size: int | None = None) -> nn.Module:
-    """Return the whole model without weights: names and shapes only, built at once.
-
-    Args:
-        name: Backbone.
-        image_size: As ``build_model`` takes it.
-
-    Raises:
-        BackboneError: The name is unknown.
-    """
+    """Return ``build_model`` without weights, at once: names and shapes only."""
     with _ShapesOnly():
         model = build_model(name, image_size)
     return model.to("meta")
