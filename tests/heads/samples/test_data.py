@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solving import ArrayBlocks
+from solving import ArrayBlocks, data_of
 
-from featx.heads.samples.data import pools_of, read_first_pass, standardisation
+from featx.heads.samples.data import (
+    pools_of,
+    read_first_pass,
+    shuffled_batches,
+    standardisation,
+)
 
 
 @settings(max_examples=25)
@@ -46,3 +51,26 @@ def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed):
         sizes.append(len(numbers))
     assert sorted(seen) == list(range(n))
     assert all(size == min(pool_rows, n) for size in sizes[:-1])
+
+
+def test_a_pool_holds_as_many_whole_batches_as_fit() -> None:
+    features = np.arange(40, dtype=np.float32)[:, None] * [1, 2]
+    order = np.random.default_rng(3).permutation(40)  # of pieces of a row
+    batches = shuffled_batches(
+        ArrayBlocks(features, 1), 4, np.random.default_rng(3), pool_bytes=4 * 2 * 4 * 3 + 5
+    )
+    numbers = np.concatenate([rows for rows, _ in batches])
+    assert set(numbers[:12]) == set(order[:12])
+    assert set(numbers[:4]) != set(order[:4])
+
+
+def test_selected_samples_keep_what_belongs_to_them() -> None:
+    features = np.arange(6, dtype=np.float32)[:, None]
+    groups = np.array([-1, 0, 0, -1, -1, 0])
+    data = data_of(features, np.arange(6) % 2, 2, weights=np.arange(1.0, 7), groups=groups)
+    some = data.select(np.array([1, 3]))
+    assert some.array[:, 0].tolist() == [1, 3]
+    assert some.targets.tolist() == [1, 1]
+    assert some.weights.tolist() == [2, 4]
+    assert some.groups.tolist() == [0, -1]
+    assert data.select(np.array([0, 3, 4])).groups is None  # without groups: left out one by one
