@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from feature_files import InThisProcess
 from headers import complete_header
 
@@ -20,7 +18,7 @@ from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
 
 
-def cached(
+def write_cache(
     path: Path,
     features: np.ndarray,
     labels: np.ndarray,
@@ -84,27 +82,24 @@ def cached(
     return path
 
 
-@pytest.fixture
-def write_cache() -> Callable[..., Path]:
-    return cached
-
-
-@pytest.fixture
-def separable() -> Callable[..., dict[str, np.ndarray]]:
+def separable(num_rows: int = 150, num_features: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     """Make three overlapping classes in all three splits."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, num_rows)
+    labels[:9] = np.arange(9) % 3
+    splits = random.choice(3, num_rows, p=[0.6, 0.2, 0.2])
+    splits[:9] = np.arange(9) // 3
+    centres = 2 * np.random.default_rng(99).normal(size=(3, num_features))
+    features = centres[labels] + random.normal(size=(num_rows, num_features))
+    return {
+        "features": (3 * features + 10).astype(np.float32),
+        "labels": labels,
+        "splits": splits.astype(np.uint8),
+    }
 
-    def make(num_rows: int = 150, num_features: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
-        random = np.random.default_rng(seed)
-        labels = random.integers(0, 3, num_rows)
-        labels[:9] = np.arange(9) % 3
-        splits = random.choice(3, num_rows, p=[0.6, 0.2, 0.2])
-        splits[:9] = np.arange(9) // 3
-        centres = 2 * np.random.default_rng(99).normal(size=(3, num_features))
-        features = centres[labels] + random.normal(size=(num_rows, num_features))
-        return {
-            "features": (3 * features + 10).astype(np.float32),
-            "labels": labels,
-            "splits": splits.astype(np.uint8),
-        }
 
-    return make
+def write_labels(path: Path, features: np.ndarray, labels: list[str], splits: np.ndarray) -> Path:
+    """Write a feature file with labels as they stand in a manifest; "" is no label."""
+    classes = tuple(sorted(set(labels) - {""}))
+    index = np.array([classes.index(label) if label else -1 for label in labels])
+    return write_cache(path, features, index, splits.astype(np.uint8), classes=classes)

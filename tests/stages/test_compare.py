@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import separable, write_cache
 from commands import featx_cli
 
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
@@ -22,7 +23,7 @@ OPTIONS = TrainOptions(strengths=(0.01, 0.1))
 
 
 @pytest.fixture
-def caches(tmp_path: Path, write_cache, separable) -> tuple[Path, Path]:
+def caches(tmp_path: Path) -> tuple[Path, Path]:
     """Features that tell the classes apart, and the same with noise upon them."""
     clear = separable()
     noise = np.random.default_rng(1).normal(size=clear["features"].shape)
@@ -60,7 +61,7 @@ def test_another_split_may_be_compared(caches):
     assert val.caches[0].metrics != test.caches[0].metrics
 
 
-def test_the_test_split_is_compared_where_there_is_no_validation(tmp_path, write_cache, separable):
+def test_the_test_split_is_compared_where_there_is_no_validation(tmp_path):
     columns = separable()
     columns["splits"] = np.where(columns["splits"] == 1, 2, columns["splits"]).astype(np.uint8)
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
@@ -69,7 +70,7 @@ def test_the_test_split_is_compared_where_there_is_no_validation(tmp_path, write
         compare(paths, OPTIONS, split="val")
 
 
-def test_training_images_alone_cannot_be_compared(tmp_path, write_cache, separable):
+def test_training_images_alone_cannot_be_compared(tmp_path):
     columns = separable()
     columns["splits"] = np.zeros_like(columns["splits"])
     paths = [write_cache(tmp_path / name, **columns) for name in ("a.h5", "b.h5")]
@@ -81,7 +82,7 @@ def test_training_images_alone_cannot_be_compared(tmp_path, write_cache, separab
     ("column", "named"),
     [("labels", "labels"), ("splits", "splits"), ("features", "images")],
 )
-def test_other_images_are_refused(column, named, tmp_path, write_cache, separable):
+def test_other_images_are_refused(column, named, tmp_path):
     columns = separable()
     first = write_cache(tmp_path / "a.h5", **columns)
     if column == "features":  # a row less

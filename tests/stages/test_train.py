@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from caches import separable, write_cache
 from scores import measure_classes
 from solving import fit_linear
 
@@ -60,7 +61,7 @@ def options(request) -> TrainOptions:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, write_cache, separable) -> Path:
+def cache(tmp_path: Path) -> Path:
     return write_cache(tmp_path / "features.h5", **separable())
 
 
@@ -184,7 +185,7 @@ def layers_of(path: Path) -> list[bytes]:
     return [part.tobytes() for layer in open_head(path).layers for part in layer]
 
 
-def test_other_splits_never_influence_the_head(tmp_path, write_cache, separable, options):
+def test_other_splits_never_influence_the_head(tmp_path, options):
     """Whatever is done to them: other values, other labels, no labels, gone."""
     table = separable()
     held_out = table["splits"] != 0
@@ -207,7 +208,7 @@ def test_other_splits_never_influence_the_head(tmp_path, write_cache, separable,
     assert all(layers == results["as it is"] for layers in results.values())
 
 
-def test_training_rows_do(tmp_path, write_cache, separable, options):
+def test_training_rows_do(tmp_path, options):
     table = separable()
     layers = []
     for factor in (1, 2):
@@ -219,9 +220,7 @@ def test_training_rows_do(tmp_path, write_cache, separable, options):
     assert layers[0] != layers[1]
 
 
-def test_unlabelled_training_rows_are_left_out_and_counted(
-    tmp_path, write_cache, separable, options, caplog
-):
+def test_unlabelled_training_rows_are_left_out_and_counted(tmp_path, options, caplog):
     table = separable()
     without = train_head(write_cache(tmp_path / "a.h5", **table), tmp_path / "a", options)
     random = np.random.default_rng(0)
@@ -249,20 +248,20 @@ def refused(
     assert os.listdir(output.parent) == []
 
 
-def test_no_labels_at_all(tmp_path, output, write_cache, separable):
+def test_no_labels_at_all(tmp_path, output):
     table = separable() | {"labels": np.full(150, -1)}
     path = write_cache(tmp_path / "f.h5", **table, classes=())
     refused(path, output, SourceError, r"f\.h5' has no labels.*one\s+folder per class")
 
 
-def test_no_labels_in_the_training_split(tmp_path, output, write_cache, separable):
+def test_no_labels_in_the_training_split(tmp_path, output):
     table = separable()
     table["labels"] = np.where(table["splits"] == 0, -1, table["labels"])
     path = write_cache(tmp_path / "f.h5", **table)
     refused(path, output, SourceError, "no labelled images in its training split")
 
 
-def test_an_empty_training_split(tmp_path, output, write_cache, separable):
+def test_an_empty_training_split(tmp_path, output):
     table = separable()
     table["splits"] = np.maximum(table["splits"], 1)
     path = write_cache(tmp_path / "f.h5", **table)
@@ -270,7 +269,7 @@ def test_an_empty_training_split(tmp_path, output, write_cache, separable):
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
-def test_one_class_only(tmp_path, output, write_cache, separable, elsewhere):
+def test_one_class_only(tmp_path, output, elsewhere):
     """Classes with images in other splits only cannot be learnt either."""
     table = separable()
     table["labels"] = np.where((table["splits"] == 0) | (not elsewhere), 1, table["labels"])
@@ -280,9 +279,7 @@ def test_one_class_only(tmp_path, output, write_cache, separable, elsewhere):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("split", [0, 1, 2])
-def test_features_that_are_no_numbers_are_named(
-    *, tmp_path, output, write_cache, separable, value, split
-):
+def test_features_that_are_no_numbers_are_named(tmp_path, output, value, split):
     table = separable()
     rows = np.flatnonzero(table["splits"] == split)[[1, 4]]
     table["features"][rows, 3] = value
@@ -431,7 +428,7 @@ def test_an_existing_head_is_noticed_before_any_work(cache, tmp_path, output, mo
         train_head(tmp_path / "none.h5", output, FIXED)
 
 
-def test_a_failed_training_keeps_the_old_head(cache, output, tmp_path, write_cache, separable):
+def test_a_failed_training_keeps_the_old_head(cache, output, tmp_path):
     train_head(cache, output, FIXED)
     before = output.read_bytes()
     one = write_cache(tmp_path / "one.h5", **(separable() | {"labels": np.zeros(150, int)}))
@@ -478,7 +475,7 @@ def test_options_out_of_range(change, match):
 
 
 def test_a_class_without_training_images_is_warned_of_and_never_predicted(
-    *, tmp_path, output, write_cache, separable, options, caplog
+    tmp_path, output, options, caplog
 ):
     table = separable()
     table["labels"] = np.where(table["splits"] == 0, table["labels"] % 2 * 2, table["labels"])
@@ -494,7 +491,7 @@ def test_a_class_without_training_images_is_warned_of_and_never_predicted(
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (1, 5), (2, 2)])
-def test_the_smallest_training_splits(tmp_path, output, write_cache, options, counts):
+def test_the_smallest_training_splits(tmp_path, output, options, counts):
     labels = np.repeat([0, 1], counts)
     features = np.random.default_rng(0).normal(size=(len(labels), 3)).astype(np.float32)
     path = write_cache(
@@ -505,9 +502,7 @@ def test_the_smallest_training_splits(tmp_path, output, write_cache, options, co
     assert np.isfinite(report.head.logits(features)).all()
 
 
-def test_constant_features_give_the_largest_class(
-    tmp_path, output, write_cache, separable, options
-):
+def test_constant_features_give_the_largest_class(tmp_path, output, options):
     table = separable() | {"features": np.full((150, 6), 2.5, np.float32)}
     report = train_head(write_cache(tmp_path / "f.h5", **table), output, options)
     assert np.isfinite(report.metrics["val"].log_loss)
@@ -524,7 +519,7 @@ def test_sgd_tells_each_epoch_and_is_not_calibrated(cache, output):
     assert report.choice["momentum"] == 0.9
 
 
-def test_class_weights_move_the_decision(tmp_path, write_cache):
+def test_class_weights_move_the_decision(tmp_path):
     """A rare class that overlaps a frequent one is found more often when it counts more."""
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1], [300, 30])

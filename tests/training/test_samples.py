@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from caches import separable, write_cache
 
 from featx.heads.head import open_head
 from featx.heads.samples.few_shot import FewShot
@@ -32,7 +33,7 @@ def two_classes(random: np.random.Generator, count: int) -> tuple[np.ndarray, np
 
 @pytest.mark.parametrize("memory", [None, 1])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_one_stray_image_of_a_class_of_its_own_changes_little(tmp_path, write_cache, name, memory):
+def test_one_stray_image_of_a_class_of_its_own_changes_little(tmp_path, name, memory):
     if name == "sklearn" and memory:
         pytest.skip("scikit-learn trains in memory only")
     features, labels = two_classes(np.random.default_rng(0), 200)
@@ -52,7 +53,7 @@ def test_one_stray_image_of_a_class_of_its_own_changes_little(tmp_path, write_ca
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_one_image_of_each_class_chooses_nothing(tmp_path, write_cache, caplog, name):
+def test_one_image_of_each_class_chooses_nothing(tmp_path, caplog, name):
     features = np.repeat(3 * np.eye(3, 6, dtype=np.float32), 2, axis=0)
     path = write_cache(tmp_path / "f.h5", features, np.arange(6) // 2, np.arange(6) % 2)
     report = train_head(path, tmp_path / "h", SOLVERS[name])
@@ -65,7 +66,7 @@ def test_one_image_of_each_class_chooses_nothing(tmp_path, write_cache, caplog, 
     assert ("trained for all epochs" in caplog.text) == (name == "mlp")
 
 
-def test_one_shot_of_each_class_chooses_nothing(tmp_path, write_cache, separable, caplog):
+def test_one_shot_of_each_class_chooses_nothing(tmp_path, caplog):
     cache = write_cache(tmp_path / "f.h5", **separable())
     report = train_head(cache, tmp_path / "h", TrainOptions(few_shot=FewShot(1, 3)))
     assert report.choice["strength"] == FIXED_STRENGTH
@@ -73,7 +74,7 @@ def test_one_shot_of_each_class_chooses_nothing(tmp_path, write_cache, separable
     assert caplog.text.count("No training images can be held out") == 1
 
 
-def test_tags_that_one_image_alone_has_are_trained_and_not_held_out(tmp_path, write_cache, caplog):
+def test_tags_that_one_image_alone_has_are_trained_and_not_held_out(tmp_path, caplog):
     random = np.random.default_rng(0)
     features = random.normal(size=(60, 5)).astype(np.float32)
     tags = np.stack([features[:, 0] > 0, np.arange(60) == 7, np.arange(60) != 9], axis=1)
@@ -97,7 +98,7 @@ def test_tags_that_one_image_alone_has_are_trained_and_not_held_out(tmp_path, wr
 
 
 @pytest.mark.parametrize("by", ["group", "content"])
-def test_images_of_a_group_or_content_are_held_out_together(tmp_path, write_cache, by):
+def test_images_of_a_group_or_content_are_held_out_together(tmp_path, by):
     """Without knowing that they belong together, copies would tell the labels, which are noise."""
     random = np.random.default_rng(0)
     features = np.repeat(random.normal(size=(40, 30)), 4, axis=0).astype(np.float32)
@@ -122,7 +123,7 @@ def test_images_of_a_group_or_content_are_held_out_together(tmp_path, write_cach
         assert scores[1] > 0.9
 
 
-def test_contents_with_two_labels_in_training_are_told(tmp_path, write_cache, separable, caplog):
+def test_contents_with_two_labels_in_training_are_told(tmp_path, caplog):
     data = separable()
     data["labels"][:6], data["splits"][:6] = [0, 1, 0, 2, 1, 1], 0
     contents = np.append([1, 1, 2, 3, 3, 4], np.arange(5, 149) % 250 + 5)
@@ -138,7 +139,7 @@ def test_contents_with_two_labels_in_training_are_told(tmp_path, write_cache, se
 
 
 @pytest.mark.parametrize("name", ["lbfgs", "ridge", "centroid"])
-def test_with_few_validation_images_training_images_are_scored_in_turn(tmp_path, write_cache, name):
+def test_with_few_validation_images_training_images_are_scored_in_turn(tmp_path, name):
     features, labels = two_classes(np.random.default_rng(0), 60)
     path = write_cache(tmp_path / "f.h5", features, labels, np.zeros(60, int))
     report = train_head(path, tmp_path / "h", SOLVERS[name])
@@ -161,7 +162,7 @@ def test_with_few_validation_images_training_images_are_scored_in_turn(tmp_path,
     assert again.cross_validated == found
 
 
-def test_numbers_and_tags_are_scored_in_turn_in_their_units(tmp_path, write_cache):
+def test_numbers_and_tags_are_scored_in_turn_in_their_units(tmp_path):
     features, labels = two_classes(np.random.default_rng(0), 60)
     numbers = write_cache(
         tmp_path / "n.h5", features, labels, np.zeros(60, int), classes=("100", "300")
@@ -178,7 +179,7 @@ def test_numbers_and_tags_are_scored_in_turn_in_their_units(tmp_path, write_cach
     assert len(report.cross_validated.scores.per_class) == 2
 
 
-def test_enough_validation_images_or_a_hold_out_need_no_cross_validation(tmp_path, write_cache):
+def test_enough_validation_images_or_a_hold_out_need_no_cross_validation(tmp_path):
     features, labels = two_classes(np.random.default_rng(0), 200)
     path = write_cache(tmp_path / "f.h5", features, labels, 1 * (np.arange(200) % 4 == 0))
     assert train_head(path, tmp_path / "h").cross_validated is None
@@ -188,7 +189,7 @@ def test_enough_validation_images_or_a_hold_out_need_no_cross_validation(tmp_pat
 
 
 @pytest.mark.parametrize("name", [*SOLVERS, "sgd"])
-def test_every_solver_tells_its_steps(tmp_path, write_cache, separable, name):
+def test_every_solver_tells_its_steps(tmp_path, name):
     cache = write_cache(tmp_path / "f.h5", **separable())
     options = SOLVERS.get(name, TrainOptions(solver="sgd"))
     steps: list[str] = []
