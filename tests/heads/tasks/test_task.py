@@ -174,6 +174,17 @@ def test_without_samples_there_are_no_scores(task):
     assert TASKS[task].measure(np.zeros((0, 2)), targets, thresholds=(0.5, 0.5)) is None
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_better_scores_rank_first(task):
+    targets = np.array([0, 1, 1]) if task == "single-label" else np.array([[0, 1], [1, 0], [1, 0]])
+    right = np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]])
+    right = right if task == "single-label" else -right
+    good, bad = (
+        TASKS[task].measure(outputs, targets, thresholds=(0.5, 0.5)) for outputs in (right, -right)
+    )
+    assert TASKS[task].rank(good) < TASKS[task].rank(bad)
+
+
 def test_a_score_is_shown_as_a_number_an_interval_or_a_dash():
     scores = TASKS["regression"].measure(np.array([[1.0], [3.0]]), np.array([[2.0], [2.0]]))
     shown = [column.text(scores) for column in TASKS["regression"].columns]
