@@ -98,11 +98,6 @@ def test_an_artifact_error_says_its_message_and_carries_a_path(kind):
     assert error.path == Path("x/features.h5")
 
 
-def test_a_parity_error_carries_difference_and_bound():
-    error = ParityError("they differ.", difference=0.5, bound=0.25)
-    assert (str(error), error.difference, error.bound) == ("they differ.", 0.5, 0.25)
-
-
 def test_bad_images_are_listed_up_to_twenty():
     bad = [(f"{number}.jpg", "the file is empty.") for number in range(23)]
     error = BadImages(bad, 40, "Repair them.")
