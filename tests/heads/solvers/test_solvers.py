@@ -109,6 +109,15 @@ def test_training_loads_neither_torch_nor_scikit_learn():
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
+@pytest.mark.parametrize("fit", [ridge.fit_ridge, centroid.fit_centroid])
+def test_of_many_outputs_evenly_spaced_ones_are_kept(fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit(samples()).held_out
+    monkeypatch.setattr("featx.heads.samples.folds._MOST_LOGITS", 100)  # of 270
+    thinned = fit(samples()).held_out
+    assert np.array_equal(thinned.labels, whole.labels[::3])
+    assert np.array_equal(thinned.logits, whole.logits[::3])
+
+
 # --- linear -------------------------------------------------------------------------------------
 
 
