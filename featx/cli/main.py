@@ -19,7 +19,7 @@ from featx.cli.evaluate import evaluate
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import info
-from featx.cli.output import with_flags
+from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
 from featx.cli.report import report
 from featx.cli.run import run
@@ -100,3 +100,4 @@ for command in (
     *(compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)
+    note_flags(command)

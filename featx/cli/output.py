@@ -58,23 +58,24 @@ def print_text(text: object) -> None:
 _OPTION = re.compile(r"(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)")
 
 
+_flags: dict[str, str] = {}
+
+
+def note_flags(command: click.Command) -> None:
+    """Note the flags of a command, by the options that they set."""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    _flags.update({str(option.name): max(option.opts, key=len) for option in options})
+
+
 def with_flags(text: str) -> str:
     """Return a text of the library with its options, like ``overwrite=True``, as flags."""
-    from featx.cli.main import main
-
-    flags = {
-        str(option.name): max(option.opts, key=len)
-        for command in main.commands.values()
-        for option in command.params
-        if isinstance(option, click.Option)
-    }
 
     def flag(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
         name = f"no_{name}" if value == "False" else name
-        if name not in flags or not (value or "_" in name):
+        if name not in _flags or not (value or "_" in name):
             return match[0]
-        return f"{flags[name]} {value[1:-1]}" if value and value[0] == "'" else flags[name]
+        return f"{_flags[name]} {value[1:-1]}" if value and value[0] == "'" else _flags[name]
 
     return _OPTION.sub(flag, text)
 

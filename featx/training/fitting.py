@@ -115,12 +115,17 @@ def fit_heads(
         weights=weights_of(values, targets.names, options.class_weight),
         rows=rows,
         groups=groups_of(cache, rows),
-        memory=memory_for(options),
+        memory=memory_for(options.memory),
         hold_out=options.calibrate or validate or not task.has_classes,
         progress=progress,
         step=step or (lambda _: None),
     )
-    in_memory = fits_into_memory(cache, rows, options, training.memory)
+    in_memory = fits_into_memory(
+        *(cache, rows),
+        memory=training.memory,
+        solver="mlp" if options.head == "mlp" else options.solver or "lbfgs",
+        few_shot=options.few_shot is not None,
+    )
     with nullcontext() if in_memory else reading_blocks(cache) as blocks:
         if options.few_shot:
             heads = training.fit_draws(options.few_shot, blocks)

@@ -6,15 +6,11 @@ import logging
 import re
 import resource
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
-
-if TYPE_CHECKING:
-    from featx.training.options import TrainOptions
 
 log = logging.getLogger(__name__)
 
@@ -84,26 +80,32 @@ def _available() -> int:
     raise ConfigError("this machine does not say how much memory is free; give it by memory=….")
 
 
-def memory_for(options: TrainOptions) -> int:
+def memory_for(memory: str | int | None) -> int:
     """Return the bytes that features and their copies may take; by default half of what is free."""
-    return free_memory() // 2 if options.memory is None else parse_memory(options.memory)
+    return free_memory() // 2 if memory is None else parse_memory(memory)
 
 
 def fits_into_memory(
-    cache: FeatureFile, rows: np.ndarray, options: TrainOptions, memory: int
+    cache: FeatureFile, rows: np.ndarray, *, memory: int, solver: str, few_shot: bool
 ) -> bool:
     """Return whether training holds all features in memory, with the copies that it makes.
+
+    Args:
+        cache: The features.
+        rows: Those that train.
+        memory: Bytes that training may take.
+        solver: A key of ``COPIES``.
+        few_shot: Whether few of the rows are drawn.
 
     Raises:
         ConfigError: They do not fit, and the solver does not read them in blocks.
     """
-    kind = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
     size = 4 * len(cache) * cache.num_features
-    copies = COPIES["sgd"] if options.few_shot else COPIES[kind]
+    copies = COPIES["sgd" if few_shot else solver]
     if copies * size <= memory:
         return True
-    if not options.few_shot:
-        if kind == "sklearn":
+    if not few_shot:
+        if solver == "sklearn":
             raise ConfigError(
                 f"scikit-learn trains in memory: it needs about {_show(copies * size)} for these "
                 f"features, and may take {_show(memory)}. Use solver='lbfgs', which has the same "
