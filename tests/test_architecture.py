@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,24 @@ def test_imports_are_absolute_and_go_downward_only():
         elif there != here and LEVEL[there] >= LEVEL[here]:
             wrong.append(f"{module}: {here} imports {there}")
     assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    def module_of(name: str) -> Path | None:
+        while name.startswith("featx."):
+            path = Path(*name.split(".")[1:])
+            for found in (path.with_suffix(".py"), path / "__init__.py"):
+                if found in TREES:
+                    return found
+            name = name.rpartition(".")[0]
+        return None
+
+    graph = {
+        module: {module_of(name) for name in imports(module)} - {module, None}
+        for module in TREES
+        if module.name != "__init__.py"  # hands on what is in its modules
+    }
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_every_module_is_in_a_package():
