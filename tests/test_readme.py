@@ -82,7 +82,7 @@ def home(
 ) -> Iterator[Path]:
     """A folder as the README assumes it: ``photos/`` with splits, ``holiday.jpg``, weights."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+    for split, count in (("train", 6), ("val", 2), ("test", 2)):
         for number, name in enumerate(("ants", "bees")):
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_the_python_code(home, capsys):
     printed = capsys.readouterr().out
     assert "holiday.jpg" in printed
     assert "('ants', 'bees')" in printed
-    assert "(40, 512)" in printed
+    assert "(20, 512)" in printed
 
 
 def test_the_demo_shown_is_the_demo_that_runs():

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -19,8 +18,6 @@ from featx.backbones.onnx_graph import build_graph, export_network, relative_err
 from featx.backbones.weights import open_weights
 from featx.classifier.contract import normalise
 from featx.errors import ExportError
-
-Pixels = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")

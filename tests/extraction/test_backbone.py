@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.stages.extract import extract
 
-Photos = Callable[..., Path]
 OTHER: dict[str, Any] = {"backbone": "tiny", "layer": "stage1"}  # comes with no graph
 
 

@@ -32,7 +32,6 @@ from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 from tests.extraction.test_backbone import HEAVY, modules_after
 
-Photos = Callable[..., Path]
 INT8 = ExtractOptions(backbone="tiny", precision="int8")
 GEOMETRY = PreprocessSpec(image_size=8, resize=8, mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
 

@@ -32,9 +32,6 @@ from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.stages import extract as stage
 from featx.stages.extract import extract
 
-Photos = Callable[..., Path]
-Backbone = Callable[..., Any]
-
 
 def run(source: Path, output: Path, **options: Any) -> ExtractReport:
     return extract(source, output, ExtractOptions(backbone="arithmetic", **options))

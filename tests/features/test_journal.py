@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from featx.features import storage
 from featx.features.journal import Journal, read_progress, read_settings
 from featx.features.records import Batch, record
 
-BatchOf = Callable[..., Batch]
 SETTINGS = {"spec": "ä", "num_samples": 9}
 
 

@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import signal
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from featx.errors import ImageError, SourceError
 from featx.images.decode import decoded
 from featx.images.decoders import Decoders, Outcome
 from featx.images.preprocess import PreprocessSpec, preprocess
-
-Pixels = Callable[..., np.ndarray]
 
 SPEC = PreprocessSpec(24, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="scaled")
 MAX_PIXELS = 40_000

@@ -71,10 +71,6 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "h.safetensors"
 
 
-def truth_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray:
-    return np.array([[float(part) for part in label.split("|")] for label in names_of(cache, rows)])
-
-
 def names_of(cache: FeatureFile, rows: np.ndarray) -> list[str]:
     return [cache.classes[label] for label in cache.labels[rows]]
 

@@ -21,7 +21,6 @@ from featx.heads.tasks.scores import MultiLabelMetrics, RegressionMetrics
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
-WriteCache = Callable[..., Path]
 _MLP = MLPOptions(hidden=(16,), max_epochs=12, learning_rate=0.01, batch_size=32)
 LINEAR = TrainOptions()
 MLP = TrainOptions(head="mlp", mlp=_MLP)

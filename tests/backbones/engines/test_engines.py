@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative
 from featx.backbones.spec import Precision
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError, ConfigError
-
-Pixels = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,6 @@ from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError
-
-Pixels = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import sys
 import tracemalloc
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +21,6 @@ from featx.images.sources import NO_FILE, entries
 from featx.images.sources.entries import EXTENSIONS
 from featx.images.sources.folder import list_images, open_folder
 from featx.images.sources.sample import FileSource
-
-Photos = Callable[..., Path]
 
 
 def touch(root: Path, *names: str) -> Path:
