@@ -92,7 +92,8 @@ def imported_names(module: Path) -> Iterator[tuple[Path, str]]:
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featx."):
             path = Path(*(node.module or "").split(".")[1:])
-            path = path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
+            package = path / "__init__.py"  # a folder alone may be left over from before
+            path = package if package in TREES else path.with_suffix(".py")
             yield from ((path, alias.name) for alias in node.names)
 
 
