@@ -32,7 +32,7 @@ from featx.features.records import RowBlock
 from featx.heads.head import apply_layers
 from featx.heads.samples import data as training_data
 from featx.heads.samples.data import TrainingData, standardisation
-from featx.heads.samples.few_shot import draw_shots
+from featx.heads.samples.selection import draw_shots
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, fit_linear
 from featx.heads.tasks.losses import log_loss
 from featx.images.sources import Sample

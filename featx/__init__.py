@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featx.extraction.options import ExtractOptions, ExtractReport
     from featx.features.file import FeatureFile, open_features
     from featx.heads.head import Head, open_head
-    from featx.heads.samples.few_shot import FewShot
+    from featx.heads.samples.selection import FewShot
     from featx.heads.solvers.mlp import MLPOptions
     from featx.heads.solvers.sgd import SGDOptions
     from featx.stages.check import (
@@ -90,7 +90,7 @@ _LOADED_FROM = {
     "featx.extraction.options": ("ExtractOptions", "ExtractReport"),
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.head": ("Head", "open_head"),
-    "featx.heads.samples.few_shot": ("FewShot",),
+    "featx.heads.samples.selection": ("FewShot",),
     "featx.heads.solvers.mlp": ("MLPOptions",),
     "featx.heads.solvers.sgd": ("SGDOptions",),
     "featx.stages.check": (

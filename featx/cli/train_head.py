@@ -22,8 +22,7 @@ from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    from featx.heads.samples.few_shot import FewShotScores
-    from featx.heads.samples.selection import ClassWeight
+    from featx.heads.samples.selection import ClassWeight, FewShotScores
     from featx.heads.solvers.sgd import EpochScores
     from featx.training.options import CrossValidated, TrainOptions, TrainReport
 
@@ -125,7 +124,7 @@ def _options(
     **training: Any,
 ) -> TrainOptions:
     """Return the options of the stage; what was not given has the default there."""
-    from featx.heads.samples.few_shot import FewShot
+    from featx.heads.samples.selection import FewShot
     from featx.heads.solvers.linear import STRENGTHS
     from featx.heads.solvers.mlp import MLPOptions, parse_hidden
     from featx.heads.solvers.sgd import SGDOptions

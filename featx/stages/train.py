@@ -20,7 +20,7 @@ from featx.errors import ArtifactError
 from featx.features.file import FeatureFile, open_features
 from featx.features.splits import MAX_HELD_OUT, HeldOut
 from featx.heads.head import Head, describe_head, open_head, save_head
-from featx.heads.samples.few_shot import FewShotScores, Spread, summarise
+from featx.heads.samples.selection import FewShotScores, Spread, summarise
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
 from featx.training.fitting import EpochProgress, Step, Trained, fit_heads

@@ -15,9 +15,15 @@ from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Layer, apply_layers
 from featx.heads.samples.data import FirstPass, TrainingData, read_first_pass
-from featx.heads.samples.few_shot import FewShot, draw_shots, warn_of_small_classes
 from featx.heads.samples.folds import HeldOut
-from featx.heads.samples.selection import choose_held_out, choose_subsample, weights_of
+from featx.heads.samples.selection import (
+    FewShot,
+    choose_held_out,
+    choose_subsample,
+    draw_shots,
+    warn_of_small_classes,
+    weights_of,
+)
 from featx.heads.solvers.centroid import fit_centroid
 from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.mlp import fit_mlp

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 
 from featx.errors import ConfigError, require_choice
 from featx.heads.head import Head
-from featx.heads.samples.few_shot import FewShot, FewShotScores
-from featx.heads.samples.selection import ClassWeight
+from featx.heads.samples.selection import ClassWeight, FewShot, FewShotScores
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions

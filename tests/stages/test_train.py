@@ -30,7 +30,7 @@ from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.schema import COLUMNS
 from featx.heads.head import open_head
-from featx.heads.samples.few_shot import FewShot
+from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions

@@ -24,7 +24,7 @@ import featx.features.publish
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
-from featx.heads.samples.few_shot import FewShot
+from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
 from featx.stages.train import train_head

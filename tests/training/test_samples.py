@@ -10,7 +10,7 @@ import pytest
 from caches import separable, write_cache
 
 from featx.heads.head import open_head
-from featx.heads.samples.few_shot import FewShot
+from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.linear import FIXED_STRENGTH
 from featx.heads.solvers.mlp import MLPOptions
 from featx.stages.train import train_head

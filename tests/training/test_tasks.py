@@ -14,7 +14,7 @@ from caches import write_labels
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import apply_layers, open_head, save_head
-from featx.heads.samples.few_shot import FewShot
+from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.multi_label import EVEN, given_tags, measure_tags

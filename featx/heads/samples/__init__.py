@@ -2,6 +2,5 @@
 
 data        features in memory or in blocks, their statistics, and batches in random order
 folds       which samples are held out together
-selection   the subsample that is kept in memory; class weights
-few_shot    draws of a few samples of each class
+selection   the subsample that is kept in memory; draws of a few samples; class weights
 """

@@ -1,15 +1,20 @@
-"""Subsamples of features that do not fit into memory, and class weights."""
+"""Subsamples of features that do not fit into memory, draws of a few samples, and class weights."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, counted
 from featx.heads.samples.folds import HOLDOUT_PARTS, units_of
 from featx.heads.tasks.losses import Loss
+from featx.heads.tasks.scores import Scores
+
+log = logging.getLogger(__name__)
 
 ClassWeight = Literal["balanced"] | Mapping[str, float] | None
 """``"balanced"``, a weight for some class names, or None: each sample counts once."""
@@ -20,6 +25,46 @@ MIN_SUBSAMPLE = 2**11
 _COPIES = 3
 """Copies of the subsample's features: raw, standardised, without the held-out."""
 _COPIES_OF_LOGITS = 8
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """How many samples are drawn, and how often.
+
+    Attributes:
+        shots: Samples of each class.
+        repeats: Draws; each trains a head.
+
+    Raises:
+        ConfigError: A value is below 1.
+    """
+
+    shots: int
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.shots, self.repeats) < 1:
+            raise ConfigError(
+                f"shots and repeats must be at least 1; got {self.shots} and {self.repeats}."
+            )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of one score over all draws; 0 of a single one."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class FewShotScores:
+    """Scores of one split over all draws, as those of ``Metrics``."""
+
+    top1: Spread
+    balanced_accuracy: Spread
+    macro_f1: Spread
+    log_loss: Spread
 
 
 def choose_subsample(
@@ -90,17 +135,11 @@ def choose_held_out(
         some = np.sort(order[:end])
     of_some = None if groups is None else groups[some]
     held_out = loss.hold_out(labels[some], HOLDOUT_PARTS, groups=of_some, seed=seed)
-    chosen: np.ndarray = some[held_out]
-    return chosen
+    return np.asarray(some[held_out])
 
 
 def _one_of_each(tags: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return the first in an order to have each tag, and to lack it: each once, rarest tags first.
-
-    Args:
-        tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
-        order: Numbers of all samples, ``(N,)``.
-    """
+    """Return the first in an order to have each tag, and to lack it; rarest tags first."""
     counts = tags.sum(axis=0, dtype=np.int64)
     first = []
     for tag in np.argsort(np.minimum(counts, len(tags) - counts), kind="stable"):
@@ -131,8 +170,7 @@ def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWe
                 f"class weight must be 'balanced' or weights by class name; got {class_weight!r}."
             )
         counts = np.bincount(labels, minlength=len(classes))
-        balanced: np.ndarray = len(labels) / (np.count_nonzero(counts) * counts[labels])
-        return balanced
+        return np.asarray(len(labels) / (np.count_nonzero(counts) * counts[labels]))
     unknown = sorted(set(class_weight) - set(classes))
     if unknown:
         raise ConfigError(
@@ -144,5 +182,39 @@ def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWe
         if not (number and 0 < value < np.inf):
             raise ConfigError(f"class weights must be above 0; got {value!r} for '{name}'.")
     by_class = np.array([float(class_weight.get(name, 1.0)) for name in classes])
-    weights: np.ndarray = by_class[labels]
-    return weights
+    return np.asarray(by_class[labels])
+
+
+def draw_shots(labels: np.ndarray, shots: int, *, seed: Sequence[int]) -> np.ndarray:
+    """Return the rows of some of labels ``(N,)``: of each class so many, ascending, int64."""
+    random = np.random.default_rng(list(seed))
+    order = random.permutation(len(labels))
+    rows = [order[labels[order] == label][:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
+
+
+def warn_of_small_classes(labels: np.ndarray, shots: int) -> None:
+    """Log how many classes have fewer samples than are to be drawn; ``labels`` are ``(N,)``."""
+    counts = np.bincount(labels)
+    small = int(((counts > 0) & (counts < shots)).sum())
+    if small:
+        log.warning(
+            "%s fewer than %d training samples: all are used.",
+            *(counted(small, "class has", "classes have"), shots),
+        )
+
+
+def summarise(draws: Sequence[Mapping[str, Scores]]) -> dict[str, FewShotScores]:
+    """Return mean and deviation of each split's scores."""
+    names = [field.name for field in fields(FewShotScores)]
+    return {
+        split: FewShotScores(
+            **{name: _spread([getattr(draw[split], name) for draw in draws]) for name in names}
+        )
+        for split in draws[0]
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return Spread(float(np.mean(values)), deviation)

@@ -3,7 +3,11 @@
 A stratified tenth of the training samples is held out to decide when to stop, though never the only
 sample of a class; the validation and test splits are never looked at. Several seeds and settings
 are trained side by side, and the one with the lowest held-out loss is kept. Where nothing can be
-held out, the first of them is trained for all epochs.
+held out, the first of them is trained for all epochs. All are one batched model: they see the same
+batches, and each is trained as it would be alone.
+
+Sources: Kingma and Ba, "Adam" (2015); Loshchilov and Hutter, "Decoupled Weight Decay
+Regularization" (2019).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -20,8 +24,21 @@ from featx.heads.head import Fitted, apply_layers, fold_standardisation
 from featx.heads.samples.data import Blocks, TrainingData, shuffled_batches
 from featx.heads.samples.folds import HOLDOUT_PARTS, HeldOut
 from featx.heads.solvers.eigenbasis import StandardisedBlocks
-from featx.heads.solvers.networks import Networks, Setting, split_layers
 from featx.heads.tasks.losses import SOFTMAX, Loss
+
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Settings of one network; the seed decides initial weights and dropout."""
+
+    seed: tuple[int, ...]
+    learning_rate: float
+    weight_decay: float
+    dropout: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,6 @@ class MLPOptions:
             )
 
     def settings(self, seed: int) -> list[Setting]:
-        """Return the settings of each network to be trained."""
         grid = product(
             _several(self.learning_rate),
             _several(self.weight_decay),
@@ -114,12 +130,8 @@ def fit_mlp(
 ) -> Fitted:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
-    Args:
-        data: Samples to train on, and to hold out: of blocks the subsample.
-        options: Shape and training.
-        loss: Minimised, and compared.
-        seed: Decides initial weights, shuffling, dropout and the hold-out.
-        step: Called with the step under way.
+    Of samples in blocks the subsample is held out. The seed decides initial weights, shuffling,
+    dropout and the hold-out.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -134,9 +146,8 @@ def fit_mlp(
     train = data.select(np.delete(np.arange(len(data)), rows))
     mean, scale = train.standardisation()
     widths = (train.features.shape[1], *options.hidden, data.num_outputs)
-    settings = options.settings(seed)
-    if not len(held_out):
-        settings = settings[:1]  # there is nothing to compare them by
+    # without a hold-out there is nothing to compare them by
+    settings = options.settings(seed)[: None if len(held_out) else 1]
     networks = Networks(widths, settings, loss=loss)
     x: np.ndarray | Blocks
     if isinstance(train.features, np.ndarray):
@@ -251,3 +262,123 @@ def _losses(networks: Networks, validation: TrainingData, epoch: int) -> list[fl
         networks.loss.mean(logits, validation.targets, weights=validation.weights)
         for logits in networks.logits(validation.array)
     ]
+
+
+class Networks:
+    """Networks of one shape, changed in place by ``step``.
+
+    The widths are features, hidden sizes, outputs; ``parameters`` are ``(num_networks,
+    num_parameters)`` float32.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], settings: Sequence[Setting], *, loss: Loss = SOFTMAX
+    ) -> None:
+        self.loss, self._widths, self._settings = loss, tuple(widths), tuple(settings)
+        self._random = [np.random.default_rng(setting.seed) for setting in settings]
+        self.parameters = np.stack(
+            [_initial_parameters(self._widths, random) for random in self._random]
+        )
+        self._moments = np.zeros((2, *self.parameters.shape), np.float32)
+        self._steps = 0
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    def only(self, keep: np.ndarray) -> None:
+        """Drop networks; ``keep`` is ``(num_networks,)`` bool."""
+        rows = np.flatnonzero(keep)
+        self._settings = tuple(self._settings[row] for row in rows)
+        self._random = [self._random[row] for row in rows]
+        self.parameters = self.parameters[rows]
+        self._moments = self._moments[:, rows]
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return ``(num_networks, N, num_classes)`` of standardised features ``(N, in)``."""
+        layers = split_layers(self.parameters, self._widths)
+        parts = []
+        for start in range(0, len(x), _ROWS_AT_ONCE):
+            hidden = x[None, start : start + _ROWS_AT_ONCE]
+            for weight, bias in layers[:-1]:
+                hidden = np.maximum(hidden @ weight + bias, 0)
+            parts.append(hidden @ layers[-1][0] + layers[-1][1])
+        return np.concatenate(parts, axis=1)
+
+    def step(
+        self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray, *, lr_scale: float
+    ) -> None:
+        """Take one step of AdamW on a batch of standardised features ``(n, in)``.
+
+        The shares ``(n,)`` of its samples in the loss sum to 1.
+        """
+        gradient = self._gradient(x, labels, shares)
+        rates = np.array([s.learning_rate for s in self._settings], np.float32)[:, None]
+        decays = np.array([s.weight_decay for s in self._settings], np.float32)[:, None]
+        self._steps += 1
+        mean, square = self._moments
+        first, second = (np.float32(beta) for beta in _BETAS)
+        mean += (1 - first) * (gradient - mean)
+        gradient *= gradient
+        square += (1 - second) * (gradient - square)
+        rates *= np.float32(lr_scale)
+        self.parameters *= 1 - rates * decays
+        np.sqrt(square, out=gradient)
+        gradient /= np.float32(np.sqrt(1 - _BETAS[1] ** self._steps))
+        gradient += np.float32(_EPSILON)
+        np.divide(mean, gradient, out=gradient)
+        gradient *= rates / np.float32(1 - _BETAS[0] ** self._steps)
+        self.parameters -= gradient
+
+    def _gradient(self, x: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        layers = split_layers(self.parameters, self._widths)
+        seen = [x[None]]
+        for weight, bias in layers[:-1]:
+            hidden = seen[-1] @ weight
+            hidden += bias
+            np.maximum(hidden, 0, out=hidden)
+            self._drop(hidden)
+            seen.append(hidden)
+        error = self.loss.error(seen[-1] @ layers[-1][0] + layers[-1][1], labels)
+        error *= shares[:, None]
+        gradient = np.empty_like(self.parameters)
+        parts = split_layers(gradient, self._widths)
+        for i in range(len(layers) - 1, -1, -1):
+            np.matmul(seen[i].mT, error, out=parts[i][0])
+            np.sum(error, axis=1, keepdims=True, out=parts[i][1])
+            if i:
+                error = error @ layers[i][0].mT
+                error *= self._passed(seen[i])
+        return gradient
+
+    def _drop(self, hidden: np.ndarray) -> None:
+        for row, (setting, random) in enumerate(zip(self._settings, self._random, strict=True)):
+            if setting.dropout:
+                kept = random.random(hidden[row].shape, dtype=np.float32) >= setting.dropout
+                hidden[row] *= kept / np.float32(1 - setting.dropout)
+
+    def _passed(self, hidden: np.ndarray) -> np.ndarray:
+        """Return the factor of a gradient that passes these units, ``(m, n, width)``."""
+        scales = [1 / (1 - setting.dropout) for setting in self._settings]
+        return (hidden > 0) * np.array(scales, np.float32)[:, None, None]
+
+
+def split_layers(
+    parameters: np.ndarray, widths: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return views of parameters ``(m, num_parameters)``: ``(m, in, out)`` and ``(m, 1, out)``."""
+    layers, at, m = [], 0, len(parameters)
+    for inputs, outputs in pairwise(widths):
+        end = at + inputs * outputs
+        weight = parameters[:, at:end].reshape(m, inputs, outputs)
+        layers.append((weight, parameters[:, None, end : end + outputs]))
+        at = end + outputs
+    return layers
+
+
+def _initial_parameters(widths: Sequence[int], random: np.random.Generator) -> np.ndarray:
+    """Return parameters as torch's Linear draws them, ``(num_parameters,)`` float32."""
+    parts = []
+    for inputs, outputs in pairwise(widths):
+        bound = 1 / np.sqrt(inputs)
+        parts.append(random.uniform(-bound, bound, inputs * outputs + outputs))
+    return np.concatenate(parts).astype(np.float32)

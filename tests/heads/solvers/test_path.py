@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from solving import data_of, eigenbasis_of, fit_linear
 
+import featx.heads.solvers.linear
 from featx.heads.head import apply_layers
 from featx.heads.samples.folds import Division, divide
-from featx.heads.solvers import path as path_module
 from featx.heads.solvers.lbfgs import Stopping
-from featx.heads.solvers.linear import STRENGTHS
+from featx.heads.solvers.linear import STRENGTHS, follow_path, with_all_samples
 from featx.heads.solvers.logistic import Logistic, Problems
-from featx.heads.solvers.path import follow_path, with_all_samples
 
 
 def many_classes(
@@ -32,7 +31,7 @@ def many_classes(
 def test_the_choice_is_that_of_the_whole_path(spread, monkeypatch, caplog):
     features, labels = many_classes(spread=spread)
     whole = fit_linear(features, labels, 260)
-    monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(featx.heads.solvers.linear, "_MANY_MULTIPLICATIONS", 1)
     steps: list[str] = []
     with caplog.at_level(logging.INFO, logger="featx"):
         quick = fit_linear(features, labels, 260, step=steps.append)
@@ -56,13 +55,13 @@ def test_a_better_strength_beside_the_first_guess_is_found(monkeypatch):
     """Few classes may prefer another strength than all do; the search continues to the best."""
     features, labels = many_classes()
     whole = fit_linear(features, labels, 260)
-    monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)
-    monkeypatch.setattr(path_module.np, "argmin", lambda losses: 6)
+    monkeypatch.setattr(featx.heads.solvers.linear, "_MANY_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(featx.heads.solvers.linear.np, "argmin", lambda losses: 6)
     assert fit_linear(features, labels, 260).strength == whole.strength
 
 
 def test_few_strengths_or_few_classes_are_all_solved(monkeypatch):
-    monkeypatch.setattr(path_module, "_MANY_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(featx.heads.solvers.linear, "_MANY_MULTIPLICATIONS", 1)
     features, labels = many_classes()
     assert len(fit_linear(features, labels, 260, strengths=STRENGTHS[8:12]).path) == 4
     few = labels < 200
