@@ -49,12 +49,9 @@ def calibrate(
 ) -> Calibration:
     """Return the temperature with the lowest log loss on held-out samples.
 
-    Of thousands of classes, evenly spaced samples are enough, and fit into memory.
-
-    Args:
-        held_out: Logits and labels.
-        fit: The best temperature for logits and labels.
-        loss_and_error: Their log loss and expected calibration error.
+    Of thousands of classes, evenly spaced samples are enough, and fit into memory. ``fit`` returns
+    the best temperature for logits and labels, ``loss_and_error`` their log loss and expected
+    calibration error.
     """
     count = len(held_out.labels)
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
@@ -72,10 +69,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     A label counts as ``(N + 1) / (N + 2)`` of a sample and the other labels share the rest, as
     Platt (1999) has it: logits that are never wrong do not get a temperature of 0.
-
-    Args:
-        logits: ``(num_samples, num_classes)``, floating.
-        labels: Class indices, ``(num_samples,)``.
     """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     own = float(np.take_along_axis(shifted, labels[:, None], axis=1).mean())
@@ -98,10 +91,6 @@ def fit_tag_temperature(logits: np.ndarray, tags: np.ndarray) -> float:
 
     That a sample has a tag counts as ``(N + 1) / (N + 2)``, with ``N`` the samples that do; that it
     lacks the tag likewise.
-
-    Args:
-        logits: ``(num_samples, num_tags)``, floating.
-        tags: ``(num_samples, num_tags)``, 0 or 1.
     """
     z = logits.astype(np.float64)
     having = tags.sum(axis=0, dtype=np.float64)
@@ -119,18 +108,13 @@ def fold_temperature(
     weight: np.ndarray, bias: np.ndarray, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a last layer, ``(out, in)`` and ``(out,)``, with logits divided by the temperature."""
-    scaled = tuple(
-        (part.astype(np.float64) / temperature).astype(np.float32) for part in (weight, bias)
-    )
-    return scaled[0], scaled[1]
+    scaled = (part.astype(np.float64) / temperature for part in (weight, bias))
+    weight, bias = (part.astype(np.float32) for part in scaled)
+    return weight, bias
 
 
 def _best_inverse(derivatives: Callable[[float], tuple[float, float]]) -> float:
-    """Return the factor in [0.001, 1000] where a convex loss is least, by Newton's method.
-
-    Args:
-        derivatives: First and second derivative of the loss by the factor.
-    """
+    """Return the factor in [0.001, 1000] where a convex loss is least, by Newton's method."""
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
     inverse = 1.0
     for _ in range(_MAX_STEPS):  # inside the bracket

@@ -82,12 +82,12 @@ class Softmax:
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
         k = z.shape[1]  # the same for all classes, whose probabilities trade with each other
-        z = _softmax_in_place(z, axis=1)
+        z = softmax_in_place(z, axis=1)
         mean = np.clip((z * (1 - z)).mean((1, 2)) * k / max(1, k - 1), 1e-3 / k, 1 / k)  # (p,)
         return np.repeat(mean[:, None], k, axis=1)
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        error = _softmax_in_place(z, axis=-1)
+        error = softmax_in_place(z)
         error[:, np.arange(len(targets)), targets] -= 1
         return error
 
@@ -132,12 +132,12 @@ class Sigmoid:
         return losses
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        likely = _sigmoid_in_place(z)
+        likely = sigmoid(z, out=z)
         curvature: np.ndarray = np.clip((likely * (1 - likely)).mean(axis=2), 1e-3, 1)
         return curvature
 
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        error = _sigmoid_in_place(z)
+        error = sigmoid(z, out=z)
         error -= targets
         return error
 
@@ -214,26 +214,18 @@ def _some_tag_varies(tags: np.ndarray) -> bool:
     return bool(len(tags)) and bool((np.ptp(tags, axis=0) > 0).any())
 
 
-def _softmax_in_place(z: np.ndarray, *, axis: int) -> np.ndarray:
+def softmax_in_place(z: np.ndarray, *, axis: int = -1) -> np.ndarray:
+    """Turn logits ``(*shape,)`` into probabilities, without overflow."""
     z -= z.max(axis=axis, keepdims=True)
     np.exp(z, out=z)
     z /= z.sum(axis=axis, keepdims=True)
     return z
 
 
-def _sigmoid_in_place(z: np.ndarray) -> np.ndarray:
-    small = np.exp(-np.abs(z))
-    np.divide(np.where(z >= 0, 1, small), 1 + small, out=z)
-    return z
-
-
 def log_loss(logits: np.ndarray, labels: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     """Return the mean of ``-log softmax(logits)[label]``, nats.
 
-    Args:
-        logits: ``(num_samples, num_classes)``, floating.
-        labels: Class indices, ``(num_samples,)``.
-        weights: Of each sample, ``(num_samples,)``; None for 1 each.
+    Logits are ``(N, num_classes)``, class indices and weights ``(N,)``.
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
@@ -246,10 +238,7 @@ def binary_log_loss(
 ) -> float:
     """Return the mean of ``-log p`` of every decision, over samples and tags, nats.
 
-    Args:
-        logits: ``(num_samples, num_tags)``, floating.
-        tags: ``(num_samples, num_tags)``, 0 or 1.
-        weights: Of each sample, ``(num_samples,)``; None for 1 each.
+    Logits and tags, 0 or 1, are ``(N, num_tags)``, weights ``(N,)``.
     """
     z = logits.astype(np.float64)
     losses = np.logaddexp(0, z) - tags * z
@@ -263,8 +252,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return normalised
 
 
-def sigmoid(z: np.ndarray) -> np.ndarray:
-    """Return probabilities of logits ``(*shape,)``, without overflow."""
+def sigmoid(z: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Return probabilities of logits ``(*shape,)``, without overflow; ``out`` may be the logits."""
     small = np.exp(-np.abs(z))
-    probabilities: np.ndarray = np.where(z >= 0, 1, small) / (1 + small)
+    probabilities: np.ndarray = np.divide(np.where(z >= 0, 1, small), 1 + small, out=out)
     return probabilities

@@ -44,8 +44,7 @@ def _read(labels: Labels, names: Sequence[str] | None) -> np.ndarray:
         unknown |= set(own) - index.keys()
         table[label, [index[tag] for tag in own if tag in index]] = 1
     labels.require_known(sorted(unknown), names, "tags")
-    tags: np.ndarray = table[labels.index]
-    return tags
+    return np.asarray(table[labels.index])
 
 
 def _require_trainable(values: np.ndarray, names: Sequence[str], origin: str) -> None:
@@ -98,13 +97,7 @@ class _VaryingTags:
 def measure_tags(
     logits: np.ndarray, tags: np.ndarray, thresholds: Sequence[float]
 ) -> MultiLabelMetrics:
-    """Return the scores of labelled samples, at least one.
-
-    Args:
-        logits: ``(num_samples, num_tags)``, floating.
-        tags: Which each sample has, ``(num_samples, num_tags)``, 0 or 1.
-        thresholds: From which probability on a tag is given, one for each.
-    """
+    """Return the scores of labelled samples ``(n, num_tags)``, at least one."""
     given = given_tags(logits, thresholds)
     logits, has = logits.astype(np.float64), tags.astype(bool)
     hits, samples, predicted = (each.sum(axis=0) for each in (has & given, has, given))
@@ -136,24 +129,14 @@ def measure_tags(
 
 
 def given_tags(logits: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Return which tags are given, ``(num_samples, num_tags)`` bool.
-
-    Args:
-        logits: ``(num_samples, num_tags)``, floating.
-        thresholds: Probability from which on a tag is given, one for each.
-    """
-    given: np.ndarray = sigmoid(logits.astype(np.float64)) >= np.asarray(thresholds)
-    return given
+    """Return which tags are given from their thresholds on, ``(num_samples, num_tags)`` bool."""
+    return np.asarray(sigmoid(logits.astype(np.float64)) >= np.asarray(thresholds))
 
 
 def average_precision(scores: np.ndarray, has: np.ndarray) -> float | None:
     """Return the mean precision at the ranks where recall grows, None without positives.
 
     Samples of equal score count as one rank, as scikit-learn has it.
-
-    Args:
-        scores: ``(num_samples,)``, the larger the surer.
-        has: Who has the tag, ``(num_samples,)`` bool.
 
     >>> average_precision(np.array([0.9, 0.8, 0.1]), np.array([True, False, True]))
     0.8333333333333333
@@ -185,11 +168,8 @@ def choose_thresholds(logits: np.ndarray, tags: np.ndarray) -> tuple[float, ...]
 
     A threshold is 0.5 where that lies between the same two neighbouring probabilities, else half
     way between them, so that rounding does not decide about a sample. Of equally good ones the
-    nearest to 0.5 is taken; 0.5 where no sample has the tag, or all have it.
-
-    Args:
-        logits: Of samples a head was not trained on, ``(num_samples, num_tags)``, floating.
-        tags: Which these have, ``(num_samples, num_tags)``, 0 or 1.
+    nearest to 0.5 is taken; 0.5 where no sample has the tag, or all have it. Logits and tags are of
+    samples that the head was not trained on, ``(num_samples, num_tags)``.
     """
     probabilities = sigmoid(logits.astype(np.float64))
     return tuple(
@@ -244,28 +224,24 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 def _same_tags(found: np.ndarray, expected: np.ndarray, details: Details) -> np.ndarray:
     """Return which tags are given in both, or in neither, ``(n, num_tags)`` bool."""
     thresholds = thresholds_of(details, expected.shape[1])
-    same: np.ndarray = given_tags(found, thresholds) == given_tags(expected, thresholds)
-    return same
+    return np.asarray(given_tags(found, thresholds) == given_tags(expected, thresholds))
 
 
 def _agree(found: np.ndarray, expected: np.ndarray, details: Details) -> np.ndarray:
-    same: np.ndarray = np.all(_same_tags(found, expected, details), axis=1)
-    return same.astype(np.float64)
+    return np.asarray(_same_tags(found, expected, details).all(axis=1), np.float64)
 
 
 def _settled(found: np.ndarray, expected: np.ndarray, bound: float, details: Details) -> np.ndarray:
     at = np.array([np.log(t / (1 - t)) for t in thresholds_of(details, expected.shape[1])])
-    fine: np.ndarray = _same_tags(found, expected, details) | (np.abs(expected - at) <= bound)
-    settled: np.ndarray = np.all(fine, axis=1)
-    return settled
+    fine = _same_tags(found, expected, details) | (np.abs(expected - at) <= bound)
+    return np.asarray(fine.all(axis=1))
 
 
 def _same_untrained(
     found: np.ndarray, expected: np.ndarray, others: np.ndarray, share: float, details: Details
 ) -> np.ndarray:
     sizes = np.maximum(1, np.abs(expected[:, others]))
-    same: np.ndarray = (np.abs(found - expected)[:, others] <= share * sizes).all(axis=1)
-    return same
+    return np.asarray((np.abs(found - expected)[:, others] <= share * sizes).all(axis=1))
 
 
 def _accuracy(logits: np.ndarray, tags: np.ndarray, details: Details) -> float:

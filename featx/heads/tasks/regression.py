@@ -55,8 +55,7 @@ def _read(labels: Labels, names: Sequence[str] | None) -> np.ndarray:
     for row, numbers in enumerate(parsed):
         if numbers is not None and len(numbers) == count:
             table[row] = numbers
-    values: np.ndarray = table[labels.index]
-    return values
+    return np.asarray(table[labels.index])
 
 
 def _first(labels: Labels, among: Sequence[bool]) -> tuple[str, str] | None:
@@ -130,12 +129,7 @@ def unit_of(details: Details, num_targets: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def measure_values(values: np.ndarray, true: np.ndarray) -> RegressionMetrics:
-    """Return the scores of labelled samples, at least one.
-
-    Args:
-        values: Of the head, ``(num_samples, num_targets)``, floating.
-        true: ``(num_samples, num_targets)``, floating.
-    """
+    """Return the scores of labelled samples ``(n, num_targets)``, at least one."""
     values, true = values.astype(np.float64), true.astype(np.float64)
     error, shifted = values - true, true - true.mean(axis=0)  # shifted: for its squares' precision
     targets = true.shape[1]
@@ -150,8 +144,7 @@ def measure_values(values: np.ndarray, true: np.ndarray) -> RegressionMetrics:
         return np.stack([absolute.mean(axis=1), explained[:, varies].mean(axis=1)], axis=1)
 
     def mae_alone(drawn: np.ndarray) -> np.ndarray:
-        absolute: np.ndarray = drawn[:, :targets].mean(axis=1, keepdims=True)
-        return absolute
+        return np.asarray(drawn[:, :targets].mean(axis=1, keepdims=True))
 
     intervals = bootstrap_intervals(statistics, means if varies.any() else mae_alone)
     low, high = intervals[1] if varies.any() else (None, None)
@@ -176,11 +169,7 @@ def _scores_of_means(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return MAE, RMSE and R², ``(r, num_targets)`` each, NaN where nothing varies.
 
-    Args:
-        means: Of absolute error, squared error, value and squared value of each target, ``(r, 4 *
-            num_targets)``.
-        targets: Number of them.
-        varies: Which of them do, ``(num_targets,)``.
+    The means ``(r, 4 * num_targets)`` are of absolute error, squared error, value and its square.
     """
     absolute, squared, value, square = (means[:, i * targets : (i + 1) * targets] for i in range(4))
     variance = np.where(varies, square - value**2, 0)
@@ -198,20 +187,17 @@ def _measure(
 
 def _comparable(values: np.ndarray, details: Details) -> np.ndarray:
     mean, scale = unit_of(details, values.shape[1])
-    standardised: np.ndarray = ((values - mean) / scale).astype(values.dtype)
-    return standardised
+    return np.asarray((values - mean) / scale, values.dtype)
 
 
 def _agree(found: np.ndarray, expected: np.ndarray, details: Details) -> np.ndarray:
     """Return the share of the variance that both have in common."""
     squared = np.square(found.astype(np.float64) - expected).mean(axis=1)
-    shares: np.ndarray = np.clip(1 - squared, 0, 1).astype(np.float64)
-    return shares
+    return np.asarray(np.clip(1 - squared, 0, 1), np.float64)
 
 
 def _settled(found: np.ndarray, expected: np.ndarray, bound: float, details: Details) -> np.ndarray:
-    settled: np.ndarray = np.all(np.abs(found - expected) <= bound, axis=1)
-    return settled
+    return np.asarray((np.abs(found - expected) <= bound).all(axis=1))
 
 
 def _same_untrained(
@@ -219,8 +205,7 @@ def _same_untrained(
 ) -> np.ndarray:
     mean, scale = unit_of(details, expected.shape[1])  # values are rounded in the labels' unit
     sizes = np.maximum(1, np.abs(mean / scale))[others]
-    same: np.ndarray = (np.abs(found - expected)[:, others] <= share * sizes).all(axis=1)
-    return same
+    return np.asarray((np.abs(found - expected)[:, others] <= share * sizes).all(axis=1))
 
 
 def _accuracy(values: np.ndarray, true: np.ndarray, details: Details) -> float:

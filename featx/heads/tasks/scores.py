@@ -38,7 +38,17 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class _Scores:
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON values."""
+        values = asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+@dataclass(frozen=True)
+class Metrics(_Scores):
     """Scores of a split.
 
     Attributes:
@@ -53,7 +63,6 @@ class Metrics:
 
     task: ClassVar[Literal["single-label"]] = "single-label"
 
-    num_samples: int
     top1: float
     top1_low: float
     top1_high: float
@@ -63,11 +72,6 @@ class Metrics:
     log_loss: float
     ece: float
     per_class: tuple[ClassScores, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON values."""
-        values = asdict(self)
-        return values | {"per_class": list(values["per_class"])}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class TagScores:
 
 
 @dataclass(frozen=True)
-class MultiLabelMetrics:
+class MultiLabelMetrics(_Scores):
     """Scores of a split.
 
     Attributes:
@@ -111,7 +115,6 @@ class MultiLabelMetrics:
 
     task: ClassVar[Literal["multi-label"]] = "multi-label"
 
-    num_samples: int
     mean_average_precision: float | None
     micro_f1: float
     macro_f1: float
@@ -121,11 +124,6 @@ class MultiLabelMetrics:
     log_loss: float
     ece: float
     per_class: tuple[TagScores, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON values."""
-        values = asdict(self)
-        return values | {"per_class": list(values["per_class"])}
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class TargetScores:
 
 
 @dataclass(frozen=True)
-class RegressionMetrics:
+class RegressionMetrics(_Scores):
     """Scores of a split; the bootstrap's draws are always the same.
 
     Attributes:
@@ -157,7 +155,6 @@ class RegressionMetrics:
 
     task: ClassVar[Literal["regression"]] = "regression"
 
-    num_samples: int
     mae: float
     mae_low: float
     mae_high: float
@@ -167,11 +164,6 @@ class RegressionMetrics:
     r2_high: float | None
     per_target: tuple[TargetScores, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON values."""
-        values = asdict(self)
-        return values | {"per_target": list(values["per_target"])}
-
 
 Scores = Metrics | MultiLabelMetrics | RegressionMetrics
 
@@ -180,10 +172,6 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion, in [0, 1].
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-
-    Args:
-        hits: At most ``count``.
-        count: At least 1.
 
     >>> [round(bound, 3) for bound in wilson_interval(9, 10)]
     [0.596, 0.982]

@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.errors import SourceError
 from featx.heads.tasks.calibration import calibrate, fit_temperature
-from featx.heads.tasks.losses import SOFTMAX, log_loss, log_softmax
+from featx.heads.tasks.losses import SOFTMAX, log_loss, log_softmax, softmax_in_place
 from featx.heads.tasks.scores import ClassScores, Metrics, share_with_interval, wilson_interval
 from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
 
@@ -61,22 +61,13 @@ class _Classes:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Labelled samples reduced to what their scores depend on.
-
-    Attributes:
-        labels: ``(n,)`` integer.
-        predicted: Class with the largest logit, ``(n,)``.
-        in_top5: Whether the label is among the five largest, ``(n,)``; empty with five classes or
-            fewer.
-        losses: ``-log p(label)``, ``(n,)`` float64.
-        confidences: Probability of the predicted class, ``(n,)`` float64.
-    """
+    """Labelled samples reduced to what their scores depend on, ``(n,)`` each."""
 
     labels: np.ndarray
     predicted: np.ndarray
-    in_top5: np.ndarray
-    losses: np.ndarray
-    confidences: np.ndarray
+    in_top5: np.ndarray  # whether the label is; empty with five classes or fewer
+    losses: np.ndarray  # -log p(label)
+    confidences: np.ndarray  # probability of the predicted class
 
 
 def outcomes_of(logits: np.ndarray, labels: np.ndarray) -> Outcomes:
@@ -126,22 +117,13 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Samples are put into 15 bins of equal width by that probability.
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017), equation 3.
-
-    Args:
-        logits: ``(num_samples, num_classes)``, floating.
-        labels: Class indices, ``(num_samples,)``.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
     return calibration_gap(confidence, logits.argmax(axis=1) == labels)
 
 
 def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
-    """Return the mean gap, over 15 bins of probability, between it and how often it comes true.
-
-    Args:
-        probability: ``(n,)`` in [0, 1].
-        right: Whether it came true, ``(n,)``.
-    """
+    """Return the mean gap, over 15 bins of probability, between it and how often it comes true."""
     bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     gaps = np.bincount(bins, weights=right - probability.astype(np.float64), minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(probability))
@@ -152,19 +134,13 @@ def is_in_top_k(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray
 
     A tie goes to the smaller class index, so the score never depends on sort order.
 
-    Args:
-        logits: ``(N, num_classes)``, floating.
-        labels: Class indices, ``(N,)``.
-        k: Guesses allowed per sample, ``1 <= k <= num_classes``.
-
     >>> is_in_top_k(np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), np.array([0, 1]), k=2).tolist()
     [False, True]
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # (N, 1)
     smaller_index = np.arange(logits.shape[1])[None, :] < labels[:, None]
     behind = (logits < own) | ((logits == own) & ~smaller_index)  # itself included; NaN never is
-    among: np.ndarray = (~behind).sum(axis=1) < k
-    return among
+    return np.asarray((~behind).sum(axis=1) < k)
 
 
 def confusion_matrix(
@@ -172,10 +148,7 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Return counts ``(size, size)``: rows are labels, columns predictions.
 
-    Args:
-        predicted: Class indices, ``(num_samples,)``.
-        labels: Class indices, ``(num_samples,)``.
-        size: Number of classes; None for just enough for those that occur.
+    Without a size there are just enough for the classes that occur.
     """
     size = size or int(max(predicted.max(), labels.max())) + 1
     counts = np.bincount(labels * size + predicted, minlength=size * size)
@@ -184,12 +157,6 @@ def confusion_matrix(
 
 def _loss_and_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return log_loss(logits, labels), expected_calibration_error(logits, labels)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:
@@ -201,22 +168,17 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
 def is_top_class(classes: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
     """Return whether a class is the top one, or ties with it within a bound, ``(n,)`` bool.
 
-    Args:
-        classes: ``(n,)`` int64.
-        expected: Logits, ``(n, num_classes)``.
-        bound: At least 0.
+    Classes are ``(n,)`` int64, expected logits ``(n, num_classes)``.
     """
     gap = expected.max(axis=1) - expected[np.arange(len(expected)), classes]
-    settled: np.ndarray = gap <= bound
-    return settled
+    return np.asarray(gap <= bound)
 
 
 def _same_untrained(
     found: np.ndarray, expected: np.ndarray, others: np.ndarray, share: float, details: Details
 ) -> np.ndarray:
     top, wanted = found.argmax(axis=1), expected.argmax(axis=1)
-    same: np.ndarray = ~np.isin(top, others) | (top == wanted)
-    return same
+    return np.asarray(~np.isin(top, others) | (top == wanted))
 
 
 SINGLE_LABEL = Task(
@@ -257,7 +219,7 @@ SINGLE_LABEL = Task(
     ),
     output_columns=(IMAGES, Column("predicted", ("num_predicted",), ","), *PRECISION_RECALL),
     rank=lambda scores: (-scores.top1, scores.log_loss),
-    probabilities=_softmax,
+    probabilities=lambda logits: softmax_in_place(logits.copy()),
     logits=logits_of,
     comparable=lambda outputs, details: outputs,
     vary=lambda values, num_outputs: np.bincount(values, minlength=num_outputs) > 0,
