@@ -17,12 +17,7 @@ import numpy as np
 
 from featx.heads.head import NEVER, Fitted, Layer, silence_absent
 from featx.heads.samples.data import TrainingData
-from featx.heads.samples.folds import (
-    HeldOut,
-    divide,
-    rows_of_classes,
-    thinning_step,
-)
+from featx.heads.samples.folds import HeldOut, divide, rows_of_classes, thinning_step
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
 
@@ -34,11 +29,6 @@ def fit_centroid(
 
     Samples of the subsample are held out, each by itself, or with its fold where samples are in
     groups. Classes without samples get logits that lose.
-
-    Args:
-        data: Its targets are class indices.
-        seed: Decides the folds.
-        step: Called with the step under way.
     """
     division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
     every = _Centroids(data.mean(), data.num_outputs)
@@ -77,12 +67,7 @@ def fit_centroid(
 
 
 class _Centroids:
-    """Sums over the samples of each class, from which everything else follows.
-
-    Args:
-        mean: Mean of the features, ``(num_features,)`` float64.
-        num_classes: Outputs of the head.
-    """
+    """Sums over the samples of each class, from which everything else follows."""
 
     def __init__(self, mean: np.ndarray, num_classes: int) -> None:
         self._mean, self._sums = mean, np.zeros((num_classes, len(mean)))
@@ -128,23 +113,12 @@ class _Centroids:
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Return ``(n, num_classes)`` of centred samples ``(n, num_features)``."""
         weight, _, _ = self._weight()
-        logits: np.ndarray = x @ weight.T + np.where(self._counts > 0, 0, NEVER)
-        return logits
+        return np.asarray(x @ weight.T + np.where(self._counts > 0, 0, NEVER))
 
     def without_own(
         self, x: np.ndarray, lengths: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> np.ndarray:
-        """Return the logits of centred samples, each by the centroids of the others.
-
-        Args:
-            x: ``(n, num_features)``.
-            lengths: Their lengths, ``(n,)``.
-            labels: ``(n,)``.
-            weights: ``(n,)``.
-
-        Returns:
-            ``(n, num_classes)``.
-        """
+        """Return the logits of centred samples, each by the centroids of the others."""
         _, norms, usual = self._weight()
         logits = self.logits(x)
         rows = np.arange(len(labels))

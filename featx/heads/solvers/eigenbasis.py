@@ -28,24 +28,16 @@ _ROUNDING = 1e-7
 class Eigenbasis:
     """Standardised samples, and a basis in which their coordinates are uncorrelated.
 
-    Attributes:
-        samples: ``(N, width)`` float32 or float64, C-contiguous: the standardised features, or,
-            where these are wider than samples are many, their coordinates in the basis. Those that
-            do not fit into memory come block by block.
-        directions: The basis in the space of standardised features, ``(num_features, rank)``
-            float64, orthonormal columns.
-        variances: Variance of the samples along each direction, ``(rank,)`` float64.
-        rotated: Whether the samples are coordinates.
-        mean: Mean of the raw features, ``(num_features,)``.
-        scale: Scale of the raw features, ``(num_features,)``.
+    Samples ``(N, width)`` are float32 or float64: the standardised features, or, where these are
+    wider than samples are many, their coordinates in the basis.
     """
 
     samples: np.ndarray | StandardisedBlocks
-    directions: np.ndarray
-    variances: np.ndarray
-    rotated: bool
-    mean: np.ndarray
-    scale: np.ndarray
+    directions: np.ndarray  # orthonormal columns, (num_features, rank) float64
+    variances: np.ndarray  # along each direction, (rank,) float64
+    rotated: bool  # whether the samples are coordinates
+    mean: np.ndarray  # of the raw features, (num_features,)
+    scale: np.ndarray  # of the raw features, (num_features,)
 
     @property
     def array(self) -> np.ndarray:
@@ -181,8 +173,7 @@ class StandardisedBlocks:
         """Return the gradient ``(m, width)`` by weight, of sums over the blocks ``for_product``."""
         if not self._can_wait:
             return by_weight
-        gradient: np.ndarray = (by_weight - by_bias.reshape(-1, 1) * self._shift) * self._factor
-        return gradient
+        return np.asarray((by_weight - by_bias.reshape(-1, 1) * self._shift) * self._factor)
 
 
 def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

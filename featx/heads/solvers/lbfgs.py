@@ -27,38 +27,23 @@ _DECREMENT_FLOOR = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where the search ended.
+    """Where the search ended."""
 
-    Attributes:
-        variables: ``(num_problems, M)``.
-        values: ``(num_problems,)``.
-        gradient_norms: Largest absolute component of each gradient, ``(num_problems,)``.
-        num_evaluations: Calls of the objective.
-        curvature: Estimated of each problem's Hessian.
-    """
-
-    variables: np.ndarray
-    values: np.ndarray
-    gradient_norms: np.ndarray
+    variables: np.ndarray  # (num_problems, M)
+    values: np.ndarray  # (num_problems,)
+    gradient_norms: np.ndarray  # largest absolute components, (num_problems,)
     num_evaluations: int
-    curvature: tuple[Pairs, ...]
+    curvature: tuple[Pairs, ...]  # estimated of each problem's Hessian
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a problem is done: whichever comes first.
+    """When a problem is done: whichever comes first."""
 
-    Attributes:
-        gradient: No component of its gradient is larger.
-        decrement: The step ahead promises less than this share of the objective; 0 never stops.
-        max_iterations: Upper bound.
-        noise: Share of the objective that is rounding.
-    """
-
-    gradient: float
-    decrement: float = 0.0
+    gradient: float  # no component is larger
+    decrement: float = 0.0  # the step ahead promises less than this share of the objective
     max_iterations: int = 1000
-    noise: float = 2e-15
+    noise: float = 2e-15  # share of the objective that is rounding
 
 
 def minimise(
@@ -218,10 +203,8 @@ def _stack(
 
 
 def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    products: np.ndarray = np.einsum("pm,pm->p", a, b)
-    return products
+    return np.asarray(np.einsum("pm,pm->p", a, b))
 
 
 def _largest(gradients: np.ndarray) -> np.ndarray:
-    largest: np.ndarray = np.abs(gradients).max(axis=1)
-    return largest
+    return np.asarray(np.abs(gradients).max(axis=1))

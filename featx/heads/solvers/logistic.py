@@ -51,12 +51,6 @@ class Logistic:
     """Samples with targets, on which problems are solved.
 
     Variables of a problem are ``(num_classes, rank + 1)``: weights in the basis, then the bias.
-
-    Args:
-        basis: The samples in their basis.
-        data: Their targets and weights.
-        division: Held-out folds; None without any.
-        loss: Minimised.
     """
 
     def __init__(
@@ -79,7 +73,6 @@ class Logistic:
 
     @property
     def num_variables(self) -> int:
-        """Variables of a problem."""
         return self.num_classes * (len(self._basis.variances) + 1)
 
     @property
@@ -137,8 +130,7 @@ class Logistic:
 
     def penalties(self, problems: Problems) -> np.ndarray:
         """Return the factor of ``|W|² / 2`` in each objective, ``(P,)``."""
-        penalties: np.ndarray = 1 / (problems.strengths * self._totals(problems.left_out))
-        return penalties
+        return np.asarray(1 / (problems.strengths * self._totals(problems.left_out)))
 
     def solve(
         self,
@@ -155,8 +147,7 @@ class Logistic:
         called after each iteration with the number of passes so far.
         """
         totals = self._totals(problems.left_out)
-        penalties = 1 / (problems.strengths * totals)
-        inverse = 1 / self._diagonal(start, penalties)
+        penalties = self.penalties(problems)
 
         def objective(variables: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return self._evaluate(
@@ -167,7 +158,7 @@ class Logistic:
         return minimise(
             objective,
             start,
-            inverse_diagonal=inverse,
+            inverse_diagonal=1 / self._diagonal(start, penalties),
             stopping=replace(stopping, noise=_NOISE * float(np.finfo(self._x.dtype).eps)),
             curvature=curvature,
             memory=max(3, min(_MAX_PAIRS, _MEMORY_BYTES // pair_bytes)),
@@ -270,8 +261,7 @@ class Logistic:
     def logits(self, variables: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Return ``(n, num_classes)`` of samples ``(n, width)`` and one problem's variables."""
         weight, bias = self._unpack(variables[None])
-        logits: np.ndarray = samples @ weight[0].T + bias[0]
-        return logits
+        return np.asarray(samples @ weight[0].T + bias[0])
 
     def layer(self, variables: np.ndarray) -> Layer:
         """Return the layer for raw features, of one problem's variables."""

@@ -21,15 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from featx.heads.head import Fitted, Layer, fold_standardisation, silence_absent
+from featx.heads.head import Fitted, fold_standardisation, silence_absent
 from featx.heads.samples.data import TrainingData
-from featx.heads.samples.folds import (
-    Division,
-    HeldOut,
-    divide,
-    rows_of_classes,
-    thinning_step,
-)
+from featx.heads.samples.folds import Division, HeldOut, divide, rows_of_classes, thinning_step
 from featx.heads.solvers.eigenbasis import StandardisedBlocks, rotate, standardise
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 
@@ -88,7 +82,8 @@ def fit_ridge(
         if outputs:
             num_folds = len(of_folds)
             held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), num_folds)
-    weight, bias = _solve_at(every, strength)
+    weight = (every.directions @ every.solution(strength)).T
+    bias = every.shares - weight @ every.centre
     if rotation is not None:
         weight = weight @ rotation.T
     layer = fold_standardisation((weight, bias), mean, scale)
@@ -109,60 +104,38 @@ def fit_ridge(
 
 @dataclass(frozen=True, eq=False)
 class _System:
-    """Weighted least squares in the eigenbasis of the covariance.
+    """Weighted least squares in the eigenbasis of the covariance, float64."""
 
-    Attributes:
-        directions: The basis, ``(num_features, rank)`` float64.
-        squares: Weighted sum of the squared coordinates, ``(rank,)`` float64.
-        products: Coordinates times centred targets, ``(rank, num_outputs)`` float64.
-        centre: Weighted mean of the standardised samples, ``(num_features,)``.
-        shares: Weighted mean of each target, ``(num_outputs,)``: of one-hot ones, class shares.
-        total: Sum of all weights.
-    """
+    directions: np.ndarray  # the basis, (num_features, rank)
+    squares: np.ndarray  # weighted sum of the squared coordinates, (rank,)
+    products: np.ndarray  # coordinates times centred targets, (rank, num_outputs)
+    centre: np.ndarray  # weighted mean of the standardised samples, (num_features,)
+    shares: np.ndarray  # weighted mean of each target, (num_outputs,)
+    total: float  # of the weights
 
-    directions: np.ndarray
-    squares: np.ndarray
-    products: np.ndarray
-    centre: np.ndarray
-    shares: np.ndarray
-    total: float
+    def solution(self, strength: float) -> np.ndarray:
+        """Return the weights in the basis, ``(rank, num_outputs)``."""
+        return self.products / (self.squares + 1 / strength)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Samples that are left out, and the system for them.
+    """Samples that are left out, and the system of all samples, or of those in other folds."""
 
-    Attributes:
-        rows: Numbers of the samples, ``(n,)``.
-        targets: ``(n,)`` or ``(n, num_outputs)``.
-        weights: ``(n,)``.
-        coordinates: In the system's basis, centred, ``(n, rank)``.
-        system: That of all samples, or of those in other folds.
-    """
-
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    coordinates: np.ndarray
+    targets: np.ndarray  # (n,) or (n, num_outputs)
+    weights: np.ndarray  # (n,)
+    coordinates: np.ndarray  # in the system's basis, centred, (n, rank)
     system: _System
 
 
 @dataclass(eq=False)
 class _Sums:
-    """Weighted sums over samples, of which their system is made, float64.
+    """Weighted sums over samples, of which their system is made, float64."""
 
-    Attributes:
-        squares: Outer products of samples, ``(num_features, num_features)``.
-        products: Targets times samples, ``(num_outputs, num_features)``.
-        samples: ``(num_features,)``.
-        targets: ``(num_outputs,)``.
-        total: Weights.
-    """
-
-    squares: np.ndarray
-    products: np.ndarray
-    samples: np.ndarray
-    targets: np.ndarray
+    squares: np.ndarray  # outer products of samples, (num_features, num_features)
+    products: np.ndarray  # targets times samples, (num_outputs, num_features)
+    samples: np.ndarray  # (num_features,)
+    targets: np.ndarray  # (num_outputs,)
     total: float = 0.0
 
     @classmethod
@@ -253,10 +226,7 @@ def _parts(
     division: Division,
     systems: Sequence[_System],
 ) -> Iterator[_Part]:
-    """Yield the held-out samples of blocks, which are numbers ``(n,)`` and standardised features.
-
-    There is a system for each held-out fold.
-    """
+    """Yield the held-out samples of blocks: numbers ``(n,)`` and standardised features."""
     for numbers, x in blocks:
         for fold, system in zip(division.held_out_folds, systems, strict=True):
             own = division.fold[numbers] == fold
@@ -264,14 +234,7 @@ def _parts(
                 centred = x[own] - system.centre.astype(x.dtype)
                 coordinates = centred @ system.directions.astype(x.dtype)
                 rows = numbers[own]
-                yield _Part(rows, data.targets[rows], data.weights[rows], coordinates, system)
-
-
-def _solve_at(system: _System, strength: float) -> Layer:
-    """Return the layer for standardised features, float64."""
-    along = system.products / (system.squares + 1 / strength)[:, None]  # (rank, num_outputs)
-    weight = (system.directions @ along).T
-    return weight, system.shares - weight @ system.centre
+                yield _Part(data.targets[rows], data.weights[rows], coordinates, system)
 
 
 def _leverages(part: _Part, strengths: Sequence[float]) -> np.ndarray:
@@ -287,17 +250,12 @@ def _leverages(part: _Part, strengths: Sequence[float]) -> np.ndarray:
 def _outputs(
     part: _Part, strengths: Sequence[float], *, leave_one_out: bool
 ) -> Iterator[np.ndarray]:
-    """Yield the outputs ``(n, num_outputs)`` of the part's system for its samples.
-
-    Those are trained on where they are left out one by one: each output is then that of the
-    solution without the sample.
-    """
+    """Yield the outputs ``(n, num_outputs)`` for samples, of the solution without each of them."""
     u, system, targets = part.coordinates, part.system, part.targets
     leverages = _leverages(part, strengths) if leave_one_out else [None] * len(strengths)
     own = np.arange(len(targets)), targets
     for strength, leverage in zip(strengths, leverages, strict=True):
-        along = system.products / (system.squares + 1 / strength)[:, None]
-        outputs: np.ndarray = u @ along.astype(u.dtype) + system.shares
+        outputs: np.ndarray = u @ system.solution(strength).astype(u.dtype) + system.shares
         if leverage is not None:
             freedom = np.maximum(1 - leverage, _LEAST_FREEDOM)[:, None]
             if targets.ndim == 2:
@@ -317,14 +275,11 @@ def _errors_along(
     leave_one_out: bool,
     step: Callable[[str], None] | None,
 ) -> list[dict[str, Any]]:
-    """Return the error on samples that are left out, at ascending strengths.
-
-    That is a weighted mean over samples of their squared error; top-1 is None of numbers.
-    """
+    """Return the weighted mean squared error on samples that are left out, and top-1 of classes."""
     strengths = sorted(map(float, strengths))
     error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
     for part in parts:
-        total, count = total + part.weights.sum(), count + len(part.rows)
+        total, count = total + part.weights.sum(), count + len(part.weights)
         if step:
             step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
         for i, outputs in enumerate(_outputs(part, strengths, leave_one_out=leave_one_out)):

@@ -77,12 +77,7 @@ def fit_sgd(
 ) -> Fitted:
     """Return the layer after the last epoch; nothing is held out.
 
-    Args:
-        data: Its targets are class indices; classes without samples get logits that lose.
-        options: The recipe.
-        seed: Decides initial weights and shuffling.
-        progress: Called after each epoch.
-        step: Called with the step under way.
+    Classes without samples get logits that lose. The seed decides initial weights and shuffling.
 
     Raises:
         ConfigError: Training with these options diverges.
@@ -130,12 +125,7 @@ class _State:
     bias_step: np.ndarray
 
     def step(
-        self,
-        x: np.ndarray,
-        labels: np.ndarray,
-        weights: np.ndarray,
-        rate: float,
-        momentum: float,
+        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray, rate: float, momentum: float
     ) -> tuple[float, float]:
         """Take a step; return the sum of losses and the number of right predictions before it."""
         rows = np.arange(len(labels))

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from featx.heads.head import Fitted, Layer, fold_standardisation
+from featx.heads.head import NEVER, Fitted, Layer, fold_standardisation
 from featx.heads.samples.data import TrainingData
 from featx.heads.samples.folds import Division, HeldOut, divide
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 from featx.heads.tasks.losses import log_loss
-
-_NEVER = -1e4
-"""Bias of a class without training samples; its probability is 0 in float32."""
 
 
 def fit_with_sklearn(
@@ -29,12 +26,7 @@ def fit_with_sklearn(
 ) -> Fitted:
     """Return scikit-learn's logistic regression, at the strength with the least held-out loss.
 
-    Args:
-        data: In memory; its targets are class indices.
-        strengths: Values of ``C`` to choose from.
-        hold_out: Cross-validate a single strength too.
-        seed: Decides the folds, the same ones as ``fit_linear``'s.
-        step: Called with the step under way.
+    The arguments are those of ``fit_linear``, and the folds the same.
     """
     mean, scale = data.standardisation()
     data = replace(data, features=(data.array - mean) / scale)
@@ -92,7 +84,7 @@ def _cross_validate(
 def _fit(data: TrainingData, strength: float, *, tolerance: float) -> tuple[Layer, int]:
     """Return the layer for standardised features and the number of iterations."""
     weight = np.zeros((data.num_outputs, data.array.shape[1]))
-    bias = np.full(data.num_outputs, float(_NEVER))
+    bias = np.full(data.num_outputs, float(NEVER))
     present = np.unique(data.targets)
     if len(present) == 1:  # all of the other class are in the fold left out
         bias[present] = 0
