@@ -37,16 +37,10 @@ Layer = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A head as its solver returns it.
+    """A head as its solver returns it."""
 
-    Attributes:
-        layers: First to last, for raw features.
-        choice: Solver, its options and what it has chosen, JSON values.
-        held_out: Outputs for samples that such a head was not trained on; None if there are none.
-    """
-
-    layers: tuple[Layer, ...]
-    choice: dict[str, Any]
+    layers: tuple[Layer, ...]  # for raw features
+    choice: dict[str, Any]  # solver, its options and what it has chosen, JSON values
     held_out: HeldOut | None = None
 
 
@@ -207,13 +201,7 @@ def open_head(path: str | Path, *, verify: bool = True) -> Head:
 
 
 def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
-    """Return header and layers of a file's content, its names and sizes checked first.
-
-    Raises:
-        ArtifactInvalid: It is a safetensors file, but no head.
-        SafetensorError: It is no safetensors file: tensors overlap, leave holes, or are not there.
-        ValueError: The same, in its JSON.
-    """
+    """Return header and layers of a file's content, its names and sizes checked first."""
     listing = _listing(content)
     metadata = listing.get("__metadata__")
     text = metadata.get(_METADATA_KEY) if isinstance(metadata, dict) else None
@@ -240,9 +228,6 @@ def _listing(content: bytes) -> dict[str, Any]:
 
     The library takes the last of two equal names; here they are refused, so that no part of the
     file is without a meaning.
-
-    Raises:
-        ValueError: There is none, it is too long, or a name occurs twice.
     """
     length = int.from_bytes(content[:8], "little")
     if length > _MAX_JSON_BYTES:

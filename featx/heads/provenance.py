@@ -1,10 +1,8 @@
 """The rows that a head was trained and scored on, as digests, and changes since then.
 
-A row is the content digest of its image, its label as the task reads it, and its features. Rows are
-sorted before they are hashed, so neither their order nor file names matter. Besides the hash of all
-rows, a head stores short digests of the ``SAMPLE_ROWS`` rows that sort first. They sort by content
-digest, so they are a random sample, from which changes are counted: exactly where the sample is all
-rows, else as an estimate.
+A row is the content digest of its image, its label as the task reads it, and its features. Neither
+their order nor file names matter. Besides the hash of all rows, a head stores short digests of the
+``SAMPLE_ROWS`` rows that sort first, a random sample from which changes are counted or estimated.
 """
 
 from __future__ import annotations
@@ -48,10 +46,8 @@ def digest_rows(
 ) -> np.ndarray:
     """Return a digest of each row, ``(N, 48)`` uint8: content, label and features.
 
-    Args:
-        contents: Content digest of each image, ``(N, 16)`` uint8.
-        labels: Digest of each label, ``(N, 16)`` uint8.
-        blocks: Positions and features ``(n, num_features)`` float32, which cover all rows.
+    Digests of contents and labels are ``(N, 16)`` uint8; blocks are positions and features ``(n,
+    num_features)`` float32, which cover all rows.
     """
     rows = np.zeros((len(contents), _ROW_BYTES), np.uint8)
     rows[:, :_PART], rows[:, _PART : 2 * _PART] = contents, labels
@@ -78,12 +74,7 @@ class RowSet:
 
 
 def digest_labelled(contents: np.ndarray, labels: np.ndarray) -> str:
-    """Return the ``labels_sha256`` of images in any order.
-
-    Args:
-        contents: Content digests, ``(n, 16)`` uint8.
-        labels: Digests of their labels, ``(n, 16)`` uint8.
-    """
+    """Return the ``labels_sha256`` of images in any order; both digests are ``(n, 16)`` uint8."""
     return _sha256(np.concatenate([contents, labels], axis=1))
 
 
@@ -93,8 +84,7 @@ def _sha256(rows: np.ndarray) -> str:
 
 def _sorted(rows: np.ndarray) -> np.ndarray:
     """Return byte rows ``(n, bytes)`` in ascending order, ``(n,)`` of byte strings."""
-    ordered: np.ndarray = np.sort(np.ascontiguousarray(rows).view(f"S{rows.shape[1]}").ravel())
-    return ordered
+    return np.sort(np.ascontiguousarray(rows).view(f"S{rows.shape[1]}").ravel())
 
 
 def _short(rows: np.ndarray) -> np.ndarray:
@@ -104,28 +94,18 @@ def _short(rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Provenance:
-    """The rows that a head was trained and scored on.
-
-    Attributes:
-        trained: Rows that trained it.
-        scored: Labelled rows of each split that has scores.
-        sample: Short digests of the rows that trained it, ``(n, 16)`` uint8: the first ones, all
-            where it was trained on a draw.
-        drawn: Whether it was trained on a draw from the training split.
-    """
+    """The rows that a head was trained and scored on."""
 
     trained: RowSet
-    scored: Mapping[str, RowSet]
-    sample: np.ndarray
-    drawn: bool = False
+    scored: Mapping[str, RowSet]  # labelled rows of each split that has scores
+    sample: np.ndarray  # short digests of the first that trained it, of a draw all, (n, 16) uint8
+    drawn: bool = False  # whether it was trained on a draw from the training split
 
     @classmethod
     def of(cls, splits: Mapping[str, np.ndarray], drawn: np.ndarray | None = None) -> Self:
-        """Return the provenance of a head.
+        """Return the provenance of a head, from the labelled rows of splits ``(n, 48)`` uint8.
 
-        Args:
-            splits: Labelled rows of each split, ``(n, 48)`` uint8 as ``digest_rows`` gives them.
-            drawn: Rows that trained it where these are not the whole training split.
+        The rows ``drawn`` trained it where these are not the whole training split.
         """
         rows = splits["train"] if drawn is None else drawn
         sample = _sorted(_short(rows))[: SAMPLE_ROWS if drawn is None else None]
@@ -162,22 +142,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Changes:
-    """How training rows differ from those that trained a head.
+    """How training rows differ from those that trained a head."""
 
-    Attributes:
-        num_rows: Rows that trained the head.
-        new: Rows that it did not see.
-        gone: Rows that no longer exist, or no longer train.
-        relabelled: Rows with another label.
-        recomputed: Rows with other features.
-        estimated: Whether the counts are estimates.
-    """
-
-    num_rows: int
+    num_rows: int  # that trained the head
     new: int = 0
-    gone: int = 0
+    gone: int = 0  # no longer exist, or no longer train
     relabelled: int = 0
-    recomputed: int = 0
+    recomputed: int = 0  # have other features
     estimated: bool = False
 
     def __str__(self) -> str:
@@ -198,9 +169,7 @@ def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes
 
     A draw is unchanged as long as all of its rows are in the training split.
     """
-    now = splits["train"]
-    if head.drawn:
-        now = _drawn_again(head, now)
+    now = _drawn_again(head, splits["train"]) if head.drawn else splits["train"]
     if RowSet.of(now).sha256 == head.trained.sha256:
         return None
     limit = None if head.drawn else SAMPLE_ROWS

@@ -49,45 +49,26 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FirstPass:
-    """Statistics and a subsample of features that are read in blocks.
+    """Statistics and a subsample of features that are read in blocks."""
 
-    Attributes:
-        mean: Mean of each feature, ``(num_features,)`` float64.
-        scale: Regularised deviation of each feature, ``(num_features,)`` float64.
-        subsample: Numbers of the samples that are kept in memory, ascending, ``(n,)``.
-        features: Their raw features, ``(n, num_features)`` float32.
-        correlation: ``(num_features, num_features)`` float64; empty of too many features, and where
-            it is not needed.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    subsample: np.ndarray
-    features: np.ndarray
-    correlation: np.ndarray
+    mean: np.ndarray  # (num_features,) float64
+    scale: np.ndarray  # regularised deviation, (num_features,) float64
+    subsample: np.ndarray  # numbers of the samples that are kept in memory, ascending, (n,)
+    features: np.ndarray  # theirs, raw, (n, num_features) float32
+    correlation: np.ndarray  # (num_features, num_features) float64; empty where not needed
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Samples that train a head.
+    """Samples that train a head; their targets are as its loss takes them."""
 
-    Attributes:
-        features: Raw, finite, ``(N, num_features)``: an array, or blocks.
-        targets: Class indices ``(N,)``; tags or numbers ``(N, num_outputs)``.
-        num_outputs: Outputs of the head.
-        weights: ``(N,)``, above 0.
-        groups: ``(N,)``, -1 for none; a group is held out as a whole. None without groups.
-        first_pass: Statistics and subsample of blocks; None with an array.
-        pool_bytes: Size of the features from blocks that are shuffled together.
-    """
-
-    features: np.ndarray | Blocks
-    targets: np.ndarray
+    features: np.ndarray | Blocks  # raw, finite, (N, num_features)
+    targets: np.ndarray  # class indices (N,); tags or numbers (N, num_outputs)
     num_outputs: int
-    weights: np.ndarray
-    groups: np.ndarray | None = None
-    first_pass: FirstPass | None = None
-    pool_bytes: int = 0
+    weights: np.ndarray  # (N,), above 0
+    groups: np.ndarray | None = None  # (N,), -1 for none; a group is held out as a whole
+    first_pass: FirstPass | None = None  # of blocks
+    pool_bytes: int = 0  # size of the features from blocks that are shuffled together
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -102,8 +83,7 @@ class TrainingData:
         """Return the mean of each feature, ``(num_features,)`` float64."""
         if self.first_pass:
             return self.first_pass.mean
-        mean: np.ndarray = self.array.mean(axis=0, dtype=np.float64)
-        return mean
+        return np.asarray(self.array.mean(axis=0, dtype=np.float64))
 
     def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and scale of each feature, ``(num_features,)`` float64 each."""
@@ -183,13 +163,8 @@ def shuffled_batches(
     """Yield numbers ``(n,)`` and features ``(n, num_features)`` of all samples, in random order.
 
     Of blocks as many as fit into memory form a pool, in random order, and each pool is shuffled, so
-    that a sample meets others from all over the file, whatever their order there.
-
-    Args:
-        features: ``(N, num_features)``; an array is one pool.
-        size: Samples of a batch.
-        random: Decides the order.
-        pool_bytes: Size of a pool of blocks.
+    that a sample meets others from all over the file, whatever their order there. An array is one
+    pool.
     """
     pools: Iterator[tuple[np.ndarray, np.ndarray]]
     if isinstance(features, np.ndarray):
@@ -287,8 +262,7 @@ class Moments:
 
     def _constant(self, deviation: np.ndarray) -> np.ndarray:
         """Return which features are constant but for rounding, ``(num_features,)`` bool."""
-        constant: np.ndarray = deviation <= 1e-7 * np.abs(self._mean) + 1e-30
-        return constant
+        return np.asarray(deviation <= 1e-7 * np.abs(self._mean) + 1e-30)
 
 
 def _lower_median(values: np.ndarray) -> float:
@@ -322,5 +296,4 @@ class _Covariance:
     def result(self) -> np.ndarray:
         """Return ``(num_features, num_features)``, or empty."""
         mean = self._sum / self._count if len(self._sum) else self._sum
-        covariance: np.ndarray = self._squares / max(1, self._count) - np.outer(mean, mean)
-        return covariance
+        return self._squares / max(1, self._count) - np.outer(mean, mean)

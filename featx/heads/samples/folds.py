@@ -20,36 +20,24 @@ _MOST_LOGITS = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Assignment of samples to folds.
+    """Assignment of samples to folds; a single one that is held out is a hold-out."""
 
-    Attributes:
-        fold: Fold of each sample, ``(N,)`` int64.
-        held_out_folds: Held out once each; a single one is a hold-out. Others always train.
-    """
-
-    fold: np.ndarray
-    held_out_folds: np.ndarray
+    fold: np.ndarray  # of each sample, (N,) int64
+    held_out_folds: np.ndarray  # once each; others always train
 
     @property
     def held_out(self) -> np.ndarray:
         """Which samples are held out at some time, ``(N,)`` bool."""
-        held_out: np.ndarray = np.isin(self.fold, self.held_out_folds)
-        return held_out
+        return np.isin(self.fold, self.held_out_folds)
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Outputs of heads for samples that they were not trained on.
+    """Outputs of heads for samples that they were not trained on."""
 
-    Attributes:
-        logits: ``(n, num_classes)``.
-        labels: ``(n,)``; tags or numbers ``(n, num_classes)``.
-        num_folds: Folds of the cross-validation; 1 for a hold-out, 0 for leave-one-out.
-    """
-
-    logits: np.ndarray
-    labels: np.ndarray
-    num_folds: int = 1
+    logits: np.ndarray  # (n, num_classes)
+    labels: np.ndarray  # (n,); tags or numbers (n, num_classes)
+    num_folds: int = 1  # 1 for a hold-out, 0 for leave-one-out
 
 
 def divide(
@@ -104,13 +92,7 @@ def stratified_folds(
 
     It is in ``[0, num_folds)``, or ``num_folds`` for samples that are never to be held out. Classes
     are dealt out one after the other. Without groups fold sizes differ by at most one sample, and a
-    class's counts differ by at most one between folds.
-
-    Args:
-        labels: Class indices, ``(N,)``.
-        num_folds: At least 2.
-        groups: Group of each sample, ``(N,)``, -1 for none; a group is in one fold.
-        seed: Decides which samples of a class are in which fold.
+    class's counts differ by at most one between folds. Arguments are those of ``divide``.
     """
     generator = np.random.default_rng(seed)
     if groups is not None and (groups >= 0).any():
@@ -125,8 +107,7 @@ def stratified_folds(
 
 def _has_others(labels: np.ndarray) -> np.ndarray:
     """Return which samples are not the only one of their class; both ``(N,)``."""
-    others: np.ndarray = np.bincount(labels)[labels] > 1
-    return others
+    return np.asarray(np.bincount(labels)[labels] > 1)
 
 
 def rows_of_classes(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -190,8 +171,7 @@ def _grouped_folds(
                 own[fold] += counts[pair]
                 filled[fold] += sizes[members[pair]]
     _keep_one_trained(folds, members, classes, num_folds)
-    of_samples: np.ndarray = folds[units]
-    return of_samples
+    return np.asarray(folds[units])
 
 
 def fold_by_tags(
@@ -205,12 +185,6 @@ def fold_by_tags(
     that of samples that are never to be held out, so that whichever fold is, some sample with each
     tag is trained on, and some without.
 
-    Args:
-        tags: Which each sample has, ``(N, num_tags)``, 0 or 1.
-        num_folds: At least 2.
-        groups: Group of each sample, ``(N,)``, -1 for none; a group is in one fold.
-        seed: Decides which samples go where.
-
     Source: Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data" (2011).
     """
     units = units_of(groups, len(tags))
@@ -223,16 +197,14 @@ def fold_by_tags(
     for column in (*has.T, *lacks.T):
         members = np.flatnonzero(column)
         _keep_one_trained(folds, members, np.zeros_like(members), num_folds)
-    of_samples: np.ndarray = folds[units]
-    return of_samples
+    return np.asarray(folds[units])
 
 
 def _any_of(side: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Return which units have a sample on a side, ``(num_units, num_tags)`` bool."""
     order = np.argsort(units, kind="stable")
     _, start = np.unique(units[order], return_index=True)
-    there: np.ndarray = np.logical_or.reduceat(side[order], start)
-    return there
+    return np.asarray(np.logical_or.reduceat(side[order], start))
 
 
 def _deal_by_tags(rarer: np.ndarray, num_folds: int, *, seed: int) -> np.ndarray:
@@ -257,9 +229,9 @@ def _deal(folds: np.ndarray, rows: np.ndarray, own: np.ndarray, sizes: np.ndarra
     if not len(rows):
         return
     num_folds = len(own)
-    levels = own[:, None] + np.arange(len(rows))  # what each fold has before its next sample
-    fold = np.broadcast_to(np.arange(num_folds)[:, None], levels.shape)
-    filled = np.broadcast_to(sizes[:, None], levels.shape) + np.arange(len(rows))
-    order = np.lexsort((fold.reshape(-1), filled.reshape(-1), levels.reshape(-1)))[: len(rows)]
-    folds[rows] = fold.reshape(-1)[order]
+    ahead = np.arange(len(rows))
+    fold = np.repeat(np.arange(num_folds), len(rows))
+    # what each fold has before its next sample, with the tag and in all
+    levels, filled = ((each[:, None] + ahead).reshape(-1) for each in (own, sizes))
+    folds[rows] = fold[np.lexsort((fold, filled, levels))[: len(rows)]]
     sizes += np.bincount(folds[rows], minlength=num_folds)

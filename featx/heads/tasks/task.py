@@ -28,25 +28,17 @@ _VALUES_AT_ONCE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Labels as a source has them.
+    """Labels as a source has them."""
 
-    Attributes:
-        classes: The distinct labels.
-        index: Index of each sample's label in ``classes``, ``(N,)``; -1 where unlabelled.
-        sample_ids: Id of each sample.
-        origin: Where they come from, for messages.
-    """
-
-    classes: Sequence[str]
-    index: np.ndarray
+    classes: Sequence[str]  # the distinct labels
+    index: np.ndarray  # of each sample's label in classes, (N,); -1 where unlabelled
     sample_ids: Sequence[str]
-    origin: str
+    origin: str  # for messages
 
     @property
     def used(self) -> list[int]:
         """Indices of the labels that some sample has, ascending."""
-        used: list[int] = np.unique(self.index[self.index >= 0]).tolist()
-        return used
+        return [int(label) for label in np.unique(self.index[self.index >= 0])]
 
     def require_known(self, unknown: Sequence[str], names: Sequence[str], things: str) -> None:
         """Refuse classes or tags that a head does not have."""
@@ -61,18 +53,14 @@ class Labels:
 class Targets:
     """Labels as a task reads them.
 
-    Attributes:
-        task: How they were read.
-        names: Names of the outputs: classes, tags or targets.
-        values: Class indices ``(N,)`` int64, tags ``(N, num_tags)`` uint8, or numbers
-            ``(N, num_targets)`` float64; undefined where unlabelled.
-        labelled: Which samples have a label, ``(N,)`` bool.
+    Values are class indices ``(N,)`` int64, tags ``(N, num_tags)`` uint8, or numbers ``(N,
+    num_targets)`` float64; undefined where unlabelled.
     """
 
     task: Task
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the outputs: classes, tags or targets
     values: np.ndarray
-    labelled: np.ndarray
+    labelled: np.ndarray  # (N,) bool
 
 
 class Column(NamedTuple):
@@ -212,11 +200,7 @@ class Task:
         return "classes" if self.output == "class" else f"{self.output}s"
 
     def read(self, labels: Labels, *, names: Sequence[str] | None = None) -> Targets:
-        """Return the targets of samples.
-
-        Args:
-            labels: As the source has them.
-            names: Outputs of a head that is there already; None for those that the labels name.
+        """Return the targets of samples, of the outputs of a head where their names are given.
 
         Raises:
             SourceError: A label cannot be read, or names what the head does not know.
@@ -239,10 +223,6 @@ class Task:
         Of each image it is the spread between its logits; of tags and numbers, which are not
         compared with each other, twice the distance from 0. Of three or more, the farthest one is
         left out, and so is a tenth of the images, so that no absurd output widens a bound.
-
-        Args:
-            expected: Comparable outputs, ``(n, num_outputs)``; ``n`` ≥ 1.
-            trained: Outputs that count, ``(num_outputs,)`` bool.
         """
         values = expected[:, trained] if trained.any() else expected
         values = values[np.isfinite(values).all(axis=1)]
@@ -256,13 +236,7 @@ class Task:
     def measure(
         self, outputs: np.ndarray, targets: np.ndarray, *, thresholds: Sequence[float] = ()
     ) -> Scores | None:
-        """Return the scores of labelled samples, None if there are none.
-
-        Args:
-            outputs: Logits or values, ``(N, num_outputs)``.
-            targets: As ``read`` gives them.
-            thresholds: From which probability on each tag is given.
-        """
+        """Return the scores of labelled samples, None if there are none."""
         scorer = Scorer(self, thresholds)
         at_once = max(1, _VALUES_AT_ONCE // outputs.shape[1])
         for start in range(0, len(outputs), at_once):
@@ -302,12 +276,7 @@ def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Scorer:
-    """Scores of samples that come a few at a time.
-
-    Args:
-        task: What the outputs are.
-        thresholds: From which probability on each tag is given.
-    """
+    """Scores of samples that come a few at a time."""
 
     def __init__(self, task: Task, thresholds: Sequence[float] = ()) -> None:
         self._task, self._thresholds = task, thresholds
