@@ -36,7 +36,7 @@ from report import ROOT, table, write_measured
 from featx.features.publish import publish_features
 from featx.features.records import RowBlock
 from featx.images.sources import Sample
-from featx.training.memory import parse_memory
+from featx.training.options import parse_memory
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from headers import complete_header

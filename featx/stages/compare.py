@@ -12,10 +12,11 @@ import numpy as np
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import FeatureFile, open_features
+from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.scores import Scores
 from featx.images.sources import SPLITS
-from featx.training.fitting import Step, fit_heads
+from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
 from featx.training.samples import warn_of_leaks
 

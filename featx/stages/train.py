@@ -20,10 +20,11 @@ from featx.errors import ArtifactError
 from featx.features.file import FeatureFile, open_features
 from featx.features.splits import MAX_HELD_OUT, HeldOut
 from featx.heads.head import Head, describe_head, open_head, save_head
+from featx.heads.samples.data import Step, no_step
 from featx.heads.samples.selection import FewShotScores, Spread, summarise
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
-from featx.training.fitting import EpochProgress, Step, Trained, fit_heads
+from featx.training.fitting import EpochProgress, Trained, fit_heads
 from featx.training.options import CrossValidated, TrainOptions, TrainReport
 from featx.training.samples import warn_of_leaks
 
@@ -64,7 +65,7 @@ def train_head(
             return _report(output, existing, is_unchanged=True)
         except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
             pass
-    trained = fit_heads(cache, options, progress=progress, step=step)
+    trained = fit_heads(cache, options, progress=progress, step=step or no_step)
     head = Head(_header(cache, options, trained), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)

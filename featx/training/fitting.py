@@ -6,15 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from featx.errors import ConfigError
 from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Layer, apply_layers
-from featx.heads.samples.data import FirstPass, TrainingData, read_first_pass
+from featx.heads.samples.data import FirstPass, Step, TrainingData, no_step, read_first_pass
 from featx.heads.samples.folds import HeldOut
 from featx.heads.samples.selection import (
     FewShot,
@@ -35,8 +36,7 @@ from featx.heads.tasks.losses import Sigmoid, Softmax
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
-from featx.training.memory import fits_into_memory, memory_for
-from featx.training.options import CrossValidated, TrainOptions
+from featx.training.options import CrossValidated, TrainOptions, memory_for
 from featx.training.samples import choose_task, groups_of, require_finite, targets_of, training_rows
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,8 @@ log = logging.getLogger(__name__)
 EpochProgress = Callable[[EpochScores], None]
 """Called after each epoch of ``sgd``."""
 
-Step = Callable[[str], None]
-"""Called with the step under way, in a few words."""
-
+COPIES = {"lbfgs": 4, "sklearn": 8, "ridge": 7, "centroid": 5, "sgd": 3, "mlp": 5}
+"""Copies of all features in float32 that training in memory holds at once."""
 _VALUES_AT_ONCE = 2**24
 _FEW_IMAGES = 50
 """Validation images below which the cross-validated score is reported as well."""
@@ -54,36 +53,20 @@ _FEW_IMAGES = 50
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A head that is ready to be written.
-
-    Attributes:
-        task: Its task.
-        names: Names of the outputs.
-        layers: For raw features; the temperature, or the unit of a number, is folded in.
-        choice: Chosen hyperparameters, JSON values.
-        calibration: Its temperature; None where it was left out or nothing was held out.
-        thresholds: From which probability on each tag is given; empty where there are none.
-        unit: Mean and deviation of each target of a regression in training; None of others.
-        held_out: Outputs of such heads for samples that they were not trained on; None where
-            nothing was held out.
-        seconds: Time of fitting, with reading where features are read in blocks.
-        drawn: Rows of the file that trained it, ``(n,)`` int64; None for the training split.
-        metrics: Scores of each split that has labelled samples.
-        cross_validated: Scores by cross-validation, where few images validate.
-    """
+    """A head that is ready to be written."""
 
     task: Task
-    names: tuple[str, ...]
-    layers: tuple[Layer, ...]
-    choice: dict[str, Any]
-    calibration: Calibration | None
-    thresholds: tuple[float, ...]
-    unit: tuple[list[float], list[float]] | None
+    names: tuple[str, ...]  # of the outputs
+    layers: tuple[Layer, ...]  # for raw features, with the temperature or unit folded in
+    choice: dict[str, Any]  # chosen hyperparameters, JSON values
+    calibration: Calibration | None  # None where it was left out or nothing was held out
+    thresholds: tuple[float, ...]  # of tags
+    unit: tuple[list[float], list[float]] | None  # mean and deviation of regression targets
     held_out: HeldOut | None
-    seconds: float
-    drawn: np.ndarray | None
-    metrics: dict[str, Scores]
-    cross_validated: CrossValidated | None = None
+    seconds: float  # of fitting, with reading where features are read in blocks
+    drawn: np.ndarray | None  # rows that trained it, (n,); None for the training split
+    metrics: dict[str, Scores] = field(default_factory=dict)  # of splits with labelled samples
+    cross_validated: CrossValidated | None = None  # where few images validate
 
 
 def fit_heads(
@@ -91,15 +74,9 @@ def fit_heads(
     options: TrainOptions,
     *,
     progress: EpochProgress | None = None,
-    step: Step | None = None,
+    step: Step = no_step,
 ) -> list[Trained]:
     """Return the head that the options ask for; with ``few_shot`` one for each draw.
-
-    Args:
-        cache: The features.
-        options: Which head and how.
-        progress: Called after each epoch of ``sgd``.
-        step: Called with the step under way.
 
     Raises:
         ArtifactInvalid: A feature is NaN or infinite.
@@ -112,7 +89,9 @@ def fit_heads(
     rows = training_rows(cache, targets)
     names = [cache.sample_ids[row] for row in rows.tolist()]
     warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
-    values, validate = targets.values[rows], _should_cross_validate(cache, options, targets)
+    values = targets.values[rows]
+    num_validating = int(targets.labelled[cache.rows("val")].sum())
+    validate = num_validating < _FEW_IMAGES and not options.few_shot
     training = _Training(
         cache=cache,
         options=options,
@@ -124,9 +103,9 @@ def fit_heads(
         memory=memory_for(options.memory),
         hold_out=options.calibrate or validate or not task.has_classes,
         progress=progress,
-        step=step or (lambda _: None),
+        step=step,
     )
-    in_memory = fits_into_memory(
+    in_memory = _fits_into_memory(
         *(cache, rows),
         memory=training.memory,
         solver="mlp" if options.head == "mlp" else options.solver or "lbfgs",
@@ -148,31 +127,17 @@ def fit_heads(
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """Samples of a cache that train heads, and how.
-
-    Attributes:
-        cache: The features.
-        options: Head and solver, as the task has them.
-        targets: Targets of all rows of the cache.
-        encoding: Targets of the training samples, as a solver takes them.
-        weights: Weights of the training samples, ``(N,)``, above 0.
-        rows: Numbers of the training samples in the cache, ascending, ``(N,)``.
-        groups: Their groups, -1 for none; None without groups.
-        memory: Bytes that features and their copies may take.
-        hold_out: Whether samples are held out for a single strength too.
-        progress: Called after each epoch of ``sgd``.
-        step: Called with the step under way.
-    """
+    """Samples of a cache that train heads, and how."""
 
     cache: FeatureFile
-    options: TrainOptions
-    targets: Targets
-    encoding: Encoding
-    weights: np.ndarray
-    rows: np.ndarray
-    groups: np.ndarray | None
-    memory: int
-    hold_out: bool
+    options: TrainOptions  # head and solver as the task has them
+    targets: Targets  # of all rows of the cache
+    encoding: Encoding  # of the training samples
+    weights: np.ndarray  # of the training samples, (N,), above 0
+    rows: np.ndarray  # of the training samples in the cache, ascending, (N,)
+    groups: np.ndarray | None  # of the training samples, (N,), -1 for none
+    memory: int  # bytes that features and their copies may take
+    hold_out: bool  # for a single strength too
     progress: EpochProgress | None
     step: Step
 
@@ -242,7 +207,6 @@ class _Training:
             held_out=held_out,
             seconds=seconds,
             drawn=drawn,
-            metrics={},
         )
 
     def _require_finite(self) -> None:
@@ -308,12 +272,6 @@ class _Training:
         )
 
 
-def _should_cross_validate(cache: FeatureFile, options: TrainOptions, targets: Targets) -> bool:
-    """Return whether so few images validate that training samples are to do it as well."""
-    num_images = int(targets.labelled[cache.rows("val")].sum())
-    return num_images < _FEW_IMAGES and not options.few_shot
-
-
 def _cross_validated(head: Trained) -> CrossValidated | None:
     """Return the scores of samples that were left out in turn; of a single hold-out none."""
     held_out = head.held_out
@@ -368,3 +326,36 @@ def _slices(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.
     for start in range(0, len(features), at_once):
         where = slice(start, min(start + at_once, len(features)))
         yield where, features[where]
+
+
+def _fits_into_memory(
+    cache: FeatureFile, rows: np.ndarray, *, memory: int, solver: str, few_shot: bool
+) -> bool:
+    """Return whether training holds all features in memory, with the copies that it makes.
+
+    Raises:
+        ConfigError: They do not fit, and the solver does not read them in blocks.
+    """
+    size = 4 * len(cache) * cache.num_features
+    copies = COPIES["sgd" if few_shot else solver]
+    if copies * size <= memory:
+        return True
+    if not few_shot:
+        if solver == "sklearn":
+            raise ConfigError(
+                f"scikit-learn trains in memory: it needs about {_show(copies * size)} for these "
+                f"features, and may take {_show(memory)}. Use solver='lbfgs', which has the same "
+                "optimum and reads them in blocks, or allow more by memory=…."
+            )
+        if len(rows) <= cache.num_features:
+            raise ConfigError(
+                f"these features need about {_show(copies * size)} of memory, and {_show(memory)} "
+                f"may be taken; {len(rows):,} samples of {cache.num_features:,} features are too "
+                "few to be read in blocks. Allow more by memory=…."
+            )
+    log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
+    return False
+
+
+def _show(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

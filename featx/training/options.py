@@ -1,7 +1,9 @@
-"""Options and report of training."""
+"""Options and report of training, and the memory that it may take."""
 
 from __future__ import annotations
 
+import re
+import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,10 +18,12 @@ from featx.heads.tasks import TASKS, Task, TaskName
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Solver
-from featx.training.memory import parse_memory
 
 HeadKind = Literal["linear", "mlp"]
 TaskChoice = Literal["auto"] | TaskName
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,10 @@ class CrossValidated:
     """Scores of training samples, each by a head that was not trained on it.
 
     They chose strength, temperature and thresholds, so they are a little optimistic.
-
-    Attributes:
-        scores: Of all samples that were held out.
-        num_folds: Of the cross-validation; 0 for leave-one-out.
     """
 
     scores: Scores
-    num_folds: int
+    num_folds: int  # 0 for leave-one-out
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""
@@ -155,3 +155,64 @@ class TrainReport:
             "is_unchanged": self.is_unchanged,
             "replaced": self.replaced,
         }
+
+
+def parse_memory(memory: str | int) -> int:
+    """Return bytes from a number of them, or from text like ``"500MB"`` or ``"1.5GiB"``.
+
+    >>> parse_memory("2GB"), parse_memory("1.5GiB")
+    (2000000000, 1610612736)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", str(memory).strip().lower())
+    size = 0
+    if found:
+        number, unit = found.groups()
+        size = int(float(number) * (_UNITS | _BINARY_UNITS)[unit])
+    if size < 1:
+        raise ConfigError(f"memory must be a size like 500MB, 2GB or 1.5GiB; got {memory!r}.")
+    return size
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take: of the machine, its group, its limit."""
+    free = [_available()]
+    for group in _GROUPS:
+        try:
+            free.append(_left_in(*group))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    limited, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limited != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free.append(limited - pages * resource.getpagesize())
+    return max(0, min(free))
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_GROUPS = (
+    (_CGROUPS, "memory.max", "memory.current", "inactive_file"),
+    (
+        *(_CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+)
+"""Folder, files of limit and use, and the entry of cached files that the kernel can drop."""
+
+
+def _left_in(folder: Path, limit: str, used: str, dropped: str) -> int:
+    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    taken = int((folder / used).read_text()) - int(statistics.get(dropped, 0))
+    return int((folder / limit).read_text()) - taken
+
+
+def _available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise ConfigError("this machine does not say how much memory is free; give it by memory=….")
+
+
+def memory_for(memory: str | int | None) -> int:
+    """Return the bytes that features and their copies may take; by default half of what is free."""
+    return free_memory() // 2 if memory is None else parse_memory(memory)

@@ -28,8 +28,8 @@ from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
 from featx.stages.train import train_head
-from featx.training.memory import COPIES, free_memory, parse_memory
-from featx.training.options import TrainOptions
+from featx.training.fitting import COPIES
+from featx.training.options import TrainOptions, free_memory, parse_memory
 
 KINDS = {
     "lbfgs": TrainOptions(strengths=(1e-3, 1e-2, 0.1)),

@@ -7,7 +7,7 @@ provides ``Blocks``; nothing here depends on files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -21,6 +21,13 @@ _PRIOR_SAMPLES = 5
 _LEAST_VARIATION = 1e-3
 """Deviation of the usual feature, relative to its mean, below which samples hardly differ."""
 _BLOCK_ROWS = 1024
+
+Step = Callable[[str], None]
+"""Called with the step under way, in a few words."""
+
+
+def no_step(step: str) -> None:
+    """Say nothing of a step."""
 
 
 class Blocks(Protocol):

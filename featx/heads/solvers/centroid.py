@@ -11,20 +11,16 @@ Source: Wang et al., "SimpleShot: Revisiting Nearest-Neighbor Classification for
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from featx.heads.head import NEVER, Fitted, Layer, silence_absent
-from featx.heads.samples.data import TrainingData
+from featx.heads.samples.data import Step, TrainingData, no_step
 from featx.heads.samples.folds import HeldOut, divide, rows_of_classes, thinning_step
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
 
 
-def fit_centroid(
-    data: TrainingData, *, seed: int = 0, step: Callable[[str], None] | None = None
-) -> Fitted:
+def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> Fitted:
     """Return the layer whose largest logit is the largest cosine, by one pass.
 
     Samples of the subsample are held out, each by itself, or with its fold where samples are in
@@ -35,8 +31,7 @@ def fit_centroid(
     grouped = division if data.groups is not None else None
     parts = [every.empty() for _ in grouped.held_out_folds] if grouped else []
     for where, values in data.blocks():
-        if step:
-            step(f"{where.stop:,} of {len(data):,} samples")
+        step(f"{where.stop:,} of {len(data):,} samples")
         samples = (*every.centred(values), data.targets[where], data.weights[where])
         every.add(*samples)
         if grouped:

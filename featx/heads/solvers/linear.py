@@ -8,14 +8,14 @@ those before it and inherits their estimate of the curvature; folds are solved s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.head import Fitted
-from featx.heads.samples.data import TrainingData
+from featx.heads.samples.data import Step, TrainingData, no_step
 from featx.heads.samples.folds import NUM_FOLDS, Division, HeldOut, units_of
 from featx.heads.solvers.eigenbasis import build_eigenbasis
 from featx.heads.solvers.lbfgs import Minimum, Pairs, Stopping
@@ -38,9 +38,6 @@ _MANY_MULTIPLICATIONS = 2**34
 """Multiplications of a pass above which strengths are narrowed down on some classes."""
 _SOME_CLASSES, _CLASSES_PER_CHOSEN = 128, 6
 _FEW_STRENGTHS = 4
-
-Step = Callable[[str], None]
-"""Called with the step under way."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def fit_linear(
     hold_out: bool = False,
     loss: LogisticLoss = SOFTMAX,
     seed: int = 0,
-    step: Step | None = None,
+    step: Step = no_step,
 ) -> Fitted:
     """Return the regularised optimum on all samples, at the strength with the least held-out loss.
 
@@ -158,7 +155,7 @@ def _refit(
     best: Solved | None,
     *,
     left_out: Sequence[int] = (-1,),
-    step: Step | None = None,
+    step: Step = no_step,
 ) -> Minimum:
     """Return the optimum at one strength for each fold left out, from the path's best on."""
     count = len(left_out)
@@ -174,8 +171,7 @@ def _refit(
         stopping = _OF_MANY_CLASSES
 
     def progress(num_passes: int) -> None:
-        if step:
-            step(f"All samples at C = {strength:g}, pass {num_passes}")
+        step(f"All samples at C = {strength:g}, pass {num_passes}")
 
     optimum = samples.solve(
         problems, start=start, curvature=curvature, stopping=stopping, progress=progress
@@ -186,7 +182,7 @@ def _refit(
 
 
 def follow_path(
-    samples: Logistic, strengths: Sequence[float], *, step: Step | None = None
+    samples: Logistic, strengths: Sequence[float], *, step: Step = no_step
 ) -> tuple[Solved, tuple[PathPoint, ...]]:
     """Return the best strength and the path, weakest ``C`` first."""
     strengths = sorted(map(float, strengths))
@@ -220,7 +216,7 @@ def with_all_samples(best: Solved, some: Logistic, everything: Logistic) -> Solv
 
 
 def _solve_each(
-    samples: Logistic, strengths: Sequence[float], step: Step | None
+    samples: Logistic, strengths: Sequence[float], step: Step
 ) -> tuple[list[PathPoint], Solved]:
     """Return the whole path, and the solution at the best strength."""
     path, best = [], None
@@ -234,13 +230,12 @@ def _solve_each(
 
 
 def _solve_all(
-    samples: Logistic, strengths: Sequence[float], step: Step | None, *, note: str = ""
+    samples: Logistic, strengths: Sequence[float], step: Step, *, note: str = ""
 ) -> Iterator[Solved]:
     """Yield the solution at each of ascending strengths."""
     before: list[Solved] = []
     for number, strength in enumerate(strengths, start=1):
-        if step:
-            step(f"Strength {number} of {len(strengths)}, C = {strength:g}{note}")
+        step(f"Strength {number} of {len(strengths)}, C = {strength:g}{note}")
         start = _ahead(samples, before, strength)
         solved = _solve_folds(samples, strength, start, before[-1] if before else None)
         before = [*before[-1:], solved]
@@ -293,7 +288,7 @@ def _some_classes(samples: Logistic, strengths: Sequence[float]) -> np.ndarray |
 
 
 def _solve_around(
-    samples: Logistic, strengths: Sequence[float], classes: np.ndarray, step: Step | None
+    samples: Logistic, strengths: Sequence[float], classes: np.ndarray, step: Step
 ) -> tuple[list[PathPoint], Solved]:
     """Return the path around the best strength, and the solution there.
 
@@ -319,8 +314,7 @@ def _solve_around(
         at = ahead.pop(0)
         if not 0 <= at < len(strengths) or at in solved:
             continue
-        if step:
-            step(f"Strength {at + 1} of {len(strengths)}, C = {strengths[at]:g}")
+        step(f"Strength {at + 1} of {len(strengths)}, C = {strengths[at]:g}")
         if solved:
             nearest = min(solved, key=lambda other: abs(other - at))
             near: Solved | None = solved[nearest]

@@ -13,7 +13,7 @@ Regularization" (2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.head import Fitted, apply_layers, fold_standardisation
-from featx.heads.samples.data import Blocks, TrainingData, shuffled_batches
+from featx.heads.samples.data import Blocks, Step, TrainingData, no_step, shuffled_batches
 from featx.heads.samples.folds import HOLDOUT_PARTS, HeldOut
 from featx.heads.solvers.eigenbasis import StandardisedBlocks
 from featx.heads.tasks.losses import SOFTMAX, Loss
@@ -126,7 +126,7 @@ def fit_mlp(
     *,
     loss: Loss = SOFTMAX,
     seed: int = 0,
-    step: Callable[[str], None] | None = None,
+    step: Step = no_step,
 ) -> Fitted:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
@@ -220,7 +220,7 @@ def _train(
     options: MLPOptions,
     *,
     seed: int,
-    step: Callable[[str], None] | None,
+    step: Step,
 ) -> list[_Best]:
     """Train on standardised features; return each network's best epoch.
 
@@ -230,8 +230,7 @@ def _train(
     best = [_Best(0, math.inf, row) for row in networks.parameters.copy()]
     going = np.arange(len(networks))
     for epoch in range(1, options.max_epochs + 1):
-        if step:
-            step(f"Epoch {epoch} of at most {options.max_epochs}")
+        step(f"Epoch {epoch} of at most {options.max_epochs}")
         lr_scale = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
             for rows, batch in shuffled_batches(

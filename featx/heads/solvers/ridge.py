@@ -15,14 +15,14 @@ Parameter" (1979).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featx.heads.head import Fitted, fold_standardisation, silence_absent
-from featx.heads.samples.data import TrainingData
+from featx.heads.samples.data import Step, TrainingData, no_step
 from featx.heads.samples.folds import Division, HeldOut, divide, rows_of_classes, thinning_step
 from featx.heads.solvers.eigenbasis import StandardisedBlocks, rotate, standardise
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
@@ -37,7 +37,7 @@ def fit_ridge(
     strengths: Sequence[float] = STRENGTHS,
     *,
     seed: int = 0,
-    step: Callable[[str], None] | None = None,
+    step: Step = no_step,
 ) -> Fitted:
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
@@ -273,15 +273,14 @@ def _errors_along(
     strengths: Sequence[float],
     *,
     leave_one_out: bool,
-    step: Callable[[str], None] | None,
+    step: Step,
 ) -> list[dict[str, Any]]:
     """Return the weighted mean squared error on samples that are left out, and top-1 of classes."""
     strengths = sorted(map(float, strengths))
     error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
     for part in parts:
         total, count = total + part.weights.sum(), count + len(part.weights)
-        if step:
-            step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
+        step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
         for i, outputs in enumerate(_outputs(part, strengths, leave_one_out=leave_one_out)):
             squared, hits = _errors(outputs, part.targets)
             error[i] += part.weights @ squared

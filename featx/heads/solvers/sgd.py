@@ -13,7 +13,7 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.head import Fitted, silence_absent
-from featx.heads.samples.data import TrainingData, shuffled_batches
+from featx.heads.samples.data import Step, TrainingData, no_step, shuffled_batches
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit_sgd(
     *,
     seed: int = 0,
     progress: Callable[[EpochScores], None] | None = None,
-    step: Callable[[str], None] | None = None,
+    step: Step = no_step,
 ) -> Fitted:
     """Return the layer after the last epoch; nothing is held out.
 
@@ -95,8 +95,7 @@ def fit_sgd(
     state = _State(weight, bias, np.zeros_like(weight), np.zeros_like(bias))
     for epoch in range(options.epochs):
         start = time.perf_counter()
-        if step:
-            step(f"Epoch {epoch + 1} of {options.epochs}")
+        step(f"Epoch {epoch + 1} of {options.epochs}")
         rate = options.learning_rate * options.gamma ** (epoch // options.step_size)
         loss, accuracy = 0.0, 0.0
         for rows, x in shuffled_batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from featx.heads.head import NEVER, Fitted, Layer, fold_standardisation
-from featx.heads.samples.data import TrainingData
+from featx.heads.samples.data import Step, TrainingData, no_step
 from featx.heads.samples.folds import Division, HeldOut, divide
 from featx.heads.solvers.linear import STRENGTHS, fixed_strength
 from featx.heads.tasks.losses import log_loss
@@ -22,7 +22,7 @@ def fit_with_sklearn(
     *,
     hold_out: bool = False,
     seed: int = 0,
-    step: Callable[[str], None] | None = None,
+    step: Step = no_step,
 ) -> Fitted:
     """Return scikit-learn's logistic regression, at the strength with the least held-out loss.
 
@@ -36,13 +36,11 @@ def fit_with_sklearn(
         division = divide(data.targets, groups=data.groups, seed=seed)
     if division:
         for number, candidate in enumerate(sorted(strengths), start=1):
-            if step:
-                step(f"Strength {number} of {len(strengths)}, C = {candidate:g}")
+            step(f"Strength {number} of {len(strengths)}, C = {candidate:g}")
             path.append(_cross_validate(data, candidate, division))
     best = min(path, key=lambda pair: pair[0]["log_loss"]) if path else None
     strength = best[0]["strength"] if best else fixed_strength(strengths)
-    if step:
-        step(f"All samples at C = {strength:g}")
+    step(f"All samples at C = {strength:g}")
     layer, evaluations = _fit(data, strength, tolerance=1e-6)
     choice = {
         "head": "linear",
