@@ -105,13 +105,7 @@ def fit_heads(
         progress=progress,
         step=step,
     )
-    in_memory = _fits_into_memory(
-        *(cache, rows),
-        memory=training.memory,
-        solver="mlp" if options.head == "mlp" else options.solver or "lbfgs",
-        few_shot=options.few_shot is not None,
-    )
-    with nullcontext() if in_memory else reading_blocks(cache) as blocks:
+    with nullcontext() if training.fits_into_memory() else reading_blocks(cache) as blocks:
         if options.few_shot:
             heads = training.fit_draws(options.few_shot, blocks)
         else:
@@ -140,6 +134,35 @@ class _Training:
     hold_out: bool  # for a single strength too
     progress: EpochProgress | None
     step: Step
+
+    def fits_into_memory(self) -> bool:
+        """Return whether all features fit into memory, with the copies that training makes.
+
+        Raises:
+            ConfigError: They do not fit, and the solver does not read them in blocks.
+        """
+        options, num_features = self.options, self.cache.num_features
+        solver = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
+        size = 4 * len(self.cache) * num_features
+        needed = size * COPIES["sgd" if options.few_shot else solver]
+        if needed <= self.memory:
+            return True
+        if not options.few_shot:
+            if solver == "sklearn":
+                raise ConfigError(
+                    f"scikit-learn trains in memory: it needs about {_show(needed)} for these "
+                    f"features, and may take {_show(self.memory)}. Use solver='lbfgs', which has "
+                    "the same optimum and reads them in blocks, or allow more by memory=…."
+                )
+            if len(self.rows) <= num_features:
+                raise ConfigError(
+                    f"these features need about {_show(needed)} of memory, and "
+                    f"{_show(self.memory)} may be taken; {len(self.rows):,} samples of "
+                    f"{num_features:,} features are too few to be read in blocks. Allow more by "
+                    "memory=…."
+                )
+        log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
+        return False
 
     def fit_in_memory(self) -> Trained:
         """Return the head, fitted to features in memory."""
@@ -326,35 +349,6 @@ def _slices(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.
     for start in range(0, len(features), at_once):
         where = slice(start, min(start + at_once, len(features)))
         yield where, features[where]
-
-
-def _fits_into_memory(
-    cache: FeatureFile, rows: np.ndarray, *, memory: int, solver: str, few_shot: bool
-) -> bool:
-    """Return whether training holds all features in memory, with the copies that it makes.
-
-    Raises:
-        ConfigError: They do not fit, and the solver does not read them in blocks.
-    """
-    size = 4 * len(cache) * cache.num_features
-    copies = COPIES["sgd" if few_shot else solver]
-    if copies * size <= memory:
-        return True
-    if not few_shot:
-        if solver == "sklearn":
-            raise ConfigError(
-                f"scikit-learn trains in memory: it needs about {_show(copies * size)} for these "
-                f"features, and may take {_show(memory)}. Use solver='lbfgs', which has the same "
-                "optimum and reads them in blocks, or allow more by memory=…."
-            )
-        if len(rows) <= cache.num_features:
-            raise ConfigError(
-                f"these features need about {_show(copies * size)} of memory, and {_show(memory)} "
-                f"may be taken; {len(rows):,} samples of {cache.num_features:,} features are too "
-                "few to be read in blocks. Allow more by memory=…."
-            )
-    log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
-    return False
 
 
 def _show(size: int) -> str:

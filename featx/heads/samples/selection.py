@@ -152,12 +152,7 @@ def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWe
     """Return the weight of each sample, ``(N,)`` float64.
 
     Balanced weights are scikit-learn's: the samples of each class count ``N / number of classes``
-    together, so that all samples still count ``N``.
-
-    Args:
-        labels: Class indices, ``(N,)``.
-        classes: Names in index order.
-        class_weight: By name; a class without one weighs 1.
+    together, so that all samples still count ``N``. A class that is given no weight has 1.
 
     Raises:
         ConfigError: A name is no class, or a weight is not above 0.

@@ -42,13 +42,8 @@ def fit_ridge(
     """Return the ridge solution on all samples, at the strength with the least left-out error.
 
     Where no sample can be left out, the strength nearest to ``linear.FIXED_STRENGTH`` is taken.
-    Classes without samples get logits that lose.
-
-    Args:
-        data: Its targets are class indices, or numbers; of blocks more samples than features.
-        strengths: Values of ``C`` to choose from, at least one.
-        seed: Decides the folds.
-        step: Called with the step under way.
+    Classes without samples get logits that lose. Targets are class indices, or numbers; of blocks
+    there are more samples than features.
     """
     mean, scale = data.standardisation()
     x: np.ndarray | StandardisedBlocks

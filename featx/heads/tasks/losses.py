@@ -67,6 +67,8 @@ class LogisticLoss(Loss, Protocol):
 class Softmax:
     """Softmax cross-entropy; targets are class indices ``(N,)``."""
 
+    divide = staticmethod(divide)
+
     def residual_in_place(
         self, z: np.ndarray, targets: np.ndarray, share: np.ndarray
     ) -> np.ndarray:
@@ -98,11 +100,6 @@ class Softmax:
 
     def top1(self, outputs: np.ndarray, targets: np.ndarray) -> float | None:
         return float((outputs.argmax(axis=1) == targets).mean())
-
-    def divide(
-        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
-    ) -> Division | None:
-        return divide(targets, groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int
@@ -170,6 +167,8 @@ class Sigmoid:
 class Squared:
     """Half the squared error, summed over targets ``(N, k)``."""
 
+    divide = staticmethod(divide)
+
     def error(self, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
         z -= targets
         return z
@@ -179,11 +178,6 @@ class Squared:
     ) -> float:
         squared = np.square(outputs.astype(np.float64) - targets).mean(axis=1)
         return float(np.average(squared, weights=weights))
-
-    def divide(
-        self, targets: np.ndarray, *, groups: np.ndarray | None = None, seed: int
-    ) -> Division | None:
-        return divide(targets, groups=groups, seed=seed)
 
     def hold_out(
         self, targets: np.ndarray, num_parts: int, *, groups: np.ndarray | None = None, seed: int

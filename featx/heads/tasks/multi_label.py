@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import calibrate, fit_tag_temperature
 from featx.heads.tasks.losses import SIGMOID, binary_log_loss, sigmoid
 from featx.heads.tasks.scores import (
@@ -19,7 +18,16 @@ from featx.heads.tasks.scores import (
     wilson_interval,
 )
 from featx.heads.tasks.single_label import calibration_gap, logits_of
-from featx.heads.tasks.task import IMAGES, PRECISION_RECALL, Column, Details, Labels, Task, listed
+from featx.heads.tasks.task import (
+    IMAGES,
+    PRECISION_RECALL,
+    Column,
+    Details,
+    Labels,
+    Task,
+    joined,
+    listed,
+)
 from featx.images.sources.labels import split_tags
 
 log = logging.getLogger(__name__)
@@ -157,12 +165,6 @@ def _loss_and_error(logits: np.ndarray, tags: np.ndarray) -> tuple[float, float]
     return binary_log_loss(logits, tags), error
 
 
-def _choose_thresholds(held_out: HeldOut | None, num_tags: int) -> tuple[float, ...]:
-    if held_out is None:
-        return (EVEN,) * num_tags
-    return choose_thresholds(held_out.logits, held_out.labels)
-
-
 def choose_thresholds(logits: np.ndarray, tags: np.ndarray) -> tuple[float, ...]:
     """Return the threshold of each tag with the best F1 score, in (0, 1).
 
@@ -206,13 +208,6 @@ def thresholds_of(details: Details, num_tags: int) -> tuple[float, ...]:
     if len(numbers) != num_tags or not all(0 < number < 1 for number in numbers):
         raise ValueError(f"it has no {num_tags} thresholds between 0 and 1")
     return tuple(map(float, numbers))
-
-
-def _measure(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], num_tags: int, thresholds: Sequence[float]
-) -> MultiLabelMetrics:
-    logits, tags = map(np.concatenate, zip(*parts, strict=True))
-    return measure_tags(logits, tags, thresholds)
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
@@ -270,10 +265,12 @@ MULTI_LABEL = Task(
     require_trainable=_require_trainable,
     encode=_VaryingTags,
     calibrate=partial(calibrate, fit=fit_tag_temperature, loss_and_error=_loss_and_error),
-    choose_thresholds=_choose_thresholds,
+    choose_thresholds=lambda held_out, num_tags: (
+        choose_thresholds(held_out.logits, held_out.labels) if held_out else (EVEN,) * num_tags
+    ),
     thresholds_of=thresholds_of,
     summarise=lambda outputs, targets: (outputs, targets),
-    measure_parts=_measure,
+    measure_parts=lambda parts, num_outputs, thresholds: measure_tags(*joined(parts), thresholds),
     scores=(MultiLabelMetrics, TagScores, "per_class"),
     columns=(
         IMAGES,

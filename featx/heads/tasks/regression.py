@@ -11,7 +11,7 @@ from featx.errors import SourceError
 from featx.heads.samples.data import Moments
 from featx.heads.tasks.losses import SQUARED
 from featx.heads.tasks.scores import RegressionMetrics, TargetScores, bootstrap_intervals
-from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, listed
+from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, joined, listed
 from featx.images.sources.labels import parse_numbers
 
 log = logging.getLogger(__name__)
@@ -178,13 +178,6 @@ def _scores_of_means(
     return absolute, np.sqrt(squared), np.where(usable, share, np.nan)
 
 
-def _measure(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], num_targets: int, thresholds: Sequence[float]
-) -> RegressionMetrics:
-    values, true = map(np.concatenate, zip(*parts, strict=True))
-    return measure_values(values, true)
-
-
 def _comparable(values: np.ndarray, details: Details) -> np.ndarray:
     mean, scale = unit_of(details, values.shape[1])
     return np.asarray((values - mean) / scale, values.dtype)
@@ -238,7 +231,7 @@ REGRESSION = Task(
     choose_thresholds=lambda held_out, num_outputs: (),
     thresholds_of=lambda details, num_outputs: (),
     summarise=lambda outputs, targets: (outputs, targets),
-    measure_parts=_measure,
+    measure_parts=lambda parts, num_outputs, thresholds: measure_values(*joined(parts)),
     scores=(RegressionMetrics, TargetScores, "per_target"),
     columns=(
         IMAGES,

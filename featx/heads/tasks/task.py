@@ -295,6 +295,12 @@ class Scorer:
         return self._task.measure_parts(self._parts, self._num_outputs, self._thresholds)
 
 
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outputs and targets of all parts, each in one array."""
+    outputs, targets = zip(*parts, strict=True)
+    return np.concatenate(outputs), np.concatenate(targets)
+
+
 def listed(names: Sequence[str]) -> str:
     """Return quoted names, of many the first ten."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
