@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from featx.errors import ConfigError
 from featx.heads.head import Fitted
 from featx.heads.samples.data import Step, TrainingData, no_step
 from featx.heads.samples.folds import NUM_FOLDS, Division, HeldOut, units_of
@@ -219,13 +218,13 @@ def _solve_each(
     samples: Logistic, strengths: Sequence[float], step: Step
 ) -> tuple[list[PathPoint], Solved]:
     """Return the whole path, and the solution at the best strength."""
-    path, best = [], None
-    for solved in _solve_all(samples, strengths, step):
+    solutions = _solve_all(samples, strengths, step)
+    best = next(solutions)
+    path = [best.point]
+    for solved in solutions:
         path.append(solved.point)
-        if best is None or solved.point.log_loss < best.point.log_loss:
+        if solved.point.log_loss < best.point.log_loss:
             best = solved
-    if best is None:
-        raise ConfigError("there are no strengths C to choose from.")
     return path, best
 
 
