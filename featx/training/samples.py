@@ -47,11 +47,7 @@ def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
 
 
 def targets_of(cache: FeatureFile, task: Task) -> Targets:
-    """Return the labels as a task reads them.
-
-    Raises:
-        SourceError: There are none, or one cannot be read.
-    """
+    """Return the labels as a task reads them."""
     if not (cache.labels >= 0).any():
         raise SourceError(
             f"'{cache.path}' has no labels: its images lie in no class folders. Sort them into one "
@@ -62,11 +58,7 @@ def targets_of(cache: FeatureFile, task: Task) -> Targets:
 
 
 def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
-    """Return the labelled training rows, checked, ``(n,)`` int64.
-
-    Raises:
-        SourceError: There are none, or they have nothing to tell apart.
-    """
+    """Return the labelled training rows, checked, ``(n,)`` int64."""
     rows: np.ndarray = cache.rows("train")
     unlabelled = int((~targets.labelled[rows]).sum())
     rows = rows[targets.labelled[rows]]

@@ -18,17 +18,10 @@ _DRAWS = 2e7
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of a class.
-
-    Attributes:
-        num_samples: Labelled samples of the class.
-        num_predicted: Samples that were taken for it.
-        precision: Share of these that are of it, in [0, 1]; None without any.
-        recall: Share of its samples that were recognised, in [0, 1]; None without any.
-    """
+    """Scores of a class; None where there are no samples to measure."""
 
     num_samples: int
-    num_predicted: int
+    num_predicted: int  # samples that were taken for it
     precision: float | None
     precision_low: float | None
     precision_high: float | None
@@ -76,21 +69,12 @@ class Metrics(_Scores):
 
 @dataclass(frozen=True)
 class TagScores:
-    """Scores of a tag.
+    """Scores of a tag; None where there are no samples to measure."""
 
-    Attributes:
-        num_samples: Labelled samples that have the tag.
-        num_predicted: Samples that were given it.
-        threshold: From which probability on it is given.
-        average_precision: Area under its precision-recall curve, in [0, 1]; None without samples.
-        precision: Share of those given it that have it, in [0, 1]; None without any.
-        recall: Share of its samples that were given it, in [0, 1]; None without any.
-    """
-
-    num_samples: int
-    num_predicted: int
-    threshold: float
-    average_precision: float | None
+    num_samples: int  # that have the tag
+    num_predicted: int  # samples that were given it
+    threshold: float  # from which probability on it is given
+    average_precision: float | None  # area under its precision-recall curve
     precision: float | None
     precision_low: float | None
     precision_high: float | None
@@ -128,17 +112,11 @@ class MultiLabelMetrics(_Scores):
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Scores of a target, in its own unit.
-
-    Attributes:
-        mae: Mean absolute error.
-        rmse: Root of the mean squared error.
-        r2: Share of the variance that is explained, at most 1; None where there is no variance.
-    """
+    """Scores of a target, in its own unit."""
 
     mae: float
     rmse: float
-    r2: float | None
+    r2: float | None  # None where there is no variance
 
 
 @dataclass(frozen=True)
