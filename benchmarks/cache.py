@@ -29,9 +29,8 @@ from PIL import Image
 from report import ROOT, table
 
 from featx.extraction.plan import make_plan
-from featx.features.existing import ExistingImages, ExistingRows
 from featx.features.journal import Journal
-from featx.features.publish import publish_features, start_verifier
+from featx.features.publish import ExistingImages, ExistingRows, publish_features, start_verifier
 from featx.features.records import Batch
 from featx.images.decode import content_digest
 from featx.images.sources import Sample, open_source

@@ -28,7 +28,7 @@ from PIL import Image, JpegImagePlugin
 from report import ROOT, machine, table, write_measured
 
 if TYPE_CHECKING:
-    from featx.images.decoders import Decoders
+    from featx.extraction.crops import Decoders
 
 DATA = ROOT.parent / "shared" / "data"
 BACKBONES = ("resnet18", "mobilenet_v3_small", "vit_b_16")
@@ -100,8 +100,8 @@ def decoding(contents: list[bytes]) -> list[list[str]]:
     from torchvision.transforms.v2 import functional
 
     from featx.backbones.catalog import default_preprocess
+    from featx.extraction.crops import Decoders
     from featx.images.decode import MAX_PIXELS, decoded
-    from featx.images.decoders import Decoders
     from featx.images.preprocess import preprocess
 
     spec = default_preprocess("resnet18")

@@ -31,8 +31,8 @@ from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import export_network
 from featx.backbones.weights import open_weights
 from featx.classifier.session import Classifier, open_classifier
-from featx.images.cores import num_cores
 from featx.images.preprocess import preprocess
+from featx.images.reading import num_cores
 
 SMALL, LARGE = (500, 375), (4000, 3000)
 BATCH = 32

@@ -26,7 +26,7 @@ from featx.backbones.graph_cache import read_graph
 from featx.backbones.spec import BackboneSpec
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.options import ExtractOptions
-from featx.images.cores import num_cores
+from featx.images.reading import num_cores
 from featx.stages.extract import extract
 
 Run = Callable[[], int]

@@ -218,6 +218,17 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"1 {one}" if number == 1 else f"{number:,} {several or one + 's'}"
 
 
+def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Join the first few items, and say how many more there are.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a", "b", "c"], 2, "; ")
+    ('a, b and 1 more', 'a; b; and 1 more')
+    """
+    more = len(items) - most
+    end = f"{separator.strip(', ')} and {more} more" if more > 0 else ""
+    return separator.join(items[:most]) + end
+
+
 def first_line(err: Exception) -> str:
     """Return the first line of an error's text, or the name of its type."""
     return str(err).strip().partition("\n")[0] or type(err).__name__

@@ -41,7 +41,7 @@ ALLOWED = {
     "h5py": ("features/",),
     "sklearn": (
         "heads/solvers/with_sklearn.py",
-        "images/sources/digits.py",
+        "images/sources/arrays.py",
         "reporting/summary.py",
     ),
     "matplotlib": ("reporting/plots.py",),
@@ -63,7 +63,7 @@ ALLOWED = {
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),
     "PIL": ("images/", "classifier/runner.py", "reporting/mistakes.py", "stages/predict/"),
-    "pickle": ("images/sources/cifar10.py", "backbones/weights.py"),
+    "pickle": ("images/sources/arrays.py", "backbones/weights.py"),
 }
 HEAVY = (
     "torch",

@@ -20,8 +20,8 @@ from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.seal import HEADER_KEY
 from featx.errors import ArtifactInvalid, ConfigError, first_line
 from featx.heads.tasks import Task, task_of
-from featx.images.cores import num_cores
 from featx.images.preprocess import PreprocessSpec
+from featx.images.reading import num_cores
 
 Provider = str | tuple[str, Mapping[str, Any]]
 """A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""

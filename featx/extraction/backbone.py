@@ -40,22 +40,14 @@ _NUM_CALIBRATED, _NUM_COMPARED = 128, 32
 
 
 class LazyBackbone:
-    """The network that the options ask for, and the engine that runs it.
+    """The network that the options ask for, and the engine that runs it; ``seconds`` it took both.
 
-    Every method that needs them raises ``BackboneError`` where backbone or weights cannot be used,
-    and ``ConfigError`` where an option does not fit the backbone.
-
-    Args:
-        options: Those of the run.
-        progress: Called while weights are downloaded.
-
-    Attributes:
-        seconds: That building or loading both took.
+    Methods raise ``BackboneError`` where backbone or weights cannot be used, and ``ConfigError``
+    where an option does not fit the backbone.
     """
 
     def __init__(self, options: ResolvedOptions, progress: Progress | None = None) -> None:
-        self._options = options
-        self._progress = progress
+        self._options, self._progress = options, progress
         # What it resolves to in fp32 is cached; the ranges of int8 depend on the source, too.
         self._request = replace(options.request, precision="fp32")
         self._found: ResolvedRequest | None = None
@@ -65,12 +57,10 @@ class LazyBackbone:
 
     @property
     def device(self) -> str | None:
-        """The device of the engine; None as long as there is none."""
         return None if self._engine is None else self._engine.device
 
     @property
     def engine_name(self) -> str | None:
-        """The library that runs it; None as long as there is no engine."""
         return None if self._engine is None else self._engine.name
 
     def spec(self) -> BackboneSpec:
@@ -79,12 +69,7 @@ class LazyBackbone:
         return spec if precision == "int8" else replace(spec, precision=precision)
 
     def calibrated(self, pixels: np.ndarray) -> BackboneSpec:
-        """Return the spec of its features in int8, calibrated with ``(n, size, size, 3)`` uint8.
-
-        Raises:
-            BackboneError: It has nothing to quantise, or loses too much by it.
-            ExportError: The network has no graph.
-        """
+        """Return the spec of its features in int8, calibrated with ``(n, size, size, 3)`` uint8."""
         from featx.backbones.int8.calibrate import calibrate, narrowed
         from featx.backbones.int8.quantize import quantize_graph
 
@@ -107,13 +92,6 @@ class LazyBackbone:
             return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
 
     def engine(self, expected: BackboneSpec) -> Engine:
-        """Return the engine that runs it.
-
-        Raises:
-            BackboneError: The weights are not those of the expected features any more.
-            ConfigError: The device is not there.
-            ExportError: The network has no graph, and ONNX Runtime was asked for.
-        """
         with self._timed():
             build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
             self._engine = build(expected)
@@ -221,30 +199,21 @@ def open_backbone(
 
 
 def calibration_pixels(images: ImageSource, spec: PreprocessSpec, *, max_pixels: int) -> np.ndarray:
-    """Return the pixels of at most 128 images, spread evenly over the source's training images.
+    """Return usable images, spread evenly over those for training, ``(n, size, size, 3)`` uint8.
 
-    The same source gives the same pixels, whatever its labels: they are read before it is settled
-    which of the training images are held out for validation. Images that cannot be used are left
-    out.
-
-    Returns:
-        ``(n, size, size, 3)`` uint8, ``1 <= n <= 128``.
+    At most 128. They are read before it is settled which training images become validation.
     """
     samples = images.samples
     own = [number for number, sample in enumerate(samples) if sample.split == "train"]
-    own = own or list(range(len(samples)))
-    chosen = spread(np.array(own), _NUM_CALIBRATED).tolist()
-
-    found = [
-        image
-        for _, _, image in read_images(
-            images,
-            chosen,
-            lambda image: preprocess(image, spec),
-            preprocess=spec,
-            max_pixels=max_pixels,
-        )
-    ]
+    chosen = spread(np.array(own or range(len(samples))), _NUM_CALIBRATED).tolist()
+    read = read_images(
+        images,
+        chosen,
+        lambda image: preprocess(image, spec),
+        preprocess=spec,
+        max_pixels=max_pixels,
+    )
+    found = [image for _, _, image in read]
     usable = [crop for crop in found if isinstance(crop, np.ndarray)]
     if not usable:
         raise SourceError(

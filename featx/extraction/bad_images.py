@@ -22,19 +22,14 @@ from featx.images.sources.entries import extension_of, image_extensions
 
 log = logging.getLogger(__name__)
 
-_KEYS = dict.fromkeys(("source", "output", "num_images", "num_rows", "ignored", "bad")).keys()
+_KEYS = ("source", "output", "num_images", "num_rows", "ignored", "bad")
 
 
 def require_own_files(source: str | Path, output: Path, options: ExtractOptions) -> None:
     """Check that the output is none of the files that an extraction reads.
 
-    A report that would replace a file of the run is not written. Here that is a warning, so that it
-    costs no extraction; ``report_bad`` raises once the rows are kept.
-
-    Raises:
-        ConfigError: It is.
-        ArtifactExists: A file beside the output is a link.
-        ArtifactError: The output is a link that leads nowhere.
+    Of a report, that is a warning here, so that it costs no extraction; ``report_bad`` raises once
+    the rows are kept.
     """
     require_no_links(output)
     require_apart({"the feature file": output}, _files_read(source, options))
@@ -61,16 +56,11 @@ def _files_read(source: str | Path, options: ExtractOptions) -> dict[str, Path]:
 
 
 def require_report_path(path: Path) -> None:
-    """Check that a report may be written: the path is free, or holds a report of a previous run.
-
-    Raises:
-        ArtifactExists: Something else is there.
-        ArtifactError: It cannot be written.
-    """
+    """Check that a report may be written: the path is free, or holds a report of a previous run."""
     require_writable(path, overwrite=True)
     try:
         there = json.loads(path.read_bytes())
-        is_report = isinstance(there, dict) and there.keys() == _KEYS
+        is_report = isinstance(there, dict) and there.keys() == set(_KEYS)
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError):
@@ -93,11 +83,8 @@ def warn_of_temporary(plan: Plan) -> None:
         log.warning(
             "%s left out for reasons other than content, and will be tried again by "
             "the next run: the first is '%s': %s",
-            *(
-                counted(len(temporary), "image is", "images are"),
-                temporary[0].sample_id,
-                temporary[0].reason,
-            ),
+            counted(len(temporary), "image is", "images are"),
+            *temporary[0][:2],
         )
 
 
@@ -107,20 +94,18 @@ def too_many_are_bad(plan: Plan, options: ResolvedOptions) -> bool:
 
 
 def report_bad(plan: Plan, images: ImageSource, output: Path, options: ResolvedOptions) -> None:
-    """Write the report that was asked for; raise if the bad images are no longer acceptable.
-
-    Raises:
-        BadImages: There are any and none may be, there are too many, or there is no other.
-        ConfigError: The report would replace another file of the run.
-        ArtifactError: The report cannot be written.
-    """
-    bad, total = bad_images(plan), len(plan.rows)
+    """Write the report that was asked for; raise if the bad images are no longer acceptable."""
+    bad, total, num_rows = bad_images(plan), len(plan.rows), int((plan.rows >= 0).sum())
     if options.report:
         _require_own_report(options.report, images.uri, output, options)
-        _write(options.report, plan, images, output)
+        listed = [{"sample_id": name, "reason": reason} for name, reason in bad]
+        values = (images.uri, str(output), total, num_rows, dict(images.ignored), listed)
+        report = dict(zip(_KEYS, values, strict=True))
+        with publishing(options.report, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if not bad:
         return
-    kept = f"{counted(int((plan.rows >= 0).sum()), 'other is', 'others are')} kept."
+    kept = f"{counted(num_rows, 'other is', 'others are')} kept."
     if len(bad) == total:
         raise BadImages(bad, total, "None is left.")
     if options.on_error == "fail":
@@ -137,17 +122,3 @@ def report_bad(plan: Plan, images: ImageSource, output: Path, options: ResolvedO
             f"That is more than the {options.max_bad:.2%} allowed by max_bad. Repair them or "
             f"allow more, and run the command again: the {kept}",
         )
-
-
-def _write(path: Path, plan: Plan, images: ImageSource, output: Path) -> None:
-    values = (
-        images.uri,
-        str(output),
-        len(plan.rows),
-        int((plan.rows >= 0).sum()),
-        dict(images.ignored),
-        [{"sample_id": name, "reason": reason} for name, reason in bad_images(plan)],
-    )
-    report = dict(zip(_KEYS, values, strict=True))
-    with publishing(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,26 +1,30 @@
 """From the encoded images of a batch to the crops that the backbone sees.
 
-Threads of one process share Python's lock, which Pillow needs many times an image, and each wait
-for it costs. So the smaller the images, the fewer threads should decode at once; and beside a GPU,
-where decoding is all that the cores do, processes do it.
+Threads of one process share Python's lock, which Pillow needs some twelve times an image, and each
+wait for it costs. So the smaller the images, the fewer threads should decode at once; and beside a
+GPU, where decoding is all that the cores do, processes do it.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import mmap
+import os
+import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Semaphore
 
 import numpy as np
 
-from featx.errors import ImageError
+from featx.errors import ImageError, SourceError
 from featx.images.decode import NO_DIGEST, content_digest, decoded
-from featx.images.decoders import NO_MEMORY, Decoders
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.sources import ImageSource, Stamp
+from featx.isolation.processes import Answer, Processes
 
 KEPT_BYTES = 8 * 2**20
 """Kept of a batch's files. Files beyond it are read again when they are decoded, so that the memory
@@ -32,20 +36,15 @@ threads then decode 1.1 times as fast when they do it one at a time
 _DECODING = 8
 """Threads that decode larger images at once. More of them are slower, however many cores there are:
 16 cores decode 1,210 photos of 500×375 a second with eight threads, 1,108 with sixteen."""
+_NO_MEMORY = "there is too little memory to resize it."
 STEPS = ("read", "decode", "preprocess", "inference", "journal")
 
 
 @dataclass
 class Image:
-    """An image on its way through an extraction.
+    """An image on its way through an extraction; ``reason`` says why it cannot be used.
 
-    Attributes:
-        position: In the source.
-        stamp: Of its file, taken before it was read.
-        content: As long as it is needed; None where it has to be read again.
-        is_new: No image before it has the same content.
-        reason: Why it cannot be used.
-        is_permanent: Whether the reason lies in its content.
+    Its content is kept as long as it is needed, or is None where it has to be read again.
     """
 
     position: int
@@ -60,7 +59,7 @@ class Image:
 
     @property
     def recorded_digest(self) -> bytes:
-        """The digest, but for an image that the next run is to try again."""
+        """The digest; none for an image that the next run is to try again."""
         return self.digest if self.is_permanent else NO_DIGEST
 
     def fail(self, err: ImageError) -> None:
@@ -98,10 +97,7 @@ class CropMaker:
     _large: Semaphore = field(default_factory=lambda: Semaphore(_DECODING), init=False)
 
     def crops(self, images: Sequence[Image], spent: Spent) -> np.ndarray:
-        """Return the crops of the images that can be used, ``(m, size, size, 3)`` uint8.
-
-        The others get their reason; all of them lose their content.
-        """
+        """Return the crops of usable images, ``(m, size, size, 3)``; others get their reason."""
         size = self.spec.image_size
         crops = np.empty((len(images), size, size, 3), dtype=np.uint8)
         are_encoded = not any(isinstance(image.content, np.ndarray) for image in images)
@@ -111,13 +107,10 @@ class CropMaker:
             return crops[: self._fill(crops, images, spent)]
 
     def _semaphore_for(self, images: Sequence[Image]) -> Semaphore:
+        contents = [image.content for image in images]
         sizes = [
-            math.inf
-            if image.content is None
-            else len(image.content)
-            if isinstance(image.content, bytes)
-            else image.content.nbytes
-            for image in images
+            len(content) if isinstance(content, bytes) else getattr(content, "nbytes", math.inf)
+            for content in contents
         ]
         return self._small if sum(sizes) <= _SMALL_BYTES * len(sizes) else self._large
 
@@ -126,20 +119,10 @@ class CropMaker:
         for image in images:
             try:
                 content = self._content(image, spent)
-                with spent.on("decode"):
-                    pixels = decoded(
-                        content,
-                        sample_id=image.sample_id,
-                        max_pixels=self.max_pixels,
-                        preprocess=self.spec,
-                    )
-                with spent.on("preprocess"):
-                    crops[count] = preprocess(pixels, self.spec)
+                crops[count] = _crop(content, image.sample_id, self.spec, self.max_pixels, spent)
                 count += 1
             except ImageError as err:
                 image.fail(err)
-            except MemoryError:
-                image.fail(ImageError(image.sample_id, NO_MEMORY, is_permanent=False))
         return count
 
     def _fill_by_processes(
@@ -150,8 +133,7 @@ class CropMaker:
             outcome = decoders.crops([content for _, content in some], crops[count:])
             for number, error in outcome.errors.items():
                 some[number][0].fail(error)
-            spent.seconds["decode"] += outcome.decode_seconds
-            spent.seconds["preprocess"] += outcome.preprocess_seconds
+            spent.add(outcome.spent)
             count += outcome.num_crops
         return count
 
@@ -185,3 +167,138 @@ class CropMaker:
                     reason = "the file changes while it is read."
                     raise ImageError(image.sample_id, reason, is_permanent=False)
         return content
+
+
+def _crop(
+    content: bytes | np.ndarray,
+    sample_id: str,
+    spec: PreprocessSpec,
+    max_pixels: int,
+    spent: Spent,
+) -> np.ndarray:
+    try:
+        with spent.on("decode"):
+            image = decoded(content, sample_id=sample_id, max_pixels=max_pixels, preprocess=spec)
+        with spent.on("preprocess"):
+            return preprocess(image, spec)
+    except MemoryError as err:
+        raise ImageError(sample_id, _NO_MEMORY, is_permanent=False) from err
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Crops of some encoded images, and errors by image number."""
+
+    num_crops: int
+    errors: dict[int, ImageError]
+    spent: Spent
+
+
+class Decoders:
+    """Processes that make crops of encoded images, at most ``batch_size`` at once.
+
+    Files go to a process through its pipe. Crops come back in memory that all of them share:
+    through the pipe they would be copied four times, a part at a time.
+    """
+
+    def __init__(
+        self, spec: PreprocessSpec, max_pixels: int, *, batch_size: int, workers: int
+    ) -> None:
+        shape = (workers, batch_size, spec.image_size, spec.image_size, 3)
+        settings = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
+        self.batch_size = batch_size
+        with _memory(math.prod(shape)) as descriptor:
+            self._shared = _shared(descriptor, shape)
+            self._processes = Processes(
+                f"{__name__}:begin",
+                workers * [[json.dumps(settings | {"descriptor": descriptor}).encode()]],
+                names=workers * ["that decodes images"],
+                error=SourceError,
+                advice="with fewer workers if the machine ran out of memory",
+                descriptors=[descriptor],
+            )
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(workers):
+            self._free.put(number)
+
+    def crops(self, contents: Sequence[bytes], into: np.ndarray) -> Outcome:
+        """Overwrite the first of ``into``, ``(n, size, size, 3)``, by crops of usable images."""
+        block = self._free.get()
+        try:
+            head = [block, len(contents), *map(len, contents)]
+            answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
+            reply = json.loads(bytes(answer))
+            outcome = Outcome(
+                len(contents) - len(reply["errors"]),
+                {
+                    int(number): ImageError("", reason, is_permanent=is_permanent)
+                    for number, (reason, is_permanent) in reply["errors"].items()
+                },
+                Spent(reply["seconds"]),
+            )
+            into[: outcome.num_crops] = self._shared[block, : outcome.num_crops]
+        finally:
+            self._free.put(block)
+        return outcome
+
+    def close(self) -> None:
+        self._processes.close()
+        self._shared = np.empty(0, np.uint8)
+
+
+@contextmanager
+def _memory(num_bytes: int) -> Iterator[int]:
+    """Yield a file in memory, whose pages live as long as they are mapped."""
+    with _refused():
+        descriptor = os.memfd_create("crops")
+    try:
+        with _refused():
+            os.truncate(descriptor, num_bytes)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _shared(descriptor: int, shape: Sequence[int]) -> np.ndarray:
+    """Return the shared memory as ``(workers, batch_size, size, size, 3)`` uint8."""
+    with _refused():
+        memory = mmap.mmap(descriptor, 0)
+    return np.frombuffer(memory, np.uint8).reshape(shape)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise SourceError(f"Cannot share memory with processes: {err.strerror}.") from err
+
+
+# --- in a process -------------------------------------------------------------------------------
+
+
+def begin(receive: Callable[[], bytes]) -> Answer:
+    """Receive the settings, and return what makes crops of encoded images."""
+    settings = json.loads(receive())
+    spec, max_pixels = PreprocessSpec.from_dict(settings["spec"]), settings["max_pixels"]
+    shared = _shared(settings["descriptor"], settings["shape"])
+
+    def answer(message: bytes) -> bytes:
+        block, count = np.frombuffer(message, np.int64, 2).tolist()
+        crops, errors, spent = shared[block], dict[int, tuple[str, bool]](), Spent()
+        for number, content in enumerate(_contents(message, count)):
+            try:
+                crops[number - len(errors)] = _crop(content, "", spec, max_pixels, spent)
+            except ImageError as err:
+                errors[number] = err.reason, err.is_permanent
+        return json.dumps({"errors": errors, "seconds": spent.seconds}).encode()
+
+    return answer
+
+
+def _contents(message: bytes, count: int) -> Iterator[bytes]:
+    lengths = np.frombuffer(message, np.int64, count, offset=16).tolist()
+    start = 8 * (2 + count)
+    for length in lengths:
+        yield message[start : start + length]
+        start += length

@@ -75,14 +75,7 @@ class ExtractOptions(BackboneOptions):
         require_fit(self.precision or "fp32", self.engine, self.device)
 
     def resolved(self, recorded: Mapping[str, Any] = MappingProxyType({})) -> ResolvedOptions:
-        """Return the options with nothing left open.
-
-        Args:
-            recorded: Those that the file there was made with; empty for a new one.
-
-        Raises:
-            ConfigError: Two of them do not go together.
-        """
+        """Return the options with nothing left open; ``recorded`` are those of the file there."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
             raise ConfigError("max_bad needs on_error='skip'; by default no image may be bad.")

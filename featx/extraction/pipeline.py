@@ -18,17 +18,21 @@ import numpy as np
 
 from featx.backbones.engines import Engine, EngineName, default_batch_size
 from featx.errors import ImageError
-from featx.extraction.crops import KEPT_BYTES, CropMaker, Image, Spent
+from featx.extraction.crops import KEPT_BYTES, CropMaker, Decoders, Image, Spent
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
-from featx.features.existing import ExistingRows
 from featx.features.file import SkippedImage
-from featx.features.records import Batch, require_finite, require_float16, require_no_underflow
-from featx.images.cores import num_cores
+from featx.features.publish import ExistingRows
+from featx.features.records import (
+    Batch,
+    RowBlock,
+    require_finite,
+    require_float16,
+    require_no_underflow,
+)
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
-from featx.images.decoders import Decoders
 from featx.images.preprocess import PreprocessSpec
-from featx.images.reading import map_ahead
+from featx.images.reading import map_ahead, num_cores
 from featx.images.sources import ImageSource
 
 _MIN_READERS = 2
@@ -44,7 +48,7 @@ the same."""
 
 @dataclass(frozen=True)
 class Extracted:
-    """Counts and times of a run of the backbone; ``num_rows`` are those that it computed."""
+    """Counts and times of a run of the backbone, which computed ``num_rows``."""
 
     num_rows: int
     num_animated: int
@@ -64,13 +68,7 @@ class _ImageBatch:
 def start_decoders(
     num_images: int, preprocessing: PreprocessSpec, options: ResolvedOptions
 ) -> Decoders | None:
-    """Start the processes that decode beside a GPU, unless the images are too few for them.
-
-    That takes them some tenths of a second, as long as it takes to bring the network to the GPU.
-
-    Raises:
-        SourceError: A process does not start, or there is no memory to share.
-    """
+    """Start the processes that decode beside a GPU, unless the images are too few for them."""
     batch_size = _batch_size(options, preprocessing, "torch", "cuda")
     workers = options.workers or num_cores()
     if num_images <= workers * batch_size:
@@ -96,22 +94,7 @@ def run_backbone(
     the same bits, as one that was never interrupted. Of images with the same content the backbone
     sees the first, however the threads run.
 
-    Args:
-        engine: Runs the backbone.
-        images: The source.
-        existing: The rows so far; its journal takes the new ones.
-        plan: What is to be done.
-        preprocessing: From pixels to the network's input.
-        options: Batch size, threads, limits, type of the stored features.
-        decoders: Make the crops; None leaves that to the workers.
-        after_batch: Called with the number of images of a batch once it is in the journal; may
-            raise.
-
-    Raises:
-        BackboneError: A feature is NaN or infinite, or the engine fails.
-        ConfigError: A feature does not fit the type, or fp16 loses them all.
-        ArtifactError: The journal cannot be written.
-        SourceError: A process that decodes images is gone.
+    ``after_batch`` is called with the number of images of a batch once it is in the journal.
     """
     start, todo = time.perf_counter(), plan.todo()
     size = _batch_size(options, preprocessing, engine.name, engine.device)
@@ -127,13 +110,7 @@ def run_backbone(
         for batch in batches:
             computed = _checked(batch, existing.journal.num_features, options)
             with batch.spent.on("journal"):
-                rows = _rows(
-                    batch.images,
-                    computed,
-                    existing.next_row,
-                    outcomes,
-                    lambda numbers: rows_at(numbers).features,
-                )
+                rows = _rows(batch.images, computed, existing.next_row, outcomes, rows_at)
                 _enter(batch.images, rows, existing, plan)
             used = [image for image in batch.images if not image.reason]
             num_rows += len(computed)
@@ -155,11 +132,9 @@ def _batch_size(
 def _outcomes_of(existing: ExistingRows) -> _Outcomes:
     outcomes: _Outcomes = {}
     for block in existing.images():
-        digests = block.digests.tobytes()
-        for number, row in enumerate(block.rows.tolist()):
+        for digest, row in zip(block.digests, block.rows.tolist(), strict=True):
             if row >= 0:
-                start = number * DIGEST_BYTES
-                outcomes[digests[start : start + DIGEST_BYTES]] = row
+                outcomes[digest.tobytes()] = row
     outcomes.pop(NO_DIGEST, None)
     return outcomes
 
@@ -243,7 +218,7 @@ def _rows(
     computed: np.ndarray,
     first: int,
     outcomes: _Outcomes,
-    rows_at: Callable[[np.ndarray], np.ndarray],
+    rows_at: Callable[[np.ndarray], RowBlock],
 ) -> np.ndarray:
     """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content."""
     sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
@@ -264,7 +239,7 @@ def _rows(
     rows[own] = computed
     before, here = numbers < first, ~own & (numbers >= first)
     if before.any():
-        rows[before] = rows_at(numbers[before])
+        rows[before] = rows_at(numbers[before]).features
     rows[here] = rows[numbers[here] - first]
     return rows
 

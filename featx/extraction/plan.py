@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featx.errors import ImageError
-from featx.features.existing import ExistingImages, ExistingRows
 from featx.features.file import FeatureFile, SkippedImage
+from featx.features.publish import ExistingImages, ExistingRows
 from featx.features.records import Batch
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST
 from featx.images.reading import read_digests
@@ -43,8 +43,7 @@ class Plan:
     Attributes:
         rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64.
         stamps: Of each sample's file, taken before it was read; ``(N, 3)`` int64.
-        touched: Positions of samples whose stamp is another than their row's, though the content is
-            the same; ascending, int64.
+        touched: Positions of samples whose content is that of their row, but not their stamp.
         skipped: Unusable samples, by position.
         num_removed: Rows and skipped images of the published file that the source has no more.
     """
@@ -73,23 +72,16 @@ def make_plan(
     retry_skipped: bool = False,
     workers: int | None = None,
 ) -> Plan:
-    """Compare a source with the rows there are.
+    """Compare a source with images seen before, the oldest first, by their files' sizes and times.
 
-    Args:
-        images: The source; only its files' sizes and times are looked up, if that is enough.
-        existing: Images seen before, the oldest first.
-        file: The published file, to count what it has and the source has no more.
-        verify_content: Read every file and compare its content hash; try the unusable ones again.
-        retry_skipped: Try the unusable ones again.
-        workers: Threads that read; None takes one per core.
+    ``verify_content`` reads every file and compares its content hash. That, or ``retry_skipped``,
+    tries the unusable ones again. The published file says what the source has no more.
     """
     comparison = _Comparison(images, trust_skipped=not (verify_content or retry_skipped))
     for block in existing:
         comparison.add(block)
-    if file is not None:
-        comparison.count_removed(file)
     comparison.compare_content(everywhere=verify_content, workers=workers)
-    return comparison.plan()
+    return comparison.plan(file)
 
 
 class _Comparison:
@@ -107,7 +99,6 @@ class _Comparison:
         self._rows = np.full(count, -1, dtype=np.int64)  # that the digests are of
         self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
         self._skipped: dict[int, SkippedImage] = {}
-        self._num_removed = 0
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
 
     def add(self, block: ExistingImages) -> None:
@@ -142,10 +133,6 @@ class _Comparison:
                 block.digests[number].tobytes(),
             )
 
-    def count_removed(self, file: FeatureFile) -> None:
-        names = (*file.sample_ids, *(image.sample_id for image in file.skipped))
-        self._num_removed = sum(name not in self._position for name in names)
-
     def compare_content(self, *, everywhere: bool, workers: int | None) -> None:
         """Read the files that look changed, or all, and see whether their content is."""
         doubtful = self._state == _CHANGED
@@ -156,16 +143,20 @@ class _Comparison:
         has_digest = self._digests.any(axis=1)
         doubtful &= ~has_digest | (self._rows >= 0) | self._trust_skipped
         positions = np.flatnonzero(doubtful & (self._state != _NEW))
-        found = read_digests(self._images, positions.tolist(), workers=workers)
-        with closing(found):
+        with closing(read_digests(self._images, positions.tolist(), workers=workers)) as found:
             for position, digest in found:
                 expected = self._digests[position].tobytes()
                 if isinstance(digest, ImageError):
-                    is_same = expected == NO_DIGEST
-                    is_same = is_same and digest.reason == self._skipped[position].reason
+                    was_unread = expected == NO_DIGEST
+                    is_same = was_unread and digest.reason == self._skipped[position].reason
                 else:
                     is_same = digest == expected
-                self._settle(position, is_same=is_same)
+                if not is_same:
+                    self._state[position] = _CHANGED
+                elif self._rows[position] < 0:
+                    self._state[position] = _SKIPPED
+                elif self._state[position] == _CHANGED:
+                    self._state[position] = _TOUCHED
 
     def _is_ambiguous(self) -> np.ndarray:
         """Return which images have a stamp that was seen with several contents; ``(N,)`` bool.
@@ -178,16 +169,11 @@ class _Comparison:
         keys, num_contents = np.unique(distinct[:, 0], return_counts=True)
         return np.isin(_keys_of(self._stamps), keys[(num_contents > 1) & (keys != _NO_KEY)])
 
-    def _settle(self, position: int, *, is_same: bool) -> None:
-        if not is_same:
-            self._state[position] = _CHANGED
-        elif self._rows[position] < 0:
-            self._state[position] = _SKIPPED
-        elif self._state[position] == _CHANGED:
-            self._state[position] = _TOUCHED
-
-    def plan(self) -> Plan:
+    def plan(self, file: FeatureFile | None) -> Plan:
         has_row = np.isin(self._state, (_KEPT, _TOUCHED))
+        seen: tuple[str, ...] = ()
+        if file is not None:
+            seen = (*file.sample_ids, *(image.sample_id for image in file.skipped))
         return Plan(
             rows=np.where(has_row, self._rows, -1),
             stamps=self._stamps,
@@ -198,7 +184,7 @@ class _Comparison:
             },
             num_new=int((self._state == _NEW).sum()),
             num_changed=int((self._state == _CHANGED).sum()),
-            num_removed=self._num_removed,
+            num_removed=sum(name not in self._position for name in seen),
         )
 
 
@@ -207,16 +193,11 @@ def _keys_of(stamps: np.ndarray) -> np.ndarray:
 
     Different stamps hardly ever have the same; ``NEVER_CHANGES`` has ``_NO_KEY``.
     """
-    keys: np.ndarray = (stamps.astype(np.uint64) * _FACTORS).sum(axis=1)
-    return keys
+    return np.asarray((stamps.astype(np.uint64) * _FACTORS).sum(axis=1))
 
 
 def keep_touched(plan: Plan, images: ImageSource, existing: ExistingRows) -> None:
-    """Note in the journal that files which look changed hold what they held.
-
-    Raises:
-        ArtifactError: The journal cannot be written.
-    """
+    """Note in the journal that files which look changed hold what they held."""
     with existing.reading() as rows_at:
         for start in range(0, len(plan.touched), _BLOCK_ROWS):
             chosen = plan.touched[start : start + _BLOCK_ROWS]
@@ -263,8 +244,7 @@ def num_relabelled(
 
     Args:
         file: The file.
-        rows: Number of each sample's row, -1 where it has none; ``(N,)`` int64. Those beyond the
-            file's do not count.
+        rows: Of each sample, as in ``Plan``; those beyond the file's do not count.
         samples: Of the source.
         classes: Of the source.
         splits: Of the samples now, ``(N,)`` uint8; None takes those that the source gives, where
@@ -297,5 +277,4 @@ def _are_regrouped(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     moved = (was == 0) != (now == 0)
     for numbers in (was, now):
         moved |= (numbers > 0) & (np.bincount(numbers)[numbers] > 1)  # goes with several others
-    regrouped: np.ndarray = moved[pair_of]
-    return regrouped
+    return np.asarray(moved[pair_of])

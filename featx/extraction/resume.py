@@ -32,6 +32,7 @@ from featx.errors import (
     BackboneError,
     ConfigError,
     counted,
+    listed,
 )
 from featx.extraction.backbone import LazyBackbone, calibration_pixels
 from featx.extraction.options import ExtractOptions, ResolvedOptions
@@ -39,15 +40,10 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.journal import has_rows, read_settings
 from featx.images.sources import ImageSource
 
-_SHOWN = 3
-
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an extraction; its environment is provenance and not compared.
-
-    ``request`` holds the options, as JSON values, that were resolved to ``spec``.
-    """
+    """The settings of an extraction; ``request`` holds the options that resolved to ``spec``."""
 
     spec: BackboneSpec
     source: str
@@ -61,14 +57,10 @@ class Settings:
     def of_file(cls, header: Header, *, path: Path) -> Self:
         names = ("source", "dtype", "max_pixels", "request", "weights")
         values = {name: header.details.get(name) for name in names}
-        return cls._of(values | {"spec": header.spec, "environment": header.environment}, path=path)
+        return cls.of(values | {"spec": header.spec, "environment": header.environment}, path=path)
 
     @classmethod
-    def of_journal(cls, record: Mapping[str, Any], *, path: Path) -> Self:
-        return cls._of(record.get("settings"), path=path)
-
-    @classmethod
-    def _of(cls, values: Any, *, path: Path) -> Self:
+    def of(cls, values: Any, *, path: Path) -> Self:
         try:
             settings = cls(**(dict(values) | {"spec": BackboneSpec.from_dict(values["spec"])}))
             for value, kind in (
@@ -90,11 +82,9 @@ class Settings:
         return asdict(self) | {"spec": self.spec.to_dict()}
 
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
-        """Return one ``"name: expected …, found …"`` for each setting on which rows depend.
-
-        With a higher limit of pixels than was found, every row is as it would be.
-        """
+        """Return one ``"name: expected …, found …"`` for each setting on which rows depend."""
         wanted, other = self._identity(any_source), found._identity(any_source)
+        # With a higher limit than was found, every row is as it would be.
         other["max_pixels"] = max(other["max_pixels"], wanted["max_pixels"])
         if wanted["precision"] != other["precision"]:  # which says enough
             wanted["calibration"] = other["calibration"]
@@ -130,37 +120,24 @@ class Settings:
 def settle(
     options: ResolvedOptions, images: ImageSource, recorded: list[Settings], backbone: LazyBackbone
 ) -> Settings:
-    """Return the settings of this run.
+    """Return the settings of this run; the backbone is built where nothing recorded helps.
 
     Where the same request was made before, what it resolved to is known without the backbone. So
     a file keeps the ranges it was calibrated with, however its source grows.
-
-    Args:
-        options: Of the run.
-        images: The source.
-        recorded: Of the journal and the file there are.
-        backbone: Is built where nothing recorded helps.
-
-    Raises:
-        BackboneError: Backbone or weights cannot be used, or not in int8.
-        ConfigError: An option does not fit the backbone.
-        SourceError: There is no image to calibrate int8 with.
     """
     request = options.request
-    before = next(
-        (
-            settings
-            for settings in recorded
-            if _is_calibrated_for(settings, images, options)
-            and request.resolves_to(
-                settings.spec.weights_sha256,
-                request=settings.request,
-                origin=settings.weights,
-                environment=settings.environment,
-            )
-        ),
-        None,
+    same = (
+        settings
+        for settings in recorded
+        if _is_calibrated_for(settings, images, options)
+        and request.resolves_to(
+            settings.spec.weights_sha256,
+            request=settings.request,
+            origin=settings.weights,
+            environment=settings.environment,
+        )
     )
+    before = next(same, None)
     return Settings(
         spec=before.spec if before else _new_spec(options, images, backbone),
         source=images.uri,
@@ -191,10 +168,7 @@ def _is_calibrated_for(settings: Settings, images: ImageSource, options: Resolve
 
 @dataclass(frozen=True)
 class ExistingOutput:
-    """The file and the journal of previous runs, and the settings they were made with.
-
-    ``options`` are those of the file, or else of the journal, as ``ExtractOptions`` has them.
-    """
+    """The file and journal of previous runs, with their settings, and the options of either."""
 
     output: Path
     file: FeatureFile | None = None
@@ -239,7 +213,7 @@ class ExistingOutput:
         free = shlex.quote(str(free_path(self.output, name)))
         return ArtifactMismatch(
             self.output,
-            f"'{self.output}' was made with other settings: {_brief(differences)}. "
+            f"'{self.output}' was made with other settings: {listed(differences, 3, '; ')}. "
             + ("If the images were only moved, use verify_content=True. " if only_moved else "")
             + f"Use overwrite=True to replace it, or another output, such as {free}.",
         )
@@ -259,7 +233,8 @@ class ExistingOutput:
             raise ArtifactMismatch(
                 self.output,
                 f"'{partial_path(self.output)}' keeps {counted(num_images, 'image')} of an "
-                f"extraction that was not finished, with other settings: {_brief(differences)}. "
+                "extraction that was not finished, with other settings: "
+                f"{listed(differences, 3, '; ')}. "
                 "Finish it with those, discard it with restart=True, or give another output.",
             )
 
@@ -270,28 +245,16 @@ class ExistingOutput:
         return settings.differences(replace(self.journal_settings, dtype=settings.dtype))
 
 
-def _brief(differences: list[str]) -> str:
-    """Return the first differences; another backbone alone makes a dozen."""
-    more = len(differences) - _SHOWN
-    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
 def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
-    """Return the file and journal at an output; with ``restart``, no journal.
-
-    Raises:
-        ArtifactExists: Something else lies there; or a damaged file, and may not be replaced.
-        ArtifactInvalid: Something that is no journal lies in its place.
-        ArtifactMissing: A file cannot be read.
-        ArtifactBusy: Another program has it open, and may change it.
-    """
+    """Return the file and journal at an output; with ``restart``, no journal."""
     exists = require_replaceable(output, "features")
     partial = partial_path(output)
     record = read_settings(partial)
-    journal = None if options.restart or not record else Settings.of_journal(record, path=partial)
-    recorded: dict[str, Any] = {}
-    if record and journal and has_rows(partial):
-        recorded = _recorded_options(journal, record.get("handling", {}), partial)
+    journal, recorded = None, dict[str, Any]()
+    if record and not options.restart:
+        journal = Settings.of(record.get("settings"), path=partial)
+        if has_rows(partial):
+            recorded = _recorded_options(journal, record.get("handling", {}), partial)
     if not exists:
         return ExistingOutput(output, journal_settings=journal, options=recorded)
     try:
@@ -318,12 +281,7 @@ def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
 
 
 def recorded_source(output: Path) -> str:
-    """Return the source that the file at an output, or its unfinished extraction, is made from.
-
-    Raises:
-        ConfigError: Neither is there.
-        ArtifactError: It cannot be read.
-    """
+    """Return the source that the file at an output, or its unfinished extraction, is made from."""
     if not os.path.lexists(output):
         partial = partial_path(output)
         record = read_settings(partial)
@@ -332,7 +290,7 @@ def recorded_source(output: Path) -> str:
                 f"Say where the images are: '{output}' does not exist yet, which would know. "
                 "Give a folder of images, or another source."
             )
-        return Settings.of_journal(record, path=partial).source
+        return Settings.of(record.get("settings"), path=partial).source
     require_replaceable(output, "features")
     return Settings.of_file(open_features(output, verify=False).header, path=output).source
 

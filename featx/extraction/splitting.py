@@ -11,8 +11,7 @@ import numpy as np
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.features.file import FeatureFile
-from featx.features.held_out import VAL
-from featx.features.splits import MAX_FRACTION, Published, assign_splits, require_fraction
+from featx.features.splits import MAX_FRACTION, VAL, Published, assign_splits, require_fraction
 from featx.images.sources import (
     SPLITS,
     ImageSource,
@@ -29,13 +28,9 @@ _TRAIN = SPLITS.index("train")
 
 @dataclass(frozen=True, eq=False)
 class Splitting:
-    """How the images of a source are split.
+    """How the images of a source are split; ``own`` are the splits that it gives, ``(N,)`` uint8.
 
-    Attributes:
-        own: Splits that the source gives, ``(num_samples,)`` uint8.
-        fraction: Share of each class's training images that becomes validation.
-        published: The file at the output. Its images keep their split, whatever its settings,
-            unless ``resplit``.
+    The images of the published file keep their split, whatever its settings, unless ``resplit``.
     """
 
     images: ImageSource
@@ -52,12 +47,7 @@ class Splitting:
         given: ExtractOptions,
         options: ResolvedOptions,
     ) -> Self:
-        """Return how a run splits: as ``given``, or else as recorded or resolved in ``options``.
-
-        Raises:
-            ConfigError: The fraction is out of range, or another one than the file's, whose images
-                keep their split.
-        """
+        """Return how a run splits: as ``given``, or else as recorded or resolved in ``options``."""
         own, asked = own_splits(images.samples), given.val_fraction
         recorded = None if published is None else _recorded(published, images, options)
         require_fraction(0 if asked is None else asked)
@@ -79,10 +69,10 @@ class Splitting:
         return cls(images, own, fraction, published, given.resplit)
 
     def splits(self, rows: np.ndarray, digests: np.ndarray) -> np.ndarray:
-        """Return the split of each sample, an index into ``SPLITS``; ``(num_samples,)`` uint8.
+        """Return the split of each sample, an index into ``SPLITS``; ``(N,)`` uint8.
 
         Args:
-            rows: Number of each sample's row, ``(num_samples,)`` int64; -1 where it has none.
+            rows: Number of each sample's row, ``(N,)`` int64; -1 where it has none.
             digests: Content hash of each row, ``(num_rows, 16)`` uint8.
         """
         splits, samples = self.own.copy(), self.images.samples
@@ -102,24 +92,16 @@ class Splitting:
         return splits
 
     def _published(self) -> Published | None:
-        """Return the splits that images keep.
-
-        Where the published file's source had validation images of its own, its other images were
-        not chosen for training.
-        """
+        """Return the splits that images keep."""
         file = self.published
         if file is None or self.resplit:
             return None
-        kept = np.full(len(file), True)
-        if file.header.details.get("own_validation"):
-            kept = file.splits == VAL
+        # Beside validation images of the source's own, the others were not chosen for training.
+        kept = file.splits == VAL if file.header.details.get("own_validation") else slice(None)
         return Published(file.digests[kept], file.splits[kept])
 
     def warn_of_labels(self, rows: np.ndarray, digests: np.ndarray, splits: np.ndarray) -> None:
-        """Warn of contents with several labels, and of classes left without training images.
-
-        Arrays are those that ``splits`` takes and returns.
-        """
+        """Warn of contents with several labels, and of classes left without training images."""
         images, kept = self.images, np.flatnonzero(rows >= 0)
         samples = [images.samples[i] for i in kept.tolist()]
         labels = np.array([sample.label for sample in samples], dtype=np.int64)

@@ -1,12 +1,10 @@
 """The cache: one HDF5 file of features, written once and checked whenever it is opened.
 
     lock      one writer per output
-    existing  the rows there are: those of the file, then those of the journal
     splits    validation images where neither source nor file says which; a set of them as text
-    held_out  the choice of validation images among units that stay together
     journal   the rows of an extraction, safe as soon as they are appended
     records   how the journal lies on the disk, and which numbers a row may hold
-    publish   from the journal to the file
+    publish   the rows of file and journal under one numbering; from these to the next file
     file      the reader
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading features block by block, where they do not fit into memory

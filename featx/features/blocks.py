@@ -28,23 +28,13 @@ _AHEAD = 3
 
 @contextmanager
 def reading_blocks(cache: FeatureFile) -> Iterator[FeatureRows]:
-    """Yield all rows of a feature file, for reading block by block.
-
-    Raises:
-        ArtifactMissing: The file is gone.
-        ArtifactInvalid: It was damaged or replaced since it was opened.
-    """
+    """Yield all rows of a feature file, for reading block by block."""
     with cache.same_file() as file, translated(cache.path):
         yield FeatureRows(_Column(cache, file), np.arange(len(cache)))
 
 
 class FeatureRows:
-    """Some rows of a feature file.
-
-    Args:
-        column: What reads them.
-        rows: Their numbers in the file, ascending.
-    """
+    """Some rows of a feature file, by their ascending numbers."""
 
     def __init__(self, column: _Column, rows: np.ndarray) -> None:
         self._column, self._rows = column, rows
@@ -78,9 +68,6 @@ class FeatureRows:
 
         Args:
             order: Of the pieces; None for one after the other, several at once.
-
-        Raises:
-            ArtifactInvalid: The file was damaged or replaced since it was opened.
         """
         column = self._column
         groups = (
@@ -127,14 +114,10 @@ class _Column:
         self.bytes_read = 0
 
     def _find(self) -> list[int]:
-        places = []
-        for piece in range(self._num_pieces):
-            place = self._column.id.get_chunk_info_by_coord(
-                (piece * self.chunk_rows, 0)
-            ).byte_offset
-            if place is None:
-                raise self._damaged()
-            places.append(place)
+        starts = [(piece * self.chunk_rows, 0) for piece in range(self._num_pieces)]
+        places = [self._column.id.get_chunk_info_by_coord(start).byte_offset for start in starts]
+        if None in places:
+            raise self._damaged()
         return places
 
     def read(

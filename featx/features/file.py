@@ -36,12 +36,8 @@ _BLOCK_BYTES = 2**25
 class SkippedImage(NamedTuple):
     """An image without a row.
 
-    Attributes:
-        sample_id: Which.
-        reason: Why it cannot be used.
-        stamp: Of its file when it was read.
-        digest: Content hash, 16 bytes; zeros where its content is not the reason, as of a file that
-            cannot be read, and in files of version 2.
+    Its digest is zeros where its content is not the reason, as of a file that cannot be read, and
+    in files of version 2.
     """
 
     sample_id: str
@@ -111,10 +107,7 @@ class FeatureFile:
 
     @property
     def inputs_sha256(self) -> str:
-        """The sha256 over what a head is made from: all but the times of the images' files.
-
-        It comes from the header, so that it costs nothing.
-        """
+        """The sha256 over what a head is made from: all but the times of the images' files."""
         details = self.header.details
         columns = {name: own for name, own in details["sha256"].items() if name != "stamps"}
         origin = {name: details.get(name) for name in ("source", "weights", "val_fraction")}
@@ -123,12 +116,7 @@ class FeatureFile:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """All rows, ``(N, num_features)`` float32; read when first asked for.
-
-        Raises:
-            ArtifactMissing: The file is gone.
-            ArtifactInvalid: It was damaged or replaced since it was opened.
-        """
+        """All rows, ``(N, num_features)`` float32; read when first asked for."""
         with self.same_file() as file, translated(self.path):
             rows: np.ndarray = file["features"][:]
         if not self.features_checked:
@@ -140,10 +128,6 @@ class FeatureFile:
         """Yield a function from row numbers ``(n,)`` to rows ``(n, num_features)`` float32.
 
         It reads from the file what it is asked for; cheapest when the numbers ascend.
-
-        Raises:
-            ArtifactMissing: The file is gone.
-            ArtifactInvalid: It was damaged or replaced since it was opened.
         """
         with self.same_file() as file:
 
@@ -155,12 +139,7 @@ class FeatureFile:
 
     @contextmanager
     def same_file(self) -> Iterator[h5py.File]:
-        """Yield the HDF5 file, open for reading.
-
-        Raises:
-            ArtifactMissing: The file is gone.
-            ArtifactInvalid: It was damaged or replaced since it was opened.
-        """
+        """Yield the HDF5 file, open for reading, unless it was replaced since it was opened."""
         file, header = _open(self.path)
         with file:
             if header != self.header:  # its checksums tell one content from another
@@ -170,11 +149,7 @@ class FeatureFile:
             yield file
 
     def rows(self, split: str) -> np.ndarray:
-        """Return the row numbers of a split, ascending, int64.
-
-        Raises:
-            ConfigError: There is no split of that name.
-        """
+        """Return the row numbers of a split, ascending, int64."""
         require_choice("split", split, SPLITS)
         return np.flatnonzero(self.splits == SPLITS.index(split))
 

@@ -46,18 +46,8 @@ _NONE = -1
 class Journal:
     """The journal of one output: opened if it exists, else made at the first batch.
 
-    Args:
-        output: The feature file that the rows are for.
-        num_features: Length of a row.
-
-    Attributes:
-        settings: What the rows depend on, JSON values; None until ``begin`` in a new one.
-        num_rows: Rows in it.
-        num_images: Images in it, those without a row included.
-
-    Raises:
-        ArtifactInvalid: Something that is no journal lies at its path.
-        ArtifactError: It cannot be opened.
+    Its settings are what the rows depend on, JSON values; None until ``begin`` in a new one. Its
+    images include those without a row. The disk's failures are ``ArtifactError``.
     """
 
     def __init__(self, output: Path, *, num_features: int) -> None:
@@ -81,11 +71,7 @@ class Journal:
                 raise
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Forget every batch, and begin with these settings at the next one.
-
-        Raises:
-            ArtifactError: The disk failed.
-        """
+        """Forget every batch, and begin with these settings at the next one."""
         self.settings, self.num_rows, self.num_images, self._end = settings, 0, 0, 0
         self._offsets, self._first_rows = array("q"), array("q")
         if self._descriptor != _NONE:
@@ -96,11 +82,7 @@ class Journal:
                 raise self._error(err) from err
 
     def append(self, batch: Batch) -> None:
-        """Add a batch; on the disk within about a second, or 4,096 rows.
-
-        Raises:
-            ArtifactError: The disk is full or failed; all batches before are kept.
-        """
+        """Add a batch; on the disk within about a second, or 4,096 rows."""
         try:
             if not self._end:
                 self._create()
@@ -115,11 +97,7 @@ class Journal:
             raise self._error(err) from err
 
     def sync(self) -> None:
-        """Wait until every batch is on the disk.
-
-        Raises:
-            OSError: The disk failed.
-        """
+        """Wait until every batch is on the disk; an ``OSError`` is passed on."""
         if self._unsynced:
             storage.sync(self._descriptor)
         self._unsynced, self._synced_at = 0, time.monotonic()
@@ -143,11 +121,7 @@ class Journal:
         return RowBlock(features, digests, stamps)
 
     def digests(self) -> np.ndarray:
-        """Return the content hashes of all rows, ``(num_rows, 16)`` uint8; no row is read.
-
-        Raises:
-            ArtifactError: The journal cannot be read.
-        """
+        """Return the content hashes of all rows, ``(num_rows, 16)`` uint8; no row is read."""
         try:
             parts = [unpack_digests(self._descriptor, offset) for offset in self._offsets]
         except (OSError, ValueError, struct.error) as err:
@@ -250,13 +224,7 @@ class Journal:
 
 
 def read_progress(path: Path) -> tuple[int, int]:
-    """Return how many images a journal holds, and how many its source has.
-
-    Raises:
-        ArtifactMissing: There is no journal.
-        ArtifactInvalid: It is no journal.
-        ArtifactError: It cannot be read.
-    """
+    """Return how many images a journal holds, and how many its source has."""
     with _reading(path) as descriptor:
         scan = Scan(descriptor, path)
         settings = scan.settings() or {}
@@ -266,12 +234,7 @@ def read_progress(path: Path) -> tuple[int, int]:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """Return record 0 of a journal; None where there is no journal, or no whole record 0.
-
-    Raises:
-        ArtifactInvalid: Something that is no journal lies there.
-        ArtifactError: It cannot be read.
-    """
+    """Return record 0 of a journal; None where there is no journal, or no whole record 0."""
     try:
         with _reading(path) as descriptor:
             return Scan(descriptor, path).settings()
@@ -280,13 +243,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def has_rows(path: Path) -> bool:
-    """Return whether a journal holds a row, and not just images that cannot be used.
-
-    Raises:
-        ArtifactMissing: There is no journal.
-        ArtifactInvalid: It is no journal.
-        ArtifactError: It cannot be read.
-    """
+    """Return whether a journal holds a row, and not just images that cannot be used."""
     with _reading(path) as descriptor:
         scan = Scan(descriptor, path)
         return scan.settings() is not None and any(rows for _, _, rows in scan.batches())

@@ -27,12 +27,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, 524)
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the lock on an output, and make its folder; without the lock nothing is touched.
-
-    Raises:
-        ArtifactBusy: Another process holds it; the message names host, process and start time.
-        ArtifactError: The lock file or its folder cannot be made.
-    """
+    """Hold the lock on an output, and make its folder; ``ArtifactBusy`` where another has it."""
     path = beside(output, ".lock")
     made = _make_folder(path.parent)
     try:
@@ -94,27 +89,24 @@ def _lock(descriptor: int, path: Path, output: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as err:
-        holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
         raise ArtifactBusy(
             output,
-            f"'{output}' is being written by {holder or 'another process'}. Wait for it, or give "
-            "another output.",
+            f"'{output}' is being written by {_holder(descriptor) or 'another process'}. Wait for "
+            "it, or give another output.",
         ) from err
     except OSError as err:
         if err.errno not in _UNSUPPORTED:
             raise ArtifactError(output, f"Cannot lock '{path}': {err.strerror}.") from err
-        _require_unsigned(descriptor, path, output)
+        if holder := _holder(descriptor):
+            raise ArtifactBusy(
+                output,
+                f"'{output}' may be in use by {holder}, and its file system cannot tell. If that "
+                f"process has ended, delete '{path}'.",
+            ) from err
 
 
-def _require_unsigned(descriptor: int, path: Path, output: Path) -> None:
-    """Check, where the file system has no locks, that no process has signed the file."""
-    holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
-    if holder:
-        raise ArtifactBusy(
-            output,
-            f"'{output}' may be in use by {holder}, and its file system cannot tell. If that "
-            f"process has ended, delete '{path}'.",
-        )
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
 
 
 def _is_still_there(descriptor: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""From the journal to the feature file: written, verified by a fresh process, moved into place."""
+"""From file and journal to the next file: written, verified in a fresh process, moved in place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.existing import ExistingRows
+from featx.features.file import FeatureFile
+from featx.features.journal import Journal
 from featx.features.records import RowBlock
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Sample, Stamp, group_numbers, own_splits
@@ -30,6 +31,87 @@ _SLOWEST_BYTES_PER_SECOND = 5e6
 _CHUNK_BYTES = 2**20
 _HDF5_CHUNK_BYTES = 128  # checksum and place in the index; measured: below 50
 _HDF5_BYTES = 2**16  # superblock, groups, the roots of six indices; measured: below 20 kB
+
+
+@dataclass(frozen=True)
+class ExistingImages:
+    """Images of previous runs, columns as in ``Batch``; their rows' numbers, -1 where none."""
+
+    sample_ids: tuple[str, ...]
+    rows: np.ndarray
+    stamps: np.ndarray
+    digests: np.ndarray
+    reasons: tuple[str, ...]
+
+
+class ExistingRows:
+    """Rows under one numbering: the file's, then the journal's in the order they were added."""
+
+    def __init__(self, file: FeatureFile | None, journal: Journal) -> None:
+        self.file, self.journal = file, journal
+        self.num_in_file = 0 if file is None else len(file)
+
+    @property
+    def next_row(self) -> int:
+        """The number of the next row that is added to the journal."""
+        return self.num_in_file + self.journal.num_rows
+
+    def digests(self) -> np.ndarray:
+        """Return the content hash of each row, ``(next_row, 16)`` uint8."""
+        journal = self.journal.digests()
+        return journal if self.file is None else np.concatenate([self.file.digests, journal])
+
+    def images(self) -> Iterator[ExistingImages]:
+        """Yield the images of the file, then those of the journal."""
+        if self.file is not None:
+            yield from images_in_file(self.file)
+        first = self.num_in_file
+        for batch in self.journal.batches():
+            has_row = batch.has_row
+            rows = np.where(has_row, first + np.cumsum(has_row) - 1, -1)
+            first += int(has_row.sum())
+            yield ExistingImages(batch.sample_ids, rows, batch.stamps, batch.digests, batch.reasons)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
+        """Yield a function from row numbers ``(n,)`` int64 to their rows."""
+        with nullcontext() if self.file is None else self.file.reading() as rows_in_file:
+            yield lambda numbers: self._rows_at(numbers, rows_in_file)
+
+    def _rows_at(
+        self, numbers: np.ndarray, rows_in_file: Callable[[np.ndarray], np.ndarray] | None
+    ) -> RowBlock:
+        old = numbers < self.num_in_file
+        block = RowBlock(
+            features=np.empty((len(numbers), self.journal.num_features), dtype=np.float32),
+            digests=np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8),
+            stamps=np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64),
+        )
+        if self.file is not None and rows_in_file is not None and old.any():
+            block.features[old] = rows_in_file(numbers[old])
+            block.digests[old] = self.file.digests[numbers[old]]
+            block.stamps[old] = self.file.stamps[numbers[old]]
+        if not old.all():
+            added = self.journal.rows(numbers[~old] - self.num_in_file)
+            for column, values in zip(block, added, strict=True):
+                column[~old] = values
+        return block
+
+
+def images_in_file(file: FeatureFile) -> Iterator[ExistingImages]:
+    """Yield the rows of a file, then the images it was made without."""
+    yield ExistingImages(
+        file.sample_ids, np.arange(len(file)), file.stamps, file.digests, ("",) * len(file)
+    )
+    skipped = file.skipped
+    if skipped:
+        yield ExistingImages(
+            tuple(image.sample_id for image in skipped),
+            np.full(len(skipped), -1),
+            np.array([image.stamp for image in skipped], dtype=np.int64),
+            np.array([list(image.digest) for image in skipped], dtype=np.uint8),
+            tuple(image.reason for image in skipped),
+        )
 
 
 def publish_features(
@@ -46,24 +128,19 @@ def publish_features(
 ) -> Header:
     """Write a feature file and return its header, completed by row count and checksums.
 
-    Memory does not grow with the number of rows.
+    Memory does not grow with the number of rows. The output's lock is held.
 
     Args:
-        path: Where to; its lock is held.
+        path: Where to.
         header: Everything but row count and checksums.
         existing: The rows.
         samples: All of the source, in the order of the file.
         rows: Number of each sample's row, -1 where it has none; ``(num_samples,)`` int64, at least
             one of them 0 or more.
         verifier: From ``start_verifier``, entered; it reads the file before it gets its name.
-        splits: Of each sample, an index into ``SPLITS``, ``(num_samples,)`` uint8; None takes those
-            that the source gives.
+        splits: Of each sample, ``(num_samples,)`` uint8; None takes those that the source gives.
         dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
         overwrite: Replace what is there.
-
-    Raises:
-        ArtifactExists: Something is there and ``overwrite`` is false.
-        ArtifactError: The disk is full or failed; nothing is left behind.
     """
     header_bytes = len(header.to_json())
     if header_bytes > MAX_HEADER_BYTES // 2:
@@ -98,13 +175,7 @@ def publish_features(
 
 
 def start_verifier(num_bytes: int = 0) -> IsolatedCall:
-    """Return a process, not yet begun, that checks a feature file as any reader will.
-
-    Entered early, it starts up while there is other work.
-
-    Args:
-        num_bytes: About the size of the file, which decides how long reading it may take.
-    """
+    """Return a process, not yet begun, that checks a feature file of about this size."""
     limits = Limits(seconds=_VERIFY_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND)
     return IsolatedCall("featx.features.file:verify_features", limits=limits)
 

@@ -1,9 +1,7 @@
 """Rows: which values they may hold, and how they lie in the records of a journal.
 
-Each record has its number, its length and a CRC32. Record 0 holds the settings as JSON; every other
-one holds a batch: the outcome of some images. A record counts only when it is whole, so whatever
-ends a process costs at most the batch it was writing. Reading stops at the first that does not
-verify.
+A record counts only when it is whole, so whatever ends a process costs at most the batch it was
+writing. Record 0 holds the settings as JSON, every other one a batch: the outcome of some images.
 
 Layout, little-endian: ``magic (4) | number u32 | payload length u64 | CRC32 u32 | payload``; the
 CRC covers everything but itself. The payload of a batch is ``images u32 | rows u32 | text bytes
@@ -25,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx.artifact import JOURNAL_MAGIC as MAGIC
-from featx.errors import ArtifactInvalid, BackboneError, ConfigError
+from featx.errors import ArtifactInvalid, BackboneError, ConfigError, listed
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
 
@@ -41,7 +39,6 @@ DType = Literal["float32", "float16"]
 MAX_FLOAT16_LOSS = 1e-3
 """Largest ‖x − float16(x)‖ / ‖x‖ of a row. Rounding alone gives at most 2⁻¹¹ = 4.9e-4; what is
 above has lost small values to underflow."""
-_NAMES_SHOWN = 10
 _MANY = 8
 _HEAD = struct.Struct("<4sIQI")
 _COUNTS = struct.Struct("<III")
@@ -192,10 +189,7 @@ def unpack(payload: bytes, num_features: int) -> Batch:
 
 
 def unpack_digests(descriptor: int, offset: int) -> np.ndarray:
-    """Return the digests of the rows of a batch that was verified, ``(num_rows, 16)`` uint8.
-
-    Neither its text nor its rows are read.
-    """
+    """Return the digests of the rows of a batch that was verified; only they are read."""
     offset += _HEAD.size
     num_images = _COUNTS.unpack(os.pread(descriptor, _COUNTS.size, offset))[0]
     content = os.pread(descriptor, num_images * ENTRY.itemsize, offset + _COUNTS.size)
@@ -218,30 +212,19 @@ def count_images(descriptor: int, offset: int) -> int:
 
 
 def require_finite(features: np.ndarray, sample_ids: Sequence[str]) -> None:
-    """Check that rows ``(n, num_features)`` hold numbers.
-
-    Raises:
-        BackboneError: A value is NaN or infinite; the message names the images.
-    """
+    """Check that rows ``(n, num_features)`` hold numbers, none of them NaN or infinite."""
     bad = [
         name for name, row in zip(sample_ids, features, strict=True) if not np.isfinite(row).all()
     ]
     if bad:
-        names = ", ".join(f"'{name}'" for name in bad[:_NAMES_SHOWN])
-        more = f" and {len(bad) - _NAMES_SHOWN} more" if len(bad) > _NAMES_SHOWN else ""
+        names = listed([f"'{name}'" for name in bad], 10)
         raise BackboneError(
-            f"The backbone gives NaN or infinite features for {names}{more}. Check its weights."
+            f"The backbone gives NaN or infinite features for {names}. Check its weights."
         )
 
 
 def require_no_underflow(features: np.ndarray) -> None:
-    """Check that rows ``(n, num_features)`` calculated in fp16 are not all zero.
-
-    Some images may well give zeros, black ones for instance; so fewer than eight pass.
-
-    Raises:
-        ConfigError: They are.
-    """
+    """Check that rows ``(n, num_features)`` calculated in fp16 are not all zero; a few may be."""
     if len(features) >= _MANY and not features.any():
         raise ConfigError(
             f"In fp16 all features of {len(features)} images are zero: there is nothing between 0 "
@@ -251,11 +234,7 @@ def require_no_underflow(features: np.ndarray) -> None:
 
 
 def require_float16(features: np.ndarray, sample_ids: Sequence[str]) -> None:
-    """Check that rows ``(n, num_features)`` survive being stored as float16.
-
-    Raises:
-        ConfigError: A value overflows, or a row loses more than ``MAX_FLOAT16_LOSS``.
-    """
+    """Check that no row ``(n, num_features)`` overflows in float16, or loses too much by it."""
     if not features.size:
         return
     largest = np.abs(features).max(axis=1)

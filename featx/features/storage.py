@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from featx.errors import ArtifactError
@@ -35,14 +35,13 @@ def truncate(descriptor: int, length: int) -> None:
 class Disk:
     """A file as HDF5 uses one, whose space is claimed first and whose first failure is kept.
 
-    After a failure it pretends to work on, and ``check`` raises: what HDF5 makes of
-    an error depends on where it is and can be a crash.
+    After a failure it pretends to work on, because HDF5 may crash on an error; ``check`` raises it.
     """
 
     descriptor: int
     position: int = 0
     length: int = 0
-    failure: OSError | None = field(default=None)
+    failure: OSError | None = None
 
     @classmethod
     def open(cls, path: Path, *, room: int, output: Path) -> Disk:

@@ -5,9 +5,7 @@
     containers   the format of a file, its metadata, and what it may cost
     rgb          modes, depths and transparency → RGB; TIFFs that Pillow would misread
     preprocess   the spec of resize, crop and arithmetic; the geometry
-    decoders     processes that do both, beside a GPU
-    cores        how many there are, by scheduler and CPU quota
-    reading      a source's images, read and decoded ahead by threads
+    reading      a source's images, read and decoded ahead by threads, one per core
     edge_cases   images that are hard to preprocess, made from ordinary ones, for proofs
 
 Uses numpy and Pillow only, so that predicting needs nothing more.

@@ -67,11 +67,7 @@ _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif"}
 
 
 def check_max_pixels(max_pixels: int) -> None:
-    """Refuse a limit that cannot be: it may only be lowered.
-
-    Raises:
-        ConfigError: It is below 1, or above ``MAX_PIXELS``, where Pillow itself refuses an image.
-    """
+    """Refuse a limit that is none, or above ``MAX_PIXELS``: it may only be lowered."""
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise ConfigError(f"max pixels must be a whole number; got {max_pixels!r}.")
     if not 1 <= max_pixels <= MAX_PIXELS:
@@ -97,8 +93,7 @@ def decoded(
     """Return an image as ``preprocess`` takes it with the fewest copies.
 
     Args:
-        content: An encoded image, or its pixels ``(height, width, 3)``, which are taken as they
-            are.
+        content: An encoded image, or its pixels ``(height, width, 3)``, taken as they are.
         sample_id: Names the image in errors.
         max_pixels: Height times width allowed, of the whole image.
         preprocess: What the pixels are for; None decodes in full.
@@ -134,11 +129,7 @@ def _is_short_of_memory(content: bytes) -> bool:
 
 
 def read_image_file(path: str | Path, *, sample_id: str) -> bytes:
-    """Return the content of a regular file; a pipe or device is refused instead of waited for.
-
-    Raises:
-        ImageError: It is missing, unreadable, too large or not a regular file.
-    """
+    """Return the content of a regular file; a pipe or device is refused instead of waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -267,10 +258,6 @@ def rgb_image(image: Image.Image, *, sample_id: str, max_pixels: int = MAX_PIXEL
     """Return an open PIL image by the same rules: upright, of mode RGB.
 
     They are taken as they are: to scale a JPEG while it is decoded would change the caller's image.
-
-    Raises:
-        ImageError: It is damaged, too large, too narrow, or of a mode that is refused.
-        ConfigError: ``max_pixels`` is out of range.
     """
     check_max_pixels(max_pixels)
     try:
@@ -310,19 +297,11 @@ def _rgb(
             f"mode '{image.mode}' (signed, floating-point or 32-bit grey) has no known range; "
             "convert it to 8 or 16 bits.",
         )
-    if preprocess:
-        _scale(image, preprocess)
-    return _upright(image, content)
-
-
-def _scale(image: Image.Image, preprocess: PreprocessSpec) -> None:
-    """Have a JPEG decoded at part of its size, where the spec wants that and the size allows it.
-
-    An image that lies on its side is resized lying, so its EXIF orientation makes no difference.
-    """
-    smallest = draft_size(image.height, image.width, preprocess)
+    # One that lies on its side is resized lying, so its EXIF orientation makes no difference.
+    smallest = draft_size(height, width, preprocess) if preprocess else None
     if smallest and isinstance(image, JpegImagePlugin.JpegImageFile):
         image.draft(None, smallest[::-1])
+    return _upright(image, content)
 
 
 def _upright(image: Image.Image, content: bytes | None) -> Image.Image:

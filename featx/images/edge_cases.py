@@ -18,12 +18,8 @@ def edge_cases(pixels: np.ndarray, *, image_size: int) -> dict[str, np.ndarray]:
     """Return a grey, a rotated, a tiny, a large and a panoramic version of an image, by kind.
 
     The first two go through an encoded file: the grey one has a single channel there, the rotated
-    one lies on its side, and its EXIF orientation says so. All are ``(height, width, 3)`` uint8.
-
-    Args:
-        pixels: ``(height, width, 3)`` uint8, RGB.
-        image_size: Of the backbone; the tiny image is a third of it, the large one more than
-            twice.
+    one lies on its side, and its EXIF orientation says so. The tiny image is a third of the
+    backbone's, the large one more than twice. All are RGB, ``(height, width, 3)`` uint8.
     """
     image = Image.fromarray(pixels)
     short, panorama = min(image.size), 4 * image.width
@@ -41,10 +37,7 @@ def edge_cases(pixels: np.ndarray, *, image_size: int) -> dict[str, np.ndarray]:
 
 
 def rotated_by_exif(pixels: np.ndarray) -> np.ndarray:
-    """Return an image read from a file in which it lies on its side, marked so by EXIF.
-
-    Both are ``(height, width, 3)`` uint8.
-    """
+    """Return an image read from a file in which it lies on its side, marked so by EXIF."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = _ROTATED_LEFT
     return _through_file(Image.fromarray(np.ascontiguousarray(np.rot90(pixels))), exif=exif)

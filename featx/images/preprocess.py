@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -102,21 +102,16 @@ class PreprocessSpec:
         new_size = self.image_size if image_size is None else image_size
         follows = image_size is not None or new_crop == "none"
         default = new_size if follows else self.resize
-        return PreprocessSpec(
+        return replace(
+            self,
             image_size=new_size,
             resize=default if resize is None else resize,
-            mean=self.mean,
-            std=self.std,
             crop=new_crop,
-            interpolation=self.interpolation,
             decode=self.decode if decode is None else decode,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON values.
-
-        Full decoding is left out, so that it keeps the fingerprint it had when there was no other.
-        """
+        """Return the spec as JSON values, without full decoding: once there was no other."""
         values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
         if self.decode == "full":
             del values["decode"]
@@ -124,11 +119,7 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the spec that ``to_dict`` described.
-
-        Raises:
-            ConfigError: A value is missing, unknown or out of range.
-        """
+        """Return the spec that ``to_dict`` described."""
         try:
             mean, std = tuple(values["mean"]), tuple(values["std"])
             return cls(**(dict(values) | {"mean": mean, "std": std}))
@@ -181,17 +172,15 @@ def crop_offset(length: int, image_size: int) -> int:
 
 
 def resize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Return the image at the size it is cropped from, ``(height, width, 3)`` uint8.
+    """Return RGB pixels, ``(height, width, 3)`` uint8, at the size they are cropped from."""
+    return np.asarray(_resized(Image.fromarray(pixels), spec))
 
-    Args:
-        pixels: RGB, shape ``(height, width, 3)``, uint8.
-        spec: Gives size and filter.
-    """
-    height, width = resized_shape(pixels.shape[0], pixels.shape[1], spec)
-    if (height, width) == pixels.shape[:2]:
-        return pixels
-    image = Image.fromarray(pixels).resize((width, height), _FILTERS[spec.interpolation])
-    return np.asarray(image)
+
+def _resized(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    height, width = resized_shape(image.height, image.width, spec)
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), _FILTERS[spec.interpolation])
 
 
 def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:
@@ -212,14 +201,8 @@ def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np
     """Return the resized image, cropped to a square from which the backbone's crop is cut.
 
     ``preprocess(resized_square(pixels, spec), spec)`` equals ``preprocess(pixels, spec)``, so a
-    graph that does both has only the crop left to do, and images of all sizes get one size.
-
-    Args:
-        pixels: RGB, shape ``(height, width, 3)``, uint8; or a PIL image of mode RGB.
-        spec: The geometry.
-
-    Returns:
-        RGB, shape ``(resize, resize, 3)``, uint8.
+    graph that does both has only the crop left to do, and images of all sizes get one size,
+    ``(resize, resize, 3)`` uint8.
     """
     return _centre_crop(pixels, spec, side=spec.resize)
 
@@ -227,12 +210,10 @@ def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np
 def _centre_crop(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side: int) -> np.ndarray:
     """Return the middle of the resized image, ``(side, side, 3)``."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    height, width = resized_shape(image.height, image.width, spec)
-    if image.size != (width, height):
-        image = image.resize((width, height), _FILTERS[spec.interpolation])
+    image = _resized(image, spec)
     margin = crop_offset(side, spec.image_size)
-    top = crop_offset(height, spec.image_size) - margin
-    left = crop_offset(width, spec.image_size) - margin
+    top = crop_offset(image.height, spec.image_size) - margin
+    left = crop_offset(image.width, spec.image_size) - margin
     # Resizing the crop alone, by Pillow's "box", would be faster, but moves some values by one.
     box = (left, top, left + side, top + side)
     return np.asarray(image if box == (0, 0, *image.size) else image.crop(box))

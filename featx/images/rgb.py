@@ -28,7 +28,7 @@ _BIG = (b"+\0", b"\0+")
 
 def to_rgb(image: Image.Image, content: bytes | None = None) -> Image.Image:
     """Return an image's pixels, mode RGB, as they are stored; loads the image."""
-    if _is_tiff(image) and _rawmode(image):
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _rawmode(image):
         _check_tiff(image)
     if content is not None and (rawmode := _deep_rawmode(image)):
         return _deep(image, content, rawmode)
@@ -164,14 +164,8 @@ def _blocks(height: int, width: int) -> Iterator[slice]:
 # --- TIFF ---------------------------------------------------------------------------------------
 
 
-def _is_tiff(image: Image.Image) -> bool:
-    """Return whether an open image has the tags of a TIFF."""
-    return isinstance(image, TiffImagePlugin.TiffImageFile)
-
-
-def _check_tiff(image: Image.Image) -> None:
+def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     """Refuse a TIFF that Pillow would misread; set right what can be, before it is loaded."""
-    assert isinstance(image, TiffImagePlugin.TiffImageFile)
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     if photometric is None:
@@ -207,16 +201,19 @@ def _grey_range(image: Image.Image) -> tuple[int, bool]:
 
 def _is_premultiplied(image: Image.Image) -> bool:
     """Return whether the colours of an open image are multiplied by its opacity."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    return _tuple(image.tag_v2.get(_EXTRA_SAMPLES, ()))[:1] == (_ASSOCIATED,)
+    return _extra_samples(image) == (_ASSOCIATED,)
 
 
 def _has_unknown_band(image: Image.Image) -> bool:
     """Return whether an open image has a fourth band that may be opacity, or anything else."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode != "RGBA":
-        return False
-    return _tuple(image.tag_v2.get(_EXTRA_SAMPLES, ()))[:1] in ((), (_COREL,))
+    return image.mode == "RGBA" and _extra_samples(image) in ((), (_COREL,))
+
+
+def _extra_samples(image: Image.Image) -> tuple[int, ...] | None:
+    """Return the meaning that a TIFF gives to its first band beside the colours."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    return _tuple(image.tag_v2.get(_EXTRA_SAMPLES, ()))[:1]
 
 
 def describe_tiff(content: bytes) -> str:

@@ -1,10 +1,8 @@
 """Calling a function on a file in a process of its own, under limits.
 
 The library that reads a file may crash or hang on it, where no ``except`` helps. In here that is an
-error like any other: the process that met it is gone, and the caller hears why.
-
-Nothing but text passes between the two: the path on the child's standard input, one line of JSON on
-its standard output. The end of that input means that the caller is gone.
+error like any other. Nothing but text passes between the two: the path on the child's standard
+input, whose end means that the caller is gone, and one line of JSON on its standard output.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import resource
 import signal
 import subprocess
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,12 +30,9 @@ _SPARE_SECONDS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a call.
+    """Limits of a call: address space, and wall time from the moment the path is handed over.
 
-    Attributes:
-        memory_bytes: Address space, the libraries' own included: about 0.2 GiB, and for a model
-            8 MiB for each core.
-        seconds: Wall time from the moment the path is handed over.
+    The libraries' own address space counts: about 0.2 GiB, and for a model 8 MiB for each core.
     """
 
     memory_bytes: int = 4 * 2**30
@@ -69,22 +63,12 @@ def call_isolated(target: str, path: Path, *, limits: Limits = DEFAULT_LIMITS) -
 class IsolatedCall:
     """A call whose process starts on entering and gets its path later.
 
-    So its start, some tenths of a second of imports, passes while other work is done::
-
-        with IsolatedCall("featx.features.file:open_features") as call:
-            write(path)
-            call.run(path)
-
-    Leaving ends the process, whatever it is doing.
-
-    Args:
-        target: As for ``call_isolated``.
-        limits: What the call may take.
+    So its start, some tenths of a second of imports, passes while other work is done. Leaving ends
+    the process, whatever it is doing.
     """
 
     def __init__(self, target: str, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._target = target
-        self._limits = limits
+        self._target, self._limits = target, limits
 
     def __enter__(self) -> Self:
         """Start the process; it imports the target's module at once."""
@@ -204,7 +188,8 @@ def _limit(which: int, value: int) -> None:
 def _answer(target: str, requests: int) -> dict[str, str | None] | None:
     """Return the outcome of the call; None if the caller went away before there was one."""
     try:
-        function = _resolve(target)
+        module, _, name = target.partition(":")
+        function = getattr(importlib.import_module(module), name)
         with open(requests, "rb", buffering=0) as file:
             line = file.readline()
             if not line or not end_with_caller(requests):
@@ -228,9 +213,3 @@ def _unexpected(error: Exception) -> dict[str, str | None]:
     if missing:
         return {"error": "FeatxError", "text": str(missing)}
     return {"error": "Exception", "text": traceback.format_exc()}
-
-
-def _resolve(target: str) -> Callable[[Path], object]:
-    module, _, name = target.partition(":")
-    function: Callable[[Path], object] = getattr(importlib.import_module(module), name)
-    return function

@@ -44,10 +44,9 @@ def child_environment() -> dict[str, str]:
 def start_child(
     code: str, *, stdout: int, stderr: int | None = None, descriptors: Sequence[int] = ()
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Start Python code in a process; its input ends when this process does, however it does.
+    """Start Python code in a process, and return it with the descriptor of its input.
 
-    Returns:
-        The process, and the descriptor of its input.
+    Its input ends when this process does, however it does.
     """
     own_end, requests = os.pipe()
     try:
@@ -78,12 +77,9 @@ class Processes:
         target: ``"package.module:function"``, a ``Begin``.
         beginnings: For each process its first messages.
         names: Of the processes, for errors: "for cuda:0".
-        error: What is raised where one fails.
+        error: What is raised where one does not start, fails or has ended.
         advice: What to do should one have ended, as a part of a sentence.
         descriptors: Of open files that the processes have, too, under the same numbers.
-
-    Raises:
-        FeatxError: A process does not start; of the type ``error``.
     """
 
     def __init__(
@@ -111,11 +107,7 @@ class Processes:
             self._idle.put(process)
 
     def wait(self) -> None:
-        """Wait until all of them have begun, which ``ask`` does for the one it takes.
-
-        Raises:
-            FeatxError: One has not; of the type ``error``.
-        """
+        """Wait until all of them have begun, which ``ask`` does for the one it takes."""
         for process in self.processes:
             self._receive(process, begun=False)
 
@@ -124,11 +116,7 @@ class Processes:
         self._stop()
 
     def ask(self, message: bytes | memoryview) -> memoryview:
-        """Return the answer of the next process that is free.
-
-        Raises:
-            FeatxError: It failed, or is gone; of the type ``error``.
-        """
+        """Return the answer of the next process that is free."""
         process = self._idle.get()
         try:
             self._receive(process, begun=False)

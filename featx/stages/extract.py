@@ -25,16 +25,15 @@ from featx.extraction.bad_images import (
     too_many_are_bad,
     warn_of_temporary,
 )
+from featx.extraction.crops import Decoders
 from featx.extraction.options import ExtractOptions, ExtractReport, ResolvedOptions
 from featx.extraction.pipeline import Extracted, run_backbone, start_decoders
 from featx.extraction.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
 from featx.extraction.resume import Settings, find_existing, recorded_source, settle
 from featx.extraction.splitting import Splitting, brings_validation
-from featx.features.existing import ExistingRows
 from featx.features.journal import Journal
 from featx.features.lock import locked
-from featx.features.publish import publish_features, start_verifier
-from featx.images.decoders import Decoders
+from featx.features.publish import ExistingRows, publish_features, start_verifier
 from featx.images.sources import (
     SPLITS,
     ImageSource,

@@ -24,10 +24,10 @@ import pytest
 
 from featx.errors import BackboneError, BadImages, ConfigError, SourceError
 from featx.extraction import crops, pipeline
+from featx.extraction.crops import Decoders, Outcome
 from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
-from featx.images.decoders import Decoders, Outcome
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.stages import extract as stage
 from featx.stages.extract import extract

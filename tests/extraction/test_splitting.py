@@ -15,7 +15,7 @@ import featx
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
-from featx.features.held_out import VAL
+from featx.features.splits import VAL
 from featx.stages.extract import extract
 
 TINY = ExtractOptions(backbone="tiny")

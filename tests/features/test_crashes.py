@@ -22,11 +22,10 @@ from feature_files import batch_of, fake_source, fill, make_header, plan_of, pub
 
 from featx.errors import ArtifactError, FeatxError
 from featx.features import storage
-from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal, read_settings
 from featx.features.lock import locked
-from featx.features.publish import publish_features
+from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch
 
 NUM_FEATURES = 8

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ArtifactInvalid
-from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
+from featx.features.publish import ExistingRows
 
 
 @settings(max_examples=40, deadline=None)

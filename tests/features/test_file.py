@@ -41,10 +41,9 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
-from featx.features.existing import ExistingRows
 from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.journal import Journal
-from featx.features.publish import BLOCK_ROWS, publish_features
+from featx.features.publish import BLOCK_ROWS, ExistingRows, publish_features
 from featx.features.records import Batch
 from featx.features.schema import COLUMNS
 from featx.heads.head import Head, save_head

@@ -31,10 +31,9 @@ from hypothesis import strategies as st
 from featx.artifact import MAX_HEADER_BYTES, SCHEMA_VERSION
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
-from featx.features.existing import ExistingRows
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.features.publish import BLOCK_ROWS, publish_features, start_verifier
+from featx.features.publish import BLOCK_ROWS, ExistingRows, publish_features, start_verifier
 
 COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps", "groups"}
 
@@ -377,7 +376,7 @@ from featx.artifact import Header
 from featx.errors import ArtifactError
 from featx.features import storage
 from featx.features.journal import Journal
-from featx.features.existing import ExistingRows
+from featx.features.publish import ExistingRows
 from featx.features.publish import publish_features
 from featx.features.records import Batch
 from featx.images.sources import Sample

@@ -10,9 +10,8 @@ from feature_files import InThisProcess
 from headers import complete_header
 
 from featx.backbones.spec import BackboneSpec
-from featx.features.existing import ExistingRows
 from featx.features.journal import Journal
-from featx.features.publish import publish_features
+from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featx.images.cores import num_cores
+from featx.images.reading import num_cores
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import numpy as np
 from featx.backbones.engines.choice import EngineName, resolve_device
 from featx.backbones.spec import BackboneSpec, Precision
 from featx.errors import BackboneError, ConfigError
-from featx.images.cores import num_cores
+from featx.images.reading import num_cores
 from featx.isolation.processes import Answer, Processes
 
 if TYPE_CHECKING:

@@ -53,16 +53,13 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
     Raises:
         SourceError: It is missing, empty, or not laid out as expected.
     """
-    scheme, colon, rest = uri.partition(":")
-    if uri == "digits:":
-        from featx.images.sources.digits import open_digits
+    from featx.images.sources.arrays import open_cifar10, open_digits
 
+    if uri == "digits:":
         return open_digits()
     try:
-        if colon and scheme == "cifar10":
-            from featx.images.sources.cifar10 import open_cifar10
-
-            return open_cifar10(Path(rest).expanduser())
+        if uri.startswith("cifar10:"):
+            return open_cifar10(Path(uri.removeprefix("cifar10:")).expanduser())
         return _open_path(uri, Path(uri).expanduser(), output)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err

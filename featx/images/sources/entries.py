@@ -62,13 +62,10 @@ _KINDS_SHOWN = 6
 
 @dataclass
 class Level:
-    """The direct content of one folder.
+    """The direct content of one folder; ``num_images`` and ``is_output`` count all below, too.
 
-    Attributes:
-        prefix: The folder's path relative to the root, ending in ``/``; empty for the root.
-        images: Paths relative to the root, in any order.
-        num_images: Images here and in all folders below.
-        is_output: There are artifacts of featx here or below.
+    Its prefix is its path relative to the root, ending in ``/``; empty for the root. Paths of
+    images are relative to the root as well.
     """
 
     prefix: str
@@ -83,12 +80,10 @@ class Level:
 
 @dataclass
 class Tree:
-    """A folder and all below it.
+    """A folder and all below it: levels by prefix, a folder before those in it.
 
-    Attributes:
-        levels: By prefix; a folder comes before those in it.
-        ignored: How many entries were skipped, by kind: an extension like ``".txt"``, ``"hidden"``,
-            a folder's name like ``"@eaDir/"``.
+    Entries that were skipped are counted by kind: an extension like ``".txt"``, ``"hidden"``, a
+    folder's name like ``"@eaDir/"``.
     """
 
     root: Path
@@ -164,14 +159,14 @@ def describe_ignored(ignored: Mapping[str, int]) -> str:
     >>> describe_ignored({".txt": 1, "hidden": 4, ".heic": 3})
     '8 other files: 3 .heic, 4 hidden, 1 .txt'
     """
-    kinds = sorted(ignored.items(), key=lambda item: (not is_picture(item[0]), -item[1], item[0]))
-    kinds = [(kind, count) for kind, count in kinds if count]
+    kinds = [(kind, count) for kind, count in ignored.items() if count]
     if not kinds:
         return ""
-    total = sum(count for _, count in kinds)
+    kinds.sort(key=lambda item: (not is_picture(item[0]), -item[1], item[0]))
     shown = [f"{count:,} {kind}" for kind, count in kinds[:_KINDS_SHOWN]]
     if len(kinds) > _KINDS_SHOWN:
         shown.append(f"{sum(count for _, count in kinds[_KINDS_SHOWN:]):,} of other kinds")
+    total = sum(count for _, count in kinds)
     return f"{counted(total, 'other file')}: {', '.join(shown)}"
 
 
@@ -179,9 +174,7 @@ def _list_folder(tree: Tree, prefix: str) -> Level:
     level, folder = Level(prefix), f"{tree.root}/{prefix}"
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if kind := _add(level, entry):
-                    tree.ignored[kind] += 1
+            tree.ignored.update(kind for entry in entries if (kind := _add(level, entry)))
     except OSError as err:
         raise _cannot_list(folder, err) from err
     level.folders.sort()

@@ -21,7 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from featx.errors import SourceError
+from featx.errors import SourceError, listed
 from featx.images.sources.entries import (
     Level,
     Tree,
@@ -67,11 +67,7 @@ def open_folder(root: Path, *, output: Path | None = None) -> FileSource:
 
 
 def list_images(root: Path) -> list[str]:
-    """Return the paths of all images below a folder, relative to it, sorted.
-
-    Raises:
-        SourceError: It holds none, or a link is broken.
-    """
+    """Return the paths of all images below a folder, relative to it, sorted."""
     tree = read_tree(root.resolve())
     require_images(tree)
     if not all(map(is_picture, tree.ignored)):  # a warning names pictures
@@ -127,10 +123,7 @@ def _says_nothing(level: Level) -> bool:
 
 
 def _find_places(tree: Tree) -> list[_Place]:
-    """Return where the images of each class and split lie.
-
-    Images that belong to no place, beside split folders, are counted among the ignored.
-    """
+    """Return where the images of each class and split lie; others are counted as ignored."""
     level, splits = _unwrapped(tree)
     if level.prefix:
         log.info("'%s': all images are in its folder '%s'.", tree.root, level.prefix[:-1])
@@ -176,13 +169,13 @@ def _unwrapped_split(tree: Tree, level: Level, split: str) -> Level:
 
 def _only_folder(tree: Tree, level: Level) -> Level | None:
     """Return the one folder in a level that holds images, None where there are more or others."""
-    full = [inner for inner in tree.inner(level) if inner.num_images]
+    full = _full_folders(tree, level)
     return full[0] if len(full) == 1 and not level.images else None
 
 
 def _splits_among(tree: Tree, level: Level) -> dict[str, str]:
     """Return the split that each split folder in a level stands for; empty where there are none."""
-    full = [_name(inner) for inner in tree.inner(level) if inner.num_images]
+    full = [_name(inner) for inner in _full_folders(tree, level)]
     found = {name: named for name in full if (named := split_of(name))}
     rests = {named.rest for named in found.values()}
     splits = {name: named.split for name, named in found.items()}
@@ -218,13 +211,13 @@ def _refuse(tree: Tree, level: Level, full: Sequence[str], found: dict[str, Name
     where = f"'{_path(tree, level)}'"
     if others:
         raise SourceError(
-            f"{where} mixes split folders ({_listed(splits)}) with others ({_listed(others)}). "
+            f"{where} mixes split folders ({listed(splits)}) with others ({listed(others)}). "
             f"{_ADVICE}"
         )
     if plain:
-        raise SourceError(f"{where} has two folders for one split: {_listed(splits)}. {_ADVICE}")
+        raise SourceError(f"{where} has two folders for one split: {listed(splits)}. {_ADVICE}")
     raise SourceError(
-        f"{where} has folders that look like splits, but not one for each: {_listed(splits)}. "
+        f"{where} has folders that look like splits, but not one for each: {listed(splits)}. "
         f"{_ADVICE}"
     )
 
@@ -245,14 +238,14 @@ def _class_places(tree: Tree, level: Level) -> Iterator[_Place]:
 
 
 def _warn_of_classes_named_like_splits(tree: Tree, level: Level) -> None:
-    full = sorted(map(_name_of, _full_folders(tree, level)))
+    full = sorted(map(_name, _full_folders(tree, level)))
     named = [(name, split_of(name)) for name in full]
     names = [name for name, found in named if found and found.split != "train" and not found.rest]
     if names and len(full) > 1:  # a train may be a vehicle
         log.warning(
             "'%s': %s is taken for a class, beside other class folders. If it is a split, move "
             "these into a folder called train.",
-            *(_path(tree, level), _listed(names)),
+            *(_path(tree, level), listed(names)),
         )
 
 
@@ -265,21 +258,21 @@ def _direct_places(tree: Tree, level: Level, split: str) -> Iterator[_Place]:
 
 def _splits_in_classes(tree: Tree, level: Level) -> dict[str, dict[str, str]]:
     """Return the splits of folders below each class folder, by prefixes; empty where none are."""
-    full = [inner for inner in tree.inner(level) if inner.num_images]
+    full = _full_folders(tree, level)
     found = {inner.prefix: _split_folders_in(tree, inner) for inner in full}
     pairs = [pair for own in found.values() for pair in own.items()]
     odd = [
         inner
         for inner in full
-        if inner.images or found[inner.prefix].keys() != _full_folders(tree, inner)
+        if inner.images or len(found[inner.prefix]) < len(_full_folders(tree, inner))
     ]
     if not odd:
         return found
-    names = sorted({_name_of(prefix) for prefix, _ in pairs})
+    names = sorted({_name(tree.levels[prefix]) for prefix, _ in pairs})
     if len(pairs) == len(names) and len({split for _, split in pairs}) < 2:
         return {}  # one folder called test in one class says nothing
     raise SourceError(
-        f"'{_path(tree, level)}' has split folders in its class folders ({_listed(names)}), but "
+        f"'{_path(tree, level)}' has split folders in its class folders ({listed(names)}), but "
         f"'{_name(odd[0])}' has images outside of them. {_ADVICE}"
     )
 
@@ -287,28 +280,19 @@ def _splits_in_classes(tree: Tree, level: Level) -> dict[str, dict[str, str]]:
 def _split_folders_in(tree: Tree, level: Level) -> dict[str, str]:
     """Return the split that folders in a class folder stand for, by prefix."""
     beside = _words(_name(level))
-    found: dict[str, str] = {}
-    for prefix in _full_folders(tree, level):
-        named = split_of(_name_of(prefix), beside=beside)
-        if named and not named.rest:
-            found[prefix] = named.split
-    return found
+    named = {
+        inner.prefix: split_of(_name(inner), beside=beside) for inner in _full_folders(tree, level)
+    }
+    return {prefix: own.split for prefix, own in named.items() if own and not own.rest}
 
 
-def _full_folders(tree: Tree, level: Level) -> set[str]:
-    return {inner.prefix for inner in tree.inner(level) if inner.num_images}
+def _full_folders(tree: Tree, level: Level) -> list[Level]:
+    """Return the folders in a level that hold images, here or below."""
+    return [inner for inner in tree.inner(level) if inner.num_images]
 
 
 def _name(level: Level) -> str:
-    return _name_of(level.prefix)
-
-
-def _name_of(prefix: str) -> str:
-    return prefix[:-1].rpartition("/")[2]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return level.prefix[:-1].rpartition("/")[2]
 
 
 def _path(tree: Tree, level: Level) -> str:

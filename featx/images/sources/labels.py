@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from featx.errors import counted
+from featx.errors import counted, listed
 from featx.images.sources.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ _LARGEST = 1e30
 """Of a number that float32 can still calculate with."""
 _FEW = 20
 """As many different numbers may well be the names of classes."""
-_SHOWN = 5
 _PLURAL = {"class": "classes", "tag": "tags"}
 
 # Letters that look like a Latin one, from Unicode's table of confusable characters.
@@ -71,12 +70,7 @@ def has_tags(classes: Collection[str]) -> bool:
 
 
 def look_like_numbers(classes: Collection[str], num_samples: int) -> bool:
-    """Return whether labels are rather measured than names: numbers, and many different ones.
-
-    Args:
-        classes: Different labels.
-        num_samples: That have one.
-    """
+    """Return whether labels are rather measured than names: numbers, and many different ones."""
     if len(classes) <= _FEW:
         return False
     numbers = [parse_numbers(name) for name in classes]
@@ -115,11 +109,8 @@ def warn_of_two_labels(
 ) -> None:
     """Log a warning that counts the contents with several labels, and names two images of one.
 
-    Args:
-        sample_ids: n names.
-        labels: Indices into ``classes``, -1 where unlabelled; ``(n,)`` int64.
-        digests: Content hashes, zeros where not known; ``(n, 16)`` uint8.
-        classes: Labels in index order.
+    Labels ``(n,)`` are -1 where there is none; content hashes ``(n, 16)`` uint8 are zeros where not
+    known.
     """
     positions = np.flatnonzero((labels >= 0) & digests.any(axis=1))
     contents = np.ascontiguousarray(digests[positions]).view(np.uint64)  # (n, 2)
@@ -194,7 +185,6 @@ def _names(names_of: Sequence[Sequence[str]], samples: Iterable[Sample]) -> set[
 
 
 def _alike(names: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the names that many file systems, and readers, take for one."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[_look(name)].append(name)
@@ -202,11 +192,7 @@ def _alike(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _look(name: str) -> str:
-    """Return a text that is equal for names that look alike.
-
-    Case, accents, width, blanks and dashes, invisible characters, and the letters of other
-    alphabets that look like Latin ones make no difference.
-    """
+    """Return a text that is equal for names that look alike to a reader or a file system."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).translate(_LATIN))
     text = unicodedata.normalize("NFKC", text.casefold())
     hidden = {c for c in text if c in _SELECT or unicodedata.category(c) in _INVISIBLE}
@@ -215,12 +201,9 @@ def _look(name: str) -> str:
 
 def _distinguished(names: list[str]) -> str:
     """Return the first few names, with the code points of what looks like something else."""
-    shown = [
-        f"{name!r} ({name!a})" if ascii(name) != repr(name) else repr(name)
-        for name in names[:_SHOWN]
-    ]
-    more = len(names) - _SHOWN
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    return listed(
+        [f"{name!r} ({name!a})" if ascii(name) != repr(name) else repr(name) for name in names]
+    )
 
 
 def _counted(names: list[str], thing: str) -> str:
@@ -229,5 +212,4 @@ def _counted(names: list[str], thing: str) -> str:
 
 def _quoted(names: list[str]) -> str:
     """Return the first few names; what a terminal would act on is escaped."""
-    more = len(names) - _SHOWN
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    return listed(list(map(repr, names)))

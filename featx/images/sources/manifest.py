@@ -1,9 +1,8 @@
 """A table of images: CSV or TSV with the columns ``path,label[,split][,group]``.
 
 Paths are relative to the table's folder, or absolute. An empty label means unlabelled, an empty
-split means train, an empty group an image by itself. Other columns are ignored. Fields may be
-separated by semicolons, as spreadsheets do where the comma is the decimal sign, and the columns'
-names are in upper or lower case. It is UTF-8, or UTF-16 where its first bytes say so.
+split train, an empty group an image by itself. Fields may be separated by semicolons, as
+spreadsheets do where the comma is the decimal sign. UTF-16 is told by the first bytes.
 """
 
 from __future__ import annotations

@@ -81,10 +81,9 @@ def _in_64_bits(value: int) -> int:
 
 
 def group_numbers(samples: Iterable[Sample]) -> np.ndarray:
-    """Return the index of each sample's group in order of first appearance, -1 where it has none.
+    """Return the index of each sample's group in order of first appearance; ``(N,)`` int64.
 
-    Returns:
-        ``(num_samples,)`` int64.
+    It is -1 where a sample has none.
     """
     numbers: dict[str, int] = {}
     return np.fromiter(

@@ -179,8 +179,8 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
         SourceError: The source cannot be used.
     """
     from featx.extraction.plan import make_plan, num_relabelled
-    from featx.features.existing import images_in_file
     from featx.features.file import open_features
+    from featx.features.publish import images_in_file
     from featx.images.sources import open_source
 
     file = open_features(path, verify=False)

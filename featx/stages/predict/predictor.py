@@ -28,9 +28,8 @@ from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.session import Classifier, Provider, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
-from featx.images.cores import num_cores
 from featx.images.decode import MAX_PIXELS, check_max_pixels
-from featx.images.reading import map_ahead
+from featx.images.reading import map_ahead, num_cores
 from featx.images.sources.labels import SEPARATOR
 from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
 

@@ -17,7 +17,7 @@ import pytest
 
 from featx.errors import SourceError
 from featx.images.sources import open_source
-from featx.images.sources.cifar10 import open_cifar10
+from featx.images.sources.arrays import open_cifar10
 from featx.images.sources.sample import ArraySource, stamp_of
 
 NAMES = ["airplane", "cat", "ship"]
@@ -268,7 +268,7 @@ class TestAttacks:
             ("_codecs", "lookup"),
             ("copyreg", "_reconstructor"),
             ("functools", "partial"),
-            ("featx.images.sources.cifar10", "_load"),
+            ("featx.images.sources.arrays", "_load"),
         ],
     )
     def test_no_other_global_is_found(self, folder, module, name):

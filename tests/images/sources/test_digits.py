@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from featx.images.sources import open_source
-from featx.images.sources.digits import open_digits
+from featx.images.sources.arrays import open_digits
 
 
 def test_all_digits_are_there():

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors ship it: python pickles of uint8 arrays, complete or not.
+"""Arrays as sources: the digits of scikit-learn, and CIFAR-10 as its authors ship it, in pickles.
 
 A pickle can run code when it is read. This reader admits arrays, lists, dicts, strings and numbers
 and nothing else. Even numpy's own classes are kept out: they read any memory a pickle points at.
@@ -17,6 +17,19 @@ from featx.errors import SourceError
 from featx.images.sources.sample import ArraySource, Sample, Stamp, stamp_of
 
 _BATCHES = {**{f"data_batch_{i}": "train" for i in range(1, 6)}, "test_batch": "test"}
+
+
+def open_digits() -> ArraySource:
+    """Return the 1,797 digits of scikit-learn, 8×8 pixels in 16 greys, as one training split."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.round(digits.images / 16 * 255).astype(np.uint8)  # (1797, 8, 8)
+    samples = tuple(
+        Sample(f"digits/{row:04d}", int(label), "train") for row, label in enumerate(digits.target)
+    )
+    images = np.repeat(grey[..., None], 3, axis=3)
+    return ArraySource("digits:", tuple("0123456789"), samples, images)
 
 
 def open_cifar10(folder: Path) -> ArraySource:
@@ -49,14 +62,11 @@ def open_cifar10(folder: Path) -> ArraySource:
 
 def _class_names(path: Path) -> tuple[str, ...]:
     names = _load(path).get("label_names")
-    names = [_text(name) for name in names] if isinstance(names, list) else []
-    if (
-        not names
-        or not all(isinstance(name, str) for name in names)
-        or len(set(names)) < len(names)
-    ):
+    names = tuple(map(_text, names)) if isinstance(names, list) else ()
+    are_texts = all(isinstance(name, str) for name in names)
+    if not names or not are_texts or len(set(names)) < len(names):
         raise SourceError(f"'{path}' has no list of different label names.")
-    return tuple(names)
+    return names
 
 
 def _read_batch(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from featx.errors import ImageError, SourceError
+from featx.extraction.crops import Decoders, Outcome, Spent
 from featx.images.decode import decoded
-from featx.images.decoders import Decoders, Outcome
 from featx.images.preprocess import PreprocessSpec, preprocess
 
 SPEC = PreprocessSpec(24, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="scaled")
@@ -74,11 +74,11 @@ def test_crops_and_reasons_are_those_of_this_process(decoders, contents):
     np.testing.assert_array_equal(found, crops)
     assert reasons_of(made) == reasons
     assert any("more than the 40000 allowed" in reason for reason, _ in reasons.values())
-    assert min(made.decode_seconds, made.preprocess_seconds) > 0
+    assert min(made.spent.seconds[step] for step in ("decode", "preprocess")) > 0
 
 
 def test_no_image_and_only_bad_ones(decoders):
-    assert crops_of(decoders, [])[1] == Outcome(0, {}, 0.0, 0.0)
+    assert crops_of(decoders, [])[1] == Outcome(0, {}, Spent())
     made = crops_of(decoders, [b"", b"\xff\xd8"])[1]
     assert (made.num_crops, list(made.errors)) == (0, [0, 1])
 
