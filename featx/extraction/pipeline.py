@@ -155,8 +155,7 @@ def _computed(
     )
 
     def marked() -> Iterator[_ImageBatch]:
-        for future in read:
-            batch = future.result()
+        for batch in read:
             for image in batch.images:
                 image.is_new = image.digest not in outcomes
                 if image.digest != NO_DIGEST:
@@ -175,8 +174,7 @@ def _computed(
 
     computed = map_ahead(compute, marked(), workers=workers, window=_WAITING)
     with closing(read), closing(computed):
-        for future in computed:
-            yield future.result()
+        yield from computed
 
 
 def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:

@@ -136,8 +136,7 @@ class _Column:
             return self._fill(groups[number], raw, buffers[number % len(buffers)], digest)
 
         with closing(map_ahead(fill, range(len(groups)), workers=1, window=_AHEAD)) as ahead:
-            for group, filled in zip(groups, ahead, strict=True):
-                yield group, filled.result()
+            yield from zip(groups, ahead, strict=True)
         if digest:
             require_digest(self._cache.path, self._cache.header, "features", digest)
             self._checked = True

@@ -8,7 +8,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,9 +64,7 @@ def read_images(
         except ImageError as err:
             return index, digest, err
 
-    with closing(map_ahead(read, indices)) as ahead:
-        for future in ahead:
-            yield future.result()
+    return map_ahead(read, indices)
 
 
 def read_digests(
@@ -81,15 +78,13 @@ def read_digests(
         except ImageError as err:
             return index, err
 
-    with closing(map_ahead(read, indices, workers=workers)) as ahead:
-        for future in ahead:
-            yield future.result()
+    return map_ahead(read, indices, workers=workers)
 
 
 def map_ahead(
     work: Callable[[S], T], items: Iterable[S], *, workers: int | None = None, window: int = 8
-) -> Generator[Future[T], None, None]:
-    """Yield the finished ``work(item)`` in the items' order; each future holds result or error.
+) -> Generator[T, None, None]:
+    """Yield ``work(item)`` in the items' order; an error is raised in its place.
 
     Args:
         work: Runs in threads; pays off where it releases the GIL, as decoding does.
@@ -107,9 +102,9 @@ def map_ahead(
         for item in items:
             ahead.append(pool.submit(work, item))
             if len(ahead) >= window + workers:
-                yield _finished(ahead.popleft())
+                yield ahead.popleft().result()
         while ahead:
-            yield _finished(ahead.popleft())
+            yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=not _is_interrupted(), cancel_futures=True)
 
@@ -120,11 +115,6 @@ def _is_interrupted() -> bool:
     while error and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
-
-
-def _finished(future: Future[T]) -> Future[T]:
-    future.exception()  # waits
-    return future
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -23,8 +23,8 @@ from featx.images.sources import ImageSource, open_source
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 12))
 @settings(max_examples=40)
 def test_results_come_in_order_whatever_the_settings(count, workers, window):
-    futures = map_ahead(lambda index: index * index, range(count), workers=workers, window=window)
-    assert [future.result() for future in futures] == [index**2 for index in range(count)]
+    results = map_ahead(lambda index: index * index, range(count), workers=workers, window=window)
+    assert list(results) == [index**2 for index in range(count)]
 
 
 def test_slow_calls_do_not_change_the_order():
@@ -32,26 +32,22 @@ def test_slow_calls_do_not_change_the_order():
         time.sleep(0.02 if index % 3 == 0 else 0)
         return index
 
-    assert [f.result() for f in map_ahead(work, range(20), workers=4)] == list(range(20))
+    assert list(map_ahead(work, range(20), workers=4)) == list(range(20))
 
 
-def test_what_is_yielded_is_finished():
-    futures = map_ahead(lambda index: time.sleep(0.005), range(10), workers=2, window=2)
-    assert all(future.done() for future in futures)
-
-
-def test_an_error_stays_in_its_place():
+@pytest.mark.parametrize("bad", [0, 3, 9])
+def test_an_error_is_raised_in_its_place(bad):
     def work(index: int) -> int:
-        if index in (0, 3, 9):
+        if index >= bad:
             raise ImageError(str(index), "broken.")
+        time.sleep(0.005)
         return index
 
-    results = []
-    for future in map_ahead(work, range(10), workers=3, window=2):
-        error = future.exception()
-        results.append(str(error) if error else future.result())
-    bad = {index: f"Image '{index}': broken." for index in (0, 3, 9)}
-    assert results == [bad.get(index, index) for index in range(10)]
+    before, results = threading.active_count(), []
+    with pytest.raises(ImageError, match=f"Image '{bad}': broken."):
+        results.extend(map_ahead(work, range(10), workers=3, window=2))
+    assert results == list(range(bad))
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("workers", "window"), [(1, 1), (2, 4), (3, 8)])
@@ -78,9 +74,9 @@ def test_calls_run_side_by_side():
 
 def test_nothing_starts_before_the_first_is_asked_for():
     called = threading.Event()
-    futures = map_ahead(lambda _: called.set(), range(3))
+    results = map_ahead(lambda _: called.set(), range(3))
     assert not called.wait(0.05)
-    list(futures)
+    list(results)
     assert called.is_set()
 
 
@@ -91,9 +87,9 @@ def test_leaving_early_cancels_what_has_not_begun_and_ends_the_threads():
         time.sleep(0.005)
         done.append(index)
 
-    futures = map_ahead(work, range(1000), workers=2, window=8)
-    next(futures)
-    futures.close()  # what a loop left by an exception does
+    results = map_ahead(work, range(1000), workers=2, window=8)
+    next(results)
+    results.close()  # what a loop left by an exception does
     count = len(done)
     assert count <= 12
     assert threading.active_count() == before
@@ -148,9 +144,9 @@ def test_items_are_taken_in_the_callers_thread_as_the_work_goes_on():
             yield item
 
     with closing(map_ahead(lambda item: -item, items(), workers=2, window=3)) as ahead:
-        assert next(ahead).result() == 0
+        assert next(ahead) == 0
         assert len(taken) == 2 + 3
-        assert [future.result() for future in ahead] == [-item for item in range(1, 30)]
+        assert list(ahead) == [-item for item in range(1, 30)]
     assert taken == [(item, threading.get_ident()) for item in range(30)]
 
 

@@ -120,7 +120,7 @@ def _features(graph: bytes, pixels: np.ndarray) -> np.ndarray:
 
 def _on_all_cores(engine: OnnxEngine, batches: Iterable[np.ndarray]) -> np.ndarray:
     with closing(map_ahead(engine.features, batches)) as found:
-        return np.concatenate([features.result() for features in found])
+        return np.concatenate(list(found))
 
 
 def cosine(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -205,9 +205,8 @@ class Predictor:
 
         ahead = map_ahead(self._prepare, named(), workers=self._threads, window=size)
         with closing(ahead):
-            prepared = (future.result() for future in ahead)
             answer = partial(self._answers, self._classifier, top_k)
-            for row in run_images(prepared, answer, batch_size=size):
+            for row in run_images(ahead, answer, batch_size=size):
                 yield _prediction(names.popleft(), row)
 
     def _side_by_side(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
@@ -219,8 +218,8 @@ class Predictor:
             return self._predict_batch(classifier, group, top_k)
 
         with closing(map_ahead(work, groups, workers=self._threads, window=1)) as ahead:
-            for future in ahead:
-                yield from future.result()
+            for predictions in ahead:
+                yield from predictions
 
     def _predict_batch(
         self, classifier: Classifier, images: Sequence[_Named], top_k: int
