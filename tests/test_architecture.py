@@ -62,7 +62,7 @@ ALLOWED = {
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),
-    "PIL": ("images/", "classifier/runner.py", "reporting/mistakes.py", "stages/predict/"),
+    "PIL": ("images/", "classifier/runner.py", "reporting/mistakes.py", "stages/predict.py"),
     "pickle": ("images/sources/arrays.py", "backbones/weights.py"),
 }
 HEAVY = (
@@ -261,7 +261,7 @@ def test_predicting_on_images_of_a_folder_stays_light(tmp_path):
     (tmp_path / "ants").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "ants" / "1.png")
     code = (
-        "from featx.stages.predict import find_images; from featx.images.decode import "
+        "from featx.images.sources.folder import find_images; from featx.images.decode import "
         f"read_image_file, decode_image; path, = find_images([{str(tmp_path)!r}]); "
         "decode_image(read_image_file(path, sample_id='a'), sample_id='a')"
     )

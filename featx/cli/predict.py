@@ -63,7 +63,8 @@ def predict(
     used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
     whose probability is at least their threshold, a regression the value of each target.
     """
-    from featx.stages.predict import Predictor, find_images
+    from featx.images.sources.folder import find_images
+    from featx.stages.predict import Predictor
 
     named = paths[0].endswith(".onnx")
     model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)

@@ -14,9 +14,10 @@ refused. ``entries`` says what a directory entry is.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,21 @@ def list_images(root: Path) -> list[str]:
     if not all(map(is_picture, tree.ignored)):  # a warning names pictures
         log.info("'%s': skipped %s.", tree.root, describe_ignored(tree.ignored))
     return sorted(tree.below(""))
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that ``paths`` name; a folder means all images below it.
+
+    Raises:
+        SourceError: A folder holds no images, cannot be listed, or holds a broken link.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if os.path.isdir(path):  # noqa: PTH112 never raises; a name too long is a bad image's
+            found += [path / name for name in list_images(path)]
+        else:
+            found.append(path)
+    return found
 
 
 class _Place(NamedTuple):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from featx.errors import SourceError
-from featx.stages.predict.images import find_images, name_of, num_bytes_of
+from featx.images.sources.folder import find_images
+from featx.stages.predict import name_of, num_bytes_of
 
 
 def test_folders_stand_for_their_images(photos):

@@ -28,10 +28,10 @@ from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError, ImageError
 from featx.images.decode import MAX_PIXELS, decode_image
 from featx.images.preprocess import resize
+from featx.images.sources.folder import find_images
+from featx.stages import predict as stage
 from featx.stages.evaluate import evaluate
-from featx.stages.predict import Prediction, Predictor, find_images
-from featx.stages.predict import predictor as predictor_module
-from featx.stages.predict.predictor import best_classes, given_tags
+from featx.stages.predict import Prediction, Predictor, best_classes, given_tags
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
@@ -233,7 +233,7 @@ class TestManyImages:
             list(predictor.predict_each([np.zeros((8, 8, 3), np.uint8)] * 35 + [12]))  # type: ignore[list-item]
 
     def test_of_a_stream_only_so_many_images_are_held_at_a_time(self, predictor, monkeypatch):
-        monkeypatch.setattr("featx.stages.predict.predictor._MAX_BATCH_BYTES", 4 * 60 * 60 * 3)
+        monkeypatch.setattr("featx.stages.predict._MAX_BATCH_BYTES", 4 * 60 * 60 * 3)
         alive, most = 0, 0
 
         def images() -> Iterator[np.ndarray]:
@@ -263,14 +263,14 @@ class TestManyImages:
 
     def test_several_threads_may_ask_at_once(self, model, images):
         opened = []
-        load = predictor_module.load_classifier
+        load = stage.load_classifier
 
         def count(*args: object, **options: object) -> object:
             opened.append(options["threads"])
             return load(*args, **options)  # type: ignore[arg-type]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(predictor_module, "load_classifier", count)
+            patch.setattr(stage, "load_classifier", count)
             predictor = Predictor(model, threads=2)
             with ThreadPoolExecutor(6) as pool:
                 lists = [images if i % 2 else images[i : i + 9] for i in range(12)]
@@ -439,9 +439,9 @@ def test_a_forked_process_does_not_answer_with_another_model(model, tmp_path, mo
     shutil.copy(model, path)
     predictor = Predictor(path, threads=1)
     own = os.getpid()
-    monkeypatch.setattr(predictor_module.os, "getpid", lambda: own + 1)
+    monkeypatch.setattr(stage.os, "getpid", lambda: own + 1)
     assert predictor.predict([np.zeros((8, 8, 3), np.uint8)])[0].label
-    monkeypatch.setattr(predictor_module.os, "getpid", lambda: own + 2)
+    monkeypatch.setattr(stage.os, "getpid", lambda: own + 2)
     path.write_bytes(seal(model.read_bytes()))
     with pytest.raises(ArtifactInvalid, match="was replaced since the parent process opened it"):
         predictor.predict([np.zeros((8, 8, 3), np.uint8)])

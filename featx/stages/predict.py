@@ -1,8 +1,8 @@
-"""From images to predictions, on all cores, in bounded memory.
+"""Stage 4: answer for new images with an exported file; ONNX Runtime, numpy and Pillow only.
 
-One image takes all cores. Of many images each core takes a few at a time, from their files to
-their predictions, so that no core waits for another; see ``backbones.engines``. That needs a
-second session, of one thread, which is opened when the first long list comes.
+Pixels are resized and cropped by ``images.preprocess``, as in extraction, not by the graph: that is
+exact, and images of any size go to the graph in one batch. One image takes all cores; of many, each
+core takes a few at a time from file to prediction, with a session of one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,12 +27,16 @@ from featx.classifier.runner import batch_size_of, resized_input, run_images
 from featx.classifier.session import Classifier, Provider, load_classifier, read_classifier
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
-from featx.images.decode import MAX_PIXELS, check_max_pixels
+from featx.images.decode import MAX_PIXELS, check_max_pixels, decoded, read_image_file, rgb_image
 from featx.images.reading import map_ahead, num_cores
 from featx.images.sources.labels import SEPARATOR
-from featx.stages.predict.images import ImageLike, name_of, num_bytes_of, upright_image
 
 log = logging.getLogger(__name__)
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+"""A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
+Named = tuple[str, ImageLike]
+"""An image, after what it is called."""
 
 _HEAD = "head.safetensors"
 _MAX_HEADS = 32
@@ -167,9 +170,11 @@ class Predictor:
             )
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1; got {top_k}.")
-        named = (_Named(name_of(image, i), image) for i, image in enumerate(images))
+        named = ((name_of(image, i), image) for i, image in enumerate(images))
         count = len(images) if isinstance(images, Sequence) else None
-        if not (count is not None if ahead is None else ahead) or count == 1:
+        if ahead is None:
+            ahead = count is not None
+        if not ahead or count == 1:
             return self._one_by_one(named, top_k)
         if self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
             return self._side_by_side(named, top_k)
@@ -190,17 +195,17 @@ class Predictor:
             self._opening, self._process = threading.Lock(), os.getpid()
         return self._opened
 
-    def _one_by_one(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+    def _one_by_one(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         for image in images:
             yield from self._predict_batch(self._classifier, [image], top_k)
 
-    def _together(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+    def _together(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         """Prepare images in threads, and run them in batches one after the other."""
         size, names = batch_size_of(self._classifier), deque[str]()
 
-        def named() -> Iterator[_Named]:
+        def named() -> Iterator[Named]:
             for image in images:
-                names.append(image.name)
+                names.append(image[0])
                 yield image
 
         ahead = map_ahead(self._prepare, named(), workers=self._threads, window=size)
@@ -209,12 +214,12 @@ class Predictor:
             for row in run_images(ahead, answer, batch_size=size):
                 yield _prediction(names.popleft(), row)
 
-    def _side_by_side(self, images: Iterable[_Named], top_k: int) -> Iterator[Prediction]:
+    def _side_by_side(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         """Give each thread whole groups of images, from preparing them to the answers."""
         classifier = self._of_one_thread()
         groups = _groups(images, batch_size_of(classifier))
 
-        def work(group: list[_Named]) -> list[Prediction]:
+        def work(group: list[Named]) -> list[Prediction]:
             return self._predict_batch(classifier, group, top_k)
 
         with closing(map_ahead(work, groups, workers=self._threads, window=1)) as ahead:
@@ -222,53 +227,60 @@ class Predictor:
                 yield from predictions
 
     def _predict_batch(
-        self, classifier: Classifier, images: Sequence[_Named], top_k: int
+        self, classifier: Classifier, images: Sequence[Named], top_k: int
     ) -> list[Prediction]:
         answer = partial(self._answers, classifier, top_k)
         rows = run_images(map(self._prepare, images), answer, batch_size=len(images))
-        return [_prediction(image.name, row) for image, row in zip(images, rows, strict=True)]
+        return [_prediction(name, row) for (name, _), row in zip(images, rows, strict=True)]
 
-    def _prepare(self, image: _Named) -> np.ndarray | ImageError:
+    def _prepare(self, named: Named) -> np.ndarray | ImageError:
         """Return the graph's input for an image, or its error."""
-        classifier = self._classifier
         try:
-            upright = upright_image(
-                image.image,
-                name=image.name,
-                max_pixels=self._max_pixels,
-                spec=classifier.preprocess,
-            )
+            upright = self._decode(*named)
         except ImageError as err:
             return err
-        return resized_input(classifier, upright)
+        return resized_input(self._classifier, upright)
 
-    def _answers(
-        self, classifier: Classifier, top_k: int, inputs: np.ndarray
-    ) -> Iterable[Prediction]:
+    def _decode(self, name: str, image: ImageLike) -> Image.Image | np.ndarray:
+        """Return an image as ``resized_input`` takes it."""
+        if isinstance(image, (str, Path)):
+            image = read_image_file(image, sample_id=name)
+        if isinstance(image, Image.Image):
+            return rgb_image(image, sample_id=name, max_pixels=self._max_pixels)
+        if not isinstance(image, (bytes, np.ndarray)):
+            raise ConfigError(
+                f"{name}: expected a path, bytes, PIL image or array; got {type(image)}."
+            )
+        if isinstance(image, np.ndarray) and (
+            image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size
+        ):
+            raise ConfigError(
+                f"{name}: expected pixels (height, width, 3) uint8; got {image.shape} "
+                f"{image.dtype}."
+            )
+        spec = self._classifier.preprocess
+        return decoded(image, sample_id=name, max_pixels=self._max_pixels, preprocess=spec)
+
+    def _answers(self, classifier: Classifier, top_k: int, inputs: np.ndarray) -> list[Prediction]:
         """Return the prediction of each input, without the image's name."""
         if classifier.task.activation is None:
             values = classifier.run(inputs)["values"].tolist()
             pairs = (tuple(zip(self.classes, row, strict=True)) for row in values)
             return [Prediction("", (), values=row) for row in pairs]
-        if not classifier.thresholds:
-            return [Prediction("", top) for top in self._tops(classifier, inputs, top_k)]
-        tops = self._tops(classifier, inputs, len(self.classes))
-        every = given_tags(tops, dict(zip(self.classes, classifier.thresholds, strict=True)))
-        return [
-            Prediction("", top[:top_k], tags=tags) for top, tags in zip(tops, every, strict=True)
-        ]
-
-    def _tops(
-        self, classifier: Classifier, inputs: np.ndarray, top_k: int
-    ) -> list[tuple[tuple[str, float], ...]]:
-        """Return the best classes of each input, from what the file gives."""
+        thresholds = dict(zip(self.classes, classifier.thresholds, strict=False))
+        shown = len(self.classes) if thresholds else top_k
         if classifier.gives_scores:
-            return best_classes(classifier.probabilities(inputs), self.classes, top_k=top_k)
-        outputs = classifier.run(inputs)
-        return [
-            tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:top_k]
-            for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
-        ]
+            tops = best_classes(classifier.probabilities(inputs), self.classes, top_k=shown)
+        else:
+            outputs = classifier.run(inputs)
+            tops = [
+                tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:shown]
+                for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
+            ]
+        if not thresholds:
+            return [Prediction("", top) for top in tops]
+        tags = given_tags(tops, thresholds)
+        return [Prediction("", top[:top_k], tags=own) for top, own in zip(tops, tags, strict=True)]
 
     def _of_one_thread(self) -> Classifier:
         """Return the same classifier with one thread for each batch; opened once."""
@@ -292,15 +304,7 @@ class Predictor:
 def best_classes(
     probabilities: np.ndarray, classes: Sequence[str], *, top_k: int
 ) -> list[tuple[tuple[str, float], ...]]:
-    """Return the ``top_k`` most probable classes of each image, best first.
-
-    A tie goes to the class that comes first.
-
-    Args:
-        probabilities: Shape ``(num_images, num_classes)``, floating.
-        classes: Names in index order.
-        top_k: Classes to keep; all of them where there are fewer.
-    """
+    """Return the ``top_k`` best classes of each row ``(num_classes,)``; of a tie the first."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     return [
         tuple((classes[i], float(row[i])) for i in best)
@@ -348,18 +352,12 @@ def _require_answers(classifier: Classifier) -> None:
     """Refuse a file that says nothing of classes, tags or numbers."""
     contract = classifier.contract
     if not (classifier.gives_scores or contract.top_k or "values" in contract.outputs):
-        wanted = "probabilities" if contract.task.activation else "values"
+        wanted = "classes" if contract.task.activation else "values"
+        outputs = wanted.replace("classes", "probabilities")
         raise ConfigError(
-            f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no "
-            f"{'values' if wanted == 'values' else 'classes'}; export it with outputs='{wanted}'."
+            f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no {wanted}; export it "
+            f"with outputs='{outputs}'."
         )
-
-
-class _Named(NamedTuple):
-    """An image as it was given, and what it is called."""
-
-    name: str
-    image: ImageLike
 
 
 def _prediction(name: str, row: Prediction | ImageError) -> Prediction:
@@ -368,15 +366,29 @@ def _prediction(name: str, row: Prediction | ImageError) -> Prediction:
     return replace(row, image=name)
 
 
-def _groups(images: Iterable[_Named], size: int) -> Iterator[list[_Named]]:
+def _groups(images: Iterable[Named], size: int) -> Iterator[list[Named]]:
     """Yield the images in lists of at most ``size``, and of a bounded number of bytes."""
-    group: list[_Named] = []
+    group: list[Named] = []
     num_bytes = 0
     for named in images:
         group.append(named)
-        num_bytes += num_bytes_of(named.image)
+        num_bytes += num_bytes_of(named[1])
         if len(group) == size or num_bytes >= _MAX_BATCH_BYTES:
             yield group
             group, num_bytes = [], 0
     if group:
         yield group
+
+
+def name_of(image: ImageLike, position: int) -> str:
+    """Return an image's path, or ``"image 3"`` for the one at position 3 that has none."""
+    return str(image) if isinstance(image, (str, Path)) else f"image {position}"
+
+
+def num_bytes_of(image: ImageLike) -> int:
+    """Return how much memory an image takes as it is given; nothing where it is a path."""
+    if isinstance(image, Image.Image):
+        return 4 * image.width * image.height
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    return len(image) if isinstance(image, bytes) else 0
