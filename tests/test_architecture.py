@@ -209,7 +209,7 @@ def test_modules_say_what_they_are_and_stay_small():
             wrong.append(f"{module} has no text at its top")
         if len(TEXTS[module].splitlines()) > 400:
             wrong.append(f"{module} is two concepts by now")
-    for package in set(PACKAGES) - {"cli"}:  # one file per command needs no list
+    for package in set(PACKAGES) - {"cli"}:  # commands need no list
         text = ast.get_docstring(TREES[Path(package) / "__init__.py"]) or ""
         modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
         modules |= {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}

@@ -1,20 +1,27 @@
-"""``featx evaluate``."""
+"""``featx evaluate``, ``featx compare`` and ``featx report``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from featx.cli import options
 from featx.cli.output import (
+    headline,
+    human_bytes,
     human_seconds,
     print_fields,
     print_json,
+    print_metrics,
+    print_per_class,
     print_skipped,
+    print_table,
     progress_bars,
+    step_status,
+    written,
 )
-from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import counted
 
 
@@ -53,3 +60,93 @@ def evaluate(
         fields["skipped"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
     print_fields(fields)
     print_skipped(report.skipped, rest="--json")
+
+
+@click.command()
+@click.argument("features", type=options.FILE, nargs=-1, required=True)
+@click.option(
+    "--split",
+    help="Whose images are scored.  [val, or test where there is no val]",
+)
+@options.task
+@click.option("--seed", type=int, default=0, show_default=True)
+@options.as_json
+@options.quiet
+def compare(
+    features: tuple[Path, ...],
+    split: str | None,
+    task: Any,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train the default head on each of several FEATURES files: which backbone suits my images.
+
+    The files must hold the same images. Nothing is written.
+    """
+    from featx.stages.compare import compare as run
+    from featx.training.options import TrainOptions
+
+    with step_status(quiet=quiet) as progress:
+        report = run(features, TrainOptions(task=task, seed=seed), split=split, progress=progress)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    rows = [
+        [
+            str(cache.path),
+            f"{cache.backbone} {cache.image_size}px",
+            cache.layer,
+            f"{cache.num_features:,}",
+            *headline(cache.metrics).values(),
+            human_seconds(cache.seconds),
+        ]
+        for cache in report.caches
+    ]
+    best = report.caches[0]
+    first, *others = headline(best.metrics)
+    columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
+    print_table(["features", *columns], rows)
+    click.echo()
+    print_fields(
+        {"scored on": f"{counted(best.metrics.num_samples, 'image')} of the {report.split} split"}
+    )
+
+
+@click.command()
+@click.argument("head", type=options.FILE, default=options.HEAD)
+@options.output(Path("artifacts/report.html"), "The page to write.")
+@click.option("--features", type=options.FILE, help="The feature file.  [the head's own]")
+@click.option("--source", help="The images.  [those of the features]")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Split that is shown in detail.  [val, else test, else train]",
+)
+@click.option(
+    "--map",
+    type=click.Choice(["pca", "tsne", "none"]),
+    default="pca",
+    show_default=True,
+    help="How the features are put on a plane.",
+)
+@click.option(
+    "--num-mistakes",
+    type=int,
+    default=24,
+    show_default=True,
+    help="Mistakes that are shown as pictures.",
+)
+@options.stale
+@options.overwrite
+@options.no_notes
+def report(head: Path, output: Path, **settings: Any) -> None:
+    """Write one HTML page about HEAD: scores, confusions, calibration, a map, its worst mistakes.
+
+    The page needs no network: figures and pictures are in it. Figures need matplotlib
+    (pip install 'featx[report]').
+    """
+    from featx.stages.report import ReportOptions, write_report
+
+    page = write_report(head, output, ReportOptions(**settings))
+    print_fields({"size": human_bytes(page.path.stat().st_size)} | written(page))

@@ -12,18 +12,14 @@ from typing import Any
 import click
 
 import featx
-from featx.cli.backbones import backbones
-from featx.cli.check import check
-from featx.cli.compare import compare
-from featx.cli.evaluate import evaluate
+from featx.cli.check import check, status
+from featx.cli.evaluate import compare, evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
-from featx.cli.info import info
+from featx.cli.info import backbones, info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
-from featx.cli.report import report
 from featx.cli.run import run
-from featx.cli.status import status
 from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
 from featx.errors import BadImages, FeatxError, missing_package, printable

@@ -16,6 +16,7 @@ from featx.cli.streams import drawing_stream
 from featx.errors import counted, printable
 
 if TYPE_CHECKING:
+    from featx.heads.tasks.scores import Scores
     from featx.stages.export import ExportReport
     from featx.stages.report import ReportPage
     from featx.training.options import TrainReport
@@ -98,6 +99,41 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         click.echo("  ".join([first, *others]).rstrip())
+
+
+def print_metrics(metrics: Mapping[str, Scores]) -> None:
+    """Print a row for each split."""
+    from featx.heads.tasks import SINGLE_LABEL, TASKS
+
+    task = next((TASKS[scores.task] for scores in metrics.values()), SINGLE_LABEL)
+    rows = [
+        [split, *(column.text(scores) for column in task.columns)]
+        for split, scores in metrics.items()
+    ]
+    print_table(["split", *(column.title for column in task.columns)], rows)
+
+
+def print_per_class(metrics: Mapping[str, Scores], classes: Sequence[str]) -> None:
+    """Print a row for each class, tag or target, for each split."""
+    from featx.heads.tasks import TASKS
+
+    for split, scores in metrics.items():
+        task = TASKS[scores.task]
+        rows = [
+            [name, *(column.text(own) for column in task.output_columns)]
+            for name, own in zip(classes, getattr(scores, task.scores[2]), strict=True)
+        ]
+        titles = (column.title for column in task.output_columns)
+        print_table([f"{task.output} ({split})", *titles], rows)
+        click.echo()
+
+
+def headline(scores: Scores) -> dict[str, str]:
+    """Return the main scores, by the title of their column."""
+    from featx.heads.tasks import TASKS
+
+    columns = TASKS[scores.task].columns
+    return {column.title: column.text(scores) for column in columns if column.is_main}
 
 
 def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from featx.artifact import free_path, is_own
 from featx.cli import options
 from featx.cli.extract import changes
 from featx.cli.output import (
+    headline,
     human_bytes,
     human_seconds,
     print_skipped,
@@ -21,7 +22,6 @@ from featx.cli.output import (
     short_measure,
     step_status,
 )
-from featx.cli.scores import headline
 from featx.errors import ArtifactError, ArtifactMismatch, counted
 
 if TYPE_CHECKING:

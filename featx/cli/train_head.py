@@ -15,10 +15,11 @@ from featx.cli.output import (
     human_seconds,
     print_fields,
     print_json,
+    print_metrics,
+    print_per_class,
     print_table,
     written,
 )
-from featx.cli.scores import print_metrics, print_per_class
 from featx.errors import ConfigError, counted
 
 if TYPE_CHECKING:
