@@ -64,21 +64,13 @@ def evaluate(
 
 @click.command()
 @click.argument("features", type=options.FILE, nargs=-1, required=True)
-@click.option(
-    "--split",
-    help="Whose images are scored.  [val, or test where there is no val]",
-)
+@click.option("--split", help="Whose images are scored.  [val, or test where there is no val]")
 @options.task
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.as_json
 @options.quiet
 def compare(
-    features: tuple[Path, ...],
-    split: str | None,
-    task: Any,
-    seed: int,
-    as_json: bool,
-    quiet: bool,
+    features: tuple[Path, ...], split: str | None, task: Any, seed: int, as_json: bool, quiet: bool
 ) -> None:
     """Train the default head on each of several FEATURES files: which backbone suits my images.
 

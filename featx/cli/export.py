@@ -95,13 +95,7 @@ from featx.cli.output import (
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model card that was edited.")
 @options.quiet
-def export(
-    head: Path,
-    output: Path,
-    no_verify: bool,
-    quiet: bool,
-    **settings: Any,
-) -> None:
+def export(head: Path, output: Path, no_verify: bool, quiet: bool, **settings: Any) -> None:
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
     from featx.heads.tasks import task_of
     from featx.stages.export import ExportOptions, export_onnx

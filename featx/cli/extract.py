@@ -122,17 +122,13 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         ran_on = f"{report.engine}, {report.device}"
         yield "time", f"{human_seconds(report.seconds)} ({speed}, {ran_on})"
     if report.num_duplicates:
-        yield (
-            "duplicates",
-            f"{counted(report.num_duplicates, 'image')} with the content of another, and its row",
-        )
+        images = counted(report.num_duplicates, "image")
+        yield "duplicates", f"{images} with the content of another, and its row"
     if report.num_resumed:
-        yield (
-            "resumed",
-            f"{counted(report.num_resumed, 'image')} kept from an unfinished extraction",
-        )
-    if changed := changes(report):
-        yield "updated", changed
+        images = counted(report.num_resumed, "image")
+        yield "resumed", f"{images} kept from an unfinished extraction"
+    if report.changes:
+        yield "updated", report.changes
     yield ("up to date" if report.is_unchanged else "written"), report.path
     if report.num_unlabelled:
         yield "unlabelled", counted(report.num_unlabelled, "image")
@@ -149,21 +145,14 @@ def _print_profile(profile: Profile) -> None:
     total = profile.workers * profile.wall
     steps = {**profile.seconds, "idle": profile.idle}
     rows = [
-        [step, f"{seconds:.2f} s", f"{1e3 * seconds / profile.num_images:.2f} ms", share]
+        [
+            step,
+            f"{seconds:.2f} s",
+            f"{1e3 * seconds / profile.num_images:.2f} ms",
+            f"{seconds / total:.1%}",
+        ]
         for step, seconds in steps.items()
-        if (share := f"{seconds / total:.1%}")
     ]
     print_table(
         [f"{profile.workers} workers, {profile.wall:.2f} s", "time", "an image", "share"], rows
     )
-
-
-def changes(report: ExtractReport) -> str:
-    """Return the changes of an update in words; empty where there were none."""
-    counts = {
-        "new": report.num_new,
-        "changed": report.num_changed,
-        "removed": report.num_removed,
-        "relabelled": report.num_relabelled,
-    }
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,21 +104,9 @@ stale = click.option(
     is_flag=True,
     help="Use the head although the rows that trained it have changed; the output says so.",
 )
-quiet = click.option(
-    "-q",
-    "--quiet",
-    is_flag=True,
-    callback=_set_quiet,
-    help="No progress and no notes, only errors and results.",
-)
-no_notes = click.option(
-    "-q",
-    "--quiet",
-    is_flag=True,
-    callback=_set_quiet,
-    expose_value=False,
-    help="No notes, only errors and results.",
-)
+_quiet = partial(click.option, "-q", "--quiet", is_flag=True, callback=_set_quiet)
+quiet = _quiet(help="No progress and no notes, only errors and results.")
+no_notes = _quiet(expose_value=False, help="No notes, only errors and results.")
 """For commands without progress."""
 on_error = click.option(
     "--on-error",

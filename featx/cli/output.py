@@ -57,8 +57,6 @@ def print_text(text: object) -> None:
 
 
 _OPTION = re.compile(r"(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)")
-
-
 _flags: dict[str, str] = {}
 
 
@@ -92,13 +90,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column is text and whose others are numbers, right-aligned."""
     titles, *rows = ([printable(cell) for cell in row] for row in (columns, *rows))
     widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(columns))]
-    lines = [titles, ["─" * width for width in widths], *rows]
-    for line in lines:
-        first, *others = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        click.echo("  ".join([first, *others]).rstrip())
+    for line in (titles, ["─" * width for width in widths], *rows):
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[0] = line[0].ljust(widths[0])
+        click.echo("  ".join(cells).rstrip())
 
 
 def print_metrics(metrics: Mapping[str, Scores]) -> None:
@@ -201,35 +196,27 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda label, **_: None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.text import Text
 
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class Speed(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         Speed(),
-        TimeRemainingColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=drawing_stream()), transient=True) as bars:
+    with progress.Progress(
+        *columns, console=Console(file=drawing_stream()), transient=True
+    ) as bars:
 
-        def bar(
-            label: str, *, unit: str = "images", scale: float = 1
-        ) -> Callable[[int, int], None]:
+        def bar(label: str, *, unit: str = "images", scale: float = 1) -> Progressed:
             task = bars.add_task(label, total=None, visible=False, unit=unit)
             return lambda done, total: bars.update(
                 task, completed=done * scale, total=total * scale, visible=True

@@ -172,15 +172,11 @@ def _cell(text: str) -> str:
     See https://owasp.org/www-community/attacks/CSV_Injection.
     """
     shown = printable(text, keep=_KEPT)
-    return f"'{shown}" if shown.startswith(_FORMULA) and not _is_number(shown) else shown
-
-
-def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(shown)
     except ValueError:
-        return False
-    return True
+        return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return shown
 
 
 def _lines(prediction: Prediction, classes: Sequence[str]) -> list[list[str]]:

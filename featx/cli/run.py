@@ -10,7 +10,6 @@ import click
 
 from featx.artifact import free_path, is_own
 from featx.cli import options
-from featx.cli.extract import changes
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -101,8 +100,7 @@ def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportRepor
     from featx.images.sources.entries import describe_ignored
 
     spec = extracted.spec
-    changed = changes(extracted)
-    made = f"updated: {changed}" if changed else "written"
+    made = f"updated: {extracted.changes}" if extracted.changes else "written"
     rows: list[tuple[ExtractReport | TrainReport | ExportReport, str, str]] = [
         (extracted, made, f"{extracted.num_images:,} × {spec.num_features}, {spec.backbone}"),
         (trained, "replaced" if trained.replaced else "written", _score(trained)),
@@ -135,8 +133,7 @@ def _score(trained: TrainReport) -> str:
 
 
 def _proof(exported: ExportReport) -> str:
-    accuracy = exported.header.details["proof"]["accuracy"]
-    size = human_bytes(exported.num_bytes)
+    size, accuracy = human_bytes(exported.num_bytes), exported.header.details["proof"]["accuracy"]
     if not accuracy:
         return size
     measure = short_measure(accuracy)

@@ -25,9 +25,10 @@ from featx.errors import ConfigError, counted
 if TYPE_CHECKING:
     from featx.heads.samples.selection import ClassWeight, FewShotScores
     from featx.heads.solvers.sgd import EpochScores
-    from featx.training.options import CrossValidated, TrainOptions, TrainReport
+    from featx.training.options import TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
+_SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 
 
 @click.command("train-head")
@@ -111,18 +112,12 @@ def train_head(
 
 def _options(
     *,
-    task: str,
-    head: str,
-    solver: str | None,
     strengths: tuple[float, ...],
     class_weight: str | None,
     shots: int | None,
     repeats: int | None,
     no_calibrate: bool,
-    memory: str | None,
-    seed: int,
-    overwrite: bool,
-    **training: Any,
+    **chosen: Any,
 ) -> TrainOptions:
     """Return the options of the stage; what was not given has the default there."""
     from featx.heads.samples.selection import FewShot
@@ -131,41 +126,33 @@ def _options(
     from featx.heads.solvers.sgd import SGDOptions
     from featx.training.options import TrainOptions
 
-    given = {name: value for name, value in training.items() if value not in (None, ())}
+    shared = {name: chosen.pop(name) for name in _SHARED}
+    given = {name: value for name, value in chosen.items() if value not in (None, ())}
     mlp, sgd = MLPOptions(), SGDOptions()
-    if head == "mlp":
+    if shared["head"] == "mlp":
         if "hidden" in given:
             given["hidden"] = parse_hidden(given["hidden"])
         names = {"epochs": "max_epochs", "seeds": "num_seeds"}
         mlp = MLPOptions(**{names.get(name, name): value for name, value in given.items()})
-    elif solver == "sgd":
+    elif shared["solver"] == "sgd":
         if "learning_rate" in given:
             *others, given["learning_rate"] = given["learning_rate"]
             if others:
                 raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
         sgd = SGDOptions(**given)
     return TrainOptions(
-        task=task,  # type: ignore[arg-type]
-        head=head,  # type: ignore[arg-type]
-        solver=solver,  # type: ignore[arg-type]
+        **shared,
         strengths=strengths or STRENGTHS,
         mlp=mlp,
         sgd=sgd,
         class_weight=_class_weight(class_weight),
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         calibrate=not no_calibrate,
-        memory=memory,
-        seed=seed,
-        overwrite=overwrite,
     )
 
 
 def _class_weight(text: str | None) -> ClassWeight:
-    """Return ``"balanced"``, the content of a JSON file, or None.
-
-    Raises:
-        ConfigError: The file is not there, or no JSON object.
-    """
+    """Return ``"balanced"``, the content of a JSON file, or None."""
     if text is None or text == "balanced":
         return text  # type: ignore[return-value]
     try:
@@ -183,15 +170,12 @@ def _class_weight(text: str | None) -> ClassWeight:
 
 
 _SGD = {"learning_rate", "batch_size", "epochs", "momentum", "step_size", "gamma"}
+_MLP = {"hidden", "dropout", "learning_rate", "weight_decay", "seeds", "batch_size", "epochs"}
 _USED = {
-    "mlp": {
-        *("hidden", "dropout", "learning_rate", "weight_decay", "seeds", "batch_size", "epochs"),
-    },
-    "lbfgs": {"solver", "strengths"},
-    "sklearn": {"solver", "strengths"},
-    "ridge": {"solver", "strengths"},
+    "mlp": _MLP,
+    **{solver: {"solver", "strengths"} for solver in ("lbfgs", "sklearn", "ridge")},
     "centroid": {"solver"},
-    "sgd": {"solver", *_SGD},
+    "sgd": {"solver"} | _SGD,
 }
 
 
@@ -205,8 +189,8 @@ def _require_used(task: str, head: str, solver: str | None) -> None:
     for name in sorted(set().union(*_USED.values()) - _USED[kind]):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "-C" if name == "strengths" else f"--{name.replace('_', '-')}"
-            only_mlp = name in _USED["mlp"] and name not in _SGD
-            chosen = f"--head {head}" if head == "mlp" or only_mlp else f"--solver {solver}"
+            is_head = head == "mlp" or name in _MLP - _SGD
+            chosen = f"--head {head}" if is_head else f"--solver {solver}"
             raise click.UsageError(f"{option} has no meaning for {chosen}.")
     if context.params["repeats"] is not None and context.params["shots"] is None:
         raise click.UsageError("--repeats has no meaning without --shots.")
@@ -242,7 +226,13 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
         size = f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks"
         fields["features"] = f"{size}, {blocks['kept']:,} samples kept in memory"
     if cross_validated:
-        fields["cross-val."] = _describe_cross_validation(cross_validated)
+        folds = cross_validated.num_folds
+        images = counted(cross_validated.scores.num_samples, "training image")
+        fields["cross-val."] = (
+            f"{images} in {folds} folds, each scored by a head that was not trained on it"
+            if folds
+            else f"{images}, each scored by the head without it"
+        )
     if made := report.calibration:
         fields["calibration"] = (
             f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
@@ -255,16 +245,11 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
 
 def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:
     """Print mean and deviation over the draws; the table above is that of the first."""
-    rows = [
-        [
-            split,
-            *(
-                f"{spread.mean:.4f} ± {spread.deviation:.4f}"
-                for spread in (own.top1, own.balanced_accuracy, own.macro_f1, own.log_loss)
-            ),
-        ]
-        for split, own in scores.items()
-    ]
+    columns = ("top1", "balanced_accuracy", "macro_f1", "log_loss")
+    rows = []
+    for split, own in scores.items():
+        spreads = [getattr(own, column) for column in columns]
+        rows.append([split, *(f"{each.mean:.4f} ± {each.deviation:.4f}" for each in spreads)])
     print_table(["over draws", "top-1", "balanced", "macro F1", "log loss"], rows)
     click.echo()
 
@@ -294,22 +279,13 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
     click.echo()
 
 
-def _describe_cross_validation(cross_validated: CrossValidated) -> str:
-    count, folds = cross_validated.scores.num_samples, cross_validated.num_folds
-    images = counted(count, "training image")
-    return (
-        f"{images} in {folds} folds, each scored by a head that was not trained on it"
-        if folds
-        else f"{images}, each scored by the head without it"
-    )
-
-
 def _describe(choice: dict[str, Any]) -> str:
     if choice["head"] == "mlp":
         sizes = "-".join(str(size) for size in choice["hidden"])
-        text = f"MLP with hidden {sizes}, stopped at epoch {choice['num_epochs']}"
-        if choice.get("held_out_loss") is None:
-            text = f"MLP with hidden {sizes}, trained for {choice['num_epochs']} epochs"
+        stopped = "trained for {} epochs"
+        if choice.get("held_out_loss") is not None:
+            stopped = "stopped at epoch {}"
+        text = f"MLP with hidden {sizes}, {stopped.format(choice['num_epochs'])}"
         if len(choice["candidates"]) > 1:
             text += (
                 f", the best of {len(choice['candidates'])}: learning rate "
@@ -324,8 +300,8 @@ def _describe(choice: dict[str, Any]) -> str:
     text = f"linear, {'ridge, ' if choice['solver'] == 'ridge' else ''}C = {choice['strength']:g}"
     if len(choice["path"]) < 2:
         return text
-    text += f", the best of {len(choice['path'])} "
     folds = choice.get("num_folds") or 0
-    if not folds:
-        return text + "by leave-one-out"
-    return text + ("on a hold-out" if folds == 1 else f"by {folds}-fold cross-validation")
+    how = {0: "by leave-one-out", 1: "on a hold-out"}.get(
+        folds, f"by {folds}-fold cross-validation"
+    )
+    return f"{text}, the best of {len(choice['path'])} {how}"

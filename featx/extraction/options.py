@@ -187,3 +187,15 @@ class ExtractReport:
     def num_images(self) -> int:
         """Rows of the feature file."""
         return sum(self.split_sizes.values())
+
+    @property
+    def changes(self) -> str:
+        """The changes of an update in words; empty where there were none."""
+        return describe_changes(self)
+
+
+def describe_changes(report: Any) -> str:
+    """Return the counts of changed images in a report in words; empty where there are none."""
+    names = ("new", "changed", "removed", "relabelled")
+    counts = {name: getattr(report, f"num_{name}") for name in names}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)

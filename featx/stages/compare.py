@@ -110,7 +110,7 @@ def compare(
             split, first = _choose_split(cache, split), _images(cache)
             warn_of_leaks(cache)
         _require_same_images(cache, first, paths[0])
-        compared.append(_train_on(cache, options, split or "", _step(tell, name)))
+        compared.append(_train_on(cache, options, split or "", name, tell))
         del cache  # its features, before the next one's are read
     compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
     return CompareReport(split or "", tuple(compared))
@@ -153,12 +153,11 @@ def _choose_split(cache: FeatureFile, wanted: str | None) -> str:
     return choice[0]
 
 
-def _step(tell: Step, name: str) -> Step:
-    return lambda step: tell(f"Training on {name}: {step}")
-
-
-def _train_on(cache: FeatureFile, options: TrainOptions, split: str, step: Step) -> ComparedCache:
-    spec, first = BackboneSpec.from_dict(cache.header.spec), fit_heads(cache, options, step=step)[0]
+def _train_on(
+    cache: FeatureFile, options: TrainOptions, split: str, name: str, tell: Step
+) -> ComparedCache:
+    spec = BackboneSpec.from_dict(cache.header.spec)
+    first = fit_heads(cache, options, step=lambda step: tell(f"Training on {name}: {step}"))[0]
     return ComparedCache(
         path=cache.path,
         backbone=spec.backbone,

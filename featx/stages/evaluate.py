@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -56,13 +56,8 @@ class EvaluateReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {
-            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
-            "classes": list(self.classes),
-            "skipped": [list(image) for image in self.skipped],
-            "seconds": self.seconds,
-            "stale": self.stale,
-        }
+        metrics = {split: scores.to_dict() for split, scores in self.metrics.items()}
+        return asdict(self) | {"metrics": metrics}
 
 
 def evaluate(

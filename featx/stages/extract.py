@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -128,18 +128,9 @@ def _open_source(source: str | Path | None, output: Path) -> ImageSource:
         ) from err
 
 
-class _Before(NamedTuple):
-    """The state before anything is done."""
-
-    num_resumed: int
-    rows: np.ndarray
-    touched: frozenset[int]
-    is_unchanged: bool
-
-
 @dataclass(frozen=True)
 class _Run:
-    """A run, once it is settled what it is to do."""
+    """A run with settled options."""
 
     output: Path
     images: ImageSource
@@ -169,17 +160,15 @@ class _Run:
             retry_skipped=self.retry_skipped,
             workers=options.workers,
         )
-        before = _Before(
-            num_resumed=int((plan.rows >= self.existing.num_in_file).sum()),
-            rows=plan.rows.copy(),
-            touched=frozenset(plan.touched.tolist()),
-            is_unchanged=file is not None
+        before = replace(plan, rows=plan.rows.copy())
+        is_unchanged = (
+            file is not None
             and self._is_noted_in(file.header)
             and is_current(file, plan, samples, self.images.classes)
-            and self.splitting.is_current(file, plan.rows),
+            and self.splitting.is_current(file, plan.rows)
         )
         num_bytes = 4 * len(samples) * self.settings.spec.num_features
-        with nullcontext() if before.is_unchanged else start_verifier(num_bytes) as verifier:
+        with nullcontext() if is_unchanged else start_verifier(num_bytes) as verifier:
             extracted = self._fill(plan, progress)
             report_bad(plan, self.images, self.output, options)
             warn_of_temporary(plan)
@@ -191,7 +180,7 @@ class _Run:
             elif file:
                 splits = self.splitting.own.copy()
                 splits[plan.rows >= 0] = file.splits
-        return self._report(plan, splits, before, extracted)
+        return self._report(plan, before, splits, extracted, is_unchanged=is_unchanged)
 
     def _is_noted_in(self, header: Header) -> bool:
         """Return whether a header has all that the next update needs; old ones have less."""
@@ -248,23 +237,32 @@ class _Run:
         )
 
     def _report(
-        self, plan: Plan, splits: np.ndarray, before: _Before, extracted: Extracted | None
+        self,
+        plan: Plan,
+        before: Plan,
+        splits: np.ndarray,
+        extracted: Extracted | None,
+        *,
+        is_unchanged: bool,
     ) -> ExtractReport:
         samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
         file, num_in_file = self.existing.file, self.existing.num_in_file
-        others = set(np.flatnonzero(plan.rows >= num_in_file).tolist()) - before.touched
+        others = set(np.flatnonzero(plan.rows >= num_in_file).tolist()) - set(
+            before.touched.tolist()
+        )
         names_in_file = set(file.sample_ids) if file else set()
         num_changed = sum(samples[i].sample_id in names_in_file for i in others)
+        sizes = np.bincount(splits[kept], minlength=len(SPLITS)).tolist()
         return ExtractReport(
             path=self.output,
             spec=self.settings.spec,
             classes=self.images.classes,
-            split_sizes=_split_sizes(splits[kept]),
+            split_sizes={name: size for name, size in zip(SPLITS, sizes, strict=True) if size},
             num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
             ignored=self.images.ignored,
             skipped=bad_images(plan),
             num_extracted=extracted.num_rows if extracted else 0,
-            num_resumed=before.num_resumed,
+            num_resumed=int((before.rows >= num_in_file).sum()),
             num_new=len(others) - num_changed if file else 0,
             num_changed=num_changed,
             num_removed=plan.num_removed,
@@ -275,7 +273,7 @@ class _Run:
             ),
             num_duplicates=extracted.num_duplicates if extracted else 0,
             num_animated=extracted.num_animated if extracted else 0,
-            is_unchanged=before.is_unchanged,
+            is_unchanged=is_unchanged,
             seconds=0.0,
             device=self.backbone.device,
             engine=self.backbone.engine_name,
@@ -283,13 +281,13 @@ class _Run:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Return that of this run, or of the existing rows if the backbone had nothing to do."""
+        """Return that of this run, or of the existing rows where no backbone ran."""
         if self.backbone.device is None:
             return dict(self.settings.environment)
         return self.backbone.environment()
 
     def _record(self) -> dict[str, Any]:
-        """Return record 0 of a journal."""
+        """Return the first record of a journal."""
         return {
             "settings": replace(self.settings, environment=self._environment()).to_dict(),
             "handling": self.options.handling,
@@ -298,7 +296,6 @@ class _Run:
         }
 
     def _list_digest(self) -> str:
-        """Return the sha256 of the list of images."""
         digest = hashlib.sha256()
         for sample in self.images.samples:
             digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
@@ -335,8 +332,3 @@ class _Run:
             dtype=self.options.dtype,
             overwrite=True,
         )
-
-
-def _split_sizes(splits: np.ndarray) -> dict[str, int]:
-    sizes = np.bincount(splits, minlength=len(SPLITS)).tolist()
-    return {split: size for split, size in zip(SPLITS, sizes, strict=True) if size}

@@ -59,14 +59,14 @@ def train_head(
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)
-    existing = _open_existing(output) if exists else None
-    if existing and _is_current(existing, cache, options):
+    existing, inputs = _open_existing(output) if exists else None, _inputs(cache, options)
+    if existing and all(existing.header.details.get(name) == inputs[name] for name in inputs):
         try:
             return _report(output, existing, is_unchanged=True)
         except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
             pass
     trained = fit_heads(cache, options, progress=progress, step=step or no_step)
-    head = Head(_header(cache, options, trained), trained[0].layers)
+    head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
     return _report(output, head, seconds=seconds, replaced=_describe(existing) if exists else "")
@@ -80,20 +80,15 @@ def _open_existing(output: Path) -> Head | None:
         return None
 
 
-def _is_current(head: Head, cache: FeatureFile, options: TrainOptions) -> bool:
-    """Return whether training would write the head again."""
-    own = {"features": str(cache.path.resolve()), "made_from": _made_from(cache, options)}
-    return all(head.header.details.get(name) == value for name, value in own.items())
-
-
-def _made_from(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
-    """Return all that decides a head, JSON values: sha256 of the features, options, version."""
+def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
+    """Return the details of a header that decide whether training would write the head again."""
     chosen = {name: value for name, value in asdict(options).items() if name != "overwrite"}
-    return {
+    made_from = {
         "features": cache.inputs_sha256,
         "options": json.loads(json.dumps(chosen)),
         "featx": describe_environment()["featx"],
     }
+    return {"features": str(cache.path.resolve()), "made_from": made_from}
 
 
 def _describe(head: Head | None) -> str:
@@ -105,12 +100,7 @@ def _describe(head: Head | None) -> str:
 
 
 def _report(
-    path: Path,
-    head: Head,
-    *,
-    seconds: float = 0.0,
-    is_unchanged: bool = False,
-    replaced: str = "",
+    path: Path, head: Head, *, seconds: float = 0.0, is_unchanged: bool = False, replaced: str = ""
 ) -> TrainReport:
     """Return the report of a head, from its header."""
     details, scores_from_dict = head.header.details, TASKS[head.task].scores_from_dict
@@ -141,21 +131,17 @@ _ORIGIN = ("source", "weights", "val_fraction")
 """Details that export needs to find images and weights again."""
 
 
-def _held_out(cache: FeatureFile) -> dict[str, str]:
-    """Return the detail that lists the images that were held out, if featx chose them."""
-    rows = cache.rows("val")
-    if cache.header.details.get("own_validation") or len(rows) > MAX_HELD_OUT:
-        return {}
-    return {"held_out": HeldOut.of(cache.digests[rows]).to_text()}
-
-
-def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained]) -> Header:
+def _header(
+    cache: FeatureFile,
+    options: TrainOptions,
+    draws: Sequence[Trained],
+    inputs: Mapping[str, Any],
+) -> Header:
     """Return the header of the head of the first draw."""
     trained, source, weight = draws[0], cache.header.details, options.class_weight
     calibration = trained.calibration
     details: dict[str, Any] = {
-        "features": str(cache.path.resolve()),
-        "made_from": _made_from(cache, options),
+        **inputs,
         **{name: source[name] for name in _ORIGIN},
         "activation": "relu",
         "task": trained.task.name,
@@ -165,8 +151,10 @@ def _header(cache: FeatureFile, options: TrainOptions, draws: Sequence[Trained])
         "calibration": asdict(calibration) if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
         **record_provenance(cache, trained.task, drawn=trained.drawn),
-        **_held_out(cache),
     }
+    held_out = cache.rows("val")
+    if not source.get("own_validation") and len(held_out) <= MAX_HELD_OUT:
+        details["held_out"] = HeldOut.of(cache.digests[held_out]).to_text()
     if trained.cross_validated:
         details["cross_validated"] = trained.cross_validated.to_dict()
     if trained.thresholds:

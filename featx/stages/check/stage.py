@@ -18,6 +18,7 @@ from featx.artifact import (
 from featx.backbones.spec import BackboneOptions, BackboneRequest, weights_file
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError
+from featx.extraction.options import describe_changes
 from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
 
@@ -90,14 +91,7 @@ class CheckReport:
     @property
     def changes(self) -> str:
         """How a feature file differs from its source, in words; empty where it does not."""
-        counts = {
-            "new": self.num_new,
-            "changed": self.num_changed,
-            "removed": self.num_removed,
-            "relabelled": self.num_relabelled,
-        }
-        images = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-        return "; ".join(filter(None, (images, *self.settings)))
+        return "; ".join(filter(None, (describe_changes(self), *self.settings)))
 
     @property
     def is_fresh(self) -> bool:

@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 
 from featx.classifier.proof import NUM_IMAGES, EdgeCase
-from featx.classifier.staleness import (
-    Staleness,
-    find_features,
-    open_features_of,
-    require_current,
-)
+from featx.classifier.staleness import Staleness, find_features, open_features_of, require_current
 from featx.errors import ArtifactMissing, ImageError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
