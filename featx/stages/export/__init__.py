@@ -2,7 +2,6 @@
 
 options   options and report, and whether a model is already of these options
 stage     the way from a head to a published file
-backbone  the graph that made the features, cached or built again
 evidence  images of the source, and what the head answered for them
 """
 

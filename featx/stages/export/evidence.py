@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.classifier.proof import NUM_IMAGES, EdgeCase
+from featx.classifier.proof import EdgeCase
 from featx.classifier.staleness import Staleness, find_features, open_features_of, require_current
 from featx.errors import ArtifactMissing, ImageError, SourceError
 from featx.features.file import FeatureFile, open_features
@@ -40,12 +40,7 @@ class Evidence:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """Preprocessing of the features' images."""
         return PreprocessSpec.from_dict(self.head.header.spec["preprocess"])
-
-    def compared(self) -> np.ndarray:
-        """Return rows spread evenly over the cache, 64 or all if there are fewer, int64."""
-        return spread(np.arange(len(self.cache)), NUM_IMAGES)
 
     def validation(self) -> np.ndarray:
         """Return all rows of labelled validation images, int64."""
@@ -54,16 +49,15 @@ class Evidence:
         return labelled
 
     def names(self, rows: np.ndarray) -> list[str]:
-        """Return the sample ids of rows ``(n,)`` int64."""
         return [self.cache.sample_ids[row] for row in rows]
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Return the head's logits, comparable, ``(n, num_classes)``, of rows ``(n,)``."""
+        """Return the head's logits ``(n, num_classes)`` of rows, comparable."""
         with self.cache.reading() as rows_at:
             return self._comparable(self.head.logits(rows_at(rows)))
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
-        """Return the comparable true outputs of labelled rows ``(n,)``."""
+        """Return the true outputs of labelled rows, comparable."""
         return self._comparable(self._targets(rows))
 
     def trained(self) -> np.ndarray:
@@ -81,10 +75,6 @@ class Evidence:
         labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
         values: np.ndarray = TASKS[head.task].read(labels, names=head.classes).values[rows]
         return values
-
-    def in_full(self, rows: np.ndarray) -> Iterator[np.ndarray] | None:
-        """Return images of rows ``(n,)`` decoded in full; None where the features are of such."""
-        return self.images(rows, in_full=True) if self.preprocess.decode == "scaled" else None
 
     def images(self, rows: np.ndarray, *, in_full: bool = False) -> Iterator[np.ndarray]:
         """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
@@ -132,13 +122,9 @@ class Evidence:
         images: list[np.ndarray],
         features: Callable[[np.ndarray], np.ndarray],
     ) -> list[EdgeCase]:
-        """Return edge cases made from some of a few images, with the head's answers for them.
+        """Return edge cases made from some of the rows' images, with the head's answers.
 
-        Args:
-            rows: Of the images.
-            images: Raw pixels.
-            features: From crops ``(n, size, size, 3)`` uint8 to features, as the cached ones were
-                made.
+        ``features`` maps crops ``(n, size, size, 3)`` uint8 to features like the cached ones.
         """
         found = []
         for i in spread(np.arange(len(images)), _NUM_EDGE_CASES):
@@ -153,13 +139,7 @@ class Evidence:
     def references(
         self, rows: np.ndarray, logits: np.ndarray, *, with_names: bool
     ) -> list[dict[str, Any]]:
-        """Return some of the compared images with the head's logits, JSON values.
-
-        Args:
-            rows: Of the images, ``(n,)`` int64.
-            logits: Of the head, ``(n, num_classes)``.
-            with_names: Say what they are called.
-        """
+        """Return some rows ``(n,)`` with logits ``(n, num_classes)`` as JSON values."""
         return [
             {
                 "digest": self.cache.digests[rows[i]].tobytes().hex(),
@@ -188,9 +168,9 @@ def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Eviden
 
 
 def staleness_if_there(head: Head, head_path: Path, options: ExportOptions) -> Staleness:
-    """Return how features differ from those that trained a head, for an export without evidence.
+    """Return a head's staleness for an export without evidence.
 
-    Such an export does without the feature file, so one that is gone or another's is ignored.
+    A feature file that is gone or another head's is ignored.
     """
     path = find_features(head, head_path, options.features)
     if not path.exists():

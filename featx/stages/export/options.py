@@ -28,8 +28,6 @@ DEFAULT_RTOL = 0.02
 The resize in the graph rounds some pixels to another grey level than Pillow's; docs/parity.md has
 what that does to logits.
 """
-
-
 _NOT_OF_THE_FILE = ("card", "overwrite")
 
 

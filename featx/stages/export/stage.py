@@ -21,12 +21,14 @@ from featx.artifact import (
     run_files,
 )
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8.calibrate import calibrate
 from featx.backbones.int8.quantize import quantize_graph
-from featx.backbones.spec import BackboneSpec, weights_file
+from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
+    NUM_IMAGES,
     Proof,
     answers,
     measure_accuracy,
@@ -37,14 +39,13 @@ from featx.classifier.proof import (
 from featx.classifier.references import without_folders
 from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
-from featx.errors import ConfigError
+from featx.errors import BackboneError, ConfigError, ExportError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import spread
 from featx.reporting.card import is_card_of, require_card_replaceable, write_card
-from featx.stages.export.backbone import float_graph, repeats_features
 from featx.stages.export.evidence import Evidence, open_evidence, staleness_if_there
 from featx.stages.export.options import (
     DEFAULT_RTOL,
@@ -61,8 +62,8 @@ Progress = Callable[[str], None]
 
 _NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
-_OF_TASK = ("task", "thresholds", "unit")
-"""Details of the head that describe its task."""
+_COPIED = ("held_out", "task", "thresholds", "unit")
+"""Details of the head that the file has as well, where there are any."""
 
 
 def export_onnx(
@@ -151,17 +152,6 @@ def proof_date(head: Path) -> str:
     return date.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _trained_on(head: Head) -> dict[str, Any]:
-    """Return a digest of the training split, by which evaluation sees whether it has changed.
-
-    Nothing for a head that was trained on a draw: from images alone its rows cannot be told.
-    """
-    provenance = head.header.details.get("provenance")
-    if provenance is None or provenance["drawn"]:
-        return {}
-    return {"trained_on": provenance["trained"]}
-
-
 class _Export:
     """One export under way."""
 
@@ -198,7 +188,7 @@ class _Export:
         draft = load_classifier(
             self._content(backbone, open_contract, self._header(open_contract, None)), path=output
         )
-        rows = self._evidence.compared()
+        rows = spread(np.arange(len(self._evidence.cache)), NUM_IMAGES)
         images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
         self._progress(f"Comparing {len(rows)} images")
         same = plain if self._ranges is None else quantize_graph(plain, self._ranges)
@@ -240,17 +230,16 @@ class _Export:
         if self._repeats_features:
             size = TASKS[self._head.task].typical_size(logits, trained)
             bound = self._options.atol or DEFAULT_RTOL * size
-        cases = self._evidence.edge_cases(rows, images, engine.features)
-        names = self._evidence.names(rows)
+        is_scaled = self._evidence.preprocess.decode == "scaled"
         return prove(
             draft,
             images,
-            names,
+            self._evidence.names(rows),
             logits,
             bound=bound,
-            edge_cases=cases,
+            edge_cases=self._evidence.edge_cases(rows, images, engine.features),
             coarse=self._precision != "fp32",
-            full=self._evidence.in_full(rows),
+            full=self._evidence.images(rows, in_full=True) if is_scaled else None,
             trained=trained,
         )
 
@@ -290,9 +279,10 @@ class _Export:
         }
         if not self._options.with_names:  # the file is made to be handed on
             details |= {name: without_folders(details[name]) for name in ("source", "weights")}
-        details |= {
-            name: own.details[name] for name in ("held_out", *_OF_TASK) if name in own.details
-        } | _trained_on(self._head)
+        details |= {name: own.details[name] for name in _COPIED if name in own.details}
+        provenance = own.details.get("provenance")
+        if provenance and not provenance["drawn"]:  # else images alone do not tell the rows
+            details["trained_on"] = provenance["trained"]
         details |= {
             "head_sha256": own.details["sha256"],
             "head": own.details["choice"],
@@ -320,3 +310,55 @@ class _Export:
             details=details,
             environment=environment,
         )
+
+
+def repeats_features(head: Head, precision: Precision) -> bool:
+    """Return whether a file in some precision calculates as the head's features were calculated.
+
+    None does so for features in tf32, bf16 or fp16: what these leave out, no graph can repeat.
+    """
+    own = BackboneSpec.from_dict(head.header.spec).precision
+    return precision == own and own in ("fp32", "int8")
+
+
+def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], None]) -> bytes:
+    """Return the float32 graph ``pixels → features`` of the very weights that made the features."""
+    plain = BackboneSpec.from_dict(head.header.spec).in_float32
+    origin = str(head.header.details["weights"])
+    if (graph := read_graph(plain, opset=options.opset)) is not None:
+        file = None if options.weights is None else weights_file(options.weights)
+        place = f"file:{file}" if file else origin
+        if (file or options.weights is None) and has_sha256(place, plain.weights_sha256):
+            return graph
+    graph = _build_graph(plain, origin, options, progress)
+    cache_graph(plain, graph, opset=options.opset)
+    return graph
+
+
+def _build_graph(
+    spec: BackboneSpec, origin: str, options: ExportOptions, progress: Callable[[str], None]
+) -> bytes:
+    from featx.backbones.network import build_network
+    from featx.backbones.onnx_graph import build_graph
+    from featx.backbones.weights import open_origin, open_weights, require_sha256
+
+    def downloaded(done: int, total: int) -> None:
+        progress(f"Downloading the weights, {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+    if options.weights is None:
+        weights = open_origin(spec.backbone, origin, progress=downloaded)
+    else:
+        weights = open_weights(spec.backbone, options.weights, progress=downloaded)
+    require_sha256(weights, spec.weights_sha256)
+    network, rebuilt = build_network(
+        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
+    )
+    if rebuilt != spec:
+        raise ExportError(
+            f"The backbone {spec.backbone} built here differs from the one the features were made "
+            "with. Use the versions of torch and torchvision that extracted them."
+        )
+    try:
+        return build_graph(network, image_size=spec.preprocess.image_size, opset=options.opset)
+    except BackboneError as err:
+        raise ExportError(str(err)) from err

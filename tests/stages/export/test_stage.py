@@ -34,8 +34,8 @@ from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
 from featx.stages.check import check
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.export.backbone import repeats_features
 from featx.stages.export.options import is_current
+from featx.stages.export.stage import repeats_features
 from featx.stages.extract import extract
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
@@ -268,8 +268,8 @@ def test_a_graph_that_was_kept_gives_the_same_bytes_as_one_built_anew(trained, m
     export_onnx(trained.head, trained.model)
     kept = trained.model.read_bytes()
     trained.model.unlink()
-    monkeypatch.setattr("featx.stages.export.backbone.read_graph", lambda spec, **options: None)
-    monkeypatch.setattr("featx.stages.export.backbone.cache_graph", lambda *a, **options: None)
+    monkeypatch.setattr("featx.stages.export.stage.read_graph", lambda spec, **options: None)
+    monkeypatch.setattr("featx.stages.export.stage.cache_graph", lambda *a, **options: None)
     export_onnx(trained.head, trained.model)
     model, before = onnx.load(trained.model), onnx.load_from_string(kept)
     assert [n.op_type for n in model.graph.node] == [n.op_type for n in before.graph.node]
