@@ -19,7 +19,6 @@ from featx.heads.tasks import TASKS, TaskName
 from featx.heads.tasks.losses import sigmoid
 from featx.heads.tasks.scores import Scores
 from featx.images.sources import ImageSource
-from featx.reporting.mistakes import with_pictures, worst_classes, worst_tags, worst_values
 from featx.reporting.plots import (
     MAX_CONFUSION_CLASSES,
     plot_confusion,
@@ -35,6 +34,10 @@ from featx.reporting.summary import (
     map_features,
     predict_classes,
     reliability,
+    with_pictures,
+    worst_classes,
+    worst_tags,
+    worst_values,
 )
 from featx.reporting.templates import render
 
@@ -46,16 +49,11 @@ class Page:
     """The content of a page.
 
     Attributes:
-        head: The head.
-        cache: The features.
-        staleness: How these differ from the features that trained the head.
         metrics: Scores of each split.
         split: The split that is shown in detail.
         rows: Its labelled rows of the feature file, ``(n,)`` int64.
         targets: Their labels, as the task reads them.
         images: The source; None where it is not there, or no mistakes are shown.
-        map: How the features are put on a plane.
-        num_mistakes: Mistakes that are shown as pictures.
     """
 
     head: Head

@@ -106,7 +106,7 @@ def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) ->
 
 
 def _damaged(path: Path, kind: Written, err: ArtifactError, command: str) -> FileStatus:
-    """Return the status of a file that cannot be used; no command replaces a foreign one."""
+    """Return the status of a file that cannot be used; featx does not replace a foreign one."""
     if is_own(path, kind):
         return FileStatus(path, "damaged", str(err), command)
     return FileStatus(path, "damaged", f"{err} Move it: featx does not replace it.")

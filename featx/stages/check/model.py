@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featx.classifier.proof import answers
-from featx.classifier.references import Reference, find_references, references_of
+from featx.classifier.references import find_references, references_of
 from featx.classifier.runner import run_images
 from featx.classifier.session import Classifier
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
@@ -35,11 +34,7 @@ class Repeated:
     """The result of a proof that was repeated.
 
     Attributes:
-        source: The images.
-        num_witnesses: Reference images, whose logits the proof holds.
-        num_found: Those of them that the source holds unchanged.
         max_difference: Largest absolute logit difference; None where the file gives no scores.
-        bound: Largest difference allowed.
         num_agreeing: Found images with the head's class, ties within the bound included.
         num_scored: Labelled images that the file was run on.
         accuracy: Share that it got right, in [0, 1]; None without labels that it knows.
@@ -66,12 +61,6 @@ class Repeated:
 def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images: int) -> Repeated:
     """Run a model on the images of its proof, and score it on labelled ones.
 
-    Args:
-        path: Of the model.
-        classifier: The model.
-        source: The images.
-        max_images: Labelled images that are run at most, spread evenly.
-
     Raises:
         ArtifactMismatch: The source holds none of the proof's images.
         ConfigError: The model has no proof, or gives nothing to compare.
@@ -81,7 +70,11 @@ def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images:
     proof = classifier.header.details.get("proof")
     if proof is None:
         raise ConfigError(f"'{path}' was exported without a proof; there is nothing to repeat.")
-    references, bound, recorded, trained = _parse(proof, classifier, path)
+    if not (references := references_of(classifier.header.details)):
+        raise ConfigError(
+            f"'{path}' comes from an earlier featx: its proof holds no images that could be run "
+            "again. Export it once more."
+        )
     found = find_references(references, images)
     if not found:
         raise ArtifactMismatch(
@@ -92,7 +85,10 @@ def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images:
     indices = [index for index, _ in found]
     expected = np.stack([reference.logits for _, reference in found])
     pixels = list(_pixels(classifier, images, indices))
-    difference, same = _compare(classifier, pixels, expected, bound, trained)
+    bound, accuracy = proof["bound"], proof.get("accuracy")
+    if bound is None:
+        bound = max(_SMALLEST, _TWICE * proof["max_difference"])
+    difference, same = _compare(classifier, pixels, expected, bound, proof.get("untrained", []))
     held_out = HeldOut.from_text(classifier.header.details.get("held_out", ""), path=path)
     rows, targets = _labelled(classifier, images, held_out, max_images)
     return Repeated(
@@ -100,40 +96,18 @@ def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images:
         num_witnesses=len(references),
         num_found=len(found),
         max_difference=difference,
-        bound=bound,
+        bound=float(bound),
         num_agreeing=int(same.sum()),
         num_scored=len(rows),
         accuracy=_score(classifier, _pixels(classifier, images, rows), targets) if rows else None,
-        recorded_accuracy=recorded,
+        recorded_accuracy=None if accuracy is None else float(accuracy["file"]),
     )
-
-
-def _parse(
-    proof: Any, classifier: Classifier, path: Path
-) -> tuple[list[Reference], float, float | None, np.ndarray]:
-    """Return the images of a proof, what is allowed, the accuracy, and outputs that are compared.
-
-    Raises:
-        ConfigError: It was written before proofs held images.
-    """
-    if not (references := references_of(classifier.header.details)):
-        raise ConfigError(
-            f"'{path}' comes from an earlier featx: its proof holds no images that could be run "
-            "again. Export it once more."
-        )
-    bound, accuracy = proof["bound"], proof.get("accuracy")
-    if bound is None:
-        bound = max(_SMALLEST, _TWICE * proof["max_difference"])
-    recorded = None if accuracy is None else float(accuracy["file"])
-    trained = np.ones(len(classifier.classes), bool)
-    trained[proof.get("untrained", [])] = False
-    return references, float(bound), recorded, trained
 
 
 def _pixels(
     classifier: Classifier, images: ImageSource, indices: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yield pixels, ``(height, width, 3)`` uint8 each, decoded for a classifier, read ahead."""
+    """Yield pixels ``(height, width, 3)`` uint8, decoded for a classifier, read ahead."""
     found = read_images(images, indices, np.asarray, preprocess=classifier.preprocess)
     with closing(found):
         for _, _, image in found:
@@ -147,7 +121,7 @@ def _compare(
     images: Sequence[np.ndarray],
     expected: np.ndarray,
     bound: float,
-    trained: np.ndarray,
+    untrained: Sequence[int],
 ) -> tuple[float | None, np.ndarray]:
     """Return the largest logit difference, None without scores, and who agrees, ``(n,)`` bool."""
     if not _gives_all(classifier):
@@ -155,7 +129,7 @@ def _compare(
         return None, is_top_class(classes, expected, bound)
     found = answers(classifier, images)
     same = classifier.task.settled(found, expected, bound, classifier.header.details)
-    found, expected = found[:, trained], expected[:, trained]
+    found, expected = (np.delete(each, untrained, axis=1) for each in (found, expected))
     if "logits" in classifier.contract.outputs or not classifier.task.shift_invariant:
         return float(np.abs(found - expected).max()), same
     found = found - found.max(axis=1, keepdims=True)  # known but for a constant in each row
@@ -173,7 +147,7 @@ def _gives_all(classifier: Classifier) -> bool:
 def _score(
     classifier: Classifier, images: Iterable[np.ndarray], targets: np.ndarray
 ) -> float | None:
-    """Return how good the file is on labelled images; None where it gives only some tags."""
+    """Return the accuracy on labelled images; None where the file gives only some tags."""
     if _gives_all(classifier):
         found = answers(classifier, images)
         return classifier.task.accuracy(found, targets, classifier.header.details)
@@ -183,11 +157,7 @@ def _score(
 
 
 def _classes(classifier: Classifier, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return the class of each raw image alone, ``(n,)`` int64.
-
-    Raises:
-        ConfigError: The file tells none.
-    """
+    """Return the class of each raw image, ``(n,)`` int64."""
 
     def answer(inputs: np.ndarray) -> np.ndarray:
         if classifier.contract.top_k:
@@ -223,10 +193,7 @@ def _labelled(
 
 
 def _find_held_out(images: ImageSource, rows: list[int], held_out: HeldOut, most: int) -> list[int]:
-    """Return at most so many of some rows that were held out, ascending.
-
-    Images are read in random order until there are enough.
-    """
+    """Return at most so many held-out rows, ascending, reading images in random order."""
     order = np.random.default_rng(0).permutation(rows if len(held_out.prefixes) else [])
     found = list[int]()
     with closing(read_digests(images, order.astype(int).tolist())) as digests:

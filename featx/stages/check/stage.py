@@ -166,12 +166,7 @@ def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> Ch
 
 
 def compare_features(path: Path, source: str | Path | None, options: CheckOptions) -> CheckReport:
-    """Compare a feature file that is known to be intact with a source.
-
-    Raises:
-        ArtifactError: The file cannot be read.
-        SourceError: The source cannot be used.
-    """
+    """Compare a feature file that is known to be intact with a source."""
     from featx.extraction.plan import make_plan, num_relabelled
     from featx.features.file import open_features
     from featx.features.publish import images_in_file

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.reporting.mistakes import thumbnail
+from featx.reporting.summary import thumbnail
 
 
 @pytest.mark.parametrize(
