@@ -41,12 +41,7 @@ def write_card(
 ) -> None:
     """Write the card of an exported file.
 
-    Args:
-        path: Where to.
-        model: The ONNX file.
-        header: Of that file.
-        cache: The features it was trained on, which have the counts; None where they are gone.
-        overwrite: Replace what is there.
+    ``cache`` has the features it was trained on; None where they are gone.
 
     Raises:
         ArtifactError: The disk refused; nothing is left behind.

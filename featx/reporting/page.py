@@ -71,10 +71,8 @@ class Page:
 def render_page(page: Page, *, made_from: str) -> str:
     """Return the HTML of a page.
 
-    Args:
-        page: Its content.
-        made_from: What it notes about its inputs, for ``is_page_of``. It notes nothing where a
-            picture is missing, so that it is made again when that may be there.
+    It notes ``made_from`` for ``is_page_of``; not where a picture is missing, so that the page is
+    made again when that may be there.
     """
     header = page.head.header
     shown = _CONTENT[page.head.task](page)

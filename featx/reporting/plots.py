@@ -148,11 +148,7 @@ def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
 
 
 def require_matplotlib() -> None:
-    """Check that figures can be drawn.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
-    """
+    """Check that matplotlib is installed, or raise ``ConfigError``."""
     try:
         import matplotlib as _  # noqa: F401
     except ImportError as err:

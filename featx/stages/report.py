@@ -17,7 +17,7 @@ from featx.artifact import (
     require_replaceable,
     run_files,
 )
-from featx.classifier.staleness import Staleness, find_features, open_features_of
+from featx.classifier.staleness import find_features, open_features_of
 from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
@@ -98,13 +98,18 @@ def write_report(
     options, output = options or ReportOptions(), Path(output)
     require_matplotlib()
     trained = open_head(head)
-    read = {f"the head '{head}'": Path(head)}
-    read |= run_files(find_features(trained, Path(head), options.features))
+    features = find_features(trained, Path(head), options.features)
+    read = {f"the head '{head}'": Path(head), **run_files(features)}
     if options.source is not None:
         read[f"the source '{options.source}'"] = Path(options.source)
     require_apart({"the report": output}, read)
-    cache, staleness = _open_features(trained, Path(head), options)
-    targets = _read_targets(trained, cache)
+    if not features.exists():
+        raise ArtifactMissing(
+            features, f"The feature file '{features}' is not there. Give it by features=…."
+        )
+    cache, staleness = open_features_of(trained, features, allow_stale=options.stale)
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    targets = TASKS[trained.task].read(labels, names=trained.classes)
     split, rows = _choose_split(cache, targets, options)
     exists = require_replaceable(output, "page")
     made_from = _made_from(trained, cache, options)
@@ -135,30 +140,10 @@ def _made_from(head: Head, cache: FeatureFile, options: ReportOptions) -> str:
     return fingerprint_of(inputs | describe_environment("matplotlib"))
 
 
-def _open_features(
-    head: Head, head_path: Path, options: ReportOptions
-) -> tuple[FeatureFile, Staleness]:
-    path = find_features(head, head_path, options.features)
-    if not path.exists():
-        raise ArtifactMissing(
-            path, f"The feature file '{path}' is not there. Give it by features=…."
-        )
-    return open_features_of(head, path, allow_stale=options.stale)
-
-
-def _read_targets(head: Head, cache: FeatureFile) -> Targets:
-    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-    return TASKS[head.task].read(labels, names=head.classes)
-
-
 def _choose_split(
     cache: FeatureFile, targets: Targets, options: ReportOptions
 ) -> tuple[str, np.ndarray]:
-    """Return the split that is shown in detail, and its labelled rows.
-
-    Raises:
-        SourceError: There are none.
-    """
+    """Return the split that is shown in detail, and its labelled rows."""
     for split in (options.split,) if options.split else ("val", "test", "train"):
         rows = cache.rows(split)
         rows = rows[targets.labelled[rows]]
