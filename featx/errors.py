@@ -184,14 +184,11 @@ class ParityError(ExportError):
 
 
 def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Check that an option has one of some values.
+    """Raise ``ConfigError`` unless an option has one of some values.
 
     >>> require_choice("max_bad", "few", ["all", None])
     Traceback (most recent call last):
     featx.errors.ConfigError: max bad must be one of all; got 'few'.
-
-    Raises:
-        ConfigError: It has another.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -200,17 +197,13 @@ def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def require_at_least(name: str, value: float | None, least: int) -> None:
-    """Check that an option, where it is given, is not too small.
-
-    Raises:
-        ConfigError: It is.
-    """
+    """Raise ``ConfigError`` where an option is given and too small."""
     if value is not None and value < least:
         raise ConfigError(f"{name.replace('_', ' ')} must be at least {least}; got {value}.")
 
 
 def counted(number: int, one: str, several: str = "") -> str:
-    """Return a number with what it counts, which agrees with it.
+    """Return a number with what it counts, in singular or plural.
 
     >>> counted(1, "image"), counted(2000, "image"), counted(3, "class", "classes")
     ('1 image', '2,000 images', '3 classes')
@@ -235,14 +228,10 @@ def first_line(err: Exception) -> str:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Return the text with control characters and others that cannot be shown as escapes.
+    r"""Return the text with escapes for characters that cannot be shown, but for those to keep.
 
     >>> print(printable("a\x1b[2J\n\u202eb"))
     a\x1b[2J\n\u202eb
-
-    Args:
-        text: A name, or anything else that came from a file, a folder or a user.
-        keep: Characters that stay as they are.
     """
     if text.isprintable():
         return text
@@ -254,13 +243,9 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-_PACKAGE_OF = {
-    **{name: name for name in ("torch", "torchvision", "h5py", "safetensors", "numpy", "scipy")},
-    **{name: name for name in ("onnx", "onnxscript", "onnxruntime", "rich", "jinja2")},
-    "sklearn": "scikit-learn",
-    "PIL": "pillow",
-}
-"""Module → package, of what featx requires but not every command needs."""
+_REQUIRED = {"torch", "torchvision", "h5py", "safetensors", "numpy", "scipy", "onnx", "onnxscript"}
+_REQUIRED |= {"onnxruntime", "rich", "jinja2", "scikit-learn", "pillow"}
+"""Packages that featx requires but not every command needs."""
 
 
 def missing_package(error: ModuleNotFoundError) -> FeatxError | None:
@@ -270,8 +255,8 @@ def missing_package(error: ModuleNotFoundError) -> FeatxError | None:
     This needs the package 'pillow', which is not installed: pip install pillow. (pip install featx
     brings all that any command needs.)
     """
-    package = _PACKAGE_OF.get(error.name or "")
-    if package is None:
+    package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(error.name or "", error.name)
+    if package not in _REQUIRED:
         return None
     return FeatxError(
         f"This needs the package '{package}', which is not installed: pip install {package}. "

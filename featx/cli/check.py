@@ -66,11 +66,9 @@ def _fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield "intact", f"{report.path}  ({report.kind})"
     if report.kind == "classifier":
         yield from _proof_fields(report)
-        return
-    if report.kind == "head":
+    elif report.kind == "head":
         yield from _head_fields(report)
-        return
-    if report.is_fresh:
+    elif report.is_fresh:
         yield "fresh", f"{counted(report.num_images, 'image')} of {report.source}"
     else:
         yield "stale", report.changes
@@ -101,8 +99,7 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield from proof_fields(report.proof).items()
     if date := (report.proof or {}).get("date"):
         yield "proven", date
-    again = report.repeated
-    if again is None:
+    if (again := report.repeated) is None:
         return
     from featx.heads.tasks import task_of
 
@@ -120,10 +117,8 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     if again.accuracy is not None:
         recorded = again.recorded_accuracy
         before = "" if recorded is None else f"; {recorded:.4f} when it was exported"
-        yield (
-            "accuracy now",
-            f"{again.accuracy:.4f} on {counted(again.num_scored, 'image')}{before}",
-        )
+        images = counted(again.num_scored, "image")
+        yield "accuracy now", f"{again.accuracy:.4f} on {images}{before}"
     yield "source", again.source
 
 

@@ -173,7 +173,7 @@ def _find_changes(
 ) -> str | None:
     """Return how training images differ from those that trained the head; None if not, or unknown.
 
-    Images are given by label, content digest ``(N, 16)`` and whether they train ``(N,)``.
+    ``trains`` says which of the images train, ``(N,)`` bool.
     """
     recorded = classifier.header.details.get("trained_on")
     if recorded is None or not trains.any():
@@ -184,9 +184,8 @@ def _find_changes(
     then, now = recorded["num_rows"], int(trains.sum())
     if then == now:
         return "images that trained its head have changed, or have other labels"
-    return (
-        f"its head was trained on {counted(then, 'image')}, and the source has {now:,} for training"
-    )
+    before = f"its head was trained on {counted(then, 'image')}"
+    return f"{before}, and the source has {now:,} for training"
 
 
 def _run(
@@ -199,9 +198,7 @@ def _run(
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Return logits ``(N, num_classes)``, content digests ``(N, 16)``, and why images are bad.
 
-    A digest is 0 where the image cannot be read. The logits of a bad image mean nothing; nor,
-    without ``after_errors``, do those after the first: the rest is decoded, to find all that are
-    bad, but not classified.
+    Without ``after_errors``, images after the first bad one are decoded, but not classified.
     """
     num_images, bad = len(images.samples), dict[int, str]()
     logits = np.zeros((num_images, len(classifier.classes)), np.float32)

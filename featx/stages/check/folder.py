@@ -22,7 +22,6 @@ from featx.errors import (
 from featx.stages.check.stage import CheckOptions, compare_features
 
 if TYPE_CHECKING:
-    from featx.classifier.staleness import Staleness
     from featx.heads.head import Head
 
 State = Literal["current", "stale", "missing", "unfinished", "damaged", "unchecked"]
@@ -180,18 +179,14 @@ def _head_status(folder: Path, head: Head) -> FileStatus:
         return FileStatus(path, "stale", str(err), command)
     except ArtifactError as err:
         return FileStatus(path, "unchecked", f"Its features cannot be read. {err}")
-    reason = _staleness(found)
-    return FileStatus(path, "stale", reason, command) if reason else FileStatus(path, "current")
-
-
-def _staleness(found: Staleness) -> str:
+    reason = ""
     if not found.known:
-        return "it comes from an earlier featx and does not say what trained it"
-    if found.changes:
-        return str(found.changes)
-    if found.outdated:
-        return f"its scores are of earlier {' and '.join(found.outdated)} images"
-    return ""
+        reason = "it comes from an earlier featx and does not say what trained it"
+    elif found.changes:
+        reason = str(found.changes)
+    elif found.outdated:
+        reason = f"its scores are of earlier {' and '.join(found.outdated)} images"
+    return FileStatus(path, "stale", reason, command) if reason else FileStatus(path, "current")
 
 
 def _model_status(folder: Path, head: Head | None) -> FileStatus:
