@@ -109,8 +109,8 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
     Images that cannot be used follow, a line each.
     """
     usable = [own for own in predictions if not own.error]
-    rows = [[own.image, *_cells(own)] for own in usable]
     if usable:
+        rows = [[own.image, *_cells(own)] for own in usable]
         width = max(map(len, rows))
         columns = ["prediction", "2nd", "3rd", *(f"{n}th" for n in range(4, width))]
         if usable[0].values:

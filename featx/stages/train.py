@@ -69,7 +69,11 @@ def train_head(
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
-    return _report(output, head, seconds=seconds, replaced=_describe(existing) if exists else "")
+    replaced = "a head that cannot be read" if exists else ""
+    if existing:
+        details = existing.header.details
+        replaced = describe_head(details.get("choice", {}), details.get("metrics", {}))
+    return _report(output, head, seconds=seconds, replaced=replaced)
 
 
 def _open_existing(output: Path) -> Head | None:
@@ -89,14 +93,6 @@ def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
         "featx": describe_environment()["featx"],
     }
     return {"features": str(cache.path.resolve()), "made_from": made_from}
-
-
-def _describe(head: Head | None) -> str:
-    """Return a head that is replaced in a few words."""
-    if head is None:
-        return "a head that cannot be read"
-    details = head.header.details
-    return describe_head(details.get("choice", {}), details.get("metrics", {}))
 
 
 def _report(

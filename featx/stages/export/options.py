@@ -17,7 +17,7 @@ from featx.classifier.seal import read_sealed_header
 from featx.classifier.staleness import find_features
 from featx.errors import ArtifactError, ConfigError, require_at_least, require_choice
 from featx.features.file import open_features
-from featx.heads.head import Head, describe_head
+from featx.heads.head import Head
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the backbone; preprocessing and head are fp32."""
@@ -145,18 +145,8 @@ def open_existing(output: Path) -> Header | None:
         return None
 
 
-def describe_existing(header: Header | None) -> str:
-    """Return a model that is replaced in a few words."""
-    if header is None:
-        return "a model that cannot be read"
-    return describe_head(header.details.get("head", {}), header.details.get("metrics", {}))
-
-
 def is_current(header: Header, head: Head, head_path: Path, options: ExportOptions) -> bool:
-    """Return whether a model was exported from this head with these options.
-
-    It is exported again where the features have changed since the head was trained.
-    """
+    """Return whether a model was exported from this head, its features and these options."""
     if header.details.get("made_from") != made_from(head, options):
         return False
     path = find_features(head, head_path, options.features)

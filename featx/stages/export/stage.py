@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
 from featx.errors import BackboneError, ConfigError, ExportError
 from featx.features.file import FeatureFile
-from featx.heads.head import Head, open_head
+from featx.heads.head import Head, describe_head, open_head
 from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import spread
@@ -52,7 +53,6 @@ from featx.stages.export.options import (
     ExportOptions,
     ExportReport,
     Precision,
-    describe_existing,
     is_current,
     made_from,
     open_existing,
@@ -99,10 +99,13 @@ def export_onnx(
     report = progress or (lambda _: None)
     card = None if options.card is None else Path(options.card)
     trained = open_head(head)
-    require_apart(
-        {"the model": output} | ({"the model card": card} if card else {}),
-        _files_read(trained, Path(head), options),
-    )
+    read = {f"the head '{head}'": Path(head)}
+    read |= run_files(find_features(trained, Path(head), options.features))
+    if options.source is not None:
+        read[f"the source '{options.source}'"] = Path(options.source)
+    if options.weights is not None and (weights := weights_file(options.weights)):
+        read[f"the weights '{options.weights}'"] = weights
+    require_apart({"the model": output} | ({"the model card": card} if card else {}), read)
     exists = require_replaceable(output, "classifier")
     card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
     existing = open_existing(output) if exists else None
@@ -110,12 +113,16 @@ def export_onnx(
     if existing and has_card and is_current(existing, trained, Path(head), options):
         size = output.stat().st_size
         return ExportReport(output, existing, None, size, 0.0, card, is_unchanged=True)
+    replaced = "a model that cannot be read" if exists else ""
+    if existing:
+        details = existing.details
+        replaced = describe_head(details.get("head", {}), details.get("metrics", {}))
     made = _Export(trained, Path(head), options, progress=report)
     proof, header, content = made.run(output)
     with publishing(output, overwrite=exists) as temporary:
         temporary.write_bytes(content)
     if card is not None:
-        write_card(card, output, header, made.cache(), overwrite=card_exists)
+        write_card(card, output, header, made.cache, overwrite=card_exists)
     return ExportReport(
         path=output,
         header=header,
@@ -123,25 +130,14 @@ def export_onnx(
         num_bytes=len(content),
         seconds=time.perf_counter() - start,
         card=card,
-        replaced=describe_existing(existing) if exists else "",
+        replaced=replaced,
     )
 
 
-def _files_read(head: Head, path: Path, options: ExportOptions) -> dict[str, Path]:
-    """Return the files that an export reads, by what they are."""
-    read = {f"the head '{path}'": path, **run_files(find_features(head, path, options.features))}
-    if options.source is not None:
-        read[f"the source '{options.source}'"] = Path(options.source)
-    if options.weights is not None and (weights := weights_file(options.weights)):
-        read[f"the weights '{options.weights}'"] = weights
-    return read
+def _proof_date(head: Path) -> str:
+    """Return the date of a proof, UTC: ``SOURCE_DATE_EPOCH`` of reproducible builds, or the head's.
 
-
-def proof_date(head: Path) -> str:
-    """Return the date that a proof bears, UTC.
-
-    It is that of the head file, so that a second export gives the same bytes; or what
-    ``SOURCE_DATE_EPOCH`` says, the convention of reproducible builds.
+    So a second export gives the same bytes.
     """
     given = os.environ.get("SOURCE_DATE_EPOCH")
     try:
@@ -159,12 +155,12 @@ class _Export:
         self, head: Head, path: Path, options: ExportOptions, *, progress: Progress
     ) -> None:
         self._head, self._path, self._options, self._progress = head, path, options, progress
-        self._date = proof_date(path)
+        self._date = _proof_date(path)
         self._ranges = BackboneSpec.from_dict(head.header.spec).calibration
         own: Precision = "fp32" if self._ranges is None else "int8"
         self._precision = options.precision or own
         self._repeats_features = repeats_features(head, self._precision)
-        self._opened: Evidence | None = None
+        self.cache: FeatureFile | None = None  # where the export needs it
         self._staleness = Staleness(known=False)
 
     def run(self, output: Path) -> tuple[Proof | None, Header, bytes]:
@@ -204,15 +200,11 @@ class _Export:
             require_same_outputs(final, draft, images[:4])
         return proof, header, content
 
-    def cache(self) -> FeatureFile | None:
-        """Return the features of the head; None where the export did without them."""
-        return None if self._opened is None else self._opened.cache
-
-    @property
+    @cached_property
     def _evidence(self) -> Evidence:
-        if self._opened is None:
-            self._opened = open_evidence(self._head, self._path, self._options)
-        return self._opened
+        evidence = open_evidence(self._head, self._path, self._options)
+        self.cache = evidence.cache
+        return evidence
 
     def _crops(self) -> Iterator[np.ndarray]:
         rows = self._evidence.cache.rows("train")
