@@ -65,16 +65,13 @@ class _Sink(io.RawIOBase):
                 self._target.flush()
             except OSError as err:
                 self._works = False
-                self._discard_what_is_left()
+                # The interpreter flushes the rest when it ends: to the null device.
+                with contextlib.suppress(OSError, ValueError):
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, self.fileno())
+                    os.close(null)
                 self._refused(err)
         return memoryview(data).nbytes
-
-    def _discard_what_is_left(self) -> None:
-        """Let the interpreter flush the rest to the null device when it ends."""
-        with contextlib.suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
 
 
 class _Stream(io.TextIOWrapper):

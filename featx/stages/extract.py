@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -194,18 +194,15 @@ class _Run:
         journal, left = self.existing.journal, len(plan.todo())
         if not left and not len(plan.touched):
             return None
-        with self._decoders(left) as decoders:
+        decoders = None
+        if left and self.backbone.is_for_gpu():
+            decoders = start_decoders(left, self.settings.spec.preprocess, self.options)
+        with closing(decoders) if decoders else nullcontext():
             engine = self.backbone.engine(self.settings.spec) if left else None
             if not journal.num_images:
                 journal.begin(self._record())
             keep_touched(plan, self.images, self.existing)
             return self._extract(plan, engine, decoders, progress) if engine else None
-
-    def _decoders(self, num_images: int) -> AbstractContextManager[Decoders | None]:
-        if not num_images or not self.backbone.is_for_gpu():
-            return nullcontext()
-        decoders = start_decoders(num_images, self.settings.spec.preprocess, self.options)
-        return closing(decoders) if decoders else nullcontext()
 
     def _extract(
         self, plan: Plan, engine: Engine, decoders: Decoders | None, progress: Progress | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,13 @@ def train_head(
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)
-    existing, inputs = _open_existing(output) if exists else None, _inputs(cache, options)
+    existing, inputs = None, _inputs(cache, options)
+    if exists:
+        with suppress(ArtifactError):  # damaged
+            existing = open_head(output)
     if existing and all(existing.header.details.get(name) == inputs[name] for name in inputs):
-        try:
+        with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
             return _report(output, existing, is_unchanged=True)
-        except (KeyError, TypeError, AttributeError):  # not as featx writes it: trained again
-            pass
     trained = fit_heads(cache, options, progress=progress, step=step or no_step)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
@@ -74,14 +76,6 @@ def train_head(
         details = existing.header.details
         replaced = describe_head(details.get("choice", {}), details.get("metrics", {}))
     return _report(output, head, seconds=seconds, replaced=replaced)
-
-
-def _open_existing(output: Path) -> Head | None:
-    """Return the head at an output; None where it is damaged."""
-    try:
-        return open_head(output)
-    except ArtifactError:
-        return None
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:

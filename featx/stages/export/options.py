@@ -13,7 +13,6 @@ from featx.artifact import Header, describe_environment, fingerprint_of
 from featx.backbones.graph_cache import OPSET
 from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.proof import Proof
-from featx.classifier.seal import read_sealed_header
 from featx.classifier.staleness import find_features
 from featx.errors import ArtifactError, ConfigError, require_at_least, require_choice
 from featx.features.file import open_features
@@ -135,14 +134,6 @@ def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
         "options": fingerprint_of(chosen | {"date": os.environ.get("SOURCE_DATE_EPOCH")}),
         "featx": describe_environment()["featx"],
     }
-
-
-def open_existing(output: Path) -> Header | None:
-    """Return the header of the model at an output; None where it is damaged."""
-    try:
-        return read_sealed_header(output)
-    except ArtifactError:
-        return None
 
 
 def is_current(header: Header, head: Head, head_path: Path, options: ExportOptions) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -38,9 +39,10 @@ from featx.classifier.proof import (
     require_same_outputs,
 )
 from featx.classifier.references import without_folders
+from featx.classifier.seal import read_sealed_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
-from featx.errors import BackboneError, ConfigError, ExportError
+from featx.errors import ArtifactError, BackboneError, ConfigError, ExportError
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, describe_head, open_head
 from featx.heads.tasks import TASKS
@@ -55,7 +57,6 @@ from featx.stages.export.options import (
     Precision,
     is_current,
     made_from,
-    open_existing,
 )
 
 Progress = Callable[[str], None]
@@ -108,7 +109,10 @@ def export_onnx(
     require_apart({"the model": output} | ({"the model card": card} if card else {}), read)
     exists = require_replaceable(output, "classifier")
     card_exists = card is not None and require_card_replaceable(card, overwrite=options.overwrite)
-    existing = open_existing(output) if exists else None
+    existing = None
+    if exists:
+        with suppress(ArtifactError):  # damaged
+            existing = read_sealed_header(output)
     has_card = card is None or (existing is not None and is_card_of(card, output, existing))
     if existing and has_card and is_current(existing, trained, Path(head), options):
         size = output.stat().st_size
