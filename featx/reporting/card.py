@@ -14,26 +14,11 @@ from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_rep
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
-from featx.heads.tasks import Labels, Task, TaskName, task_of
+from featx.heads.tasks import Labels, Task, task_of
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.templates import markdown, markdown_table, render, safe
 
 _CLASSES_SHOWN = 100
-_KIND: dict[TaskName, str] = {
-    "single-label": "An image classifier of {} classes",
-    "multi-label": "An image classifier of {} tags that do not exclude each other",
-    "regression": "A model of {} numbers for each image",
-}
-_SAME: dict[TaskName, str] = {
-    "single-label": "same class in {:.2%}; logits",
-    "multi-label": "same tags in {:.2%}; logits",
-    "regression": "values, in deviations of their target,",
-}
-_PREPROCESSED = {
-    "image": "The file does all of it but the first step.",
-    "crop": "It has to be done before the file, but for the normalisation.",
-    "tensor": "It has to be done before the file.",
-}
 
 
 def write_card(
@@ -104,17 +89,18 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
         num_classes=len(header.classes), num_features=spec["num_features"]
     )
     tensors = [("input", contract.input_value(geometry)), *(("output", each) for each in results)]
-    choice, proof = details["head"], details["proof"]
+    choice = details["head"]
     return render(
         "card.md",
         {
             "model": model,
-            "kind": _KIND[task.name].format(len(header.classes)),
+            "task": task.name,
             "contract": contract,
             "stale": details.get("stale"),
             "details": details,
             "spec": spec,
             "counts": cache and _counts(header, cache, task),
+            "num_classes": len(header.classes),
             "classes": header.classes[:_CLASSES_SHOWN],
             "licence": licence(details["weights"]),
             "choice": ", ".join(
@@ -122,15 +108,13 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
                 for name in ("head", "solver", "strength", "hidden", "seed")
                 if name in choice
             ),
-            "preprocessed": _PREPROCESSED[contract.input],
             "steps": steps(geometry, "tensor"),
             "tensors": markdown_table(
                 ("", "name", "type", "shape", "meaning"), [_tensor(*each) for each in tensors]
             ),
             "intervals": "95 % Wilson intervals" if task.has_classes else "of 95 %",
             "scores": _scores(task, details["metrics"]),
-            "proof": proof,
-            "same": proof and _SAME[task.name].format(proof["top1_agreement"]),
+            "proof": details["proof"],
             "programs": snippets(model, contract, geometry),
         },
     )
