@@ -55,7 +55,7 @@ def evaluate(
     if per_class:
         print_per_class(report.metrics, report.classes)
     fields = {"stale": report.stale} if report.stale else {}
-    fields |= {"time": human_seconds(report.seconds)}
+    fields["time"] = human_seconds(report.seconds)
     if report.skipped:
         fields["skipped"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
     print_fields(fields)
@@ -95,14 +95,13 @@ def compare(
         ]
         for cache in report.caches
     ]
-    best = report.caches[0]
-    first, *others = headline(best.metrics)
+    best = report.caches[0].metrics
+    first, *others = headline(best)
     columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
     print_table(["features", *columns], rows)
     click.echo()
-    print_fields(
-        {"scored on": f"{counted(best.metrics.num_samples, 'image')} of the {report.split} split"}
-    )
+    scored = f"{counted(best.num_samples, 'image')} of the {report.split} split"
+    print_fields({"scored on": scored})
 
 
 @click.command()

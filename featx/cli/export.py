@@ -108,10 +108,11 @@ def export(head: Path, output: Path, no_verify: bool, quiet: bool, **settings: A
     things = task_of(details).outputs
     fields: dict[str, object] = {
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
-        f"{len(report.header.classes)} {things}, {details['precision']}",
-        **({"stale": details["stale"]} if "stale" in details else {}),
-        **proof_fields(details["proof"]),
+        f"{len(report.header.classes)} {things}, {details['precision']}"
     }
+    if "stale" in details:
+        fields["stale"] = details["stale"]
+    fields |= proof_fields(details["proof"])
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
     fields |= written(report)

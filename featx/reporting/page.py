@@ -114,13 +114,12 @@ def is_page_of(path: Path, made_from: str) -> bool:
 
 
 def _classes(page: Page) -> dict[str, Any]:
-    classes = page.head.classes
     seen = predict_classes(page.head, page.cache, page.rows)
-    mistakes, count = worst_classes(seen, classes, most=page.num_mistakes)
+    mistakes, count = worst_classes(seen, page.head.classes, most=page.num_mistakes)
     return {
         "mistakes": mistakes,
         "num_mistakes": count,
-        "pairs": confused_pairs(seen, classes),
+        "pairs": confused_pairs(seen, page.head.classes),
         "figures": list(_class_figures(page, seen)),
     }
 

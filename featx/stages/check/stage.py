@@ -198,13 +198,13 @@ def _differing_settings(header: Header, options: CheckOptions) -> list[str]:
         name: value for name in _COMPARED if (value := getattr(options, name)) not in (None, "auto")
     }
     lines = differing_settings(asked, {name: made.get(name) for name in asked})
-    return lines + _differing_weights(header, options)
+    return lines + _differing_weights(header, options.weights)
 
 
-def _differing_weights(header: Header, options: CheckOptions) -> list[str]:
+def _differing_weights(header: Header, asked: str | None) -> list[str]:
     """Compare the weights by the sha256 of their file, or by name where they are official ones."""
     scheme, _, origin = str(header.details["weights"]).partition(":")
-    asked = options.weights or (origin if scheme == "file" else None)
+    asked = asked or (origin if scheme == "file" else None)
     if asked is None:
         return []
     if path := weights_file(asked):
