@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from featx.classifier.staleness import Staleness, find_features, open_features_o
 from featx.errors import ArtifactMissing, ImageError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
-from featx.heads.tasks import TASKS, Labels
+from featx.heads.tasks import TASKS, Labels, Targets
 from featx.images.decode import NO_DIGEST
 from featx.images.edge_cases import edge_cases
 from featx.images.preprocess import PreprocessSpec, preprocess
@@ -58,23 +59,23 @@ class Evidence:
 
     def targets(self, rows: np.ndarray) -> np.ndarray:
         """Return the true outputs of labelled rows, comparable."""
-        return self._comparable(self._targets(rows))
+        return self._comparable(self._targets.values[rows])
 
     def trained(self) -> np.ndarray:
         """Return which outputs training rows of the head distinguish, ``(num_classes,)`` bool."""
         rows = self.cache.rows("train")
         rows = rows[self.cache.labels[rows] >= 0]
         task, count = TASKS[self.head.task], len(self.head.classes)
-        return task.trained_outputs(self._targets(rows), count)
+        return task.trained_outputs(self._targets.values[rows], count)
 
     def _comparable(self, outputs: np.ndarray) -> np.ndarray:
         return TASKS[self.head.task].comparable(outputs, self.head.header.details)
 
-    def _targets(self, rows: np.ndarray) -> np.ndarray:
-        cache, head = self.cache, self.head
+    @cached_property
+    def _targets(self) -> Targets:
+        cache = self.cache
         labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
-        values: np.ndarray = TASKS[head.task].read(labels, names=head.classes).values[rows]
-        return values
+        return TASKS[self.head.task].read(labels, names=self.head.classes)
 
     def images(self, rows: np.ndarray, *, in_full: bool = False) -> Iterator[np.ndarray]:
         """Yield the pixels of rows' images, ``(height, width, 3)`` uint8 each, read ahead.
