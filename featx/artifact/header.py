@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, get_args
 
 from featx.artifact.fields import require_fields
 from featx.artifact.schema import Unfit, brief
-from featx.errors import ArtifactInvalid, ArtifactMismatch
+from featx.errors import ArtifactInvalid, ArtifactMismatch, listed
 
 Kind = Literal["features", "head", "classifier"]
 SCHEMA_VERSION = 3
@@ -170,7 +170,6 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
-_SHOWN = 12
 
 
 def differing_features(expected: Header, found: Header) -> list[str]:
@@ -188,12 +187,11 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
         ArtifactMismatch: They do not; the message names each setting or class that differs.
     """
     if lines := differing_features(expected, found):
-        more = len(lines) - _SHOWN
-        shown = "; ".join(lines[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise ArtifactMismatch(
             path,
-            f"'{path}' has other features than those that trained this head: {shown}. Run featx "
-            "train-head again, or give the head's own file by features=….",
+            f"'{path}' has other features than those that trained this head: "
+            f"{listed(lines, 12, '; ')}. Run featx train-head again, or give the head's own file "
+            "by features=….",
         )
 
 

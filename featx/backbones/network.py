@@ -30,7 +30,7 @@ from featx.backbones.state_dict import (
     unusable,
 )
 from featx.backbones.weights import Weights
-from featx.errors import BackboneError, ConfigError, first_line
+from featx.errors import BackboneError, ConfigError, first_line, listed
 from featx.images.preprocess import PreprocessSpec
 
 log = logging.getLogger(__name__)
@@ -296,13 +296,11 @@ def _require_fit(
         if name not in known and name.partition(".")[0] != head_root
     ]
     if problems:
-        shown = "; ".join(problems[:12])
-        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
         guess = guess_backbone(found)
         hint = f" It looks like {guess}." if guess not in (None, backbone) else ""
         raise BackboneError(
-            f"The weights '{weights.origin}' do not fit {backbone}: {shown}{more}. The file has "
-            f"{describe_tensors(found)}.{hint}"
+            f"The weights '{weights.origin}' do not fit {backbone}: "
+            f"{listed(problems, 12, '; ')}. The file has {describe_tensors(found)}.{hint}"
         )
     misfits = [n for n in beside if n not in known or shape_of(found[n]) != known[n]]
     if misfits:
