@@ -49,9 +49,6 @@ class Arithmetic:
     engine_name = name = "arithmetic"
     seconds = 0.0
 
-    def __init__(self, _options: Any) -> None:
-        pass
-
     def spec(self) -> Any:
         """What its features mean."""
         from featx.backbones.spec import BackboneSpec
@@ -94,7 +91,7 @@ def work(source: Path, output: Path) -> None:
         return publish_features(*args, **options)
 
     publish_features, stage.publish_features = stage.publish_features, publish
-    stage.LazyBackbone = Arithmetic
+    stage.LazyBackbone = lambda *_: Arithmetic()
     stage.extract(
         source,
         output,

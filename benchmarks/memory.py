@@ -78,7 +78,7 @@ class Made:
             np.maximum(rows, 0, out=rows)
             digests = np.zeros((len(numbers), 16), np.uint8)
             digests[:, :8] = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
-            return RowBlock(rows, digests, np.zeros((len(numbers), 2), np.int64))
+            return RowBlock(rows, digests, np.zeros((len(numbers), 3), np.int64))
 
         yield rows_at
 
