@@ -22,8 +22,8 @@ from PIL import Image
 from report import ROOT, machine, table, write_measured
 
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import TorchEngine
 from featx.backbones.network import build_network
+from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import open_weights
 from featx.images.decode import decoded
 from featx.images.preprocess import crop_offset, preprocess, resized_shape

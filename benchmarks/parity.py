@@ -24,8 +24,7 @@ from report import ROOT, table, write_measured
 
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_builder import GraphBuilder
-from featx.backbones.int8.calibrate import calibrate
-from featx.backbones.int8.quantize import quantize_graph
+from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.onnx_graph import build_graph
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header

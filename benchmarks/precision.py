@@ -58,11 +58,11 @@ def engines(
     import torch
 
     from featx.backbones.catalog import default_preprocess
-    from featx.backbones.engines import OnnxEngine, TorchEngine
-    from featx.backbones.int8.calibrate import calibrate, narrowed
-    from featx.backbones.int8.quantize import quantize_graph
+    from featx.backbones.engines import OnnxEngine
+    from featx.backbones.int8 import calibrate, narrowed, quantize_graph
     from featx.backbones.network import build_network
     from featx.backbones.onnx_graph import build_graph
+    from featx.backbones.torch_engine import TorchEngine
     from featx.backbones.weights import open_weights
     from featx.errors import BackboneError
 
@@ -106,7 +106,7 @@ def speed(engine: object, pixels: np.ndarray, seconds: float) -> float:
 
 def agreement(backbone: str, data: Path, seconds: float, device: str) -> list[list[str]]:
     """Return the lines of a backbone."""
-    from featx.backbones.int8.calibrate import MIN_COSINE, MIN_MEAN_COSINE, cosine
+    from featx.backbones.int8 import MIN_COSINE, MIN_MEAN_COSINE, cosine
     from featx.backbones.onnx_graph import relative_error
 
     plain = "onnxruntime fp32" if device == "cpu" else "torch fp32"

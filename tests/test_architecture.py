@@ -48,14 +48,11 @@ ALLOWED = {
     "jinja2": ("reporting/templates.py",),
     "markupsafe": ("reporting/templates.py",),
     "onnx": (
-        *("backbones/onnx_graph.py", "backbones/graph_builder.py", "backbones/int8/"),
+        *("backbones/onnx_graph.py", "backbones/graph_builder.py", "backbones/int8.py"),
         *("classifier/graph.py", "classifier/image_nodes.py"),
     ),
     "onnxscript": (),
-    "onnxruntime": (
-        *(f"classifier/{name}.py" for name in ("session", "graph")),
-        "backbones/engines/with_onnxruntime.py",
-    ),
+    "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/",),

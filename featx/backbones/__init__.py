@@ -6,10 +6,11 @@ weights          finding, checking and reading weights
 state_dict       finding a network's tensors in a checkpoint, under whatever names
 network          the module that ends at the chosen layer
 tiny             the bundled backbone
-engines          running the network over batches: torch, or ONNX Runtime on its graph
+engines          choosing an engine for batches of pixels; ONNX Runtime on the network's graph
+torch_engine     torch, on the CPU, a GPU or several
 onnx_graph       the network as an ONNX graph
 graph_builder    building and changing ONNX graphs
-int8             that graph in integers: ranges, quantising
+int8             that graph in integers: quantising by a table of ranges, and measuring it
 seal             the bytes of an ONNX file: its seal, and parts that featx does not write
 graph_cache      graphs and resolved requests in the user's cache folder
 bundled          the graph of the bundled backbone

@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch.overrides import TorchFunctionMode
 
-from featx.backbones.engines import OnnxEngine, TorchEngine
+from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_builder import (
     NORMALISED,
     GraphBuilder,
@@ -28,6 +28,7 @@ from featx.backbones.graph_builder import (
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
+from featx.backbones.torch_engine import TorchEngine
 from featx.errors import BackboneError, ExportError, first_line
 
 MAX_RELATIVE_ERROR = 1e-4

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from featx.artifact import Header, require_file
-from featx.backbones.engines.with_onnxruntime import session_options
+from featx.backbones.engines import session_options
 from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.seal import HEADER_KEY

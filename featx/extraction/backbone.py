@@ -16,13 +16,12 @@ from featx.backbones.engines import (
     Engine,
     EngineName,
     OnnxEngine,
-    SeveralEngine,
-    TorchEngine,
     choose_engine,
     resolve_device,
     resolve_devices,
 )
 from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph, recall, remember
+from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
 from featx.images.preprocess import PreprocessSpec, preprocess
@@ -70,8 +69,7 @@ class LazyBackbone:
 
     def calibrated(self, pixels: np.ndarray) -> BackboneSpec:
         """Return the spec of its features in int8, calibrated with ``(n, size, size, 3)`` uint8."""
-        from featx.backbones.int8.calibrate import calibrate, narrowed
-        from featx.backbones.int8.quantize import quantize_graph
+        from featx.backbones.int8 import calibrate, narrowed, quantize_graph
 
         with self._timed():
             spec = self._find().spec
@@ -117,7 +115,7 @@ class LazyBackbone:
         if expected.calibration is not None:
             graph = read_graph(expected)
             if graph is None:
-                from featx.backbones.int8.quantize import quantize_graph
+                from featx.backbones.int8 import quantize_graph
 
                 graph = quantize_graph(self._float_graph(expected), expected.calibration)
                 cache_graph(expected, graph)

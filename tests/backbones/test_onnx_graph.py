@@ -10,11 +10,11 @@ import torch
 
 from featx.backbones import onnx_graph
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import TorchEngine
 from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import build_graph, export_network, relative_error
+from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import open_weights
 from featx.classifier.contract import normalise
 from featx.errors import ExportError

@@ -16,11 +16,11 @@ from solving import fit_linear
 
 from featx.artifact import Header
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import TorchEngine
 from featx.backbones.graph_builder import NORMALISED
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import export_network
+from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import open_weights
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.session import Classifier, load_classifier

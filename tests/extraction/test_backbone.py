@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from featx.backbones import onnx_graph
-from featx.backbones.engines import OnnxEngine, TorchEngine, choice
+from featx.backbones import engines, onnx_graph
+from featx.backbones.engines import OnnxEngine
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
+from featx.backbones.torch_engine import TorchEngine
 from featx.errors import BackboneError, ConfigError, ExportError
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.options import ExtractOptions
@@ -197,7 +198,7 @@ def test_it_knows_before_there_is_an_engine_whether_a_gpu_will_run_it(
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
-    monkeypatch.setattr(choice, "may_have_gpu", lambda: gpu)
+    monkeypatch.setattr(engines, "may_have_gpu", lambda: gpu)
     backbone = LazyBackbone(ExtractOptions(**OTHER, **options).resolved())
     assert backbone.is_for_gpu() == expected
     assert backbone.device is None

@@ -15,7 +15,7 @@ import pytest
 
 from featx.artifact import require_same_features
 from featx.backbones.graph_cache import graph_path, read_graph
-from featx.backbones.int8.calibrate import cosine
+from featx.backbones.int8 import cosine
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.session import open_classifier
 from featx.errors import ArtifactMismatch, BackboneError, ConfigError, SourceError
@@ -132,7 +132,7 @@ class TestInt8:
         assert not modules_after(*command, "-o", str(output)) & HEAVY
 
     def test_what_loses_too_much_is_refused(self, photos, tmp_path, monkeypatch):
-        monkeypatch.setattr("featx.backbones.int8.calibrate.MIN_MEAN_COSINE", 1.0)
+        monkeypatch.setattr("featx.backbones.int8.MIN_MEAN_COSINE", 1.0)
         with pytest.raises(BackboneError, match="tiny loses too much in int8"):
             extract(photos(), tmp_path / "f.h5", INT8)
         assert not (tmp_path / "f.h5").exists()

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from featx.artifact import Header
-from featx.backbones.engines import TorchEngine
+from featx.backbones.torch_engine import TorchEngine
 from featx.errors import (
     ArtifactBusy,
     ArtifactError,

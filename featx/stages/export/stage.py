@@ -24,8 +24,7 @@ from featx.artifact import (
 )
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
-from featx.backbones.int8.calibrate import calibrate
-from featx.backbones.int8.quantize import quantize_graph
+from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header

@@ -17,8 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import read_graph, recall
-from featx.backbones.int8.calibrate import calibrate, cosine, narrowed
-from featx.backbones.int8.quantize import quantize_graph
+from featx.backbones.int8 import calibrate, cosine, narrowed, quantize_graph
 from featx.backbones.network import build_network
 from featx.backbones.onnx_graph import build_graph
 from featx.backbones.spec import SCHEME, BackboneRequest, Calibration
@@ -332,8 +331,8 @@ def test_one_bad_image_is_enough_to_refuse(tiny, table, monkeypatch):
         return lambda found, _: np.append(np.ones(len(found) - 1), value)
 
     pixels = pictures(200, 32)
-    monkeypatch.setattr("featx.backbones.int8.calibrate.cosine", with_last(0.99))
+    monkeypatch.setattr("featx.backbones.int8.cosine", with_last(0.99))
     assert narrowed(tiny, table, pixels, "tiny") == table
-    monkeypatch.setattr("featx.backbones.int8.calibrate.cosine", with_last(0.9899))
+    monkeypatch.setattr("featx.backbones.int8.cosine", with_last(0.9899))
     with pytest.raises(BackboneError, match=r"0\.9999 on average, 0\.9899 at worst"):
         narrowed(tiny, table, pixels, "tiny")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from featx.backbones.engines.choice import EngineName, resolve_device
+from featx.backbones.engines import EngineName, resolve_device
 from featx.backbones.spec import BackboneSpec, Precision
 from featx.errors import BackboneError, ConfigError
 from featx.images.reading import num_cores

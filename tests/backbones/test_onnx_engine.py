@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from featx.backbones.engines import with_onnxruntime as module
-from featx.backbones.engines.with_onnxruntime import session_options
+from featx.backbones import engines as module
+from featx.backbones.engines import session_options
 
 WIDER = "session.x64quantprecision"
 

@@ -11,11 +11,11 @@ import torch
 
 from featx import ExtractOptions, extract, open_features
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import SeveralEngine, TorchEngine
-from featx.backbones.int8.calibrate import cosine
+from featx.backbones.int8 import cosine
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
 from featx.backbones.spec import BackboneSpec
+from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.backbones.weights import open_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU is here")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from featx.backbones.catalog import default_preprocess
-from featx.backbones.engines import SeveralEngine, TorchEngine, default_batch_size
+from featx.backbones.engines import default_batch_size
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, relative_error
 from featx.backbones.spec import BackboneSpec
+from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError
 

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from featx.backbones import engines as engines_module
+from featx.backbones import torch_engine
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import (
     OnnxEngine,
-    TorchEngine,
     choose_engine,
     default_batch_size,
     may_have_gpu,
     require_fit,
     resolve_device,
     resolve_devices,
-    with_torch,
 )
-from featx.backbones.engines import choice as choice_module
-from featx.backbones.int8.calibrate import cosine
+from featx.backbones.int8 import cosine
 from featx.backbones.network import Network, build_network
 from featx.backbones.onnx_graph import MAX_RELATIVE_ERROR, build_graph, relative_error
 from featx.backbones.spec import Precision
+from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import open_weights
 from featx.errors import BackboneError, ConfigError
 
@@ -218,7 +218,7 @@ def test_engines_agree_on_many_backbones(backbone, size, pixels):
 class TestChoosingAnEngine:
     @pytest.fixture(autouse=True)
     def no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(choice_module, "may_have_gpu", lambda: False)
+        monkeypatch.setattr(engines_module, "may_have_gpu", lambda: False)
 
     @pytest.mark.parametrize("device", ["auto", "cpu"])
     def test_the_cpu_gets_onnxruntime_unless_told(self, device):
@@ -227,7 +227,7 @@ class TestChoosingAnEngine:
         assert choose_engine("torch", device) == "torch"
 
     def test_a_gpu_gets_torch(self, monkeypatch):
-        monkeypatch.setattr(choice_module, "may_have_gpu", lambda: True)
+        monkeypatch.setattr(engines_module, "may_have_gpu", lambda: True)
         _gpus(monkeypatch, 1)
         assert choose_engine("auto", "auto") == "torch"
         assert choose_engine("auto", "cuda") == "torch"
@@ -250,9 +250,9 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch):
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(choice_module.ctypes, "CDLL", missing)
+    monkeypatch.setattr(engines_module.ctypes, "CDLL", missing)
     assert may_have_gpu() == Path("/dev/kfd").exists()
-    monkeypatch.setattr(choice_module.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(engines_module.ctypes, "CDLL", lambda name: object())
     assert may_have_gpu()
 
 
@@ -311,13 +311,13 @@ class TestPrecisions:
         switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
         before = [switch.fp32_precision for switch in switches]
         for precision, mode in (("fp32", "ieee"), ("tf32", "tf32")):
-            with with_torch._arithmetic(torch.device("cuda"), precision):  # type: ignore[arg-type]
+            with torch_engine._arithmetic(torch.device("cuda"), precision):  # type: ignore[arg-type]
                 assert [switch.fp32_precision for switch in switches] == [mode, mode]
             assert [switch.fp32_precision for switch in switches] == before
 
     def test_only_one_thread_at_a_time_sets_them(self):
         def seen(precision: Precision) -> tuple[str, str]:
-            with with_torch._arithmetic(torch.device("cuda"), precision):
+            with torch_engine._arithmetic(torch.device("cuda"), precision):
                 time.sleep(0.001)
                 return precision, torch.backends.cuda.matmul.fp32_precision
 
