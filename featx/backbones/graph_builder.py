@@ -1,9 +1,12 @@
-"""Building and changing ONNX graphs."""
+"""Building and changing ONNX graphs.
+
+They have no graphs inside of nodes (control flow): ``seal.unwanted_parts`` refuses such models.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +93,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     needed = {value.name for value in graph.output}
     for i in reversed(range(len(graph.node))):
         if needed & set(graph.node[i].output):
-            needed.update(_names_read(graph.node[i]))
+            needed.update(graph.node[i].input)
         else:
             del graph.node[i]
     for i in reversed(range(len(graph.initializer))):
@@ -99,10 +102,9 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def share_equal(graph: onnx.GraphProto) -> None:
-    """Keep one of initializers that hold the same values.
+    """Keep one of initializers that hold the same values, except int8.
 
-    But for int8: ONNX Runtime makes uint8 of such constants, one for each reader, and then has two
-    of one name.
+    ONNX Runtime makes uint8 of such constants, one for each reader, and then has two of one name.
     """
     first: dict[bytes, str] = {}
     names: dict[str, str] = {}
@@ -115,15 +117,16 @@ def share_equal(graph: onnx.GraphProto) -> None:
     for i in reversed(range(len(graph.initializer))):
         if names[graph.initializer[i].name] != graph.initializer[i].name:
             del graph.initializer[i]
-    rename_inputs(graph, names)
+    rename(graph, names)
 
 
-def rename_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Let nodes read other tensors, those of inner graphs as well."""
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename tensors inside a graph; its inputs and outputs stay declared as they are."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
-        for inner in inner_graphs(node):
-            rename_inputs(inner, names)
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
 
 
 def forget_origin(graph: onnx.GraphProto) -> None:
@@ -134,18 +137,3 @@ def forget_origin(graph: onnx.GraphProto) -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    for inner in (inner for node in graph.node for inner in inner_graphs(node)):
-        forget_origin(inner)
-
-
-def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graphs in a node's attributes."""
-    for attribute in node.attribute:
-        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
-
-
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for inner in inner_graphs(node):
-        for step in inner.node:
-            yield from _names_read(step)

@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from featx.backbones.engines import OnnxEngine
+from featx.backbones.graph_builder import rename
 from featx.backbones.spec import Calibration
 from featx.errors import BackboneError
 from featx.images.reading import map_ahead
@@ -59,18 +60,18 @@ class Quantisable:
     """The nodes of a graph that can run in int8."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes: list[Candidate] = []
         self.tensors: dict[str, None] = {}
         self._uses: Counter[str] = Counter()
         self._readers: dict[str, onnx.NodeProto] = {}
+        self._givers: dict[str, onnx.NodeProto] = {}
         for node in model.graph.node:
             self._uses.update(node.input)
             self._readers.update(dict.fromkeys(node.input, node))
+            self._givers.update(dict.fromkeys(node.output, node))
         self._outputs = {output.name for output in model.graph.output}
         self._uses.update(self._outputs)
-        self._givers = {name: node for node in model.graph.node for name in node.output}
         self._given: set[str] = set()
         for node in model.graph.node:
             if found := self._found(node):
@@ -123,11 +124,9 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def quantize_graph(graph: bytes, calibration: Calibration) -> bytes:
-    """Return the graph in int8, without the exporter's notes; equal arguments give equal bytes.
+    """Return the graph of ``build_graph`` in int8; what the table leaves out stays float32.
 
-    Args:
-        graph: What ``build_graph`` made.
-        calibration: Ranges of that graph's activations; what it leaves out stays float32.
+    Equal arguments give equal bytes.
 
     Raises:
         BackboneError: The table belongs to another graph.
@@ -140,23 +139,15 @@ def quantize_graph(graph: bytes, calibration: Calibration) -> bytes:
             f"The int8 ranges belong to another graph: this one has no '{min(unknown)}'. Use the "
             "versions of torch and torchvision that extracted the features."
         )
-    result = _quantized(chosen, ranges)
-    content: bytes = result.SerializeToString(deterministic=True)
-    return content
-
-
-def _quantized(chosen: Quantisable, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
-    """Return the graph with those nodes in int8 whose activations have ranges."""
     added, scales = _Additions(), {}
     for name, (lowest, highest) in ranges.items():
-        scale, zero = _grid(lowest, highest)
-        scales[name] = scale
-        added.add_pair(name, scale, zero)
+        scales[name], zero = _grid(lowest, highest)
+        added.add_pair(name, scales[name], zero)
     parts = {part.node.output[0]: part for part in chosen.nodes if part.has(ranges)}
     given = {part.gives for part in parts.values() if part.gives}
     merged = {part.gives for part in parts.values() if part.relu and ranges[part.gives][0] >= 0}
     nodes = []
-    for original in chosen.model.graph.node:
+    for original in model.graph.node:
         node, part = onnx.NodeProto(), parts.get(original.output[0])
         node.CopyFrom(original)
         if node.op_type == "Relu" and node.output[0] in merged:
@@ -168,7 +159,9 @@ def _quantized(chosen: Quantisable, ranges: dict[str, tuple[float, float]]) -> o
         taken = given.union(part.reads if part else ())
         node.input[:] = [_pair(name) if name in taken else name for name in node.input]
         nodes += [node, *added.pairs.get(node.output[0], [])]
-    return _assembled(chosen.model, [*added.weights, *nodes], added.constants)
+    result = _assembled(model, [*added.weights, *nodes], added.constants)
+    content: bytes = result.SerializeToString(deterministic=True)
+    return content
 
 
 def _pair(name: str) -> str:
@@ -266,10 +259,10 @@ def _assembled(
 
 
 def calibrate(graph: bytes, batches: Iterable[np.ndarray]) -> Calibration:
-    """Return the ranges that a graph's activations take over some images.
+    """Return the ranges that the activations of a graph of ``build_graph`` take.
 
     Args:
-        graph: What ``build_graph`` made.
+        graph: In float32.
         batches: Pixels, ``(n, size, size, 3)`` uint8 each; at least one image in all.
 
     Raises:
@@ -281,10 +274,9 @@ def calibrate(graph: bytes, batches: Iterable[np.ndarray]) -> Calibration:
         raise BackboneError(
             "The backbone has no layer that can run in int8; use another precision."
         )
-    engine = OnnxEngine(_measuring(model, tensors).SerializeToString())
-    # One by one: some graphs have the images of a batch on another axis, or mixed with tokens.
-    singles = (pixels[None] for batch in batches for pixels in batch)
-    found = _on_all_cores(engine, singles)  # (n, 2 · tensors)
+    _measure(model.graph, tensors)
+    images = (image for batch in batches for image in batch)
+    found = _features(model.SerializeToString(), images)  # (n, 2 · tensors)
     if not np.isfinite(found).all():
         raise BackboneError("The backbone gives values that are not finite; int8 cannot hold them.")
     lowest, highest = np.split(found.astype(np.float64), 2, axis=1)
@@ -298,15 +290,10 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _measuring(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
-    """Return a graph whose features are an image's lowest values, then its highest ones."""
-    measuring = onnx.ModelProto()
-    measuring.CopyFrom(model)
-    graph = measuring.graph
+def _measure(graph: onnx.GraphProto, tensors: list[str]) -> None:
+    """Have a graph give, as its features, an image's lowest values, then its highest ones."""
     output = graph.output[0].name
-    for node in graph.node:
-        node.output[:] = [f"{name}/own" if name == output else name for name in node.output]
-        node.input[:] = [f"{name}/own" if name == output else name for name in node.input]
+    rename(graph, {output: f"{output}/own"})
     one_by_one = numpy_helper.from_array(np.array([1, 1], np.int64), "measured/shape")
     graph.initializer.append(one_by_one)
     parts = []
@@ -320,7 +307,6 @@ def _measuring(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     graph.output[0].CopyFrom(
         helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, len(parts)])
     )
-    return measuring
 
 
 def narrowed(
@@ -332,14 +318,13 @@ def narrowed(
     the first quarter of the layers is left to float32, then half, then three quarters.
 
     Args:
-        graph: What ``build_graph`` made.
-        calibration: Ranges of that graph's activations.
+        graph: In float32.
+        calibration: Ranges of its activations.
         pixels: To compare on, ``(n, size, size, 3)`` uint8.
         backbone: For the message.
 
     Raises:
-        BackboneError: No part of it does: the cosines of the images' features stay below what
-            int8 is held to.
+        BackboneError: No part of it does.
     """
     nodes, expected = Quantisable(onnx.load_from_string(graph)).nodes, _features(graph, pixels)
     for share in _LEFT_OUT:
@@ -357,12 +342,13 @@ def narrowed(
     )
 
 
-def _features(graph: bytes, pixels: np.ndarray) -> np.ndarray:
-    return _on_all_cores(OnnxEngine(graph), (one[None] for one in pixels))
+def _features(graph: bytes, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return a graph's output for images ``(size, size, 3)`` uint8, each run alone.
 
-
-def _on_all_cores(engine: OnnxEngine, batches: Iterable[np.ndarray]) -> np.ndarray:
-    with closing(map_ahead(engine.features, batches)) as found:
+    Some graphs have the images of a batch on another axis, or mixed with tokens.
+    """
+    singles = (image[None] for image in images)
+    with closing(map_ahead(OnnxEngine(graph).features, singles)) as found:
         return np.concatenate(list(found))
 
 

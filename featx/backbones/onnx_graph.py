@@ -1,7 +1,4 @@
-"""A frozen network as an ONNX graph: from cropped uint8 pixels to features.
-
-Needs torch and onnx; what only runs a graph that is there imports ``engines`` and ``graph_cache``.
-"""
+"""A frozen network as an ONNX graph: from cropped uint8 pixels to features."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from featx.backbones.graph_builder import (
     add_normalisation,
     drop_unused,
     forget_origin,
-    rename_inputs,
+    rename,
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
@@ -36,10 +33,7 @@ MAX_RELATIVE_ERROR = 1e-4
 
 
 def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> onnx.ModelProto:
-    """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``.
-
-    The batch size is free, the image size fixed.
-    """
+    """Return the graph ``pixels (batch, size, size, 3) uint8 → features (batch, D) float32``."""
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with _silent_exporter(), _MeansForGlobalPools():
@@ -65,10 +59,11 @@ def export_network(network: Network, *, image_size: int, opset: int = OPSET) -> 
 
 def _replace_arithmetic(graph: onnx.GraphProto, network: Network, image_size: int) -> None:
     """Put featx's own arithmetic, the same operations on the same numbers, before the trunk."""
+    builder, pixels = GraphBuilder(), graph.input[0].name
     trunk = [node for node in graph.node if NORMALISED not in node.output]
     if len(trunk) == len(graph.node):
         raise ExportError(f"torch's exporter gives no tensor the name '{NORMALISED}'.")
-    builder, pixels = GraphBuilder(), graph.input[0].name
+    rename(graph, {pixels: NORMALISED})  # some read the size of the batch
     mean, std = (values.cpu().numpy().reshape(3) for values in (network.mean, network.std))
     add_normalisation(
         builder,
@@ -77,10 +72,6 @@ def _replace_arithmetic(graph: onnx.GraphProto, network: Network, image_size: in
         width=image_size,
         output=NORMALISED,
     )
-    del graph.node[:]
-    graph.node.extend(trunk)
-    rename_inputs(graph, {pixels: NORMALISED})  # some read the size of the batch
-    trunk = list(graph.node)
     del graph.node[:]
     graph.node.extend([*builder.nodes, *trunk])
     graph.initializer.extend(builder.initializers)

@@ -1,12 +1,8 @@
 """The bytes of an ONNX file, before ONNX Runtime sees them: its seal and its parts.
 
-The seal is one more metadata entry, the sha256 of everything before it. Protocol Buffers read
-concatenated messages as one, so every ONNX reader takes the sealed file for the same model with one
-entry more.
-
-The parts are walked field by field, in plain Python: nothing is decoded, and no weight is copied.
-ONNX Runtime refuses most of what is refused here, too, but not in every version that may be
-installed, and after it has allocated for it.
+The seal is one more metadata entry, the sha256 of everything before it: Protocol Buffers read
+concatenated messages as one. The parts are walked in plain Python, and no weight is copied; ONNX
+Runtime refuses some of what is refused here, but late, and not in every version.
 """
 
 from __future__ import annotations
@@ -40,6 +36,9 @@ _REFUSED = {
     ("TensorProto", 14): "weights in another file",  # data_location, unless 0
 }
 _DOMAIN_FIELDS = {("OperatorSetIdProto", 1), ("NodeProto", 7)}
+_OPERATOR = ("NodeProto", 4)
+_CONTROL_FLOW = (b"If", b"Loop", b"Scan", b"SequenceMap")
+"""Operators with graphs of their own: a few bytes of them could run for ever."""
 
 
 def seal(content: bytes, *, key: str = KEY) -> bytes:
@@ -84,33 +83,38 @@ def read_entry(content: bytes, key: str) -> bytes | None:
     Raises:
         NotOnnx: It is no model.
     """
-    for field in _fields(content, 0, len(content)):
-        if (field.number, field.wire) == (14, _BYTES):
-            parts = {
-                part.number: content[part.start : part.end]
-                for part in _fields(content, field.start, field.end)
-            }
-            if parts.get(1) == key.encode():
-                return parts.get(2, b"")
+    for field in _messages(content, 14):
+        parts = {
+            part.number: content[part.start : part.end]
+            for part in _fields(content, field.start, field.end)
+        }
+        if parts.get(1) == key.encode():
+            return parts.get(2, b"")
     return None
 
 
 def count_nodes(content: bytes) -> int:
-    """Return how many nodes a model's graph has, without those of inner graphs.
+    """Return how many nodes a model's graph has.
 
     Raises:
         NotOnnx: It is no model.
     """
     return sum(
         (part.number, part.wire) == (1, _BYTES)
-        for field in _fields(content, 0, len(content))
-        if (field.number, field.wire) == (7, _BYTES)
-        for part in _fields(content, field.start, field.end)
+        for graph in _messages(content, 7)
+        for part in _fields(content, graph.start, graph.end)
     )
 
 
+def _messages(content: bytes, number: int) -> Iterator[_Field]:
+    """Yield the messages in a field of the model itself."""
+    for field in _fields(content, 0, len(content)):
+        if (field.number, field.wire) == (number, _BYTES):
+            yield field
+
+
 def unwanted_parts(content: bytes) -> list[str]:
-    """Return the parts of a model that featx never writes: foreign files, operators, code.
+    """Return the parts of a model that featx never writes: foreign files, operators, loops.
 
     Raises:
         NotOnnx: It is no model, or one of absurdly many parts.
@@ -134,6 +138,8 @@ def unwanted_parts(content: bytes) -> list[str]:
             elif place in _DOMAIN_FIELDS and content[field.start : field.end] not in _DOMAINS:
                 name = content[field.start : min(field.end, field.start + 60)]
                 found.add(f"operators of the domain '{name.decode('utf-8', 'replace')}'")
+            elif place == _OPERATOR and content[field.start : field.end] in _CONTROL_FLOW:
+                found.add(f"control flow ({content[field.start : field.end].decode()})")
     if not has_graph:
         raise NotOnnx("it has no graph")
     return sorted(found)

@@ -1,11 +1,7 @@
-"""Preprocessing, backbone and head as one ONNX graph.
+"""Preprocessing, backbone and head as one ONNX graph, with the inputs and outputs of a contract.
 
-    image (batch, height, width, 3) uint8
-      → resize → crop → normalise → [trunk: → features] → head → logits → softmax → probabilities
-
-Of tags it is a sigmoid; of a regression, the head gives ``values`` and nothing follows.
-
-A ``Contract`` chooses inputs and outputs.
+image (batch, height, width, 3) uint8
+  → resize → crop → normalise → [trunk: → features] → head → logits → softmax → probabilities
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from featx.backbones.graph_builder import (
     GraphBuilder,
     drop_unused,
     forget_origin,
-    rename_inputs,
+    rename,
     share_equal,
 )
 from featx.backbones.seal import SEAL_BYTES, unwanted_parts
@@ -36,6 +32,7 @@ from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec
 
 MAX_BYTES = 2**31 - 1
+_RESULTS = ("logits", "probabilities", "values", "top_scores", "top_classes")
 _TYPES = {
     "uint8": TensorProto.UINT8,
     "float32": TensorProto.FLOAT,
@@ -58,8 +55,7 @@ def build_classifier(
             or not.
         layers: The head's weights ``(out, in)`` and biases ``(out,)``, float32.
         preprocess: From images to the trunk's input.
-        contract: What goes in and comes out; None takes images of any size, and gives logits and
-            probabilities.
+        contract: Inputs and outputs; by default those of ``Contract()``.
         half: Let the trunk be float16.
 
     Raises:
@@ -75,7 +71,7 @@ def build_classifier(
     results = contract.output_values(num_classes=num_classes, num_features=num_features)
     builder = GraphBuilder()
     features = _add_backbone(builder, backbone, preprocess, contract, half=half)
-    raw = _add_head(builder, layers, features=features, output=contract.raw_output)
+    raw = _add_head(builder, layers, features=features, output=contract.task.raw_output)
     _add_outputs(builder, raw, contract, features=features)
     text = contract.describe(preprocess, num_classes=num_classes, num_features=num_features)
     graph = helper.make_graph(
@@ -122,7 +118,8 @@ def _add_backbone(
     """Add all from the input to the features, and return their name."""
     trunk = cut_trunk(backbone, spec.image_size)
     graph = (to_float16(trunk) if half else trunk).graph
-    _rename(graph, {name: f"{name}_inside" for name in _reserved(contract, graph)})
+    own = {graph.input[0].name, graph.output[0].name}
+    rename(graph, {name: f"{name}_inside" for name in {contract.input_name, *_RESULTS} - own})
     pixels = contract.input_name
     if contract.input == "image":
         pixels = "featx_pixels"
@@ -142,7 +139,7 @@ def cut_trunk(backbone: onnx.ModelProto, image_size: int) -> onnx.ModelProto:
     nodes = [node for node in graph.node if NORMALISED not in node.output]
     del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend(nodes)
-    rename_inputs(graph, {NORMALISED: TENSOR})
+    rename(graph, {NORMALISED: TENSOR})
     shape: list[str | int | None] = ["batch", 3, image_size, image_size]
     graph.input.append(helper.make_tensor_value_info(TENSOR, TensorProto.FLOAT, shape))
     drop_unused(graph)
@@ -152,7 +149,7 @@ def cut_trunk(backbone: onnx.ModelProto, image_size: int) -> onnx.ModelProto:
 def to_float16(trunk: onnx.ModelProto) -> onnx.ModelProto:
     """Return a trunk whose weights and arithmetic are float16; its input and features stay float32.
 
-    Values beyond float16's range are cut off; the proof measures what that costs.
+    Values beyond float16's range are cut off.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -170,28 +167,11 @@ def to_float16(trunk: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def _reserved(contract: Contract, graph: onnx.GraphProto) -> set[str]:
-    """Return the names that a backbone must not use for what is inside of it."""
-    own = {graph.input[0].name, graph.output[0].name}
-    results = {"logits", "probabilities", "values", "top_scores", "top_classes"}
-    return {contract.input_name, *results} - own
-
-
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for part in (*graph.initializer, *graph.input):
-        part.name = names.get(part.name, part.name)
-
-
 def with_header(model: onnx.ModelProto, header: Header) -> bytes:
     """Return the model as one self-contained, sealed file with the header in its metadata.
 
-    Besides the header, ``classes`` and ``preprocess`` are entries of their own, as JSON, and
-    ``contract`` as text, for readers that don't know featx; also the ``task`` where it is not
-    single-label, and ``thresholds`` of tags. The last entry is ``sha256``, of everything
-    before it. Equal models and headers give equal bytes.
+    What readers that don't know featx need has entries of its own. Equal models and headers give
+    equal bytes.
 
     Raises:
         ExportError: The file would exceed ONNX's limit of 2 GiB, or would not be opened again.
@@ -237,15 +217,15 @@ def _add_head(
     """Add the layers up to ``output``, logits or values, and return its name."""
     values = features
     for i, (weight, bias) in enumerate(layers):
-        last = i == len(layers) - 1
+        is_last = i == len(layers) - 1
         inputs = [
             values,
             builder.constant(f"head_{i}_weight", weight.astype(np.float32)),
             builder.constant(f"head_{i}_bias", bias.astype(np.float32)),
         ]
-        name = output if last else None
+        name = output if is_last else None
         values = builder.node("Gemm", inputs, f"head_{i}", output=name, attributes={"transB": 1})
-        if not last:
+        if not is_last:
             values = builder.node("Relu", [values], f"head_{i}_relu")
     return values
 

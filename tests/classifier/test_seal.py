@@ -114,10 +114,10 @@ def test_the_walk_goes_wherever_a_tensor_or_an_operator_can_stand():
         for number, inside in fields.items()
     }  # fmt: skip
     assert places == walked
-    for name, number in [*module._REFUSED, *module._DOMAIN_FIELDS]:
+    for name, number in [*module._REFUSED, *module._DOMAIN_FIELDS, module._OPERATOR]:
         message = getattr(onnx, name).DESCRIPTOR
         assert message.fields_by_number[number].name in {
-            *("training_info", "functions", "external_data", "data_location", "domain")
+            *("training_info", "functions", "external_data", "data_location", "domain", "op_type")
         }
 
 
@@ -148,7 +148,20 @@ def test_domains_in_subgraphs_are_seen(plain):
         node = helper.make_node("If", ["c"], ["x"], then_branch=inner, else_branch=inner)
         inner = helper.make_graph([node], "inner", [], [])
     found = unwanted_parts(changed(plain, lambda m: m.graph.node.extend(inner.node)))
-    assert found == ["operators of the domain 'deep'"]
+    assert found == ["control flow (If)", "operators of the domain 'deep'"]
+
+
+@pytest.mark.parametrize("operator", ["If", "Loop", "Scan", "SequenceMap"])
+def test_control_flow_is_refused(operator, plain):
+    """Featx writes none of it, and a few bytes of it could run for ever."""
+    unwanted = [f"control flow ({operator})"]
+    assert unwanted_parts(changed(plain, lambda m: m.graph.node.add(op_type=operator))) == unwanted
+    body = onnx.GraphProto(node=[onnx.NodeProto(op_type=operator, domain="ai.onnx")])
+    assert unwanted_parts(changed(plain, in_attribute(g=body))) == unwanted
+    twice = onnx.NodeProto(op_type=operator).SerializeToString() + b"\x22\x04Relu"
+    node = b"\x0a" + varint(len(twice)) + twice  # the last of two names counts
+    graph = b"\x3a" + varint(len(node)) + node
+    assert unwanted_parts(plain.SerializeToString() + graph) == unwanted
 
 
 def test_a_domain_that_is_no_text(plain):

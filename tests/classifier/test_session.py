@@ -117,12 +117,21 @@ def test_a_file_that_is_checked_before_it_is_run(content, monkeypatch):
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_reaches_out_is_refused_with_a_right_seal(plain, header, verify, monkeypatch):
+@pytest.mark.parametrize(
+    ("fields", "unwanted"),
+    [
+        ({"domain": "com.microsoft"}, r"operators of the domain 'com\.microsoft'"),
+        ({"op_type": "Loop"}, r"control flow \(Loop\), which no exported classifier has"),
+    ],
+)
+def test_what_featx_never_writes_is_refused_with_a_right_seal(
+    plain, header, verify, fields, unwanted, monkeypatch
+):
     monkeypatch.setattr(ort, "InferenceSession", None)
     model = onnx.ModelProto()
     model.CopyFrom(plain)
-    model.graph.node[0].domain = "com.microsoft"
-    with pytest.raises(ArtifactInvalid, match=r"has operators of the domain 'com\.microsoft'"):
+    model.graph.node[0].MergeFrom(onnx.NodeProto(**fields))
+    with pytest.raises(ArtifactInvalid, match=f"has {unwanted}"):
         load_classifier(_stamped(model, header), path=PATH, verify=verify)
 
 
