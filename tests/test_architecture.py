@@ -59,7 +59,7 @@ ALLOWED = {
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),
-    "PIL": ("images/", "classifier/runner.py", "reporting/summary.py", "stages/predict.py"),
+    "PIL": ("images/", "classifier/session.py", "reporting/summary.py", "stages/predict.py"),
     "pickle": ("images/sources/arrays.py", "backbones/weights.py"),
 }
 HEAVY = (

@@ -27,6 +27,7 @@ from featx.artifact.files import (
     run_files,
     sync,
     target_of,
+    without_folders,
 )
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
@@ -74,4 +75,5 @@ __all__ = [
     "run_files",
     "sync",
     "target_of",
+    "without_folders",
 ]

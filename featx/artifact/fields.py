@@ -27,6 +27,9 @@ from featx.artifact.schema import (
 
 _SHARE = number(0, 1)
 _TASK = text("single-label", "multi-label", "regression")
+_POOL = text("auto", "none", "avg", "max", "cls", "flatten")
+_PRECISION = text("fp32", "tf32", "bf16", "fp16", "int8")
+_CROP, _DECODE = text("center", "none"), text("full", "scaled")
 _INT64 = whole(-(2**63), 2**63 - 1)
 _COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 
@@ -56,12 +59,12 @@ def _preprocess(value: Any, name: str) -> None:
         {
             "image_size": whole(1, 4096),
             "resize": whole(1, 4 * 4096),
-            "crop": text("center", "none"),
+            "crop": _CROP,
             "interpolation": text("bilinear", "bicubic"),
             "mean": channels,
             "std": list_of(number(1e-6, 1e6), length=3),
         },
-        {"decode": text("full", "scaled")},
+        {"decode": _DECODE},
         closed=True,
     )(value, name)
     size = value["image_size"]
@@ -69,21 +72,16 @@ def _preprocess(value: Any, name: str) -> None:
 
 
 def _spec(value: Any, name: str) -> None:
-    calibration = record(
-        {
-            "scheme": whole(),
-            "ranges": mapping_of(items(number(), number())),
-        },
-        closed=True,
-    )
+    ranges = mapping_of(items(number(), number()))
+    calibration = record({"scheme": whole(), "ranges": ranges}, closed=True)
     fields = {
         "backbone": path_text,
         "weights_sha256": digest(),
         "layer": path_text,
-        "pool": text("auto", "none", "avg", "max", "cls", "flatten"),
+        "pool": _POOL,
         "num_features": whole(1, 2**31),
         "preprocess": _preprocess,
-        "precision": text("fp32", "tf32", "bf16", "fp16", "int8"),
+        "precision": _PRECISION,
     }
     in_int8 = isinstance(value, Mapping) and value.get("precision") == "int8"
     record(fields | ({"calibration": calibration} if in_int8 else {}), closed=True)(value, name)
@@ -96,16 +94,13 @@ _REQUEST = record(
         "backbone": path_text,
         "weights": path_text,
         "layer": nullable(path_text),
-        "pool": text("auto", "none", "avg", "max", "cls", "flatten"),
+        "pool": _POOL,
         "image_size": nullable(whole(1)),
         "resize": nullable(whole(1)),
-        "crop": nullable(text("center", "none")),
+        "crop": nullable(_CROP),
         "seed": _INT64,
     },
-    {
-        "decode": text("full", "scaled"),
-        "precision": text("fp32", "tf32", "bf16", "fp16", "int8"),
-    },
+    {"decode": _DECODE, "precision": _PRECISION},
     closed=True,
 )
 
@@ -136,11 +131,9 @@ _FEATURES = record(
 # --- heads ----------------------------------------------------------------------------------------
 
 _INTERVALS = {
-    name: nullable(_SHARE)
-    for name in (
-        *("precision", "precision_low", "precision_high"),
-        *("recall", "recall_low", "recall_high"),
-    )
+    f"{name}{bound}": nullable(_SHARE)
+    for name in ("precision", "recall")
+    for bound in ("", "_low", "_high")
 }
 _COUNTS = {"num_samples": whole(), "num_predicted": whole()}
 _PROBABILITIES = {"log_loss": number(0), "ece": _SHARE}
@@ -229,6 +222,7 @@ _MADE_FROM = record({}, {"features": text()})
 
 
 def _head(task: str, num_outputs: int) -> Rule:
+    folds = record({"num_folds": whole(), "metrics": _scores(task, num_outputs)})
     return record(
         {
             "sha256": digest(),
@@ -240,9 +234,7 @@ def _head(task: str, num_outputs: int) -> Rule:
             **_of_task(task, num_outputs),
         },
         {
-            "cross_validated": nullable(
-                record({"num_folds": whole(), "metrics": _scores(task, num_outputs)})
-            ),
+            "cross_validated": nullable(folds),
             "calibration": nullable(_CALIBRATION),
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,
@@ -262,13 +254,8 @@ def _proof(task: str, num_outputs: int) -> Rule:
         },
         {"measure": text()},
     )
-    reference = record(
-        {
-            "digest": digest(32),
-            "logits": list_of(number(-3.4e38, 3.4e38), length=num_outputs),
-        },
-        {"sample_id": path_text},
-    )
+    logits = list_of(number(-3.4e38, 3.4e38), length=num_outputs)
+    reference = record({"digest": digest(32), "logits": logits}, {"sample_id": path_text})
     full = {"full_top1_agreement": number(high=1), "max_full_difference": number(0)}
 
     def rule(value: Any, name: str) -> None:

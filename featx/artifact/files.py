@@ -85,20 +85,12 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def partial_path(output: Path) -> Path:
-    """Return where the journal of an extraction lies while its output is being made.
-
-    Raises:
-        ArtifactError: The output is a link that leads nowhere.
-    """
+    """Return where the journal of an extraction lies while its output is being made."""
     return beside(output, ".partial")
 
 
 def run_files(features: Path) -> dict[str, Path]:
-    """Return the files of an extraction, by what they are: the output and those beside it.
-
-    Raises:
-        ArtifactError: As ``target_of``.
-    """
+    """Return the files of an extraction, by what they are: the output and those beside it."""
     return {
         f"the feature file '{features}'": features,
         f"the journal of '{features}'": beside(features, ".partial"),
@@ -107,12 +99,7 @@ def run_files(features: Path) -> dict[str, Path]:
 
 
 def require_no_links(features: Path) -> None:
-    """Check that none of the files beside an output is a link, which featx never makes.
-
-    Raises:
-        ArtifactExists: One is.
-        ArtifactError: As ``target_of``.
-    """
+    """Check that none of the files beside an output is a link, which featx never makes."""
     for path in list(run_files(features).values())[1:]:
         if path.is_symlink():
             raise ArtifactExists(
@@ -121,9 +108,7 @@ def require_no_links(features: Path) -> None:
 
 
 def require_apart(outputs: Mapping[str, Path], others: Mapping[str, Path]) -> None:
-    """Check that no output of a run would replace another of its files.
-
-    Files are the same if their paths lead to the same place, or they are one file under two names.
+    """Check that no output of a run would replace another of its files, under whatever name.
 
     Args:
         outputs: What is written, by what it is: ``"the report"``.
@@ -220,12 +205,9 @@ def require_replaceable(path: Path, kind: Written) -> bool:
 
 
 def free_path(path: Path, *parts: str) -> Path:
-    """Return a name that nothing has yet, beside an output.
+    """Return a name that nothing has yet, beside an output: ``features-resnet50.h5``.
 
-    Args:
-        path: The output; ``features.h5`` with the part ``resnet50`` becomes
-            ``features-resnet50.h5``.
-        parts: What tells the new file from it; a number follows where that is not enough.
+    A number follows where the parts do not tell it from other files.
     """
     words = [re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts]
     stem = "-".join([path.stem, *filter(None, words)])[:100]
@@ -326,6 +308,20 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def without_folders(origin: str) -> str:
+    """Return where something came from, without the folders that it lay in.
+
+    >>> without_folders("/home/ann/photos"), without_folders("file:/home/ann/w.pt")
+    ('photos', 'file:w.pt')
+    >>> without_folders("digits:"), without_folders("torchvision:IMAGENET1K_V1")
+    ('digits:', 'torchvision:IMAGENET1K_V1')
+    """
+    scheme, colon, path = origin.partition(":")
+    if not colon or "/" in scheme:
+        scheme, colon, path = "", "", origin
+    return scheme + colon + (path.rstrip("/").rpartition("/")[2] or path)
 
 
 def require_file(path: Path, *, made_by: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact.fields import require_fields
-from featx.artifact.schema import Unfit, brief
+from featx.artifact.schema import Absent, Unfit, brief
 from featx.errors import ArtifactInvalid, ArtifactMismatch, listed
 
 Kind = Literal["features", "head", "classifier"]
@@ -103,8 +103,7 @@ class Header:
             require_fields(kind, header.spec, header.classes, header.details, header.environment)
         except Unfit as err:
             raise ArtifactInvalid(
-                path,
-                f"'{path}': its header is damaged: {err}. Make the file again.",
+                path, f"'{path}': its header is damaged: {err}. Make the file again."
             ) from err
         return header
 
@@ -150,10 +149,7 @@ def fingerprint_of(spec: Mapping[str, Any]) -> str:
 def differing_settings(
     expected: Mapping[str, Any], found: Mapping[str, Any], *, prefix: str = ""
 ) -> list[str]:
-    """Return one ``"name: expected …, found …"`` for each setting in which two specs differ.
-
-    None of them exactly where the specs have the same fingerprint.
-    """
+    """Return one ``"name: expected …, found …"`` for each setting in which two specs differ."""
     lines = []
     for name in sorted(expected.keys() | found.keys()):
         a, b = expected.get(name, _NOTHING), found.get(name, _NOTHING)
@@ -164,12 +160,7 @@ def differing_settings(
     return lines
 
 
-class _Nothing:
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-_NOTHING = _Nothing()
+_NOTHING = Absent("nothing")
 
 
 def differing_features(expected: Header, found: Header) -> list[str]:
@@ -181,11 +172,7 @@ def differing_features(expected: Header, found: Header) -> list[str]:
 
 
 def require_same_features(expected: Header, found: Header, *, path: Path) -> None:
-    """Check that two artifacts speak of the same features.
-
-    Raises:
-        ArtifactMismatch: They do not; the message names each setting or class that differs.
-    """
+    """Check that two artifacts speak of the same features; else name what differs."""
     if lines := differing_features(expected, found):
         raise ArtifactMismatch(
             path,

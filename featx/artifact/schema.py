@@ -1,7 +1,7 @@
-"""Rules for values that were read from JSON: types, ranges and fields, declared once.
+"""Rules for values that were read from JSON.
 
-A rule is called with a value and its name and raises ``Unfit`` where the value does not follow it.
-Names of fields are joined by dots: ``details.metrics.train.top1``.
+A rule is called with a value and its name, such as ``details.metrics.train.top1``, and raises
+``Unfit`` where the value does not follow it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ class Unfit(ValueError):
         super().__init__(f"{name} is {brief(found)}, expected {expected}")
 
 
-class _Missing:
+class Absent:
+    """Stands in a message for a value that is not there."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
     def __repr__(self) -> str:
-        return "missing"
+        return self.word
 
 
-MISSING = _Missing()
-"""Stands for a field that is not there."""
+_MISSING = Absent("missing")
 
 
 def brief(value: object) -> str:
@@ -119,7 +123,6 @@ def flag(value: Any, name: str) -> None:
 
 
 def nullable(rule: Rule) -> Rule:
-
     def either(value: Any, name: str) -> None:
         if value is not None:
             rule(value, name)
@@ -142,7 +145,6 @@ def list_of(rule: Rule, length: int | None = None, *, at_least: int = 0) -> Rule
 
 
 def items(*rules: Rule) -> Rule:
-
     def each(value: Any, name: str) -> None:
         if not isinstance(value, list | tuple) or len(value) != len(rules):
             raise Unfit(name, f"a list of {len(rules)}", value)
@@ -180,7 +182,7 @@ def record(
             if key in value:
                 own(value[key], f"{name}.{key}")
             elif key in required:
-                raise Unfit(f"{name}.{key}", "a value", MISSING)
+                raise Unfit(f"{name}.{key}", "a value", _MISSING)
         extra = sorted(value.keys() - known.keys()) if closed else []
         if extra:
             raise Unfit(f"{name}.{brief(extra[0])[1:-1]}", "no such field", value[extra[0]])

@@ -43,11 +43,7 @@ def backbone_names() -> tuple[str, ...]:
 
 
 def require_backbone(name: str) -> None:
-    """Check that the catalog has ``name``.
-
-    Raises:
-        BackboneError: It has not; the message offers the nearest names.
-    """
+    """Check that the catalog has ``name``; else the message offers the nearest names."""
     if name not in backbone_names():
         near = difflib.get_close_matches(name, backbone_names(), n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -110,10 +106,9 @@ def graph_nodes(model: nn.Module) -> list[str]:
 
 
 def classifier_layer(model: nn.Module) -> str:
-    """Return the name of the layer that makes the logits.
+    """Return the layer that makes the logits: the last ``Linear`` or ``Conv2d`` of the eval graph.
 
-    It is the last ``Linear`` or ``Conv2d`` of the eval graph (auxiliary heads are not in it). Its
-    input is the penultimate feature.
+    Auxiliary heads are not in that graph. The layer's input is the penultimate feature.
     """
     modules = dict(model.named_modules())
     for node in reversed(graph_nodes(model)):
@@ -123,12 +118,10 @@ def classifier_layer(model: nn.Module) -> str:
 
 
 def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
-    """Return the preprocessing that belongs to a backbone's weights.
+    """Return the preprocessing that belongs to a backbone's weights of torchvision.
 
-    Args:
-        name: Backbone.
-        weights: Name of torchvision weights; None takes the default ones, also for weights from a
-            file, which as a rule were fine-tuned from them.
+    None takes that of the default ones, also for weights from a file, which as a rule were
+    fine-tuned from them.
 
     Raises:
         BackboneError: The backbone or its weights are unknown.
@@ -163,11 +156,7 @@ def torchvision_weights(name: str, weights: str) -> models.WeightsEnum:
 
 
 def describe_backbone(name: str) -> BackboneInfo:
-    """Return one line of the catalog, from the model itself and torchvision's records.
-
-    Raises:
-        BackboneError: The name is unknown.
-    """
+    """Return one line of the catalog, from the model itself and torchvision's records."""
     model = build_skeleton(name)
     if name == "tiny":
         weights, gflops = ("CIFAR10_V1",), tiny.GFLOPS
@@ -177,19 +166,12 @@ def describe_backbone(name: str) -> BackboneInfo:
         others = [entry.name for entry in models.get_model_weights(name) if entry is not default]
         weights, gflops = (default.name, *others), float(default.meta["_ops"])
         num_parameters = int(default.meta["num_params"])  # GoogLeNet's without auxiliary heads
+    weight = model.get_parameter(f"{classifier_layer(model)}.weight")  # (out, in) or more
     return BackboneInfo(
         name=name,
-        num_features=_penultimate_size(model),
+        num_features=weight.shape[1],
         image_size=default_preprocess(name).image_size,
         num_parameters=num_parameters,
         gflops=gflops,
         weights=weights,
     )
-
-
-def _penultimate_size(model: nn.Module) -> int:
-    layer = model.get_submodule(classifier_layer(model))
-    if isinstance(layer, nn.Linear):
-        return layer.in_features
-    assert isinstance(layer, nn.Conv2d)  # classifier_layer gives no other
-    return layer.in_channels

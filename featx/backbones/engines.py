@@ -27,11 +27,10 @@ EngineChoice = Literal["auto", "torch", "onnxruntime"]
 _BATCH = {"onnxruntime": 2, "torch": 8}
 """Images of 224 pixels squared."""
 _GPU_BATCH = 32
-
-
 _DEVICES = "device must be auto, cpu or cuda[:i]; got '{}'."
 _TORCH_ONLY = ("tf32", "bf16", "fp16")
 _GPU_ONLY = ("tf32", "fp16")
+
 # One MatMulInteger of uint8 (rows, depth) and int8 (depth, columns), as onnx serialises it.
 _PRODUCT = (
     b'\x08\x08\x12\x00:P\n\x18\n\x01a\n\x01b\x12\x01c"\rMatMulInteger\x12\x01gZ\x0f\n\x01a\x12\n\n'
@@ -42,11 +41,7 @@ _SIDE = 64
 
 
 class Engine(Protocol):
-    """Runs a network; several threads may each bring a batch at the same time.
-
-    Attributes:
-        name: Of the library.
-    """
+    """Runs a network; several threads may each bring a batch at the same time."""
 
     name: ClassVar[EngineName]
 
@@ -65,11 +60,9 @@ class Engine(Protocol):
 
 
 def default_batch_size(name: EngineName, image_size: int, *, device: str = "cpu") -> int:
-    """Return how many images form a batch.
+    """Return how many images form a batch; the same on every machine.
 
-    Depends on nothing but the library, the kind of device and the size of the images, so that the
-    same command forms the same batches on every machine. On the CPU a batch takes one thread:
-    small ones stay in a core's cache, and leave the other threads less to wait for at the end.
+    On the CPU small ones stay in a core's cache, and leave the other threads less to wait for.
 
     >>> default_batch_size("onnxruntime", 224), default_batch_size("onnxruntime", 32)
     (2, 64)
@@ -81,10 +74,10 @@ def default_batch_size(name: EngineName, image_size: int, *, device: str = "cpu"
 
 
 def require_fit(precision: Precision, choice: EngineChoice, device: str) -> None:
-    """Check a combination of options without looking at the machine.
+    """Check that a combination of options is possible on some machine.
 
     Raises:
-        ConfigError: There is no such combination on any machine.
+        ConfigError: It is not.
     """
     if precision == "int8" and choice == "torch":
         raise ConfigError("precision int8 runs with ONNX Runtime; leave out engine='torch'.")
@@ -108,11 +101,6 @@ def choose_engine(choice: EngineChoice, device: str, precision: Precision = "fp3
     """Return the library that runs a network: ONNX Runtime on the CPU, torch on a GPU, by default.
 
     torch is loaded only where there might be a GPU, or where the device is not simply the CPU.
-
-    Args:
-        choice: What the user wants.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``.
-        precision: Of the forward pass; only torch has those between fp32 and int8.
 
     Raises:
         ConfigError: The device is not here, or the engine does not run on it or at that precision.
@@ -175,25 +163,17 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_devices(device: str) -> list[str]:
-    """Return the devices of a choice: every GPU of the machine for ``"cuda"``.
-
-    Raises:
-        ConfigError: As ``resolve_device``.
-    """
+    """Return the devices of a choice: every GPU of the machine for ``"cuda"``."""
     import torch
 
-    found = resolve_device(device)
-    index: int | None = found.index
-    if found.type == "cuda" and index is None:
+    found = str(resolve_device(device))
+    if found == "cuda":
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [str(found)]
+    return [found]
 
 
 class OnnxEngine:
-    """Runs a network's graph with ONNX Runtime, each batch in the thread that brings it.
-
-    Args:
-        graph: What ``export_network`` made, serialised.
+    """Runs a network's serialised graph with ONNX Runtime, each batch in its caller's thread.
 
     Raises:
         BackboneError: ONNX Runtime does not take the graph.
@@ -219,15 +199,9 @@ class OnnxEngine:
 
     @property
     def device(self) -> str:
-        """``"cpu"``."""
         return "cpu"
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
-
-        Raises:
-            BackboneError: ONNX Runtime fails on it.
-        """
         try:
             features: np.ndarray = self._session.run(["features"], {"pixels": pixels})[0]
         except Exception as err:  # as above
@@ -236,15 +210,12 @@ class OnnxEngine:
 
 
 def session_options(*, threads: int) -> ort.SessionOptions:
-    """Return the options of a session.
+    """Return the options of a session whose calls take ``threads`` threads each.
 
     Without VNNI, x86 processors add pairs of products of uint8 and int8 in 16 bits, which overflow.
     ONNX Runtime can take wider products there. That option also keeps it from using VNNI and AMX
     where they are, at a third of their speed, so it is set only where sums come out wrong. int8
     features are then the same on every processor.
-
-    Args:
-        threads: For one call, at least 1.
     """
     options = _quiet(threads)
     if not _sums_are_exact():

@@ -1,13 +1,7 @@
-"""Graphs of backbones in the user's cache folder: built once, run without torch.
+"""Graphs of backbones, and what requests resolved to, in the user's cache folder.
 
-``$XDG_CACHE_HOME/featx`` (``~/.cache/featx``) holds two folders:
-
-- ``graphs``: ONNX files named by the spec's fingerprint, the opset, and the versions that shape a
-  graph. The last metadata entry of each is a code that only this user can make, so a file is whole,
-  of this very spec, and this user's, or not used.
-- ``requests``: which spec a request resolved to, so that the same one need not be worked out again.
-
-The bundled backbone comes with both. Everything here can be deleted at any time.
+Each file ends in a code that only this user can make: it is whole, of this very spec, and this
+user's, or not used. The bundled backbone comes with both. All of it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ from typing import Any
 
 from featx.artifact import canonical_json, fingerprint_of, publishing
 from featx.backbones.seal import NotOnnx, is_sealed, metadata_entry, seal, unwanted_parts
-from featx.backbones.spec import BackboneRequest, BackboneSpec
+from featx.backbones.spec import SPEC_FROM, BackboneRequest, BackboneSpec
 from featx.errors import ArtifactError, ArtifactExists, BackboneError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -38,8 +32,7 @@ OPSET = 20
 BUNDLED = Path(__file__).with_name("bundled")
 BUILD = 4
 """How a graph is built from a network; another number where the same network gives another."""
-_SHAPED_BY = ("featx", "torch", "torchvision", "onnxscript")
-_SPEC_FROM = ("featx", "torch", "torchvision")
+_SHAPED_BY = (*SPEC_FROM, "onnxscript")
 _SEAL_KEY = "featx.sha256"
 """Of graphs that come with featx."""
 _CODE_KEY = "featx.hmac"
@@ -82,9 +75,7 @@ def read_graph(spec: BackboneSpec, *, opset: int = OPSET) -> bytes | None:
         log.warning("The graph '%s' is damaged; it is made again.", path)
     path = graph_path(spec, opset=opset)
     cached = read_cached(path)
-    if cached is None:
-        return None
-    if problem := _graph_problem(path, cached):
+    if cached is not None and (problem := _graph_problem(path, cached)):
         log.warning("The cached graph '%s' is not used and made again: it %s.", path, problem)
         return None
     return cached
@@ -125,26 +116,23 @@ class ResolvedRequest:
 
 def recall(request: BackboneRequest) -> ResolvedRequest | None:
     """Return what a request resolved to before, None where that is unknown or may have changed."""
-    for content, is_bundled in (
-        (_bundled_request(request), True),
-        (_cached_request(request), False),
+    for is_bundled, content in (
+        (True, _bundled_request(request)),
+        (False, _cached_request(request)),
     ):
-        try:
+        with contextlib.suppress(
+            *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+            *(BackboneError, ConfigError),
+        ):
             values = json.loads(content)
-            environment = _versions() if is_bundled else values["environment"]
             found = ResolvedRequest(BackboneSpec.from_dict(values["spec"]), values["origin"])
-            fresh = values["checksum"] == _checksum(values) and request.resolves_to(
+            if values["checksum"] == _checksum(values) and request.resolves_to(
                 found.spec.weights_sha256,
                 request=values["request"],
                 origin=found.origin,
-                environment=environment,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-        except (BackboneError, ConfigError):
-            continue
-        if fresh:
-            return found
+                environment=_versions() if is_bundled else values["environment"],
+            ):
+                return found
     return None
 
 
@@ -190,7 +178,7 @@ def _request_name(request: BackboneRequest) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _SPEC_FROM}
+    return {name: metadata.version(name) for name in SPEC_FROM}
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featx.backbones.catalog import (
-    build_model,
-    build_skeleton,
-    classifier_layer,
-    graph_nodes,
-)
+from featx.backbones.catalog import build_model, build_skeleton, classifier_layer, graph_nodes
 from featx.backbones.spec import BackboneSpec, Pool
 from featx.backbones.state_dict import (
     describe_tensors,
@@ -116,14 +111,7 @@ def build_network(
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a network ends, worked out from shapes alone.
-
-    Attributes:
-        layer: Node of the model's graph.
-        pool: The pooling that ``"auto"`` became.
-        channels_last: The layer's maps are ``(N, H, W, C)``.
-        num_features: Length of the vector after pooling.
-    """
+    """Where a network ends, and the pooling that ``"auto"`` became."""
 
     layer: str
     pool: Pool
@@ -162,12 +150,9 @@ def penultimate_layer(model: nn.Module) -> str:
 def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
     """Return the layers to choose from: the graph's nodes and the modules they belong to.
 
-    Args:
-        model: Whole model.
-        depth: Longest name to list, in dotted parts; None lists all.
+    Names have at most ``depth`` dotted parts, where one is given.
     """
-    names = _output_nodes(model)
-    return [name for name in names if depth is None or name.count(".") < depth]
+    return [name for name in _output_nodes(model) if depth is None or name.count(".") < depth]
 
 
 def _output_nodes(model: nn.Module) -> dict[str, str]:

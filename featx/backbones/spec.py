@@ -1,8 +1,4 @@
-"""The spec of a feature and the request that led to it, without torch.
-
-A request is what a user types; the spec is what it resolves to. Both are
-remembered, so that the same request need not be resolved again.
-"""
+"""The spec of a feature, and the request that it was resolved from, without torch."""
 
 from __future__ import annotations
 
@@ -22,19 +18,17 @@ WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
 Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
+SPEC_FROM = ("featx", "torch", "torchvision")
+"""Packages whose versions decide what a request resolves to."""
 SCHEME = 1
 """How a graph is quantised by a table; another number where the same table gives other bytes."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ranges of a graph's activations, which int8 needs to know.
+    """The ranges of a graph's activations, ``(tensor, lowest, highest)``, which int8 needs to know.
 
     What is not in the table stays float32, so the table alone decides what the quantised graph is.
-
-    Attributes:
-        ranges: ``(tensor, lowest, highest)`` of each tensor that is quantised, by name.
-        scheme: How they are used.
     """
 
     ranges: tuple[tuple[str, float, float], ...]
@@ -46,11 +40,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the table that ``to_dict`` described.
-
-        Raises:
-            BackboneError: It is none, or one of another featx.
-        """
+        """Return the table that ``to_dict`` described."""
         try:
             scheme, ranges = values["scheme"], values["ranges"]
             table = tuple((name, float(a), float(b)) for name, (a, b) in sorted(ranges.items()))
@@ -211,21 +201,12 @@ class BackboneRequest(BackboneOptions):
             origin: Of its weights.
             environment: Versions it was worked out with.
         """
-        if request != self.to_dict() or any(
-            environment.get(name) != metadata.version(name)
-            for name in ("featx", "torch", "torchvision")
-        ):
-            return False
-        return has_sha256(origin, weights_sha256)
+        same = all(environment.get(name) == metadata.version(name) for name in SPEC_FROM)
+        return same and request == self.to_dict() and has_sha256(origin, weights_sha256)
 
 
 def has_sha256(origin: str, expected: str) -> bool:
-    """Return whether weights are known to be those of a sha256, without loading them.
-
-    Args:
-        origin: Of the weights, as ``backbones.weights`` writes it.
-        expected: 64 hexadecimal digits.
-    """
+    """Return whether weights of an origin are known to be those of a sha256, without loading."""
     scheme, _, rest = origin.partition(":")
     if scheme not in ("file", "bundled"):
         return True  # an official name means one file, a seed one set of numbers

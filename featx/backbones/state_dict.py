@@ -133,11 +133,9 @@ def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def unusable(found: Tensor, expected: Tensor) -> str | None:
-    """Return why a tensor cannot be a network's parameter or buffer; None where it can.
+    """Return why a file's tensor cannot be a parameter or buffer like the expected one.
 
-    Args:
-        found: From a file, of any shape ``(*,)``.
-        expected: The network's own tensor of the same name, of any shape ``(*,)``.
+    Shapes, any ``(*,)``, are not compared. None where it can.
     """
     kinds = {
         "a sparse or nested tensor": found.is_nested or found.layout is not torch.strided,
@@ -146,17 +144,13 @@ def unusable(found: Tensor, expected: Tensor) -> str | None:
     }
     if odd := [kind for kind, is_so in kinds.items() if is_so]:
         return odd[0]
-    dtype = _name(found.dtype)
+    dtype = str(found.dtype).removeprefix("torch.")
     if not expected.is_floating_point():
         whole = not (found.is_floating_point() or found.is_complex())
         return None if whole else f"of type {dtype}, expected whole numbers"
     if found.dtype not in _FLOATS:
-        return f"of type {dtype}, expected {', '.join(map(_name, _FLOATS[:-1]))} or float64"
+        return f"of type {dtype}, expected float16, bfloat16, float32 or float64"
     return None if bool(torch.isfinite(found.float()).all()) else "not finite in float32"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def describe_tensors(tensors: Mapping[str, Tensor], *, shown: int = 4) -> str:

@@ -47,15 +47,7 @@ class Tiny(nn.Module):
         self.head = nn.Linear(192, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return unnormalised class scores.
-
-        Args:
-            images: RGB in [0, 1], normalised with ``MEAN`` and ``STD``, shape ``(N, 3, H, W)``,
-                floating; ``H`` and ``W`` at least 16 pixels, ``IMAGE_SIZE`` in training.
-
-        Returns:
-            Logits, shape ``(N, num_classes)``, of the images' dtype.
-        """
+        """Return logits ``(N, num_classes)`` of normalised RGB images ``(N, 3, H, W)``."""
         maps = self.stem(images)  # (N, 32, H, W)
         maps = self.stage1(maps)  # (N, 64, H/2, W/2)
         maps = self.stage2(maps)  # (N, 128, H/4, W/4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,11 +37,6 @@ class TorchEngine:
     For bf16 and fp16 the weights stay float32 and each operation is cast (autocast), so that
     normalisations, softmax and the arithmetic of the pixels keep float32 where they need it.
 
-    Args:
-        network: Frozen; it is moved to the device.
-        device: As ``resolve_device`` takes it.
-        precision: Any but int8.
-
     Raises:
         ConfigError: The device is not here, or has no such precision.
     """
@@ -70,15 +65,9 @@ class TorchEngine:
 
     @property
     def device(self) -> str:
-        """``"cpu"`` or ``"cuda:0"``."""
         return str(self._device)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
-
-        Raises:
-            BackboneError: The GPU fails on it.
-        """
         import torch
 
         try:
@@ -165,12 +154,7 @@ class SeveralEngine:
 
     A batch goes to the next process that is free, and to one alone; so its features are those that
     one device gives, and callers get them in whatever order they like. At most one batch for each
-    process is under way.
-
-    Args:
-        network: Frozen; stays where it is, each process builds its own with the same weights.
-        spec: Of that network; gives the precision.
-        devices: As ``resolve_device`` takes them; one may be listed twice.
+    process is under way. Each process builds the network again, with the same weights.
 
     Raises:
         BackboneError: A process does not start.
@@ -180,11 +164,13 @@ class SeveralEngine:
 
     def __init__(self, network: Network, spec: BackboneSpec, *, devices: Sequence[str]) -> None:
         weights = _weights_of(network, spec)
-        orders = [{"spec": spec.to_dict(), "device": device} for device in devices]
         self._devices = tuple(devices)
         self._processes = Processes(
             f"{__name__}:begin",
-            [(json.dumps(order).encode(), weights) for order in orders],
+            [
+                (json.dumps({"spec": spec.to_dict(), "device": device}).encode(), weights)
+                for device in devices
+            ],
             names=[f"for {device}" for device in devices],
             error=BackboneError,
             advice="with a smaller batch_size if it ran out of memory",
@@ -193,15 +179,9 @@ class SeveralEngine:
 
     @property
     def device(self) -> str:
-        """``"cuda:0, cuda:1"``."""
         return ", ".join(self._devices)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
-
-        Raises:
-            BackboneError: The process that has the batch fails on it, or is gone.
-        """
         answer = self._processes.ask(np.ascontiguousarray(pixels).data.cast("B"))
         return np.frombuffer(answer, np.float32).reshape(len(pixels), -1)
 
@@ -222,30 +202,23 @@ def _weights_of(network: Network, spec: BackboneSpec) -> bytes:
 
 def begin(receive: Callable[[], bytes]) -> Answer:
     """Take spec and weights, and return what makes features of pixels."""
-    engine, size = _engine(json.loads(receive()), receive())
+    from safetensors.torch import load
+
+    from featx.backbones.network import build_network
+    from featx.backbones.weights import Weights
+
+    order = json.loads(receive())
+    spec = BackboneSpec.from_dict(order["spec"])
+    weights = Weights("another process", spec.weights_sha256, load(receive()))
+    resolve_device(order["device"])  # a wrong one is told before the network is built
+    network, _ = build_network(
+        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
+    )
+    engine = TorchEngine(network, device=order["device"], precision=spec.precision)
+    size = spec.preprocess.image_size
 
     def answer(message: bytes) -> bytes:
         pixels = np.frombuffer(bytearray(message), np.uint8)  # torch wants what can be written
         return engine.features(pixels.reshape(-1, size, size, 3)).tobytes()
 
     return answer
-
-
-def _engine(order: Mapping[str, Any], weights: bytes) -> tuple[TorchEngine, int]:
-    """Return the worker's engine, and the size of its crops in pixels."""
-    from safetensors.torch import load
-
-    from featx.backbones.network import build_network
-    from featx.backbones.weights import Weights
-
-    spec = BackboneSpec.from_dict(order["spec"])
-    resolve_device(order["device"])
-    network, _ = build_network(
-        spec.backbone,
-        Weights("another process", spec.weights_sha256, load(weights)),
-        spec.preprocess,
-        layer=spec.layer,
-        pool=spec.pool,
-    )
-    engine = TorchEngine(network, device=order["device"], precision=spec.precision)
-    return engine, spec.preprocess.image_size

@@ -44,12 +44,11 @@ _DATA_MODULES = ("argparse", "collections", "datetime", "enum", "pathlib", "type
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone's weights and where they came from.
+    """A backbone's weights by name, and where they came from.
 
     Attributes:
         origin: One of the four forms above.
         sha256: Of the file's bytes; of names and tensors for random weights.
-        state: Tensor of each parameter and buffer name.
     """
 
     origin: str
@@ -87,14 +86,12 @@ def open_weights(
 
 
 def open_origin(backbone: str, origin: str, *, progress: Progress | None = None) -> Weights:
-    """Return the weights that an artifact's ``origin`` names.
-
-    Raises:
-        BackboneError: As ``open_weights``.
-    """
+    """Return the weights that an artifact's ``origin`` names; as ``open_weights``."""
     scheme, _, rest = origin.partition(":")
     if scheme == "random" and rest.isdecimal():
-        state = _random_state(backbone, seed=int(rest))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rest))
+            state = build_model(backbone).state_dict()
         return Weights(origin, _state_sha256(state), state)
     if scheme == "bundled":
         path = BUNDLED_WEIGHTS
@@ -122,11 +119,7 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
 
 
 def require_sha256(weights: Weights, expected: str) -> None:
-    """Check that these are the weights the features were made with.
-
-    Raises:
-        BackboneError: Their sha256 is another.
-    """
+    """Check that these are the weights the features were made with."""
     if weights.sha256 != expected:
         raise BackboneError(
             f"The weights '{weights.origin}' have sha256 {weights.sha256[:16]}…, but the features "
@@ -140,12 +133,6 @@ def _state_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
         digest.update(state[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _random_state(backbone: str, *, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(backbone).state_dict()
 
 
 def _downloaded(backbone: str, name: str, *, progress: Progress | None) -> Path:
@@ -203,12 +190,9 @@ def weights_url(backbone: str, name: str) -> str:
 
 
 def _read_state(path: Path, backbone: str) -> StateDict:
-    content: object
+    is_safe = path.suffix.lower() == ".safetensors"
     try:
-        if path.suffix.lower() == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = _load_checkpoint(path)
+        content = safetensors.torch.load_file(path) if is_safe else _load_checkpoint(path)
     except (pickle.UnpicklingError, safetensors.SafetensorError) as err:
         raise BackboneError(
             f"'{path}' is not a plain file of tensors, and featx runs no code from weights. Save "

@@ -1,8 +1,4 @@
-"""Inputs and outputs of a classifier file, as stable names and as text.
-
-The file's header holds the contract, its metadata and doc strings hold the text. Needs neither
-torch nor onnx nor ONNX Runtime.
-"""
+"""Inputs and outputs of a classifier file: names in its header, text in its metadata."""
 
 from __future__ import annotations
 
@@ -34,14 +30,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that goes in or comes out.
-
-    Attributes:
-        name: In the graph.
-        dtype: As numpy calls it.
-        shape: A number where it is fixed, a name where it is free.
-        text: What it is, one sentence.
-    """
+    """A tensor that goes in or comes out; free sides of its shape have names."""
 
     name: str
     dtype: str
@@ -50,13 +39,9 @@ class Value:
 
 
 def find_fault(value: Value, found: np.ndarray, *, num_rows: int, num_classes: int) -> str | None:
-    """Return why an output breaks the contract; None where it keeps it.
+    """Return why an output of any shape ``(*shape,)`` breaks the contract; None where it keeps it.
 
-    Args:
-        value: The promise.
-        found: The output, any ``(*shape,)``.
-        num_rows: Images that went in.
-        num_classes: That ``top_classes`` may index.
+    ``num_rows`` images went in; ``top_classes`` may index ``num_classes``.
     """
     shape = (num_rows, *value.shape[1:])
     if found.shape != shape or found.dtype != value.dtype:
@@ -115,11 +100,6 @@ class Contract:
         found = [_TOP_K.fullmatch(name) for name in self.outputs]
         return next((int(match[1]) for match in found if match), None)
 
-    @property
-    def raw_output(self) -> str:
-        """Output of the last layer: ``"logits"``, or ``"values"`` of a regression."""
-        return self.task.raw_output
-
     def with_outputs(self, *names: str) -> Contract:
         """Return the contract with further outputs."""
         missing = tuple(name for name in names if name not in self.outputs)
@@ -147,11 +127,7 @@ class Contract:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, *, task: Task = SINGLE_LABEL) -> Contract:
-        """Return the contract that ``to_dict`` described; None is the default one.
-
-        Raises:
-            ConfigError: A value is missing or unknown.
-        """
+        """Return the contract that ``to_dict`` described; None is the default one."""
         if values is None:
             return cls().for_task(task)
         try:
@@ -215,14 +191,9 @@ class Contract:
         return "\n".join(lines)
 
     def prepare(self, pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-        """Return one image as the file takes it, without the batch axis.
+        """Return one RGB image ``(height, width, 3)`` uint8 as the file takes it.
 
-        Args:
-            pixels: RGB, ``(height, width, 3)`` uint8.
-            spec: The preprocessing of the file.
-
-        Returns:
-            ``pixels``; or the crop ``(size, size, 3)`` uint8; or ``(3, size, size)`` float32.
+        That is itself; or the crop ``(size, size, 3)`` uint8; or ``(3, size, size)`` float32.
         """
         if self.input == "image":
             return pixels
@@ -238,12 +209,7 @@ def normalise(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
 
 
 def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
-    """Describe how an image becomes the input, one clause for each step.
-
-    Args:
-        spec: The preprocessing of the file.
-        wanted: ``"crop"`` or ``"tensor"``.
-    """
+    """Describe how an image becomes the input, one clause for each step."""
     size, name = spec.image_size, spec.interpolation
     kernel = "triangle" if name == "bilinear" else "cubic with a = -0.5"
     new = (
@@ -279,7 +245,6 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
 
 
 def _rank(name: str) -> int:
-    """Return the rank of an output among the others."""
     if name in _CHOICES:
         return _CHOICES.index(name)
     match = _TOP_K.fullmatch(name) if isinstance(name, str) else None

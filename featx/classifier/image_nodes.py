@@ -1,14 +1,7 @@
-"""The nodes between an image and the trunk: resize and crop, then the arithmetic on pixels.
+"""The nodes between an image and the trunk.
 
-Resize and crop follow Pillow's rules for images of any height and width: the geometry repeats
-``images.preprocess`` with integer arithmetic on the image's shape; images of one batch have the
-same. The arithmetic is done in fewer steps than in extraction:
-
-    (x / 255 - mean) / std  =  (x - 255 mean) · 1 / (255 std)
-
-The factor goes into the weights of the first convolution. The mean goes into its bias only where it
-has no padding: beyond the border of a normalised image there are zeros, which is the mean, not
-black.
+Resize and crop repeat ``images.preprocess``, and so Pillow's rules, for images of any shape; those
+of one batch have the same. Then comes the arithmetic on pixels.
 """
 
 from __future__ import annotations
@@ -39,9 +32,8 @@ def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, out
     The output is ``(batch, size, size, 3)``, as ``images.preprocess.preprocess`` gives it.
     """
     size = spec.image_size
-    shape = builder.node(
-        "Shape", [image], "shape", attributes={"start": 1, "end": 3}
-    )  # (height, width)
+    sides = {"start": 1, "end": 3}
+    shape = builder.node("Shape", [image], "shape", attributes=sides)  # (height, width)
     if spec.crop == "none":
         new_shape = builder.integers("resized_shape", size, size)
     else:
@@ -55,10 +47,9 @@ def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, out
     # round((length - size) / 2), halves to even, as torchvision's CenterCrop has it
     margin = builder.node("Sub", [new_shape, builder.integers("size", size, size)], "margin")
     as_float = builder.node("Cast", [margin], "margin_float", attributes={"to": TensorProto.FLOAT})
-    half = builder.node(
-        "Mul", [as_float, builder.constant("half", np.array(0.5, np.float32))], "half_margin"
-    )
-    rounded = builder.node("Round", [half], "rounded_margin")
+    half = builder.constant("half", np.array(0.5, np.float32))
+    halved = builder.node("Mul", [as_float, half], "half_margin")
+    rounded = builder.node("Round", [halved], "rounded_margin")
     start = builder.node("Cast", [rounded], "crop_start", attributes={"to": TensorProto.INT64})
     end = builder.node("Add", [start, "featx_size"], "crop_end")
     axes = builder.integers("crop_axes", 1, 2)
@@ -71,9 +62,8 @@ def _add_resize(
     """Add the resize of ``image`` to ``new_shape`` (height, width) and return its output.
 
     Pillow resizes one axis after the other and rounds to uint8 in between, so the order shows,
-    most where bicubic overshoots. It takes the width first, but from version 13 on
-    the height where that loses more than twice as many pixels. So there are two nodes, each for
-    one axis.
+    most where bicubic overshoots. It takes the width first, but from version 13 on the height where
+    that loses more than twice as many pixels. So there are two nodes, each for one axis.
     """
     zero, one = builder.integers("zero", 0), builder.integers("one", 1)
     lost = builder.node("Sub", [shape, new_shape], "lost")
@@ -85,46 +75,47 @@ def _add_resize(
     is_height = builder.constant("is_height", np.array([True, False]))
     goes_first = builder.node("Equal", [is_height, height_first], "goes_first")
     between = builder.node("Where", [goes_first, new_shape, shape], "shape_between")
+    attributes = {
+        "antialias": 1,
+        "axes": [1, 2],
+        "coordinate_transformation_mode": "half_pixel",
+        **_FILTERS[spec.interpolation],
+    }
     values = image
     for name, target in (("half_resized", between), ("resized", new_shape)):
-        values = builder.node(
-            "Resize",
-            [values, "", "", target],
-            name,
-            attributes={
-                "antialias": 1,
-                "axes": [1, 2],
-                "coordinate_transformation_mode": "half_pixel",
-                **_FILTERS[spec.interpolation],
-            },
-        )
+        values = builder.node("Resize", [values, "", "", target], name, attributes=attributes)
     return values
 
 
 def add_arithmetic(
     builder: GraphBuilder, trunk: onnx.GraphProto, spec: PreprocessSpec, *, pixels: str, fold: bool
 ) -> None:
-    """Add the nodes from ``pixels`` ``(batch, size, size, 3)`` uint8 to the trunk's input."""
+    """Add the nodes from ``pixels`` ``(batch, size, size, 3)`` uint8 to the trunk's input.
+
+    The arithmetic is done in fewer steps than in extraction:
+
+        (x / 255 - mean) / std  =  (x - 255 mean) · 1 / (255 std)
+
+    The factor goes into the weights of the first convolution. The mean goes into its bias only
+    where it has no padding: beyond the border of a normalised image there are zeros, which is the
+    mean, not black.
+    """
     mean = 255 * np.array(spec.mean, np.float64)
     factor = 1 / (255 * np.array(spec.std, np.float64))
     first = _first_convolution(trunk) if fold else None
     if first is None:
         steps = [("Sub", "centred", mean), ("Mul", "normalised", factor)]
-        width = spec.image_size
-        add_normalisation(builder, steps, pixels=pixels, width=width, output=TENSOR)
+        add_normalisation(builder, steps, pixels=pixels, width=spec.image_size, output=TENSOR)
         return
     whole = not _is_padded(first)
     _fold_into(first, trunk, shift=-mean if whole else None, factor=factor)
-    arranged = builder.node(
-        "Transpose", [pixels], "channels_first", attributes={"perm": CHANNELS_FIRST}
-    )
-    to_float = {"to": TensorProto.FLOAT}
-    if whole:
-        builder.node("Cast", [arranged], "values", output=TENSOR, attributes=to_float)
-        return
-    value = builder.node("Cast", [arranged], "values", attributes=to_float)
-    by = builder.constant("centred_by", mean.astype(np.float32).reshape(1, 3, 1, 1))
-    builder.node("Sub", [value, by], "centred", output=TENSOR)
+    perm, to_float = {"perm": CHANNELS_FIRST}, {"to": TensorProto.FLOAT}
+    arranged = builder.node("Transpose", [pixels], "channels_first", attributes=perm)
+    output = TENSOR if whole else None
+    value = builder.node("Cast", [arranged], "values", output=output, attributes=to_float)
+    if not whole:
+        by = builder.constant("centred_by", mean.astype(np.float32).reshape(1, 3, 1, 1))
+        builder.node("Sub", [value, by], "centred", output=TENSOR)
 
 
 def _first_convolution(trunk: onnx.GraphProto) -> onnx.NodeProto | None:

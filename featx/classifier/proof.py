@@ -1,10 +1,4 @@
-"""Does the exported file answer what the head answered? Measured on real images.
-
-- raw images of the source, within the bound that the caller gives, because the graph's resize
-  rounds some pixels otherwise than Pillow's;
-- the same images resized by Pillow first, within float32 rounding, because nothing else may differ;
-- edge cases made from them, within the bound again;
-- images in batches against alone.
+"""The proof that an exported file answers what the head answered, on real images.
 
 A file in another precision than the features' has no bound on logits: there the share of images
 with the same answer counts, and the accuracy.
@@ -13,17 +7,19 @@ with the same answer counts, and the accuracy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.classifier.runner import run_images
-from featx.classifier.session import Classifier
-from featx.errors import ParityError
+from featx.classifier.session import Classifier, run_images
+from featx.errors import ImageError, ParityError
 from featx.heads.tasks import task_of
 from featx.images.preprocess import resize
+from featx.images.reading import read_digests
+from featx.images.sources import ImageSource
 
 NUM_IMAGES = 64
 NUM_RESIZED = 16
@@ -38,19 +34,12 @@ it is sure of nothing, a grey level counts for more. A wrong orientation is far 
 
 
 class EdgeCase(NamedTuple):
-    """An image that is unusual in one way, made from an ordinary one.
-
-    Attributes:
-        kind: In which way.
-        name: The image it was made from.
-        pixels: ``(height, width, 3)`` uint8, RGB.
-        logits: What the head answers for it, ``(num_classes,)``.
-    """
+    """An image that is unusual in one way, made from the one called ``name``."""
 
     kind: str
     name: str
-    pixels: np.ndarray
-    logits: np.ndarray
+    pixels: np.ndarray  # (height, width, 3) uint8, RGB
+    logits: np.ndarray  # (num_classes,), of the head
 
 
 @dataclass(frozen=True)
@@ -100,10 +89,7 @@ class Proof:
     """Differences between file and head, and what was compared.
 
     Attributes:
-        num_images: Raw images sent through the file.
-        num_sizes: Different sizes among them.
-        max_difference: Largest absolute logit difference to head(cached features).
-        median_difference: Median over images of the same.
+        max_difference: Largest absolute logit difference to head(cached features) of raw images.
         max_resized_difference: The largest for images that Pillow has resized first.
         bound: What was allowed; None where the precision is another than the features'.
         top1_agreement: Share of images with the same class or tags, in [0, 1]; with a bound, below
@@ -162,6 +148,9 @@ def prove(
 ) -> Proof:
     """Return the proof that the file answers as expected.
 
+    Raw images and edge cases must keep the bound, because the graph's resize rounds some pixels
+    otherwise than Pillow's; images that Pillow has resized, and batches, float32 rounding.
+
     Args:
         classifier: Opened from the bytes that will be published.
         images: Raw pixels, ``(height, width, 3)`` uint8 each, of any size.
@@ -170,9 +159,8 @@ def prove(
         bound: Largest absolute logit difference allowed; None allows any that is finite.
         edge_cases: With the head's logits.
         coarse: The backbone is in fp16 or int8, where a last bit may become a step.
-        full: The images decoded in full, where ``images`` were decoded scaled. What the file
-            answers for these is measured, not bounded: a client that cannot decode scaled should
-            know, and who chose to decode scaled has accepted it.
+        full: The images decoded in full, where ``images`` were decoded scaled; what the file
+            answers for these is measured, not bounded.
         trained: Outputs whose logits are compared, ``(num_classes,)`` bool; None compares all.
 
     Raises:
@@ -188,12 +176,16 @@ def prove(
         largest: np.ndarray = np.abs(found - wanted)[:, trained].max(axis=1)
         return largest  # (num_images,)
 
-    answered = answers(classifier, images)
-    _require_untrained(classifier, answered, expected, names, np.flatnonzero(~trained))
+    answered, untrained = answers(classifier, images), np.flatnonzero(~trained)
+    if len(untrained):
+        _require_untrained(classifier, answered, expected, names, untrained)
     own = differences(answered, expected)
     difference = _require_close(own, names, bound=limit, hint=" (atol=…)")
     if bound is not None:
-        _require_same_answers(classifier, answered, expected, names, bound)
+        same = task.settled(answered, expected, bound, details)  # the same, or a tie within it
+        if not same.all():
+            name, largest = names[int(np.argmin(same))], float(np.abs(answered - expected).max())
+            raise _failure(f" gives '{name}' {task.other_answer} than the head", largest, bound)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
     resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
     resized_difference = _require_close(
@@ -222,7 +214,7 @@ def prove(
         top1_agreement=float(task.agree(answered, expected, details).mean()),
         max_batch_difference=_check_batches(classifier, images, trained, bound=strict),
         hard=hard,
-        untrained=tuple(np.flatnonzero(~trained).tolist()),
+        untrained=tuple(untrained.tolist()),
     )
     if full is None:
         return proof
@@ -249,9 +241,6 @@ def require_accuracy(proof: Proof, *, max_drop: float) -> None:
 
     Without labels, the share of images with another answer stands in for the drop, where no bound
     on the logits has been held.
-
-    Raises:
-        ParityError: It loses more.
     """
     if proof.accuracy is None:
         lost = 0.0 if proof.bound is not None else 100 * (1 - proof.top1_agreement)
@@ -276,9 +265,6 @@ def require_same_outputs(
     """Check that a file gives for some images what one with more outputs gives.
 
     Each number is compared by its own size: one that is absurdly large widens no other's bound.
-
-    Raises:
-        ParityError: An output differs.
     """
     for image in images:
         found, expected = (one.run(one.prepare(image)[None]) for one in (final, draft))
@@ -325,8 +311,6 @@ def _require_untrained(
     others: np.ndarray,
 ) -> None:
     """Check that outputs whose logits are not compared are finite, and decide as in the head."""
-    if not len(others):
-        return
     task, details = classifier.task, classifier.header.details
     wrong = ~np.isfinite(answered[:, others]).all(axis=1)
     wrong |= ~task.same_untrained(answered, expected, others, _ROUNDING, details)
@@ -340,29 +324,12 @@ def _require_untrained(
         )
 
 
-def _require_same_answers(
-    classifier: Classifier,
-    answered: np.ndarray,
-    expected: np.ndarray,
-    names: Sequence[str],
-    bound: float,
-) -> None:
-    """Check that the answer for each image is the same, or a tie within the bound."""
-    task = classifier.task
-    same = task.settled(answered, expected, bound, classifier.header.details)
-    if not same.all():
-        name = names[int(np.argmin(same))]
-        difference = float(np.abs(answered - expected).max())
-        raise _failure(f" gives '{name}' {task.other_answer} than the head", difference, bound)
-
-
 def _check_batches(
     classifier: Classifier, images: Sequence[np.ndarray], trained: np.ndarray, *, bound: float
 ) -> float:
     """Return the largest logit difference between an image alone and in a batch.
 
-    The images are cut to one size first, as a batch must have one; each cut image is also run
-    alone.
+    The images are cut to one size first, as a batch must have one.
     """
     several = [images[i % len(images)] for i in range(max(BATCH_SIZES))]
     height = min(image.shape[0] for image in several)
@@ -382,3 +349,49 @@ def _check_batches(
             )
         worst = max(worst, difference)
     return worst
+
+
+# --- reference images, which are known by content ------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """A reference image; its name is known where the model was exported with names."""
+
+    digest: bytes
+    logits: np.ndarray  # (num_classes,) float32
+    sample_id: str | None
+
+
+def references_of(details: Mapping[str, Any]) -> list[Reference]:
+    """Return the reference images that a model's details hold; none where it has no proof."""
+    return [
+        Reference(
+            bytes.fromhex(image["digest"]),
+            np.array(image["logits"], np.float32),
+            image.get("sample_id"),
+        )
+        for image in (details.get("proof") or {}).get("witnesses") or ()
+    ]
+
+
+def find_references(
+    references: Sequence[Reference], images: ImageSource
+) -> list[tuple[int, Reference]]:
+    """Return those references that a source holds, each with the index of its image.
+
+    Looked for by name first, where names are known, then by content.
+    """
+    index_of = {sample.sample_id: index for index, sample in enumerate(images.samples)}
+    named = [index_of[own.sample_id] for own in references if own.sample_id in index_of]
+    found: dict[bytes, int] = {}
+    wanted = {own.digest for own in references}
+    for indices in (named, range(len(images.samples))):
+        if wanted <= found.keys():
+            break
+        with closing(read_digests(images, indices)) as digests:
+            for index, digest in digests:
+                if not isinstance(digest, ImageError) and digest in wanted:
+                    found.setdefault(digest, index)
+                    if wanted <= found.keys():
+                        break
+    return [(found[own.digest], own) for own in references if own.digest in found]

@@ -6,34 +6,33 @@ import ctypes
 import json
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
+from PIL import Image
 
 from featx.artifact import Header, require_file
-from featx.backbones.engines import session_options
+from featx.backbones.engines import default_batch_size, session_options
 from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.seal import HEADER_KEY
-from featx.errors import ArtifactInvalid, ConfigError, first_line
+from featx.errors import ArtifactInvalid, ConfigError, ImageError, first_line
 from featx.heads.tasks import Task, task_of
-from featx.images.preprocess import PreprocessSpec
+from featx.images.preprocess import PreprocessSpec, resized_square
 from featx.images.reading import num_cores
 
+R = TypeVar("R")
 Provider = str | tuple[str, Mapping[str, Any]]
 """A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""
 
 _CPU = "CPUExecutionProvider"
 _MAX_BYTES = 2**31
-_ORT_TYPES = {
-    "uint8": "tensor(uint8)",
-    "float32": "tensor(float)",
-    "int64": "tensor(int64)",
-}
-
+_MAX_BATCH = 16
+_ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
 
 _open_sessions: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 
@@ -59,6 +58,7 @@ class Classifier:
         header: What the file says about itself.
         preprocess: From an image to the backbone's input, in the file or before it.
         contract: What goes in and comes out.
+        batch_size: Images that a batch has at most.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Classifier:
             num_classes=len(header.classes), num_features=header.spec["num_features"]
         )
         self._names = [value.name for value in self._outputs]
+        size = preprocess.image_size
+        self.batch_size = min(default_batch_size("onnxruntime", size), _MAX_BATCH)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,12 +104,40 @@ class Classifier:
         return bool({"logits", "probabilities"} & set(self._names))
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """Return one raw image as ``run`` takes it, but for the batch axis.
-
-        Args:
-            pixels: RGB, ``(height, width, 3)`` uint8, any height and width.
-        """
+        """Return one raw image, RGB ``(height, width, 3)`` uint8, as one of a batch of ``run``."""
         return self.contract.prepare(pixels, self.preprocess)
+
+    def prepare_resized(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Return one decoded image, resized and cropped by Pillow, as one of a batch of ``run``.
+
+        That is exact, cheaper for large photos than the file's own resize, and gives images of all
+        sizes to the graph in one batch.
+        """
+        return self.prepare(resized_square(image, self.preprocess))
+
+    def require_contract(self) -> None:
+        """Check names, types and shapes of what the graph takes and gives."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        wanted = [(self._input.name, _ORT_TYPES[self._input.dtype])]
+        if (
+            [(value.name, value.type) for value in inputs] != wanted
+            or [value.name for value in outputs] != self._names
+            or not _has_shape(inputs[0].shape, self._input)
+        ):
+            raise ArtifactInvalid(
+                self.path, f"'{self.path}' has other inputs or outputs than a featx classifier."
+            )
+        for value, found in zip(self._outputs, outputs, strict=True):
+            fault = ""
+            if not _has_shape(found.shape, value):
+                fault = (
+                    f"{found.shape}, but has {len(self.classes)} classes and "
+                    f"{self.header.spec['num_features']} features"
+                )
+            elif found.type != _ORT_TYPES[value.dtype]:
+                fault = f"as {found.type}, expected {_ORT_TYPES[value.dtype]}"
+            if fault:
+                raise ArtifactInvalid(self.path, f"'{self.path}' gives {value.name} {fault}.")
 
     def run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Return the file's outputs by name; ``contract`` has shapes and types.
@@ -138,9 +168,7 @@ class Classifier:
                 self.path, f"'{self.path}' cannot be run on {inputs.shape}: {first_line(err)}"
             ) from err
         for value, found in zip(self._outputs, values, strict=True):
-            fault = find_fault(
-                value, found, num_rows=len(inputs), num_classes=len(self.header.classes)
-            )
+            fault = find_fault(value, found, num_rows=len(inputs), num_classes=len(self.classes))
             if fault:
                 raise ArtifactInvalid(
                     self.path,
@@ -150,34 +178,21 @@ class Classifier:
         return dict(zip(self._names, values, strict=True))
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Return logits or a regression's values, ``(batch, num_classes)`` float32.
+        """Return logits or a regression's values, ``(batch, num_classes)`` float32; as ``run``.
 
         Where the file gives probabilities alone, these are the logits but for a constant in each
         row, which neither the order of the classes nor a softmax depends on.
 
-        Args:
-            inputs: As ``run`` takes them.
-
         Raises:
-            ConfigError: The file gives neither; also as ``run``.
-            ArtifactInvalid: As ``run``.
+            ConfigError: The file gives neither.
         """
-        name, values = self._scores(inputs, (self.contract.raw_output, "probabilities"))
-        if name != "probabilities":
-            return values
-        return self.task.logits(values)
+        name, values = self._scores(inputs, (self.contract.task.raw_output, "probabilities"))
+        return self.task.logits(values) if name == "probabilities" else values
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Return probabilities, ``(batch, num_classes)`` float32, from logits where necessary.
+        """Return probabilities, ``(batch, num_classes)`` float32, as ``logits``.
 
         Multi-label probabilities are independent; a regression has none.
-
-        Args:
-            inputs: As ``run`` takes them.
-
-        Raises:
-            ConfigError: As ``logits``.
-            ArtifactInvalid: As ``run``.
         """
         name, values = self._scores(inputs, ("probabilities", "logits"))
         return values if name == "probabilities" else self.task.probabilities(values)
@@ -188,9 +203,31 @@ class Classifier:
         if name is None:
             raise ConfigError(
                 f"'{self.path}' gives {', '.join(self._names)}, but neither {names[0]} nor "
-                f"{names[1]}; export it with outputs='{self.contract.raw_output}'."
+                f"{names[1]}; export it with outputs='{self.contract.task.raw_output}'."
             )
         return name, self.run(inputs)[name]
+
+
+def run_images(
+    inputs: Iterable[np.ndarray | ImageError],
+    answer: Callable[[np.ndarray], Iterable[R]],
+    *,
+    batch_size: int = 1,
+) -> Iterator[R | ImageError]:
+    """Yield what a classifier answers for each image in order, or the error in its place.
+
+    Args:
+        inputs: What the file takes of each image, all of one shape unless ``batch_size`` is 1; an
+            error of an image that cannot be used.
+        answer: From a batch of these to one answer for each.
+        batch_size: Images that are taken at once.
+    """
+    waiting = iter(inputs)
+    while batch := list(islice(waiting, batch_size)):
+        usable = [one for one in batch if not isinstance(one, ImageError)]
+        answers = iter(answer(np.stack(usable)) if usable else ())
+        for one in batch:
+            yield one if isinstance(one, ImageError) else next(answers)
 
 
 def open_classifier(
@@ -202,9 +239,8 @@ def open_classifier(
 ) -> Classifier:
     """Open a classifier file and check that it is one of featx's, as it was exported.
 
-    Whatever reaches beyond the file is refused before ONNX Runtime sees it: weights in another
-    file, operators that are not ONNX's own. A model from elsewhere could read with them what it
-    should not.
+    What featx never writes is refused before ONNX Runtime sees it: weights in another file,
+    operators that are not ONNX's own, control flow.
 
     Args:
         path: The ONNX file.
@@ -224,12 +260,7 @@ def open_classifier(
 
 
 def read_classifier(path: str | Path) -> bytes:
-    """Return a classifier file's content, unchecked but for its size.
-
-    Raises:
-        ArtifactMissing: The file is not there.
-        ArtifactInvalid: It is larger than an ONNX file can be.
-    """
+    """Return a classifier file's content, unchecked but for its size."""
     path = Path(path)
     require_file(path, made_by="featx export")
     if path.stat().st_size > _MAX_BYTES:
@@ -251,16 +282,25 @@ def load_classifier(
     wanted = require_providers(providers)
     _require_own_content(content, path, verify=verify)
     session = _start(content, path, threads, wanted)
-    header, metadata = _read_header(session, path)
+    try:
+        metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as err:
+        raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
+    if HEADER_KEY not in metadata:
+        raise _not_ours(path)
+    header = Header.from_json(metadata[HEADER_KEY], path=path, kind="classifier")
     if metadata.get("classes", json.dumps(header.classes)) != json.dumps(header.classes):
         raise ArtifactInvalid(path, f"'{path}': its list of classes is not its header's; altered.")
     try:
         preprocess = PreprocessSpec.from_dict(header.spec["preprocess"])
         contract = Contract.from_dict(header.details.get("contract"), task=task_of(header.details))
+        classifier = Classifier(
+            session, path=path, header=header, preprocess=preprocess, contract=contract
+        )
     except ConfigError as err:
         raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
-    _require_contract(session, header, contract.input_value(preprocess), contract, path)
-    return Classifier(session, path=path, header=header, preprocess=preprocess, contract=contract)
+    classifier.require_contract()
+    return classifier
 
 
 def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
@@ -316,57 +356,11 @@ def _start(
     return session
 
 
-def _read_header(session: ort.InferenceSession, path: Path) -> tuple[Header, dict[str, str]]:
-    """Return the header and all metadata entries."""
-    try:
-        metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-    except UnicodeDecodeError as err:
-        raise ArtifactInvalid(path, f"'{path}': its metadata is damaged ({err}).") from err
-    text = metadata.get(HEADER_KEY)
-    if text is None:
-        raise _not_ours(path)
-    return Header.from_json(text, path=path, kind="classifier"), metadata
-
-
-def _require_contract(
-    session: ort.InferenceSession, header: Header, source: Value, contract: Contract, path: Path
-) -> None:
-    """Check names, types and shapes of what goes in and comes out."""
-    num_classes, num_features = len(header.classes), header.spec["num_features"]
-    try:
-        results = contract.output_values(num_classes=num_classes, num_features=num_features)
-    except ConfigError as err:
-        raise ArtifactInvalid(path, f"'{path}': its featx header is damaged ({err}).") from err
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    names = [value.name for value in outputs]
-    if (
-        [(value.name, value.type) for value in inputs] != [(source.name, _ORT_TYPES[source.dtype])]
-        or names != [value.name for value in results]
-        or not _has_shape(inputs[0].shape, source)
-    ):
-        raise ArtifactInvalid(
-            path, f"'{path}' has other inputs or outputs than a featx classifier."
-        )
-    for value, found in zip(results, outputs, strict=True):
-        if not _has_shape(found.shape, value):
-            raise ArtifactInvalid(
-                path,
-                f"'{path}' gives {value.name} {found.shape}, but has {num_classes} classes and "
-                f"{num_features} features.",
-            )
-        if found.type != _ORT_TYPES[value.dtype]:
-            raise ArtifactInvalid(
-                path,
-                f"'{path}' gives {value.name} as {found.type}, expected {_ORT_TYPES[value.dtype]}.",
-            )
-
-
 def _has_shape(found: Sequence[object], value: Value) -> bool:
     """Return whether a declared shape has the rank and the fixed sides of the contract's."""
-    if len(found) != len(value.shape):
-        return False
-    pairs = zip(found, value.shape, strict=True)
-    return all(side == wanted for side, wanted in pairs if isinstance(wanted, int))
+    sides = zip(found, value.shape, strict=False)
+    fits = all(side == wanted for side, wanted in sides if isinstance(wanted, int))
+    return fits and len(found) == len(value.shape)
 
 
 def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:

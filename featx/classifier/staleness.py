@@ -1,7 +1,4 @@
-"""Whether a head was trained on the rows that its feature file holds today.
-
-A file is known by its content: the recorded path only says where to look first.
-"""
+"""Whether a head was trained on the rows that its feature file holds today."""
 
 from __future__ import annotations
 
@@ -58,11 +55,8 @@ def record_provenance(
 ) -> dict[str, Any]:
     """Return the rows that trained a head as details of its header, for ``staleness_of``.
 
-    Args:
-        cache: The feature file.
-        task: How labels were read.
-        drawn: Numbers of the rows that trained it, ``(n,)``, where these are not all labelled rows
-            of the training split.
+    ``drawn``, ``(n,)``, are their numbers where these are not all labelled rows of the training
+    split.
     """
     rows = _row_digests(cache, task)
     chosen = None if drawn is None else rows[drawn]
@@ -107,7 +101,6 @@ def require_current(head: Head, cache: FeatureFile, *, allow_stale: bool) -> Sta
     Raises:
         ArtifactMismatch: The features are others, or rows that trained the head have changed and
             ``allow_stale`` is false.
-        ArtifactInvalid: As ``staleness_of``.
     """
     found = staleness_of(head, cache)
     if found.changes and not allow_stale:
@@ -142,11 +135,7 @@ def find_features(head: Head, head_path: Path, given: str | Path | None = None) 
 
 
 def open_features_of(head: Head, path: Path, *, allow_stale: bool) -> tuple[FeatureFile, Staleness]:
-    """Return a feature file, opened and checked, and how it differs from the one that trained.
-
-    Raises:
-        ArtifactError: As ``open_features`` and ``require_current``.
-    """
+    """Return a feature file, opened and checked, and how it differs from the one that trained."""
     cache = open_features(path)
     return cache, require_current(head, cache, allow_stale=allow_stale)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.artifact import PAGE_SIGN
-from featx.classifier.references import without_folders
+from featx.artifact import PAGE_SIGN, without_folders
 from featx.classifier.staleness import Staleness
 from featx.errors import counted
 from featx.features.file import FeatureFile

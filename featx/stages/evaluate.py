@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.classifier.references import is_training_source
-from featx.classifier.runner import batch_size_of, resized_input, run_images
-from featx.classifier.session import Classifier, open_classifier
+from featx.artifact import without_folders
+from featx.classifier.proof import references_of
+from featx.classifier.session import Classifier, open_classifier, run_images
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
 from featx.features.splits import HeldOut
 from featx.heads.provenance import digest_labelled, digest_labels
@@ -168,6 +167,19 @@ def _find_splits(
     return splits, True
 
 
+def is_training_source(details: Mapping[str, Any], uri: str, digests: np.ndarray) -> bool:
+    """Return whether a source holds nine in ten of a model's reference images.
+
+    Its images are given by their digests ``(N, 16)`` uint8. For a model without any, the source's
+    name decides.
+    """
+    references = references_of(details)
+    if not references:
+        return details.get("source") in (uri, without_folders(uri))
+    there = {digest.tobytes() for digest in digests}
+    return 10 * sum(own.digest in there for own in references) >= 9 * len(references)
+
+
 def _find_changes(
     classifier: Classifier, labels: Labels, content_digests: np.ndarray, trains: np.ndarray
 ) -> str | None:
@@ -211,7 +223,7 @@ def _run(
     found = read_images(
         images,
         range(num_images),
-        partial(resized_input, classifier),
+        classifier.prepare_resized,
         preprocess=classifier.preprocess,
         max_pixels=max_pixels,
     )
@@ -222,7 +234,7 @@ def _run(
             yield image
 
     with closing(found):
-        rows = run_images(inputs(), answer, batch_size=batch_size_of(classifier))
+        rows = run_images(inputs(), answer, batch_size=classifier.batch_size)
         for index, row in enumerate(rows):
             if isinstance(row, ImageError):
                 bad[index] = row.reason

@@ -23,8 +23,13 @@ from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header
 from featx.backbones.seal import SEAL_BYTES
-from featx.classifier.runner import batch_size_of, resized_input, run_images
-from featx.classifier.session import Classifier, Provider, load_classifier, read_classifier
+from featx.classifier.session import (
+    Classifier,
+    Provider,
+    load_classifier,
+    read_classifier,
+    run_images,
+)
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
 from featx.images.decode import MAX_PIXELS, check_max_pixels, decoded, read_image_file, rgb_image
@@ -162,7 +167,8 @@ class Predictor:
                 one, as it may wait for each of them.
 
         Raises:
-            ConfigError: As ``predict``.
+            ConfigError: As ``predict``; also where a forked process continues what was begun before
+                the fork, unless the images are taken one by one.
         """
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             raise ConfigError(
@@ -201,7 +207,7 @@ class Predictor:
 
     def _together(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         """Prepare images in threads, and run them in batches one after the other."""
-        size, names = batch_size_of(self._classifier), deque[str]()
+        size, names = self._classifier.batch_size, deque[str]()
 
         def named() -> Iterator[Named]:
             for image in images:
@@ -217,7 +223,7 @@ class Predictor:
     def _side_by_side(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         """Give each thread whole groups of images, from preparing them to the answers."""
         classifier = self._of_one_thread()
-        groups = _groups(images, batch_size_of(classifier))
+        groups = _groups(images, classifier.batch_size)
 
         def work(group: list[Named]) -> list[Prediction]:
             return self._predict_batch(classifier, group, top_k)
@@ -239,10 +245,10 @@ class Predictor:
             upright = self._decode(*named)
         except ImageError as err:
             return err
-        return resized_input(self._classifier, upright)
+        return self._classifier.prepare_resized(upright)
 
     def _decode(self, name: str, image: ImageLike) -> Image.Image | np.ndarray:
-        """Return an image as ``resized_input`` takes it."""
+        """Return an image as ``Classifier.prepare_resized`` takes it."""
         if isinstance(image, (str, Path)):
             image = read_image_file(image, sample_id=name)
         if isinstance(image, Image.Image):

@@ -237,11 +237,11 @@ def test_a_contract_that_was_damaged(broken, plain, header):
 def test_a_contract_follows_the_task():
     assert Contract().for_task(TASKS["regression"]).outputs == ("values",)
     assert (
-        Contract("crop", ("features", "values")).for_task(TASKS["regression"]).raw_output
+        Contract("crop", ("features", "values")).for_task(TASKS["regression"]).task.raw_output
         == "values"
     )
     tags = Contract("image", ("top-2", "probabilities")).for_task(TASKS["multi-label"])
-    assert (tags.outputs, tags.raw_output) == (("probabilities", "top-2"), "logits")
+    assert (tags.outputs, tags.task.raw_output) == (("probabilities", "top-2"), "logits")
     assert "sigmoid" in tags.output_values(num_classes=3, num_features=5)[0].text
     assert Contract.from_dict(tags.to_dict(), task=TASKS["multi-label"]) == tags
     assert Contract.from_dict(None, task=TASKS["regression"]).outputs == ("values",)

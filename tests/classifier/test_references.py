@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featx.classifier.references import (
-    Reference,
-    find_references,
-    is_training_source,
-    references_of,
-    without_folders,
-)
+from featx.artifact import without_folders
+from featx.classifier.proof import Reference, find_references, references_of
 from featx.errors import ImageError
 from featx.images.decode import content_digest
 from featx.images.sources import Sample
+from featx.stages.evaluate import is_training_source
 
 IMAGES = [bytes([i]) * 9 for i in range(20)]
 

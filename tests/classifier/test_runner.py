@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featx.classifier.runner import batch_size_of, resized_input, run_images
+from featx.classifier.session import run_images
 from featx.errors import ImageError
 
 
@@ -29,7 +29,7 @@ def test_answers_come_in_order_and_errors_in_their_place(batch_size, bad):
 
 def test_images_of_all_sizes_form_one_batch(classifier):
     images = [np.full((height, 20, 3), 40 * height % 256, np.uint8) for height in (10, 15, 30)]
-    inputs = [resized_input(classifier, image) for image in images]
-    found = list(run_images(inputs, classifier.logits, batch_size=batch_size_of(classifier)))
+    inputs = [classifier.prepare_resized(image) for image in images]
+    found = list(run_images(inputs, classifier.logits, batch_size=classifier.batch_size))
     alone = np.concatenate([classifier.logits(image[None]) for image in images])
     np.testing.assert_allclose(found, alone, atol=1e-3 * np.abs(alone).max())

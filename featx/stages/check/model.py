@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.classifier.proof import answers
-from featx.classifier.references import find_references, references_of
-from featx.classifier.runner import run_images
-from featx.classifier.session import Classifier
+from featx.classifier.proof import answers, find_references, references_of
+from featx.classifier.session import Classifier, run_images
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
 from featx.heads.tasks import Labels

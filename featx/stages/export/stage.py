@@ -21,6 +21,7 @@ from featx.artifact import (
     require_apart,
     require_replaceable,
     run_files,
+    without_folders,
 )
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
@@ -37,7 +38,6 @@ from featx.classifier.proof import (
     require_accuracy,
     require_same_outputs,
 )
-from featx.classifier.references import without_folders
 from featx.classifier.seal import read_sealed_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
@@ -183,7 +183,7 @@ class _Export:
             content = self._content(backbone, contract, header)
             load_classifier(content, path=output)
             return None, header, content
-        open_contract = contract.with_outputs(contract.raw_output)
+        open_contract = contract.with_outputs(contract.task.raw_output)
         draft = load_classifier(
             self._content(backbone, open_contract, self._header(open_contract, None)), path=output
         )
