@@ -32,6 +32,7 @@ from featx.classifier.session import (
 )
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
+from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, check_max_pixels, decoded, read_image_file, rgb_image
 from featx.images.reading import map_ahead, num_cores
 from featx.images.sources.labels import SEPARATOR
@@ -42,9 +43,10 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
 Named = tuple[str, ImageLike]
 """An image, after what it is called."""
+Top = tuple[tuple[str, float], ...]
+"""Classes or tags, best first, each with its probability."""
 
-_HEAD = "head.safetensors"
-_MAX_HEADS = 32
+_HEAD, _MAX_HEADS = "head.safetensors", 32
 _MANY = 32
 """From so many images on, what a session of one thread saves is more than opening it takes."""
 _MAX_BATCH_BYTES = 2**25
@@ -167,8 +169,7 @@ class Predictor:
                 one, as it may wait for each of them.
 
         Raises:
-            ConfigError: As ``predict``; also where a forked process continues what was begun before
-                the fork, unless the images are taken one by one.
+            ConfigError: As ``predict``; or a forked process continues what its parent began.
         """
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
             raise ConfigError(
@@ -183,8 +184,8 @@ class Predictor:
         if not ahead or count == 1:
             return self._one_by_one(named, top_k)
         if self._providers is None and self._threads > 1 and (count or _MANY) >= _MANY:
-            return self._side_by_side(named, top_k)
-        return self._together(named, top_k)
+            return _in_one_process(self._side_by_side(named, top_k))
+        return _in_one_process(self._together(named, top_k))
 
     @property
     def _classifier(self) -> Classifier:
@@ -307,20 +308,19 @@ class Predictor:
         )
 
 
-def best_classes(
-    probabilities: np.ndarray, classes: Sequence[str], *, top_k: int
-) -> list[tuple[tuple[str, float], ...]]:
-    """Return the ``top_k`` best classes of each row ``(num_classes,)``; of a tie the first."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    return [
-        tuple((classes[i], float(row[i])) for i in best)
-        for row, best in zip(probabilities, order, strict=True)
-    ]
+def _in_one_process(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Yield what threads prepare; a process that is forked meanwhile has none of them."""
+    process = os.getpid()
+    for prediction in predictions:
+        yield prediction
+        if os.getpid() != process:
+            raise ConfigError(
+                "predictions that a parent process began cannot be continued in a forked one; "
+                "call predict_each again there."
+            )
 
 
-def given_tags(
-    tops: Sequence[tuple[tuple[str, float], ...]], thresholds: Mapping[str, float]
-) -> list[tuple[str, ...]]:
+def given_tags(tops: Sequence[Top], thresholds: Mapping[str, float]) -> list[tuple[str, ...]]:
     """Return the tags that each image is given, by name."""
     return [tuple(sorted(tag for tag, p in top if p >= thresholds[tag])) for top in tops]
 

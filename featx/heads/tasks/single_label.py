@@ -165,6 +165,17 @@ def logits_of(probabilities: np.ndarray) -> np.ndarray:
     return logits
 
 
+def best_classes(
+    probabilities: np.ndarray, classes: Sequence[str], *, top_k: int
+) -> list[tuple[tuple[str, float], ...]]:
+    """Return the ``top_k`` best classes of each row ``(num_classes,)``; of a tie the first."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return [
+        tuple((classes[i], float(row[i])) for i in best)
+        for row, best in zip(probabilities, order, strict=True)
+    ]
+
+
 def is_top_class(classes: np.ndarray, expected: np.ndarray, bound: float) -> np.ndarray:
     """Return whether a class is the top one, or ties with it within a bound, ``(n,)`` bool.
 

@@ -26,12 +26,13 @@ from featx.classifier.seal import seal
 from featx.classifier.session import Classifier, open_classifier
 from featx.cli import main
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError, ImageError
+from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, decode_image
 from featx.images.preprocess import resize
 from featx.images.sources.folder import find_images
 from featx.stages import predict as stage
 from featx.stages.evaluate import evaluate
-from featx.stages.predict import Prediction, Predictor, best_classes, given_tags
+from featx.stages.predict import Prediction, Predictor, given_tags
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
@@ -432,6 +433,48 @@ def test_a_forked_process_answers_and_ends(model, threads, count):
         timeout=120,
     )
     assert (done.stdout.split(), done.stderr) == (["0", "0", "0"], "")
+
+
+_CONTINUED = """
+import os, signal, sys
+import numpy as np
+import featx
+
+images = [np.full((20, 30, 3), 3 * i, np.uint8) for i in range(40)]
+predictor = featx.Predictor(sys.argv[1], threads=2, providers=eval(sys.argv[2]))
+expected = predictor.predict(images)
+begun, lazy = predictor.predict_each(images), predictor.predict_each(images)
+one_by_one = predictor.predict_each(iter(images))
+assert [next(begun), next(one_by_one)] == [expected[0]] * 2
+if not os.fork():
+    signal.alarm(30)  # a process that hangs is killed
+    assert [*one_by_one] == expected[1:]
+    assert [*lazy] == expected  # begun in this process
+    try:
+        next(begun)
+    except featx.errors.ConfigError as err:
+        print(err)
+    sys.exit(0)
+assert os.wait()[1] == 0
+assert [*begun] == expected[1:]
+"""
+
+
+@pytest.mark.parametrize("providers", [None, ["CPUExecutionProvider"]])
+def test_predictions_begun_before_a_fork_are_not_continued_in_the_child(model, providers):
+    """Their threads are gone there: without the error the child would wait for ever."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _CONTINUED, str(model), repr(providers)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "predictions that a parent process began cannot be continued in a forked one; call "
+        "predict_each again there.\n"
+    )
 
 
 def test_a_forked_process_does_not_answer_with_another_model(model, tmp_path, monkeypatch):
