@@ -45,24 +45,16 @@ _MAX_SCATTERS = 6
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """The content of a page.
-
-    Attributes:
-        metrics: Scores of each split.
-        split: The split that is shown in detail.
-        rows: Its labelled rows of the feature file, ``(n,)`` int64.
-        targets: Their labels, as the task reads them.
-        images: The source; None where it is not there, or no mistakes are shown.
-    """
+    """The content of a page."""
 
     head: Head
     cache: FeatureFile
     staleness: Staleness
-    metrics: Mapping[str, Scores]
-    split: str
-    rows: np.ndarray
-    targets: np.ndarray
-    images: ImageSource | None
+    metrics: Mapping[str, Scores]  # of each split
+    split: str  # shown in detail
+    rows: np.ndarray  # its labelled rows of the feature file, (n,) int64
+    targets: np.ndarray  # their labels, as the task reads them
+    images: ImageSource | None  # None: it is not there, or no mistakes are shown
     map: MapKind
     num_mistakes: int
 

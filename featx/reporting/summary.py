@@ -29,21 +29,14 @@ _SIDE = 160
 
 @dataclass(frozen=True, eq=False)
 class ClassPredictions:
-    """The predictions of a head of classes for labelled samples.
+    """The predictions of a head of classes for labelled samples."""
 
-    Attributes:
-        rows: Numbers of rows in the feature file, ``(n,)`` int64, as labels and predictions.
-        confidence: Probability of the predicted class, ``(n,)`` float64.
-        own: Probability of the labelled class, ``(n,)`` float64.
-        confusion: Counts ``(num_classes, num_classes)``: rows are labels, columns predictions.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
-    own: np.ndarray
-    confusion: np.ndarray
+    rows: np.ndarray  # of the feature file, (n,) int64
+    labels: np.ndarray  # (n,) int64
+    predicted: np.ndarray  # (n,) int64
+    confidence: np.ndarray  # probability of the predicted class, (n,) float64
+    own: np.ndarray  # probability of the labelled class, (n,) float64
+    confusion: np.ndarray  # counts, labels × predictions, (num_classes, num_classes)
 
 
 def predict_classes(head: Head, cache: FeatureFile, rows: np.ndarray) -> ClassPredictions:
@@ -86,17 +79,11 @@ def confused_pairs(
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Samples by the probability of their prediction, in bins of equal width.
+    """Samples by the probability of their prediction, in bins of equal width."""
 
-    Attributes:
-        counts: Samples of each bin, ``(num_bins,)`` int64.
-        confidence: Their mean probability; NaN in an empty bin.
-        accuracy: Share of them that are right; NaN in an empty bin.
-    """
-
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+    counts: np.ndarray  # samples of each bin, (num_bins,) int64
+    confidence: np.ndarray  # their mean probability; NaN in an empty bin
+    accuracy: np.ndarray  # share of them that are right; NaN in an empty bin
 
 
 def reliability(probability: np.ndarray, right: np.ndarray) -> Reliability:
@@ -113,17 +100,11 @@ def reliability(probability: np.ndarray, right: np.ndarray) -> Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """Samples on a plane.
+    """Samples on a plane."""
 
-    Attributes:
-        points: ``(n, 2)`` float64.
-        chosen: Which of the rows, ``(n,)`` int64.
-        explained: Share of the variance that the two axes of a PCA show; None for t-SNE.
-    """
-
-    points: np.ndarray
-    chosen: np.ndarray
-    explained: float | None
+    points: np.ndarray  # (n, 2) float64
+    chosen: np.ndarray  # which of the rows, (n,) int64
+    explained: float | None  # share of the variance that a PCA shows; None for t-SNE
 
 
 def map_features(
@@ -154,24 +135,16 @@ def map_features(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A sample that the head is wrong about.
+    """A sample that the head is wrong about."""
 
-    Attributes:
-        row: Its number in the feature file.
-        predicted_note: How sure, or how far off.
-        expected_note: The probability of what the label says; may be empty.
-        picture: A data URI of a JPEG; None where the image cannot be shown.
-        why_not: Why it cannot be shown.
-    """
-
-    row: int
+    row: int  # of the feature file
     predicted: str
-    predicted_note: str
+    predicted_note: str  # how sure, or how far off
     expected: str
-    expected_note: str = ""
+    expected_note: str = ""  # the probability of what the label says
     sample_id: str = ""
-    picture: str | None = None
-    why_not: str = ""
+    picture: str | None = None  # a data URI of a JPEG
+    why_not: str = ""  # why there is no picture
 
 
 def worst_classes(

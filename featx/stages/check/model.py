@@ -29,25 +29,17 @@ _SMALLEST = 1e-3
 
 @dataclass(frozen=True)
 class Repeated:
-    """The result of a proof that was repeated.
-
-    Attributes:
-        max_difference: Largest absolute logit difference; None where the file gives no scores.
-        num_agreeing: Found images with the head's class, ties within the bound included.
-        num_scored: Labelled images that the file was run on.
-        accuracy: Share that it got right, in [0, 1]; None without labels that it knows.
-        recorded_accuracy: Accuracy on the validation split in the proof.
-    """
+    """The result of a proof that was repeated."""
 
     source: str
     num_witnesses: int
     num_found: int
-    max_difference: float | None
+    max_difference: float | None  # of logits; None where the file gives no scores
     bound: float
-    num_agreeing: int
-    num_scored: int
-    accuracy: float | None
-    recorded_accuracy: float | None
+    num_agreeing: int  # found images with the head's class, ties within the bound included
+    num_scored: int  # labelled images that the file was run on
+    accuracy: float | None  # on these, in [0, 1]; None without labels that it knows
+    recorded_accuracy: float | None  # on the validation split, in the proof
 
     @property
     def holds(self) -> bool:
