@@ -52,7 +52,7 @@ def refused(path: Path, match: str) -> None:
 CROOKED = "is not a head, or is damaged"
 NO_MODEL = "is not an ONNX model, or is damaged"
 NOT_TEXT = "its featx header is not text of fixed length"
-OUTSIDE = "has weights in another file, which no exported classifier has"
+OUTSIDE = "weights in another file, which no exported classifier has"
 
 EXPECTED = {
     "foreign.h5": "is an HDF5 file, but not one of featx's",
