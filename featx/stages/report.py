@@ -149,7 +149,8 @@ def _choose_split(
         rows = rows[targets.labelled[rows]]
         if len(rows):
             return split, rows
-    raise SourceError(f"'{cache.path}' has no labelled images in its {options.split} split.")
+    where = "any split" if options.split is None else f"its {options.split} split"
+    raise SourceError(f"'{cache.path}' has no labelled images in {where}.")
 
 
 def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | None:
