@@ -157,7 +157,10 @@ def _check_pixels(name: str, interpolation: Any, image: np.ndarray) -> float:
     found = session.run(None, {"image": image[None]})[0][0].astype(int)
     assert found.shape == expected.shape
     difference = np.abs(found - expected)
-    assert difference.max() <= 1, f"{difference.max()} levels at {image.shape}"
+    # A tie that the first axis rounds differently is up to 1.25 levels behind the second axis of
+    # bicubic, whose weights are negative in parts: then two levels, at single pixels.
+    assert difference.max() <= (2 if interpolation == "bicubic" else 1), image.shape
+    assert (difference > 1).sum() <= max(3, difference.size // 1000), image.shape
     return float((difference > 0).mean())
 
 
@@ -191,7 +194,8 @@ every_geometry = pytest.mark.parametrize("name", GEOMETRIES)
 @example(height=600, width=200, seed=0, hard=True)  # Pillow resizes the height first
 @example(height=24, width=24, seed=0, hard=False)
 @example(height=32, width=32, seed=0, hard=False)
-def test_the_graph_sees_pillows_pixels_within_one_level(
+@example(height=9, width=532, seed=0, hard=False)  # two levels
+def test_the_graph_sees_pillows_pixels_but_for_rounding(
     name, interpolation, height, width, seed, hard
 ):
     ratio = max(height, width) / min(height, width)
