@@ -56,7 +56,10 @@ def print_text(text: object) -> None:
     click.echo(printable(str(text)))
 
 
-_OPTION = re.compile(r"(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)")
+_OPTION = re.compile(
+    r"(?<![\w=])'[^'\n]*'"  # a quoted name, which stays as it is
+    r"|(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)"
+)
 _flags: dict[str, str] = {}
 
 

@@ -14,6 +14,8 @@ from featx.cli.output import with_flags
         ("Give it by features=…, or", "Give it by --features, or"),
         ("allowed by max_bad. Repair", "allowed by --max-bad. Repair"),
         ("'/data/image_size/overwrite=True' exists", "'/data/image_size/overwrite=True' exists"),
+        ("'my image_size photos' is empty.", "'my image_size photos' is empty."),
+        ("the head's 'a max_bad=True b' isn't", "the head's 'a max_bad=True b' isn't"),
         ("class 'batch_size' of /x/batch_size", "class 'batch_size' of /x/batch_size"),
         ("the source of features", "the source of features"),
         ("x=True and unknown_name", "x=True and unknown_name"),
