@@ -160,6 +160,10 @@ class ArtifactMismatch(ArtifactError, ValueError):
     """Two files do not belong together."""
 
 
+class TrainingError(FeatxError):
+    """A training of the network's tail cannot go on."""
+
+
 class ExportError(FeatxError):
     """A classifier cannot be exported."""
 

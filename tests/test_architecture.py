@@ -55,7 +55,7 @@ ALLOWED = {
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
     "click": ("cli/",),
     "rich": ("cli/",),
-    "torch": ("backbones/",),
+    "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
     "safetensors": ("backbones/", "heads/head.py"),
     "pillow_heif": ("images/decode.py",),

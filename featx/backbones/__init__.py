@@ -4,7 +4,8 @@ catalog          which backbones there are
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
 state_dict       finding a network's tensors in a checkpoint, under whatever names
-network          the module that ends at the chosen layer
+cuts             splitting a network at the input of a module
+network          the module that ends at the chosen layer, its stem and its tail
 tiny             the bundled backbone
 engines          choosing an engine for batches of pixels; ONNX Runtime on the network's graph
 torch_engine     torch, on the CPU, a GPU or several

@@ -117,6 +117,12 @@ def classifier_layer(model: nn.Module) -> str:
     raise BackboneError(f"{type(model).__name__} has no Linear or Conv2d layer to cut before.")
 
 
+def penultimate_layer(model: nn.Module) -> str:
+    """Return the node whose output the model's last layer reads."""
+    nodes = graph_nodes(model)
+    return nodes[nodes.index(classifier_layer(model)) - 1]
+
+
 def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
     """Return the preprocessing that belongs to a backbone's weights of torchvision.
 

@@ -1,7 +1,8 @@
 """The frozen network: from normalised images to one vector each.
 
 It is the part of a model's graph that leads to the chosen layer, followed by a pooling that turns
-maps or tokens into a vector. What lies behind the layer is gone, and its weights with it.
+maps or tokens into a vector. What lies behind the layer is gone, and its weights with it. At a cut
+it falls into a stem, which gives activations, and a tail, which makes the vector of them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featx.backbones.catalog import build_model, build_skeleton, classifier_layer, graph_nodes
-from featx.backbones.spec import BackboneSpec, Pool
+from featx.backbones.catalog import (
+    build_model,
+    build_skeleton,
+    classifier_layer,
+    graph_nodes,
+    penultimate_layer,
+)
+from featx.backbones.cuts import find_shape, split_model
+from featx.backbones.spec import INPUT, PENULTIMATE, BackboneSpec, Pool
 from featx.backbones.state_dict import (
     describe_tensors,
     guess_backbone,
@@ -31,12 +39,33 @@ from featx.images.preprocess import PreprocessSpec
 log = logging.getLogger(__name__)
 
 
-class Network(nn.Module):
-    """A frozen backbone: uint8 pixels in, features out.
+class Tail(nn.Module):
+    """What is behind a cut: activations in, features out.
+
+    Args:
+        trunk: Module that maps its input to ``{"features": …}``; names of its tensors are those of
+            the whole model.
+        pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors.
+        channels_last: The trunk's maps are ``(N, H, W, C)``.
+    """
+
+    def __init__(self, trunk: nn.Module, *, pool: Pool, channels_last: bool) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pool = pool
+        self.channels_last = channels_last
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return features ``(N, num_features)`` float32 of activations ``(N, …)`` float32."""
+        return _pooled(self.trunk(activations)["features"], self.pool, self.channels_last)
+
+
+class Network(Tail):
+    """A frozen backbone: uint8 pixels in, features out; of a stem, activations.
 
     Args:
         trunk: Module that maps normalised images ``(N, 3, size, size)`` to ``{"features": …}``.
-        pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors.
+        pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors, and for a stem.
         channels_last: The trunk's maps are ``(N, H, W, C)``.
         preprocess: Its arithmetic is applied here.
     """
@@ -44,10 +73,7 @@ class Network(nn.Module):
     def __init__(
         self, trunk: nn.Module, *, pool: Pool, channels_last: bool, preprocess: PreprocessSpec
     ) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.pool = pool
-        self.channels_last = channels_last
+        super().__init__(trunk, pool=pool, channels_last=channels_last)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -56,8 +82,7 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features ``(N, num_features)`` float32 of pixels ``(N, size, size, 3)`` uint8."""
         images = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, size, size)
-        images = (images - self.mean) / self.std
-        return _pooled(self.trunk(images)["features"], self.pool, self.channels_last)
+        return super().forward((images - self.mean) / self.std)
 
 
 def build_network(
@@ -67,8 +92,9 @@ def build_network(
     *,
     layer: str | None = None,
     pool: Pool = "auto",
+    cut: str | None = None,
 ) -> tuple[Network, BackboneSpec]:
-    """Return the frozen network and the spec of its features.
+    """Return the frozen network, of a cut its stem, and the spec of its features.
 
     Args:
         backbone: Name in the catalog.
@@ -77,36 +103,78 @@ def build_network(
         layer: Node of the model's graph to end at; None takes the input of the last layer.
         pool: ``"auto"`` averages maps, takes a vision transformer's class token, and leaves
             vectors alone.
+        cut: Module whose input the stem gives, or ``"input"``; None for the whole network.
 
     Raises:
-        BackboneError: Unknown backbone or layer, weights that do not match, or an image size the
-            backbone does not take.
+        BackboneError: Unknown backbone, layer or cut, weights that do not match, or an image size
+            the backbone does not take.
         ConfigError: The pooling does not fit the layer's output.
     """
-    cut = find_cut(backbone, preprocess.image_size, layer=layer, pool=pool)
-    model = build_model(backbone, preprocess.image_size)
-    state = model.state_dict()  # with the versions that load_state_dict asks MNASNet's for
-    needed = {  # without the constants that tracing puts beside MaxViT's weights
-        name: state[name] for name in _trunk(model, cut.layer).state_dict() if name in state
-    }
-    _require_fit(backbone, weights, needed, head=classifier_layer(model))
-    state.update({name: weights.state[name] for name in needed if name in weights.state})
-    model.load_state_dict(state)
-    network = Network(
-        _trunk(model, cut.layer),
-        pool=cut.pool,
-        channels_last=cut.channels_last,
-        preprocess=preprocess,
-    )
+    end = find_cut(backbone, preprocess.image_size, layer=layer, pool=pool)
     spec = BackboneSpec(
         backbone=backbone,
         weights_sha256=weights.sha256,
-        layer=cut.layer,
-        pool=cut.pool,
-        num_features=cut.num_features,
+        layer=end.layer,
+        pool=end.pool,
+        num_features=end.num_features,
         preprocess=preprocess,
     )
-    return network.eval().requires_grad_(False), spec
+    if cut not in (None, PENULTIMATE):
+        shape = find_shape(backbone, preprocess.image_size, cut, layer=end.layer)
+        spec = replace(spec, cut=cut, shape=shape)
+    model = build_model(backbone, preprocess.image_size)
+    needed = _needed(model, end.layer)
+    _require_fit(backbone, weights, needed, head=classifier_layer(model))
+    stem, _ = _parts(model, spec, weights.state, channels_last=end.channels_last)
+    return stem, spec
+
+
+def build_parts(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> tuple[Network, Tail]:
+    """Return the stem and the tail of a spec with a cut, as ``build_network`` checked them.
+
+    Args:
+        spec: Whose cut splits the network; at the input the stem is of no use and the tail takes
+            pixels ``(N, size, size, 3)`` uint8. Without a cut both are the whole network.
+        tensors: By the names of the model; those that are missing stay random, by torch's
+            generator.
+    """
+    size = spec.preprocess.image_size
+    end = find_cut(spec.backbone, size, layer=spec.layer, pool=spec.pool)
+    model = build_model(spec.backbone, size)
+    return _parts(model, spec, tensors, channels_last=end.channels_last)
+
+
+def _parts(
+    model: nn.Module, spec: BackboneSpec, tensors: Mapping[str, Tensor], *, channels_last: bool
+) -> tuple[Network, Tail]:
+    state = model.state_dict()  # with the versions that load_state_dict asks MNASNet's for
+    needed = _needed(model, spec.layer)
+    state.update({name: tensors[name] for name in needed if name in tensors})
+    model.load_state_dict(state)
+    if spec.cut is None or spec.cut == INPUT:
+        trunk, pool = _trunk(model, spec.layer), spec.pool
+        stem = Network(trunk, pool=pool, channels_last=channels_last, preprocess=spec.preprocess)
+        tail: Tail = stem
+    else:
+        before, behind = split_model(model, spec.cut, layer=spec.layer)
+        stem = Network(before, pool="none", channels_last=False, preprocess=spec.preprocess)
+        tail = Tail(behind, pool=spec.pool, channels_last=channels_last)
+    return stem.eval().requires_grad_(False), tail.eval().requires_grad_(False)
+
+
+def tensors_of(part: Tail, backbone: str, image_size: int) -> dict[str, Tensor]:
+    """Return the tensors of a network, stem or tail by the names that the whole model has.
+
+    Constants that tracing puts beside them are left out.
+    """
+    known = build_skeleton(backbone, image_size).state_dict()
+    return {name: value for name, value in part.trunk.state_dict().items() if name in known}
+
+
+def _needed(model: nn.Module, layer: str) -> dict[str, Tensor]:
+    """Return the tensors that lead to a layer, without the constants that tracing adds."""
+    state = model.state_dict()
+    return {name: state[name] for name in _trunk(model, layer).state_dict() if name in state}
 
 
 @dataclass(frozen=True)
@@ -139,12 +207,6 @@ def find_cut(
     resolved = _resolve_pool(pool, shape, layer, has_class_token=has_class_token)
     vector = _pooled(torch.empty(shape, device="meta"), resolved, channels_last)
     return Cut(layer, resolved, channels_last, vector.shape[1])
-
-
-def penultimate_layer(model: nn.Module) -> str:
-    """Return the node whose output the model's last layer reads."""
-    nodes = graph_nodes(model)
-    return nodes[nodes.index(classifier_layer(model)) - 1]
 
 
 def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:

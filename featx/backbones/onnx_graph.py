@@ -103,9 +103,9 @@ def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> byt
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest ‖found − expected‖ / ‖expected‖ over rows ``(n, num_features)``."""
-    exact = expected.astype(np.float64)  # squares of what float32 holds overflow it
-    difference = np.linalg.norm(found - exact, axis=1)
+    """Return the largest ‖found − expected‖ / ‖expected‖ over rows ``(n, …)``."""
+    exact = expected.astype(np.float64).reshape(len(expected), -1)  # squares overflow float32
+    difference = np.linalg.norm(found.reshape(exact.shape) - exact, axis=1)
     return float((difference / np.maximum(np.linalg.norm(exact, axis=1), 1e-30)).max())
 
 

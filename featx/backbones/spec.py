@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
-from featx.errors import BackboneError, require_choice
+from featx.errors import BackboneError, ConfigError, require_choice
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
@@ -20,6 +20,10 @@ Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 SPEC_FROM = ("featx", "torch", "torchvision")
 """Packages whose versions decide what a request resolves to."""
+INPUT = "input"
+"""The cut before the whole network: uint8 pixels."""
+PENULTIMATE = "penultimate"
+"""No cut: the features are vectors."""
 SCHEME = 1
 """How a graph is quantised by a table; another number where the same table gives other bytes."""
 
@@ -69,6 +73,8 @@ class BackboneSpec:
         preprocess: From pixels to the network's input.
         precision: Arithmetic of the forward pass.
         calibration: What int8 knows of the activations; None with any other precision.
+        cut: Module whose input is cached in place of the vector, or ``"input"``; None for none.
+        shape: Of one image's activations at the cut, ``(H, W, 3)`` at the input.
     """
 
     backbone: str
@@ -79,6 +85,8 @@ class BackboneSpec:
     preprocess: PreprocessSpec
     precision: Precision = "fp32"
     calibration: Calibration | None = None
+    cut: str | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -90,13 +98,26 @@ class BackboneSpec:
         """The spec of the same backbone in fp32."""
         return replace(self, precision="fp32", calibration=None)
 
+    @property
+    def without_cut(self) -> Self:
+        """The spec of the vectors that stem and tail give together."""
+        return replace(self, cut=None, shape=None)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of what is cached for an image."""
+        return self.shape or (self.num_features,)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON values."""
+        """Return the spec as JSON values; what files without it do not know is left out."""
         values = asdict(self) | {"preprocess": self.preprocess.to_dict()}
-        if self.calibration is None:
-            del values["calibration"]  # files without it keep their fingerprint
-        else:
+        if self.calibration is not None:
             values["calibration"] = self.calibration.to_dict()
+        if self.shape is not None:
+            values["shape"] = list(self.shape)
+        for name in ("calibration", "cut", "shape"):
+            if values[name] is None:
+                del values[name]
         return values
 
     @classmethod
@@ -112,6 +133,8 @@ class BackboneSpec:
             parts["preprocess"] = PreprocessSpec.from_dict(values["preprocess"])
             if "calibration" in parts:
                 parts["calibration"] = Calibration.from_dict(parts["calibration"])
+            if "shape" in parts:
+                parts["shape"] = tuple(parts["shape"])
             spec = cls(**parts)
         except (KeyError, TypeError) as err:
             raise BackboneError(f"Not the spec of a backbone ({err}).") from err
@@ -119,6 +142,8 @@ class BackboneSpec:
             raise BackboneError(f"This featx has no precision '{spec.precision}'.")
         if (spec.precision == "int8") != (spec.calibration is not None):
             raise BackboneError("Not the spec of a backbone (int8 and its ranges go together).")
+        if (spec.cut is None) != (spec.shape is None):
+            raise BackboneError("Not the spec of a backbone (a cut and its shape go together).")
         return spec
 
 
@@ -131,6 +156,8 @@ class BackboneOptions:
         weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
         layer: Node of the backbone's graph; by default the penultimate one.
         pool: How maps or tokens become a vector.
+        cut: Module whose input is cached, unpooled, in place of a vector; ``"input"`` caches pixels
+            and ``"penultimate"`` is no cut.
         image_size: Input of the backbone, pixels; by default the weights' own.
         resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
             ``image_size`` where that is given.
@@ -149,6 +176,7 @@ class BackboneOptions:
     weights: str | None = None
     layer: str | None = None
     pool: Pool | None = None
+    cut: str | None = None
     image_size: int | None = None
     resize: int | None = None
     crop: Crop | None = None
@@ -159,6 +187,13 @@ class BackboneOptions:
     def __post_init__(self) -> None:
         for name, choices in (("pool", Pool), ("decode", Decode), ("precision", Precision)):
             require_choice(name, getattr(self, name), (None, *get_args(choices)))
+        if self.cut is not None and self.layer is not None:
+            raise ConfigError(
+                "cut and layer exclude each other: a cut is the unpooled input of a module, a "
+                "layer the pooled output of one. Leave one of them out."
+            )
+        if self.cut is not None and self.precision == "int8":
+            raise ConfigError("activations at a cut are not calculated in int8; leave out int8.")
 
 
 @dataclass(frozen=True)
@@ -175,7 +210,8 @@ class BackboneRequest(BackboneOptions):
     def to_dict(self) -> dict[str, Any]:
         """Return the request as JSON values, the path of a weights file made absolute.
 
-        Full decoding and fp32 are left out: requests made before there was a choice stay the same.
+        Defaults of later options are left out: requests made before there was a choice stay the
+        same.
         """
         file = weights_file(self.weights)
         values = asdict(self) | ({} if file is None else {"weights": str(file)})
@@ -183,6 +219,8 @@ class BackboneRequest(BackboneOptions):
             del values["precision"]
         if self.decode == "full":
             del values["decode"]
+        if self.cut is None:
+            del values["cut"]
         return values
 
     def resolves_to(

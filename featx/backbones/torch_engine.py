@@ -190,11 +190,10 @@ def _weights_of(network: Network, spec: BackboneSpec) -> bytes:
     """Return the network's tensors as a safetensors file."""
     from safetensors.torch import save
 
-    from featx.backbones.catalog import build_skeleton
+    from featx.backbones.network import tensors_of
 
-    known = build_skeleton(spec.backbone, spec.preprocess.image_size).state_dict()
-    state = network.trunk.state_dict()  # besides its weights, some have constants of the tracing
-    return save({name: state[name].cpu().contiguous().clone() for name in state if name in known})
+    state = tensors_of(network, spec.backbone, spec.preprocess.image_size)
+    return save({name: value.cpu().contiguous().clone() for name, value in state.items()})
 
 
 # --- in a process -------------------------------------------------------------------------------
@@ -204,16 +203,13 @@ def begin(receive: Callable[[], bytes]) -> Answer:
     """Take spec and weights, and return what makes features of pixels."""
     from safetensors.torch import load
 
-    from featx.backbones.network import build_network
-    from featx.backbones.weights import Weights
+    from featx.backbones.network import build_parts
 
     order = json.loads(receive())
     spec = BackboneSpec.from_dict(order["spec"])
-    weights = Weights("another process", spec.weights_sha256, load(receive()))
+    weights = load(receive())
     resolve_device(order["device"])  # a wrong one is told before the network is built
-    network, _ = build_network(
-        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
-    )
+    network, _ = build_parts(spec, weights)
     engine = TorchEngine(network, device=order["device"], precision=spec.precision)
     size = spec.preprocess.image_size
 

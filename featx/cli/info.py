@@ -157,8 +157,8 @@ def _list_backbones(*, as_json: bool) -> None:
 
 
 def _list_layers(name: str, image_size: int | None, *, depth: int | None, as_json: bool) -> None:
-    from featx.backbones.catalog import build_skeleton, default_preprocess
-    from featx.backbones.network import layer_names, layer_shapes, penultimate_layer
+    from featx.backbones.catalog import build_skeleton, default_preprocess, penultimate_layer
+    from featx.backbones.network import layer_names, layer_shapes
 
     size = image_size or default_preprocess(name).image_size
     model = build_skeleton(name, size)

@@ -23,7 +23,7 @@ Decode = Literal["full", "scaled"]
 MAX_ASPECT_RATIO = 100
 """A longer strip would be resized to an image of a hundred times the network's input."""
 
-_FILTERS: dict[Interpolation, Image.Resampling] = {
+FILTERS: dict[Interpolation, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
@@ -180,7 +180,7 @@ def _resized(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     height, width = resized_shape(image.height, image.width, spec)
     if image.size == (width, height):
         return image
-    return image.resize((width, height), _FILTERS[spec.interpolation])
+    return image.resize((width, height), FILTERS[spec.interpolation])
 
 
 def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.ndarray:

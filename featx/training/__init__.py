@@ -1,6 +1,7 @@
-"""Train a head on a feature file.
+"""Train a head on a feature file, or the tail of its network as well.
 
 options    options and report; free memory
 samples    samples to train on, checked
 fitting    one head, or one for each draw of a few samples, in memory or in blocks
+finetune/  the tail of a network and the head behind it, on cached activations
 """

@@ -20,6 +20,7 @@ from featx.backbones.catalog import (
     classifier_layer,
     default_preprocess,
     graph_nodes,
+    penultimate_layer,
 )
 from featx.backbones.network import (
     Network,
@@ -27,7 +28,6 @@ from featx.backbones.network import (
     find_cut,
     layer_names,
     layer_shapes,
-    penultimate_layer,
 )
 from featx.backbones.spec import Pool
 from featx.backbones.weights import Weights, open_weights

@@ -74,6 +74,8 @@ CHANGES: dict[str, Any] = {
     "preprocess": None,
     "precision": "bf16",
     "calibration": Calibration((("relu", 0.0, 6.0),)),
+    "cut": "layer4",
+    "shape": (256, 14, 14),
 }
 
 
@@ -177,6 +179,7 @@ CHANGED_REQUESTS: dict[str, Any] = {
     "weights": "none",
     "layer": "avgpool",
     "pool": "avg",
+    "cut": "layer4",
     "image_size": 225,
     "resize": 257,
     "crop": "none",

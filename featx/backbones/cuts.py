@@ -1,0 +1,265 @@
+"""Cuts: split a network at the input of one of its modules, into a stem and a tail.
+
+The stem runs once over the images and its activations are cached; the tail is trained on them. A
+module is a cut where everything behind depends on the image through its input alone: a residual
+block is, one branch of it is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import NodePathTracer
+
+from featx.backbones.catalog import build_skeleton, penultimate_layer
+from featx.backbones.spec import INPUT
+from featx.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where a network can be split.
+
+    Attributes:
+        name: Module whose input is cached, or ``"input"``.
+        shape: Of one image's activations: ``(H, W, 3)`` at the input, else as the module takes it.
+        num_parameters: Trainable parameters from here to the penultimate layer.
+        share: Part of the network's multiplications done behind the cut, in ``[0, 1]``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_parameters: int
+    share: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of one image's activations: float16, or uint8 pixels."""
+        return (1 if self.name == INPUT else 2) * torch.Size(self.shape).numel()
+
+
+def split_model(model: nn.Module, cut: str, *, layer: str) -> tuple[nn.Module, nn.Module]:
+    """Return stem and tail, sharing the model's modules, in eval mode.
+
+    Args:
+        model: Whole model; takes normalised images ``(N, 3, H, W)``.
+        cut: A module that ``list_cuts`` names, or one with the same input.
+        layer: Node of the model's graph where the tail ends.
+
+    Returns:
+        Images to ``{"features": …}`` with the activations at the cut, and activations to
+        ``{"features": …}`` with the layer's output. The tail leaves its input unchanged: nothing in
+        it works in place. Names of tensors are the model's.
+
+    Raises:
+        BackboneError: The model cannot be split there; the message says why.
+    """
+    traced = _Traced(model, layer)
+    value = traced.input_of(cut)
+    stem, tail = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in traced.needed_for(value):
+        copies[node] = stem.node_copy(node, copies.__getitem__)
+    stem.output({"features": copies[value]})
+    copies = {value: tail.placeholder("activations")}
+    for node in traced.behind(value):
+        copies[node] = _out_of_place(tail.node_copy(node, copies.__getitem__))
+    tail.output({"features": copies[traced.end]})
+    modules = fx.GraphModule(model, stem).eval(), fx.GraphModule(model, tail).eval()
+    for module in modules[1].modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    return modules
+
+
+def find_shape(backbone: str, image_size: int, cut: str, *, layer: str) -> tuple[int, ...]:
+    """Return the shape of one image's activations at a cut, without loading weights.
+
+    Raises:
+        BackboneError: The backbone has no such cut; the message offers the nearest names.
+    """
+    if cut == INPUT:
+        return (image_size, image_size, 3)
+    with torch.device("meta"):
+        stem, _ = split_model(build_skeleton(backbone, image_size), cut, layer=layer)
+        activations = stem(torch.empty(2, 3, image_size, image_size))["features"]
+    if not isinstance(activations, Tensor) or activations.shape[0] != 2:
+        raise BackboneError(f"What enters '{cut}' is no tensor of one image each; choose another.")
+    return tuple(activations.shape[1:])
+
+
+def list_cuts(backbone: str, image_size: int, *, layer: str | None = None) -> list[Cut]:
+    """Return the cuts of a backbone in order of computation, the shortest name for each.
+
+    Worked out from shapes: no weights are loaded.
+
+    Raises:
+        BackboneError: Unknown backbone or layer, or an image size it does not take.
+    """
+    model = build_skeleton(backbone, image_size)
+    layer = layer or penultimate_layer(model)
+    traced = _Traced(model, layer)
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
+    runner = _Counting(fx.GraphModule(model, traced.graph))
+    try:
+        with runner.counter:
+            runner.run(images)
+    except (RuntimeError, AssertionError, ValueError) as err:
+        reason = str(err).strip().partition("\n")[0].rstrip(".")
+        raise BackboneError(
+            f"{backbone} does not take images of {image_size} pixels ({reason})."
+        ) from err
+    whole = sum(runner.flops.get(node, 0) for node in traced.needed_for(traced.end))
+    learnt = sum(parameter.numel() for parameter in traced.parameters(traced.nodes))
+    cuts = [Cut(INPUT, (image_size, image_size, 3), learnt, 1.0)]
+    for name, value in traced.cuts().items():
+        behind = traced.behind(value)
+        shape = runner.shapes.get(value)
+        if shape is None or shape[0] != 1:
+            continue
+        count = sum(parameter.numel() for parameter in traced.parameters(behind))
+        share = sum(runner.flops.get(node, 0) for node in behind) / max(whole, 1)
+        cuts.append(Cut(name, shape[1:], count, share))
+    return cuts
+
+
+class _Traced:
+    """A model's graph up to one node, with the path of the module that each node belongs to."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        tracer = NodePathTracer()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+            self.graph = tracer.trace(model.eval())
+        self.paths: dict[fx.Node, str] = {
+            node: path for node, path in tracer.node_to_qualname.items() if path
+        }
+        ends = [node for node, path in self.paths.items() if path == layer]
+        if not ends:
+            raise BackboneError(f"The model has no node '{layer}'.")
+        self.model, self.end = model, ends[-1]
+        self.nodes = self.needed_for(self.end)
+        self.image = next(node for node in self.graph.nodes if node.op == "placeholder")
+        self._of_image = {self.image}  # values that depend on the image
+        self._alone: set[fx.Node] = set()  # those of them that all behind depends on
+        position = {node: number for number, node in enumerate(self.nodes)}
+        last_use = 0
+        for number, node in enumerate(self.nodes):
+            if node is self.image or self._of_image & set(node.all_input_nodes):
+                self._of_image.add(node)
+                if last_use <= number:
+                    self._alone.add(node)
+                users = [position[user] for user in node.users if user in position]
+                last_use = max(last_use, *users, number)
+
+    def needed_for(self, value: fx.Node) -> list[fx.Node]:
+        """Return the nodes that a value is computed from, and its own, in order."""
+        needed = {value}
+        for node in reversed(self.graph.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        return [node for node in self.graph.nodes if node in needed]
+
+    def behind(self, value: fx.Node) -> list[fx.Node]:
+        """Return the nodes that the end is computed from when a value is given, in order."""
+        needed = {self.end}
+        for node in reversed(self.graph.nodes):
+            if node in needed and node is not value:
+                needed.update(node.all_input_nodes)
+        return [node for node in self.graph.nodes if node in needed and node is not value]
+
+    def parameters(self, nodes: list[fx.Node]) -> Iterator[nn.Parameter]:
+        """Yield the trainable parameters that nodes read, each once."""
+        seen: set[int] = set()
+        for node in nodes:
+            for parameter in _parameters_of(self.model, node):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+    def cuts(self) -> dict[str, fx.Node]:
+        """Return the value at each cut by the shortest name of a module that reads it."""
+        names: dict[fx.Node, str] = {}
+        for name, _ in self.model.named_modules():
+            try:
+                value = self.input_of(name) if name else None
+            except BackboneError:
+                continue
+            if value is not None and value is not self.image:
+                names.setdefault(value, name)  # named_modules gives a module before its parts
+        return {names[value]: value for value in self.nodes if value in names}
+
+    def input_of(self, cut: str) -> fx.Node:
+        """Return the value that enters a module.
+
+        Raises:
+            BackboneError: No such module, or the model cannot be split there.
+        """
+        inside = [node for node in self.nodes if f"{self.paths.get(node)}.".startswith(f"{cut}.")]
+        if not inside:
+            modules = [name for name, _ in self.model.named_modules() if name]
+            if cut in modules:
+                raise BackboneError(f"Module '{cut}' computes nothing before the last layer.")
+            near = difflib.get_close_matches(cut, modules, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise BackboneError(
+                f"The network has no module '{cut}'.{hint} 'featx backbones NAME' lists the cuts."
+            )
+        if sum(node.op == "call_module" and node.target == cut for node in self.nodes) > 1:
+            raise BackboneError(f"Module '{cut}' runs more than once in a pass; choose another.")
+        members = set(inside)
+        sources = {
+            source
+            for node in inside
+            for source in node.all_input_nodes
+            if source in self._of_image and source not in members
+        }
+        crossing = f"More than the input of '{cut}' is needed behind it"
+        if len(sources) != 1:
+            raise BackboneError(f"{crossing}: it takes {len(sources)} values; choose another cut.")
+        (value,) = sources
+        if value not in self._alone:
+            raise BackboneError(
+                f"{crossing}: another branch of the network runs beside it; choose another cut."
+            )
+        return value
+
+
+class _Counting(fx.Interpreter):
+    """Runs a graph on shapes and notes the shape and multiplications of each node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.flops: dict[fx.Node, int] = {}
+        self.counter = FlopCounterMode(display=False)
+
+    def run_node(self, n: fx.Node) -> object:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        self.flops[n] = self.counter.get_total_flops() - before
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+        return result
+
+
+def _parameters_of(model: nn.Module, node: fx.Node) -> Iterator[nn.Parameter]:
+    if node.op == "call_module":
+        yield from model.get_submodule(str(node.target)).parameters()
+    elif node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        value = getattr(model.get_submodule(owner), name)
+        if isinstance(value, nn.Parameter):
+            yield value
+
+
+def _out_of_place(node: fx.Node) -> fx.Node:
+    if "inplace" in node.kwargs:
+        node.kwargs = node.kwargs | {"inplace": False}
+    return node

@@ -1,0 +1,247 @@
+"""Training a tail: what moves, what stays, at which rate, and that it can be resumed to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from featx.errors import ConfigError, TrainingError
+from featx.training.finetune.loop import (
+    Batch,
+    Epoch,
+    State,
+    block_of,
+    order_of,
+    parameter_groups,
+    train_tail,
+)
+from featx.training.finetune.options import Recipe
+
+
+class Rows:
+    """Samples in memory, some of them held out."""
+
+    def __init__(self, activations: Tensor, targets: Tensor, num_held_out: int = 16) -> None:
+        self.all = activations, targets
+        self.num_samples = len(targets) - num_held_out
+        self.order: list[list[int]] = []
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        index = torch.from_numpy(rows)
+        return Batch(self.all[0][index], self.all[1][index], torch.ones(len(rows)))
+
+    def batches(self, *, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        count = self.num_samples
+        (order,) = order_of(count, epoch=epoch, seed=seed, block=count, at_once=count)
+        self.order.append(order.tolist())
+        for start in range(0, count, batch_size):
+            yield self._batch(order[start : start + batch_size])
+
+    def held_out(self, *, batch_size: int) -> Iterator[Batch]:
+        rows = np.arange(self.num_samples, len(self.all[1]))
+        for start in range(0, len(rows), batch_size):
+            yield self._batch(rows[start : start + batch_size])
+
+
+def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets, reduction="none")
+
+
+def problem(count: int = 112) -> tuple[nn.Module, nn.Module, Rows]:
+    """Return a tail of two blocks, a head, and maps of three classes."""
+    torch.manual_seed(0)
+    tail = nn.Sequential(
+        nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+    )
+    targets = torch.arange(count) % 3
+    centres = torch.randn(3, 4, 1, 1)
+    activations = centres[targets] + torch.randn(count, 4, 5, 5)
+    return tail, nn.Linear(8, 3), Rows(activations, targets)
+
+
+RECIPE = Recipe(lr=0.05, max_epochs=4, batch_size=32)
+
+
+def test_training_lowers_the_held_out_loss_and_keeps_the_statistics():
+    tail, head, data = problem()
+    statistics = {name: value.clone() for name, value in tail.named_buffers()}
+    before = {name: value.detach().clone() for name, value in tail.named_parameters()}
+    epochs: list[Epoch] = []
+    state = train_tail(
+        tail, head, data, loss, RECIPE, after_epoch=lambda epoch, _: epochs.append(epoch)
+    )
+    assert state.best_loss < 0.8 * 1.1
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
+    assert all(torch.equal(value, statistics[name]) for name, value in tail.named_buffers())
+    assert not any(torch.equal(value, before[name]) for name, value in tail.named_parameters())
+
+
+def test_batch_norms_move_where_they_are_trained_also_with_one_image_left_over():
+    tail, head, data = problem(33 + 16)
+    before = {name: value.clone() for name, value in tail.named_buffers()}
+    train_tail(tail, head, data, loss, replace(RECIPE, train_bn=True))
+    assert not any(torch.equal(value, before[name]) for name, value in tail.named_buffers())
+
+
+def test_each_image_is_seen_once_an_epoch_in_another_order():
+    *_, data = parts = problem()
+    train_tail(*parts, loss, RECIPE)
+    assert [sorted(order) for order in data.order] == [list(range(96))] * 4
+    assert len({tuple(order) for order in data.order}) == 4
+
+
+def test_a_run_is_repeated_and_resumed_to_the_bit():
+    states: list[State] = []
+    whole = train_tail(
+        *problem(), loss, RECIPE, after_epoch=lambda _, state: states.append(copy.deepcopy(state))
+    )
+    again = train_tail(*problem(), loss, RECIPE)
+    assert_equal(whole, again)
+    for state in states[:-1]:
+        assert_equal(whole, train_tail(*problem(), loss, RECIPE, resumed=state))
+
+
+def assert_equal(a: State, b: State) -> None:
+    assert a.epochs == b.epochs
+    assert (a.step, a.best_epoch, a.best_loss) == (b.step, b.best_epoch, b.best_loss)
+    for name in ("model", "best"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_best_epoch_is_kept_as_it_was():
+    tail, head, data = problem()
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def after(epoch: Epoch, state: State) -> None:
+        seen[epoch.number] = {name: value.clone() for name, value in state.model.items()}
+
+    state = train_tail(
+        tail, head, data, loss, replace(RECIPE, lr=2.0, patience=10, clip=None), after_epoch=after
+    )
+    kept = nn.ModuleDict({"tail": tail, "head": head}).state_dict()
+    best = seen.get(state.best_epoch) or problem_tensors()
+    assert all(torch.equal(kept[name], value) for name, value in best.items())
+    assert state.best_epoch < 4
+
+
+def problem_tensors() -> dict[str, Tensor]:
+    tail, head, _ = problem()
+    return dict(nn.ModuleDict({"tail": tail, "head": head}).state_dict())
+
+
+def test_training_stops_after_epochs_without_a_better_one():
+    state = train_tail(*problem(), loss, replace(RECIPE, lr=1e-12, max_epochs=9, patience=2))
+    assert len(state.epochs) <= 9
+    assert len(state.epochs) - state.best_epoch in (0, 2)
+
+
+def test_rates_rise_to_the_full_one_and_fall_to_nearly_nothing():
+    recipe = Recipe(max_epochs=3, warmup=0.1)
+    rates = [recipe.rate(step, steps_per_epoch=10) for step in range(30)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert max(rates) == rates[2]
+    assert rates[29] < 1e-3
+    steps = Recipe(step_size=7, gamma=0.1)
+    assert [steps.rate(10 * epoch, steps_per_epoch=10) for epoch in (0, 6, 7, 14)] == (
+        pytest.approx([1, 1, 0.1, 0.01])
+    )
+
+
+def test_blocks_have_their_rates_wherever_the_network_is_cut():
+    tail, head, data = problem()
+    recipe = replace(
+        RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip=None, max_epochs=1
+    )
+    moved = {}
+    for decay in (1.0, 0.5):
+        tail, head, data = problem()
+        before = {name: value.detach().clone() for name, value in tail.named_parameters()}
+        one = Rows(*data.all, num_held_out=len(data.all[1]) - 32)
+        train_tail(tail, head, one, loss, replace(recipe, layer_decay=decay, patience=99))
+        moved[decay] = {
+            n: float((v.detach() - before[n]).norm()) for n, v in tail.named_parameters()
+        }
+    for name, full in moved[1.0].items():
+        depth = 4 - ["0.0", "0.1", "1.0", "1.1"].index(block_of(name))
+        assert moved[0.5][name] == pytest.approx(full * 0.5**depth, rel=0.02)
+
+
+def test_norms_biases_and_embeddings_do_not_decay():
+    tail, head, _ = problem()
+    tail.register_parameter("pos_embedding", nn.Parameter(torch.zeros(1, 3, 8)))
+    decayed = [
+        parameter
+        for group in parameter_groups(tail, head, RECIPE)
+        for parameter in group["params"]  # type: ignore[attr-defined]
+        if group["weight_decay"]
+    ]
+    names = {id(p): n for m in (tail, head) for n, p in m.named_parameters()}
+    assert sorted(names[id(p)] for p in decayed) == ["0.0.weight", "1.0.weight", "weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("layer4.0.conv1.weight", "layer4.0"),
+        ("features.6.0.block.1.2.weight", "features.6.0"),
+        ("features.9.squeeze.weight", "features.9"),
+        ("encoder.layers.encoder_layer_11.mlp.0.weight", "encoder.layers.encoder_layer_11"),
+        ("features.denseblock4.denselayer16.conv1.weight", "features.denseblock4.denselayer16"),
+        ("Mixed_7c.branch1x1.conv.weight", "Mixed_7c"),
+        ("encoder.ln.weight", "encoder"),
+    ],
+)
+def test_blocks_are_named_by_their_numbers(name: str, block: str):
+    assert block_of(name) == block
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    tail, head, data = problem()
+    data.all[0][5] = torch.nan
+    with pytest.raises(TrainingError, match="not finite in epoch 1"):
+        train_tail(tail, head, data, loss, RECIPE)
+
+
+def test_a_parameter_that_no_gradient_reaches_is_named():
+    tail, head, data = problem()
+    tail.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(TrainingError, match=r"No gradient reaches tail\.unused"):
+        train_tail(tail, head, data, loss, RECIPE)
+
+
+def test_a_run_of_other_tensors_is_not_resumed():
+    state = train_tail(*problem(), loss, RECIPE)
+    tail, head, data = problem()
+    tail.register_parameter("other", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(ConfigError, match=r"other tensors \(tail\.other, …\)"):
+        train_tail(tail, head, data, loss, RECIPE, resumed=state)
+
+
+@pytest.mark.parametrize(("count", "block", "at_once"), [(100, 8, 32), (97, 10, 97), (5, 8, 2)])
+def test_an_order_has_each_sample_once(count: int, block: int, at_once: int):
+    pieces = list(order_of(count, epoch=1, seed=0, block=block, at_once=at_once))
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(count))
+    assert all(len(piece) <= max(block, at_once) for piece in pieces)
+    other = list(order_of(count, epoch=2, seed=0, block=block, at_once=at_once))
+    assert np.concatenate(other).tolist() != np.concatenate(pieces).tolist()
+
+
+def test_batches_of_a_file_sorted_by_class_hold_most_classes():
+    labels = np.repeat(np.arange(10), 200)
+    found = []
+    for piece in order_of(2000, epoch=1, seed=0, block=16, at_once=500):
+        for start in range(0, len(piece) - 63, 64):
+            found.append(len(set(labels[piece[start : start + 64]])))
+    assert np.mean(found) >= 0.8 * 10
