@@ -21,6 +21,9 @@ from featx.backbones.catalog import build_skeleton, penultimate_layer
 from featx.backbones.spec import INPUT
 from featx.errors import BackboneError
 
+_FEW_CUTS = 4
+"""So many names near the top, or fewer, are containers of all the blocks: look inside."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -127,6 +130,40 @@ def list_cuts(backbone: str, image_size: int, *, layer: str | None = None) -> li
         share = sum(runner.flops.get(node, 0) for node in behind) / max(whole, 1)
         cuts.append(Cut(name, shape[1:], count, share))
     return cuts
+
+
+def main_cuts(cuts: list[Cut]) -> list[Cut]:
+    """Return the cuts that are worth a choice: the input, and the borders of blocks.
+
+    Left out are names that lie deeper than the blocks, cuts behind which next to nothing is
+    trained, and those where a later cut takes no more space and leaves the same work.
+
+    Args:
+        cuts: All cuts of a backbone, as ``list_cuts`` returns them.
+    """
+    whole = cuts[0].num_parameters
+    trained = [cut for cut in cuts if cut.num_parameters > whole / 1000]
+    found: list[Cut] = []
+    for depth in range(2, 5):
+        near = [cut for cut in trained if cut.name.count(".") < depth]
+        found = [
+            cut
+            for number, cut in enumerate(near)
+            if cut.name == INPUT or not any(_replaces(later, cut, whole) for later in near[number:])
+        ]
+        if len(found) > _FEW_CUTS:
+            break
+    return found
+
+
+def _replaces(later: Cut, cut: Cut, whole: int) -> bool:
+    """Return whether a later cut takes no more space and leaves the same work and parameters."""
+    return (
+        later is not cut
+        and later.num_bytes <= cut.num_bytes
+        and cut.share - later.share < 1 / 500
+        and cut.num_parameters - later.num_parameters < whole / 1000
+    )
 
 
 class _Traced:

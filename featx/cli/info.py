@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,16 +121,34 @@ def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--all", "everything", is_flag=True, help="With NAME: every node of the graph.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="With NAME: every node of the graph, and every cut.",
+)
+@click.option("--cuts", is_flag=True, help="With NAME: its cuts alone.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="With NAME: for this input size.")
 @options.as_json
 @options.no_notes
-def backbones(name: str | None, everything: bool, image_size: int | None, as_json: bool) -> None:
-    """List every backbone, or the layers of backbone NAME with their output shapes."""
+def backbones(
+    name: str | None, everything: bool, cuts: bool, image_size: int | None, as_json: bool
+) -> None:
+    """List every backbone, or the layers and cuts of backbone NAME.
+
+    Layers are for --layer: their pooled output is the feature. Cuts are for --cut: what enters the
+    module is cached, and everything behind it can be trained. --json gives the layers, with --cuts
+    the cuts.
+    """
     if name is None:
+        if cuts:
+            raise click.UsageError("--cuts needs the NAME of a backbone.")
         _list_backbones(as_json=as_json)
-    else:
-        _list_layers(name, image_size, depth=None if everything else _DEPTH, as_json=as_json)
+        return
+    if not cuts:
+        _list_layers(name, image_size, everything=everything, as_json=as_json)
+    if cuts or not as_json:
+        _list_cuts(name, image_size, everything=everything, as_json=as_json)
 
 
 def _list_backbones(*, as_json: bool) -> None:
@@ -156,12 +174,13 @@ def _list_backbones(*, as_json: bool) -> None:
     )
 
 
-def _list_layers(name: str, image_size: int | None, *, depth: int | None, as_json: bool) -> None:
+def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json: bool) -> None:
     from featx.backbones.catalog import build_skeleton, default_preprocess, penultimate_layer
     from featx.backbones.network import layer_names, layer_shapes
 
     size = image_size or default_preprocess(name).image_size
     model = build_skeleton(name, size)
+    depth = None if everything else _DEPTH
     shapes = layer_shapes(name, size, layer_names(model, depth=depth), model=model)
     default = penultimate_layer(model)
     if as_json:
@@ -172,7 +191,39 @@ def _list_layers(name: str, image_size: int | None, *, depth: int | None, as_jso
     print_table(
         ["layer", "output"],
         [
-            [f"{layer} *" if layer == default else layer, " × ".join(map(str, shape[1:]))]
+            [f"{layer} *" if layer == default else layer, _product(shape[1:])]
             for layer, shape in shapes.items()
         ],
     )
+    click.echo()
+
+
+def _list_cuts(name: str, image_size: int | None, *, everything: bool, as_json: bool) -> None:
+    from featx.backbones.catalog import default_preprocess
+    from featx.backbones.cuts import list_cuts, main_cuts
+
+    size = image_size or default_preprocess(name).image_size
+    cuts = list_cuts(name, size)
+    cuts = cuts if everything else main_cuts(cuts)
+    if as_json:
+        print_json([asdict(cut) | {"num_bytes": cut.num_bytes} for cut in cuts])
+        return
+    print_text(f"{name} at {size} px: cuts, with what lies behind each and can be trained")
+    click.echo()
+    print_table(
+        ["cut", "input", "an image", "parameters", "work"],
+        [
+            [
+                cut.name,
+                _product(cut.shape),
+                human_bytes(cut.num_bytes),
+                f"{cut.num_parameters / 1e6:.2f} M",
+                f"{cut.share:.1%}",
+            ]
+            for cut in cuts
+        ],
+    )
+
+
+def _product(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featx.backbones.catalog import build_model, default_preprocess, penultimate_layer
-from featx.backbones.cuts import INPUT, list_cuts, split_model
+from featx.backbones.cuts import INPUT, list_cuts, main_cuts, split_model
 from featx.backbones.network import (
     build_network,
     build_parts,
@@ -141,3 +141,16 @@ def test_stem_and_tail_of_a_spec_are_the_network(cut):
     names = tensors_of(tail, "resnet18", 64)
     assert all(torch.equal(value, weights.state[name]) for name, value in names.items())
     assert BackboneSpec.from_dict(json.loads(json.dumps(own.to_dict()))) == own
+
+
+def test_main_cuts_are_the_borders_of_blocks():
+    main = {
+        name: [cut.name for cut in main_cuts(list_cuts(name, 64))]
+        for name in ("resnet18", "squeezenet1_1")
+    }
+    layers = [f"layer{n}{part}" for n in (1, 2, 3, 4) for part in ("", ".1")]
+    assert main["resnet18"] == ["input", *layers]
+    assert "features.6" in main["squeezenet1_1"]
+    assert "features.5" not in main["squeezenet1_1"]  # a pooling, and then features.6
+    deep = [cut.name for cut in main_cuts(list_cuts("vit_b_16", 224))]
+    assert deep[-1] == "encoder.layers.encoder_layer_11"

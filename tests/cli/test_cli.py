@@ -345,6 +345,20 @@ def test_backbones_lists_layers_with_shapes():
     assert shapes["features"] == [512, 1, 1]
 
 
+def test_backbones_lists_cuts_with_size_parameters_and_work():
+    text = featx_cli("backbones", "resnet18").stdout
+    assert "layer4    256 × 14 × 14  100.4 kB      8.39 M   22.7%" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "maxpool    " not in text.partition("cuts,")[2]  # layer1 is the same, and smaller
+    assert "layer" not in featx_cli("backbones", "tiny", "--cuts").stdout
+    first, *others = json.loads(featx_cli("backbones", "tiny", "--cuts", "--json").stdout)
+    assert first["name"] == "input"
+    assert first["num_bytes"] == 32 * 32 * 3
+    every = json.loads(featx_cli("backbones", "tiny", "--cuts", "--json", "--all").stdout)
+    assert {cut["name"] for cut in every} > {cut["name"] for cut in others} >= {"stage2", "stage3"}
+    assert featx_cli("backbones", "--cuts").exit_code == 2
+
+
 class TestBadInput:
     """One line on stderr, exit code 1, nothing half-written."""
 
