@@ -285,8 +285,8 @@ def test_a_refusal_names_field_expected_and_found(change, message):
 def test_unknown_details_are_ignored_and_unknown_settings_are_not():
     header = complete_header("head", details={"of a later featx": [1, {"a": None}]})
     Header.from_json(header.to_json(), path=Path("h"), kind="head")
-    header = complete_header("head", {"cut": "layer3"})
-    with pytest.raises(ArtifactInvalid, match=r"spec\.cut is 'layer3', expected no such field"):
+    header = complete_header("head", {"stride": "layer3"})
+    with pytest.raises(ArtifactInvalid, match=r"spec\.stride is 'layer3', expected no such field"):
         Header.from_json(header.to_json(), path=Path("h"), kind="head")
 
 

@@ -31,6 +31,7 @@ from featx.artifact.files import (
 )
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
+    NEWEST_SCHEMA_VERSION,
     OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
     Header,
@@ -47,6 +48,7 @@ __all__ = [
     "CARD_SIGN",
     "JOURNAL_MAGIC",
     "MAX_HEADER_BYTES",
+    "NEWEST_SCHEMA_VERSION",
     "OLDEST_SCHEMA_VERSION",
     "PAGE_SIGN",
     "SCHEMA_VERSION",

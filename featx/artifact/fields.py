@@ -6,6 +6,7 @@ that older files lack is optional.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ _TASK = text("single-label", "multi-label", "regression")
 _POOL = text("auto", "none", "avg", "max", "cls", "flatten")
 _PRECISION = text("fp32", "tf32", "bf16", "fp16", "int8")
 _CROP, _DECODE = text("center", "none"), text("full", "scaled")
+_MAX_VALUES = 2**31
+"""Of one image's features or activations."""
 _INT64 = whole(-(2**63), 2**63 - 1)
 _COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 
@@ -79,12 +82,25 @@ def _spec(value: Any, name: str) -> None:
         "weights_sha256": digest(),
         "layer": path_text,
         "pool": _POOL,
-        "num_features": whole(1, 2**31),
+        "num_features": whole(1, _MAX_VALUES),
         "preprocess": _preprocess,
         "precision": _PRECISION,
     }
-    in_int8 = isinstance(value, Mapping) and value.get("precision") == "int8"
-    record(fields | ({"calibration": calibration} if in_int8 else {}), closed=True)(value, name)
+    known = value if isinstance(value, Mapping) else {}
+    if known.get("precision") == "int8":
+        fields["calibration"] = calibration
+    elif "cut" in known or "shape" in known:
+        fields |= {"cut": path_text, "shape": _shape}
+    record(fields, closed=True)(value, name)
+    size = value["preprocess"]["image_size"]
+    if value.get("cut") == "input" and list(value["shape"]) != [size, size, 3]:
+        raise Unfit(f"{name}.shape", f"[{size}, {size}, 3] at the input", value["shape"])
+
+
+def _shape(value: Any, name: str) -> None:
+    list_of(whole(1, _MAX_VALUES), at_least=1)(value, name)
+    if math.prod(value) > _MAX_VALUES:
+        raise Unfit(name, f"at most {_MAX_VALUES} values", value)
 
 
 # --- features -------------------------------------------------------------------------------------

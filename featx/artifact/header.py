@@ -23,6 +23,8 @@ Kind = Literal["features", "head", "classifier"]
 SCHEMA_VERSION = 3
 """Version of all three files. It goes up only where a reader would misunderstand the old layout:
 details that a reader does not know are ignored, so new ones need no new version."""
+NEWEST_SCHEMA_VERSION = 4
+"""Version of files with a cut, which readers of version 3 would misunderstand."""
 OLDEST_SCHEMA_VERSION = 2
 """That is still read."""
 MAX_HEADER_BYTES = 16 * 2**20
@@ -39,7 +41,8 @@ class Header:
         classes: Class names in index order.
         details: What only this kind has (split names, metrics, the proof, …), JSON values only.
         environment: Versions and device that produced the file; provenance, not identity.
-        schema_version: Layout of the file, ``OLDEST_SCHEMA_VERSION`` to ``SCHEMA_VERSION``.
+        schema_version: Layout of the file, ``OLDEST_SCHEMA_VERSION`` to ``NEWEST_SCHEMA_VERSION``;
+            3 becomes 4 where the spec has a cut.
     """
 
     kind: Kind
@@ -48,6 +51,10 @@ class Header:
     details: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.schema_version == SCHEMA_VERSION and "cut" in self.spec:
+            object.__setattr__(self, "schema_version", NEWEST_SCHEMA_VERSION)
 
     @property
     def fingerprint(self) -> str:
@@ -109,13 +116,13 @@ class Header:
 
 
 def _require_known_version(version: object, path: Path) -> None:
-    if version in range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1):
+    if version in range(OLDEST_SCHEMA_VERSION, NEWEST_SCHEMA_VERSION + 1):
         return
-    is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+    is_newer = isinstance(version, int) and version > NEWEST_SCHEMA_VERSION
     raise ArtifactInvalid(
         path,
         f"'{path}' has schema version {brief(version)}; this featx reads "
-        f"{OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}. "
+        f"{OLDEST_SCHEMA_VERSION} to {NEWEST_SCHEMA_VERSION}. "
         + ("A newer featx wrote it: update featx." if is_newer else "Make the file again."),
     )
 

@@ -1,15 +1,18 @@
 """The head: the layers from raw features to logits, and its file.
 
 A safetensors file with ``layers.{i}.weight`` (out, in) and ``layers.{i}.bias`` (out,), float32.
-Standardisation is folded in, so a head applies to features as they are cached.
+Standardisation is folded in, so a head applies to features as they are cached. A head that was
+trained together with the network behind a cut has the tensors of that tail as well, as
+``tail.NAME`` by the names of the whole model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
+from featx.artifact.schema import brief
 from featx.errors import ArtifactInvalid
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks import TaskName, task_of
@@ -28,6 +32,11 @@ _MAX_LAYERS = 64
 NEVER = np.float32(-1e4)
 """Bias of a class without training samples."""
 _MAX_BYTES = 2**31
+_TAIL = "tail."
+_MAX_TENSORS = 2**14
+_MAX_NAME = 255
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+"""Of a tensor in a state dict."""
 _MAX_JSON_BYTES = 2 * MAX_HEADER_BYTES + 2**16
 """The header stands in the list of tensors as a string, where a quote takes two bytes."""
 
@@ -51,10 +60,19 @@ class Head:
     Attributes:
         header: Spec of its features, classes, solver, metrics.
         layers: First to last; a linear head has one.
+        tail: Tensors of the network behind the cut, float32, by the names of the whole model;
+            without its integer counters. Empty where that network was not trained.
     """
 
     header: Header
     layers: tuple[Layer, ...]
+    tail: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def cut(self) -> str | None:
+        """Where its network was split: the name of a module, or ``"input"``; None for nowhere."""
+        cut = self.header.spec.get("cut")
+        return None if cut is None else str(cut)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,6 +98,11 @@ class Head:
         known = options if isinstance(options, dict) else {}
         names = ("task", "head", "solver")
         return {name: known[name] for name in names if isinstance(known.get(name), str)}
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes such a head."""
+        return "finetune" if self.tail else "train-head"
 
     @property
     def sha256(self) -> str:
@@ -148,22 +171,39 @@ def save_head(path: Path, head: Head, *, overwrite: bool = False) -> Head:
         ArtifactInvalid: A weight is NaN or infinite; no reader would take the file.
         ArtifactError: The disk refused; nothing is left behind.
     """
-    if (layer := _first_not_finite(head.layers)) is not None:
+    head = _in_float32(head)
+    if (part := _first_not_finite(head)) is not None:
         raise ArtifactInvalid(
             path,
-            f"'{path}' was not written: layer {layer} has weights that are not finite. The "
-            "training diverged.",
+            f"'{path}' was not written: {part} has weights that are not finite. The training "
+            "diverged.",
         )
-    details = dict(head.header.details) | {"sha256": _checksum(head.layers)}
+    if (problem := _tail_problem(head.tail, head.header)) is not None:
+        raise ArtifactInvalid(path, f"'{path}' was not written: {problem}.")
+    details = dict(head.header.details) | {"sha256": _checksum(head)}
     head = replace(head, header=replace(head.header, details=details))
-    tensors = {}
+    tensors = {_TAIL + name: value for name, value in head.tail.items()}
     for i, (weight, bias) in enumerate(head.layers):
-        tensors[f"layers.{i}.weight"] = np.ascontiguousarray(weight, dtype=np.float32)
-        tensors[f"layers.{i}.bias"] = np.ascontiguousarray(bias, dtype=np.float32)
+        tensors |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
+    if (size := sum(value.nbytes for value in tensors.values())) > _MAX_BYTES - _MAX_JSON_BYTES:
+        raise ArtifactInvalid(
+            path, f"'{path}' was not written: its tensors have {size} bytes; 2 GB are the most."
+        )
     with publishing(path, overwrite=overwrite) as temporary:
         content = safetensors.numpy.save(tensors, {_METADATA_KEY: head.header.to_json()})
         temporary.write_bytes(content)
     return head
+
+
+def _in_float32(head: Head) -> Head:
+    """Return the head with arrays of its own, each contiguous."""
+
+    def own(value: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            return np.array(value, np.float32, order="C")
+
+    layers = tuple((own(weight), own(bias)) for weight, bias in head.layers)
+    return replace(head, layers=layers, tail={name: own(v) for name, v in head.tail.items()})
 
 
 def open_head(path: str | Path, *, verify: bool = True) -> Head:
@@ -183,25 +223,25 @@ def open_head(path: str | Path, *, verify: bool = True) -> Head:
     if path.stat().st_size > _MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than a head can be (2 GiB).")
     try:
-        header, layers = _parse(path.read_bytes(), path)
+        head = _parse(path.read_bytes(), path)
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(path, f"'{path}' is not a head, or is damaged ({err}).") from err
-    _require_shapes(path, header, layers)
-    if verify and _checksum(layers) != header.details["sha256"]:
+    _require_shapes(path, head.header, head.layers)
+    if verify and _checksum(head) != head.header.details["sha256"]:
         raise ArtifactInvalid(
             path,
             f"'{path}': its weights do not have the sha256 they were written with; the file is "
-            "damaged or was altered. Run featx train-head again.",
+            f"damaged or was altered. Run featx {head.made_by} again.",
         )
-    if (layer := _first_not_finite(layers)) is not None:
-        raise ArtifactInvalid(path, f"'{path}': layer {layer} has weights that are not finite.")
-    return Head(header, layers)
+    if (part := _first_not_finite(head)) is not None:
+        raise ArtifactInvalid(path, f"'{path}': {part} has weights that are not finite.")
+    return head
 
 
-def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
-    """Return header and layers of a file's content, its names and sizes checked first."""
+def _parse(content: bytes, path: Path) -> Head:
+    """Return the head in a file's content, its names and sizes checked first."""
     listing = _listing(content)
     metadata = listing.get("__metadata__")
     text = metadata.get(_METADATA_KEY) if isinstance(metadata, dict) else None
@@ -209,10 +249,14 @@ def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
         raise ArtifactInvalid(path, f"'{path}' is a safetensors file, but not a head of featx's.")
     header = Header.from_json(text, path=path, kind="head")
     names = listing.keys() - {"__metadata__"}
-    count = len(names) // 2
+    tail = {name for name in names if name.startswith(_TAIL)}
+    count = (len(names) - len(tail)) // 2
     expected = {f"layers.{i}.{part}" for i in range(count) for part in ("weight", "bias")}
-    if names != expected or not 1 <= count <= _MAX_LAYERS:
+    if names - tail != expected or not 1 <= count <= _MAX_LAYERS:
         raise ArtifactInvalid(path, f"'{path}' holds other tensors than a head's layers.")
+    tail_names = [name.removeprefix(_TAIL) for name in sorted(tail)]
+    if (problem := _tail_problem(tail_names, header)) is not None:
+        raise ArtifactInvalid(path, f"'{path}': {problem}.")
     for name in sorted(names):  # numpy lacks some of the types that may stand here
         entry = listing[name]
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
@@ -220,7 +264,17 @@ def _parse(content: bytes, path: Path) -> tuple[Header, tuple[Layer, ...]]:
             raise ArtifactInvalid(path, f"'{path}': '{name}' is {dtype}, expected F32.")
     tensors = safetensors.numpy.load(content)
     layers = ((tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"]) for i in range(count))
-    return header, tuple(layers)
+    return Head(header, tuple(layers), {name: tensors[_TAIL + name] for name in tail_names})
+
+
+def _tail_problem(names: Collection[str], header: Header) -> str | None:
+    """Return why a head cannot have a tail of these tensors; None where it can."""
+    if names and "cut" not in header.spec:
+        return "it has tensors of a network behind a cut, but its header names no cut"
+    if len(names) > _MAX_TENSORS:
+        return f"it has {len(names)} tensors behind the cut; {_MAX_TENSORS} are the most"
+    odd = [n for n in names if len(n) > _MAX_NAME or not _NAME.fullmatch(n)]
+    return f"{brief(odd[0])} is no name of a tensor" if odd else None
 
 
 def _listing(content: bytes) -> dict[str, Any]:
@@ -264,17 +318,20 @@ def _require_shapes(path: Path, header: Header, layers: Sequence[Layer]) -> None
         )
 
 
-def _first_not_finite(layers: Sequence[Layer]) -> int | None:
-    """Return the number of the first layer with a NaN or infinity in it."""
-    for i, layer in enumerate(layers):
+def _first_not_finite(head: Head) -> str | None:
+    """Return the first layer or tensor with a NaN or infinity in it, in words."""
+    for i, layer in enumerate(head.layers):
         if not all(np.isfinite(part).all() for part in layer):
-            return i
-    return None
+            return f"layer {i}"
+    odd = (name for name, value in head.tail.items() if not np.isfinite(value).all())
+    return next((f"'{_TAIL}{name}'" for name in odd), None)
 
 
-def _checksum(layers: Sequence[Layer]) -> str:
+def _checksum(head: Head) -> str:
     digest = hashlib.sha256()
-    for weight, bias in layers:
-        digest.update(np.ascontiguousarray(weight, dtype="<f4").tobytes())
-        digest.update(np.ascontiguousarray(bias, dtype="<f4").tobytes())
+    for part in (part for layer in head.layers for part in layer):
+        digest.update(np.ascontiguousarray(part, dtype="<f4").tobytes())
+    for name, value in sorted(head.tail.items()):
+        digest.update(f"\0{name}{list(value.shape)}\0".encode())
+        digest.update(np.ascontiguousarray(value, dtype="<f4").tobytes())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from featx import artifact
 from featx.artifact import (
     MAX_HEADER_BYTES,
+    NEWEST_SCHEMA_VERSION,
     OLDEST_SCHEMA_VERSION,
     SCHEMA_VERSION,
     Header,
@@ -187,20 +188,48 @@ class TestHeader:
         [
             *[(version, "Make the file again.") for version in (-1, 0, OLDEST_SCHEMA_VERSION - 1)],
             *[(version, "Make the file again.") for version in (True, "3", None, [3], {}, 2.5)],
-            *[(version, "update featx.") for version in (SCHEMA_VERSION + 1, 10**30)],
+            *[(version, "update featx.") for version in (NEWEST_SCHEMA_VERSION + 1, 10**30)],
         ],
     )
     def test_another_version_says_which_and_what_to_do(self, version, advice):
         with pytest.raises(ArtifactInvalid) as caught:
             read(replace(HEADER, schema_version=version).to_json())
-        reads = f"this featx reads {OLDEST_SCHEMA_VERSION} to {SCHEMA_VERSION}"
+        reads = f"this featx reads {OLDEST_SCHEMA_VERSION} to {NEWEST_SCHEMA_VERSION}"
         assert f"schema version {version!r}; {reads}" in str(caught.value)
         assert str(caught.value).endswith(advice)
 
-    @pytest.mark.parametrize("version", range(OLDEST_SCHEMA_VERSION, SCHEMA_VERSION + 1))
-    def test_older_versions_are_read_with_details_nobody_knows(self, version):
+    @pytest.mark.parametrize("version", range(OLDEST_SCHEMA_VERSION, NEWEST_SCHEMA_VERSION + 1))
+    def test_other_versions_are_read_with_details_nobody_knows(self, version):
         header = replace(HEADER, schema_version=version, details={**HEADER.details, "x": [{}]})
         assert read(header.to_json()) == header
+
+    def test_a_cut_has_a_version_that_older_readers_refuse_by_number(self):
+        spec = dict(HEADER.spec) | {"cut": "stage2", "shape": [4, 2, 2]}
+        header = replace(HEADER, spec=spec)
+        assert (HEADER.schema_version, header.schema_version) == (3, 4)
+        assert read(header.to_json()) == header
+        raw = json.loads(header.to_json()) | {"schema_version": 3}
+        del raw["checksum"]
+        with pytest.raises(ArtifactInvalid, match="damaged or altered"):
+            read(canonical_json(raw | {"checksum": fingerprint_of(raw)}))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"cut": "stage2"}, r"spec\.shape is missing"),
+            ({"shape": [4, 2, 2]}, r"spec\.cut is missing"),
+            ({"cut": 3, "shape": [4]}, r"spec\.cut is 3, expected text"),
+            ({"cut": "a\0b", "shape": [4]}, "expected text without NUL"),
+            ({"cut": "stage2", "shape": []}, "expected a list of at least 1"),
+            ({"cut": "stage2", "shape": [4, 0]}, r"spec\.shape\[1\] is 0"),
+            ({"cut": "stage2", "shape": [2**20, 2**20]}, r"expected at most 2147483648 values"),
+            ({"cut": "input", "shape": [3, 32, 32]}, r"spec\.shape is \[3, 32, 32\], expected"),
+        ],
+    )
+    def test_a_cut_and_its_shape_are_checked(self, change, message):
+        header = replace(HEADER, spec=dict(HEADER.spec) | change)
+        with pytest.raises(ArtifactInvalid, match=message):
+            read(header.to_json())
 
 
 class TestFingerprint:

@@ -378,9 +378,9 @@ def test_a_header_of_another_kind_or_version(published):
     set_header(published, replace(header, kind="head"))
     refused(published, "holds a head, but cached features is needed here")
     set_header(published, replace(header, schema_version=1))
-    refused(published, "schema version 1; this featx reads 2 to 3. Make the file again")
-    set_header(published, replace(header, schema_version=4))
-    refused(published, "schema version 4; this featx reads 2 to 3. A newer featx wrote it")
+    refused(published, "schema version 1; this featx reads 2 to 4. Make the file again")
+    set_header(published, replace(header, schema_version=5))
+    refused(published, "schema version 5; this featx reads 2 to 4. A newer featx wrote it")
 
 
 def test_a_header_of_another_version_than_the_columns(published):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from featx.artifact import MAX_HEADER_BYTES, Header
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid, ArtifactMissing
+from featx.heads import head as head_module
 from featx.heads.head import (
     Head,
     Layer,
@@ -48,6 +49,10 @@ def head_of(*widths: int, seed: int = 0, **details: Any) -> Head:
     classes = tuple(f"class {i}" for i in range(widths[-1]))
     spec = {"backbone": "tiny", "num_features": widths[0]}
     return Head(complete_header("head", spec, classes, details), layers)
+
+
+def zeros(*shape: int, dtype: str = "<f4") -> np.ndarray:
+    return np.zeros(shape, dtype)
 
 
 def checksum(layers: tuple[Layer, ...]) -> str:
@@ -159,6 +164,142 @@ def test_applying_leaves_features_alone():
     assert np.array_equal(features, before)
     assert head_of(9, 3).logits(features.astype(np.float16)).dtype == np.float32
     assert head_of(9, 3).logits(features[:0]).shape == (0, 3)
+
+
+# --- a trained tail ------------------------------------------------------------------------------
+
+
+def tuned(tail: dict[str, np.ndarray], *widths: int, cut: str = "stage2") -> Head:
+    """A head with tensors of the network behind a cut."""
+    head = head_of(*(widths or (4, 3)))
+    shape = [32, 32, 3] if cut == "input" else [4, 8, 8]
+    spec = dict(head.header.spec) | {"cut": cut, "shape": shape}
+    return replace(head, header=replace(head.header, spec=spec, schema_version=3), tail=tail)
+
+
+names = st.from_regex(r"[a-z0-9_]{1,5}(\.[a-z0-9_]{1,5}){0,3}", fullmatch=True)
+shapes = st.lists(st.integers(1, 4), max_size=4).map(tuple)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tensors=st.dictionaries(names, shapes, max_size=6), seed=st.integers(0, 99))
+def test_a_tail_that_is_written_is_read(tmp_path_factory, tensors, seed):
+    random = np.random.default_rng(seed)
+    tail = {name: random.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    path = tmp_path_factory.mktemp("tail") / "h"
+    saved, opened = save_head(path, tuned(tail)), open_head(path)
+    assert opened.header == saved.header
+    assert opened.tail.keys() == tail.keys()
+    for name, value in tail.items():
+        assert opened.tail[name].shape == value.shape
+        assert opened.tail[name].tobytes() == value.tobytes()
+    save_head(path.with_name("again"), opened)
+    assert path.read_bytes() == path.with_name("again").read_bytes()
+
+
+def test_tied_and_transposed_tensors_are_written_and_come_back_equal(tmp_path):
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    tail = {"a.weight": weight, "b.weight": weight, "c.weight": weight.T, "d": weight[::2, 1:]}
+    tail |= {"e": torch.arange(6.0).view(2, 3).T.numpy(), "f": np.float32(3), "g": weight[:0]}
+    save_head(tmp_path / "h", tuned(tail))
+    opened = open_head(tmp_path / "h")
+    assert opened.cut == "stage2"
+    for name, value in tail.items():
+        assert np.array_equal(opened.tail[name], value), name
+        assert opened.tail[name].shape == np.shape(value), name
+
+
+def test_a_head_without_a_tail_is_written_as_before(tmp_path):
+    head = head_of(5, 2)
+    saved = save_head(tmp_path / "h", head)
+    assert (saved.header.schema_version, saved.cut, saved.made_by) == (3, None, "train-head")
+    assert saved.header.details["sha256"] == checksum(head.layers)
+    tensors = {"layers.0.weight": head.layers[0][0], "layers.0.bias": head.layers[0][1]}
+    expected = safetensors.numpy.save(tensors, {"featx": saved.header.to_json()})
+    assert (tmp_path / "h").read_bytes() == expected
+
+
+def test_a_head_with_a_cut_is_refused_by_its_version_where_only_older_ones_are_read(tmp_path):
+    saved = save_head(tmp_path / "h", tuned({}))
+    assert saved.header.schema_version == 4
+    assert save_head(tmp_path / "t", tuned({"a": zeros(2)})).made_by == "finetune"
+
+
+def test_a_tail_without_a_cut_is_neither_written_nor_read(tmp_path):
+    head = replace(head_of(4, 3), tail={"a.weight": zeros(2)})
+    with pytest.raises(ArtifactInvalid, match=r"not written: it has tensors .* names no cut"):
+        save_head(tmp_path / "h", head)
+    assert os.listdir(tmp_path) == []
+    saved = save_head(tmp_path / "h", head_of(4, 3))
+    tensors, header = parts(tmp_path / "h")
+    craft(tmp_path / "h", tensors | {"tail.a.weight": zeros(2)}, header)
+    refused(tmp_path / "h", "behind a cut, but its header names no cut")
+    assert saved.tail == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "a..b", ".a", "a.", "../a", "a/b", "a b", "\u00e9", "a\n", "a" * 256, "٣"]
+)
+def test_names_that_no_state_dict_has(tmp_path, name):
+    with pytest.raises(ArtifactInvalid, match="is no name of a tensor"):
+        save_head(tmp_path / "h", tuned({name: zeros(2)}))
+    save_head(tmp_path / "h", tuned({}))
+    tensors, header = parts(tmp_path / "h")
+    craft(tmp_path / "h", tensors | {f"tail.{name}": zeros(2)}, header)
+    refused(tmp_path / "h", "is no name of a tensor")
+
+
+def test_more_tensors_than_a_network_has(tmp_path):
+    tail = dict.fromkeys(map(str, range(2**14 + 1)), zeros(1))
+    with pytest.raises(ArtifactInvalid, match="16385 tensors behind the cut; 16384 are the most"):
+        save_head(tmp_path / "h", tuned(tail))
+
+
+def test_a_tail_that_no_reader_would_take_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(head_module, "_MAX_BYTES", head_module._MAX_JSON_BYTES + 2**10)
+    with pytest.raises(ArtifactInvalid, match="not written: its tensors have 2108 bytes"):
+        save_head(tmp_path / "h", tuned({"a.weight": zeros(2**9)}))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_tail_that_diverged_is_neither_written_nor_read(tmp_path, value):
+    with pytest.raises(ArtifactInvalid, match=r"not written: 'tail\.a\.b' has weights .* diverged"):
+        save_head(tmp_path / "h", tuned({"a.b": np.array([1, value])}))
+    save_head(tmp_path / "h", tuned({"a.b": zeros(2)}))
+    tensors, header = parts(tmp_path / "h")
+    with np.errstate(over="ignore"):
+        craft(tmp_path / "h", tensors | {"tail.a.b": np.float32([1, value])}, header)
+    with pytest.raises(ArtifactInvalid, match=r"'tail\.a\.b' has weights that are not finite"):
+        open_head(tmp_path / "h", verify=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors | {"tail.a": tensors["tail.a"] + 1},
+        lambda tensors: tensors | {"tail.a": tensors["tail.a"].reshape(2, 1)},
+        lambda tensors: tensors | {"tail.a": tensors["tail.b"], "tail.b": tensors["tail.a"]},
+        lambda tensors: tensors | {"tail.c": zeros(1)},
+        lambda tensors: {name: value for name, value in tensors.items() if name != "tail.b"},
+        lambda tensors: {name.replace("tail.b", "tail.c"): v for name, v in tensors.items()},
+    ],
+    ids=["a value", "a shape", "two swapped", "one more", "one less", "a name"],
+)
+def test_a_tail_that_was_altered_is_refused(tmp_path, change):
+    save_head(tmp_path / "h", tuned({"a": np.float32([1, 2]), "b": np.float32([3, 4])}))
+    tensors, header = parts(tmp_path / "h")
+    craft(tmp_path / "h", change(tensors), header)
+    refused(tmp_path / "h", "do not have the sha256.* Run featx")
+
+
+def test_a_tensor_of_another_type_or_outside_the_tail(tmp_path):
+    save_head(tmp_path / "h", tuned({"a": zeros(2)}))
+    tensors, header = parts(tmp_path / "h")
+    craft(tmp_path / "h", tensors | {"tail.a": np.zeros(2, np.int64)}, header)
+    refused(tmp_path / "h", r"'tail\.a' is I64, expected F32")
+    craft(tmp_path / "h", tensors | {"body.a": zeros(2), "body.b": zeros(2)}, header)
+    refused(tmp_path / "h", "other tensors than a head's layers")
 
 
 # --- standardisation ----------------------------------------------------------------------------
@@ -341,10 +482,6 @@ def with_layers(whole: Path, *layers: tuple[Any, Any], **changes: Any) -> None:
     details = header.details | {"sha256": checksum(single)}
     header = replace(header, details=details, **changes)  # type: ignore[arg-type]
     craft(whole, tensors, header)
-
-
-def zeros(*shape: int, dtype: str = "<f4") -> np.ndarray:
-    return np.zeros(shape, dtype)
 
 
 def test_crafted_layers_that_fit_are_read(whole):
