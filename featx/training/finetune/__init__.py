@@ -1,5 +1,6 @@
 """Train the tail of a network on cached activations.
 
-options    the recipe
+options    what is asked, and the recipe
+outcome    what it comes to
 loop       training a tail and the head behind it, resumed to the bit
 """

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from featx.errors import ConfigError, TrainingError
 from featx.training.finetune.options import Recipe
+from featx.training.finetune.outcome import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -54,25 +55,6 @@ class Batch:
     activations: Tensor
     targets: Tensor
     weights: Tensor
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to.
-
-    Attributes:
-        number: From 1.
-        loss: Mean over the training samples, as they were seen.
-        held_out: Mean loss of the held-out samples after it; None where there are none.
-        rate: Learning rate of the head at its end.
-        skipped: Steps with an infinite gradient, which changed nothing.
-    """
-
-    number: int
-    loss: float
-    held_out: float | None
-    rate: float
-    skipped: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +191,7 @@ class _Trainer:
             total += float(losses.detach().sum())
             count += float(batch.weights.sum())
         held_out = mean_loss(self.tail, self.head, data, self.loss, recipe.batch_size)
-        return Epoch(number, total / count, held_out, rate * recipe.lr, skipped)
+        return Epoch(number, total / count, held_out, None, rate * recipe.lr, skipped)
 
     def state_after(self, before: State, epoch: Epoch) -> State:
         """Return what the run can be resumed from."""

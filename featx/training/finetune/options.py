@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from featx.errors import ConfigError, require_at_least, require_choice
+from featx.heads.samples.selection import ClassWeight
+from featx.heads.tasks import TASKS
+from featx.training.options import TaskChoice, parse_memory
 
 Optimizer = Literal["adamw", "sgd"]
+Average = Literal["none", "ema"]
+
+_EPOCHS, _EPOCHS_FROM_SCRATCH = 12, 30
+_DECAY, _DECAY_OF_TRANSFORMERS = 0.9, 0.75
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,15 @@ class Recipe:
         step_size: Epochs after which the rate is multiplied by ``gamma``; None for the cosine.
         gamma: See ``step_size``.
         clip: Largest norm of the gradient; None for any.
-        train_bn: Train batch norms as well, and let their statistics move.
+        train_bn: Let the statistics of batch norms move.
+        average: ``"ema"`` keeps a moving average of the weights, over about an epoch.
         seed: Of the order of images and the choice of views.
     """
 
     lr: float = 1e-3
     backbone_lr: float | None = None
-    layer_decay: float = 0.9
-    max_epochs: int = 12
+    layer_decay: float = _DECAY
+    max_epochs: int = _EPOCHS
     patience: int = 4
     batch_size: int = 64
     optimizer: Optimizer = "adamw"
@@ -45,6 +56,7 @@ class Recipe:
     gamma: float = 0.1
     clip: float | None = 1.0
     train_bn: bool = False
+    average: Average = "none"
     seed: int = 0
 
     def rate(self, step: int, *, steps_per_epoch: int) -> float:
@@ -60,3 +72,111 @@ class Recipe:
         if step < rising:
             return (step + 1) / rising
         return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / max(1, total - rising)))
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How the tail behind a cut, and the head, are trained.
+
+    Attributes:
+        task: How labels are read, as in ``TrainOptions``.
+        class_weight: What a sample counts, by the name of its class, 1 where there is none;
+            ``"balanced"`` lets every class count the same. Probabilities are brought back to the
+            shares of the classes, unless ``calibrate`` is false.
+        calibrate: Fit a temperature on held-out images and fold it into the head.
+        memory: What activations may take, in bytes or like ``"2GB"``; more are read from the file
+            in every epoch. None is half of what is free.
+        seed: Decides what is held out, the order of images, and random weights.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        scratch: Start from random weights behind the cut, without pretrained ones.
+        lr: Highest learning rate of the head; None chooses it from a few on the held-out images.
+        backbone_lr: The same of the whole tail; None for ``layer_decay``.
+        layer_decay: Learning rate of a block divided by that of the next one; None is 0.75 for
+            transformers and 0.9 for others, and 1 from scratch.
+        max_epochs: Epochs at the most; None is 12, and 30 from scratch.
+        patience: Epochs without a lower held-out loss after which training stops.
+        batch_size: Images a step.
+        optimizer: ``"adamw"``; or ``"sgd"`` with ``momentum``, as in tutorials.
+        momentum: Of ``sgd``, in [0, 1).
+        weight_decay: Of weights of convolutions, linear layers and attention, at least 0.
+        warmup: Share of the steps in which the rate rises from zero, in [0, 1).
+        step_size: Epochs after which the rate is multiplied by ``gamma``; None for a cosine.
+        gamma: See ``step_size``; above 0 and at most 1.
+        clip: Largest norm of the gradient; None for any.
+        train_bn: Let the statistics of batch norms move; None does so from scratch only.
+        average: ``"ema"`` keeps a moving average of the weights, over about an epoch.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    task: TaskChoice = "auto"
+    class_weight: ClassWeight = None
+    calibrate: bool = True
+    memory: str | int | None = None
+    seed: int = 0
+    device: str = "auto"
+    scratch: bool = False
+    lr: float | None = None
+    backbone_lr: float | None = None
+    layer_decay: float | None = None
+    max_epochs: int | None = None
+    patience: int = 4
+    batch_size: int = 64
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    step_size: int | None = None
+    gamma: float = 0.1
+    clip: float | None = 1.0
+    train_bn: bool | None = None
+    average: Average = "none"
+
+    def __post_init__(self) -> None:
+        require_choice("task", self.task, ("auto", *TASKS))
+        require_choice("optimizer", self.optimizer, get_args(Optimizer))
+        require_choice("average", self.average, get_args(Average))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}.")
+        for name in ("max_epochs", "patience", "step_size"):
+            require_at_least(name, getattr(self, name), 1)
+        require_at_least("batch_size", self.batch_size, 2 if self.train_bn else 1)
+        for name in ("lr", "backbone_lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name.replace('_', ' ')} must be above 0; got {value}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight decay must be at least 0; got {self.weight_decay}.")
+        for name in ("momentum", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be at least 0 and below 1; got {getattr(self, name)}."
+                )
+        for name in ("gamma", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(
+                    f"{name.replace('_', ' ')} must be above 0 and at most 1; got {value}."
+                )
+        if self.memory is not None:
+            parse_memory(self.memory)
+
+    def recipe(self, lr: float, *, is_transformer: bool) -> Recipe:
+        """Return the recipe with what was left open filled in."""
+        decay = _DECAY_OF_TRANSFORMERS if is_transformer else _DECAY
+        given: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Recipe)}
+        open_ones = {
+            "layer_decay": 1.0 if self.scratch else decay,
+            "max_epochs": _EPOCHS_FROM_SCRATCH if self.scratch else _EPOCHS,
+            "train_bn": self.scratch,
+        }
+        chosen = {name: value for name, value in open_ones.items() if given[name] is None}
+        return Recipe(**(given | chosen | {"lr": lr}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options that decide what is trained, JSON values: all but the memory."""
+        values = {name: value for name, value in asdict(self).items() if name != "memory"}
+        if self.class_weight is not None and not isinstance(self.class_weight, str):
+            values["class_weight"] = dict(self.class_weight)
+        return values
