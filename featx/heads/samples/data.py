@@ -13,6 +13,8 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from featx.heads.samples.folds import Division
+
 MOST_CORRELATED = 2048
 """Features above which correlations cost more than they save."""
 _ROWS_AT_LEAST, _ROWS_PER_FEATURE = 2**14, 8
@@ -28,6 +30,10 @@ Step = Callable[[str], None]
 
 def no_step(step: str) -> None:
     """Say nothing of a step."""
+
+
+Divide = Callable[..., Division | None]
+"""Called with targets, ``groups`` and ``seed``."""
 
 
 class Blocks(Protocol):
@@ -67,18 +73,29 @@ class FirstPass:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Samples that train a head; their targets are as its loss takes them."""
+    """Samples that train a head; their targets are as its loss takes them.
+
+    A sample in memory may have several versions, which share its weight and are held out together.
+    The first ``num_samples`` rows are the samples as they are scored; the second version of each
+    follows in the same order, then the third.
+    """
 
     features: np.ndarray | Blocks  # raw, finite, (N, num_features)
     targets: np.ndarray  # class indices (N,); tags or numbers (N, num_outputs)
     num_outputs: int
     weights: np.ndarray  # (N,), above 0
-    groups: np.ndarray | None = None  # (N,), -1 for none; a group is held out as a whole
+    groups: np.ndarray | None = None  # (num_samples,), -1 for none; held out as a whole
     first_pass: FirstPass | None = None  # of blocks
     pool_bytes: int = 0  # size of the features from blocks that are shuffled together
+    num_versions: int = 1  # rows of each sample
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, whatever their versions."""
+        return len(self) // self.num_versions
 
     @property
     def array(self) -> np.ndarray:
@@ -96,7 +113,49 @@ class TrainingData:
         """Return mean and scale of each feature, ``(num_features,)`` float64 each."""
         if self.first_pass:
             return self.first_pass.mean, self.first_pass.scale
-        return standardisation(self.array)
+        return standardisation(self.array, num_versions=self.num_versions)
+
+    def in_versions(self, features: np.ndarray) -> TrainingData:
+        """Return the same samples in several versions; each has its part of the sample's weight.
+
+        Args:
+            features: Of all rows, ``(num_versions * num_samples, num_features)``.
+        """
+        count = len(features) // len(self)
+        return replace(
+            self,
+            features=features,
+            targets=np.concatenate([self.targets] * count),
+            weights=np.tile(self.weights / count, count),
+            num_versions=count,
+        )
+
+    def first_versions(self) -> TrainingData:
+        """Return the samples in the version that is scored alone."""
+        if self.num_versions == 1:
+            return self
+        first = slice(0, self.num_samples)
+        return replace(
+            self,
+            features=self.array[first],
+            targets=self.targets[first],
+            weights=self.weights[first] * self.num_versions,
+            num_versions=1,
+        )
+
+    def rows_of(self, samples: np.ndarray) -> np.ndarray:
+        """Return the rows of samples ``(n,)`` in each version, ``(num_versions, n)``."""
+        starts = self.num_samples * np.arange(self.num_versions)
+        return np.asarray(starts[:, None] + samples)
+
+    def divide(self, divide: Divide, *, seed: int) -> Division | None:
+        """Return folds of the rows; all versions of a sample are in one, and the first is scored.
+
+        ``divide`` is ``folds.divide``, or that of a loss.
+        """
+        targets = self.targets[: self.num_samples]
+        division = divide(targets, groups=self.groups, seed=seed)
+        return division.in_versions(self.num_versions) if division else None
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield which samples these are, and their features, to be left as they are."""
@@ -105,11 +164,11 @@ class TrainingData:
         else:
             yield from self.features.blocks()
 
-    def select(self, rows: np.ndarray) -> TrainingData:
+    def select(self, samples: np.ndarray) -> TrainingData:
         """Return some samples, ``(n,)``; of features read in blocks in ascending order."""
         if isinstance(self.features, np.ndarray):
-            return self._select(rows, self.features[rows])
-        return self._select(rows, self.features.only(rows))
+            return self._select(samples, self.features[self.rows_of(samples).reshape(-1)])
+        return self._select(samples, self.features.only(samples))
 
     def subsample(self) -> tuple[np.ndarray, TrainingData]:
         """Return numbers ``(n,)`` and data of the samples that are in memory."""
@@ -118,8 +177,9 @@ class TrainingData:
         rows = self.first_pass.subsample
         return rows, replace(self._select(rows, self.first_pass.features), first_pass=None)
 
-    def _select(self, rows: np.ndarray, features: np.ndarray | Blocks) -> TrainingData:
-        groups = None if self.groups is None else self.groups[rows]
+    def _select(self, samples: np.ndarray, features: np.ndarray | Blocks) -> TrainingData:
+        groups = None if self.groups is None else self.groups[samples]
+        rows = self.rows_of(samples).reshape(-1)
         return replace(
             self,
             features=features,
@@ -165,25 +225,31 @@ def read_first_pass(
 
 
 def shuffled_batches(
-    features: np.ndarray | Blocks, size: int, random: np.random.Generator, *, pool_bytes: int
+    data: TrainingData, size: int, random: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield numbers ``(n,)`` and features ``(n, num_features)`` of all samples, in random order.
+    """Yield rows ``(n,)`` and features ``(n, num_features)`` of all samples, in random order.
 
-    Of blocks as many as fit into memory form a pool, in random order, and each pool is shuffled, so
-    that a sample meets others from all over the file, whatever their order there. An array is one
-    pool.
+    Each sample comes once, in one of its versions, so that an epoch is as many steps with versions
+    as without. Of blocks as many as fit into memory form a pool, in random order, and each pool is
+    shuffled, so that a sample meets others from all over the file, whatever their order there.
     """
-    pools: Iterator[tuple[np.ndarray, np.ndarray]]
+    features = data.features
     if isinstance(features, np.ndarray):
-        pools = iter([(np.arange(len(features)), features)])
-    else:
-        fitting = pool_bytes // (4 * features.shape[1] * size)  # whole batches
-        pools = pools_of(features, max(1, fitting) * size, random)
-    for numbers, pool in pools:
+        rows = np.arange(data.num_samples)
+        if data.num_versions > 1:  # by another generator, so that the order is that without
+            drawn = random.spawn(1)[0].integers(data.num_versions, size=len(rows))
+            rows += data.num_samples * drawn
+        rows = rows[random.permutation(len(rows))]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            yield batch, features[batch]
+        return
+    fitting = data.pool_bytes // (4 * features.shape[1] * size)  # whole batches
+    for numbers, pool in pools_of(features, max(1, fitting) * size, random):
         order = random.permutation(len(numbers))
         for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield numbers[rows], pool[rows]
+            batch = order[start : start + size]
+            yield numbers[batch], pool[batch]
 
 
 def pools_of(
@@ -212,12 +278,14 @@ def pools_of(
         yield numbers[:filled], pool[:filled]
 
 
-def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardisation(
+    features: np.ndarray, *, num_versions: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and scale of each feature, ``(num_features,)`` float64 each; see ``Moments``."""
     moments = Moments(features.shape[1])
     for start in range(0, len(features), _BLOCK_ROWS):
         moments.add(features[start : start + _BLOCK_ROWS])
-    return moments.standardisation()
+    return moments.standardisation(num_versions=num_versions)
 
 
 class Moments:
@@ -246,13 +314,13 @@ class Moments:
         deviation = np.sqrt(self._squares / self._count)
         return self._mean, np.where(self._constant(deviation), 1.0, deviation)
 
-    def standardisation(self) -> tuple[np.ndarray, np.ndarray]:
+    def standardisation(self, *, num_versions: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and scale of each feature, ``(num_features,)``.
 
         The scale is the standard deviation as if five more samples had varied as the usual feature
         does, and that of the usual feature where it is constant. This hardly changes it where
         samples are many, and keeps a feature from counting for much because few samples happen to
-        agree in it.
+        agree in it. Several versions of a sample count as one.
 
         Source: Smyth, "Linear Models and Empirical Bayes Methods for Assessing Differential
         Expression" (2004), which shrinks variances to a common one like this.
@@ -264,7 +332,8 @@ class Moments:
         usual = max(
             _lower_median(deviation[varies]), _LEAST_VARIATION * _lower_median(np.abs(self._mean))
         )
-        variance = (self._squares + _PRIOR_SAMPLES * usual**2) / (self._count + _PRIOR_SAMPLES)
+        squares, count = self._squares / num_versions, self._count / num_versions
+        variance = (squares + _PRIOR_SAMPLES * usual**2) / (count + _PRIOR_SAMPLES)
         return self._mean, np.where(varies, np.sqrt(variance), usual)
 
     def _constant(self, deviation: np.ndarray) -> np.ndarray:

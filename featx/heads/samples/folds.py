@@ -24,11 +24,24 @@ class Division:
 
     fold: np.ndarray  # of each sample, (N,) int64
     held_out_folds: np.ndarray  # once each; others always train
+    num_scored: int | None = None  # the first so many are scored when held out; None for all
 
     @property
     def held_out(self) -> np.ndarray:
-        """Which samples are held out at some time, ``(N,)`` bool."""
-        return np.isin(self.fold, self.held_out_folds)
+        """Which samples are held out at some time, and scored, ``(N,)`` bool."""
+        held_out = np.isin(self.fold, self.held_out_folds)
+        held_out[len(self.fold[: self.num_scored]) :] = False
+        return held_out
+
+    def scored_in(self, fold: int) -> np.ndarray:
+        """Return the samples of a fold that are scored, ascending, ``(n,)``."""
+        return np.flatnonzero(self.fold[: self.num_scored] == fold)
+
+    def in_versions(self, count: int) -> Division:
+        """Return the folds of so many versions of each sample; the first of each is scored."""
+        if count == 1:
+            return self
+        return Division(np.tile(self.fold, count), self.held_out_folds, len(self.fold))
 
 
 @dataclass(frozen=True, eq=False)

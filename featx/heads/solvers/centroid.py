@@ -11,6 +11,9 @@ Source: Wang et al., "SimpleShot: Revisiting Nearest-Neighbor Classification for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from featx.heads.head import NEVER, Fitted, Layer, silence_absent
@@ -26,7 +29,7 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
     Samples of the subsample are held out, each by itself, or with its fold where samples are in
     groups. Classes without samples get logits that lose.
     """
-    division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
+    division = data.divide(partial(divide, leave_one_out=True), seed=seed)
     every = _Centroids(data.mean(), data.num_outputs)
     grouped = division if data.groups is not None else None
     parts = [every.empty() for _ in grouped.held_out_folds] if grouped else []
@@ -47,18 +50,27 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
     at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // data.num_outputs))
     logits, labels = [], []
     for number, fold in enumerate(division.held_out_folds):
-        of_fold = np.flatnonzero(division.fold[rows] == fold)
+        of_fold = np.flatnonzero((division.fold[rows] == fold) & division.held_out[rows])
         num_blocks = 1 if parts else max(1, -(-len(of_fold) // at_once))
         for block in np.array_split(of_fold, num_blocks):
             x, lengths, targets, weights = (each[block] for each in samples)
             if parts:
                 outputs = every.without(parts[number]).logits(x)
+            elif some.num_versions > 1:
+                versions = [[each[row] for each in samples] for row in some.rows_of(block)]
+                outputs = every.without_versions(x, lengths, targets, _sum_of(versions))
             else:
                 outputs = every.without_own(x, lengths, targets, weights)
             logits.append(outputs[::nth].copy())
             labels.append(targets[::nth])
     held_out = HeldOut(np.concatenate(logits), np.concatenate(labels), len(parts))
     return Fitted((every.layer(),), choice, held_out if len(held_out.labels) else None)
+
+
+def _sum_of(versions: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Return the weighted directions of samples, summed over versions, ``(n, num_features)``."""
+    parts = [(w / lengths)[:, None] * x for x, lengths, _, w in versions]
+    return np.asarray(np.sum(parts, axis=0))
 
 
 class _Centroids:
@@ -122,4 +134,19 @@ class _Centroids:
         known = rest > 1e-9 * weights**2  # more than the sample itself
         own = (product - weights) / np.sqrt(np.where(known, rest, 1))
         logits[rows, labels] = np.where(known, own, -1) * lengths / usual
+        return logits
+
+    def without_versions(
+        self, x: np.ndarray, lengths: np.ndarray, labels: np.ndarray, own: np.ndarray
+    ) -> np.ndarray:
+        """Return as ``without_own``, without all versions of a sample, whose sum is ``own``."""
+        _, norms, usual = self._weight()
+        logits = self.logits(x)
+        rows = np.arange(len(labels))
+        product = logits[rows, labels] * norms[labels] * usual - np.einsum("nd,nd->n", own, x)
+        size = np.einsum("nd,nd->n", own, own)
+        rest = norms[labels] ** 2 - 2 * np.einsum("nd,nd->n", self._sums[labels], own) + size
+        known = rest > 1e-9 * size
+        cosines = np.where(known, product / np.sqrt(np.where(known, rest, 1)), -lengths)
+        logits[rows, labels] = cosines / usual
         return logits

@@ -133,7 +133,7 @@ def _divide(
 ) -> Division | None:
     """Return who of the subsample is held out when; None for nobody."""
     if not data.first_pass:
-        return loss.divide(data.targets, groups=data.groups, seed=seed)
+        return data.divide(loss.divide, seed=seed)
     # one fold, so that the last fit solves only one head more
     held_out = loss.hold_out(some.targets, NUM_FOLDS, groups=some.groups, seed=seed)
     return Division(np.where(held_out, 0, 1), np.array([0])) if held_out.any() else None

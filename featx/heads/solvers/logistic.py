@@ -104,7 +104,9 @@ class Logistic:
     def of_classes(self, classes: np.ndarray) -> Logistic:
         """Return the same for some ascending classes ``(m,)`` alone."""
         rows = np.flatnonzero(np.isin(self._data.targets, classes))
-        fold = self._division.fold[rows]
+        fold, num_scored = self._division.fold[rows], self._division.num_scored
+        if num_scored is not None:
+            num_scored = int(np.searchsorted(rows, num_scored))
         data = replace(
             self._data,
             features=self._data.array[:0],
@@ -115,7 +117,7 @@ class Logistic:
         return Logistic(
             replace(self._basis, samples=self._basis.array[rows]),
             data,
-            division=Division(fold, np.intersect1d(fold, self.held_out_folds)),
+            division=Division(fold, np.intersect1d(fold, self.held_out_folds), num_scored),
             loss=self.loss,
         )
 
@@ -249,7 +251,7 @@ class Logistic:
 
         Variables are ``(num_folds, num_variables)``.
         """
-        rows = [np.flatnonzero(self._division.fold == fold) for fold in self.held_out_folds]
+        rows = [self._division.scored_in(fold) for fold in self.held_out_folds]
         logits = [
             self.logits(of_fold, self._basis.array[row])
             for row, of_fold in zip(rows, variables, strict=True)

@@ -140,10 +140,12 @@ def fit_mlp(
         rows, held_out = data.subsample()
     else:
         rows = np.flatnonzero(
-            loss.hold_out(data.targets, HOLDOUT_PARTS, groups=data.groups, seed=seed)
+            loss.hold_out(
+                data.targets[: data.num_samples], HOLDOUT_PARTS, groups=data.groups, seed=seed
+            )
         )
-        held_out = data.select(rows)
-    train = data.select(np.delete(np.arange(len(data)), rows))
+        held_out = data.select(rows).first_versions()
+    train = data.select(np.delete(np.arange(data.num_samples), rows))
     mean, scale = train.standardisation()
     widths = (train.features.shape[1], *options.hidden, data.num_outputs)
     # without a hold-out there is nothing to compare them by
@@ -233,9 +235,7 @@ def _train(
         step(f"Epoch {epoch} of at most {options.max_epochs}")
         lr_scale = 0.5 * (1 + math.cos(math.pi * (epoch - 1) / options.max_epochs))
         with np.errstate(over="ignore", invalid="ignore"):  # what diverges has no finite loss
-            for rows, batch in shuffled_batches(
-                train.features, options.batch_size, random, pool_bytes=train.pool_bytes
-            ):
+            for rows, batch in shuffled_batches(train, options.batch_size, random):
                 weights = train.weights[rows]
                 shares = (weights / weights.sum()).astype(np.float32)
                 networks.step(batch, train.targets[rows], shares, lr_scale=lr_scale)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,19 @@ def fit_ridge(
             x, rotation, _ = rotate(x)
     else:
         x = StandardisedBlocks(data.features, mean, scale)
-    division = divide(data.targets, groups=data.groups, seed=seed, leave_one_out=True)
+    division = data.divide(partial(divide, leave_one_out=True), seed=seed)
     grouped = division is not None and data.groups is not None
     every, of_folds = _systems(x, data, division if grouped else None)
     strength, held_out = fixed_strength(strengths), None
     path: list[dict[str, Any]] = []
     if division is not None:
         systems = of_folds if grouped else [every]
-        parts: Iterable[_Part] = _parts(_blocks(x, data.num_outputs), data, division, systems)
-        parts = list(parts) if isinstance(x, np.ndarray) else parts
+        parts: Iterable[_Part]
+        if isinstance(x, np.ndarray) and data.num_versions > 1 and not grouped:
+            parts = list(_parts_in_versions(x, data, division, every))
+        else:
+            parts = _parts(_blocks(x, data.num_outputs), data, division, systems)
+            parts = list(parts) if isinstance(x, np.ndarray) else parts
         path = _errors_along(parts, data, strengths, leave_one_out=not grouped, step=step)
         strength = min(path, key=lambda point: point["error"])["strength"]
         rows, some = data.subsample()
@@ -121,6 +126,7 @@ class _Part:
     weights: np.ndarray  # (n,)
     coordinates: np.ndarray  # in the system's basis, centred, (n, rank)
     system: _System
+    versions: np.ndarray | None = None  # coordinates of all versions, (num_versions, n, rank)
 
 
 @dataclass(eq=False)
@@ -224,12 +230,27 @@ def _parts(
     """Yield the held-out samples of blocks: numbers ``(n,)`` and standardised features."""
     for numbers, x in blocks:
         for fold, system in zip(division.held_out_folds, systems, strict=True):
-            own = division.fold[numbers] == fold
+            own = (division.fold[numbers] == fold) & division.held_out[numbers]
             if own.any():
                 centred = x[own] - system.centre.astype(x.dtype)
                 coordinates = centred @ system.directions.astype(x.dtype)
                 rows = numbers[own]
                 yield _Part(data.targets[rows], data.weights[rows], coordinates, system)
+
+
+def _parts_in_versions(
+    x: np.ndarray, data: TrainingData, division: Division, system: _System
+) -> Iterator[_Part]:
+    """Yield the held-out samples with all their versions."""
+    samples = np.flatnonzero(division.held_out)
+    at_once = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // data.num_versions**2))
+    for start in range(0, len(samples), at_once):
+        some = samples[start : start + at_once]
+        rows = data.rows_of(some)
+        centred = x[rows.reshape(-1)] - system.centre.astype(x.dtype)
+        coordinates = centred @ system.directions.astype(x.dtype)
+        versions = coordinates.reshape(*rows.shape, -1)
+        yield _Part(data.targets[some], data.weights[some], versions[0], system, versions)
 
 
 def _leverages(part: _Part, strengths: Sequence[float]) -> np.ndarray:
@@ -247,6 +268,9 @@ def _outputs(
 ) -> Iterator[np.ndarray]:
     """Yield the outputs ``(n, num_outputs)`` for samples, of the solution without each of them."""
     u, system, targets = part.coordinates, part.system, part.targets
+    if leave_one_out and part.versions is not None:
+        yield from _outputs_without_versions(part, part.versions, strengths)
+        return
     leverages = _leverages(part, strengths) if leave_one_out else [None] * len(strengths)
     own = np.arange(len(targets)), targets
     for strength, leverage in zip(strengths, leverages, strict=True):
@@ -259,6 +283,32 @@ def _outputs(
                 outputs[own] -= 1  # minus the residual
                 np.divide(outputs, freedom, out=outputs, casting="same_kind")
                 outputs[own] += 1
+        yield outputs
+
+
+def _outputs_without_versions(
+    part: _Part, versions: np.ndarray, strengths: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Yield the outputs ``(n, num_outputs)`` for samples, of the solution without all versions.
+
+    The residuals of a sample's versions ``e`` become ``(I - H)⁻¹ e``, with ``H`` their block of the
+    hat matrix; of the first version, a sum over all with the factors of a row of that inverse.
+    """
+    system, targets = part.system, part.targets
+    by_sample = np.swapaxes(versions, 0, 1).astype(np.float64)  # (n, num_versions, rank)
+    for strength in strengths:
+        hat = (by_sample / (system.squares + 1 / strength)) @ np.swapaxes(by_sample, 1, 2)
+        hat = (hat + 1 / system.total) * part.weights[:, None, None]
+        shares, vectors = np.linalg.eigh(hat)
+        freedom = np.maximum(1 - shares, _LEAST_FREEDOM)
+        factors = np.einsum("nvj,nj,nj->nv", vectors, vectors[:, 0], 1 / freedom)
+        total = factors.sum(axis=1, keepdims=True)
+        coordinates = np.einsum("nv,nvd->nd", factors, by_sample)
+        outputs: np.ndarray = coordinates @ system.solution(strength) + total * system.shares
+        if targets.ndim == 2:
+            outputs += (1 - total) * targets
+        else:
+            outputs[np.arange(len(targets)), targets] += 1 - total[:, 0]
         yield outputs
 
 
@@ -275,7 +325,7 @@ def _errors_along(
     error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
     for part in parts:
         total, count = total + part.weights.sum(), count + len(part.weights)
-        step(f"{len(strengths)} strengths on {count:,} of {len(data):,} samples left out")
+        step(f"{len(strengths)} strengths on {count:,} of {data.num_samples:,} samples left out")
         for i, outputs in enumerate(_outputs(part, strengths, leave_one_out=leave_one_out)):
             squared, hits = _errors(outputs, part.targets)
             error[i] += part.weights @ squared

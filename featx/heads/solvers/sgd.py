@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -83,10 +83,9 @@ def fit_sgd(
         ConfigError: Training with these options diverges.
     """
     random = np.random.default_rng(seed)
-    features, weights = data.features, data.weights.astype(np.float32)
-    if isinstance(features, np.ndarray):
-        features = np.ascontiguousarray(features, dtype=np.float32)
-    num_features = features.shape[1]
+    if isinstance(data.features, np.ndarray):
+        data = replace(data, features=np.ascontiguousarray(data.features, dtype=np.float32))
+    weights, num_features = data.weights.astype(np.float32), data.features.shape[1]
     bound = 1 / np.sqrt(num_features)  # as torch's Linear
     weight, bias = (
         random.uniform(-bound, bound, size).astype(np.float32)
@@ -98,11 +97,9 @@ def fit_sgd(
         step(f"Epoch {epoch + 1} of {options.epochs}")
         rate = options.learning_rate * options.gamma ** (epoch // options.step_size)
         loss, accuracy = 0.0, 0.0
-        for rows, x in shuffled_batches(
-            features, options.batch_size, random, pool_bytes=data.pool_bytes
-        ):
+        for rows, x in shuffled_batches(data, options.batch_size, random):
             lost, right = state.step(x, data.targets[rows], weights[rows], rate, options.momentum)
-            loss, accuracy = loss + lost / len(data), accuracy + right / len(data)
+            loss, accuracy = loss + lost / data.num_samples, accuracy + right / data.num_samples
         if not np.isfinite(loss):
             raise ConfigError(
                 f"training by SGD diverged in epoch {epoch + 1}. Use a learning rate below "

@@ -33,7 +33,7 @@ def fit_with_sklearn(
     path: list[tuple[dict[str, Any], HeldOut]] = []
     division = None
     if len(strengths) > 1 or hold_out:
-        division = divide(data.targets, groups=data.groups, seed=seed)
+        division = data.divide(divide, seed=seed)
     if division:
         for number, candidate in enumerate(sorted(strengths), start=1):
             step(f"Strength {number} of {len(strengths)}, C = {candidate:g}")
@@ -63,10 +63,11 @@ def _cross_validate(
     """Return a point of the path, and the outputs for the folds, each left out once."""
     logits, rows = [], []
     for fold in division.held_out_folds:
-        held_out = division.fold == fold
-        (weight, bias), _ = _fit(data.select(~held_out), strength, tolerance=1e-4)
+        held_out = division.scored_in(fold)
+        trained = np.flatnonzero(division.fold[: data.num_samples] != fold)
+        (weight, bias), _ = _fit(data.select(trained), strength, tolerance=1e-4)
         logits.append(data.array[held_out] @ weight.T + bias)
-        rows.append(np.flatnonzero(held_out))
+        rows.append(held_out)
     row = np.concatenate(rows)
     out = HeldOut(np.concatenate(logits), data.targets[row], len(division.held_out_folds))
     point = {

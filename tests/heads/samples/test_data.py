@@ -56,9 +56,10 @@ def test_pools_have_every_sample_once(n, piece_rows, pool_rows, seed):
 def test_a_pool_holds_as_many_whole_batches_as_fit() -> None:
     features = np.arange(40, dtype=np.float32)[:, None] * [1, 2]
     order = np.random.default_rng(3).permutation(40)  # of pieces of a row
-    batches = shuffled_batches(
-        ArrayBlocks(features, 1), 4, np.random.default_rng(3), pool_bytes=4 * 2 * 4 * 3 + 5
+    data = data_of(
+        *(ArrayBlocks(features, 1), np.zeros(40, np.int64), 1), pool_bytes=4 * 2 * 4 * 3 + 5
     )
+    batches = shuffled_batches(data, 4, np.random.default_rng(3))
     numbers = np.concatenate([rows for rows, _ in batches])
     assert set(numbers[:12]) == set(order[:12])
     assert set(numbers[:4]) != set(order[:4])
