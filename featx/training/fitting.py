@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,8 +75,16 @@ def fit_heads(
     *,
     progress: EpochProgress | None = None,
     step: Step = no_step,
+    rows: np.ndarray | None = None,
 ) -> list[Trained]:
     """Return the head that the options ask for; with ``few_shot`` one for each draw.
+
+    Args:
+        cache: The feature file.
+        options: Which head and how.
+        progress: Called after each epoch of ``sgd``.
+        step: Called with the step under way.
+        rows: Those of ``training_rows`` that train, ascending, ``(n,)``; None for all of them.
 
     Raises:
         ArtifactInvalid: A feature is NaN or infinite.
@@ -86,7 +94,7 @@ def fit_heads(
     task = choose_task(cache, options.task)
     options = replace(options, task=task.name, solver=options.solver_for(task))
     targets = targets_of(cache, task)
-    rows = training_rows(cache, targets)
+    rows = training_rows(cache, targets) if rows is None else rows
     names = [cache.sample_ids[row] for row in rows.tolist()]
     warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
     values = targets.values[rows]
@@ -112,7 +120,8 @@ def fit_heads(
             heads = [training.fit_in_blocks(blocks) if blocks else training.fit_in_memory()]
         _warn_if_nothing_was_held_out(heads[0], options)
         training.step("Scoring")
-        scores = _score(heads, cache, targets, blocks)
+        values = blocks.blocks() if blocks else _slices(cache.features, len(targets.names))
+        scores = score_heads(heads, cache, targets, values)
     return [
         replace(head, metrics=of_head, cross_validated=_cross_validated(head) if validate else None)
         for head, of_head in zip(heads, scores, strict=True)
@@ -208,29 +217,9 @@ class _Training:
         return heads
 
     def _finish(self, fitted: Fitted, seconds: float, drawn: np.ndarray | None = None) -> Trained:
-        """Return a head for all outputs, calibrated where something was held out."""
-        task, encoding, held_out = self.targets.task, self.encoding, fitted.held_out
-        (*others, (weight, bias)), calibration = fitted.layers, None
-        if held_out is not None:
-            logits = held_out.logits
-            if self.options.calibrate and task.calibrate:
-                calibration = task.calibrate(held_out)
-                weight, bias = fold_temperature(weight, bias, calibration.temperature)
-                logits = logits / calibration.temperature
-            logits, labels = encoding.decode(logits, held_out.labels)
-            held_out = replace(held_out, logits=logits, labels=labels)
-        return Trained(
-            task=task,
-            names=self.targets.names,
-            layers=(*others, encoding.decode_layer(weight, bias)),
-            choice=fitted.choice,
-            calibration=calibration,
-            thresholds=task.choose_thresholds(held_out, len(self.targets.names)),
-            unit=encoding.unit,
-            held_out=held_out,
-            seconds=seconds,
-            drawn=drawn,
-        )
+        options, targets = self.options, self.targets
+        head = finish_head(fitted, targets, self.encoding, calibrate=options.calibrate)
+        return replace(head, seconds=seconds, drawn=drawn)
 
     def _require_finite(self) -> None:
         require_finite(self.cache, np.flatnonzero(~np.isfinite(self.cache.features).all(1)))
@@ -295,6 +284,41 @@ class _Training:
         )
 
 
+def finish_head(
+    fitted: Fitted, targets: Targets, encoding: Encoding, *, calibrate: bool
+) -> Trained:
+    """Return a head for all outputs, calibrated where something was held out; without scores.
+
+    Args:
+        fitted: Layers, and held-out outputs, as the loss takes them.
+        targets: Give the task and the names of the outputs.
+        encoding: Of the training samples.
+        calibrate: Fold a temperature into the head, where the task knows one.
+    """
+    task, held_out = targets.task, fitted.held_out
+    (*others, (weight, bias)), calibration = fitted.layers, None
+    if held_out is not None:
+        logits = held_out.logits
+        if calibrate and task.calibrate:
+            calibration = task.calibrate(held_out)
+            weight, bias = fold_temperature(weight, bias, calibration.temperature)
+            logits = logits / calibration.temperature
+        logits, labels = encoding.decode(logits, held_out.labels)
+        held_out = replace(held_out, logits=logits, labels=labels)
+    return Trained(
+        task=task,
+        names=targets.names,
+        layers=(*others, encoding.decode_layer(weight, bias)),
+        choice=fitted.choice,
+        calibration=calibration,
+        thresholds=task.choose_thresholds(held_out, len(targets.names)),
+        unit=encoding.unit,
+        held_out=held_out,
+        seconds=0.0,
+        drawn=None,
+    )
+
+
 def _cross_validated(head: Trained) -> CrossValidated | None:
     """Return the scores of samples that were left out in turn; of a single hold-out none."""
     held_out = head.held_out
@@ -322,15 +346,21 @@ def _warn_if_nothing_was_held_out(head: Trained, options: TrainOptions) -> None:
         )
 
 
-def _score(
-    heads: Sequence[Trained], cache: FeatureFile, targets: Targets, blocks: FeatureRows | None
+def score_heads(
+    heads: Sequence[Trained],
+    cache: FeatureFile,
+    targets: Targets,
+    blocks: Iterable[tuple[slice, np.ndarray]],
 ) -> list[dict[str, Scores]]:
-    """Return each head's scores of each split that has labelled samples, by one pass."""
+    """Return each head's scores of each split that has labelled samples, by one pass.
+
+    ``blocks`` are rows of the cache and their features ``(n, num_features)``.
+    """
     scorers = [
         {split: Scorer(head.task, head.thresholds) for split in cache.split_names} for head in heads
     ]
     splits = cache.splits
-    for where, values in blocks.blocks() if blocks else _slices(cache.features, len(targets.names)):
+    for where, values in blocks:
         for head, of_head in zip(heads, scorers, strict=True):
             outputs = apply_layers(head.layers, values)
             for number, split in enumerate(cache.split_names):
