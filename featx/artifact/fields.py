@@ -255,6 +255,7 @@ def _head(task: str, num_outputs: int) -> Rule:
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,
             "held_out": text(),
+            "excluded": list_of(path_text),
         },
     )
 

@@ -83,6 +83,7 @@ def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
         raise ArtifactInvalid(cache.path, f"The head of '{cache.path}' is damaged: {err}.") from err
     if columns == _columns(cache):
         return Staleness()
+    cache = cache.without(head.header.details.get("excluded", ()))
     now = _by_split(cache, _row_digests(cache, TASKS[head.task]))
     return Staleness(changes=changes_since(then, now), outdated=outdated_splits(then, now))
 

@@ -137,6 +137,12 @@ verify_content = click.option(
     help="Read every image and compare its content hash; by default size and time tell whether it "
     "changed.",
 )
+exclude = click.option(
+    "--exclude",
+    type=FILE,
+    help="Leave out the training images named in this file: one on each line, or a CSV with the "
+    "column path or sample_id, and of its rows those whose column drop is true, if it has one.",
+)
 per_class = click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
 
 

@@ -86,6 +86,7 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     help="What features and their copies may take, like 2GB; more are read from the file in "
     "blocks.  [half of what is free]",
 )
+@options.exclude
 @options.per_class
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
@@ -117,6 +118,7 @@ def _options(
     shots: int | None,
     repeats: int | None,
     no_calibrate: bool,
+    exclude: Path | None,
     **chosen: Any,
 ) -> TrainOptions:
     """Return the options of the stage; what was not given has the default there."""
@@ -125,6 +127,7 @@ def _options(
     from featx.heads.solvers.mlp import MLPOptions, parse_hidden
     from featx.heads.solvers.sgd import SGDOptions
     from featx.training.options import TrainOptions
+    from featx.training.samples import read_excluded
 
     shared = {name: chosen.pop(name) for name in _SHARED}
     given = {name: value for name, value in chosen.items() if value not in (None, ())}
@@ -148,6 +151,7 @@ def _options(
         class_weight=_class_weight(class_weight),
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         calibrate=not no_calibrate,
+        exclude=read_excluded(exclude) if exclude else (),
     )
 
 

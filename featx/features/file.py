@@ -7,9 +7,9 @@ it reads: whatever is not exactly this schema is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -30,6 +30,8 @@ from featx.features.schema import (
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 
+EXCLUDED = -2
+"""Label of a training image that was left out by its name."""
 _BLOCK_BYTES = 2**25
 
 
@@ -152,6 +154,15 @@ class FeatureFile:
         """Return the row numbers of a split, ascending, int64."""
         require_choice("split", split, SPLITS)
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def without(self, sample_ids: Collection[str]) -> Self:
+        """Return the file with the training images of these names labelled as ``EXCLUDED``."""
+        if not sample_ids:
+            return self
+        names = frozenset(sample_ids)
+        named = np.fromiter((each in names for each in self.sample_ids), bool, len(self))
+        excluded = named & (self.splits == SPLITS.index("train"))
+        return replace(self, labels=np.where(excluded, EXCLUDED, self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featx.artifact import (
-    Header,
-    describe_environment,
-    require_apart,
-    require_replaceable,
-    run_files,
-)
-from featx.classifier.staleness import record_provenance
-from featx.errors import ArtifactError
+from featx.artifact import Header, require_apart, require_replaceable, run_files
 from featx.features.file import FeatureFile, open_features
-from featx.features.splits import MAX_HELD_OUT, HeldOut
-from featx.heads.head import Head, describe_head, open_head, save_head
+from featx.heads.head import Head, save_head
 from featx.heads.samples.data import Step, no_step
 from featx.heads.samples.selection import FewShotScores, Spread, summarise
 from featx.heads.tasks import TASKS
-from featx.heads.tasks.calibration import Calibration
 from featx.training.fitting import EpochProgress, Trained, fit_heads
 from featx.training.options import CrossValidated, TrainOptions, TrainReport
-from featx.training.samples import warn_of_leaks
+from featx.training.record import (
+    calibration_of,
+    describe_replaced,
+    find_head,
+    head_header,
+    is_made_from,
+    made_from,
+    metrics_of,
+)
+from featx.training.samples import exclude, warn_of_leaks
 
 
 def train_head(
@@ -60,33 +58,23 @@ def train_head(
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)
-    existing, inputs = None, _inputs(cache, options)
-    if exists:
-        with suppress(ArtifactError):  # damaged
-            existing = open_head(output)
-    if existing and all(existing.header.details.get(name) == inputs[name] for name in inputs):
+    inputs, existing = _inputs(cache, options), find_head(output) if exists else None
+    if existing and is_made_from(existing, inputs):
         with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
             return _report(output, existing, is_unchanged=True)
+    cache = exclude(cache, options.exclude)
     trained = fit_heads(cache, options, progress=progress, step=step or no_step)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
-    replaced = "a head that cannot be read" if exists else ""
-    if existing:
-        details = existing.header.details
-        replaced = describe_head(details.get("choice", {}), details.get("metrics", {}))
+    replaced = describe_replaced(existing) if exists else ""
     return _report(output, head, seconds=seconds, replaced=replaced)
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
-    """Return the details of a header that decide whether training would write the head again."""
-    chosen = {name: value for name, value in asdict(options).items() if name != "overwrite"}
-    made_from = {
-        "features": cache.inputs_sha256,
-        "options": json.loads(json.dumps(chosen)),
-        "featx": describe_environment()["featx"],
-    }
-    return {"features": str(cache.path.resolve()), "made_from": made_from}
+    names = asdict(options).items()
+    chosen = {name: value for name, value in names if name not in ("overwrite", "exclude")}
+    return made_from(cache, chosen, excluded=options.exclude)
 
 
 def _report(
@@ -94,15 +82,15 @@ def _report(
 ) -> TrainReport:
     """Return the report of a head, from its header."""
     details, scores_from_dict = head.header.details, TASKS[head.task].scores_from_dict
-    calibration, cross_validated = details["calibration"], details.get("cross_validated")
+    cross_validated = details.get("cross_validated")
     few_shot = details.get("few_shot", {"metrics": {}})["metrics"]
     return TrainReport(
         path=path,
         head=head,
-        metrics={split: scores_from_dict(own) for split, own in details["metrics"].items()},
+        metrics=metrics_of(head),
         seconds=seconds,
         choice=details["choice"],
-        calibration=Calibration(**calibration) if calibration else None,
+        calibration=calibration_of(head),
         few_shot={
             split: FewShotScores(**{name: Spread(**own) for name, own in scores.items()})
             for split, scores in few_shot.items()
@@ -117,10 +105,6 @@ def _report(
     )
 
 
-_ORIGIN = ("source", "weights", "val_fraction")
-"""Details that export needs to find images and weights again."""
-
-
 def _header(
     cache: FeatureFile,
     options: TrainOptions,
@@ -128,37 +112,9 @@ def _header(
     inputs: Mapping[str, Any],
 ) -> Header:
     """Return the header of the head of the first draw."""
-    trained, source, weight = draws[0], cache.header.details, options.class_weight
-    calibration = trained.calibration
-    details: dict[str, Any] = {
-        **inputs,
-        **{name: source[name] for name in _ORIGIN},
-        "activation": "relu",
-        "task": trained.task.name,
-        "choice": trained.choice,
-        "class_weight": dict(weight) if isinstance(weight, Mapping) else weight,
-        "temperature": calibration.temperature if calibration else 1.0,
-        "calibration": asdict(calibration) if calibration else None,
-        "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
-        **record_provenance(cache, trained.task, drawn=trained.drawn),
-    }
-    held_out = cache.rows("val")
-    if not source.get("own_validation") and len(held_out) <= MAX_HELD_OUT:
-        details["held_out"] = HeldOut.of(cache.digests[held_out]).to_text()
-    if trained.cross_validated:
-        details["cross_validated"] = trained.cross_validated.to_dict()
-    if trained.thresholds:
-        details["thresholds"] = list(trained.thresholds)
-    if trained.unit:
-        details["unit"] = dict(zip(("mean", "scale"), trained.unit, strict=True))
+    more: dict[str, Any] = {}
     if options.few_shot:
         few_shot = summarise([each.metrics for each in draws])
         scores = {split: asdict(each) for split, each in few_shot.items()}
-        details["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
-    return Header(
-        kind="head",
-        spec=cache.header.spec,
-        classes=trained.names,
-        details=details,
-        environment=describe_environment("torch", "numpy", "scikit-learn"),
-    )
+        more["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
+    return head_header(cache, draws[0], inputs, class_weight=options.class_weight, **more)

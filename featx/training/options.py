@@ -47,6 +47,7 @@ class TrainOptions:
             written.
         calibrate: Fit a temperature on held-out samples and fold it into the head; numbers need
             none.
+        exclude: Sample ids of training images to leave out.
         memory: What features and their copies may take, in bytes or like ``"2GB"``; more are read
             from the file in blocks, pass after pass. None is half of what is free.
         seed: Decides folds, and everything random about an MLP.
@@ -62,6 +63,7 @@ class TrainOptions:
     class_weight: ClassWeight = None
     few_shot: FewShot | None = None
     calibrate: bool = True
+    exclude: tuple[str, ...] = ()
     memory: str | int | None = None
     seed: int = 0
     overwrite: bool = False

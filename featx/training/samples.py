@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from featx.errors import ArtifactInvalid, SourceError, counted
+from featx.errors import ArtifactInvalid, ConfigError, SourceError, counted
 from featx.features.file import FeatureFile
 from featx.features.splits import owners_of
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, Labels, Targets, Task
@@ -15,6 +19,8 @@ from featx.images.sources.labels import has_tags, look_like_numbers
 from featx.training.options import TaskChoice
 
 log = logging.getLogger(__name__)
+
+_YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
@@ -28,6 +34,65 @@ def warn_of_leaks(cache: FeatureFile) -> None:
             counted(len(leaks), "validation or test image has", "validation or test images have"),
             cache.sample_ids[leaks[0]],
         )
+
+
+def exclude(cache: FeatureFile, sample_ids: Sequence[str]) -> FeatureFile:
+    """Return the file as training sees it, without some images of its training split.
+
+    Raises:
+        ConfigError: A name is not in the file.
+    """
+    if not sample_ids:
+        return cache
+    splits = dict(zip(cache.sample_ids, cache.splits.tolist(), strict=True))
+    if unknown := [each for each in sample_ids if each not in splits]:
+        known = next(iter(cache.sample_ids), "")
+        raise ConfigError(
+            f"{counted(len(unknown), 'excluded image is', 'excluded images are')} not in "
+            f"'{cache.path}', '{unknown[0]}' first; its images have names like '{known}'."
+        )
+    training = [each for each in sample_ids if splits[each] == SPLITS.index("train")]
+    others = len(set(sample_ids)) - len(set(training))
+    log.info(
+        "%s left out of training as asked%s.",
+        counted(len(set(training)), "image is", "images are"),
+        f"; {counted(others, 'other')} of validation or test stay" if others else "",
+    )
+    return cache.without(training)
+
+
+def read_excluded(path: Path) -> tuple[str, ...]:
+    """Return the sample ids in a file, each once.
+
+    That is a text file with one on each line; or a CSV with the column ``path`` or ``sample_id``,
+    where a column ``drop`` chooses the rows in which it is true.
+
+    Raises:
+        ConfigError: It cannot be read, has no such column, or ``drop`` holds something else.
+    """
+    try:
+        text = path.read_text("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
+    except OSError as err:
+        raise ConfigError(f"Cannot read '{path}': {err.strerror or err}.") from err
+    columns = next(csv.reader(io.StringIO(text)), [])
+    named = next((name for name in ("path", "sample_id") if name in columns), None)
+    if named is None:
+        if path.suffix.lower() == ".csv":
+            raise ConfigError(
+                f"'{path}' has the columns {', '.join(columns)}; expected path or sample_id, the "
+                "images to leave out."
+            )
+        return tuple(dict.fromkeys(line for line in text.split("\n") if line.strip()))
+    table = csv.DictReader(io.StringIO(text))
+    rows = [row for row in table if _is_dropped(row.get("drop", "true"), path)]
+    return tuple(dict.fromkeys(row[named] for row in rows if row[named]))
+
+
+def _is_dropped(text: str | None, path: Path) -> bool:
+    value = (text or "").strip().lower()
+    if value not in _YES + _NO:
+        raise ConfigError(f"'{path}': drop must be true or false; got '{text}'.")
+    return value in _YES
 
 
 def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:
@@ -60,7 +125,7 @@ def targets_of(cache: FeatureFile, task: Task) -> Targets:
 def training_rows(cache: FeatureFile, targets: Targets) -> np.ndarray:
     """Return the labelled training rows, checked, ``(n,)`` int64."""
     rows: np.ndarray = cache.rows("train")
-    unlabelled = int((~targets.labelled[rows]).sum())
+    unlabelled = int((cache.labels[rows] == -1).sum())  # and not left out by name
     rows = rows[targets.labelled[rows]]
     if not len(rows):
         raise SourceError(f"'{cache.path}' has no labelled images in its training split.")

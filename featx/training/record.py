@@ -1,0 +1,130 @@
+"""Heads as files: the header that training writes, what a head was made from, reading it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featx.artifact import Header, describe_environment
+from featx.classifier.staleness import record_provenance
+from featx.errors import ArtifactError
+from featx.features.file import FeatureFile
+from featx.features.splits import MAX_HELD_OUT, HeldOut
+from featx.heads.head import Head, describe_head, open_head
+from featx.heads.samples.selection import ClassWeight
+from featx.heads.tasks import TASKS
+from featx.heads.tasks.calibration import Calibration
+from featx.heads.tasks.scores import Scores
+from featx.training.fitting import Trained
+
+_ORIGIN = ("source", "weights", "val_fraction")
+"""Details that export needs to find images and weights again."""
+
+
+def made_from(
+    cache: FeatureFile, options: Mapping[str, Any], *, excluded: Sequence[str] = (), **others: str
+) -> dict[str, Any]:
+    """Return the details of a header that decide whether training would write the head again.
+
+    Args:
+        cache: The feature file.
+        options: What was asked for, JSON values or tuples.
+        excluded: Sample ids of training images that were left out.
+        others: Whatever else decides it, as digests.
+    """
+    own = {
+        "features": cache.inputs_sha256,
+        "options": json.loads(json.dumps(options)),
+        "featx": describe_environment()["featx"],
+    }
+    details = {"features": str(cache.path.resolve()), "made_from": own | others}
+    return details | {"excluded": list(excluded)} if excluded else details
+
+
+def find_head(path: Path) -> Head | None:
+    """Return the head at an output; None where it is damaged."""
+    with suppress(ArtifactError):
+        return open_head(path)
+    return None
+
+
+def is_made_from(head: Head, inputs: Mapping[str, Any]) -> bool:
+    """Return whether a head has the details that ``made_from`` returned."""
+    details = head.header.details
+    return details.get("excluded") == inputs.get("excluded") and all(
+        details.get(name) == own for name, own in inputs.items()
+    )
+
+
+def describe_replaced(head: Head | None) -> str:
+    """Describe the head that is about to be replaced in a few words; None is a damaged one."""
+    if head is None:
+        return "a head that cannot be read"
+    details = head.header.details
+    return describe_head(details.get("choice", {}), details.get("metrics", {}))
+
+
+def head_header(
+    cache: FeatureFile,
+    trained: Trained,
+    inputs: Mapping[str, Any],
+    *,
+    class_weight: ClassWeight,
+    **more: Any,
+) -> Header:
+    """Return the header of a trained head.
+
+    Args:
+        cache: What it was trained on, excluded images left out.
+        trained: The head.
+        inputs: Of ``made_from``.
+        class_weight: As in the options.
+        more: Further details, JSON values.
+    """
+    source, calibration = cache.header.details, trained.calibration
+    weight = dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
+    details: dict[str, Any] = {
+        **inputs,
+        **{name: source[name] for name in _ORIGIN},
+        "activation": "relu",
+        "task": trained.task.name,
+        "choice": trained.choice,
+        "class_weight": weight,
+        "temperature": calibration.temperature if calibration else 1.0,
+        "calibration": asdict(calibration) if calibration else None,
+        "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
+        **record_provenance(cache, trained.task, drawn=trained.drawn),
+        **more,
+    }
+    held_out = cache.rows("val")
+    if not source.get("own_validation") and len(held_out) <= MAX_HELD_OUT:
+        details["held_out"] = HeldOut.of(cache.digests[held_out]).to_text()
+    if trained.cross_validated:
+        details["cross_validated"] = trained.cross_validated.to_dict()
+    if trained.thresholds:
+        details["thresholds"] = list(trained.thresholds)
+    if trained.unit:
+        details["unit"] = dict(zip(("mean", "scale"), trained.unit, strict=True))
+    return Header(
+        kind="head",
+        spec=cache.header.spec,
+        classes=trained.names,
+        details=details,
+        environment=describe_environment("torch", "numpy", "scikit-learn"),
+    )
+
+
+def metrics_of(head: Head) -> dict[str, Scores]:
+    """Return the scores of each split that a head's header holds."""
+    read = TASKS[head.task].scores_from_dict
+    return {split: read(own) for split, own in head.header.details["metrics"].items()}
+
+
+def calibration_of(head: Head) -> Calibration | None:
+    """Return the calibration that a head's header holds."""
+    calibration = head.header.details["calibration"]
+    return Calibration(**calibration) if calibration else None
