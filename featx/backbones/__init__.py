@@ -6,6 +6,7 @@ weights          finding, checking and reading weights
 state_dict       finding a network's tensors in a checkpoint, under whatever names
 cuts             splitting a network at the input of a module
 network          the module that ends at the chosen layer, its stem and its tail
+tails            networks with a trained tail in place of their own
 tiny             the bundled backbone
 engines          choosing an engine for batches of pixels; ONNX Runtime on the network's graph
 torch_engine     torch, on the CPU, a GPU or several

@@ -21,7 +21,7 @@ from featx.isolation.processes import Answer, Processes
 if TYPE_CHECKING:
     import torch
 
-    from featx.backbones.network import Network
+    from featx.backbones.network import Network, Tail
 
 _STREAMS = 2
 
@@ -44,7 +44,7 @@ class TorchEngine:
     name: ClassVar[EngineName] = "torch"
 
     def __init__(
-        self, network: Network, *, device: str = "auto", precision: Precision = "fp32"
+        self, network: Tail, *, device: str = "auto", precision: Precision = "fp32"
     ) -> None:
         import torch
 

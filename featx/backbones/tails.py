@@ -1,0 +1,186 @@
+"""Networks with a trained tail: their tensors, the features of activations, the whole network.
+
+A tail is all floating-point tensors of the network behind a cut, by the names of the whole model.
+None may be missing: what is not trained is the weights' own, and a part of a tail is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featx.backbones.catalog import build_skeleton
+from featx.backbones.cuts import split_model
+from featx.backbones.network import (
+    Network,
+    Tail,
+    build_network,
+    build_parts,
+    create_feature_extractor_quietly,
+)
+from featx.backbones.spec import INPUT, BackboneSpec
+from featx.backbones.torch_engine import TorchEngine
+from featx.backbones.weights import Weights
+from featx.errors import BackboneError, listed
+from featx.images.reading import map_ahead, num_cores
+
+_BATCH_BYTES = 2**24
+_MAX_BATCH = 64
+_SHOWN = 8
+
+
+def tail_shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each floating-point tensor behind a spec's cut, without weights.
+
+    At the input these are all of the network's, up to its layer; of a spec without a cut, none.
+
+    Raises:
+        BackboneError: The backbone has no such cut or layer.
+    """
+    if spec.cut is None:
+        return {}
+    return dict(_shapes(spec.backbone, spec.preprocess.image_size, spec.cut, spec.layer))
+
+
+@cache
+def _shapes(backbone: str, image_size: int, cut: str, layer: str) -> Mapping[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = build_skeleton(backbone, image_size)
+        known = model.state_dict()
+        if cut == INPUT:
+            behind = create_feature_extractor_quietly(model, {layer: "features"})
+        else:
+            _, behind = split_model(model, cut, layer=layer)
+        names = behind.state_dict()
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in known.items()
+        if name in names and tensor.is_floating_point()
+    }
+
+
+def require_tail(spec: BackboneSpec, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that tensors, by names and shapes, are all of those behind the cut, and no others.
+
+    Raises:
+        BackboneError: Some are missing, of another shape, or not known there.
+    """
+    expected = tail_shapes(spec)
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems += [f"unexpected: {name}" for name in found if name not in expected]
+    problems += [
+        f"shape of {name}: expected {shape}, found {found[name]}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        fitting = sum(shape == expected.get(name) for name, shape in found.items())
+        raise BackboneError(
+            f"The tensors do not fit {spec.backbone} behind its cut '{spec.cut}': {fitting} of "
+            f"{len(found)} fit, and {len(expected)} are needed: {listed(problems, _SHOWN, '; ')}. "
+            "Nothing was loaded."
+        )
+
+
+def build_tuned(
+    spec: BackboneSpec, tensors: Mapping[str, np.ndarray], weights: Weights | None
+) -> Network:
+    """Return the whole network of a spec with a cut, with a trained tail in place of its own.
+
+    Args:
+        spec: Has a cut.
+        tensors: All that ``tail_shapes`` names.
+        weights: Those of the stem, as ``build_network`` takes them; None where the cut is the
+            input, as the tail is the whole network then.
+
+    Raises:
+        BackboneError: Weights or tail do not fit, or the network that is built here is not the one
+            that the spec describes.
+    """
+    require_tail(spec, _shapes_in(tensors))
+    own = _as_tensors(tensors)
+    if weights is None:
+        if spec.cut != INPUT:
+            raise BackboneError(f"The weights before the cut at '{spec.cut}' are needed.")
+        return build_parts(spec, own)[0]
+    plain = spec.in_float32.without_cut
+    network, rebuilt = build_network(
+        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
+    )
+    if rebuilt != plain:
+        raise BackboneError(other_network(spec))
+    left = network.trunk.load_state_dict(own, strict=False)
+    if left.unexpected_keys:
+        raise BackboneError(f"The network has no tensors {left.unexpected_keys}.")
+    return network
+
+
+def other_network(spec: BackboneSpec) -> str:
+    """Return the message where a network built here is not that of the features."""
+    return (
+        f"The backbone {spec.backbone} built here differs from the one the features were made "
+        "with. Use the versions of torch and torchvision that extracted them."
+    )
+
+
+def build_tail(
+    spec: BackboneSpec, tensors: Mapping[str, np.ndarray], weights: Weights | None
+) -> Tail:
+    """Return the network behind a spec's cut: of the given tensors, or of the weights.
+
+    Args:
+        spec: Has a cut.
+        tensors: All that ``tail_shapes`` names, or none.
+        weights: Where there are no tensors.
+
+    Raises:
+        BackboneError: They do not fit.
+    """
+    if tensors:
+        require_tail(spec, _shapes_in(tensors))
+        return build_parts(spec, _as_tensors(tensors))[1]
+    state = weights.state if weights else {}
+    needed = {name: state[name] for name in tail_shapes(spec) if name in state}
+    require_tail(spec, _shapes_in(needed))
+    return build_parts(spec, state)[1]
+
+
+def features_of(tail: Tail, num_features: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from activations ``(n, …)`` to features ``(n, num_features)`` float32.
+
+    Activations are float16 or float32, at the input pixels ``(n, size, size, 3)`` uint8. It
+    calculates in float32 on the CPU, in batches on all cores.
+    """
+    engine = TorchEngine(tail, device="cpu")
+
+    def features(rows: np.ndarray) -> np.ndarray:
+        if not len(rows):
+            return np.empty((0, num_features), np.float32)
+        size = max(1, min(_MAX_BATCH, _BATCH_BYTES // (4 * math.prod(rows.shape[1:]))))
+
+        def batch(start: int) -> np.ndarray:
+            part = rows[start : start + size]
+            kind = np.uint8 if part.dtype == np.uint8 else np.float32
+            return engine.features(np.array(part, kind, order="C"))
+
+        starts = range(0, len(rows), size)
+        cores = num_cores()
+        with closing(map_ahead(batch, starts, workers=cores, window=2 * cores)) as parts:
+            return np.concatenate(list(parts))
+
+    return features
+
+
+def _as_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value) for name, value in tensors.items()}
+
+
+def _shapes_in(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
