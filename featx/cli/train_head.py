@@ -76,6 +76,12 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 @click.option("--shots", type=int, help="Train on so many images of each class.")
 @click.option("--repeats", type=int, help="Draws of --shots.  [10]")
 @click.option(
+    "--no-views",
+    "no_use_views",
+    is_flag=True,
+    help="Train on the images as they are, without the views that extraction added.",
+)
+@click.option(
     "--no-calibrate",
     is_flag=True,
     help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
@@ -117,6 +123,7 @@ def _options(
     class_weight: str | None,
     shots: int | None,
     repeats: int | None,
+    no_use_views: bool,
     no_calibrate: bool,
     exclude: Path | None,
     **chosen: Any,
@@ -150,6 +157,7 @@ def _options(
         sgd=sgd,
         class_weight=_class_weight(class_weight),
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
+        use_views=not no_use_views,
         calibrate=not no_calibrate,
         exclude=read_excluded(exclude) if exclude else (),
     )
@@ -229,6 +237,8 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
     if blocks := report.choice.get("in_blocks"):
         size = f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks"
         fields["features"] = f"{size}, {blocks['kept']:,} samples kept in memory"
+    if views := report.choice.get("views"):
+        fields["views"] = _describe_views(views)
     if cross_validated:
         folds = cross_validated.num_folds
         images = counted(cross_validated.scores.num_samples, "training image")
@@ -281,6 +291,19 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
     ]
     print_table(["C", *(title for title, _ in known.values())], rows)
     click.echo()
+
+
+def _describe_views(views: Mapping[str, Any]) -> str:
+    """Return what views bought: scores of held-out images without and with them."""
+    count = f"{counted(views['num_views'], 'view')} of each image"
+    if not views["with"]:
+        return f"{count}; nothing was held out to compare"
+    titles = {"mean_average_precision": "mAP", "mae": "MAE", "r2": "R²", "top1": "top-1"}
+    scores = (
+        f"{titles.get(name, name.replace('_', ' '))} {without:.4f} → {views['with'][name]:.4f}"
+        for name, without in views["without"].items()
+    )
+    return f"{count}, held out: {', '.join(scores)} with them"
 
 
 def _describe(choice: dict[str, Any]) -> str:

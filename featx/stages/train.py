@@ -14,7 +14,7 @@ from featx.heads.head import Head, save_head
 from featx.heads.samples.data import Step, no_step
 from featx.heads.samples.selection import FewShotScores, Spread, summarise
 from featx.heads.tasks import TASKS
-from featx.training.fitting import EpochProgress, Trained, fit_heads
+from featx.training.fitting import EpochProgress, fit_heads
 from featx.training.options import CrossValidated, TrainOptions, TrainReport
 from featx.training.record import (
     calibration_of,
@@ -26,6 +26,7 @@ from featx.training.record import (
     metrics_of,
 )
 from featx.training.samples import exclude, warn_of_leaks
+from featx.training.trained import Trained
 
 
 def train_head(
@@ -72,8 +73,10 @@ def train_head(
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
-    names = asdict(options).items()
-    chosen = {name: value for name, value in names if name not in ("overwrite", "exclude")}
+    left_out = {"overwrite", "exclude"}
+    if options.use_views:  # as in heads of earlier versions
+        left_out.add("use_views")
+    chosen = {name: value for name, value in asdict(options).items() if name not in left_out}
     return made_from(cache, chosen, excluded=options.exclude)
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featx.errors import ConfigError
 from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
-from featx.heads.head import Fitted, Layer, apply_layers
+from featx.heads.head import Fitted
 from featx.heads.samples.data import FirstPass, Step, TrainingData, no_step, read_first_pass
-from featx.heads.samples.folds import HeldOut
 from featx.heads.samples.selection import (
     FewShot,
     choose_held_out,
@@ -30,14 +28,21 @@ from featx.heads.solvers.linear import fit_linear
 from featx.heads.solvers.mlp import fit_mlp
 from featx.heads.solvers.ridge import fit_ridge
 from featx.heads.solvers.sgd import EpochScores, fit_sgd
-from featx.heads.tasks import Scorer, Targets, Task
-from featx.heads.tasks.calibration import Calibration, fold_temperature
+from featx.heads.tasks import Targets
 from featx.heads.tasks.losses import Sigmoid, Softmax
-from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
-from featx.training.options import CrossValidated, TrainOptions, memory_for
+from featx.training.options import TrainOptions, memory_for
 from featx.training.samples import choose_task, groups_of, require_finite, targets_of, training_rows
+from featx.training.trained import (
+    Trained,
+    cross_validated,
+    finish_head,
+    held_out_scores,
+    score_heads,
+    slices_of,
+)
+from featx.training.views import compare_views, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +51,8 @@ EpochProgress = Callable[[EpochScores], None]
 
 COPIES = {"lbfgs": 4, "sklearn": 8, "ridge": 7, "centroid": 5, "sgd": 3, "mlp": 5}
 """Copies of all features in float32 that training in memory holds at once."""
-_VALUES_AT_ONCE = 2**24
 _FEW_IMAGES = 50
 """Validation images below which the cross-validated score is reported as well."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A head that is ready to be written."""
-
-    task: Task
-    names: tuple[str, ...]  # of the outputs
-    layers: tuple[Layer, ...]  # for raw features, with the temperature or unit folded in
-    choice: dict[str, Any]  # chosen hyperparameters, JSON values
-    calibration: Calibration | None  # None where it was left out or nothing was held out
-    thresholds: tuple[float, ...]  # of tags
-    unit: tuple[list[float], list[float]] | None  # mean and deviation of regression targets
-    held_out: HeldOut | None
-    seconds: float  # of fitting, with reading where features are read in blocks
-    drawn: np.ndarray | None  # rows that trained it, (n,); None for the training split
-    metrics: dict[str, Scores] = field(default_factory=dict)  # of splits with labelled samples
-    cross_validated: CrossValidated | None = None  # where few images validate
 
 
 def fit_heads(
@@ -100,6 +86,7 @@ def fit_heads(
     values = targets.values[rows]
     num_validating = int(targets.labelled[cache.rows("val")].sum())
     validate = num_validating < _FEW_IMAGES and not options.few_shot
+    num_views = getattr(cache, "num_views", 0) if options.use_views else 0
     training = _Training(
         cache=cache,
         options=options,
@@ -109,10 +96,11 @@ def fit_heads(
         rows=rows,
         groups=groups_of(cache, rows),
         memory=memory_for(options.memory),
-        hold_out=options.calibrate or validate or not task.has_classes,
+        hold_out=options.calibrate or validate or not task.has_classes or bool(num_views),
         progress=progress,
         step=step,
-    )
+        num_views=num_views,
+    ).without_views_that_do_not_fit()
     with nullcontext() if training.fits_into_memory() else reading_blocks(cache) as blocks:
         if options.few_shot:
             heads = training.fit_draws(options.few_shot, blocks)
@@ -120,10 +108,10 @@ def fit_heads(
             heads = [training.fit_in_blocks(blocks) if blocks else training.fit_in_memory()]
         _warn_if_nothing_was_held_out(heads[0], options)
         training.step("Scoring")
-        values = blocks.blocks() if blocks else _slices(cache.features, len(targets.names))
+        values = blocks.blocks() if blocks else slices_of(cache.features, len(targets.names))
         scores = score_heads(heads, cache, targets, values)
     return [
-        replace(head, metrics=of_head, cross_validated=_cross_validated(head) if validate else None)
+        replace(head, metrics=of_head, cross_validated=cross_validated(head) if validate else None)
         for head, of_head in zip(heads, scores, strict=True)
     ]
 
@@ -143,6 +131,27 @@ class _Training:
     hold_out: bool  # for a single strength too
     progress: EpochProgress | None
     step: Step
+    num_views: int = 0  # of each training image that train it
+
+    def without_views_that_do_not_fit(self) -> _Training:
+        """Return the same, without views where these do not fit into memory."""
+        needed = self._needed()
+        if not self.num_views or needed <= self.memory:
+            return self
+        log.warning(
+            "The features with their views need about %s of memory, and %s may be taken: views are "
+            "left out. Allow more by memory=….",
+            *(_show(needed), _show(self.memory)),
+        )
+        return replace(self, num_views=0)
+
+    def _needed(self) -> int:
+        """Return the bytes of features and the copies of them that training in memory makes."""
+        options, cache = self.options, self.cache
+        solver = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
+        num_rows = len(cache) + self.num_views * len(cache.rows("train"))
+        copies = COPIES["sgd" if options.few_shot else solver]
+        return 4 * num_rows * cache.num_features * copies
 
     def fits_into_memory(self) -> bool:
         """Return whether all features fit into memory, with the copies that training makes.
@@ -150,14 +159,11 @@ class _Training:
         Raises:
             ConfigError: They do not fit, and the solver does not read them in blocks.
         """
-        options, num_features = self.options, self.cache.num_features
-        solver = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
-        size = 4 * len(self.cache) * num_features
-        needed = size * COPIES["sgd" if options.few_shot else solver]
+        options, num_features, needed = self.options, self.cache.num_features, self._needed()
         if needed <= self.memory:
             return True
         if not options.few_shot:
-            if solver == "sklearn":
+            if options.head == "linear" and options.solver == "sklearn":
                 raise ConfigError(
                     f"scikit-learn trains in memory: it needs about {_show(needed)} for these "
                     f"features, and may take {_show(self.memory)}. Use solver='lbfgs', which has "
@@ -170,16 +176,13 @@ class _Training:
                     f"{num_features:,} features are too few to be read in blocks. Allow more by "
                     "memory=…."
                 )
-        log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
+        size = _show(4 * len(self.cache) * num_features)
+        log.info("The features take %s: they are read in blocks, pass after pass.", size)
         return False
 
     def fit_in_memory(self) -> Trained:
         """Return the head, fitted to features in memory."""
-        self._require_finite()
-        data = self._data(self.cache.features[self.rows])
-        self.step("Fitting")
-        start = time.perf_counter()
-        return self._finish(self._solve(data), time.perf_counter() - start)
+        return self._fit(self._load(slice(None)))
 
     def fit_in_blocks(self, blocks: FeatureRows) -> Trained:
         """Return the head, fitted to features that are read block by block."""
@@ -206,23 +209,41 @@ class _Training:
         if blocks:
             data = self._data(self._read_once(blocks, drawn).features, drawn)
         else:
-            self._require_finite()
-            data = self._data(self.cache.features[self.rows[drawn]], drawn)
-        heads = []
-        for rows in draws:
-            self.step("Fitting")
-            start = time.perf_counter()
-            fitted = self._solve(data.select(np.searchsorted(drawn, rows)))
-            heads.append(self._finish(fitted, time.perf_counter() - start, self.rows[rows]))
-        return heads
+            data = self._load(drawn)
+        return [
+            self._fit(data.select(np.searchsorted(drawn, rows)), self.rows[rows], first=not number)
+            for number, rows in enumerate(draws)
+        ]
+
+    def _fit(
+        self, data: TrainingData, drawn: np.ndarray | None = None, *, first: bool = True
+    ) -> Trained:
+        """Return the head; the first of several draws is compared with one without views."""
+        self.step("Fitting")
+        start = time.perf_counter()
+        head = self._finish(self._solve(data), time.perf_counter() - start, drawn)
+        if not (self.num_views and first):
+            return head
+        without = None
+        if head.held_out is not None:
+            self.step("Fitting without views")
+            without = held_out_scores(self._finish(self._solve(data.first_versions()), 0.0))
+        views = compare_views(self.num_views, held_out_scores(head), without)
+        return replace(head, choice=head.choice | {"views": views})
 
     def _finish(self, fitted: Fitted, seconds: float, drawn: np.ndarray | None = None) -> Trained:
         options, targets = self.options, self.targets
         head = finish_head(fitted, targets, self.encoding, calibrate=options.calibrate)
         return replace(head, seconds=seconds, drawn=drawn)
 
-    def _require_finite(self) -> None:
+    def _load(self, samples: np.ndarray | slice) -> TrainingData:
+        """Return training samples in memory, with their views."""
         require_finite(self.cache, np.flatnonzero(~np.isfinite(self.cache.features).all(1)))
+        rows = self.rows[samples]
+        if not self.num_views:
+            return self._data(self.cache.features[rows], samples)
+        versions = versions_of(self.cache, rows)
+        return self._data(versions[: len(rows)], samples).in_versions(versions)
 
     def _data(
         self,
@@ -284,50 +305,6 @@ class _Training:
         )
 
 
-def finish_head(
-    fitted: Fitted, targets: Targets, encoding: Encoding, *, calibrate: bool
-) -> Trained:
-    """Return a head for all outputs, calibrated where something was held out; without scores.
-
-    Args:
-        fitted: Layers, and held-out outputs, as the loss takes them.
-        targets: Give the task and the names of the outputs.
-        encoding: Of the training samples.
-        calibrate: Fold a temperature into the head, where the task knows one.
-    """
-    task, held_out = targets.task, fitted.held_out
-    (*others, (weight, bias)), calibration = fitted.layers, None
-    if held_out is not None:
-        logits = held_out.logits
-        if calibrate and task.calibrate:
-            calibration = task.calibrate(held_out)
-            weight, bias = fold_temperature(weight, bias, calibration.temperature)
-            logits = logits / calibration.temperature
-        logits, labels = encoding.decode(logits, held_out.labels)
-        held_out = replace(held_out, logits=logits, labels=labels)
-    return Trained(
-        task=task,
-        names=targets.names,
-        layers=(*others, encoding.decode_layer(weight, bias)),
-        choice=fitted.choice,
-        calibration=calibration,
-        thresholds=task.choose_thresholds(held_out, len(targets.names)),
-        unit=encoding.unit,
-        held_out=held_out,
-        seconds=0.0,
-        drawn=None,
-    )
-
-
-def _cross_validated(head: Trained) -> CrossValidated | None:
-    """Return the scores of samples that were left out in turn; of a single hold-out none."""
-    held_out = head.held_out
-    if held_out is None or held_out.num_folds == 1:
-        return None
-    scores = head.task.measure(held_out.logits, held_out.labels, thresholds=head.thresholds)
-    return CrossValidated(scores, held_out.num_folds) if scores else None
-
-
 def _warn_if_nothing_was_held_out(head: Trained, options: TrainOptions) -> None:
     """Warn that nothing was chosen and nothing calibrated where no samples could be spared."""
     if head.held_out is not None or (options.head == "linear" and options.solver == "sgd"):
@@ -344,41 +321,6 @@ def _warn_if_nothing_was_held_out(head: Trained, options: TrainOptions) -> None:
             "No training images can be held out: %s. So %s.",
             *(head.task.not_held_out, " and ".join(fixed)),
         )
-
-
-def score_heads(
-    heads: Sequence[Trained],
-    cache: FeatureFile,
-    targets: Targets,
-    blocks: Iterable[tuple[slice, np.ndarray]],
-) -> list[dict[str, Scores]]:
-    """Return each head's scores of each split that has labelled samples, by one pass.
-
-    ``blocks`` are rows of the cache and their features ``(n, num_features)``.
-    """
-    scorers = [
-        {split: Scorer(head.task, head.thresholds) for split in cache.split_names} for head in heads
-    ]
-    splits = cache.splits
-    for where, values in blocks:
-        for head, of_head in zip(heads, scorers, strict=True):
-            outputs = apply_layers(head.layers, values)
-            for number, split in enumerate(cache.split_names):
-                rows = (splits[where] == number) & targets.labelled[where]
-                if rows.any():
-                    of_head[split].add(outputs[rows], targets.values[where][rows])
-    return [
-        {split: scores for split, scorer in of_head.items() if (scores := scorer.scores())}
-        for of_head in scorers
-    ]
-
-
-def _slices(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield features in memory, so many at a time that their outputs fit beside them."""
-    at_once = max(1024, _VALUES_AT_ONCE // num_outputs)
-    for start in range(0, len(features), at_once):
-        where = slice(start, min(start + at_once, len(features)))
-        yield where, features[where]
 
 
 def _show(size: int) -> str:

@@ -45,6 +45,7 @@ class TrainOptions:
             ``"balanced"`` lets every class count the same; None counts each sample once.
         few_shot: Train on a few samples of each class, on several draws; the head of the first is
             written.
+        use_views: Train on the views of a feature file that has some, too.
         calibrate: Fit a temperature on held-out samples and fold it into the head; numbers need
             none.
         exclude: Sample ids of training images to leave out.
@@ -62,6 +63,7 @@ class TrainOptions:
     sgd: SGDOptions = field(default_factory=SGDOptions)
     class_weight: ClassWeight = None
     few_shot: FewShot | None = None
+    use_views: bool = True
     calibrate: bool = True
     exclude: tuple[str, ...] = ()
     memory: str | int | None = None
@@ -153,6 +155,7 @@ class TrainReport:
             "choice": self.choice,
             "calibration": asdict(self.calibration) if self.calibration else None,
             "few_shot": {split: asdict(scores) for split, scores in self.few_shot.items()},
+            "views": self.choice.get("views"),
             "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
             "is_unchanged": self.is_unchanged,
             "replaced": self.replaced,

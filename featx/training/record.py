@@ -19,7 +19,7 @@ from featx.heads.samples.selection import ClassWeight
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
-from featx.training.fitting import Trained
+from featx.training.trained import Trained
 
 _ORIGIN = ("source", "weights", "val_fraction")
 """Details that export needs to find images and weights again."""

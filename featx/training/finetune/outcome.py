@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from featx.training.fitting import Trained
+from featx.training.trained import Trained
 
 
 @dataclass(frozen=True)

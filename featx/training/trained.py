@@ -1,0 +1,125 @@
+"""A head as training gives it: finished, and scored on every split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from featx.features.file import FeatureFile
+from featx.heads.head import Fitted, Layer, apply_layers
+from featx.heads.samples.folds import HeldOut
+from featx.heads.tasks import Scorer, Targets, Task
+from featx.heads.tasks.calibration import Calibration, fold_temperature
+from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.task import Encoding
+from featx.training.options import CrossValidated
+
+_VALUES_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A head that is ready to be written."""
+
+    task: Task
+    names: tuple[str, ...]  # of the outputs
+    layers: tuple[Layer, ...]  # for raw features, with the temperature or unit folded in
+    choice: dict[str, Any]  # chosen hyperparameters, JSON values
+    calibration: Calibration | None  # None where it was left out or nothing was held out
+    thresholds: tuple[float, ...]  # of tags
+    unit: tuple[list[float], list[float]] | None  # mean and deviation of regression targets
+    held_out: HeldOut | None
+    seconds: float  # of fitting, with reading where features are read in blocks
+    drawn: np.ndarray | None  # rows that trained it, (n,); None for the training split
+    metrics: dict[str, Scores] = field(default_factory=dict)  # of splits with labelled samples
+    cross_validated: CrossValidated | None = None  # where few images validate
+
+
+def finish_head(
+    fitted: Fitted, targets: Targets, encoding: Encoding, *, calibrate: bool
+) -> Trained:
+    """Return a head for all outputs, calibrated where something was held out; without scores.
+
+    Args:
+        fitted: Layers, and held-out outputs, as the loss takes them.
+        targets: Give the task and the names of the outputs.
+        encoding: Of the training samples.
+        calibrate: Fold a temperature into the head, where the task knows one.
+    """
+    task, held_out = targets.task, fitted.held_out
+    (*others, (weight, bias)), calibration = fitted.layers, None
+    if held_out is not None:
+        logits = held_out.logits
+        if calibrate and task.calibrate:
+            calibration = task.calibrate(held_out)
+            weight, bias = fold_temperature(weight, bias, calibration.temperature)
+            logits = logits / calibration.temperature
+        logits, labels = encoding.decode(logits, held_out.labels)
+        held_out = replace(held_out, logits=logits, labels=labels)
+    return Trained(
+        task=task,
+        names=targets.names,
+        layers=(*others, encoding.decode_layer(weight, bias)),
+        choice=fitted.choice,
+        calibration=calibration,
+        thresholds=task.choose_thresholds(held_out, len(targets.names)),
+        unit=encoding.unit,
+        held_out=held_out,
+        seconds=0.0,
+        drawn=None,
+    )
+
+
+def cross_validated(head: Trained) -> CrossValidated | None:
+    """Return the scores of samples that were left out in turn; of a single hold-out none."""
+    held_out = head.held_out
+    if held_out is None or held_out.num_folds == 1:
+        return None
+    scores = held_out_scores(head)
+    return CrossValidated(scores, held_out.num_folds) if scores else None
+
+
+def held_out_scores(head: Trained) -> Scores | None:
+    """Return the scores of samples that were held out, None without any."""
+    held_out = head.held_out
+    if held_out is None:
+        return None
+    return head.task.measure(held_out.logits, held_out.labels, thresholds=head.thresholds)
+
+
+def score_heads(
+    heads: Sequence[Trained],
+    cache: FeatureFile,
+    targets: Targets,
+    blocks: Iterable[tuple[slice, np.ndarray]],
+) -> list[dict[str, Scores]]:
+    """Return each head's scores of each split that has labelled samples, by one pass.
+
+    ``blocks`` are rows of the cache and their features ``(n, num_features)``.
+    """
+    scorers = [
+        {split: Scorer(head.task, head.thresholds) for split in cache.split_names} for head in heads
+    ]
+    splits = cache.splits
+    for where, values in blocks:
+        for head, of_head in zip(heads, scorers, strict=True):
+            outputs = apply_layers(head.layers, values)
+            for number, split in enumerate(cache.split_names):
+                rows = (splits[where] == number) & targets.labelled[where]
+                if rows.any():
+                    of_head[split].add(outputs[rows], targets.values[where][rows])
+    return [
+        {split: scores for split, scorer in of_head.items() if (scores := scorer.scores())}
+        for of_head in scorers
+    ]
+
+
+def slices_of(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield features in memory, so many at a time that their outputs fit beside them."""
+    at_once = max(1024, _VALUES_AT_ONCE // num_outputs)
+    for start in range(0, len(features), at_once):
+        where = slice(start, min(start + at_once, len(features)))
+        yield where, features[where]
