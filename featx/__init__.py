@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     )
     from featx.stages.compare import ComparedCache, CompareReport, compare
     from featx.stages.evaluate import EvaluateReport, evaluate
-    from featx.stages.export import ExportOptions, ExportReport, export_onnx
+    from featx.stages.export import (
+        ExportOptions,
+        ExportReport,
+        StateDictReport,
+        export_onnx,
+        export_state_dict,
+    )
     from featx.stages.extract import extract
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, ReportPage, write_report
@@ -69,6 +75,7 @@ __all__ = [
     "ReportOptions",
     "ReportPage",
     "SGDOptions",
+    "StateDictReport",
     "StatusReport",
     "TrainOptions",
     "TrainReport",
@@ -77,6 +84,7 @@ __all__ = [
     "errors",
     "evaluate",
     "export_onnx",
+    "export_state_dict",
     "extract",
     "open_features",
     "open_head",
@@ -99,7 +107,10 @@ _LOADED_FROM = {
     ),
     "featx.stages.compare": ("ComparedCache", "CompareReport", "compare"),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
-    "featx.stages.export": ("ExportOptions", "ExportReport", "export_onnx"),
+    "featx.stages.export": (
+        *("ExportOptions", "ExportReport", "StateDictReport"),
+        *("export_onnx", "export_state_dict"),
+    ),
     "featx.stages.extract": ("extract",),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),

@@ -7,6 +7,7 @@ state_dict       finding a network's tensors in a checkpoint, under whatever nam
 cuts             splitting a network at the input of a module
 network          the module that ends at the chosen layer, its stem and its tail
 tails            networks with a trained tail in place of their own
+with_head        the whole model with a head as its last layer, as a state dict
 tiny             the bundled backbone
 engines          choosing an engine for batches of pixels; ONNX Runtime on the network's graph
 torch_engine     torch, on the CPU, a GPU or several

@@ -50,15 +50,23 @@ def require_backbone(name: str) -> None:
         raise BackboneError(f"Unknown backbone '{name}'.{hint} 'featx backbones' lists them all.")
 
 
-def build_model(name: str, image_size: int | None = None) -> nn.Module:
-    """Return the whole model, head included, in eval mode, with torch's random initial weights."""
+def build_model(
+    name: str, image_size: int | None = None, *, num_classes: int | None = None
+) -> nn.Module:
+    """Return the whole model, head included, in eval mode, with torch's random initial weights.
+
+    Its head has the classes of the backbone's own weights, unless their number is given.
+    """
     require_backbone(name)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
     if name == "tiny":
-        return tiny.Tiny().eval()
+        return tiny.Tiny(**classes).eval()
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce a change of their random initialisation.
         warnings.filterwarnings("ignore", message="The default weight initialization")
-        model: nn.Module = models.get_model(name, weights=None, **_size_option(name, image_size))
+        model: nn.Module = models.get_model(
+            name, weights=None, **_size_option(name, image_size), **classes
+        )
     return model.eval()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from featx.cli import options
 from featx.cli.output import (
@@ -16,6 +17,10 @@ from featx.cli.output import (
     step_status,
     written,
 )
+from featx.errors import counted
+
+if TYPE_CHECKING:
+    from featx.stages.export import ExportOptions
 
 
 @click.command()
@@ -29,6 +34,12 @@ from featx.cli.output import (
     default=options.MODEL,
     show_default=True,
     help="The ONNX file to write.",
+)
+@click.option(
+    "--state-dict",
+    type=options.FILE,
+    help="Write backbone and head as a state dict of torchvision's model: .pth, .pt or "
+    ".safetensors. Without --onnx, it alone.",
 )
 @click.option(
     "--features", type=options.FILE, help="Features to compare with.  [the head's own file]"
@@ -93,14 +104,36 @@ from featx.cli.output import (
     type=options.FILE,
     help="Write a model card as well: data, scores, proof, and how to use the file.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a model card that was edited.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a model card that was edited, or a state dict."
+)
 @options.quiet
-def export(head: Path, output: Path, no_verify: bool, quiet: bool, **settings: Any) -> None:
+@click.pass_context
+def export(
+    context: click.Context,
+    /,
+    head: Path,
+    output: Path,
+    state_dict: Path | None,
+    no_verify: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
     """Stitch preprocessing, backbone and HEAD into one ONNX file and prove it on real images."""
-    from featx.heads.tasks import task_of
-    from featx.stages.export import ExportOptions, export_onnx
+    from featx.stages.export import ExportOptions
 
     export_options = ExportOptions(**settings, verify=not no_verify)
+    is_asked_for = context.get_parameter_source("output") is not ParameterSource.DEFAULT
+    if state_dict is None or is_asked_for:
+        _write_onnx(head, output, export_options, quiet=quiet)
+    if state_dict is not None:
+        _write_state_dict(head, state_dict, export_options, quiet=quiet)
+
+
+def _write_onnx(head: Path, output: Path, export_options: ExportOptions, *, quiet: bool) -> None:
+    from featx.heads.tasks import task_of
+    from featx.stages.export import export_onnx
+
     with step_status(quiet=quiet) as progress:
         report = export_onnx(head, output, export_options, progress=progress)
     details = report.header.details
@@ -119,3 +152,22 @@ def export(head: Path, output: Path, no_verify: bool, quiet: bool, **settings: A
     if report.card:
         fields["card"] = report.card
     print_fields(fields)
+
+
+def _write_state_dict(
+    head: Path, output: Path, export_options: ExportOptions, *, quiet: bool
+) -> None:
+    from featx.stages.export import export_state_dict
+
+    with step_status(quiet=quiet) as progress:
+        report = export_state_dict(head, output, export_options, progress=progress)
+    compared = counted(report.num_images, "image") if report.num_images else "random pixels"
+    print_fields(
+        {
+            "state dict": f"{human_bytes(report.num_bytes)}, for {report.load}",
+            "compared": f"{compared}: logits differ by at most {report.max_difference:.1e} of the "
+            "largest",
+            "time": human_seconds(report.seconds),
+            "written": report.path,
+        }
+    )

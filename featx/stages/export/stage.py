@@ -317,43 +317,31 @@ def repeats_features(head: Head, precision: Precision) -> bool:
 
 
 def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], None]) -> bytes:
-    """Return the float32 graph ``pixels → features`` of the very weights that made the features."""
-    plain = BackboneSpec.from_dict(head.header.spec).in_float32
+    """Return the float32 graph ``pixels → features``: of the weights, with the head's tail if any.
+
+    The graph of the weights alone is cached, whether the features were cut or not.
+    """
+    if head.tail:
+        return _build_graph(head, options, progress)
+    plain = BackboneSpec.from_dict(head.header.spec).in_float32.without_cut
     origin = str(head.header.details["weights"])
     if (graph := read_graph(plain, opset=options.opset)) is not None:
         file = None if options.weights is None else weights_file(options.weights)
         place = f"file:{file}" if file else origin
         if (file or options.weights is None) and has_sha256(place, plain.weights_sha256):
             return graph
-    graph = _build_graph(plain, origin, options, progress)
+    graph = _build_graph(head, options, progress)
     cache_graph(plain, graph, opset=options.opset)
     return graph
 
 
-def _build_graph(
-    spec: BackboneSpec, origin: str, options: ExportOptions, progress: Callable[[str], None]
-) -> bytes:
-    from featx.backbones.network import build_network
+def _build_graph(head: Head, options: ExportOptions, progress: Callable[[str], None]) -> bytes:
     from featx.backbones.onnx_graph import build_graph
-    from featx.backbones.weights import open_origin, open_weights, require_sha256
+    from featx.stages.export.network import network_of
 
-    def downloaded(done: int, total: int) -> None:
-        progress(f"Downloading the weights, {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-
-    if options.weights is None:
-        weights = open_origin(spec.backbone, origin, progress=downloaded)
-    else:
-        weights = open_weights(spec.backbone, options.weights, progress=downloaded)
-    require_sha256(weights, spec.weights_sha256)
-    network, rebuilt = build_network(
-        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
-    )
-    if rebuilt != spec:
-        raise ExportError(
-            f"The backbone {spec.backbone} built here differs from the one the features were made "
-            "with. Use the versions of torch and torchvision that extracted them."
-        )
+    network = network_of(head, options.weights, progress)
+    size = BackboneSpec.from_dict(head.header.spec).preprocess.image_size
     try:
-        return build_graph(network, image_size=spec.preprocess.image_size, opset=options.opset)
+        return build_graph(network, image_size=size, opset=options.opset)
     except BackboneError as err:
         raise ExportError(str(err)) from err
