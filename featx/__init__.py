@@ -31,7 +31,14 @@ if TYPE_CHECKING:
         check,
         status,
     )
-    from featx.stages.compare import ComparedCache, CompareReport, compare
+    from featx.stages.compare import (
+        ComparedCache,
+        ComparedHead,
+        CompareHeadsReport,
+        CompareReport,
+        compare,
+        compare_heads,
+    )
     from featx.stages.evaluate import EvaluateReport, evaluate
     from featx.stages.export import (
         ExportOptions,
@@ -57,8 +64,10 @@ if _runtime := sys.modules.get("onnxruntime"):  # imported before featx: too lat
 __all__ = [
     "CheckOptions",
     "CheckReport",
+    "CompareHeadsReport",
     "CompareReport",
     "ComparedCache",
+    "ComparedHead",
     "EvaluateReport",
     "ExportOptions",
     "ExportReport",
@@ -81,6 +90,7 @@ __all__ = [
     "TrainReport",
     "check",
     "compare",
+    "compare_heads",
     "errors",
     "evaluate",
     "export_onnx",
@@ -105,7 +115,10 @@ _LOADED_FROM = {
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
         *("check", "status"),
     ),
-    "featx.stages.compare": ("ComparedCache", "CompareReport", "compare"),
+    "featx.stages.compare": (
+        *("ComparedCache", "ComparedHead", "CompareHeadsReport", "CompareReport"),
+        *("compare", "compare_heads"),
+    ),
     "featx.stages.evaluate": ("EvaluateReport", "evaluate"),
     "featx.stages.export": (
         *("ExportOptions", "ExportReport", "StateDictReport"),

@@ -1,4 +1,4 @@
-"""``featx evaluate``, ``featx compare`` and ``featx report``."""
+"""``featx evaluate`` and ``featx report``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import click
 
 from featx.cli import options
 from featx.cli.output import (
-    headline,
     human_bytes,
     human_seconds,
     print_fields,
@@ -17,9 +16,7 @@ from featx.cli.output import (
     print_metrics,
     print_per_class,
     print_skipped,
-    print_table,
     progress_bars,
-    step_status,
     written,
 )
 from featx.errors import counted
@@ -60,48 +57,6 @@ def evaluate(
         fields["skipped"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
     print_fields(fields)
     print_skipped(report.skipped, rest="--json")
-
-
-@click.command()
-@click.argument("features", type=options.FILE, nargs=-1, required=True)
-@click.option("--split", help="Whose images are scored.  [val, or test where there is no val]")
-@options.task
-@click.option("--seed", type=int, default=0, show_default=True)
-@options.as_json
-@options.quiet
-def compare(
-    features: tuple[Path, ...], split: str | None, task: Any, seed: int, as_json: bool, quiet: bool
-) -> None:
-    """Train the default head on each of several FEATURES files: which backbone suits my images.
-
-    The files must hold the same images. Nothing is written.
-    """
-    from featx.stages.compare import compare as run
-    from featx.training.options import TrainOptions
-
-    with step_status(quiet=quiet) as progress:
-        report = run(features, TrainOptions(task=task, seed=seed), split=split, progress=progress)
-    if as_json:
-        print_json(report.to_dict())
-        return
-    rows = [
-        [
-            str(cache.path),
-            f"{cache.backbone} {cache.image_size}px",
-            cache.layer,
-            f"{cache.num_features:,}",
-            *headline(cache.metrics).values(),
-            human_seconds(cache.seconds),
-        ]
-        for cache in report.caches
-    ]
-    best = report.caches[0].metrics
-    first, *others = headline(best)
-    columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
-    print_table(["features", *columns], rows)
-    click.echo()
-    scored = f"{counted(best.num_samples, 'image')} of the {report.split} split"
-    print_fields({"scored on": scored})
 
 
 @click.command()

@@ -13,7 +13,8 @@ import click
 
 import featx
 from featx.cli.check import check, status
-from featx.cli.evaluate import compare, evaluate, report
+from featx.cli.compare import compare
+from featx.cli.evaluate import evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.info import backbones, info

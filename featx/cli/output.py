@@ -253,6 +253,11 @@ def human_bytes(count: int) -> str:
     return f"{size:.2f} GB"
 
 
+def human_count(number: int) -> str:
+    """Return a number of parameters like ``"1,026"`` or ``"8.39 M"``."""
+    return f"{number:,}" if number < 100_000 else f"{number / 1e6:.2f} M"
+
+
 def human_seconds(seconds: float) -> str:
     """Return a duration like ``"0.8 s"`` or ``"12 min 5 s"``."""
     if seconds < 60:

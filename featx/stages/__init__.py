@@ -4,7 +4,7 @@
     train     features.h5 → head.safetensors  evaluate   labelled images → scores
     export    head.safetensors → model.onnx          report     a head on one page
     check     is a file intact, and still what its source gives?
-    compare   the default head on each of several feature files
+    compare   the default head on each of several feature files, or several heads
 
 Each is one plain function: paths and options in, a frozen report out. They raise ``FeatxError``,
 never print, and never import each other.

@@ -26,7 +26,11 @@ _ORIGIN = ("source", "weights", "val_fraction")
 
 
 def made_from(
-    cache: FeatureFile, options: Mapping[str, Any], *, excluded: Sequence[str] = (), **others: str
+    cache: FeatureFile,
+    options: Mapping[str, Any],
+    *,
+    excluded: Sequence[str] = (),
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Return the details of a header that decide whether training would write the head again.
 
@@ -34,14 +38,16 @@ def made_from(
         cache: The feature file.
         options: What was asked for, JSON values or tuples.
         excluded: Sample ids of training images that were left out.
-        others: Whatever else decides it, as digests.
+        start: The sha256 of the head that training starts from.
     """
     own = {
         "features": cache.inputs_sha256,
         "options": json.loads(json.dumps(options)),
         "featx": describe_environment()["featx"],
     }
-    details = {"features": str(cache.path.resolve()), "made_from": own | others}
+    if start is not None:
+        own["start"] = start
+    details = {"features": str(cache.path.resolve()), "made_from": own}
     return details | {"excluded": list(excluded)} if excluded else details
 
 
@@ -74,7 +80,7 @@ def head_header(
     inputs: Mapping[str, Any],
     *,
     class_weight: ClassWeight,
-    **more: Any,
+    more: Mapping[str, Any],
 ) -> Header:
     """Return the header of a trained head.
 

@@ -337,6 +337,17 @@ def test_predict_takes_a_folder(made, photos):
     assert len(text.splitlines()) == 61
 
 
+def test_compare_measures_the_models_of_heads(made, copy):
+    other = copy / "centroid.safetensors"
+    featx_cli("train-head", made / "features.h5", "-o", other, "--solver", "centroid")
+    result = featx_cli("compare", made / "head.safetensors", other, "--json")
+    assert result.exit_code == 0, result.output
+    for head in json.loads(result.stdout)["heads"]:
+        assert head["num_bytes"] > 2e6
+        assert head["milliseconds"] > 0
+    assert not list(copy.glob("*.onnx.*"))
+
+
 def test_backbones_lists_layers_with_shapes():
     text = featx_cli("backbones", "tiny").stdout
     assert "flatten *" in text

@@ -14,7 +14,7 @@ from commands import featx_cli
 
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
 from featx.features.file import open_features
-from featx.stages import compare as comparison
+from featx.stages.compare import caches as comparison
 from featx.stages.compare import compare
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions

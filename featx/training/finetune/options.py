@@ -84,6 +84,7 @@ class FinetuneOptions:
             ``"balanced"`` lets every class count the same. Probabilities are brought back to the
             shares of the classes, unless ``calibrate`` is false.
         calibrate: Fit a temperature on held-out images and fold it into the head.
+        exclude: Sample ids of training images to leave out.
         memory: What activations may take, in bytes or like ``"2GB"``; more are read from the file
             in every epoch. None is half of what is free.
         seed: Decides what is held out, the order of images, and random weights.
@@ -113,6 +114,7 @@ class FinetuneOptions:
     task: TaskChoice = "auto"
     class_weight: ClassWeight = None
     calibrate: bool = True
+    exclude: tuple[str, ...] = ()
     memory: str | int | None = None
     seed: int = 0
     device: str = "auto"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featx.backbones.spec import BackboneSpec
-from featx.errors import ArtifactMismatch, ConfigError
+from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.scores import Scores
-from featx.images.sources import SPLITS
+from featx.stages.compare.same_images import choose_split, images_of, require_same_images
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
 from featx.training.samples import warn_of_leaks
@@ -107,50 +105,13 @@ def compare(
         tell(f"Training on {name}")
         cache = open_features(path)
         if not first:
-            split, first = _choose_split(cache, split), _images(cache)
+            split, first = choose_split(cache, split), images_of(cache)
             warn_of_leaks(cache)
-        _require_same_images(cache, first, paths[0])
+        require_same_images(cache, first, paths[0])
         compared.append(_train_on(cache, options, split or "", name, tell))
         del cache  # its features, before the next one's are read
     compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
     return CompareReport(split or "", tuple(compared))
-
-
-def _images(cache: FeatureFile) -> dict[str, Any]:
-    """Return all that compared files have in common."""
-    return {
-        "classes": cache.classes,
-        "images": cache.sample_ids,
-        "image contents": cache.digests,
-        "labels": cache.labels,
-        "splits": cache.splits,
-    }
-
-
-def _require_same_images(cache: FeatureFile, first: Mapping[str, Any], path: Path) -> None:
-    """Refuse a file with other images, labels or splits than the first one, at ``path``."""
-    for name, own in _images(cache).items():
-        same = own == first[name] if isinstance(own, tuple) else np.array_equal(own, first[name])
-        if not same:
-            raise ArtifactMismatch(
-                cache.path,
-                f"'{cache.path}' has other {name} than '{path}', so that their scores "
-                "cannot be compared. Extract both from the same source, with the same "
-                + ("val_fraction and resplit=True." if name == "splits" else "val_fraction."),
-            )
-
-
-def _choose_split(cache: FeatureFile, wanted: str | None) -> str:
-    """Return the split that heads are compared on, which has labelled images."""
-    labelled = cache.splits[cache.labels >= 0]
-    there = [split for split in SPLITS if SPLITS.index(split) in labelled]
-    choice = [wanted] if wanted else [split for split in ("val", "test") if split in there]
-    if not choice or choice[0] not in there:
-        raise ConfigError(
-            f"'{cache.path}' has no labelled images in a {wanted or 'validation or test'} split; "
-            f"there are {', '.join(there) or 'no labels at all'}. Extract with val_fraction=…."
-        )
-    return choice[0]
 
 
 def _train_on(

@@ -1,0 +1,237 @@
+"""Compare heads and tuned heads on the same images: scores, paired differences, cost."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.backbones.spec import PENULTIMATE
+from featx.classifier.session import open_classifier
+from featx.classifier.staleness import find_features, open_features_of
+from featx.errors import ArtifactMismatch, ConfigError
+from featx.features.file import FeatureFile
+from featx.heads.head import Head, open_head
+from featx.heads.samples.data import Step
+from featx.heads.tasks import TASKS, Labels
+from featx.heads.tasks.scores import Scores
+from featx.stages.compare.same_images import choose_split, images_of, require_same_images
+from featx.training.finetune.outcome import Comparison
+
+_ROWS_AT_ONCE = 256
+_RUNS, _SECONDS = 30, 2.0
+"""A model is run so often, or for so long, on one image."""
+
+Export = Callable[[Path, Path], object]
+"""Writes the model of a head file to a path."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a head took; None where they are not known."""
+
+    extraction: float | None = None
+    training: float | None = None
+
+    @property
+    def total(self) -> float | None:
+        """Both together."""
+        if self.extraction is None or self.training is None:
+            return None
+        return self.extraction + self.training
+
+
+@dataclass(frozen=True)
+class ComparedHead:
+    """How a head did, and what it cost.
+
+    Attributes:
+        path: The head file.
+        backbone: Its name in the catalog.
+        image_size: Input of the backbone, pixels.
+        cut: Behind which the network was trained too; ``"penultimate"`` for a head alone.
+        start: ``"pretrained"`` or ``"scratch"``.
+        num_trained: Parameters that were trained, the head's among them.
+        metrics: Scores of the split that is compared.
+        comparison: Paired with the first head: of the images that only one has right; None for the
+            first, and for tasks other than one class each.
+        timing: Seconds of extraction and training.
+        num_bytes: Size of the ONNX file; None where it was not measured.
+        milliseconds: Of the ONNX file for one image of the network's input size, the median.
+    """
+
+    path: Path
+    backbone: str
+    image_size: int
+    cut: str
+    start: str
+    num_trained: int
+    metrics: Scores
+    comparison: Comparison | None
+    timing: Timing
+    num_bytes: int | None = None
+    milliseconds: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Share of the images that it has right more than the first head."""
+        if self.comparison is None:
+            return None
+        more = self.comparison.num_only_tuned - self.comparison.num_only_probe
+        return more / self.metrics.num_samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values."""
+        paired = self.comparison and {
+            "difference": self.difference,
+            "num_only_first": self.comparison.num_only_probe,
+            "num_only_this": self.comparison.num_only_tuned,
+            "p_value": self.comparison.p_value,
+        }
+        return asdict(self) | {
+            "path": str(self.path),
+            "metrics": self.metrics.to_dict(),
+            "comparison": paired,
+            "timing": asdict(self.timing) | {"total": self.timing.total},
+        }
+
+
+@dataclass(frozen=True)
+class CompareHeadsReport:
+    """How several heads did on the same images.
+
+    Attributes:
+        split: The split that was compared.
+        heads: In the order that they were given in; each is compared with the first.
+    """
+
+    split: str
+    heads: tuple[ComparedHead, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"split": self.split, "heads": [head.to_dict() for head in self.heads]}
+
+
+def compare_heads(
+    heads: Sequence[str | Path],
+    *,
+    split: str | None = None,
+    export: Export | None = None,
+    timings: Mapping[Path, Timing] | None = None,
+    progress: Step | None = None,
+) -> CompareHeadsReport:
+    """Return scores and cost of several heads, with and without a trained tail.
+
+    Each is scored on the features or activations that it was trained on, which must be of the same
+    images in the same splits.
+
+    Args:
+        heads: Two head files or more.
+        split: The split to compare; None for validation, or test where there is no validation.
+        export: Writes a model, as ``export_onnx`` does; None leaves its size and speed out.
+        timings: Seconds of those heads where they are known.
+        progress: Called with the step under way.
+
+    Raises:
+        ConfigError: There is nothing to compare, or no such split.
+        ArtifactError: A file cannot be used.
+        ArtifactMismatch: Two heads are of other images, labels, splits or tasks; or one is stale.
+    """
+    paths = [Path(path) for path in heads]
+    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(
+            f"compare needs two or more heads, each once; got {', '.join(map(str, paths))}."
+        )
+    tell = progress or (lambda _: None)
+    first: dict[str, Any] = {}
+    compared: list[ComparedHead] = []
+    reference: np.ndarray | None = None
+    for number, path in enumerate(paths, start=1):
+        tell(f"Scoring {path.name} ({number} of {len(paths)})")
+        head = open_head(path)
+        cache, _ = open_features_of(head, find_features(head, path), allow_stale=False)
+        if not first:
+            split, first = choose_split(cache, split), images_of(cache)
+            task, where = head.task, cache.path
+        require_same_images(cache, first, where)
+        if head.task != task:
+            raise ArtifactMismatch(path, f"'{path}' is for {head.task}, '{paths[0]}' for {task}.")
+        metrics, is_right = _score(head, cache, split or "")
+        paired = None
+        if reference is not None and is_right is not None:
+            paired = Comparison.of(reference, is_right)
+        reference = is_right if number == 1 else reference
+        timing = (timings or {}).get(path, Timing())
+        row = _describe(path, head, metrics, paired, timing)
+        if export:
+            tell(f"Exporting {path.name} ({number} of {len(paths)})")
+            row = _with_model(row, path, export)
+        compared.append(row)
+        del cache  # its features, before the next one's are read
+    return CompareHeadsReport(split or "", tuple(compared))
+
+
+def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarray | None]:
+    """Return a split's scores, and of one class each which images are right, ``(n,)`` bool."""
+    rows = cache.rows(split)
+    rows = rows[cache.labels[rows] >= 0]
+    task = TASKS[head.task]
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path))
+    targets = task.read(labels, names=head.classes).values[rows]
+    with cache.reading() as rows_at:
+        outputs = np.concatenate(
+            [
+                head.logits(rows_at(rows[start : start + _ROWS_AT_ONCE]))
+                for start in range(0, len(rows), _ROWS_AT_ONCE)
+            ]
+        )
+    scores = task.measure(outputs, targets, thresholds=head.thresholds)
+    if scores is None:
+        raise ConfigError(f"'{cache.path}' has no labelled images in its {split} split.")
+    is_right = outputs.argmax(axis=1) == targets if task.name == "single-label" else None
+    return scores, is_right
+
+
+def _describe(
+    path: Path, head: Head, metrics: Scores, comparison: Comparison | None, timing: Timing
+) -> ComparedHead:
+    spec, choice = head.header.spec, head.header.details["choice"]
+    of_head = sum(weight.size + bias.size for weight, bias in head.layers)
+    trained = choice.get("parameters", {}).get("trained", of_head)
+    return ComparedHead(
+        path=path,
+        backbone=str(spec["backbone"]),
+        image_size=int(spec["preprocess"]["image_size"]),
+        cut=(head.cut if head.tail else None) or PENULTIMATE,
+        start="scratch" if choice.get("scratch") else "pretrained",
+        num_trained=int(trained),
+        metrics=metrics,
+        comparison=comparison,
+        timing=timing,
+    )
+
+
+def _with_model(row: ComparedHead, path: Path, export: Export) -> ComparedHead:
+    """Return a row with size and speed of the model, exported into a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        export(path, model)
+        size = model.stat().st_size
+        classifier = open_classifier(model)
+    side = row.image_size
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    taken: list[float] = []
+    classifier.run(image)  # the first run plans
+    begin = time.perf_counter()
+    while len(taken) < _RUNS and time.perf_counter() - begin < _SECONDS:
+        start = time.perf_counter()
+        classifier.run(image)
+        taken.append(1e3 * (time.perf_counter() - start))
+    return replace(row, num_bytes=size, milliseconds=statistics.median(taken))
