@@ -31,7 +31,7 @@ from report import ROOT, table
 from featx.extraction.plan import make_plan
 from featx.features.journal import Journal
 from featx.features.publish import ExistingImages, ExistingRows, publish_features, start_verifier
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 from featx.images.decode import content_digest
 from featx.images.sources import Sample, open_source
 
@@ -227,7 +227,7 @@ def stream(count: int, num_features: int) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         start_verifier() as verifier,
-        Journal(Path(folder) / "f.h5", num_features=num_features) as journal,
+        Journal(Path(folder) / "f.h5", layout=RowLayout((num_features,))) as journal,
     ):
         journal.begin({"synthetic": True})
         start = time.perf_counter()

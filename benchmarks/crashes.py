@@ -30,6 +30,7 @@ from report import table
 from featx.artifact import partial_path
 from featx.features.file import open_features
 from featx.features.journal import Journal
+from featx.features.records import RowLayout
 
 NUM_FEATURES = 256
 BATCH_SIZE = 8
@@ -120,7 +121,7 @@ def known_rows(output: Path) -> dict[str, np.ndarray]:
         rows |= dict(zip(file.sample_ids, file.features, strict=True))
         rows |= {image.sample_id: np.empty(0) for image in file.skipped}
     if partial_path(output).exists():
-        with Journal(output, num_features=NUM_FEATURES) as journal:
+        with Journal(output, layout=RowLayout((NUM_FEATURES,))) as journal:
             for batch in journal.batches():
                 left = iter(batch.features)
                 for name, reason in zip(batch.sample_ids, batch.reasons, strict=True):

@@ -28,7 +28,7 @@ from report import ROOT, table, write_measured
 
 import featx
 from featx.features.publish import publish_features
-from featx.features.records import RowBlock
+from featx.features.records import RowBlock, RowLayout
 from featx.heads.head import apply_layers
 from featx.heads.samples import data as training_data
 from featx.heads.samples.data import TrainingData, standardisation
@@ -115,7 +115,7 @@ class Centres:
     @property
     def journal(self) -> Any:
         """Return the rows of a journal."""
-        return SimpleNamespace(num_features=self.num_features)
+        return SimpleNamespace(layout=RowLayout((self.num_features,)))
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
@@ -129,7 +129,8 @@ class Centres:
             digests = np.zeros((len(numbers), 16), np.uint8)
             digests[:, :8] = (numbers + 1).astype("<i8").view(np.uint8).reshape(-1, 8)
             stamps = np.zeros((len(numbers), 3), np.int64)
-            return RowBlock(rows + centres[self.labels[numbers]], digests, stamps)
+            rows += centres[self.labels[numbers]]
+            return RowBlock(rows, digests, stamps, np.zeros(len(numbers), bool))
 
         yield rows_at
 

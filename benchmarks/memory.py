@@ -34,7 +34,7 @@ import numpy as np
 from report import ROOT, table, write_measured
 
 from featx.features.publish import publish_features
-from featx.features.records import RowBlock
+from featx.features.records import RowBlock, RowLayout
 from featx.images.sources import Sample
 from featx.training.options import parse_memory
 
@@ -55,7 +55,7 @@ class Made:
     @property
     def journal(self) -> Any:
         """What a log says of its rows."""
-        return SimpleNamespace(num_features=self.num_features)
+        return SimpleNamespace(layout=RowLayout((self.num_features,)))
 
     def labels(self) -> np.ndarray:
         """Return the class of each row."""
@@ -78,7 +78,8 @@ class Made:
             np.maximum(rows, 0, out=rows)
             digests = np.zeros((len(numbers), 16), np.uint8)
             digests[:, :8] = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
-            return RowBlock(rows, digests, np.zeros((len(numbers), 3), np.int64))
+            stamps = np.zeros((len(numbers), 3), np.int64)
+            return RowBlock(rows, digests, stamps, np.zeros(len(numbers), bool))
 
         yield rows_at
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import featx
-from featx.artifact import SCHEMA_VERSION
 from featx.backbones.catalog import build_model
 from featx.backbones.weights import open_weights
 from featx.images.sources import open_source
@@ -66,7 +65,7 @@ def test_files_of_the_version_before_go_the_whole_way(tmp_path, monkeypatch):
     assert np.isfinite(head.logits(cache.features)).all()
     featx.export_onnx("head.safetensors", "new.onnx", featx.ExportOptions(source="photos"))
     featx.train_head("features.h5", "new.safetensors")
-    assert featx.open_head("new.safetensors").header.schema_version == SCHEMA_VERSION
+    assert featx.open_head("new.safetensors").header.schema_version == 3
     for name in ("features.h5", "head.safetensors", "model.onnx", "new.safetensors", "new.onnx"):
         report = featx.check(name, "photos" if name == "features.h5" else None)
         assert report.num_new + report.num_removed + report.num_relabelled == 0, name

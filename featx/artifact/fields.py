@@ -32,7 +32,9 @@ _POOL = text("auto", "none", "avg", "max", "cls", "flatten")
 _PRECISION = text("fp32", "tf32", "bf16", "fp16", "int8")
 _CROP, _DECODE = text("center", "none"), text("full", "scaled")
 _MAX_VALUES = 2**31
-"""Of one image's features or activations."""
+"""Of one image's features."""
+_MAX_CUT_VALUES = 2**28
+"""Of one image's activations at a cut: a gigabyte in float32."""
 _INT64 = whole(-(2**63), 2**63 - 1)
 _COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 
@@ -46,6 +48,7 @@ def require_fields(
     mapping_of(text())(environment, "environment")
     if kind == "features":
         _FEATURES(details, "details")
+        _require_same_parts(spec, details)
         return
     record({}, {"task": _TASK})(details, "details")
     task = details.get("task", "single-label")
@@ -98,9 +101,9 @@ def _spec(value: Any, name: str) -> None:
 
 
 def _shape(value: Any, name: str) -> None:
-    list_of(whole(1, _MAX_VALUES), at_least=1)(value, name)
-    if math.prod(value) > _MAX_VALUES:
-        raise Unfit(name, f"at most {_MAX_VALUES} values", value)
+    list_of(whole(1, _MAX_CUT_VALUES), at_least=1)(value, name)
+    if len(value) > 4 or math.prod(value) > _MAX_CUT_VALUES:
+        raise Unfit(name, f"1 to 4 numbers whose product is at most {_MAX_CUT_VALUES:,}", value)
 
 
 # --- features -------------------------------------------------------------------------------------
@@ -129,20 +132,48 @@ def _skipped_image(value: Any, name: str) -> None:
     items(*_SKIPPED_IMAGE, *(() if is_old else (digest(32),)))(value, name)
 
 
+_PAIR = items(number(0, above=True), number(0, above=True))
+_VIEWS = record(
+    {
+        "num_views": whole(1, 1000),
+        "augment": list_of(text("crop", "flip", "color")),
+        "scale": _PAIR,
+        "ratio": _PAIR,
+        "jitter": _SHARE,
+        "version": whole(1),
+    },
+    closed=True,
+)
 _FEATURES = record(
     {
         "num_rows": whole(1),
-        "sha256": record(dict.fromkeys(_COLUMNS, digest()), {"groups": digest()}),
+        "sha256": record(
+            dict.fromkeys(_COLUMNS, digest()), {"groups": digest(), "views": digest()}
+        ),
         "source": path_text,
         "weights": path_text,
         "request": _REQUEST,
-        "dtype": text("float32", "float16"),
+        "dtype": text("float32", "float16", "uint8"),
         "max_pixels": whole(1),
         "val_fraction": _SHARE,
         "skipped": list_of(_skipped_image),
     },
-    {"ignored": mapping_of(whole()), "label_kind": text("tags", "classes"), "own_validation": flag},
+    {
+        "ignored": mapping_of(whole()),
+        "label_kind": text("tags", "classes"),
+        "own_validation": flag,
+        "views": _VIEWS,
+    },
 )
+
+
+def _require_same_parts(spec: Any, details: Any) -> None:
+    """Check that views have a column, and that pixels alone are stored as whole numbers."""
+    if ("views" in details) != ("views" in details["sha256"]):
+        raise Unfit("details.sha256", "views where details.views describes them", details["sha256"])
+    if (details["dtype"] == "uint8") != (spec.get("cut") == "input"):
+        raise Unfit("details.dtype", "uint8 for pixels, and for nothing else", details["dtype"])
+
 
 # --- heads ----------------------------------------------------------------------------------------
 

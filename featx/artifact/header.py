@@ -24,7 +24,7 @@ SCHEMA_VERSION = 3
 """Version of all three files. It goes up only where a reader would misunderstand the old layout:
 details that a reader does not know are ignored, so new ones need no new version."""
 NEWEST_SCHEMA_VERSION = 4
-"""Version of files with a cut, which readers of version 3 would misunderstand."""
+"""Version of files with a cut or views, which readers of version 3 would misunderstand."""
 OLDEST_SCHEMA_VERSION = 2
 """That is still read."""
 MAX_HEADER_BYTES = 16 * 2**20
@@ -42,7 +42,7 @@ class Header:
         details: What only this kind has (split names, metrics, the proof, …), JSON values only.
         environment: Versions and device that produced the file; provenance, not identity.
         schema_version: Layout of the file, ``OLDEST_SCHEMA_VERSION`` to ``NEWEST_SCHEMA_VERSION``;
-            3 becomes 4 where the spec has a cut.
+            an older one becomes the newest where there are a cut or views.
     """
 
     kind: Kind
@@ -53,7 +53,9 @@ class Header:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.schema_version == SCHEMA_VERSION and "cut" in self.spec:
+        has_views = self.kind == "features" and "views" in self.details
+        is_older = self.schema_version in range(OLDEST_SCHEMA_VERSION, NEWEST_SCHEMA_VERSION)
+        if is_older and (has_views or "cut" in self.spec):
             object.__setattr__(self, "schema_version", NEWEST_SCHEMA_VERSION)
 
     @property

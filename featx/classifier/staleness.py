@@ -11,12 +11,13 @@ import numpy as np
 
 from featx.artifact import Header, fingerprint_of, require_same_features
 from featx.errors import ArtifactInvalid, ArtifactMismatch
-from featx.features.blocks import reading_blocks
+from featx.features.blocks import reading_stored
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
 from featx.heads.provenance import (
     Changes,
     Provenance,
+    add_to_features,
     changes_since,
     digest_labels,
     digest_rows,
@@ -27,7 +28,7 @@ from featx.heads.tasks import TASKS, Task
 log = logging.getLogger(__name__)
 
 _KEY = "provenance"
-_COLUMNS = ("features", "labels", "splits", "digests")
+_COLUMNS = ("features", "labels", "splits", "digests", "views")
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,14 @@ def open_features_of(head: Head, path: Path, *, allow_stale: bool) -> tuple[Feat
 
 
 def _row_digests(cache: FeatureFile, task: Task) -> np.ndarray:
+    """Return a digest of each row, at a cut of its stored activations."""
     labels = digest_labels(cache.classes, task)[cache.labels]
-    with reading_blocks(cache) as rows:
-        return digest_rows(cache.digests, labels, rows.blocks())
+    with reading_stored(cache) as stored:
+        rows = digest_rows(cache.digests, labels, stored.blocks())
+    if cache.views:  # they follow from content and backbone, so that how they are drawn is enough
+        train = cache.rows("train")
+        rows[train] = add_to_features(rows[train], bytes.fromhex(cache.views.fingerprint))
+    return rows
 
 
 def _by_split(cache: FeatureFile, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,5 +163,5 @@ def _by_split(cache: FeatureFile, rows: np.ndarray) -> dict[str, np.ndarray]:
 def _columns(cache: FeatureFile) -> str:
     """Return a digest of all that a head can know of a file, from the header alone."""
     digests = cache.header.details["sha256"]
-    own = {name: digests[name] for name in _COLUMNS}
+    own = {name: digests[name] for name in _COLUMNS if name in digests}
     return fingerprint_of(own | {"classes": list(cache.classes)})

@@ -108,7 +108,7 @@ def run_backbone(
         closing(_computed(chunks, engine, maker, outcomes, workers)) as batches,
     ):
         for batch in batches:
-            computed = _checked(batch, existing.journal.num_features, options)
+            computed = _checked(batch, existing.journal.layout.size, options)
             with batch.spent.on("journal"):
                 rows = _rows(batch.images, computed, existing.next_row, outcomes, rows_at)
                 _enter(batch.images, rows, existing, plan)

@@ -1,23 +1,27 @@
-"""The features of a file that need not fit into memory: read block by block, again and again.
+"""The rows of a file that need not fit into memory: read block by block, again and again.
 
 HDF5 says where each chunk lies, and its bytes come straight into a buffer, the next block while the
 last is worked on. The first pass over all of them compares their sha256 with the header's and
-notes a sum of each chunk. Every later pass compares the sums, which costs less than HDF5's own
-checksums and tells as well whether a byte has changed since.
+notes a sum of each chunk, or of each row where rows are read one by one. Every later pass compares
+the sums, which costs less than HDF5's own checksums and tells as well whether a byte has changed
+since.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
 
 import h5py
 import numpy as np
 
 from featx.errors import ArtifactInvalid
-from featx.features.file import FeatureFile, require_digest, translated
+from featx.features.file import TRAIN, FeatureFile
+from featx.features.hdf5 import require_digest, require_digests, translated
 from featx.images.reading import map_ahead
 
 _BLOCK_BYTES = 2**22
@@ -28,16 +32,100 @@ _AHEAD = 3
 
 @contextmanager
 def reading_blocks(cache: FeatureFile) -> Iterator[FeatureRows]:
-    """Yield all rows of a feature file, for reading block by block."""
+    """Yield all rows of a feature file as vectors, for reading block by block.
+
+    At a cut each pass runs the rest of the network; ``ArtifactMismatch`` without one.
+    """
+    cache.require_network()
+    with reading_stored(cache) as rows:
+        yield FeatureRows(rows._column, rows._rows, cache)
+
+
+@contextmanager
+def reading_stored(cache: FeatureFile) -> Iterator[FeatureRows]:
+    """Yield all rows of a feature file block by block: vectors, or activations as stored."""
     with cache.same_file() as file, translated(cache.path):
-        yield FeatureRows(_Column(cache, file), np.arange(len(cache)))
+        yield FeatureRows(_Column(cache, file, "features"), np.arange(len(cache)))
+
+
+@contextmanager
+def reading_activations(cache: FeatureFile) -> Iterator[Activations]:
+    """Yield the stored rows of a feature file and their views, for reading in any order.
+
+    Where features and views were not compared with their sha256 yet, they are first.
+    """
+    with cache.same_file() as file, translated(cache.path):
+        names = ("features", "views") if cache.num_views else ("features",)
+        if not cache.features_checked:
+            require_digests(file, cache.header, cache.path, names)
+        columns = [_Column(cache, file, name, by_row=True) for name in names]
+        yield Activations(cache, columns)
+
+
+class Activations:
+    """Rows of a feature file as they are stored, by number and view; several threads may read.
+
+    Attributes:
+        shape: Of a row.
+        dtype: Of its values.
+        block_rows: Consecutive training rows that lie side by side in the file, in one chunk of
+            about a mebibyte for each view. Rows are read fastest in such blocks.
+    """
+
+    def __init__(self, cache: FeatureFile, columns: Sequence[_Column]) -> None:
+        self._cache, self._columns = cache, columns
+        self._training = cache.rows("train")
+        self.shape = cache.row_shape
+        self.dtype = columns[0].dtype
+        self.block_rows = columns[-1].chunk_rows
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of rows read from the file."""
+        return sum(column.bytes_read for column in self._columns)
+
+    def read(self, rows: np.ndarray, view: int = 0) -> np.ndarray:
+        """Return rows, ``(n, *shape)`` in the stored type.
+
+        Args:
+            rows: Numbers in the file, ascending; ``(n,)``.
+            view: 0 for the evaluation view, 1 to ``num_views`` for one of training rows.
+
+        Raises:
+            ArtifactInvalid: A value is NaN or infinite, or the file was changed.
+        """
+        column, places = self._columns[0], rows
+        if view:
+            column, places = self._columns[1], np.searchsorted(self._training, rows)
+            if (self._cache.splits[rows] != TRAIN).any():
+                raise ValueError("rows outside the training split have no views")
+        values = np.empty((len(rows), column.size), self.dtype)
+        for start, stop in column.runs(places):
+            part = values[start:stop]
+            is_new = column.read_rows(int(places[start]), max(0, view - 1), part)
+            if is_new and self.dtype.kind == "f" and not np.isfinite(part).all():
+                row = rows[start + int(np.argmin(np.isfinite(part).all(axis=1)))]
+                raise ArtifactInvalid(
+                    self._cache.path,
+                    f"'{self._cache.path}' has NaN or infinite values of "
+                    f"'{self._cache.sample_ids[row]}'. Run featx extract again.",
+                )
+        return values.reshape(len(rows), *self.shape)
 
 
 class FeatureRows:
     """Some rows of a feature file, by their ascending numbers."""
 
-    def __init__(self, column: _Column, rows: np.ndarray) -> None:
-        self._column, self._rows = column, rows
+    def __init__(
+        self, column: _Column, rows: np.ndarray, network: FeatureFile | None = None
+    ) -> None:
+        self._column = column
+        self._through = network.through if network else None
+        self._num_features = network.num_features if network else column.size
+        self._choose(rows)
+
+    def _choose(self, rows: np.ndarray) -> None:
+        column, self._rows = self._column, rows
         self._pieces = np.unique(rows // column.chunk_rows)
         starts = np.arange(-(-(column.num_rows + 1) // column.chunk_rows) + 1) * column.chunk_rows
         self._bounds = np.searchsorted(rows, starts).tolist()  # of each piece's rows among these
@@ -45,7 +133,7 @@ class FeatureRows:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of rows, and features of a row."""
-        return len(self._rows), self._column.num_features
+        return len(self._rows), self._num_features
 
     @property
     def num_pieces(self) -> int:
@@ -59,12 +147,15 @@ class FeatureRows:
 
     def only(self, rows: np.ndarray) -> FeatureRows:
         """Return some of these rows; ``rows`` ``(n,)`` are their positions here, ascending."""
-        return FeatureRows(self._column, self._rows[rows])
+        some = copy(self)
+        some._choose(self._rows[rows])
+        return some
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield positions and values ``(n, num_features)`` float32, block by block.
 
-        Values may be changed in place, and are overwritten when the next block is asked for.
+        Stored activations are ``(n, size)`` in their own type. Values may be changed in place, and
+        are overwritten when the next block is asked for.
 
         Args:
             order: Of the pieces; None for one after the other, several at once.
@@ -79,6 +170,8 @@ class FeatureRows:
                 if high - low < len(values):
                     first = group[0] * column.chunk_rows
                     values = values[self._rows[low:high] - first]  # noqa: PLW2901
+                if self._through:
+                    values = self._through(values.reshape(-1, *column.shape))  # noqa: PLW2901
                 yield slice(low, high), values
 
     def _in_sequence(self) -> list[list[int]]:
@@ -94,43 +187,91 @@ class FeatureRows:
 
 
 class _Column:
-    """Reads whole chunks of the features, and checks them."""
+    """Reads the features, or the views, and checks them.
 
-    def __init__(self, cache: FeatureFile, file: h5py.File) -> None:
-        column = file["features"]
-        self._cache, self._column = cache, column
-        self.num_rows, self.num_features = column.shape
-        row_bytes = column.dtype.itemsize * self.num_features
+    A piece is what a sum is noted of: a whole chunk, or a row. Those of the views are counted view
+    after view.
+    """
+
+    def __init__(
+        self, cache: FeatureFile, file: h5py.File, name: str, *, by_row: bool = False
+    ) -> None:
+        column = file[name]
+        self._cache, self._column, self._name = cache, column, name
+        self.shape, self.dtype = cache.row_shape, column.dtype
+        self.size = math.prod(self.shape)
+        self.num_rows = column.shape[0]
+        num_views = column.shape[1 : -len(self.shape)]
         self._descriptor = file.id.get_vfd_handle()
         self._identity = _identity(os.fstat(self._descriptor))
-        self._is_plain = column.chunks is not None and column.chunks[1] == self.num_features
-        self._is_plain &= not file.userblock_size
+        self._is_plain = not file.userblock_size and column.chunks is not None
+        self._is_plain &= (column.chunks or ())[1:] == (*[1] * len(num_views), *self.shape)
+        row_bytes = self.dtype.itemsize * self.size
         self.chunk_rows = column.chunks[0] if self._is_plain else max(1, 2**20 // row_bytes)
-        self._num_pieces = -(-self.num_rows // self.chunk_rows)
-        self.pieces_at_once = max(1, _BLOCK_BYTES // (4 * self.chunk_rows * self.num_features))
-        self._places = self._find() if self._is_plain else []
-        self._sums: dict[int, int] = {}
+        self.piece_rows = 1 if by_row else self.chunk_rows
+        self._num_chunks = -(-self.num_rows // self.chunk_rows)
+        self._num_pieces = -(-self.num_rows // self.piece_rows)
+        self.pieces_at_once = max(1, _BLOCK_BYTES // (4 * self.chunk_rows * self.size))
+        self._places = self._find(*num_views) if self._is_plain else []
+        self._sums = np.zeros(math.prod(num_views) * self._num_pieces, np.uint64)
+        self._known = np.zeros(len(self._sums), bool)
         self._checked = cache.features_checked
         self.bytes_read = 0
 
-    def _find(self) -> list[int]:
-        starts = [(piece * self.chunk_rows, 0) for piece in range(self._num_pieces)]
+    def _find(self, num_views: int = 1) -> list[int]:
+        """Return where each chunk lies, view after view."""
+        rest = (0,) * len(self.shape)
+        views: list[tuple[int, ...]] = [()]
+        if self._column.ndim > 1 + len(rest):
+            views = [(view,) for view in range(num_views)]
+        starts = (
+            (chunk * self.chunk_rows, *view, *rest)
+            for view in views
+            for chunk in range(self._num_chunks)
+        )
         places = [self._column.id.get_chunk_info_by_coord(start).byte_offset for start in starts]
         if None in places:
             raise self._damaged()
         return places
 
+    def runs(self, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield where consecutive rows of one chunk begin and end in ``rows``, ascending."""
+        breaks = np.diff(rows) != 1
+        breaks |= np.diff(rows // self.chunk_rows) != 0
+        ends = [*(np.flatnonzero(breaks) + 1).tolist(), len(rows)]
+        yield from zip([0, *ends], ends, strict=False) if len(rows) else ()
+
+    def read_rows(self, first: int, view: int, values: np.ndarray) -> bool:
+        """Fill ``values`` ``(n, size)`` with rows of one chunk; return whether one is new."""
+        with translated(self._cache.path):
+            if self._is_plain:
+                chunk, row = divmod(first, self.chunk_rows)
+                place = self._places[view * self._num_chunks + chunk]
+                self._read_bytes(values, place + row * values[:1].nbytes)
+            else:
+                rows = np.s_[first : first + len(values)]
+                source = rows if self._name == "features" else (rows, view)
+                self._column.read_direct(values.reshape(-1, *self.shape), source)
+        self.bytes_read += values.nbytes
+        pieces = -(-len(values) // self.piece_rows)
+        piece = view * self._num_pieces + first // self.piece_rows
+        return self._compare(piece, values.reshape(pieces, -1))
+
     def read(
         self, groups: Sequence[Sequence[int]]
     ) -> Generator[tuple[Sequence[int], np.ndarray], None, None]:
-        """Yield groups of neighbouring pieces with their rows, float32, reading one ahead."""
+        """Yield groups of neighbouring pieces with their rows, reading one ahead.
+
+        Pieces are chunks; vectors become float32.
+        """
         self._require_same()
         check = not self._checked and sum(map(len, groups)) == self._num_pieces
         digest = hashlib.sha256() if check else None
         rows = max(map(len, groups), default=1) * self.chunk_rows
-        shape = (min(rows, self.num_rows), self.num_features)
-        raw = np.empty(shape if self._column.dtype != np.float32 else (0, 0), self._column.dtype)
-        buffers = np.empty((_AHEAD + 1, *shape), np.float32)
+        shape = (min(rows, self.num_rows), self.size)
+        wanted = np.dtype(np.float32) if len(self.shape) == 1 else self.dtype
+        raw = np.empty(shape if self.dtype != wanted else (0, 0), self.dtype)
+        buffers = np.empty((_AHEAD + 1, *shape), wanted)
 
         def fill(number: int) -> np.ndarray:
             return self._fill(groups[number], raw, buffers[number % len(buffers)], digest)
@@ -152,39 +293,33 @@ class _Column:
         first, stop = group[0] * self.chunk_rows, (group[-1] + 1) * self.chunk_rows
         num_rows = min(stop, self.num_rows) - first
         values = values[:num_rows]
-        stored = values if self._column.dtype == values.dtype else raw[:num_rows]
-        with translated(self._cache.path):
-            for number, piece in enumerate(group):
-                part = stored[number * self.chunk_rows : (number + 1) * self.chunk_rows]
-                self._read_piece(piece, part)
-                self._compare(piece, part)
+        stored = values if self.dtype == values.dtype else raw[:num_rows]
+        for number, piece in enumerate(group):
+            part = stored[number * self.chunk_rows : (number + 1) * self.chunk_rows]
+            self.read_rows(piece * self.chunk_rows, 0, part)
         if digest:
             digest.update(stored.data)
         if stored is not values:
             values[:] = stored
-        self.bytes_read += stored.nbytes
         return values
 
-    def _read_piece(self, piece: int, part: np.ndarray) -> None:
-        if not self._is_plain:
-            first = piece * self.chunk_rows
-            self._column.read_direct(part, np.s_[first : first + len(part)])
-            return
-        rest, place = part.data.cast("B"), self._places[piece]
+    def _read_bytes(self, values: np.ndarray, place: int) -> None:
+        rest = values.data.cast("B")
         while rest:
             count = os.preadv(self._descriptor, [rest], place)
             if not count:
                 raise self._damaged()
             rest, place = rest[count:], place + count
 
-    def _compare(self, piece: int, part: np.ndarray) -> None:
-        """Check that a piece is what it was when it was first read."""
-        content = part.reshape(-1).view(np.uint8)
-        whole = len(content) // 8 * 8
-        total = int(content[:whole].view(np.uint64).sum(dtype=np.uint64))
-        total += int(content[whole:].sum(dtype=np.uint64))
-        if self._sums.setdefault(piece, total) != total:
+    def _compare(self, first: int, pieces: np.ndarray) -> bool:
+        """Check that pieces are what they were when first read; return whether one is new."""
+        sums, at = _sums(pieces), slice(first, first + len(pieces))
+        known = self._known[at]
+        if (known & (self._sums[at] != sums)).any():
             raise self._damaged()
+        is_new = not known.all()
+        self._sums[at], self._known[at] = sums, True
+        return is_new
 
     def _require_same(self) -> None:
         path = self._cache.path
@@ -201,9 +336,19 @@ class _Column:
         path = self._cache.path
         return ArtifactInvalid(
             path,
-            f"'{path}' was changed or damaged while it was read: its features are not what they "
-            "were. Check it with featx check, or extract again.",
+            f"'{path}' was changed or damaged while it was read: its {self._name} are not what "
+            "they were. Check it with featx check, or extract again.",
         )
+
+
+def _sums(pieces: np.ndarray) -> np.ndarray:
+    """Return a sum of the bytes of each piece ``(n, …)``, which another byte changes."""
+    content = pieces.view(np.uint8)
+    whole = content.shape[1] // 8 * 8
+    words = content[:, :whole] if whole == content.shape[1] else content[:, :whole].copy()
+    sums = words.view(np.uint64).sum(axis=1, dtype=np.uint64)
+    sums += content[:, whole:].sum(axis=1, dtype=np.uint64)
+    return np.asarray(sums)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

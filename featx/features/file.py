@@ -7,7 +7,8 @@ it reads: whatever is not exactly this schema is refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,22 +18,28 @@ from typing import Any, NamedTuple, Self
 import h5py
 import numpy as np
 
-from featx.artifact import Header, fingerprint_of, is_unfinished, partial_path, require_file
-from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, counted, require_choice
-from featx.features.journal import read_progress
-from featx.features.schema import (
-    columns_of,
-    read_header,
-    require_plain_root,
-    require_schema,
-    without_plugins,
+from featx.artifact import Header, fingerprint_of
+from featx.errors import ArtifactInvalid, ArtifactMismatch, require_choice
+from featx.features.hdf5 import (
+    BLOCK_BYTES,
+    blocks_of,
+    open_hdf5,
+    opened_hdf5,
+    require_digest,
+    require_digests,
+    rows_of,
+    translated,
 )
+from featx.features.schema import columns_of, row_shape_of, views_of
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
+from featx.images.views import ViewsSpec
 
 EXCLUDED = -2
 """Label of a training image that was left out by its name."""
-_BLOCK_BYTES = 2**25
+TRAIN = SPLITS.index("train")
+_NETWORK_BYTES = 2**23
+"""Activations that go through the rest of a network at once."""
 
 
 class SkippedImage(NamedTuple):
@@ -76,8 +83,10 @@ class FeatureFile:
             version 2; ``(N, 3)`` int64.
         groups: Index of each image's group, in order of first appearance, -1 where it has none;
             ``(N,)`` int64.
-        features_checked: Whether the features were compared with their sha256 when it was opened;
-            if not, they are when all of them are first read.
+        features_checked: Whether features and views were compared with their sha256 when it was
+            opened; if not, they are when all of them are first read.
+        through: From activations ``(n, *row_shape)`` to vectors ``(n, num_features)``: the rest of
+            the network behind the cut. None for vectors.
     """
 
     path: Path
@@ -89,6 +98,7 @@ class FeatureFile:
     stamps: np.ndarray
     groups: np.ndarray
     features_checked: bool = True
+    through: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,7 +111,39 @@ class FeatureFile:
 
     @property
     def num_features(self) -> int:
+        """Length of a vector, at a cut of what ``through`` gives."""
         return int(self.header.spec["num_features"])
+
+    @property
+    def cut(self) -> str | None:
+        """The module whose input is stored; None where vectors are."""
+        cut: str | None = self.header.spec.get("cut")
+        return cut
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of what is stored for an image; ``(num_features,)`` for vectors."""
+        return row_shape_of(self.header)
+
+    @property
+    def dtype(self) -> str:
+        """What is stored: ``"float32"``, ``"float16"``, or ``"uint8"`` for pixels."""
+        return str(self.header.details["dtype"])
+
+    @property
+    def views(self) -> ViewsSpec | None:
+        """How the views of training images were drawn; None where the file has none."""
+        return views_of(self.header)
+
+    @property
+    def num_views(self) -> int:
+        """Views of each training image beside its features; 0 where the file has none."""
+        views = self.views
+        return views.num_views if views else 0
+
+    def with_network(self, through: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """Return a copy whose vectors are what ``through`` makes of the stored activations."""
+        return replace(self, through=through)
 
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
@@ -118,31 +160,97 @@ class FeatureFile:
 
     @cached_property
     def features(self) -> np.ndarray:
-        """All rows, ``(N, num_features)`` float32; read when first asked for."""
-        with self.same_file() as file, translated(self.path):
-            rows: np.ndarray = file["features"][:]
-        if not self.features_checked:
-            require_digest(self.path, self.header, "features", hashlib.sha256(rows.data))
-        return rows.astype(np.float32, copy=False)
+        """All rows, ``(N, num_features)`` float32; read, or computed, when first asked for.
+
+        Raises:
+            ArtifactMismatch: The file holds activations at a cut, and ``through`` is None.
+        """
+        return self._vectors("features")
+
+    @cached_property
+    def view_features(self) -> np.ndarray:
+        """Views of the training rows in file order, ``(N_train, num_views, num_features)`` float32.
+
+        View v + 1 is at ``[:, v]``. Raises as ``features`` does, and ``ArtifactInvalid`` where a
+        value is NaN or infinite.
+        """
+        shape = (len(self.rows("train")), self.num_views, self.num_features)
+        if not self.num_views:
+            return np.empty(shape, np.float32)
+        views = self._vectors("views").reshape(shape)
+        if not np.isfinite(views).all():
+            raise ArtifactInvalid(self.path, f"'{self.path}' has NaN or infinite views.")
+        return views
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
         """Yield a function from row numbers ``(n,)`` to rows ``(n, num_features)`` float32.
 
-        It reads from the file what it is asked for; cheapest when the numbers ascend.
+        It reads from the file what it is asked for; cheapest when the numbers ascend. Raises as
+        ``features`` does.
         """
+        self.require_network()
         with self.same_file() as file:
+            row_bytes = file["features"].dtype.itemsize * math.prod(self.row_shape)
+            step = max(1, _NETWORK_BYTES // row_bytes) if self.through else max(1, len(self))
+
+            def stored_at(numbers: np.ndarray) -> np.ndarray:
+                with translated(self.path):
+                    return rows_of(file["features"], numbers)
 
             def rows_at(numbers: np.ndarray) -> np.ndarray:
-                with translated(self.path):
-                    return _rows_at(file["features"], numbers)
+                parts = [numbers[start : start + step] for start in range(0, len(numbers), step)]
+                return self._joined(map(stored_at, parts), len(numbers))
 
             yield rows_at
+
+    def require_network(self) -> None:
+        """Check that the rows are vectors, or that there is a network that makes them some."""
+        if self.cut is not None and self.through is None:
+            raise ArtifactMismatch(
+                self.path,
+                f"'{self.path}' holds activations at the cut '{self.cut}', which are no features "
+                "without the rest of the network behind it.",
+            )
+
+    def _vectors(self, column: str) -> np.ndarray:
+        """Return a column as float32, views one after the other; compared with its sha256."""
+        self.require_network()
+        with self.same_file() as file:
+            shape = file[column].shape
+            num_rows = len(self) if column == "features" else shape[0] * shape[1]
+            digest = hashlib.sha256()
+
+            def stored() -> Iterator[np.ndarray]:
+                blocks = blocks_of(file[column], _NETWORK_BYTES if self.through else BLOCK_BYTES)
+                while True:
+                    with translated(self.path):
+                        block = next(blocks, None)
+                    if block is None:
+                        return
+                    if not self.features_checked:
+                        digest.update(block.data)
+                    yield block.reshape(-1, *self.row_shape)
+
+            rows = self._joined(stored(), num_rows)
+        if not self.features_checked:
+            require_digest(self.path, self.header, column, digest)
+        return rows
+
+    def _joined(self, blocks: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
+        """Return blocks of stored rows as vectors, ``(num_rows, num_features)`` float32."""
+        rows = np.empty((num_rows, self.num_features), np.float32)
+        start = 0
+        for block in blocks:
+            stop = start + len(block)
+            rows[start:stop] = self.through(block) if self.through else block
+            start = stop
+        return rows
 
     @contextmanager
     def same_file(self) -> Iterator[h5py.File]:
         """Yield the HDF5 file, open for reading, unless it was replaced since it was opened."""
-        file, header = _open(self.path)
+        file, header = open_hdf5(self.path)
         with file:
             if header != self.header:  # its checksums tell one content from another
                 raise ArtifactInvalid(
@@ -161,7 +269,7 @@ class FeatureFile:
             return self
         names = frozenset(sample_ids)
         named = np.fromiter((each in names for each in self.sample_ids), bool, len(self))
-        excluded = named & (self.splits == SPLITS.index("train"))
+        excluded = named & (self.splits == TRAIN)
         return replace(self, labels=np.where(excluded, EXCLUDED, self.labels))
 
     def __len__(self) -> int:
@@ -186,9 +294,11 @@ def open_features(
         ArtifactBusy: Another program has it open, and may change it.
     """
     path = Path(path)
-    with _opened(path) as (file, header):
+    with opened_hdf5(path) as (file, header):
         if verify:
-            _require_digests(file, header, path, columns_of(header)[1 if features_later else 0 :])
+            later = ("features", "views") if features_later else ()
+            names = [name for name in columns_of(header) if name not in later]
+            require_digests(file, header, path, names)
         opened = FeatureFile(
             path=path,
             header=header,
@@ -202,22 +312,27 @@ def open_features(
             groups=_groups(file, header),
             features_checked=not (verify and features_later),
         )
+        num_viewed = len(file["views"]) if opened.num_views else None
     _require_range(path, "labels", opened.labels, -1, len(opened.classes))
     _require_range(path, "splits", opened.splits, 0, len(SPLITS))
     _require_range(path, "groups", opened.groups, -1, len(opened))
+    _require_viewed(path, num_viewed, len(opened.rows("train")))
     return opened
 
 
 def verify_features(path: Path) -> None:
     """Check all of a feature file, block by block."""
-    with _opened(path) as (file, header):
+    with opened_hdf5(path) as (file, header):
         columns = columns_of(header)
-        _require_digests(file, header, path, columns)
+        require_digests(file, header, path, columns)
         num_rows = len(file["labels"])
         ranges = {"labels": (-1, len(header.classes)), "splits": (0, len(SPLITS))}
         for name, (low, stop) in (ranges | {"groups": (-1, num_rows)}).items():
-            for block in _blocks(file[name]) if name in columns else ():
+            for block in blocks_of(file[name]) if name in columns else ():
                 _require_range(path, name, block, low, stop)
+        if "views" in columns:
+            num_train = sum(int((block == TRAIN).sum()) for block in blocks_of(file["splits"]))
+            _require_viewed(path, len(file["views"]), num_train)
 
 
 def _stamps(file: h5py.File) -> np.ndarray:
@@ -234,119 +349,14 @@ def _groups(file: h5py.File, header: Header) -> np.ndarray:
     return np.asarray(file["groups"][:])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[h5py.File, Header]]:
-    """Yield the HDF5 file, and its header once both are checked; translate h5py's errors."""
-    file, header = _open(path)
-    with file, translated(path):
-        yield file, header
-
-
-def _open(path: Path) -> tuple[h5py.File, Header]:
-    _require_finished(path)
-    require_file(path, made_by="featx extract")
-    with translated(path), without_plugins():
-        require_plain_root(path)
-        file = _open_hdf5(path)
-        try:
-            header = read_header(file, path)
-            require_schema(file, header, path)
-        except BaseException:
-            file.close()
-            raise
-    return file, header
-
-
-_OTHER_LOCKING = "flag values don't match"
-_LOCKED = ("unable to lock file", "already open for")
-
-
-def _open_hdf5(path: Path) -> h5py.File:
-    """Return an HDF5 file, open for reading, also where other programs have it open.
-
-    It needs no lock, because it changes only by being replaced. But a process can have a file open
-    with one way of locking only, and the notebook that calls featx may have chosen another.
-    """
-    for locking in (False, "best-effort", True):
-        try:
-            return h5py.File(path, "r", locking=locking)
-        except OSError as err:
-            if any(words in str(err) for words in _LOCKED):
-                raise ArtifactBusy(
-                    path,
-                    f"'{path}' is open in a program that may change it. Close it there, and run "
-                    "the same again.",
-                ) from err
-            if _OTHER_LOCKING not in str(err):
-                raise
-    raise ArtifactBusy(
-        path,
-        f"'{path}' is open in this process, locked in another way than featx can share. Close it "
-        "first, or open it with h5py.File(…, locking=False).",
-    )
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
-    try:
-        yield
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as err:
-        if isinstance(err, ArtifactInvalid):
-            raise
-        raise ArtifactInvalid(
-            path, f"'{path}' is not a featx feature file, or is damaged ({err})."
-        ) from err
-
-
-def _require_finished(path: Path) -> None:
-    """Say so where an extraction has begun to write this file, and only its journal is there."""
-    if is_unfinished(path):
-        done, total = read_progress(partial_path(path))
-        raise ArtifactIncomplete(
-            path,
-            f"'{path}' is unfinished: {done:,} of {counted(total, 'image')}. Run the same featx "
-            "extract again to resume.",
-        )
-
-
-def _require_digests(file: h5py.File, header: Header, path: Path, columns: Sequence[str]) -> None:
-    for name in columns:
-        digest = hashlib.sha256()
-        for block in _blocks(file[name]):
-            digest.update(block.data)
-        require_digest(path, header, name, digest)
-
-
-def require_digest(path: Path, header: Header, column: str, digest: hashlib._Hash) -> None:
-    if header.details["sha256"][column] != digest.hexdigest():
-        raise ArtifactInvalid(
-            path,
-            f"'{path}': column '{column}' does not have the sha256 it was written with; the file "
-            "is damaged or was altered. Run featx extract again.",
-        )
-
-
 def _require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:
     """Check that a column holds indices of something."""
     if ((values < low) | (values >= stop)).any():
         raise ArtifactInvalid(path, f"'{path}' has {name} outside {low} to {stop - 1}.")
 
 
-def _blocks(column: h5py.Dataset) -> Iterator[np.ndarray]:
-    row_bytes = max(1, column.dtype.itemsize * int(np.prod(column.shape[1:])))
-    rows = max(1, _BLOCK_BYTES // row_bytes)
-    for start in range(0, column.shape[0], rows):
-        yield np.ascontiguousarray(column[start : start + rows])
-
-
-def _rows_at(column: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
-    """Return rows in any order, by one read for each run without a gap of more than a chunk."""
-    rows = np.empty((len(numbers), column.shape[1]), dtype=np.float32)
-    order = np.argsort(numbers, kind="stable")
-    gaps = np.flatnonzero(np.diff(numbers[order]) > column.chunks[0]) + 1
-    for wanted in np.split(order, gaps):
-        if len(wanted):
-            first, last = int(numbers[wanted[0]]), int(numbers[wanted[-1]])
-            rows[wanted] = column[first : last + 1][numbers[wanted] - first]
-    return rows
+def _require_viewed(path: Path, num_viewed: int | None, num_train: int) -> None:
+    if num_viewed not in (None, num_train):
+        raise ArtifactInvalid(
+            path, f"'{path}' has views of {num_viewed} images, but {num_train} for training."
+        )

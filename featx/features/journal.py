@@ -20,11 +20,18 @@ from typing import Any, Self
 import numpy as np
 
 from featx.artifact import canonical_json, partial_path, sync
-from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing, counted
+from featx.errors import (
+    ArtifactError,
+    ArtifactInvalid,
+    ArtifactMismatch,
+    ArtifactMissing,
+    counted,
+)
 from featx.features import storage
 from featx.features.records import (
     Batch,
     RowBlock,
+    RowLayout,
     Scan,
     count_images,
     pack,
@@ -34,26 +41,27 @@ from featx.features.records import (
     unpack_digests,
 )
 from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import Stamp
 
 log = logging.getLogger(__name__)
 
 _SYNC_SECONDS = 1.0
 _SYNC_IMAGES = 4096
 _NONE = -1
+_LAYOUT = "layout"
 
 
 class Journal:
     """The journal of one output: opened if it exists, else made at the first batch.
 
     Its settings are what the rows depend on, JSON values; None until ``begin`` in a new one. Its
-    images include those without a row. The disk's failures are ``ArtifactError``.
+    images include those without a row. The disk's failures are ``ArtifactError``; rows of another
+    layout than its own can be forgotten by ``begin``, and are else an ``ArtifactMismatch``.
     """
 
-    def __init__(self, output: Path, *, num_features: int) -> None:
+    def __init__(self, output: Path, *, layout: RowLayout) -> None:
         self.output = output
         self.path = partial_path(output)
-        self.num_features = num_features
+        self.layout = layout
         self.settings: Mapping[str, Any] | None = None
         self.num_rows = 0
         self.num_images = 0
@@ -63,6 +71,7 @@ class Journal:
         self._synced_at = time.monotonic()
         self._offsets = array("q")  # of each batch's record
         self._first_rows = array("q")  # number of each batch's first row
+        self._has_views = array("b")  # each batch
         if os.path.lexists(self.path):
             try:
                 self._open()
@@ -72,8 +81,9 @@ class Journal:
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Forget every batch, and begin with these settings at the next one."""
-        self.settings, self.num_rows, self.num_images, self._end = settings, 0, 0, 0
-        self._offsets, self._first_rows = array("q"), array("q")
+        own = {} if self.layout.is_plain else {_LAYOUT: self.layout.to_dict()}
+        self.settings, self.num_rows, self.num_images, self._end = {**settings, **own}, 0, 0, 0
+        self._offsets, self._first_rows, self._has_views = array("q"), array("q"), array("b")
         if self._descriptor != _NONE:
             try:
                 storage.truncate(self._descriptor, 0)
@@ -83,12 +93,14 @@ class Journal:
 
     def append(self, batch: Batch) -> None:
         """Add a batch; on the disk within about a second, or 4,096 rows."""
+        self._require_layout()
         try:
             if not self._end:
                 self._create()
             offset = self._end
-            self._write_record(len(self._offsets) + 1, pack(batch))
-            self._note(offset, len(batch.features), len(batch.sample_ids))
+            self._write_record(len(self._offsets) + 1, pack(batch, self.layout))
+            has_views = batch.views is not None
+            self._note(offset, len(batch.features), len(batch.sample_ids), has_views=has_views)
             self._unsynced += len(batch.sample_ids)
             waited = time.monotonic() - self._synced_at
             if self._unsynced >= _SYNC_IMAGES or waited >= _SYNC_SECONDS:
@@ -108,17 +120,22 @@ class Journal:
 
     def rows(self, numbers: np.ndarray) -> RowBlock:
         """Return rows; ``numbers`` ``(n,)`` count over all batches, cheapest when ascending."""
-        features = np.empty((len(numbers), self.num_features), dtype="<f4")
-        stamps = np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64)
-        digests = np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8)
+        block = RowBlock.empty(len(numbers), self.layout)
         owners = np.searchsorted(np.frombuffer(self._first_rows, "q"), numbers, side="right") - 1
         for owner in np.unique(owners):
             batch, wanted = self._batch(int(owner)), owners == owner
             local = numbers[wanted] - self._first_rows[owner]
-            features[wanted] = batch.features[local]
-            stamps[wanted] = batch.stamps[batch.has_row][local]
-            digests[wanted] = batch.digests[batch.has_row][local]
-        return RowBlock(features, digests, stamps)
+            block.features[wanted] = batch.features[local]
+            block.stamps[wanted] = batch.stamps[batch.has_row][local]
+            block.digests[wanted] = batch.digests[batch.has_row][local]
+            if block.views is not None and batch.views is not None:
+                block.views[wanted], block.has_views[wanted] = batch.views[local], True
+        return block
+
+    def has_views(self) -> np.ndarray:
+        """Return which rows have views, ``(num_rows,)`` bool; no row is read."""
+        counts = np.diff(np.append(np.frombuffer(self._first_rows, "q"), self.num_rows))
+        return np.repeat(np.frombuffer(self._has_views, "?"), counts)
 
     def digests(self) -> np.ndarray:
         """Return the content hashes of all rows, ``(num_rows, 16)`` uint8; no row is read."""
@@ -167,8 +184,9 @@ class Journal:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             scan = Scan(self._descriptor, self.path)
             self.settings = scan.settings()  # None if record 0 is not whole
-            for offset, num_images, num_rows in scan.batches():
-                self._note(offset, num_rows, num_images)
+            for offset, num_images, num_rows, num_bytes in scan.batches():
+                has_views = num_bytes > num_rows * self.layout.row_bytes
+                self._note(offset, num_rows, num_images, has_views=has_views)
             self._end = scan.end
             dropped = os.fstat(self._descriptor).st_size - scan.end
             if dropped:
@@ -183,8 +201,9 @@ class Journal:
                 raise
             raise self._error(err) from err
 
-    def _note(self, offset: int, num_rows: int, num_images: int) -> None:
+    def _note(self, offset: int, num_rows: int, num_images: int, *, has_views: bool) -> None:
         self._offsets.append(offset)
+        self._has_views.append(has_views)
         self._first_rows.append(self.num_rows)
         self.num_rows += num_rows
         self.num_images += num_images
@@ -200,7 +219,18 @@ class Journal:
             raise
         self._end += len(content)
 
+    def _require_layout(self) -> None:
+        """Check that the rows have this layout; journals of vectors do not name theirs."""
+        own = None if self.layout.is_plain else self.layout.to_dict()
+        if (self.settings or {}).get(_LAYOUT) != own:
+            raise ArtifactMismatch(
+                self.path,
+                f"'{self.path}' holds rows of another layout than {self.layout}. Finish that "
+                "extraction with its own options, or discard it with restart=True.",
+            )
+
     def _batch(self, number: int) -> Batch:
+        self._require_layout()
         try:
             payload = read_record(self._descriptor, self._offsets[number], number + 1, self.path)
         except OSError as err:
@@ -208,10 +238,10 @@ class Journal:
                 raise
             raise self._error(err) from err
         try:
-            return unpack(payload, self.num_features)
+            return unpack(payload, self.layout)
         except ValueError as err:
             raise ArtifactInvalid(
-                self.path, f"'{self.path}' holds rows of another length than {self.num_features}."
+                self.path, f"'{self.path}' holds rows of another length than {self.layout}."
             ) from err
 
     def _error(self, err: OSError) -> ArtifactError:
@@ -246,7 +276,7 @@ def has_rows(path: Path) -> bool:
     """Return whether a journal holds a row, and not just images that cannot be used."""
     with _reading(path) as descriptor:
         scan = Scan(descriptor, path)
-        return scan.settings() is not None and any(rows for _, _, rows in scan.batches())
+        return scan.settings() is not None and any(rows for _, _, rows, _ in scan.batches())
 
 
 @contextlib.contextmanager

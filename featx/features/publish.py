@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,17 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.file import FeatureFile
+from featx.features.blocks import Activations, reading_activations
+from featx.features.columns import Column, block_sizes, file_size, schema_of
+from featx.features.file import TRAIN, FeatureFile
 from featx.features.journal import Journal
-from featx.features.records import RowBlock
-from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import Sample, Stamp, group_numbers, own_splits
+from featx.features.records import ENTRY, RowBlock, RowLayout
+from featx.images.sources import Sample, group_numbers, own_splits
 from featx.isolation.call import IsolatedCall, Limits
 
-BLOCK_ROWS = 4096
 _VERIFY_SECONDS = 600
 _SLOWEST_BYTES_PER_SECOND = 5e6
-_CHUNK_BYTES = 2**20
-_HDF5_CHUNK_BYTES = 128  # checksum and place in the index; measured: below 50
-_HDF5_BYTES = 2**16  # superblock, groups, the roots of six indices; measured: below 20 kB
+_ID_BYTES = 100  # of a name, on average
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,11 @@ class ExistingImages:
 
 
 class ExistingRows:
-    """Rows under one numbering: the file's, then the journal's in the order they were added."""
+    """Rows under one numbering: the file's, then the journal's in the order they were added.
+
+    The file's rows have the journal's shape, and its type unless they are vectors. Their views
+    count where the file has as many of each image as the journal's layout.
+    """
 
     def __init__(self, file: FeatureFile | None, journal: Journal) -> None:
         self.file, self.journal = file, journal
@@ -61,6 +64,19 @@ class ExistingRows:
         journal = self.journal.digests()
         return journal if self.file is None else np.concatenate([self.file.digests, journal])
 
+    @property
+    def has_views(self) -> np.ndarray:
+        """Which rows have views, ``(next_row,)`` bool."""
+        in_file = np.zeros(self.num_in_file, bool)
+        if self.file is not None and self._file_has_views:
+            in_file = self.file.splits == TRAIN
+        return np.concatenate([in_file, self.journal.has_views()])
+
+    @property
+    def _file_has_views(self) -> bool:
+        num_views = self.journal.layout.num_views
+        return self.file is not None and 0 < num_views == self.file.num_views
+
     def images(self) -> Iterator[ExistingImages]:
         """Yield the images of the file, then those of the journal."""
         if self.file is not None:
@@ -75,27 +91,56 @@ class ExistingRows:
     @contextmanager
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
         """Yield a function from row numbers ``(n,)`` int64 to their rows."""
-        with nullcontext() if self.file is None else self.file.reading() as rows_in_file:
-            yield lambda numbers: self._rows_at(numbers, rows_in_file)
+        with ExitStack() as stack:
+            fill = self._reading_file(stack)
 
-    def _rows_at(
-        self, numbers: np.ndarray, rows_in_file: Callable[[np.ndarray], np.ndarray] | None
-    ) -> RowBlock:
-        old = numbers < self.num_in_file
-        block = RowBlock(
-            features=np.empty((len(numbers), self.journal.num_features), dtype=np.float32),
-            digests=np.empty((len(numbers), DIGEST_BYTES), dtype=np.uint8),
-            stamps=np.empty((len(numbers), len(Stamp._fields)), dtype=np.int64),
-        )
-        if self.file is not None and rows_in_file is not None and old.any():
-            block.features[old] = rows_in_file(numbers[old])
-            block.digests[old] = self.file.digests[numbers[old]]
-            block.stamps[old] = self.file.stamps[numbers[old]]
-        if not old.all():
-            added = self.journal.rows(numbers[~old] - self.num_in_file)
-            for column, values in zip(block, added, strict=True):
-                column[~old] = values
-        return block
+            def rows_at(numbers: np.ndarray) -> RowBlock:
+                old = numbers < self.num_in_file
+                if not old.any():
+                    return self.journal.rows(numbers - self.num_in_file)
+                block = RowBlock.empty(len(numbers), self.journal.layout)
+                fill(block, old, numbers[old])
+                if not old.all():
+                    added = self.journal.rows(numbers[~old] - self.num_in_file)
+                    for column, values in zip(block, added, strict=True):
+                        if column is not None:
+                            column[~old] = values
+                return block
+
+            yield rows_at
+
+    def _reading_file(self, stack: ExitStack) -> Callable[[RowBlock, np.ndarray, np.ndarray], None]:
+        """Return what fills some rows of a block with rows of the file."""
+        file = self.file
+        if file is None:
+            return lambda *_: None
+        is_cut = file.cut is not None
+        read = stack.enter_context(file.reading()) if not is_cut else None
+        stored = None
+        if is_cut or self._file_has_views:
+            stored = stack.enter_context(reading_activations(file))
+        has_views = self.has_views
+
+        def fill(block: RowBlock, old: np.ndarray, numbers: np.ndarray) -> None:
+            block.digests[old], block.stamps[old] = file.digests[numbers], file.stamps[numbers]
+            block.features[old] = read(numbers) if read else _read(stored, numbers, 0)
+            if block.views is not None and stored is not None and self._file_has_views:
+                viewed = has_views[numbers]
+                to = np.flatnonzero(old)[viewed]
+                block.has_views[to] = True
+                for view in range(block.views.shape[1]):
+                    block.views[to, view] = _read(stored, numbers[viewed], view + 1)
+
+        return fill
+
+
+def _read(stored: Activations | None, numbers: np.ndarray, view: int) -> np.ndarray:
+    """Return rows in any order, ``(n, size)``."""
+    assert stored is not None
+    order = np.argsort(numbers, kind="stable")
+    rows = np.empty((len(numbers), math.prod(stored.shape)), stored.dtype)
+    rows[order] = stored.read(numbers[order], view).reshape(len(numbers), -1)
+    return rows
 
 
 def images_in_file(file: FeatureFile) -> Iterator[ExistingImages]:
@@ -128,7 +173,9 @@ def publish_features(
 ) -> Header:
     """Write a feature file and return its header, completed by row count and checksums.
 
-    Memory does not grow with the number of rows. The output's lock is held.
+    Memory does not grow with the number of rows. The output's lock is held. Where the journal's
+    layout has views, each row of the training split has them, and they are a column of their own,
+    in the order of the file; the header says how they were drawn.
 
     Args:
         path: Where to.
@@ -139,7 +186,8 @@ def publish_features(
             one of them 0 or more.
         verifier: From ``start_verifier``, entered; it reads the file before it gets its name.
         splits: Of each sample, ``(num_samples,)`` uint8; None takes those that the source gives.
-        dtype: What the features are stored as, ``"float32"`` or ``"float16"``.
+        dtype: What vectors are stored as, ``"float32"`` or ``"float16"``; activations at a cut are
+            stored as they are in the journal.
         overwrite: Replace what is there.
     """
     header_bytes = len(header.to_json())
@@ -150,28 +198,49 @@ def publish_features(
         )
     kept = np.flatnonzero(rows >= 0)
     splits = own_splits(samples) if splits is None else splits
+    layout = existing.journal.layout
+    if len(layout.shape) == 1 and "cut" not in header.spec:
+        layout = replace(layout, dtype=dtype)
     width = max(len(_encoded(samples[int(i)].sample_id)) for i in kept)  # no list: it is long
-    schema = {
-        "features": np.dtype((np.dtype(dtype).newbyteorder("<"), (existing.journal.num_features,))),
-        "labels": np.dtype("<i8"),
-        "splits": np.dtype("u1"),
-        "sample_ids": np.dtype(f"S{width}"),
-        "digests": np.dtype(("u1", (DIGEST_BYTES,))),
-        "stamps": np.dtype(("<i8", (len(Stamp._fields),))),
-        "groups": np.dtype("<i8"),
-    }
+    is_train = splits[kept] == TRAIN
+    schema = schema_of(layout, len(kept), int(is_train.sum()), width)
     temporary = _free_name(path)
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
         with (
-            storage.Disk.open(
-                temporary, room=_file_size(schema, len(kept), header_bytes), output=path
-            ) as disk,
+            storage.Disk.open(temporary, room=file_size(schema, header_bytes), output=path) as disk,
             existing.reading() as rows_at,
         ):
-            blocks = _blocks(kept, samples, splits, lambda i: rows_at(rows[i]), schema)
+            blocks = _blocks(
+                kept,
+                samples,
+                splits,
+                lambda i: rows_at(rows[i]),
+                sizes=block_sizes(is_train, layout, schema),
+                schema=schema,
+            )
             complete = _write(disk, header, schema, blocks, num_rows=len(kept))
         verifier.run(temporary)
     return complete
+
+
+def required_bytes(
+    layout: RowLayout, num_rows: int, num_viewed: int = 0, *, dtype: str | None = None
+) -> tuple[int, int]:
+    """Return about how many bytes a journal takes, and the file that is made from it.
+
+    Both are there at once. The file of a source that brings its splits has the views of its
+    training images alone.
+
+    Args:
+        layout: Of the rows.
+        num_rows: Images.
+        num_viewed: How many of them have views.
+        dtype: What vectors are stored as, where that is not what the journal holds.
+    """
+    values = layout.row_bytes * (num_rows + num_viewed * layout.num_views)
+    stored = replace(layout, dtype=dtype or layout.dtype)
+    schema = schema_of(stored, num_rows, num_viewed, _ID_BYTES)
+    return values + num_rows * (ENTRY.itemsize + _ID_BYTES), file_size(schema, 0)
 
 
 def start_verifier(num_bytes: int = 0) -> IsolatedCall:
@@ -217,48 +286,48 @@ def _blocks(
     samples: Sequence[Sample],
     splits: np.ndarray,
     rows_of: Callable[[np.ndarray], RowBlock],
-    schema: dict[str, np.dtype[Any]],
+    *,
+    sizes: Iterable[int],
+    schema: dict[str, Column],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns at the positions ``kept``, up to ``BLOCK_ROWS`` rows at a time."""
+    """Yield the columns at the positions ``kept``, so many rows at a time."""
     groups = group_numbers(samples[i] for i in kept.tolist())
-    for start in range(0, len(kept), BLOCK_ROWS):
-        positions = kept[start : start + BLOCK_ROWS]
+    start = 0
+    for size in sizes:
+        positions = kept[start : start + size]
         block, chosen = rows_of(positions), [samples[i] for i in positions.tolist()]
-        yield {
-            "features": block.features.astype(schema["features"].base, copy=False),
+        shape = schema["features"].shape[1:]
+        columns = {
+            "features": block.features.reshape(-1, *shape),
             "labels": np.array([sample.label for sample in chosen], dtype="<i8"),
             "splits": splits[positions],
             "sample_ids": np.array(
-                [_encoded(sample.sample_id) for sample in chosen], dtype=schema["sample_ids"]
+                [_encoded(sample.sample_id) for sample in chosen], schema["sample_ids"].dtype
             ),
             "digests": block.digests,
             "stamps": block.stamps,
-            "groups": groups[start : start + BLOCK_ROWS],
+            "groups": groups[start : start + size],
         }
+        if "views" in schema:
+            is_train = splits[positions] == TRAIN
+            if block.views is None or not block.has_views[is_train].all():
+                raise ValueError("a row of the training split has no views")
+            views = block.views if is_train.all() else block.views[is_train]
+            columns["views"] = views.reshape(len(views), *schema["views"].shape[1:])
+        yield {
+            name: values.astype(schema[name].dtype, copy=False) for name, values in columns.items()
+        }
+        start += size
 
 
 def _encoded(sample_id: str) -> bytes:
     return sample_id.encode("utf-8", "surrogateescape")
 
 
-def _file_size(schema: dict[str, np.dtype[Any]], num_rows: int, header_bytes: int) -> int:
-    """Return the bytes that the file takes at most: whole chunks, header, HDF5's own."""
-    size = header_bytes + _HDF5_BYTES
-    for column in schema.values():
-        rows = _chunk_rows(column, num_rows)
-        chunks = -(-num_rows // rows)
-        size += chunks * (rows * column.itemsize + _HDF5_CHUNK_BYTES)
-    return size
-
-
-def _chunk_rows(column: np.dtype[Any], num_rows: int) -> int:
-    return min(num_rows, max(1, _CHUNK_BYTES // column.itemsize))
-
-
 def _write(
     disk: storage.Disk,
     header: Header,
-    schema: dict[str, np.dtype[Any]],
+    schema: dict[str, Column],
     blocks: Iterator[dict[str, np.ndarray]],
     *,
     num_rows: int,
@@ -269,20 +338,21 @@ def _write(
         columns = {
             name: file.create_dataset(
                 name,
-                shape=(num_rows, *column.shape),
-                dtype=column.base,
-                chunks=(_chunk_rows(column, num_rows), *column.shape),
-                fletcher32=True,
+                shape=column.shape,
+                dtype=column.dtype,
+                chunks=column.chunks if column.shape[0] else None,
+                fletcher32=bool(column.shape[0]),
             )
             for name, column in schema.items()
         }
         digests = {name: hashlib.sha256() for name in columns}
-        start = 0
+        starts = dict.fromkeys(columns, 0)
         for block in blocks:
             for name, values in block.items():
-                columns[name][start : start + len(values)] = values
+                stop = starts[name] + len(values)
+                columns[name][starts[name] : stop] = values
                 digests[name].update(np.ascontiguousarray(values).data)
-            start += len(block["labels"])
+                starts[name] = stop
             disk.check()
         checksums = {name: digest.hexdigest() for name, digest in digests.items()}
         details: dict[str, Any] = dict(header.details) | {"num_rows": num_rows, "sha256": checksums}

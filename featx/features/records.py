@@ -5,12 +5,14 @@ writing. Record 0 holds the settings as JSON, every other one a batch: the outco
 
 Layout, little-endian: ``magic (4) | number u32 | payload length u64 | CRC32 u32 | payload``; the
 CRC covers everything but itself. The payload of a batch is ``images u32 | rows u32 | text bytes
-u32``, one ``ENTRY`` for each image, the text (ids, then reasons), and the rows as float32.
+u32``, one ``ENTRY`` for each image, the text (ids, then reasons), the rows in the layout's type,
+and where the batch has views, those of each row.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import struct
@@ -18,12 +20,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from featx.artifact import JOURNAL_MAGIC as MAGIC
-from featx.errors import ArtifactInvalid, BackboneError, ConfigError, listed
+from featx.errors import ArtifactInvalid, BackboneError, ConfigError, counted, listed
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import Stamp
 
@@ -35,14 +37,59 @@ ENTRY = np.dtype(
         ("reason_bytes", "<u4"),
     ]
 )
-DType = Literal["float32", "float16"]
+DType = Literal["float32", "float16", "uint8"]
 MAX_FLOAT16_LOSS = 1e-3
 """Largest ‖x − float16(x)‖ / ‖x‖ of a row. Rounding alone gives at most 2⁻¹¹ = 4.9e-4; what is
 above has lost small values to underflow."""
 _MANY = 8
+_AT_ONCE = 2**21  # values that are compared in float64
 _HEAD = struct.Struct("<4sIQI")
 _COUNTS = struct.Struct("<III")
 _MAX_SETTINGS_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What a row consists of.
+
+    Attributes:
+        shape: Of its features; of the activations at a cut.
+        dtype: ``"float32"``, ``"float16"`` or ``"uint8"``. Vectors are float32 in a journal,
+            whatever the file stores.
+        num_views: Augmented versions that a row may have beside its features.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    num_views: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of values of a row's features."""
+        return math.prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's features, and of each of its views."""
+        return self.size * self.stored.itemsize
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The type of the values, little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layout as JSON values."""
+        return {"shape": list(self.shape), "dtype": self.dtype, "num_views": self.num_views}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows are float32 vectors without views, as of every journal without a layout."""
+        return self == RowLayout((self.size,))
+
+    def __str__(self) -> str:
+        views = f" with {counted(self.num_views, 'view')}" if self.num_views else ""
+        return f"{' × '.join(map(str, self.shape))} {self.dtype}{views}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +100,8 @@ class Batch:
         stamps: Of each image's file before it was read; ``(n, 3)`` int64.
         digests: Content hash of each image, zeros where it could not be read; ``(n, 16)`` uint8.
         reasons: Why an image has no row; empty where it has one.
-        features: Rows of the others, ``(num_rows, num_features)`` float32.
+        features: Rows of the others, ``(num_rows, size)`` in the layout's type.
+        views: Of each row, ``(num_rows, num_views, size)``; None where this batch has none.
     """
 
     sample_ids: tuple[str, ...]
@@ -61,6 +109,7 @@ class Batch:
     digests: np.ndarray
     reasons: tuple[str, ...]
     features: np.ndarray
+    views: np.ndarray | None = None
 
     @property
     def has_row(self) -> np.ndarray:
@@ -69,11 +118,33 @@ class Batch:
 
 
 class RowBlock(NamedTuple):
-    """Some rows: features ``(n, D)`` float32, digests ``(n, 16)``, stamps ``(n, 3)``."""
+    """Some rows, in the layout's type.
+
+    Attributes:
+        features: ``(n, size)``.
+        digests: ``(n, 16)``.
+        stamps: ``(n, 3)``.
+        has_views: Which rows have views; ``(n,)`` bool.
+        views: ``(n, num_views, size)``, zeros where a row has none; None where the layout has none.
+    """
 
     features: np.ndarray
     digests: np.ndarray
     stamps: np.ndarray
+    has_views: np.ndarray
+    views: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, num_rows: int, layout: RowLayout) -> Self:
+        """Return a block to be filled."""
+        shape = (num_rows, layout.num_views, layout.size)
+        return cls(
+            features=np.empty((num_rows, layout.size), layout.stored),
+            digests=np.empty((num_rows, DIGEST_BYTES), np.uint8),
+            stamps=np.empty((num_rows, len(Stamp._fields)), np.int64),
+            has_views=np.zeros(num_rows, bool),
+            views=np.zeros(shape, layout.stored) if layout.num_views else None,
+        )
 
 
 def record(number: int, payload: bytes) -> bytes:
@@ -110,12 +181,13 @@ class Scan:
             )
         return settings
 
-    def batches(self) -> Iterator[tuple[int, int, int]]:
-        """Yield offset, images and rows of each batch."""
+    def batches(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield of each batch: its offset, images, rows, and the bytes of the rows."""
         number = 1
         while self.end and (payload := self._read(number)) is not None and _is_batch(payload):
-            num_images, num_rows, _ = _COUNTS.unpack_from(payload)
-            yield self.end, num_images, num_rows
+            num_images, num_rows, text_bytes = _COUNTS.unpack_from(payload)
+            rest = len(payload) - _COUNTS.size - num_images * ENTRY.itemsize - text_bytes
+            yield self.end, num_images, num_rows, rest
             number, self.end = number + 1, self.end + _HEAD.size + len(payload)
 
     def _read(self, number: int, *, limit: int | None = None) -> bytes | None:
@@ -139,7 +211,15 @@ def read_record(
     raise ArtifactInvalid(path, f"'{path}' is damaged at byte {offset}.")
 
 
-def pack(batch: Batch) -> bytes:
+def pack(batch: Batch, layout: RowLayout) -> bytes:
+    """Return the payload of a batch; vectors of another type become float32."""
+    num_rows = len(batch.features)
+    rows: list[tuple[np.ndarray, tuple[int, ...]]] = [(batch.features, (num_rows, layout.size))]
+    if batch.views is not None:
+        rows.append((batch.views, (num_rows, layout.num_views, layout.size)))
+    for part, shape in () if layout.is_plain else rows:
+        if (part.shape, part.dtype) != (shape, layout.stored):
+            raise ValueError(f"rows {part.shape} {part.dtype} do not fit {layout}")
     ids = [name.encode("utf-8", "surrogateescape") for name in batch.sample_ids]
     reasons = [reason.encode("utf-8", "surrogateescape") for reason in batch.reasons]
     entries = np.zeros(len(ids), dtype=ENTRY)
@@ -147,9 +227,9 @@ def pack(batch: Batch) -> bytes:
     entries["id_bytes"] = [len(name) for name in ids]
     entries["reason_bytes"] = [len(reason) for reason in reasons]
     text = b"".join(ids) + b"".join(reasons)
-    counts = _COUNTS.pack(len(ids), len(batch.features), len(text))
-    rows = np.ascontiguousarray(batch.features, dtype="<f4").tobytes()
-    return b"".join((counts, entries.tobytes(), text, rows))
+    counts = _COUNTS.pack(len(ids), num_rows, len(text))
+    values = [np.ascontiguousarray(part, dtype=layout.stored).tobytes() for part, _ in rows]
+    return b"".join((counts, entries.tobytes(), text, *values))
 
 
 def _is_batch(payload: bytes) -> bool:
@@ -158,15 +238,15 @@ def _is_batch(payload: bytes) -> bool:
         return False
     num_images, num_rows, text_bytes = _COUNTS.unpack_from(payload)
     rest = len(payload) - _COUNTS.size - num_images * ENTRY.itemsize - text_bytes
-    if rest < 0 or (rest % (4 * num_rows) if num_rows else rest):
+    if rest < 0 or (rest % num_rows if num_rows else rest):
         return False
     entries = np.frombuffer(payload, ENTRY, num_images, _COUNTS.size)
     length = entries["id_bytes"].sum(dtype=np.uint64) + entries["reason_bytes"].sum(dtype=np.uint64)
     return bool(length == text_bytes and (entries["reason_bytes"] == 0).sum() == num_rows)
 
 
-def unpack(payload: bytes, num_features: int) -> Batch:
-    """Return the batch that ``pack`` wrote, its rows ``(num_rows, num_features)`` float32."""
+def unpack(payload: bytes, layout: RowLayout) -> Batch:
+    """Return the batch that ``pack`` wrote; ``ValueError`` where it has another layout."""
     num_images, num_rows, text_bytes = _COUNTS.unpack_from(payload)
     entries = np.frombuffer(payload, ENTRY, num_images, _COUNTS.size)
     start = _COUNTS.size + entries.nbytes
@@ -177,14 +257,18 @@ def unpack(payload: bytes, num_features: int) -> Batch:
         text[end - length : end].decode("utf-8", "surrogateescape")
         for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
     ]
+    values = np.frombuffer(payload, layout.stored, offset=start + text_bytes)
+    views, num_values = None, num_rows * layout.size
+    if len(values) > num_values and layout.num_views:
+        views = values[num_values:].reshape(num_rows, layout.num_views, layout.size)
+        values = values[:num_values]
     return Batch(
         sample_ids=tuple(strings[:num_images]),
         stamps=entries["stamp"],
         digests=entries["digest"],
         reasons=tuple(strings[num_images:]),
-        features=np.frombuffer(payload, "<f4", offset=start + text_bytes).reshape(
-            num_rows, num_features
-        ),
+        features=values.reshape(num_rows, layout.size),
+        views=views,
     )
 
 
@@ -212,7 +296,7 @@ def count_images(descriptor: int, offset: int) -> int:
 
 
 def require_finite(features: np.ndarray, sample_ids: Sequence[str]) -> None:
-    """Check that rows ``(n, num_features)`` hold numbers, none of them NaN or infinite."""
+    """Check that rows ``(n, …)`` hold numbers, none of them NaN or infinite."""
     bad = [
         name for name, row in zip(sample_ids, features, strict=True) if not np.isfinite(row).all()
     ]
@@ -233,24 +317,38 @@ def require_no_underflow(features: np.ndarray) -> None:
         )
 
 
-def require_float16(features: np.ndarray, sample_ids: Sequence[str]) -> None:
-    """Check that no row ``(n, num_features)`` overflows in float16, or loses too much by it."""
+def require_float16(
+    features: np.ndarray, sample_ids: Sequence[str], *, cut: str | None = None
+) -> None:
+    """Check that no row ``(n, …)`` overflows in float16, or loses too much by it.
+
+    ``cut`` names the module whose input the rows are, where they are no vectors.
+    """
     if not features.size:
         return
-    largest = np.abs(features).max(axis=1)
+    rows = features.reshape(len(features), -1)
+    at_cut = f" at the cut '{cut}'" if cut else ""
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     if largest.max() > np.finfo(np.float16).max:
         worst = int(largest.argmax())
         raise ConfigError(
-            f"float16 holds values up to 65,504, but a feature of '{sample_ids[worst]}' is "
-            f"{largest[worst]:.6g}. Use float32."
+            f"float16 holds values up to 65,504, but {'an activation' if cut else 'a feature'} of "
+            f"'{sample_ids[worst]}'{at_cut} is {largest[worst]:.6g}. Use dtype='float32'."
         )
-    rows = features.astype(np.float64)
-    lost = np.linalg.norm(rows - features.astype(np.float16), axis=1)
-    loss = lost / np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float64).tiny)
+    step = max(1, _AT_ONCE // rows.shape[1])
+    parts = [_float16_loss(rows[start : start + step]) for start in range(0, len(rows), step)]
+    loss = np.concatenate(parts)
     if loss.max() > MAX_FLOAT16_LOSS:
         worst = int(loss.argmax())
         raise ConfigError(
-            f"float16 would change the features of '{sample_ids[worst]}' by {loss[worst]:.2%} "
-            f"(relative, L2), more than the {MAX_FLOAT16_LOSS:.1%} allowed: its values are too "
-            "small. Use float32."
+            f"float16 would change the {'activations' if cut else 'features'} of "
+            f"'{sample_ids[worst]}'{at_cut} by {loss[worst]:.2%} (relative, L2), more than the "
+            f"{MAX_FLOAT16_LOSS:.1%} allowed: its values are too small. Use dtype='float32'."
         )
+
+
+def _float16_loss(rows: np.ndarray) -> np.ndarray:
+    exact = rows.astype(np.float64)
+    lost = np.linalg.norm(exact - rows.astype(np.float16), axis=1)
+    loss: np.ndarray = lost / np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float64).tiny)
+    return loss

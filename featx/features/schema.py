@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 import h5py
+import numpy as np
 from h5py._objects import phil  # what h5py itself holds in each call
 
 from featx.artifact import MAX_HEADER_BYTES, Header
-from featx.errors import ArtifactIncomplete, ArtifactInvalid
+from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.images.decode import DIGEST_BYTES
+from featx.images.views import ViewsSpec
 
 COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps", "groups")
-"""The features come first; version 2 has no groups."""
+"""The features come first; version 2 has no groups. ``views`` are a column where there are any."""
 _WITHOUT_GROUPS = 2
+_WITHOUT_CUT = 3
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NOWHERE = 2**64 - 1
 _MAX_MESSAGES = 1000
@@ -34,7 +37,18 @@ _SHARED = 0x02
 
 def columns_of(header: Header) -> tuple[str, ...]:
     """Return the names of the columns that a file of this header has."""
-    return COLUMNS[:-1] if header.schema_version == _WITHOUT_GROUPS else COLUMNS
+    columns = COLUMNS[:-1] if header.schema_version == _WITHOUT_GROUPS else COLUMNS
+    return (*columns, "views") if "views" in header.details else columns
+
+
+def row_shape_of(header: Header) -> tuple[int, ...]:
+    """Return the shape of a row's features."""
+    return tuple(header.spec.get("shape") or (header.spec["num_features"],))
+
+
+def views_of(header: Header) -> ViewsSpec | None:
+    """Return how the views of a file were drawn; None where it has none."""
+    return ViewsSpec.from_dict(header.details["views"]) if "views" in header.details else None
 
 
 def read_header(file: h5py.File, path: Path) -> Header:
@@ -66,9 +80,11 @@ def _is_complete(file: h5py.File) -> bool:
 
 def require_schema(file: h5py.File, header: Header, path: Path) -> None:
     """Look at links, layout, filters, types and shapes before any value is read."""
-    num_rows, num_features = header.details["num_rows"], header.spec["num_features"]
-    expected = {
-        "features": ((num_rows, num_features), ("<f4", "<f2")),
+    num_rows, row_shape = header.details["num_rows"], row_shape_of(header)
+    dtype = np.dtype(header.details["dtype"]).newbyteorder("<").str
+    any_float = header.schema_version <= _WITHOUT_CUT
+    expected: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
+        "features": ((num_rows, *row_shape), ("<f4", "<f2") if any_float else (dtype,)),
         "labels": ((num_rows,), ("<i8",)),
         "splits": ((num_rows,), ("|u1",)),
         "sample_ids": ((num_rows,), ("|S",)),
@@ -76,6 +92,12 @@ def require_schema(file: h5py.File, header: Header, path: Path) -> None:
         "stamps": ((num_rows, 2 if header.schema_version == _WITHOUT_GROUPS else 3), ("<i8",)),
         "groups": ((num_rows,), ("<i8",)),
     }
+    try:
+        views = views_of(header)
+    except ConfigError as err:
+        raise ArtifactInvalid(path, f"'{path}': its views cannot be read: {err}") from err
+    if views:  # of how many rows the splits say, which are read later
+        expected["views"] = ((None, views.num_views, *row_shape), (dtype,))
     for name in columns_of(header):
         shape, dtypes = expected[name]
         problem = _column_problem(file, name, shape, dtypes)
@@ -95,7 +117,7 @@ def _column_problem(
     layout = column.id.get_create_plist()  # looked at first: a virtual shape is read elsewhere
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         return "keeps its values in another file"
-    if column.shape != shape:
+    if not column.shape or column.shape != (shape[0] or column.shape[0], *shape[1:]):
         return f"has shape {column.shape}, expected {shape}"
     if column.dtype.hasobject or not column.dtype.str.startswith(dtypes):
         return f"has type {column.dtype.str}, expected {' or '.join(dtypes)}"

@@ -47,15 +47,24 @@ def digest_rows(
     """Return a digest of each row, ``(N, 48)`` uint8: content, label and features.
 
     Digests of contents and labels are ``(N, 16)`` uint8; blocks are positions and features ``(n,
-    num_features)`` float32, which cover all rows.
+    size)``, which cover all rows: float32 vectors, or activations as they are stored.
     """
     rows = np.zeros((len(contents), _ROW_BYTES), np.uint8)
     rows[:, :_PART], rows[:, _PART : 2 * _PART] = contents, labels
     for where, features in blocks:
-        values = np.ascontiguousarray(features, "<f4")
+        values = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
         digests = b"".join(hashlib.sha256(row.data).digest()[:_PART] for row in values)
         rows[where, 2 * _PART :] = np.frombuffer(digests, np.uint8).reshape(-1, _PART)
     return rows
+
+
+def add_to_features(rows: np.ndarray, content: bytes) -> np.ndarray:
+    """Return row digests ``(n, 48)`` whose features' part stands for this content as well."""
+    changed = rows.copy()
+    for row in changed:
+        own = hashlib.sha256(row[2 * _PART :].tobytes() + content).digest()
+        row[2 * _PART :] = np.frombuffer(own[:_PART], np.uint8)
+    return changed
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from featx.extraction.splitting import Splitting, brings_validation
 from featx.features.journal import Journal
 from featx.features.lock import locked
 from featx.features.publish import ExistingRows, publish_features, start_verifier
+from featx.features.records import RowLayout
 from featx.images.sources import (
     SPLITS,
     ImageSource,
@@ -95,7 +96,7 @@ def extract(
         start, backbone = time.perf_counter(), LazyBackbone(options, download_progress)
         settings = settle(options, images, existing.settings, backbone)
         file = existing.file_for(settings, options)
-        with Journal(output, num_features=settings.spec.num_features) as journal:
+        with Journal(output, layout=RowLayout(settings.spec.row_shape)) as journal:
             if options.restart or not (journal.num_rows or existing.has_journal_for(settings)):
                 journal.begin({})  # a journal of bad images alone blocks no other settings
             existing.require_journal_for(settings, journal.num_images)
@@ -167,7 +168,7 @@ class _Run:
             and is_current(file, plan, samples, self.images.classes)
             and self.splitting.is_current(file, plan.rows)
         )
-        num_bytes = 4 * len(samples) * self.settings.spec.num_features
+        num_bytes = len(samples) * self.existing.journal.layout.row_bytes
         with nullcontext() if is_unchanged else start_verifier(num_bytes) as verifier:
             extracted = self._fill(plan, progress)
             report_bad(plan, self.images, self.output, options)

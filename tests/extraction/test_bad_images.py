@@ -22,6 +22,7 @@ from featx.extraction import crops
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.journal import Journal
+from featx.features.records import RowLayout
 from featx.images.sources.sample import FileSource
 from featx.stages.extract import extract
 
@@ -106,7 +107,7 @@ def test_a_log_has_nobody_wait_for_an_image_that_had_no_memory(source, tmp_path,
     failing(MemoryError())
     with pytest.raises(BadImages, match="2 of 4 images"):
         extract(source, output, replace(OPTIONS, on_error="fail"))
-    with Journal(output, num_features=192) as journal:
+    with Journal(output, layout=RowLayout((192,))) as journal:
         digests = np.concatenate([batch.digests for batch in journal.batches()])
     assert digests.any(axis=1).tolist() == [False, True, False, True]
     repaired()

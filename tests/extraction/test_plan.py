@@ -21,6 +21,7 @@ from featx.extraction.plan import is_current, keep_touched, make_plan, num_relab
 from featx.features.file import FeatureFile, SkippedImage, open_features
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows
+from featx.features.records import RowLayout
 from featx.images.decode import content_digest
 from featx.images.sources import NEVER_CHANGES, NO_FILE, Sample, Stamp, group_numbers
 
@@ -167,7 +168,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(first, history
                 model.apply(*change)
             model.apply("add", 0, b"0")  # so that one can be used
             file = open_features(path) if path.exists() else None
-            with Journal(path, num_features=NUM_FEATURES) as journal:
+            with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
                 known = ExistingRows(file, journal)
                 plan = plan_of(source, known, verify_content=verify)
                 names, todo = list(source.files), {list(source.files)[i] for i in plan.todo()}
@@ -184,7 +185,7 @@ def test_after_any_history_the_file_is_that_of_a_run_from_scratch(first, history
                     continue
                 publish_plan(path, source, known, plan)
                 journal.remove()
-            with Journal(scratch, num_features=NUM_FEATURES) as journal:
+            with Journal(scratch, layout=RowLayout((NUM_FEATURES,))) as journal:
                 known = ExistingRows(None, journal)
                 plan = plan_of(source, known)
                 fill(source, known, plan, batch_size=3)
@@ -206,7 +207,7 @@ def made(tmp_path: Path) -> Callable[..., tuple[Any, FeatureFile]]:
     def make(contents: dict[str, bytes | None], stamps: Any = None) -> tuple[Any, FeatureFile]:
         source, path = fake_source(contents), tmp_path / "f.h5"
         source.files |= stamps or {}
-        with Journal(path, num_features=NUM_FEATURES) as journal:
+        with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
             known = ExistingRows(None, journal)
             plan = plan_of(source, known)
             fill(source, known, plan)
@@ -222,7 +223,7 @@ def plan_for(source: Any, file: FeatureFile, **options: Any) -> Any:
     return make_plan(source, ExistingRows(file, EMPTY).images(), file, workers=1, **options)
 
 
-EMPTY = Journal(Path("nowhere"), num_features=NUM_FEATURES)
+EMPTY = Journal(Path("nowhere"), layout=RowLayout((NUM_FEATURES,)))
 
 
 def touch(source: Any, name: str, by: int = 10**9) -> None:
@@ -444,7 +445,7 @@ def test_labels_are_compared_by_name(made):
 def test_the_log_is_kept_beside_the_file(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     source.files |= {"c": (b"3", Stamp(1, 1, 1)), "d": (b"bad", Stamp(3, 2, 2))}
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         known = ExistingRows(file, journal)
         assert fill(source, known, plan_of(source, known)) == ["c", "d"]
         plan = plan_of(source, known)
@@ -457,7 +458,7 @@ def test_the_log_is_kept_beside_the_file(made, tmp_path):
 def test_a_bad_image_that_only_the_log_knows_is_news(made, tmp_path):
     source, file = made({"a": b"1"})
     source.files["b"] = (b"bad", Stamp(3, 2, 2))
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         known = ExistingRows(file, journal)
         fill(source, known, plan_of(source, known))
         plan = plan_of(source, known)
@@ -471,7 +472,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, tmp_path):
     source, file = made({f"{i}": bytes([i]) for i in range(5)})
     for name in ("1", "3"):
         touch(source, name)
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         journal.begin({})
         known = ExistingRows(file, journal)
         plan = plan_of(source, known)
@@ -491,7 +492,7 @@ def test_touched_rows_are_noted_with_their_new_stamps(made, tmp_path):
 
 def test_nothing_touched_writes_nothing(made, tmp_path):
     source, file = made({"a": b"1"})
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         known = ExistingRows(file, journal)
         keep_touched(plan_of(source, known), source, known)
     assert not (tmp_path / "f.h5.partial").exists()
@@ -500,7 +501,7 @@ def test_nothing_touched_writes_nothing(made, tmp_path):
 def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     touch(source, "b")
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         journal.begin({})
         known = ExistingRows(file, journal)
         plan = plan_of(source, known)  # reads b and finds it the same
@@ -512,7 +513,7 @@ def test_a_file_that_changes_right_after_it_was_compared_is_seen_next_time(made,
 def test_a_touched_image_is_compared_with_its_newest_row(made, tmp_path):
     source, file = made({"a": b"1", "b": b"2"})
     source.files["b"] = (b"9", Stamp(1, 77, 77))
-    with Journal(tmp_path / "f.h5", num_features=NUM_FEATURES) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((NUM_FEATURES,))) as journal:
         known = ExistingRows(file, journal)
         fill(source, known, plan_of(source, known))
         touch(source, "b")

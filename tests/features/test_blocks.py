@@ -10,7 +10,7 @@ import pytest
 from feature_files import write_features
 
 import featx.features.blocks
-import featx.features.publish
+import featx.features.columns
 from featx.errors import ArtifactInvalid, ArtifactMissing
 from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import open_features
@@ -21,7 +21,7 @@ NUM_ROWS, NUM_FEATURES = 1000, 7
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 36 rows, blocks of three chunks."""
-    monkeypatch.setattr(featx.features.publish, "_CHUNK_BYTES", 1024)
+    monkeypatch.setattr(featx.features.columns, "_CHUNK_BYTES", 1024)
     monkeypatch.setattr(featx.features.blocks, "_BLOCK_BYTES", 3 * 36 * NUM_FEATURES * 4)
 
 

@@ -26,7 +26,7 @@ from featx.features.file import open_features
 from featx.features.journal import Journal, read_settings
 from featx.features.lock import locked
 from featx.features.publish import ExistingRows, publish_features
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 
 NUM_FEATURES = 8
 CONTENTS: dict[str, bytes | None] = {
@@ -52,7 +52,7 @@ def run() -> Callable[..., None]:
         source = fake_source(contents)
         with locked(path):
             file = open_features(path) if path.exists() else None
-            with Journal(path, num_features=NUM_FEATURES) as journal:
+            with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
                 known = ExistingRows(file, journal)
                 plan = plan_of(source, known)
                 fill(source, known, plan, batch_size=3)
@@ -166,7 +166,7 @@ def failed_cleanly(faults: Faults, work: Callable[[], None]) -> bool:
 
 def assert_kept(path: Path, batches: list[Batch]) -> None:
     """Every committed batch is read by the next process."""
-    with Journal(path, num_features=NUM_FEATURES) as journal:
+    with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
         found = list(journal.batches())
         assert len(found) >= len(batches)
         for expected, batch in zip(batches, found, strict=False):
@@ -241,7 +241,7 @@ def test_a_failing_disk_where_nothing_may_be_replaced(tmp_path, error, links):
 
     def publish(path: Path) -> None:
         source = fake_source(CONTENTS)
-        with Journal(path, num_features=NUM_FEATURES) as journal:
+        with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
             known = ExistingRows(None, journal)
             plan = plan_of(source, known)
             fill(source, known, plan)
@@ -349,7 +349,7 @@ def batches_of(batch_of, *, seed: int = 0, bad: bool = True) -> list[Batch]:
 
 
 def append_all(path: Path, batches: list[Batch], disk: Disk, settings: dict[str, Any]) -> None:
-    with Journal(path, num_features=NUM_FEATURES) as journal:
+    with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
         if journal.settings != settings:
             journal.begin(settings)
         for batch in batches:
@@ -358,7 +358,7 @@ def append_all(path: Path, batches: list[Batch], disk: Disk, settings: dict[str,
 
 
 def recovered(path: Path) -> tuple[Any, list[Batch]]:
-    with Journal(path, num_features=NUM_FEATURES) as journal:
+    with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
         return journal.settings, list(journal.batches())
 
 
@@ -467,7 +467,7 @@ def test_power_failures_one_after_another(tmp_path, disk, monkeypatch):
         for _ in range(5):
             before = log.read_bytes() if log.exists() else b""
             disk.calls.clear()
-            with Journal(path, num_features=NUM_FEATURES) as journal:
+            with Journal(path, layout=RowLayout((NUM_FEATURES,))) as journal:
                 if journal.settings is None:
                     journal.begin(settings)
                 have = len(list(journal.batches()))
@@ -574,7 +574,7 @@ def test_an_extraction_on_a_failing_disk_goes_on_where_it_was(
         assert set(left) <= {"f.h5", "f.h5.partial"}
         done = {name for batch in committed for name in batch.sample_ids}
         if "f.h5.partial" in left:
-            with Journal(path, num_features=192) as journal:
+            with Journal(path, layout=RowLayout((192,))) as journal:
                 found = list(journal.batches())
             assert done <= {name for batch in found for name in batch.sample_ids}
             assert read_settings(path.with_name("f.h5.partial")) is not None or not done

@@ -15,6 +15,7 @@ from featx.errors import ArtifactInvalid
 from featx.features.file import open_features
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows
+from featx.features.records import RowLayout
 
 
 @settings(max_examples=40, deadline=None)
@@ -40,7 +41,7 @@ def test_any_row_is_found_wherever_it_is(num_in_file, sizes, half, data):
             dtype = "float16" if half else "float32"
             write_features(path, rows[:num_in_file], dtype=dtype, **first)
             file = open_features(path)
-        with Journal(path, num_features=5) as journal:
+        with Journal(path, layout=RowLayout((5,))) as journal:
             journal.begin({})
             start = num_in_file
             for size in sizes:
@@ -61,7 +62,7 @@ def test_what_is_known_of_images_names_their_rows(tmp_path, values):
     skipped = [["gone", "it was empty", [5, 6, 7]]]
     path = tmp_path / "f.h5"
     write_features(path, values, header=make_header(8, skipped=skipped))
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         journal.begin({})
         journal.append(batch_of(["a", "b", "c"], bad=["b"]))
         journal.append(batch_of(["d", "e"], bad=["d", "e"]))
@@ -83,7 +84,7 @@ def test_what_is_known_of_images_names_their_rows(tmp_path, values):
 
 
 def test_a_file_that_was_replaced_meanwhile_is_not_mixed_in(published, values):
-    with Journal(published, num_features=8) as journal:
+    with Journal(published, layout=RowLayout((8,))) as journal:
         known = ExistingRows(open_features(published), journal)
         write_features(published, values + 1, overwrite=True)
         with pytest.raises(ArtifactInvalid, match="was replaced"), known.reading():

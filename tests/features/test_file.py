@@ -41,10 +41,11 @@ from featx.errors import (
     ArtifactMissing,
     ConfigError,
 )
+from featx.features.columns import BLOCK_ROWS
 from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.journal import Journal
-from featx.features.publish import BLOCK_ROWS, ExistingRows, publish_features
-from featx.features.records import Batch
+from featx.features.publish import ExistingRows, publish_features
+from featx.features.records import Batch, RowLayout
 from featx.features.schema import COLUMNS
 from featx.heads.head import Head, save_head
 from featx.images.sources import UNKNOWN_TIME
@@ -92,7 +93,7 @@ def test_what_is_written_is_read(table):
     features = table.pop("features")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
-        with Journal(path, num_features=features.shape[1]) as journal:
+        with Journal(path, layout=RowLayout((features.shape[1],))) as journal:
             journal.begin({})
             names, digests, stamps = (table[k] for k in ("sample_ids", "digests", "stamps"))
             journal.append(Batch(tuple(names), stamps, digests, ("",) * len(names), features))
@@ -261,7 +262,7 @@ def test_a_reader_keeps_what_it_opened(published, values):
 
 def test_an_unfinished_extraction_says_how_far_it_is(tmp_path):
     path = tmp_path / "f.h5"
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         journal.begin({"num_samples": 1200})
         journal.append(batch_of([f"{i}" for i in range(7)], bad=["3"]))
         expected = "is unfinished: 7 of 1,200 images. Run the same featx extract again"
@@ -272,7 +273,7 @@ def test_an_unfinished_extraction_says_how_far_it_is(tmp_path):
 
 
 def test_beside_a_published_file_the_log_is_nobodys_business(published):
-    with Journal(published, num_features=8) as journal:
+    with Journal(published, layout=RowLayout((8,))) as journal:
         journal.begin({"num_samples": 3})
         journal.append(batch_of(["a"]))
         assert len(open_features(published)) == 60
@@ -389,7 +390,7 @@ def test_a_header_of_another_version_than_the_columns(published):
 
 
 def test_details_that_nobody_knows_are_left_alone(published):
-    header = with_details(open_features(published).header, etags={"a": [1, None]}, views=3)
+    header = with_details(open_features(published).header, etags={"a": [1, None]}, parts=3)
     set_header(published, header)
     opened = open_features(published)
     assert (opened.header, len(opened.features)) == (header, 60)

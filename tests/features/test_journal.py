@@ -20,7 +20,7 @@ from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing
 from featx.features import journal as journal_module
 from featx.features import storage
 from featx.features.journal import Journal, read_progress, read_settings
-from featx.features.records import Batch, record
+from featx.features.records import Batch, RowLayout, record
 
 SETTINGS = {"spec": "ä", "num_samples": 9}
 
@@ -48,7 +48,7 @@ def bad_of(names: Sequence[str]) -> list[str]:
 
 
 def write(path: Path, batches: Sequence[Batch]) -> None:
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         if journal.settings is None:
             journal.begin(SETTINGS)
         for batch in batches:
@@ -72,7 +72,7 @@ def test_what_was_appended_is_there_now_and_after_reopening(sizes, reopened_afte
         write(path, batches[:reopened_after])
         write(path, batches[reopened_after:])
         for _ in range(2):
-            with Journal(path, num_features=8) as journal:
+            with Journal(path, layout=RowLayout((8,))) as journal:
                 assert journal.settings == SETTINGS
                 assert (journal.num_images, journal.num_rows) == (sum(sizes), len(rows))
                 for found, batch in zip(journal.batches(), batches, strict=True):
@@ -85,7 +85,7 @@ def test_what_was_appended_is_there_now_and_after_reopening(sizes, reopened_afte
 
 
 def test_rows_are_read_while_others_are_added(tmp_path):
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         for number in range(20):
             batch = batch_of([f"{number} {i}" for i in range(3)])
@@ -97,7 +97,7 @@ def test_rows_are_read_while_others_are_added(tmp_path):
 
 
 def test_no_file_is_made_before_the_first_batch(tmp_path):
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         assert list(journal.batches()) == []
         assert os.listdir(tmp_path) == []
@@ -108,31 +108,31 @@ def test_no_file_is_made_before_the_first_batch(tmp_path):
 
 def test_beginning_again_forgets_all(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a", "b"]), batch_of(["c"])])
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin({"other": 1})
         assert (journal.num_images, journal.num_rows) == (0, 0)
         assert list(journal.batches()) == []
         journal.append(batch_of(["d"], seed=1))
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         assert journal.settings == {"other": 1}
         assert [batch.sample_ids for batch in journal.batches()] == [("d",)]
 
 
 def test_removing_leaves_nothing(tmp_path):
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["a"]))
         assert len(descriptors_in(tmp_path)) == 1
         journal.remove()
         assert descriptors_in(tmp_path) == []
     assert os.listdir(tmp_path) == []
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.remove()  # nothing to remove is fine
 
 
 def test_an_error_in_the_run_closes_it_and_keeps_it(tmp_path):
     def run() -> None:
-        with Journal(tmp_path / "f.h5", num_features=8) as journal:
+        with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
             journal.begin(SETTINGS)
             journal.append(batch_of(["a"]))
             raise ZeroDivisionError
@@ -140,7 +140,7 @@ def test_an_error_in_the_run_closes_it_and_keeps_it(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run()
     assert descriptors_in(tmp_path) == []
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         assert journal.num_rows == 1
 
 
@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         stamps, digests = (np.zeros(shape, dtype) for shape, dtype in shapes)
         return Batch(names, stamps, digests, ("",) * 500, np.zeros((500, 256), np.float32))
 
-    with Journal(tmp_path / "f.h5", num_features=256) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((256,))) as journal:
         journal.begin(SETTINGS)
         tracemalloc.start()
         try:
@@ -183,7 +183,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_it_is_durable_after_4096_images(tmp_path, syncs, monkeypatch):
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: 0.0)
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["0"]))
         assert len(syncs) == 1  # of record 0
@@ -199,7 +199,7 @@ def test_it_is_durable_after_4096_images(tmp_path, syncs, monkeypatch):
 def test_it_is_durable_after_a_second(tmp_path, syncs, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["a"]))
         before = len(syncs)
@@ -231,7 +231,7 @@ def test_a_log_that_died_before_record_0_begins_anew(tmp_path, content):
     (tmp_path / "f.h5.partial").write_bytes(content)
     assert read_settings(tmp_path / "f.h5.partial") is None
     write(tmp_path / "f.h5", [batch_of(["a"])])
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         assert journal.settings == SETTINGS
         assert journal.num_rows == 1
 
@@ -240,7 +240,11 @@ def test_a_log_that_died_before_record_0_begins_anew(tmp_path, content):
 def test_another_file_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "f.h5.partial"
     path.write_bytes(content)
-    for look in (lambda: Journal(tmp_path / "f.h5", num_features=8), lambda: read_settings(path)):
+
+    def again() -> None:
+        Journal(tmp_path / "f.h5", layout=RowLayout((8,)))
+
+    for look in (again, lambda: read_settings(path)):
         with pytest.raises(ArtifactInvalid, match=r"not a journal of featx's\. Move it"):
             look()
     assert path.read_bytes() == content
@@ -254,7 +258,7 @@ def test_what_is_no_file_is_refused_and_kept(tmp_path):
     (tmp_path / "d.partial").symlink_to(tmp_path / "nowhere")
     for name in "abcd":
         with pytest.raises(ArtifactError, match=f"{name}.partial"):
-            Journal(tmp_path / name, num_features=8)
+            Journal(tmp_path / name, layout=RowLayout((8,)))
         with pytest.raises(ArtifactError, match=f"{name}.partial"):
             read_settings(tmp_path / f"{name}.partial")
     assert (tmp_path / "precious").read_text() == "mine"
@@ -268,7 +272,7 @@ def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path):
     content = journal.read_bytes()
     link.symlink_to(journal)
     with pytest.raises(ArtifactError, match=r"f\.h5\.partial"):
-        Journal(tmp_path / "f.h5", num_features=8)
+        Journal(tmp_path / "f.h5", layout=RowLayout((8,)))
     for look in (read_settings, read_progress):
         with pytest.raises(ArtifactError, match=r"f\.h5\.partial"):
             look(link)
@@ -278,21 +282,21 @@ def test_a_link_to_a_valid_journal_is_refused_and_kept(tmp_path):
 def test_what_is_refused_is_closed(tmp_path):
     (tmp_path / "f.h5.partial").write_text("notes of mine")
     with pytest.raises(ArtifactInvalid):
-        Journal(tmp_path / "f.h5", num_features=8)
+        Journal(tmp_path / "f.h5", layout=RowLayout((8,)))
     assert descriptors_in(tmp_path) == []
 
 
 def test_rows_of_another_length_are_refused(tmp_path):
     write(tmp_path / "f.h5", [batch_of(["a", "b"])])
     with (
-        Journal(tmp_path / "f.h5", num_features=7) as journal,
+        Journal(tmp_path / "f.h5", layout=RowLayout((7,))) as journal,
         pytest.raises(ArtifactInvalid, match="rows of another length than 7"),
     ):
         list(journal.batches())
 
 
 def test_damage_after_opening_is_found_on_reading(tmp_path):
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         journal.append(batch_of(["a"]))
         content = bytearray(journal.path.read_bytes())
@@ -307,7 +311,7 @@ def test_a_whole_record_that_is_no_batch_is_cut_off(tmp_path):
     path = tmp_path / "f.h5.partial"
     path.write_bytes(path.read_bytes() + record(2, b"of a later featx"))
     write(tmp_path / "f.h5", [batch_of(["b"])])
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         assert [batch.sample_ids for batch in journal.batches()] == [("a",), ("b",)]
 
 
@@ -316,7 +320,7 @@ def test_a_whole_record_that_is_no_batch_is_cut_off(tmp_path):
 
 def test_progress_and_settings_can_be_read_while_it_grows(tmp_path):
     path = tmp_path / "f.h5.partial"
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         for number in range(1, 4):
             journal.append(batch_of([f"{number}a", f"{number}b"], bad=[f"{number}b"]))
@@ -349,7 +353,7 @@ def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(tmp_path, batc
     said: list[Batch] = []
 
     def fill() -> None:
-        with Journal(tmp_path / "f.h5", num_features=8) as journal:
+        with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
             journal.begin(SETTINGS)
             for number in range(20_000 // batch_rows):
                 batch = batch_of([f"{number} {i}" for i in range(batch_rows)])
@@ -363,14 +367,14 @@ def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(tmp_path, batc
     assert caught.value.path == tmp_path / "f.h5"
     assert os.listdir(tmp_path) == ["f.h5.partial"]
     assert descriptors_in(tmp_path) == []
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         assert all(equal(a, b) for a, b in zip(journal.batches(), said, strict=True))
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     path = tmp_path / "missing" / "f.h5"
     message = r"Cannot write the features of '.*missing/f\.h5'"
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         journal.begin(SETTINGS)
         with pytest.raises(ArtifactError, match=message) as e:
             journal.append(batch_of(["a"]))
@@ -383,7 +387,7 @@ def test_other_refusals_of_the_disk_are_artifact_errors(tmp_path, monkeypatch, n
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     write(tmp_path / "f.h5", [batch_of(["a"])])
-    with Journal(tmp_path / "f.h5", num_features=8) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
         monkeypatch.setattr(storage, "truncate", refuse)
         monkeypatch.setattr(Path, "unlink", refuse)
         with pytest.raises(ArtifactError, match="Input/output error"):

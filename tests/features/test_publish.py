@@ -28,12 +28,14 @@ from feature_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.artifact import MAX_HEADER_BYTES, SCHEMA_VERSION
+from featx.artifact import MAX_HEADER_BYTES
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
+from featx.features.columns import BLOCK_ROWS
 from featx.features.file import open_features
 from featx.features.journal import Journal
-from featx.features.publish import BLOCK_ROWS, ExistingRows, publish_features, start_verifier
+from featx.features.publish import ExistingRows, publish_features, start_verifier
+from featx.features.records import RowLayout
 
 COLUMNS = {"features", "labels", "splits", "sample_ids", "digests", "stamps", "groups"}
 
@@ -53,7 +55,7 @@ def test_anyone_can_read_it(published, values):
         assert [name.decode() for name in file["sample_ids"][:]] == columns["sample_ids"]
         assert file.attrs["complete"]
         header = json.loads(file.attrs["header"])
-        assert (header["kind"], header["schema_version"]) == ("features", SCHEMA_VERSION)
+        assert (header["kind"], header["schema_version"]) == ("features", 3)
         assert header["classes"] == ["ant", "bee", "wasp"]
 
 
@@ -126,7 +128,7 @@ def test_whether_rows_were_in_a_file_before_leaves_no_trace(tmp_path, values, nu
     first = {name: column[:num_in_file] for name, column in columns.items()}
     write_features(path, values[:num_in_file], **first)
     rest = {name: column[num_in_file:] for name, column in columns.items()}
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         journal.begin({})
         append_rows(journal, values[num_in_file:], rest, 7)
         publish_features(
@@ -146,7 +148,7 @@ def test_rows_come_in_the_order_of_the_samples_and_only_theirs(tmp_path, values)
     order = np.random.default_rng(3).permutation(len(values))
     rows = np.where(order % 4 == 0, -1, order)
     path, samples = tmp_path / "f.h5", make_samples(columns)
-    with Journal(path, num_features=8) as journal:
+    with Journal(path, layout=RowLayout((8,))) as journal:
         journal.begin({})
         append_rows(journal, values, columns, 7)
         publish_features(
@@ -178,7 +180,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     rows = np.zeros((10 * BLOCK_ROWS, 128), dtype=np.float32)  # 20 MiB
     columns = make_columns(len(rows))
     samples, header = make_samples(columns), make_header(128)
-    with Journal(tmp_path / "f.h5", num_features=128) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((128,))) as journal:
         journal.begin({})
         append_rows(journal, rows, columns, 512)
         tracemalloc.start()
@@ -320,7 +322,7 @@ def assert_failed_cleanly(target: Path, before: bytes | None) -> None:
     else:
         assert sorted(os.listdir(target.parent)) == [target.name, log]
         assert target.read_bytes() == before
-    with Journal(target, num_features=8) as journal:
+    with Journal(target, layout=RowLayout((8,))) as journal:
         assert journal.num_rows
 
 
@@ -343,7 +345,7 @@ def lose_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("limit", [0, 1000, 20_000, 500_000])
 def test_a_full_disk_is_found_before_hdf5_writes(target, limit):
     before, rows, columns = content_of(target), np.ones((3000, 64), np.float32), make_columns(3000)
-    with Journal(target, num_features=64) as journal:
+    with Journal(target, layout=RowLayout((64,))) as journal:
         journal.begin({})
         append_rows(journal, rows, columns, 1000)
         with file_size_limit(limit), pytest.raises(ArtifactError, match="File too large") as caught:
@@ -359,7 +361,7 @@ def test_a_full_disk_is_found_before_hdf5_writes(target, limit):
     assert caught.value.path == target
     assert "Cannot write" in str(caught.value)
     assert "it needs" in str(caught.value)
-    with Journal(target, num_features=64) as journal:
+    with Journal(target, layout=RowLayout((64,))) as journal:
         assert journal.num_rows == 3000
     assert sorted(os.listdir(target.parent)) == sorted(
         [f"{target.name}.partial", *([] if before is None else [target.name])]
@@ -378,12 +380,12 @@ from featx.features import storage
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows
 from featx.features.publish import publish_features
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 from featx.images.sources import Sample
 path, rows = Path(sys.argv[1]), np.ones((3000, 64), "f4")
 header = Header("features", {"num_features": 64}, ("a",))
 names = tuple(map(str, range(3000)))
-with Journal(path, num_features=64) as journal:
+with Journal(path, layout=RowLayout((64,))) as journal:
     journal.begin({})
     journal.append(Batch(names, np.zeros((3000, 3), "i8"), np.zeros((3000, 16), "u1"),
         ("",) * 3000, rows))
@@ -530,7 +532,7 @@ def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
 
     monkeypatch.setattr(os, "posix_fallocate", note)
     columns = make_columns(num_rows)
-    with Journal(tmp_path / "f.h5", num_features=num_features) as journal:
+    with Journal(tmp_path / "f.h5", layout=RowLayout((num_features,))) as journal:
         journal.begin({})
         append_rows(journal, np.ones((num_rows, num_features), np.float32), columns, 1000)
         publish_features(

@@ -24,6 +24,7 @@ from featx.features.records import (
     MAGIC,
     MAX_FLOAT16_LOSS,
     Batch,
+    RowLayout,
     Scan,
     count_images,
     pack,
@@ -81,18 +82,20 @@ def file_of(content: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
-def scan_of(content: bytes) -> tuple[dict[str, Any] | None, list[tuple[int, int, int]], int]:
+def scan_of(content: bytes) -> tuple[dict[str, Any] | None, list[tuple[int, int, int, int]], int]:
     with file_of(content) as descriptor:
         scan = Scan(descriptor, Path("log"))
         return scan.settings(), list(scan.batches()), scan.end
 
 
+PAIRS = RowLayout((2,))
 SETTINGS = record(0, b'{"a":1}')
 
 
 @given(batch=batches())
 def test_a_batch_comes_back(batch):
-    found = unpack(pack(batch), batch.features.shape[1])
+    layout = RowLayout((batch.features.shape[1],))
+    found = unpack(pack(batch, layout), layout)
     assert equal(found, batch)
     assert found.has_row.tolist() == [not reason for reason in batch.reasons]
     assert found.features.dtype == np.float32
@@ -106,29 +109,32 @@ def test_other_layouts_of_the_rows_are_the_same_batch(batch):
     turned = np.asfortranarray(batch.features)
     for features in (wide, turned, batch.features.astype(">f4")):
         other = Batch(batch.sample_ids, batch.stamps, batch.digests, batch.reasons, features)
-        assert unpack(pack(other), 3).features.tobytes() == batch.features.tobytes()
+        assert (
+            unpack(pack(other, RowLayout((3,))), RowLayout((3,))).features.tobytes()
+            == batch.features.tobytes()
+        )
 
 
 @given(parts=st.lists(batches(2), max_size=6))
 def test_a_log_of_many_batches_is_read_to_its_end(parts):
-    content = SETTINGS + b"".join(record(i, pack(part)) for i, part in enumerate(parts, 1))
+    content = SETTINGS + b"".join(record(i, pack(part, PAIRS)) for i, part in enumerate(parts, 1))
     settings, found, end = scan_of(content)
     assert settings == {"a": 1}
     assert end == len(content)
-    assert [(images, rows) for _, images, rows in found] == [
+    assert [(images, rows) for _, images, rows, _ in found] == [
         (len(part.sample_ids), len(part.features)) for part in parts
     ]
     with file_of(content) as descriptor:
-        for number, (offset, _, _) in enumerate(found, 1):
+        for number, (offset, *_) in enumerate(found, 1):
             payload = read_record(descriptor, offset, number, Path("log"))
-            assert equal(unpack(payload, 2), parts[number - 1])
+            assert equal(unpack(payload, PAIRS), parts[number - 1])
         total = sum(len(part.sample_ids) for part in parts)
         assert count_images(descriptor, len(SETTINGS)) == total
 
 
 @given(parts=st.lists(batches(2), min_size=1, max_size=4), data=st.data())
 def test_any_change_of_a_byte_ends_the_log_before_it(parts, data):
-    whole = [SETTINGS, *(record(i, pack(part)) for i, part in enumerate(parts, 1))]
+    whole = [SETTINGS, *(record(i, pack(part, PAIRS)) for i, part in enumerate(parts, 1))]
     content = bytearray(b"".join(whole))
     position = data.draw(st.integers(len(SETTINGS), len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
@@ -142,7 +148,7 @@ def test_any_change_of_a_byte_ends_the_log_before_it(parts, data):
 
 @given(parts=st.lists(batches(2), min_size=1, max_size=4), data=st.data())
 def test_a_log_cut_anywhere_keeps_its_whole_batches(parts, data):
-    whole = [SETTINGS, *(record(i, pack(part)) for i, part in enumerate(parts, 1))]
+    whole = [SETTINGS, *(record(i, pack(part, PAIRS)) for i, part in enumerate(parts, 1))]
     length = data.draw(st.integers(0, len(b"".join(whole))))
     settings, found, end = scan_of(b"".join(whole)[:length])
     ends = np.cumsum([len(part) for part in whole])
@@ -187,12 +193,11 @@ def crafted(**changes: int) -> bytes:
         crafted(id=2**32 - 1),
         crafted(reason=1),
         crafted(id=0, reason=1),
-        crafted() + b"x",
     ],
 )
 def test_a_record_whose_parts_do_not_add_up_is_no_batch(payload):
     """Its CRC is right: it was written by somebody else."""
-    assert scan_of(SETTINGS + record(1, crafted()))[1] == [(len(SETTINGS), 1, 1)]
+    assert scan_of(SETTINGS + record(1, crafted()))[1] == [(len(SETTINGS), 1, 1, 8)]
     assert scan_of(SETTINGS + record(1, payload))[1] == []
 
 
@@ -299,14 +304,14 @@ def test_an_overflow_names_image_and_value(value):
     features[1, 2] = value
     with pytest.raises(ConfigError, match="65,504") as caught:
         require_float16(features, NAMES[:3])
-    assert f"'1.jpg' is {abs(value):.6g}. Use float32" in str(caught.value)
+    assert f"'1.jpg' is {abs(value):.6g}. Use dtype='float32'" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [1e-5, 1e-8, 1e-45])
 def test_an_underflow_names_the_image(value):
     features = np.ones((3, 4), np.float32)
     features[2] = value
-    with pytest.raises(ConfigError, match=r"'2\.jpg' by .*%.*0\.1% allowed.*Use float32"):
+    with pytest.raises(ConfigError, match=r"'2\.jpg' by .*%.*0\.1% allowed.*Use dtype='float32'"):
         require_float16(features, NAMES[:3])
 
 

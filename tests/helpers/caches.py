@@ -12,7 +12,7 @@ from headers import complete_header
 from featx.backbones.spec import BackboneSpec
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows, publish_features
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
 
@@ -65,7 +65,7 @@ def write_cache(
     stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
     if contents is not None:
         digests[:, -1] = contents
-    with Journal(path, num_features=features.shape[1]) as journal:
+    with Journal(path, layout=RowLayout((features.shape[1],))) as journal:
         journal.begin({})
         journal.append(Batch(names, stamps, digests, ("",) * count, features))
         publish_features(

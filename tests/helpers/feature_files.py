@@ -23,7 +23,7 @@ from featx.extraction.plan import Plan, keep_touched, make_plan
 from featx.features.file import SkippedImage, verify_features
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows, publish_features
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 from featx.images.decode import content_digest
 from featx.images.sources import NO_FILE, SPLITS, Sample, Stamp
 
@@ -111,7 +111,7 @@ def write_features(
 ) -> Header:
     """Publish a file; columns that are not given are made up."""
     columns = make_columns(len(features)) | columns
-    with Journal(path, num_features=features.shape[1]) as journal:
+    with Journal(path, layout=RowLayout((features.shape[1],))) as journal:
         journal.begin({"made": "up"})
         append_rows(journal, features, columns, step)
         written = publish_features(
@@ -274,7 +274,7 @@ def fill(
         known.journal.begin({"made": "up"})
     keep_touched(plan, source, known)
     names = [source.samples[i].sample_id for i in todo]
-    num_features = known.journal.num_features
+    num_features = known.journal.layout.size
     for start in range(0, len(todo), batch_size):
         if stop_after is not None and start >= stop_after * batch_size:
             raise KeyboardInterrupt
@@ -321,7 +321,7 @@ def publish_plan(path: Path, source: FakeSource, known: ExistingRows, plan: Plan
     skipped = [image.to_list() for _, image in sorted(plan.skipped.items())]
     return publish_features(
         path,
-        make_header(known.journal.num_features, source.classes, skipped=skipped),
+        make_header(known.journal.layout.size, source.classes, skipped=skipped),
         known,
         samples=source.samples,
         rows=plan.rows,

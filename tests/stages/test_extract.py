@@ -43,7 +43,7 @@ from featx.features import publish
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.lock import locked
-from featx.features.records import Batch
+from featx.features.records import Batch, RowLayout
 from featx.images.sources.sample import FileSource, stamp_of
 from featx.stages.check import check
 from featx.stages.extract import extract
@@ -1173,7 +1173,7 @@ def test_a_system_without_room_for_a_process(photos, tmp_path, monkeypatch, as_i
 
 def test_a_log_of_another_featx_is_named_and_kept(photos, tmp_path):
     root, output = photos({"ants": 3}), tmp_path / "f.h5"
-    with Journal(output, num_features=192) as journal:
+    with Journal(output, layout=RowLayout((192,))) as journal:
         journal.begin({"settings": {"of": "another"}})
         columns = np.zeros((1, 3), np.int64), np.zeros((1, 16), np.uint8)
         journal.append(Batch(("a",), *columns, ("",), np.zeros((1, 192), np.float32)))
@@ -1301,7 +1301,7 @@ def test_float16_is_refused_where_it_loses_too_much(photos, tmp_path, monkeypatc
         TorchEngine, "features", lambda self, pixels: plain(self, pixels) * np.float32(factor)
     )
     root = photos({"ants": 4})
-    with pytest.raises(ConfigError, match=rf"{words}.*Use float32") as caught:
+    with pytest.raises(ConfigError, match=rf"{words}.*Use dtype='float32'") as caught:
         extract(root, tmp_path / "f.h5", replace(TINY, dtype="float16"))
     assert "ants/00" in str(caught.value)
     assert not (tmp_path / "f.h5").exists()
@@ -1317,6 +1317,6 @@ def test_after_float16_was_refused_float32_goes_on(photos, tmp_path, monkeypatch
         return plain(self, pixels) * np.float32(1e6 if len(calls) == 2 else 1)
 
     monkeypatch.setattr(TorchEngine, "features", grows)
-    with pytest.raises(ConfigError, match="Use float32"):
+    with pytest.raises(ConfigError, match="Use dtype='float32'"):
         extract(root, tmp_path / "f.h5", replace(SMALL, dtype="float16"))
     assert extract(root, tmp_path / "f.h5", SMALL).num_resumed == 3

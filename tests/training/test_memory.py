@@ -20,7 +20,7 @@ from caches import separable, write_cache
 from scores import measure_classes
 
 import featx.features.blocks
-import featx.features.publish
+import featx.features.columns
 from featx.errors import ArtifactInvalid, ConfigError
 from featx.features.file import open_features
 from featx.heads.head import open_head
@@ -54,7 +54,7 @@ def options(request) -> TrainOptions:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Several chunks, some rows without a label."""
-    monkeypatch.setattr(featx.features.publish, "_CHUNK_BYTES", 1024)
+    monkeypatch.setattr(featx.features.columns, "_CHUNK_BYTES", 1024)
     columns = separable(1200)
     columns["labels"][100:110] = -1
     return write_cache(tmp_path / "features.h5", **columns)

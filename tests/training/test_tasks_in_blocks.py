@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from caches import write_cache, write_labels
 
-import featx.features.publish
+import featx.features.columns
 from featx.errors import ArtifactInvalid
 from featx.features.file import open_features
 from featx.heads.head import open_head
@@ -31,7 +31,7 @@ NUM_SAMPLES, NUM_FEATURES = 1200, 8
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Path]:
     """Return a function that caches features, in several chunks, with labels of a manifest."""
-    monkeypatch.setattr(featx.features.publish, "_CHUNK_BYTES", 1024)
+    monkeypatch.setattr(featx.features.columns, "_CHUNK_BYTES", 1024)
     splits = np.random.default_rng(1).choice(3, NUM_SAMPLES, p=[0.6, 0.2, 0.2])
     return lambda labels: write_labels(
         tmp_path / "f.h5", drawn()[0], labels[:100] + [""] * 10 + labels[110:], splits

@@ -1,0 +1,143 @@
+"""Opening a feature file with HDF5, and reading its columns."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featx.artifact import Header, is_unfinished, partial_path, require_file
+from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, counted
+from featx.features.journal import read_progress
+from featx.features.schema import (
+    read_header,
+    require_plain_root,
+    require_schema,
+    without_plugins,
+)
+
+BLOCK_BYTES = 2**25
+
+
+@contextmanager
+def opened_hdf5(path: Path) -> Iterator[tuple[h5py.File, Header]]:
+    """Yield the HDF5 file, and its header once both are checked; translate h5py's errors."""
+    file, header = open_hdf5(path)
+    with file, translated(path):
+        yield file, header
+
+
+def open_hdf5(path: Path) -> tuple[h5py.File, Header]:
+    _require_finished(path)
+    require_file(path, made_by="featx extract")
+    with translated(path), without_plugins():
+        require_plain_root(path)
+        file = _open_any_lock(path)
+        try:
+            header = read_header(file, path)
+            require_schema(file, header, path)
+        except BaseException:
+            file.close()
+            raise
+    return file, header
+
+
+_OTHER_LOCKING = "flag values don't match"
+_LOCKED = ("unable to lock file", "already open for")
+
+
+def _open_any_lock(path: Path) -> h5py.File:
+    """Return an HDF5 file, open for reading, also where other programs have it open.
+
+    It needs no lock, because it changes only by being replaced. But a process can have a file open
+    with one way of locking only, and the notebook that calls featx may have chosen another.
+    """
+    for locking in (False, "best-effort", True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as err:
+            if any(words in str(err) for words in _LOCKED):
+                raise ArtifactBusy(
+                    path,
+                    f"'{path}' is open in a program that may change it. Close it there, and run "
+                    "the same again.",
+                ) from err
+            if _OTHER_LOCKING not in str(err):
+                raise
+    raise ArtifactBusy(
+        path,
+        f"'{path}' is open in this process, locked in another way than featx can share. Close it "
+        "first, or open it with h5py.File(…, locking=False).",
+    )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise what h5py makes of a file that is not ours as ``ArtifactInvalid``."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as err:
+        if isinstance(err, ArtifactInvalid):
+            raise
+        raise ArtifactInvalid(
+            path, f"'{path}' is not a featx feature file, or is damaged ({err})."
+        ) from err
+
+
+def _require_finished(path: Path) -> None:
+    """Say so where an extraction has begun to write this file, and only its journal is there."""
+    if is_unfinished(path):
+        done, total = read_progress(partial_path(path))
+        raise ArtifactIncomplete(
+            path,
+            f"'{path}' is unfinished: {done:,} of {counted(total, 'image')}. Run the same featx "
+            "extract again to resume.",
+        )
+
+
+def require_digests(file: h5py.File, header: Header, path: Path, columns: Sequence[str]) -> None:
+    for name in columns:
+        digest = hashlib.sha256()
+        for block in blocks_of(file[name]):
+            digest.update(block.data)
+        require_digest(path, header, name, digest)
+
+
+def require_digest(path: Path, header: Header, column: str, digest: hashlib._Hash) -> None:
+    if header.details["sha256"][column] != digest.hexdigest():
+        raise ArtifactInvalid(
+            path,
+            f"'{path}': column '{column}' does not have the sha256 it was written with; the file "
+            "is damaged or was altered. Run featx extract again.",
+        )
+
+
+def blocks_of(column: h5py.Dataset, num_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+    """Yield a column in blocks of whole chunks, of about so many bytes."""
+    row_bytes = max(1, column.dtype.itemsize * math.prod(column.shape[1:]))
+    rows = max(1, num_bytes // row_bytes)
+    if column.chunks and rows > column.chunks[0]:
+        rows -= rows % column.chunks[0]
+    for start in range(0, column.shape[0], rows):
+        yield np.ascontiguousarray(column[start : start + rows])
+
+
+def rows_of(column: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Return rows in any order, by one read for each run without a gap of more than a chunk.
+
+    Vectors are float32, activations as they are stored.
+    """
+    dtype = np.float32 if column.ndim == 2 else column.dtype
+    rows = np.empty((len(numbers), *column.shape[1:]), dtype)
+    order = np.argsort(numbers, kind="stable")
+    gaps = np.flatnonzero(np.diff(numbers[order]) > column.chunks[0]) + 1
+    for wanted in np.split(order, gaps):
+        if len(wanted):
+            first, last = int(numbers[wanted[0]]), int(numbers[wanted[-1]])
+            rows[wanted] = column[first : last + 1][numbers[wanted] - first]
+    return rows
