@@ -92,14 +92,14 @@ class ExistingRows:
     def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
         """Yield a function from row numbers ``(n,)`` int64 to their rows."""
         with ExitStack() as stack:
-            fill = self._reading_file(stack)
+            in_file = self._reading_file(stack)
 
             def rows_at(numbers: np.ndarray) -> RowBlock:
                 old = numbers < self.num_in_file
                 if not old.any():
                     return self.journal.rows(numbers - self.num_in_file)
                 block = RowBlock.empty(len(numbers), self.journal.layout)
-                fill(block, old, numbers[old])
+                self._fill(block, np.flatnonzero(old), numbers[old], in_file)
                 if not old.all():
                     added = self.journal.rows(numbers[~old] - self.num_in_file)
                     for column, values in zip(block, added, strict=True):
@@ -109,38 +109,41 @@ class ExistingRows:
 
             yield rows_at
 
-    def _reading_file(self, stack: ExitStack) -> Callable[[RowBlock, np.ndarray, np.ndarray], None]:
-        """Return what fills some rows of a block with rows of the file."""
-        file = self.file
-        if file is None:
-            return lambda *_: None
-        is_cut = file.cut is not None
-        read = stack.enter_context(file.reading()) if not is_cut else None
-        stored = None
-        if is_cut or self._file_has_views:
-            stored = stack.enter_context(reading_activations(file))
-        has_views = self.has_views
+    def _reading_file(self, stack: ExitStack) -> Callable[[np.ndarray, int], np.ndarray]:
+        """Return what reads rows of the file by number and view, ``(n, size)``."""
+        if self.file is None:
+            return lambda numbers, view: np.empty((0, self.journal.layout.size))
+        if self.file.cut is None and not self._file_has_views:
+            vectors = stack.enter_context(self.file.reading())
+            return lambda numbers, view: vectors(numbers)
+        stored = stack.enter_context(reading_activations(self.file))
 
-        def fill(block: RowBlock, old: np.ndarray, numbers: np.ndarray) -> None:
-            block.digests[old], block.stamps[old] = file.digests[numbers], file.stamps[numbers]
-            block.features[old] = read(numbers) if read else _read(stored, numbers, 0)
-            if block.views is not None and stored is not None and self._file_has_views:
-                viewed = has_views[numbers]
-                to = np.flatnonzero(old)[viewed]
-                block.has_views[to] = True
-                for view in range(block.views.shape[1]):
-                    block.views[to, view] = _read(stored, numbers[viewed], view + 1)
+        def read(numbers: np.ndarray, view: int) -> np.ndarray:
+            rows = np.empty((len(numbers), self.journal.layout.size), stored.dtype)
+            order = np.argsort(numbers, kind="stable")
+            rows[order] = stored.read(numbers[order], view).reshape(rows.shape)
+            return rows
 
-        return fill
+        return read
 
-
-def _read(stored: Activations | None, numbers: np.ndarray, view: int) -> np.ndarray:
-    """Return rows in any order, ``(n, size)``."""
-    assert stored is not None
-    order = np.argsort(numbers, kind="stable")
-    rows = np.empty((len(numbers), math.prod(stored.shape)), stored.dtype)
-    rows[order] = stored.read(numbers[order], view).reshape(len(numbers), -1)
-    return rows
+    def _fill(
+        self,
+        block: RowBlock,
+        places: np.ndarray,
+        numbers: np.ndarray,
+        in_file: Callable[[np.ndarray, int], np.ndarray],
+    ) -> None:
+        """Fill the places of a block with rows of the file."""
+        if self.file is None:
+            return
+        block.digests[places] = self.file.digests[numbers]
+        block.stamps[places] = self.file.stamps[numbers]
+        block.features[places] = in_file(numbers, 0)
+        if block.views is not None and self._file_has_views:
+            viewed = self.file.splits[numbers] == TRAIN
+            block.has_views[places] = viewed
+            for view in range(self.journal.layout.num_views):
+                block.views[places[viewed], view] = in_file(numbers[viewed], view + 1)
 
 
 def images_in_file(file: FeatureFile) -> Iterator[ExistingImages]:
