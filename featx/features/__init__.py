@@ -1,13 +1,15 @@
-"""The cache: one HDF5 file of features, written once and checked whenever it is opened.
+"""The cache: one HDF5 file of features or activations, written once and checked whenever it is opened.
 
     lock      one writer per output
     splits    validation images where neither source nor file says which; a set of them as text
     journal   the rows of an extraction, safe as soon as they are appended
     records   how the journal lies on the disk, and which numbers a row may hold
     publish   the rows of file and journal under one numbering; from these to the next file
+    columns   the columns as they are written: shapes, chunks, and the bytes they take
     file      the reader
+    hdf5      opening a file with HDF5, and reading its columns
     schema    columns, types and layout of a feature file, checked before anything is read
-    blocks    reading features block by block, where they do not fit into memory
+    blocks    reading rows block by block or one by one, where they do not fit into memory
     storage   every byte that is written goes through here
 
 The only place that touches h5py.

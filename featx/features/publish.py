@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ import numpy as np
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, target_of
 from featx.errors import ArtifactError, ArtifactInvalid
 from featx.features import storage
-from featx.features.blocks import Activations, reading_activations
+from featx.features.blocks import reading_activations
 from featx.features.columns import Column, block_sizes, file_size, schema_of
 from featx.features.file import TRAIN, FeatureFile
 from featx.features.journal import Journal
