@@ -1,4 +1,4 @@
-"""The cache: one HDF5 file of features or activations, written once and checked whenever it is opened.
+"""The cache: one HDF5 file of features, written once and checked whenever it is opened.
 
     lock      one writer per output
     splits    validation images where neither source nor file says which; a set of them as text
