@@ -86,7 +86,7 @@ def fit_heads(
     values = targets.values[rows]
     num_validating = int(targets.labelled[cache.rows("val")].sum())
     validate = num_validating < _FEW_IMAGES and not options.few_shot
-    num_views = getattr(cache, "num_views", 0) if options.use_views else 0
+    num_views = cache.num_views if options.use_views else 0
     training = _Training(
         cache=cache,
         options=options,

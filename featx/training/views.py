@@ -12,7 +12,6 @@ from featx.heads.tasks.scores import Scores
 
 log = logging.getLogger(__name__)
 
-_VIEWS = "view_features"
 _COMPARED = {"log_loss": -1, "mae": -1, "top1": 1, "mean_average_precision": 1, "r2": 1}
 """Scores of a task that are shown with and without views; 1 where more is better."""
 
@@ -23,11 +22,10 @@ def versions_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray:
     The rows ``(n,)`` themselves come first, then the first view of each, then the second.
     """
     places = np.searchsorted(cache.rows("train"), rows)
-    views: np.ndarray = getattr(cache, _VIEWS)
-    versions = np.empty((1 + views.shape[1], len(rows), cache.num_features), np.float32)
+    versions = np.empty((1 + cache.num_views, len(rows), cache.num_features), np.float32)
     versions[0] = cache.features[rows]
     for view, version in enumerate(versions[1:]):
-        version[:] = views[places, view]
+        version[:] = cache.view_features[places, view]
     return versions.reshape(-1, cache.num_features)
 
 

@@ -15,6 +15,7 @@ from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch, RowLayout
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
+from featx.images.views import ViewsSpec
 
 
 def write_cache(
@@ -27,12 +28,17 @@ def write_cache(
     overwrite: bool = False,
     contents: np.ndarray | None = None,
     groups: tuple[str, ...] | None = None,
+    views: np.ndarray | None = None,
     **details: Any,
 ) -> Path:
     """Write a feature file; ``splits`` are 0 train, 1 val, 2 test.
 
-    ``contents`` are numbers above 0, the same for copies; they are unknown without it.
+    ``contents`` are numbers above 0, the same for copies; they are unknown without it. ``views``
+    are those of all rows, ``(N, num_views, num_features)``; the file keeps those of training rows.
     """
+    num_views = 0 if views is None else views.shape[1]
+    if num_views:
+        details["views"] = ViewsSpec(num_views).to_dict()
     header = complete_header(
         kind="features",
         spec=BackboneSpec(
@@ -65,9 +71,9 @@ def write_cache(
     stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
     if contents is not None:
         digests[:, -1] = contents
-    with Journal(path, layout=RowLayout((features.shape[1],))) as journal:
+    with Journal(path, layout=RowLayout((features.shape[1],), num_views=num_views)) as journal:
         journal.begin({})
-        journal.append(Batch(names, stamps, digests, ("",) * count, features))
+        journal.append(Batch(names, stamps, digests, ("",) * count, features, views))
         publish_features(
             path,
             header,

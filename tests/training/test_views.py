@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,28 +32,21 @@ OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class WithViews(FeatureFile):
-    """A feature file beside views in memory, ``(N_train, num_views, num_features)``."""
-
-    in_memory: np.ndarray | None = None
-
-    @property
-    def num_views(self) -> int:
-        return self.in_memory.shape[1]
-
-    @property
-    def view_features(self) -> np.ndarray:
-        return self.in_memory
+ViewOf = Callable[[np.ndarray], np.ndarray]
 
 
-def with_views(path: Path, view_of: Callable[[np.ndarray], np.ndarray], count: int) -> FeatureFile:
-    """Return a feature file whose views are what a function makes of the training features."""
+def with_views(path: Path, view_of: ViewOf, count: int) -> FeatureFile:
+    """Return the same feature file with views that a function makes of the features."""
     cache = open_features(path)
-    features = cache.features[cache.rows("train")]
-    views = np.stack([view_of(features) for _ in range(count)], axis=1)
-    own = {field.name: getattr(cache, field.name) for field in fields(cache)}
-    return WithViews(**own, in_memory=views.astype(np.float32))
+    views = np.stack([view_of(cache.features) for _ in range(count)], axis=1)
+    written = write_cache(
+        *(path.with_name("views.h5"), cache.features, cache.labels, cache.splits),
+        classes=cache.classes,
+        groups=tuple(f"group {group}" if group >= 0 else "" for group in cache.groups),
+        views=views.astype(np.float32),
+        overwrite=True,
+    )
+    return open_features(written)
 
 
 def as_they_are(features: np.ndarray) -> np.ndarray:
@@ -66,7 +59,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def noise() -> Callable[[np.ndarray], np.ndarray]:
+def noise() -> ViewOf:
     random = np.random.default_rng(2)
     return lambda features: features + random.normal(size=features.shape)
 
@@ -195,9 +188,10 @@ def test_views_that_do_not_fit_into_memory_are_left_out_with_a_warning(path, cap
 def test_views_of_unlabelled_training_images_train_nothing(tmp_path):
     samples = separable()
     samples["labels"][::7] = -1
-    cache = with_views(write_cache(tmp_path / "f.h5", **samples), as_they_are, 1)
-    unlabelled = cache.labels[cache.rows("train")] < 0
-    cache.in_memory[unlabelled] = 1e6
+    missing = samples["labels"] < 0
+    path = write_cache(tmp_path / "f.h5", **samples)
+    cache = with_views(path, lambda features: np.where(missing[:, None], 1e6, features), 1)
+    unlabelled = missing[cache.rows("train")]
     (head,) = fit_heads(cache, OPTIONS["lbfgs"])
     assert head.metrics["train"].top1 > 0.9
     assert head.choice["views"]["num_samples"] == (~unlabelled).sum()
@@ -208,11 +202,9 @@ def test_views_of_unlabelled_training_images_train_nothing(tmp_path):
 
 
 class TestStage:
-    @pytest.fixture(autouse=True)
-    def cache(self, path, noise, monkeypatch) -> FeatureFile:
-        cache = with_views(path, noise, 2)
-        monkeypatch.setattr("featx.stages.train.open_features", lambda *_, **__: cache)
-        return cache
+    @pytest.fixture
+    def path(self, path, noise) -> Path:
+        return with_views(path, noise, 2).path
 
     def test_the_report_and_the_head_have_what_views_bought(self, path, tmp_path):
         report = train_head(path, tmp_path / "h", OPTIONS["lbfgs"])
