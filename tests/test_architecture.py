@@ -57,7 +57,7 @@ ALLOWED = {
     "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
-    "safetensors": ("backbones/", "heads/head.py"),
+    "safetensors": ("backbones/", "heads/head.py", "training/finetune/checkpoint.py"),
     "pillow_heif": ("images/decode.py",),
     "PIL": ("images/", "classifier/session.py", "reporting/summary.py", "stages/predict.py"),
     "pickle": ("images/sources/arrays.py", "backbones/weights.py"),

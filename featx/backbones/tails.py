@@ -152,13 +152,15 @@ def build_tail(
     return build_parts(spec, state)[1]
 
 
-def features_of(tail: Tail, num_features: int) -> Callable[[np.ndarray], np.ndarray]:
+def features_of(
+    tail: Tail, num_features: int, *, device: str = "cpu"
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from activations ``(n, …)`` to features ``(n, num_features)`` float32.
 
     Activations are float16 or float32, at the input pixels ``(n, size, size, 3)`` uint8. It
-    calculates in float32 on the CPU, in batches on all cores.
+    calculates in float32, in batches, on the CPU on all cores.
     """
-    engine = TorchEngine(tail, device="cpu")
+    engine = TorchEngine(tail, device=device)
 
     def features(rows: np.ndarray) -> np.ndarray:
         if not len(rows):

@@ -80,9 +80,10 @@ def fit_heads(
     task = choose_task(cache, options.task)
     options = replace(options, task=task.name, solver=options.solver_for(task))
     targets = targets_of(cache, task)
-    rows = training_rows(cache, targets) if rows is None else rows
-    names = [cache.sample_ids[row] for row in rows.tolist()]
-    warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
+    if rows is None:
+        rows = training_rows(cache, targets)
+        names = [cache.sample_ids[row] for row in rows.tolist()]
+        warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
     values = targets.values[rows]
     num_validating = int(targets.labelled[cache.rows("val")].sum())
     validate = num_validating < _FEW_IMAGES and not options.few_shot

@@ -13,48 +13,64 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from featx.errors import ConfigError, TrainingError
-from featx.training.finetune.loop import (
-    Batch,
-    Epoch,
-    State,
-    block_of,
-    order_of,
-    parameter_groups,
-    train_tail,
-)
+from featx.training.finetune.data import Batch, CachedData
+from featx.training.finetune.goal import Goal
+from featx.training.finetune.groups import block_of, parameter_groups
+from featx.training.finetune.loop import State, train_tail
 from featx.training.finetune.options import Recipe
+from featx.training.finetune.outcome import Epoch
 
 
-class Rows:
-    """Samples in memory, some of them held out."""
+class Memory:
+    """Activations of versions, ``(1 + V, N, …)``."""
 
-    def __init__(self, activations: Tensor, targets: Tensor, num_held_out: int = 16) -> None:
-        self.all = activations, targets
-        self.num_samples = len(targets) - num_held_out
-        self.order: list[list[int]] = []
+    def __init__(self, values: np.ndarray, block_rows: int = 8) -> None:
+        self.values, self.block_rows = values, block_rows
 
-    def _batch(self, rows: np.ndarray) -> Batch:
-        index = torch.from_numpy(rows)
-        return Batch(self.all[0][index], self.all[1][index], torch.ones(len(rows)))
+    def read(self, rows: np.ndarray, view: int) -> np.ndarray:
+        assert (np.diff(rows) > 0).all()
+        return np.asarray(self.values[view, rows])
+
+
+class Rows(CachedData):
+    """Samples in memory, of which the last are held out; remembers the order."""
+
+    order: list[list[int]]
 
     def batches(self, *, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        count = self.num_samples
-        (order,) = order_of(count, epoch=epoch, seed=seed, block=count, at_once=count)
-        self.order.append(order.tolist())
-        for start in range(0, count, batch_size):
-            yield self._batch(order[start : start + batch_size])
+        self.order.append([])
+        for batch in super().batches(epoch=epoch, batch_size=batch_size, seed=seed):
+            self.order[-1] += batch.numbers.tolist()
+            yield batch
 
-    def held_out(self, *, batch_size: int) -> Iterator[Batch]:
-        rows = np.arange(self.num_samples, len(self.all[1]))
-        for start in range(0, len(rows), batch_size):
-            yield self._batch(rows[start : start + batch_size])
+
+def rows_of(activations: Tensor, targets: Tensor, num_held_out: int = 16) -> Rows:
+    count = len(targets)
+    rows = Rows(
+        source=Memory(activations.numpy()[None]),
+        rows=np.arange(count),
+        positions=np.arange(count),
+        targets=targets,
+        weights=torch.ones(count),
+        is_held_out=np.arange(count) >= count - num_held_out,
+        names=[f"{number}.jpg" for number in range(count)],
+        num_views=0,
+        row_bytes=activations[0].nbytes,
+        memory=2**30,
+        device=torch.device("cpu"),
+    )
+    rows.order = []
+    return rows
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(outputs, targets, reduction="none")
 
 
-def problem(count: int = 112) -> tuple[nn.Module, nn.Module, Rows]:
+GOAL = Goal(loss, lambda outputs: float(outputs.argmax(1).mean()))
+
+
+def problem(count: int = 112, num_held_out: int = 16) -> tuple[nn.Module, nn.Module, Rows]:
     """Return a tail of two blocks, a head, and maps of three classes."""
     torch.manual_seed(0)
     tail = nn.Sequential(
@@ -67,7 +83,7 @@ def problem(count: int = 112) -> tuple[nn.Module, nn.Module, Rows]:
     targets = torch.arange(count) % 3
     centres = torch.randn(3, 4, 1, 1)
     activations = centres[targets] + torch.randn(count, 4, 5, 5)
-    return tail, nn.Linear(8, 3), Rows(activations, targets)
+    return tail, nn.Linear(8, 3), rows_of(activations, targets, num_held_out)
 
 
 RECIPE = Recipe(lr=0.05, max_epochs=4, batch_size=32)
@@ -79,7 +95,7 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_statistics():
     before = {name: value.detach().clone() for name, value in tail.named_parameters()}
     epochs: list[Epoch] = []
     state = train_tail(
-        tail, head, data, loss, RECIPE, after_epoch=lambda epoch, _: epochs.append(epoch)
+        tail, head, data, GOAL, RECIPE, after_epoch=lambda epoch, _: epochs.append(epoch)
     )
     assert state.best_loss < 0.8 * 1.1
     assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
@@ -90,13 +106,13 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_statistics():
 def test_batch_norms_move_where_they_are_trained_also_with_one_image_left_over():
     tail, head, data = problem(33 + 16)
     before = {name: value.clone() for name, value in tail.named_buffers()}
-    train_tail(tail, head, data, loss, replace(RECIPE, train_bn=True))
+    train_tail(tail, head, data, GOAL, replace(RECIPE, train_bn=True))
     assert not any(torch.equal(value, before[name]) for name, value in tail.named_buffers())
 
 
 def test_each_image_is_seen_once_an_epoch_in_another_order():
     *_, data = parts = problem()
-    train_tail(*parts, loss, RECIPE)
+    train_tail(*parts, GOAL, RECIPE)
     assert [sorted(order) for order in data.order] == [list(range(96))] * 4
     assert len({tuple(order) for order in data.order}) == 4
 
@@ -104,12 +120,12 @@ def test_each_image_is_seen_once_an_epoch_in_another_order():
 def test_a_run_is_repeated_and_resumed_to_the_bit():
     states: list[State] = []
     whole = train_tail(
-        *problem(), loss, RECIPE, after_epoch=lambda _, state: states.append(copy.deepcopy(state))
+        *problem(), GOAL, RECIPE, after_epoch=lambda _, state: states.append(copy.deepcopy(state))
     )
-    again = train_tail(*problem(), loss, RECIPE)
+    again = train_tail(*problem(), GOAL, RECIPE)
     assert_equal(whole, again)
     for state in states[:-1]:
-        assert_equal(whole, train_tail(*problem(), loss, RECIPE, resumed=state))
+        assert_equal(whole, train_tail(*problem(), GOAL, RECIPE, resumed=state))
 
 
 def assert_equal(a: State, b: State) -> None:
@@ -128,7 +144,7 @@ def test_the_best_epoch_is_kept_as_it_was():
         seen[epoch.number] = {name: value.clone() for name, value in state.model.items()}
 
     state = train_tail(
-        tail, head, data, loss, replace(RECIPE, lr=2.0, patience=10, clip=None), after_epoch=after
+        tail, head, data, GOAL, replace(RECIPE, lr=2.0, patience=10, clip=None), after_epoch=after
     )
     kept = nn.ModuleDict({"tail": tail, "head": head}).state_dict()
     best = seen.get(state.best_epoch) or problem_tensors()
@@ -142,7 +158,7 @@ def problem_tensors() -> dict[str, Tensor]:
 
 
 def test_training_stops_after_epochs_without_a_better_one():
-    state = train_tail(*problem(), loss, replace(RECIPE, lr=1e-12, max_epochs=9, patience=2))
+    state = train_tail(*problem(), GOAL, replace(RECIPE, lr=1e-12, max_epochs=9, patience=2))
     assert len(state.epochs) <= 9
     assert len(state.epochs) - state.best_epoch in (0, 2)
 
@@ -160,16 +176,14 @@ def test_rates_rise_to_the_full_one_and_fall_to_nearly_nothing():
 
 
 def test_blocks_have_their_rates_wherever_the_network_is_cut():
-    tail, head, data = problem()
     recipe = replace(
         RECIPE, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip=None, max_epochs=1
     )
     moved = {}
     for decay in (1.0, 0.5):
-        tail, head, data = problem()
+        tail, head, data = problem(num_held_out=112 - 32)
         before = {name: value.detach().clone() for name, value in tail.named_parameters()}
-        one = Rows(*data.all, num_held_out=len(data.all[1]) - 32)
-        train_tail(tail, head, one, loss, replace(recipe, layer_decay=decay, patience=99))
+        train_tail(tail, head, data, GOAL, replace(recipe, layer_decay=decay, patience=99))
         moved[decay] = {
             n: float((v.detach() - before[n]).norm()) for n, v in tail.named_parameters()
         }
@@ -200,6 +214,9 @@ def test_norms_biases_and_embeddings_do_not_decay():
         ("encoder.layers.encoder_layer_11.mlp.0.weight", "encoder.layers.encoder_layer_11"),
         ("features.denseblock4.denselayer16.conv1.weight", "features.denseblock4.denselayer16"),
         ("Mixed_7c.branch1x1.conv.weight", "Mixed_7c"),
+        ("encoder.layers.encoder_layer_3.ln_1.weight", "encoder.layers.encoder_layer_3"),
+        ("trunk_output.block4.block4-1.f.a.0.weight", "trunk_output.block4.block4-1"),
+        ("features.5.2.norm1.weight", "features.5.2"),
         ("encoder.ln.weight", "encoder"),
     ],
 )
@@ -207,41 +224,36 @@ def test_blocks_are_named_by_their_numbers(name: str, block: str):
     assert block_of(name) == block
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def test_activations_that_are_not_finite_are_named():
     tail, head, data = problem()
-    data.all[0][5] = torch.nan
-    with pytest.raises(TrainingError, match="not finite in epoch 1"):
-        train_tail(tail, head, data, loss, RECIPE)
+    assert isinstance(data.source, Memory)
+    data.source.values[0, 5] = np.nan
+    with pytest.raises(TrainingError, match=r"activations of '5\.jpg' are not finite"):
+        train_tail(tail, head, data, GOAL, RECIPE)
+
+
+def test_where_training_diverges_the_best_epoch_before_is_kept(caplog: pytest.LogCaptureFixture):
+    tail, head, data = problem()
+    recipe = replace(RECIPE, lr=1e20, clip=None, optimizer="sgd")
+    before = copy.deepcopy(tail.state_dict())
+    state = train_tail(tail, head, data, GOAL, recipe)
+    assert "not finite" in caplog.text
+    assert state.best_epoch == 0
+    assert all(torch.equal(value, before[name]) for name, value in tail.state_dict().items())
+    with pytest.raises(TrainingError, match="not finite in epoch 1, at step 2"):
+        train_tail(*problem(), GOAL, recipe, keep_start=False)
 
 
 def test_a_parameter_that_no_gradient_reaches_is_named():
     tail, head, data = problem()
     tail.register_parameter("unused", nn.Parameter(torch.zeros(2)))
     with pytest.raises(TrainingError, match=r"No gradient reaches tail\.unused"):
-        train_tail(tail, head, data, loss, RECIPE)
+        train_tail(tail, head, data, GOAL, RECIPE)
 
 
 def test_a_run_of_other_tensors_is_not_resumed():
-    state = train_tail(*problem(), loss, RECIPE)
+    state = train_tail(*problem(), GOAL, RECIPE)
     tail, head, data = problem()
     tail.register_parameter("other", nn.Parameter(torch.zeros(2)))
     with pytest.raises(ConfigError, match=r"other tensors \(tail\.other, …\)"):
-        train_tail(tail, head, data, loss, RECIPE, resumed=state)
-
-
-@pytest.mark.parametrize(("count", "block", "at_once"), [(100, 8, 32), (97, 10, 97), (5, 8, 2)])
-def test_an_order_has_each_sample_once(count: int, block: int, at_once: int):
-    pieces = list(order_of(count, epoch=1, seed=0, block=block, at_once=at_once))
-    assert sorted(np.concatenate(pieces).tolist()) == list(range(count))
-    assert all(len(piece) <= max(block, at_once) for piece in pieces)
-    other = list(order_of(count, epoch=2, seed=0, block=block, at_once=at_once))
-    assert np.concatenate(other).tolist() != np.concatenate(pieces).tolist()
-
-
-def test_batches_of_a_file_sorted_by_class_hold_most_classes():
-    labels = np.repeat(np.arange(10), 200)
-    found = []
-    for piece in order_of(2000, epoch=1, seed=0, block=16, at_once=500):
-        for start in range(0, len(piece) - 63, 64):
-            found.append(len(set(labels[piece[start : start + 64]])))
-    assert np.mean(found) >= 0.8 * 10
+        train_tail(tail, head, data, GOAL, RECIPE, resumed=state)

@@ -1,16 +1,57 @@
-"""Fine-tune: from a feature file with a cut to a tail and head that are ready to be written."""
+"""Fine-tune: from a feature file with a cut to a tail and head that are ready to be written.
+
+Training starts from a head that was fitted to the unchanged tail's features (LP-FT: Kumar et al.,
+"Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022). A tenth
+of the training images is held out: it chooses learning rate and epoch, and calibrates, so the head
+of the start is fitted without it. The head that is reported beside the tuned one is that of
+train-head, fitted to all training images. Validation and test images choose nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from featx.artifact import describe_environment
+from featx.backbones.engines import resolve_device
+from featx.backbones.network import Network, Tail, build_parts, tensors_of
+from featx.backbones.spec import BackboneSpec
+from featx.backbones.tails import features_of, tail_shapes
+from featx.errors import BackboneError, ConfigError, listed
+from featx.features.blocks import Activations, reading_activations
 from featx.features.file import FeatureFile
-from featx.heads.head import Head
+from featx.heads.head import Fitted, Head, Layer, apply_layers
+from featx.heads.samples.folds import HeldOut
+from featx.training.finetune.balance import restore_shares
+from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
+from featx.training.finetune.data import CachedData, read_blocks
+from featx.training.finetune.goal import evaluate
 from featx.training.finetune.options import FinetuneOptions
-from featx.training.finetune.outcome import Events, Tuned
+from featx.training.finetune.outcome import Comparison, Events, Tuned
+from featx.training.finetune.problem import Problem
+from featx.training.finetune.start import (
+    as_trained,
+    encoded,
+    layers_in,
+    layers_of_start,
+    module_of,
+    require_fitting_start,
+)
+from featx.training.finetune.training import Training, repeatable
+from featx.training.fitting import fit_heads
+from featx.training.options import TrainOptions, memory_for
+from featx.training.trained import Trained, finish_head, score_heads
+
+_ROWS_AT_ONCE = 4096
 
 
 def fit_tail(
@@ -22,5 +63,265 @@ def fit_tail(
     checkpoint: Path,
     events: Events,
 ) -> Tuned:
-    """Train the tail behind a cut, and the head behind it."""
-    raise NotImplementedError
+    """Train the tail behind a cut, and the head behind it.
+
+    A killed run is resumed from the checkpoint, after its last epoch, and comes to the same bits.
+    Two runs on one machine with as many threads do too.
+
+    Args:
+        cache: A feature file with a cut; training images to leave out have no label.
+        options: How.
+        start: The head to start from, and the one to compare with; None fits one. It may have seen
+            the held-out images, so it is never the best epoch itself.
+        tensors: Of the network, by the names of the whole model. None where all come from
+            ``start``, or from scratch: then nothing is compared.
+        checkpoint: Where the progress is kept; left there for ``Checkpoint.remove``.
+        events: What is called on the way.
+
+    Raises:
+        ConfigError: The file has no cut, or an option does not fit.
+        SourceError: The samples cannot train a head.
+        BackboneError: Tensors are missing or do not fit.
+        ArtifactMismatch: ``start`` or the checkpoint is of something else.
+        ArtifactInvalid: The file was changed or is damaged.
+        TrainingError: Training diverges from the first epoch on.
+    """
+    spec = BackboneSpec.from_dict(cache.header.spec)
+    if spec.cut is None:
+        raise ConfigError(
+            f"'{cache.path}' holds vectors: there is nothing behind them to train. Extract with a "
+            "cut, or train a head alone with featx train-head."
+        )
+    if options.scratch and start is not None:
+        raise ConfigError("scratch starts from random weights: leave out start.")
+    device = resolve_device(options.device)
+    problem = Problem.of(cache, options, start)
+    if start is not None:
+        require_fitting_start(start, cache, problem.targets)
+    with repeatable(device, options.seed), reading_activations(cache) as activations:
+        stem, tail = _network(spec, options, start, tensors)
+        run = _Run(options, problem, spec, tail, activations, device, checkpoint, events)
+        return run.fit(
+            start, num_others=0 if stem is tail else sum(size for _, size in _sizes(stem))
+        )
+
+
+def _network(
+    spec: BackboneSpec,
+    options: FinetuneOptions,
+    start: Head | None,
+    tensors: Mapping[str, Tensor] | None,
+) -> tuple[Network, Tail]:
+    """Return stem and tail, with the tensors they start from."""
+    found = {} if options.scratch else dict(tensors or {})
+    found |= {
+        name: torch.from_numpy(own.copy()) for name, own in (start.tail if start else {}).items()
+    }
+    shapes = tail_shapes(spec)
+    missing = [name for name in shapes if name not in found]
+    if missing and not options.scratch:
+        raise BackboneError(
+            f"Tensors behind the cut '{spec.cut}' are missing: {listed(missing, 5)}. Give the "
+            "weights that the features were extracted with."
+        )
+    if start and (before := [name for name in start.tail if name not in shapes]):
+        raise BackboneError(
+            f"The head to start from was trained from an earlier cut: its {listed(before, 3)} lie "
+            f"before '{spec.cut}'. Cut the network where that head did, or earlier."
+        )
+    return build_parts(spec, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """The head to compare with, and which labelled validation images it has right, ``(n,)``."""
+
+    head: Trained
+    right: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A fine-tuning under way; the tail is changed."""
+
+    options: FinetuneOptions
+    problem: Problem
+    spec: BackboneSpec
+    tail: Tail
+    activations: Activations
+    device: torch.device
+    path: Path
+    events: Events
+
+    def fit(self, start: Head | None, *, num_others: int) -> Tuned:
+        """Return the outcome; ``num_others`` are the parameters before the cut."""
+        begin, data = time.perf_counter(), self._data()
+        checkpoint = self._checkpoint(data, start)
+        progress = checkpoint.load()
+        probe, layers = self._start(start)
+        self.tail.to(self.device).to(memory_format=torch.channels_last)
+        head = module_of(layers).to(self.device)
+        sizes = [(name.removeprefix("trunk."), size) for name, size in _sizes(self.tail)]
+        sizes += [(f"head.{name}", size) for name, size in _sizes(head)]
+        num_trained = sum(size for _, size in sizes)
+        self.events.on_parameters(sizes, num_trained + num_others)
+        training = Training(
+            *(self.options, self.tail, head, data, self.problem.goal, checkpoint, self.events)
+        )
+        # a start that was given may have seen the held-out images
+        keep_start = probe is not None and start is None
+        recipe, rates, state = training.run(progress, keep_start=keep_start)
+        choice = {
+            "head": "mlp" if len(layers) > 1 else "linear",
+            "solver": "finetune",
+            "cut": self.spec.cut,
+            "scratch": self.options.scratch,
+            "recipe": asdict(recipe),
+            "learning_rates": [
+                {"lr": rate, "held_out": None if math.isinf(loss) else loss}
+                for rate, loss in sorted(rates.items())
+            ],
+            "epochs": [epoch_to_dict(epoch) for epoch in state.epochs],
+            "best_epoch": state.best_epoch,
+            "num_held_out": int(self.problem.is_held_out.sum()),
+            "parameters": {"trained": num_trained, "all": num_trained + num_others},
+            "num_threads": torch.get_num_threads(),
+        }
+        trained = self._calibrated(head, data, choice)
+        return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
+
+    def _data(self) -> CachedData:
+        cache, problem = self.problem.cache, self.problem
+        return CachedData(
+            source=self.activations,
+            rows=problem.rows,
+            positions=np.searchsorted(cache.rows("train"), problem.rows),
+            targets=problem.tensor,
+            weights=torch.from_numpy(problem.weights.astype(np.float32)),
+            is_held_out=problem.is_held_out,
+            names=[cache.sample_ids[row] for row in problem.rows.tolist()],
+            num_views=cache.num_views,
+            row_bytes=self._row_bytes,
+            memory=memory_for(self.options.memory),
+            device=self.device,
+        )
+
+    @property
+    def _row_bytes(self) -> int:
+        return int(math.prod(self.activations.shape) * self.activations.dtype.itemsize)
+
+    def _checkpoint(self, data: CachedData, start: Head | None) -> Checkpoint:
+        settings = {
+            "features": self.problem.cache.inputs_sha256,
+            "samples": self.problem.digest,
+            "options": self.options.to_dict(),
+            "start": start.sha256 if start else None,
+            "shuffled_together": data.pool_rows,
+        }
+        own = {"threads": str(torch.get_num_threads()), "on": self.device.type}
+        return Checkpoint(self.path, settings, describe_environment("torch", "numpy") | own)
+
+    def _start(self, start: Head | None) -> tuple[_Probe | None, tuple[Layer, ...]]:
+        """Return the head to compare with, and the layers that training starts from."""
+        problem, options = self.problem, self.options
+        if options.scratch:
+            linear = nn.Linear(self.spec.num_features, problem.encoding.num_outputs)
+            return None, layers_in(nn.Sequential(linear))
+        self.events.on_step("Running the unchanged network")
+        vectors = problem.cache.with_network(self._network())
+        if start is not None:
+            given = as_trained(start, problem.targets)
+            (scores,) = score_heads([given], vectors, problem.targets, _slices(vectors.features))
+            layers = layers_of_start(start, problem.targets.names, problem.encoding)
+            return self._probe(replace(given, metrics=scores), vectors), layers
+        asked = TrainOptions(
+            task=problem.task.name,
+            class_weight=options.class_weight,
+            calibrate=options.calibrate,
+            memory=options.memory,
+            seed=options.seed,
+        )
+        step, trained = self.events.on_step, problem.rows[~problem.is_held_out]
+        (probe,) = fit_heads(vectors, asked, step=step, rows=problem.rows)
+        alone = replace(asked, calibrate=False, use_views=False)
+        (first,) = fit_heads(vectors, alone, step=step, rows=trained)
+        *others, last = first.layers
+        return self._probe(probe, vectors), (*others, encoded(last, problem.encoding))
+
+    def _network(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the tail as it is now, from stored activations to features."""
+        return features_of(deepcopy(self.tail), self.spec.num_features, device=str(self.device))
+
+    def _probe(self, head: Trained, vectors: FeatureFile) -> _Probe:
+        rows = self._validating()
+        return _Probe(head, self._is_right(head, vectors.features[rows], rows))
+
+    def _validating(self) -> np.ndarray:
+        rows = self.problem.cache.rows("val")
+        return np.asarray(rows[self.problem.targets.labelled[rows]])
+
+    def _is_right(self, head: Trained, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return whether the class of each row is the top one, ``(n,)``; of other tasks nothing."""
+        targets = self.problem.targets
+        if targets.values.ndim > 1:
+            return np.zeros(0, bool)
+        predicted = apply_layers(head.layers, features).argmax(axis=1)
+        return np.asarray(predicted == targets.values[rows])
+
+    def _calibrated(self, head: nn.Sequential, data: CachedData, choice: dict[str, Any]) -> Trained:
+        """Return the tuned head, calibrated on the held-out images, without scores."""
+        problem, layers, held_out = self.problem, layers_in(head), None
+        calibrate, values = self.options.calibrate, problem.encoding.values
+        if problem.is_held_out.any():
+            found = evaluate(self.tail, head, data, problem.goal.loss, self.options.batch_size)
+            labels, logits = values[problem.is_held_out], found.outputs
+            if self.options.class_weight is not None and calibrate:
+                shift = restore_shares(logits, labels, values).astype(np.float32)
+                *others, (weight, bias) = layers
+                layers, logits = (*others, (weight, bias + shift)), logits + shift
+            held_out = HeldOut(logits, labels)
+        fitted = Fitted(layers, choice, held_out)
+        return finish_head(fitted, problem.targets, problem.encoding, calibrate=calibrate)
+
+    def _scored(self, trained: Trained, probe: _Probe | None) -> Tuned:
+        """Return the outcome, with scores of all splits."""
+        self.events.on_step("Scoring")
+        cache, targets, validating = self.problem.cache, self.problem.targets, self._validating()
+        network, right = self._network(), []
+
+        def blocks() -> Iterator[tuple[slice, np.ndarray]]:
+            for where, values in read_blocks(
+                self.activations, np.arange(len(cache)), self._row_bytes
+            ):
+                features = network(values)
+                low, high = np.searchsorted(validating, [where.start, where.start + len(values)])
+                rows = validating[low:high]
+                right.append(self._is_right(trained, features[rows - where.start], rows))
+                yield where, features
+
+        (scores,) = score_heads([trained], cache, targets, blocks())
+        comparison = None
+        if probe is not None and len(probe.right):
+            comparison = Comparison.of(probe.right, np.concatenate(right))
+        size = self.spec.preprocess.image_size
+        tensors = tensors_of(self.tail, self.spec.backbone, size)
+        return Tuned(
+            trained=replace(trained, metrics=scores),
+            tail={
+                name: value.detach().to("cpu", torch.float32).contiguous().numpy().copy()
+                for name, value in tensors.items()
+                if value.is_floating_point()
+            },
+            probe=probe.head if probe else None,
+            comparison=comparison,
+        )
+
+
+def _sizes(part: nn.Module) -> list[tuple[str, int]]:
+    return [(name, value.numel()) for name, value in part.named_parameters()]
+
+
+def _slices(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        part = features[start : start + _ROWS_AT_ONCE]
+        yield slice(start, start + len(part)), part

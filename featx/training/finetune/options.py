@@ -84,7 +84,7 @@ class FinetuneOptions:
             ``"balanced"`` lets every class count the same. Probabilities are brought back to the
             shares of the classes, unless ``calibrate`` is false.
         calibrate: Fit a temperature on held-out images and fold it into the head.
-        exclude: Sample ids of training images to leave out.
+        exclude: Sample ids of training images to leave out; ``exclude`` applies it to a file.
         memory: What activations may take, in bytes or like ``"2GB"``; more are read from the file
             in every epoch. None is half of what is free.
         seed: Decides what is held out, the order of images, and random weights.
@@ -143,7 +143,8 @@ class FinetuneOptions:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}.")
         for name in ("max_epochs", "patience", "step_size"):
             require_at_least(name, getattr(self, name), 1)
-        require_at_least("batch_size", self.batch_size, 2 if self.train_bn else 1)
+        train_bn = self.scratch if self.train_bn is None else self.train_bn
+        require_at_least("batch_size", self.batch_size, 2 if train_bn else 1)
         for name in ("lr", "backbone_lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -98,7 +98,7 @@ def _nothing(*_: object) -> None:
 class OnEpoch(Protocol):
     """Takes an epoch, its seconds and its training images a second."""
 
-    def __call__(self, epoch: Epoch, seconds: float, images_per_second: float, /) -> object: ...
+    def __call__(self, epoch: Epoch, seconds: float, images_per_second: float, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,6 @@ class Events:
             with the epochs trained from there on.
     """
 
-    on_step: Callable[[str], object] = _nothing
-    on_parameters: Callable[[Sequence[tuple[str, int]], int], object] = _nothing
+    on_step: Callable[[str], None] = _nothing
+    on_parameters: Callable[[Sequence[tuple[str, int]], int], None] = _nothing
     on_epoch: OnEpoch = _nothing

@@ -1,0 +1,138 @@
+"""Choose a learning rate, then train, with the progress in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from featx.errors import counted
+from featx.training.finetune.checkpoint import Checkpoint, Progress
+from featx.training.finetune.data import CachedData, num_steps
+from featx.training.finetune.goal import Goal
+from featx.training.finetune.groups import is_transformer
+from featx.training.finetune.loop import State, held_out_loss_after, train_tail
+from featx.training.finetune.options import FinetuneOptions, Recipe
+from featx.training.finetune.outcome import Epoch, Events
+from featx.training.finetune.rates import choose_rate, usual_rate
+
+log = logging.getLogger(__name__)
+
+_TRIAL_EPOCHS, _MAX_TRIAL_STEPS = 2, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Choosing a rate, then training, with the progress in a checkpoint."""
+
+    options: FinetuneOptions
+    tail: nn.Module
+    head: nn.Module
+    data: CachedData
+    goal: Goal
+    checkpoint: Checkpoint
+    events: Events
+
+    def run(
+        self, progress: Progress, *, keep_start: bool
+    ) -> tuple[Recipe, Mapping[float, float], State]:
+        """Return the recipe, the rates that were tried, and the state after the last epoch.
+
+        An interrupt says where the progress is kept.
+        """
+        rates = dict(progress.rates)
+        recipe = self.options.recipe(0.0, is_transformer=is_transformer(self.tail))
+        try:
+            recipe = replace(recipe, lr=self._rate(recipe, rates))
+            clock = _Clock()
+
+            def after_epoch(epoch: Epoch, state: State) -> None:
+                nonlocal progress
+                progress = Progress(rates, state)
+                self.checkpoint.save(progress)
+                seconds = clock.lap()
+                self.events.on_epoch(epoch, seconds, self.data.num_samples / seconds)
+
+            state = train_tail(
+                *(self.tail, self.head, self.data, self.goal, recipe),
+                keep_start=keep_start,
+                resumed=progress.state,
+                after_epoch=after_epoch,
+            )
+        except KeyboardInterrupt as stop:
+            if progress.state is not None:
+                done = counted(len(progress.state.epochs), "epoch is", "epochs are")
+                stop.add_note(
+                    f"{done} kept in '{self.checkpoint.path}', with the best of them; run the same "
+                    "command again to resume."
+                )
+            raise
+        return recipe, rates, state
+
+    def _rate(self, recipe: Recipe, rates: dict[float, float]) -> float:
+        """Return the learning rate that was given, or the best of several; these are added."""
+        if self.options.lr is not None:
+            return self.options.lr
+        if not self.data.is_held_out.any():
+            usual = usual_rate(recipe.optimizer)
+            log.warning(
+                "No training images can be held out: the learning rate is %g, all epochs are "
+                "trained, and probabilities are not calibrated.",
+                usual,
+            )
+            return usual
+        epoch = num_steps(self.data.num_samples, recipe.batch_size)
+        steps = min(_TRIAL_EPOCHS * epoch, _MAX_TRIAL_STEPS)
+
+        def trial(rate: float) -> float:
+            if rate not in rates:
+                self.events.on_step(f"Trying learning rate {rate:g}")
+                rates[rate] = held_out_loss_after(
+                    *(self.tail, self.head, self.data, self.goal),
+                    replace(recipe, lr=rate),
+                    steps=steps,
+                )
+                self.checkpoint.save(Progress(rates))
+            return rates[rate]
+
+        return choose_rate(trial, optimizer=recipe.optimizer)
+
+
+class _Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+
+@contextmanager
+def repeatable(device: torch.device, seed: int) -> Iterator[None]:
+    """Calculate the same bits again from the same start; torch is left as it was."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+        memory.fill_uninitialized_memory = False  # nothing reads it
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory = filled
