@@ -231,10 +231,36 @@ def _between_0_and_1(value: Any, name: str) -> None:
         raise Unfit(name, "a number below 1", value)
 
 
+_POSITIVE = number(0, above=True)
+_RECIPE = record(
+    {},
+    {
+        **dict.fromkeys(("lr", "layer_decay", "gamma"), _POSITIVE),
+        **dict.fromkeys(("backbone_lr", "clip"), nullable(_POSITIVE)),
+        **dict.fromkeys(("weight_decay", "momentum", "warmup"), number(0)),
+        **dict.fromkeys(("max_epochs", "patience", "batch_size"), whole(1)),
+        **dict.fromkeys(("optimizer", "average"), text()),
+        "step_size": nullable(whole(1)),
+        "train_bn": flag,
+    },
+)
+_HELD_OUT = {"held_out": nullable(number()), "accuracy": nullable(number(high=1))}
+_FINETUNED = {
+    "cut": path_text,
+    "scratch": flag,
+    "recipe": _RECIPE,
+    "learning_rates": list_of(record({"lr": _POSITIVE}, _HELD_OUT)),
+    "epochs": list_of(record({"number": whole(1)}, {"loss": nullable(number()), **_HELD_OUT})),
+    "best_epoch": whole(),
+    "parameters": record({"trained": whole(), "all": whole()}),
+}
+"""Of a head that was trained with the network behind a cut."""
+
+
 def _choice(value: Any, name: str) -> None:
     """Check how a head was fitted; where there is a path, its points have the same measure."""
-    strength = number(0, above=True)
-    record({"head": text(), "solver": text()}, {"strength": strength})(value, name)
+    strength = _POSITIVE
+    record({"head": text(), "solver": text()}, {"strength": strength, **_FINETUNED})(value, name)
     list_of(record({"strength": strength}))(value.get("path", []), f"{name}.path")
     if not value.get("path"):
         return
@@ -255,6 +281,9 @@ _CALIBRATION = record(
 )
 
 
+_COMPARISON = record(
+    {"num_only_probe": whole(), "num_only_tuned": whole(), "p_value": _SHARE},
+)
 _ROW_SET = record({"num_rows": whole(), "sha256": digest(), "labels_sha256": digest()})
 _PROVENANCE = record(
     {
@@ -270,6 +299,7 @@ _MADE_FROM = record({}, {"features": text()})
 
 def _head(task: str, num_outputs: int) -> Rule:
     folds = record({"num_folds": whole(), "metrics": _scores(task, num_outputs)})
+    probe = {"choice": _choice, "metrics": mapping_of(_scores(task, num_outputs))}
     return record(
         {
             "sha256": digest(),
@@ -283,6 +313,8 @@ def _head(task: str, num_outputs: int) -> Rule:
         {
             "cross_validated": nullable(folds),
             "calibration": nullable(_CALIBRATION),
+            "probe": nullable(record(probe)),
+            "comparison": nullable(_COMPARISON),
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,
             "held_out": text(),

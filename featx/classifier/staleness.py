@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of, require_same_features
+from featx.classifier.tails import features_through
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 from featx.features.blocks import reading_stored
 from featx.features.file import FeatureFile, open_features
@@ -137,9 +138,14 @@ def find_features(head: Head, head_path: Path, given: str | Path | None = None) 
 
 
 def open_features_of(head: Head, path: Path, *, allow_stale: bool) -> tuple[FeatureFile, Staleness]:
-    """Return a feature file, opened and checked, and how it differs from the one that trained."""
+    """Return a head's feature file, and how it differs from the one that trained it.
+
+    It is opened and checked. At a cut its features are those of the head's network; the weights,
+    where they are needed, are those that the file was made with.
+    """
     cache = open_features(path)
-    return cache, require_current(head, cache, allow_stale=allow_stale)
+    staleness = require_current(head, cache, allow_stale=allow_stale)
+    return features_through(head, cache), staleness
 
 
 def _row_digests(cache: FeatureFile, task: Task) -> np.ndarray:

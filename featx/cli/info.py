@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -95,10 +95,68 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     yield "source", details["source"]
     if details.get("skipped"):
         yield "skipped", counted(len(details["skipped"]), "image")
+    if header.kind != "features":
+        yield from _training_fields(header)
     if header.kind == "classifier":
         yield from _model_fields(path, header)
     yield "fingerprint", f"{header.fingerprint[:16]}…"
     yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
+
+
+def _training_fields(header: Header) -> Iterator[tuple[str, object]]:
+    """Yield how the network behind the cut of a head or model was trained, if it was."""
+    from featx.heads.head import describe_head, describe_training
+
+    spec, details = header.spec, header.details
+    choice = details.get("choice" if header.kind == "head" else "head", {})
+    if "cut" in spec:
+        yield "cut", f"{spec['cut']}, {_product(spec['shape'])}"
+    if not (training := describe_training(choice)):
+        return
+    yield "trained", training
+    rates, recipe = choice.get("learning_rates", []), choice.get("recipe", {})
+    if recipe:
+        chosen = f" (of {len(rates)} tried)" if len(rates) > 1 else ""
+        yield "recipe", ", ".join(_recipe(recipe, chosen))
+    if probe := details.get("probe"):
+        yield "probe", describe_head(probe["choice"], probe["metrics"])
+    if comparison := details.get("comparison"):
+        only_tuned, only_probe = comparison["num_only_tuned"], comparison["num_only_probe"]
+        yield (
+            "against it",
+            f"{only_tuned} validation images right that the probe has wrong, {only_probe} the "
+            f"other way round (p = {comparison['p_value']:.2g})",
+        )
+    if calibration := details.get("calibration"):
+        yield (
+            "calibration",
+            f"temperature {calibration['temperature']:.3g}, calibration error "
+            f"{calibration['ece_before']:.4f} before, {calibration['ece_after']:.4f} after",
+        )
+
+
+def _recipe(recipe: Mapping[str, Any], chosen: str) -> Iterator[str]:
+    """Yield the parts of a recipe that differ from one training to another."""
+    optimizer = recipe.get("optimizer")
+    if optimizer:
+        momentum = f" with momentum {recipe.get('momentum', 0):g}" if optimizer == "sgd" else ""
+        yield f"{optimizer}{momentum}"
+    if "lr" in recipe:
+        yield f"learning rate {recipe['lr']:g}{chosen}"
+    if recipe.get("backbone_lr") is not None:
+        yield f"backbone's {recipe['backbone_lr']:g}"
+    elif "layer_decay" in recipe:
+        yield f"layer decay {recipe['layer_decay']:g}"
+    if "weight_decay" in recipe:
+        yield f"weight decay {recipe['weight_decay']:g}"
+    if "batch_size" in recipe:
+        yield f"batches of {recipe['batch_size']}"
+    if recipe.get("step_size") is not None:
+        yield f"times {recipe.get('gamma', 1):g} every {counted(recipe['step_size'], 'epoch')}"
+    if recipe.get("train_bn"):
+        yield "batch norms trained"
+    if recipe.get("average") not in (None, "none"):
+        yield f"average {recipe['average']}"
 
 
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:

@@ -125,9 +125,14 @@ def describe_head(choice: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
     >>> describe_head({"head": "linear", "strength": 0.1}, {"val": {"top1": 0.94117}})
     'linear, C = 0.1, val 0.9412'
+    >>> describe_head({"head": "linear", "solver": "finetune", "cut": "layer4"}, {})
+    'finetune at layer4'
     """
     parts = [str(choice.get("head", "head"))]
-    if choice.get("solver") not in (None, "lbfgs"):
+    if choice.get("solver") == "finetune":
+        way = "from scratch" if choice.get("scratch") else "finetune"
+        parts = [f"{way} at {choice.get('cut', 'a cut')}"]
+    elif choice.get("solver") not in (None, "lbfgs"):
         parts.append(str(choice["solver"]))
     if isinstance(strength := choice.get("strength"), int | float):
         parts.append(f"C = {strength:g}")
@@ -136,6 +141,26 @@ def describe_head(choice: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         if isinstance(scores, Mapping):
             found = [own for name in _MAIN_SCORES if isinstance(own := scores.get(name), float)]
             return ", ".join([*parts, *(f"{split} {score:.4f}" for score in found[:1])])
+    return ", ".join(parts)
+
+
+def describe_training(choice: Mapping[str, Any]) -> str:
+    """Return how the network behind a cut was trained with a head; empty where it was not.
+
+    >>> parameters = {"trained": 8393728, "all": 11177538}
+    >>> tuned = {"solver": "finetune", "parameters": parameters, "epochs": [{}] * 11}
+    >>> describe_training(tuned | {"best_epoch": 7})
+    '8,393,728 of 11,177,538 parameters (75.1 %), epoch 7 of 11'
+    """
+    if choice.get("solver") != "finetune":
+        return ""
+    parts = ["from random weights"] if choice.get("scratch") else []
+    if counts := choice.get("parameters"):
+        trained, every = counts["trained"], counts["all"]
+        share = 100 * trained / max(1, every)
+        parts.append(f"{trained:,} of {every:,} parameters ({share:.1f} %)")
+    if epochs := choice.get("epochs"):
+        parts.append(f"epoch {choice.get('best_epoch', len(epochs))} of {len(epochs)}")
     return ", ".join(parts)
 
 

@@ -13,7 +13,7 @@ from featx.artifact import PAGE_SIGN, without_folders
 from featx.classifier.staleness import Staleness
 from featx.errors import counted
 from featx.features.file import FeatureFile
-from featx.heads.head import Head
+from featx.heads.head import Head, describe_training
 from featx.heads.tasks import TASKS, TaskName
 from featx.heads.tasks.losses import sigmoid
 from featx.heads.tasks.scores import Scores
@@ -80,6 +80,7 @@ def render_page(page: Page, *, made_from: str) -> str:
             "stale": page.staleness.changes,
             "spec": header.spec,
             "choice": header.details["choice"],
+            "training": describe_training(header.details["choice"]),
             "weights": without_folders(header.details["weights"]),
             "source": without_folders(header.details["source"]),
             "calibration": header.details.get("calibration"),

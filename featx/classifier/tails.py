@@ -1,0 +1,63 @@
+"""Feature files of activations, read as the features that the network behind the cut makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache as cached
+
+import numpy as np
+
+from featx.backbones.spec import BackboneSpec
+from featx.features.file import FeatureFile
+from featx.heads.head import Head
+
+
+def features_through(
+    head: Head | None, cache: FeatureFile, weights: str | None = None
+) -> FeatureFile:
+    """Return a feature file whose features are vectors ``(n, num_features)`` float32.
+
+    Of a file with a cut these are its activations after the network behind it, which is built when
+    the first features are read: with the head's tail, or where it has none, with the weights. A
+    file of vectors is returned as it is.
+
+    Args:
+        head: Of the same spec as the file; None takes the weights' own tail.
+        cache: Opened and checked.
+        weights: The backbone's weights as ``extract`` takes them; None takes those that the file
+            was made with.
+
+    Raises:
+        BackboneError: When features are read: the weights are missing or others, or the tail does
+            not fit.
+    """
+    spec = BackboneSpec.from_dict(cache.header.spec)
+    if spec.cut is None:
+        return cache
+    origin = str(cache.header.details["weights"])
+
+    @cached
+    def network() -> Callable[[np.ndarray], np.ndarray]:
+        return _build(spec, head, origin, weights)
+
+    def through(rows: np.ndarray) -> np.ndarray:
+        return network()(rows)
+
+    return cache.with_network(through)
+
+
+def _build(
+    spec: BackboneSpec, head: Head | None, origin: str, weights: str | None
+) -> Callable[[np.ndarray], np.ndarray]:
+    from featx.backbones.tails import build_tail, features_of
+    from featx.backbones.weights import open_origin, open_weights, require_sha256
+
+    found = None
+    if head is None or not head.tail:
+        if weights is None:
+            found = open_origin(spec.backbone, origin)
+        else:
+            found = open_weights(spec.backbone, weights)
+        require_sha256(found, spec.weights_sha256)
+    tail = build_tail(spec, {} if head is None else head.tail, found)
+    return features_of(tail, spec.num_features)
