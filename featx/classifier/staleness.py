@@ -137,15 +137,17 @@ def find_features(head: Head, head_path: Path, given: str | Path | None = None) 
     return beside if beside.exists() and not recorded.exists() else recorded
 
 
-def open_features_of(head: Head, path: Path, *, allow_stale: bool) -> tuple[FeatureFile, Staleness]:
+def open_features_of(
+    head: Head, path: Path, *, allow_stale: bool, weights: str | None = None
+) -> tuple[FeatureFile, Staleness]:
     """Return a head's feature file, and how it differs from the one that trained it.
 
-    It is opened and checked. At a cut its features are those of the head's network; the weights,
-    where they are needed, are those that the file was made with.
+    It is opened and checked. At a cut its features are those of the head's network, where needed
+    with ``weights``, as ``features_through`` takes them.
     """
     cache = open_features(path)
     staleness = require_current(head, cache, allow_stale=allow_stale)
-    return features_through(head, cache), staleness
+    return features_through(head, cache, weights), staleness
 
 
 def _row_digests(cache: FeatureFile, task: Task) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from feature_files import InThisProcess
 from PIL import Image
 
-from featx.backbones.network import build_network, build_parts
+from featx.backbones.network import build_network
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.tails import tail_shapes
 from featx.backbones.weights import open_origin
@@ -51,7 +51,7 @@ def write_cut(path: Path, plain: Path, source: Path, cut: str, *, dtype: str = "
     with torch.inference_mode():
         rows = pixels if cut == "input" else stem(torch.from_numpy(pixels)).numpy()
     details = {k: v for k, v in file.header.details.items() if k not in ("sha256", "num_rows")}
-    details |= {"dtype": dtype, "request": dict(details["request"]) | {"cut": cut}}
+    details |= {"dtype": dtype}
     header = replace(file.header, spec=spec.to_dict(), details=details)
     layout = RowLayout(spec.row_shape, dtype)
     samples = [

@@ -160,7 +160,9 @@ def open_evidence(head: Head, head_path: Path, options: ExportOptions) -> Eviden
             f"The feature file '{path}' is not there to compare with. Give it by features=…, or "
             "export unproven with verify=False.",
         )
-    cache, staleness = open_features_of(head, path, allow_stale=options.stale)
+    cache, staleness = open_features_of(
+        head, path, allow_stale=options.stale, weights=options.weights
+    )
     try:
         source = open_source(options.source or str(cache.header.details["source"]))
     except SourceError as err:
