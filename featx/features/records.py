@@ -37,7 +37,7 @@ ENTRY = np.dtype(
         ("reason_bytes", "<u4"),
     ]
 )
-DType = Literal["float32", "float16", "uint8"]
+DType = Literal["float32", "float16"]
 MAX_FLOAT16_LOSS = 1e-3
 """Largest ‖x − float16(x)‖ / ‖x‖ of a row. Rounding alone gives at most 2⁻¹¹ = 4.9e-4; what is
 above has lost small values to underflow."""
