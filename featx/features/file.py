@@ -21,7 +21,6 @@ import numpy as np
 from featx.artifact import Header, fingerprint_of
 from featx.errors import ArtifactInvalid, ArtifactMismatch, require_choice
 from featx.features.hdf5 import (
-    BLOCK_BYTES,
     blocks_of,
     open_hdf5,
     opened_hdf5,
@@ -222,7 +221,7 @@ class FeatureFile:
             digest = hashlib.sha256()
 
             def stored() -> Iterator[np.ndarray]:
-                blocks = blocks_of(file[column], _NETWORK_BYTES if self.through else BLOCK_BYTES)
+                blocks = blocks_of(file[column], _NETWORK_BYTES if self.through else None)
                 while True:
                     with translated(self.path):
                         block = next(blocks, None)

@@ -117,10 +117,10 @@ def require_digest(path: Path, header: Header, column: str, digest: hashlib._Has
         )
 
 
-def blocks_of(column: h5py.Dataset, num_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-    """Yield a column in blocks of whole chunks, of about so many bytes."""
+def blocks_of(column: h5py.Dataset, num_bytes: int | None = None) -> Iterator[np.ndarray]:
+    """Yield a column in blocks of whole chunks, of at most so many bytes if a row is smaller."""
     row_bytes = max(1, column.dtype.itemsize * math.prod(column.shape[1:]))
-    rows = max(1, num_bytes // row_bytes)
+    rows = max(1, (num_bytes or BLOCK_BYTES) // row_bytes)
     if column.chunks and rows > column.chunks[0]:
         rows -= rows % column.chunks[0]
     for start in range(0, column.shape[0], rows):
