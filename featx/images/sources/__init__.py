@@ -1,7 +1,8 @@
 """Where samples come from.
 
-``open_source`` takes what a user types: a folder, a ``.csv`` or ``.tsv`` manifest,
-``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same ``ImageSource``.
+``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive, a ``.csv`` or
+``.tsv`` manifest, ``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same
+``ImageSource``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ __all__ = [
     "warn_of_two_labels",
 ]
 
+_ARCHIVES = frozenset(
+    {
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst"),
+        *(".7z", ".rar", ".lz4", ".lzma", ".z"),
+    }
+)
+"""Endings of archives; of those that cannot be read in place, a sentence says so."""
+
 
 def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
     """Return the samples that ``uri`` names; images are read later, one by one.
@@ -76,7 +85,11 @@ def _open_path(uri: str, path: Path, output: Path | None) -> ImageSource:
         from featx.images.sources.manifest import open_manifest
 
         return open_manifest(path)
+    if path.suffix.lower() in _ARCHIVES and path.is_file():
+        from featx.images.sources.archive import open_archive
+
+        return open_archive(path)
     raise SourceError(
-        f"'{uri}' is not an image source. Give a folder, a .csv or .tsv manifest, "
-        "cifar10:FOLDER, or digits:."
+        f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
+        "manifest, cifar10:FOLDER, or digits:."
     )

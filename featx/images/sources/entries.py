@@ -1,5 +1,7 @@
 """One rule for what a directory entry is: a folder, an image, or something to skip and count.
 
+Archives follow it as well.
+
 - Hidden entries, and what systems and network storage leave behind, are skipped; a folder as one.
 - Folders are looked into, links to folders too; a loop is refused.
 - Files with an image's extension are images, links that lead nowhere too: reading those fails.
@@ -15,7 +17,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -144,6 +146,36 @@ def read_tree(root: Path, *, output: Path | None = None) -> Tree:
     return tree
 
 
+def tree_of(root: Path, paths: Iterable[str]) -> Tree:
+    """Return the tree of the paths in an archive, by the same rule; folders' paths end in ``/``."""
+    tree, found = Tree(root), dict[str, Level | None]({"": Level("")})
+
+    def level_of(prefix: str) -> Level | None:
+        """Return the level of a folder, after those above it; None where one is skipped."""
+        if prefix not in found:
+            above, name = split(prefix[:-1])
+            level = level_of(above)
+            kind = None if level is None else _put(level, name, is_folder=True)
+            tree.ignored.update([kind] if kind else [])
+            found[prefix] = None if kind or level is None else Level(prefix)
+        return found[prefix]
+
+    def split(path: str) -> tuple[str, str]:
+        above, slash, name = path.rpartition("/")
+        return above + slash, name
+
+    for prefix, name in map(split, paths):
+        level = level_of(prefix)
+        if name and level is not None and (kind := _put(level, name, is_folder=False)):
+            tree.ignored[kind] += 1
+    tree.levels = {prefix: level for prefix, level in found.items() if level is not None}
+    for level in tree.levels.values():
+        level.folders.sort()
+    _drop_outputs(tree, None)
+    _warn_of_pictures(tree)
+    return tree
+
+
 def require_images(tree: Tree) -> None:
     if not tree.top.num_images:
         found = describe_ignored(tree.ignored) or "it is empty"
@@ -185,16 +217,21 @@ def _list_folder(tree: Tree, prefix: str) -> Level:
 def _add(level: Level, entry: os.DirEntry[str]) -> str | None:
     """Put an entry where it belongs; return its kind if it is to be skipped."""
     name = entry.name
+    is_image = extension_of(name) in image_extensions()
+    is_folder = not name.startswith(".") and _is_folder(entry, is_image=is_image)
+    return _put(level, name, is_folder=is_folder)
+
+
+def _put(level: Level, name: str, *, is_folder: bool) -> str | None:
+    """Put a name where it belongs; return its kind if it is to be skipped."""
     if name.startswith("."):
         return "hidden"
-    is_image = extension_of(name) in image_extensions()
-    is_folder = _is_folder(entry, is_image=is_image)
     if is_folder and name.lower() in _JUNK_FOLDERS:
         return f"{name}/"
     if is_folder:
         level.folders.append(name)
         return None
-    if is_image and not name.lower().startswith(_THUMBNAILS):
+    if extension_of(name) in image_extensions() and not name.lower().startswith(_THUMBNAILS):
         level.images.append(level.prefix + name)
         return None
     level.is_output |= name.endswith(_ARTIFACTS)

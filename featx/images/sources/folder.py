@@ -52,6 +52,18 @@ _ADVICE = (
 def open_folder(root: Path, *, output: Path | None = None) -> FileSource:
     """Return the samples of a folder, sorted by id."""
     tree = read_tree(root.resolve(), output=output)
+    classes, samples = arrange(tree)
+    return FileSource(str(tree.root), str(tree.root), classes, samples, dict(tree.ignored))
+
+
+def arrange(tree: Tree) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
+    """Return the classes of a tree and its samples, sorted by id.
+
+    Images that are left out are added to what the tree ignores.
+
+    Raises:
+        SourceError: There are no images, or what the folders stand for is not clear.
+    """
     require_images(tree)
     places = _find_places(tree)
     names = sorted({place.name for place in places if place.name is not None})
@@ -62,9 +74,7 @@ def open_folder(root: Path, *, output: Path | None = None) -> FileSource:
         found = tree.below(place.prefix) if place.deep else tree.levels[place.prefix].images
         samples += [Sample(image, label, place.split) for image in found]
     samples.sort(key=attrgetter("sample_id"))
-    return FileSource(
-        str(tree.root), str(tree.root), tuple(names), tuple(samples), dict(tree.ignored)
-    )
+    return tuple(names), tuple(samples)
 
 
 def list_images(root: Path) -> list[str]:

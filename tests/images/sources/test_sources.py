@@ -106,7 +106,7 @@ class TestOpenSource:
             ("x" * 300, "Cannot open 'xxx.*File name too long"),
             ("cifar10:" + "x" * 300, "Cannot open 'cifar10:xxx.*File name too long"),
             ("~no-such-user/photos", "Cannot open '~no-such-user/photos'.*home"),
-            ("/dev/null", "'/dev/null' is not an image source. Give a folder, a .csv"),
+            ("/dev/null", "'/dev/null' is not an image source. Give a folder, a .zip"),
         ],
         ids=lambda value: value[:30],
     )

@@ -1,0 +1,94 @@
+"""Extraction from archives: the rows of the folder, nothing read twice, changes found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archives import pack
+
+from featx.extraction.options import ExtractOptions
+from featx.features.file import FeatureFile, open_features
+from featx.images.sources import members
+from featx.stages.extract import extract
+
+TINY = ExtractOptions(backbone="tiny", engine="torch", workers=2)
+
+
+@pytest.fixture
+def few_photos(data: Path, tmp_path: Path) -> Path:
+    """Return a folder with some of the photos of ants and bees, in splits and classes."""
+    for split in ("train", "val"):
+        for name in ("ants", "bees"):
+            source = data / "hymenoptera_data" / split / name
+            (tmp_path / "few" / split / name).mkdir(parents=True)
+            for image in sorted(source.glob("*.jpg"))[:4]:
+                shutil.copy(image, tmp_path / "few" / split / name)
+    return tmp_path / "few"
+
+
+def rows(file: FeatureFile) -> tuple[object, ...]:
+    columns = (file.features, file.labels, file.splits, file.digests)
+    return file.sample_ids, file.classes, *(np.asarray(column).tobytes() for column in columns)
+
+
+@pytest.mark.real_data
+def test_a_folder_a_zip_and_a_tar_give_the_same_rows_to_the_bit(few_photos, tmp_path):
+    sources = [few_photos, *(pack(few_photos, tmp_path / f"few{e}") for e in (".zip", ".tar"))]
+    found = []
+    for number, source in enumerate(sources):
+        extract(str(source), tmp_path / f"{number}.h5", TINY)
+        found.append(rows(open_features(tmp_path / f"{number}.h5")))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == 16
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_a_second_run_opens_no_image(photos, tmp_path, monkeypatch, ending):
+    folder = photos({"ants": 4, "bees": 4})
+    shutil.copy(folder / "ants" / "000.jpg", folder / "bees" / "000.jpg")  # twice the same size
+    path, output = pack(folder, tmp_path / f"p{ending}"), tmp_path / "f.h5"
+    extract(str(path), output, TINY)
+    before = output.read_bytes()
+    monkeypatch.setattr(members, "read_member", None)
+    assert extract(str(path), output, TINY).is_unchanged
+    assert extract(None, output, TINY).is_unchanged
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_a_changed_archive_is_compared_by_content(photos, tmp_path, ending):
+    folder = photos({"ants": 4, "bees": 4})
+    path, output = pack(folder, tmp_path / f"p{ending}"), tmp_path / "f.h5"
+    extract(str(path), output, TINY)
+    time.sleep(0.02)
+    os.utime(path)
+    report = extract(str(path), output, TINY)
+    assert (report.num_extracted, report.num_images) == (0, 8)
+    shutil.copy(folder / "ants" / "001.jpg", folder / "bees" / "009.jpg")
+    shutil.copy(folder / "ants" / "003.jpg", folder / "bees" / "000.jpg")
+    pack(photos({"cats": 2}), path)  # and the first eight as they were
+    report = extract(str(path), output, TINY)
+    assert report.num_images == 11
+    assert report.num_extracted == 2
+    pack(folder, tmp_path / f"q{ending}")
+    extract(str(tmp_path / f"q{ending}"), tmp_path / "g.h5", TINY)
+    assert set(rows(open_features(output))[0]) == set(rows(open_features(tmp_path / "g.h5"))[0])
+
+
+def test_one_damaged_member_is_one_bad_image(photos, tmp_path):
+    path = pack(photos({"ants": 4, "bees": 4}), tmp_path / "p.zip")
+    with zipfile.ZipFile(path) as file:
+        info = file.infolist()[2]
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 60 + len(info.filename)] ^= 1
+    path.write_bytes(content)
+    options = ExtractOptions(backbone="tiny", engine="torch", on_error="skip")
+    report = extract(str(path), tmp_path / "f.h5", options)
+    assert [name for name, _ in report.skipped] == [info.filename]
+    assert "cannot be read from its archive" in report.skipped[0][1]
