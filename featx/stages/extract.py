@@ -65,8 +65,8 @@ def extract(
     Options that are not given are those that the file was made with.
 
     Args:
-        source: Folder, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or ``digits:``; None takes
-            the one that the output was made from.
+        source: Folder, ``.zip`` or ``.tar``, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or
+            ``digits:``; None takes the one that the output was made from.
         output: The feature file.
         options: Backbone, preprocessing and the rest.
         progress: Called after each batch, with images.
