@@ -6,6 +6,7 @@
 #   make check                                 format, lint, types
 #   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed;
 #                                              without DATA and BACKBONE as the last time
+#   make onnx CUT=layer4                       the same, with everything behind a module trained too
 #   make bench                                 the benchmarks; BENCH='--case tiny --rounds 3' for a part
 #   make clean                                 delete what the demo and the chain made
 
@@ -21,8 +22,10 @@ FEATX_DATA ?= ../shared/data
 
 DATA ?=
 BACKBONE ?=
+CUT ?=
 EXTRACT ?=
 TRAIN ?=
+TUNE ?=
 EXPORT ?=
 BENCH ?=
 OUT := artifacts
@@ -113,30 +116,38 @@ $(PEERS)/cifar10.h5: | $(READY)
 
 # The chain: featx is called for each file, and does only what is left to do. Values reach it through
 # the environment, as they are: no name is read as a command, an option or an expression of make.
-# EXTRACT, TRAIN and EXPORT are options; xargs splits them, so an argument with spaces goes in quotes:
+# EXTRACT, TRAIN (with CUT: TUNE) and EXPORT are options; xargs splits them, so an argument with spaces
+# goes in quotes:
 #
 #   make features EXTRACT='--weights "my weights.pth"'
 
 override DATA := $(value DATA)
 override BACKBONE := $(value BACKBONE)
+override CUT := $(value CUT)
 override EXTRACT := $(value EXTRACT)
 override TRAIN := $(value TRAIN)
+override TUNE := $(value TUNE)
 override EXPORT := $(value EXPORT)
 override OUT := $(value OUT)
-export DATA BACKBONE EXTRACT TRAIN EXPORT OUT
+export DATA BACKBONE CUT EXTRACT TRAIN TUNE EXPORT OUT
 
 features: | $(READY)
 	@case $$DATA in -*) DATA=./$$DATA ;; esac; \
 	printf '%s\n' "$$EXTRACT" | xargs $(FEATX) extract \
-		$${DATA:+"$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} --output "$$OUT/features.h5"
+		$${DATA:+"$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} $${CUT:+--cut "$$CUT"} \
+		--output "$$OUT/features$${CUT:+-$$CUT}.h5"
 
 head: features
-	@printf '%s\n' "$$TRAIN" | xargs $(FEATX) train-head \
-		"$$OUT/features.h5" --output "$$OUT/head.safetensors"
+	@if test -z "$$CUT"; then printf '%s\n' "$$TRAIN" | xargs $(FEATX) train-head \
+		"$$OUT/features.h5" --output "$$OUT/head.safetensors"; \
+	else printf '%s\n' "$$TUNE" | xargs $(FEATX) finetune \
+		"$$OUT/features-$$CUT.h5" --output "$$OUT/tuned.safetensors"; fi
 
 onnx: head
-	@printf '%s\n' "$$EXPORT" | xargs $(FEATX) export \
-		"$$OUT/head.safetensors" --onnx "$$OUT/model.onnx"
+	@test -z "$$CUT" && head=head || head=tuned; \
+	printf '%s\n' "$$EXPORT" | xargs $(FEATX) export \
+		"$$OUT/$$head.safetensors" --onnx "$$OUT/model.onnx"
 
 clean:
-	rm -rf -- "$$OUT/demo" "$$OUT/features.h5" "$$OUT/head.safetensors" "$$OUT/model.onnx"
+	rm -rf -- "$$OUT/demo" "$$OUT/features.h5" "$$OUT/head.safetensors" "$$OUT/model.onnx" \
+		"$$OUT/tuned.safetensors" $${CUT:+"$$OUT/features-$$CUT.h5"}

@@ -1,6 +1,7 @@
 """Image features once, heads in seconds, one ONNX file that proves itself.
 
     images ──extract──▶ features.h5 ──train-head──▶ head.safetensors ──export──▶ model.onnx
+                        features-CUT.h5 ──finetune──▶ tuned.safetensors ──export──▶ model.onnx
 
 The names in ``__all__`` are the whole public API. Each is loaded when it is first used, so that
 ``import featx`` and predicting never load torch.
@@ -48,9 +49,12 @@ if TYPE_CHECKING:
         export_state_dict,
     )
     from featx.stages.extract import extract
+    from featx.stages.finetune import FinetuneReport, finetune
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.train import train_head
+    from featx.training.finetune.options import FinetuneOptions
+    from featx.training.finetune.outcome import Events
     from featx.training.options import TrainOptions, TrainReport
 
 __version__ = "0.1.0"
@@ -69,6 +73,7 @@ __all__ = [
     "ComparedCache",
     "ComparedHead",
     "EvaluateReport",
+    "Events",
     "ExportOptions",
     "ExportReport",
     "ExtractOptions",
@@ -77,6 +82,8 @@ __all__ = [
     "FeatxError",
     "FewShot",
     "FileStatus",
+    "FinetuneOptions",
+    "FinetuneReport",
     "Head",
     "MLPOptions",
     "Prediction",
@@ -96,6 +103,7 @@ __all__ = [
     "export_onnx",
     "export_state_dict",
     "extract",
+    "finetune",
     "open_features",
     "open_head",
     "status",
@@ -125,9 +133,12 @@ _LOADED_FROM = {
         *("export_onnx", "export_state_dict"),
     ),
     "featx.stages.extract": ("extract",),
+    "featx.stages.finetune": ("FinetuneReport", "finetune"),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.train": ("train_head",),
+    "featx.training.finetune.options": ("FinetuneOptions",),
+    "featx.training.finetune.outcome": ("Events",),
     "featx.training.options": ("TrainOptions", "TrainReport"),
 }
 

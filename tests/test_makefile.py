@@ -202,3 +202,13 @@ def test_where_node_is_not_installed_the_tests_go_on(tmp_path):
         "The tests of onnxruntime-web will skip: Node or npm is not installed; make system "
         "installs both, as root.\n"
     )
+
+
+def test_with_a_cut_the_tuned_head_is_made_and_exported(recorded):
+    result = recorded.make("onnx", "DATA=photos", "CUT=stage3", "TUNE=--lr 0.01")
+    features, tuned = "artifacts/features-stage3.h5", "artifacts/tuned.safetensors"
+    assert result.stdout.splitlines() == [
+        *("extract", "photos", "--cut", "stage3", "--output", features),
+        *("finetune", features, "--output", tuned, "--lr", "0.01"),
+        *("export", tuned, "--onnx", "artifacts/model.onnx"),
+    ]

@@ -17,6 +17,7 @@ from featx.cli.compare import compare
 from featx.cli.evaluate import evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
+from featx.cli.finetune import finetune
 from featx.cli.info import backbones, info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 for command in (
-    *(extract, train_head, export, predict),
+    *(extract, train_head, finetune, export, predict),
     *(run, status),
     *(compare, evaluate, report, check, info, backbones),
 ):

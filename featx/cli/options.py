@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.core import ParameterSource
 FOLDER = Path("artifacts")
 FEATURES = FOLDER / "features.h5"
 HEAD = FOLDER / "head.safetensors"
+TUNED = FOLDER / "tuned.safetensors"
 MODEL = FOLDER / "model.onnx"
 
 FILE = click.Path(path_type=Path)
@@ -45,6 +47,12 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
         "default",
     ),
     "layer": ({}, "Layer to cut after; 'featx backbones NAME' lists them.", "penultimate"),
+    "cut": (
+        {"metavar": "MODULE|input|penultimate"},
+        "Keep what enters this module, unpooled, to train the rest of the network on; 'featx "
+        "backbones NAME' lists them. input: pixels.",
+        "penultimate: vectors",
+    ),
     "pool": (
         {"type": click.Choice(["auto", "avg", "max", "cls", "flatten"])},
         "How the layer's maps or tokens become a vector.",
@@ -70,7 +78,7 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
     "dtype": (
         {"type": click.Choice(["float32", "float16"])},
         "What the features are stored as.",
-        "float32",
+        "float32, at a cut float16",
     ),
     "precision": (
         {"type": click.Choice(["fp32", "tf32", "bf16", "fp16", "int8"])},
@@ -80,6 +88,7 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
     ),
     "seed": ({"type": int}, "Of random weights.", "0"),
 }
+_MAX_NAME = 100
 _SHORT = {"backbone": ["-b"], "weights": ["-w"]}
 
 
@@ -95,6 +104,65 @@ def backbone(*names: str, show_defaults: bool = True) -> Callable[[Any], Any]:
         return command
 
     return add
+
+
+def features_path(cut: str | None) -> Path:
+    """Return the default feature file of a cut, so that the vectors of a probe stay."""
+    if cut in (None, "penultimate"):
+        return FEATURES
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", str(cut))[:_MAX_NAME]
+    return FEATURES.with_name(f"{FEATURES.stem}-{safe}{FEATURES.suffix}")
+
+
+_VIEWS = (
+    click.option(
+        "--views",
+        type=int,
+        metavar="NUMBER",
+        help="Augmented versions of each training image.  [0]",
+    ),
+    click.option(
+        "--augment",
+        metavar="crop,flip,color|none",
+        help="How a view differs from its image.  [crop,flip]",
+    ),
+)
+_OF_IMAGES = ("backbone", "weights", "cut", "image_size", "resize", "crop", "decode", "dtype")
+EXTRACTION = (*_OF_IMAGES, "views", "augment", "val_fraction", "on_error", "overwrite")
+"""What ``extraction`` adds, by name."""
+
+
+def views(command: Any) -> Any:
+    """Add the options of augmented versions of training images."""
+    for option in reversed(_VIEWS):
+        command = option(command)
+    return command
+
+
+def extraction(command: Any) -> Any:
+    """Add the options of ``featx extract`` that a command has which extracts first."""
+    return extraction_without()(command)
+
+
+def extraction_without(*names: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds those options, without some of the backbone's."""
+    return lambda command: _with_extraction(
+        command, [name for name in _OF_IMAGES if name not in names]
+    )
+
+
+def _with_extraction(command: Any, of_images: Sequence[str]) -> Any:
+    command = click.option(
+        "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+    )(command)
+    command = on_error(command)
+    command = click.option(
+        "--val-fraction",
+        type=float,
+        metavar="SHARE",
+        help="Share of each class held out where SOURCE has no validation split.  [0.2]",
+    )(command)
+    return backbone(*of_images)(views(command))
 
 
 overwrite = click.option("--overwrite", is_flag=True, hidden=True)
@@ -136,6 +204,16 @@ verify_content = click.option(
     is_flag=True,
     help="Read every image and compare its content hash; by default size and time tell whether it "
     "changed.",
+)
+class_weight = click.option(
+    "--class-weight",
+    metavar="balanced|FILE.json",
+    help="Let every class count the same, or give weights by class name.",
+)
+no_calibrate = click.option(
+    "--no-calibrate",
+    is_flag=True,
+    help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
 )
 exclude = click.option(
     "--exclude",

@@ -18,6 +18,7 @@ from featx.errors import counted, printable
 if TYPE_CHECKING:
     from featx.heads.tasks.scores import Scores
     from featx.stages.export import ExportReport
+    from featx.stages.finetune import FinetuneReport
     from featx.stages.report import ReportPage
     from featx.training.options import TrainReport
 
@@ -172,7 +173,7 @@ def short_measure(accuracy: Mapping[str, Any]) -> str:
     return str(long) if len(long) < 10 else "right tags"
 
 
-def written(report: TrainReport | ExportReport | ReportPage) -> dict[str, str]:
+def written(report: TrainReport | FinetuneReport | ExportReport | ReportPage) -> dict[str, str]:
     """Return the field for an output that was kept, replaced or written."""
     if report.is_unchanged:
         return {"up to date": str(report.path)}

@@ -10,6 +10,7 @@ import click
 
 from featx.artifact import free_path, is_own
 from featx.cli import options
+from featx.cli.finetune import step_events
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -25,14 +26,23 @@ from featx.errors import ArtifactError, ArtifactMismatch, counted
 
 if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport
+    from featx.heads.samples.data import Step
     from featx.stages.export import ExportReport
+    from featx.stages.finetune import FinetuneReport
     from featx.training.options import TaskChoice, TrainReport
+
+    _Trained = TrainReport | FinetuneReport
 
 
 @click.command()
 @options.source
-@options.output(options.FOLDER, "The folder for features.h5, head.safetensors and model.onnx.")
-@options.backbone("backbone", "weights", "image_size")
+@options.output(
+    options.FOLDER,
+    "The folder for features.h5, head.safetensors and model.onnx; with --cut for features-CUT.h5 "
+    "and tuned.safetensors.",
+)
+@options.backbone("backbone", "weights", "image_size", "cut")
+@options.views
 @options.on_error
 @options.task
 @click.option(
@@ -42,17 +52,19 @@ if TYPE_CHECKING:
 def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: Any) -> None:
     """Extract features of SOURCE, train a head and export a model, as far as needed.
 
+    With --cut, the network behind it is trained too, as featx finetune does.
+
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
     then as before. Other options have the commands of each step.
     """
     from featx.extraction.options import ExtractOptions
     from featx.stages.export import export_onnx
     from featx.stages.extract import extract
-    from featx.stages.train import train_head
-    from featx.training.options import TrainOptions
 
-    features, head = output / options.FEATURES.name, output / options.HEAD.name
     chosen = ExtractOptions(**options.given(settings))
+    tuned = chosen.cut not in (None, "penultimate")
+    features = output / options.features_path(chosen.cut).name
+    head = output / (options.TUNED if tuned else options.HEAD).name
     try:
         with progress_bars(quiet=quiet) as bar:
             extracted = extract(
@@ -65,11 +77,27 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     except ArtifactMismatch as err:
         raise click.ClickException(_with_folder(err, output, chosen.backbone)) from err
     with step_status(quiet=quiet) as tell:
-        if tell:
-            tell("Training the head")
-        trained = train_head(features, head, TrainOptions(task=_task(head, task)))
+        trained = _train(features, head, _task(head, task), tuned=tuned, tell=tell)
         exported = export_onnx(head, output / options.MODEL.name, progress=tell)
     _print(extracted, trained, exported)
+
+
+def _train(
+    features: Path, head: Path, task: TaskChoice, *, tuned: bool, tell: Step | None
+) -> _Trained:
+    """Train a head, or what lies behind the cut as well."""
+    if tuned:
+        from featx.stages.finetune import finetune
+        from featx.training.finetune.options import FinetuneOptions
+
+        events = step_events(tell, "Training")
+        return finetune(features, head, FinetuneOptions(task=task), events=events)
+    from featx.stages.train import train_head
+    from featx.training.options import TrainOptions
+
+    if tell:
+        tell("Training the head")
+    return train_head(features, head, TrainOptions(task=task))
 
 
 def _task(head: Path, task: TaskChoice) -> TaskChoice:
@@ -95,14 +123,15 @@ def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> s
     )
 
 
-def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportReport) -> None:
+def _print(extracted: ExtractReport, trained: _Trained, exported: ExportReport) -> None:
     """Print a row for each file, then what was replaced and left out."""
     from featx.images.sources.entries import describe_ignored
 
     spec = extracted.spec
     made = f"updated: {extracted.changes}" if extracted.changes else "written"
-    rows: list[tuple[ExtractReport | TrainReport | ExportReport, str, str]] = [
-        (extracted, made, f"{extracted.num_images:,} × {spec.num_features}, {spec.backbone}"),
+    shape = " × ".join(map(str, (f"{extracted.num_images:,}", *spec.row_shape)))
+    rows: list[tuple[ExtractReport | _Trained | ExportReport, str, str]] = [
+        (extracted, made, f"{shape}, {spec.backbone}"),
         (trained, "replaced" if trained.replaced else "written", _score(trained)),
         (exported, "replaced" if exported.replaced else "written", _proof(exported)),
     ]
@@ -123,7 +152,7 @@ def _print(extracted: ExtractReport, trained: TrainReport, exported: ExportRepor
         print_skipped(extracted.skipped, rest="featx info --json")
 
 
-def _score(trained: TrainReport) -> str:
+def _score(trained: _Trained) -> str:
     """Return the first score of the first split that the head was not trained on."""
     for split in ("val", "test", "train"):
         if split in trained.metrics:

@@ -68,11 +68,7 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 @click.option("--momentum", type=float, help="Of sgd.  [0.9]")
 @click.option("--step-size", type=int, help="Of sgd: epochs until the rate falls.  [7]")
 @click.option("--gamma", type=float, help="Of sgd: factor by which it falls.  [0.1]")
-@click.option(
-    "--class-weight",
-    metavar="balanced|FILE.json",
-    help="Let every class count the same, or give weights by class name.",
-)
+@options.class_weight
 @click.option("--shots", type=int, help="Train on so many images of each class.")
 @click.option("--repeats", type=int, help="Draws of --shots.  [10]")
 @click.option(
@@ -81,11 +77,7 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     is_flag=True,
     help="Train on the images as they are, without the views that extraction added.",
 )
-@click.option(
-    "--no-calibrate",
-    is_flag=True,
-    help="Leave the probabilities as trained; else a temperature is fitted on held-out samples.",
-)
+@options.no_calibrate
 @click.option(
     "--memory",
     metavar="SIZE",
@@ -155,7 +147,7 @@ def _options(
         strengths=strengths or STRENGTHS,
         mlp=mlp,
         sgd=sgd,
-        class_weight=_class_weight(class_weight),
+        class_weight=class_weight_of(class_weight),
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         use_views=not no_use_views,
         calibrate=not no_calibrate,
@@ -163,7 +155,7 @@ def _options(
     )
 
 
-def _class_weight(text: str | None) -> ClassWeight:
+def class_weight_of(text: str | None) -> ClassWeight:
     """Return ``"balanced"``, the content of a JSON file, or None."""
     if text is None or text == "balanced":
         return text  # type: ignore[return-value]

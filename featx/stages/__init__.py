@@ -3,6 +3,7 @@
     extract   images → features.h5            predict    images → labels, without torch
     train     features.h5 → head.safetensors  evaluate   labelled images → scores
     export    head.safetensors → model.onnx          report     a head on one page
+    finetune  features-CUT.h5 → tuned.safetensors, a head with the network behind the cut
     check     is a file intact, and still what its source gives?
     compare   the default head on each of several feature files, or several heads
 

@@ -19,7 +19,7 @@ from PIL import Image
 import featx
 
 COMMANDS = (
-    *("extract", "train-head", "export", "predict", "run", "status", "evaluate"),
+    *("extract", "train-head", "finetune", "export", "predict", "run", "status", "evaluate"),
     *("check", "info", "backbones"),
 )
 

@@ -1,0 +1,369 @@
+"""``featx finetune``."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featx.artifact import is_own
+from featx.cli import options
+from featx.cli.output import (
+    human_seconds,
+    print_fields,
+    print_json,
+    print_per_class,
+    print_skipped,
+    print_table,
+    progress_bars,
+    written,
+)
+from featx.cli.train_head import class_weight_of
+from featx.errors import counted
+
+if TYPE_CHECKING:
+    from featx.extraction.options import ExtractReport
+    from featx.heads.samples.data import Step
+    from featx.stages.finetune import FinetuneReport
+    from featx.training.finetune.options import FinetuneOptions
+    from featx.training.finetune.outcome import Comparison, Epoch, Events
+
+
+@click.command()
+@click.argument("features", metavar="FEATURES|SOURCE", required=False)
+@options.output(options.TUNED, "The head file to write, with the trained tail.")
+@options.extraction
+@click.option(
+    "--start",
+    type=options.FILE,
+    help="A linear head to start from.  [one is fitted first]",
+)
+@click.option(
+    "--scratch", is_flag=True, help="Start from random weights behind the cut, and a random head."
+)
+@options.task
+@click.option(
+    "--lr", type=float, help="Highest learning rate of the head.  [chosen on held-out images]"
+)
+@click.option(
+    "--backbone-lr", type=float, help="The same of everything behind the cut.  [by --layer-decay]"
+)
+@click.option(
+    "--layer-decay",
+    type=float,
+    help="Learning rate of a block divided by that of the next.  [0.9; transformers 0.75]",
+)
+@click.option("--epochs", "max_epochs", type=int, help="At most.  [12; from scratch 30]")
+@click.option(
+    "--patience", type=int, help="Epochs without a lower held-out loss before it stops.  [4]"
+)
+@click.option("--batch-size", type=int, help="Images a step.  [64]")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]")
+@click.option("--momentum", type=float, help="Of sgd.  [0.9]")
+@click.option("--weight-decay", type=float, help="Of weights, not of norms and biases.  [0.01]")
+@click.option("--warmup", type=float, help="Share of the steps in which the rate rises.  [0.1]")
+@click.option(
+    "--step-size", type=int, help="Epochs until the rate falls by --gamma.  [it falls by a cosine]"
+)
+@click.option("--gamma", type=float, help="See --step-size.  [0.1]")
+@click.option("--clip", type=float, help="Largest norm of the gradient.  [1]")
+@click.option(
+    "--train-bn/--no-train-bn",
+    default=None,
+    help="Let the statistics of batch norms move.  [from scratch only]",
+)
+@click.option(
+    "--average",
+    type=click.Choice(["none", "ema"]),
+    help="ema: a moving average of the weights.  [none]",
+)
+@options.class_weight
+@options.exclude
+@options.no_calibrate
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What activations may take, like 2GB; more are read from the file in each epoch.  "
+    "[half of what is free]",
+)
+@click.option("--device", metavar="auto|cpu|cuda[:i]", help="What trains.  [auto]")
+@click.option("--seed", type=int, help="[0]")
+@click.option("--restart", is_flag=True, help="Train again; discard an unfinished training.")
+@click.option("--list", "list_all", is_flag=True, help="Name all parameters to learn, one a line.")
+@options.per_class
+@options.as_json
+@options.quiet
+def finetune(
+    features: str | None,
+    output: Path,
+    start: Path | None,
+    restart: bool,
+    list_all: bool,
+    per_class: bool,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Train the network behind a cut, and a head on it, from cached activations.
+
+    FEATURES is a file that featx extract made with --cut. Anything else is a SOURCE of images: it
+    is extracted first, with --cut and the other options of the backbone, into features-CUT.h5
+    beside the output. Without either, that file is brought up to date.
+
+    Learning rate and epoch are chosen on a tenth of the training images; validation and test
+    splits are only reported. Run it again to resume after an interruption.
+    """
+    from featx.stages.finetune import finetune as run
+
+    given = options.given(chosen)
+    extraction = {name: given.pop(name) for name in options.EXTRACTION if name in given}
+    finetune_options = _options(given)
+    if features is not None and is_feature_file(features):
+        path, weights = Path(features), extraction.pop("weights", None)
+        if extraction:
+            raise click.UsageError(
+                f"--{next(iter(extraction)).replace('_', '-')} has no meaning for '{features}', "
+                "whose features have been extracted."
+            )
+    else:
+        extraction |= {name: given[name] for name in ("device",) if name in given}
+        path, weights = output.with_name(_name_for(extraction.get("cut"), finetune_options)), None
+        if finetune_options.scratch and extraction["cut"] == "input" and not path.exists():
+            extraction.setdefault("weights", "none")  # none are looked at
+        extracted = extract_first(features, path, extraction, quiet=quiet or as_json)
+        if not (as_json or quiet):
+            _print_extracted(extracted)
+    report = run(
+        path,
+        output,
+        finetune_options,
+        start=start,
+        weights=weights,
+        restart=restart,
+        events=None if as_json or quiet else _events(list_all=list_all),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report, per_class=per_class)
+
+
+def _options(given: Mapping[str, Any]) -> FinetuneOptions:
+    """Return the options of the stage; what was not given has the default there."""
+    from featx.training.finetune.options import FinetuneOptions
+    from featx.training.samples import read_excluded
+
+    chosen = dict(given)
+    chosen["calibrate"] = not chosen.pop("no_calibrate", False)
+    if "class_weight" in chosen:
+        chosen["class_weight"] = class_weight_of(chosen["class_weight"])
+    if "exclude" in chosen:
+        chosen["exclude"] = read_excluded(chosen["exclude"])
+    return FinetuneOptions(**chosen)
+
+
+def is_feature_file(given: str) -> bool:
+    """Return whether an argument names a feature file, and not a source of images."""
+    return Path(given).suffix in (".h5", ".hdf5") or is_own(Path(given), "features")
+
+
+def _name_for(cut: str | None, finetune_options: FinetuneOptions) -> str:
+    """Return the name of the feature file, after checking that there is something to train."""
+    if cut is None:
+        raise click.UsageError(
+            "A SOURCE needs --cut, the module behind which is trained, or --cut input for all of "
+            "the network; 'featx backbones NAME' lists the cuts."
+        )
+    if cut == "penultimate":
+        what = "--scratch needs --cut input" if finetune_options.scratch else "use train-head"
+        raise click.UsageError(f"Nothing is behind --cut penultimate that can be trained: {what}.")
+    return options.features_path(cut).name
+
+
+def extract_first(
+    source: str | None, path: Path, settings: Mapping[str, Any], *, quiet: bool
+) -> ExtractReport:
+    """Return the report of an extraction to a path."""
+    from featx.extraction.options import ExtractOptions
+    from featx.stages.extract import extract
+
+    with progress_bars(quiet=quiet) as bar:
+        return extract(
+            source,
+            path,
+            ExtractOptions(**settings),
+            progress=bar("Extracting"),
+            download_progress=bar("Downloading", unit="MB", scale=1e-6),
+        )
+
+
+def _print_extracted(report: ExtractReport) -> None:
+    shape = " × ".join(map(str, report.spec.row_shape))
+    state = "up to date" if report.is_unchanged else report.changes or "written"
+    fields = {
+        "features": f"{report.num_images:,} × {shape}, {state}",
+        "file": report.path,
+    }
+    if report.skipped:
+        fields["left out"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
+    print_fields(fields)
+    print_skipped(report.skipped, rest="featx info --json")
+    click.echo()
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+_EPOCH_COLUMNS = (
+    *("epoch", "    loss", "held-out loss", "accuracy", "    rate", "       time", "images/s"),
+)
+_MOST_MODULES = 24
+_WIDTH = 80
+
+
+def _events(*, list_all: bool) -> Events:
+    """Return what prints parameters and epochs, and steps on stderr where it is a terminal."""
+    from featx.training.finetune.outcome import Events
+
+    def on_step(step: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"{step} …", err=True)
+
+    return Events(
+        on_step=on_step,
+        on_parameters=lambda names, whole: _print_parameters(names, whole, list_all=list_all),
+        on_epoch=_print_epoch,
+    )
+
+
+def step_events(tell: Step | None, name: str) -> Events | None:
+    """Return what tells the steps of a training and its epochs; None where nothing is told."""
+    from featx.training.finetune.outcome import Events
+
+    if tell is None:
+        return None
+    return Events(
+        on_step=lambda step: tell(f"{name}: {step}"),
+        on_parameters=lambda *_: tell(f"{name}: epoch 1"),
+        on_epoch=lambda epoch, *_: tell(f"{name}: epoch {epoch.number + 1}"),
+    )
+
+
+def _print_parameters(parameters: Sequence[tuple[str, int]], whole: int, *, list_all: bool) -> None:
+    rows = list(parameters) if list_all else _by_module(parameters)
+    rows += [("all", sum(count for _, count in parameters))]
+    columns = ["parameters to learn", "number", "share"]
+    print_table(columns, [[name, f"{count:,}", f"{count / whole:.1%}"] for name, count in rows])
+    click.echo()
+    click.echo("  ".join(_EPOCH_COLUMNS))
+    click.echo("  ".join("─" * len(column) for column in _EPOCH_COLUMNS))
+
+
+def _by_module(parameters: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return the number of parameters of each block; of its parent where there are many blocks."""
+    from featx.training.finetune.groups import block_of
+
+    def total(group: Any) -> int:
+        return sum(count for _, count in group)
+
+    blocks = [
+        ("head" if name.startswith("head.") else block_of(name), count)
+        for name, count in parameters
+    ]
+    rows = [(name, total(group)) for name, group in groupby(blocks, key=lambda each: each[0])]
+    while len(rows) > _MOST_MODULES and any("." in name for name, _ in rows):
+        shorter = [(name.rpartition(".")[0] or name, count) for name, count in rows]
+        rows = [(name, total(group)) for name, group in groupby(shorter, key=lambda each: each[0])]
+    return rows
+
+
+def _print_epoch(epoch: Epoch, seconds: float, images_per_second: float) -> None:
+    cells = (
+        f"{epoch.number}",
+        f"{epoch.loss:.4f}",
+        "–" if epoch.held_out is None else f"{epoch.held_out:.4f}",
+        "–" if epoch.accuracy is None else f"{epoch.accuracy:.4f}",
+        f"{epoch.rate:.1e}",
+        human_seconds(seconds),
+        f"{images_per_second:,.0f}",
+    )
+    line = "  ".join(
+        cell.rjust(len(column)) for cell, column in zip(cells, _EPOCH_COLUMNS, strict=True)
+    )
+    click.echo(line)
+    if epoch.skipped:
+        steps = counted(epoch.skipped, "step")
+        click.echo(f"       {steps} with infinite gradients left everything as it was")
+
+
+# --- result ---------------------------------------------------------------------------------------
+
+
+def _print(report: FinetuneReport, *, per_class: bool) -> None:
+    if not report.is_unchanged:
+        click.echo()
+    print_heads({"probe": report.probe, "tuned": report.metrics})
+    click.echo()
+    if per_class:
+        unseen = {split: scores for split, scores in report.metrics.items() if split != "train"}
+        print_per_class(unseen or report.metrics, report.head.classes)
+    if report.comparison and "val" in report.metrics:
+        sentence = describe_comparison(report.comparison, report.metrics["val"].num_samples)
+        click.echo(f"{textwrap.fill(sentence, _WIDTH)}\n")
+    fields: dict[str, object] = {"trained": _describe(report)}
+    if made := report.calibration:
+        fields["calibration"] = (
+            f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
+            f"{made.ece_after:.4f}"
+        )
+    if not report.is_unchanged:
+        fields["time"] = human_seconds(report.seconds)
+    print_fields(fields | written(report))
+
+
+_LEFT_OUT = ("top-5", "macro F1")
+
+
+def print_heads(heads: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the scores of several heads side by side, a row for each split and head."""
+    from featx.heads.tasks import TASKS
+    from featx.images.sources import SPLITS
+
+    splits = [split for split in SPLITS if any(split in own for own in heads.values())]
+    task = TASKS[next(scores.task for own in heads.values() for scores in own.values())]
+    columns = [column for column in task.columns if column.title not in _LEFT_OUT]
+    rows = [
+        [split, name.ljust(5), *(column.text(own[split]) for column in columns)]
+        for split in splits
+        for name, own in heads.items()
+        if split in own
+    ]
+    print_table(["split", "head ", *(column.title for column in columns)], rows)
+
+
+def describe_comparison(comparison: Comparison, num_images: int) -> str:
+    """Return McNemar's test of probe and tuned head in a sentence."""
+    better, worse = comparison.num_only_tuned, comparison.num_only_probe
+    verdict = "no significant difference"
+    if comparison.p_value < 0.05:
+        verdict = "significantly better" if better > worse else "significantly worse"
+    return (
+        f"Of {counted(num_images, 'validation image')}, the tuned head alone has {better:,} right, "
+        f"the probe alone {worse:,}: {verdict} (McNemar, p = {comparison.p_value:.2g})."
+    )
+
+
+def _describe(report: FinetuneReport) -> str:
+    """Return cut, rate and best epoch of a training."""
+    choice = report.choice
+    start = "from scratch" if choice["scratch"] else "from the probe"
+    epochs, rates = choice["epochs"], choice["learning_rates"]
+    best, of = choice["best_epoch"], counted(len(epochs), "epoch")
+    epoch = f"epoch {best} of {len(epochs)}" if best else f"the start, best of {of}"
+    text = f"behind {choice['cut']}, {start}, {epoch}"
+    rate = choice["recipe"]["lr"]
+    return f"{text}, rate {rate:g}" + (f", the best of {len(rates)}" if len(rates) > 1 else "")

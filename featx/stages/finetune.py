@@ -1,0 +1,245 @@
+"""Fine-tune: open the activations, train tail and head, score, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featx.artifact import Header, beside, require_apart, require_replaceable, run_files
+from featx.backbones.spec import BackboneSpec
+from featx.errors import ArtifactMismatch
+from featx.features.file import FeatureFile, open_features
+from featx.features.lock import locked
+from featx.heads.head import Head, open_head, save_head
+from featx.heads.tasks import TASKS
+from featx.heads.tasks.calibration import Calibration
+from featx.heads.tasks.scores import Scores
+from featx.training.finetune.options import FinetuneOptions
+from featx.training.finetune.outcome import Comparison, Events, Tuned
+from featx.training.record import (
+    calibration_of,
+    describe_replaced,
+    find_head,
+    head_header,
+    is_made_from,
+    made_from,
+    metrics_of,
+)
+from featx.training.samples import exclude, warn_of_leaks
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """A tuned head, its scores, and those of the probe beside it.
+
+    Attributes:
+        path: The head file, with the tensors of the trained tail.
+        head: The head itself.
+        metrics: Scores of each split that has labelled samples.
+        probe: The same of the head on the unchanged tail that training started from; empty from
+            scratch.
+        comparison: Both on the validation split; None without one, from scratch, and for tasks
+            other than one class each.
+        seconds: Of training in this run, without reading and writing.
+        choice: Recipe, learning rates, epochs and number of parameters, JSON values.
+        calibration: Of the head's probabilities; None where it was left out or nothing was held
+            out.
+        is_unchanged: The file had been made from the same activations with the same options and
+            start, and was left as it is.
+        is_resumed: An earlier run had been interrupted, and was finished.
+        replaced: The head that was replaced, in a few words; empty where there was none.
+    """
+
+    path: Path
+    head: Head
+    metrics: dict[str, Scores]
+    probe: dict[str, Scores]
+    comparison: Comparison | None
+    seconds: float
+    choice: dict[str, Any]
+    calibration: Calibration | None
+    is_unchanged: bool = False
+    is_resumed: bool = False
+    replaced: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "path": str(self.path),
+            "task": self.head.task,
+            "cut": self.head.cut,
+            "thresholds": list(self.head.thresholds),
+            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "probe": {split: scores.to_dict() for split, scores in self.probe.items()},
+            "comparison": asdict(self.comparison) if self.comparison else None,
+            "seconds": self.seconds,
+            "choice": self.choice,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "is_unchanged": self.is_unchanged,
+            "is_resumed": self.is_resumed,
+            "replaced": self.replaced,
+        }
+
+
+def finetune(
+    features: str | Path,
+    output: str | Path,
+    options: FinetuneOptions | None = None,
+    *,
+    start: str | Path | None = None,
+    weights: str | None = None,
+    restart: bool = False,
+    events: Events | None = None,
+) -> FinetuneReport:
+    """Train the network behind a cut, and a head on it, from cached activations; write the head.
+
+    What is not written yet is kept beside the output after each epoch, and a run that was
+    interrupted is resumed. A head that was made from the same activations with the same options
+    and start is left as it is.
+
+    Args:
+        features: The feature file, extracted with a cut.
+        output: The head file.
+        options: What is trained, and how.
+        start: A linear head to start from, of the same backbone and classes; one is fitted where
+            none is given.
+        weights: Where the pretrained weights are now, where they have moved.
+        restart: Train again, and forget an interrupted run.
+        events: Called while it trains.
+
+    Raises:
+        ArtifactError: A file cannot be used, or the output is not a head.
+        ArtifactMismatch: The feature file has no cut, or ``start`` is of other features.
+        ArtifactBusy: Another process is writing the output.
+        BackboneError: The pretrained weights cannot be found, or are others.
+        SourceError: The samples cannot train a head.
+        ConfigError: An option does not fit.
+        TrainingError: The loss is not finite.
+    """
+    options, output = options or FinetuneOptions(), Path(output)
+    with locked(output):
+        checkpoint = beside(output, ".partial")
+        _require_apart(output, Path(features), start)
+        cache = open_features(features, features_later=True)
+        _require_cut(cache, options)
+        first = None if start is None else open_head(start)
+        exists = require_replaceable(output, "head")
+        warn_of_leaks(cache)
+        inputs, existing = _inputs(cache, options, first), find_head(output) if exists else None
+        if existing and not restart and is_made_from(existing, inputs):
+            with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
+                return _report(output, existing, is_unchanged=True)
+        if restart:
+            checkpoint.unlink(missing_ok=True)
+        is_resumed = checkpoint.exists()
+        cache = exclude(open_features(features), options.exclude)
+        tensors = None if options.scratch else _pretrained(cache, first, weights)
+        with _resumable(checkpoint):
+            from featx.training.finetune.fit import fit_tail
+
+            tuned = fit_tail(
+                cache,
+                options,
+                start=first,
+                tensors=tensors,
+                checkpoint=checkpoint,
+                events=events or Events(),
+            )
+        head = Head(_header(cache, options, tuned, inputs), tuned.trained.layers, tuned.tail)
+        head = save_head(output, head, overwrite=exists)
+        checkpoint.unlink(missing_ok=True)
+    replaced = describe_replaced(existing) if exists else ""
+    report = _report(output, head, seconds=tuned.trained.seconds, replaced=replaced)
+    return replace(report, is_resumed=is_resumed)
+
+
+def _require_apart(output: Path, features: Path, start: str | Path | None) -> None:
+    others = run_files(features)
+    if start is not None:
+        others |= {f"the head to start from '{start}'": Path(start)}
+    outputs = {"the head": output, "the unfinished training": beside(output, ".partial")}
+    require_apart(outputs, others)
+
+
+def _require_cut(cache: FeatureFile, options: FinetuneOptions) -> None:
+    """Refuse vectors, behind which there is nothing to train."""
+    spec = BackboneSpec.from_dict(cache.header.spec)
+    if spec.cut is None:
+        what = "from scratch at the input, with cut='input'" if options.scratch else "with cut=…"
+        raise ArtifactMismatch(
+            cache.path,
+            f"'{cache.path}' holds the vectors of the last layer, behind which there is nothing to "
+            f"train. Extract activations {what}; 'featx backbones {spec.backbone}' lists the cuts.",
+        )
+
+
+def _inputs(cache: FeatureFile, options: FinetuneOptions, start: Head | None) -> dict[str, Any]:
+    chosen = {name: value for name, value in options.to_dict().items() if name != "exclude"}
+    digest = start.sha256 if start else None
+    return made_from(cache, chosen, excluded=options.exclude, start=digest)
+
+
+def _pretrained(
+    cache: FeatureFile, start: Head | None, weights: str | None
+) -> Mapping[str, Any] | None:
+    """Return the tensors of the pretrained network, by name; None where ``start`` has them all."""
+    from featx.backbones.weights import open_origin, open_weights, require_sha256
+
+    spec = BackboneSpec.from_dict(cache.header.spec)
+    if start is not None and start.tail and start.cut == spec.cut:
+        return None
+    if weights is None:
+        found = open_origin(spec.backbone, str(cache.header.details["weights"]))
+    else:
+        found = open_weights(spec.backbone, weights)
+    require_sha256(found, spec.weights_sha256)
+    return found.state
+
+
+@contextmanager
+def _resumable(checkpoint: Path) -> Iterator[None]:
+    """Say, where a run is interrupted after an epoch, that it can be resumed."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if checkpoint.exists():
+            stop.add_note(
+                f"The epochs so far are kept in '{checkpoint}'; run the same command again to "
+                "resume."
+            )
+        raise
+
+
+def _header(
+    cache: FeatureFile, options: FinetuneOptions, tuned: Tuned, inputs: Mapping[str, Any]
+) -> Header:
+    more: dict[str, Any] = {}
+    if tuned.probe:
+        metrics = {split: scores.to_dict() for split, scores in tuned.probe.metrics.items()}
+        more["probe"] = {"choice": tuned.probe.choice, "metrics": metrics}
+    if tuned.comparison:
+        more["comparison"] = asdict(tuned.comparison)
+    return head_header(cache, tuned.trained, inputs, class_weight=options.class_weight, more=more)
+
+
+def _report(
+    path: Path, head: Head, *, seconds: float = 0.0, is_unchanged: bool = False, replaced: str = ""
+) -> FinetuneReport:
+    """Return the report of a head, from its header."""
+    details, read = head.header.details, TASKS[head.task].scores_from_dict
+    probe, comparison = details.get("probe", {"metrics": {}}), details.get("comparison")
+    return FinetuneReport(
+        path=path,
+        head=head,
+        metrics=metrics_of(head),
+        probe={split: read(own) for split, own in probe["metrics"].items()},
+        comparison=Comparison(**comparison) if comparison else None,
+        seconds=seconds,
+        choice=details["choice"],
+        calibration=calibration_of(head),
+        is_unchanged=is_unchanged,
+        replaced=replaced,
+    )

@@ -1,0 +1,187 @@
+"""``featx finetune``: what it prints, what it refuses, and that it is run again as it should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caches import separable, write_cache
+from commands import featx_cli
+from tuning import patterned, write_activations
+
+from featx.classifier.staleness import staleness_of
+from featx.errors import ArtifactMismatch, ConfigError
+from featx.features.file import open_features
+from featx.heads.head import open_head
+from featx.stages.finetune import finetune
+from featx.training.finetune.options import FinetuneOptions
+from featx.training.finetune.outcome import Events
+
+QUICK = ("--lr", "0.001", "--epochs", "2")
+OPTIONS = FinetuneOptions(lr=0.001, max_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Activations entering the last stage of tiny, of three classes of images."""
+    random = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    splits = random.choice(3, 90, p=[0.7, 0.2, 0.1]).astype(np.uint8)
+    names = [("ant", "bee", "wasp")[label] for label in labels]
+    path = tmp_path_factory.mktemp("maps") / "maps.h5"
+    return write_activations(path, patterned(labels), names, splits)
+
+
+@pytest.fixture(scope="module")
+def tuned(maps: Path) -> Path:
+    result = featx_cli("finetune", maps, "-o", maps.with_name("tuned.safetensors"), *QUICK, "-q")
+    assert result.exit_code == 0, result.output
+    return maps.with_name("tuned.safetensors")
+
+
+def usage_error(*arguments: object) -> str:
+    result = featx_cli("finetune", *arguments)
+    assert result.exit_code == 2, result.output
+    return " ".join(result.stderr.split())
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def test_parameters_epochs_and_both_heads_are_printed_in_eighty_columns(maps, tmp_path):
+    result = featx_cli("finetune", maps, "-o", tmp_path / "t", *QUICK)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    own = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert own["stage3.0"] == ["221,184", "32.3%"]
+    assert own["head"] == ["579", "0.1%"]
+    assert own["all"][0] == "222,147"
+    assert [line.split()[0] for line in lines if line.strip()[:2] in ("1 ", "2 ")] == ["1", "2"]
+    heads = [tuple(line.split()[:2]) for line in lines if line.split()[:1] == ["val"]]
+    assert heads == [("val", "probe"), ("val", "tuned")]
+    assert "(McNemar, p = " in " ".join(lines)
+    assert own["written"] == [str(tmp_path / "t")]
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+
+
+def test_parameters_can_be_listed_one_a_line_and_add_up(maps, tmp_path):
+    lines = featx_cli("finetune", maps, "-o", tmp_path / "t", *QUICK, "--list").stdout.splitlines()
+    listed = lines[2 : lines.index("")]
+    counts = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in listed}
+    assert "stage3.0.weight" in counts
+    assert counts.pop("all") == sum(counts.values())
+
+
+def test_json_and_quiet_print_nothing_on_the_way(maps, tuned):
+    values = json.loads(featx_cli("finetune", maps, "-o", tuned, *QUICK, "--json").stdout)
+    assert values["is_unchanged"]
+    assert values["cut"] == "stage3"
+    assert len(values["choice"]["epochs"]) == 2
+    assert values["probe"]["val"]["num_samples"] == values["metrics"]["val"]["num_samples"]
+    text = featx_cli("finetune", maps, "-o", tuned, *QUICK, "--restart", "-q").stdout
+    assert "parameters to learn" not in text
+    assert "tuned" in text
+
+
+# --- the file, and another run --------------------------------------------------------------------
+
+
+def test_another_run_leaves_the_file_and_another_recipe_replaces_it(maps, tuned, tmp_path):
+    content = tuned.read_bytes()
+    assert "up to date" in featx_cli("finetune", maps, "-o", tuned, *QUICK).stdout
+    assert tuned.read_bytes() == content
+    copy = tmp_path / "tuned.safetensors"
+    copy.write_bytes(content)
+    result = featx_cli("finetune", maps, "-o", copy, "--lr", "0.001", "--epochs", "1")
+    assert "replaced" in result.stdout
+    assert copy.read_bytes() != content
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_head_holds_the_tail_and_is_of_its_features(maps, tuned):
+    head = open_head(tuned)
+    assert head.tail["stage3.0.weight"].shape == (192, 128, 3, 3)
+    assert head.header.details["probe"]["metrics"]["val"]
+    assert not staleness_of(head, open_features(maps)).is_stale
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_bits(maps, tuned, tmp_path):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "tuned.safetensors"
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        finetune(maps, output, OPTIONS, events=Events(on_epoch=stop))
+    assert "run the same command again to resume" in stopped.value.__notes__[0]
+    assert not output.exists()
+    assert finetune(maps, output, OPTIONS).is_resumed
+    assert output.read_bytes() == tuned.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
+
+
+def test_another_start_trains_again(maps, tuned, tmp_path):
+    start, output = tmp_path / "start.safetensors", tmp_path / "again.safetensors"
+    start.write_bytes(tuned.read_bytes())
+    finetune(maps, output, OPTIONS, start=start)
+    assert finetune(maps, output, OPTIONS, start=start).is_unchanged
+    assert not finetune(maps, output, OPTIONS).is_unchanged
+    with pytest.raises(ConfigError, match="would replace the head to start from"):
+        finetune(maps, start, OPTIONS, start=start)
+
+
+def test_images_can_be_left_out(maps, tmp_path):
+    cache = open_features(maps)
+    names = [cache.sample_ids[row] for row in cache.rows("train")[:5]]
+    (tmp_path / "exclude.csv").write_text("path,drop\n" + "".join(f"{n},true\n" for n in names))
+    out = tmp_path / "tuned.safetensors"
+    result = featx_cli("finetune", maps, "-o", out, *QUICK, "--exclude", tmp_path / "exclude.csv")
+    assert result.exit_code == 0, result.output
+    assert "5 images are left out of training as asked" in result.stderr
+    head = open_head(out)
+    assert head.header.details["excluded"] == names
+    trained = head.header.details["metrics"]["train"]["num_samples"]
+    assert trained == len(cache.rows("train")) - 5
+    assert not staleness_of(head, cache).is_stale
+
+
+def test_from_scratch_there_is_no_probe(maps, tmp_path):
+    options = FinetuneOptions(lr=0.001, max_epochs=1, scratch=True)
+    report = finetune(maps, tmp_path / "scratch.safetensors", options)
+    assert (report.probe, report.comparison) == ({}, None)
+    text = featx_cli("finetune", maps, "-o", tmp_path / "s2", *QUICK, "--scratch").stdout
+    assert "from scratch" in text
+    assert "probe" not in text
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_vectors_are_refused_with_what_to_do(tmp_path):
+    cache = write_cache(tmp_path / "features.h5", **separable())
+    for arguments in ((), ("--scratch",)):
+        result = featx_cli("finetune", cache, "-o", tmp_path / "t", *arguments)
+        assert result.exit_code == 1
+        assert "'featx backbones tiny' lists the cuts" in result.stderr
+        assert "--cut" in result.stderr
+    with pytest.raises(ArtifactMismatch, match="nothing to train"):
+        finetune(cache, tmp_path / "t")
+    assert [path.name for path in tmp_path.iterdir()] == ["features.h5"]
+
+
+def test_options_that_do_not_go_together_are_wrong_usage(maps, tmp_path):
+    assert "--cut has no meaning for" in usage_error(maps, "--cut", "stage2")
+    assert "A SOURCE needs --cut" in usage_error(tmp_path)
+    assert "use train-head" in usage_error(tmp_path, "--cut", "penultimate")
+    scratch = usage_error(tmp_path, "--cut", "penultimate", "--scratch")
+    assert "--scratch needs --cut input" in scratch
+
+
+def test_a_foreign_file_in_the_way_is_left(maps, tmp_path):
+    notes = tmp_path / "notes.safetensors"
+    notes.write_text("mine")
+    result = featx_cli("finetune", maps, "-o", notes, *QUICK)
+    assert result.exit_code == 1
+    assert "is not a head that featx wrote" in result.stderr
+    assert notes.read_text() == "mine"
