@@ -43,7 +43,7 @@ def train_head(
     made from the same features with the same options is left as it is.
 
     Args:
-        features: The feature file.
+        features: The feature file; at a cut, the unchanged network behind it is run.
         output: The head file.
         options: Which head and how.
         progress: Called after each epoch of ``sgd``.

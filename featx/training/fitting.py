@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featx.classifier.tails import features_through
 from featx.errors import ConfigError
 from featx.features.blocks import FeatureRows, reading_blocks
 from featx.features.file import FeatureFile
@@ -66,7 +67,8 @@ def fit_heads(
     """Return the head that the options ask for; with ``few_shot`` one for each draw.
 
     Args:
-        cache: The feature file.
+        cache: The feature file; at a cut, with the network behind it, or that of the weights is
+            run.
         options: Which head and how.
         progress: Called after each epoch of ``sgd``.
         step: Called with the step under way.
@@ -77,6 +79,9 @@ def fit_heads(
         SourceError: The samples cannot train a head.
         ConfigError: An option does not fit them.
     """
+    if cache.cut is not None and cache.through is None:
+        step(f"Features behind the cut '{cache.cut}'")
+        cache = features_through(None, cache)
     task = choose_task(cache, options.task)
     options = replace(options, task=task.name, solver=options.solver_for(task))
     targets = targets_of(cache, task)
@@ -163,6 +168,12 @@ class _Training:
         options, num_features, needed = self.options, self.cache.num_features, self._needed()
         if needed <= self.memory:
             return True
+        if self.cache.cut is not None:  # each pass would run the network
+            raise ConfigError(
+                f"the features behind the cut '{self.cache.cut}' need about {_show(needed)} of "
+                f"memory, and {_show(self.memory)} may be taken. Allow more by memory=…, or "
+                "extract features without a cut, which are read in blocks."
+            )
         if not options.few_shot:
             if options.head == "linear" and options.solver == "sklearn":
                 raise ConfigError(

@@ -23,6 +23,7 @@ from featx.features.records import Batch, RowLayout
 from featx.heads.head import Head, save_head
 from featx.images.preprocess import preprocess
 from featx.images.sources import SPLITS, Sample
+from featx.images.views import ViewsSpec
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
 from featx.training.record import head_header, made_from
@@ -35,8 +36,19 @@ CHOICE: dict[str, Any] = {
 }
 
 
-def write_cut(path: Path, plain: Path, source: Path, cut: str, *, dtype: str = "float16") -> Path:
-    """Write the activations at a cut of the images that a file of vectors was made from."""
+def write_cut(
+    path: Path,
+    plain: Path,
+    source: Path,
+    cut: str,
+    *,
+    dtype: str = "float16",
+    num_views: int = 0,
+) -> Path:
+    """Write the activations at a cut of the images that a file of vectors was made from.
+
+    Views are all like the image itself.
+    """
     file = open_features(plain)
     origin = file.header.details["weights"]
     vectors = BackboneSpec.from_dict(file.header.spec)
@@ -53,16 +65,19 @@ def write_cut(path: Path, plain: Path, source: Path, cut: str, *, dtype: str = "
     details = {k: v for k, v in file.header.details.items() if k not in ("sha256", "num_rows")}
     details |= {"dtype": dtype}
     header = replace(file.header, spec=spec.to_dict(), details=details)
-    layout = RowLayout(spec.row_shape, dtype)
+    if num_views:
+        details["views"] = ViewsSpec(num_views, augment=()).to_dict()
+    layout = RowLayout(spec.row_shape, dtype, num_views)
     samples = [
         Sample(name, int(label), SPLITS[split])
         for name, label, split in zip(file.sample_ids, file.labels, file.splits, strict=True)
     ]
     flat = rows.reshape(len(rows), -1).astype(dtype)
+    views = np.repeat(flat[:, None], num_views, axis=1) if num_views else None
     with Journal(path, layout=layout) as journal:
         journal.begin({})
         reasons = ("",) * len(file)
-        journal.append(Batch(file.sample_ids, file.stamps, file.digests, reasons, flat))
+        journal.append(Batch(file.sample_ids, file.stamps, file.digests, reasons, flat, views))
         publish_features(
             path,
             header,
