@@ -101,15 +101,7 @@ class Activations:
                 raise ValueError("rows outside the training split have no views")
         values = np.empty((len(rows), column.size), self.dtype)
         for start, stop in column.runs(places):
-            part = values[start:stop]
-            is_new = column.read_rows(int(places[start]), max(0, view - 1), part)
-            if is_new and self.dtype.kind == "f" and not np.isfinite(part).all():
-                row = rows[start + int(np.argmin(np.isfinite(part).all(axis=1)))]
-                raise ArtifactInvalid(
-                    self._cache.path,
-                    f"'{self._cache.path}' has NaN or infinite values of "
-                    f"'{self._cache.sample_ids[row]}'. Run featx extract again.",
-                )
+            column.read_rows(int(places[start]), max(0, view - 1), values[start:stop])
         return values.reshape(len(rows), *self.shape)
 
 
@@ -241,8 +233,8 @@ class _Column:
         ends = [*(np.flatnonzero(breaks) + 1).tolist(), len(rows)]
         yield from zip([0, *ends], ends, strict=False) if len(rows) else ()
 
-    def read_rows(self, first: int, view: int, values: np.ndarray) -> bool:
-        """Fill ``values`` ``(n, size)`` with rows of one chunk; return whether one is new."""
+    def read_rows(self, first: int, view: int, values: np.ndarray) -> None:
+        """Fill ``values`` ``(n, size)`` with rows of one chunk, and check them."""
         with translated(self._cache.path):
             if self._is_plain:
                 chunk, row = divmod(first, self.chunk_rows)
@@ -255,7 +247,11 @@ class _Column:
         self.bytes_read += values.nbytes
         pieces = -(-len(values) // self.piece_rows)
         piece = view * self._num_pieces + first // self.piece_rows
-        return self._compare(piece, values.reshape(pieces, -1))
+        is_new = self._compare(piece, sums := _sums(values.reshape(pieces, -1)))
+        if is_new and self.piece_rows == 1 and self.dtype.kind == "f":
+            self._require_finite(first, values)
+        at = slice(piece, piece + pieces)
+        self._sums[at], self._known[at] = sums, True
 
     def read(
         self, groups: Sequence[Sequence[int]]
@@ -311,15 +307,26 @@ class _Column:
                 raise self._damaged()
             rest, place = rest[count:], place + count
 
-    def _compare(self, first: int, pieces: np.ndarray) -> bool:
+    def _compare(self, first: int, sums: np.ndarray) -> bool:
         """Check that pieces are what they were when first read; return whether one is new."""
-        sums, at = _sums(pieces), slice(first, first + len(pieces))
+        at = slice(first, first + len(sums))
         known = self._known[at]
         if (known & (self._sums[at] != sums)).any():
             raise self._damaged()
-        is_new = not known.all()
-        self._sums[at], self._known[at] = sums, True
-        return is_new
+        return not known.all()
+
+    def _require_finite(self, first: int, values: np.ndarray) -> None:
+        is_finite = np.isfinite(values).all(axis=1)
+        if is_finite.all():
+            return
+        row = first + int(np.argmin(is_finite))
+        number = row if self._name == "features" else self._cache.rows("train")[row]
+        path = self._cache.path
+        raise ArtifactInvalid(
+            path,
+            f"'{path}' has NaN or infinite values of '{self._cache.sample_ids[number]}'. Run featx "
+            "extract again.",
+        )
 
     def _require_same(self) -> None:
         path = self._cache.path
