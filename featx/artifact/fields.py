@@ -119,7 +119,7 @@ _REQUEST = record(
         "crop": nullable(_CROP),
         "seed": _INT64,
     },
-    {"decode": _DECODE, "precision": _PRECISION},
+    {"decode": _DECODE, "precision": _PRECISION, "cut": path_text},
     closed=True,
 )
 

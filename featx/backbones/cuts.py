@@ -65,6 +65,10 @@ def split_model(model: nn.Module, cut: str, *, layer: str) -> tuple[nn.Module, n
     """
     traced = _Traced(model, layer)
     value = traced.input_of(cut)
+    if value is traced.image:
+        raise BackboneError(
+            f"What enters '{cut}' is the image itself; choose '{INPUT}', which keeps its pixels."
+        )
     stem, tail = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in traced.needed_for(value):

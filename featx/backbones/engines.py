@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     import torch
 
-EngineName = Literal["torch", "onnxruntime"]
+EngineName = Literal["torch", "onnxruntime", "none"]
 EngineChoice = Literal["auto", "torch", "onnxruntime"]
 
-_BATCH = {"onnxruntime": 2, "torch": 8}
+_BATCH = {"onnxruntime": 2, "torch": 8, "none": 8}
 """Images of 224 pixels squared."""
 _GPU_BATCH = 32
 _DEVICES = "device must be auto, cpu or cuda[:i]; got '{}'."
@@ -52,7 +52,8 @@ class Engine(Protocol):
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
 
-        The same batch gives the same bits again.
+        Of a stem they are activations ``(N, *shape)``, which may come flattened. The same batch
+        gives the same bits again.
 
         Raises:
             BackboneError: The library fails on it.
@@ -170,6 +171,19 @@ def resolve_devices(device: str) -> list[str]:
     if found == "cuda":
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [found]
+
+
+class PixelEngine:
+    """Runs no network: pixels are the activations at the cut ``"input"``."""
+
+    name: ClassVar[EngineName] = "none"
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
 
 
 class OnnxEngine:

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.source
-@options.output(options.FEATURES, "The feature file to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=options.FILE,
+    help="The feature file to write.  "
+    f"[{options.FEATURES}, at a cut {options.features_path('CUT')}]",
+)
 @options.backbone()
+@options.views
 @click.option(
     "--val-fraction",
     type=float,
@@ -79,7 +86,9 @@ if TYPE_CHECKING:
 )
 @click.option("--profile", is_flag=True, help="Print where the time went.")
 @options.quiet
-def extract(source: str | None, output: Path, quiet: bool, profile: bool, **settings: Any) -> None:
+def extract(
+    source: str | None, output: Path | None, quiet: bool, profile: bool, **settings: Any
+) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
@@ -94,6 +103,7 @@ def extract(source: str | None, output: Path, quiet: bool, profile: bool, **sett
     from featx.extraction.options import ExtractOptions
     from featx.stages.extract import extract as run
 
+    output = output or options.features_path(settings["cut"])
     extract_options = ExtractOptions(**options.given(settings))
     with progress_bars(quiet=quiet) as bar:
         report = run(
@@ -114,13 +124,22 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
 
     splits = ", ".join(f"{size:,} {split}" for split, size in report.split_sizes.items())
     pool = f", pool {report.spec.pool}" if report.spec.pool != "none" else ""
-    yield "features", f"{report.num_images:,} × {report.spec.num_features}  ({splits})"
+    shape = "×".join(map(str, report.spec.row_shape))
+    dtype = "" if report.spec.cut is None else f" {report.dtype}"
+    views = f", {counted(report.views.num_views, 'view')}" if report.views else ""
+    yield "features", f"{report.num_images:,} × {shape}{dtype}{views}  ({splits})"
     yield "classes", len(report.classes)
     precision = f", {report.spec.precision}" if report.spec.precision != "fp32" else ""
-    yield "backbone", f"{report.spec.backbone}, layer {report.spec.layer}{pool}{precision}"
+    place = f"cut {report.spec.cut}" if report.spec.cut else f"layer {report.spec.layer}{pool}"
+    yield "backbone", f"{report.spec.backbone}, {place}{precision}"
+    if report.views:
+        from featx.images.views import describe_views
+
+        images = counted(report.num_viewed, "training image")
+        yield "views", f"{describe_views(report.views)} of each of {images}"
     if report.num_extracted:
         speed = f"{report.num_extracted / report.seconds:,.0f} images/s"
-        ran_on = f"{report.engine}, {report.device}"
+        ran_on = "no network" if report.engine == "none" else f"{report.engine}, {report.device}"
         yield "time", f"{human_seconds(report.seconds)} ({speed}, {ran_on})"
     if report.num_duplicates:
         images = counted(report.num_duplicates, "image")

@@ -78,7 +78,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     preprocess = spec["preprocess"]
     yield "file", f"{path}  ({header.kind}, {human_bytes(path.stat().st_size)})"
     if "num_rows" in details:
-        yield "features", f"{details['num_rows']:,} × {spec['num_features']}"
+        yield from _row_fields(header)
     shown = ", ".join(header.classes[:_CLASSES_SHOWN])
     more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
     yield task_of(details).outputs, f"{len(header.classes)}: {shown}{more}"
@@ -157,6 +157,21 @@ def _recipe(recipe: Mapping[str, Any], chosen: str) -> Iterator[str]:
         yield "batch norms trained"
     if recipe.get("average") not in (None, "none"):
         yield f"average {recipe['average']}"
+
+
+def _row_fields(header: Header) -> Iterator[tuple[str, object]]:
+    """Yield what a feature file stores for an image, and which of its versions."""
+    from featx.images.views import ViewsSpec, describe_views
+
+    shape = "×".join(map(str, header.spec.get("shape", [header.spec["num_features"]])))
+    dtype = header.details["dtype"]
+    stored = "" if dtype == "float32" and "cut" not in header.spec else f" {dtype}"
+    yield "features", f"{header.details['num_rows']:,} × {shape}{stored}"
+    if "cut" in header.spec:
+        yield "cut", header.spec["cut"]
+    views = header.details.get("views")
+    described = describe_views(ViewsSpec.from_dict(views)) if views else ""
+    yield "views", f"{described} of each training image" if views else "none"
 
 
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:

@@ -16,11 +16,13 @@ from featx.backbones.engines import (
     Engine,
     EngineName,
     OnnxEngine,
+    PixelEngine,
     choose_engine,
     resolve_device,
     resolve_devices,
 )
 from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph, recall, remember
+from featx.backbones.spec import INPUT
 from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
@@ -91,8 +93,11 @@ class LazyBackbone:
 
     def engine(self, expected: BackboneSpec) -> Engine:
         with self._timed():
-            build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
-            self._engine = build(expected)
+            if self._chosen() == "none":
+                self._engine = PixelEngine()
+            else:
+                build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
+                self._engine = build(expected)
             return self._engine
 
     def environment(self) -> dict[str, str]:
@@ -102,6 +107,8 @@ class LazyBackbone:
 
     def _chosen(self) -> EngineName:
         options = self._options
+        if options.cut == INPUT:
+            return "none"
         return choose_engine(options.engine, options.device, options.precision)
 
     def _torch_engine(self, expected: BackboneSpec) -> Engine:
@@ -137,7 +144,8 @@ class LazyBackbone:
             from featx.backbones.onnx_graph import build_graph
 
             network = self._build(spec)
-            log.info("Building the graph of %s for ONNX Runtime, once.", spec.backbone)
+            part = f" up to {spec.cut}" if spec.cut else ""
+            log.info("Building the graph of %s%s for ONNX Runtime, once.", spec.backbone, part)
             graph = build_graph(network, image_size=spec.preprocess.image_size)
             cache_graph(spec, graph)
         return graph
@@ -191,7 +199,12 @@ def open_backbone(
         decode=options.decode,
     )
     network, spec = build_network(
-        options.backbone, weights, geometry, layer=options.layer, pool=options.pool
+        options.backbone,
+        weights,
+        geometry,
+        layer=options.layer,
+        pool=options.pool,
+        cut=options.request.cut,
     )
     return network, spec, weights
 

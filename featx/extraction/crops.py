@@ -21,9 +21,10 @@ from threading import Semaphore
 import numpy as np
 
 from featx.errors import ImageError, SourceError
-from featx.images.decode import NO_DIGEST, content_digest, decoded
+from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.sources import ImageSource, Stamp
+from featx.images.views import ViewsSpec, draw_view, render_view
 from featx.isolation.processes import Answer, Processes
 
 KEPT_BYTES = 8 * 2**20
@@ -87,19 +88,30 @@ class Spent:
 
 @dataclass(frozen=True)
 class CropMaker:
-    """Makes the crops of a source's images, in the calling thread or by ``decoders``."""
+    """Makes the crops of a source's images, in the calling thread or by ``decoders``.
+
+    With ``views`` an image has several versions: the evaluation view, then each view.
+    """
 
     source: ImageSource
     spec: PreprocessSpec
     max_pixels: int
     decoders: Decoders | None = None
+    views: ViewsSpec | None = None
     _small: Semaphore = field(default_factory=Semaphore, init=False)
     _large: Semaphore = field(default_factory=lambda: Semaphore(_DECODING), init=False)
 
+    @property
+    def num_versions(self) -> int:
+        return 1 if self.views is None else 1 + self.views.num_views
+
     def crops(self, images: Sequence[Image], spent: Spent) -> np.ndarray:
-        """Return the crops of usable images, ``(m, size, size, 3)``; others get their reason."""
+        """Return the crops of usable images; others get their reason.
+
+        They are ``(m · num_versions, size, size, 3)``, the versions of an image side by side.
+        """
         size = self.spec.image_size
-        crops = np.empty((len(images), size, size, 3), dtype=np.uint8)
+        crops = np.empty((len(images) * self.num_versions, size, size, 3), dtype=np.uint8)
         are_encoded = not any(isinstance(image.content, np.ndarray) for image in images)
         if self.decoders and are_encoded:
             return crops[: self._fill_by_processes(self.decoders, crops, images, spent)]
@@ -115,12 +127,13 @@ class CropMaker:
         return self._small if sum(sizes) <= _SMALL_BYTES * len(sizes) else self._large
 
     def _fill(self, crops: np.ndarray, images: Sequence[Image], spent: Spent) -> int:
-        count = 0
+        renderer, count = Renderer(self.spec, self.max_pixels, self.views), 0
         for image in images:
             try:
                 content = self._content(image, spent)
-                crops[count] = _crop(content, image.sample_id, self.spec, self.max_pixels, spent)
-                count += 1
+                into = crops[count : count + self.num_versions]
+                renderer.fill(into, content, image.digest, image.sample_id, spent)
+                count += len(into)
             except ImageError as err:
                 image.fail(err)
         return count
@@ -128,9 +141,10 @@ class CropMaker:
     def _fill_by_processes(
         self, decoders: Decoders, crops: np.ndarray, images: Sequence[Image], spent: Spent
     ) -> int:
-        count = 0
-        for some in self._in_groups(images, decoders.batch_size, spent):
-            outcome = decoders.crops([content for _, content in some], crops[count:])
+        count, most = 0, max(1, decoders.batch_size // self.num_versions)
+        for some in self._in_groups(images, most, spent):
+            digests = [image.digest for image, _ in some] if self.views else None
+            outcome = decoders.crops([content for _, content in some], crops[count:], digests)
             for number, error in outcome.errors.items():
                 some[number][0].fail(error)
             spent.add(outcome.spent)
@@ -169,25 +183,48 @@ class CropMaker:
         return content
 
 
-def _crop(
-    content: bytes | np.ndarray,
-    sample_id: str,
-    spec: PreprocessSpec,
-    max_pixels: int,
-    spent: Spent,
-) -> np.ndarray:
-    try:
-        with spent.on("decode"):
-            image = decoded(content, sample_id=sample_id, max_pixels=max_pixels, preprocess=spec)
-        with spent.on("preprocess"):
-            return preprocess(image, spec)
-    except MemoryError as err:
-        raise ImageError(sample_id, _NO_MEMORY, is_permanent=False) from err
+@dataclass(frozen=True)
+class Renderer:
+    """Makes the versions of one image, which is decoded once."""
+
+    spec: PreprocessSpec
+    max_pixels: int
+    views: ViewsSpec | None = None
+
+    def fill(
+        self,
+        into: np.ndarray,
+        content: bytes | np.ndarray,
+        digest: bytes,
+        sample_id: str,
+        spent: Spent,
+    ) -> None:
+        """Overwrite ``into``, ``(n, size, size, 3)``, by the evaluation view and views 1 to n-1.
+
+        What is drawn for a view depends on the digest of the content alone.
+        """
+        spec = self.spec
+        try:
+            with spent.on("decode"):
+                image = decoded(
+                    content, sample_id=sample_id, max_pixels=self.max_pixels, preprocess=spec
+                )
+            with spent.on("preprocess"):
+                into[0] = preprocess(image, spec)
+                if self.views is None or len(into) == 1:
+                    return
+                pixels = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+                width, height = pixels
+                for number in range(1, len(into)):
+                    view = draw_view(self.views, digest, number, height=height, width=width)
+                    into[number] = render_view(image, view, spec)
+        except MemoryError as err:
+            raise ImageError(sample_id, _NO_MEMORY, is_permanent=False) from err
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Crops of some encoded images, and errors by image number."""
+    """Number of crops of some encoded images, and errors by image number."""
 
     num_crops: int
     errors: dict[int, ImageError]
@@ -195,17 +232,25 @@ class Outcome:
 
 
 class Decoders:
-    """Processes that make crops of encoded images, at most ``batch_size`` at once.
+    """Processes that make crops of encoded images, at most ``batch_size`` crops at once.
 
     Files go to a process through its pipe. Crops come back in memory that all of them share:
     through the pipe they would be copied four times, a part at a time.
     """
 
     def __init__(
-        self, spec: PreprocessSpec, max_pixels: int, *, batch_size: int, workers: int
+        self,
+        spec: PreprocessSpec,
+        max_pixels: int,
+        *,
+        batch_size: int,
+        workers: int,
+        views: ViewsSpec | None = None,
     ) -> None:
         shape = (workers, batch_size, spec.image_size, spec.image_size, 3)
         settings = {"spec": spec.to_dict(), "max_pixels": max_pixels, "shape": shape}
+        settings["views"] = views and views.to_dict()
+        self._num_versions = 1 + (views.num_views if views else 0)
         self.batch_size = batch_size
         with _memory(math.prod(shape)) as descriptor:
             self._shared = _shared(descriptor, shape)
@@ -221,15 +266,22 @@ class Decoders:
         for number in range(workers):
             self._free.put(number)
 
-    def crops(self, contents: Sequence[bytes], into: np.ndarray) -> Outcome:
-        """Overwrite the first of ``into``, ``(n, size, size, 3)``, by crops of usable images."""
-        block = self._free.get()
+    def crops(
+        self, contents: Sequence[bytes], into: np.ndarray, digests: Sequence[bytes] | None = None
+    ) -> Outcome:
+        """Overwrite the first of ``into``, ``(n, size, size, 3)``, by crops of usable images.
+
+        With their digests, 16 bytes each, every image has all of its versions side by side.
+        """
+        block, versions = self._free.get(), 1 if digests is None else self._num_versions
         try:
-            head = [block, len(contents), *map(len, contents)]
-            answer = self._processes.ask(b"".join([np.array(head, np.int64).tobytes(), *contents]))
+            head = [block, versions, len(contents), *map(len, contents)]
+            digests = digests or [NO_DIGEST] * len(contents)
+            message = [np.array(head, np.int64).tobytes(), *digests, *contents]
+            answer = self._processes.ask(b"".join(message))
             reply = json.loads(bytes(answer))
             outcome = Outcome(
-                len(contents) - len(reply["errors"]),
+                versions * (len(contents) - len(reply["errors"])),
                 {
                     int(number): ImageError("", reason, is_permanent=is_permanent)
                     for number, (reason, is_permanent) in reply["errors"].items()
@@ -280,15 +332,19 @@ def _refused() -> Iterator[None]:
 def begin(receive: Callable[[], bytes]) -> Answer:
     """Receive the settings, and return what makes crops of encoded images."""
     settings = json.loads(receive())
-    spec, max_pixels = PreprocessSpec.from_dict(settings["spec"]), settings["max_pixels"]
+    views = settings["views"] and ViewsSpec.from_dict(settings["views"])
+    spec = PreprocessSpec.from_dict(settings["spec"])
+    renderer = Renderer(spec, settings["max_pixels"], views)
     shared = _shared(settings["descriptor"], settings["shape"])
 
     def answer(message: bytes) -> bytes:
-        block, count = np.frombuffer(message, np.int64, 2).tolist()
-        crops, errors, spent = shared[block], dict[int, tuple[str, bool]](), Spent()
-        for number, content in enumerate(_contents(message, count)):
+        block, versions, count = np.frombuffer(message, np.int64, 3).tolist()
+        errors, spent = dict[int, tuple[str, bool]](), Spent()
+        for number, (digest, content) in enumerate(_contents(message, count)):
+            first = versions * (number - len(errors))
+            into = shared[block, first : first + versions]
             try:
-                crops[number - len(errors)] = _crop(content, "", spec, max_pixels, spent)
+                renderer.fill(into, content, digest, "", spent)
             except ImageError as err:
                 errors[number] = err.reason, err.is_permanent
         return json.dumps({"errors": errors, "seconds": spent.seconds}).encode()
@@ -296,9 +352,11 @@ def begin(receive: Callable[[], bytes]) -> Answer:
     return answer
 
 
-def _contents(message: bytes, count: int) -> Iterator[bytes]:
-    lengths = np.frombuffer(message, np.int64, count, offset=16).tolist()
-    start = 8 * (2 + count)
-    for length in lengths:
-        yield message[start : start + length]
+def _contents(message: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
+    lengths = np.frombuffer(message, np.int64, count, offset=24).tolist()
+    digests = 8 * (3 + count)
+    start = digests + DIGEST_BYTES * count
+    for number, length in enumerate(lengths):
+        at = digests + DIGEST_BYTES * number
+        yield message[at : at + DIGEST_BYTES], message[start : start + length]
         start += length

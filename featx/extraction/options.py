@@ -9,11 +9,20 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from featx.backbones.engines import EngineChoice, require_fit
-from featx.backbones.spec import BackboneOptions, BackboneRequest, BackboneSpec, Pool, Precision
+from featx.backbones.spec import (
+    INPUT,
+    PENULTIMATE,
+    BackboneOptions,
+    BackboneRequest,
+    BackboneSpec,
+    Pool,
+    Precision,
+)
 from featx.errors import ConfigError, require_at_least, require_choice
 from featx.features.records import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Decode
+from featx.images.views import AUGMENTATIONS, ViewsSpec
 
 OnError = Literal["fail", "skip"]
 
@@ -26,7 +35,11 @@ class ExtractOptions(BackboneOptions):
     with ``overwrite``, or with another backbone, it takes the default of ``ResolvedOptions``.
 
     Attributes:
-        dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it.
+        dtype: What the features are stored as: ``"float32"``, or ``"float16"`` where they allow it;
+            by default float32 for vectors and float16 at a cut. Pixels are stored as they are.
+        views: Augmented versions of each training image, 0 to 1,000; 0 by default.
+        augment: How views differ from the image: any of ``"crop,flip,color"``, or ``"none"``; by
+            default ``"crop,flip"``.
         val_fraction: Share of each class's training images that become validation where the source
             brings none, in [0, 0.5].
         resplit: Choose the validation images anew; else the images of the file that is there keep
@@ -42,12 +55,15 @@ class ExtractOptions(BackboneOptions):
         device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``; ``"cuda"`` is every GPU that torch sees.
         engine: What runs the backbone: ``"torch"``, ``"onnxruntime"``, or ``"auto"``: ONNX Runtime
             on the CPU, torch on a GPU.
-        batch_size: Images per forward pass; None takes what suits engine and image size.
+        batch_size: Images per forward pass, each view one more; None takes what suits engine and
+            image size.
         workers: Threads that decode and run the backbone; beside a GPU each has a process that
             decodes. None takes one per core.
     """
 
     dtype: DType | None = None
+    views: int | None = None
+    augment: str | None = None
     val_fraction: float | None = None
     resplit: bool = False
     on_error: OnError | None = None
@@ -64,22 +80,50 @@ class ExtractOptions(BackboneOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("on_error", OnError), ("dtype", DType), ("engine", EngineChoice)):
+        for name, choices in (("on_error", OnError), ("engine", EngineChoice)):
             require_choice(name, getattr(self, name), (None, *get_args(choices)))
+        if self.cut != INPUT:
+            require_choice("dtype", self.dtype, (None, "float32", "float16"))
         for name in ("batch_size", "workers"):
             require_at_least(name, getattr(self, name), 1)
+        require_at_least("views", self.views, 0)
+        self._view_spec()
         if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
         if self.max_pixels is not None:
             check_max_pixels(self.max_pixels)
         require_fit(self.precision or "fp32", self.engine, self.device)
+        if self.cut == INPUT:
+            for name, own in (("dtype", (None, "uint8")), ("precision", (None, "fp32"))):
+                if getattr(self, name) not in own:
+                    raise ConfigError(
+                        f"{name} has no effect at the cut '{INPUT}': no network runs, and pixels "
+                        f"are stored as uint8. Leave out {name}=…."
+                    )
+
+    def _view_spec(self) -> ViewsSpec | None:
+        """Return how views are drawn, None without any; checks the values either way."""
+        names = () if self.augment in (None, "none") else self.augment.split(",")
+        order = sorted(names, key=lambda name: (*AUGMENTATIONS, name).index(name))
+        spec = ViewsSpec(self.views or 1, tuple(order))
+        return spec if self.views else None
 
     def resolved(self, recorded: Mapping[str, Any] = MappingProxyType({})) -> ResolvedOptions:
         """Return the options with nothing left open; ``recorded`` are those of the file there."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
             raise ConfigError("max_bad needs on_error='skip'; by default no image may be bad.")
-        return ResolvedOptions(**{**recorded, **given})
+        if self.augment is not None and not (self.views or recorded.get("views")):
+            raise ConfigError("augment needs views; give the number of views too.")
+        kept = dict(recorded)
+        if self.cut not in (None, recorded.get("cut", PENULTIMATE)):
+            kept.pop("dtype", None)
+        for name, other in (("cut", "layer"), ("layer", "cut")):
+            if name in given:
+                kept.pop(other, None)
+        merged = kept | given
+        merged.setdefault("dtype", default_dtype(merged.get("cut")))
+        return ResolvedOptions(**merged)
 
 
 @dataclass(frozen=True)
@@ -94,6 +138,8 @@ class ResolvedOptions(ExtractOptions):
     pool: Pool = "auto"
     decode: Decode = "full"
     dtype: DType = "float32"
+    views: int = 0
+    augment: str = "crop,flip"
     val_fraction: float = 0.2
     on_error: OnError = "fail"
     max_bad: float = 1.0
@@ -104,12 +150,25 @@ class ResolvedOptions(ExtractOptions):
     @property
     def request(self) -> BackboneRequest:
         names = [field.name for field in fields(BackboneRequest)]
-        return BackboneRequest(**{name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in names}
+        return BackboneRequest(**values | {"cut": None if self.cut == PENULTIMATE else self.cut})
+
+    @property
+    def view_spec(self) -> ViewsSpec | None:
+        """How views are drawn; None without any."""
+        return self._view_spec()
 
     @property
     def handling(self) -> dict[str, Any]:
         """Options that a file keeps for its next update beside its settings, JSON values."""
         return {name: getattr(self, name) for name in ("val_fraction", "on_error", "max_bad")}
+
+
+def default_dtype(cut: str | None) -> DType:
+    """Return what is stored at a cut where nothing else is asked for."""
+    if cut in (None, PENULTIMATE):
+        return "float32"
+    return "uint8" if cut == INPUT else "float16"
 
 
 @dataclass(frozen=True)
@@ -148,6 +207,9 @@ class ExtractReport:
         ignored: Files that were skipped because they are no images, by kind.
         skipped: ``(sample_id, reason)`` of images left out.
         num_extracted: Rows that the backbone made in this run.
+        num_viewed: Rows that have views, those of the training split.
+        views: How the views were drawn; None without any.
+        dtype: What the features are stored as.
         num_duplicates: Images that got the row of another with the same content.
         num_resumed: Images taken over from an unfinished extraction.
         num_new: Images that the file did not have before; 0 where there was no file.
@@ -169,6 +231,9 @@ class ExtractReport:
     num_unlabelled: int
     ignored: Mapping[str, int]
     skipped: tuple[tuple[str, str], ...]
+    dtype: str
+    views: ViewsSpec | None
+    num_viewed: int
     num_extracted: int
     num_duplicates: int
     num_resumed: int

@@ -17,10 +17,12 @@ from functools import partial
 import numpy as np
 
 from featx.backbones.engines import Engine, EngineName, default_batch_size
+from featx.backbones.spec import INPUT
 from featx.errors import ImageError
 from featx.extraction.crops import KEPT_BYTES, CropMaker, Decoders, Image, Spent
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
+from featx.extraction.resume import Settings
 from featx.features.file import SkippedImage
 from featx.features.publish import ExistingRows
 from featx.features.records import (
@@ -58,10 +60,13 @@ class Extracted:
 
 @dataclass
 class _ImageBatch:
-    """Images in source order, and the features ``(m, D)`` of those that are new and usable."""
+    """Images in source order, and the rows of those that are new and usable.
+
+    They are ``(m, num_versions, D)``, in the journal's type.
+    """
 
     images: list[Image]
-    features: np.ndarray | None = None
+    rows: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 0)))
     spent: Spent = field(default_factory=Spent)
 
 
@@ -69,11 +74,15 @@ def start_decoders(
     num_images: int, preprocessing: PreprocessSpec, options: ResolvedOptions
 ) -> Decoders | None:
     """Start the processes that decode beside a GPU, unless the images are too few for them."""
-    batch_size = _batch_size(options, preprocessing, "torch", "cuda")
+    views = options.view_spec
+    versions = 1 + (views.num_views if views else 0)
+    batch_size = max(versions, _batch_size(options, preprocessing, "torch", "cuda"))
     workers = options.workers or num_cores()
-    if num_images <= workers * batch_size:
+    if num_images * versions <= workers * batch_size:
         return None
-    return Decoders(preprocessing, options.max_pixels, batch_size=batch_size, workers=workers)
+    return Decoders(
+        preprocessing, options.max_pixels, batch_size=batch_size, workers=workers, views=views
+    )
 
 
 def run_backbone(
@@ -82,43 +91,50 @@ def run_backbone(
     existing: ExistingRows,
     plan: Plan,
     *,
-    preprocessing: PreprocessSpec,
+    settings: Settings,
     options: ResolvedOptions,
     decoders: Decoders | None,
+    with_views: np.ndarray,
     after_batch: Callable[[int], None],
 ) -> Extracted:
     """Extract what the plan has left to do; enter rows and unusable images in journal and plan.
 
     A batch is always the next ``batch_size`` images of what was to be done, whether they can be
-    used or not. So a run that resumes after an interruption forms the same batches, and with them
-    the same bits, as one that was never interrupted. Of images with the same content the backbone
-    sees the first, however the threads run.
+    used or not; fewer where each has views, which count too. So a run that resumes after an
+    interruption forms the same batches, and with them the same bits, as one that was never
+    interrupted. Of images with the same content the backbone sees the first, however the threads
+    run.
 
-    ``after_batch`` is called with the number of images of a batch once it is in the journal.
+    Args:
+        engine: Runs the backbone.
+        images: The source.
+        existing: Rows there are; new ones are added to their journal.
+        plan: What is to be done.
+        settings: Of the rows; with views, the images that have them come first.
+        options: How to do it.
+        decoders: Processes that decode; None decodes in threads.
+        with_views: Which samples are to have views, ``(N,)`` bool.
+        after_batch: Called with the number of images of a batch once it is in the journal.
     """
     start, todo = time.perf_counter(), plan.todo()
+    preprocessing, views = settings.spec.preprocess, settings.view_spec
     size = _batch_size(options, preprocessing, engine.name, engine.device)
     workers = options.workers or num_cores()
-    maker = CropMaker(images, preprocessing, options.max_pixels, decoders)
-    chunks = [todo[i : i + size].tolist() for i in range(0, len(todo), size)]
-    num_rows, num_animated, num_duplicates = 0, 0, 0
-    spent, outcomes = Spent(), _outcomes_of(existing)
-    with (
-        existing.reading() as rows_at,
-        closing(_computed(chunks, engine, maker, outcomes, workers)) as batches,
-    ):
-        for batch in batches:
-            computed = _checked(batch, existing.journal.layout.size, options)
-            with batch.spent.on("journal"):
-                rows = _rows(batch.images, computed, existing.next_row, outcomes, rows_at)
-                _enter(batch.images, rows, existing, plan)
+    first = with_views[todo] if views else np.zeros(len(todo), dtype=bool)
+    spent, counts = Spent(), np.zeros(3, dtype=np.int64)
+    for positions, drawn in ((todo[first], views), (todo[~first], None)):
+        maker = CropMaker(images, preprocessing, options.max_pixels, decoders, drawn)
+        step = max(1, size // maker.num_versions)
+        chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
+        run = _Run(engine, maker, size, existing, options, settings.spec.cut, workers)
+        for batch in run.batches(chunks, plan) if chunks else ():
             used = [image for image in batch.images if not image.reason]
-            num_rows += len(computed)
-            num_animated += sum(image.is_animated for image in used)
-            num_duplicates += sum(not image.is_new for image in used)
+            num_animated = sum(image.is_animated for image in used)
+            counts += len(batch.rows), num_animated, sum(not image.is_new for image in used)
             spent.add(batch.spent)
             after_batch(len(batch.images))
     profile = Profile(spent.seconds, len(todo), workers, time.perf_counter() - start)
+    num_rows, num_animated, num_duplicates = counts.tolist()
     return Extracted(num_rows, num_animated, num_duplicates, profile)
 
 
@@ -129,52 +145,82 @@ def _batch_size(
     return options.batch_size or default_batch_size(engine, size, device=device)
 
 
-def _outcomes_of(existing: ExistingRows) -> _Outcomes:
-    outcomes: _Outcomes = {}
-    for block in existing.images():
-        for digest, row in zip(block.digests, block.rows.tolist(), strict=True):
-            if row >= 0:
-                outcomes[digest.tobytes()] = row
+def _outcomes_of(existing: ExistingRows, *, with_views: bool) -> _Outcomes:
+    """Return the rows there are by their content, all or those that have views."""
+    digests, rows = existing.digests(), np.arange(existing.next_row)
+    if with_views:
+        rows = np.flatnonzero(existing.has_views)
+    outcomes: _Outcomes = {digests[row].tobytes(): row for row in rows.tolist()}
     outcomes.pop(NO_DIGEST, None)
     return outcomes
 
 
-def _computed(
-    chunks: Sequence[Sequence[int]],
-    engine: Engine,
-    maker: CropMaker,
-    outcomes: _Outcomes,
-    workers: int,
-) -> Generator[_ImageBatch, None, None]:
-    """Yield a batch for each chunk of positions, with the features of its new images."""
-    read = map_ahead(
-        partial(_read, maker.source),
-        chunks,
-        workers=max(_MIN_READERS, workers),
-        window=_WAITING,
-    )
+@dataclass(frozen=True)
+class _Run:
+    """Runs an engine, at most ``size`` crops at once, over images that all have as many views."""
 
-    def marked() -> Iterator[_ImageBatch]:
-        for batch in read:
-            for image in batch.images:
-                image.is_new = image.digest not in outcomes
-                if image.digest != NO_DIGEST:
-                    outcomes.setdefault(image.digest, _PENDING)
-            yield batch
+    engine: Engine
+    maker: CropMaker
+    size: int
+    existing: ExistingRows
+    options: ResolvedOptions
+    cut: str | None
+    workers: int
 
-    def compute(batch: _ImageBatch) -> _ImageBatch:
+    def batches(
+        self, chunks: Sequence[Sequence[int]], plan: Plan
+    ) -> Generator[_ImageBatch, None, None]:
+        """Yield a batch for each chunk of positions, once journal and plan have it."""
+        outcomes = _outcomes_of(self.existing, with_views=self.maker.views is not None)
+        with (
+            self.existing.reading() as rows_at,
+            closing(self._computed(chunks, outcomes)) as computed,
+        ):
+            for batch in computed:
+                with batch.spent.on("journal"):
+                    rows = _rows(batch, self.existing.next_row, outcomes, rows_at)
+                    _enter(batch.images, rows, self.existing, plan)
+                yield batch
+
+    def _computed(
+        self, chunks: Sequence[Sequence[int]], outcomes: _Outcomes
+    ) -> Generator[_ImageBatch, None, None]:
+        """Yield a batch for each chunk of positions, with the rows of its new images."""
+        read = map_ahead(
+            partial(_read, self.maker.source),
+            chunks,
+            workers=max(_MIN_READERS, self.workers),
+            window=_WAITING,
+        )
+
+        def marked() -> Iterator[_ImageBatch]:
+            for batch in read:
+                for image in batch.images:
+                    image.is_new = image.digest not in outcomes
+                    if image.digest != NO_DIGEST:
+                        outcomes.setdefault(image.digest, _PENDING)
+                yield batch
+
+        computed = map_ahead(self._compute, marked(), workers=self.workers, window=_WAITING)
+        with closing(read), closing(computed):
+            yield from computed
+
+    def _compute(self, batch: _ImageBatch) -> _ImageBatch:
         wanted = [image for image in batch.images if image.is_new and not image.reason]
-        crops = maker.crops(wanted, batch.spent)
+        crops, versions = self.maker.crops(wanted, batch.spent), self.maker.num_versions
         for image in batch.images:
             image.content = None
-        if len(crops):
+        layout, size = self.existing.journal.layout, self.size
+        values = np.empty((len(crops), layout.size), dtype=layout.dtype)
+        names = [image.sample_id for image in wanted if not image.reason for _ in range(versions)]
+        for start in range(0, len(crops), size):
             with batch.spent.on("inference"):
-                batch.features = engine.features(crops)
+                found = self.engine.features(crops[start : start + size])
+            found = found.reshape(len(found), layout.size)
+            _check(found, names[start : start + size], self.options, self.cut)
+            values[start : start + size] = found
+        batch.rows = values.reshape(-1, versions, layout.size)
         return batch
-
-    computed = map_ahead(compute, marked(), workers=workers, window=_WAITING)
-    with closing(read), closing(computed):
-        yield from computed
 
 
 def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:
@@ -198,29 +244,31 @@ def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:
     return batch
 
 
-def _checked(batch: _ImageBatch, num_features: int, options: ResolvedOptions) -> np.ndarray:
-    """Return the features of a batch, ``(m, num_features)`` float32, fit to be stored."""
-    if batch.features is None:
-        return np.empty((0, num_features), dtype=np.float32)
-    names = [image.sample_id for image in batch.images if image.is_new and not image.reason]
-    require_finite(batch.features, names)
+def _check(
+    features: np.ndarray, sample_ids: Sequence[str], options: ResolvedOptions, cut: str | None
+) -> None:
+    """Check that features ``(m, size)``, one for each name, are fit to be stored."""
+    if cut == INPUT:
+        return
+    require_finite(features, sample_ids)
     if options.precision == "fp16":
-        require_no_underflow(batch.features)
+        require_no_underflow(features)
     if options.dtype == "float16":
-        require_float16(batch.features, names)
-    return batch.features
+        require_float16(features, sample_ids, cut=cut)
 
 
 def _rows(
-    images: Sequence[Image],
-    computed: np.ndarray,
+    batch: _ImageBatch,
     first: int,
     outcomes: _Outcomes,
     rows_at: Callable[[np.ndarray], RowBlock],
 ) -> np.ndarray:
-    """Return the rows of a batch, ``(n, num_features)``: computed, or those of the same content."""
+    """Return the rows of a batch, computed or those of the same content.
+
+    They are ``(n, num_versions, size)``.
+    """
     sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
-    for image in images:
+    for image in batch.images:
         number = first + len(sources)
         if image.is_new:
             if image.digest != NO_DIGEST:
@@ -233,11 +281,15 @@ def _rows(
             sources.append(number)
     numbers = np.array(sources, dtype=np.int64)
     own = numbers == first + np.arange(len(numbers))
-    rows = np.empty((len(numbers), computed.shape[1]), dtype=np.float32)
+    computed = batch.rows
+    rows = np.empty((len(numbers), *computed.shape[1:]), dtype=computed.dtype)
     rows[own] = computed
     before, here = numbers < first, ~own & (numbers >= first)
     if before.any():
-        rows[before] = rows_at(numbers[before]).features
+        block = rows_at(numbers[before])
+        rows[before, 0] = block.features
+        if computed.shape[1] > 1:
+            rows[before, 1:] = block.views
     rows[here] = rows[numbers[here] - first]
     return rows
 
@@ -252,7 +304,8 @@ def _enter(images: Sequence[Image], rows: np.ndarray, existing: ExistingRows, pl
             stamps=np.array([image.stamp for image in images], dtype=np.int64),
             digests=np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
             reasons=tuple(image.reason for image in images),
-            features=rows,
+            features=rows[:, 0],
+            views=rows[:, 1:] if rows.shape[1] > 1 else None,
         )
     )
     for image in images:

@@ -29,7 +29,7 @@ from featx.images.sources import (
     own_splits,
 )
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS, _BLOCK_BYTES = 4096, 2**25
 _NEW, _CHANGED, _KEPT, _SKIPPED, _TOUCHED = range(5)
 _NO_KEY = 0
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
@@ -196,23 +196,50 @@ def _keys_of(stamps: np.ndarray) -> np.ndarray:
     return np.asarray((stamps.astype(np.uint64) * _FACTORS).sum(axis=1))
 
 
+def require_views(plan: Plan, images: ImageSource, existing: ExistingRows, of: np.ndarray) -> None:
+    """Leave what has no views to be done again: rows of the samples ``of``, ``(N,)`` bool.
+
+    Where an interrupted run made such a row already, the sample gets that one.
+    """
+    lacking = np.flatnonzero(of & (plan.rows >= 0))
+    has_views = existing.has_views
+    lacking = lacking[~has_views[plan.rows[lacking]]]
+    if not len(lacking):
+        return
+    digests, old = existing.digests(), plan.rows.copy()
+    plan.touched = np.setdiff1d(plan.touched, lacking)
+    plan.rows[lacking] = -1
+    position = {images.samples[i].sample_id: i for i in lacking.tolist()}
+    for block in existing.images():
+        for number, (name, row) in enumerate(zip(block.sample_ids, block.rows, strict=True)):
+            if row >= 0 and has_views[row] and (i := position.get(name)) is not None:
+                same = np.array_equal(block.stamps[number], plan.stamps[i])
+                if same and np.array_equal(digests[row], digests[old[i]]):
+                    plan.rows[i] = row
+
+
 def keep_touched(plan: Plan, images: ImageSource, existing: ExistingRows) -> None:
     """Note in the journal that files which look changed hold what they held."""
+    layout = existing.journal.layout
+    step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (layout.row_bytes * (1 + layout.num_views))))
+    has_views = existing.has_views[plan.rows[plan.touched]]
     with existing.reading() as rows_at:
-        for start in range(0, len(plan.touched), _BLOCK_ROWS):
-            chosen = plan.touched[start : start + _BLOCK_ROWS]
-            block = rows_at(plan.rows[chosen])
-            first = existing.next_row
-            existing.journal.append(
-                Batch(
-                    sample_ids=tuple(images.samples[i].sample_id for i in chosen),
-                    stamps=plan.stamps[chosen],
-                    digests=block.digests,
-                    reasons=("",) * len(chosen),
-                    features=block.features,
+        for touched in (plan.touched[has_views], plan.touched[~has_views]):
+            for start in range(0, len(touched), step):
+                chosen = touched[start : start + step]
+                block = rows_at(plan.rows[chosen])
+                first = existing.next_row
+                existing.journal.append(
+                    Batch(
+                        sample_ids=tuple(images.samples[i].sample_id for i in chosen),
+                        stamps=plan.stamps[chosen],
+                        digests=block.digests,
+                        reasons=("",) * len(chosen),
+                        features=block.features,
+                        views=block.views if block.has_views.all() else None,
+                    )
                 )
-            )
-            plan.rows[chosen] = np.arange(first, first + len(chosen))
+                plan.rows[chosen] = np.arange(first, first + len(chosen))
     plan.touched = plan.touched[:0]
 
 

@@ -38,12 +38,17 @@ from featx.extraction.backbone import LazyBackbone, calibration_pixels
 from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import has_rows, read_settings
+from featx.features.records import RowLayout
 from featx.images.sources import ImageSource
+from featx.images.views import ViewsSpec
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of an extraction; ``request`` holds the options that resolved to ``spec``."""
+    """The settings of an extraction; ``request`` holds the options that resolved to ``spec``.
+
+    ``views`` are those of ``ViewsSpec.to_dict``, None without any.
+    """
 
     spec: BackboneSpec
     source: str
@@ -52,10 +57,22 @@ class Settings:
     request: Mapping[str, Any]
     weights: str
     environment: Mapping[str, str]
+    views: Mapping[str, Any] | None = None
+
+    @property
+    def view_spec(self) -> ViewsSpec | None:
+        return None if self.views is None else ViewsSpec.from_dict(self.views)
+
+    @property
+    def layout(self) -> RowLayout:
+        """What a journal holds for an image: of vectors float32, whatever is stored later."""
+        dtype = "float32" if self.spec.cut is None else self.dtype
+        views = self.view_spec
+        return RowLayout(self.spec.row_shape, dtype, views.num_views if views else 0)
 
     @classmethod
     def of_file(cls, header: Header, *, path: Path) -> Self:
-        names = ("source", "dtype", "max_pixels", "request", "weights")
+        names = ("source", "dtype", "max_pixels", "request", "weights", "views")
         values = {name: header.details.get(name) for name in names}
         return cls.of(values | {"spec": header.spec, "environment": header.environment}, path=path)
 
@@ -72,6 +89,7 @@ class Settings:
             ):
                 if not isinstance(value, kind):
                     raise TypeError(f"{value!r} is no {kind.__name__}")
+            settings.layout  # noqa: B018 checks the views
             return settings
         except (KeyError, TypeError, BackboneError, ConfigError) as err:
             raise ArtifactInvalid(
@@ -79,7 +97,10 @@ class Settings:
             ) from err
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"spec": self.spec.to_dict()}
+        values = asdict(self) | {"spec": self.spec.to_dict()}
+        if self.views is None:
+            del values["views"]
+        return values
 
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
         """Return one ``"name: expected …, found …"`` for each setting on which rows depend."""
@@ -92,13 +113,15 @@ class Settings:
 
     def _identity(self, any_source: bool) -> dict[str, Any]:
         """Return the values to compare: defaults included, calibration by its hash."""
-        spec = self.spec.to_dict()
+        spec = self.spec.to_dict() | {"cut": self.spec.cut}
+        spec.pop("shape", None)  # follows from the others
         ranges = hashlib.sha256(canonical_json(spec.pop("calibration", None)).encode()).hexdigest()
         own = {
             "dtype": self.dtype,
             "max_pixels": self.max_pixels,
             "preprocess": spec["preprocess"] | {"decode": self.spec.preprocess.decode},
             "calibration": f"ranges {ranges[:16]}",
+            "views": _in_words(self.views),
         }
         return spec | own | ({} if any_source else {"source": self.source})
 
@@ -108,13 +131,28 @@ class Settings:
             return Path(self.source).stem
         if self.spec.weights_sha256 != found.spec.weights_sha256:
             return "random" if options.weights == "none" else Path(options.weights).stem
-        for name in ("layer", "pool", "precision"):
+        for name in ("layer", "cut", "pool", "precision"):
             if getattr(self.spec, name) != getattr(found.spec, name):
-                return str(getattr(self.spec, name))
+                return str(getattr(self.spec, name) or self.spec.layer)
+        if self.views != found.views:
+            return f"{self.views['num_views']}-views" if self.views else "no-views"
         size = self.spec.preprocess.image_size
         if size != found.spec.preprocess.image_size:
             return f"{size}px"
         return self.dtype if self.dtype != found.dtype else ""
+
+
+def _in_words(views: Mapping[str, Any] | None) -> str:
+    """Return all that decides what views are, to compare and to read."""
+    if views is None:
+        return "none"
+    rest = {name: value for name, value in views.items() if name not in ("num_views", "augment")}
+    own = all(getattr(ViewsSpec(1), name) == _tuple(value) for name, value in rest.items())
+    return f"{views['num_views']} ({','.join(views['augment']) or 'none'}{'' if own else rest})"
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def settle(
@@ -147,6 +185,7 @@ def settle(
         weights=before.weights if before else backbone.origin(),
         # Of the rows there are, should the backbone have nothing to do.
         environment=next((settings.environment for settings in recorded), {}),
+        views=options.view_spec.to_dict() if options.view_spec else None,
     )
 
 
@@ -241,8 +280,10 @@ class ExistingOutput:
     def _journal_differences(self, settings: Settings) -> list[str]:
         if self.journal_settings is None:
             return []
-        # Rows of a journal are float32 whatever they will be stored as.
-        return settings.differences(replace(self.journal_settings, dtype=settings.dtype))
+        found = self.journal_settings
+        if settings.spec.cut is None:  # rows are float32 whatever they will be stored as
+            found = replace(found, dtype=settings.dtype)
+        return settings.differences(found)
 
 
 def find_existing(output: Path, options: ExtractOptions) -> ExistingOutput:
@@ -297,11 +338,11 @@ def recorded_source(output: Path) -> str:
 
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("backbone", "weights", "pool", "decode", "precision", "dtype"), str),
-    **dict.fromkeys(("layer", "crop"), str | None),
+    **dict.fromkeys(("layer", "cut", "crop"), str | None),
     **dict.fromkeys(("image_size", "resize"), int | None),
-    **dict.fromkeys(("seed", "max_pixels"), int),
+    **dict.fromkeys(("seed", "max_pixels", "views"), int),
     **dict.fromkeys(("val_fraction", "max_bad"), int | float),
-    "on_error": str,
+    **dict.fromkeys(("on_error", "augment"), str),
 }
 
 
@@ -310,7 +351,10 @@ def _recorded_options(
 ) -> dict[str, Any]:
     """Return recorded options as ``ExtractOptions`` has them."""
     try:
-        own = {"dtype": settings.dtype, "max_pixels": settings.max_pixels}
+        own: dict[str, Any] = {"dtype": settings.dtype, "max_pixels": settings.max_pixels}
+        if views := settings.view_spec:
+            augment = ",".join(views.augment) or "none"
+            own |= {"views": views.num_views, "augment": augment}
         found = {**settings.request, **own, **handling}
         if wrong := [name for name, value in found.items() if not isinstance(value, _KINDS[name])]:
             raise TypeError(f"its {wrong[0]} is {found[wrong[0]]!r}")

@@ -37,7 +37,7 @@ ENTRY = np.dtype(
         ("reason_bytes", "<u4"),
     ]
 )
-DType = Literal["float32", "float16"]
+DType = Literal["float32", "float16", "uint8"]
 MAX_FLOAT16_LOSS = 1e-3
 """Largest ‖x − float16(x)‖ / ‖x‖ of a row. Rounding alone gives at most 2⁻¹¹ = 4.9e-4; what is
 above has lost small values to underflow."""
@@ -296,7 +296,7 @@ def count_images(descriptor: int, offset: int) -> int:
 
 
 def require_finite(features: np.ndarray, sample_ids: Sequence[str]) -> None:
-    """Check that rows ``(n, …)`` hold numbers, none of them NaN or infinite."""
+    """Check that rows ``(n, size)`` hold numbers, none of them NaN or infinite."""
     bad = [
         name for name, row in zip(sample_ids, features, strict=True) if not np.isfinite(row).all()
     ]
@@ -320,7 +320,7 @@ def require_no_underflow(features: np.ndarray) -> None:
 def require_float16(
     features: np.ndarray, sample_ids: Sequence[str], *, cut: str | None = None
 ) -> None:
-    """Check that no row ``(n, …)`` overflows in float16, or loses too much by it.
+    """Check that no row ``(n, size)`` overflows in float16, or loses too much by it.
 
     ``cut`` names the module whose input the rows are, where they are no vectors.
     """

@@ -89,6 +89,15 @@ class ViewsSpec:
             raise ConfigError(f"not a spec of views ({err}).") from err
 
 
+def describe_views(spec: ViewsSpec) -> str:
+    """Return number, augmentations and version of the generator in words.
+
+    >>> describe_views(ViewsSpec(4))
+    '4 (crop, flip; generator 1)'
+    """
+    return f"{spec.num_views} ({', '.join(spec.augment) or 'no change'}; generator {spec.version})"
+
+
 @dataclass(frozen=True)
 class View:
     """One augmented version of an image.
@@ -127,16 +136,19 @@ def draw_view(spec: ViewsSpec, digest: bytes, number: int, *, height: int, width
     )
 
 
-def render_view(image: Image.Image, view: View, preprocess: PreprocessSpec) -> np.ndarray:
+def render_view(
+    image: Image.Image | np.ndarray, view: View, preprocess: PreprocessSpec
+) -> np.ndarray:
     """Return the pixels of a view, ``(image_size, image_size, 3)`` uint8.
 
     Args:
-        image: Of mode RGB.
+        image: Of mode RGB, or its pixels ``(height, width, 3)`` uint8.
         view: Drawn for an image of this size.
         preprocess: Gives the size and the filter; without a crop, also the geometry.
     """
     from featx.images.preprocess import preprocess as evaluation_view
 
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     if view.box is None:
         image = Image.fromarray(evaluation_view(image, preprocess))
     else:

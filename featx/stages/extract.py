@@ -15,6 +15,7 @@ import numpy as np
 
 from featx.artifact import Header
 from featx.backbones.engines import Engine
+from featx.backbones.spec import INPUT
 from featx.errors import SourceError, counted
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.bad_images import (
@@ -28,13 +29,25 @@ from featx.extraction.bad_images import (
 from featx.extraction.crops import Decoders
 from featx.extraction.options import ExtractOptions, ExtractReport, ResolvedOptions
 from featx.extraction.pipeline import Extracted, run_backbone, start_decoders
-from featx.extraction.plan import Plan, is_current, keep_touched, make_plan, num_relabelled
+from featx.extraction.plan import (
+    Plan,
+    is_current,
+    keep_touched,
+    make_plan,
+    num_relabelled,
+    require_views,
+)
 from featx.extraction.resume import Settings, find_existing, recorded_source, settle
+from featx.extraction.space import require_space, tell_size
 from featx.extraction.splitting import Splitting, brings_validation
 from featx.features.journal import Journal
 from featx.features.lock import locked
-from featx.features.publish import ExistingRows, publish_features, start_verifier
-from featx.features.records import RowLayout
+from featx.features.publish import (
+    ExistingRows,
+    publish_features,
+    required_bytes,
+    start_verifier,
+)
 from featx.images.sources import (
     SPLITS,
     ImageSource,
@@ -46,6 +59,7 @@ from featx.isolation.call import IsolatedCall
 
 log = logging.getLogger(__name__)
 
+_TRAIN = SPLITS.index("train")
 Progress = Callable[[int, int], None]
 """Called with how many are done and the number of all."""
 
@@ -96,7 +110,7 @@ def extract(
         start, backbone = time.perf_counter(), LazyBackbone(options, download_progress)
         settings = settle(options, images, existing.settings, backbone)
         file = existing.file_for(settings, options)
-        with Journal(output, layout=RowLayout(settings.spec.row_shape)) as journal:
+        with Journal(output, layout=settings.layout) as journal:
             if options.restart or not (journal.num_rows or existing.has_journal_for(settings)):
                 journal.begin({})  # a journal of bad images alone blocks no other settings
             existing.require_journal_for(settings, journal.num_images)
@@ -162,26 +176,55 @@ class _Run:
             workers=options.workers,
         )
         before = replace(plan, rows=plan.rows.copy())
+        may_train = self._require_views(plan)
         is_unchanged = (
             file is not None
             and self._is_noted_in(file.header)
             and is_current(file, plan, samples, self.images.classes)
             and self.splitting.is_current(file, plan.rows)
         )
-        num_bytes = len(samples) * self.existing.journal.layout.row_bytes
+        _, num_bytes = required_bytes(self.settings.layout, len(samples), int(may_train.sum()))
         with nullcontext() if is_unchanged else start_verifier(num_bytes) as verifier:
-            extracted = self._fill(plan, progress)
+            extracted = self._fill(plan, may_train, progress)
             report_bad(plan, self.images, self.output, options)
             warn_of_temporary(plan)
             if verifier:
-                digests = self.existing.digests()
-                splits = self.splitting.splits(plan.rows, digests)
+                digests, splits = self._split(plan, progress)
                 self.splitting.warn_of_labels(plan.rows, digests, splits)
                 self._publish(plan, splits, verifier)
             elif file:
                 splits = self.splitting.own.copy()
                 splits[plan.rows >= 0] = file.splits
         return self._report(plan, before, splits, extracted, is_unchanged=is_unchanged)
+
+    def _require_views(self, plan: Plan) -> np.ndarray:
+        """Return which samples may train, ``(N,)`` bool; with views, leave rows without to be done.
+
+        Rows there are keep their split mostly; images without a row may become training images.
+        """
+        may_train = np.asarray(self.splitting.own == _TRAIN)
+        kept = np.flatnonzero((plan.rows >= 0) & may_train)
+        if self.settings.views is None or self.existing.has_views[plan.rows[kept]].all():
+            return may_train
+        splits = self.splitting.splits(plan.rows, self.existing.digests())
+        may_train[kept] = splits[kept] == _TRAIN
+        require_views(plan, self.images, self.existing, may_train)
+        return may_train
+
+    def _split(self, plan: Plan, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the content hash of each row and the split of each sample.
+
+        New images may make training images of others; those get their views now.
+        """
+        while True:
+            digests = self.existing.digests()
+            splits = self.splitting.splits(plan.rows, digests)
+            kept = np.flatnonzero((plan.rows >= 0) & (splits == _TRAIN))
+            if self.settings.views is None or self.existing.has_views[plan.rows[kept]].all():
+                return digests, splits
+            require_views(plan, self.images, self.existing, splits == _TRAIN)
+            self._fill(plan, splits == _TRAIN, progress)
+            report_bad(plan, self.images, self.output, self.options)
 
     def _is_noted_in(self, header: Header) -> bool:
         """Return whether a header has all that the next update needs; old ones have less."""
@@ -190,11 +233,15 @@ class _Run:
         noted |= self.options.handling
         return all(header.details.get(name, value) == value for name, value in noted.items())
 
-    def _fill(self, plan: Plan, progress: Progress | None) -> Extracted | None:
+    def _fill(
+        self, plan: Plan, with_views: np.ndarray, progress: Progress | None
+    ) -> Extracted | None:
         """Bring the journal to where the plan has nothing left to do."""
         journal, left = self.existing.journal, len(plan.todo())
         if not left and not len(plan.touched):
             return None
+        if left and (self.settings.spec.cut or self.settings.views):
+            self._require_space(plan, with_views)
         decoders = None
         if left and self.backbone.is_for_gpu():
             decoders = start_decoders(left, self.settings.spec.preprocess, self.options)
@@ -203,14 +250,30 @@ class _Run:
             if not journal.num_images:
                 journal.begin(self._record())
             keep_touched(plan, self.images, self.existing)
-            return self._extract(plan, engine, decoders, progress) if engine else None
+            return self._extract(plan, engine, decoders, with_views, progress) if engine else None
+
+    def _require_space(self, plan: Plan, with_views: np.ndarray) -> None:
+        counts = len(plan.rows), int(with_views.sum())
+        todo = plan.todo()
+        tell_size(self.settings, *counts)
+        require_space(
+            self.output,
+            self.settings,
+            todo=(len(todo), int(with_views[todo].sum())),
+            all_images=counts,
+        )
 
     def _extract(
-        self, plan: Plan, engine: Engine, decoders: Decoders | None, progress: Progress | None
+        self,
+        plan: Plan,
+        engine: Engine,
+        decoders: Decoders | None,
+        with_views: np.ndarray,
+        progress: Progress | None,
     ) -> Extracted:
         left = len(plan.todo())
         scheme, _, seed = self.settings.weights.partition(":")
-        if scheme == "random":
+        if scheme == "random" and self.settings.spec.cut != INPUT:
             log.warning(
                 "Random weights (seed %s): features are a baseline, not a pretrained one.", seed
             )
@@ -228,9 +291,10 @@ class _Run:
             self.images,
             self.existing,
             plan,
-            preprocessing=self.settings.spec.preprocess,
+            settings=self.settings,
             options=self.options,
             decoders=decoders,
+            with_views=with_views,
             after_batch=after_batch,
         )
 
@@ -245,9 +309,9 @@ class _Run:
     ) -> ExtractReport:
         samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
         file, num_in_file = self.existing.file, self.existing.num_in_file
-        others = set(np.flatnonzero(plan.rows >= num_in_file).tolist()) - set(
-            before.touched.tolist()
-        )
+        was_in_file = (before.rows >= 0) & (before.rows < num_in_file)  # views may be new
+        others = set(np.flatnonzero((plan.rows >= num_in_file) & ~was_in_file).tolist())
+        others -= set(before.touched.tolist())
         names_in_file = set(file.sample_ids) if file else set()
         num_changed = sum(samples[i].sample_id in names_in_file for i in others)
         sizes = np.bincount(splits[kept], minlength=len(SPLITS)).tolist()
@@ -259,6 +323,9 @@ class _Run:
             num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
             ignored=self.images.ignored,
             skipped=bad_images(plan),
+            dtype=self.settings.dtype,
+            views=self.settings.view_spec,
+            num_viewed=int((splits[kept] == _TRAIN).sum()) if self.settings.views else 0,
             num_extracted=extracted.num_rows if extracted else 0,
             num_resumed=int((before.rows >= num_in_file).sum()),
             num_new=len(others) - num_changed if file else 0,
@@ -309,6 +376,7 @@ class _Run:
                 "weights": self.settings.weights,
                 "request": self.settings.request,
                 "dtype": self.settings.dtype,
+                **({"views": self.settings.views} if self.settings.views else {}),
                 "max_pixels": self.settings.max_pixels,
                 "splits": list(SPLITS),
                 **self.options.handling,

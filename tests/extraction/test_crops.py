@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from featx.errors import ImageError, SourceError
-from featx.extraction.crops import Decoders, Outcome, Spent
-from featx.images.decode import decoded
+from featx.extraction.crops import Decoders, Outcome, Renderer, Spent
+from featx.images.decode import content_digest, decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.views import ViewsSpec
 
 SPEC = PreprocessSpec(24, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="scaled")
 MAX_PIXELS = 40_000
@@ -75,6 +76,23 @@ def test_crops_and_reasons_are_those_of_this_process(decoders, contents):
     assert reasons_of(made) == reasons
     assert any("more than the 40000 allowed" in reason for reason, _ in reasons.values())
     assert min(made.spent.seconds[step] for step in ("decode", "preprocess")) > 0
+
+
+def test_views_are_those_of_this_process(contents):
+    views = ViewsSpec(2, ("crop", "flip", "color"))
+    decoders = Decoders(SPEC, MAX_PIXELS, batch_size=15, workers=1, views=views)
+    some, renderer = contents[:5], Renderer(SPEC, MAX_PIXELS, views)
+    digests = [content_digest(content) for content in some]
+    into = np.empty((15, 24, 24, 3), np.uint8)
+    made = decoders.crops(some, into, digests)
+    assert (made.num_crops, list(made.errors)) == (9, [3, 4])
+    for number in range(3):
+        expected = np.empty((3, 24, 24, 3), np.uint8)
+        renderer.fill(expected, some[number], digests[number], "", Spent())
+        assert (into[3 * number : 3 * number + 3] == expected).all()
+        assert (expected[0] == here(some[number : number + 1])[0][0]).all()
+    assert decoders.crops(some[:3], into).num_crops == 3  # without digests, no views
+    decoders.close()
 
 
 def test_no_image_and_only_bad_ones(decoders):

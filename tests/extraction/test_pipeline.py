@@ -276,9 +276,9 @@ class TestBesideAGpu:
         used = list[int]()
         own = Decoders.crops
 
-        def noted(self: Decoders, contents: list[bytes], into: np.ndarray) -> Outcome:
+        def noted(self: Decoders, contents: list[bytes], *rest: Any) -> Outcome:
             used.append(len(contents))
-            return own(self, contents, into)
+            return own(self, contents, *rest)
 
         monkeypatch.setattr(Decoders, "crops", noted)
         largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
@@ -294,6 +294,18 @@ class TestBesideAGpu:
             assert there.profile is not None
             assert all(seconds > 0 for seconds in there.profile.seconds.values())
         assert max(used) < 4
+
+    def test_views_are_those_that_threads_draw(self, photos, tmp_path, arithmetic):
+        source = photos({"train/ants": 9, "train/bees": 9, "test/bees": 9})
+        (source / "train" / "ants" / "003.jpg").write_bytes(b"broken")
+        options = {"batch_size": 4, "workers": 2, "on_error": "skip", "views": 2}
+        arithmetic()
+        here = run(source, tmp_path / "here.h5", **options)
+        backbone = arithmetic(device="cuda:0")
+        there = run(source, tmp_path / "there.h5", **options)
+        assert content(there.path) == content(here.path)
+        assert max(backbone.batches) <= 4
+        assert here.num_viewed > 10
 
     def test_few_images_are_not_worth_processes(self, photos, tmp_path, arithmetic, monkeypatch):
         def refuse(*_: object, **__: object) -> None:

@@ -31,7 +31,7 @@ def fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     build = backbone.open_backbone
 
     def build_once(options: ResolvedOptions, progress: object = None) -> Any:
-        plain = ResolvedOptions(**vars(options.request))
+        plain = ResolvedOptions(**vars(options.request), dtype=options.dtype)
         return _built(plain, build)
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)

@@ -15,7 +15,7 @@ from featx.artifact import (
     file_sha256,
     kind_of_file,
 )
-from featx.backbones.spec import BackboneOptions, BackboneRequest, weights_file
+from featx.backbones.spec import PENULTIMATE, BackboneOptions, BackboneRequest, weights_file
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError
 from featx.extraction.options import describe_changes
@@ -193,7 +193,8 @@ def compare_features(path: Path, source: str | Path | None, options: CheckOption
 def _differing_settings(header: Header, options: CheckOptions) -> list[str]:
     """Return a line for each setting asked for, and the weights' file, that is another now."""
     own = {"decode": "full", **header.spec["preprocess"], "dtype": header.details["dtype"]}
-    made = {"seed": header.details["request"]["seed"], **header.spec, **own}
+    request = {"seed": header.details["request"]["seed"], "cut": PENULTIMATE}
+    made = {**request, **header.spec, **own}
     asked = {
         name: value for name in _COMPARED if (value := getattr(options, name)) not in (None, "auto")
     }
