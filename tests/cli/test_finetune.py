@@ -131,6 +131,25 @@ def test_another_start_trains_again(maps, tuned, tmp_path):
         finetune(maps, start, OPTIONS, start=start)
 
 
+def test_a_head_on_the_same_file_is_the_probe(maps, tuned, tmp_path):
+    head = tmp_path / "head.safetensors"
+    assert featx_cli("train-head", maps, "-o", head).exit_code == 0
+    assert "up to date" in featx_cli("train-head", maps, "-o", head).stdout
+    report = finetune(maps, tuned, OPTIONS)
+    assert report.is_unchanged
+    assert open_head(head).header.details["metrics"] == {
+        split: scores.to_dict() for split, scores in report.probe.items()
+    }
+    result = featx_cli("compare", head, tuned, "--no-onnx", "--json")
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(result.stdout)["heads"]
+    assert (first["cut"], second["cut"]) == ("penultimate", "stage3")
+    assert second["num_trained"] == 222_147
+    only = report.comparison
+    assert second["comparison"]["num_only_first"] == only.num_only_probe
+    assert second["comparison"]["num_only_this"] == only.num_only_tuned
+
+
 def test_images_can_be_left_out(maps, tmp_path):
     cache = open_features(maps)
     names = [cache.sample_ids[row] for row in cache.rows("train")[:5]]
