@@ -109,14 +109,18 @@ def test_batches_may_differ_by_a_tenth_of_a_percent_or_two_percent_where_steps_a
     assert caught.value.bound == pytest.approx(allowed)
 
 
-@pytest.mark.parametrize(("coarse", "allowed"), [(False, 3e-3), (True, 6e-2)])
-def test_resized_images_may_differ_more_where_steps_are_coarse(coarse, allowed):
+@pytest.mark.parametrize(
+    ("coarse", "halved", "allowed"),
+    [(False, False, 3e-3), (False, True, 1.5e-2), (True, False, 6e-2), (True, True, 6e-2)],
+)
+def test_resized_images_may_differ_more_where_steps_are_coarse(coarse, halved, allowed):
     images = [np.full((4, 9, 3), i, np.uint8) for i in range(len(RIGHT))]
     expected = np.array(RIGHT, np.float32)
 
     def proven(offset: float) -> Any:
         answers: Any = Answers(RIGHT, resized=np.array(RIGHT) + offset)
-        return prove(answers, images, ["x"] * 4, expected, bound=0.1, coarse=coarse)
+        names = ["x"] * 4
+        return prove(answers, images, names, expected, bound=0.1, coarse=coarse, halved=halved)
 
     assert proven(0.98 * allowed).max_resized_difference > 0.97 * allowed
     with pytest.raises(ParityError, match="once the image is resized"):

@@ -226,6 +226,7 @@ class _Export:
             size = TASKS[self._head.task].typical_size(logits, trained)
             bound = self._options.atol or DEFAULT_RTOL * size
         is_scaled = self._evidence.preprocess.decode == "scaled"
+        cache = self._evidence.cache
         return prove(
             draft,
             images,
@@ -234,6 +235,7 @@ class _Export:
             bound=bound,
             edge_cases=self._evidence.edge_cases(rows, images, engine.features),
             coarse=self._precision != "fp32",
+            halved=cache.cut is not None and cache.dtype == "float16",
             full=self._evidence.images(rows, in_full=True) if is_scaled else None,
             trained=trained,
         )
