@@ -22,16 +22,18 @@ import pytest
 import safetensors.numpy
 from commands import featx_cli
 from headers import complete_header
+from tuned import CHOICE
 
 from featx.artifact import Header
 from featx.artifact.fields import require_fields
 from featx.artifact.schema import Unfit
 from featx.backbones.spec import BackboneRequest, BackboneSpec, Pool, Precision
 from featx.classifier.seal import seal
+from featx.cli.info import training_fields
 from featx.errors import ArtifactInvalid, FeatxError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
-from featx.heads.head import open_head
+from featx.heads.head import describe_head, open_head
 from featx.heads.tasks import TASKS, task_of
 from featx.images.preprocess import Crop, Decode, Interpolation, PreprocessSpec
 from featx.stages.check import check
@@ -262,6 +264,26 @@ def test_heads_of_other_tasks(task):
         if is_taken(forged, "head"):
             for scores in forged["details"]["metrics"].values():
                 task_of(forged["details"]).scores_from_dict(scores)
+
+
+def test_what_is_said_of_a_training_behind_a_cut_is_refused_by_name_or_shown():
+    raw = of_other_tasks()["multi-label"]
+    spec = raw["spec"] | {"cut": "stage3", "shape": [128, 8, 8]}
+    probe = {"choice": raw["details"]["choice"], "metrics": raw["details"]["metrics"]}
+    comparison = {"num_only_probe": 1, "num_only_tuned": 4, "p_value": 0.375}
+    parameters = {"trained": 3, "all": 7}
+    details = raw["details"] | {
+        "choice": CHOICE | {"cut": "stage3", "parameters": parameters},
+        **{"probe": probe, "comparison": comparison},
+    }
+    raw = json.loads(complete_header("head", spec, raw["classes"], details).to_json())
+    assert is_taken(raw, "head")
+    for forged in forgeries(raw):
+        if is_taken(forged, "head"):
+            header = Header.from_json(json_of(forged), path=Path("h"), kind="head")
+            fields = dict(training_fields(header))
+            assert "cut" in fields
+            describe_head(header.details["choice"], header.details["metrics"])
 
 
 @pytest.mark.parametrize(

@@ -96,14 +96,14 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     if details.get("skipped"):
         yield "skipped", counted(len(details["skipped"]), "image")
     if header.kind != "features":
-        yield from _training_fields(header)
+        yield from training_fields(header)
     if header.kind == "classifier":
         yield from _model_fields(path, header)
     yield "fingerprint", f"{header.fingerprint[:16]}…"
     yield "made with", ", ".join(f"{name} {value}" for name, value in header.environment.items())
 
 
-def _training_fields(header: Header) -> Iterator[tuple[str, object]]:
+def training_fields(header: Header) -> Iterator[tuple[str, object]]:
     """Yield how the network behind the cut of a head or model was trained, if it was."""
     from featx.heads.head import describe_head, describe_training
 

@@ -151,6 +151,8 @@ def describe_training(choice: Mapping[str, Any]) -> str:
     >>> tuned = {"solver": "finetune", "parameters": parameters, "epochs": [{}] * 11}
     >>> describe_training(tuned | {"best_epoch": 7})
     '8,393,728 of 11,177,538 parameters (75.1 %), epoch 7 of 11'
+    >>> describe_training(tuned | {"best_epoch": 0, "parameters": None})
+    'as it was: no better epoch of 11'
     """
     if choice.get("solver") != "finetune":
         return ""
@@ -160,7 +162,10 @@ def describe_training(choice: Mapping[str, Any]) -> str:
         share = 100 * trained / max(1, every)
         parts.append(f"{trained:,} of {every:,} parameters ({share:.1f} %)")
     if epochs := choice.get("epochs"):
-        parts.append(f"epoch {choice.get('best_epoch', len(epochs))} of {len(epochs)}")
+        best, count = choice.get("best_epoch", len(epochs)), len(epochs)
+        parts.append(
+            f"epoch {best} of {count}" if best else f"as it was: no better epoch of {count}"
+        )
     return ", ".join(parts)
 
 
