@@ -29,11 +29,10 @@ _ROUNDING = 1e-3
 _COARSER = 20
 """How much more of it fp16 and int8 may change."""
 _HALVED = 5
-"""How much more activations may change it that were stored as float16: some 0.03 % were measured
-(docs/parity.md)."""
+"""How much more activations stored as float16 may; docs/parity.md has what they do."""
 _EDGE_CASES = 5
-"""How much more the logits of edge cases may differ: the head has seen none like them, and where
-it is sure of nothing, a grey level counts for more. A wrong orientation is far beyond it."""
+"""How much more edge cases may: unsure of images unlike all it has seen, a head answers a grey
+level with more. A wrong orientation is far beyond it."""
 
 
 class EdgeCase(NamedTuple):
@@ -163,7 +162,7 @@ def prove(
         bound: Largest absolute logit difference allowed; None allows any that is finite.
         edge_cases: With the head's logits.
         coarse: The backbone is in fp16 or int8, where a last bit may become a step.
-        halved: The head's features are those of activations stored as float16.
+        halved: The features are of activations stored as float16.
         full: The images decoded in full, where ``images`` were decoded scaled; what the file
             answers for these is measured, not bounded.
         trained: Outputs whose logits are compared, ``(num_classes,)`` bool; None compares all.
@@ -177,9 +176,8 @@ def prove(
     limit = float(np.finfo(np.float32).max) if bound is None else bound
     strict = _ROUNDING * task.typical_size(expected, trained) * (_COARSER if coarse else 1)
 
-    def differences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        largest: np.ndarray = np.abs(found - wanted)[:, trained].max(axis=1)
-        return largest  # (num_images,)
+    def differences(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:  # (num_images,)
+        return np.asarray(np.abs(found - wanted)[:, trained].max(axis=1))
 
     answered, untrained = answers(classifier, images), np.flatnonzero(~trained)
     if len(untrained):
@@ -191,14 +189,12 @@ def prove(
         if not same.all():
             name, largest = names[int(np.argmin(same))], float(np.abs(answered - expected).max())
             raise _failure(f" gives '{name}' {task.other_answer} than the head", largest, bound)
+    rounding = limit if bound is None else strict * (_HALVED if halved and not coarse else 1)
     few = range(0, len(images), -(-len(images) // NUM_RESIZED))
     resized = answers(classifier, [resize(images[i], classifier.preprocess) for i in few])
-    resized_difference = _require_close(
-        differences(resized, expected[few]),
-        [names[i] for i in few],
-        bound=limit if bound is None else strict * (_HALVED if halved and not coarse else 1),
-        hint=" once the image is resized",
-    )
+    off, few_names = differences(resized, expected[few]), [names[i] for i in few]
+    hint = " once the image is resized"
+    resized_difference = _require_close(off, few_names, bound=rounding, hint=hint)
     hard: dict[str, float] = {}
     for kind in dict.fromkeys(case.kind for case in edge_cases):
         cases = [case for case in edge_cases if case.kind == kind]
