@@ -92,9 +92,9 @@ def extract(
     """Run a frozen backbone once over SOURCE and cache its features.
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
-    a folder of images; a .zip or .tar of any of these; a .csv or .tsv with the columns
-    path,label[,split][,group]; cifar10:FOLDER with CIFAR-10's python pickles; or digits:,
-    scikit-learn's built-in digits.
+    a folder of images; a .zip or .tar of any of these; WebDataset shards, 'train-{000..099}.tar'; a
+    .csv or .tsv with the columns path,label[,split][,group]; cifar10:FOLDER with CIFAR-10's python
+    pickles; or digits:, scikit-learn's built-in digits.
 
     Run it again to resume after an interruption, or to bring the file up to date: only new and
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -45,3 +46,23 @@ def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes = b"", **values: 
     for attribute, value in values.items():
         setattr(info, attribute, value)
     tar.addfile(info, io.BytesIO(content))
+
+
+def mutated(original: bytes, rng: random.Random) -> bytes:
+    """Return bytes with a few of them changed, repeated, left out, or others between them."""
+    content = bytearray(original)
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(content))
+        kind, length = rng.choice("fcdxi"), rng.randint(1, 600)
+        if kind == "f":
+            content[start] = rng.randrange(256)
+        elif kind == "x":
+            content[start : start + 8] = rng.choice([b"\xff" * 8, bytes(8), b"9" * 8])
+        elif kind == "d":
+            del content[start : start + length]
+        elif kind == "c":
+            at = rng.randrange(len(content))
+            content[start : start + length] = content[at : at + length]
+        else:
+            content[start:start] = rng.randbytes(length)
+    return bytes(content)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import pack
+from archives import archive_of, pack
 
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
@@ -46,6 +46,28 @@ def test_a_folder_a_zip_and_a_tar_give_the_same_rows_to_the_bit(few_photos, tmp_
         found.append(rows(open_features(tmp_path / f"{number}.h5")))
     assert found[0] == found[1] == found[2]
     assert len(found[0][0]) == 16
+
+
+@pytest.mark.real_data
+def test_shards_give_the_same_rows_under_other_ids(few_photos, tmp_path):
+    for split in ("train", "val"):
+        contents = {}
+        for image in (few_photos / split).rglob("*.jpg"):
+            contents[f"{image.stem}.jpg"] = image.read_bytes()
+            contents[f"{image.stem}.cls"] = image.parent.name.encode()
+        archive_of(tmp_path / f"{split}-0.tar", dict(sorted(contents.items())))
+    shards, output = f"{tmp_path}/{{train,val}}-{{0..0}}.tar", tmp_path / "shards.h5"
+    extract(shards, output, TINY)
+    extract(str(few_photos), tmp_path / "f.h5", TINY)
+    found, expected = open_features(output), open_features(tmp_path / "f.h5")
+    order = [
+        np.flatnonzero((expected.digests == digest).all(axis=1))[0] for digest in found.digests
+    ]
+    assert sorted(order) == list(range(16))
+    assert np.array_equal(found.features, expected.features[order])
+    assert found.labels.tolist() == expected.labels[order].tolist()
+    assert found.splits.tolist() == expected.splits[order].tolist()
+    assert extract(shards, output, TINY).is_unchanged
 
 
 @pytest.mark.parametrize("ending", [".zip", ".tar"])

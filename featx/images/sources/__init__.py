@@ -1,8 +1,8 @@
 """Where samples come from.
 
-``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive, a ``.csv`` or
-``.tsv`` manifest, ``cifar10:FOLDER``, or ``digits:``. One module for each; all give the same
-``ImageSource``.
+``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive,
+``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER``, or ``digits:``. All
+give the same ``ImageSource``.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
 
 
 def _open_path(uri: str, path: Path, output: Path | None) -> ImageSource:
+    if path.suffix.lower() == ".tar" and "{" in uri and not path.exists():
+        from featx.images.sources.archive import open_shards
+
+        return open_shards(path)
     if not uri or not path.exists():
         raise SourceError(f"'{uri}' does not exist.")
     if path.is_dir():

@@ -1,19 +1,28 @@
-"""A zip or tar archive of images, read in place; its paths mean what those of a folder mean."""
+"""Archives of images, read in place: a zip or tar of folders, or WebDataset's shards.
+
+The paths in a zip or tar mean what those of a folder mean. A tar in which images have a ``.cls``
+beside them is a shard, and so is each that a name with braces stands for:
+``train-{000..099}.tar``.
+"""
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from featx.errors import SourceError, printable
+from featx.errors import SourceError, counted
 from featx.images.sources.entries import tree_of
 from featx.images.sources.folder import arrange
-from featx.images.sources.members import Archive, ArchiveSource, Member, require_no_bomb
+from featx.images.sources.members import Archive, ArchiveSource, Files, Member, require_no_bomb
+from featx.images.sources.shards import holds_samples, read_shards
 from featx.images.sources.tars import list_tar
 from featx.images.sources.zips import list_zip
 
+_MAX_SHARDS = 100_000
+_BRACES = re.compile(
+    r"\{(?:(?P<first>\d{1,9})\.\.(?P<last>\d{1,9})|(?P<words>[^{},]*(?:,[^{},]*)+))\}"
+)
 _STARTS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -35,6 +44,8 @@ def open_archive(path: Path, *, encoding: str = "") -> ArchiveSource:
     path = path.resolve()
     archive = Archive.of(path)
     members = list_members(archive, encoding=encoding)
+    if path.suffix.lower() == ".tar" and holds_samples(members):
+        return read_shards(str(path), [(archive, members)])
     tree = tree_of(path, (_tree_path(member) for member in members))
     classes, samples = arrange(tree)
     files = Files.of(members)
@@ -44,6 +55,44 @@ def open_archive(path: Path, *, encoding: str = "") -> ArchiveSource:
     return ArchiveSource(str(path), classes, samples, places, dict(tree.ignored))
 
 
+def open_shards(pattern: Path) -> ArchiveSource:
+    """Return the samples of the shards that a path with braces stands for, in their order.
+
+    Raises:
+        SourceError: One is missing or damaged, or they have no images.
+    """
+    pattern = pattern.resolve()
+    paths = list(map(Path, expand_braces(str(pattern))))
+    there = [path for path in paths if path.is_file()]
+    if len(there) < len(paths):
+        missing = next(path for path in paths if path not in there)
+        raise SourceError(
+            f"'{missing}' does not exist. '{pattern}' stands for {counted(len(paths), 'shard')}; "
+            f"{len(there):,} are there. Get the missing ones, or name those to be read."
+        )
+    archives = [Archive.of(path) for path in paths]
+    return read_shards(str(pattern), [(archive, list_members(archive)) for archive in archives])
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """Yield the names that braces stand for, numbers as wide as they are written.
+
+    >>> list(expand_braces("{a,b}-{08..10}.tar"))[:4]
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar']
+
+    Raises:
+        SourceError: There are more than 100,000, or a range ends before it begins.
+    """
+    found = _BRACES.search(text)
+    if not found:
+        yield text
+        return
+    words = found["words"].split(",") if found["words"] else _numbers(text, found)
+    for word in words:
+        for rest in expand_braces(text[found.end() :]):
+            yield f"{text[: found.start()]}{word}{rest}"
+
+
 def list_members(archive: Archive, *, encoding: str = "") -> list[Member]:
     """Return the members of a zip or tar archive, in its order."""
     path = Path(archive.path)
@@ -51,6 +100,17 @@ def list_members(archive: Archive, *, encoding: str = "") -> list[Member]:
     if path.suffix.lower() == ".zip":
         return list_zip(archive, encoding=encoding)
     return list_tar(archive)
+
+
+def _numbers(text: str, found: re.Match[str]) -> list[str]:
+    first, last = found["first"], found["last"]
+    is_padded = any(number.startswith("0") and len(number) > 1 for number in (first, last))
+    width = max(len(first), len(last)) if is_padded else 0
+    if not int(first) <= int(last) < int(first) + _MAX_SHARDS:
+        raise SourceError(
+            f"'{text}': the numbers in braces go up, and stand for {_MAX_SHARDS:,} names at most."
+        )
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
 def require_random_access(path: Path) -> None:
@@ -68,45 +128,3 @@ def require_random_access(path: Path) -> None:
 
 def _tree_path(member: Member) -> str:
     return f"{member.path}/" if member.kind == "folder" else member.path
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of an archive by path, and the paths that several have."""
-
-    by_path: Mapping[str, Member]
-    repeated: frozenset[str]
-
-    @classmethod
-    def of(cls, members: Iterable[Member]) -> Files:
-        by_path, repeated = dict[str, Member](), set[str]()
-        for member in members:
-            if member.kind != "folder":
-                if member.path in by_path:
-                    repeated.add(member.path)
-                by_path[member.path] = member
-        return cls(by_path, frozenset(repeated))
-
-    def find(self, archive: Archive, path: str) -> Member:
-        """Return the file at a path, or the one that a link at it leads to.
-
-        What cannot be read says why. Links lead to files of the archive only, over one step.
-
-        Raises:
-            SourceError: There are several.
-        """
-        if self.repeated and path in self.repeated:
-            raise SourceError(
-                f"'{archive.path}' holds several files called '{printable(path)}'. Only one can "
-                "be meant: pack the images again."
-            )
-        member = self.by_path[path]
-        if member.kind == "other":
-            return member._replace(refusal="not a regular file.")
-        if member.kind != "link" or member.refusal:
-            return member
-        target = self.by_path.get(posixpath.normpath(member.target))
-        if target is None or target.kind != "file" or target.path in self.repeated:
-            shown = printable(member.target)
-            return member._replace(refusal=f"it is a link to '{shown}', no file of the archive.")
-        return target

@@ -142,7 +142,7 @@ def read_tree(root: Path, *, output: Path | None = None) -> Tree:
         inside = (*above, identity)
         waiting += [(inner, inside) for inner in reversed(level.inner())]
     _drop_outputs(tree, output)
-    _warn_of_pictures(tree)
+    warn_of_pictures(str(tree.root), tree.ignored)
     return tree
 
 
@@ -172,7 +172,7 @@ def tree_of(root: Path, paths: Iterable[str]) -> Tree:
     for level in tree.levels.values():
         level.folders.sort()
     _drop_outputs(tree, None)
-    _warn_of_pictures(tree)
+    warn_of_pictures(str(tree.root), tree.ignored)
     return tree
 
 
@@ -287,16 +287,16 @@ def _drop_outputs(tree: Tree, output: Path | None) -> None:
                 level.folders.remove(name)  # its files are counted
 
 
-def _warn_of_pictures(tree: Tree) -> None:
+def warn_of_pictures(uri: str, ignored: Mapping[str, int]) -> None:
     """Log a warning where pictures are skipped because nothing here reads them."""
-    pictures = {kind: count for kind, count in tree.ignored.items() if is_picture(kind)}
+    pictures = {kind: count for kind, count in ignored.items() if is_picture(kind)}
     advice = []
     if any(kind in _HEIF for kind in pictures):
         advice.append("HEIC is read once pillow-heif is installed: pip install 'featx[heif]'.")
     if not all(kind in _HEIF for kind in pictures):
         advice.append("Formats that featx does not read can be converted to JPEG or PNG.")
     if pictures:
-        log.warning("'%s': skipped %s. %s", tree.root, describe_ignored(pictures), " ".join(advice))
+        log.warning("'%s': skipped %s. %s", uri, describe_ignored(pictures), " ".join(advice))
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 SEPARATOR = "|"
 """Between the tags, or the numbers, of one label."""
 
+LABEL_NAMES = ("label", "class", "class_name", "category", "target")
+"""What a label is called, in a table's first line or in JSON."""
+
 _LARGEST = 1e30
 """Of a number that float32 can still calculate with."""
 _FEW = 20

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -209,3 +210,45 @@ def require_no_bomb(archive: Archive, members: Sequence[Member]) -> None:
             f"'{archive.path}' has {archive.stamp.size:,} bytes, and its images unpack to "
             f"{total:,}: it is a bomb, or damaged."
         )
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of an archive by path, and the paths that several have."""
+
+    by_path: Mapping[str, Member]
+    repeated: frozenset[str]
+
+    @classmethod
+    def of(cls, members: Iterable[Member]) -> Files:
+        by_path, repeated = dict[str, Member](), set[str]()
+        for member in members:
+            if member.kind != "folder":
+                if member.path in by_path:
+                    repeated.add(member.path)
+                by_path[member.path] = member
+        return cls(by_path, frozenset(repeated))
+
+    def find(self, archive: Archive, path: str) -> Member:
+        """Return the file at a path, or the one that a link at it leads to.
+
+        What cannot be read says why. Links lead to files of the archive only, over one step.
+
+        Raises:
+            SourceError: There are several.
+        """
+        if self.repeated and path in self.repeated:
+            raise SourceError(
+                f"'{archive.path}' holds several files called '{printable(path)}'. Only one can "
+                "be meant: pack the images again."
+            )
+        member = self.by_path[path]
+        if member.kind == "other":
+            return member._replace(refusal="not a regular file.")
+        if member.kind != "link" or member.refusal:
+            return member
+        target = self.by_path.get(posixpath.normpath(member.target))
+        if target is None or target.kind != "file" or target.path in self.repeated:
+            shown = printable(member.target)
+            return member._replace(refusal=f"it is a link to '{shown}', no file of the archive.")
+        return target

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from archives import add_to_tar, archive_of, pack
+from archives import add_to_tar, archive_of, mutated, pack
 
 from featx.errors import ImageError, SourceError
 from featx.images.sources import ImageSource, open_source
@@ -346,22 +346,7 @@ class TestDamage:
                     file.writestr(name, content)
         original = path.read_bytes()
         for _ in range(20):
-            content = bytearray(original)
-            for _ in range(rng.randint(1, 4)):
-                start = rng.randrange(len(content))
-                kind, length = rng.choice("fcdxi"), rng.randint(1, 600)
-                if kind == "f":
-                    content[start] = rng.randrange(256)
-                elif kind == "x":
-                    content[start : start + 8] = rng.choice([b"\xff" * 8, bytes(8), b"9" * 8])
-                elif kind == "d":
-                    del content[start : start + length]
-                elif kind == "c":
-                    at = rng.randrange(len(content))
-                    content[start : start + length] = content[at : at + length]
-                else:
-                    content[start:start] = rng.randbytes(length)
-            path.write_bytes(content)
+            path.write_bytes(mutated(original, rng))
             try:
                 source = open_source(str(path))
             except SourceError as err:
