@@ -293,6 +293,7 @@ _PROVENANCE = record(
         "columns": digest(),
         "drawn": flag,
     },
+    {"views": digest()},
 )
 _MADE_FROM = record({}, {"features": text()})
 

@@ -60,10 +60,11 @@ def record_provenance(
     ``drawn``, ``(n,)``, are their numbers where these are not all labelled rows of the training
     split.
     """
-    rows = _row_digests(cache, task)
+    rows = _row_digests(cache, task, with_views=True)
     chosen = None if drawn is None else rows[drawn]
     made = Provenance.of(_by_split(cache, rows), chosen).to_dict()
-    return {_KEY: made | {"columns": _columns(cache)}}
+    views = {"views": cache.views.fingerprint} if cache.views else {}
+    return {_KEY: made | {"columns": _columns(cache)} | views}
 
 
 def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
@@ -86,7 +87,8 @@ def staleness_of(head: Head, cache: FeatureFile) -> Staleness:
     if columns == _columns(cache):
         return Staleness()
     cache = cache.without(head.header.details.get("excluded", ()))
-    now = _by_split(cache, _row_digests(cache, TASKS[head.task]))
+    rows = _row_digests(cache, TASKS[head.task], with_views="views" in recorded)
+    now = _by_split(cache, rows)
     return Staleness(changes=changes_since(then, now), outdated=outdated_splits(then, now))
 
 
@@ -150,12 +152,16 @@ def open_features_of(
     return features_through(head, cache, weights), staleness
 
 
-def _row_digests(cache: FeatureFile, task: Task) -> np.ndarray:
-    """Return a digest of each row, at a cut of its stored activations."""
+def _row_digests(cache: FeatureFile, task: Task, *, with_views: bool) -> np.ndarray:
+    """Return a digest of each row, at a cut of its stored activations.
+
+    Views follow from an image's content and the network, so how they are drawn stands for them.
+    Those that a file has got since a head was trained don't make it stale.
+    """
     labels = digest_labels(cache.classes, task)[cache.labels]
     with reading_stored(cache) as stored:
         rows = digest_rows(cache.digests, labels, stored.blocks())
-    if cache.views:  # they follow from content and backbone, so that how they are drawn is enough
+    if cache.views and with_views:
         train = cache.rows("train")
         rows[train] = add_to_features(rows[train], bytes.fromhex(cache.views.fingerprint))
     return rows

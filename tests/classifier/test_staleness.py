@@ -11,14 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from activations import cut_header, write_activations
 from commands import featx_cli
+from feature_files import make_columns
+from headers import complete_header
 from PIL import Image
 
 import featx
-from featx.classifier.staleness import find_features, require_current, staleness_of
+from featx.classifier.staleness import (
+    find_features,
+    record_provenance,
+    require_current,
+    staleness_of,
+)
 from featx.errors import ArtifactInvalid, ArtifactMismatch
 from featx.features.file import open_features, verify_features
-from featx.heads.head import open_head, save_head
+from featx.features.records import RowLayout
+from featx.heads.head import Head, open_head, save_head
+from featx.heads.tasks import SINGLE_LABEL
 
 Row = tuple[str, str, str]
 """Name, label, split."""
@@ -247,3 +257,46 @@ def test_check_tells_machines_as_well(head, extract, rows):
     assert exit_code == 1
     assert not found["is_fresh"]
     assert found["staleness"]["changes"]["gone"] == 1
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Callable[..., str | None]:
+    """Return a function that trains on one made-up file, and tells what another changed."""
+
+    def run(before: RowLayout, after: RowLayout, *, seed: int = 0, **views: Any) -> str | None:
+        path = tmp_path / "maps.h5"
+        write_activations(path, before, 30)
+        trained = open_features(path)
+        details = record_provenance(trained, SINGLE_LABEL)
+        header = complete_header("head", trained.header.spec, trained.classes, details)
+        header_after = cut_header(after)
+        if views:
+            drawn = header_after.details["views"] | views
+            header_after = replace(header_after, details={**header_after.details, "views": drawn})
+        columns = make_columns(30)
+        write_activations(
+            path, after, 30, seed=seed, views_seed=len(views), header=header_after, **columns
+        )
+        head = Head(header, ((np.zeros((3, 4), np.float32), np.zeros(3, np.float32)),))
+        found = staleness_of(head, open_features(path))
+        return None if found.changes is None else str(found.changes)
+
+    return run
+
+
+MAPS = RowLayout((4, 3, 3), "float16")
+
+
+@pytest.mark.parametrize("layout", [MAPS, RowLayout((4,))])
+def test_views_that_are_drawn_otherwise_make_a_head_stale(tell, layout):
+    viewed = replace(layout, num_views=2)
+    assert tell(viewed, viewed) is None
+    assert tell(viewed, viewed, augment=["flip"])
+    assert tell(viewed, replace(layout, num_views=3))
+    assert tell(viewed, layout)
+    assert tell(layout, viewed) is None  # it never saw any
+
+
+def test_other_activations_make_a_head_stale_in_their_own_bits(tell):
+    assert tell(MAPS, MAPS) is None
+    assert tell(MAPS, MAPS, seed=1)

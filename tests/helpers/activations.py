@@ -33,15 +33,19 @@ def cut_header(layout: RowLayout, *, dtype: str = "float32", **details: Any) -> 
     return complete_header("features", spec, classes, {"dtype": dtype} | details)
 
 
-def values_of(layout: RowLayout, num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def values_of(
+    layout: RowLayout, num_rows: int, seed: int = 0, views_seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return features ``(n, size)`` and views ``(n, num_views, size)`` of made-up images."""
-    generator = np.random.default_rng(seed)
-    shape = (num_rows, 1 + layout.num_views, layout.size)
-    if layout.dtype == "uint8":
-        both = generator.integers(0, 256, shape).astype(np.uint8)
-    else:
-        both = generator.normal(size=shape).astype(layout.dtype)
-    return both[:, 0].copy(), both[:, 1:].copy()
+
+    def drawn(generator: np.random.Generator, *shape: int) -> np.ndarray:
+        if layout.dtype == "uint8":
+            return generator.integers(0, 256, shape).astype(np.uint8)
+        return generator.normal(size=shape).astype(layout.dtype)
+
+    features = drawn(np.random.default_rng(seed), num_rows, layout.size)
+    of_views = np.random.default_rng([seed, 1 + views_seed])
+    return features, drawn(of_views, num_rows, layout.num_views, layout.size)
 
 
 def append_batches(
@@ -79,13 +83,14 @@ def write_activations(
     num_rows: int = 30,
     *,
     seed: int = 0,
+    views_seed: int = 0,
     step: int = 4,
     dtype: str = "float32",
     header: Header | None = None,
     **columns: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Publish a file; return its features and the views of its training rows, as in the file."""
-    features, views = values_of(layout, num_rows, seed)
+    features, views = values_of(layout, num_rows, seed, views_seed)
     columns = make_columns(num_rows, seed=seed) | columns
     with Journal(path, layout=layout) as journal:
         journal.begin({"made": "up"})
