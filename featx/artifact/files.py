@@ -43,9 +43,10 @@ _NAMES: dict[Written, str] = {
     "card": "a model card",
 }
 _SIGNS: dict[Written, Callable[[bytes], bool]] = {
+    # the names that HDF5 leaves at the start of a large file too
     "features": lambda start: (
         start.startswith(b"\x89HDF\r\n\x1a\n")
-        and all(name in start for name in (b"sample_ids", b"digests", b"stamps", b"splits"))
+        and all(name in start for name in (b"sample_ids", b"digests", b"stamps"))
     ),
     "head": lambda start: start[8:].startswith(b'{"__metadata__":{"featx":'),
     "classifier": lambda start: b"\x12\x05featx" in start[:64],  # the producer of the model

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, require_apart, require_replaceable, run_files
-from featx.classifier.tails import features_through
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, save_head
 from featx.heads.samples.data import Step, no_step
@@ -41,8 +40,7 @@ def train_head(
     """Fit a head on the training split of a feature file and write it.
 
     Validation and test splits are only reported. A head at the output is replaced; one that was
-    made from the same features with the same options is left as it is. Activations at a cut are
-    taken through the pretrained network behind it.
+    made from the same features with the same options is left as it is.
 
     Args:
         features: The feature file; at a cut, the unchanged network behind it is run.
@@ -58,7 +56,7 @@ def train_head(
     """
     options, output = options or TrainOptions(), Path(output)
     require_apart({"the head": output}, run_files(Path(features)))
-    cache = features_through(None, open_features(features, features_later=True))
+    cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
     warn_of_leaks(cache)
     inputs, existing = _inputs(cache, options), find_head(output) if exists else None

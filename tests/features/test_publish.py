@@ -28,7 +28,7 @@ from feature_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.artifact import MAX_HEADER_BYTES
+from featx.artifact import MAX_HEADER_BYTES, is_own
 from featx.errors import ArtifactError, ArtifactExists, ArtifactInvalid
 from featx.features import publish, storage
 from featx.features.columns import BLOCK_ROWS
@@ -545,3 +545,9 @@ def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
         )
     size = (tmp_path / "f.h5").stat().st_size
     assert size <= claimed[0] <= size + 70_000
+    assert is_own(tmp_path / "f.h5", "features")
+
+
+def test_a_large_file_is_known_by_its_start(tmp_path):
+    write_features(tmp_path / "f.h5", np.ones((4000, 256), np.float32))
+    assert is_own(tmp_path / "f.h5", "features")

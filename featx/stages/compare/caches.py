@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.spec import BackboneSpec
-from featx.classifier.tails import features_through
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
@@ -104,7 +103,7 @@ def compare(
     for number, path in enumerate(paths, start=1):
         name = f"{path.name} ({number} of {len(paths)})"
         tell(f"Training on {name}")
-        cache = features_through(None, open_features(path))
+        cache = open_features(path)
         if not first:
             split, first = choose_split(cache, split), images_of(cache)
             warn_of_leaks(cache)
