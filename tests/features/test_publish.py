@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from activations import write_activations
 from feature_files import (
     append_rows,
     file_size_limit,
@@ -549,5 +550,5 @@ def test_the_space_that_is_claimed_is_hardly_more_than_the_file_takes(
 
 
 def test_a_large_file_is_known_by_its_start(tmp_path):
-    write_features(tmp_path / "f.h5", np.ones((4000, 256), np.float32))
+    write_activations(tmp_path / "f.h5", RowLayout((32, 32, 3), "uint8"), 3000, step=500)
     assert is_own(tmp_path / "f.h5", "features")
