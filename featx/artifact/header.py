@@ -186,7 +186,7 @@ def require_same_features(expected: Header, found: Header, *, path: Path) -> Non
         raise ArtifactMismatch(
             path,
             f"'{path}' has other features than those that trained this head: "
-            f"{listed(lines, 12, '; ')}. Run featx train-head again, or give the head's own file "
+            f"{listed(lines, 12, '; ')}. Train the head again, or give its own file "
             "by features=….",
         )
 

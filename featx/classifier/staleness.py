@@ -111,16 +111,17 @@ def require_current(head: Head, cache: FeatureFile, *, allow_stale: bool) -> Sta
     if found.changes and not allow_stale:
         raise ArtifactMismatch(
             cache.path,
-            f"The head is stale beside '{cache.path}': {found.changes}. Run featx train-head "
-            "again, or use the head as it is with stale=True.",
+            f"The head is stale beside '{cache.path}': {found.changes}. Run featx "
+            f"{head.made_by} again, or use the head as it is with stale=True.",
         )
     if found.changes:
         log.warning("The head is stale: %s.", found.changes)
     elif found.outdated:
         log.warning(
             "The %s images changed since the head was trained: its recorded scores are not those "
-            "of today. featx train-head brings them up to date.",
+            "of today. featx %s brings them up to date.",
             " and ".join(found.outdated),
+            head.made_by,
         )
     return found
 

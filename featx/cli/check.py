@@ -130,7 +130,8 @@ def status(folder: Path, as_json: bool) -> None:
     """Say which of FOLDER's files are current, and the command that fixes each other one.
 
     Its features.h5 is compared with the images, head.safetensors with the features, model.onnx with
-    the head. Exit code 0 if all three are current, else 1. FOLDER is artifacts by default.
+    the head; and so are features-CUT.h5 and tuned.safetensors. Exit code 0 if all of them are
+    current, else 1. FOLDER is artifacts by default.
     """
     from featx.stages.check import status as run
 

@@ -1,10 +1,14 @@
-"""Check the three files of a folder: which are current, and the commands that fix the others."""
+"""Check the files of a folder: which are current, and the commands that fix the others.
+
+Two chains lead to the model: features, head; and activations at a cut, tuned head.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,12 +26,15 @@ from featx.errors import (
 from featx.stages.check.stage import CheckOptions, compare_features
 
 if TYPE_CHECKING:
+    from featx.artifact import Header
     from featx.heads.head import Head
 
 State = Literal["current", "stale", "missing", "unfinished", "damaged", "unchecked"]
 
 FEATURES, HEAD, MODEL = "features.h5", "head.safetensors", "model.onnx"
+TUNED, CUT_FEATURES = "tuned.safetensors", "features-*.h5"
 DEFAULT_FOLDER = Path("artifacts")
+_USUAL = ("auto", "linear")
 T = TypeVar("T")
 
 
@@ -53,14 +60,21 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class StatusReport:
-    """Whether features, head and model of a folder are current."""
+    """Whether features, heads and model of a folder are current.
+
+    Attributes:
+        folder: Where they lie.
+        files: Features, head and model. Activations at a cut and the head that is tuned on them
+            stand before the model, where there are any; features and head are left out where there
+            are only these.
+    """
 
     folder: Path
-    files: tuple[FileStatus, FileStatus, FileStatus]
+    files: tuple[FileStatus, ...]
 
     @property
     def is_current(self) -> bool:
-        """Whether all three are."""
+        """Whether all of them are."""
         return all(file.state == "current" for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,28 +84,81 @@ class StatusReport:
 
 
 def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
-    """Return whether features, head and model of a folder are what their inputs give today.
+    """Return whether features, heads and model of a folder are what their inputs give today.
 
     Images are compared by size and times; only those that look changed are read.
 
     Args:
-        folder: Where ``features.h5``, ``head.safetensors`` and ``model.onnx`` lie, or are to.
+        folder: Where ``features.h5``, ``head.safetensors`` and ``model.onnx`` lie, or are to; also
+            ``features-CUT.h5`` and ``tuned.safetensors``.
 
     Raises:
         ConfigError: It is a file.
     """
-    from featx.heads.head import open_head
-
     folder = Path(folder)
     if os.path.isfile(folder):  # noqa: PTH113 as below
         raise ConfigError(f"'{folder}' is a file; give the folder of the three files.")
-    opened = _open(folder / HEAD, "head", _command("train-head", folder), open_head)
-    head = None if isinstance(opened, FileStatus) else opened
-    head_status = opened if isinstance(opened, FileStatus) else _head_status(folder, opened)
-    model_status = _model_status(folder, head)
-    if head_status.state == "stale" and model_status.state == "current":
-        model_status = FileStatus(model_status.path, "stale", "its head is stale")
-    return StatusReport(folder, (_features_status(folder, head), head_status, model_status))
+    head, tuned = _Trained.open(folder, HEAD), _Trained.open(folder, TUNED)
+    at_cuts = _at_cuts(folder, (head, tuned))
+    is_plain = _is_there(folder / FEATURES) or head.status.state != "missing"
+    is_plain |= not at_cuts and tuned.status.state == "missing"
+    files = []
+    if is_plain:
+        if head.features == folder / FEATURES or _is_there(folder / FEATURES):
+            files.append(_features_status(folder / FEATURES, head))
+        files.append(head.status)
+    files += [_features_status(path, tuned if tuned.features == path else head) for path in at_cuts]
+    if tuned.status.state != "missing" or not is_plain:
+        files.append(tuned.status)
+    heads = [own for own in (head, tuned) if own.status in files]
+    return StatusReport(folder, (*files, _model_status(folder, heads)))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A head of a folder, the feature file there that it is of, and its status."""
+
+    path: Path
+    head: Head | None
+    features: Path
+    status: FileStatus
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> _Trained:
+        from featx.heads.head import open_head
+
+        path, features = folder / name, folder / FEATURES
+        if name == TUNED:
+            features = next(iter(_cut_files(folder)), folder / "features-CUT.h5")
+        opened = _open(path, "head", _train_again(path, features, None), open_head)
+        if isinstance(opened, FileStatus):
+            return cls(path, None, features, opened)
+        if opened.cut is not None:
+            features = folder / Path(str(opened.header.details["features"])).name
+        return cls(path, opened, features, _head_status(path, opened, features))
+
+
+def _at_cuts(folder: Path, heads: Sequence[_Trained]) -> list[Path]:
+    """Return the files of activations in a folder, or that its heads were trained on."""
+    known = [own.features for own in heads if own.head is not None and own.head.cut is not None]
+    return sorted({*known, *_cut_files(folder)})
+
+
+def _cut_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold activations at a cut."""
+    from featx.features.file import open_features
+
+    found = []
+    for path in sorted(folder.glob(CUT_FEATURES)):
+        with suppress(ArtifactError):
+            if open_features(path, verify=False).cut is not None:
+                found.append(path)
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    # os.path answers where pathlib raises: for a folder that may not be searched.
+    return os.path.exists(path) or os.path.exists(partial_path(path))  # noqa: PTH110
 
 
 def _open(path: Path, kind: Written, command: str, read: Callable[[Path], T]) -> T | FileStatus:
@@ -111,47 +178,49 @@ def _damaged(path: Path, kind: Written, err: ArtifactError, command: str) -> Fil
     return FileStatus(path, "damaged", f"{err} Move it: featx does not replace it.")
 
 
-def _command(stage: str, folder: Path, *arguments: str) -> str:
-    """Return the command that makes a file of a folder; short for the default folder."""
-    features, head, model = (str(folder / name) for name in (FEATURES, HEAD, MODEL))
-    paths = {
-        "extract": ("-o", features),
-        "train-head": (features, "-o", head),
-        "export": (head, "--onnx", model),
-    }[stage]
-    return shlex.join(("featx", stage, *arguments, *(() if folder == DEFAULT_FOLDER else paths)))
+def _command(stage: str, *arguments: str | Path) -> str:
+    """Return the command that makes a file; short where all paths are the default ones."""
+    usual = {str(DEFAULT_FOLDER / name) for name in (FEATURES, HEAD, MODEL)}
+    texts = [str(argument) for argument in arguments]
+    kept = [
+        text
+        for text, following in zip(texts, [*texts[1:], ""], strict=True)
+        if text not in usual and not (text in ("-o", "--onnx") and following in usual)
+    ]
+    return shlex.join(("featx", stage, *kept))
 
 
-def _extract_again(folder: Path, head: Head | None, *arguments: str) -> str:
+def _extract_again(path: Path, head: Head | None, *arguments: str) -> str:
     """Return the command that makes features again, with what a head knows of them."""
     if head is None:
-        return _command("extract", folder, "photos/", *arguments)
-    details = head.header.details
+        return _command("extract", "photos/", *arguments, "-o", path)
+    details, spec = head.header.details, head.header.spec
     scheme, _, name = str(details["weights"]).partition(":")
     weights = "none" if scheme == "random" else name
     arguments = (*(("-w", weights) if weights else ()), *arguments)
-    source, backbone = str(details["source"]), str(head.header.spec["backbone"])
-    return _command("extract", folder, source, "-b", backbone, *arguments)
+    if head.cut is not None:
+        arguments = ("--cut", head.cut, *arguments)
+    source, backbone = str(details["source"]), str(spec["backbone"])
+    return _command("extract", source, "-b", backbone, *arguments, "-o", path)
 
 
-def _features_status(folder: Path, head: Head | None) -> FileStatus:
-    path, command = folder / FEATURES, _command("extract", folder)
-    # os.path answers where pathlib raises: for a folder that may not be searched.
+def _features_status(path: Path, trained: _Trained) -> FileStatus:
+    head, command = trained.head, _command("extract", "-o", path)
     if os.path.exists(partial_path(path)):  # noqa: PTH110
         return FileStatus(path, "unfinished", _progress(path), command)
     if not os.path.exists(path):  # noqa: PTH110
-        return FileStatus(path, "missing", command=_extract_again(folder, head))
+        return FileStatus(path, "missing", command=_extract_again(path, head))
     try:
         found = compare_features(path, None, CheckOptions())
     except SourceError as err:
-        moved = _command("extract", folder, "NEW_FOLDER", "--verify-content")
+        moved = _command("extract", "NEW_FOLDER", "--verify-content", "-o", path)
         return FileStatus(path, "unchecked", str(err), moved)
     except ArtifactError as err:
-        return _damaged(path, "features", err, _extract_again(folder, head, "--overwrite"))
+        return _damaged(path, "features", err, _extract_again(path, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
     if found.settings:  # of the file's own, only the weights can be others now
-        command = _command("extract", folder, "-w", "WEIGHTS_FILE")
+        command = _command("extract", "-w", "WEIGHTS_FILE", "-o", path)
     return FileStatus(path, "stale", found.changes, command)
 
 
@@ -166,15 +235,13 @@ def _progress(path: Path) -> str:
     return f"{what} was interrupted: {done:,} of {counted(total, 'image')} done"
 
 
-def _head_status(folder: Path, head: Head) -> FileStatus:
+def _head_status(path: Path, head: Head, features: Path) -> FileStatus:
     from featx.classifier.staleness import staleness_of
     from featx.features.file import open_features
 
-    given = head.trained_with.items()
-    options = [(f"--{name}", value) for name, value in given if value not in ("auto", "linear")]
-    path, command = folder / HEAD, _command("train-head", folder, *chain.from_iterable(options))
+    command = _train_again(path, features, head)
     try:
-        found = staleness_of(head, open_features(folder / FEATURES, verify=False))
+        found = staleness_of(head, open_features(features, verify=False))
     except ArtifactMismatch as err:
         return FileStatus(path, "stale", str(err), command)
     except ArtifactError as err:
@@ -189,20 +256,38 @@ def _head_status(folder: Path, head: Head) -> FileStatus:
     return FileStatus(path, "stale", reason, command) if reason else FileStatus(path, "current")
 
 
-def _model_status(folder: Path, head: Head | None) -> FileStatus:
+def _train_again(path: Path, features: Path, head: Head | None) -> str:
+    """Return the command that trains a head again as it was trained."""
+    made_by = ("finetune" if path.name == TUNED else "train-head") if head is None else head.made_by
+    given = {} if head is None else head.trained_with
+    options = [(f"--{name}", value) for name, value in given.items() if value not in _USUAL]
+    flags = ("--scratch",) if head and head.header.details["choice"].get("scratch") else ()
+    return _command(made_by, *chain.from_iterable(options), *flags, features, "-o", path)
+
+
+def _model_status(folder: Path, heads: Sequence[_Trained]) -> FileStatus:
     from featx.classifier.seal import read_sealed_header
 
-    path, command = folder / MODEL, _command("export", folder)
+    path, last = folder / MODEL, heads[-1].path
+    command = _command("export", last, "--onnx", path)
     header = _open(path, "classifier", command, read_sealed_header)
     if isinstance(header, FileStatus):
         return header
-    if head is None:
+    opened = [(own, own.head) for own in heads if own.head is not None]
+    if not opened:
         return FileStatus(path, "unchecked", "its head is not there, or damaged")
+    exported = [own for own, head in opened if _is_of(header, head)]
+    if not exported:
+        return FileStatus(path, "stale", "it was exported from another head", command)
+    if exported[0].status.state == "stale":
+        return FileStatus(path, "stale", "its head is stale")
+    return FileStatus(path, "current")
+
+
+def _is_of(header: Header, head: Head) -> bool:
+    """Return whether a model was exported from a head."""
     made_from = header.details.get("made_from")
     if isinstance(made_from, dict):
-        same = made_from.get("head") == head.sha256
-    else:  # earlier versions noted the weights of the head alone
-        same = header.details.get("head_sha256") == head.header.details["sha256"]
-    if same:
-        return FileStatus(path, "current")
-    return FileStatus(path, "stale", "it was exported from another head", command)
+        return bool(made_from.get("head") == head.sha256)
+    # earlier versions noted the weights of the head alone
+    return bool(header.details.get("head_sha256") == head.header.details["sha256"])

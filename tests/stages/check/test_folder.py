@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from commands import featx_cli
+from tuned import write_cut, write_tuned
 
 from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions
 from featx.stages.check import StatusReport, status
+from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import extract
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
@@ -250,3 +252,69 @@ def test_running_it_all_again_does_only_what_is_left(made, source):
     result = featx_cli("run", "-b", "resnet18", "-o", made)
     assert result.exit_code == 1
     assert f"Use --overwrite to replace it, or -o '{made}-resnet18'." in result.stderr
+
+
+@pytest.fixture
+def tuned_made(made: Path, source: Path) -> Path:
+    """The folder of ``made`` with activations at a cut and a tuned head besides."""
+    features = made / "features-stage3.h5"
+    write_cut(features, made / "features.h5", source, "stage3")
+    write_tuned(made / "tuned.safetensors", features)
+    return made
+
+
+def names(report: StatusReport) -> list[str]:
+    return [file.path.name for file in report.files]
+
+
+BOTH = ["features.h5", "head.safetensors", "features-stage3.h5", "tuned.safetensors", "model.onnx"]
+
+
+def test_both_chains_of_a_folder_are_told_and_a_model_of_either_is_current(tuned_made):
+    found = status(tuned_made)
+    assert names(found) == BOTH
+    assert found.is_current
+    options = ExportOptions(verify=False)
+    export_onnx(tuned_made / "tuned.safetensors", tuned_made / "model.onnx", options)
+    assert status(tuned_made).is_current
+    write_tuned(tuned_made / "tuned.safetensors", tuned_made / "features-stage3.h5", strength=0.1)
+    found = status(tuned_made)
+    assert states(found) == [*["current"] * 4, "stale"]
+    assert found.files[4].reason == "it was exported from another head"
+    command = shlex.split(found.files[4].command)
+    assert command[:3] == ["featx", "export", str(tuned_made / "tuned.safetensors")]
+
+
+def test_a_folder_with_activations_alone_needs_no_plain_features(tuned_made):
+    options = ExportOptions(verify=False)
+    export_onnx(tuned_made / "tuned.safetensors", tuned_made / "model.onnx", options)
+    for name in BOTH[:2]:
+        (tuned_made / name).unlink()
+    found = status(tuned_made)
+    assert names(found) == BOTH[2:]
+    assert found.is_current
+    (tuned_made / "tuned.safetensors").unlink()
+    found = status(tuned_made)
+    assert names(found) == BOTH[2:]
+    assert states(found) == ["current", "missing", "unchecked"]
+    assert found.files[1].command.startswith("featx finetune ")
+    assert "features-stage3.h5" in found.files[1].command
+
+
+def test_activations_that_are_gone_name_the_cut(tuned_made):
+    (tuned_made / "features-stage3.h5").unlink()
+    found = status(tuned_made)
+    assert names(found) == BOTH
+    assert states(found) == ["current", "current", "missing", "unchecked", "current"]
+    assert " -b tiny --cut stage3 -o " in found.files[2].command
+
+
+def test_a_tuned_head_of_other_rows_is_stale(tuned_made, source):
+    next(source.glob("*/*.jpg")).unlink()
+    extract(source, tuned_made / "features.h5")
+    features = tuned_made / "features-stage3.h5"
+    assert states(status(tuned_made))[2:4] == ["stale", "current"]
+    write_cut(features, tuned_made / "features.h5", source, "stage3")
+    found = status(tuned_made)
+    assert states(found)[2:4] == ["current", "stale"]
+    assert found.files[3].command.startswith("featx finetune ")
