@@ -33,7 +33,8 @@ from featx.cli.info import training_fields
 from featx.errors import ArtifactInvalid, FeatxError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
-from featx.heads.head import describe_head, open_head
+from featx.heads.describe import describe_head
+from featx.heads.head import open_head
 from featx.heads.tasks import TASKS, task_of
 from featx.images.preprocess import Crop, Decode, Interpolation, PreprocessSpec
 from featx.stages.check import check

@@ -105,7 +105,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 
 def training_fields(header: Header) -> Iterator[tuple[str, object]]:
     """Yield how the network behind the cut of a head or model was trained, if it was."""
-    from featx.heads.head import describe_head, describe_training
+    from featx.heads.describe import describe_head, describe_training
 
     spec, details = header.spec, header.details
     choice = details.get("choice" if header.kind == "head" else "head", {})

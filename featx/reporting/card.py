@@ -14,7 +14,7 @@ from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_rep
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
-from featx.heads.head import describe_training
+from featx.heads.describe import describe_training
 from featx.heads.tasks import Labels, Task, task_of
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.templates import markdown, markdown_table, render, safe

@@ -13,7 +13,8 @@ from featx.artifact import PAGE_SIGN, without_folders
 from featx.classifier.staleness import Staleness
 from featx.errors import counted
 from featx.features.file import FeatureFile
-from featx.heads.head import Head, describe_training
+from featx.heads.describe import describe_training
+from featx.heads.head import Head
 from featx.heads.tasks import TASKS, TaskName
 from featx.heads.tasks.losses import sigmoid
 from featx.heads.tasks.scores import Scores

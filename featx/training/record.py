@@ -14,7 +14,8 @@ from featx.classifier.staleness import record_provenance
 from featx.errors import ArtifactError
 from featx.features.file import FeatureFile
 from featx.features.splits import MAX_HELD_OUT, HeldOut
-from featx.heads.head import Head, describe_head, open_head
+from featx.heads.describe import describe_head
+from featx.heads.head import Head, open_head
 from featx.heads.samples.selection import ClassWeight
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration

@@ -43,7 +43,8 @@ from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features
 from featx.errors import ArtifactError, BackboneError, ConfigError, ExportError
 from featx.features.file import FeatureFile
-from featx.heads.head import Head, describe_head, open_head
+from featx.heads.describe import describe_head
+from featx.heads.head import Head, open_head
 from featx.heads.tasks import TASKS
 from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import spread
