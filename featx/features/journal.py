@@ -72,6 +72,7 @@ class Journal:
         self._offsets = array("q")  # of each batch's record
         self._first_rows = array("q")  # number of each batch's first row
         self._has_views = array("b")  # each batch
+        self._last: tuple[int, Batch] | None = None  # that was read for its rows
         if os.path.lexists(self.path):
             try:
                 self._open()
@@ -81,6 +82,7 @@ class Journal:
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Forget every batch, and begin with these settings at the next one."""
+        self._last = None
         own = {} if self.layout.is_plain else {_LAYOUT: self.layout.to_dict()}
         self.settings, self.num_rows, self.num_images, self._end = {**settings, **own}, 0, 0, 0
         self._offsets, self._first_rows, self._has_views = array("q"), array("q"), array("b")
@@ -123,7 +125,9 @@ class Journal:
         block = RowBlock.empty(len(numbers), self.layout)
         owners = np.searchsorted(np.frombuffer(self._first_rows, "q"), numbers, side="right") - 1
         for owner in np.unique(owners):
-            batch, wanted = self._batch(int(owner)), owners == owner
+            if self._last is None or self._last[0] != owner:
+                self._last = int(owner), self._batch(int(owner))
+            batch, wanted = self._last[1], owners == owner
             local = numbers[wanted] - self._first_rows[owner]
             block.features[wanted] = batch.features[local]
             block.stamps[wanted] = batch.stamps[batch.has_row][local]

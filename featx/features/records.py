@@ -149,7 +149,7 @@ class RowBlock(NamedTuple):
 
 def record(number: int, payload: bytes) -> bytes:
     start = _HEAD.pack(MAGIC, number, len(payload), 0)[:-4]
-    return start + struct.pack("<I", zlib.crc32(payload, zlib.crc32(start))) + payload
+    return b"".join((start, struct.pack("<I", zlib.crc32(payload, zlib.crc32(start))), payload))
 
 
 class Scan:
@@ -205,10 +205,19 @@ def read_record(
         magic, found, length, crc = _HEAD.unpack(head)
         room = os.fstat(descriptor).st_size - offset - _HEAD.size
         if magic == MAGIC and found == number and length <= (room if limit is None else limit):
-            payload = os.pread(descriptor, length, offset + _HEAD.size)
+            payload = _read_at(descriptor, length, offset + _HEAD.size)
             if zlib.crc32(payload, zlib.crc32(head[:-4])) == crc and len(payload) == length:
                 return payload
     raise ArtifactInvalid(path, f"'{path}' is damaged at byte {offset}.")
+
+
+def _read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Return bytes of a file, fewer at its end; the system gives 2 GiB at most at once."""
+    parts: list[bytes] = []
+    while length and (part := os.pread(descriptor, length, offset)):
+        parts.append(part)
+        length, offset = length - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def pack(batch: Batch, layout: RowLayout) -> bytes:
@@ -228,7 +237,8 @@ def pack(batch: Batch, layout: RowLayout) -> bytes:
     entries["reason_bytes"] = [len(reason) for reason in reasons]
     text = b"".join(ids) + b"".join(reasons)
     counts = _COUNTS.pack(len(ids), num_rows, len(text))
-    values = [np.ascontiguousarray(part, dtype=layout.stored).tobytes() for part, _ in rows]
+    stored = (np.ascontiguousarray(part, dtype=layout.stored) for part, _ in rows)
+    values = [part.reshape(-1).view(np.uint8) for part in stored]  # not copied
     return b"".join((counts, entries.tobytes(), text, *values))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import threading
 import tracemalloc
 from dataclasses import replace
@@ -393,3 +394,24 @@ def test_threads_read_the_same_as_one(maps):
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_processes_that_were_forked_read_the_same_as_one(maps):
+    cache = open_features(maps)
+    with reading_activations(cache) as activations:
+
+        def digest() -> str:
+            random, found = np.random.default_rng(0), hashlib.sha256()
+            for _ in range(500):
+                rows = 7 + np.flatnonzero(random.random(40) < 0.1)
+                found.update(activations.read(rows, int(random.integers(0, 3))).data)
+            return found.hexdigest()
+
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        children = [context.Process(target=lambda: answers.put(digest())) for _ in range(4)]
+        for child in children:
+            child.start()
+        assert {answers.get() for _ in children} == {digest()}
+        for child in children:
+            child.join()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.journal import Journal
-from featx.features.records import Batch, RowLayout, pack, require_float16, unpack
+from featx.features.records import Batch, RowLayout, pack, read_record, require_float16, unpack
 
 LAYOUTS = st.builds(
     RowLayout,
@@ -170,3 +172,24 @@ def test_activations_too_small_for_float16_name_image_cut_and_option(monkeypatch
     message = r"the activations of 'c' at the cut 'layer4' by .*Use dtype='float32'"
     with pytest.raises(ConfigError, match=message):
         require_float16(rows, "abcd", cut="layer4")
+
+
+def test_each_record_is_read_once_by_readers_of_ascending_rows(tmp_path, monkeypatch):
+    write_journal(tmp_path / "f.h5", MAPS)
+    with Journal(tmp_path / "f.h5", layout=MAPS) as journal:
+        num_records = len(list(journal.batches()))
+        read = Mock(side_effect=read_record)
+        monkeypatch.setattr("featx.features.journal.read_record", read)
+        for row in range(12):
+            journal.rows(np.array([row]))
+        assert read.call_count == num_records > 3
+
+
+def test_records_longer_than_the_system_reads_at_once(tmp_path, monkeypatch):
+    content = write_journal(tmp_path / "f.h5", MAPS)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, place: pread(file, min(size, 100), place))
+    with Journal(tmp_path / "f.h5", layout=MAPS) as journal:
+        assert journal.num_rows == 12
+        assert journal.rows(np.arange(12)).features.tobytes() == values_of(MAPS, 12)[0].tobytes()
+        assert journal.path.read_bytes() == content
