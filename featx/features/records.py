@@ -238,7 +238,7 @@ def pack(batch: Batch, layout: RowLayout) -> bytes:
     text = b"".join(ids) + b"".join(reasons)
     counts = _COUNTS.pack(len(ids), num_rows, len(text))
     stored = (np.ascontiguousarray(part, dtype=layout.stored) for part, _ in rows)
-    values = [part.reshape(-1).view(np.uint8) for part in stored]  # not copied
+    values = [part.reshape(-1).view(np.uint8).data for part in stored]  # not copied
     return b"".join((counts, entries.tobytes(), text, *values))
 
 
