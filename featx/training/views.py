@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 _COMPARED = {"log_loss": -1, "mae": -1, "top1": 1, "mean_average_precision": 1, "r2": 1}
 """Scores of a task that are shown with and without views; 1 where more is better."""
 
+_CLEARLY = 0.05
+"""Share by which log loss or error must grow for a warning."""
+
 
 def versions_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray:
     """Return training rows and their views, ``((1 + num_views) * n, num_features)`` float32.
@@ -34,7 +37,8 @@ def compare_views(
 ) -> dict[str, Any]:
     """Return the scores of held-out samples, trained with views and without, as JSON values.
 
-    Where views made all scores worse, a warning says so. Without held-out samples both are None.
+    Where views made all scores worse, and clearly so, a warning says it. Without held-out samples
+    both are None.
     """
     found = {"num_views": num_views, "with": None, "without": None}
     if with_views is None or without is None:
@@ -42,13 +46,15 @@ def compare_views(
     names = [name for name in _COMPARED if getattr(with_views, name, None) is not None]
     names = [name for name in names if getattr(without, name) is not None]
     ours, theirs = ({name: getattr(s, name) for name in names} for s in (with_views, without))
-    if all((ours[name] - theirs[name]) * _COMPARED[name] < 0 for name in names):
+    error = names[0]  # log loss or mae
+    worse = all((ours[name] - theirs[name]) * _COMPARED[name] < 0 for name in names)
+    if worse and ours[error] > (1 + _CLEARLY) * theirs[error]:
         changes = (f"{name} {theirs[name]:.4f} → {ours[name]:.4f}" for name in names)
         log.warning(
             "Views made the held-out scores worse (%s): the augmentation may show another class, "
             "as a mirrored letter does. Train without views by use_views=False, or extract them "
             "with another augmentation.",
-            ", ".join(changes).replace("_", " "),
+            ", ".join(changes).replace("_", " ").replace("top1", "top-1"),
         )
     shared = {"num_samples": with_views.num_samples}
     return found | shared | {"with": ours, "without": theirs}
