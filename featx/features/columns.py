@@ -56,7 +56,7 @@ def schema_of(layout: RowLayout, num_rows: int, num_train: int, id_bytes: int) -
         schema[name] = Column((num_rows, *shape), dtype, (at_once, *shape))
     if layout.num_views:
         most = max(layout.row_bytes, _VIEWS_BYTES // layout.num_views)
-        at_once = min(_chunk_rows(layout.row_bytes, max(1, num_train)), most // layout.row_bytes)
+        at_once = min(_chunk_rows(layout.row_bytes, num_train), most // layout.row_bytes)
         shape, chunks = (num_train, layout.num_views, *layout.shape), (at_once, 1, *layout.shape)
         schema["views"] = Column(shape, layout.stored, chunks)
     return schema
@@ -89,4 +89,4 @@ def file_size(schema: dict[str, Column], header_bytes: int) -> int:
 
 
 def _chunk_rows(row_bytes: int, num_rows: int) -> int:
-    return min(num_rows, max(1, _CHUNK_BYTES // row_bytes))
+    return max(1, min(num_rows, _CHUNK_BYTES // row_bytes))

@@ -188,6 +188,7 @@ def test_required_bytes_are_those_that_are_written(tmp_path, layout):
     found = required_bytes(layout, 200, num_train)
     assert 0.8 * journal_bytes < found[0] < 2 * journal_bytes
     assert file_bytes < found[1] + 2000
+    assert required_bytes(layout, 0)[0] == 0 < required_bytes(layout, 0)[1]
     big = RowLayout((256, 14, 14), "float16", 4)
     for size in required_bytes(big, 10_000, 8000):
         assert size == pytest.approx(big.row_bytes * (10_000 + 4 * 8000), rel=0.01)
