@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from feature_files import InThisProcess
 from headers import complete_header
 
@@ -59,8 +60,6 @@ def write_activations(
 
     Views are the image mirrored, or shifted by a few pixels. ``splits`` are 0 train, 1 val, 2 test.
     """
-    import torch
-
     stem, spec = tiny_stem(cut)
     dtype = "uint8" if cut == "input" else "float16"
 

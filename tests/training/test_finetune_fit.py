@@ -78,3 +78,15 @@ def test_scores_are_those_of_the_written_tail_and_head(tmp_path: Path):
         rows = cache.rows(split)
         outputs = apply_layers(tuned.trained.layers, vectors.features[rows])
         assert tuned.trained.task.measure(outputs, cache.labels[rows]) == scores
+
+
+def assert_same(ours: Tuned, theirs: Tuned) -> None:
+    """Check that two runs came to the same bits."""
+    assert ours.trained.choice == theirs.trained.choice
+    assert ours.trained.calibration == theirs.trained.calibration
+    assert ours.trained.metrics == theirs.trained.metrics
+    for a, b in zip(ours.trained.layers, theirs.trained.layers, strict=True):
+        assert a[0].tobytes() == b[0].tobytes()
+        assert a[1].tobytes() == b[1].tobytes()
+    assert ours.tail.keys() == theirs.tail.keys()
+    assert all(own.tobytes() == theirs.tail[name].tobytes() for name, own in ours.tail.items())

@@ -138,7 +138,7 @@ class _Trainer:
                 groups, momentum=recipe.momentum
             )
         else:
-            self.optimizer = torch.optim.AdamW(groups)
+            self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.tail, self.head, self.goal, self.recipe = tail, head, goal, recipe
         self.step = 0
         self._average: dict[str, Tensor] = self.tensors() if recipe.average == "ema" else {}
@@ -178,7 +178,7 @@ class _Trainer:
         for name, parameter in self.model.named_parameters():
             if name in state.optimizer:
                 self.optimizer.state[parameter] = {
-                    key: value.to(parameter.device if value.ndim else value.device, copy=True)
+                    key: _laid_out_as(parameter, value)
                     for key, value in state.optimizer[name].items()
                 }
         self.step = state.step
@@ -332,6 +332,13 @@ class _Trainer:
                 self._average[name].lerp_(value, 1 - decay)
             else:
                 self._average[name].copy_(value)
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a copy of a moment as the optimizer needs it: its values in the parameter's order."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _is_over(state: State, recipe: Recipe) -> bool:
