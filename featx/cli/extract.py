@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport, Profile
 
 
+_SOURCE_OPTIONS = {
+    "path_column": ("NAME", "Column of a table with the paths of images.  [a common name]"),
+    "label_column": ("NAME", "Column with labels.  [a common name]"),
+    "split_column": ("NAME", "Column with train, val or test.  [split]"),
+    "group_column": ("NAME", "Column with groups that stay in one split.  [group]"),
+    "root": ("FOLDER", "What paths in a table are relative to.  [the table's folder]"),
+    "suffix": ("TEXT", "What follows paths that do not end in it already, such as .jpg."),
+    "encoding": ("NAME", "Of names in a zip of an old program.  [cp437]"),
+}
+
+
+def _source_options(command: click.decorators.FC) -> click.decorators.FC:
+    for name, (metavar, text) in reversed(_SOURCE_OPTIONS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        command = click.option(flag, metavar=metavar, help=text)(command)
+    return command
+
+
 @click.command()
 @options.source
 @click.option(
@@ -84,6 +102,7 @@ if TYPE_CHECKING:
     help="Threads that decode and run the backbone; beside a GPU each has a process that decodes.  "
     "[one per core]",
 )
+@_source_options
 @click.option("--profile", is_flag=True, help="Print where the time went.")
 @options.quiet
 def extract(
@@ -93,8 +112,8 @@ def extract(
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
     a folder of images; a .zip or .tar of any of these; WebDataset shards, 'train-{000..099}.tar'; a
-    .csv or .tsv with the columns path,label[,split][,group]; cifar10:FOLDER with CIFAR-10's python
-    pickles; or digits:, scikit-learn's built-in digits.
+    .csv or .tsv with the columns path,label[,split][,group] or others; cifar10:FOLDER with
+    CIFAR-10's python pickles; or digits:, scikit-learn's built-in digits.
 
     Run it again to resume after an interruption, or to bring the file up to date: only new and
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;
@@ -104,6 +123,7 @@ def extract(
     from featx.stages.extract import extract as run
 
     output = output or options.features_path(settings["cut"])
+    source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})
     extract_options = ExtractOptions(**options.given(settings))
     with progress_bars(quiet=quiet) as bar:
         report = run(
@@ -117,6 +137,16 @@ def extract(
     print_skipped(report.skipped, rest="featx info --json")
     if profile and report.profile:
         _print_profile(report.profile)
+
+
+def _address(source: str | None, settings: dict[str, str | None]) -> str | None:
+    """Return the source with how to read it, which files keep."""
+    from featx.images.sources import with_options
+
+    given = {name: value for name, value in settings.items() if value}
+    if given and source is None:
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs SOURCE.")
+    return with_options(source, given) if source is not None and given else source
 
 
 def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:

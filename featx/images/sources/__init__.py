@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featx.errors import SourceError
+from featx.images.sources.address import SourceOptions, split_address, with_options
 from featx.images.sources.labels import (
     warn_of_odd_classes,
     warn_of_split_groups,
@@ -34,6 +35,7 @@ __all__ = [
     "UNKNOWN_TIME",
     "ImageSource",
     "Sample",
+    "SourceOptions",
     "Stamp",
     "group_numbers",
     "open_source",
@@ -41,8 +43,10 @@ __all__ = [
     "warn_of_odd_classes",
     "warn_of_split_groups",
     "warn_of_two_labels",
+    "with_options",
 ]
 
+_TABLES = (".csv", ".tsv")
 _ARCHIVES = frozenset(
     {
         *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst"),
@@ -56,7 +60,7 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
     """Return the samples that ``uri`` names; images are read later, one by one.
 
     Args:
-        uri: What a user types.
+        uri: What a user types; ``with_options`` adds how to read it.
         output: A file that is about to be made, whose folder is no class.
 
     Raises:
@@ -69,13 +73,15 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
     try:
         if uri.startswith("cifar10:"):
             return open_cifar10(Path(uri.removeprefix("cifar10:")).expanduser())
-        return _open_path(uri, Path(uri).expanduser(), output)
+        name, options = split_address(uri)
+        return _open_path(name, Path(name).expanduser(), output, options)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
 
 
-def _open_path(uri: str, path: Path, output: Path | None) -> ImageSource:
-    if path.suffix.lower() == ".tar" and "{" in uri and not path.exists():
+def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions) -> ImageSource:
+    ending = path.suffix.lower()
+    if ending == ".tar" and "{" in uri and not path.exists():
         from featx.images.sources.archive import open_shards
 
         return open_shards(path)
@@ -84,15 +90,18 @@ def _open_path(uri: str, path: Path, output: Path | None) -> ImageSource:
     if path.is_dir():
         from featx.images.sources.folder import open_folder
 
+        options.require_fit(uri, "a folder")
         return open_folder(path, output=output)
-    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+    if ending in _TABLES and path.is_file():
         from featx.images.sources.manifest import open_manifest
 
-        return open_manifest(path)
-    if path.suffix.lower() in _ARCHIVES and path.is_file():
+        options.require_fit(uri, "a table")
+        return open_manifest(path, options)
+    if ending in _ARCHIVES and path.is_file():
         from featx.images.sources.archive import open_archive
 
-        return open_archive(path)
+        options.require_fit(uri, "an archive")
+        return open_archive(path, options)
     raise SourceError(
         f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
         "manifest, cifar10:FOLDER, or digits:."

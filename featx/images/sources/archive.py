@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featx.errors import SourceError, counted
+from featx.images.sources.address import NO_OPTIONS, SourceOptions
 from featx.images.sources.entries import tree_of
 from featx.images.sources.folder import arrange
 from featx.images.sources.members import Archive, ArchiveSource, Files, Member, require_no_bomb
@@ -31,19 +32,19 @@ _STARTS = {
 }
 
 
-def open_archive(path: Path, *, encoding: str = "") -> ArchiveSource:
+def open_archive(path: Path, options: SourceOptions = NO_OPTIONS) -> ArchiveSource:
     """Return the images of an archive, with classes and splits as of a folder, sorted by id.
 
     Args:
         path: The archive.
-        encoding: Of a zip's names that are neither marked as UTF-8 nor can be that.
+        options: The encoding of names.
 
     Raises:
         SourceError: It is damaged or made to harm, has no images, or is not laid out as expected.
     """
     path = path.resolve()
     archive = Archive.of(path)
-    members = list_members(archive, encoding=encoding)
+    members = list_members(archive, encoding=options.encoding)
     if path.suffix.lower() == ".tar" and holds_samples(members):
         return read_shards(str(path), [(archive, members)])
     tree = tree_of(path, (_tree_path(member) for member in members))
@@ -52,7 +53,8 @@ def open_archive(path: Path, *, encoding: str = "") -> ArchiveSource:
     found = [files.find(archive, sample.sample_id) for sample in samples]
     require_no_bomb(archive, found)
     places = [(archive, member) for member in found]
-    return ArchiveSource(str(path), classes, samples, places, dict(tree.ignored))
+    uri = options.address(path)
+    return ArchiveSource(uri, classes, samples, places, dict(tree.ignored))
 
 
 def open_shards(pattern: Path) -> ArchiveSource:

@@ -1,7 +1,8 @@
 """A table of images: CSV or TSV with the columns ``path,label[,split][,group]``.
 
-Paths are relative to the table's folder, or absolute. An empty label means unlabelled, an empty
-split train, an empty group an image by itself. Fields may be separated by semicolons, as
+Other common names of columns are recognised, and any can be said. Paths are relative to the
+table's folder, or absolute. An empty label means unlabelled, an empty split train, an empty group
+an image by itself. Fields may be separated by semicolons, as
 spreadsheets do where the comma is the decimal sign. UTF-16 is told by the first bytes.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -18,12 +20,20 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from featx.errors import SourceError, counted
-from featx.images.sources.labels import has_tags
+from featx.images.sources.address import NO_OPTIONS, SourceOptions
+from featx.images.sources.labels import LABEL_NAMES, has_tags
 from featx.images.sources.sample import SPLIT_ALIASES, FileSource, Sample
 
 log = logging.getLogger(__name__)
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_PATHS = (
+    *("path", "filename", "file_name", "file", "filepath", "file_path", "image", "image_path"),
+    *("image_file", "image_name", "img", "img_path", "image_id"),
+)
+_COLUMNS = {"path": _PATHS, "label": LABEL_NAMES, "split": ("split",), "group": ("group",)}
+"""What each column of featx may be called, in lower case and with underscores."""
+_SEPARATORS = re.compile(r"[\s-]+")
 
 
 class _Row(NamedTuple):
@@ -33,16 +43,25 @@ class _Row(NamedTuple):
     line: int
 
 
-def open_manifest(path: Path) -> FileSource:
+def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource:
     """Return the samples of a table, in its order.
 
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
+
+    Args:
+        path: The table.
+        options: Names of its columns, where its paths begin and how they end.
+
+    Raises:
+        SourceError: It is damaged, empty, or its columns are not told.
     """
     path = path.resolve()
+    folder = options.root or str(path.parent)
     rows: dict[str, _Row] = {}
     repeated: list[int] = []
-    for line, fields in _rows(path):
-        sample_id, row = _checked(path, line, fields)
+    names = _Names(path, folder, options.suffix)
+    for line, fields in _rows(path, options):
+        sample_id, row = _checked(path, line, fields, names)
         if first := rows.get(sample_id):
             _require_same(path, sample_id, first, row)
             repeated.append(line)
@@ -55,13 +74,32 @@ def open_manifest(path: Path) -> FileSource:
             "'%s' lists %s again, with the same label (line %d first): used once.",
             *(path, counted(len(repeated), "image"), repeated[0]),
         )
-    names = sorted({row.label for row in rows.values() if row.label})
-    index = {name: position for position, name in enumerate(names)} | {"": -1}
+    classes = sorted({row.label for row in rows.values() if row.label})
+    index = {name: position for position, name in enumerate(classes)} | {"": -1}
     samples = tuple(
         Sample(sample_id, index[row.label], row.split, row.group) for sample_id, row in rows.items()
     )
-    folder, are_tags = str(path.parent), has_tags(names)
-    return FileSource(str(path), folder, tuple(names), samples, has_tags=are_tags)
+    uri, are_tags = options.address(path), has_tags(classes)
+    return FileSource(uri, folder, tuple(classes), samples, has_tags=are_tags)
+
+
+class _Names:
+    """Sample ids from the paths in a table."""
+
+    def __init__(self, path: Path, folder: str, suffix: str) -> None:
+        self._path, self._folder, self._suffix = path, folder, suffix
+        self._has_backslashes: bool | None = None  # decided by the first path that has one
+
+    def sample_id(self, image: str) -> str:
+        if self._suffix and not image.lower().endswith(self._suffix.lower()):
+            image += self._suffix
+        if "\\" in image:
+            if self._has_backslashes is None:
+                self._has_backslashes = os.path.lexists(os.path.join(self._folder, image))
+                if not self._has_backslashes:
+                    log.info("'%s': the backslashes in its paths are read as slashes.", self._path)
+            image = image if self._has_backslashes else image.replace("\\", "/")
+        return str(PurePosixPath(image))  # ./a.jpg is a.jpg; .. stays, it may follow a link
 
 
 def _require_same(path: Path, sample_id: str, first: _Row, row: _Row) -> None:
@@ -74,7 +112,7 @@ def _require_same(path: Path, sample_id: str, first: _Row, row: _Row) -> None:
             )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, options: SourceOptions) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row and the number of the line that it begins in."""
     begin, reader = 1, None
     try:
@@ -83,7 +121,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             reader = csv.reader(
                 chain([first], file), delimiter=_delimiter(path, first), strict=True
             )
-            columns = _column_names(path, next(reader, []))
+            columns = _column_names(path, next(reader, []), options)
             begin = reader.line_num + 1
             for row in reader:
                 if row and len(row) != len(columns):
@@ -145,19 +183,62 @@ def _delimiter(path: Path, header: str) -> str:
     return next((delimiter for delimiter in (own, ",", "\t", ";") if delimiter in header), own)
 
 
-def _column_names(path: Path, found: list[str]) -> list[str]:
-    names = [name.strip().lower() for name in found]
-    if any(names.count(name) != 1 for name in ("path", "label")):
+def _column_names(path: Path, found: list[str], options: SourceOptions) -> list[str]:
+    """Return featx's name of each column; empty for those that it does not read."""
+    names = [_SEPARATORS.sub("_", name.strip().lower()) for name in found]
+    asked = {name: getattr(options, f"{name}_column") for name in _COLUMNS}
+    chosen = {
+        name: _said(path, found, name, wanted) if wanted else _recognised(path, found, names, name)
+        for name, wanted in asked.items()
+    }
+    if any(chosen[name] is None for name in ("path", "label")):
         raise SourceError(
-            f"The manifest '{path}' needs the columns path and label, once, in its first line; "
-            f"found {', '.join(map(repr, found)) or 'nothing'}."
+            f"The manifest '{path}' needs a column of paths (path, filename, image, …) and one of "
+            f"labels (label, class, …) in its first line; found "
+            f"{', '.join(map(repr, found)) or 'nothing'}. Say which they are: path_column=…, "
+            "label_column=…."
         )
-    if twice := [name for name in ("split", "group") if names.count(name) > 1]:
-        raise SourceError(f"The manifest '{path}' has two columns called {twice[0]}.")
-    return names
+    numbers = {name: number for name, number in chosen.items() if number is not None}
+    if len(set(numbers.values())) < len(numbers):
+        raise SourceError(f"'{path}': two of {', '.join(numbers)} are said to be one column.")
+    others = [f"{name} from '{found[i]}'" for name, i in numbers.items() if names[i] != name]
+    if others:
+        log.info("'%s': read %s.", path, ", ".join(others))
+    by_number = {number: name for name, number in numbers.items()}
+    return [by_number.get(number, "") for number in range(len(found))]
 
 
-def _checked(path: Path, line: int, fields: dict[str, str]) -> tuple[str, _Row]:
+def _said(path: Path, found: list[str], name: str, wanted: str) -> int:
+    """Return the number of a column that was asked for."""
+    numbers = [number for number, each in enumerate(found) if each.strip() == wanted.strip()]
+    if len(numbers) != 1:
+        count = "two columns" if numbers else "no column"
+        raise SourceError(
+            f"The manifest '{path}' has {count} called '{wanted}' ({name}_column); found "
+            f"{', '.join(map(repr, found)) or 'nothing'}."
+        )
+    return numbers[0]
+
+
+def _recognised(path: Path, found: list[str], names: list[str], name: str) -> int | None:
+    """Return the number of the column with one of a few names; None where there is none."""
+    numbers = [number for number, each in enumerate(names) if each in _COLUMNS[name]]
+    if name == "path":  # an id beside a path is none, and "path" says what it is
+        certain = [number for number in numbers if names[number] == "path"]
+        paths = [number for number in numbers if names[number] != "image_id"]
+        numbers = certain or paths or numbers
+    if len(numbers) > 1 and len({names[number] for number in numbers}) == 1:
+        raise SourceError(f"The manifest '{path}' has two columns called {names[numbers[0]]}.")
+    if len(numbers) > 1:
+        raise SourceError(
+            f"The manifest '{path}' has the columns "
+            f"{' and '.join(repr(found[number]) for number in numbers)}, and each may be the "
+            f"{name}. Say which: {name}_column='{found[numbers[0]].strip()}'."
+        )
+    return numbers[0] if numbers else None
+
+
+def _checked(path: Path, line: int, fields: dict[str, str], names: _Names) -> tuple[str, _Row]:
     """Return a row's sample id and the row."""
     image = fields["path"].strip()
     if not image:
@@ -167,6 +248,5 @@ def _checked(path: Path, line: int, fields: dict[str, str]) -> tuple[str, _Row]:
         raise SourceError(
             f"'{path}', line {line}: split must be train, val or test; got '{split}'."
         )
-    sample_id = str(PurePosixPath(image))  # ./a.jpg is a.jpg; .. stays, it may follow a link
     label, group = (sys.intern(fields.get(name, "").strip()) for name in ("label", "group"))
-    return sample_id, _Row(label, SPLIT_ALIASES[split], group, line)
+    return names.sample_id(image), _Row(label, SPLIT_ALIASES[split], group, line)

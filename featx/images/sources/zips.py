@@ -86,7 +86,7 @@ def _members(path: Path, infos: list[zipfile.ZipInfo], encoding: str) -> Iterato
     if foreign:
         log.warning(
             "'%s': the encoding of %d names is not known; they are read as cp437, as zip programs "
-            "do. If they look wrong, pack the images again with UTF-8 names.",
+            "do. If they look wrong, say which it is, as in encoding='cp866'.",
             *(path, foreign),
         )
 

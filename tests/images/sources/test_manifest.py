@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ImageError, SourceError
+from featx.images.sources import SourceOptions, open_source, with_options
 from featx.images.sources.manifest import open_manifest
 from featx.images.sources.sample import NO_FILE, SPLITS, FileSource, Sample
+
+BACKSLASH = "\\"
 
 
 def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
@@ -111,7 +115,7 @@ class TestTables:
         writer.writerow(["path", "label", "split"])
         expected = []
         for number, (name, (label, split)) in enumerate(rows.items()):
-            sample_id = f"{number}/{name.replace('/', '_')}.jpg"
+            sample_id = f"{number}/{name.replace('/', '_').replace(BACKSLASH, '_')}.jpg"
             writer.writerow([sample_id, label, split])
             expected.append((sample_id, label, split))
         source = open_manifest(write(tmp_path, buffer.getvalue()))
@@ -147,12 +151,12 @@ class TestRefusals:
         [
             ("", "found nothing"),
             ("\n\n", "found nothing"),
-            ("path|label\n1.jpg|ants\n", "columns path and label.*found 'path|label'"),
+            ("path|label\n1.jpg|ants\n", "needs a column of paths.*found 'path.label'"),
             ("path;label\n1.jpg,ants\n", "line 2: expected 2 fields .*, found 1"),
-            ("Path,PATH,label\n1.jpg,1.jpg,a\n", "once, in its first line; found 'Path', 'PATH'"),
-            ("file,class\n1.jpg,ants\n", "found 'file', 'class'"),
+            ("Path,PATH,label\n1.jpg,1.jpg,a\n", "two columns called path"),
+            ("photo,kind\n1.jpg,ants\n", "found 'photo', 'kind'.*path_column=.*label_column="),
             ("1.jpg,ants\n2.jpg,bees\n", "found '1.jpg', 'ants'"),
-            ("path,label,label\n1.jpg,a,b\n", "once, in its first line"),
+            ("path,label,label\n1.jpg,a,b\n", "two columns called label"),
             ("path,label,split,Split\n1.jpg,a,,\n", "two columns called split"),
             ("path,group,label,GROUP\n1.jpg,g,a,g\n", "two columns called group"),
             ("path,label\n", "lists no images"),
@@ -275,3 +279,131 @@ class TestReading:
         source = open_manifest(write(tmp_path, "path,label\npipe.jpg,a\n"))
         with pytest.raises(ImageError, match="not a regular file"):
             source.read(0)
+
+
+class TestNamesOfColumns:
+    @pytest.mark.parametrize(
+        ("header", "said"),
+        [
+            ("filename,class", "path from 'filename', label from 'class'"),
+            ("File Name,Category", "path from 'File Name', label from 'Category'"),
+            ("image_id,target", "path from 'image_id', label from 'target'"),
+            ("IMAGE,label", "path from 'IMAGE'"),
+            ("path,class_name", "label from 'class_name'"),
+        ],
+    )
+    def test_common_ones_are_recognised_and_said(self, tmp_path, caplog, header, said):
+        caplog.set_level(logging.INFO)
+        source = open_manifest(write(tmp_path, f"id,{header}\n007,1.jpg,ants\n"))
+        assert listed(source) == [("1.jpg", "ants", "train")]
+        assert f"read {said}." in caplog.text
+
+    @pytest.mark.parametrize("header", ["image_id,path,label", "path,filename,label"])
+    def test_path_says_what_it_is(self, tmp_path, header):
+        fields = ",".join(f"{name}.jpg" for name in header.split(","))
+        source = open_manifest(write(tmp_path, f"{header}\n{fields}\n"))
+        assert source.samples[0].sample_id == "path.jpg"
+
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            (
+                "path,label,class",
+                "'label' and 'class', and each may be the label.*label_column='lab",
+            ),
+            ("image,filename,label", "'image' and 'filename', and each may be the path"),
+        ],
+    )
+    def test_two_recognised_ones_are_never_chosen_from(self, tmp_path, header, message):
+        refused(tmp_path, f"{header}\na,b,c\n", message)
+        column = "label_column" if "class" in header else "path_column"
+        path = write(tmp_path, f"{header}\na,b,c\n")
+        assert open_manifest(path, SourceOptions(**{column: header.split(",")[1]})).samples
+
+    def test_columns_are_taken_as_said(self, tmp_path):
+        table = "label,photo,Breed,fold,patient\n9,1,pug,val,p\n8,2.JPG,lab,,\n"
+        options = SourceOptions(
+            path_column="photo", label_column="Breed", split_column="fold",
+            group_column="patient", root="/data", suffix=".jpg",
+        )  # fmt: skip
+        source = open_manifest(write(tmp_path, table), options)
+        assert listed(source) == [("1.jpg", "pug", "val"), ("2.JPG", "lab", "train")]
+        assert [sample.group for sample in source.samples] == ["p", ""]
+        assert source.folder == "/data"
+        again = open_source(source.uri)
+        assert isinstance(again, FileSource)
+        assert (again.uri, again.samples, again.folder) == (source.uri, source.samples, "/data")
+
+    @pytest.mark.parametrize(
+        ("column", "message"),
+        [("breed", "no column called 'breed'.*found 'a', 'Breed', 'b', 'b'"), ("b", "two columns")],
+    )
+    def test_a_column_that_is_not_there_once_is_refused(self, tmp_path, column, message):
+        path = write(tmp_path, "a,Breed,b,b\n1,2,3,4\n")
+        with pytest.raises(SourceError, match=message):
+            open_manifest(path, SourceOptions(path_column="a", label_column=column))
+        with pytest.raises(SourceError, match="are said to be one column"):
+            open_manifest(path, SourceOptions(path_column="a", label_column="a"))
+
+    def test_texts_stay_as_they_are(self, tmp_path):
+        labels = ["NA", "None", "1.0", "True", "007", "null", "nan"]
+        rows = "".join(f"{label},{label}\n" for label in labels)
+        source = open_manifest(write(tmp_path, f"path,label\n{rows}"))
+        assert listed(source) == [(label, label, "train") for label in labels]
+
+
+class TestBackslashes:
+    TABLE = "path,label\ntrain\\ants\\1.jpg,ants\n./b\\2.jpg,bees\n"
+
+    def test_they_are_read_as_slashes_and_said(self, tmp_path, caplog):
+        caplog.set_level(logging.INFO)
+        source = open_manifest(write(tmp_path, self.TABLE))
+        assert [sample.sample_id for sample in source.samples] == ["train/ants/1.jpg", "b/2.jpg"]
+        assert caplog.text.count("read as slashes") == 1
+
+    def test_they_stay_where_a_file_is_called_so(self, tmp_path, caplog):
+        (tmp_path / "train\\ants\\1.jpg").touch()
+        source = open_manifest(write(tmp_path, self.TABLE))
+        assert source.samples[0].sample_id == "train\\ants\\1.jpg"
+
+
+class TestAddresses:
+    def test_options_join_those_of_the_address(self, tmp_path):
+        path = write(tmp_path, "a,b\n1.jpg,2\n")
+        uri = with_options(f"{path}?path_column=a", {"label_column": "b", "root": "~"})
+        assert uri == f"{path}?path_column=a&label_column=b&root=~"
+        source = open_source(uri)
+        assert isinstance(source, FileSource)
+        assert source.folder == str(Path("~").expanduser())
+        assert (
+            open_source(
+                with_options(
+                    str(path), {"path_column": "a", "label_column": "b", "root": "/\udcff é"}
+                )
+            ).folder
+            == "/\udcff é"
+        )
+        assert with_options("no/such.csv", {"suffix": ".j&g"}) == "no/such.csv?suffix=.j%26g"
+
+    @pytest.mark.parametrize(
+        ("query", "message"),
+        [
+            ("colour=a", "'colour' is no option of a source. Known are path_column, "),
+            ("a", "'a' is no option"),
+            ("encoding=cp866", "is a table: encoding='cp866' is for an archive"),
+        ],
+    )
+    def test_what_says_nothing_is_refused(self, tmp_path, query, message):
+        path = write(tmp_path, "path,label\n1.jpg,2\n")
+        with pytest.raises(SourceError, match=message):
+            open_source(f"{path}?{query}")
+
+    def test_a_file_with_a_question_mark_is_itself(self, tmp_path):
+        path = write(tmp_path, "path,label\n1.jpg,2\n", "a.csv?x=1.csv")
+        assert open_source(str(path)).uri == str(path)
+        with pytest.raises(SourceError, match=r"'no\.csv\?x=1' does not exist"):
+            open_source("no.csv?x=1")
+
+    def test_a_folder_has_no_columns(self, tmp_path):
+        with pytest.raises(SourceError, match=r"is a folder: suffix='.jpg' is for a table"):
+            open_source(with_options(str(tmp_path), {"suffix": ".jpg"}))

@@ -1,4 +1,4 @@
-"""Extraction from archives: the rows of the folder, nothing read twice, changes found."""
+"""Extraction from archives and tables: the rows of the folder, and the source found again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import archive_of, pack
+from click.testing import CliRunner
 
+from featx.cli.main import main
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.images.sources import members
+from featx.stages.check import check
 from featx.stages.extract import extract
 
 TINY = ExtractOptions(backbone="tiny", engine="torch", workers=2)
@@ -114,3 +117,23 @@ def test_one_damaged_member_is_one_bad_image(photos, tmp_path):
     report = extract(str(path), tmp_path / "f.h5", options)
     assert [name for name, _ in report.skipped] == [info.filename]
     assert "cannot be read from its archive" in report.skipped[0][1]
+
+
+def test_how_a_table_is_read_is_kept_for_all_that_reads_it_again(photos, tmp_path):
+    folder, output = photos({"ants": 6, "bees": 6}), tmp_path / "f.h5"
+    ids = [f"{name}/{number:03d}" for name in ("ants", "bees") for number in (0, 1, 3, 4)]
+    rows = "".join(f"{i.replace('/', chr(92))},x,{i[:4]}\n" for i in ids)
+    (tmp_path / "t.csv").write_text(f"image_id,label,kind\n{rows}")
+    command = ["extract", str(tmp_path / "t.csv"), "-o", str(output), "-b", "tiny", "-q"]
+    given = ["--label-column", "kind", "--root", str(folder), "--suffix", ".jpg"]
+    assert CliRunner().invoke(main, command + given).exit_code == 0
+    file = open_features(output)
+    assert (file.classes, list(file.sample_ids)) == (("ants", "bees"), [f"{i}.jpg" for i in ids])
+    assert extract(None, output, TINY).is_unchanged
+    assert check(output).is_fresh
+    result = CliRunner().invoke(main, command + given)
+    assert "up to date" in result.output
+    result = CliRunner().invoke(main, ["extract", "-o", str(output), "--suffix", ".png"])
+    assert "--suffix needs SOURCE" in result.output
+    result = CliRunner().invoke(main, ["extract", str(folder), "-o", str(output), *given])
+    assert "is a folder: --label-column kind is for a table" in result.output.replace("\n", " ")
