@@ -110,7 +110,7 @@ def training_fields(header: Header) -> Iterator[tuple[str, object]]:
     spec, details = header.spec, header.details
     choice = details.get("choice" if header.kind == "head" else "head", {})
     if "cut" in spec:
-        yield "cut", f"{spec['cut']}, {_product(spec['shape'])}"
+        yield "cut", f"{spec['cut']}, {'×'.join(map(str, spec['shape']))}"
     if not (training := describe_training(choice)):
         return
     yield "trained", training
@@ -142,15 +142,15 @@ def _recipe(recipe: Mapping[str, Any], chosen: str) -> Iterator[str]:
         momentum = f" with momentum {recipe.get('momentum', 0):g}" if optimizer == "sgd" else ""
         yield f"{optimizer}{momentum}"
     if "lr" in recipe:
-        yield f"learning rate {recipe['lr']:g}{chosen}"
+        yield f"lr {recipe['lr']:g}{chosen}"
     if recipe.get("backbone_lr") is not None:
-        yield f"backbone's {recipe['backbone_lr']:g}"
+        yield f"backbone lr {recipe['backbone_lr']:g}"
     elif "layer_decay" in recipe:
         yield f"layer decay {recipe['layer_decay']:g}"
     if "weight_decay" in recipe:
         yield f"weight decay {recipe['weight_decay']:g}"
     if "batch_size" in recipe:
-        yield f"batches of {recipe['batch_size']}"
+        yield f"batch {recipe['batch_size']}"
     if recipe.get("step_size") is not None:
         yield f"times {recipe.get('gamma', 1):g} every {counted(recipe['step_size'], 'epoch')}"
     if recipe.get("train_bn"):

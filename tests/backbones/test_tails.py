@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,14 @@ def test_weights_of_another_network_give_no_tail():
     other = open_weights("resnet18", "none")
     with pytest.raises(BackboneError, match="0 of 0 fit, and 5 are needed"):
         build_tail(spec, {}, other)
+
+
+def test_a_stem_tensor_that_the_weights_lack_is_named_and_never_random():
+    spec, weights = spec_of("tiny", "stage3")
+    tail = shaken(spec, weights)
+    lacking = {name: v for name, v in weights.state.items() if name != "stem.0.weight"}
+    with pytest.raises(BackboneError, match=r"missing: stem\.0\.weight"):
+        build_tuned(spec, tail, replace(weights, state=lacking))
+    without_tail = {name: v for name, v in weights.state.items() if name not in tail}
+    with pytest.raises(BackboneError, match="0 of 0 fit, and 5 are needed: missing: stage3"):
+        build_tail(spec, {}, replace(weights, state=without_tail))

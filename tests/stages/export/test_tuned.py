@@ -176,7 +176,9 @@ def test_batches_of_other_sizes_than_the_traced_one_agree(at_stage3):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         with torch.inference_mode():
             expected = head.logits(network(torch.from_numpy(pixels)).numpy())
-        assert np.allclose(classifier.run(pixels)["logits"], expected, atol=1e-3)
+        found = classifier.run(pixels)
+        assert np.allclose(found["logits"], expected, atol=1e-3)
+        assert np.allclose(found["probabilities"], softmax(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -224,10 +226,10 @@ def test_info_says_how_it_was_trained(at_stage3):
     done = featx_cli("info", at_stage3.head)
     assert done.exit_code == 0, done.output
     for text in (
-        "stage3, 128 × 8 × 8",
+        "stage3, 128×8×8",
         "of 688,000 parameters (",
         "epoch 2 of 3",
-        "adamw, learning rate 0.001 (of 2 tried), layer decay 0.9, batches of 64",
+        "adamw, lr 0.001 (of 2 tried), layer decay 0.9, batch 64",
         "linear, C = ",
         "4 validation images right that the probe has wrong, 1 the other way round (p = 0.38)",
     ):
