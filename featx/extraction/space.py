@@ -27,17 +27,17 @@ def tell_size(settings: Settings, num_images: int, num_viewed: int) -> None:
     layout = settings.layout
     each = layout.size * np.dtype(settings.dtype).itemsize
     num_versions = num_images + num_viewed * layout.num_views
-    parts = [f"{layout.num_views + 1} versions of {counted(num_viewed, 'image')}"]
-    parts = parts if num_viewed and layout.num_views else []
-    if num_viewed < num_images or not parts:
-        alone = counted(num_images - num_viewed if parts else num_images, "image")
-        parts.append(f"1 of {alone}" if parts else alone)
+    images = counted(num_images, "image")
+    if num_viewed and layout.num_views:
+        images = f"{layout.num_views + 1} versions of {counted(num_viewed, 'image')}"
+        if others := num_images - num_viewed:
+            images += f" and {counted(others, 'other')}"
     log.info(
         "At %s: %s, %s an image, %s: %s.",
         settings.spec.cut or settings.spec.layer,
         describe_rows(settings.spec, settings.dtype),
         readable(each),
-        " and ".join(parts),
+        images,
         readable(num_versions * each),
     )
 
@@ -77,7 +77,7 @@ def require_space(
         if needed(smaller) <= free
     ][:_OFFERED]
     if layout.num_views and needed(replace(layout, num_views=0)) <= free:
-        fitting.append("views=0")
+        fitting.append("no views")
     hint = f" These would fit: {', '.join(fitting)}." if fitting else ""
     raise ArtifactError(
         output,

@@ -38,7 +38,7 @@ def test_extraction_says_shape_size_and_views_and_info_too(photos, tmp_path, mon
     assert lines["backbone"] == "tiny, cut stage3"
     assert lines["views"] == "2 (flip; generator 1) of each of 9 training images"
     assert lines["written"] == "artifacts/features-stage3.h5"
-    size = "16.4 kB an image, 3 versions of 9 images and 1 of 4 images: 508 kB"
+    size = "16.4 kB an image, 3 versions of 9 images and 4 others: 508 kB"
     assert f"At stage3: 128×8×8 float16, {size}." in result.stderr.replace("\n", " ")
 
     again = featx_cli("extract", "-o", "artifacts/features-stage3.h5")
