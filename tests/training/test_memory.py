@@ -28,7 +28,7 @@ from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import EpochScores, SGDOptions
 from featx.stages.train import train_head
-from featx.training.fitting import COPIES
+from featx.training.fitting import COPIES, fit_heads
 from featx.training.options import TrainOptions, free_memory, parse_memory
 
 KINDS = {
@@ -157,6 +157,19 @@ def test_memory_is_what_is_said(large, tmp_path):
         blocked = replace(options, memory="12MB", overwrite=True)
         peak = peak_of(lambda blocked=blocked: train_head(large, tmp_path / "blocked", blocked))
         assert peak <= 12e6 + blocks + spare, kind
+
+
+def test_memory_with_views_is_what_is_said(tmp_path):
+    random = np.random.default_rng(0)
+    labels, size, spare = random.integers(0, 3, 6000), 6000 * 5 * 160 * 4, 2**21
+    features = random.normal(size=(6000, 160)).astype(np.float32)
+    views = np.repeat(features[:, None], 4, axis=1)
+    path = write_cache(tmp_path / "f.h5", features, labels, labels * 0, views=views)
+    for kind, options in MEASURED.items():
+        whole = replace(options, memory=COPIES[kind] * size, strengths=(1e-3, 1e-2))
+        cache = open_features(path)
+        peak = peak_of(lambda cache=cache, whole=whole: fit_heads(cache, whole))
+        assert 2 * size < peak <= COPIES[kind] * size + spare, kind
 
 
 def test_a_process_with_less_address_space_than_features(tmp_path):

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from caches import separable, write_cache, write_labels
 from click.testing import CliRunner
+from PIL import Image
 
 from featx.cli import main
+from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import apply_layers, open_head
 from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
+from featx.stages.extract import extract
 from featx.stages.train import train_head
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
@@ -146,6 +149,27 @@ def test_the_report_shows_that_flips_lose_where_a_class_is_another_one_mirrored(
     assert views["with"]["log_loss"] > views["without"]["log_loss"]
     assert "Views made the held-out scores worse (log loss" in caplog.text
     assert "use_views=False" in caplog.text
+
+
+@pytest.mark.parametrize(("augment", "loses"), [("flip", True), ("crop", False)])
+def test_flips_of_images_whose_mirror_image_is_another_class_are_said_to_lose(
+    tmp_path, caplog, augment, loses
+):
+    random = np.random.default_rng(0)
+    for number in range(40):
+        image = np.full((32, 32, 3), random.integers(0, 120, 3), np.uint8)
+        for column in range(24):  # an arrowhead that points to the right
+            image[4 + column // 2 : 28 - column // 2, 4 + column] = 255
+        name = ("left", "right")[number % 2]
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        mirrored = image if name == "right" else image[:, ::-1]
+        Image.fromarray(mirrored).save(tmp_path / "images" / name / f"{number}.png")
+    options = ExtractOptions(backbone="tiny", views=2, augment=augment)
+    extract(tmp_path / "images", tmp_path / "f.h5", options)
+    views = train_head(tmp_path / "f.h5", tmp_path / "h", OPTIONS["lbfgs"]).choice["views"]
+    assert views["without"]["top1"] == 1
+    assert (views["with"]["log_loss"] > 2 * views["without"]["log_loss"]) == loses
+    assert ("Views made the held-out scores worse" in caplog.text) == loses
 
 
 def test_views_that_help_are_said_to_help(tmp_path, caplog):

@@ -11,7 +11,6 @@ Source: Wang et al., "SimpleShot: Revisiting Nearest-Neighbor Classification for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -48,6 +47,7 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
         samples = (*every.centred(some.array), some.targets, some.weights)
     nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
     at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // data.num_outputs))
+    at_once = max(1, at_once // data.num_versions)
     logits, labels = [], []
     for number, fold in enumerate(division.held_out_folds):
         of_fold = np.flatnonzero((division.fold[rows] == fold) & division.held_out[rows])
@@ -57,20 +57,16 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
             if parts:
                 outputs = every.without(parts[number]).logits(x)
             elif some.num_versions > 1:
-                versions = [[each[row] for each in samples] for row in some.rows_of(block)]
-                outputs = every.without_versions(x, lengths, targets, _sum_of(versions))
+                own = np.zeros(x.shape)
+                for row in some.rows_of(block):
+                    own += (samples[3][row] / samples[1][row])[:, None] * samples[0][row]
+                outputs = every.without_versions(x, lengths, targets, own)
             else:
                 outputs = every.without_own(x, lengths, targets, weights)
             logits.append(outputs[::nth].copy())
             labels.append(targets[::nth])
     held_out = HeldOut(np.concatenate(logits), np.concatenate(labels), len(parts))
     return Fitted((every.layer(),), choice, held_out if len(held_out.labels) else None)
-
-
-def _sum_of(versions: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Return the weighted directions of samples, summed over versions, ``(n, num_features)``."""
-    parts = [(w / lengths)[:, None] * x for x, lengths, _, w in versions]
-    return np.asarray(np.sum(parts, axis=0))
 
 
 class _Centroids:

@@ -243,7 +243,7 @@ def _parts_in_versions(
 ) -> Iterator[_Part]:
     """Yield the held-out samples with all their versions."""
     samples = np.flatnonzero(division.held_out)
-    at_once = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // data.num_versions**2))
+    at_once = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // data.num_versions) // data.num_versions)
     for start in range(0, len(samples), at_once):
         some = samples[start : start + at_once]
         rows = data.rows_of(some)
