@@ -53,17 +53,21 @@ class Staleness:
 
 
 def record_provenance(
-    cache: FeatureFile, task: Task, *, drawn: np.ndarray | None = None
+    cache: FeatureFile, task: Task, *, drawn: np.ndarray | None = None, with_views: bool = True
 ) -> dict[str, Any]:
     """Return the rows that trained a head as details of its header, for ``staleness_of``.
 
-    ``drawn``, ``(n,)``, are their numbers where these are not all labelled rows of the training
-    split.
+    Args:
+        cache: The feature file.
+        task: Reads its labels.
+        drawn: Numbers of the rows, ``(n,)``, where they are not all labelled ones of the training
+            split.
+        with_views: Whether their views trained it, too.
     """
-    rows = _row_digests(cache, task, with_views=True)
+    rows = _row_digests(cache, task, with_views=with_views)
     chosen = None if drawn is None else rows[drawn]
     made = Provenance.of(_by_split(cache, rows), chosen).to_dict()
-    views = {"views": cache.views.fingerprint} if cache.views else {}
+    views = {"views": cache.views.fingerprint} if cache.views and with_views else {}
     return {_KEY: made | {"columns": _columns(cache)} | views}
 
 

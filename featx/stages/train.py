@@ -120,4 +120,9 @@ def _header(
         few_shot = summarise([each.metrics for each in draws])
         scores = {split: asdict(each) for split, each in few_shot.items()}
         more["few_shot"] = asdict(options.few_shot) | {"metrics": scores}
-    return head_header(cache, draws[0], inputs, class_weight=options.class_weight, more=more)
+    return head_header(
+        *(cache, draws[0], inputs),
+        class_weight=options.class_weight,
+        more=more,
+        with_views="views" in draws[0].choice,
+    )

@@ -82,6 +82,7 @@ def head_header(
     *,
     class_weight: ClassWeight,
     more: Mapping[str, Any],
+    with_views: bool = True,
 ) -> Header:
     """Return the header of a trained head.
 
@@ -91,6 +92,7 @@ def head_header(
         inputs: Of ``made_from``.
         class_weight: As in the options.
         more: Further details, JSON values.
+        with_views: Whether the views of the file trained it, where it has some.
     """
     source, calibration = cache.header.details, trained.calibration
     weight = dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
@@ -104,7 +106,7 @@ def head_header(
         "temperature": calibration.temperature if calibration else 1.0,
         "calibration": asdict(calibration) if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
-        **record_provenance(cache, trained.task, drawn=trained.drawn),
+        **record_provenance(cache, trained.task, drawn=trained.drawn, with_views=with_views),
         **more,
     }
     held_out = cache.rows("val")

@@ -13,6 +13,7 @@ from caches import separable, write_cache, write_labels
 from click.testing import CliRunner
 from PIL import Image
 
+from featx.classifier.staleness import staleness_of
 from featx.cli import main
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
@@ -244,6 +245,17 @@ class TestStage:
         assert not report.is_unchanged
         assert report.to_dict()["views"] is None
         assert train_head(path, tmp_path / "h", without).is_unchanged
+
+    def test_a_head_without_views_is_not_stale_where_they_change(self, path, tmp_path):
+        cache = open_features(path)
+        columns = (cache.features, cache.labels, cache.splits)
+        views = np.repeat(cache.features[:, None], 3, axis=1)
+        other = open_features(write_cache(tmp_path / "other.h5", *columns, views=views))
+        for use_views in (True, False):
+            options = replace(OPTIONS["lbfgs"], use_views=use_views)
+            head = train_head(path, tmp_path / "h", options).head
+            assert not staleness_of(head, cache).is_stale
+            assert staleness_of(head, other).is_stale == use_views
 
     def test_the_command_prints_it_and_leaves_views_out(self, path, tmp_path):
         run = ["train-head", str(path), "-o", str(tmp_path / "h"), "-C", "0.1"]
