@@ -7,7 +7,7 @@ import numpy as np
 from featx.heads.tasks.calibration import fit_temperature
 from featx.heads.tasks.losses import softmax_in_place
 
-_MAX_ROUNDS = 200
+_MAX_ROUNDS, _STEPS = 50, 10
 
 
 def restore_shares(
@@ -27,14 +27,15 @@ def restore_shares(
     prior = np.bincount(training_labels, minlength=num_classes) / len(training_labels)
     counts = np.bincount(labels, minlength=num_classes)
     shares, trained = (counts + prior) / (len(labels) + 1), prior > 0
-    shift = np.zeros(num_classes)
-    temperature = fit_temperature(logits, labels)
-    for number in range(_MAX_ROUNDS):
-        if number % 10 == 0:
-            temperature = fit_temperature(logits + shift, labels)
-        likely = softmax_in_place((logits + shift) / temperature)
-        step = np.log(shares[trained] / np.maximum(likely.mean(axis=0)[trained], 1e-12))
-        shift[trained] += temperature * step
-        if np.abs(step).max() < 1e-3 and number % 10 == 9:
+    shift, before = np.zeros(num_classes), 0.0
+    for _ in range(_MAX_ROUNDS):
+        temperature = fit_temperature(logits + shift, labels)
+        if abs(temperature - before) < 1e-4 * temperature:
             break
+        before = temperature
+        for _ in range(_STEPS):
+            likely = softmax_in_place((logits + shift) / temperature).mean(axis=0)
+            shift[trained] += temperature * np.log(
+                shares[trained] / np.maximum(likely[trained], 1e-12)
+            )
     return np.asarray(shift - shift[trained].mean() * trained)

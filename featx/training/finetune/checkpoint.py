@@ -74,7 +74,7 @@ class Checkpoint:
             raise ArtifactExists(
                 self.path,
                 f"'{self.path}' is not the state of an unfinished training, or is damaged "
-                f"({err}). Remove it to start anew.",
+                f"({err}). Move it, or use restart=True to replace it.",
             ) from err
         except OSError as err:
             raise ArtifactError(
@@ -120,7 +120,7 @@ class Checkpoint:
             raise ArtifactMismatch(
                 self.path,
                 f"'{self.path}' is the state of an unfinished training with other settings: "
-                f"{listed(lines, 3, '; ')}. Run it as before to finish it, or remove the file to "
+                f"{listed(lines, 3, '; ')}. Run it as before to finish it, or use restart=True to "
                 "start anew.",
             )
 

@@ -30,7 +30,7 @@ from featx.backbones.tails import features_of, tail_shapes
 from featx.errors import BackboneError, ConfigError, listed
 from featx.features.blocks import Activations, reading_activations
 from featx.features.file import FeatureFile
-from featx.heads.head import Fitted, Head, Layer, apply_layers
+from featx.heads.head import Fitted, Head, Layer, apply_layers, silence_absent
 from featx.heads.samples.folds import HeldOut
 from featx.training.finetune.balance import restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
@@ -227,7 +227,10 @@ class _Run:
         problem, options = self.problem, self.options
         if options.scratch:
             linear = nn.Linear(self.spec.num_features, problem.encoding.num_outputs)
-            return None, layers_in(nn.Sequential(linear))
+            (layer,) = layers_in(nn.Sequential(linear))
+            if problem.task.has_classes:
+                layer = silence_absent(layer, problem.encoding.values)
+            return None, (layer,)
         self.events.on_step("Running the unchanged network")
         vectors = problem.cache.with_network(self._network())
         if start is not None:
