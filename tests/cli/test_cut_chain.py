@@ -1,0 +1,119 @@
+"""From images to a tuned model by one command, and again with nothing changed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import featx_cli
+from PIL import Image
+
+from featx.features.file import open_features
+from featx.heads.head import open_head
+
+SOURCE = ("-b", "tiny", "--cut", "stage3")
+QUICK = ("--lr", "0.001", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two classes that differ in colour, in class folders."""
+    root, random = tmp_path_factory.mktemp("photos") / "photos", np.random.default_rng(0)
+    for name, tint in (("leaves", (0, 40, 0)), ("petals", (40, 0, 30))):
+        (root / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(0, 215, (36, 40, 3)) + np.array(tint)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a source that was extracted with views, tuned, and exported."""
+    out = tmp_path_factory.mktemp("made")
+    for command in (
+        ("finetune", photos, *SOURCE, "--views", 2, "-o", out / "tuned.safetensors", *QUICK),
+        ("export", out / "tuned.safetensors", "--onnx", out / "model.onnx"),
+    ):
+        result = featx_cli(*command)
+        assert result.exit_code == 0, result.output
+    return out
+
+
+def test_images_become_a_tuned_model_that_predicts(made, photos):
+    cache = open_features(made / "features-stage3.h5")
+    assert (cache.row_shape, cache.num_views) == ((128, 8, 8), 2)
+    assert open_head(made / "tuned.safetensors").tail
+    result = featx_cli(
+        "predict", made / "model.onnx", photos / "petals", "--format", "csv", "-k", 1
+    )
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert len(rows) == 20
+    assert {row["label"] for row in rows} <= {"leaves", "petals"}
+    assert "intact" in featx_cli("check", made / "model.onnx").stdout
+
+
+def test_without_a_source_the_same_images_are_taken_and_nothing_is_left_to_do(made):
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    tuned = ("-o", made / "tuned.safetensors", *QUICK)
+    result = featx_cli("finetune", "--cut", "stage3", *tuned)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("up to date") == 2
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+
+
+def test_other_settings_need_a_word(made, photos):
+    tuned = ("-o", made / "tuned.safetensors", *QUICK)
+    result = featx_cli("finetune", photos, "-b", "tiny", "--cut", "stage3", "--seed", 1, *tuned)
+    assert result.exit_code == 0  # of the training
+    result = featx_cli("finetune", photos, *SOURCE, "--image-size", 48, *tuned)
+    assert result.exit_code == 1
+    assert "made with other settings" in result.stderr
+    assert "--overwrite" in result.stderr
+
+
+def test_from_scratch_no_weights_are_read(photos, tmp_path):
+    tuned = ("-o", tmp_path / "scratch.safetensors", *QUICK)
+    result = featx_cli("finetune", photos, "-b", "tiny", "--cut", "input", "--scratch", *tuned)
+    assert result.exit_code == 0, result.output
+    assert open_features(tmp_path / "features-input.h5").header.details["weights"] == "random:0"
+
+
+def test_run_chains_extraction_tuning_and_export(photos, tmp_path):
+    first, again = (featx_cli("run", photos, *SOURCE, "-o", tmp_path) for _ in range(2))
+    assert first.exit_code == 0, first.output
+    assert first.stdout.count("written") == 3
+    assert again.stdout.count("up to date") == 3
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"features-stage3.h5", "tuned.safetensors", "model.onnx"}
+
+
+def test_compare_makes_what_it_compares_and_keeps_the_seconds(photos, tmp_path):
+    cuts = ("--cut", "penultimate", "--cut", "stage3", "--scratch", "--epochs", 1)
+    asked = ("compare", photos, "-b", "tiny", *cuts, "-o", tmp_path, "--no-onnx")
+    result = featx_cli(*asked)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        *("features.h5", "features-stage3.h5", "features-input.h5"),
+        *("head.safetensors", "tuned-stage3.safetensors", "scratch.safetensors", "seconds.json"),
+    }
+    again = json.loads(featx_cli(*asked, "--json").stdout)
+    found = [(head["cut"], head["start"], head["timing"]["total"] > 0) for head in again["heads"]]
+    assert found == [
+        ("penultimate", "pretrained", True),
+        ("stage3", "pretrained", True),
+        ("input", "scratch", True),
+    ]
+    assert [head["num_trained"] for head in again["heads"]] == [386, 221_954, 684_834]
+
+
+def test_compare_needs_two_rows_of_one_source(photos):
+    for arguments in ((photos, "--cut", "stage3"), (photos, photos, "--cut", "a", "--cut", "b")):
+        assert featx_cli("compare", *arguments).exit_code == 2
