@@ -133,7 +133,7 @@ def _skipped_image(value: Any, name: str) -> None:
 
 
 _PAIR = items(number(0, above=True), number(0, above=True))
-_VIEWS = record(
+_VIEWS_SPEC = record(
     {
         "num_views": whole(1, 1000),
         "augment": list_of(text("crop", "flip", "color")),
@@ -162,7 +162,7 @@ _FEATURES = record(
         "ignored": mapping_of(whole()),
         "label_kind": text("tags", "classes"),
         "own_validation": flag,
-        "views": _VIEWS,
+        "views": _VIEWS_SPEC,
     },
 )
 
