@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ _BLOCK = tarfile.BLOCKSIZE
 _SCAN_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**20
 _MAX_DIGITS = 100
+_PLAIN_BYTES = 2**16
+_LITTLE = (b"mtime=", b"atime=", b"ctime=", b"uid=", b"gid=", b"uname=", b"gname=", b"LIBARCHIVE.")
+"""Beginnings of records that do not matter here."""
+_MOVING = {"path", "size", "linkpath"}
 _SPARSE = "it is stored as a sparse file. Pack the images again without --sparse."
 
 
@@ -67,16 +72,15 @@ def list_tar(archive: Archive) -> list[Member]:
 
 def _part(path: Path, file: BinaryIO, begin: int) -> Iterator[tuple[Member, int]]:
     """Yield each member of one archive with where it ends; none if there is no archive."""
-    before, count = begin, 0
+    at, count = begin, 0
     try:
         file.seek(begin)
         with tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8") as tar:  # type: ignore[arg-type]
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]
-                if tar.offset <= before or info.size < 0:
+            while found := (count and _plain(path, file.fileno(), at)) or _next(path, tar, at):
+                if found[1] <= at:
                     raise tarfile.ReadError("a negative size")
-                before, count = tar.offset, count + 1
-                yield _member(path, info), tar.offset
+                at, count = found[1], count + 1
+                yield found
     except (SourceError, GeneratorExit):
         raise
     except Exception as err:  # a damaged archive raises nearly anything
@@ -86,6 +90,69 @@ def _part(path: Path, file: BinaryIO, begin: int) -> Iterator[tuple[Member, int]
             f"'{path}' is not a whole tar archive: {first_line(err)}, after "
             f"{counted(count, 'member')}. Copy or download it again."
         ) from err
+
+
+def _next(path: Path, tar: tarfile.TarFile, at: int) -> tuple[Member, int] | None:
+    """Return the member whose headers begin at an offset, as the library reads them."""
+    if tar.firstmember is None:  # type: ignore[attr-defined]  # read when it was opened
+        tar.offset = at
+    info = tar.next()
+    tar.members.clear()  # type: ignore[attr-defined]
+    if info is None:
+        return None
+    if _MOVING & tar.pax_headers.keys():
+        raise tarfile.ReadError("a path or size for all members")
+    return _member(path, info), tar.offset
+
+
+def _plain(path: Path, descriptor: int, at: int) -> tuple[Member, int] | None:
+    """Return an ordinary file's member, ten times as fast; None for what the library has to read.
+
+    Extended headers before it may say what featx does not need, such as times.
+    """
+    header = os.pread(descriptor, _BLOCK, at)
+    try:
+        size = _size_in(header)
+        if header[156:157] == tarfile.XHDTYPE and size <= _PLAIN_BYTES:
+            if not _says_little(os.pread(descriptor, size, at + _BLOCK)):
+                return None
+            at += _BLOCK + _padded(size)
+            header = os.pread(descriptor, _BLOCK, at)
+            size = _size_in(header)
+    except ValueError:
+        return None
+    name, prefix = (header[i:j].partition(b"\0")[0] for i, j in ((0, 100), (345, 500)))
+    is_posix = header[257:265] == b"ustar\x0000"
+    if header[156:157] != tarfile.REGTYPE or (prefix and not is_posix):
+        return None
+    name = b"/".join(filter(None, (prefix, name)))
+    cleaned = clean_path(path, name.decode("utf-8", "surrogateescape"))
+    start = at + _BLOCK
+    return Member(cleaned, "file", start, size, size), start + _padded(size)
+
+
+def _size_in(header: bytes) -> int:
+    """Return the size that a header has; ``ValueError`` where it is not an ordinary one."""
+    size, checksum = (int(header[i:j].partition(b"\0")[0], 8) for i, j in ((124, 136), (148, 156)))
+    is_whole = checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    if len(header) < _BLOCK or not is_whole or header[257:262] != b"ustar" or size < 0:
+        raise ValueError
+    return size
+
+
+def _says_little(records: bytes) -> bool:
+    """Return whether an extended header says nothing about where and what a member is."""
+    at = 0
+    while at < len(records):
+        length, _, rest = records[at : at + 80].partition(b" ")
+        at += int(length)
+        if int(length) < 5 or at > len(records) or not rest.startswith(_LITTLE):
+            return False
+    return True
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
 
 
 def _next_part(path: Path, file: BinaryIO, end: int, members: list[Member]) -> int:

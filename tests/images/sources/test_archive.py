@@ -144,10 +144,24 @@ class TestNames:
             names += [f"{'f' * 250}/{'g' * 300}.jpg", "größe/ü.jpg"]
         with tarfile.open(tmp_path / "p.tar", "w", format=tar_format) as tar:
             for number, name in enumerate(names):
-                add_to_tar(tar, name, bytes([number]) * (number * 700), uname="u" * 20)
+                mtime = number / 2  # in a header of its own in every other member
+                add_to_tar(tar, name, bytes([number]) * (number * 700), mtime=mtime)
         with tarfile.open(tmp_path / "p.tar") as tar:
             expected = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
         assert contents(open_source(str(tmp_path / "p.tar"))) == expected
+
+    @pytest.mark.parametrize("key", ["path", "size", "linkpath"])
+    def test_a_path_or_size_for_all_members_is_refused(self, tmp_path, key):
+        with tarfile.open(tmp_path / "p.tar", "w", pax_headers={key: "7"}) as tar:
+            add_to_tar(tar, "a/1.jpg", b"1")
+        with pytest.raises(SourceError, match="not a whole tar archive: a path or size for all"):
+            open_source(str(tmp_path / "p.tar"))
+
+    def test_names_with_a_nul_are_refused(self, tmp_path):
+        with tarfile.open(tmp_path / "p.tar", "w") as tar:
+            add_to_tar(tar, "a.jpg", b"1", pax_headers={"path": "a\0.jpg"})
+        with pytest.raises(SourceError, match="or with a NUL in it"):
+            open_source(str(tmp_path / "p.tar"))
 
     @pytest.mark.parametrize(
         ("stored", "encoding", "expected"),
@@ -164,6 +178,12 @@ class TestNames:
         assert source.read(0) == b"1"
         assert source.classes == (expected or stored.encode(encoding).decode("cp437"),)
         assert ("read as cp437" in caplog.text) == (encoding != "utf-8")
+        said = open_source(f"{tmp_path}/p.zip?encoding={encoding}")
+        assert said.classes == (stored,)
+        assert open_source(said.uri).samples == said.samples
+        if encoding != "utf-8":
+            with pytest.raises(SourceError, match="cannot be read in the encoding 'klingon'"):
+                open_source(f"{tmp_path}/p.zip?encoding=klingon")
 
     def test_a_name_that_is_wrongly_marked_as_utf8_is_refused(self, tmp_path):
         archive_of(tmp_path / "p.zip", {"öö.jpg": b"1"})
