@@ -256,11 +256,21 @@ _FINETUNED = {
 }
 """Of a head that was trained with the network behind a cut."""
 
+_COMPARED = record(
+    {}, dict.fromkeys(("log_loss", "mae", "top1", "mean_average_precision", "r2"), number())
+)
+_VIEWS = record(
+    {"num_views": whole(1), "with": nullable(_COMPARED), "without": nullable(_COMPARED)},
+    {"num_samples": whole()},
+)
+
 
 def _choice(value: Any, name: str) -> None:
     """Check how a head was fitted; where there is a path, its points have the same measure."""
     strength = _POSITIVE
-    record({"head": text(), "solver": text()}, {"strength": strength, **_FINETUNED})(value, name)
+    record({"head": text(), "solver": text()})(value, name)
+    of_sgd = {"epochs": whole(1)} if value["solver"] == "sgd" else {}
+    record({}, {"strength": strength, "views": _VIEWS, **_FINETUNED, **of_sgd})(value, name)
     list_of(record({"strength": strength}))(value.get("path", []), f"{name}.path")
     if not value.get("path"):
         return

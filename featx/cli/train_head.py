@@ -288,12 +288,13 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
 def _describe_views(views: Mapping[str, Any]) -> str:
     """Return what views bought: scores of held-out images without and with them."""
     count = f"{counted(views['num_views'], 'view')} of each image"
-    if not views["with"]:
+    if not (views["with"] and views["without"]):
         return f"{count}; nothing was held out to compare"
     titles = {"mean_average_precision": "mAP", "mae": "MAE", "r2": "R²", "top1": "top-1"}
     scores = (
         f"{titles.get(name, name.replace('_', ' '))} {without:.4f} → {views['with'][name]:.4f}"
         for name, without in views["without"].items()
+        if name in views["with"]
     )
     return f"{count}, held out: {', '.join(scores)} with them"
 

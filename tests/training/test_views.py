@@ -15,9 +15,10 @@ from PIL import Image
 
 from featx.classifier.staleness import staleness_of
 from featx.cli import main
+from featx.errors import ArtifactInvalid
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
-from featx.heads.head import apply_layers, open_head
+from featx.heads.head import apply_layers, open_head, save_head
 from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
@@ -256,6 +257,21 @@ class TestStage:
             head = train_head(path, tmp_path / "h", options).head
             assert not staleness_of(head, cache).is_stale
             assert staleness_of(head, other).is_stale == use_views
+
+    def test_a_header_that_says_something_else_of_views_is_refused(self, path, tmp_path):
+        head = train_head(path, tmp_path / "h", OPTIONS["lbfgs"]).head
+        choice = head.header.details["choice"]
+        for wrong in (3, {"num_views": 2}, choice["views"] | {"with": {"top1": "high"}}):
+            details = head.header.details | {"choice": choice | {"views": wrong}}
+            forged = replace(head, header=replace(head.header, details=details))
+            save_head(tmp_path / "forged", forged, overwrite=True)
+            with pytest.raises(ArtifactInvalid, match=r"details\.choice\.views"):
+                open_head(tmp_path / "forged")
+
+    @pytest.mark.parametrize("name", OPTIONS)
+    def test_every_head_is_read_again(self, path, tmp_path, name):
+        made = train_head(path, tmp_path / "h", OPTIONS[name]).head
+        assert open_head(tmp_path / "h").header == made.header
 
     def test_the_command_prints_it_and_leaves_views_out(self, path, tmp_path):
         run = ["train-head", str(path), "-o", str(tmp_path / "h"), "-C", "0.1"]
