@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from featx.artifact import Header
 from featx.errors import ArtifactInvalid
-from featx.features.blocks import Activations, reading_activations
+from featx.features.blocks import Activations, _are_finite, reading_activations
 from featx.features.file import FeatureFile, open_features, verify_features
 from featx.features.records import RowLayout
 from featx.features.schema import read_header
@@ -356,6 +356,17 @@ def test_values_that_are_no_numbers_are_refused_when_read(tmp_path, name, dtype,
         tuned = cache.with_network(lambda part: part.reshape(len(part), -1)[:, 20:24])
         with pytest.raises(ArtifactInvalid, match="NaN or infinite views"):
             _ = tuned.view_features
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@given(data=st.data())
+def test_any_bits_are_finite_or_not_as_numpy_says(dtype, data):
+    size = np.dtype(dtype).itemsize
+    content = data.draw(st.binary(min_size=3 * size, max_size=3 * size))
+    rows = np.frombuffer(content, dtype).reshape(1, 3)
+    assert _are_finite(rows).tolist() == [bool(np.isfinite(rows).all())]
+    for value in (np.nan, np.inf, -np.inf, np.finfo(dtype).max, np.finfo(dtype).tiny, -0.0):
+        assert _are_finite(np.array([[1, value, 2]], dtype)).tolist() == [np.isfinite(value)]
 
 
 def test_another_layout_is_read_by_hdf5(maps):
