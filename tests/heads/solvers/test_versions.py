@@ -86,6 +86,18 @@ def test_identical_views_change_nothing(name, seed, num_views, groups):
         assert difference <= 0.02 * np.abs(without.held_out.logits).max()
 
 
+@pytest.mark.parametrize("name", ["lbfgs", "sklearn", "ridge", "centroid", "tags", "numbers"])
+def test_a_single_hold_out_has_the_first_versions_of_some_samples(name, monkeypatch):
+    monkeypatch.setattr("featx.heads.samples.folds.HOLDOUT_ABOVE", 50)
+    monkeypatch.setattr("featx.heads.tasks.losses.HOLDOUT_ABOVE", 50)
+    data = samples(name, groups=True)
+    without, with_views = (FITS[name](each).held_out for each in (data, identical(data, 2)))
+    assert with_views.num_folds == without.num_folds == 1
+    assert np.array_equal(with_views.labels, without.labels)
+    assert 5 < len(without.labels) < 20
+    assert np.allclose(with_views.logits, without.logits, atol=0.02)
+
+
 @pytest.mark.parametrize("width", [4, 80])
 def test_identical_views_are_standardised_as_one_sample(width):
     features = np.random.default_rng(0).normal(3, 2, (7, width)).astype(np.float32)
