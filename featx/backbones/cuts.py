@@ -93,8 +93,9 @@ def find_shape(backbone: str, image_size: int, cut: str, *, layer: str) -> tuple
     """
     if cut == INPUT:
         return (image_size, image_size, 3)
+    model = build_skeleton(backbone, image_size)
     with torch.device("meta"):
-        stem, _ = split_model(build_skeleton(backbone, image_size), cut, layer=layer)
+        stem, _ = split_model(model, cut, layer=layer)
         activations = stem(torch.empty(2, 3, image_size, image_size))["features"]
     if not isinstance(activations, Tensor) or activations.shape[0] != 2:
         raise BackboneError(f"What enters '{cut}' is no tensor of one image each; choose another.")

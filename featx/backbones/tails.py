@@ -51,9 +51,9 @@ def tail_shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
 
 @cache
 def _shapes(backbone: str, image_size: int, cut: str, layer: str) -> Mapping[str, tuple[int, ...]]:
+    model = build_skeleton(backbone, image_size)
+    known = model.state_dict()
     with torch.device("meta"):
-        model = build_skeleton(backbone, image_size)
-        known = model.state_dict()
         if cut == INPUT:
             behind = create_feature_extractor_quietly(model, {layer: "features"})
         else:

@@ -47,7 +47,7 @@ def pixels_of(spec: BackboneSpec, count: int = 3) -> np.ndarray:
     [
         *[("tiny", cut, 32) for cut in ("stage2", "stage3", "input")],
         *[("resnet18", "layer4", 64), ("squeezenet1_1", "features.11", 64)],
-        *[("mobilenet_v3_small", "features.9", 64), ("shufflenet_v2_x0_5", "stage4", 64)],
+        *[("mobilenet_v3_small", "features.9", 64), ("regnet_y_400mf", "trunk_output.block4", 64)],
     ],
 )
 def test_stem_and_trained_tail_give_what_the_tuned_network_gives(backbone, cut, size):
