@@ -81,6 +81,7 @@ def main() -> None:
     featx export --onnx          head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
     featx run photos/            the first three, as far as needed
+    featx finetune maps.h5       activations → artifacts/tuned.safetensors
     """  # noqa: D301 the escape keeps click from re-wrapping the lines
     # torch's threads spin while they wait for each other; with the cores shared, that makes
     # fitting a head several times slower. It must be said before torch is loaded.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,17 +137,16 @@ def finetune(
         is_resumed = checkpoint.exists()
         cache = exclude(open_features(features), options.exclude)
         tensors = None if options.scratch else _pretrained(cache, first, weights)
-        with _resumable(checkpoint):
-            from featx.training.finetune.fit import fit_tail
+        from featx.training.finetune.fit import fit_tail  # torch, only where it is needed
 
-            tuned = fit_tail(
-                cache,
-                options,
-                start=first,
-                tensors=tensors,
-                checkpoint=checkpoint,
-                events=events or Events(),
-            )
+        tuned = fit_tail(
+            cache,
+            options,
+            start=first,
+            tensors=tensors,
+            checkpoint=checkpoint,
+            events=events or Events(),
+        )
         head = Head(_header(cache, options, tuned, inputs), tuned.trained.layers, tuned.tail)
         head = save_head(output, head, overwrite=exists)
         checkpoint.unlink(missing_ok=True)
@@ -197,20 +196,6 @@ def _pretrained(
         found = open_weights(spec.backbone, weights)
     require_sha256(found, spec.weights_sha256)
     return found.state
-
-
-@contextmanager
-def _resumable(checkpoint: Path) -> Iterator[None]:
-    """Say, where a run is interrupted after an epoch, that it can be resumed."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if checkpoint.exists():
-            stop.add_note(
-                f"The epochs so far are kept in '{checkpoint}'; run the same command again to "
-                "resume."
-            )
-        raise
 
 
 def _header(
