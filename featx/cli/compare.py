@@ -260,15 +260,11 @@ def print_heads(report: CompareHeadsReport, *, as_json: bool) -> None:
         click.echo()
         _print_cost(heads)
     click.echo()
-    print_fields(
-        {
-            "scored on": f"{counted(heads[0].metrics.num_samples, 'image')} of the {report.split} "
-            "split",
-            "difference": "paired with 1: points of top-1, and McNemar's p",
-        }
-        if heads[-1].comparison
-        else {"scored on": f"{counted(heads[0].metrics.num_samples, 'image')}"}
-    )
+    images = counted(heads[0].metrics.num_samples, "image")
+    fields = {"scored on": f"{images} of the {report.split} split"}
+    if heads[-1].comparison:
+        fields["difference"] = "paired with 1: points of top-1, and McNemar's p"
+    print_fields(fields)
 
 
 def _print_which(heads: Sequence[ComparedHead]) -> None:

@@ -149,8 +149,10 @@ def finetune(
     )
     if as_json:
         print_json(report.to_dict())
-    else:
-        _print(report, per_class=per_class)
+        return
+    if not (quiet or report.is_unchanged):
+        click.echo()
+    _print(report, per_class=per_class)
 
 
 def _options(given: Mapping[str, Any]) -> FinetuneOptions:
@@ -304,8 +306,6 @@ def _print_epoch(epoch: Epoch, seconds: float, images_per_second: float) -> None
 
 
 def _print(report: FinetuneReport, *, per_class: bool) -> None:
-    if not report.is_unchanged:
-        click.echo()
     print_heads({"probe": report.probe, "tuned": report.metrics})
     click.echo()
     if per_class:
@@ -314,7 +314,7 @@ def _print(report: FinetuneReport, *, per_class: bool) -> None:
     if report.comparison and "val" in report.metrics:
         sentence = describe_comparison(report.comparison, report.metrics["val"].num_samples)
         click.echo(f"{textwrap.fill(sentence, _WIDTH)}\n")
-    fields: dict[str, object] = {"trained": _describe(report)}
+    fields = _describe(report)
     if made := report.calibration:
         fields["calibration"] = (
             f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
@@ -357,13 +357,14 @@ def describe_comparison(comparison: Comparison, num_images: int) -> str:
     )
 
 
-def _describe(report: FinetuneReport) -> str:
-    """Return cut, rate and best epoch of a training."""
+def _describe(report: FinetuneReport) -> dict[str, object]:
+    """Return cut, best epoch and learning rate of a training."""
     choice = report.choice
     start = "from scratch" if choice["scratch"] else "from the probe"
-    epochs, rates = choice["epochs"], choice["learning_rates"]
-    best, of = choice["best_epoch"], counted(len(epochs), "epoch")
-    epoch = f"epoch {best} of {len(epochs)}" if best else f"the start, best of {of}"
-    text = f"behind {choice['cut']}, {start}, {epoch}"
-    rate = choice["recipe"]["lr"]
-    return f"{text}, rate {rate:g}" + (f", the best of {len(rates)}" if len(rates) > 1 else "")
+    best, num_epochs, rates = choice["best_epoch"], len(choice["epochs"]), choice["learning_rates"]
+    epoch = f"epoch {best} of {num_epochs}" if best else "no epoch was better"
+    chosen = f", the best of {len(rates)}" if len(rates) > 1 else ""
+    return {
+        "trained": f"behind {choice['cut']}, {start}, {epoch}",
+        "rate": f"{choice['recipe']['lr']:g}{chosen}",
+    }
