@@ -158,9 +158,10 @@ def features_of(
     """Return a function from activations ``(n, …)`` to features ``(n, num_features)`` float32.
 
     Activations are float16 or float32, at the input pixels ``(n, size, size, 3)`` uint8. It
-    calculates in float32, in batches, on the CPU on all cores.
+    calculates in float32, in batches, on the CPU on all cores. The tail is put in eval mode: a copy
+    of one is not in it, whatever the original is.
     """
-    engine = TorchEngine(tail, device=device)
+    engine = TorchEngine(tail.eval(), device=device)
 
     def features(rows: np.ndarray) -> np.ndarray:
         if not len(rows):

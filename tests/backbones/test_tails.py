@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -128,3 +129,17 @@ def test_a_stem_tensor_that_the_weights_lack_is_named_and_never_random():
     without_tail = {name: v for name, v in weights.state.items() if name not in tail}
     with pytest.raises(BackboneError, match="0 of 0 fit, and 5 are needed: missing: stage3"):
         build_tail(spec, {}, replace(weights, state=without_tail))
+
+
+@pytest.mark.parametrize("cut", ["stage3", "input"])
+def test_a_copy_of_a_tail_gives_the_same_features_and_keeps_its_statistics(cut):
+    spec, weights = spec_of("tiny", cut)
+    tail = build_tail(spec, {}, weights)
+    copied = deepcopy(tail)  # of torchvision's trunks it is in train mode
+    rows = pixels_of(spec)
+    if cut != "input":
+        rows = np.random.default_rng(0).normal(size=(3, *spec.row_shape)).astype(np.float32)
+    expected = features_of(tail, spec.num_features)(rows)
+    assert np.array_equal(features_of(copied, spec.num_features)(rows), expected)
+    for name, value in tail.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], value), name
