@@ -79,9 +79,10 @@ def test_a_tail_is_tuned_and_compared_with_the_probe(tmp_path: Path):
     assert same == {"stage3.1.running_mean", "stage3.1.running_var"}
 
 
-def test_scores_are_those_of_the_written_tail_and_head(tmp_path: Path):
-    cache = cache_of(tmp_path / "maps.h5", noise=90)
-    tuned = tune(cache, tmp_path / "checkpoint")
+@pytest.mark.parametrize("train_bn", [False, True])
+def test_scores_are_those_of_the_written_tail_and_head(tmp_path: Path, train_bn: bool):
+    cache = cache_of(tmp_path / "maps.h5", 120, noise=90)
+    tuned = tune(cache, tmp_path / "checkpoint", train_bn=train_bn, average="ema")
     spec = BackboneSpec.from_dict(cache.header.spec)
     vectors = cache.with_network(features_of(build_tail(spec, tuned.tail, None), 192))
     for split, scores in tuned.trained.metrics.items():

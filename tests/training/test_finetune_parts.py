@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from featx.backbones.catalog import build_skeleton
+from featx.backbones.catalog import build_skeleton, penultimate_layer
+from featx.backbones.cuts import split_model
 from featx.errors import TrainingError
 from featx.heads.tasks.calibration import fit_temperature
 from featx.heads.tasks.losses import softmax_in_place
@@ -85,10 +86,21 @@ def test_embeddings_have_the_lowest_rate_and_layers_behind_the_blocks_the_highes
         assert rate[name] == pytest.approx(0.75 ** (13 - number))
 
 
-def test_transformers_are_told_from_convolutional_networks():
-    found = {name: is_transformer(build_skeleton(name, 224)) for name in ("vit_b_16", "swin_t")}
-    assert found == {"vit_b_16": True, "swin_t": True}
-    assert not is_transformer(build_skeleton("convnext_tiny", 224))
+def test_transformers_are_told_from_convolutional_networks_by_their_tails():
+    cuts = {
+        "vit_b_16": "encoder.layers.encoder_layer_11",
+        "swin_t": "features.6",
+        "maxvit_t": "blocks.3",
+        "convnext_tiny": "features.6",
+        "resnet18": "layer4",
+    }
+    found = {}
+    for name, cut in cuts.items():
+        model = build_skeleton(name, 224)
+        _, tail = split_model(model, cut, layer=penultimate_layer(model))
+        found[name] = is_transformer(tail)
+    transformers = {"vit_b_16", "swin_t", "maxvit_t"}
+    assert found == {name: name in transformers for name in cuts}
 
 
 def test_mean_probabilities_are_the_shares_of_the_classes_after_balanced_weights():

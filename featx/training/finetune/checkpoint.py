@@ -67,7 +67,8 @@ class Checkpoint:
             with safetensors.safe_open(self.path, "pt") as file:
                 metadata = json.loads((file.metadata() or {})[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            settings, environment = metadata["settings"], metadata["environment"]
+            settings, environment = dict(metadata["settings"]), dict(metadata["environment"])
+            progress = _parsed(metadata, tensors)
         except FileNotFoundError:
             return Progress()
         except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
@@ -86,7 +87,7 @@ class Checkpoint:
                 "Resumed in another environment, so the last digits may differ: %s.",
                 listed(lines, 3, "; "),
             )
-        return _parsed(metadata, tensors)
+        return progress
 
     def save(self, progress: Progress) -> None:
         """Write the progress; a reader finds the old or the new one.

@@ -11,6 +11,7 @@ from torch import nn
 
 from featx.training.finetune.options import Recipe
 
+_ATTENTION = re.compile(r"(^|[._])attn|attention")
 _NESTED = re.compile(r"(\d+|\D*layer\d+|block\d+-\d+)$")
 """Names of blocks inside a numbered module, and not of the layers of a block."""
 _DECAYED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
@@ -32,8 +33,15 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Return whether some module of a model is an attention."""
-    return any("attention" in type(module).__name__.lower() for module in model.modules())
+    """Return whether some module of a model is an attention.
+
+    By their names as well: in a tail, which was traced, modules that were traced through have lost
+    their types.
+    """
+    return any(
+        isinstance(module, nn.MultiheadAttention) or _ATTENTION.search(name)
+        for name, module in model.named_modules()
+    )
 
 
 def parameter_groups(tail: nn.Module, head: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def train_tail(
     resumed: State | None = None,
     after_epoch: Callable[[Epoch, State], None] | None = None,
 ) -> State:
-    """Train tail and head; leave them with the tensors of the best epoch.
+    """Train tail and head; leave them in eval mode, with the tensors of the best epoch.
 
     Where training diverges, the best epoch before is kept, and a warning says so.
 
@@ -103,6 +103,7 @@ def train_tail(
         if after_epoch:
             after_epoch(epoch, state)
     trainer.model.load_state_dict(dict(state.best))
+    trainer.model.eval()
     trainer.require_same_statistics()
     return state
 
