@@ -85,6 +85,30 @@ def test_json_and_quiet_print_nothing_on_the_way(maps, tuned):
     assert "tuned" in text
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "column"),
+    [
+        ("multi-label", ("red", "red|big", "big|old"), "mAP"),
+        ("regression", ("1.5", "2.25", "4"), "MAE"),
+    ],
+)
+def test_tags_and_numbers_are_tuned_and_compared(tmp_path, task, labels, column):
+    classes = np.arange(60) % 3
+    splits = np.repeat([0, 1], [42, 18]).astype(np.uint8)
+    path = tmp_path / "maps.h5"
+    write_activations(path, patterned(classes), [labels[each] for each in classes], splits)
+    heads = tmp_path / "tuned.safetensors", tmp_path / "head.safetensors"
+    tuned = featx_cli("finetune", path, "-o", heads[0], "--task", task, *QUICK, "-q")
+    assert tuned.exit_code == 0, tuned.output
+    assert tuned.stdout.startswith("split  head ")
+    assert "McNemar" not in tuned.stdout
+    assert featx_cli("train-head", path, "-o", heads[1], "--task", task, "-q").exit_code == 0
+    compared = featx_cli("compare", *heads, "--no-onnx")
+    assert column in compared.stdout
+    for text in (tuned.stdout, compared.stdout):
+        assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
+
+
 # --- the file, and another run --------------------------------------------------------------------
 
 
