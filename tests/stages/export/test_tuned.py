@@ -21,14 +21,17 @@ from featx.classifier.tails import features_through
 from featx.errors import ArtifactMismatch, BackboneError
 from featx.features.file import open_features
 from featx.heads.head import open_head, save_head
+from featx.heads.tasks import TASKS, Labels
 from featx.heads.tasks.single_label import is_top_class
 from featx.stages.check import check
 from featx.stages.evaluate import evaluate
 from featx.stages.export import ExportOptions, export_onnx, export_state_dict
 from featx.stages.export.evidence import open_evidence
 from featx.stages.export.stage import float_graph
+from featx.stages.finetune import finetune
 from featx.stages.predict import Predictor
 from featx.stages.report import ReportOptions, write_report
+from featx.training.finetune.options import FinetuneOptions
 from featx.training.options import TrainOptions
 
 
@@ -258,3 +261,18 @@ def test_a_state_dict_gives_the_tuned_logits(at_stage3):
         found = model.eval()(images.permute(0, 3, 1, 2)).numpy()
     expected = evidence.logits(rows)  # of activations that were stored as float16
     assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("cut", ["stage3", "input"])
+def test_the_scores_of_a_fine_tuning_are_those_of_the_head_that_it_wrote(trained, cut):
+    path, output = trained.folder / "f-cut.h5", trained.folder / "t.safetensors"
+    write_cut(path, trained.features, trained.source, cut)
+    recorded = finetune(path, output, FinetuneOptions(max_epochs=1, lr=1e-3)).metrics
+    head = open_head(output)
+    cache, _ = open_features_of(head, path, allow_stale=False)
+    labels = Labels(cache.classes, cache.labels, cache.sample_ids, str(path))
+    task = TASKS["single-label"]
+    values = task.read(labels, names=head.classes).values
+    found = task.measure_splits(head.logits(cache.features), values, cache.splits)
+    for split, scores in recorded.items():
+        assert found[split].log_loss == pytest.approx(scores.log_loss, rel=1e-4)
