@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tails import GOAL, Memory, problem
 from torch import Tensor, nn
 
 from featx.errors import ConfigError, TrainingError
+from featx.training.finetune.goal import evaluate
 from featx.training.finetune.groups import block_of, parameter_groups
 from featx.training.finetune.loop import State, train_tail
 from featx.training.finetune.options import Recipe
@@ -188,3 +190,69 @@ def test_a_run_of_other_tensors_is_not_resumed():
     tail.register_parameter("other", nn.Parameter(torch.zeros(2)))
     with pytest.raises(ConfigError, match=r"other tensors \(tail\.other, …\)"):
         train_tail(tail, head, data, GOAL, RECIPE, resumed=state)
+
+
+@pytest.mark.parametrize("average", ["none", "ema"])
+def test_what_is_kept_is_what_was_judged(average: Any):
+    tail, head, data = problem()
+    state = train_tail(tail, head, data, GOAL, replace(RECIPE, average=average, train_bn=True))
+    for _ in range(2):
+        found = evaluate(tail, head, data, GOAL.loss, RECIPE.batch_size)
+        assert found.loss == state.epochs[state.best_epoch - 1].held_out == state.best_loss
+
+
+def test_a_step_with_infinite_gradients_is_skipped_and_the_schedule_waits(
+    caplog: pytest.LogCaptureFixture,
+):
+    tail, head, data = problem()
+    calls = 0
+
+    def spoil(gradient: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return gradient * torch.inf if calls == 2 else gradient
+
+    head.weight.register_hook(spoil)  # type: ignore[union-attr, operator]
+    state = train_tail(tail, head, data, GOAL, replace(RECIPE, max_epochs=2))
+    assert [epoch.skipped for epoch in state.epochs] == [1, 0]
+    assert state.step == 5
+    assert "1 step" in caplog.text
+    assert all(torch.isfinite(value).all() for value in state.model.values())
+
+
+def test_many_steps_with_infinite_gradients_end_the_training():
+    tail, head, data = problem()
+    head.weight.register_hook(lambda gradient: gradient * torch.nan)  # type: ignore[union-attr, operator]
+    with pytest.raises(TrainingError, match="10 steps in a row had infinite gradients"):
+        train_tail(tail, head, data, GOAL, replace(RECIPE, batch_size=8), keep_start=False)
+
+
+class Counting(nn.Module):
+    """Moves a statistic although it is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        self.seen += 1
+        return activations
+
+
+def test_statistics_that_move_although_they_are_to_stay_are_an_error():
+    tail, head, data = problem()
+    tail.append(Counting())  # type: ignore[operator]
+    with pytest.raises(TrainingError, match=r"tail\.5\.seen moved in training"):
+        train_tail(tail, head, data, GOAL, RECIPE)
+
+
+def test_a_batch_norm_that_leaves_its_mode_is_an_error():
+    tail, head, data = problem()
+
+    def forget(module: nn.Module, *_: object) -> None:
+        module.train()
+
+    tail.register_forward_hook(forget)
+    with pytest.raises(TrainingError, match="batch norm has left the mode"):
+        train_tail(tail, head, data, GOAL, RECIPE)

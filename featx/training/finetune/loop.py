@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from featx.errors import ConfigError, TrainingError
+from featx.errors import ConfigError, TrainingError, counted
 from featx.training.finetune.data import Batch, num_steps
 from featx.training.finetune.goal import Data, Goal, evaluate
 from featx.training.finetune.groups import batch_norms, parameter_groups, set_modes
@@ -205,7 +205,10 @@ class _Trainer:
                 )
             total, count = total + loss, count + float(batch.weights.sum())
         if skipped:
-            log.warning("Epoch %d: %d steps with infinite gradients were skipped.", number, skipped)
+            log.warning(
+                "Epoch %d: %s with infinite gradients left out.",
+                *(number, counted(skipped, "step", "steps")),
+            )
         held_out, accuracy = self._judge(data)
         return Epoch(number, total / count, held_out, accuracy, rate * recipe.lr, skipped)
 
@@ -278,8 +281,9 @@ class _Trainer:
             self.model.load_state_dict(own)
         if found.loss is None:
             return None, None
-        accuracy = self.goal.accuracy(found.outputs) if self.goal.accuracy else None
-        return math.inf if math.isnan(found.loss) else found.loss, accuracy
+        if not math.isfinite(found.loss):
+            return math.inf, None
+        return found.loss, self.goal.accuracy(found.outputs) if self.goal.accuracy else None
 
     def _backward(self, batch: Batch, data: Data, number: int) -> float:
         """Calculate gradients; return the loss, summed over the batch."""
