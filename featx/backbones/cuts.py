@@ -75,7 +75,7 @@ def split_model(model: nn.Module, cut: str, *, layer: str) -> tuple[nn.Module, n
         copies[node] = stem.node_copy(node, copies.__getitem__)
     stem.output({"features": copies[value]})
     copies = {value: tail.placeholder("activations")}
-    for node in traced.behind(value):
+    for node in traced.needed_for(traced.end, given=value):
         copies[node] = _out_of_place(tail.node_copy(node, copies.__getitem__))
     tail.output({"features": copies[traced.end]})
     modules = fx.GraphModule(model, stem).eval(), fx.GraphModule(model, tail).eval()
@@ -127,7 +127,7 @@ def list_cuts(backbone: str, image_size: int, *, layer: str | None = None) -> li
     learnt = sum(parameter.numel() for parameter in traced.parameters(traced.nodes))
     cuts = [Cut(INPUT, (image_size, image_size, 3), learnt, 1.0)]
     for name, value in traced.cuts().items():
-        behind = traced.behind(value)
+        behind = traced.needed_for(traced.end, given=value)
         shape = runner.shapes.get(value)
         if shape is None or shape[0] != 1:
             continue
@@ -200,21 +200,16 @@ class _Traced:
                 users = [position[user] for user in node.users if user in position]
                 last_use = max(last_use, *users, number)
 
-    def needed_for(self, value: fx.Node) -> list[fx.Node]:
-        """Return the nodes that a value is computed from, and its own, in order."""
+    def needed_for(self, value: fx.Node, *, given: fx.Node | None = None) -> list[fx.Node]:
+        """Return the nodes that a value is computed from, and its own, in order.
+
+        Nodes that only ``given`` is computed from are left out, as is ``given``.
+        """
         needed = {value}
         for node in reversed(self.graph.nodes):
-            if node in needed:
+            if node in needed and node is not given:
                 needed.update(node.all_input_nodes)
-        return [node for node in self.graph.nodes if node in needed]
-
-    def behind(self, value: fx.Node) -> list[fx.Node]:
-        """Return the nodes that the end is computed from when a value is given, in order."""
-        needed = {self.end}
-        for node in reversed(self.graph.nodes):
-            if node in needed and node is not value:
-                needed.update(node.all_input_nodes)
-        return [node for node in self.graph.nodes if node in needed and node is not value]
+        return [node for node in self.graph.nodes if node in needed and node is not given]
 
     def parameters(self, nodes: list[fx.Node]) -> Iterator[nn.Parameter]:
         """Yield the trainable parameters that nodes read, each once."""

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from featx.artifact import file_sha256, publishing
 from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
-from featx.backbones.spec import BUNDLED_WEIGHTS, weights_file
+from featx.backbones.spec import BUNDLED_WEIGHTS, BackboneSpec, weights_file
 from featx.backbones.state_dict import StateDict, find_state
 from featx.errors import ArtifactError, BackboneError, first_line
 
@@ -116,6 +116,28 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
             "', '".join(found.others),
         )
     return Weights(origin, sha256, found.tensors)
+
+
+def open_recorded(
+    spec: BackboneSpec, origin: str, choice: str | None = None, *, progress: Progress | None = None
+) -> Weights:
+    """Return the weights that features were made with.
+
+    Args:
+        spec: Of the features.
+        origin: Where they were, as the artifact recorded it.
+        choice: Where they are now, as ``open_weights`` takes it; None for ``origin``.
+        progress: Called while a file is downloaded.
+
+    Raises:
+        BackboneError: They cannot be found or read, or are others.
+    """
+    if choice is None:
+        found = open_origin(spec.backbone, origin, progress=progress)
+    else:
+        found = open_weights(spec.backbone, choice, progress=progress)
+    require_sha256(found, spec.weights_sha256)
+    return found
 
 
 def require_sha256(weights: Weights, expected: str) -> None:

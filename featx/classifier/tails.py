@@ -50,14 +50,8 @@ def _build(
     spec: BackboneSpec, head: Head | None, origin: str, weights: str | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     from featx.backbones.tails import build_tail, features_of
-    from featx.backbones.weights import open_origin, open_weights, require_sha256
+    from featx.backbones.weights import open_recorded
 
-    found = None
-    if head is None or not head.tail:
-        if weights is None:
-            found = open_origin(spec.backbone, origin)
-        else:
-            found = open_weights(spec.backbone, weights)
-        require_sha256(found, spec.weights_sha256)
-    tail = build_tail(spec, {} if head is None else head.tail, found)
-    return features_of(tail, spec.num_features)
+    tensors = {} if head is None else head.tail
+    found = None if tensors else open_recorded(spec, origin, weights)
+    return features_of(build_tail(spec, tensors, found), spec.num_features)

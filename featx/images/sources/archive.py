@@ -47,7 +47,7 @@ def open_archive(path: Path, options: SourceOptions = NO_OPTIONS) -> ArchiveSour
     members = list_members(archive, encoding=options.encoding)
     if path.suffix.lower() == ".tar" and holds_samples(members):
         return read_shards(str(path), [(archive, members)])
-    tree = tree_of(path, (_tree_path(member) for member in members))
+    tree = tree_of(path, (f"{m.path}/" if m.kind == "folder" else m.path for m in members))
     classes, samples = arrange(tree)
     files = Files.of(members)
     found = [files.find(archive, sample.sample_id) for sample in samples]
@@ -126,7 +126,3 @@ def require_random_access(path: Path) -> None:
             "cannot be read without all that lie before it. Unpack it and give the folder, or pack "
             "the images again as .zip or plain .tar."
         )
-
-
-def _tree_path(member: Member) -> str:
-    return f"{member.path}/" if member.kind == "folder" else member.path

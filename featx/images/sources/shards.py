@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from featx.errors import ImageError, SourceError, counted, listed
 from featx.images.sources.entries import (
@@ -39,7 +39,7 @@ _MAX_LABEL = 256
 _DOTTED = "with a dot in the name"
 
 
-class NoLabel(ValueError):
+class _NoLabel(ValueError):
     """A sample has no label that can be read; the text says why."""
 
 
@@ -71,48 +71,35 @@ def read_shards(uri: str, shards: Sequence[Shard]) -> ArchiveSource:
     """
     names = _names_of([Path(archive.path) for archive, _ in shards])
     splits = _splits_of(names)
-    ignored, found, problems = Counter[str](), list[_Found](), list[tuple[str, str]]()
+    ignored, problems = Counter[str](), list[tuple[str, str]]()
+    found, places = list[tuple[str, str, str]](), list[tuple[Archive, Member]]()
     has_labels = False
     for (archive, members), name, split in zip(shards, names, splits, strict=True):
-        for sample in _samples(archive, members, ignored):
-            sample_id, label = f"{name}/{sample.key}", ""
-            has_labels |= bool(sample.labels)
+        for key, image, files in _samples(archive, members, ignored):
+            sample_id, label = f"{name}/{key}", ""
+            has_labels |= bool(files)
             try:
-                label = _label_of(archive, sample.labels)
-            except NoLabel as err:
+                label = _label_of(archive, files)
+            except _NoLabel as err:
                 problems.append((sample_id, str(err)))
-            found.append(_Found(Sample(sample_id, -1, split), label, archive, sample.image))
+            found.append((sample_id, label, split))
+            places.append((archive, image))
     if not found:
         raise SourceError(
             f"'{uri}' holds no images ({describe_ignored(ignored) or 'it is empty'}). Expected "
             "files of one key, such as 0001.jpg and 0001.cls."
         )
     _warn(uri, ignored, problems if has_labels else [])
-    classes = tuple(sorted({each.label for each in found} - {""}))
+    classes = tuple(sorted({label for _, label, _ in found} - {""}))
     numbers = {label: number for number, label in enumerate(classes)} | {"": -1}
     return ArchiveSource(
         uri,
         classes,
-        tuple(Sample(s.sample_id, numbers[label], s.split) for s, label, _, _ in found),
-        [(archive, image) for _, _, archive, image in found],
+        tuple(Sample(sample_id, numbers[label], split) for sample_id, label, split in found),
+        places,
         dict(ignored),
         has_tags(classes),
     )
-
-
-class _Found(NamedTuple):
-    sample: Sample
-    label: str
-    archive: Archive
-    image: Member
-
-
-class _Files(NamedTuple):
-    """The image of a key, and the files that may hold its label, by extension."""
-
-    key: str
-    image: Member
-    labels: dict[str, Member]
 
 
 def _is_image(extension: str) -> bool:
@@ -135,8 +122,11 @@ def _splits_of(names: Sequence[str]) -> list[str]:
 
 def _samples(
     archive: Archive, members: Sequence[Member], ignored: Counter[str]
-) -> Iterator[_Files]:
-    """Yield the files of each key that has an image; count those of others."""
+) -> Iterator[tuple[str, Member, dict[str, Member]]]:
+    """Yield each key with its image, and the files that may hold its label, by extension.
+
+    Files of keys without an image are counted.
+    """
     files, keys = Files.of(members), dict[str, list[tuple[str, str]]]()
     for path in files.by_path:
         if parts := split_key(path):
@@ -158,7 +148,7 @@ def _samples(
         )
         if images:
             labels = {extension: files.find(archive, path) for extension, path in paths.items()}
-            yield _Files(key, files.find(archive, images[0]), labels)
+            yield key, files.find(archive, images[0]), labels
 
 
 def _kind_of(extension: str) -> str:
@@ -188,7 +178,7 @@ def _label_of(archive: Archive, files: dict[str, Member]) -> str:
     """Return the label of a sample.
 
     Raises:
-        NoLabel: There is none, or it cannot be read.
+        _NoLabel: There is none, or it cannot be read.
     """
     if "cls" in files:
         return _text_of(archive, files["cls"])
@@ -200,19 +190,19 @@ def _label_of(archive: Archive, files: dict[str, Member]) -> str:
 
 
 def _no_label(why: str) -> str:
-    raise NoLabel(why)
+    raise _NoLabel(why)
 
 
 def _content_of(archive: Archive, member: Member) -> str:
     name = extension_of(member.path)
     if member.size > _MAX_LABEL_BYTES:
-        raise NoLabel(f"its {name} has {member.size} bytes")
+        raise _NoLabel(f"its {name} has {member.size} bytes")
     try:
         return read_member(archive, member, sample_id=member.path).decode("utf-8-sig")
     except ImageError as err:
-        raise NoLabel(f"its {name} {err.reason.rstrip('.')}") from err
+        raise _NoLabel(f"its {name} {err.reason.rstrip('.')}") from err
     except UnicodeDecodeError as err:
-        raise NoLabel(f"its {name} is not UTF-8") from err
+        raise _NoLabel(f"its {name} is not UTF-8") from err
 
 
 def _text_of(archive: Archive, member: Member) -> str:
@@ -223,7 +213,7 @@ def _text_of(archive: Archive, member: Member) -> str:
 
 def _checked(label: str, name: str) -> str:
     if len(label) > _MAX_LABEL or len(label.splitlines()) > 1:
-        raise NoLabel(f"its {name} is more than a line of {_MAX_LABEL} characters")
+        raise _NoLabel(f"its {name} is more than a line of {_MAX_LABEL} characters")
     return label
 
 
@@ -232,12 +222,12 @@ def _label_in_json(text: str) -> str:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as err:
-        raise NoLabel("its .json is damaged") from err
+        raise _NoLabel("its .json is damaged") from err
     if not isinstance(values, dict):
         return _text(values)
     labels = {name: label for name in LABEL_NAMES if (label := _text(values.get(name)))}
     if len(set(labels.values())) > 1:
-        raise NoLabel(f"its .json has {' and '.join(labels)}")
+        raise _NoLabel(f"its .json has {' and '.join(labels)}")
     return next(iter(labels.values()), "")
 
 
@@ -245,7 +235,7 @@ def _text(value: Any) -> str:
     """Return a text or number, or several of them as tags; empty for null and nothing."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
-        raise NoLabel("its .json has a label that is no text, number, or list of these")
+        raise _NoLabel("its .json has a label that is no text, number, or list of these")
     values = [each for each in values if each is not None]
     texts = [each.strip() if isinstance(each, str) else json.dumps(each) for each in values]
     return _checked(SEPARATOR.join(filter(None, texts)), ".json")

@@ -57,14 +57,15 @@ def list_tar(archive: Archive) -> list[Member]:
                 for member, end in _part(path, file, begin):
                     members += [member] if member.path else []
                     if end > archive.stamp.size:
-                        raise _damaged(path, members, f"it ends in the middle of '{member.path}'")
+                        problem = f"it ends in the middle of '{member.path}'"
+                        raise _damaged(path, problem, len(members))
                 if end == begin > 0:
                     log.warning(
                         "'%s': %s behind its end are not those of a tar, and are ignored.",
                         *(path, counted(archive.stamp.size - begin, "byte")),
                     )
                     break
-                begin = _next_part(path, file, end, members)
+                begin = _next_part(path, file, end, len(members))
     except OSError as err:
         raise SourceError(f"Cannot read '{path}': {err.strerror or err}.") from err
     return members
@@ -86,10 +87,7 @@ def _part(path: Path, file: BinaryIO, begin: int) -> Iterator[tuple[Member, int]
     except Exception as err:  # a damaged archive raises nearly anything
         if begin and not count:
             return
-        raise SourceError(
-            f"'{path}' is not a whole tar archive: {first_line(err)}, after "
-            f"{counted(count, 'member')}. Copy or download it again."
-        ) from err
+        raise _damaged(path, first_line(err), count) from err
 
 
 def _next(path: Path, tar: tarfile.TarFile, at: int) -> tuple[Member, int] | None:
@@ -155,24 +153,24 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _next_part(path: Path, file: BinaryIO, end: int, members: list[Member]) -> int:
-    """Return where an archive goes on behind an end marker, or the size of the file."""
+def _next_part(path: Path, file: BinaryIO, end: int, count: int) -> int:
+    """Return where the next archive begins behind an end marker, or the size of the file."""
     file.seek(end)
     start = file.read(_BLOCK)
     if len(start) < _BLOCK:
-        raise _damaged(path, members, "it has no end marker, and seems to be cut short")
+        raise _damaged(path, "it has no end marker, and seems to be cut short", count)
     if start.strip(b"\0"):
-        raise _damaged(path, members, "what follows is no header")
+        raise _damaged(path, "what follows is no header", count)
     while data := file.read(_SCAN_BYTES):
         if rest := data.lstrip(b"\0"):
             return (file.tell() - len(rest)) // _BLOCK * _BLOCK
     return file.tell()
 
 
-def _damaged(path: Path, members: list[Member], problem: str) -> SourceError:
+def _damaged(path: Path, problem: str, count: int) -> SourceError:
     return SourceError(
-        f"'{path}' is not a whole tar archive: {problem}, after "
-        f"{counted(len(members), 'member')}. Copy or download it again."
+        f"'{path}' is not a whole tar archive: {problem}, after {counted(count, 'member')}. "
+        "Copy or download it again."
     )
 
 
