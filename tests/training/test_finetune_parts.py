@@ -25,7 +25,7 @@ def test_the_grid_widens_until_the_best_rate_is_not_at_its_edge(best: float):
 
     def trial(rate: float) -> float:
         tried.append(rate)
-        return abs(math.log(rate / best))
+        return 0.1 + abs(math.log(rate / best))
 
     assert choose_rate(trial, optimizer="adamw") == best
     assert min(tried) < best < max(tried)
@@ -34,6 +34,15 @@ def test_the_grid_widens_until_the_best_rate_is_not_at_its_edge(best: float):
 
 def test_rates_at_which_training_diverges_are_never_chosen():
     assert choose_rate(lambda r: math.inf if r > 2e-5 else 1 - r, optimizer="adamw") == 1e-5
+
+
+def test_of_rates_that_do_nearly_as_well_the_larger_one_is_taken():
+    losses = {1e-4: 0.66, 3e-4: 0.6238, 1e-3: 0.6427, 3e-3: 0.945}
+    assert choose_rate(losses.__getitem__, optimizer="adamw") == 1e-3
+    assert choose_rate((losses | {1e-3: 0.67}).__getitem__, optimizer="adamw") == 3e-4
+
+
+def test_training_that_diverges_at_every_rate_is_an_error():
     with pytest.raises(TrainingError, match=r"diverges at every learning rate from 0\.003 down"):
         choose_rate(lambda _: math.inf, optimizer="adamw")
 

@@ -11,6 +11,9 @@ RATES = tuple(float(f"{factor}e{power}") for power in range(-6, 1) for factor in
 """All that may be tried, 1e-6 to 3."""
 _FIRST = {"adamw": (3e-4, 1e-3, 3e-3), "sgd": (3e-3, 1e-2, 3e-2)}
 
+_NEARLY = 1.05
+"""A loss up to so many times the lowest is nearly as low."""
+
 
 def usual_rate(optimizer: str) -> float:
     """Return the rate to take where nothing can be held out to choose one."""
@@ -18,9 +21,11 @@ def usual_rate(optimizer: str) -> float:
 
 
 def choose_rate(trial: Callable[[float], float], *, optimizer: str) -> float:
-    """Return the rate with the lowest held-out loss of ``trial``; of a tie the smaller one.
+    """Return the rate with the lowest held-out loss of ``trial``, or the next larger one.
 
-    Three neighbours are tried first, then more on the side where the best is at the edge.
+    Three neighbours are tried first, then more on the side where the best is at the edge. The next
+    larger one is taken where its loss is nearly as low: a short training favours small rates, which
+    end near the start, and a whole one has the time to settle.
 
     Raises:
         TrainingError: No loss is finite.
@@ -39,4 +44,5 @@ def choose_rate(trial: Callable[[float], float], *, optimizer: str) -> float:
             f"The training diverges at every learning rate from {RATES[max(losses)]:g} down to "
             f"{RATES[best]:g}. Are the activations those of this network? Extract them again."
         )
-    return RATES[best]
+    larger = losses.get(best + 1, math.inf)
+    return RATES[best + 1 if larger <= _NEARLY * losses[best] else best]
