@@ -65,15 +65,23 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def _random_weights(backbone: str, prefix: str) -> bytes:
     generator = torch.Generator().manual_seed(0)
     state = {
-        name: torch.rand(tensor.shape, generator=generator) * 0.05
-        if tensor.is_floating_point()
-        else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        name: _random(name, tensor, generator)
         for name, tensor in build_skeleton(backbone).state_dict().items()
         if name.startswith(prefix)
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return values with which activations keep their size from layer to layer."""
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    if name.endswith("running_var"):
+        return torch.ones(tensor.shape)
+    fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+    return torch.randn(tensor.shape, generator=generator) * (1 / fan_in) ** 0.5
 
 
 @pytest.fixture

@@ -111,9 +111,9 @@ def finetune(
 ) -> None:
     """Train the network behind a cut, and a head on it, from cached activations.
 
-    FEATURES is a file that featx extract made with --cut. Anything else is a SOURCE of images: it
-    is extracted first, with --cut and the other options of the backbone, into features-CUT.h5
-    beside the output. Without either, that file is brought up to date.
+    FEATURES is a file that featx extract made with --cut; by default the features-CUT.h5 beside the
+    output. Anything else is a SOURCE of images: it is extracted first, with --cut and the other
+    options of the backbone, into such a file. With --cut alone, that file is brought up to date.
 
     Learning rate and epoch are chosen on a tenth of the training images; validation and test
     splits are only reported. Run it again to resume after an interruption.
@@ -122,6 +122,8 @@ def finetune(
 
     given = options.given(chosen)
     extraction = {name: given.pop(name) for name in options.EXTRACTION if name in given}
+    if features is None and "cut" not in extraction:
+        features = _only_features(output.parent)
     finetune_options = _options(given)
     if features is not None and is_feature_file(features):
         path, weights = Path(features), extraction.pop("weights", None)
@@ -172,6 +174,17 @@ def _options(given: Mapping[str, Any]) -> FinetuneOptions:
 def is_feature_file(given: str) -> bool:
     """Return whether an argument names a feature file, and not a source of images."""
     return Path(given).suffix in (".h5", ".hdf5") or is_own(Path(given), "features")
+
+
+def _only_features(folder: Path) -> str:
+    """Return the feature file of a cut in a folder, where there is one and no other."""
+    found = sorted(path for path in folder.glob("features-*.h5") if is_own(path, "features"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "no features-CUT.h5"
+        raise click.UsageError(
+            f"Say which FEATURES, or which SOURCE of images with --cut: '{folder}' has {names}."
+        )
+    return str(found[0])
 
 
 def _name_for(cut: str | None, finetune_options: FinetuneOptions) -> str:

@@ -63,6 +63,7 @@ def test_without_a_source_the_same_images_are_taken_and_nothing_is_left_to_do(ma
     result = featx_cli("finetune", "--cut", "stage3", *tuned)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("up to date") == 2
+    assert featx_cli("finetune", *tuned).stdout.count("up to date") == 1  # no image is looked at
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
 
 

@@ -216,6 +216,7 @@ def test_vectors_are_refused_with_what_to_do(tmp_path):
 def test_options_that_do_not_go_together_are_wrong_usage(maps, tmp_path):
     assert "--cut has no meaning for" in usage_error(maps, "--cut", "stage2")
     assert "A SOURCE needs --cut" in usage_error(tmp_path)
+    assert "has no features-CUT.h5" in usage_error("-o", tmp_path / "tuned.safetensors")
     assert "use train-head" in usage_error(tmp_path, "--cut", "penultimate")
     scratch = usage_error(tmp_path, "--cut", "penultimate", "--scratch")
     assert "--scratch needs --cut input" in scratch
