@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featx.errors import counted
+from featx.errors import ConfigError, counted
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.data import CachedData, num_steps
 from featx.training.finetune.goal import Goal
@@ -66,6 +67,11 @@ class Training:
                 resumed=progress.state,
                 after_epoch=after_epoch,
             )
+        except torch.OutOfMemoryError as err:
+            raise ConfigError(
+                f"The memory of '{self.data.device}' does not hold a batch of {recipe.batch_size} "
+                "images. Use a smaller batch_size, or a later cut."
+            ) from err
         except KeyboardInterrupt as stop:
             if progress.state is not None:
                 done = counted(len(progress.state.epochs), "epoch is", "epochs are")
@@ -132,7 +138,9 @@ def repeatable(device: torch.device, seed: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         memory.fill_uninitialized_memory = False  # nothing reads it
         try:
-            yield
+            with warnings.catch_warnings():  # a GPU has no such algorithm for some operations
+                warnings.filterwarnings("ignore", message=".*deterministic")
+                yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             memory.fill_uninitialized_memory = filled
