@@ -45,8 +45,10 @@ def reading_blocks(cache: FeatureFile) -> Iterator[FeatureRows]:
 @contextmanager
 def reading_stored(cache: FeatureFile) -> Iterator[FeatureRows]:
     """Yield all rows of a feature file block by block: vectors, or activations as stored."""
-    with cache.same_file() as file, translated(cache.path):
-        yield FeatureRows(_Column(cache, file, "features"), np.arange(len(cache)))
+    with cache.same_file() as file:
+        with translated(cache.path):  # and not what the caller raises
+            column = _Column(cache, file, "features")
+        yield FeatureRows(column, np.arange(len(cache)))
 
 
 @contextmanager
@@ -55,11 +57,12 @@ def reading_activations(cache: FeatureFile) -> Iterator[Activations]:
 
     Where features and views were not compared with their sha256 yet, they are first.
     """
-    with cache.same_file() as file, translated(cache.path):
-        names = ("features", "views") if cache.num_views else ("features",)
-        if not cache.features_checked:
-            require_digests(file, cache.header, cache.path, names)
-        columns = [_Column(cache, file, name, by_row=True) for name in names]
+    with cache.same_file() as file:
+        with translated(cache.path):  # and not what the caller raises
+            names = ("features", "views") if cache.num_views else ("features",)
+            if not cache.features_checked:
+                require_digests(file, cache.header, cache.path, names)
+            columns = [_Column(cache, file, name, by_row=True) for name in names]
         yield Activations(cache, columns)
 
 

@@ -18,6 +18,7 @@ from featx.errors import ArtifactMismatch, BackboneError, ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, apply_layers
 from featx.heads.tasks.losses import softmax_in_place
+from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.fit import fit_tail
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.outcome import Events, Tuned
@@ -279,3 +280,10 @@ def test_class_weights_have_no_meaning_for_numbers(tmp_path: Path):
     )
     with pytest.raises(ConfigError, match="class weights have no meaning for regression"):
         tune(open_features(path), tmp_path / "a", task="regression", class_weight="balanced")
+
+
+def test_an_error_while_the_file_is_open_is_not_taken_for_damage_to_it(tmp_path: Path):
+    cache = cache_of(tmp_path / "maps.h5", 60)
+    Checkpoint(tmp_path / "state", {"start": None}, {}).save(Progress({1e-3: 0.5}))
+    with pytest.raises(ArtifactMismatch, match=r"^'.*state' is the state of an unfinished"):
+        tune(cache, tmp_path / "state")
