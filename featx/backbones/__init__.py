@@ -1,6 +1,7 @@
 """The frozen network, and running it.
 
-catalog          which backbones there are
+table            which backbones there are, and their names, without torch
+catalog          building them, and torchvision's records
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
 state_dict       finding a network's tensors in a checkpoint, under whatever names

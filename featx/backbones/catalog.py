@@ -1,14 +1,12 @@
 """Which backbones there are.
 
 Every classification model of torchvision goes by its torchvision name; ``tiny`` is featx's own and
-needs no download.
+needs no download. ``table`` has the same names without torch, and takes them written loosely.
 """
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,34 +18,15 @@ from torchvision.models.feature_extraction import get_graph_node_names
 from torchvision.transforms import InterpolationMode
 
 from featx.backbones import tiny
+from featx.backbones.table import BackboneInfo, require_backbone
 from featx.errors import BackboneError
 from featx.images.preprocess import PreprocessSpec
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """One line of the catalog."""
-
-    name: str
-    num_features: int
-    image_size: int
-    num_parameters: int
-    gflops: float
-    weights: tuple[str, ...]
 
 
 @cache
 def backbone_names() -> tuple[str, ...]:
     """Return all names, ``tiny`` first, the rest in alphabetical order."""
     return ("tiny", *models.list_models(module=models))
-
-
-def require_backbone(name: str) -> None:
-    """Check that the catalog has ``name``; else the message offers the nearest names."""
-    if name not in backbone_names():
-        near = difflib.get_close_matches(name, backbone_names(), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise BackboneError(f"Unknown backbone '{name}'.{hint} 'featx backbones' lists them all.")
 
 
 def build_model(
@@ -57,7 +36,7 @@ def build_model(
 
     Its head has the classes of the backbone's own weights, unless their number is given.
     """
-    require_backbone(name)
+    name = require_backbone(name)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if name == "tiny":
         return tiny.Tiny(**classes).eval()
@@ -140,7 +119,7 @@ def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
     Raises:
         BackboneError: The backbone or its weights are unknown.
     """
-    require_backbone(name)
+    name = require_backbone(name)
     if name == "tiny":
         return PreprocessSpec(
             image_size=tiny.IMAGE_SIZE, resize=tiny.IMAGE_SIZE, mean=tiny.MEAN, std=tiny.STD
@@ -170,22 +149,35 @@ def torchvision_weights(name: str, weights: str) -> models.WeightsEnum:
 
 
 def describe_backbone(name: str) -> BackboneInfo:
-    """Return one line of the catalog, from the model itself and torchvision's records."""
+    """Return one row of the catalog, from the model itself and torchvision's records."""
+    name = require_backbone(name)
     model = build_skeleton(name)
-    if name == "tiny":
-        weights, gflops = ("CIFAR10_V1",), tiny.GFLOPS
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    else:
-        default = models.get_model_weights(name).DEFAULT
-        others = [entry.name for entry in models.get_model_weights(name) if entry is not default]
-        weights, gflops = (default.name, *others), float(default.meta["_ops"])
-        num_parameters = int(default.meta["num_params"])  # GoogLeNet's without auxiliary heads
     weight = model.get_parameter(f"{classifier_layer(model)}.weight")  # (out, in) or more
+    num_features, image_size = weight.shape[1], default_preprocess(name).image_size
+    if name == "tiny":
+        return BackboneInfo(
+            name=name,
+            family="tiny",
+            num_features=num_features,
+            image_size=image_size,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            gflops=tiny.GFLOPS,
+            top1=None,
+            weights=("CIFAR10_V1",),
+            licences={"CIFAR10_V1": "MIT"},
+        )
+    entries = models.get_model_weights(name)
+    default = entries.DEFAULT
     return BackboneInfo(
         name=name,
-        num_features=weight.shape[1],
-        image_size=default_preprocess(name).image_size,
-        num_parameters=num_parameters,
-        gflops=gflops,
-        weights=weights,
+        family=models.get_model_builder(name).__module__.rpartition(".")[2],
+        num_features=num_features,
+        image_size=image_size,
+        num_parameters=int(default.meta["num_params"]),  # GoogLeNet's without auxiliary heads
+        gflops=float(default.meta["_ops"]),
+        top1=float(default.meta["_metrics"]["ImageNet-1K"]["acc@1"]),
+        weights=(default.name, *(entry.name for entry in entries if entry is not default)),
+        licences={
+            entry.name: entry.meta["license"] for entry in entries if "license" in entry.meta
+        },
     )

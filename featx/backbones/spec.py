@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
+from featx.backbones.table import require_backbone
 from featx.errors import BackboneError, ConfigError, require_choice
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 
@@ -152,7 +153,7 @@ class BackboneOptions:
     """What is asked of a backbone; None leaves an option open.
 
     Attributes:
-        backbone: Name in the catalog.
+        backbone: Name in the catalog; ``"ResNet-18"`` becomes ``"resnet18"``.
         weights: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or a file.
         layer: Node of the backbone's graph; by default the penultimate one.
         pool: How maps or tokens become a vector.
@@ -170,6 +171,7 @@ class BackboneOptions:
 
     Raises:
         ConfigError: A value is unknown.
+        BackboneError: The backbone is unknown.
     """
 
     backbone: str | None = None
@@ -185,6 +187,8 @@ class BackboneOptions:
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        if self.backbone is not None:
+            object.__setattr__(self, "backbone", require_backbone(self.backbone))
         for name, choices in (("pool", Pool), ("decode", Decode), ("precision", Precision)):
             require_choice(name, getattr(self, name), (None, *get_args(choices)))
         if self.cut is not None and self.layer is not None:

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from featx.artifact import file_sha256, publishing
-from featx.backbones.catalog import build_model, require_backbone, torchvision_weights
+from featx.backbones.catalog import build_model, torchvision_weights
 from featx.backbones.spec import BUNDLED_WEIGHTS, BackboneSpec, weights_file
 from featx.backbones.state_dict import StateDict, find_state
+from featx.backbones.table import require_backbone
 from featx.errors import ArtifactError, BackboneError, first_line
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def open_weights(
     Raises:
         BackboneError: They cannot be found, downloaded or read, or are not what they should be.
     """
-    require_backbone(backbone)
+    backbone = require_backbone(backbone)
     if choice == "none":
         return open_origin(backbone, f"random:{seed}")
     if file := weights_file(choice):

@@ -6,14 +6,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from featx.artifact import kind_of_file
+from featx.backbones.table import (
+    Order,
+    backbone_table,
+    find_backbone,
+    require_backbone,
+    search_backbones,
+    sort_backbones,
+)
 from featx.cli import options
 from featx.cli.output import (
     human_bytes,
+    human_count,
     print_fields,
     print_json,
     print_metrics,
@@ -28,6 +37,11 @@ if TYPE_CHECKING:
 
 _CLASSES_SHOWN = 10
 _DEPTH = 2
+_START_WITH = {
+    "mobilenet_v3_large": "on a laptop's CPU",
+    "convnext_small": "on a GPU",
+    "tiny": "for images of about 32 pixels; needs no download",
+}
 
 
 @click.command()
@@ -202,49 +216,90 @@ def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 )
 @click.option("--cuts", is_flag=True, help="With NAME: its cuts alone.")
 @click.option("--image-size", type=int, metavar="PIXELS", help="With NAME: for this input size.")
+@click.option(
+    "--max-params",
+    callback=options.parameters,
+    metavar="NUMBER",
+    help="List those with at most so many parameters, such as 30M.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(get_args(Order)),
+    help="Order of the list: the smallest first, of top1 the best.  [name, after tiny]",
+)
 @options.as_json
 @options.no_notes
 def backbones(
-    name: str | None, everything: bool, cuts: bool, image_size: int | None, as_json: bool
+    name: str | None,
+    everything: bool,
+    cuts: bool,
+    image_size: int | None,
+    max_params: int | None,
+    sort: Order | None,
+    as_json: bool,
 ) -> None:
-    """List every backbone, or the layers and cuts of backbone NAME.
+    """List every backbone, those like NAME, or the layers and cuts of backbone NAME.
 
-    Layers are for --layer: their pooled output is the feature. Cuts are for --cut: what enters the
-    module is cached, and everything behind it can be trained. --json gives the layers, with --cuts
-    the cuts.
+    A NAME that is only a part of names, or of a family, lists these: vit, resnet, transformer.
+    top-1 is the accuracy of the default weights on ImageNet-1K, in percent.
+
+    Of one backbone, layers are for --layer: their pooled output is the feature. Cuts are for --cut:
+    what enters the module is cached, and everything behind it can be trained. --json gives the
+    layers, with --cuts the cuts.
     """
-    if name is None:
-        if cuts:
-            raise click.UsageError("--cuts needs the NAME of a backbone.")
-        _list_backbones(as_json=as_json)
+    found = None if name is None else find_backbone(name)
+    if found is None:
+        of_one = {"--cuts": cuts, "--all": everything, "--image-size": image_size}
+        if flags := [flag for flag, value in of_one.items() if value]:
+            raise click.UsageError(f"{flags[0]} needs the whole NAME of a backbone.")
+        _list_backbones(name, max_params, sort, as_json=as_json)
         return
+    if max_params is not None or sort:
+        raise click.UsageError(f"--max-params and --sort are for lists; {found} is one backbone.")
     if not cuts:
-        _list_layers(name, image_size, everything=everything, as_json=as_json)
+        _list_layers(found, image_size, everything=everything, as_json=as_json)
     if cuts or not as_json:
-        _list_cuts(name, image_size, everything=everything, as_json=as_json)
+        _list_cuts(found, image_size, everything=everything, as_json=as_json)
 
 
-def _list_backbones(*, as_json: bool) -> None:
-    from featx.backbones.catalog import backbone_names, describe_backbone
-
-    lines = [describe_backbone(name) for name in backbone_names()]
+def _list_backbones(
+    part: str | None, max_params: int | None, order: Order | None, *, as_json: bool
+) -> None:
+    rows = list(backbone_table()) if part is None else search_backbones(part)
+    if part is not None and not rows:
+        require_backbone(part)  # raises: it offers the nearest names
+    small = [row for row in rows if max_params is None or row.num_parameters <= max_params]
+    if not small:
+        least = min(rows, key=lambda row: row.num_parameters)
+        raise click.ClickException(
+            f"None has so few parameters; the smallest, {least.name}, has "
+            f"{human_count(least.num_parameters)}."
+        )
+    small = sort_backbones(small, order) if order else small
     if as_json:
-        print_json([asdict(line) for line in lines])
+        print_json([asdict(row) | {"licence": row.licence} for row in small])
         return
+    width = max(len(row.family) for row in small)
     print_table(
-        ["backbone", "features", "input px", "parameters", "GFLOPs", "weights"],
+        ["backbone", "family".ljust(width), "features", "input", "params", "GFLOPs", "top-1"],
         [
             [
-                line.name,
-                f"{line.num_features:,}",
-                f"{line.image_size}",
-                f"{line.num_parameters / 1e6:.1f} M",
-                f"{line.gflops:.2f}",
-                " ".join(line.weights),
+                row.name,
+                row.family.ljust(width),
+                f"{row.num_features:,}",
+                f"{row.image_size}",
+                f"{row.num_parameters / 1e6:.1f} M",
+                f"{row.gflops:.2f}",
+                f"{row.top1:.1f}" if row.top1 else "",
             ]
-            for line in lines
+            for row in small
         ],
     )
+    shown = {row.name for row in small}
+    start = [name for name in _START_WITH if part is None and name in shown]
+    for number, name in enumerate(start):
+        title = "\nstart with" if number == 0 else " " * len("start with")
+        click.echo(f"{title}  {name:<{max(map(len, start))}}  {_START_WITH[name]}")
 
 
 def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json: bool) -> None:
@@ -259,6 +314,7 @@ def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json
     if as_json:
         print_json({layer: list(shape[1:]) for layer, shape in shapes.items()})
         return
+    _print_weights(name)
     print_text(f"{name} at {size} px; * is the default layer")
     click.echo()
     print_table(
@@ -269,6 +325,19 @@ def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json
         ],
     )
     click.echo()
+
+
+def _print_weights(name: str) -> None:
+    """Print the names of a backbone's weights, and what is said of their licences."""
+    for row in (row for row in backbone_table() if row.name == name):
+        print_text(f"weights  {', '.join(row.weights)}")
+        print_text(f"licence  {row.licence}")
+        for licence in dict.fromkeys(row.licences.values()):
+            if licence != row.licence:
+                own = [each for each, other in row.licences.items() if other == licence]
+                print_text(f"         of {', '.join(own)}:")
+                print_text(f"         {licence}")
+        click.echo()
 
 
 def _list_cuts(name: str, image_size: int | None, *, everything: bool, as_json: bool) -> None:

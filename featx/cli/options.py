@@ -39,7 +39,11 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 _PIXELS = {"type": int, "metavar": "PIXELS"}
 _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, default
-    "backbone": ({}, "Any name of 'featx backbones'.", "resnet18"),
+    "backbone": (
+        {},
+        "Any name of 'featx backbones', however it is written: ResNet-18.",
+        "resnet18",
+    ),
     "weights": (
         {"metavar": "default|NAME|none|FILE"},
         "torchvision's default or named weights, none (seeded random), or a .pth or .safetensors "
@@ -104,6 +108,16 @@ def backbone(*names: str, show_defaults: bool = True) -> Callable[[Any], Any]:
         return command
 
     return add
+
+
+def parameters(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Return a number of parameters that was written like ``30M``, ``1.5 M`` or ``500000``."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMGB]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no number such as 30M, 500k or 25000000.")
+    return int(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[match[2].lower()])
 
 
 def features_path(cut: str | None) -> Path:

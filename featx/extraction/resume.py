@@ -227,10 +227,7 @@ class ExistingOutput:
         if self.file is None or not is_other or options.overwrite:
             start_anew = options.overwrite or is_other
             return options.resolved({} if start_anew else self.options)
-        from featx.backbones.catalog import require_backbone
-
         backbone = str(options.backbone)
-        require_backbone(backbone)  # a typo is no reason for another file
         raise self._refusal([f"backbone: expected '{backbone}', found '{own}'"], backbone)
 
     def file_for(self, settings: Settings, options: ResolvedOptions) -> FeatureFile | None:
@@ -359,6 +356,6 @@ def _recorded_options(
         if wrong := [name for name, value in found.items() if not isinstance(value, _KINDS[name])]:
             raise TypeError(f"its {wrong[0]} is {found[wrong[0]]!r}")
         ExtractOptions(**found)
-    except (KeyError, TypeError, ConfigError) as err:
+    except (KeyError, TypeError, ConfigError, BackboneError) as err:
         raise ArtifactInvalid(path, f"'{path}': its options are damaged ({err}).") from err
     return {name: value for name, value in found.items() if value is not None}

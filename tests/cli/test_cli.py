@@ -348,6 +348,68 @@ def test_compare_measures_the_models_of_heads(made, copy):
     assert not list(copy.glob("*.onnx.*"))
 
 
+def test_backbones_lists_what_chooses_one():
+    lines = featx_cli("backbones").stdout.splitlines()
+    assert lines[0].split() == [
+        *("backbone", "family", "features", "input", "params", "GFLOPs", "top-1")
+    ]
+    assert (
+        "resnet18            resnet                   512    224   11.7 M     1.81   69.8" in lines
+    )
+    assert max(map(len, lines)) <= 80
+    assert lines[-3:] == [
+        "start with  mobilenet_v3_large  on a laptop's CPU",
+        "            convnext_small      on a GPU",
+        "            tiny                for images of about 32 pixels; needs no download",
+    ]
+    first, *_ = json.loads(featx_cli("backbones", "--json").stdout)
+    assert (first["name"], first["top1"], first["licence"]) == ("tiny", None, "MIT")
+
+
+def test_backbones_lists_those_like_a_name_in_an_order():
+    command = ("backbones", "VIT", "--max-params", "300m", "--sort", "gflops")
+    table = featx_cli(*command).stdout.splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["vit_b_32", "maxvit_t", "vit_b_16"]
+    assert [row["name"] for row in json.loads(featx_cli(*command, "--json").stdout)] == [
+        *("vit_b_32", "maxvit_t", "vit_b_16")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        (("dinno",), 1, "Unknown backbone 'dinno'"),
+        (("vit", "--max-params", "30M"), 1, "the smallest, maxvit_t, has 30.92 M"),
+        (("--max-params", "many"), 2, "'many' is no number such as 30M"),
+        (("vit", "--cuts"), 2, "--cuts needs the whole NAME"),
+        (("vit", "--image-size", 64), 2, "--image-size needs the whole NAME"),
+        (("ResNet-18", "--sort", "name"), 2, "resnet18 is one backbone"),
+    ],
+)
+def test_backbones_says_what_does_not_fit(command, code, text):
+    result = featx_cli("backbones", *command)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert text in result.stderr
+
+
+def test_backbones_of_one_however_it_is_written_has_weights_and_licences():
+    text = featx_cli("backbones", "ViT-B/16").stdout
+    assert text.startswith("weights  IMAGENET1K_V1, IMAGENET1K_SWAG_E2E_V1, IMAGENET1K_SWAG_LIN")
+    assert "licence  see torchvision\n" in text
+    assert "facebookresearch/SWAG/blob/main/LICENSE\n\nvit_b_16 at 224 px" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_recorded_name_is_the_catalogs(tmp_path):
+    command = ("extract", "digits:", "-o", tmp_path / "f.h5", "-q", "-b")
+    assert featx_cli(*command, "TINY").exit_code == 0
+    assert (
+        json.loads(featx_cli("info", tmp_path / "f.h5", "--json").stdout)["spec"]["backbone"]
+        == "tiny"
+    )
+    assert "up to date" in featx_cli(*command, "Tiny").stdout
+
+
 def test_backbones_lists_layers_with_shapes():
     text = featx_cli("backbones", "tiny").stdout
     assert "flatten *" in text
