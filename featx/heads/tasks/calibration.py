@@ -67,8 +67,9 @@ def calibrate(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the lowest log loss, in [0.001, 1000].
 
-    A label counts as ``(N + 1) / (N + 2)`` of a sample and the other labels share the rest, as
-    Platt (1999) has it: logits that are never wrong do not get a temperature of 0.
+    Logits are ``(N, num_classes)``, labels ``(N,)``. A label counts as ``(N + 1) / (N + 2)`` of a
+    sample and the other labels share the rest, as Platt (1999) has it: logits that are never wrong
+    do not get a temperature of 0.
     """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     own = float(np.take_along_axis(shifted, labels[:, None], axis=1).mean())
