@@ -38,20 +38,14 @@ def features_through(
 
     @cached
     def network() -> Callable[[np.ndarray], np.ndarray]:
-        return _build(spec, head, origin, weights)
+        from featx.backbones.tails import build_tail, features_of
+        from featx.backbones.weights import open_recorded
+
+        tensors = {} if head is None else head.tail
+        found = None if tensors else open_recorded(spec, origin, weights)
+        return features_of(build_tail(spec, tensors, found), spec.num_features)
 
     def through(rows: np.ndarray) -> np.ndarray:
         return network()(rows)
 
     return cache.with_network(through)
-
-
-def _build(
-    spec: BackboneSpec, head: Head | None, origin: str, weights: str | None
-) -> Callable[[np.ndarray], np.ndarray]:
-    from featx.backbones.tails import build_tail, features_of
-    from featx.backbones.weights import open_recorded
-
-    tensors = {} if head is None else head.tail
-    found = None if tensors else open_recorded(spec, origin, weights)
-    return features_of(build_tail(spec, tensors, found), spec.num_features)

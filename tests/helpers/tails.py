@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from featx.training.finetune.data import Batch, CachedData
-from featx.training.finetune.goal import Goal
+from featx.training.finetune.problem import Goal
 
 
 class Memory:

@@ -13,11 +13,11 @@ from tails import GOAL, Memory, problem
 from torch import Tensor, nn
 
 from featx.errors import ConfigError, TrainingError
-from featx.training.finetune.goal import evaluate
 from featx.training.finetune.groups import block_of, parameter_groups
 from featx.training.finetune.loop import State, train_tail
 from featx.training.finetune.options import Recipe
 from featx.training.finetune.outcome import Epoch
+from featx.training.finetune.problem import evaluate
 
 RECIPE = Recipe(lr=0.05, max_epochs=4, batch_size=32)
 
@@ -193,12 +193,12 @@ def test_a_run_of_other_tensors_is_not_resumed():
 
 
 @pytest.mark.parametrize("average", ["none", "ema"])
-def test_what_is_kept_is_what_was_judged(average: Any):
+def test_what_is_kept_is_what_was_evaluated(average: Any):
     tail, head, data = problem()
     state = train_tail(tail, head, data, GOAL, replace(RECIPE, average=average, train_bn=True))
     for _ in range(2):
-        found = evaluate(tail, head, data, GOAL.loss, RECIPE.batch_size)
-        assert found.loss == state.epochs[state.best_epoch - 1].held_out == state.best_loss
+        loss, _ = evaluate(tail, head, data, GOAL, RECIPE.batch_size)
+        assert loss == state.epochs[state.best_epoch - 1].held_out == state.best_loss
 
 
 def test_a_step_with_infinite_gradients_is_skipped_and_the_schedule_waits(

@@ -11,9 +11,8 @@ from torch import nn
 from featx.backbones.catalog import build_skeleton, penultimate_layer
 from featx.backbones.cuts import split_model
 from featx.errors import TrainingError
-from featx.heads.tasks.calibration import fit_temperature
+from featx.heads.tasks.calibration import fit_temperature, restore_shares
 from featx.heads.tasks.losses import softmax_in_place
-from featx.training.finetune.balance import restore_shares
 from featx.training.finetune.groups import is_transformer, parameter_groups
 from featx.training.finetune.options import Recipe
 from featx.training.finetune.rates import choose_rate

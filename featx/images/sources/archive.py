@@ -35,10 +35,6 @@ _STARTS = {
 def open_archive(path: Path, options: SourceOptions = NO_OPTIONS) -> ArchiveSource:
     """Return the images of an archive, with classes and splits as of a folder, sorted by id.
 
-    Args:
-        path: The archive.
-        options: The encoding of names.
-
     Raises:
         SourceError: It is damaged or made to harm, has no images, or is not laid out as expected.
     """

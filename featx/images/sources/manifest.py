@@ -2,8 +2,8 @@
 
 Other common names of columns are recognised, and any can be said. Paths are relative to the
 table's folder, or absolute. An empty label means unlabelled, an empty split train, an empty group
-an image by itself. Fields may be separated by semicolons, as
-spreadsheets do where the comma is the decimal sign. UTF-16 is told by the first bytes.
+an image by itself. Fields may be separated by semicolons, as spreadsheets do where the comma is the
+decimal sign. UTF-16 is recognised by the first bytes.
 """
 
 from __future__ import annotations
@@ -47,10 +47,6 @@ def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource
     """Return the samples of a table, in its order.
 
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
-
-    Args:
-        path: The table.
-        options: Names of its columns, where its paths begin and how they end.
 
     Raises:
         SourceError: It is damaged, empty, or its columns are not told.

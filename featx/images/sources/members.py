@@ -50,29 +50,17 @@ class Archive(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file, folder or link in an archive.
+    """A file, folder or link in an archive."""
 
-    Attributes:
-        path: In the archive, with ``/`` between its parts.
-        kind: ``"file"``, ``"folder"``, ``"link"``, or ``"other"`` for what holds no bytes.
-        start: Where its header begins in a zip, its bytes in a tar.
-        packed: Bytes that it takes in the archive.
-        size: Bytes that it has.
-        crc: CRC-32 of its bytes in a zip; None in a tar, which has none.
-        is_deflated: Whether it is compressed.
-        refusal: Why it cannot be read.
-        target: The path that a link leads to, from the top of the archive.
-    """
-
-    path: str
-    kind: str
-    start: int
-    packed: int
-    size: int
-    crc: int | None = None
+    path: str  # in the archive, with / between its parts
+    kind: str  # "file", "folder", "link", or "other" for what holds no bytes
+    start: int  # where its header begins in a zip, its bytes in a tar
+    packed: int  # bytes that it takes in the archive
+    size: int  # bytes that it has
+    crc: int | None = None  # of its bytes in a zip; None in a tar
     is_deflated: bool = False
-    refusal: str = ""
-    target: str = ""
+    refusal: str = ""  # why it cannot be read
+    target: str = ""  # of a link, from the top of the archive
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,12 @@
 options     what is asked, and the recipe
 outcome     what it comes to
 fit         from a feature file to a tail and head
-problem     labels: what trains, what is held out
+problem     what is learnt: labels, loss, held-out samples
 start       the head that training starts from
 training    choosing a learning rate, then training, resumed where it stopped
 loop        epochs: losses, gradients, the best state
-goal        the loss, and the held-out samples
 data        batches of activations, from memory or from the file
 groups      which parameters have which learning rate and decay
 rates       the grid of learning rates
-balance     probabilities after class weights
 checkpoint  the state of an unfinished training
 """

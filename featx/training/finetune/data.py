@@ -39,19 +39,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some samples.
+    """Some samples."""
 
-    Attributes:
-        activations: At the cut, ``(n, …)`` float32; at the input uint8.
-        targets: As the loss takes them, ``(n, …)``.
-        weights: What each counts, ``(n,)`` float32.
-        numbers: Which samples these are, ``(n,)`` int64.
-    """
-
-    activations: Tensor
-    targets: Tensor
-    weights: Tensor
-    numbers: np.ndarray
+    activations: Tensor  # at the cut, (n, …) float32; at the input uint8
+    targets: Tensor  # as the loss takes them, (n, …)
+    weights: Tensor  # what each counts, (n,) float32
+    numbers: np.ndarray  # which samples these are, (n,) int64
 
 
 class _Piece(NamedTuple):
@@ -62,33 +55,19 @@ class _Piece(NamedTuple):
 
 @dataclass(eq=False)
 class CachedData:
-    """Labelled training images of a feature file: most train, some are held out.
+    """Labelled training images of a feature file: most train, some are held out."""
 
-    Attributes:
-        source: Their activations.
-        rows: In the file, ascending, ``(N,)`` int64.
-        positions: Among all rows of the training split, by which blocks are counted, ``(N,)``.
-        targets: As the loss takes them, ``(N, …)``.
-        weights: What each counts, ``(N,)`` float32.
-        is_held_out: ``(N,)`` bool.
-        names: Of the images, for messages; N strings.
-        num_views: Versions beside the one that is evaluated.
-        row_bytes: Size of an image's activations.
-        memory: Bytes that they may take.
-        device: Where batches go.
-    """
-
-    source: Source
-    rows: np.ndarray
-    positions: np.ndarray
-    targets: Tensor
-    weights: Tensor
-    is_held_out: np.ndarray
-    names: Sequence[str]
-    num_views: int
-    row_bytes: int
-    memory: int
-    device: torch.device
+    source: Source  # their activations
+    rows: np.ndarray  # in the file, ascending, (N,) int64
+    positions: np.ndarray  # among the rows of the training split, by which blocks are counted, (N,)
+    targets: Tensor  # as the loss takes them, (N, …)
+    weights: Tensor  # what each counts, (N,) float32
+    is_held_out: np.ndarray  # (N,) bool
+    names: Sequence[str]  # of the images, for messages
+    num_views: int  # versions beside the one that is evaluated
+    row_bytes: int  # of an image's activations
+    memory: int  # bytes that they may take
+    device: torch.device  # where batches go
     _values: np.ndarray | None = field(default=None, init=False)  # of all versions, where they fit
     _held_out: np.ndarray | None = field(default=None, init=False)
 
@@ -134,22 +113,15 @@ class CachedData:
     def held_out(self, *, batch_size: int) -> Iterator[Batch]:
         """Yield the held-out samples as they are evaluated, ascending."""
         samples = np.flatnonzero(self.is_held_out)
-        keep = len(samples) * self.row_bytes <= self.memory // 2
-        for where, values in self._held_out_blocks(samples, keep=keep):
+        blocks = read_blocks(self.source, self.rows[samples], self.row_bytes)
+        if len(samples) and len(samples) * self.row_bytes <= self.memory // 2:
+            if self._held_out is None:
+                self._held_out = np.concatenate([values for _, values in blocks])
+            blocks = iter([(slice(0, len(samples)), self._held_out)])
+        for where, values in blocks:
             for start in range(0, len(values), batch_size):
                 part = slice(start, start + batch_size)
                 yield self._batch(values[part], samples[where][part])
-
-    def _held_out_blocks(
-        self, samples: np.ndarray, *, keep: bool
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        blocks = read_blocks(self.source, self.rows[samples], self.row_bytes)
-        if not (keep and len(samples)):
-            yield from blocks
-            return
-        if self._held_out is None:
-            self._held_out = np.concatenate([values for _, values in blocks])
-        yield slice(0, len(samples)), self._held_out
 
     def _load(self, order: np.ndarray, versions: np.ndarray) -> _Piece:
         """Return samples in a shuffled order, given as places among those that train."""
@@ -231,12 +203,8 @@ def order_of(bounds: np.ndarray, *, epoch: int, seed: int, at_once: int) -> Iter
 
     Blocks of consecutive samples are read whole, so that no chunk of a file is read twice; many
     blocks from everywhere in the file share a piece, so that a file sorted by class is mixed.
-
-    Args:
-        bounds: Sample that each block begins with, and the number of samples, ``(B + 1,)``.
-        epoch: From 1.
-        seed: With the epoch it decides the order.
-        at_once: Samples of a piece at the most, but for a block that is larger.
+    ``bounds`` ``(B + 1,)`` are the first sample of each block, and the number of samples; a piece
+    has at most ``at_once`` samples, but for a block that is larger.
     """
     random = np.random.default_rng([seed, epoch])
     blocks = random.permutation(len(bounds) - 1)

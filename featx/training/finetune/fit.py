@@ -32,14 +32,14 @@ from featx.features.blocks import Activations, reading_activations
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Head, Layer, apply_layers, silence_absent
 from featx.heads.samples.folds import HeldOut
-from featx.training.finetune.balance import restore_shares
+from featx.heads.tasks.calibration import restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
 from featx.training.finetune.data import CachedData, read_blocks
-from featx.training.finetune.goal import evaluate
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.outcome import Comparison, Events, Tuned
-from featx.training.finetune.problem import Problem
+from featx.training.finetune.problem import Problem, evaluate
 from featx.training.finetune.start import (
+    array_of,
     as_trained,
     encoded,
     layers_in,
@@ -50,9 +50,7 @@ from featx.training.finetune.start import (
 from featx.training.finetune.training import Training, repeatable
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions, memory_for
-from featx.training.trained import Trained, finish_head, score_heads
-
-_ROWS_AT_ONCE = 4096
+from featx.training.trained import Trained, finish_head, score_heads, slices_of
 
 
 def fit_tail(
@@ -235,7 +233,8 @@ class _Run:
         vectors = problem.cache.with_network(self._network())
         if start is not None:
             given = as_trained(start, problem.targets)
-            (scores,) = score_heads([given], vectors, problem.targets, _slices(vectors.features))
+            blocks = slices_of(vectors.features, len(given.names))
+            (scores,) = score_heads([given], vectors, problem.targets, blocks)
             layers = layers_of_start(start, problem.targets.names, problem.encoding)
             return self._probe(replace(given, metrics=scores), vectors), layers
         asked = TrainOptions(
@@ -278,8 +277,8 @@ class _Run:
         problem, layers, held_out = self.problem, layers_in(head), None
         calibrate, values = self.options.calibrate, problem.encoding.values
         if problem.is_held_out.any():
-            found = evaluate(self.tail, head, data, problem.goal.loss, self.options.batch_size)
-            labels, logits = values[problem.is_held_out], found.outputs
+            _, logits = evaluate(self.tail, head, data, problem.goal, self.options.batch_size)
+            labels = values[problem.is_held_out]
             if self.options.class_weight is not None and calibrate:
                 shift = restore_shares(logits, labels, values).astype(np.float32)
                 *others, (weight, bias) = layers
@@ -313,7 +312,7 @@ class _Run:
         return Tuned(
             trained=replace(trained, metrics=scores),
             tail={
-                name: value.detach().to("cpu", torch.float32).contiguous().numpy().copy()
+                name: array_of(value)
                 for name, value in tensors.items()
                 if value.is_floating_point()
             },
@@ -324,9 +323,3 @@ class _Run:
 
 def _sizes(part: nn.Module) -> list[tuple[str, int]]:
     return [(name, value.numel()) for name, value in part.named_parameters()]
-
-
-def _slices(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        part = features[start : start + _ROWS_AT_ONCE]
-        yield slice(start, start + len(part)), part

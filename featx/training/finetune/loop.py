@@ -12,15 +12,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featx.errors import ConfigError, TrainingError, counted
-from featx.training.finetune.data import Batch, num_steps
-from featx.training.finetune.goal import Data, Goal, evaluate
+from featx.training.finetune.data import Batch, CachedData, num_steps
 from featx.training.finetune.groups import batch_norms, parameter_groups, set_modes
 from featx.training.finetune.options import Recipe
 from featx.training.finetune.outcome import Epoch
+from featx.training.finetune.problem import Goal, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +30,16 @@ _MAX_SKIPPED = 10
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a run needs to be resumed after an epoch.
-
-    Attributes:
-        epochs: Those that were trained.
-        step: Optimizer steps done.
-        model: Tensors of tail and head by name.
-        average: Their moving average; empty without one.
-        optimizer: Moments of each trained tensor by name.
-        best: Tensors of the best epoch, by name.
-        best_epoch: Its number; 0 for the start.
-        best_loss: Its held-out loss; infinite where there is none.
-    """
+    """All that a run needs to be resumed after an epoch; tensors by name."""
 
     epochs: tuple[Epoch, ...]
-    step: int
-    model: Mapping[str, Tensor]
-    average: Mapping[str, Tensor]
-    optimizer: Mapping[str, Mapping[str, Tensor]]
-    best: Mapping[str, Tensor]
-    best_epoch: int
-    best_loss: float
+    step: int  # optimizer steps done
+    model: Mapping[str, Tensor]  # tail and head
+    average: Mapping[str, Tensor]  # their moving average; empty without one
+    optimizer: Mapping[str, Mapping[str, Tensor]]  # moments of each trained tensor
+    best: Mapping[str, Tensor]  # tail and head of the best epoch
+    best_epoch: int  # 0 for the start
+    best_loss: float  # held out; infinite where there is none
 
 
 class _Diverged(TrainingError):
@@ -59,7 +49,7 @@ class _Diverged(TrainingError):
 def train_tail(
     tail: nn.Module,
     head: nn.Module,
-    data: Data,
+    data: CachedData,
     goal: Goal,
     recipe: Recipe,
     *,
@@ -69,17 +59,10 @@ def train_tail(
 ) -> State:
     """Train tail and head; leave them in eval mode, with the tensors of the best epoch.
 
-    Where training diverges, the best epoch before is kept, and a warning says so.
-
-    Args:
-        tail: From activations to features; changed.
-        head: From features to outputs; changed.
-        data: Gives batches.
-        goal: The loss, and the accuracy that is reported.
-        recipe: How.
-        keep_start: Whether the start is the best where no epoch has a lower held-out loss.
-        resumed: Of an earlier run with the same arguments: the same as if it had not stopped.
-        after_epoch: Called with each epoch and what a run can be resumed from.
+    Where training diverges, the best epoch before is kept, and a warning says so. With
+    ``keep_start`` that may be the start. A run that is ``resumed`` with the same arguments gives
+    the same tensors as if it had not stopped; ``after_epoch`` gets each epoch and the state to
+    resume from.
 
     Raises:
         TrainingError: An activation is not finite, training diverges before there is a best epoch,
@@ -109,7 +92,7 @@ def train_tail(
 
 
 def held_out_loss_after(
-    tail: nn.Module, head: nn.Module, data: Data, goal: Goal, recipe: Recipe, *, steps: int
+    tail: nn.Module, head: nn.Module, data: CachedData, goal: Goal, recipe: Recipe, *, steps: int
 ) -> float:
     """Return the held-out loss after a short training, infinite where it diverges.
 
@@ -119,7 +102,7 @@ def held_out_loss_after(
     before = trainer.tensors()
     try:
         trainer.train_steps(data, steps)
-        loss = evaluate(tail, head, data, goal.loss, recipe.batch_size).loss
+        loss, _ = trainer.evaluate(data)
     except _Diverged:
         loss = math.inf
     finally:
@@ -147,21 +130,17 @@ class _Trainer:
         self._statistics = {name: value.clone() for name, value in self.model.named_buffers()}
         self._device = next(self.model.parameters()).device
 
-    def start(self, data: Data, *, keep_start: bool) -> State:
+    def start(self, data: CachedData, *, keep_start: bool) -> State:
         """Return the state before the first epoch."""
         best = math.inf
         if keep_start:
-            found = evaluate(self.tail, self.head, data, self.goal.loss, self.recipe.batch_size)
-            best = math.inf if found.loss is None or math.isnan(found.loss) else found.loss
+            loss, _ = self.evaluate(data)
+            best = math.inf if loss is None or math.isnan(loss) else loss
         tensors = self.tensors()
         return State((), 0, tensors, self._average, {}, tensors, 0, best)
 
     def restore(self, state: State) -> State:
-        """Go back to a state.
-
-        Raises:
-            ConfigError: It is of other tensors.
-        """
+        """Go back to a state, which must be of the same tensors."""
         ours, theirs = (
             {name: value.shape for name, value in tensors.items()}
             for tensors in (self.model.state_dict(), state.model)
@@ -185,12 +164,8 @@ class _Trainer:
         self.step = state.step
         return state
 
-    def train_epoch(self, data: Data, *, number: int) -> Epoch:
-        """Train on every sample once.
-
-        Raises:
-            _Diverged: A loss, or the gradients of many steps, are not finite.
-        """
+    def train_epoch(self, data: CachedData, *, number: int) -> Epoch:
+        """Train on every sample once."""
         total, count, skipped, in_a_row, rate = 0.0, 0.0, 0, 0, 0.0
         recipe, per_epoch = self.recipe, num_steps(data.num_samples, self.recipe.batch_size)
         for batch in data.batches(epoch=number, batch_size=recipe.batch_size, seed=recipe.seed):
@@ -209,10 +184,10 @@ class _Trainer:
                 "Epoch %d: %s with infinite gradients left out.",
                 *(number, counted(skipped, "step", "steps")),
             )
-        held_out, accuracy = self._judge(data)
+        held_out, accuracy = self._held_out(data)
         return Epoch(number, total / count, held_out, accuracy, rate * recipe.lr, skipped)
 
-    def train_steps(self, data: Data, count: int) -> None:
+    def train_steps(self, data: CachedData, count: int) -> None:
         """Train for some steps, as if they were one epoch; steps that are skipped count too."""
         number = done = 0
         recipe = self.recipe
@@ -226,11 +201,7 @@ class _Trainer:
                     break
 
     def state_after(self, before: State, epoch: Epoch) -> State:
-        """Return what the run can be resumed from.
-
-        Raises:
-            _Diverged: A weight is not finite.
-        """
+        """Return what the run can be resumed from."""
         tensors = self.tensors()
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise _Diverged(f"Weights are not finite after epoch {epoch.number}.")
@@ -254,11 +225,7 @@ class _Trainer:
         )
 
     def require_same_statistics(self) -> None:
-        """Check that statistics which are to stay are the same to the bit.
-
-        Raises:
-            TrainingError: One moved.
-        """
+        """Check that statistics which are to stay are the same to the bit."""
         moved = [
             name
             for name, value in self.model.named_buffers()
@@ -271,21 +238,25 @@ class _Trainer:
         """Return a copy of the tensors of tail and head, by name."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
-    def _judge(self, data: Data) -> tuple[float | None, float | None]:
+    def evaluate(self, data: CachedData) -> tuple[float | None, np.ndarray]:
+        """Return held-out loss and outputs of the tensors as they are."""
+        return evaluate(self.tail, self.head, data, self.goal, self.recipe.batch_size)
+
+    def _held_out(self, data: CachedData) -> tuple[float | None, float | None]:
         """Return held-out loss and accuracy, of the average where there is one."""
         own = self.tensors() if self._average else {}
         if own:
             self.model.load_state_dict(own | self._average)
-        found = evaluate(self.tail, self.head, data, self.goal.loss, self.recipe.batch_size)
+        loss, outputs = self.evaluate(data)
         if own:
             self.model.load_state_dict(own)
-        if found.loss is None:
+        if loss is None:
             return None, None
-        if not math.isfinite(found.loss):
+        if not math.isfinite(loss):
             return math.inf, None
-        return found.loss, self.goal.accuracy(found.outputs) if self.goal.accuracy else None
+        return loss, self.goal.accuracy(outputs) if self.goal.accuracy else None
 
-    def _backward(self, batch: Batch, data: Data, number: int) -> float:
+    def _backward(self, batch: Batch, data: CachedData, number: int) -> float:
         """Calculate gradients; return the loss, summed over the batch."""
         if any(norm.training != self.recipe.train_bn for norm in self._norms):
             raise TrainingError("A batch norm has left the mode that it was put into.")
@@ -299,7 +270,7 @@ class _Trainer:
         torch.autograd.backward(losses.sum() / batch.weights.sum().clamp_min(1e-12))
         return total
 
-    def _explain(self, batch: Batch, data: Data, number: int) -> None:
+    def _explain(self, batch: Batch, data: CachedData, number: int) -> None:
         """Raise the error for a loss that is not finite."""
         bad = ~torch.isfinite(batch.activations.float().flatten(1)).all(1).cpu().numpy()
         if bad.any():

@@ -21,26 +21,7 @@ _DECAY, _DECAY_OF_TRANSFORMERS = 0.9, 0.75
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tail is trained.
-
-    Attributes:
-        lr: Highest learning rate of the head.
-        backbone_lr: Of the whole tail; None for ``layer_decay``.
-        layer_decay: Learning rate of a block divided by that of the next one.
-        max_epochs: Epochs at the most.
-        patience: Epochs without a lower held-out loss after which training stops.
-        batch_size: Images a step.
-        optimizer: ``"adamw"``; or ``"sgd"`` with ``momentum``.
-        momentum: Of ``sgd``.
-        weight_decay: Of weights of convolutions, linear layers and attention.
-        warmup: Share of the steps in which the rate rises from zero; a cosine to zero follows.
-        step_size: Epochs after which the rate is multiplied by ``gamma``; None for the cosine.
-        gamma: See ``step_size``.
-        clip: Largest norm of the gradient; None for any.
-        train_bn: Let the statistics of batch norms move.
-        average: ``"ema"`` keeps a moving average of the weights, over about an epoch.
-        seed: Of the order of images and the choice of views.
-    """
+    """How a tail is trained: ``FinetuneOptions`` of the same names, with all that was open."""
 
     lr: float = 1e-3
     backbone_lr: float | None = None

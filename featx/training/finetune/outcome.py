@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -95,12 +94,6 @@ def _nothing(*_: object) -> None:
     """Tell nobody."""
 
 
-class OnEpoch(Protocol):
-    """Takes an epoch, its seconds and its training images a second."""
-
-    def __call__(self, epoch: Epoch, seconds: float, images_per_second: float, /) -> None: ...
-
-
 @dataclass(frozen=True)
 class Events:
     """What is called while a tail is trained.
@@ -115,4 +108,4 @@ class Events:
 
     on_step: Callable[[str], None] = _nothing
     on_parameters: Callable[[Sequence[tuple[str, int]], int], None] = _nothing
-    on_epoch: OnEpoch = _nothing
+    on_epoch: Callable[[Epoch, float, float], None] = _nothing

@@ -1,4 +1,4 @@
-"""The labelled training images of a feature file: what trains a tail, and what is held out."""
+"""What a tail learns: labelled training images, the loss, and how good it is on held-out ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from featx.errors import counted, listed
@@ -19,7 +19,7 @@ from featx.heads.samples.folds import HOLDOUT_PARTS
 from featx.heads.samples.selection import weights_of
 from featx.heads.tasks import TASKS, Targets, Task
 from featx.heads.tasks.task import Encoding
-from featx.training.finetune.goal import Goal
+from featx.training.finetune.data import CachedData
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.options import TrainOptions
 from featx.training.samples import choose_task, groups_of, targets_of, training_rows
@@ -28,25 +28,50 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
+class Goal:
+    """What training makes small, and how good its outputs are."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]  # outputs (n, num_outputs), targets (n, …) → (n,)
+    accuracy: Callable[[np.ndarray], float] | None = None  # of all held-out outputs
+
+
+def evaluate(
+    tail: nn.Module, head: nn.Module, data: CachedData, goal: Goal, batch_size: int
+) -> tuple[float | None, np.ndarray]:
+    """Return mean loss and outputs ``(n, num_outputs)`` of the held-out samples, None without any.
+
+    Calculated in eval mode and float32.
+    """
+    modes = [(module, module.training) for part in (tail, head) for module in part.modules()]
+    tail.eval()
+    head.eval()
+    total, count, outputs = 0.0, 0.0, [np.empty((0, 0), np.float32)]
+    with torch.inference_mode():
+        for batch in data.held_out(batch_size=batch_size):
+            outputs_here = head(tail(batch.activations))
+            losses = goal.loss(outputs_here, batch.targets) * batch.weights
+            total += float(losses.double().sum())
+            count += float(batch.weights.sum())
+            outputs.append(outputs_here.cpu().numpy())
+    for module, mode in modes:
+        module.training = mode
+    return total / count if count else None, np.concatenate(outputs[1:] or outputs)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Labelled training images, and what to learn of them.
 
-    Attributes:
-        cache: The feature file.
-        targets: Of all its rows.
-        rows: Labelled training rows, ascending, ``(N,)`` int64.
-        encoding: Of their targets.
-        weights: What each counts, ``(N,)``.
-        is_held_out: A stratified tenth, ``(N,)`` bool; images of one group or content together,
-            never the only one of a class. All false where nothing can be held out.
+    A stratified tenth is held out, images of one group or content together, never the only one of a
+    class; none where nothing can be held out.
     """
 
     cache: FeatureFile
-    targets: Targets
-    rows: np.ndarray
-    encoding: Encoding
-    weights: np.ndarray
-    is_held_out: np.ndarray
+    targets: Targets  # of all its rows
+    rows: np.ndarray  # labelled training rows, ascending, (N,) int64
+    encoding: Encoding  # of their targets
+    weights: np.ndarray  # what each counts, (N,)
+    is_held_out: np.ndarray  # (N,) bool
 
     @classmethod
     def of(cls, cache: FeatureFile, options: FinetuneOptions, start: Head | None) -> Problem:

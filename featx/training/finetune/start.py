@@ -99,11 +99,12 @@ def module_of(layers: Sequence[Layer]) -> nn.Sequential:
 def layers_in(head: nn.Sequential) -> tuple[Layer, ...]:
     """Return the layers of a module, float32."""
     return tuple(
-        (_array(module.weight), _array(module.bias))
+        (array_of(module.weight), array_of(module.bias))
         for module in head
         if isinstance(module, nn.Linear)
     )
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a copy of a tensor, float32."""
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()

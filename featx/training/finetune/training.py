@@ -17,11 +17,11 @@ from torch import nn
 from featx.errors import ConfigError, counted
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.data import CachedData, num_steps
-from featx.training.finetune.goal import Goal
 from featx.training.finetune.groups import is_transformer
 from featx.training.finetune.loop import State, held_out_loss_after, train_tail
 from featx.training.finetune.options import FinetuneOptions, Recipe
 from featx.training.finetune.outcome import Epoch, Events
+from featx.training.finetune.problem import Goal
 from featx.training.finetune.rates import choose_rate, usual_rate
 
 log = logging.getLogger(__name__)
