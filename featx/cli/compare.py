@@ -248,7 +248,7 @@ def _print_caches(report: CompareReport) -> None:
 
 
 def print_heads(report: CompareHeadsReport, *, as_json: bool) -> None:
-    """Print three tables: which heads, how they did, what they cost."""
+    """Print three tables: the heads, their scores, their cost."""
     if as_json:
         print_json(report.to_dict())
         return

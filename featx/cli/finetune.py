@@ -23,7 +23,7 @@ from featx.cli.output import (
     progress_bars,
     written,
 )
-from featx.cli.train_head import class_weight_of
+from featx.cli.train_head import class_weight_of, describe_calibration
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -282,18 +282,16 @@ def _by_module(parameters: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Return the number of parameters of each block; of its parent where there are many blocks."""
     from featx.training.finetune.groups import block_of
 
-    def total(group: Any) -> int:
-        return sum(count for _, count in group)
-
-    blocks = [
-        ("head" if name.startswith("head.") else block_of(name), count)
-        for name, count in parameters
-    ]
-    rows = [(name, total(group)) for name, group in groupby(blocks, key=lambda each: each[0])]
-    while len(rows) > _MOST_MODULES and any("." in name for name, _ in rows):
-        shorter = [(name.rpartition(".")[0] or name, count) for name, count in rows]
-        rows = [(name, total(group)) for name, group in groupby(shorter, key=lambda each: each[0])]
-    return rows
+    names = ["head" if name.startswith("head.") else block_of(name) for name, _ in parameters]
+    while True:
+        pairs = zip(names, (count for _, count in parameters), strict=True)
+        rows = [
+            (name, sum(count for _, count in group))
+            for name, group in groupby(pairs, key=lambda each: each[0])
+        ]
+        if len(rows) <= _MOST_MODULES or not any("." in name for name in names):
+            return rows
+        names = [name.rpartition(".")[0] or name for name in names]
 
 
 def _print_epoch(epoch: Epoch, seconds: float, images_per_second: float) -> None:
@@ -329,10 +327,7 @@ def _print(report: FinetuneReport, *, per_class: bool) -> None:
         click.echo(f"{textwrap.fill(sentence, _WIDTH)}\n")
     fields = _describe(report)
     if made := report.calibration:
-        fields["calibration"] = (
-            f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
-            f"{made.ece_after:.4f}"
-        )
+        fields["calibration"] = describe_calibration(made)
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
     print_fields(fields | written(report))
@@ -361,12 +356,12 @@ def print_heads(heads: Mapping[str, Mapping[str, Any]]) -> None:
 def describe_comparison(comparison: Comparison, num_images: int) -> str:
     """Return McNemar's test of probe and tuned head in a sentence."""
     better, worse = comparison.num_only_tuned, comparison.num_only_probe
-    verdict = "no significant difference"
+    outcome = "no significant difference"
     if comparison.p_value < 0.05:
-        verdict = "significantly better" if better > worse else "significantly worse"
+        outcome = "significantly better" if better > worse else "significantly worse"
     return (
         f"Of {counted(num_images, 'validation image')}, the tuned head alone has {better:,} right, "
-        f"the probe alone {worse:,}: {verdict} (McNemar, p = {comparison.p_value:.2g})."
+        f"the probe alone {worse:,}: {outcome} (McNemar, p = {comparison.p_value:.2g})."
     )
 
 

@@ -25,6 +25,7 @@ from featx.errors import ConfigError, counted
 if TYPE_CHECKING:
     from featx.heads.samples.selection import ClassWeight, FewShotScores
     from featx.heads.solvers.sgd import EpochScores
+    from featx.heads.tasks.calibration import Calibration
     from featx.training.options import TrainOptions, TrainReport
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
@@ -240,13 +241,16 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
             else f"{images}, each scored by the head without it"
         )
     if made := report.calibration:
-        fields["calibration"] = (
-            f"temperature {made.temperature:.3g}, held-out ECE {made.ece_before:.4f} → "
-            f"{made.ece_after:.4f}"
-        )
+        fields["calibration"] = describe_calibration(made)
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
     print_fields(fields | written(report))
+
+
+def describe_calibration(made: Calibration) -> str:
+    """Return temperature and calibration error of a head in words."""
+    errors = f"held-out ECE {made.ece_before:.4f} → {made.ece_after:.4f}"
+    return f"temperature {made.temperature:.3g}, {errors}"
 
 
 def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:
@@ -286,7 +290,7 @@ def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
 
 
 def _describe_views(views: Mapping[str, Any]) -> str:
-    """Return what views bought: scores of held-out images without and with them."""
+    """Return the scores of held-out images without and with views, in words."""
     count = f"{counted(views['num_views'], 'view')} of each image"
     if not (views["with"] and views["without"]):
         return f"{count}; nothing was held out to compare"

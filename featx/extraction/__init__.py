@@ -3,7 +3,7 @@
 options      of the user, resolved, and the report
 resume       file and journal of previous runs, and the settings that rows depend on
 plan         the images of a source compared with the rows there are
-space        size of rows and views, told and compared with the disk
+space        size of rows and views: logged, and compared with the free disk space
 splitting    the splits of a source's images, once their contents are known
 backbone     the network, built when it is first needed; int8 calibrated with the source's images
 pipeline     images through decoding, deduplication, backbone and journal, in order

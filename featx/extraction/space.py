@@ -1,4 +1,4 @@
-"""The size of an extraction at a cut or with views, told and compared with the disk at first."""
+"""Size of an extraction at a cut or with views: logged, and compared with the free disk space."""
 
 from __future__ import annotations
 

@@ -185,17 +185,12 @@ def _pretrained(
     cache: FeatureFile, start: Head | None, weights: str | None
 ) -> Mapping[str, Any] | None:
     """Return the tensors of the pretrained network, by name; None where ``start`` has them all."""
-    from featx.backbones.weights import open_origin, open_weights, require_sha256
+    from featx.backbones.weights import open_recorded
 
     spec = BackboneSpec.from_dict(cache.header.spec)
     if start is not None and start.tail and start.cut == spec.cut:
         return None
-    if weights is None:
-        found = open_origin(spec.backbone, str(cache.header.details["weights"]))
-    else:
-        found = open_weights(spec.backbone, weights)
-    require_sha256(found, spec.weights_sha256)
-    return found.state
+    return open_recorded(spec, str(cache.header.details["weights"]), weights).state
 
 
 def _header(

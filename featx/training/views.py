@@ -1,4 +1,4 @@
-"""Views of training images: all versions of a sample, and what they bought."""
+"""Views of training images: all versions of a sample, and the effect on held-out scores."""
 
 from __future__ import annotations
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.spec import BackboneSpec
-from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.scores import Scores
-from featx.stages.compare.same_images import choose_split, images_of, require_same_images
+from featx.stages.compare.same_images import (
+    choose_split,
+    images_of,
+    require_same_images,
+    require_several,
+)
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
 from featx.training.samples import warn_of_leaks
@@ -21,7 +25,7 @@ from featx.training.samples import warn_of_leaks
 
 @dataclass(frozen=True)
 class ComparedCache:
-    """How a head did on the features of one file.
+    """Scores of a head on the features of one file.
 
     Attributes:
         path: The feature file.
@@ -48,7 +52,7 @@ class ComparedCache:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """How a head did on several caches.
+    """Scores of a head on several caches.
 
     Attributes:
         split: The split that was compared.
@@ -92,11 +96,7 @@ def compare(
         ArtifactMismatch: Two files differ in images, labels or splits.
         SourceError: The samples cannot train a head.
     """
-    paths = [Path(path) for path in features]
-    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(
-            f"compare needs two or more feature files, each once; got {', '.join(map(str, paths))}."
-        )
+    paths = require_several(features, "feature files")
     options, tell = options or TrainOptions(), progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared = []

@@ -21,7 +21,12 @@ from featx.heads.head import Head, open_head
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS, Labels
 from featx.heads.tasks.scores import Scores
-from featx.stages.compare.same_images import choose_split, images_of, require_same_images
+from featx.stages.compare.same_images import (
+    choose_split,
+    images_of,
+    require_same_images,
+    require_several,
+)
 from featx.training.finetune.outcome import Comparison
 
 _ROWS_AT_ONCE = 256
@@ -49,7 +54,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class ComparedHead:
-    """How a head did, and what it cost.
+    """Scores and cost of a head.
 
     Attributes:
         path: The head file.
@@ -104,7 +109,7 @@ class ComparedHead:
 
 @dataclass(frozen=True)
 class CompareHeadsReport:
-    """How several heads did on the same images.
+    """Scores and cost of several heads on the same images.
 
     Attributes:
         split: The split that was compared.
@@ -144,11 +149,7 @@ def compare_heads(
         ArtifactError: A file cannot be used.
         ArtifactMismatch: Two heads are of other images, labels, splits or tasks; or one is stale.
     """
-    paths = [Path(path) for path in heads]
-    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(
-            f"compare needs two or more heads, each once; got {', '.join(map(str, paths))}."
-        )
+    paths = require_several(heads, "heads")
     tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared: list[ComparedHead] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,16 @@ import numpy as np
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import FeatureFile
 from featx.images.sources import SPLITS
+
+
+def require_several(given: Sequence[str | Path], things: str) -> list[Path]:
+    """Return the paths to compare: two or more, each once."""
+    paths = [Path(path) for path in given]
+    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError(
+            f"compare needs two or more {things}, each once; got {', '.join(map(str, paths))}."
+        )
+    return paths
 
 
 def images_of(cache: FeatureFile) -> dict[str, Any]:

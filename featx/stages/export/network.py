@@ -7,7 +7,7 @@ from collections.abc import Callable
 from featx.backbones.network import Network, build_network
 from featx.backbones.spec import INPUT, BackboneSpec
 from featx.backbones.tails import build_tuned, other_network
-from featx.backbones.weights import Weights, open_origin, open_weights, require_sha256
+from featx.backbones.weights import Weights, open_recorded
 from featx.errors import ExportError
 from featx.heads.head import Head
 
@@ -46,10 +46,5 @@ def weights_of(head: Head, weights: str | None, progress: Callable[[str], None])
     def downloaded(done: int, total: int) -> None:
         progress(f"Downloading the weights, {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
-    spec, origin = head.header.spec, str(head.header.details["weights"])
-    if weights is None:
-        found = open_origin(spec["backbone"], origin, progress=downloaded)
-    else:
-        found = open_weights(spec["backbone"], weights, progress=downloaded)
-    require_sha256(found, spec["weights_sha256"])
-    return found
+    spec = BackboneSpec.from_dict(head.header.spec)
+    return open_recorded(spec, str(head.header.details["weights"]), weights, progress=downloaded)

@@ -1,7 +1,7 @@
 """Train the tail of a network on cached activations.
 
 options     what is asked, and the recipe
-outcome     what it comes to
+outcome     results and events
 fit         from a feature file to a tail and head
 problem     what is learnt: labels, loss, held-out samples
 start       the head that training starts from

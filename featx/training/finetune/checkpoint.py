@@ -30,30 +30,19 @@ _KEY = "featx-training"
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What an unfinished training has come to.
+    """Progress of an unfinished training."""
 
-    Attributes:
-        rates: Learning rates that were tried, with their held-out losses.
-        state: After the last epoch; None before the first.
-    """
-
-    rates: Mapping[float, float] = field(default_factory=dict)
-    state: State | None = None
+    rates: Mapping[float, float] = field(default_factory=dict)  # held-out losses of those tried
+    state: State | None = None  # after the last epoch; None before the first
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the progress of a training is kept.
-
-    Attributes:
-        path: The file.
-        settings: What the training depends on: JSON values by name.
-        environment: What its last bits depend on; a difference is told, and no more.
-    """
+    """Where the progress of a training is kept."""
 
     path: Path
-    settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    settings: Mapping[str, Any]  # what the training depends on, JSON values by name
+    environment: Mapping[str, Any]  # what its last bits depend on; a difference is logged
 
     def load(self) -> Progress:
         """Return the progress, none where no file is there or where it is damaged.
@@ -111,10 +100,6 @@ class Checkpoint:
             }
         with publishing(self.path, overwrite=True) as temporary:
             safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(metadata)})
-
-    def remove(self) -> None:
-        """Remove the file once the training is over and its outcome is written."""
-        self.path.unlink(missing_ok=True)
 
     def _require_same(self, settings: Mapping[str, Any]) -> None:
         if lines := differing_settings(settings, json.loads(canonical_json(self.settings))):

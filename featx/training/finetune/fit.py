@@ -74,7 +74,7 @@ def fit_tail(
             the held-out images, so it is never the best epoch itself.
         tensors: Of the network, by the names of the whole model. None where all come from
             ``start``, or from scratch: then nothing is compared.
-        checkpoint: Where the progress is kept; left there for ``Checkpoint.remove``.
+        checkpoint: Where the progress is kept; left there for the caller to remove.
         events: What is called on the way.
 
     Raises:

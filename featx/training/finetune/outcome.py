@@ -1,4 +1,4 @@
-"""What a fine-tuning comes to, and what it tells on the way; without torch."""
+"""Results and events of fine-tuning; without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featx.training.trained import Trained
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to.
+    """Result of one epoch.
 
     Attributes:
         number: From 1.
@@ -91,12 +91,12 @@ class Tuned:
 
 
 def _nothing(*_: object) -> None:
-    """Tell nobody."""
+    """Ignore an event."""
 
 
 @dataclass(frozen=True)
 class Events:
-    """What is called while a tail is trained.
+    """Callbacks of a training.
 
     Attributes:
         on_step: With the step under way, in a few words.

@@ -1,4 +1,4 @@
-"""What a tail learns: labelled training images, the loss, and how good it is on held-out ones."""
+"""The training problem: labelled images, the loss, and evaluation on held-out samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """What training makes small, and how good its outputs are."""
+    """Loss and accuracy of a task."""
 
     loss: Callable[[Tensor, Tensor], Tensor]  # outputs (n, num_outputs), targets (n, …) → (n,)
     accuracy: Callable[[np.ndarray], float] | None = None  # of all held-out outputs
