@@ -60,9 +60,6 @@ def test_rates_are_kept_before_the_first_epoch(tmp_path: Path):
     kept.save(Progress({1e-3: 0.5}))
     assert kept.load().rates == {1e-3: 0.5}
     assert kept.load().state is None
-    kept.remove()
-    kept.remove()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_training_is_refused_and_what_differs_is_named(tmp_path: Path):

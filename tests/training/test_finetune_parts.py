@@ -15,7 +15,7 @@ from featx.heads.tasks.calibration import fit_temperature, restore_shares
 from featx.heads.tasks.losses import softmax_in_place
 from featx.training.finetune.groups import is_transformer, parameter_groups
 from featx.training.finetune.options import Recipe
-from featx.training.finetune.rates import choose_rate
+from featx.training.finetune.training import choose_rate
 
 
 @pytest.mark.parametrize("best", [1e-5, 3e-4, 1e-3, 3e-2])

@@ -9,6 +9,5 @@ training    choosing a learning rate, then training, resumed where it stopped
 loop        epochs: losses, gradients, the best state
 data        batches of activations, from memory or from the file
 groups      which parameters have which learning rate and decay
-rates       the grid of learning rates
 checkpoint  the state of an unfinished training
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featx.errors import ConfigError, counted
+from featx.errors import ConfigError, TrainingError, counted
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.data import CachedData, num_steps
 from featx.training.finetune.groups import is_transformer
@@ -22,11 +23,15 @@ from featx.training.finetune.loop import State, held_out_loss_after, train_tail
 from featx.training.finetune.options import FinetuneOptions, Recipe
 from featx.training.finetune.outcome import Epoch, Events
 from featx.training.finetune.problem import Goal
-from featx.training.finetune.rates import choose_rate, usual_rate
 
 log = logging.getLogger(__name__)
 
 _TRIAL_EPOCHS, _MAX_TRIAL_STEPS = 2, 100
+RATES = tuple(float(f"{factor}e{power}") for power in range(-6, 1) for factor in (1, 3))
+"""All that may be tried, 1e-6 to 3."""
+_FIRST_RATES = {"adamw": (3e-4, 1e-3, 3e-3), "sgd": (3e-3, 1e-2, 3e-2)}
+_NEARLY = 1.05
+"""A loss up to so many times the lowest is nearly as low."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +57,14 @@ class Training:
         recipe = self.options.recipe(0.0, is_transformer=is_transformer(self.tail))
         try:
             recipe = replace(recipe, lr=self._rate(recipe, rates))
-            clock = _Clock()
+            last = time.perf_counter()
 
             def after_epoch(epoch: Epoch, state: State) -> None:
-                nonlocal progress
+                nonlocal progress, last
                 progress = Progress(rates, state)
                 self.checkpoint.save(progress)
-                seconds = clock.lap()
+                now = time.perf_counter()
+                seconds, last = now - last, now
                 self.events.on_epoch(epoch, seconds, self.data.num_samples / seconds)
 
             state = train_tail(
@@ -87,7 +93,7 @@ class Training:
         if self.options.lr is not None:
             return self.options.lr
         if not self.data.is_held_out.any():
-            usual = usual_rate(recipe.optimizer)
+            usual = _FIRST_RATES[recipe.optimizer][1]
             log.warning(
                 "No training images can be held out: the learning rate is %g, all epochs are "
                 "trained, and probabilities are not calibrated.",
@@ -111,15 +117,32 @@ class Training:
         return choose_rate(trial, optimizer=recipe.optimizer)
 
 
-class _Clock:
-    """Seconds between laps."""
+def choose_rate(trial: Callable[[float], float], *, optimizer: str) -> float:
+    """Return the rate with the lowest held-out loss of ``trial``, or the next larger one.
 
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
+    Three neighbours are tried first, then more on the side where the best is at the edge. The next
+    larger one is taken where its loss is nearly as low: a short training favours small rates, which
+    end near the start, and a whole one has the time to settle.
 
-    def lap(self) -> float:
-        before, self._last = self._last, time.perf_counter()
-        return self._last - before
+    Raises:
+        TrainingError: No loss is finite.
+    """
+    losses = {RATES.index(rate): trial(rate) for rate in _FIRST_RATES[optimizer]}
+    while True:
+        best = min(sorted(losses), key=losses.__getitem__)
+        if math.isinf(losses[best]):
+            best = min(losses)  # all diverge: smaller ones
+        beyond = best - 1 if best == min(losses) else best + 1
+        if beyond in losses or not 0 <= beyond < len(RATES):
+            break
+        losses[beyond] = trial(RATES[beyond])
+    if math.isinf(losses[best]):
+        raise TrainingError(
+            f"The training diverges at every learning rate from {RATES[max(losses)]:g} down to "
+            f"{RATES[best]:g}. Are the activations those of this network? Extract them again."
+        )
+    larger = losses.get(best + 1, math.inf)
+    return RATES[best + 1 if larger <= _NEARLY * losses[best] else best]
 
 
 @contextmanager
