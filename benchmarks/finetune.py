@@ -3,23 +3,42 @@
     python benchmarks/finetune.py table [--data ../shared/data]    every way on three data sets
     python benchmarks/finetune.py views                            what views bring, and fresh crops
     python benchmarks/finetune.py epoch                            an epoch beside a DataLoader's
+    python benchmarks/finetune.py memory                           8 GB of activations in 2 GB
 
 The data folder holds hymenoptera_data, cifar10_subset and weights/squeezenet1_1-mango-c10.pth, a
 SqueezeNet fine-tuned from torchvision's ImageNet weights.
 """
 
 import json
+import math
+import resource
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
+from memory import forget, read_bytes
 from report import ROOT, machine, table, write_measured
 
 import featx
+from featx.backbones.catalog import default_preprocess
+from featx.backbones.network import build_network
+from featx.backbones.weights import open_weights
+from featx.features.publish import publish_features
+from featx.features.records import RowBlock, RowLayout
+from featx.images.sources import Sample
+from featx.training.finetune.outcome import Events
+
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+from headers import complete_header
 
 GUIDE = "docs/guides/finetune.md"
 
@@ -115,7 +134,10 @@ def measure(way: Way, folder: Path) -> dict[str, Any]:
         featx.train_head(features, head)
     else:
         tuned = featx.finetune(
-            features, head, way.finetune, on_epoch=lambda epoch, s, speed: per_epoch.append(s)
+            features,
+            head,
+            way.finetune,
+            events=Events(on_epoch=lambda epoch, s, speed: per_epoch.append(s)),
         )
         trained = tuned.choice["parameters"]["trained"]
     seconds = time.perf_counter() - start
@@ -249,7 +271,7 @@ def epoch(data: Path, rounds: int) -> None:
                 features,
                 head,
                 replace(recipe, seed=number),
-                on_epoch=lambda epoch, s, speed, found=found: found.append(s),
+                events=Events(on_epoch=lambda epoch, s, speed, found=found: found.append(s)),
             )
             ours.append(statistics.median(found))
             theirs.append(loader_epoch(data))
@@ -260,6 +282,81 @@ def epoch(data: Path, rounds: int) -> None:
         ["from `layer4`, cached", f"{fast:.2f} s", f"{slow / fast:.1f}"],
     ]
     write_measured(GUIDE, table(("", "an epoch", "times as fast"), rows), name="epoch")
+
+
+NUM_ROWS, SHAPE = 160_000, (512, 7, 7)
+
+
+class Noise:
+    """Activations that are made when they are asked for; stands in for a journal."""
+
+    next_row = NUM_ROWS
+    journal = SimpleNamespace(layout=RowLayout(SHAPE, "float16"))
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[np.ndarray], RowBlock]]:
+        """Yield what makes rows: the same maps again and again, each shifted a little."""
+        random = np.random.default_rng(0)
+        maps = np.maximum(random.standard_normal((64, math.prod(SHAPE)), np.float32), 0)
+
+        def rows_at(numbers: np.ndarray) -> RowBlock:
+            rows = maps[numbers % 64] + (numbers[:, None] % 10 / 10)
+            digests = np.zeros((len(numbers), 16), np.uint8)
+            digests[:, :8] = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
+            none = np.zeros(len(numbers), bool)
+            stamps = np.zeros((len(numbers), 3), np.int64)
+            return RowBlock(rows.astype(np.float16), digests, stamps, none)
+
+        yield rows_at
+
+
+def write_noise(path: Path) -> None:
+    """Write 8 GB of activations that enter ResNet-18's average pooling, by featx's own writer."""
+    weights, preprocess = open_weights("resnet18", "none"), default_preprocess("resnet18")
+    _, spec = build_network("resnet18", weights, preprocess, cut="avgpool")
+    classes = [f"class {number}" for number in range(10)]
+    header = complete_header("features", spec.to_dict(), classes)
+    details = dict(header.details) | {"dtype": "float16", "weights": weights.origin}
+    publish_features(
+        path,
+        replace(header, details=details),
+        Noise(),  # type: ignore[arg-type]
+        samples=[Sample(f"{row:08d}.jpg", row % 10, "train") for row in range(NUM_ROWS)],
+        rows=np.arange(NUM_ROWS),
+        verifier=SimpleNamespace(run=lambda _: None),  # type: ignore[arg-type]
+    )
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), help="Where 8 GB are free.")
+def memory(folder: Path | None) -> None:
+    """Train on 8 GB of activations with 1 GB for them, and compare with reading the file."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        features, found = Path(place) / "f.h5", []
+        write_noise(features)
+        forget(features)
+        start = time.perf_counter()
+        read_bytes(features)
+        reading = time.perf_counter() - start
+        forget(features)
+        recipe = featx.FinetuneOptions(lr=1e-3, max_epochs=3, patience=9, memory="1GB")
+        featx.finetune(
+            features,
+            Path(place) / "h.safetensors",
+            recipe,
+            events=Events(on_epoch=lambda epoch, seconds, speed: found.append(seconds)),
+        )
+        size = features.stat().st_size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"reading": reading, "epochs": found, "bytes": size, "peak": peak}))
+    trained = 0.9 * size / statistics.median(found)  # a tenth is held out
+    write_measured(
+        GUIDE,
+        f"{size / 1e9:.1f} GB of activations with `--memory 1GB`: an epoch reads "
+        f"{trained / 1e9:.2f} GB/s, the file alone {size / reading / 1e9:.2f} GB/s when it is not "
+        f"in the system's cache; the process takes {peak / 1e9:.1f} GB at most.\n",
+        name="memory",
+    )
 
 
 if __name__ == "__main__":
