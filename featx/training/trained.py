@@ -39,7 +39,12 @@ class Trained:
 
 
 def finish_head(
-    fitted: Fitted, targets: Targets, encoding: Encoding, *, calibrate: bool
+    fitted: Fitted,
+    targets: Targets,
+    encoding: Encoding,
+    *,
+    calibrate: bool,
+    prior_samples: int = 0,
 ) -> Trained:
     """Return a head for all outputs, calibrated where something was held out; without scores.
 
@@ -48,13 +53,14 @@ def finish_head(
         targets: Give the task and the names of the outputs.
         encoding: Of the training samples.
         calibrate: Fold a temperature into the head, where the task knows one.
+        prior_samples: What a temperature of 1 counts beside the held-out samples.
     """
     task, held_out = targets.task, fitted.held_out
     (*others, (weight, bias)), calibration = fitted.layers, None
     if held_out is not None:
         logits = held_out.logits
         if calibrate and task.calibrate:
-            calibration = task.calibrate(held_out)
+            calibration = task.calibrate(held_out, prior_samples=prior_samples)
             weight, bias = fold_temperature(weight, bias, calibration.temperature)
             logits = logits / calibration.temperature
         logits, labels = encoding.decode(logits, held_out.labels)

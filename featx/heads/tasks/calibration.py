@@ -17,6 +17,8 @@ from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.losses import sigmoid, softmax_in_place
 
 _RANGE = (1e-3, 1e3)
+_USUAL = 4.0
+"""Temperatures of few samples stay between this and its inverse."""
 _MAX_STEPS = 100
 _SHARE_ROUNDS, _SHARE_STEPS = 50, 10
 _MOST_VALUES, _LEAST_SAMPLES = 2**25, 1000
@@ -47,18 +49,23 @@ def calibrate(
     held_out: HeldOut,
     fit: Callable[[np.ndarray, np.ndarray], float],
     loss_and_error: Callable[[np.ndarray, np.ndarray], tuple[float, float]],
+    prior_samples: int = 0,
 ) -> Calibration:
     """Return the temperature with the lowest log loss on held-out samples.
 
     Of thousands of classes, evenly spaced samples are enough, and fit into memory. ``fit`` returns
     the best temperature for logits and labels, ``loss_and_error`` their log loss and expected
-    calibration error.
+    calibration error. A temperature of 1 counts as much as ``prior_samples``, so that a few
+    samples, which a whole training may have had right or wrong by chance, don't decide alone.
     """
     count = len(held_out.labels)
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
     rows = np.arange(min(count, most)) * count // min(count, most)
     logits, labels = held_out.logits[rows].astype(np.float64), held_out.labels[rows]
     temperature = fit(logits, labels)
+    if prior_samples:
+        usual = min(max(temperature, 1 / _USUAL), _USUAL)
+        temperature = usual ** (len(labels) / (len(labels) + prior_samples))
     (loss_before, ece_before), (loss_after, ece_after) = (
         loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )

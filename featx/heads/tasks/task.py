@@ -136,7 +136,8 @@ class Task:
         require_trainable: Refuse training targets that tell nothing apart, and warn of outputs
             that will be constant; with the names of the outputs and the origin of the labels.
         encode: Training targets of so many outputs as a solver takes them.
-        calibrate: The temperature of held-out logits; None without probabilities.
+        calibrate: The temperature of a ``HeldOut``, as ``calibration.calibrate``; None without
+            probabilities.
         choose_thresholds: The threshold of each tag, from what was held out; empty without tags.
         thresholds_of: The same from the details of a header.
         summarise: Labelled samples reduced to what ``measure_parts`` needs.
@@ -176,7 +177,7 @@ class Task:
     knows: Callable[[str, Sequence[str]], bool]
     require_trainable: Callable[[np.ndarray, Sequence[str], str], None]
     encode: Callable[[np.ndarray, int], Encoding]
-    calibrate: Callable[[HeldOut], Calibration] | None
+    calibrate: Callable[..., Calibration] | None
     choose_thresholds: Callable[[HeldOut | None, int], tuple[float, ...]]
     thresholds_of: Callable[[Details, int], tuple[float, ...]]
     summarise: Callable[[np.ndarray, np.ndarray], Any]

@@ -52,6 +52,9 @@ from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions, memory_for
 from featx.training.trained import Trained, finish_head, score_heads, slices_of
 
+_PRIOR_SAMPLES = 25
+"""Beside the held-out images, which chose the epoch as well, and may be a handful."""
+
 
 def fit_tail(
     cache: FeatureFile,
@@ -285,7 +288,11 @@ class _Run:
                 layers, logits = (*others, (weight, bias + shift)), logits + shift
             held_out = HeldOut(logits, labels)
         fitted = Fitted(layers, choice, held_out)
-        return finish_head(fitted, problem.targets, problem.encoding, calibrate=calibrate)
+        return finish_head(
+            *(fitted, problem.targets, problem.encoding),
+            calibrate=calibrate,
+            prior_samples=_PRIOR_SAMPLES,
+        )
 
     def _scored(self, trained: Trained, probe: _Probe | None) -> Tuned:
         """Return the outcome, with scores of all splits."""

@@ -149,3 +149,16 @@ def test_tags_that_are_never_wrong_stay_finite():
 
 def test_tags_about_which_logits_say_nothing():
     assert 1e-3 <= fit_tag_temperature(np.zeros((6, 2)), np.eye(6, 2)) <= 1e3
+
+
+@pytest.mark.parametrize("count", [4, 24, 2000])
+def test_a_temperature_of_one_counts_as_some_samples(count):
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    logits = 8 * random.standard_normal((count, 2))  # says nothing of the label
+    plain, steadied = (
+        SINGLE_LABEL.calibrate(HeldOut(logits, labels), prior_samples=prior).temperature
+        for prior in (0, 25)
+    )
+    assert plain > 4
+    assert 1 < steadied <= 4 ** (count / (count + 25)) + 1e-9
