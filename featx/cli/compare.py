@@ -12,7 +12,8 @@ import click
 
 from featx.artifact import is_own, publishing
 from featx.cli import options
-from featx.cli.finetune import extract_first, step_events
+from featx.cli.extract import extract_to
+from featx.cli.finetune import step_events
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -46,7 +47,7 @@ _WIDTH = 80
 )
 @click.option("--scratch", is_flag=True, help="Of a SOURCE: train from scratch at the input too.")
 @options.output(options.FOLDER / "compare", "Of a SOURCE: the folder for features and heads.")
-@options.extraction_without("cut")
+@options.extraction(without=["cut"])
 @click.option("--epochs", "max_epochs", type=int, help="Of fine-tuning, at most.")
 @click.option("--device", metavar="auto|cpu|cuda[:i]", help="What fine-tunes.  [auto]")
 @options.task
@@ -162,8 +163,8 @@ class _Maker:
         from featx.stages.compare import Timing
 
         features, head = row.features(self._folder), row.head(self._folder)
-        extracted = extract_first(
-            self._source, features, self._extraction | {"cut": row.cut}, quiet=self._quiet
+        extracted = extract_to(
+            features, self._source, self._extraction | {"cut": row.cut}, quiet=self._quiet
         )
         is_whole = not (extracted.num_resumed or extracted.changes)
         self._note(features, extracted, is_whole=is_whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,24 +119,31 @@ def extract(
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;
     the defaults below are those of a new file.
     """
-    from featx.extraction.options import ExtractOptions
-    from featx.stages.extract import extract as run
-
     output = output or options.features_path(settings["cut"])
     source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})
-    extract_options = ExtractOptions(**options.given(settings))
+    report = extract_to(output, source, options.given(settings), quiet=quiet)
+    print_fields(dict(_fields(report)))
+    print_skipped(report.skipped, rest="featx info --json")
+    if profile and report.profile:
+        _print_profile(report.profile)
+
+
+def extract_to(
+    output: Path, source: str | None, settings: Mapping[str, Any], *, quiet: bool
+) -> ExtractReport:
+    """Extract with progress bars, by the options that were given; return the report."""
+    from featx.extraction.options import ExtractOptions
+    from featx.stages.extract import extract
+
+    extract_options = ExtractOptions(**settings)
     with progress_bars(quiet=quiet) as bar:
-        report = run(
+        return extract(
             source,
             output,
             extract_options,
             progress=bar("Extracting"),
             download_progress=bar("Downloading", unit="MB", scale=1e-6),
         )
-    print_fields(dict(_fields(report)))
-    print_skipped(report.skipped, rest="featx info --json")
-    if profile and report.profile:
-        _print_profile(report.profile)
 
 
 def _address(source: str | None, settings: dict[str, str | None]) -> str | None:

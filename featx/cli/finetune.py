@@ -13,6 +13,7 @@ import click
 
 from featx.artifact import is_own
 from featx.cli import options
+from featx.cli.extract import extract_to
 from featx.cli.output import (
     human_seconds,
     print_fields,
@@ -20,7 +21,6 @@ from featx.cli.output import (
     print_per_class,
     print_skipped,
     print_table,
-    progress_bars,
     written,
 )
 from featx.cli.train_head import class_weight_of, describe_calibration
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("features", metavar="FEATURES|SOURCE", required=False)
 @options.output(options.TUNED, "The head file to write, with the trained tail.")
-@options.extraction
+@options.extraction()
 @click.option(
     "--start",
     type=options.FILE,
@@ -137,7 +137,7 @@ def finetune(
         path, weights = output.with_name(_name_for(extraction.get("cut"), finetune_options)), None
         if finetune_options.scratch and extraction["cut"] == "input" and not path.exists():
             extraction.setdefault("weights", "none")  # none are looked at
-        extracted = extract_first(features, path, extraction, quiet=quiet or as_json)
+        extracted = extract_to(path, features, extraction, quiet=quiet or as_json)
         if not (as_json or quiet):
             _print_extracted(extracted)
     report = run(
@@ -198,23 +198,6 @@ def _name_for(cut: str | None, finetune_options: FinetuneOptions) -> str:
         what = "--scratch needs --cut input" if finetune_options.scratch else "use train-head"
         raise click.UsageError(f"Nothing is behind --cut penultimate that can be trained: {what}.")
     return options.features_path(cut).name
-
-
-def extract_first(
-    source: str | None, path: Path, settings: Mapping[str, Any], *, quiet: bool
-) -> ExtractReport:
-    """Return the report of an extraction to a path."""
-    from featx.extraction.options import ExtractOptions
-    from featx.stages.extract import extract
-
-    with progress_bars(quiet=quiet) as bar:
-        return extract(
-            source,
-            path,
-            ExtractOptions(**settings),
-            progress=bar("Extracting"),
-            download_progress=bar("Downloading", unit="MB", scale=1e-6),
-        )
 
 
 def _print_extracted(report: ExtractReport) -> None:

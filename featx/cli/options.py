@@ -128,19 +128,6 @@ def features_path(cut: str | None) -> Path:
     return FEATURES.with_name(f"{FEATURES.stem}-{safe}{FEATURES.suffix}")
 
 
-_VIEWS = (
-    click.option(
-        "--views",
-        type=int,
-        metavar="NUMBER",
-        help="Augmented versions of each training image.  [0]",
-    ),
-    click.option(
-        "--augment",
-        metavar="crop,flip,color|none",
-        help="How a view differs from its image.  [crop,flip]",
-    ),
-)
 _OF_IMAGES = ("backbone", "weights", "cut", "image_size", "resize", "crop", "decode", "dtype")
 EXTRACTION = (*_OF_IMAGES, "views", "augment", "val_fraction", "on_error", "overwrite")
 """What ``extraction`` adds, by name."""
@@ -148,37 +135,38 @@ EXTRACTION = (*_OF_IMAGES, "views", "augment", "val_fraction", "on_error", "over
 
 def views(command: Any) -> Any:
     """Add the options of augmented versions of training images."""
-    for option in reversed(_VIEWS):
-        command = option(command)
-    return command
-
-
-def extraction(command: Any) -> Any:
-    """Add the options of ``featx extract`` that a command has which extracts first."""
-    return extraction_without()(command)
-
-
-def extraction_without(*names: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds those options, without some of the backbone's."""
-    return lambda command: _with_extraction(
-        command, [name for name in _OF_IMAGES if name not in names]
-    )
-
-
-def _with_extraction(command: Any, of_images: Sequence[str]) -> Any:
     command = click.option(
-        "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+        "--augment",
+        metavar="crop,flip,color|none",
+        help="How a view differs from its image.  [crop,flip]",
     )(command)
-    command = on_error(command)
-    command = click.option(
-        "--val-fraction",
-        type=float,
-        metavar="SHARE",
-        help="Share of each class held out where SOURCE has no validation split.  [0.2]",
+    return click.option(
+        "--views",
+        type=int,
+        metavar="NUMBER",
+        help="Augmented versions of each training image.  [0]",
     )(command)
-    return backbone(*of_images)(views(command))
 
 
+def extraction(*, without: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Return a decorator that adds the options of ``featx extract`` to what extracts first."""
+
+    def add(command: Any) -> Any:
+        command = on_error(replace_features(command))
+        command = click.option(
+            "--val-fraction",
+            type=float,
+            metavar="SHARE",
+            help="Share of each class held out where SOURCE has no validation split.  [0.2]",
+        )(command)
+        return backbone(*(name for name in _OF_IMAGES if name not in without))(views(command))
+
+    return add
+
+
+replace_features = click.option(
+    "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+)
 overwrite = click.option("--overwrite", is_flag=True, hidden=True)
 """Accepted for scripts of earlier versions: files of featx are replaced anyway."""
 stale = click.option(

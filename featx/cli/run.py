@@ -10,6 +10,7 @@ import click
 
 from featx.artifact import free_path, is_own
 from featx.cli import options
+from featx.cli.extract import extract_to
 from featx.cli.finetune import step_events
 from featx.cli.output import (
     headline,
@@ -18,7 +19,6 @@ from featx.cli.output import (
     print_skipped,
     print_table,
     print_text,
-    progress_bars,
     short_measure,
     step_status,
 )
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 @options.views
 @options.on_error
 @options.task
-@click.option(
-    "--overwrite", is_flag=True, help="Replace features that were made with other settings."
-)
+@options.replace_features
 @options.quiet
 def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: Any) -> None:
     """Extract features of SOURCE, train a head and export a model, as far as needed.
@@ -57,25 +55,16 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
     then as before. Other options have the commands of each step.
     """
-    from featx.extraction.options import ExtractOptions
     from featx.stages.export import export_onnx
-    from featx.stages.extract import extract
 
-    chosen = ExtractOptions(**options.given(settings))
-    tuned = chosen.cut not in (None, "penultimate")
-    features = output / options.features_path(chosen.cut).name
+    given = options.given(settings)
+    tuned = given.get("cut", "penultimate") != "penultimate"
+    features = output / options.features_path(given.get("cut")).name
     head = output / (options.TUNED if tuned else options.HEAD).name
     try:
-        with progress_bars(quiet=quiet) as bar:
-            extracted = extract(
-                source,
-                features,
-                chosen,
-                progress=bar("Extracting"),
-                download_progress=bar("Downloading", unit="MB", scale=1e-6),
-            )
+        extracted = extract_to(features, source, given, quiet=quiet)
     except ArtifactMismatch as err:
-        raise click.ClickException(_with_folder(err, output, chosen.backbone)) from err
+        raise click.ClickException(_with_folder(err, output, given.get("backbone"))) from err
     with step_status(quiet=quiet) as tell:
         trained = _train(features, head, _task(head, task), tuned=tuned, tell=tell)
         exported = export_onnx(head, output / options.MODEL.name, progress=tell)
