@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,13 +65,10 @@ def _shapes(backbone: str, image_size: int, cut: str, layer: str) -> Mapping[str
     }
 
 
-def require_tail(spec: BackboneSpec, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that tensors, by names and shapes, are all of those behind the cut, and no others.
-
-    Raises:
-        BackboneError: Some are missing, of another shape, or not known there.
-    """
+def _require_tail(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors, by names and shapes, are all of those behind the cut, and no others."""
     expected = tail_shapes(spec)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
     problems = [f"missing: {name}" for name in expected if name not in found]
     problems += [f"unexpected: {name}" for name in found if name not in expected]
     problems += [
@@ -104,8 +100,8 @@ def build_tuned(
         BackboneError: Weights or tail do not fit, or the network that is built here is not the one
             that the spec describes.
     """
-    require_tail(spec, _shapes_in(tensors))
-    own = _as_tensors(tensors)
+    own = {name: torch.tensor(value) for name, value in tensors.items()}
+    _require_tail(spec, own)
     if weights is None:
         if spec.cut != INPUT:
             raise BackboneError(f"The weights before the cut at '{spec.cut}' are needed.")
@@ -143,13 +139,11 @@ def build_tail(
     Raises:
         BackboneError: They do not fit.
     """
-    if tensors:
-        require_tail(spec, _shapes_in(tensors))
-        return build_parts(spec, _as_tensors(tensors))[1]
-    state = weights.state if weights else {}
-    needed = {name: state[name] for name in tail_shapes(spec) if name in state}
-    require_tail(spec, _shapes_in(needed))
-    return build_parts(spec, state)[1]
+    own = {name: torch.tensor(value) for name, value in tensors.items()}
+    if weights and not tensors:
+        own = {name: weights.state[name] for name in tail_shapes(spec) if name in weights.state}
+    _require_tail(spec, own)
+    return build_parts(spec, own)[1]
 
 
 def features_of(
@@ -179,11 +173,3 @@ def features_of(
             return np.concatenate(list(parts))
 
     return features
-
-
-def _as_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.tensor(value) for name, value in tensors.items()}
-
-
-def _shapes_in(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}

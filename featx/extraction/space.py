@@ -22,7 +22,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 _OFFERED = 3
 
 
-def tell_size(settings: Settings, num_images: int, num_viewed: int) -> None:
+def log_size(settings: Settings, num_images: int, num_viewed: int) -> None:
     """Say in the log what is stored of so many images, of which some have views."""
     layout = settings.layout
     each = layout.size * np.dtype(settings.dtype).itemsize

@@ -312,9 +312,8 @@ def open_features(
             features_checked=not (verify and features_later),
         )
         num_viewed = len(file["views"]) if opened.num_views else None
-    _require_range(path, "labels", opened.labels, -1, len(opened.classes))
-    _require_range(path, "splits", opened.splits, 0, len(SPLITS))
-    _require_range(path, "groups", opened.groups, -1, len(opened))
+    for name, (low, stop) in _ranges(header, len(opened)).items():
+        _require_range(path, name, getattr(opened, name), low, stop)
     _require_viewed(path, num_viewed, len(opened.rows("train")))
     return opened
 
@@ -324,9 +323,7 @@ def verify_features(path: Path) -> None:
     with opened_hdf5(path) as (file, header):
         columns = columns_of(header)
         require_digests(file, header, path, columns)
-        num_rows = len(file["labels"])
-        ranges = {"labels": (-1, len(header.classes)), "splits": (0, len(SPLITS))}
-        for name, (low, stop) in (ranges | {"groups": (-1, num_rows)}).items():
+        for name, (low, stop) in _ranges(header, len(file["labels"])).items():
             for block in blocks_of(file[name]) if name in columns else ():
                 _require_range(path, name, block, low, stop)
         if "views" in columns:
@@ -346,6 +343,15 @@ def _groups(file: h5py.File, header: Header) -> np.ndarray:
     if "groups" not in columns_of(header):
         return np.full(len(file["labels"]), -1, dtype=np.int64)
     return np.asarray(file["groups"][:])
+
+
+def _ranges(header: Header, num_rows: int) -> dict[str, tuple[int, int]]:
+    """Return the lowest value and the end of the range of each column of indices."""
+    return {
+        "labels": (-1, len(header.classes)),
+        "splits": (0, len(SPLITS)),
+        "groups": (-1, num_rows),
+    }
 
 
 def _require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:

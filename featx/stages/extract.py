@@ -38,7 +38,7 @@ from featx.extraction.plan import (
     require_views,
 )
 from featx.extraction.resume import Settings, find_existing, recorded_source, settle
-from featx.extraction.space import require_space, tell_size
+from featx.extraction.space import log_size, require_space
 from featx.extraction.splitting import Splitting, brings_validation
 from featx.features.journal import Journal
 from featx.features.lock import locked
@@ -255,7 +255,7 @@ class _Run:
     def _require_space(self, plan: Plan, with_views: np.ndarray) -> None:
         counts = len(plan.rows), int(with_views.sum())
         todo = plan.todo()
-        tell_size(self.settings, *counts)
+        log_size(self.settings, *counts)
         require_space(
             self.output,
             self.settings,

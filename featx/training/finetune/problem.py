@@ -93,7 +93,7 @@ class Problem:
         is_held_out = task.loss.hold_out(
             encoding.values, HOLDOUT_PARTS, groups=groups_of(cache, rows), seed=options.seed
         )
-        _tell_of_small_classes(values, is_held_out, targets)
+        _warn_of_small_classes(values, is_held_out, targets)
         weights = weights_of(values, targets.names, options.class_weight)
         return cls(cache, targets, rows, encoding, weights, is_held_out)
 
@@ -143,7 +143,7 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _tell_of_small_classes(values: np.ndarray, is_held_out: np.ndarray, targets: Targets) -> None:
+def _warn_of_small_classes(values: np.ndarray, is_held_out: np.ndarray, targets: Targets) -> None:
     """Name the classes that only train, because they have too few images to hold one out."""
     if values.ndim > 1 or not is_held_out.any():
         return
