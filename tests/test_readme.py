@@ -108,11 +108,14 @@ def home(
     torch.hub.set_dir(previous)
 
 
+_QUICKLY = {"finetune": ("--epochs", "1"), "compare": ("--epochs", "1", "--no-onnx")}
+
+
 def test_the_commands_for_your_own_images(home):
     ran = commands("featx")
     assert len(ran) >= 8
     for arguments in ran:
-        result = featx_cli(*arguments)
+        result = featx_cli(*arguments, *_QUICKLY.get(arguments[0], ()))
         assert result.exit_code == 0, (arguments, result.output)
     assert (home / "artifacts" / "model.onnx").is_file()
 
