@@ -62,14 +62,19 @@ def calibrate(
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
     rows = np.arange(min(count, most)) * count // min(count, most)
     logits, labels = held_out.logits[rows].astype(np.float64), held_out.labels[rows]
-    temperature = fit(logits, labels)
-    if prior_samples:
-        usual = min(max(temperature, 1 / _USUAL), _USUAL)
-        temperature = usual ** (len(labels) / (len(labels) + prior_samples))
+    temperature = _steadied(fit(logits, labels), len(labels), prior_samples)
     (loss_before, ece_before), (loss_after, ece_after) = (
         loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )
     return Calibration(temperature, len(labels), loss_before, loss_after, ece_before, ece_after)
+
+
+def _steadied(temperature: float, num_samples: int, prior_samples: int) -> float:
+    """Return the mean, by their logarithms, of a temperature and the 1 of the prior samples."""
+    if not prior_samples:
+        return temperature
+    usual = min(max(temperature, 1 / _USUAL), _USUAL)
+    return float(usual ** (num_samples / (num_samples + prior_samples)))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -123,13 +128,13 @@ def fold_temperature(
 
 
 def restore_shares(
-    logits: np.ndarray, labels: np.ndarray, training_labels: np.ndarray
+    logits: np.ndarray, labels: np.ndarray, training_labels: np.ndarray, *, prior_samples: int = 0
 ) -> np.ndarray:
     """Return what to add to held-out logits ``(n, num_classes)``, ``(num_classes,)`` float64.
 
-    With it, and a temperature, the mean probability of each class is its share of the held-out
-    labels ``(n,)``, to which the shares in ``training_labels`` ``(N,)`` count as one more sample.
-    Classes without training samples stay as they are.
+    With it, and the temperature that ``calibrate`` then fits, the mean probability of each class is
+    its share of the held-out labels ``(n,)``, to which the shares in ``training_labels`` ``(N,)``
+    count as one more sample. Classes without training samples stay as they are.
 
     Source: class weights shift logits by their logarithms, as Saerens, Latinne and Decaestecker,
     "Adjusting the Outputs of a Classifier to New a Priori Probabilities" (2002), have it for other
@@ -141,7 +146,8 @@ def restore_shares(
     shares, trained = (counts + prior) / (len(labels) + 1), prior > 0
     shift, before = np.zeros(num_classes), 0.0
     for _ in range(_SHARE_ROUNDS):
-        temperature = fit_temperature(logits + shift, labels)
+        fitted = fit_temperature(logits + shift, labels)
+        temperature = _steadied(fitted, len(labels), prior_samples)
         if abs(temperature - before) < 1e-4 * temperature:
             break
         before = temperature

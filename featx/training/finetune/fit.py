@@ -283,7 +283,8 @@ class _Run:
             _, logits = evaluate(self.tail, head, data, problem.goal, self.options.batch_size)
             labels = values[problem.is_held_out]
             if self.options.class_weight is not None and calibrate:
-                shift = restore_shares(logits, labels, values).astype(np.float32)
+                shift = restore_shares(logits, labels, values, prior_samples=_PRIOR_SAMPLES)
+                shift = shift.astype(np.float32)
                 *others, (weight, bias) = layers
                 layers, logits = (*others, (weight, bias + shift)), logits + shift
             held_out = HeldOut(logits, labels)
