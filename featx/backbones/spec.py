@@ -193,11 +193,13 @@ class BackboneOptions:
             require_choice(name, getattr(self, name), (None, *get_args(choices)))
         if self.cut is not None and self.layer is not None:
             raise ConfigError(
-                "cut and layer exclude each other: a cut is the unpooled input of a module, a "
+                "cut=… and layer=… exclude each other: a cut is the unpooled input of a module, a "
                 "layer the pooled output of one. Leave one of them out."
             )
         if self.cut is not None and self.precision == "int8":
-            raise ConfigError("activations at a cut are not calculated in int8; leave out int8.")
+            raise ConfigError(
+                "activations at a cut are not calculated in int8: leave out precision='int8'."
+            )
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,12 @@ def _options(given: Mapping[str, Any]) -> FinetuneOptions:
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.samples import read_excluded
 
+    if "momentum" in given and given.get("optimizer") != "sgd":
+        raise click.UsageError("--momentum has an effect with --optimizer sgd only.")
+    if "gamma" in given and "step_size" not in given:
+        raise click.UsageError("--gamma has an effect with --step-size only.")
+    if "warmup" in given and "step_size" in given:
+        raise click.UsageError("--warmup has no effect with --step-size.")
     chosen = dict(given)
     chosen["calibrate"] = not chosen.pop("no_calibrate", False)
     if "class_weight" in chosen:

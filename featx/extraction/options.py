@@ -114,7 +114,7 @@ class ExtractOptions(BackboneOptions):
         if self.max_bad is not None and (self.on_error or recorded.get("on_error")) != "skip":
             raise ConfigError("max_bad needs on_error='skip'; by default no image may be bad.")
         if self.augment is not None and not (self.views or recorded.get("views")):
-            raise ConfigError("augment needs views; give the number of views too.")
+            raise ConfigError("augment=… needs views=…, the number of views.")
         kept = dict(recorded)
         if self.cut not in (None, recorded.get("cut", PENULTIMATE)):
             kept.pop("dtype", None)

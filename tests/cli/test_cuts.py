@@ -74,9 +74,9 @@ def test_pixels_need_no_network(photos, tmp_path):
     ("arguments", "words"),
     [
         (("--cut", "stage33"), "Did you mean stage3"),
-        (("--cut", "stage3", "--layer", "stage2"), "cut and layer exclude each other"),
+        (("--cut", "stage3", "--layer", "stage2"), "--cut and --layer exclude each other"),
         (("--cut", "input", "--dtype", "float16"), "Leave out --dtype"),
-        (("--augment", "flip"), "augment needs views"),
+        (("--augment", "flip"), "--augment needs --views"),
         (("--views", "2", "--augment", "blur"), "got 'blur'"),
     ],
 )

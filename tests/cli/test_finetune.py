@@ -222,6 +222,11 @@ def test_options_that_do_not_go_together_are_wrong_usage(maps, tmp_path):
     assert "--scratch needs --cut input" in scratch
 
 
+@pytest.mark.parametrize("flags", ["--momentum 0.8", "--gamma 0.5", "--step-size 2 --warmup 0.2"])
+def test_options_without_effect_are_wrong_usage(maps, flags):
+    assert f"{flags.split()[-2]} has" in usage_error(maps, *flags.split())
+
+
 def test_a_foreign_file_in_the_way_is_left(maps, tmp_path):
     notes = tmp_path / "notes.safetensors"
     notes.write_text("mine")

@@ -170,7 +170,7 @@ def test_a_file_of_another_cut_is_refused(photos, tmp_path):
     [
         ({"cut": "stage33"}, BackboneError, "no module 'stage33'. Did you mean stage3"),
         ({"cut": "stem.0"}, BackboneError, "is the image itself; choose 'input'"),
-        ({"cut": "stage3", "layer": "stage2"}, ConfigError, "cut and layer exclude each other"),
+        ({"cut": "stage3", "layer": "stage2"}, ConfigError, "cut=… and layer=… exclude each other"),
         ({"cut": "stage3", "precision": "int8"}, ConfigError, "not calculated in int8"),
         ({"cut": "input", "dtype": "float32"}, ConfigError, r"no network runs.*dtype=…"),
         ({"cut": "input", "precision": "bf16"}, ConfigError, r"no network runs.*precision=…"),

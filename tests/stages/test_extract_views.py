@@ -340,8 +340,8 @@ def test_images_without_files_have_views_too(tmp_path):
         ({"views": 1001}, "views must be 1 to 1000; got 1001"),
         ({"views": 2, "augment": "blur"}, "augment takes each of crop, flip, color.*blur"),
         ({"views": 2, "augment": "flip,flip"}, "augment takes each"),
-        ({"augment": "flip"}, "augment needs views"),
-        ({"views": 0, "augment": "flip"}, "augment needs views"),
+        ({"augment": "flip"}, "augment=… needs views=…"),
+        ({"views": 0, "augment": "flip"}, "augment=… needs views=…"),
     ],
 )
 def test_options_of_views_are_checked(options, words, photos, tmp_path):

@@ -68,6 +68,24 @@ def test_another_training_is_refused_and_what_differs_is_named(tmp_path: Path):
         checkpoint(tmp_path / "state", lr=1e-2).load()
 
 
+def test_options_that_differ_are_named_as_they_are_given(tmp_path: Path):
+    checkpoint(tmp_path / "state", options={"max_epochs": 3}).save(Progress({}, state_of()))
+    with pytest.raises(ArtifactMismatch, match=r"settings: max_epochs: expected 3, found 1\."):
+        checkpoint(tmp_path / "state", options={"max_epochs": 1}).load()
+
+
+@pytest.mark.parametrize("where", [0.5, 0.999])
+def test_a_state_with_a_changed_bit_is_not_trained_on(tmp_path: Path, where: float):
+    kept = checkpoint(tmp_path / "state")
+    kept.save(Progress({}, state_of()))
+    content = bytearray(kept.path.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    kept.path.write_bytes(content)
+    with pytest.raises(ArtifactExists, match="or is damaged"):
+        kept.load()
+    assert kept.path.read_bytes() == content
+
+
 def test_another_environment_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     kept = checkpoint(tmp_path / "state")
     kept.save(Progress({}, state_of()))

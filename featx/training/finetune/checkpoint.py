@@ -6,6 +6,7 @@ each with a prefix; what else there is to know stands in its metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from featx.artifact import canonical_json, differing_settings, publishing
@@ -25,7 +27,7 @@ from featx.training.finetune.outcome import Epoch
 
 log = logging.getLogger(__name__)
 
-_KEY = "featx-training"
+_KEY, _CHECKSUM = "featx-training", "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +56,11 @@ class Checkpoint:
         """
         try:
             with safetensors.safe_open(self.path, "pt") as file:
-                metadata = json.loads((file.metadata() or {})[_KEY])
+                texts = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads(texts[_KEY])
+            if texts[_CHECKSUM] != _checksum(texts[_KEY], tensors):
+                raise ValueError("its checksum differs")
             settings, environment = dict(metadata["settings"]), dict(metadata["environment"])
             progress = _parsed(metadata, tensors)
         except FileNotFoundError:
@@ -99,16 +104,28 @@ class Checkpoint:
                 "best_loss": _finite(state.best_loss),
             }
         with publishing(self.path, overwrite=True) as temporary:
-            safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(metadata)})
+            text = json.dumps(metadata)
+            texts = {_KEY: text, _CHECKSUM: _checksum(text, tensors)}
+            safetensors.torch.save_file(tensors, temporary, texts)
 
     def _require_same(self, settings: Mapping[str, Any]) -> None:
         if lines := differing_settings(settings, json.loads(canonical_json(self.settings))):
+            options = [line.removeprefix("options.") for line in lines]
             raise ArtifactMismatch(
                 self.path,
                 f"'{self.path}' is the state of an unfinished training with other settings: "
-                f"{listed(lines, 3, '; ')}. Run it as before to finish it, or use restart=True to "
-                "start anew.",
+                f"{listed(options, 3, '; ')}. Run it as before to finish it, or use restart=True "
+                "to start anew.",
             )
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of metadata and tensors, so that a damaged state is not trained on."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def epoch_to_dict(epoch: Epoch) -> dict[str, Any]:

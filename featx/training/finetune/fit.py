@@ -95,7 +95,7 @@ def fit_tail(
             "cut, or train a head alone with featx train-head."
         )
     if options.scratch and start is not None:
-        raise ConfigError("scratch starts from random weights: leave out start.")
+        raise ConfigError("scratch=True starts from random weights: leave out start=….")
     device = resolve_device(options.device)
     problem = Problem.of(cache, options, start)
     if start is not None:

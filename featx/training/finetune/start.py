@@ -38,7 +38,7 @@ def require_fitting_start(start: Head, cache: FeatureFile, targets: Targets) -> 
         raise ArtifactMismatch(
             cache.path,
             f"The head to start from does not fit '{cache.path}': {listed(lines, 6, '; ')}. Train "
-            "one on the same backbone and classes, or leave out start.",
+            "one on the same backbone and classes, or leave out start=….",
         )
 
 
