@@ -34,7 +34,7 @@ from featx.stages.extract import extract
 
 
 def run(source: Path, output: Path, **options: Any) -> ExtractReport:
-    return extract(source, output, ExtractOptions(backbone="arithmetic", **options))
+    return extract(source, output, ExtractOptions(backbone="tiny", **options))
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -102,7 +102,7 @@ def test_an_interrupted_run_forms_the_same_batches(stop_after, photos, tmp_path,
         if next(calls) == stop_after:
             raise KeyboardInterrupt
 
-    output, settings = tmp_path / "again.h5", ExtractOptions(backbone="arithmetic", **options)
+    output, settings = tmp_path / "again.h5", ExtractOptions(backbone="tiny", **options)
     with pytest.raises(KeyboardInterrupt):
         extract(source, output, settings, progress=stop)
     again.batches.clear()
@@ -217,7 +217,7 @@ def test_only_so_many_batches_are_on_their_way(photos, tmp_path, arithmetic):
     def note(done: int, total: int) -> None:
         ahead.append(sum(backbone.batches) - done)
 
-    settings = ExtractOptions(backbone="arithmetic", batch_size=2, workers=2)
+    settings = ExtractOptions(backbone="tiny", batch_size=2, workers=2)
     extract(source, tmp_path / "f.h5", settings, progress=note)
     assert max(ahead) <= 2 * (2 + 2 + 1)
 
@@ -368,7 +368,7 @@ class TestBesideAGpu:
 
         monkeypatch.setattr(Decoders, "crops", refuse)
         arithmetic(device="cuda:0")
-        report = extract("digits:", tmp_path / "f.h5", ExtractOptions(backbone="arithmetic"))
+        report = extract("digits:", tmp_path / "f.h5", ExtractOptions(backbone="tiny"))
         assert report.num_extracted > 1000
 
 

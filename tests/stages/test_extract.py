@@ -181,7 +181,7 @@ def test_the_output_is_checked_before_any_work(photos, tmp_path):
     output = tmp_path / "f.h5"
     output.write_text("mine")
     for overwrite in (False, True):
-        options = ExtractOptions(backbone="no such backbone", overwrite=overwrite)
+        options = ExtractOptions(weights="no such weights", overwrite=overwrite)
         with pytest.raises(ArtifactExists, match=r"not a feature file that featx wrote.*f-2\.h5"):
             extract(photos(name=f"p{overwrite}"), output, options)
         assert output.read_text() == "mine"
