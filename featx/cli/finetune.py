@@ -133,7 +133,8 @@ def finetune(
                 "whose features have been extracted."
             )
     else:
-        extraction |= {name: given[name] for name in ("device",) if name in given}
+        if "device" in given:
+            extraction["device"] = given["device"]
         path, weights = output.with_name(_name_for(extraction.get("cut"), finetune_options)), None
         if finetune_options.scratch and extraction["cut"] == "input" and not path.exists():
             extraction.setdefault("weights", "none")  # none are looked at

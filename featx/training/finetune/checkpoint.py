@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,9 @@ def _parsed(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progr
             optimizer.setdefault(parameter, {})[key] = value
         else:
             parts[part][name] = value
+    if not parts["best"]:  # the last epoch is the best
+        kept = parts["model"] | parts["average"]
+        parts["best"] = {name: value.clone() for name, value in kept.items()}
     best_loss = values["best_loss"]
     state = State(
         epochs=tuple(Epoch(**epoch) for epoch in values["epochs"]),
@@ -174,10 +177,4 @@ def _parsed(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progr
         best_loss=math.inf if best_loss is None else best_loss,
         **parts,
     )
-    return Progress(rates, state if parts["best"] else replace(state, best=_best_of(state)))
-
-
-def _best_of(state: State) -> dict[str, Tensor]:
-    return {
-        name: value.clone() for name, value in (dict(state.model) | dict(state.average)).items()
-    }
+    return Progress(rates, state)
