@@ -7,7 +7,7 @@ from collections.abc import Callable
 from featx.backbones.network import Network, build_network
 from featx.backbones.spec import INPUT, BackboneSpec
 from featx.backbones.tails import build_tuned, other_network
-from featx.backbones.weights import Weights, open_recorded
+from featx.backbones.weights import open_recorded
 from featx.errors import ExportError
 from featx.heads.head import Head
 
@@ -24,27 +24,19 @@ def network_of(head: Head, weights: str | None, progress: Callable[[str], None])
         BackboneError: Weights or tail cannot be found, are others, or do not fit.
         ExportError: torchvision builds another network here.
     """
-    spec = BackboneSpec.from_dict(head.header.spec).in_float32
-    if head.tail:
-        known = None if spec.cut == INPUT else weights_of(head, weights, progress)
-        return build_tuned(spec, head.tail, known)
-    network, rebuilt = build_network(
-        spec.backbone,
-        weights_of(head, weights, progress),
-        spec.preprocess,
-        layer=spec.layer,
-        pool=spec.pool,
-    )
-    if rebuilt != spec.without_cut:
-        raise ExportError(other_network(spec))
-    return network
-
-
-def weights_of(head: Head, weights: str | None, progress: Callable[[str], None]) -> Weights:
-    """Return the weights that made a head's features, checked by their sha256."""
 
     def downloaded(done: int, total: int) -> None:
         progress(f"Downloading the weights, {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
-    spec = BackboneSpec.from_dict(head.header.spec)
-    return open_recorded(spec, str(head.header.details["weights"]), weights, progress=downloaded)
+    spec = BackboneSpec.from_dict(head.header.spec).in_float32
+    if head.tail and spec.cut == INPUT:
+        return build_tuned(spec, head.tail, None)
+    found = open_recorded(spec, str(head.header.details["weights"]), weights, progress=downloaded)
+    if head.tail:
+        return build_tuned(spec, head.tail, found)
+    network, rebuilt = build_network(
+        spec.backbone, found, spec.preprocess, layer=spec.layer, pool=spec.pool
+    )
+    if rebuilt != spec.without_cut:
+        raise ExportError(other_network(spec))
+    return network
