@@ -103,7 +103,9 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
     else:
         raise BackboneError(f"Unknown origin of weights: '{origin}'.")
     if not path.is_file():
-        raise BackboneError(f"Weights file '{path}' does not exist. Say where it is now.")
+        raise BackboneError(
+            f"Weights file '{path}' does not exist. Say where it is now, or move it back."
+        )
     try:
         sha256 = file_sha256(path)
     except OSError as err:

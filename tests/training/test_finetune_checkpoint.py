@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
-from featx.errors import ArtifactExists, ArtifactMismatch
+from featx.errors import ArtifactError, ArtifactExists, ArtifactMismatch
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.loop import State
 from featx.training.finetune.outcome import Epoch
@@ -84,6 +85,22 @@ def test_a_state_with_a_changed_bit_is_not_trained_on(tmp_path: Path, where: flo
     with pytest.raises(ArtifactExists, match="or is damaged"):
         kept.load()
     assert kept.path.read_bytes() == content
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kept = checkpoint(tmp_path / "state")
+    kept.save(Progress({1e-3: 0.5}))
+
+    def refuse(*_: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    with pytest.raises(ArtifactError, match=r"Cannot write .*No space left"):
+        kept.save(Progress({}, state_of()))
+    assert kept.load().rates == {1e-3: 0.5}
+    assert list(tmp_path.iterdir()) == [kept.path]
 
 
 def test_another_environment_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -106,7 +106,10 @@ class Checkpoint:
         with publishing(self.path, overwrite=True) as temporary:
             text = json.dumps(metadata)
             texts = {_KEY: text, _CHECKSUM: _checksum(text, tensors)}
-            safetensors.torch.save_file(tensors, temporary, texts)
+            try:
+                safetensors.torch.save_file(tensors, temporary, texts)
+            except safetensors.SafetensorError as err:  # of a full disk too
+                raise ArtifactError(self.path, f"Cannot write '{self.path}': {err}.") from err
 
     def _require_same(self, settings: Mapping[str, Any]) -> None:
         if lines := differing_settings(settings, json.loads(canonical_json(self.settings))):
