@@ -141,6 +141,7 @@ def finetune(
         extracted = extract_to(path, features, extraction, quiet=quiet or as_json)
         if not (as_json or quiet):
             _print_extracted(extracted)
+    score = "R²" if finetune_options.task == "regression" else "accuracy"
     report = run(
         path,
         output,
@@ -148,7 +149,7 @@ def finetune(
         start=start,
         weights=weights,
         restart=restart,
-        events=None if as_json or quiet else _events(list_all=list_all),
+        events=None if as_json or quiet else _events(list_all=list_all, score=score),
     )
     if as_json:
         print_json(report.to_dict())
@@ -230,7 +231,7 @@ _MOST_MODULES = 24
 _WIDTH = 80
 
 
-def _events(*, list_all: bool) -> Events:
+def _events(*, list_all: bool, score: str) -> Events:
     """Return what prints parameters and epochs, and steps on stderr where it is a terminal."""
     from featx.training.finetune.outcome import Events
 
@@ -240,7 +241,9 @@ def _events(*, list_all: bool) -> Events:
 
     return Events(
         on_step=on_step,
-        on_parameters=lambda names, whole: _print_parameters(names, whole, list_all=list_all),
+        on_parameters=lambda names, whole: _print_parameters(
+            names, whole, list_all=list_all, score=score
+        ),
         on_epoch=_print_epoch,
     )
 
@@ -258,13 +261,16 @@ def step_events(tell: Step | None, name: str) -> Events | None:
     )
 
 
-def _print_parameters(parameters: Sequence[tuple[str, int]], whole: int, *, list_all: bool) -> None:
+def _print_parameters(
+    parameters: Sequence[tuple[str, int]], whole: int, *, list_all: bool, score: str
+) -> None:
     rows = list(parameters) if list_all else _by_module(parameters)
     rows += [("all", sum(count for _, count in parameters))]
     columns = ["parameters to learn", "number", "share"]
     print_table(columns, [[name, f"{count:,}", f"{count / whole:.1%}"] for name, count in rows])
     click.echo()
-    click.echo("  ".join(_EPOCH_COLUMNS))
+    titles = (column.replace("accuracy", score.rjust(8)) for column in _EPOCH_COLUMNS)
+    click.echo("  ".join(titles))
     click.echo("  ".join("─" * len(column) for column in _EPOCH_COLUMNS))
 
 

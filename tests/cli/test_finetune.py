@@ -109,6 +109,17 @@ def test_tags_and_numbers_are_tuned_and_compared(tmp_path, task, labels, column)
         assert all(len(line) <= 80 for line in text.splitlines() if str(tmp_path) not in line)
 
 
+@pytest.mark.parametrize(("task", "score"), [("regression", "R²"), ("single-label", "accuracy")])
+def test_the_score_of_an_epoch_is_that_of_the_task(tmp_path, task, score):
+    classes = np.arange(60) % 3
+    splits = np.repeat([0, 1], [42, 18]).astype(np.uint8)
+    names = [str(each) for each in classes]
+    path = write_activations(tmp_path / "maps.h5", patterned(classes), names, splits)
+    tuned = featx_cli("finetune", path, "-o", tmp_path / "t", "--task", task, *QUICK)
+    (titles,) = (line for line in tuned.stdout.splitlines() if line.startswith("epoch"))
+    assert titles.split()[:5] == ["epoch", "loss", "held-out", "loss", score]
+
+
 # --- the file, and another run --------------------------------------------------------------------
 
 
