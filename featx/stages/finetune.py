@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,8 @@ from featx.training.record import (
     metrics_of,
 )
 from featx.training.samples import exclude, warn_of_leaks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def finetune(
         cache = open_features(features, features_later=True)
         _require_cut(cache, options)
         first = None if start is None else open_head(start)
+        if first is None and not options.scratch:
+            _warn_of_random_weights(cache)
         exists = require_replaceable(output, "head")
         warn_of_leaks(cache)
         inputs, existing = _inputs(cache, options, first), find_head(output) if exists else None
@@ -153,6 +158,16 @@ def finetune(
     replaced = describe_replaced(existing) if exists else ""
     report = _report(output, head, seconds=tuned.trained.seconds, replaced=replaced)
     return replace(report, is_resumed=is_resumed)
+
+
+def _warn_of_random_weights(cache: FeatureFile) -> None:
+    """Warn where a file that was made to train from scratch gives a start of random weights."""
+    if str(cache.header.details.get("weights", "")).startswith("random:"):
+        log.warning(
+            "The weights that '%s' was made with are random, and training starts from them. "
+            "For pretrained ones extract again with weights='default' and overwrite=True.",
+            cache.path,
+        )
 
 
 def _require_apart(output: Path, features: Path, start: str | Path | None) -> None:

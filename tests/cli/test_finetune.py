@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from caches import separable, write_cache
 from commands import featx_cli
+from PIL import Image
 from tuning import patterned, write_activations
 
 from featx.classifier.staleness import staleness_of
@@ -198,6 +199,22 @@ def test_images_can_be_left_out(maps, tmp_path):
     trained = head.header.details["metrics"]["train"]["num_samples"]
     assert trained == len(cache.rows("train")) - 5
     assert not staleness_of(head, cache).is_stale
+
+
+def test_random_weights_are_told_where_they_are_not_asked_for(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    source = (tmp_path / "photos", "-b", "tiny", "--cut", "input", "-o", tmp_path / "t")
+    quick = ("--lr", "0.001", "--epochs", "1")
+    scratch = featx_cli("finetune", *source, "--scratch", *quick)
+    assert scratch.exit_code == 0, scratch.output
+    assert "are random" not in scratch.stderr
+    again = featx_cli("finetune", *source, *quick)
+    assert "are random" in again.stderr
+    assert "--weights default and --overwrite" in again.stderr
 
 
 def test_from_scratch_there_is_no_probe(maps, tmp_path):
