@@ -193,10 +193,11 @@ def main() -> None:
 
 @main.command("table")
 @DATA
-def every_way(data: Path) -> None:
+@click.option("--resume", type=click.Path(path_type=Path), help="Rows measured before, JSON lines.")
+def every_way(data: Path, resume: Path | None) -> None:
     """Measure every way on three data sets."""
-    rows = []
-    for way in ways(data):
+    rows = [json.loads(line) for line in resume.read_text().splitlines()] if resume else []
+    for way in ways(data)[len(rows) :]:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(way, Path(folder)))
         print(json.dumps(rows[-1]), flush=True)
@@ -330,7 +331,7 @@ def write_noise(path: Path) -> None:
 @main.command()
 @click.option("--folder", type=click.Path(path_type=Path), help="Where 8 GB are free.")
 def memory(folder: Path | None) -> None:
-    """Train on 8 GB of activations with 1.4 GB for them and the probe, and compare with reading the file."""
+    """Train on 8 GB of activations with 1.4 GB of memory, and compare with reading the file."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         features, found = Path(place) / "f.h5", []
         write_noise(features)

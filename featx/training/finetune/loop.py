@@ -318,9 +318,12 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _is_over(state: State, recipe: Recipe) -> bool:
-    if math.isinf(state.best_loss):
-        return False
-    return len(state.epochs) - state.best_epoch >= recipe.patience
+    """Return whether the held-out loss has not fallen for some epochs.
+
+    The start does not count: the first epochs, at the highest rates, are often worse.
+    """
+    losses = [epoch.held_out for epoch in state.epochs if epoch.held_out is not None]
+    return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= recipe.patience
 
 
 def _require_gradients(model: nn.Module) -> None:
