@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks.losses import sigmoid, softmax_in_place
+from featx.heads.tasks.losses import log_loss, sigmoid, softmax_in_place
 
 _RANGE = (1e-3, 1e3)
 _USUAL = 4.0
@@ -62,19 +62,31 @@ def calibrate(
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
     rows = np.arange(min(count, most)) * count // min(count, most)
     logits, labels = held_out.logits[rows].astype(np.float64), held_out.labels[rows]
-    temperature = _steadied(fit(logits, labels), len(labels), prior_samples)
+    temperature = fit(logits, labels)
+    if prior_samples:
+        temperature = _steadied(
+            temperature, logits, labels, lambda *own: loss_and_error(*own)[0], prior_samples
+        )
     (loss_before, ece_before), (loss_after, ece_after) = (
         loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )
     return Calibration(temperature, len(labels), loss_before, loss_after, ece_before, ece_after)
 
 
-def _steadied(temperature: float, num_samples: int, prior_samples: int) -> float:
-    """Return the mean, by their logarithms, of a temperature and the 1 of the prior samples."""
-    if not prior_samples:
-        return temperature
+def _steadied(
+    temperature: float,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    loss: Callable[[np.ndarray, np.ndarray], float],
+    prior_samples: int,
+) -> float:
+    """Return the mean, by their logarithms, of a temperature and the 1 of the prior samples.
+
+    Where it does not lower the loss of the very samples that it was fitted on, it is 1.
+    """
     usual = min(max(temperature, 1 / _USUAL), _USUAL)
-    return float(usual ** (num_samples / (num_samples + prior_samples)))
+    steadied = float(usual ** (len(labels) / (len(labels) + prior_samples)))
+    return steadied if loss(logits / steadied, labels) < loss(logits, labels) else 1.0
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -146,8 +158,9 @@ def restore_shares(
     shares, trained = (counts + prior) / (len(labels) + 1), prior > 0
     shift, before = np.zeros(num_classes), 0.0
     for _ in range(_SHARE_ROUNDS):
-        fitted = fit_temperature(logits + shift, labels)
-        temperature = _steadied(fitted, len(labels), prior_samples)
+        temperature = fit_temperature(logits + shift, labels)
+        if prior_samples:
+            temperature = _steadied(temperature, logits + shift, labels, log_loss, prior_samples)
         if abs(temperature - before) < 1e-4 * temperature:
             break
         before = temperature

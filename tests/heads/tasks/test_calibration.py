@@ -162,3 +162,11 @@ def test_a_temperature_of_one_counts_as_some_samples(count):
     )
     assert plain > 4
     assert 1 < steadied <= 4 ** (count / (count + 25)) + 1e-9
+
+
+def test_a_temperature_that_helps_none_of_its_samples_is_left_out():
+    labels = np.arange(20) % 2
+    logits = 6.0 * np.eye(2)[labels]  # all right: smoothed labels alone ask for less
+    found = SINGLE_LABEL.calibrate(HeldOut(logits, labels), prior_samples=25)
+    assert found.temperature == 1
+    assert found.log_loss_after == found.log_loss_before
