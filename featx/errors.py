@@ -6,6 +6,7 @@
     │   ├─ ImageError                             one image cannot be used; carries sample_id
     │   └─ BadImages                              some cannot; carries their ids and reasons
     ├─ BackboneError                              unknown name, weights missing or not matching
+    ├─ TrainingError                              training cannot go on: its loss is not finite
     ├─ ArtifactError                              something is wrong with a file; carries path
     │   ├─ ArtifactMissing  (FileNotFoundError)
     │   ├─ ArtifactExists   (FileExistsError)

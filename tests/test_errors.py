@@ -29,6 +29,7 @@ from featx.errors import (
     ImageError,
     ParityError,
     SourceError,
+    TrainingError,
     missing_package,
 )
 
@@ -40,6 +41,7 @@ PARENTS = {
     ImageError: (SourceError,),
     BadImages: (SourceError,),
     BackboneError: (FeatxError,),
+    TrainingError: (FeatxError,),
     ArtifactError: (FeatxError,),
     ArtifactMissing: (ArtifactError, FileNotFoundError),
     ArtifactExists: (ArtifactError, FileExistsError),
@@ -57,6 +59,7 @@ EXAMPLES = [
     ImageError("ants/1.jpg", "the file is empty.", is_permanent=False),
     BadImages([("ants/1.jpg", "the file is empty.")], 7, "Repair it."),
     BackboneError("no such backbone."),
+    TrainingError("the loss is not finite."),
     *(
         kind(Path("a/b.h5"), "'a/b.h5' is odd.")
         for kind in PARENTS
