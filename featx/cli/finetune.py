@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 @click.option(
     "--average",
     type=click.Choice(["none", "ema"]),
-    help="ema: a moving average of the weights.  [none]",
+    help="ema: a moving average of the weights, over about an epoch.  [ema]",
 )
 @options.class_weight
 @options.exclude

@@ -164,7 +164,7 @@ def test_tags_and_numbers_are_tuned_as_well(tmp_path: Path):
     numbers = [f"{100 * kind + random.normal():.2f}" for kind in kinds]
     path = write_activations(tmp_path / "numbers.h5", images, numbers, splits)
     cache = open_features(path)
-    tuned = tune(cache, tmp_path / "b", task="regression", lr=3e-4)
+    tuned = tune(cache, tmp_path / "b", task="regression", lr=3e-4, average="none")
     assert tuned.trained.unit is not None
     assert tuned.trained.metrics["val"].r2 > 0.3  # type: ignore[union-attr, operator]
     assert tuned.trained.choice["epochs"][0]["held_out"] < 0.5  # in deviations

@@ -303,11 +303,14 @@ class _Trainer:
         if not self._average:
             return
         decay = min(1 - 1 / max(1, per_epoch), self.step / (self.step + 10))
+        moving, own = list[Tensor](), list[Tensor]()
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
-                self._average[name].lerp_(value, 1 - decay)
+                moving.append(self._average[name])
+                own.append(value)
             else:
                 self._average[name].copy_(value)
+        torch._foreach_lerp_(moving, own, 1 - decay)
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class FinetuneOptions:
         gamma: See ``step_size``; above 0 and at most 1.
         clip: Largest norm of the gradient; None for any.
         train_bn: Let the statistics of batch norms move; None does so from scratch only.
-        average: ``"ema"`` keeps a moving average of the weights, over about an epoch.
+        average: ``"ema"`` keeps a moving average of the weights, over about an epoch, ``"none"``
+            the weights themselves.
 
     Raises:
         ConfigError: A value is out of range.
@@ -114,7 +115,7 @@ class FinetuneOptions:
     gamma: float = 0.1
     clip: float | None = 1.0
     train_bn: bool | None = None
-    average: Average = "none"
+    average: Average = "ema"
 
     def __post_init__(self) -> None:
         require_choice("task", self.task, ("auto", *TASKS))
