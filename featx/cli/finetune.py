@@ -367,7 +367,7 @@ def _describe(report: FinetuneReport) -> dict[str, object]:
     start = "from scratch" if choice["scratch"] else "from the probe"
     best, num_epochs, rates = choice["best_epoch"], len(choice["epochs"]), choice["learning_rates"]
     epoch = f"epoch {best} of {num_epochs}" if best else "no epoch was better"
-    chosen = f", the best of {len(rates)}" if len(rates) > 1 else ""
+    chosen = f", chosen among {len(rates)}" if len(rates) > 1 else ""
     return {
         "trained": f"behind {choice['cut']}, {start}, {epoch}",
         "rate": f"{choice['recipe']['lr']:g}{chosen}",

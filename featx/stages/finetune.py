@@ -42,8 +42,8 @@ class FinetuneReport:
         path: The head file, with the tensors of the trained tail.
         head: The head itself.
         metrics: Scores of each split that has labelled samples.
-        probe: The same of the head on the unchanged tail that training started from; empty from
-            scratch.
+        probe: The same of the head that train-head fits on the unchanged tail, or of ``start``;
+            empty from scratch.
         comparison: Both on the validation split; None without one, from scratch, and for tasks
             other than one class each.
         seconds: Of training in this run, without reading and writing.
