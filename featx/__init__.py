@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featx.heads.samples.selection import FewShot
     from featx.heads.solvers.mlp import MLPOptions
     from featx.heads.solvers.sgd import SGDOptions
+    from featx.stages.audit import AuditReport, Finding, audit, write_findings
     from featx.stages.check import (
         CheckOptions,
         CheckReport,
@@ -66,6 +67,7 @@ if _runtime := sys.modules.get("onnxruntime"):  # imported before featx: too lat
     _runtime.disable_telemetry_events()
 
 __all__ = [
+    "AuditReport",
     "CheckOptions",
     "CheckReport",
     "CompareHeadsReport",
@@ -82,6 +84,7 @@ __all__ = [
     "FeatxError",
     "FewShot",
     "FileStatus",
+    "Finding",
     "FinetuneOptions",
     "FinetuneReport",
     "Head",
@@ -95,6 +98,7 @@ __all__ = [
     "StatusReport",
     "TrainOptions",
     "TrainReport",
+    "audit",
     "check",
     "compare",
     "compare_heads",
@@ -108,6 +112,7 @@ __all__ = [
     "open_head",
     "status",
     "train_head",
+    "write_findings",
     "write_report",
 ]
 
@@ -119,6 +124,7 @@ _LOADED_FROM = {
     "featx.heads.samples.selection": ("FewShot",),
     "featx.heads.solvers.mlp": ("MLPOptions",),
     "featx.heads.solvers.sgd": ("SGDOptions",),
+    "featx.stages.audit": ("AuditReport", "Finding", "audit", "write_findings"),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
         *("check", "status"),

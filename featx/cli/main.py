@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import featx
+from featx.cli.audit import audit
 from featx.cli.check import check, status
 from featx.cli.compare import compare
 from featx.cli.evaluate import evaluate, report
@@ -96,7 +97,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(compare, evaluate, report, check, info, backbones),
+    *(audit, compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)
     note_flags(command)

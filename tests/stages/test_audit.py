@@ -1,0 +1,204 @@
+"""The audit: wrong labels first, copies by their kind, and no image judged by a head it trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from caches import separable, write_cache
+from commands import featx_cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.errors import ArtifactExists, ConfigError
+from featx.features.file import open_features
+from featx.stages.audit import audit, write_findings
+from featx.stages.audit.labels import Doubts
+from featx.training.options import TrainOptions
+from featx.training.samples import read_excluded
+
+NAMES = ("ant", "bee", "wasp")
+
+
+def far_apart(num_rows: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
+    """Make three classes that hardly overlap."""
+    random = np.random.default_rng(seed)
+    labels, splits = np.arange(num_rows) % 3, np.arange(num_rows) % 4 % 3
+    features = 10 * np.eye(3, 8)[labels] + random.normal(size=(num_rows, 8))
+    return {
+        "features": features.astype(np.float32),
+        "labels": labels,
+        "splits": splits.astype(np.uint8),
+    }
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A feature file with twelve wrong labels, some in each split, and their rows."""
+    made = far_apart()
+    wrong = np.random.default_rng(1).permutation(len(made["labels"]))[:12]
+    made["labels"] = made["labels"].copy()
+    made["labels"][wrong] = (made["labels"][wrong] + 1) % 3
+    return write_cache(tmp_path / "f.h5", **made), wrong, made["labels"]
+
+
+def test_wrong_labels_of_all_splits_come_first(planted):
+    path, wrong, labels = planted
+    report = audit(path)
+    found = report.of_kind("label")
+    names = {f"{row:04d}.jpg": row for row in wrong.tolist()}
+    assert {each.sample_id for each in found[:12]} == set(names)
+    for each in found[:12]:
+        row = names[each.sample_id]
+        assert each.given == NAMES[labels[row]]
+        assert each.likely == NAMES[(labels[row] - 1) % 3]
+        assert 0 < each.score <= 1
+    assert {each.split for each in found[:12]} == {"train", "val", "test"}
+    assert sorted((each.score for each in found), reverse=True) == [e.score for e in found]
+    assert report.num_judged == len(labels)
+    assert 8 <= report.num_wrong <= 18
+
+
+def test_a_second_audit_is_the_same(planted):
+    path, _, _ = planted
+    assert audit(path).findings == audit(path).findings
+
+
+def test_labels_of_validation_and_test_images_change_no_other_finding(tmp_path):
+    made = far_apart()
+    before = audit(write_cache(tmp_path / "a.h5", **made)).findings
+    labels = made["labels"].copy()
+    held_out = made["splits"] > 0
+    labels[held_out] = (labels[held_out] + 1) % 3
+    after = audit(write_cache(tmp_path / "b.h5", **made | {"labels": labels})).findings
+    assert [e for e in before if e.split == "train"] == [e for e in after if e.split == "train"]
+    assert len(after) > len(before)
+
+
+def test_images_of_one_group_do_not_judge_each_other(tmp_path):
+    random = np.random.default_rng(0)
+    features = random.normal(size=(60, 80)).astype(np.float32)
+    features[30:] = features[:30]  # each image twice, with one wrong label for both
+    labels = np.tile(np.arange(30) % 3, 2)
+    groups = tuple(map(str, np.tile(np.arange(30), 2)))
+    splits = np.zeros(60, np.uint8)
+    apart = audit(write_cache(tmp_path / "a.h5", features, labels, splits, groups=groups))
+    alone = audit(write_cache(tmp_path / "b.h5", features, labels, splits))
+    assert len(apart.of_kind("label")) > 15  # noise, that nobody can tell
+    assert len(alone.of_kind("label")) < 10  # told by the copy
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_the_confident_counts_are_those_of_their_definition(num_classes, count, seed):
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.ones(num_classes), count)
+    given_labels = random.integers(0, num_classes, count)
+    doubts = Doubts(np.arange(count), given_labels, probabilities, 5)
+    expected = np.zeros((num_classes, num_classes), int)
+    bounds = {k: probabilities[given_labels == k, k].mean() for k in set(given_labels.tolist())}
+    for row in range(count):
+        over = [k for k, bound in bounds.items() if probabilities[row, k] >= bound - 1e-15]
+        if over:
+            expected[given_labels[row], max(over, key=lambda k: probabilities[row, k])] += 1
+    assert np.array_equal(doubts.confident_counts(), expected)
+    assert 0 <= doubts.num_wrong() <= count
+
+
+def test_copies_are_conflicts_leaks_or_just_copies(tmp_path):
+    made = separable(60)
+    made["labels"] = np.arange(60) % 3
+    made["splits"] = np.zeros(60, np.uint8)
+    made["splits"][30:] = 1
+    contents = np.arange(1, 61)
+    contents[3] = contents[0]  # same label, same split
+    contents[4] = contents[2]  # another label
+    contents[36] = contents[6]  # another split
+    report = audit(write_cache(tmp_path / "f.h5", contents=contents, **made))
+    found = {(e.kind, e.sample_id, e.other) for e in report.findings if e.kind != "label"}
+    assert found == {
+        ("copy", "0003.jpg", "0000.jpg"),
+        ("conflict", "0004.jpg", "0002.jpg"),
+        ("leak", "0036.jpg", "0006.jpg"),
+    }
+
+
+def test_unlabelled_images_have_no_label_to_be_wrong_but_may_be_copies(tmp_path):
+    made = separable(60)
+    made["labels"] = np.full(60, -1)
+    contents = np.arange(1, 61)
+    contents[9] = contents[8]
+    report = audit(write_cache(tmp_path / "f.h5", contents=contents, **made))
+    assert report.num_judged == 0
+    assert [each.sample_id for each in report.findings] == ["0009.jpg"]
+
+
+def test_one_class_cannot_be_judged(tmp_path, caplog):
+    made = separable(30)
+    made["labels"] = np.zeros(30, int)
+    assert audit(write_cache(tmp_path / "f.h5", **made)).num_judged == 0
+    assert "one class" in caplog.text
+
+
+def test_marked_lines_of_the_table_are_left_out_of_training(planted, tmp_path):
+    path, wrong, _ = planted
+    table = tmp_path / "audit.csv"
+    write_findings(audit(path), table)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert read_excluded(table) == ()  # nothing is marked
+    for row in rows[:3]:
+        row["drop"] = "true"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    marked = read_excluded(table)
+    assert marked == tuple(row["sample_id"] for row in rows[:3])
+    cache = open_features(path)
+    assert set(marked) <= {cache.sample_ids[row] for row in wrong}
+    TrainOptions(exclude=marked)
+
+
+def test_marks_are_not_overwritten_unasked_and_features_never(planted, tmp_path):
+    path, _, _ = planted
+    report, table = audit(path), tmp_path / "audit.csv"
+    write_findings(report, table)
+    before = table.read_bytes()
+    with pytest.raises(ArtifactExists):
+        write_findings(report, table)
+    assert table.read_bytes() == before
+    with pytest.raises(ConfigError):
+        write_findings(report, path, overwrite=True)
+
+
+def test_the_command_prints_the_worst_first_and_fails_where_asked(planted):
+    path, wrong, _ = planted
+    result = featx_cli("audit", path, "--top", 3, "-q")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "contradicted" in lines[0]
+    assert sum(f"{row:04d}.jpg" in result.output for row in wrong) == 3
+    assert featx_cli("audit", path, "-q", "--fail-on", "leaks,conflicts").exit_code == 0
+    assert featx_cli("audit", path, "-q", "--fail-on", "labels").exit_code == 1
+    assert featx_cli("audit", path, "--fail-on", "nonsense").exit_code == 2
+
+
+def test_the_command_prints_json(planted):
+    path, _, _ = planted
+    values = json.loads(featx_cli("audit", path, "--json", "-q").stdout)
+    assert {"findings", "num_wrong", "confusions"} <= set(values)
+    assert values["findings"][0]["kind"] == "label"
+
+
+def test_an_existing_table_is_refused_before_the_work(planted, tmp_path):
+    path, _, _ = planted
+    table = tmp_path / "audit.csv"
+    table.write_text("mine")
+    result = featx_cli("audit", path, "--csv", table)
+    assert result.exit_code == 1
+    assert "--overwrite" in result.output
+    assert table.read_text() == "mine"
