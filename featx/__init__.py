@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         export_onnx,
         export_state_dict,
     )
-    from featx.stages.extract import extract
+    from featx.stages.extract import extract, extract_layers
     from featx.stages.finetune import FinetuneReport, finetune
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, ReportPage, write_report
@@ -107,6 +107,7 @@ __all__ = [
     "export_onnx",
     "export_state_dict",
     "extract",
+    "extract_layers",
     "finetune",
     "open_features",
     "open_head",
@@ -138,7 +139,7 @@ _LOADED_FROM = {
         *("ExportOptions", "ExportReport", "StateDictReport"),
         *("export_onnx", "export_state_dict"),
     ),
-    "featx.stages.extract": ("extract",),
+    "featx.stages.extract": ("extract", "extract_layers"),
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),

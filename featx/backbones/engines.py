@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -43,7 +44,9 @@ _SIDE = 64
 class Engine(Protocol):
     """Runs a network; several threads may each bring a batch at the same time."""
 
-    name: ClassVar[EngineName]
+    @property
+    def name(self) -> EngineName:
+        """The library."""
 
     @property
     def device(self) -> str:
@@ -184,6 +187,27 @@ class PixelEngine:
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         return pixels
+
+
+class SideBySide:
+    """Runs several engines of one library and device on the same pixels, one after another.
+
+    Features are those of the first engine, then those of the second, and so on.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = tuple(engines)
+
+    @property
+    def name(self) -> EngineName:
+        return self._engines[0].name
+
+    @property
+    def device(self) -> str:
+        return self._engines[0].device
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([engine.features(pixels) for engine in self._engines], axis=1)
 
 
 class OnnxEngine:

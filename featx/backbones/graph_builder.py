@@ -120,6 +120,62 @@ def share_equal(graph: onnx.GraphProto) -> None:
     rename(graph, names)
 
 
+def side_by_side(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """Return a graph ``pixels → features`` with the features of several graphs, one by one.
+
+    What they have in common, equal operations on equal tensors, it calculates once.
+
+    Args:
+        models: Each ``pixels → features (batch, D)``, of one opset; they are renamed.
+    """
+    merged, graph = onnx.ModelProto(), onnx.GraphProto(name="features")
+    merged.CopyFrom(models[0])
+    known: dict[bytes, str] = {}
+    outputs = []
+    for model in models:
+        names = {"": "", model.graph.input[0].name: "pixels"}
+        for tensor in model.graph.initializer:
+            key, own = _key(tensor), tensor.name
+            if key not in known:
+                tensor.name = known[key] = f"tensor_{len(known)}"
+                graph.initializer.append(tensor)
+            names[own] = known[key]
+        for node in model.graph.node:
+            own_outputs = list(node.output)
+            node.input[:] = [names[name] for name in node.input]
+            key = _key(node)
+            if key not in known:
+                known[key] = f"step_{len(known)}"
+                node.output[:] = [
+                    f"{known[key]}_{i}" if name else "" for i, name in enumerate(own_outputs)
+                ]
+                node.name = known[key]
+                graph.node.append(node)
+            names.update((name, f"{known[key]}_{i}") for i, name in enumerate(own_outputs) if name)
+        outputs.append(names[model.graph.output[0].name])
+    graph.node.append(helper.make_node("Concat", outputs, ["features"], axis=1))
+    graph.input.extend(merged.graph.input)
+    graph.input[0].name = "pixels"
+    graph.output.extend(
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", None])]
+    )
+    merged.graph.CopyFrom(graph)
+    merged.ClearField("metadata_props")
+    return merged
+
+
+def _key(part: onnx.NodeProto | onnx.TensorProto) -> bytes:
+    """Return a hash of a node or tensor, whatever it and what it gives are called."""
+    plain = type(part)()
+    plain.CopyFrom(part)
+    for field in ("name", "output", "doc_string", "metadata_props"):
+        if field in plain.DESCRIPTOR.fields_by_name:
+            plain.ClearField(field)
+    return hashlib.sha256(
+        part.DESCRIPTOR.name.encode() + plain.SerializeToString(deterministic=True)
+    ).digest()
+
+
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Rename tensors inside a graph; its inputs and outputs stay declared as they are."""
     for node in graph.node:

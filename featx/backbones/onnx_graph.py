@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from featx.backbones.graph_builder import (
     drop_unused,
     forget_origin,
     rename,
+    side_by_side,
 )
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
@@ -100,6 +101,19 @@ def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> byt
             f"{error:.1e}, at most {MAX_RELATIVE_ERROR:.0e} is allowed."
         )
     return graph
+
+
+def merge_graphs(graphs: Sequence[bytes]) -> bytes:
+    """Return a graph for ONNX Runtime that gives the features of several, side by side.
+
+    Raises:
+        BackboneError: Together they are over 2 GiB.
+    """
+    try:
+        merged: bytes = side_by_side(list(map(onnx.load_from_string, graphs))).SerializeToString()
+    except ValueError as err:
+        raise BackboneError(f"The layers' graph cannot be made: {first_line(err)}") from err
+    return merged
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

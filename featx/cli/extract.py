@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_skipped, print_table, progress_bars
+from featx.cli.output import (
+    Progressed,
+    human_seconds,
+    print_fields,
+    print_skipped,
+    print_table,
+    progress_bars,
+)
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -43,7 +51,9 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     help="The feature file to write.  "
     f"[{options.FEATURES}, at a cut {options.features_path('CUT')}]",
 )
-@options.backbone()
+@options.backbone(
+    several={"layer": "Repeat it for a file each, OUTPUT-LAYER.h5; images are read and run once."}
+)
 @options.views
 @click.option(
     "--val-fraction",
@@ -121,11 +131,21 @@ def extract(
     """
     output = output or options.features_path(settings["cut"])
     source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})
-    report = extract_to(output, source, options.given(settings), quiet=quiet)
-    print_fields(dict(_fields(report)))
-    print_skipped(report.skipped, rest="featx info --json")
-    if profile and report.profile:
-        _print_profile(report.profile)
+    given, layers = options.given(settings), tuple(dict.fromkeys(settings["layer"]))
+    if len(layers) > 1:
+        outputs = {layer: options.path_of(output, layer) for layer in layers}
+        del given["layer"]
+        reports = extract_layers_to(outputs, source, given, quiet=quiet)
+    else:
+        given |= {"layer": layers[0]} if layers else {}
+        reports = (extract_to(output, source, given, quiet=quiet),)
+    for number, report in enumerate(reports):
+        if number:
+            click.echo()
+        print_fields(dict(_fields(report)))
+        print_skipped(report.skipped, rest="featx info --json")
+    if profile and (ran := [report.profile for report in reports if report.profile]):
+        _print_profile(ran[0])
 
 
 def extract_to(
@@ -136,14 +156,29 @@ def extract_to(
     from featx.stages.extract import extract
 
     extract_options = ExtractOptions(**settings)
+    with _bars(quiet=quiet) as bars:
+        return extract(source, output, extract_options, **bars)
+
+
+def extract_layers_to(
+    outputs: Mapping[str, Path], source: str | None, settings: Mapping[str, Any], *, quiet: bool
+) -> tuple[ExtractReport, ...]:
+    """Extract several layers, each to its output, like ``extract_to``."""
+    from featx.extraction.options import ExtractOptions
+    from featx.stages.extract import extract_layers
+
+    extract_options = ExtractOptions(**settings)
+    with _bars(quiet=quiet) as bars:
+        return extract_layers(source, outputs, extract_options, **bars)
+
+
+@contextmanager
+def _bars(*, quiet: bool) -> Iterator[dict[str, Progressed | None]]:
     with progress_bars(quiet=quiet) as bar:
-        return extract(
-            source,
-            output,
-            extract_options,
-            progress=bar("Extracting"),
-            download_progress=bar("Downloading", unit="MB", scale=1e-6),
-        )
+        yield {
+            "progress": bar("Extracting"),
+            "download_progress": bar("Downloading", unit="MB", scale=1e-6),
+        }
 
 
 def _address(source: str | None, settings: dict[str, str | None]) -> str | None:

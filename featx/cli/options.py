@@ -96,12 +96,19 @@ _MAX_NAME = 100
 _SHORT = {"backbone": ["-b"], "weights": ["-w"]}
 
 
-def backbone(*names: str, show_defaults: bool = True) -> Callable[[Any], Any]:
-    """Return a decorator that adds options of the backbone: those named, or all."""
+def backbone(
+    *names: str, show_defaults: bool = True, several: Mapping[str, str] | None = None
+) -> Callable[[Any], Any]:
+    """Return a decorator that adds options of the backbone: those named, or all.
+
+    ``several`` has what is said of options that may be repeated.
+    """
 
     def add(command: Any) -> Any:
         for name in reversed(names or tuple(_BACKBONE)):
             settings, text, default = _BACKBONE[name]
+            if name in (several or {}):
+                settings, text = settings | {"multiple": True}, f"{text} {(several or {})[name]}"
             flags = [*_SHORT.get(name, ()), f"--{name.replace('_', '-')}"]
             shown = f"{text}  [{default}]" if show_defaults else text
             command = click.option(*flags, help=shown, **settings)(command)
@@ -122,10 +129,13 @@ def parameters(_context: click.Context, _option: click.Parameter, text: str | No
 
 def features_path(cut: str | None) -> Path:
     """Return the default feature file of a cut, so that the vectors of a probe stay."""
-    if cut in (None, "penultimate"):
-        return FEATURES
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", str(cut))[:_MAX_NAME]
-    return FEATURES.with_name(f"{FEATURES.stem}-{safe}{FEATURES.suffix}")
+    return FEATURES if cut in (None, "penultimate") else path_of(FEATURES, str(cut))
+
+
+def path_of(path: Path, *parts: str) -> Path:
+    """Return a path with names before its ending, such as ``features-layer3.h5``."""
+    safe = "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", part) for part in parts)[:_MAX_NAME]
+    return path.with_name(f"{path.stem}-{safe}{path.suffix}")
 
 
 _OF_IMAGES = ("backbone", "weights", "cut", "image_size", "resize", "crop", "decode", "dtype")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +17,9 @@ from featx.backbones.engines import (
     EngineName,
     OnnxEngine,
     PixelEngine,
+    SideBySide,
     choose_engine,
+    default_batch_size,
     resolve_device,
     resolve_devices,
 )
@@ -119,22 +121,25 @@ class LazyBackbone:
         return TorchEngine(network, device=devices[0], precision=expected.precision)
 
     def _onnx_engine(self, expected: BackboneSpec) -> Engine:
-        if expected.calibration is not None:
-            graph = read_graph(expected)
-            if graph is None:
-                from featx.backbones.int8 import quantize_graph
-
-                graph = quantize_graph(self._float_graph(expected), expected.calibration)
-                cache_graph(expected, graph)
-            return OnnxEngine(graph)
         try:
-            graph = self._float_graph(expected)
+            return OnnxEngine(self.graph(expected))
         except ExportError as err:
-            if self._options.engine != "auto":
+            if self._options.engine != "auto" or expected.calibration is not None:
                 raise
             log.warning("torch runs this backbone: %s", err)
             return TorchEngine(self._build(expected), device="cpu")
-        return OnnxEngine(graph)
+
+    def graph(self, expected: BackboneSpec) -> bytes:
+        """Return the graph that ONNX Runtime runs; ``ExportError`` where there can be none."""
+        if expected.calibration is None:
+            return self._float_graph(expected)
+        graph = read_graph(expected)
+        if graph is None:
+            from featx.backbones.int8 import quantize_graph
+
+            graph = quantize_graph(self._float_graph(expected), expected.calibration)
+            cache_graph(expected, graph)
+        return graph
 
     def _float_graph(self, expected: BackboneSpec) -> bytes:
         """Return the cached graph in fp32, or build it."""
@@ -180,6 +185,35 @@ class LazyBackbone:
             yield
         finally:
             self.seconds = before + time.perf_counter() - start
+
+
+def engine_of_several(parts: Sequence[tuple[LazyBackbone, BackboneSpec]]) -> Engine | None:
+    """Return an engine with the features of several layers side by side, each as alone.
+
+    Each layer's features are, to the bit, those of its own engine. ONNX Runtime calculates once
+    what the layers have in common, if it then gives the same bits; torch runs each layer's network.
+    None where the layers are not run by one library.
+    """
+    engines = [backbone.engine(spec) for backbone, spec in parts]
+    if len({engine.name for engine in engines}) > 1:
+        return None
+    each = SideBySide(engines)
+    if each.name != "onnxruntime":
+        return each
+    from featx.backbones.onnx_graph import merge_graphs
+
+    size = parts[0][1].preprocess.image_size
+    shape = (default_batch_size(each.name, size), size, size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    try:
+        once = OnnxEngine(merge_graphs([backbone.graph(spec) for backbone, spec in parts]))
+        if np.array_equal(once.features(pixels), each.features(pixels)):
+            return once
+        reason = "together their last bits would be others."
+    except BackboneError as err:
+        reason = str(err)
+    log.info("ONNX Runtime runs each layer by itself: %s", reason)
+    return each
 
 
 def open_backbone(

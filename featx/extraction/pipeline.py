@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -58,11 +58,23 @@ class Extracted:
     profile: Profile
 
 
+@dataclass(frozen=True)
+class Target:
+    """An output that gets rows, and what it has left to do."""
+
+    existing: ExistingRows
+    plan: Plan
+
+    def contents(self, *, with_views: bool) -> frozenset[bytes]:
+        """Return the contents whose rows there are, all or those that have views."""
+        return frozenset(_outcomes_of(self.existing, with_views=with_views))
+
+
 @dataclass
 class _ImageBatch:
     """Images in source order, and the rows of those that are new and usable.
 
-    They are ``(m, num_versions, D)``, in the journal's type.
+    They are ``(m, num_versions, D)``, in the journal's type; of several outputs side by side.
     """
 
     images: list[Image]
@@ -88,8 +100,8 @@ def start_decoders(
 def run_backbone(
     engine: Engine,
     images: ImageSource,
-    existing: ExistingRows,
-    plan: Plan,
+    targets: Sequence[Target],
+    todo: np.ndarray,
     *,
     settings: Settings,
     options: ResolvedOptions,
@@ -97,7 +109,10 @@ def run_backbone(
     with_views: np.ndarray,
     after_batch: Callable[[int], None],
 ) -> Extracted:
-    """Extract what the plan has left to do; enter rows and unusable images in journal and plan.
+    """Extract what there is to do; enter rows and unusable images in journals and plans.
+
+    With several outputs each image is read and decoded once, and each output gets its part of what
+    the engine gives. They know the rows of the same contents.
 
     A batch is always the next ``batch_size`` images of what was to be done, whether they can be
     used or not; fewer where each has views, which count too. So a run that resumes after an
@@ -108,15 +123,16 @@ def run_backbone(
     Args:
         engine: Runs the backbone.
         images: The source.
-        existing: Rows there are; new ones are added to their journal.
-        plan: What is to be done.
-        settings: Of the rows; with views, the images that have them come first.
+        targets: What gets the rows, in the order in which the engine gives their parts.
+        todo: Positions of the samples to be done, ascending, int64; every plan has them so.
+        settings: Of the rows of the first output, from whose others only layers differ; with views,
+            the images that have them come first.
         options: How to do it.
         decoders: Processes that decode; None decodes in threads.
         with_views: Which samples are to have views, ``(N,)`` bool.
         after_batch: Called with the number of images of a batch once it is in the journal.
     """
-    start, todo = time.perf_counter(), plan.todo()
+    start = time.perf_counter()
     preprocessing, views = settings.spec.preprocess, settings.view_spec
     size = _batch_size(options, preprocessing, engine.name, engine.device)
     workers = options.workers or num_cores()
@@ -126,8 +142,8 @@ def run_backbone(
         maker = CropMaker(images, preprocessing, options.max_pixels, decoders, drawn)
         step = max(1, size // maker.num_versions)
         chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
-        run = _Run(engine, maker, size, existing, options, settings.spec.cut, workers)
-        for batch in run.batches(chunks, plan) if chunks else ():
+        run = _Run(engine, maker, size, tuple(targets), options, settings.spec.cut, workers)
+        for batch in run.batches(chunks) if chunks else ():
             used = [image for image in batch.images if not image.reason]
             num_animated = sum(image.is_animated for image in used)
             counts += len(batch.rows), num_animated, sum(not image.is_new for image in used)
@@ -162,24 +178,32 @@ class _Run:
     engine: Engine
     maker: CropMaker
     size: int
-    existing: ExistingRows
+    targets: tuple[Target, ...]
     options: ResolvedOptions
     cut: str | None
     workers: int
 
-    def batches(
-        self, chunks: Sequence[Sequence[int]], plan: Plan
-    ) -> Generator[_ImageBatch, None, None]:
-        """Yield a batch for each chunk of positions, once journal and plan have it."""
-        outcomes = _outcomes_of(self.existing, with_views=self.maker.views is not None)
-        with (
-            self.existing.reading() as rows_at,
-            closing(self._computed(chunks, outcomes)) as computed,
-        ):
+    @property
+    def sizes(self) -> list[int]:
+        """Values of an image's row, of each output."""
+        return [target.existing.journal.layout.size for target in self.targets]
+
+    def batches(self, chunks: Sequence[Sequence[int]]) -> Generator[_ImageBatch, None, None]:
+        """Yield a batch for each chunk of positions, once journals and plans have it."""
+        with_views = self.maker.views is not None
+        outcomes = [_outcomes_of(each.existing, with_views=with_views) for each in self.targets]
+        ends = np.cumsum(self.sizes)[:-1]
+        with ExitStack() as stack:
+            rows_at = [stack.enter_context(each.existing.reading()) for each in self.targets]
+            computed = stack.enter_context(closing(self._computed(chunks, outcomes[0])))
             for batch in computed:
                 with batch.spent.on("journal"):
-                    rows = _rows(batch, self.existing.next_row, outcomes, rows_at)
-                    _enter(batch.images, rows, self.existing, plan)
+                    parts = np.split(batch.rows, ends, axis=2)
+                    for number, target in enumerate(self.targets):
+                        first = target.existing.next_row
+                        part = replace(batch, rows=parts[number])
+                        rows = _rows(part, first, outcomes[number], rows_at[number])
+                        _enter(batch.images, rows, target.existing, target.plan)
                 yield batch
 
     def _computed(
@@ -210,16 +234,16 @@ class _Run:
         crops, versions = self.maker.crops(wanted, batch.spent), self.maker.num_versions
         for image in batch.images:
             image.content = None
-        layout, size = self.existing.journal.layout, self.size
-        values = np.empty((len(crops), layout.size), dtype=layout.dtype)
+        size, length = self.size, sum(self.sizes)
+        values = np.empty((len(crops), length), self.targets[0].existing.journal.layout.dtype)
         names = [image.sample_id for image in wanted if not image.reason for _ in range(versions)]
         for start in range(0, len(crops), size):
             with batch.spent.on("inference"):
                 found = self.engine.features(crops[start : start + size])
-            found = found.reshape(len(found), layout.size)
+            found = found.reshape(len(found), length)
             _check(found, names[start : start + size], self.options, self.cut)
             values[start : start + size] = found
-        batch.rows = values.reshape(-1, versions, layout.size)
+        batch.rows = values.reshape(-1, versions, length)
         return batch
 
 

@@ -59,7 +59,7 @@ def rows() -> list[Row]:
 @pytest.fixture
 def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], Path]:
     """Return a function that extracts features of a table's images; an image is its name."""
-    monkeypatch.setattr("featx.stages.extract.start_verifier", VerifyHere)
+    monkeypatch.setattr("featx.extraction.run.start_verifier", VerifyHere)
 
     def run(rows: list[Row]) -> Path:
         for name, _, _ in rows:

@@ -29,7 +29,6 @@ from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
 from featx.images.decode import decode_image, decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
-from featx.stages import extract as stage
 from featx.stages.extract import extract
 
 
@@ -328,7 +327,7 @@ class TestBesideAGpu:
         def smaller(count: int, spec: PreprocessSpec, options: ExtractOptions) -> Decoders | None:
             return own(count, spec, replace(options, batch_size=3))
 
-        monkeypatch.setattr(stage, "start_decoders", smaller)
+        monkeypatch.setattr("featx.extraction.run.start_decoders", smaller)
         arithmetic(device="cuda:0")
         there = run(source, tmp_path / "there.h5", batch_size=10, workers=2)
         assert content(there.path) == content(here.path)
@@ -352,7 +351,7 @@ class TestBesideAGpu:
                 return 0
             raise BackboneError("it broke")
 
-        monkeypatch.setattr(stage, "start_decoders", noted)
+        monkeypatch.setattr("featx.extraction.run.start_decoders", noted)
         arithmetic(device="cuda:0", wait=fail)
         before = len(os.listdir("/proc/self/fd"))
         error = BackboneError if fault == "engine" else SourceError

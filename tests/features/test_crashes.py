@@ -553,7 +553,7 @@ def test_an_extraction_on_a_failing_disk_goes_on_where_it_was(
     from featx.extraction.options import ExtractOptions
     from featx.stages.extract import extract
 
-    monkeypatch.setattr("featx.stages.extract.start_verifier", lambda _: verifier)
+    monkeypatch.setattr("featx.extraction.run.start_verifier", lambda _: verifier)
     build = functools.cache(backbone.open_backbone)
     monkeypatch.setattr(backbone, "open_backbone", build)  # half a second each time
     root = photos({"ants": 6, "bees": 6})

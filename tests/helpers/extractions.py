@@ -35,7 +35,7 @@ def fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return _built(plain, build)
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)
-    monkeypatch.setattr("featx.stages.extract.start_verifier", InThisProcess)
+    monkeypatch.setattr("featx.extraction.run.start_verifier", InThisProcess)
 
 
 @pytest.fixture
