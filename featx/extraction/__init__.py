@@ -8,5 +8,7 @@ splitting    the splits of a source's images, once their contents are known
 backbone     the network, built when it is first needed; int8 calibrated with the source's images
 pipeline     images through decoding, deduplication, backbone and journal, in order
 crops        encoded images of a batch to the crops that the backbone sees
+run          one output: what it lacks, the rows to make, the file to publish
+together     outputs of several layers, whose rows are made at once
 bad_images   images that were not used, as an error or a report
 """
