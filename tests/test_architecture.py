@@ -57,6 +57,7 @@ ALLOWED = {
     "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
+    "timm": ("backbones/with_timm.py",),
     "safetensors": ("backbones/", "heads/head.py", "training/finetune/checkpoint.py"),
     "pillow_heif": ("images/decode.py",),
     "PIL": ("images/", "classifier/session.py", "reporting/summary.py", "stages/predict.py"),
@@ -65,6 +66,7 @@ ALLOWED = {
 HEAVY = (
     "torch",
     "torchvision",
+    "timm",
     "h5py",
     "sklearn",
     "scipy",

@@ -28,9 +28,9 @@ from featx.artifact.schema import (
 
 _SHARE = number(0, 1)
 _TASK = text("single-label", "multi-label", "regression")
-_POOL = text("auto", "none", "avg", "max", "cls", "flatten")
+_POOL = text("auto", "none", "avg", "max", "cls", "flatten", "cls+avg", "map")
 _PRECISION = text("fp32", "tf32", "bf16", "fp16", "int8")
-_CROP, _DECODE = text("center", "none"), text("full", "scaled")
+_CROP, _DECODE = text("center", "none", "squash", "border"), text("full", "scaled")
 _MAX_VALUES = 2**31
 """Of one image's features."""
 _MAX_CUT_VALUES = 2**28
@@ -70,11 +70,12 @@ def _preprocess(value: Any, name: str) -> None:
             "mean": channels,
             "std": list_of(number(1e-6, 1e6), length=3),
         },
-        {"decode": _DECODE},
+        {"decode": _DECODE, "pad": flag},
         closed=True,
     )(value, name)
     size = value["image_size"]
-    whole(size, size if value["crop"] == "none" else 4 * 4096)(value["resize"], f"{name}.resize")
+    lowest = 1 if value.get("pad") or value["crop"] == "border" else size
+    whole(lowest, size if value["crop"] == "none" else 4 * 4096)(value["resize"], f"{name}.resize")
 
 
 def _spec(value: Any, name: str) -> None:

@@ -1,7 +1,8 @@
 """Which backbones there are.
 
-Every classification model of torchvision goes by its torchvision name; ``tiny`` is featx's own and
-needs no download. ``table`` has the same names without torch, and takes them written loosely.
+Every classification model of torchvision goes by its torchvision name, timm's by ``timm/NAME``;
+``tiny`` is featx's own and needs no download. ``table`` has torchvision's names without torch, and
+takes them written loosely.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 
 from featx.backbones import tiny
 from featx.backbones.table import BackboneInfo, require_backbone
+from featx.backbones.with_timm import build_timm, timm_preprocess, uses_timm
 from featx.errors import BackboneError
 from featx.images.preprocess import PreprocessSpec
 
@@ -37,6 +39,8 @@ def build_model(
     Its head has the classes of the backbone's own weights, unless their number is given.
     """
     name = require_backbone(name)
+    if uses_timm(name):
+        return build_timm(name, image_size, num_classes)
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if name == "tiny":
         return tiny.Tiny(**classes).eval()
@@ -111,15 +115,17 @@ def penultimate_layer(model: nn.Module) -> str:
 
 
 def default_preprocess(name: str, weights: str | None = None) -> PreprocessSpec:
-    """Return the preprocessing that belongs to a backbone's weights of torchvision.
+    """Return the preprocessing that belongs to a backbone's weights.
 
-    None takes that of the default ones, also for weights from a file, which as a rule were
-    fine-tuned from them.
+    Those of timm's are part of the name. Of torchvision's, None takes that of the default ones,
+    also for weights from a file, which as a rule were fine-tuned from them.
 
     Raises:
         BackboneError: The backbone or its weights are unknown.
     """
     name = require_backbone(name)
+    if uses_timm(name):
+        return timm_preprocess(name)
     if name == "tiny":
         return PreprocessSpec(
             image_size=tiny.IMAGE_SIZE, resize=tiny.IMAGE_SIZE, mean=tiny.MEAN, std=tiny.STD

@@ -17,7 +17,7 @@ from featx.images.preprocess import Crop, Decode, PreprocessSpec
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
-Pool = Literal["auto", "none", "avg", "max", "cls", "flatten"]
+Pool = Literal["auto", "none", "avg", "max", "cls", "flatten", "cls+avg", "map"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
 SPEC_FROM = ("featx", "torch", "torchvision")
 """Packages whose versions decide what a request resolves to."""
@@ -162,7 +162,7 @@ class BackboneOptions:
         image_size: Input of the backbone, pixels; by default the weights' own.
         resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
             ``image_size`` where that is given.
-        crop: ``"center"`` or ``"none"``; by default the weights' own.
+        crop: ``"center"``, ``"none"``, ``"squash"`` or ``"border"``; by default the weights' own.
         decode: ``"full"``; or ``"scaled"``: JPEGs much larger than the resize target are decoded at
             a half, a quarter or an eighth of their size.
         seed: Of random weights.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +79,15 @@ def find_backbone(name: str) -> str | None:
     rows = (row.name for row in backbone_table())
     if found := next((row for row in rows if _plain(row) == plain), None):
         return found
+    if name == "lite0":
+        return name
+    if name.startswith("timm/") and find_spec("timm"):
+        from featx.backbones.with_timm import full_name
+
+        try:
+            return full_name(name)
+        except BackboneError:
+            return None
     return name if name in _added_names() else None
 
 
@@ -89,6 +99,10 @@ def require_backbone(name: str) -> str:
     """
     if found := find_backbone(name):
         return found
+    if name.startswith("timm/"):
+        from featx.backbones.with_timm import full_name
+
+        return full_name(name)  # which says what is wrong
     near = _nearest(name)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise BackboneError(f"Unknown backbone '{name}'.{hint} 'featx backbones' lists them all.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.errors import ConfigError
 from featx.heads.tasks import SINGLE_LABEL, Task
-from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.preprocess import PreprocessSpec, border_colour, preprocess
 
 Input = Literal["image", "crop", "tensor"]
 
@@ -212,9 +212,13 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
     """Describe how an image becomes the input, one clause for each step."""
     size, name = spec.image_size, spec.interpolation
     kernel = "triangle" if name == "bilinear" else "cubic with a = -0.5"
+    square = f"{spec.resize}×{spec.resize} pixels, whatever the shape"
     new = (
-        f"{size}×{size} pixels, whatever the shape"
-        if spec.crop == "none"
+        square
+        if spec.crop in ("none", "squash")
+        else f"round(H / (L / {spec.resize})) and round(W / (L / {spec.resize})) pixels, at least "
+        "1, where H and W are the image's height and width and L is the larger of them"
+        if spec.crop == "border"
         else f"height {spec.resize} · H // S and width {spec.resize} · W // S pixels, where H and "
         "W are the image's height and width, S is the smaller of them and // divides whole numbers"
     )
@@ -231,7 +235,12 @@ def steps(spec: PreprocessSpec, wanted: Input) -> list[str]:
         f"(the {kernel} kernel is as wide as the reduction), weights only inside the image, one "
         "axis after the other, rounded to whole numbers 0 to 255 after each",
     ]
-    if spec.crop == "center":
+    if spec.pad or spec.crop == "border":
+        found.append(
+            f"where a side is below {size} pixels, add (missing // 2) before it and the rest "
+            f"behind it in the colour {list(border_colour(spec))}"
+        )
+    if spec.crop != "none":
         found.append(
             f"cut out {size}×{size} pixels from row round((height - {size}) / 2) and column "
             f"round((width - {size}) / 2) on, halves rounded to even"

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from featx.backbones.graph_builder import CHANNELS_FIRST, GraphBuilder, add_normalisation
-from featx.images.preprocess import PreprocessSpec
+from featx.images.preprocess import PreprocessSpec, border_colour
 
 TENSOR = "tensor"
 """The trunk's input, normalised images ``(batch, 3, size, size)`` float32."""
@@ -34,8 +34,10 @@ def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, out
     size = spec.image_size
     sides = {"start": 1, "end": 3}
     shape = builder.node("Shape", [image], "shape", attributes=sides)  # (height, width)
-    if spec.crop == "none":
-        new_shape = builder.integers("resized_shape", size, size)
+    if spec.crop in ("none", "squash"):
+        new_shape = builder.integers("resized_shape", spec.resize, spec.resize)
+    elif spec.crop == "border":
+        new_shape = _add_border_shape(builder, shape, spec)
     else:
         short = builder.node("ReduceMin", [shape], "short_side", attributes={"keepdims": 1})
         scaled = builder.node("Mul", [shape, builder.integers("resize", spec.resize)], "scaled")
@@ -44,6 +46,8 @@ def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, out
     if spec.crop == "none":
         builder.node("Identity", [resized], "pixels", output=output)
         return
+    if spec.pad or spec.crop == "border":
+        new_shape, resized = _add_border(builder, new_shape, resized, spec)
     # round((length - size) / 2), halves to even, as torchvision's CenterCrop has it
     margin = builder.node("Sub", [new_shape, builder.integers("size", size, size)], "margin")
     as_float = builder.node("Cast", [margin], "margin_float", attributes={"to": TensorProto.FLOAT})
@@ -54,6 +58,49 @@ def add_geometry(builder: GraphBuilder, spec: PreprocessSpec, *, image: str, out
     end = builder.node("Add", [start, "featx_size"], "crop_end")
     axes = builder.integers("crop_axes", 1, 2)
     builder.node("Slice", [resized, start, end, axes], "pixels", output=output)
+
+
+def _add_border_shape(builder: GraphBuilder, shape: str, spec: PreprocessSpec) -> str:
+    """Add the height and width that make the longer side ``resize``, at least 1, and return them.
+
+    In float64, as Python has them: halves are rounded to even.
+    """
+    to_double, to_int = {"to": TensorProto.DOUBLE}, {"to": TensorProto.INT64}
+    exact = builder.node("Cast", [shape], "exact_shape", attributes=to_double)
+    longest = builder.node("ReduceMax", [exact], "long_side", attributes={"keepdims": 1})
+    target = builder.constant("resize_exact", np.array([spec.resize], np.float64))
+    ratio = builder.node("Div", [longest, target], "ratio")
+    scaled = builder.node("Round", [builder.node("Div", [exact, ratio], "scaled")], "rounded_shape")
+    whole = builder.node("Cast", [scaled], "whole_shape", attributes=to_int)
+    return builder.node("Max", [whole, builder.integers("least_side", 1)], "resized_shape")
+
+
+def _add_border(
+    builder: GraphBuilder, shape: str, image: str, spec: PreprocessSpec
+) -> tuple[str, str]:
+    """Add what makes both sides at least ``image_size``; return the new shape and image."""
+    size, two = spec.image_size, builder.integers("two", 2)
+    missing = builder.node("Sub", [builder.integers("border_size", size, size), shape], "missing")
+    nothing = builder.integers("no_border", 0, 0)
+    border = builder.node("Max", [missing, nothing], "border")
+    before = builder.node("Div", [border, two], "border_before")
+    after = builder.node("Sub", [border, before], "border_after")
+    none = builder.integers("no_pad", 0)
+    order = [none, before, none, none, after, none]
+    pads = builder.node("Concat", order, "pads", attributes={"axis": 0})
+    colour = border_colour(spec)
+    if len(set(colour)) == 1:
+        value = builder.constant("border_value", np.array(colour[0], np.uint8))
+        padded = builder.node("Pad", [image, pads, value], "padded")
+    else:
+        zero = builder.constant("border_value", np.array(0, np.uint8))
+        black = builder.node("Pad", [image, pads, zero], "padded_black")
+        inside = builder.node("Equal", [image, image], "inside")
+        no = builder.constant("outside", np.array(False))
+        within = builder.node("Pad", [inside, pads, no], "within")
+        paint = builder.constant("border_colour", np.array(colour, np.uint8))
+        padded = builder.node("Where", [within, black, paint], "padded")
+    return builder.node("Add", [shape, border], "bordered_shape"), padded
 
 
 def _add_resize(

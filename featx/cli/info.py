@@ -102,6 +102,8 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     crop = (
         f"resize {preprocess['resize']}, centre crop {preprocess['image_size']}"
         if preprocess["crop"] == "center"
+        else f"{preprocess['crop']} to {preprocess['resize']}, crop {preprocess['image_size']}"
+        if preprocess["crop"] != "none"
         else f"resize to {preprocess['image_size']}×{preprocess['image_size']}"
     )
     scaled = ", JPEGs decoded scaled" if preprocess.get("decode") == "scaled" else ""

@@ -58,7 +58,7 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
         "penultimate: vectors",
     ),
     "pool": (
-        {"type": click.Choice(["auto", "avg", "max", "cls", "flatten"])},
+        {"type": click.Choice(["auto", "avg", "max", "cls", "cls+avg", "map", "flatten"])},
         "How the layer's maps or tokens become a vector.",
         "auto",
     ),
@@ -69,8 +69,9 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
     ),
     "resize": (_PIXELS, "Shorter side before the crop.", "the weights' own"),
     "crop": (
-        {"type": click.Choice(["center", "none"])},
-        "center: cut the middle square; none: squeeze the whole image.",
+        {"type": click.Choice(["center", "none", "squash", "border"])},
+        "center: cut the middle square; none: squeeze the whole image; as timm: squash: squeeze, "
+        "then cut; border: lay the whole image on the mean colour.",
         "the weights' own",
     ),
     "decode": (

@@ -16,7 +16,7 @@ from PIL import Image
 
 from featx.errors import ConfigError, ImageError, require_choice
 
-Crop = Literal["center", "none"]
+Crop = Literal["center", "none", "squash", "border"]
 Interpolation = Literal["bilinear", "bicubic"]
 Decode = Literal["full", "scaled"]
 
@@ -35,15 +35,18 @@ class PreprocessSpec:
 
     Attributes:
         image_size: Height and width of the backbone's input, pixels.
-        resize: Length that the shorter side is resized to before a centre crop, pixels. With
+        resize: Length that the shorter side is resized to before a centre crop, pixels; with
+            ``crop="squash"`` that of both sides, with ``"border"`` that of the longer one. With
             ``crop="none"`` it equals ``image_size``.
         crop: ``"center"`` cuts out the middle; ``"none"`` resizes the whole image to the input's
-            shape, so that nothing is cut off.
+            shape, so that nothing is cut off. As timm has them: ``"squash"`` resizes the whole
+            image to a square and cuts out its middle, ``"border"`` lays it on the mean colour.
         interpolation: Filter of the (antialiased) resize.
         mean: Per channel R, G, B, for values in [0, 1].
         std: Per channel R, G, B, for values in [0, 1].
         decode: ``"full"``; or ``"scaled"``, where a JPEG much larger than the resize target is
             decoded at a half, a quarter or an eighth of its size (``draft_size``).
+        pad: The centre crop may be larger than what it is cut from; the rest is black.
 
     Raises:
         ConfigError: A value is out of range.
@@ -56,6 +59,7 @@ class PreprocessSpec:
     crop: Crop = "center"
     interpolation: Interpolation = "bilinear"
     decode: Decode = "full"
+    pad: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "resize"):
@@ -74,7 +78,8 @@ class PreprocessSpec:
                 f"without a crop the image is resized to {self.image_size} pixels; "
                 f"a resize of {self.resize} cannot be kept. Leave out resize=…."
             )
-        if not self.image_size <= self.resize <= 4 * 4096:
+        lowest = 1 if self.pad or self.crop == "border" else self.image_size
+        if not lowest <= self.resize <= 4 * 4096:
             raise ConfigError(
                 f"resize must be at least the image size ({self.image_size} pixels) and at most "
                 f"{4 * 4096}; got {self.resize}."
@@ -106,15 +111,18 @@ class PreprocessSpec:
             self,
             image_size=new_size,
             resize=default if resize is None else resize,
+            pad=self.pad and new_crop == "center" and resize is None and not follows,
             crop=new_crop,
             decode=self.decode if decode is None else decode,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON values, without full decoding: once there was no other."""
+        """Return the spec as JSON values, without what there was no other of once."""
         values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
         if self.decode == "full":
             del values["decode"]
+        if not self.pad:
+            del values["pad"]
         return values
 
     @classmethod
@@ -140,12 +148,19 @@ def check_aspect_ratio(height: int, width: int, *, sample_id: str) -> None:
 def resized_shape(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
     """Return height and width after the resize, as torchvision's ``Resize`` has them.
 
+    With ``crop="border"`` as timm's ``ResizeKeepRatio`` has them.
+
     >>> spec = PreprocessSpec(image_size=224, resize=256, mean=(0, 0, 0), std=(1, 1, 1))
     >>> resized_shape(375, 500, spec)
     (256, 341)
     """
     if spec.crop == "none":
         return spec.image_size, spec.image_size
+    if spec.crop == "squash":
+        return spec.resize, spec.resize
+    if spec.crop == "border":
+        ratio = max(height, width) / spec.resize
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
     short = min(height, width)
     return spec.resize * height // short, spec.resize * width // short
 
@@ -167,7 +182,12 @@ def draft_size(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]
 
 
 def crop_offset(length: int, image_size: int) -> int:
-    """Return where a centre crop starts, in pixels, rounding halves to even."""
+    """Return where a centre crop starts, in pixels, rounding halves to even.
+
+    Below zero where the crop is larger; of an odd number of pixels the last one is beyond the end.
+    """
+    if length < image_size:
+        return -((image_size - length) // 2)
     return round((length - image_size) / 2)
 
 
@@ -192,7 +212,7 @@ def preprocess(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np.nda
 
     Returns:
         RGB, shape ``(image_size, image_size, 3)``, uint8. Agrees with torchvision's presets on
-        PIL images pixel for pixel.
+        PIL images pixel for pixel, and with timm's transforms.
     """
     return _centre_crop(pixels, spec, side=spec.image_size)
 
@@ -202,8 +222,11 @@ def resized_square(pixels: np.ndarray | Image.Image, spec: PreprocessSpec) -> np
 
     ``preprocess(resized_square(pixels, spec), spec)`` equals ``preprocess(pixels, spec)``, so a
     graph that does both has only the crop left to do, and images of all sizes get one size,
-    ``(resize, resize, 3)`` uint8.
+    ``(resize, resize, 3)`` uint8. Where the crop may be larger than what it is cut from, it is the
+    resized image as it is, of any size.
     """
+    if spec.pad or spec.crop == "border":
+        return resize(np.asarray(pixels), spec)
     return _centre_crop(pixels, spec, side=spec.resize)
 
 
@@ -216,4 +239,18 @@ def _centre_crop(pixels: np.ndarray | Image.Image, spec: PreprocessSpec, side: i
     left = crop_offset(image.width, spec.image_size) - margin
     # Resizing the crop alone, by Pillow's "box", would be faster, but moves some values by one.
     box = (left, top, left + side, top + side)
-    return np.asarray(image if box == (0, 0, *image.size) else image.crop(box))
+    if box == (0, 0, *image.size):
+        return np.asarray(image)
+    if spec.crop == "border":
+        canvas = Image.new("RGB", (side, side), border_colour(spec))
+        canvas.paste(image, (-left, -top))
+        return np.asarray(canvas)
+    return np.asarray(image.crop(box))
+
+
+def border_colour(spec: PreprocessSpec) -> tuple[int, int, int]:
+    """Return R, G, B of what lies beyond the image."""
+    if spec.crop != "border":
+        return (0, 0, 0)
+    red, green, blue = (round(255 * value) for value in spec.mean)
+    return red, green, blue
