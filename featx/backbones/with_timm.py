@@ -180,12 +180,14 @@ def timm_preprocess(name: str, image_size: int | None = None) -> PreprocessSpec:
         )
     size = image_size or height
     resize = math.floor(size / cfg["crop_pct"])
-    return PreprocessSpec(
-        image_size=size,
-        resize=resize,
-        mean=tuple(map(float, cfg["mean"])),
-        std=tuple(map(float, cfg["std"])),
-        crop=crop,
-        interpolation=interpolation,
-        pad=crop == "center" and resize < size,
+    return PreprocessSpec.from_dict(
+        {
+            "image_size": size,
+            "resize": resize,
+            "mean": map(float, cfg["mean"]),
+            "std": map(float, cfg["std"]),
+            "crop": crop,
+            "interpolation": interpolation,
+            "pad": crop == "center" and resize < size,
+        }
     )

@@ -196,7 +196,7 @@ class TestSpec:
             ({"resize": 223}, r"at least the image size \(224 pixels\) and at most 16384; got 223"),
             ({"resize": 16385}, "at most 16384; got 16385"),
             ({"crop": "middle"}, "crop must be one of center, none, squash, border; got 'middle'"),
-            ({"crop": None}, "crop must be one of center, none; got None"),
+            ({"crop": None}, "crop must be one of center, none, squash, border; got None"),
             ({"crop": "none"}, "a resize of 256 cannot be kept. Leave out resize=…"),
             ({"decode": "half"}, "decode must be one of full, scaled; got 'half'"),
             ({"interpolation": "nearest"}, "must be one of bilinear, bicubic; got 'nearest'"),
