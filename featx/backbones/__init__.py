@@ -2,6 +2,7 @@
 
 table            which backbones there are, and their names, without torch
 catalog          building them, and torchvision's records
+with_timm        timm's models: names, building, preprocessing, features
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
 state_dict       finding a network's tensors in a checkpoint, under whatever names
