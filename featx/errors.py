@@ -193,18 +193,18 @@ def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
     >>> require_choice("max_bad", "few", ["all", None])
     Traceback (most recent call last):
-    featx.errors.ConfigError: max bad must be one of all; got 'few'.
+    featx.errors.ConfigError: max_bad must be one of all; got 'few'.
     """
     choices = tuple(choices)
     if value not in choices:
         shown = ", ".join(str(choice) for choice in choices if choice is not None)
-        raise ConfigError(f"{name.replace('_', ' ')} must be one of {shown}; got {value!r}.")
+        raise ConfigError(f"{name} must be one of {shown}; got {value!r}.")
 
 
 def require_at_least(name: str, value: float | None, least: int) -> None:
     """Raise ``ConfigError`` where an option is given and too small."""
     if value is not None and value < least:
-        raise ConfigError(f"{name.replace('_', ' ')} must be at least {least}; got {value}.")
+        raise ConfigError(f"{name} must be at least {least}; got {value}.")
 
 
 def counted(number: int, one: str, several: str = "") -> str:

@@ -59,6 +59,7 @@ def print_text(text: object) -> None:
 
 _OPTION = re.compile(
     r"(?<![\w=])'[^'\n]*'"  # a quoted name, which stays as it is
+    r"|^(?P<subject>[a-z]+(?:_[a-z]+)*)(?= must be )"
     r"|(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)"
 )
 _flags: dict[str, str] = {}
@@ -74,7 +75,9 @@ def with_flags(text: str) -> str:
     """Return a text of the library with its options, like ``overwrite=True``, as flags."""
 
     def flag(match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
+        if match["subject"] in _flags:
+            return _flags[match["subject"]]
+        name, value = match[2], match[3]
         name = f"no_{name}" if value == "False" else name
         if name not in _flags or not (value or "_" in name):
             return match[0]

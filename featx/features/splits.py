@@ -86,7 +86,7 @@ def require_fraction(fraction: float) -> None:
     """Check a share of images for validation."""
     if not 0 <= fraction <= MAX_FRACTION:
         raise ConfigError(
-            f"val fraction must be at least 0 and at most {MAX_FRACTION}, because validation never "
+            f"val_fraction must be at least 0 and at most {MAX_FRACTION}, because validation never "
             f"takes most of a class; got {fraction}."
         )
 

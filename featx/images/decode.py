@@ -69,10 +69,10 @@ _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif"}
 def check_max_pixels(max_pixels: int) -> None:
     """Refuse a limit that is none, or above ``MAX_PIXELS``: it may only be lowered."""
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
-        raise ConfigError(f"max pixels must be a whole number; got {max_pixels!r}.")
+        raise ConfigError(f"max_pixels must be a whole number; got {max_pixels!r}.")
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ConfigError(
-            f"max pixels must be 1 to {MAX_PIXELS}, Pillow's own limit for decompression bombs; "
+            f"max_pixels must be 1 to {MAX_PIXELS}, Pillow's own limit for decompression bombs; "
             f"got {max_pixels}."
         )
 

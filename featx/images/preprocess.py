@@ -65,11 +65,9 @@ class PreprocessSpec:
         for name in ("image_size", "resize"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(
-                    f"{name.replace('_', ' ')} must be a whole number; got {value!r}."
-                )
+                raise ConfigError(f"{name} must be a whole number; got {value!r}.")
         if not 1 <= self.image_size <= 4096:
-            raise ConfigError(f"image size must be 1 to 4096 pixels; got {self.image_size}.")
+            raise ConfigError(f"image_size must be 1 to 4096 pixels; got {self.image_size}.")
         require_choice("crop", self.crop, get_args(Crop))
         require_choice("interpolation", self.interpolation, get_args(Interpolation))
         require_choice("decode", self.decode, get_args(Decode))

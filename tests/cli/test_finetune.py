@@ -255,6 +255,13 @@ def test_options_without_effect_are_wrong_usage(maps, flags):
     assert f"{flags.split()[-2]} has" in usage_error(maps, *flags.split())
 
 
+def test_options_out_of_range_are_named_as_flags(maps, tmp_path):
+    for flag, value in (("--epochs", "0"), ("--lr", "0"), ("--patience", "0"), ("--clip", "-1")):
+        result = featx_cli("finetune", maps, "-o", tmp_path / "t", flag, value)
+        assert result.exit_code == 1, result.output
+        assert f"Error: {flag} must be " in result.stderr
+
+
 def test_a_foreign_file_in_the_way_is_left(maps, tmp_path):
     notes = tmp_path / "notes.safetensors"
     notes.write_text("mine")

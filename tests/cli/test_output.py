@@ -18,6 +18,10 @@ from featx.cli.output import with_flags
         ("the head's 'a max_bad=True b' isn't", "the head's 'a max_bad=True b' isn't"),
         ("class 'batch_size' of /x/batch_size", "class 'batch_size' of /x/batch_size"),
         ("the source of features", "the source of features"),
+        ("max_epochs must be at least 1; got 0.", "--epochs must be at least 1; got 0."),
+        ("lr must be above 0; got 0.0.", "--lr must be above 0; got 0.0."),
+        ("memory must be a size like 2GB", "--memory must be a size like 2GB"),
+        ("the memory must be", "the memory must be"),
         ("x=True and unknown_name", "x=True and unknown_name"),
     ],
 )

@@ -117,7 +117,7 @@ class TestShares:
     def test_fractions_out_of_range_are_named(self, fraction):
         with pytest.raises(ConfigError, match=rf"at most 0.5.*; got {fraction}"):
             require_fraction(fraction)
-        with pytest.raises(ConfigError, match="val fraction"):
+        with pytest.raises(ConfigError, match="val_fraction"):
             assigned(range(3), [0] * 3, fraction=fraction)
 
     def test_the_assignment_stays_what_it_was(self):

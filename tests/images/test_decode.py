@@ -428,7 +428,7 @@ class TestMaxPixels:
             lambda: rgb_image(Image.fromarray(pixels), sample_id=ID, max_pixels=limit),
             lambda: decode.decoded(pixels, sample_id=ID, max_pixels=limit),
         ):
-            with pytest.raises(ConfigError, match=f"max pixels must be .*; got {limit!r}"):
+            with pytest.raises(ConfigError, match=f"max_pixels must be .*; got {limit!r}"):
                 read()
 
     def test_the_message_says_whose_limit_it_is(self):

@@ -186,12 +186,12 @@ class TestSpec:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"image_size": 0}, "image size must be 1 to 4096 pixels; got 0"),
-            ({"image_size": -5}, "image size must be 1 to 4096 pixels; got -5"),
-            ({"image_size": 4097, "resize": 5000}, "image size must be 1 to 4096 pixels; got 4097"),
-            ({"image_size": 224.5}, "image size must be a whole number; got 224.5"),
-            ({"image_size": "224"}, "image size must be a whole number; got '224'"),
-            ({"image_size": True}, "image size must be a whole number; got True"),
+            ({"image_size": 0}, "image_size must be 1 to 4096 pixels; got 0"),
+            ({"image_size": -5}, "image_size must be 1 to 4096 pixels; got -5"),
+            ({"image_size": 4097, "resize": 5000}, "image_size must be 1 to 4096 pixels; got 4097"),
+            ({"image_size": 224.5}, "image_size must be a whole number; got 224.5"),
+            ({"image_size": "224"}, "image_size must be a whole number; got '224'"),
+            ({"image_size": True}, "image_size must be a whole number; got True"),
             ({"resize": None}, "resize must be a whole number; got None"),
             ({"resize": 223}, r"at least the image size \(224 pixels\) and at most 16384; got 223"),
             ({"resize": 16385}, "at most 16384; got 16385"),

@@ -195,7 +195,7 @@ def test_larger_images_can_be_refused(trained):
 
 @pytest.mark.parametrize("options", [{"max_pixels": 0}, {"on_error": "ignore"}])
 def test_options_are_checked_first(tmp_path, options):
-    with pytest.raises(ConfigError, match=r"max pixels|on_error"):
+    with pytest.raises(ConfigError, match=r"max_pixels|on_error"):
         evaluate(tmp_path / "none.onnx", tmp_path, **options)
 
 

@@ -258,13 +258,13 @@ def test_progress_counts_every_image(photos, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"on_error": "stop"}, "on error must be one of fail, skip; got 'stop'"),
+        ({"on_error": "stop"}, "on_error must be one of fail, skip; got 'stop'"),
         ({"dtype": "float64"}, "dtype must be one of float32, float16; got 'float64'"),
         ({"max_bad": 1.1}, "max bad is a share from 0 to 1; got 1.1"),
         ({"max_bad": -0.1}, "max bad is a share from 0 to 1; got -0.1"),
-        ({"max_pixels": 0}, "max pixels must be"),
+        ({"max_pixels": 0}, "max_pixels must be"),
         ({"pool": "mean"}, "pool must be one of"),
-        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
     ],
 )
@@ -280,7 +280,7 @@ def test_options_are_checked(settings, message):
         ({"backbone": "tiny", "layer": "stage9"}, BackboneError, "no layer 'stage9'"),
         ({"backbone": "tiny", "pool": "avg"}, ConfigError, "vector already"),
         ({"backbone": "tiny", "weights": "missing.pth"}, BackboneError, "missing.pth"),
-        ({"backbone": "tiny", "val_fraction": 0.6}, ConfigError, r"val fraction.*got 0\.6"),
+        ({"backbone": "tiny", "val_fraction": 0.6}, ConfigError, r"val_fraction.*got 0\.6"),
         ({"backbone": "tiny", "resize": 16}, ConfigError, "at least the image size"),
         ({"backbone": "vit_b_32", "weights": "none", "image_size": 64}, BackboneError, "64 pixels"),
     ],

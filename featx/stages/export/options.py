@@ -82,7 +82,7 @@ class ExportOptions:
         if self.atol is not None and not 0 < self.atol < math.inf:
             raise ConfigError(f"atol must be above 0; got {self.atol}.")
         if not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"max drop must be 0 to 100 points; got {self.max_drop}.")
+            raise ConfigError(f"max_drop must be 0 to 100 points; got {self.max_drop}.")
         require_at_least("max_images", self.max_images, 1)
         require_choice("precision", self.precision, (None, *get_args(Precision)))
         if self.opset not in range(MIN_OPSET, OPSET + 1):

@@ -130,9 +130,9 @@ class FinetuneOptions:
         for name in ("lr", "backbone_lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name.replace('_', ' ')} must be above 0; got {value}.")
+                raise ConfigError(f"{name} must be above 0; got {value}.")
         if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight decay must be at least 0; got {self.weight_decay}.")
+            raise ConfigError(f"weight_decay must be at least 0; got {self.weight_decay}.")
         for name in ("momentum", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(
@@ -141,9 +141,7 @@ class FinetuneOptions:
         for name in ("gamma", "layer_decay"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(
-                    f"{name.replace('_', ' ')} must be above 0 and at most 1; got {value}."
-                )
+                raise ConfigError(f"{name} must be above 0 and at most 1; got {value}.")
         if self.memory is not None:
             parse_memory(self.memory)
 

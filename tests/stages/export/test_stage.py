@@ -368,8 +368,8 @@ def test_few_validation_images_are_enough_where_that_is_asked_for(trained):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"max_drop": -1}, "max drop must be 0 to 100"), ({"max_drop": float("nan")}, "max drop"),
-     ({"max_images": 0}, "max images must be at least 1"), ({"precision": "fp8"}, "precision must"),
+    [({"max_drop": -1}, "max_drop must be 0 to 100"), ({"max_drop": float("nan")}, "max_drop"),
+     ({"max_images": 0}, "max_images must be at least 1"), ({"precision": "fp8"}, "precision must"),
      ({"opset": 17}, "opset must be 18 to 20"), ({"opset": 21}, "opset must be 18 to 20"),
      ({"input": "photo"}, "input must be"), ({"outputs": []}, "at least one output"),
      ({"outputs": ["top-x"]}, "got 'top-x'")],

@@ -160,7 +160,7 @@ def test_larger_images_can_be_refused(model):
         assert answer.error == "30×20 pixels is more than the 599 allowed."
     for answer in Predictor(model, max_pixels=600).predict_each(images):
         assert answer.error is None
-    with pytest.raises(ConfigError, match="max pixels must be 1 to"):
+    with pytest.raises(ConfigError, match="max_pixels must be 1 to"):
         Predictor(model, max_pixels=0)
 
 
