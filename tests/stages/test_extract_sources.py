@@ -137,3 +137,22 @@ def test_how_a_table_is_read_is_kept_for_all_that_reads_it_again(photos, tmp_pat
     assert "--suffix needs SOURCE" in result.output
     result = CliRunner().invoke(main, ["extract", str(folder), "-o", str(output), *given])
     assert "is a folder: --label-column kind is for a table" in result.output.replace("\n", " ")
+
+
+def test_parquet_gives_the_rows_of_the_folder_and_is_read_once(photos, tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = photos({"ants": 6, "bees": 6})
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+        "label": [path.parent.name for path in paths],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet", row_group_size=5)
+    extract(str(folder), tmp_path / "f.h5", TINY)
+    extract(str(tmp_path / "p.parquet"), tmp_path / "p.h5", TINY)
+    one, other = open_features(tmp_path / "f.h5"), open_features(tmp_path / "p.h5")
+    assert np.array_equal(one.features, other.features)
+    assert (one.classes, one.labels.tolist()) == (other.classes, other.labels.tolist())
+    assert np.array_equal(one.digests, other.digests)
+    monkeypatch.setattr("featx.images.sources.parquet_rows.RowReader.read", None)
+    assert extract(None, tmp_path / "p.h5", TINY).is_unchanged

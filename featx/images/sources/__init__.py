@@ -1,8 +1,8 @@
 """Where samples come from.
 
 ``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive,
-``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER``, or ``digits:``. All
-give the same ``ImageSource``.
+``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``.parquet`` files, ``cifar10:FOLDER``,
+or ``digits:``. All give the same ``ImageSource``.
 """
 
 from __future__ import annotations
@@ -85,11 +85,21 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         from featx.images.sources.archive import open_shards
 
         return open_shards(path)
+    if ending == ".parquet" and (path.is_file() or "{" in uri):
+        from featx.images.sources.parquet import open_parquet
+
+        options.require_fit(uri, "a Parquet file")
+        return open_parquet(path, options)
     if not uri or not path.exists():
         raise SourceError(f"'{uri}' does not exist.")
     if path.is_dir():
-        from featx.images.sources.folder import open_folder
+        from featx.images.sources.folder import holds_parquet, open_folder
 
+        if holds_parquet(path):
+            from featx.images.sources.parquet import open_parquet
+
+            options.require_fit(uri, "a Parquet file")
+            return open_parquet(path, options)
         options.require_fit(uri, "a folder")
         return open_folder(path, output=output)
     if ending in _TABLES and path.is_file():
@@ -104,5 +114,5 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         return open_archive(path, options)
     raise SourceError(
         f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
-        "manifest, cifar10:FOLDER, or digits:."
+        "manifest, a .parquet file, cifar10:FOLDER, or digits:."
     )

@@ -21,7 +21,7 @@ class SourceOptions:
     """How to read a source; an empty text leaves it to the source.
 
     Attributes:
-        path_column: The column of a table that holds the paths of images.
+        path_column: The column that holds the paths of images; in Parquet files, the images.
         label_column: The column that holds labels.
         split_column: The column that holds splits.
         group_column: The column that holds groups.
@@ -50,7 +50,8 @@ class SourceOptions:
         """Refuse options that say nothing about a source of this kind."""
         for name, value in self.given().items():
             fits = "an archive" if name == "encoding" else "a table"
-            if kind != fits:
+            is_column = name.endswith("_column") and kind == "a Parquet file"
+            if kind != fits and not is_column:
                 raise SourceError(
                     f"'{uri}' is {kind}: {name}={value!r} is for {fits}. Leave it out."
                 )

@@ -27,6 +27,8 @@ from featx.images.sources.entries import (
     Level,
     Tree,
     describe_ignored,
+    extension_of,
+    image_extensions,
     is_picture,
     read_tree,
     require_images,
@@ -54,6 +56,24 @@ def open_folder(root: Path, *, output: Path | None = None) -> FileSource:
     tree = read_tree(root.resolve(), output=output)
     classes, samples = arrange(tree)
     return FileSource(str(tree.root), str(tree.root), classes, samples, dict(tree.ignored))
+
+
+def holds_parquet(root: Path) -> bool:
+    """Return whether a folder holds Parquet files, at most two folders down, and no images."""
+    found, places = False, [(root, 0)]
+    for place, depth in places:
+        try:
+            entries = sorted(os.scandir(place), key=attrgetter("name"))
+        except OSError:  # what reads the folder says so
+            return False
+        for entry in entries:
+            ending = extension_of(entry.name)
+            if ending in image_extensions():
+                return False
+            found |= ending == ".parquet"
+            if depth < 2 and not entry.name.startswith(".") and entry.is_dir():
+                places.append((place / entry.name, depth + 1))
+    return found
 
 
 def arrange(tree: Tree) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
