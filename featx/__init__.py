@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from featx.stages.finetune import FinetuneReport, finetune
     from featx.stages.predict import Prediction, Predictor
     from featx.stages.report import ReportOptions, ReportPage, write_report
+    from featx.stages.similar import Neighbour, embed, similar
     from featx.stages.train import train_head
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.finetune.outcome import Events
@@ -89,6 +90,7 @@ __all__ = [
     "FinetuneReport",
     "Head",
     "MLPOptions",
+    "Neighbour",
     "Prediction",
     "Predictor",
     "ReportOptions",
@@ -102,6 +104,7 @@ __all__ = [
     "check",
     "compare",
     "compare_heads",
+    "embed",
     "errors",
     "evaluate",
     "export_onnx",
@@ -111,6 +114,7 @@ __all__ = [
     "finetune",
     "open_features",
     "open_head",
+    "similar",
     "status",
     "train_head",
     "write_findings",
@@ -143,6 +147,7 @@ _LOADED_FROM = {
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
     "featx.stages.predict": ("Prediction", "Predictor"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
+    "featx.stages.similar": ("Neighbour", "embed", "similar"),
     "featx.stages.train": ("train_head",),
     "featx.training.finetune.options": ("FinetuneOptions",),
     "featx.training.finetune.outcome": ("Events",),

@@ -23,6 +23,7 @@ from featx.cli.info import backbones, info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
 from featx.cli.run import run
+from featx.cli.similar import similar
 from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
 from featx.errors import BadImages, FeatxError, missing_package, printable
@@ -97,7 +98,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(audit, compare, evaluate, report, check, info, backbones),
+    *(audit, similar, compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)
     note_flags(command)

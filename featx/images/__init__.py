@@ -6,6 +6,7 @@
     rgb          modes, depths and transparency → RGB; TIFFs that Pillow would misread
     preprocess   the spec of resize, crop and arithmetic; the geometry
     views        augmented versions of an image, drawn from its content and a number
+    given        images as a caller gives them: paths, bytes, PIL images, arrays
     reading      a source's images, read and decoded ahead by threads, one per core
     edge_cases   images that are hard to preprocess, made from ordinary ones, for proofs
 

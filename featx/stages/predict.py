@@ -33,14 +33,13 @@ from featx.classifier.session import (
 from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
 from featx.heads.tasks.single_label import best_classes
-from featx.images.decode import MAX_PIXELS, check_max_pixels, decoded, read_image_file, rgb_image
+from featx.images.decode import MAX_PIXELS, check_max_pixels
+from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.reading import map_ahead, num_cores
 from featx.images.sources.labels import SEPARATOR
 
 log = logging.getLogger(__name__)
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray
-"""A path, an encoded image, a PIL image, or pixels ``(height, width, 3)`` uint8 RGB."""
 Named = tuple[str, ImageLike]
 """An image, after what it is called."""
 Top = tuple[tuple[str, float], ...]
@@ -243,30 +242,10 @@ class Predictor:
     def _prepare(self, named: Named) -> np.ndarray | ImageError:
         """Return the graph's input for an image, or its error."""
         try:
-            upright = self._decode(*named)
+            upright = decode_given(*named, self._classifier.preprocess, max_pixels=self._max_pixels)
         except ImageError as err:
             return err
         return self._classifier.prepare_resized(upright)
-
-    def _decode(self, name: str, image: ImageLike) -> Image.Image | np.ndarray:
-        """Return an image as ``Classifier.prepare_resized`` takes it."""
-        if isinstance(image, (str, Path)):
-            image = read_image_file(image, sample_id=name)
-        if isinstance(image, Image.Image):
-            return rgb_image(image, sample_id=name, max_pixels=self._max_pixels)
-        if not isinstance(image, (bytes, np.ndarray)):
-            raise ConfigError(
-                f"{name}: expected a path, bytes, PIL image or array; got {type(image)}."
-            )
-        if isinstance(image, np.ndarray) and (
-            image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size
-        ):
-            raise ConfigError(
-                f"{name}: expected pixels (height, width, 3) uint8; got {image.shape} "
-                f"{image.dtype}."
-            )
-        spec = self._classifier.preprocess
-        return decoded(image, sample_id=name, max_pixels=self._max_pixels, preprocess=spec)
 
     def _answers(self, classifier: Classifier, top_k: int, inputs: np.ndarray) -> list[Prediction]:
         """Return the prediction of each input, without the image's name."""
@@ -384,11 +363,6 @@ def _groups(images: Iterable[Named], size: int) -> Iterator[list[Named]]:
             group, num_bytes = [], 0
     if group:
         yield group
-
-
-def name_of(image: ImageLike, position: int) -> str:
-    """Return an image's path, or ``"image 3"`` for the one at position 3 that has none."""
-    return str(image) if isinstance(image, (str, Path)) else f"image {position}"
 
 
 def num_bytes_of(image: ImageLike) -> int:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from featx.errors import SourceError
+from featx.images.given import name_of
 from featx.images.sources.folder import find_images
-from featx.stages.predict import name_of, num_bytes_of
+from featx.stages.predict import num_bytes_of
 
 
 def test_folders_stand_for_their_images(photos):

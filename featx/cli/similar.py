@@ -1,0 +1,38 @@
+"""``featx similar``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featx.cli import options
+from featx.cli.output import print_json, print_table, print_text
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=options.FILE)
+@click.option("--features", type=options.FILE, default=options.FEATURES, show_default=True)
+@click.option("-k", type=click.IntRange(min=1), default=9, show_default=True, help="How many.")
+@options.backbone("weights", show_defaults=False)
+@options.as_json
+@options.no_notes
+def similar(
+    images: tuple[Path, ...], features: Path, k: int, weights: str | None, as_json: bool
+) -> None:
+    """Show the images of a feature file that are most like each of IMAGES.
+
+    Similarity is the cosine of the angle between features less their mean, 1 for the same image.
+    """
+    from featx.stages.similar import similar as run
+
+    found = run(features, images, k, weights=weights)
+    if as_json:
+        pairs = zip(images, found, strict=True)
+        print_json({str(image): [each._asdict() for each in near] for image, near in pairs})
+        return
+    for number, (image, near) in enumerate(zip(images, found, strict=True)):
+        if len(images) > 1:
+            print_text(f"\n{image}" if number else image)
+        rows = [[each.sample_id, each.label, each.split, f"{each.similarity:.3f}"] for each in near]
+        print_table(["image", "label", "split", "similarity"], rows)
