@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.artifact import is_own, publishing
+from featx.artifact import is_own
 from featx.cli import options
-from featx.cli.extract import extract_to
-from featx.cli.finetune import step_events
+from featx.cli.compare_source import Maker, rows_of
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -27,12 +25,13 @@ from featx.cli.output import (
 from featx.errors import counted
 
 if TYPE_CHECKING:
-    from featx.extraction.options import ExtractReport
     from featx.stages.compare import ComparedHead, CompareHeadsReport, CompareReport, Timing
-    from featx.stages.finetune import FinetuneReport
-    from featx.training.options import TrainReport
+    from featx.training.finetune.outcome import Comparison
 
-_WIDTH = 80
+_SEVERAL = ("backbone", "layer", "image_size")
+_LONG = 40
+_ALIKE = 0.05
+"""From this p on, a paired test does not tell two heads apart."""
 
 
 @click.command()
@@ -47,7 +46,11 @@ _WIDTH = 80
 )
 @click.option("--scratch", is_flag=True, help="Of a SOURCE: train from scratch at the input too.")
 @options.output(options.FOLDER / "compare", "Of a SOURCE: the folder for features and heads.")
-@options.extraction(without=["cut"])
+@options.backbone(
+    *_SEVERAL,
+    several=dict.fromkeys(_SEVERAL, "Repeat it to compare several."),
+)
+@options.extraction(without=["cut", "backbone", "image_size"])
 @click.option("--epochs", "max_epochs", type=int, help="Of fine-tuning, at most.")
 @click.option("--device", metavar="auto|cpu|cuda[:i]", help="What fine-tunes.  [auto]")
 @options.task
@@ -74,22 +77,36 @@ def compare(
 
     Of several HEADS, tuned ones among them, it compares each with the first, on the same images.
 
-    Of a SOURCE it extracts, trains and compares at each --cut: is training more of the network
-    worth it? Run it again to resume, or to add a cut. Of files, nothing is written.
+    Of a SOURCE it extracts, trains and compares with each --backbone, --layer and --image-size, the
+    best first; or at each --cut: is training more of the network worth it? Run it again to resume,
+    or to add one. Of files, nothing is written.
     """
     paths, given = [Path(file) for file in files], options.given(settings)
     quiet = quiet or as_json
     if given or not files:
-        rows = rows_of(files, given.pop("cuts", ()), scratch=given.pop("scratch", False))
+        rows = rows_of(files, given)
         training = {name: given.pop(name) for name in ("max_epochs",) if name in given}
         training |= {"task": task, "seed": seed}
-        maker = _Maker(files[0] if files else None, output, given, training, quiet=quiet)
-        timings = {row.head(output): maker.make(row) for row in rows}
-        report = compare_these(list(timings), split, onnx=not no_onnx, quiet=quiet, timings=timings)
-        print_heads(report, as_json=as_json)
+        maker = Maker(files[0] if files else None, output, given, training, quiet=quiet)
+        timings = maker.make(rows)
+        report = compare_these(
+            list(timings),
+            split,
+            onnx=not no_onnx,
+            quiet=quiet,
+            timings=timings,
+            best_first=rows[0].backbone is not None,
+        )
+        print_heads(report, as_json=as_json, is_made=True)
     elif any(is_own(path, "head") for path in paths):
         print_heads(compare_these(paths, split, onnx=not no_onnx, quiet=quiet), as_json=as_json)
     else:
+        for path in paths:
+            if path.exists() and not is_own(path, "features"):
+                raise click.UsageError(
+                    f"'{path}' is neither a feature file nor a head. Of a SOURCE of images, say "
+                    "what to compare: two or more of --backbone, --layer, --image-size or --cut."
+                )
         from featx.stages.compare import compare as run
         from featx.training.options import TrainOptions
 
@@ -99,106 +116,6 @@ def compare(
             print_json(caches.to_dict())
         else:
             _print_caches(caches)
-
-
-# --- from a source --------------------------------------------------------------------------------
-
-
-class _Row(NamedTuple):
-    """A row of the comparison: where the network is cut, and what is behind starts from."""
-
-    cut: str
-    scratch: bool = False
-
-    def features(self, folder: Path) -> Path:
-        return folder / options.features_path(self.cut).name
-
-    def head(self, folder: Path) -> Path:
-        if self.scratch:
-            return folder / "scratch.safetensors"
-        kind = "head" if self.cut == "penultimate" else "tuned"
-        name = self.features(folder).stem.replace("features", kind, 1)
-        return folder / f"{name}.safetensors"
-
-
-def rows_of(files: Sequence[str], cuts: Sequence[str], *, scratch: bool) -> list[_Row]:
-    """Return the rows to compare, after checking that there are several of one source."""
-    rows = [*map(_Row, dict.fromkeys(cuts)), *([_Row("input", scratch=True)] if scratch else [])]
-    if len(files) > 1 or any(is_own(Path(file), "head") for file in files):
-        raise click.UsageError("--cut and other options of a SOURCE need one SOURCE of images.")
-    if len(rows) < 2:
-        raise click.UsageError(
-            "A SOURCE needs two or more of --cut NAME and --scratch to compare; --cut penultimate "
-            "is the head alone."
-        )
-    return rows
-
-
-class _Maker:
-    """Makes what a comparison needs, as far as it is not there, and knows the seconds it took.
-
-    Those of earlier runs are kept in ``seconds.json``.
-    """
-
-    def __init__(
-        self,
-        source: str | None,
-        folder: Path,
-        extraction: Mapping[str, Any],
-        training: Mapping[str, Any],
-        *,
-        quiet: bool,
-    ) -> None:
-        self._source, self._folder, self._quiet = source, folder, quiet
-        self._extraction, self._training = dict(extraction), dict(training)
-        self._device = self._extraction.get("device", "auto")
-        self._notes = folder / "seconds.json"
-        self._seconds: dict[str, float] = {}
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            known = json.loads(self._notes.read_text())
-            self._seconds = {name: float(seconds) for name, seconds in known.items()}
-
-    def make(self, row: _Row) -> Timing:
-        """Extract and train, as far as needed; return the seconds of both."""
-        from featx.stages.compare import Timing
-
-        features, head = row.features(self._folder), row.head(self._folder)
-        extracted = extract_to(
-            features, self._source, self._extraction | {"cut": row.cut}, quiet=self._quiet
-        )
-        is_whole = not (extracted.num_resumed or extracted.changes)
-        self._note(features, extracted, is_whole=is_whole)
-        trained = self._train(row, features, head)
-        self._note(head, trained, is_whole=not getattr(trained, "is_resumed", False))
-        return Timing(self._seconds.get(features.name), self._seconds.get(head.name))
-
-    def _train(self, row: _Row, features: Path, head: Path) -> TrainReport | FinetuneReport:
-        with step_status(quiet=self._quiet) as tell:
-            if row.cut == "penultimate":
-                from featx.stages.train import train_head
-                from featx.training.options import TrainOptions
-
-                chosen = {name: self._training[name] for name in ("task", "seed")}
-                return train_head(features, head, TrainOptions(**chosen), step=tell)
-            from featx.stages.finetune import finetune
-            from featx.training.finetune.options import FinetuneOptions
-
-            chosen = self._training | {"scratch": row.scratch, "device": self._device}
-            return finetune(
-                features, head, FinetuneOptions(**chosen), events=step_events(tell, head.name)
-            )
-
-    def _note(
-        self, path: Path, report: ExtractReport | TrainReport | FinetuneReport, *, is_whole: bool
-    ) -> None:
-        """Keep the seconds of a file that was made in this run; of a part they say nothing."""
-        if report.is_unchanged:
-            return
-        self._seconds.pop(path.name, None)
-        if is_whole:
-            self._seconds[path.name] = report.seconds
-        with publishing(self._notes, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(self._seconds, indent=2) + "\n")
 
 
 # --- printing -------------------------------------------------------------------------------------
@@ -211,6 +128,7 @@ def compare_these(
     onnx: bool,
     quiet: bool,
     timings: Mapping[Path, Timing] | None = None,
+    best_first: bool = False,
 ) -> CompareHeadsReport:
     """Return the comparison of some heads, with their models where ``onnx``."""
     from featx.stages.compare import compare_heads
@@ -223,6 +141,7 @@ def compare_these(
             split=split,
             export=(lambda head, model: export_onnx(head, model, unproven)) if onnx else None,
             timings=timings,
+            best_first=best_first,
             progress=progress,
         )
 
@@ -248,8 +167,11 @@ def _print_caches(report: CompareReport) -> None:
     print_fields({"scored on": scored})
 
 
-def print_heads(report: CompareHeadsReport, *, as_json: bool) -> None:
-    """Print three tables: the heads, their scores, their cost."""
+def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = False) -> None:
+    """Print three tables: the heads, their scores, their cost; and what may be done next.
+
+    With ``is_made``, heads whose seconds are not known were made by an earlier run.
+    """
     if as_json:
         print_json(report.to_dict())
         return
@@ -259,29 +181,44 @@ def print_heads(report: CompareHeadsReport, *, as_json: bool) -> None:
     _print_scores(report)
     if any(head.num_bytes or head.timing.extraction or head.timing.training for head in heads):
         click.echo()
-        _print_cost(heads)
+        _print_cost(heads, "made before" if is_made else "–")
     click.echo()
     images = counted(heads[0].metrics.num_samples, "image")
     fields = {"scored on": f"{images} of the {report.split} split"}
     if heads[-1].comparison:
-        fields["difference"] = "paired with 1: points of top-1, and McNemar's p"
+        fields["difference"] = (
+            f"paired with 1: points of top-1, McNemar's p; alike from p {_ALIKE} on"
+        )
+    if is_made:
+        from featx.heads.tasks import TASKS
+
+        best = min(heads, key=lambda head: TASKS[head.metrics.task].rank(head.metrics))
+        fields["next"] = f"featx export {shlex.quote(_shown(best.path))}"
     print_fields(fields)
 
 
 def _print_which(heads: Sequence[ComparedHead]) -> None:
-    one_backbone = len({(head.backbone, head.image_size) for head in heads}) == 1
-    rows = [
-        [
-            f"{number}  {_shortened(str(head.path), 30)}",
-            *([] if one_backbone else [f"{head.backbone} {head.image_size}px"]),
-            _shortened(head.cut, 26),
-            "scratch" if head.start == "scratch" else "",
-            human_count(head.num_trained),
-        ]
-        for number, head in enumerate(heads, start=1)
-    ]
-    backbone = [] if one_backbone else ["backbone"]
-    print_table(["   head", *backbone, "cut", "from", "trained"], rows)
+    """Print the heads, with the settings in which they differ."""
+    names = [_shown(head.path) for head in heads]
+    if len({head.path.name for head in heads}) == len(heads) and max(map(len, names)) > _LONG:
+        names = [head.path.name for head in heads]
+    columns: dict[str, list[str]] = {
+        "   head": [f"{number}  {name}" for number, name in enumerate(names, start=1)],
+        "backbone": [head.backbone for head in heads],
+        "pixels": [str(head.image_size) for head in heads],
+        "layer": [head.layer if head.cut == "penultimate" else "" for head in heads],
+        "cut": [head.cut for head in heads],
+        "from": ["scratch" if head.start == "scratch" else "" for head in heads],
+        "trained": [human_count(head.num_trained) for head in heads],
+    }
+    if len(set(columns["cut"])) > 1:
+        del columns["layer"]
+    shown = {
+        title: cells
+        for title, cells in columns.items()
+        if title in ("   head", "trained") or len(set(cells)) > 1
+    }
+    print_table(list(shown), list(zip(*shown.values(), strict=True)))
 
 
 def _print_scores(report: CompareHeadsReport) -> None:
@@ -296,25 +233,36 @@ def _print_scores(report: CompareHeadsReport) -> None:
         if is_paired:
             paired, difference = head.comparison, head.difference
             cells += (
-                ["–", "–"]
+                ["–", "–", ""]
                 if paired is None or difference is None
-                else [f"{100 * difference:+.1f}", f"{paired.p_value:.2g}"]
+                else [
+                    f"{100 * difference:+.1f}",
+                    f"{paired.p_value:.2g}",
+                    _against(difference, paired),
+                ]
             )
         rows.append(cells)
-    paired_columns = ["difference", "p"] if is_paired else []
+    paired_columns = ["difference", "p", "against 1"] if is_paired else []
     print_table([report.split, *(column.title for column in columns), *paired_columns], rows)
 
 
-def _print_cost(heads: Sequence[ComparedHead]) -> None:
+def _against(difference: float, paired: Comparison) -> str:
+    """Return what a paired test says of a head and the first one."""
+    if paired.p_value >= _ALIKE:
+        return "alike"
+    return "better" if difference > 0 else "worse"
+
+
+def _print_cost(heads: Sequence[ComparedHead], unknown: str) -> None:
     def seconds(value: float | None) -> str:
-        return "–" if value is None else human_seconds(value)
+        return unknown if value is None else human_seconds(value)
 
     rows = [
         [
             f"{number}",
             seconds(head.timing.extraction),
             seconds(head.timing.training),
-            seconds(head.timing.total),
+            "–" if head.timing.total is None else seconds(head.timing.total),
             "–" if head.num_bytes is None else human_bytes(head.num_bytes),
             "–" if head.milliseconds is None else f"{head.milliseconds:.1f} ms",
         ]
@@ -323,6 +271,7 @@ def _print_cost(heads: Sequence[ComparedHead]) -> None:
     print_table(["cost", "extraction", "training", "both", "model.onnx", "an image"], rows)
 
 
-def _shortened(text: str, width: int) -> str:
-    """Return a text of at most so many characters, without its beginning where it is longer."""
-    return text if len(text) <= width else f"…{text[1 - width :]}"
+def _shown(path: Path) -> str:
+    """Return a path relative to the current folder, or as it is where it lies elsewhere."""
+    own = path.absolute()
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else path)

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import featx_cli
 from PIL import Image
 
+from featx.cli.compare_source import rows_of
 from featx.features.file import open_features
 from featx.heads.head import open_head
 
@@ -118,3 +120,84 @@ def test_compare_makes_what_it_compares_and_keeps_the_seconds(photos, tmp_path):
 def test_compare_needs_two_rows_of_one_source(photos):
     for arguments in ((photos, "--cut", "stage3"), (photos, photos, "--cut", "a", "--cut", "b")):
         assert featx_cli("compare", *arguments).exit_code == 2
+
+
+def layers_compared(photos: Path, folder: Path, *more: str) -> Any:
+    """Compare two layers at two image sizes: a head each."""
+    layers = ("--layer", "stage1", "--layer", "penultimate")
+    sizes = ("--image-size", 16, "--image-size", 32)
+    result = featx_cli(
+        *("compare", photos, "-b", "Tiny", *layers, *sizes, "-o", folder, "--no-onnx", *more)
+    )
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def compared(photos, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compared") / "compare"
+    layers_compared(photos, folder)
+    return folder
+
+
+def test_compare_ranks_layers_and_sizes_and_names_the_settings_that_differ(
+    compared, photos, monkeypatch
+):
+    monkeypatch.chdir(compared)
+    before = {path: path.stat().st_mtime_ns for path in compared.iterdir()}
+    text = layers_compared(photos, compared).stdout
+    assert {path: path.stat().st_mtime_ns for path in compared.iterdir()} == before
+    assert all(len(line) <= 80 for line in text.splitlines())
+    names = {f"tiny-{size}px-{layer}" for size in (16, 32) for layer in ("stage1", "penultimate")}
+    assert {path.name for path in compared.iterdir()} == {
+        *(f"features-{name}.h5" for name in names),
+        *(f"head-{name}.safetensors" for name in names),
+        "seconds.json",
+    }
+    first, *_ = text.splitlines()
+    assert first.split() == ["head", "pixels", "layer", "trained"]  # and no backbone, no cut
+    assert "alike" in text
+    rows = json.loads(layers_compared(photos, compared, "--json").stdout)["heads"]
+    assert {(row["image_size"], row["layer"]) for row in rows} == {
+        *((size, layer) for size in (16, 32) for layer in ("stage1", "flatten")),
+    }
+    scores = [row["metrics"]["top1"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert f"next        featx export {Path(rows[0]['path']).name}" in text
+
+
+def test_compare_again_makes_only_what_is_missing(compared, photos):
+    folder = compared
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    gone = {folder / "features-tiny-16px-stage1.h5", folder / "head-tiny-32px-stage1.safetensors"}
+    gone.add(folder / "seconds.json")
+    for path in gone:
+        path.unlink()
+    text = layers_compared(photos, folder).stdout
+    after = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {path for path in before if before[path] != after[path]} == gone
+    assert "made before" in text
+
+
+def test_backbones_are_compared_with_a_file_each():
+    given = {"backbone": ("tiny", "ResNet-18", "resnet18"), "cuts": ("penultimate", "input")}
+    rows = rows_of(["photos"], given | {"image_size": (64,)})
+    assert [row.features(Path()).name for row in rows] == [
+        *("features-tiny-64px.h5", "features-tiny-64px-input.h5"),
+        *("features-resnet18-64px.h5", "features-resnet18-64px-input.h5"),
+    ]
+    assert rows[3].head(Path()).name == "tuned-resnet18-64px-input.safetensors"
+    assert rows[3].settings == {"cut": "input", "backbone": "resnet18", "image_size": 64}
+
+
+def test_what_is_compared_is_told_by_content(photos, made, tmp_path):
+    odd = tmp_path / "features.jpg"
+    odd.write_bytes((made / "features-stage3.h5").read_bytes())
+    result = featx_cli("compare", odd, "-b", "tiny", "-b", "resnet18")
+    assert result.exit_code == 2
+    assert "is a features file" in result.stderr
+    result = featx_cli("compare", photos, photos)
+    assert result.exit_code == 2
+    assert "neither a feature file nor a head" in result.stderr
+    for wrong in (("-b", "tiny", "-b", "tiny"), ("--layer", "stage2", "--cut", "stage3")):
+        assert featx_cli("compare", photos, *wrong, "-o", tmp_path).exit_code == 2

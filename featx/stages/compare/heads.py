@@ -60,6 +60,7 @@ class ComparedHead:
         path: The head file.
         backbone: Its name in the catalog.
         image_size: Input of the backbone, pixels.
+        layer: Node of the backbone that the features, or those of the tail, are from.
         cut: Behind which the network was trained too; ``"penultimate"`` for a head alone.
         start: ``"pretrained"`` or ``"scratch"``.
         num_trained: Parameters that were trained, the head's among them.
@@ -74,6 +75,7 @@ class ComparedHead:
     path: Path
     backbone: str
     image_size: int
+    layer: str
     cut: str
     start: str
     num_trained: int
@@ -113,7 +115,8 @@ class CompareHeadsReport:
 
     Attributes:
         split: The split that was compared.
-        heads: In the order that they were given in; each is compared with the first.
+        heads: In the order that they were given in, or the best first; each is compared with the
+            first of them.
     """
 
     split: str
@@ -130,6 +133,7 @@ def compare_heads(
     split: str | None = None,
     export: Export | None = None,
     timings: Mapping[Path, Timing] | None = None,
+    best_first: bool = False,
     progress: Step | None = None,
 ) -> CompareHeadsReport:
     """Return scores and cost of several heads, with and without a trained tail.
@@ -142,6 +146,7 @@ def compare_heads(
         split: The split to compare; None for validation, or test where there is no validation.
         export: Writes a model, as ``export_onnx`` does; None leaves its size and speed out.
         timings: Seconds of those heads where they are known.
+        best_first: Order them by their scores.
         progress: Called with the step under way.
 
     Raises:
@@ -152,8 +157,7 @@ def compare_heads(
     paths = require_several(heads, "heads")
     tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
-    compared: list[ComparedHead] = []
-    reference: np.ndarray | None = None
+    compared: list[tuple[ComparedHead, np.ndarray | None]] = []
     for number, path in enumerate(paths, start=1):
         tell(f"Scoring {path.name} ({number} of {len(paths)})")
         head = open_head(path)
@@ -165,18 +169,23 @@ def compare_heads(
         if head.task != task:
             raise ArtifactMismatch(path, f"'{path}' is for {head.task}, '{paths[0]}' for {task}.")
         metrics, is_right = _score(head, cache, split or "")
-        paired = None
-        if reference is not None and is_right is not None:
-            paired = Comparison.of(reference, is_right)
-        reference = is_right if number == 1 else reference
         timing = (timings or {}).get(path, Timing())
-        row = _describe(path, head, metrics, paired, timing)
+        row = _describe(path, head, metrics, timing)
         if export:
             tell(f"Exporting {path.name} ({number} of {len(paths)})")
             row = _with_model(row, path, export)
-        compared.append(row)
+        compared.append((row, is_right))
         del cache  # its features, before the next one's are read
-    return CompareHeadsReport(split or "", tuple(compared))
+    if best_first:
+        compared.sort(key=lambda pair: TASKS[task].rank(pair[0].metrics))
+    reference = compared[0][1]
+    rows = (
+        row
+        if number == 0 or reference is None or is_right is None
+        else replace(row, comparison=Comparison.of(reference, is_right))
+        for number, (row, is_right) in enumerate(compared)
+    )
+    return CompareHeadsReport(split or "", tuple(rows))
 
 
 def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarray | None]:
@@ -200,9 +209,7 @@ def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarr
     return scores, is_right
 
 
-def _describe(
-    path: Path, head: Head, metrics: Scores, comparison: Comparison | None, timing: Timing
-) -> ComparedHead:
+def _describe(path: Path, head: Head, metrics: Scores, timing: Timing) -> ComparedHead:
     spec, choice = head.header.spec, head.header.details["choice"]
     of_head = sum(weight.size + bias.size for weight, bias in head.layers)
     trained = choice.get("parameters", {}).get("trained", of_head)
@@ -210,11 +217,12 @@ def _describe(
         path=path,
         backbone=str(spec["backbone"]),
         image_size=int(spec["preprocess"]["image_size"]),
+        layer=str(spec["layer"]),
         cut=(head.cut if head.tail else None) or PENULTIMATE,
         start="scratch" if choice.get("scratch") else "pretrained",
         num_trained=int(trained),
         metrics=metrics,
-        comparison=comparison,
+        comparison=None,
         timing=timing,
     )
 
