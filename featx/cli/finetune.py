@@ -366,9 +366,13 @@ def _describe(report: FinetuneReport) -> dict[str, object]:
     choice = report.choice
     start = "from scratch" if choice["scratch"] else "from the probe"
     best, num_epochs, rates = choice["best_epoch"], len(choice["epochs"]), choice["learning_rates"]
-    epoch = f"epoch {best} of {num_epochs}" if best else "no epoch was better"
+    epoch = f"epoch {best} of {num_epochs}"
+    if not best:
+        epoch = f"none of {counted(num_epochs, 'epoch')} was better"
+    kept = {} if best else {"kept": "the probe, fitted to all training images"}
     chosen = f", chosen among {len(rates)}" if len(rates) > 1 else ""
     return {
         "trained": f"behind {choice['cut']}, {start}, {epoch}",
+        **kept,
         "rate": f"{choice['recipe']['lr']:g}{chosen}",
     }

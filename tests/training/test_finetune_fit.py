@@ -118,6 +118,20 @@ def test_a_run_is_repeated_to_the_bit_and_val_and_test_choose_nothing(tmp_path: 
     )
 
 
+def test_where_no_epoch_is_better_the_probe_of_all_training_images_is_kept(tmp_path: Path):
+    cache = cache_of(tmp_path / "maps.h5")
+    tuned = tune(cache, tmp_path / "checkpoint", lr=1e-30, backbone_lr=1e-30, weight_decay=0.0)
+    assert tuned.trained.choice["best_epoch"] == 0
+    (probe,) = fit_heads(cache, TrainOptions(seed=QUICK["seed"]))
+    assert tuned.trained.calibration == probe.calibration
+    for own, of_probe in zip(tuned.trained.layers[0], probe.layers[0], strict=True):
+        assert np.array_equal(own, of_probe)
+    weights = tiny_weights().state
+    assert all(np.array_equal(own, weights[name]) for name, own in tuned.tail.items())
+    assert tuned.comparison is not None
+    assert tuned.comparison.num_only_tuned == tuned.comparison.num_only_probe == 0
+
+
 def test_a_class_with_one_training_image_stays_in_training_and_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

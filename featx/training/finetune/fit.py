@@ -4,7 +4,8 @@ Training starts from a head that was fitted to the unchanged tail's features (LP
 "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022). A tenth
 of the training images is held out: it chooses learning rate and epoch, and calibrates, so the head
 of the start is fitted without it. The head that is reported beside the tuned one is that of
-train-head, fitted to all training images as they are evaluated. Validation and test images choose
+train-head, fitted to all training images as they are evaluated; where no epoch is better than the
+start, it is the one that is kept. Validation and test images choose
 nothing.
 """
 
@@ -189,7 +190,10 @@ class _Run:
             "parameters": {"trained": num_trained, "all": num_trained + num_others},
             "num_threads": torch.get_num_threads(),
         }
-        trained = self._calibrated(head, data, choice)
+        if keep_start and probe and not state.best_epoch:
+            trained = replace(probe.head, choice=choice)  # of all training images
+        else:
+            trained = self._calibrated(head, data, choice)
         return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
 
     def _data(self) -> CachedData:
