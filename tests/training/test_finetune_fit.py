@@ -132,6 +132,21 @@ def test_where_no_epoch_is_better_the_probe_of_all_training_images_is_kept(tmp_p
     assert tuned.comparison.num_only_tuned == tuned.comparison.num_only_probe == 0
 
 
+@pytest.mark.parametrize("count", [4, 60])
+def test_each_warning_is_given_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int):
+    labels = np.arange(count) % 4
+    names, splits = [f"class {label}" for label in labels], np.zeros(count, np.uint8)
+    if count == 60:  # a class without training images
+        splits[labels == 3] = 1
+    path = write_activations(tmp_path / "m.h5", patterned(labels), names, splits)
+    tune(open_features(path), tmp_path / "checkpoint", task="single-label", max_epochs=1)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(messages) == len(set(messages))
+    starts = [message.partition(":")[0] for message in messages]
+    assert starts.count("No training images can be held out") == (count == 4)
+    assert starts.count("No training images of 'class 3'") == (count == 60)
+
+
 def test_a_class_with_one_training_image_stays_in_training_and_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

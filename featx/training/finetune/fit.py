@@ -11,9 +11,11 @@ nothing.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,6 +57,9 @@ from featx.training.trained import Trained, finish_head, score_heads, slices_of
 
 _PRIOR_SAMPLES = 25
 """Beside the held-out images, which chose the epoch as well, and may be a handful."""
+_OF_THE_PROBLEM = ("featx.heads.tasks", "featx.training.samples")
+_OF_FITTING = ("featx.heads.solvers", "featx.training.fitting")
+"""Modules that warn, before a head is fitted and while it is."""
 
 
 def fit_tail(
@@ -253,9 +258,12 @@ class _Run:
             use_views=False,  # through the network they would take longer than an epoch
         )
         step, trained = self.events.on_step, problem.rows[~problem.is_held_out]
-        (probe,) = fit_heads(vectors, asked, step=step, rows=problem.rows)
         alone = replace(asked, calibrate=False)
-        (first,) = fit_heads(vectors, alone, step=step, rows=trained)
+        nothing_held_out = len(trained) == len(problem.rows)  # which the training says
+        with _silent(*_OF_THE_PROBLEM, *(_OF_FITTING if nothing_held_out else ())):
+            (probe,) = fit_heads(vectors, asked, step=step, rows=problem.rows)
+        with _silent(*_OF_THE_PROBLEM, *_OF_FITTING):  # as the probe's
+            (first,) = fit_heads(vectors, alone, step=step, rows=trained)
         *others, last = first.layers
         return self._probe(probe, vectors), (*others, encoded(last, problem.encoding))
 
@@ -331,6 +339,20 @@ class _Run:
             probe=probe.head if probe else None,
             comparison=comparison,
         )
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Leave out the warnings of some modules, which were given before."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _sizes(part: nn.Module) -> list[tuple[str, int]]:

@@ -90,16 +90,17 @@ class Training:
 
     def _rate(self, recipe: Recipe, rates: dict[float, float]) -> float:
         """Return the learning rate that was given, or the best of several; these are added."""
-        if self.options.lr is not None:
-            return self.options.lr
+        given = self.options.lr
         if not self.data.is_held_out.any():
-            usual = _FIRST_RATES[recipe.optimizer][1]
+            usual = _FIRST_RATES[recipe.optimizer][1] if given is None else given
             log.warning(
                 "No training images can be held out: the learning rate is %g, all epochs are "
-                "trained, and probabilities are not calibrated.",
+                "trained, and nothing is calibrated.",
                 usual,
             )
             return usual
+        if given is not None:
+            return given
         epoch = num_steps(self.data.num_samples, recipe.batch_size)
         steps = min(_TRIAL_EPOCHS * epoch, _MAX_TRIAL_STEPS)
 
