@@ -208,8 +208,7 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
     if report.views:
         from featx.images.views import describe_views
 
-        images = counted(report.num_viewed, "training image")
-        yield "views", f"{describe_views(report.views)} of each of {images}"
+        yield "views", f"{describe_views(report.views)}: {report.num_viewed:,} images"
     if report.num_extracted:
         speed = f"{report.num_extracted / report.seconds:,.0f} images/s"
         ran_on = "no network" if report.engine == "none" else f"{report.engine}, {report.device}"

@@ -187,7 +187,7 @@ def _row_fields(header: Header) -> Iterator[tuple[str, object]]:
         yield "cut", header.spec["cut"]
     views = header.details.get("views")
     described = describe_views(ViewsSpec.from_dict(views)) if views else ""
-    yield "views", f"{described} of each training image" if views else "none"
+    yield "views", described or "none"
 
 
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:

@@ -86,13 +86,25 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     "blocks.  [half of what is free]",
 )
 @options.exclude
+@click.option(
+    "--weights",
+    "-w",
+    metavar="NAME|FILE",
+    help="At a cut, where the pretrained weights are now.  [where they were]",
+)
 @options.per_class
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
 @options.as_json
 @options.quiet
 def train_head(
-    features: Path, output: Path, per_class: bool, as_json: bool, quiet: bool, **chosen: Any
+    features: Path,
+    output: Path,
+    weights: str | None,
+    per_class: bool,
+    as_json: bool,
+    quiet: bool,
+    **chosen: Any,
 ) -> None:
     """Fit a head on cached FEATURES.
 
@@ -103,7 +115,7 @@ def train_head(
 
     _require_used(chosen["task"], chosen["head"], chosen["solver"])
     progress = None if as_json or quiet else _print_epoch
-    report = run(features, output, _options(**chosen), progress=progress)
+    report = run(features, output, _options(**chosen), weights=weights, progress=progress)
     if as_json:
         print_json(report.to_dict())
     else:

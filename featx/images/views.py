@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from featx.artifact import fingerprint_of
-from featx.errors import ConfigError
+from featx.errors import ConfigError, counted
 from featx.images.preprocess import FILTERS, PreprocessSpec
 
 AUGMENTATIONS = ("crop", "flip", "color")
@@ -90,12 +90,13 @@ class ViewsSpec:
 
 
 def describe_views(spec: ViewsSpec) -> str:
-    """Return number, augmentations and version of the generator in words.
+    """Return number and augmentations in words.
 
     >>> describe_views(ViewsSpec(4))
-    '4 (crop, flip; generator 1)'
+    '4 views of each training image (random crop, flip)'
     """
-    return f"{spec.num_views} ({', '.join(spec.augment) or 'no change'}; generator {spec.version})"
+    changes = f"random {', '.join(spec.augment)}" if spec.augment else "no change"
+    return f"{counted(spec.num_views, 'view')} of each training image ({changes})"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, require_apart, require_replaceable, run_files
+from featx.classifier.tails import features_through
+from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, save_head
 from featx.heads.samples.data import Step, no_step
@@ -28,12 +31,15 @@ from featx.training.record import (
 from featx.training.samples import exclude, warn_of_leaks
 from featx.training.trained import Trained
 
+log = logging.getLogger(__name__)
+
 
 def train_head(
     features: str | Path,
     output: str | Path,
     options: TrainOptions | None = None,
     *,
+    weights: str | None = None,
     progress: EpochProgress | None = None,
     step: Step | None = None,
 ) -> TrainReport:
@@ -46,6 +52,7 @@ def train_head(
         features: The feature file; at a cut, the unchanged network behind it is run.
         output: The head file.
         options: Which head and how.
+        weights: At a cut, where the pretrained weights are now, where they have moved.
         progress: Called after each epoch of ``sgd``.
         step: Called with the step under way, in a few words.
 
@@ -58,18 +65,34 @@ def train_head(
     require_apart({"the head": output}, run_files(Path(features)))
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
+    if weights is not None and cache.cut is None:
+        raise ConfigError(f"weights=… has no effect: '{cache.path}' holds vectors, not a cut.")
+    _warn_of_random_weights(cache)
     warn_of_leaks(cache)
     inputs, existing = _inputs(cache, options), find_head(output) if exists else None
     if existing and is_made_from(existing, inputs):
         with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
             return _report(output, existing, is_unchanged=True)
     cache = exclude(cache, options.exclude)
+    if weights is not None:
+        cache = features_through(None, cache, weights)
     trained = fit_heads(cache, options, progress=progress, step=step or no_step)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
     replaced = describe_replaced(existing) if exists else ""
     return _report(output, head, seconds=seconds, replaced=replaced)
+
+
+def _warn_of_random_weights(cache: FeatureFile) -> None:
+    """Warn where the network behind a cut has never learnt anything."""
+    if cache.cut is not None and str(cache.header.details.get("weights")).startswith("random:"):
+        log.warning(
+            "The weights that '%s' was made with are random, and so are the features that the head "
+            "is trained on. For pretrained ones extract again with weights='default' and "
+            "overwrite=True.",
+            cache.path,
+        )
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from commands import featx_cli
 from PIL import Image
 from tuning import patterned, write_activations
 
+from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.classifier.staleness import staleness_of
 from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import open_features
@@ -215,6 +217,22 @@ def test_random_weights_are_told_where_they_are_not_asked_for(tmp_path):
     again = featx_cli("finetune", *source, *quick)
     assert "are random" in again.stderr
     assert "--weights default and --overwrite" in again.stderr
+    head = featx_cli("train-head", tmp_path / "features-input.h5", "-o", tmp_path / "h")
+    assert head.exit_code == 0, head.output
+    assert "are random, and so are the features" in head.stderr
+
+
+def test_a_head_takes_weights_that_were_moved(maps, tmp_path):
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(BUNDLED_WEIGHTS, moved)
+    result = featx_cli("train-head", maps, "-o", tmp_path / "a", "-w", moved)
+    assert result.exit_code == 0, result.output
+    usual = featx_cli("train-head", maps, "-o", tmp_path / "b")
+    assert usual.exit_code == 0, usual.output
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    vectors = write_cache(tmp_path / "v.h5", **separable())
+    refused = featx_cli("train-head", vectors, "-o", tmp_path / "d", "-w", moved)
+    assert "--weights has no effect" in refused.stderr
 
 
 def test_from_scratch_there_is_no_probe(maps, tmp_path):
