@@ -147,20 +147,25 @@ def compare_these(
 
 
 def _print_caches(report: CompareReport) -> None:
+    first = report.caches[0]
+    other = [name for name in first.settings if len({c.settings[name] for c in report.caches}) > 1]
+    if len({cache.backbone for cache in report.caches}) > 1:  # whose weights are others anyway
+        other = [name for name in other if name != "weights"]
     rows = [
         [
             str(cache.path),
             f"{cache.backbone} {cache.image_size}px",
             cache.layer,
+            *(cache.settings[name] for name in other),
             f"{cache.num_features:,}",
             *headline(cache.metrics).values(),
             human_seconds(cache.seconds),
         ]
         for cache in report.caches
     ]
-    best = report.caches[0].metrics
-    first, *others = headline(best)
-    columns = ("backbone", "layer", "dim", f"{report.split} {first}", *others, "time")
+    best = first.metrics
+    main, *others = headline(best)
+    columns = ("backbone", "layer", *other, "dim", f"{report.split} {main}", *others, "time")
     print_table(["features", *columns], rows)
     click.echo()
     scored = f"{counted(best.num_samples, 'image')} of the {report.split} split"

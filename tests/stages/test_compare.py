@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,19 @@ def test_the_command_prints_a_table_and_json(caches, run):
     assert report["split"] == "val"
     assert [Path(cache["path"]).name for cache in report["caches"]] == ["clear.h5", "noisy.h5"]
     assert report["caches"][0]["metrics"]["per_class"]
+
+
+def test_the_table_names_the_settings_that_differ(caches, run, monkeypatch):
+    own, pools = comparison._train_on, iter(("avg", "max"))
+
+    def pooled(*arguments: object) -> object:
+        row = own(*arguments)
+        return replace(row, settings=row.settings | {"pool": next(pools)})
+
+    monkeypatch.setattr(comparison, "_train_on", pooled)
+    title, _, *rows = run("compare", *caches).splitlines()
+    assert title.split()[:5] == ["features", "backbone", "layer", "pool", "dim"]
+    assert {"avg", "max"} <= {word for row in rows for word in row.split()}
 
 
 @pytest.fixture

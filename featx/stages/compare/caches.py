@@ -34,6 +34,7 @@ class ComparedCache:
         layer: Node of the backbone that the features were taken from.
         image_size: Input of the backbone, pixels.
         num_features: Length of one feature.
+        settings: Others that features depend on: weights, pool, precision, crop, decode.
         metrics: Scores of the split that is compared.
         choice: The hyperparameters that were chosen, JSON values.
         seconds: Of fitting, without reading.
@@ -45,6 +46,7 @@ class ComparedCache:
     layer: str
     image_size: int
     num_features: int
+    settings: dict[str, str]
     metrics: Scores
     choice: dict[str, Any]
     seconds: float
@@ -126,6 +128,13 @@ def _train_on(
         layer=spec.layer,
         image_size=spec.preprocess.image_size,
         num_features=cache.num_features,
+        settings={
+            "weights": str(cache.header.details["weights"]),
+            "pool": spec.pool,
+            "precision": spec.precision,
+            "crop": spec.preprocess.crop,
+            "decode": spec.preprocess.decode,
+        },
         metrics=first.metrics[split],
         choice=first.choice,
         seconds=first.seconds,
