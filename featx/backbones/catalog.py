@@ -20,8 +20,16 @@ from torchvision.transforms import InterpolationMode
 
 from featx.backbones import tiny
 from featx.backbones.table import BackboneInfo, require_backbone
-from featx.backbones.with_timm import build_timm, timm_preprocess, uses_timm
-from featx.errors import BackboneError
+from featx.backbones.with_timm import (
+    FEATURES,
+    build_timm,
+    classifier_of,
+    is_timm_model,
+    timm_preprocess,
+    trace_options,
+    uses_timm,
+)
+from featx.errors import BackboneError, first_line
 from featx.images.preprocess import PreprocessSpec
 
 
@@ -93,7 +101,15 @@ def graph_nodes(model: nn.Module) -> list[str]:
     with warnings.catch_warnings():
         # torchvision warns where train and eval mode differ; featx only ever runs eval mode.
         warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
-        return list(get_graph_node_names(model)[1])
+        try:
+            return list(get_graph_node_names(model, tracer_kwargs=trace_options(model))[1])
+        except Exception as err:  # what fails in tracing may be of any kind
+            if not is_timm_model(model):
+                raise
+            raise BackboneError(
+                f"{type(model).__name__} cannot be traced, so it has no layers and cuts to choose "
+                f"from ({first_line(err)}). Leave out layer=… and cut=…."
+            ) from err
 
 
 def classifier_layer(model: nn.Module) -> str:
@@ -101,6 +117,10 @@ def classifier_layer(model: nn.Module) -> str:
 
     Auxiliary heads are not in that graph. The layer's input is the penultimate feature.
     """
+    if is_timm_model(model):
+        if name := classifier_of(model):
+            return name
+        raise BackboneError(f"timm's {type(model).__name__} has no single Linear as classifier.")
     modules = dict(model.named_modules())
     for node in reversed(graph_nodes(model)):
         if isinstance(modules.get(node), (nn.Linear, nn.Conv2d)):
@@ -110,6 +130,8 @@ def classifier_layer(model: nn.Module) -> str:
 
 def penultimate_layer(model: nn.Module) -> str:
     """Return the node whose output the model's last layer reads."""
+    if is_timm_model(model):
+        return FEATURES
     nodes = graph_nodes(model)
     return nodes[nodes.index(classifier_layer(model)) - 1]
 

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.catalog import build_skeleton, penultimate_layer
-from featx.backbones.spec import INPUT
-from featx.errors import BackboneError
+from featx.backbones.spec import INPUT, Pool
+from featx.backbones.with_timm import FEATURES, ending_at_features, is_timm_model, trace_options
+from featx.errors import BackboneError, first_line
 
 _FEW_CUTS = 4
 """So many names near the top, or fewer, are containers of all the blocks: look inside."""
@@ -47,13 +48,16 @@ class Cut:
         return (1 if self.name == INPUT else 2) * torch.Size(self.shape).numel()
 
 
-def split_model(model: nn.Module, cut: str, *, layer: str) -> tuple[nn.Module, nn.Module]:
+def split_model(
+    model: nn.Module, cut: str, *, layer: str, pool: Pool = "none"
+) -> tuple[nn.Module, nn.Module]:
     """Return stem and tail, sharing the model's modules, in eval mode.
 
     Args:
         model: Whole model; takes normalised images ``(N, 3, H, W)``.
         cut: A module that ``list_cuts`` names, or one with the same input.
         layer: Node of the model's graph where the tail ends.
+        pool: That of a timm model's features, where the layer is that.
 
     Returns:
         Images to ``{"features": …}`` with the activations at the cut, and activations to
@@ -63,7 +67,8 @@ def split_model(model: nn.Module, cut: str, *, layer: str) -> tuple[nn.Module, n
     Raises:
         BackboneError: The model cannot be split there; the message says why.
     """
-    traced = _Traced(model, layer)
+    traced = _Traced(model, layer, pool)
+    model = traced.model
     value = traced.input_of(cut)
     if value is traced.image:
         raise BackboneError(
@@ -113,6 +118,7 @@ def list_cuts(backbone: str, image_size: int, *, layer: str | None = None) -> li
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
     traced = _Traced(model, layer)
+    model = traced.model
     images = torch.empty(1, 3, image_size, image_size, device="meta")
     runner = _Counting(fx.GraphModule(model, traced.graph))
     try:
@@ -174,14 +180,28 @@ def _replaces(later: Cut, cut: Cut, whole: int) -> bool:
 class _Traced:
     """A model's graph up to one node, with the path of the module that each node belongs to."""
 
-    def __init__(self, model: nn.Module, layer: str) -> None:
-        tracer = NodePathTracer()
+    def __init__(self, model: nn.Module, layer: str, pool: Pool = "none") -> None:
+        tracer = NodePathTracer(**trace_options(model))
+        at_features = layer == FEATURES and is_timm_model(model)
+        if at_features:
+            model = ending_at_features(model, pool)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
-            self.graph = tracer.trace(model.eval())
+            try:
+                self.graph = tracer.trace(model.eval())
+            except Exception as err:  # what fails in tracing may be of any kind
+                if not is_timm_model(model):
+                    raise
+                raise BackboneError(
+                    f"{type(model).__name__} cannot be traced, so it has no cuts "
+                    f"({first_line(err)}). Leave out cut=…, or use '{INPUT}'."
+                ) from err
         self.paths: dict[fx.Node, str] = {
             node: path for node, path in tracer.node_to_qualname.items() if path
         }
+        if at_features:
+            output = next(node for node in self.graph.nodes if node.op == "output")
+            self.paths[output.all_input_nodes[0]] = layer
         ends = [node for node, path in self.paths.items() if path == layer]
         if not ends:
             raise BackboneError(f"The model has no node '{layer}'.")

@@ -23,7 +23,7 @@ from typing import Any
 
 from featx.artifact import canonical_json, fingerprint_of, publishing
 from featx.backbones.seal import NotOnnx, is_sealed, metadata_entry, seal, unwanted_parts
-from featx.backbones.spec import SPEC_FROM, BackboneRequest, BackboneSpec
+from featx.backbones.spec import BackboneRequest, BackboneSpec, spec_from
 from featx.errors import ArtifactError, ArtifactExists, BackboneError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ OPSET = 20
 BUNDLED = Path(__file__).with_name("bundled")
 BUILD = 4
 """How a graph is built from a network; another number where the same network gives another."""
-_SHAPED_BY = (*SPEC_FROM, "onnxscript")
 _SEAL_KEY = "featx.sha256"
 """Of graphs that come with featx."""
 _CODE_KEY = "featx.hmac"
@@ -49,7 +48,8 @@ def _graph_fingerprint(spec: BackboneSpec) -> str:
 
 
 def graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
-    versions = "-".join(metadata.version(name) for name in _SHAPED_BY)
+    names = (*spec_from(spec.backbone), "onnxscript")
+    versions = "-".join(metadata.version(name) for name in names)
     return cache_folder() / "graphs" / f"{_graph_fingerprint(spec)}-{opset}-{versions}-{BUILD}.onnx"
 
 
@@ -130,7 +130,7 @@ def recall(request: BackboneRequest) -> ResolvedRequest | None:
                 found.spec.weights_sha256,
                 request=values["request"],
                 origin=found.origin,
-                environment=_versions() if is_bundled else values["environment"],
+                environment=_versions(request.backbone) if is_bundled else values["environment"],
             ):
                 return found
     return None
@@ -168,7 +168,7 @@ def remembered(request: BackboneRequest, found: ResolvedRequest) -> bytes:
         "request": request.to_dict(),
         "spec": found.spec.to_dict(),
         "origin": found.origin,
-        "environment": _versions(),
+        "environment": _versions(request.backbone),
     }
     return canonical_json(values | {"checksum": _checksum(values)}).encode()
 
@@ -177,8 +177,8 @@ def _request_name(request: BackboneRequest) -> str:
     return f"{fingerprint_of(request.to_dict())}.json"
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in SPEC_FROM}
+def _versions(backbone: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in spec_from(backbone)}
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

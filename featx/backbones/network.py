@@ -33,6 +33,15 @@ from featx.backbones.state_dict import (
     unusable,
 )
 from featx.backbones.weights import Weights
+from featx.backbones.with_timm import (
+    FEATURES,
+    adapted,
+    ending_at_features,
+    features_width,
+    is_timm_model,
+    trace_options,
+    uses_timm,
+)
 from featx.errors import BackboneError, ConfigError, first_line, listed
 from featx.images.preprocess import PreprocessSpec
 
@@ -123,8 +132,10 @@ def build_network(
         shape = find_shape(backbone, preprocess.image_size, cut, layer=end.layer)
         spec = replace(spec, cut=cut, shape=shape)
     model = build_model(backbone, preprocess.image_size)
-    needed = _needed(model, end.layer)
-    _require_fit(backbone, weights, needed, head=classifier_layer(model))
+    needed = _needed(build_skeleton(backbone, preprocess.image_size), end)
+    if uses_timm(backbone):
+        weights = replace(weights, state=adapted(model, needed, weights.state))
+    _require_fit(backbone, weights, needed, heads=_heads(model))
     stem, _ = _parts(model, spec, weights.state, channels_last=end.channels_last)
     return stem, spec
 
@@ -141,6 +152,8 @@ def build_parts(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> tuple[Netw
     size = spec.preprocess.image_size
     end = find_cut(spec.backbone, size, layer=spec.layer, pool=spec.pool)
     model = build_model(spec.backbone, size)
+    if uses_timm(spec.backbone):
+        tensors = adapted(model, _needed(build_skeleton(spec.backbone, size), end), tensors)
     return _parts(model, spec, tensors, channels_last=end.channels_last)
 
 
@@ -148,17 +161,17 @@ def _parts(
     model: nn.Module, spec: BackboneSpec, tensors: Mapping[str, Tensor], *, channels_last: bool
 ) -> tuple[Network, Tail]:
     state = model.state_dict()  # with the versions that load_state_dict asks MNASNet's for
-    needed = _needed(model, spec.layer)
+    needed = _needed(build_skeleton(spec.backbone, spec.preprocess.image_size), spec)
     state.update({name: tensors[name] for name in needed if name in tensors})
     model.load_state_dict(state)
     if spec.cut is None or spec.cut == INPUT:
-        trunk, pool = _trunk(model, spec.layer), spec.pool
+        trunk, pool = _trunk(model, spec), _pool_behind(spec)
         stem = Network(trunk, pool=pool, channels_last=channels_last, preprocess=spec.preprocess)
         tail: Tail = stem
     else:
-        before, behind = split_model(model, spec.cut, layer=spec.layer)
+        before, behind = split_model(model, spec.cut, layer=spec.layer, pool=spec.pool)
         stem = Network(before, pool="none", channels_last=False, preprocess=spec.preprocess)
-        tail = Tail(behind, pool=spec.pool, channels_last=channels_last)
+        tail = Tail(behind, pool=_pool_behind(spec), channels_last=channels_last)
     return stem.eval().requires_grad_(False), tail.eval().requires_grad_(False)
 
 
@@ -171,10 +184,26 @@ def tensors_of(part: Tail, backbone: str, image_size: int) -> dict[str, Tensor]:
     return {name: value for name, value in part.trunk.state_dict().items() if name in known}
 
 
-def _needed(model: nn.Module, layer: str) -> dict[str, Tensor]:
-    """Return the tensors that lead to a layer, without the constants that tracing adds."""
+def _needed(model: nn.Module, end: Cut | BackboneSpec) -> dict[str, Tensor]:
+    """Return the tensors that lead to a layer, without the constants that tracing adds.
+
+    The model may lose its classifier.
+    """
     state = model.state_dict()
-    return {name: state[name] for name in _trunk(model, layer).state_dict() if name in state}
+    return {name: state[name] for name in _trunk(model, end).state_dict() if name in state}
+
+
+def _pool_behind(spec: BackboneSpec) -> Pool:
+    """Return the pooling that is left to do behind the trunk."""
+    return "none" if spec.layer == FEATURES else spec.pool
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the modules that classify, which a file may have for other classes."""
+    if not is_timm_model(model):
+        return (classifier_layer(model),)
+    names = model.pretrained_cfg.get("classifier") or "head"  # type: ignore[union-attr, operator]
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 @dataclass(frozen=True)
@@ -193,6 +222,9 @@ def find_cut(
     """Return where the network of a backbone ends, without loading weights."""
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
+    if layer == FEATURES and uses_timm(backbone):
+        own: Pool = "none" if pool == "auto" else pool
+        return Cut(layer, own, False, features_width(backbone, image_size, model, own))
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
     if shape is None:
         raise BackboneError(
@@ -264,13 +296,18 @@ def create_feature_extractor_quietly(model: nn.Module, nodes: Mapping[str, str])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
         trunk: nn.Module = create_feature_extractor(
-            model, return_nodes=dict(nodes), suppress_diff_warning=True
+            model,
+            return_nodes=dict(nodes),
+            suppress_diff_warning=True,
+            tracer_kwargs=trace_options(model),
         )
     return trunk.eval()
 
 
-def _trunk(model: nn.Module, layer: str) -> nn.Module:
-    return create_feature_extractor_quietly(model, {layer: "features"})
+def _trunk(model: nn.Module, end: Cut | BackboneSpec) -> nn.Module:
+    if end.layer == FEATURES and is_timm_model(model):
+        return ending_at_features(model, end.pool)
+    return create_feature_extractor_quietly(model, {end.layer: "features"})
 
 
 def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, has_class_token: bool) -> Pool:
@@ -318,7 +355,7 @@ def _pooled(output: Tensor, pool: Pool, channels_last: bool) -> Tensor:
 
 
 def _require_fit(
-    backbone: str, weights: Weights, needed: Mapping[str, Tensor], *, head: str
+    backbone: str, weights: Weights, needed: Mapping[str, Tensor], *, heads: tuple[str, ...]
 ) -> None:
     """Check the weights against the tensors that the trunk needs."""
     found = weights.state
@@ -336,11 +373,11 @@ def _require_fit(
             )
     known = shapes_of(backbone)
     beside = [name for name in found if name not in needed]
-    head_root = head.partition(".")[0]
+    roots = {head.partition(".")[0] for head in heads}
     problems += [
         f"unexpected: {name}"
         for name in beside
-        if name not in known and name.partition(".")[0] != head_root
+        if name not in known and name.partition(".")[0] not in roots
     ]
     if problems:
         guess = guess_backbone(found)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -245,8 +246,15 @@ class BackboneRequest(BackboneOptions):
             origin: Of its weights.
             environment: Versions it was worked out with.
         """
-        same = all(environment.get(name) == metadata.version(name) for name in SPEC_FROM)
+        names = spec_from(self.backbone)
+        same = all(environment.get(name) == metadata.version(name) for name in names)
         return same and request == self.to_dict() and has_sha256(origin, weights_sha256)
+
+
+def spec_from(backbone: str) -> tuple[str, ...]:
+    """Return the packages whose versions decide what a request of a backbone resolves to."""
+    uses_timm = backbone == "lite0" or backbone.startswith("timm/")
+    return (*SPEC_FROM, "timm") if uses_timm and find_spec("timm") else SPEC_FROM
 
 
 def has_sha256(origin: str, expected: str) -> bool:

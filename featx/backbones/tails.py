@@ -27,6 +27,7 @@ from featx.backbones.network import (
 from featx.backbones.spec import INPUT, BackboneSpec
 from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import Weights
+from featx.backbones.with_timm import FEATURES, ending_at_features
 from featx.errors import BackboneError, listed
 from featx.images.reading import map_ahead, num_cores
 
@@ -54,7 +55,11 @@ def _shapes(backbone: str, image_size: int, cut: str, layer: str) -> Mapping[str
     known = model.state_dict()
     with torch.device("meta"):
         if cut == INPUT:
-            behind = create_feature_extractor_quietly(model, {layer: "features"})
+            behind = (
+                ending_at_features(model)
+                if layer == FEATURES
+                else create_feature_extractor_quietly(model, {layer: "features"})
+            )
         else:
             _, behind = split_model(model, cut, layer=layer)
         names = behind.state_dict()

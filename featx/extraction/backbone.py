@@ -222,12 +222,16 @@ def open_backbone(
     from featx.backbones.catalog import default_preprocess
     from featx.backbones.network import build_network
     from featx.backbones.weights import open_weights
+    from featx.backbones.with_timm import relative_cost, timm_preprocess, uses_timm
 
     weights = open_weights(options.backbone, options.weights, seed=options.seed, progress=progress)
     scheme, _, name = weights.origin.partition(":")
     own = default_preprocess(options.backbone, name if scheme == "torchvision" else None)
+    size = options.image_size
+    if uses_timm(options.backbone):  # another input keeps the same share of the image, as timm's
+        own, size = timm_preprocess(options.backbone, size), None
     geometry = own.with_overrides(
-        image_size=options.image_size,
+        image_size=size,
         resize=options.resize,
         crop=options.crop,
         decode=options.decode,
@@ -240,6 +244,11 @@ def open_backbone(
         pool=options.pool,
         cut=options.request.cut,
     )
+    if uses_timm(spec.backbone):
+        pixels = spec.preprocess.image_size
+        cost = relative_cost(spec.backbone, pixels) if pixels > 224 else 1
+        more = f", {cost:.1f} times the work of 224" if pixels > 224 else ""
+        log.info("%s takes images of %d pixels%s.", spec.backbone, pixels, more)
     return network, spec, weights
 
 
