@@ -13,16 +13,13 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from featx.errors import BackboneError, ConfigError, first_line
 from featx.images.preprocess import Crop, PreprocessSpec
-
-if TYPE_CHECKING:
-    from featx.backbones.spec import Pool
 
 PREFIX = "timm/"
 LITE0, LITE0_MODEL = "lite0", "timm/tf_efficientnet_lite0.in1k"
@@ -198,7 +195,7 @@ def timm_preprocess(name: str, image_size: int | None = None) -> PreprocessSpec:
     )
 
 
-def ending_at_features(model: nn.Module, pool: Pool = "none") -> nn.Module:
+def ending_at_features(model: nn.Module, pool: str = "none") -> nn.Module:
     """Return timm's model, changed in place, without classifier and with features as its output.
 
     Args:
@@ -221,11 +218,11 @@ def ending_at_features(model: nn.Module, pool: Pool = "none") -> nn.Module:
     return _restored(type(model), vars(model) | {"featx_pool": pool}).eval()
 
 
-def pools_of(model: nn.Module) -> tuple[Pool, ...]:
+def pools_of(model: nn.Module) -> tuple[str, ...]:
     """Return the poolings that features of a timm model can have, ``"none"`` for its own."""
     if not (hasattr(model, "num_prefix_tokens") and hasattr(model, "fc_norm")):
         return ("none",)
-    found: list[Pool] = ["none", "avg"]
+    found: list[str] = ["none", "avg"]
     place = getattr(model, "embeds", model)  # NaFlex keeps it there
     if getattr(place, "cls_token", None) is not None and model.num_prefix_tokens:
         found += ["cls", "cls+avg"]
@@ -234,7 +231,7 @@ def pools_of(model: nn.Module) -> tuple[Pool, ...]:
     return tuple(found)
 
 
-def _features(model: Any, images: Tensor, pool: Pool) -> Tensor:
+def _features(model: Any, images: Tensor, pool: str) -> Tensor:
     tokens = model.forward_features(images)
     if pool == "none":
         features: Tensor = model.forward_head(tokens, pre_logits=True)
@@ -267,7 +264,7 @@ def _restored(kind: type[nn.Module], values: dict[str, Any]) -> nn.Module:
     return model
 
 
-def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: Pool) -> int:
+def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: str) -> int:
     """Return the width of a backbone's features for images of a size.
 
     Raises:
@@ -275,15 +272,17 @@ def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: Po
     """
     try:
         return _width(skeleton, image_size, pool)
-    except (RuntimeError, AssertionError, ValueError, IndexError) as err:
+    except ConfigError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError):
         try:  # some keep tensors that are no buffers, which shapes alone do not do for
             return _width(build_timm(backbone, image_size), image_size, pool)
-        except (RuntimeError, AssertionError, ValueError, IndexError):
+        except (RuntimeError, AssertionError, ValueError, IndexError) as err:
             reason = first_line(err).rstrip(".")
     raise BackboneError(_no_such_size(backbone, image_size, reason))
 
 
-def _width(model: nn.Module, image_size: int, pool: Pool) -> int:
+def _width(model: nn.Module, image_size: int, pool: str) -> int:
     device = next(model.parameters()).device
     trunk = ending_at_features(model, pool)
     with torch.inference_mode():
