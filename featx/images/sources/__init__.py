@@ -1,8 +1,8 @@
 """Where samples come from.
 
 ``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive,
-``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``.parquet`` files, ``cifar10:FOLDER``,
-or ``digits:``. All give the same ``ImageSource``.
+``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``.parquet`` files,
+``hf:NAME``, ``cifar10:FOLDER``, or ``digits:``. All give the same ``ImageSource``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
         if uri.startswith("cifar10:"):
             return open_cifar10(Path(uri.removeprefix("cifar10:")).expanduser())
         name, options = split_address(uri)
+        if name.startswith("hf:"):
+            from featx.images.sources.hub import open_hub
+
+            options.require_fit(name, "a Parquet file")
+            return open_hub(name, options)
         return _open_path(name, Path(name).expanduser(), output, options)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
@@ -114,5 +119,5 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         return open_archive(path, options)
     raise SourceError(
         f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
-        "manifest, a .parquet file, cifar10:FOLDER, or digits:."
+        "manifest, a .parquet file, hf:NAME, cifar10:FOLDER, or digits:."
     )

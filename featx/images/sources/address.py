@@ -71,7 +71,7 @@ def split_address(uri: str) -> tuple[str, SourceOptions]:
         return uri, NO_OPTIONS
     given, known = dict(parse_qsl(query, True, errors="surrogateescape")), asdict(NO_OPTIONS)
     if unknown := [name for name in given if name not in known] or ([] if given else [query]):
-        if not _exists(path):
+        if not path.startswith("hf:") and not _exists(path):
             return uri, NO_OPTIONS
         raise SourceError(
             f"'{uri}': '{unknown[0]}' is no option of a source. Known are {listed(list(known), 9)}."

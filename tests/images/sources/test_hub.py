@@ -1,0 +1,171 @@
+"""Data sets of the hub, from a server on this machine that answers as the hub does."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from featx.errors import SourceError
+from featx.images.sources import open_source
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+constants = pytest.importorskip("huggingface_hub.constants")
+
+COMMIT, CONVERTED = "a" * 40, "b" * 40
+PINNED = f"hf:me/bees@{COMMIT}"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Data sets by name and revision: the commit, and files by path."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.sets: dict[tuple[str, str], tuple[str, dict[str, bytes]]] = {}
+        self.refused: dict[str, tuple[int, dict[str, str]]] = {}
+        self.asked: list[str] = []
+
+    def add(self, revision: str, commit: str, files: dict[str, bytes]) -> None:
+        for name in (revision, commit):
+            self.sets["me/bees", name] = commit, files
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].replace("%2F", "/")
+        self.server.asked.append(path)
+        for name, (status, headers) in self.server.refused.items():
+            if name in path:
+                return self._answer(status, b"", headers)
+        for (name, revision), (commit, files) in self.server.sets.items():
+            siblings = [{"rfilename": each} for each in files]
+            info = {"id": name, "sha": commit, "siblings": siblings, "private": False}
+            info |= {"disabled": False, "downloads": 0, "likes": 0, "tags": []}
+            if path == f"/api/datasets/{name}/revision/{revision}" or (
+                revision == "main" and path == f"/api/datasets/{name}"
+            ):
+                return self._answer(200, json.dumps(info).encode(), {})
+            for file, content in files.items():
+                if path == f"/datasets/{name}/resolve/{revision}/{file}":
+                    etag = f'"{hash(content) % 16**8:064x}"'
+                    return self._answer(200, content, {"X-Repo-Commit": commit, "ETag": etag})
+        code = "RevisionNotFound" if "me/bees" in path else "RepoNotFound"
+        return self._answer(404, b"", {"X-Error-Code": code})
+
+    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def parquet(tmp_path: Path, *labels: str) -> bytes:
+    columns = {"image": [b"image of " + label.encode() for label in labels], "label": labels}
+    pq.write_table(pa.table(columns), tmp_path / "made")
+    return (tmp_path / "made").read_bytes()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+        server.shutdown()
+
+
+def test_a_data_set_is_read_at_a_commit_and_not_downloaded_again(hub, tmp_path, monkeypatch):
+    files = {
+        "README.md": b"",
+        "bees.py": b"raise SystemExit",
+        "data/train-00000-of-00002.parquet": parquet(tmp_path, "bee", "ant"),
+        "data/train-00001-of-00002.parquet": parquet(tmp_path, "ant"),
+        "data/test-00000-of-00001.parquet": parquet(tmp_path, "bee"),
+    }
+    hub.add("main", COMMIT, files)
+    source = open_source("hf:me/bees?label_column=label")
+    assert source.uri == f"{PINNED}?label_column=label"
+    assert source.classes == ("ant", "bee")
+    assert [s.split for s in source.samples] == ["test", "train", "train", "train"]
+    assert source.samples[0].sample_id == "data/test-00000-of-00001.parquet/0"
+    assert source.read(0) == b"image of bee"
+    assert not any("bees.py" in path for path in hub.asked)
+    hub.asked.clear()
+    assert open_source(source.uri).samples == source.samples
+    assert not any("resolve" in path for path in hub.asked)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    for uri in (source.uri, "hf:me/bees?label_column=label"):
+        offline = open_source(uri)
+        assert (offline.uri, offline.samples) == (source.uri, source.samples)
+    with pytest.raises(SourceError, match=r"HF_HUB_OFFLINE is set, and it is not in the cache"):
+        open_source("hf:me/others")
+    assert not hub.asked
+
+
+def test_the_conversion_is_read_where_there_are_no_files_and_a_partial_one_on_demand(hub, tmp_path):
+    hub.add("main", COMMIT, {"bees.py": b"raise SystemExit"})
+    with pytest.raises(SourceError, match="no conversion"):
+        open_source("hf:me/bees")
+    content = parquet(tmp_path, "bee", "ant")
+    hub.add("refs/convert/parquet", CONVERTED, {"default/train/0000.parquet": content})
+    assert open_source("hf:me/bees").uri == f"hf:me/bees@{CONVERTED}"
+    assert len(open_source("hf:me/bees:default").samples) == 2
+    with pytest.raises(SourceError, match="'small'"):
+        open_source("hf:me/bees:small")
+    partial = {"default/partial-train/0000.parquet": content}
+    hub.add("refs/convert/parquet", "c" * 40, partial)
+    with pytest.raises(SourceError, match="partial, the first 5 GB"):
+        open_source("hf:me/bees")
+    assert len(open_source("hf:me/bees@refs/convert/parquet").samples) == 2
+
+
+def test_several_configurations_are_asked_for(hub, tmp_path):
+    names = ("big/train-0.parquet", "small/train-0.parquet")
+    hub.add("main", COMMIT, dict.fromkeys(names, parquet(tmp_path, "bee")))
+    with pytest.raises(SourceError, match="hf:me/bees:big"):
+        open_source("hf:me/bees")
+    assert open_source("hf:me/bees:small").uri == f"hf:me/bees:small@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (401, {}, "does not exist, or is private"),
+        (403, {"X-Error-Code": "GatedRepo"}, "Accept its terms"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "does not exist on the hub"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "no revision 'v9'"),
+    ],
+)
+def test_refusals_are_different_sentences(hub, status, headers, message):
+    hub.refused["me/bees"] = status, headers
+    with pytest.raises(SourceError, match=message):
+        open_source("hf:me/bees@v9")
+
+
+@pytest.mark.parametrize("uri", ["hf:", "hf:../x", "hf:a/b/c", "hf:me/bees@", "hf:me/bees:"])
+def test_what_is_no_name_is_refused(hub, uri):
+    with pytest.raises(SourceError):
+        open_source(uri)
