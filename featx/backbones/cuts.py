@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.catalog import build_skeleton, penultimate_layer
-from featx.backbones.spec import INPUT, Pool
+from featx.backbones.spec import INPUT, PENULTIMATE, Pool
 from featx.backbones.with_timm import FEATURES, ending_at_features, is_timm_model, trace_options
-from featx.errors import BackboneError, first_line
+from featx.errors import BackboneError, first_line, listed
 
 _FEW_CUTS = 4
 """So many names near the top, or fewer, are containers of all the blocks: look inside."""
@@ -263,10 +263,14 @@ class _Traced:
             modules = [name for name, _ in self.model.named_modules() if name]
             if cut in modules:
                 raise BackboneError(f"Module '{cut}' computes nothing before the last layer.")
-            near = difflib.get_close_matches(cut, modules, n=3)
+            near = difflib.get_close_matches(cut, [INPUT, PENULTIMATE, *modules], n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            named = [name for name in self.cuts() if "." not in name]
+            if len(named) < _FEW_CUTS:
+                named = [name for name in self.cuts() if name.count(".") < 2]
             raise BackboneError(
-                f"The network has no module '{cut}'.{hint} 'featx backbones NAME' lists the cuts."
+                f"The network has no module '{cut}'.{hint} Cuts are {INPUT}, {listed(named, 8)}, "
+                f"and {PENULTIMATE}; 'featx backbones NAME' lists all of them."
             )
         if sum(node.op == "call_module" and node.target == cut for node in self.nodes) > 1:
             raise BackboneError(f"Module '{cut}' runs more than once in a pass; choose another.")

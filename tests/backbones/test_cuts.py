@@ -86,6 +86,13 @@ def test_resnet_has_the_cuts_that_its_users_know():
     ("name", "cut", "message"),
     [
         ("resnet18", "layer5", "no module 'layer5'. Did you mean layer"),
+        ("resnet18", "inptu", "Did you mean input"),
+        ("resnet18", "penultimat", "Did you mean penultimate"),
+        (
+            "resnet18",
+            "nope",
+            "'nope'. Cuts are input, .*layer1, .*layer4.*, and penultimate;",
+        ),
         ("resnet18", "layer4.0.bn2", "another branch of the network runs beside it"),
         ("resnet18", "layer4.0.relu", "runs more than once"),
         ("resnet18", "fc", "computes nothing before the last layer"),
