@@ -34,7 +34,7 @@ from featx.features.records import (
 )
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
 from featx.images.preprocess import PreprocessSpec
-from featx.images.reading import map_ahead, num_cores
+from featx.images.reading import map_ahead, num_cores, read_together
 from featx.images.sources import ImageSource
 
 _MIN_READERS = 2
@@ -250,15 +250,11 @@ class _Run:
 def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:
     batch, left = _ImageBatch([]), KEPT_BYTES
     with batch.spent.on("read"):
-        for position in positions:
-            # The stamp comes before the content: a change in between shows next time.
-            stamp = source.stamp(position)
+        for position, stamp, content in read_together(source, positions):
             image = Image(position, source.samples[position].sample_id, stamp)
             batch.images.append(image)
-            try:
-                content = source.read(position)
-            except ImageError as err:
-                image.fail(err)
+            if isinstance(content, ImageError):
+                image.fail(content)
                 continue
             image.digest = content_digest(content)
             if isinstance(content, bytes):  # an array is of what is in memory already

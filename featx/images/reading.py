@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from PIL import Image
 from featx.errors import ImageError
 from featx.images.decode import MAX_PIXELS, NO_DIGEST, content_digest, decoded
 from featx.images.preprocess import PreprocessSpec
-from featx.images.sources import ImageSource
+from featx.images.sources import ImageSource, Stamp
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def read_images(
         except ImageError as err:
             return index, digest, err
 
-    return map_ahead(read, indices)
+    return map_ahead(read, indices, workers=_readers(source))
 
 
 def read_digests(
@@ -78,7 +78,35 @@ def read_digests(
         except ImageError as err:
             return index, err
 
-    return map_ahead(read, indices, workers=workers)
+    return map_ahead(read, indices, workers=_readers(source) or workers)
+
+
+def read_together(
+    source: ImageSource, indices: Sequence[int]
+) -> Generator[tuple[int, Stamp, bytes | np.ndarray | ImageError], None, None]:
+    """Yield index, stamp and content of some images in order, or why one cannot be read.
+
+    Where reading mostly waits, as for a store, they are read at the same time. The stamp is taken
+    before the content: a change in between shows next time.
+    """
+
+    def read(index: int) -> tuple[int, Stamp, bytes | np.ndarray | ImageError]:
+        stamp = source.stamp(index)
+        try:
+            return index, stamp, source.read(index)
+        except ImageError as err:
+            return index, stamp, err
+
+    readers = _readers(source)
+    if readers is None:
+        yield from map(read, indices)
+    else:
+        yield from map_ahead(read, indices, workers=readers)
+
+
+def _readers(source: ImageSource) -> int | None:
+    """Return how many images of a source are best read at once; None where cores decide."""
+    return getattr(source, "parallel_reads", None)
 
 
 def map_ahead(

@@ -2,11 +2,13 @@
 
 ``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive,
 ``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``.parquet`` files,
-``hf:NAME``, ``cifar10:FOLDER``, or ``digits:``. All give the same ``ImageSource``.
+``hf:NAME``, ``s3://bucket/folder/``, ``https://…/images.csv``, ``cifar10:FOLDER``, or ``digits:``.
+All give the same ``ImageSource``.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from featx.errors import SourceError
@@ -46,6 +48,7 @@ __all__ = [
     "with_options",
 ]
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
 _TABLES = (".csv", ".tsv")
 _ARCHIVES = frozenset(
     {
@@ -79,6 +82,10 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
 
             options.require_fit(name, "a Parquet file")
             return open_hub(name, options)
+        if _SCHEME.match(name):
+            from featx.images.sources.stores import open_store
+
+            return open_store(name, options)
         return _open_path(name, Path(name).expanduser(), output, options)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err

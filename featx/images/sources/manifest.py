@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -43,10 +43,16 @@ class _Row(NamedTuple):
     line: int
 
 
-def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource:
+def open_manifest(
+    path: Path,
+    options: SourceOptions = NO_OPTIONS,
+    *,
+    sample_id: Callable[[str], str] | None = None,
+) -> FileSource:
     """Return the samples of a table, in its order.
 
     The images are not looked for: one that is missing is found when it is read, or by its stamp.
+    ``sample_id`` makes ids from the paths in a table of a store.
 
     Raises:
         SourceError: It is damaged, empty, or its columns are not told.
@@ -55,14 +61,14 @@ def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource
     folder = options.root or str(path.parent)
     rows: dict[str, _Row] = {}
     repeated: list[int] = []
-    names = _Names(path, folder, options.suffix)
+    names = _Names(path, folder, options.suffix, sample_id)
     for line, fields in _rows(path, options):
-        sample_id, row = _checked(path, line, fields, names)
-        if first := rows.get(sample_id):
-            _require_same(path, sample_id, first, row)
+        name, row = _checked(path, line, fields, names)
+        if first := rows.get(name):
+            _require_same(path, name, first, row)
             repeated.append(line)
         else:
-            rows[sample_id] = row
+            rows[name] = row
     if not rows:
         raise SourceError(f"The manifest '{path}' lists no images.")
     if repeated:
@@ -73,7 +79,7 @@ def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource
     classes = sorted({row.label for row in rows.values() if row.label})
     index = {name: position for position, name in enumerate(classes)} | {"": -1}
     samples = tuple(
-        Sample(sample_id, index[row.label], row.split, row.group) for sample_id, row in rows.items()
+        Sample(name, index[row.label], row.split, row.group) for name, row in rows.items()
     )
     uri, are_tags = options.address(path), has_tags(classes)
     return FileSource(uri, folder, tuple(classes), samples, has_tags=are_tags)
@@ -82,13 +88,18 @@ def open_manifest(path: Path, options: SourceOptions = NO_OPTIONS) -> FileSource
 class _Names:
     """Sample ids from the paths in a table."""
 
-    def __init__(self, path: Path, folder: str, suffix: str) -> None:
+    def __init__(
+        self, path: Path, folder: str, suffix: str, make: Callable[[str], str] | None
+    ) -> None:
+        self._make = make
         self._path, self._folder, self._suffix = path, folder, suffix
         self._has_backslashes: bool | None = None  # decided by the first path that has one
 
     def sample_id(self, image: str) -> str:
         if self._suffix and not image.lower().endswith(self._suffix.lower()):
             image += self._suffix
+        if self._make:
+            return self._make(image)
         if "\\" in image:
             if self._has_backslashes is None:
                 self._has_backslashes = os.path.lexists(os.path.join(self._folder, image))

@@ -1,0 +1,171 @@
+"""Images in object stores and on the web: ``s3://bucket/folder/``, ``https://…/images.csv``.
+
+The keys below a prefix mean what the paths of a folder mean; a table is read as a local one, with
+paths relative to its own address. Nothing is kept on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import ClassVar
+from urllib.parse import quote, urljoin, urlsplit
+
+from featx.errors import ImageError, SourceError, listed
+from featx.images.decode import MAX_FILE_BYTES
+from featx.images.sources.address import SourceOptions
+from featx.images.sources.entries import tree_of
+from featx.images.sources.folder import arrange
+from featx.images.sources.manifest import open_manifest
+from featx.images.sources.remote import (
+    Entry,
+    Gone,
+    ObjectStore,
+    Remote,
+    Web,
+    is_page,
+    without_secrets,
+)
+from featx.images.sources.sample import NO_FILE, Sample, Stamp
+
+_TABLES = (".csv", ".tsv")
+_READERS = 32
+
+
+@dataclass(eq=False)
+class StoreSource:
+    """Objects of a store or the web; an ``ImageSource``. ``addresses`` are those of the samples."""
+
+    parallel_reads: ClassVar[int] = _READERS
+    uri: str
+    remote: Remote
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    addresses: Sequence[str]
+    entries: list[Entry | None] | None = None  # None: not looked up yet
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    has_tags: bool = False
+    _lock: Lock = field(default_factory=Lock)
+
+    def read(self, index: int) -> bytes:
+        sample_id = self.samples[index].sample_id
+        entry = self._entries()[index]
+        if entry and entry.size > MAX_FILE_BYTES:
+            reason = f"{entry.size} bytes is more than the {MAX_FILE_BYTES} allowed."
+            raise ImageError(sample_id, reason)
+        try:
+            content = self.remote.get(self.addresses[index], entry)
+        except Gone as err:
+            raise ImageError(sample_id, str(err), is_permanent=False) from None
+        if len(content) > MAX_FILE_BYTES:
+            raise ImageError(sample_id, f"more than the {MAX_FILE_BYTES} bytes allowed.")
+        if is_page(content):
+            reason = "got a web page instead of an image; its address may need a login."
+            raise ImageError(sample_id, reason, is_permanent=False)
+        return content
+
+    def stamp(self, index: int) -> Stamp:
+        entry = self._entries()[index]
+        return entry.stamp() if entry else NO_FILE
+
+    def _entries(self) -> list[Entry | None]:
+        """Return what is known of each object, looked up once, many at a time."""
+        with self._lock:
+            if self.entries is None:
+                with ThreadPoolExecutor(_READERS) as pool:
+                    self.entries = list(pool.map(self.remote.look_up, self.addresses))
+            return self.entries
+
+
+def open_store(uri: str, options: SourceOptions) -> StoreSource:
+    """Return the images below a prefix of a store, or those of a table in a store or on the web.
+
+    Raises:
+        SourceError: There is no connection, bucket, right or image, or it is not laid out as
+            expected.
+    """
+    shown = without_secrets(uri)
+    if "@" in urlsplit(uri).netloc:
+        raise SourceError(f"'{shown}': leave out user and password, which would be recorded.")
+    is_web = uri.startswith(("http://", "https://"))
+    path = urlsplit(uri).path if is_web else uri
+    if path.lower().endswith(_TABLES):
+        options.require_fit(shown, "a table")
+        return _open_table(uri, shown, Web(uri) if is_web else ObjectStore(uri), options)
+    if is_web:
+        raise SourceError(f"'{shown}' is no table. Of the web, give a .csv or .tsv that lists it.")
+    options.require_fit(uri, "a folder")
+    return _open_prefix(uri.rstrip("/") + "/")
+
+
+def _open_prefix(uri: str) -> StoreSource:
+    store, prefix = ObjectStore(uri), uri.partition("://")[2]
+    found = {path.removeprefix(prefix): entry for path, entry in store.listed(prefix)}
+    if not found:
+        raise SourceError(f"There is nothing below '{uri}'.{_nearest(store, prefix)}")
+    tree = tree_of(Path(uri), found)
+    try:
+        classes, samples = arrange(tree)
+    except SourceError as err:
+        raise SourceError(str(err).replace(str(Path(uri)), uri.rstrip("/"))) from None
+    addresses = [uri + sample.sample_id for sample in samples]
+    entries: list[Entry | None] = [found[sample.sample_id] for sample in samples]
+    ignored = dict(tree.ignored)
+    return StoreSource(uri, store, classes, samples, addresses, entries, ignored)
+
+
+def _nearest(store: ObjectStore, prefix: str) -> str:
+    """Return a sentence with the folders beside a prefix that is not there."""
+    above = prefix.rstrip("/").rpartition("/")[0]
+    names = {path[len(above) + 1 :].split("/")[0] for path, _ in store.listed(f"{above}/")}
+    return f" Beside it are {listed(sorted(names))}." if names else ""
+
+
+def _open_table(uri: str, shown: str, remote: Remote, options: SourceOptions) -> StoreSource:
+    if options.root:
+        raise SourceError(f"'{shown}': root is for tables on this machine.")
+    try:
+        content = remote.get(uri, None)
+    except Gone as err:
+        raise SourceError(f"Cannot read '{shown}': {err}") from None
+    if is_page(content):
+        raise SourceError(f"'{shown}' gives a web page instead of a table; it may need a login.")
+    addresses: dict[str, str] = {}
+    is_web, base = isinstance(remote, Web), uri.rpartition("/")[0]
+
+    def sample_id(image: str) -> str:
+        name = image
+        if "://" in image:
+            if urlsplit(image).scheme not in _schemes(uri):
+                raise SourceError(f"'{shown}': '{without_secrets(image)}' is of another store.")
+            name = without_secrets(image)
+            address = image
+        elif is_web:
+            address = urljoin(uri, quote(image, safe="/"))
+        else:
+            address = f"{base}/{image.removeprefix('./')}"
+        if addresses.setdefault(name, address) != address:
+            raise SourceError(f"'{shown}' lists '{name}' twice, signed in two ways. Keep one.")
+        return name
+
+    ending = Path(urlsplit(uri).path if is_web else uri).suffix
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder).resolve() / f"table{ending}"
+        path.write_bytes(content)
+        try:
+            table = open_manifest(path, options, sample_id=sample_id)
+        except SourceError as err:
+            raise SourceError(str(err).replace(str(path), shown)) from None
+    places = [addresses[sample.sample_id] for sample in table.samples]
+    address = options.address(shown)
+    tags = table.has_tags
+    return StoreSource(address, remote, table.classes, table.samples, places, has_tags=tags)
+
+
+def _schemes(uri: str) -> tuple[str, ...]:
+    scheme = urlsplit(uri).scheme
+    return ("http", "https") if scheme in ("http", "https") else (scheme,)
