@@ -122,7 +122,8 @@ def extract(
 
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
     a folder of images; a .zip or .tar of any of these; WebDataset shards, 'train-{000..099}.tar'; a
-    .parquet file, or a folder of them; a .csv or .tsv with the columns path,label[,split][,group]
+    .parquet file, or a folder of them, or hf:NAME; a .csv or .tsv with the columns
+    path,label[,split][,group]
     or others; cifar10:FOLDER with CIFAR-10's python pickles; or digits:, scikit-learn's built-in
     digits.
 

@@ -1,7 +1,7 @@
 """Images in Parquet files, read by row without holding more than one row group of them.
 
 A row group can only be read from its beginning. One stream for all threads moves through it, and
-the rows that it passed are kept as bytes, at most as many as the largest row group has.
+the rows that it passed are kept as bytes, at most half as many as the largest row group has.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class RowReader:
     def __init__(self, files: list[ImageFile]) -> None:
         self._files = files
         largest = max((group.size for file in files for group in file.groups), default=0)
-        self._room = min(max(largest, _LEAST_KEPT), _MOST_KEPT)
+        self._room = min(max(largest // 2, _LEAST_KEPT), _MOST_KEPT)
         self._lock = threading.Lock()
         self._stream: tuple[int, int, Iterator[list[Any]]] | None = None
         self._next = 0  # the row of the file that the stream gives next
