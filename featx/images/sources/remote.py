@@ -314,4 +314,6 @@ def _is_down(err: BaseException | None) -> bool:
 
 def _store_may_pass(err: Exception) -> bool:
     final = (Gone, FileNotFoundError, PermissionError, ImportError, TypeError)
-    return not isinstance(err, final) and "credentials" not in str(err).lower()
+    if isinstance(err, final) or _is_down(err):
+        return False
+    return "credentials" not in str(err).lower()

@@ -11,10 +11,12 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+import featx
 from featx.errors import ImageError, SourceError
 from featx.extraction.plan import make_plan
 from featx.images.reading import read_together
@@ -82,6 +84,23 @@ def test_a_prefix_is_as_a_folder_with_literal_keys_and_no_markers(bucket):
     assert source.classes == ("c", "d")
     assert contents(source) == names
     assert open_source(source.uri).samples == source.samples
+
+
+def test_rows_are_those_of_the_folder_and_a_second_run_reads_nothing(bucket, tmp_path, monkeypatch):
+    for i, name in enumerate(f"{label}/{i}.png" for label in "ab" for i in range(4)):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i * 9))
+        bucket.put_object(Bucket="photos", Key=f"set/{name}", Body=path.read_bytes())
+    options = featx.ExtractOptions(backbone="tiny")
+    featx.extract("s3://photos/set", tmp_path / "s3.h5", options)
+    featx.extract(str(tmp_path / "set"), tmp_path / "local.h5", options)
+    with h5py.File(tmp_path / "s3.h5") as one, h5py.File(tmp_path / "local.h5") as other:
+        for name in ("features", "digests", "labels", "sample_ids"):
+            assert np.array_equal(one[name][...], other[name][...])
+    monkeypatch.setattr(remote.ObjectStore, "get", None)
+    featx.extract(None, tmp_path / "s3.h5")
+    assert featx.check(tmp_path / "s3.h5").source == "s3://photos/set/"
 
 
 def test_an_object_replaced_after_listing_is_that_images_error(bucket):
