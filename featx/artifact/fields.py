@@ -164,6 +164,7 @@ _FEATURES = record(
         "label_kind": text("tags", "classes"),
         "own_validation": flag,
         "views": _VIEWS_SPEC,
+        "licence": text(),
     },
 )
 
@@ -329,7 +330,7 @@ def _head(task: str, num_outputs: int) -> Rule:
             "comparison": nullable(_COMPARISON),
             "provenance": _PROVENANCE,
             "made_from": _MADE_FROM,
-            "held_out": text(),
+            **dict.fromkeys(("held_out", "licence"), text()),
             "excluded": list_of(path_text),
         },
     )
@@ -392,7 +393,7 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "head": _choice,
             "made_from": _MADE_FROM,
             "held_out": text(),
-            "stale": text(),
+            **dict.fromkeys(("stale", "licence"), text()),
             "trained_on": _ROW_SET,
             "proof": nullable(_proof(task, num_outputs)),
         },

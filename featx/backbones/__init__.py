@@ -5,6 +5,8 @@ catalog          building them, and torchvision's records
 with_timm        timm's models: names, building, preprocessing, features
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
+hub              files from Hugging Face's hub or its cache
+licences         the licence of weights, and what has to be said of it
 state_dict       finding a network's tensors in a checkpoint, under whatever names
 cuts             splitting a network at the input of a module
 network          the module that ends at the chosen layer, its stem and its tail

@@ -1,7 +1,7 @@
 """The catalog as a table that comes with featx: answers about names, and lists, without torch.
 
-``tools/backbone_table.py`` writes it from torchvision. A row of another library has a name that
-says so, ``LIBRARY/NAME``, and the version of that library stands beside torchvision's.
+``tools/backbone_table.py`` writes it from torchvision and timm, whose rows are ``timm/NAME.TAG``;
+the first one of a ``NAME`` has timm's default weights. Other models of timm are asked of timm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BackboneInfo:
 
     Attributes:
         name: What the backbone goes by.
-        family: Module of torchvision that has it, such as ``"vision_transformer"``.
+        family: Module of torchvision or timm that has it, such as ``"vision_transformer"``.
         num_features: Length of the penultimate features.
         image_size: Input of the default weights, pixels.
         num_parameters: Of the whole model, classifier included, auxiliary heads left out.
@@ -58,7 +58,7 @@ class BackboneInfo:
 
 @cache
 def backbone_table() -> tuple[BackboneInfo, ...]:
-    """Return the rows, ``tiny`` first, the rest in alphabetical order."""
+    """Return the rows: ``tiny`` and ``lite0``, torchvision's and timm's by name."""
     rows = _content()["rows"]
     return tuple(BackboneInfo(**row | {"weights": tuple(row["weights"])}) for row in rows)
 
@@ -76,11 +76,10 @@ def find_backbone(name: str) -> str | None:
     ('resnet18', 'vit_b_16', None)
     """
     plain = _plain(name)
-    rows = (row.name for row in backbone_table())
-    if found := next((row for row in rows if _plain(row) == plain), None):
-        return found
-    if name == "lite0":
-        return name
+    rows = [row.name for row in backbone_table()]
+    for known in (_plain, lambda row: _plain(_without_tag(row))):
+        if found := next((row for row in rows if known(row) == plain), None):
+            return found
     if name.startswith("timm/") and find_spec("timm"):
         from featx.backbones.with_timm import full_name
 
@@ -118,14 +117,25 @@ def _nearest(name: str) -> list[str]:
     return list(dict.fromkeys((*longer, *similar)))[:3]
 
 
+def short_name(row: BackboneInfo) -> str:
+    """Return a row's name, of timm's without the tag where that is the default one."""
+    short = _without_tag(row.name)
+    return short if find_backbone(short) == row.name else row.name
+
+
+def _without_tag(name: str) -> str:
+    return name.partition(".")[0] if name.startswith("timm/") else name
+
+
 def search_backbones(part: str) -> list[BackboneInfo]:
     """Return the rows that have ``part`` in their name or family, as loosely as names."""
     plain = _plain(part)
-    return [
-        row
-        for row in backbone_table()
-        if plain and (plain in _plain(row.name) or plain in _plain(row.family))
-    ]
+
+    def has(row: BackboneInfo) -> bool:
+        names = _plain(_without_tag(row.name)), _plain(row.family)
+        return any(plain in name for name in names) or part.lower() in row.name
+
+    return [row for row in backbone_table() if plain and has(row)]
 
 
 def sort_backbones(rows: Iterable[BackboneInfo], order: Order) -> list[BackboneInfo]:

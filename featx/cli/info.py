@@ -17,6 +17,7 @@ from featx.backbones.table import (
     find_backbone,
     require_backbone,
     search_backbones,
+    short_name,
     sort_backbones,
 )
 from featx.cli import options
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 _CLASSES_SHOWN = 10
 _DEPTH = 2
 _START_WITH = {
-    "mobilenet_v3_large": "on a laptop's CPU",
-    "convnext_small": "on a GPU",
-    "tiny": "for images of about 32 pixels; needs no download",
+    "lite0": "on a laptop's CPU; weights by pip",
+    "timm/vit_small_patch14_dinov2": "on a GPU, with --image-size 224",
+    "tiny": "images of about 32 px; no download",
 }
 
 
@@ -99,6 +100,8 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"
+    if "licence" in details:
+        yield "licence", details["licence"]
     crop = (
         f"resize {preprocess['resize']}, centre crop {preprocess['image_size']}"
         if preprocess["crop"] == "center"
@@ -281,23 +284,22 @@ def _list_backbones(
     if as_json:
         print_json([asdict(row) | {"licence": row.licence} for row in small])
         return
-    width = max(len(row.family) for row in small)
+    names = [short_name(row) for row in small]
     print_table(
-        ["backbone", "family".ljust(width), "features", "input", "params", "GFLOPs", "top-1"],
+        ["backbone", "features", "input", "params", "GFLOPs", "top-1"],
         [
             [
-                row.name,
-                row.family.ljust(width),
+                name,
                 f"{row.num_features:,}",
                 f"{row.image_size}",
                 f"{row.num_parameters / 1e6:.1f} M",
                 f"{row.gflops:.2f}",
                 f"{row.top1:.1f}" if row.top1 else "",
             ]
-            for row in small
+            for name, row in zip(names, small, strict=True)
         ],
     )
-    shown = {row.name for row in small}
+    shown = set(names)
     start = [name for name in _START_WITH if part is None and name in shown]
     for number, name in enumerate(start):
         title = "\nstart with" if number == 0 else " " * len("start with")

@@ -7,6 +7,7 @@ are refused, never mixed.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shlex
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from featx.artifact import (
     partial_path,
     require_replaceable,
 )
+from featx.backbones.licences import licence_of, licence_warning
 from featx.backbones.spec import BackboneSpec
 from featx.errors import (
     ArtifactBusy,
@@ -41,6 +43,8 @@ from featx.features.journal import has_rows, read_settings
 from featx.features.records import RowLayout
 from featx.images.sources import ImageSource
 from featx.images.views import ViewsSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ class Settings:
         dtype = "float32" if self.spec.cut is None else self.dtype
         views = self.view_spec
         return RowLayout(self.spec.row_shape, dtype, views.num_views if views else 0)
+
+    @property
+    def origin_details(self) -> dict[str, str]:
+        """What a header says of the weights: where they came from, and their licence if known."""
+        licence = licence_of(self.spec.backbone, self.weights)
+        return {"weights": self.weights} | ({"licence": licence} if licence else {})
 
     @classmethod
     def of_file(cls, header: Header, *, path: Path) -> Self:
@@ -176,7 +186,7 @@ def settle(
         )
     )
     before = next(same, None)
-    return Settings(
+    settings = Settings(
         spec=before.spec if before else _new_spec(options, images, backbone),
         source=images.uri,
         dtype=options.dtype,
@@ -187,6 +197,10 @@ def settle(
         environment=next((settings.environment for settings in recorded), {}),
         views=options.view_spec.to_dict() if options.view_spec else None,
     )
+    warning = licence_warning(options.backbone, settings.origin_details.get("licence"))
+    if warning and before is None:  # the run that recorded it said it
+        log.warning("%s", warning)
+    return settings
 
 
 def _new_spec(

@@ -255,7 +255,7 @@ class OutputRun:
             classes=self.images.classes,
             details={
                 "source": self.settings.source,
-                "weights": self.settings.weights,
+                **self.settings.origin_details,
                 "request": self.settings.request,
                 "dtype": self.settings.dtype,
                 **({"views": self.settings.views} if self.settings.views else {}),

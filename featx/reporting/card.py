@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
+from featx.backbones.licences import licence_warning
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists
 from featx.features.file import FeatureFile
@@ -103,7 +104,7 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
             "counts": cache and _counts(header, cache, task),
             "num_classes": len(header.classes),
             "classes": header.classes[:_CLASSES_SHOWN],
-            "licence": licence(details["weights"]),
+            "licence": licence(details["weights"], details.get("licence")),
             "choice": ", ".join(
                 str(choice[name]) if name == "head" else f"{name} {choice[name]}"
                 for name in ("head", "solver", "strength", "hidden", "seed")
@@ -153,9 +154,12 @@ def _scores(task: Task, metrics: Mapping[str, Any]) -> str:
     return markdown_table(["split", *(column.title for column in task.columns)], rows)
 
 
-def licence(origin: str) -> str:
-    """Return the licence of weights from some origin, as far as it is known."""
+def licence(origin: str, recorded: str | None = None) -> str:
+    """Return the licence of weights from some origin, as far as it is known or recorded."""
     scheme, _, name = origin.partition(":")
+    if recorded and (scheme, recorded) != ("bundled", "MIT"):
+        warning = licence_warning("this model", recorded)
+        return markdown(f"{recorded}. {warning}" if warning else recorded)
     if scheme == "torchvision":
         return (
             f"torchvision's {markdown(name)}. torchvision's code is BSD-3-Clause; its weights may "

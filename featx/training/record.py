@@ -24,6 +24,8 @@ from featx.training.trained import Trained
 
 _ORIGIN = ("source", "weights", "val_fraction")
 """Details that export needs to find images and weights again."""
+_LICENCE = ("licence",)
+"""Of the weights, in files that know it."""
 
 
 def made_from(
@@ -98,7 +100,7 @@ def head_header(
     weight = dict(class_weight) if isinstance(class_weight, Mapping) else class_weight
     details: dict[str, Any] = {
         **inputs,
-        **{name: source[name] for name in _ORIGIN},
+        **{name: source[name] for name in (*_ORIGIN, *_LICENCE) if name in source},
         "activation": "relu",
         "task": trained.task.name,
         "choice": trained.choice,

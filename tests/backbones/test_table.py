@@ -15,15 +15,57 @@ from featx.backbones.table import (
     search_backbones,
     sort_backbones,
 )
+from featx.backbones.with_timm import full_name, pretrained_cfg
 from featx.errors import BackboneError
 
 ROWS = {row.name: row for row in backbone_table()}
 NAMES = backbone_names()
 
 
-def test_the_table_has_the_names_and_version_of_torchvision():
-    assert tuple(ROWS) == NAMES
-    assert table._content()["versions"] == {"torchvision": public_version("torchvision")}
+OF_TIMM = [name for name in ROWS if name.startswith("timm/")]
+
+
+def test_the_table_has_the_names_and_versions_of_the_libraries():
+    assert tuple(ROWS) == ("tiny", "lite0", *NAMES[1:], *OF_TIMM)
+    assert table._content()["versions"] == {
+        name: public_version(name) for name in ("torchvision", "timm")
+    }
+    assert len(OF_TIMM) > 60
+
+
+@pytest.mark.parametrize("name", [*OF_TIMM, "lite0"])
+def test_a_row_agrees_with_timms_configuration(name):
+    row, cfg = ROWS[name], pretrained_cfg(name)
+    assert full_name(name) == (name if name != "lite0" else "timm/tf_efficientnet_lite0.in1k")
+    assert row.image_size == cfg["input_size"][-1]
+    assert row.licence.lower() == cfg.get("license", "unknown")
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "lite0"])
+def test_a_row_has_the_parameters_and_features_of_timms_model(name):
+    row, model = ROWS[name], build_skeleton(name)
+    assert row.num_parameters == sum(p.numel() for p in model.parameters())
+    assert row.num_features == model.head_hidden_size
+
+
+def test_the_first_row_of_a_model_of_timm_is_its_default():
+    for name in OF_TIMM:
+        short = name.partition(".")[0]
+        if find_backbone(short) == name:
+            assert full_name(short) == name
+
+
+def test_names_of_timm_need_no_tag_and_no_exact_writing():
+    expected = "timm/vit_small_patch14_dinov2.lvd142m"
+    for written in ("timm/vit_small_patch14_dinov2", "timm/ViT-Small-Patch14-DINOv2", expected):
+        assert require_backbone(written) == expected
+    with pytest.raises(BackboneError, match="timm/vit_small_patch14_dinov2"):
+        require_backbone("vit_small_patch14_dinov2")
+
+
+@pytest.mark.parametrize("part", ["dino", "siglip", "clip", "timm/", "eva02"])
+def test_models_of_timm_are_found_by_a_part_of_their_name(part):
+    assert any(row.name.startswith("timm/") for row in search_backbones(part))
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "googlenet", "inception_v3", "vit_b_32"])
@@ -93,7 +135,7 @@ def test_a_near_miss_gets_a_suggestion(typo, meant):
         BackboneOptions(backbone=typo)
 
 
-@pytest.mark.parametrize("name", ["", "-", "timm/resnet", "resnet", "regnet_x_1__6_gf_"])
+@pytest.mark.parametrize("name", ["", "-", "timm/resnot18", "resnet", "regnet_x_1__6_gf_"])
 def test_parts_of_names_and_other_libraries_names_are_no_names(name):
     expected = "regnet_x_1_6gf" if name.startswith("reg") else None
     assert find_backbone(name) == expected
@@ -111,13 +153,13 @@ def test_names_of_another_torchvision_are_asked_of_it(monkeypatch):
 
 
 def test_backbones_are_found_by_a_part_of_name_or_family():
-    assert {row.name for row in search_backbones("ResNeXt")} == {
+    assert {row.name for row in search_backbones("ResNeXt") if row.name not in OF_TIMM} == {
         *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
     }
-    assert {row.family for row in search_backbones("transformer")} == {
+    assert {row.family for row in search_backbones("transformer")} > {
         *("swin_transformer", "vision_transformer")
     }
-    assert search_backbones("dino") == search_backbones("") == search_backbones("-") == []
+    assert search_backbones("dinosaur") == search_backbones("") == search_backbones("-") == []
 
 
 @pytest.mark.parametrize(
@@ -126,8 +168,8 @@ def test_backbones_are_found_by_a_part_of_name_or_family():
      ("features", "tiny"), ("top1", "vit_h_14")],
 )  # fmt: skip
 def test_the_order_of_a_list(order, first):
-    rows = sort_backbones(reversed(ROWS.values()), order)
+    rows = sort_backbones((ROWS[name] for name in reversed(NAMES)), order)
     assert rows[0].name == first
-    assert len(rows) == len(ROWS)
+    assert len(rows) == len(NAMES)
     if order == "top1":
-        assert rows[-1].name == "tiny"  # it has none
+        assert rows[-1].top1 is None

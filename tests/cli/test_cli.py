@@ -350,36 +350,35 @@ def test_compare_measures_the_models_of_heads(made, copy):
 
 def test_backbones_lists_what_chooses_one():
     lines = featx_cli("backbones").stdout.splitlines()
-    assert lines[0].split() == [
-        *("backbone", "family", "features", "input", "params", "GFLOPs", "top-1")
-    ]
-    assert (
-        "resnet18            resnet                   512    224   11.7 M     1.81   69.8" in lines
-    )
+    assert lines[0].split() == [*("backbone", "features", "input", "params", "GFLOPs", "top-1")]
+    assert "resnet18 512 224 11.7 M 1.81 69.8" in [" ".join(line.split()) for line in lines]
+    assert any(line.startswith("timm/vit_small_patch14_dinov2  ") for line in lines)
     assert max(map(len, lines)) <= 80
     assert lines[-3:] == [
-        "start with  mobilenet_v3_large  on a laptop's CPU",
-        "            convnext_small      on a GPU",
-        "            tiny                for images of about 32 pixels; needs no download",
+        "start with  lite0                          on a laptop's CPU; weights by pip",
+        "            timm/vit_small_patch14_dinov2  on a GPU, with --image-size 224",
+        "            tiny                           images of about 32 px; no download",
     ]
     first, *_ = json.loads(featx_cli("backbones", "--json").stdout)
     assert (first["name"], first["top1"], first["licence"]) == ("tiny", None, "MIT")
 
 
 def test_backbones_lists_those_like_a_name_in_an_order():
-    command = ("backbones", "VIT", "--max-params", "300m", "--sort", "gflops")
+    command = ("backbones", "Swin", "--max-params", "30m", "--sort", "gflops")
+    names = ["swin_t", "timm/swin_tiny_patch4_window7_224", "swin_v2_t"]
+    names.append("timm/swinv2_tiny_window8_256")
     table = featx_cli(*command).stdout.splitlines()
-    assert [line.split()[0] for line in table[2:]] == ["vit_b_32", "maxvit_t", "vit_b_16"]
-    assert [row["name"] for row in json.loads(featx_cli(*command, "--json").stdout)] == [
-        *("vit_b_32", "maxvit_t", "vit_b_16")
-    ]
+    assert [line.split()[0] for line in table[2:]] == names
+    rows = json.loads(featx_cli(*command, "--json").stdout)
+    assert [row["name"].partition(".")[0] for row in rows] == names
 
 
 @pytest.mark.parametrize(
     ("command", "code", "text"),
     [
         (("dinno",), 1, "Unknown backbone 'dinno'"),
-        (("vit", "--max-params", "30M"), 1, "the smallest, maxvit_t, has 30.92 M"),
+        (("maxvit_t", "--sort", "name"), 2, "maxvit_t is one backbone"),
+        (("dino", "--max-params", "3M"), 1, "the smallest, timm/vit_small_patch16_dinov3"),
         (("--max-params", "many"), 2, "'many' is no number such as 30M"),
         (("vit", "--cuts"), 2, "--cuts needs the whole NAME"),
         (("vit", "--image-size", 64), 2, "--image-size needs the whole NAME"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from typing import Any, Literal, get_args
 
 from featx.artifact import Header, describe_environment, fingerprint_of
 from featx.backbones.graph_cache import OPSET
+from featx.backbones.licences import licence_warning
 from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.proof import Proof
 from featx.classifier.staleness import find_features
 from featx.errors import ArtifactError, ConfigError, require_at_least, require_choice
 from featx.features.file import open_features
 from featx.heads.head import Head
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "int8"]
 """Of the backbone; preprocessing and head are fp32."""
@@ -147,3 +151,9 @@ def is_current(header: Header, head: Head, head_path: Path, options: ExportOptio
         return not path.exists()  # moved away since the proof
     trained_on = head.header.details.get("made_from", {}).get("features")
     return bool(features.inputs_sha256 == trained_on)
+
+
+def warn_of_licence(head: Head) -> None:
+    """Say what restricts the use of a model, which is derived from the weights of its backbone."""
+    if warning := licence_warning(head.header.spec["backbone"], head.header.details.get("licence")):
+        log.warning("%s", warning)

@@ -57,13 +57,14 @@ from featx.stages.export.options import (
     Precision,
     is_current,
     made_from,
+    warn_of_licence,
 )
 
 Progress = Callable[[str], None]
 
 _NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
-_COPIED = ("held_out", "task", "thresholds", "unit")
+_COPIED = ("held_out", "licence", "task", "thresholds", "unit")
 """Details of the head that the file has as well, where there are any."""
 
 
@@ -121,6 +122,7 @@ def export_onnx(
     if existing:
         details = existing.details
         replaced = describe_head(details.get("head", {}), details.get("metrics", {}))
+    warn_of_licence(trained)
     made = _Export(trained, Path(head), options, progress=report)
     proof, header, content = made.run(output)
     with publishing(output, overwrite=exists) as temporary:

@@ -16,7 +16,7 @@ from featx.errors import ConfigError, ExportError
 from featx.heads.head import Head, open_head
 from featx.images.reading import spread
 from featx.stages.export.evidence import open_evidence
-from featx.stages.export.options import ExportOptions
+from featx.stages.export.options import ExportOptions, warn_of_licence
 
 MAX_DIFFERENCE = 1e-4
 """Of the model's logits from those of network and head, as a share of the largest."""
@@ -87,6 +87,7 @@ def export_state_dict(
 
     spec = BackboneSpec.from_dict(trained.header.spec)
     with_head.require_last_layer(spec)
+    warn_of_licence(trained)
     crops = _crops(trained, Path(head), options)
     report("Building the model")
     network = network_of(trained, options.weights, report)

@@ -109,7 +109,7 @@ def test_weights_are_opened_only_where_they_are_needed(trained, monkeypatch):
         trained.folder / "s.h5", trained.features, trained.source, "stage3"
     )  # fmt: skip
     plain = train_cut_head(trained.folder / "plain.safetensors", behind)
-    monkeypatch.setattr(weights, "_read_state", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(weights, "read_tensors", lambda *_: pytest.fail("the weights were read"))
     export_onnx(at_input.head, at_input.model)
     tail = open_head(at_input.head)
     assert open_features_of(tail, at_input.features, allow_stale=False)[0].features.shape[1] == 192
