@@ -5,6 +5,7 @@ Two chains lead to the model: features, head; and activations at a cut, tuned he
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class FileStatus:
     Attributes:
         path: The file.
         state: ``"current"``: what its inputs give; ``"stale"``: they have changed; ``"missing"``;
-            ``"unfinished"``: an extraction was interrupted; ``"damaged"``; or ``"unchecked"``: what
+            ``"unfinished"``: it was interrupted; ``"damaged"``; or ``"unchecked"``: what
             it was made from is not there to compare with.
         reason: Why it is not current; empty where it is.
         command: What brings it up to date; empty where it is, where another file comes first,
@@ -130,6 +131,8 @@ class _Trained:
         path, features = folder / name, folder / FEATURES
         if name == TUNED:
             features = next(iter(_cut_files(folder)), folder / "features-CUT.h5")
+            if (unfinished := _unfinished_training(path, features)) is not None:
+                return cls(path, None, features, unfinished)
         opened = _open(path, "head", _train_again(path, features, None), open_head)
         if isinstance(opened, FileStatus):
             return cls(path, None, features, opened)
@@ -263,6 +266,34 @@ def _train_again(path: Path, features: Path, head: Head | None) -> str:
     options = [(f"--{name}", value) for name, value in given.items() if value not in _USUAL]
     flags = ("--scratch",) if head and head.header.details["choice"].get("scratch") else ()
     return _command(made_by, *chain.from_iterable(options), *flags, features, "-o", path)
+
+
+def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
+    """Return the status of a tuned head whose training was interrupted, None where none was."""
+    from safetensors import SafetensorError, safe_open
+
+    from featx.training.finetune.options import FinetuneOptions
+
+    try:
+        with safe_open(partial_path(path), "np") as file:
+            state = json.loads((file.metadata() or {})["featx-training"])
+        options, count = dict(state["settings"]["options"]), len(state["state"]["epochs"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
+    usual, flags = FinetuneOptions().to_dict(), list[str]()
+    names = {"max_epochs": "epochs"}
+    for name, value in options.items():
+        flag = str(names.get(name, name)).replace("_", "-")
+        if name not in usual or value == usual[name] or name == "exclude":
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, (str, int, float)):
+            flags += [f"--{flag}", str(value)]
+    reason = f"a training was interrupted after {counted(count, 'epoch')}"
+    return FileStatus(
+        path, "unfinished", reason, _command("finetune", *flags, features, "-o", path)
+    )
 
 
 def _model_status(folder: Path, heads: Sequence[_Trained]) -> FileStatus:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import featx_cli
+from safetensors.numpy import save_file
 from tuned import write_cut, write_tuned
 
 from featx.backbones.spec import BUNDLED_WEIGHTS
@@ -307,6 +308,21 @@ def test_activations_that_are_gone_name_the_cut(tuned_made):
     assert names(found) == BOTH
     assert states(found) == ["current", "current", "missing", "unchecked", "current"]
     assert " -b tiny --cut stage3 -o " in found.files[2].command
+
+
+def test_an_unfinished_training_names_the_command_that_it_was_started_with(tuned_made):
+    partial = tuned_made / "tuned.safetensors.partial"
+    options = {"lr": 0.001, "max_epochs": 5, "scratch": True, "calibrate": False, "patience": 4}
+    state = {"settings": {"options": options}, "state": {"epochs": [{}, {}]}}
+    save_file({}, partial, {"featx-training": json.dumps(state)})
+    (found,) = [file for file in status(tuned_made).files if file.path.name.startswith("tuned")]
+    assert (found.state, found.reason) == (
+        "unfinished",
+        "a training was interrupted after 2 epochs",
+    )
+    for flags in ("--lr 0.001", "--epochs 5", "--scratch", "--no-calibrate"):
+        assert flags in found.command
+    assert "--patience" not in found.command
 
 
 def test_a_tuned_head_of_other_rows_is_stale(tuned_made, source):
