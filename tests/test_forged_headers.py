@@ -355,7 +355,7 @@ def test_every_field_of_spec_and_request_is_known():
     names = {field.name for field in fields(BackboneSpec)} - {"calibration", "cut", "shape"}
     spec = complete_header("features").spec
     assert names == spec.keys()
-    assert {field.name for field in fields(PreprocessSpec)} - {"decode"} == spec[
+    assert {field.name for field in fields(PreprocessSpec)} - {"decode", "pad"} == spec[
         "preprocess"
     ].keys()
     request = BackboneRequest("tiny", decode="scaled", precision="bf16").to_dict()

@@ -27,6 +27,7 @@ from featx.artifact.files import (
     run_files,
     sync,
     target_of,
+    tensor_metadata,
     without_folders,
 )
 from featx.artifact.header import (
@@ -77,5 +78,6 @@ __all__ = [
     "run_files",
     "sync",
     "target_of",
+    "tensor_metadata",
     "without_folders",
 ]

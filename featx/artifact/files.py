@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -347,6 +348,22 @@ def is_unfinished(output: Path) -> bool:
     """Return whether only the journal of an extraction is there, and not its output."""
     # os.path answers where pathlib raises: for names that cannot be.
     return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
+
+
+def tensor_metadata(path: Path, *, most: int) -> dict[str, str]:
+    """Return the texts in the metadata of a safetensors file; none where it is no such file.
+
+    Args:
+        path: The file.
+        most: Bytes of its listing that are read.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            texts = json.loads(file.read(min(length, most)))["__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return texts if isinstance(texts, dict) else {}
 
 
 def kind_of_file(path: Path) -> Kind:

@@ -18,6 +18,7 @@ from featx.backbones.catalog import (
 )
 from featx.backbones.network import Network, tensors_of
 from featx.backbones.spec import BackboneSpec
+from featx.backbones.with_timm import full_name, uses_timm
 from featx.errors import BackboneError
 
 _BATCH = 16
@@ -81,6 +82,12 @@ def how_to_load(spec: BackboneSpec, num_outputs: int) -> str:
     if spec.backbone == "tiny":
         return f"featx.backbones.tiny.Tiny(num_classes={num_outputs})"
     size = spec.preprocess.image_size
+    if uses_timm(spec.backbone):
+        name = full_name(spec.backbone).partition("/")[2]
+        is_other = size != default_preprocess(spec.backbone).image_size
+        takes_size = is_other and hasattr(build_skeleton(spec.backbone), "set_input_size")
+        more = f", img_size={size}" if takes_size else ""
+        return f'timm.create_model("{name}", num_classes={num_outputs}{more})'
     takes_size = spec.backbone.startswith("vit_")
     is_other = takes_size and size != default_preprocess(spec.backbone).image_size
     more = f", image_size={size}" if is_other else ""

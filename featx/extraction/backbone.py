@@ -24,7 +24,7 @@ from featx.backbones.engines import (
     resolve_devices,
 )
 from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph, recall, remember
-from featx.backbones.spec import INPUT
+from featx.backbones.spec import INPUT, spec_from
 from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.errors import BackboneError, ExportError, SourceError
 from featx.extraction.options import ResolvedOptions
@@ -104,7 +104,8 @@ class LazyBackbone:
 
     def environment(self) -> dict[str, str]:
         library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
-        versions = describe_environment("torch", "torchvision", "pillow", "h5py", *library)
+        builders = spec_from(self._options.backbone)[1:]
+        versions = describe_environment(*builders, "pillow", "h5py", *library)
         return versions | {"device": str(self.device), "engine": str(self.engine_name)}
 
     def _chosen(self) -> EngineName:

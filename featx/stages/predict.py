@@ -7,7 +7,6 @@ core takes a few at a time from file to prediction, with a session of one thread
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.artifact import MAX_HEADER_BYTES, Header
+from featx.artifact import MAX_HEADER_BYTES, Header, tensor_metadata
 from featx.backbones.seal import SEAL_BYTES
 from featx.classifier.session import (
     Classifier,
@@ -322,12 +321,8 @@ def _warn_of_another_head(classifier: Classifier) -> None:
 def _head_sha256(path: Path) -> str | None:
     """Return the sha256 in a head's header; None where it is no head, or is damaged."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            listing = json.loads(file.read(min(length, 2 * MAX_HEADER_BYTES)))
-        header = Header.from_json(listing["__metadata__"]["featx"], path=path, kind="head")
+        text = tensor_metadata(path, most=2 * MAX_HEADER_BYTES)["featx"] if path.is_file() else ""
+        header = Header.from_json(text, path=path, kind="head")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return str(header.details["sha256"])

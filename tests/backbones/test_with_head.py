@@ -106,3 +106,12 @@ def test_a_network_with_another_tensor_gives_other_logits():
         network.trunk.get_parameter("stem.0.weight").mul_(1.5)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert largest_difference(whole, network, pixels) > 1e-3
+
+
+@pytest.mark.parametrize(("size", "more"), [(224, ""), (288, ", img_size=288")])
+def test_a_model_of_timm_is_made_by_timm(size, more):
+    pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    geometry = PreprocessSpec(size, size, (0.5,) * 3, (0.5,) * 3, crop="none")
+    spec = BackboneSpec(f"timm/{name}", "0" * 64, "pre_logits", "cls", 192, geometry)
+    assert how_to_load(spec, 2) == f'timm.create_model("{name}", num_classes=2{more})'

@@ -15,7 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from featx.artifact import Written, is_own, is_unfinished, partial_path
+from featx.artifact import (
+    MAX_HEADER_BYTES,
+    Written,
+    is_own,
+    is_unfinished,
+    partial_path,
+    tensor_metadata,
+)
 from featx.errors import (
     ArtifactError,
     ArtifactMismatch,
@@ -270,15 +277,13 @@ def _train_again(path: Path, features: Path, head: Head | None) -> str:
 
 def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
     """Return the status of a tuned head whose training was interrupted, None where none was."""
-    from safetensors import SafetensorError, safe_open
-
     from featx.training.finetune.options import FinetuneOptions
 
     try:
-        with safe_open(partial_path(path), "np") as file:
-            state = json.loads((file.metadata() or {})["featx-training"])
+        texts = tensor_metadata(partial_path(path), most=2 * MAX_HEADER_BYTES)
+        state = json.loads(texts["featx-training"])
         options, count = dict(state["settings"]["options"]), len(state["state"]["epochs"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     usual, flags = FinetuneOptions().to_dict(), list[str]()
     names = {"max_epochs": "epochs"}

@@ -5,8 +5,7 @@ Training starts from a head that was fitted to the unchanged tail's features (LP
 of the training images is held out: it chooses learning rate and epoch, and calibrates, so the head
 of the start is fitted without it. The head that is reported beside the tuned one is that of
 train-head, fitted to all training images as they are evaluated; where no epoch is better than the
-start, it is the one that is kept. Validation and test images choose
-nothing.
+start, it is the one that is kept. Validation and test images choose nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from featx.features.blocks import Activations, reading_activations
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Head, Layer, apply_layers, silence_absent
 from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks.calibration import restore_shares
+from featx.heads.tasks.calibration import fold_temperature, restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
 from featx.training.finetune.data import CachedData, read_blocks
 from featx.training.finetune.options import FinetuneOptions
@@ -196,7 +195,7 @@ class _Run:
             "num_threads": torch.get_num_threads(),
         }
         if keep_start and probe and not state.best_epoch:
-            trained = replace(probe.head, choice=choice)  # of all training images
+            trained = replace(self._in_their_shares(probe.head), choice=choice)
         else:
             trained = self._calibrated(head, data, choice)
         return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
@@ -286,6 +285,22 @@ class _Run:
             return np.zeros(0, bool)
         predicted = apply_layers(head.layers, features).argmax(axis=1)
         return np.asarray(predicted == targets.values[rows])
+
+    def _in_their_shares(self, head: Trained) -> Trained:
+        """Return the head of train-head, with the shares of the classes that weights moved."""
+        held_out, targets = head.held_out, self.problem.targets
+        calibrate = targets.task.calibrate
+        weighted = self.options.class_weight is not None and self.options.calibrate
+        if held_out is None or calibrate is None or not weighted:
+            return head
+        values = targets.values[self.problem.rows]
+        shift = restore_shares(held_out.logits, held_out.labels, values)
+        logits = held_out.logits + shift
+        *others, (weight, bias) = head.layers
+        calibration = calibrate(HeldOut(logits, held_out.labels, held_out.num_folds))
+        last = fold_temperature(weight, bias + shift.astype(np.float32), calibration.temperature)
+        moved = replace(held_out, logits=logits / calibration.temperature)
+        return replace(head, layers=(*others, last), held_out=moved, calibration=calibration)
 
     def _calibrated(self, head: nn.Sequential, data: CachedData, choice: dict[str, Any]) -> Trained:
         """Return the tuned head, calibrated on the held-out images, without scores."""
