@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from featx.artifact import require_writable
 from featx.cli import options
-from featx.cli.output import human_seconds, print_fields, print_json, print_table, step_status
+from featx.cli.output import (
+    human_seconds,
+    print_fields,
+    print_json,
+    print_table,
+    print_text,
+    step_status,
+)
 from featx.errors import counted, listed
 
-_FAILS = {"labels": "label", "conflicts": "conflict", "leaks": "leak", "copies": "copy"}
-_TITLES = {
+if TYPE_CHECKING:
+    from featx.stages.audit import AuditReport, FindingKind
+
+_FAILS: dict[str, FindingKind] = {
+    "labels": "label",
+    "conflicts": "conflict",
+    "leaks": "leak",
+    "copies": "copy",
+}
+_TITLES: dict[FindingKind, str] = {
     "conflict": "The same content with different labels",
     "leak": "The same content in different splits",
     "copy": "The same content twice",
@@ -72,18 +87,18 @@ def audit(
         _print(report, top)
         if table is not None:
             print_fields({"table": table})
-    found = [name for name in fail_on if report.of_kind(_FAILS[name])]  # type: ignore[arg-type]
+    found = [name for name in fail_on if report.of_kind(_FAILS[name])]
     if found:
         click.echo(f"Found: {', '.join(found)}.", err=True)
         sys.exit(1)
 
 
-def _print(report: Any, top: int) -> None:
+def _print(report: AuditReport, top: int) -> None:
     labels = report.of_kind("label")
     if report.num_judged:
         print_fields(
             {
-                "labels": f"{report.num_judged:,} judged, {len(labels):,} contradicted; about "
+                "labels": f"{report.num_judged:,} checked, {len(labels):,} contradicted; about "
                 f"{report.num_wrong:.0f} are wrong, at a guess"
             }
         )
@@ -98,7 +113,7 @@ def _print(report: Any, top: int) -> None:
             click.echo(f"\n{title}: {counted(len(found), 'image')}")
             for each in found[:top]:
                 note = {"conflict": each.given, "leak": each.split}.get(kind, "")
-                click.echo(f"  {each.sample_id}{f' ({note})' if note else ''} is {each.other}")
+                print_text(f"  {each.sample_id}{f' ({note})' if note else ''} is {each.other}")
             _print_rest(len(found), top)
     click.echo()
     fields = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,6 +186,20 @@ def test_the_command_prints_the_worst_first_and_fails_where_asked(planted):
     assert featx_cli("audit", path, "-q", "--fail-on", "leaks,conflicts").exit_code == 0
     assert featx_cli("audit", path, "-q", "--fail-on", "labels").exit_code == 1
     assert featx_cli("audit", path, "--fail-on", "nonsense").exit_code == 2
+
+
+def test_control_characters_in_names_are_escaped(tmp_path, monkeypatch):
+    made = separable(60)
+    contents = np.arange(1, 61)
+    contents[9] = contents[8]
+    path = write_cache(tmp_path / "f.h5", contents=contents, **made)
+    report = audit(path)
+    copies = [each for each in report.findings if each.sample_id == "0009.jpg"]
+    odd = tuple(each._replace(sample_id="\x1b[2Jx.jpg") for each in copies)
+    monkeypatch.setattr("featx.stages.audit.audit", lambda *_, **__: replace(report, findings=odd))
+    result = featx_cli("audit", path, "-q")
+    assert "x.jpg" in result.output
+    assert "\x1b" not in result.output
 
 
 def test_the_command_prints_json(planted):
