@@ -2,9 +2,32 @@
 
 labels      images whose label the other images contradict, and how many labels are wrong
 copies      images of one content: in several splits, or with several labels
-report      findings, joined and written as a table
+findings    what an audit finds, and the table of it
+report      findings of all kinds, joined
 """
 
-from featx.stages.audit.report import AuditReport, Finding, FindingKind, audit, write_findings
+from featx.stages.audit.findings import (
+    AlikeClasses,
+    AuditReport,
+    ClassGain,
+    CurvePoint,
+    Finding,
+    FindingKind,
+    ImageSequence,
+    LeaksWorth,
+    write_findings,
+)
+from featx.stages.audit.report import audit
 
-__all__ = ["AuditReport", "Finding", "FindingKind", "audit", "write_findings"]
+__all__ = [
+    "AlikeClasses",
+    "AuditReport",
+    "ClassGain",
+    "CurvePoint",
+    "Finding",
+    "FindingKind",
+    "ImageSequence",
+    "LeaksWorth",
+    "audit",
+    "write_findings",
+]

@@ -1,95 +1,27 @@
-"""Findings about a feature file: joined, ranked, and written as a table."""
+"""Findings about a feature file, joined and ranked."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from featx.artifact import publishing, require_apart, run_files
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step, no_step
 from featx.heads.tasks import SINGLE_LABEL
 from featx.stages.audit.copies import copies_of, is_conflict, is_leak
+from featx.stages.audit.findings import AuditReport, Confusion, Finding, FindingKind
 from featx.stages.audit.labels import Doubts, doubt_labels
 from featx.training.samples import choose_task
 
 log = logging.getLogger(__name__)
 
-FindingKind = Literal["label", "conflict", "leak", "copy"]
-COLUMNS = ("sample_id", "kind", "other", "split", "given", "likely", "score", "drop")
+_OF_CONTENT: tuple[FindingKind, ...] = ("conflict", "leak", "copy")
 _SMALL_CLASS = 5
-
-
-class Finding(NamedTuple):
-    """One image that should be looked at.
-
-    ``kind`` is ``"label"`` where other images contradict its label, ``"conflict"`` where an image
-    of the same content has another label, ``"leak"`` where one is in another split, and ``"copy"``
-    where one is in the same. ``other`` is that image.
-    """
-
-    sample_id: str
-    kind: FindingKind
-    split: str
-    given: str  # its label; empty without one
-    score: float  # of a label the margin by which it is contradicted, (0, 1]; 1 for content
-    other: str = ""
-    likely: str = ""
-
-
-class Confusion(NamedTuple):
-    """How many images labelled as one class seem to be of another, at a guess."""
-
-    given: str
-    likely: str
-    num_images: int
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """What may be wrong with the images of a feature file.
-
-    Attributes:
-        path: The feature file.
-        findings: What to look at: labels first, those most contradicted first, then content.
-        num_judged: Labelled images whose label was compared with what heads say that were not
-            trained on them; 0 where labels cannot be judged.
-        num_wrong: Estimated number of wrong labels among them.
-        confusions: Pairs of classes of that estimate, the most frequent first.
-        small_classes: Classes of fewer than five training images, with their number.
-        num_images: Of the file.
-        seconds: All in all.
-    """
-
-    path: Path
-    findings: tuple[Finding, ...]
-    num_judged: int
-    num_wrong: float
-    confusions: tuple[Confusion, ...]
-    small_classes: tuple[tuple[str, int], ...]
-    num_images: int
-    seconds: float
-
-    def of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
-        """Return the findings of one kind, in their order."""
-        return tuple(each for each in self.findings if each.kind == kind)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        findings = [each._asdict() for each in self.findings]
-        confusions = [each._asdict() for each in self.confusions]
-        small = dict(self.small_classes)
-        changed = {"path": str(self.path), "findings": findings, "confusions": confusions}
-        return asdict(self) | changed | {"small_classes": small}
 
 
 def audit(features: str | Path, *, seed: int = 0, step: Step | None = None) -> AuditReport:
@@ -161,7 +93,7 @@ def _label_findings(cache: FeatureFile, doubts: Doubts) -> Iterator[Finding]:
 def _content_findings(cache: FeatureFile) -> Iterator[Finding]:
     """Yield copies: those with several labels, then those in several splits, then the others."""
     groups = [(rows, _kinds(cache, rows)) for rows in copies_of(cache)]
-    for kind in get_args(FindingKind)[1:]:
+    for kind in _OF_CONTENT:
         for rows, kinds in groups:
             if kind in kinds:
                 first, *others = rows.tolist()
@@ -211,33 +143,3 @@ def _small_classes(cache: FeatureFile) -> tuple[tuple[str, int], ...]:
 def _label(cache: FeatureFile, row: int) -> str:
     label = int(cache.labels[row])
     return cache.classes[label] if label >= 0 else ""
-
-
-def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool = False) -> None:
-    """Write one line for each finding as CSV, to be marked in its column ``drop``.
-
-    Args:
-        report: Of ``audit``.
-        output: The table.
-        overwrite: Replace a file that is there, and the marks in it.
-
-    Raises:
-        ArtifactExists: The file is there already.
-        ConfigError: It is the feature file, or one beside it.
-    """
-    output = Path(output)
-    require_apart({"the table": output}, run_files(report.path))
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(COLUMNS)
-    table.writerows(map(_cells, report.findings))
-    with publishing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _cells(each: Finding) -> Sequence[str]:
-    score = f"{each.score:.4f}"
-    return (
-        *(each.sample_id, each.kind, each.other, each.split, each.given, each.likely),
-        *(score, ""),
-    )

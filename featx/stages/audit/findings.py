@@ -1,0 +1,195 @@
+"""What an audit finds, and the table of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from featx.artifact import publishing, require_apart, run_files
+
+FindingKind = Literal[
+    "label",
+    "conflict",
+    "leak",
+    "copy",
+    "sequence",
+    "outlier",
+    "constant",
+    "empty",
+    "tiny",
+    "blurred",
+]
+COLUMNS = (
+    *("sample_id", "kind", "other", "split", "given", "likely", "score"),
+    *("limit", "group", "note", "different", "drop"),
+)
+
+
+class Finding(NamedTuple):
+    """One image that should be looked at.
+
+    ``kind`` is ``"label"`` where other images contradict its label. Of two images of the same
+    content, or of nearly the same pixels, it is ``"conflict"`` where the other one has another
+    label, ``"leak"`` where it is in another split, and ``"copy"`` where it is in the same;
+    ``other`` is that image. A ``"sequence"`` is a run of numbered images that are alike, in several
+    splits: one finding for all, from ``sample_id`` to ``other``. An ``"outlier"`` is far from all
+    images; ``"constant"``, ``"empty"``, ``"tiny"`` and ``"blurred"`` are about its own pixels.
+
+    ``score`` is, of a label, the margin by which it is contradicted, (0, 1]; of copies the
+    correlation of their pixels, 1 for the same content; of others the value beyond ``limit``.
+    """
+
+    sample_id: str
+    kind: FindingKind
+    split: str
+    given: str  # its label; empty without one
+    score: float  # by how much a label is contradicted, how alike pixels are; or beyond the limit
+    other: str = ""
+    likely: str = ""
+    limit: float | None = None  # of the score, where it has one
+    group: int = 0  # from 1: images that are copies of one another; 0 where it is in none
+    note: str = ""  # "chain": not every two of the group are alike; "flipped"; name of a sequence
+
+
+class Confusion(NamedTuple):
+    """How many images labelled as one class seem to be of another, at a guess."""
+
+    given: str
+    likely: str
+    num_images: int
+
+
+class ImageSequence(NamedTuple):
+    """A run of numbered images that are alike, as frames of a video, in several splits.
+
+    ``splits`` has the number of its images in each.
+    """
+
+    name: str
+    sample_ids: tuple[str, ...]
+    splits: dict[str, int]
+
+
+class LeaksWorth(NamedTuple):
+    """Accuracy of the default head on a split, with and without copies of training images."""
+
+    split: str
+    num_images: int
+    num_leaked: int
+    accuracy: float  # on all images, [0, 1]
+    accuracy_without: float  # on those that are no copies of training images
+
+
+class AlikeClasses(NamedTuple):
+    """Two classes that a head which was not trained on the images cannot tell apart."""
+
+    first: str
+    second: str
+    num_first: int
+    num_second: int
+    accuracy: float  # of the choice between the two, mean of both classes, [0, 1]
+
+
+class CurvePoint(NamedTuple):
+    """The accuracy of heads trained on a share of the training images."""
+
+    share: float  # (0, 1]
+    num_images: int
+    accuracy: float
+
+
+class ClassGain(NamedTuple):
+    """How much the recall of a class rose when its training images were doubled, at last."""
+
+    name: str
+    num_images: int
+    gain: float  # [-1, 1]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What may be wrong with the images of a feature file.
+
+    Attributes:
+        path: The feature file.
+        findings: What to look at: labels first, those most contradicted first, then content.
+        num_judged: Labelled images whose label was compared with what heads say that were not
+            trained on them; 0 where labels cannot be judged.
+        num_wrong: Estimated number of wrong labels among them.
+        confusions: Pairs of classes of that estimate, the most frequent first.
+        small_classes: Classes of fewer than five training images, with their number.
+        num_images: Of the file.
+        seconds: All in all.
+        sequences: Runs of numbered images in several splits.
+        leaks: What copies of training images add to the score of each held-out split.
+        alike: Pairs of classes that cannot be told apart.
+        curve: Accuracy by number of training images, ascending.
+        gains: Classes that more images would help most, the most first.
+        dismissed: Pairs that were marked as different pictures in an earlier table.
+        notes: What could not be looked at, and why, a sentence each.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...]
+    num_judged: int
+    num_wrong: float
+    confusions: tuple[Confusion, ...]
+    small_classes: tuple[tuple[str, int], ...]
+    num_images: int
+    seconds: float
+    sequences: tuple[ImageSequence, ...] = ()
+    leaks: tuple[LeaksWorth, ...] = ()
+    alike: tuple[AlikeClasses, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    gains: tuple[ClassGain, ...] = ()
+    dismissed: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
+        """Return the findings of one kind, in their order."""
+        return tuple(each for each in self.findings if each.kind == kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        tables = ("findings", "confusions", "sequences", "leaks", "alike", "curve", "gains")
+        listed = {
+            name: [each._asdict() for each in getattr(self, name)]
+            for name in (*tables, "dismissed")
+        }
+        small = dict(self.small_classes)
+        return asdict(self) | listed | {"path": str(self.path), "small_classes": small}
+
+
+def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool = False) -> None:
+    """Write one line for each finding as CSV, to be marked in its column ``drop``.
+
+    Args:
+        report: Of ``audit``.
+        output: The table.
+        overwrite: Replace a file that is there, and the marks in it.
+
+    Raises:
+        ArtifactExists: The file is there already.
+        ConfigError: It is the feature file, or one beside it.
+    """
+    output = Path(output)
+    require_apart({"the table": output}, run_files(report.path))
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    table.writerows(map(_cells, report.findings))
+    with publishing(output, overwrite=overwrite) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _cells(each: Finding) -> Sequence[str]:
+    limit = "" if each.limit is None else f"{each.limit:.4g}"
+    return (
+        *(each.sample_id, each.kind, each.other, each.split, each.given, each.likely),
+        *(f"{each.score:.4f}", limit, str(each.group or ""), each.note),
+        *("", ""),
+    )
