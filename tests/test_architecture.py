@@ -53,6 +53,7 @@ ALLOWED = {
     ),
     "onnxscript": (),
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
+    "pandas": ("artifact/frames.py",),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
