@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from featx.stages.extract import extract, extract_layers
     from featx.stages.finetune import FinetuneReport, finetune
     from featx.stages.predict import Prediction, Predictor
+    from featx.stages.relabel import Correction, RelabelReport, relabel
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.similar import Neighbour, embed, similar
     from featx.stages.train import train_head
@@ -75,6 +76,7 @@ __all__ = [
     "CompareReport",
     "ComparedCache",
     "ComparedHead",
+    "Correction",
     "EvaluateReport",
     "Events",
     "ExportOptions",
@@ -93,6 +95,7 @@ __all__ = [
     "Neighbour",
     "Prediction",
     "Predictor",
+    "RelabelReport",
     "ReportOptions",
     "ReportPage",
     "SGDOptions",
@@ -114,6 +117,7 @@ __all__ = [
     "finetune",
     "open_features",
     "open_head",
+    "relabel",
     "similar",
     "status",
     "train_head",
@@ -146,6 +150,7 @@ _LOADED_FROM = {
     "featx.stages.extract": ("extract", "extract_layers"),
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
     "featx.stages.predict": ("Prediction", "Predictor"),
+    "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.similar": ("Neighbour", "embed", "similar"),
     "featx.stages.train": ("train_head",),

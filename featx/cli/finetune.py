@@ -124,7 +124,7 @@ def finetune(
     extraction = {name: given.pop(name) for name in options.EXTRACTION if name in given}
     if features is None and "cut" not in extraction:
         features = _only_features(output.parent)
-    finetune_options = _options(given)
+    finetune_options = _options(given, features)
     if features is not None and is_feature_file(features):
         path, weights = Path(features), extraction.pop("weights", None)
         if extraction:
@@ -159,7 +159,7 @@ def finetune(
     _print(report, per_class=per_class)
 
 
-def _options(given: Mapping[str, Any]) -> FinetuneOptions:
+def _options(given: Mapping[str, Any], features: str | None) -> FinetuneOptions:
     """Return the options of the stage; what was not given has the default there."""
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.samples import read_excluded
@@ -175,7 +175,8 @@ def _options(given: Mapping[str, Any]) -> FinetuneOptions:
     if "class_weight" in chosen:
         chosen["class_weight"] = class_weight_of(chosen["class_weight"])
     if "exclude" in chosen:
-        chosen["exclude"] = read_excluded(chosen["exclude"])
+        own = Path(features) if features is not None and is_feature_file(features) else None
+        chosen["exclude"] = read_excluded(chosen["exclude"], own)
     return FinetuneOptions(**chosen)
 
 

@@ -22,6 +22,7 @@ from featx.cli.finetune import finetune
 from featx.cli.info import backbones, info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
+from featx.cli.relabel import relabel
 from featx.cli.run import run
 from featx.cli.similar import similar
 from featx.cli.streams import safe_streams
@@ -98,7 +99,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(audit, similar, compare, evaluate, report, check, info, backbones),
+    *(audit, relabel, similar, compare, evaluate, report, check, info, backbones),
 ):
     main.add_command(command)
     note_flags(command)

@@ -115,7 +115,8 @@ def train_head(
 
     _require_used(chosen["task"], chosen["head"], chosen["solver"])
     progress = None if as_json or quiet else _print_epoch
-    report = run(features, output, _options(**chosen), weights=weights, progress=progress)
+    train_options = _options(features=features, **chosen)
+    report = run(features, output, train_options, weights=weights, progress=progress)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -124,6 +125,7 @@ def train_head(
 
 def _options(
     *,
+    features: Path,
     strengths: tuple[float, ...],
     class_weight: str | None,
     shots: int | None,
@@ -164,7 +166,7 @@ def _options(
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         use_views=not no_use_views,
         calibrate=not no_calibrate,
-        exclude=read_excluded(exclude) if exclude else (),
+        exclude=read_excluded(exclude, features) if exclude else (),
     )
 
 

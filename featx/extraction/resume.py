@@ -41,7 +41,7 @@ from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.features.file import FeatureFile, open_features
 from featx.features.journal import has_rows, read_settings
 from featx.features.records import RowLayout
-from featx.images.sources import ImageSource
+from featx.images.sources import ImageSource, relabels
 from featx.images.views import ViewsSpec
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Settings:
 
     def differences(self, found: Settings, *, any_source: bool = False) -> list[str]:
         """Return one ``"name: expected …, found …"`` for each setting on which rows depend."""
+        any_source = any_source or relabels(self.source, found.source)
         wanted, other = self._identity(any_source), found._identity(any_source)
         # With a higher limit than was found, every row is as it would be.
         other["max_pixels"] = max(other["max_pixels"], wanted["max_pixels"])

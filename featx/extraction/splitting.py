@@ -17,6 +17,7 @@ from featx.images.sources import (
     ImageSource,
     group_numbers,
     own_splits,
+    relabels,
     warn_of_two_labels,
 )
 from featx.images.sources.labels import look_like_numbers
@@ -134,6 +135,7 @@ def brings_validation(own: np.ndarray) -> bool:
 def _recorded(file: FeatureFile, images: ImageSource, options: ResolvedOptions) -> float | None:
     """Return the fraction that a file of this source was made with."""
     details = file.header.details
-    if details["source"] != images.uri and not options.verify_content:
+    same = details["source"] == images.uri or relabels(images.uri, str(details["source"]))
+    if not (same or options.verify_content):
         return None
     return min(float(details["val_fraction"]), MAX_FRACTION)  # earlier versions took larger ones

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from featx.artifact.cells import table_rows
 from featx.errors import ArtifactInvalid, ConfigError, SourceError, counted
-from featx.features.file import FeatureFile
+from featx.features.file import FeatureFile, open_features
+from featx.features.marks import CONTENT, is_marked, read_marks, read_table, require_same_images
 from featx.features.splits import owners_of
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL, TASKS, Labels, Targets, Task
 from featx.images.sources import SPLITS
@@ -19,8 +19,6 @@ from featx.images.sources.labels import has_tags, look_like_numbers
 from featx.training.options import TaskChoice
 
 log = logging.getLogger(__name__)
-
-_YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
 def warn_of_leaks(cache: FeatureFile) -> None:
@@ -61,20 +59,22 @@ def exclude(cache: FeatureFile, sample_ids: Sequence[str]) -> FeatureFile:
     return cache.without(training)
 
 
-def read_excluded(path: Path) -> tuple[str, ...]:
+def read_excluded(path: Path, features: Path | None = None) -> tuple[str, ...]:
     """Return the sample ids in a file, each once.
 
     That is a text file with one on each line; or a CSV with the column ``path`` or ``sample_id``,
     where a column ``drop`` chooses the rows in which it is true.
 
+    Args:
+        path: The file.
+        features: The feature file that a table of findings has to be of; None does not compare.
+
     Raises:
-        ConfigError: It cannot be read, has no such column, or ``drop`` holds something else.
+        ConfigError: It cannot be read, has no such column, ``drop`` holds something else, or it is
+            of other images than ``features``.
     """
-    try:
-        text = path.read_text("utf-8-sig", "surrogateescape").replace("\r\n", "\n")
-    except OSError as err:
-        raise ConfigError(f"Cannot read '{path}': {err.strerror or err}.") from err
-    columns = next(csv.reader(io.StringIO(text)), [])
+    text = read_table(path)
+    columns, table = table_rows(text)
     named = next((name for name in ("path", "sample_id") if name in columns), None)
     if named is None:
         if path.suffix.lower() == ".csv":
@@ -82,17 +82,15 @@ def read_excluded(path: Path) -> tuple[str, ...]:
                 f"'{path}' has the columns {', '.join(columns)}; expected path or sample_id, the "
                 "images to leave out."
             )
-        return tuple(dict.fromkeys(line for line in text.split("\n") if line.strip()))
-    table = csv.DictReader(io.StringIO(text))
-    rows = [row for row in table if _is_dropped(row.get("drop", "true"), path)]
+        lines = text.replace("\r\n", "\n").split("\n")
+        return tuple(dict.fromkeys(line for line in lines if line.strip()))
+    if {"kind", CONTENT} <= set(columns):
+        marks = [mark for mark in read_marks(path) if mark.drop]
+        if features is not None and marks and features.exists():
+            require_same_images(open_features(features, verify=False), marks, path)
+        return tuple(dict.fromkeys(mark.sample_id for mark in marks))
+    rows = [row for row in table if is_marked(row.get("drop", "true"), path)]
     return tuple(dict.fromkeys(row[named] for row in rows if row[named]))
-
-
-def _is_dropped(text: str | None, path: Path) -> bool:
-    value = (text or "").strip().lower()
-    if value not in _YES + _NO:
-        raise ConfigError(f"'{path}': drop must be true or false; got '{text}'.")
-    return value in _YES
 
 
 def choose_task(cache: FeatureFile, wanted: TaskChoice) -> Task:

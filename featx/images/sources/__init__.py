@@ -18,6 +18,7 @@ from featx.images.sources.labels import (
     warn_of_split_groups,
     warn_of_two_labels,
 )
+from featx.images.sources.relabelled import open_relabelled, origin_of, relabels
 from featx.images.sources.sample import (
     NEVER_CHANGES,
     NO_FILE,
@@ -41,7 +42,9 @@ __all__ = [
     "Stamp",
     "group_numbers",
     "open_source",
+    "origin_of",
     "own_splits",
+    "relabels",
     "warn_of_odd_classes",
     "warn_of_split_groups",
     "warn_of_two_labels",
@@ -118,6 +121,8 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         from featx.images.sources.manifest import open_manifest
 
         options.require_fit(uri, "a table")
+        if (origin := origin_of(str(path))) != str(path):
+            return open_relabelled(path.resolve(), open_source(origin))
         return open_manifest(path, options)
     if ending in _ARCHIVES and path.is_file():
         from featx.images.sources.archive import open_archive

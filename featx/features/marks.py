@@ -1,0 +1,112 @@
+"""The marks in a table of findings, made by hand or on the page of an audit."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from featx.artifact.cells import from_cell, table_rows
+from featx.errors import ConfigError
+from featx.features.file import FeatureFile
+
+CONTENT = "content"
+"""The column that says which image a row is about."""
+_YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
+
+
+class Mark(NamedTuple):
+    """One row of a table of findings, as it was marked."""
+
+    sample_id: str
+    kind: str
+    other: str
+    given: str  # its label when the table was written
+    content: str  # as ``content_of`` has it; empty where the table does not say
+    drop: bool
+    keep: bool  # looked at, and right as it is
+    different: bool  # the two images of a pair are not the same
+    corrected: str  # the right label; empty where none was given
+
+
+def content_of(cache: FeatureFile, row: int) -> str:
+    """Return what tells an image's content in a table; empty where it is not known."""
+    digest = cache.digests[row]
+    return f"sha256:{digest.tobytes().hex()}" if digest.any() else ""
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """Return the rows of a table that ``write_findings`` or the page of an audit wrote.
+
+    Raises:
+        ConfigError: It cannot be read, is no such table, or a mark is neither true nor false.
+    """
+    columns, rows = table_rows(read_table(path))
+    if lacking := [each for each in ("sample_id", "kind", CONTENT) if each not in columns]:
+        raise ConfigError(
+            f"'{path}' is no table of findings: it has no column {', '.join(lacking)}, but "
+            f"{', '.join(columns[:8]) or 'nothing'}. featx audit --csv writes one."
+        )
+    try:
+        return [_mark(row, path) for row in rows]
+    except csv.Error as err:
+        raise ConfigError(f"Cannot read '{path}': {err}.") from err
+
+
+def read_table(path: Path) -> str:
+    """Return the text of a table; bytes that are no UTF-8 are kept as surrogates."""
+    try:
+        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as err:
+        raise ConfigError(f"Cannot read '{path}': {err.strerror or err}.") from err
+
+
+def is_marked(text: str | None, path: Path, column: str = "drop") -> bool:
+    """Return whether a cell says yes.
+
+    Raises:
+        ConfigError: It says neither yes nor no.
+    """
+    value = (text or "").strip().lower()
+    if value not in _YES + _NO:
+        raise ConfigError(f"'{path}': {column} must be true or false; got '{text}'.")
+    return value in _YES
+
+
+def require_same_images(cache: FeatureFile, marks: Sequence[Mark], path: Path) -> dict[str, int]:
+    """Refuse marks of other images than those of a feature file; return the rows by sample id.
+
+    Raises:
+        ConfigError: A marked image is not in the file, or has another content there.
+    """
+    rows = {name: row for row, name in enumerate(cache.sample_ids)}
+    for mark in marks:
+        row = rows.get(mark.sample_id)
+        if row is None:
+            raise ConfigError(
+                f"'{path}' is of another feature file: its image '{mark.sample_id}' is not in "
+                f"'{cache.path}', whose images have names like '{next(iter(rows), '')}'."
+            )
+        content = content_of(cache, row)
+        if mark.content and content and mark.content != content:
+            raise ConfigError(
+                f"'{path}' is of another feature file, or of images that have changed since: "
+                f"'{mark.sample_id}' has another content in '{cache.path}'. Audit that file again."
+            )
+    return rows
+
+
+def _mark(row: dict[str, str], path: Path) -> Mark:
+    def cell(name: str) -> str:
+        return from_cell(row.get(name) or "")
+
+    drop = (row.get("drop") or "").strip()
+    dropped = is_marked(drop, path)
+    return Mark(
+        *(cell("sample_id"), cell("kind"), cell("other"), cell("given"), cell(CONTENT).strip()),
+        drop=dropped,
+        keep=bool(drop) and not dropped,
+        different=is_marked(row.get("different"), path, "different"),
+        corrected=cell("corrected").strip(),
+    )
