@@ -10,6 +10,7 @@
     hdf5      opening a file with HDF5, and reading its columns
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading rows block by block or one by one, where they do not fit into memory
+    marks     a table of findings as it was marked, and the images that it is of
     storage   every byte that is written goes through here
 
 The only place that touches h5py.

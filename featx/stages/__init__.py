@@ -5,6 +5,7 @@
     export    head.safetensors → model.onnx          report     a head on one page
     finetune  features-CUT.h5 → tuned.safetensors, a head with the network behind the cut
     audit     what may be wrong with the labels and images of features.h5
+    relabel   a table of findings → a manifest with corrected labels
     similar   new images → features, and the images of a feature file that are like them
     check     is a file intact, and still what its source gives?
     compare   the default head on each of several feature files, or several heads

@@ -103,6 +103,18 @@ def separable(num_rows: int = 150, num_features: int = 6, seed: int = 0) -> dict
     }
 
 
+def far_apart(num_rows: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
+    """Make three classes that hardly overlap."""
+    random = np.random.default_rng(seed)
+    labels, splits = np.arange(num_rows) % 3, np.arange(num_rows) % 4 % 3
+    features = 10 * np.eye(3, 8)[labels] + random.normal(size=(num_rows, 8))
+    return {
+        "features": features.astype(np.float32),
+        "labels": labels,
+        "splits": splits.astype(np.uint8),
+    }
+
+
 def write_labels(path: Path, features: np.ndarray, labels: list[str], splits: np.ndarray) -> Path:
     """Write a feature file with labels as they stand in a manifest; "" is no label."""
     classes = tuple(sorted(set(labels) - {""}))

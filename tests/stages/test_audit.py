@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from caches import separable, write_cache
+from caches import far_apart, separable, write_cache
 from commands import featx_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,18 +21,6 @@ from featx.training.options import TrainOptions
 from featx.training.samples import read_excluded
 
 NAMES = ("ant", "bee", "wasp")
-
-
-def far_apart(num_rows: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make three classes that hardly overlap."""
-    random = np.random.default_rng(seed)
-    labels, splits = np.arange(num_rows) % 3, np.arange(num_rows) % 4 % 3
-    features = 10 * np.eye(3, 8)[labels] + random.normal(size=(num_rows, 8))
-    return {
-        "features": features.astype(np.float32),
-        "labels": labels,
-        "splits": splits.astype(np.uint8),
-    }
 
 
 @pytest.fixture
@@ -217,3 +205,24 @@ def test_an_existing_table_is_refused_before_the_work(planted, tmp_path):
     assert result.exit_code == 1
     assert "--overwrite" in result.output
     assert table.read_text() == "mine"
+
+
+def test_the_table_is_refused_for_other_images_of_the_same_names(tmp_path):
+    made, contents = separable(60), np.arange(1, 61)
+    contents[9] = contents[8]
+    path = write_cache(tmp_path / "a.h5", contents=contents, **made)
+    table = tmp_path / "audit.csv"
+    write_findings(audit(path), table)
+    text = table.read_text().splitlines()
+    position = text[0].split(",").index("drop")
+    cells = next(line for line in text if line.startswith("0009.jpg")).split(",")
+    cells[position] = "true"
+    table.write_text(f"{text[0]}\n{','.join(cells)}\n")
+    assert read_excluded(table, path) == ("0009.jpg",)
+    other = write_cache(tmp_path / "b.h5", contents=contents + 60, **made)
+    with pytest.raises(ConfigError, match="another content"):
+        read_excluded(table, other)
+    result = featx_cli("train-head", other, "-o", tmp_path / "head", "--exclude", table)
+    assert result.exit_code == 1
+    assert "another content" in result.output
+    assert featx_cli("train-head", path, "-o", tmp_path / "h", "--exclude", table).exit_code == 0

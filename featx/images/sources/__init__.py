@@ -118,12 +118,8 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         options.require_fit(uri, "a folder")
         return open_folder(path, output=output)
     if ending in _TABLES and path.is_file():
-        from featx.images.sources.manifest import open_manifest
-
         options.require_fit(uri, "a table")
-        if (origin := origin_of(str(path))) != str(path):
-            return open_relabelled(path.resolve(), open_source(origin))
-        return open_manifest(path, options)
+        return _open_table(path, options)
     if ending in _ARCHIVES and path.is_file():
         from featx.images.sources.archive import open_archive
 
@@ -133,3 +129,11 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
         "manifest, a .parquet file, hf:NAME, cifar10:FOLDER, or digits:."
     )
+
+
+def _open_table(path: Path, options: SourceOptions) -> ImageSource:
+    if (origin := origin_of(str(path))) != str(path):
+        return open_relabelled(path.resolve(), open_source(origin))
+    from featx.images.sources.manifest import open_manifest
+
+    return open_manifest(path, options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from featx.artifact import publishing, require_apart, run_files
+from featx.artifact.cells import table_bytes
+from featx.features.marks import CONTENT
 
 FindingKind = Literal[
     "label",
@@ -25,8 +25,15 @@ FindingKind = Literal[
 ]
 COLUMNS = (
     *("sample_id", "kind", "other", "split", "given", "likely", "score"),
-    *("limit", "group", "note", "different", "drop"),
+    *("limit", "group", "note", "neighbours", "different", "drop", "corrected", CONTENT),
 )
+
+
+class Evidence(NamedTuple):
+    """An image near one that is doubted, whose own label is not."""
+
+    sample_id: str
+    label: str
 
 
 class Finding(NamedTuple):
@@ -53,6 +60,8 @@ class Finding(NamedTuple):
     limit: float | None = None  # of the score, where it has one
     group: int = 0  # from 1: images that are copies of one another; 0 where it is in none
     note: str = ""  # "chain": not every two of the group are alike; "flipped"; name of a sequence
+    neighbours: tuple[Evidence, ...] = ()  # of a label: the nearest images whose label is trusted
+    content: str = ""  # as ``content_of`` has it; empty where it is not known
 
 
 class Confusion(NamedTuple):
@@ -165,7 +174,9 @@ class AuditReport:
 
 
 def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool = False) -> None:
-    """Write one line for each finding as CSV, to be marked in its column ``drop``.
+    """Write one line for each finding as CSV, to be marked in its last columns.
+
+    These are ``different`` and ``drop``, true or false, and ``corrected``, the right label.
 
     Args:
         report: Of ``audit``.
@@ -178,12 +189,8 @@ def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool =
     """
     output = Path(output)
     require_apart({"the table": output}, run_files(report.path))
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(COLUMNS)
-    table.writerows(map(_cells, report.findings))
     with publishing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+        temporary.write_bytes(table_bytes(COLUMNS, map(_cells, report.findings)))
 
 
 def _cells(each: Finding) -> Sequence[str]:
@@ -191,5 +198,6 @@ def _cells(each: Finding) -> Sequence[str]:
     return (
         *(each.sample_id, each.kind, each.other, each.split, each.given, each.likely),
         *(f"{each.score:.4f}", limit, str(each.group or ""), each.note),
-        *("", ""),
+        "; ".join(f"{near.sample_id} ({near.label})" for near in each.neighbours),
+        *("", "", "", each.content),
     )

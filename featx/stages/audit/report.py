@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from featx.features.file import FeatureFile, open_features
+from featx.features.marks import content_of
 from featx.heads.samples.data import Step, no_step
 from featx.heads.tasks import SINGLE_LABEL
 from featx.stages.audit.copies import copies_of, is_conflict, is_leak
@@ -46,7 +47,7 @@ def audit(features: str | Path, *, seed: int = 0, step: Step | None = None) -> A
     of_content = list(_content_findings(cache))
     return AuditReport(
         path=Path(features),
-        findings=(*of_labels, *of_content),
+        findings=tuple(_with_contents(cache, (*of_labels, *of_content))),
         num_judged=len(doubts.rows) if doubts else 0,
         num_wrong=doubts.num_wrong() if doubts else 0.0,
         confusions=_confusions(cache, doubts) if doubts else (),
@@ -54,6 +55,13 @@ def audit(features: str | Path, *, seed: int = 0, step: Step | None = None) -> A
         num_images=len(cache),
         seconds=time.perf_counter() - start,
     )
+
+
+def _with_contents(cache: FeatureFile, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield findings with what tells their image's content in a table."""
+    rows = {name: row for row, name in enumerate(cache.sample_ids)}
+    for each in findings:
+        yield each._replace(content=content_of(cache, rows[each.sample_id]))
 
 
 def _doubts(cache: FeatureFile, *, seed: int, step: Step) -> Doubts | None:
