@@ -167,7 +167,14 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("featx.errors")
     for module, names in _LOADED_FROM.items():
         if name in names:
-            return getattr(importlib.import_module(module), name)
+            try:
+                return getattr(importlib.import_module(module), name)
+            except ImportError as err:
+                from featx.packages import import_problem
+
+                if problem := import_problem(err):
+                    err.add_note(str(problem))
+                raise
     raise AttributeError(f"module 'featx' has no attribute '{name}'")
 
 

@@ -16,6 +16,7 @@ import sys
 
 TYPE_CHECKING = False  # importing typing takes longer than all of the above
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import NoReturn
 
@@ -132,8 +133,7 @@ def main() -> None:
 
 def _run(stop: _Stop) -> None:
     try:
-        from featx.cli import main as command
-
+        command = _command()
         stop.is_running = True
         command()
     except BaseException as err:  # SystemExit, or a bug
@@ -142,6 +142,18 @@ def _run(stop: _Stop) -> None:
             stop.leave(is_told=isinstance(err, SystemExit) and err.code == 128 + stop.signum)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; the interpreter takes a moment
         raise
+
+
+def _command() -> Callable[[], None]:
+    try:
+        from featx.cli import main
+    except ImportError as err:
+        from featx.packages import both_installed
+
+        if told := both_installed():
+            sys.exit(f"Error: {told} What failed: {err}.")
+        raise
+    return main
 
 
 if __name__ == "__main__":

@@ -246,24 +246,3 @@ def printable(text: str, *, keep: str = "") -> str:
 def escaped(character: str) -> str:
     """Return the escape of a character, in ASCII."""
     return character.encode("unicode_escape").decode("ascii")
-
-
-_REQUIRED = {"torch", "torchvision", "h5py", "safetensors", "numpy", "scipy", "onnx", "onnxscript"}
-_REQUIRED |= {"onnxruntime", "rich", "jinja2", "scikit-learn", "pillow"}
-"""Packages that featx requires but not every command needs."""
-
-
-def missing_package(error: ModuleNotFoundError) -> FeatxError | None:
-    """Return the error for a user who lacks a package that featx requires; None for others.
-
-    >>> print(missing_package(ModuleNotFoundError("No module named 'PIL'", name="PIL")))
-    This needs the package 'pillow', which is not installed: pip install pillow. (pip install featx
-    brings all that any command needs.)
-    """
-    package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(error.name or "", error.name)
-    if package not in _REQUIRED:
-        return None
-    return FeatxError(
-        f"This needs the package '{package}', which is not installed: pip install {package}. "
-        "(pip install featx brings all that any command needs.)"
-    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import pickle
-import re
-import tomllib
 import zlib
 from pathlib import Path
 
@@ -30,10 +28,7 @@ from featx.errors import (
     ParityError,
     SourceError,
     TrainingError,
-    missing_package,
 )
-
-ROOT = Path(__file__).parent.parent
 
 PARENTS = {
     ConfigError: (FeatxError, ValueError),
@@ -110,21 +105,6 @@ def test_bad_images_are_listed_up_to_twenty():
     assert lines[-2:] == ["  … and 3 more", "Repair them."]
     assert len(lines) == 23
     assert error.images == tuple(bad)
-
-
-@pytest.mark.parametrize("name", ["torch._C", "torchaudio", "featx.gone", "", None])
-def test_a_module_that_is_not_a_missing_package_is_a_bug(name):
-    assert missing_package(ModuleNotFoundError("No module", name=name)) is None
-
-
-def test_every_package_that_a_command_may_lack_is_told_by_its_name():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    required = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
-    modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
-    for package in required - {"click"}:  # without it there is no command
-        module = modules.get(package, package)
-        told = missing_package(ModuleNotFoundError("No module", name=module))
-        assert f"pip install {package}." in str(told)
 
 
 def raised_from(cause: BaseException | None) -> ImageError:

@@ -11,13 +11,13 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact.fields import require_fields
 from featx.artifact.schema import Absent, Unfit, brief
 from featx.errors import ArtifactInvalid, ArtifactMismatch, listed
+from featx.packages import installed
 
 Kind = Literal["features", "head", "classifier"]
 SCHEMA_VERSION = 3
@@ -206,6 +206,7 @@ def _differing_classes(expected: tuple[str, ...], found: tuple[str, ...]) -> str
 
 
 def describe_environment(*packages: str) -> dict[str, str]:
-    """Return the versions of featx, Python and ``packages``, for a header."""
-    versions = {name: metadata.version(name) for name in ("featx", *packages)}
+    """Return the versions of featx, Python and those ``packages`` that are here, for a header."""
+    found = {name: installed(name) for name in ("featx", *packages)}
+    versions = {name: version for name, version in found.items() if version}
     return versions | {"python": platform.python_version(), "machine": platform.machine()}

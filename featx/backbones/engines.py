@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -132,7 +133,9 @@ def choose_engine(choice: EngineChoice, device: str, precision: Precision = "fp3
 
 
 def may_have_gpu() -> bool:
-    """Return False where torch cannot find a GPU, without loading torch."""
+    """Return False where torch cannot find a GPU or is not there, without loading it."""
+    if find_spec("torch") is None:
+        return False
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

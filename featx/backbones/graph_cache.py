@@ -17,7 +17,6 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from featx.artifact import canonical_json, fingerprint_of, publishing
 from featx.backbones.seal import NotOnnx, is_sealed, metadata_entry, seal, unwanted_parts
 from featx.backbones.spec import BackboneRequest, BackboneSpec, spec_from
 from featx.errors import ArtifactError, ArtifactExists, BackboneError, ConfigError
+from featx.packages import installed
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,16 @@ def _graph_fingerprint(spec: BackboneSpec) -> str:
 
 
 def graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
-    names = (*spec_from(spec.backbone), "onnxscript")
-    versions = "-".join(metadata.version(name) for name in names)
-    return cache_folder() / "graphs" / f"{_graph_fingerprint(spec)}-{opset}-{versions}-{BUILD}.onnx"
+    """Return where a graph is cached; where torch is not here to make it, one of any torch."""
+    here = [installed(name) for name in (*spec_from(spec.backbone), "onnxscript")]
+
+    def name(other: str) -> str:
+        versions = "-".join(version or other for version in here)
+        return f"{_graph_fingerprint(spec)}-{opset}-{versions}-{BUILD}.onnx"
+
+    folder = cache_folder() / "graphs"
+    found = sorted(folder.glob(name("*"))) if None in here else []
+    return found[-1] if found else folder / name("none")
 
 
 def bundled_graph_path(spec: BackboneSpec, *, opset: int = OPSET) -> Path:
@@ -178,7 +185,8 @@ def _request_name(request: BackboneRequest) -> str:
 
 
 def _versions(backbone: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in spec_from(backbone)}
+    found = {name: installed(name) for name in spec_from(backbone)}
+    return {name: version for name, version in found.items() if version}
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

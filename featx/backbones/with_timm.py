@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from featx.errors import BackboneError, ConfigError, first_line
 from featx.images.preprocess import Crop, PreprocessSpec
+from featx.packages import install_command
 
 PREFIX = "timm/"
 LITE0, LITE0_MODEL = "lite0", "timm/tf_efficientnet_lite0.in1k"
@@ -50,7 +51,7 @@ def require_timm() -> None:
         BackboneError: It is not; the message says how to install it.
     """
     if importlib.util.find_spec("timm") is None:
-        raise BackboneError("Backbones of timm need the package timm: pip install 'featx[timm]'.")
+        raise BackboneError(f"Backbones of timm need the package timm: {install_command('timm')}.")
 
 
 @cache

@@ -89,8 +89,8 @@ def evaluate(
 def report(head: Path, output: Path, **settings: Any) -> None:
     """Write one HTML page about HEAD: scores, confusions, calibration, a map, its worst mistakes.
 
-    The page needs no network: figures and pictures are in it. Figures need matplotlib
-    (pip install 'featx[report]').
+    The page needs no network: figures and pictures are in it. Figures need matplotlib, which the
+    extra 'report' installs.
     """
     from featx.stages.report import ReportOptions, write_report
 

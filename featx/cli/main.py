@@ -27,7 +27,8 @@ from featx.cli.run import run
 from featx.cli.similar import similar
 from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
-from featx.errors import BadImages, FeatxError, missing_package, printable
+from featx.errors import BadImages, FeatxError, printable
+from featx.packages import import_problem
 
 
 class _Group(click.Group):
@@ -59,8 +60,8 @@ class _Group(click.Group):
             # A list of images is the only text of several lines; it escapes the names itself.
             keep = "\n" if isinstance(err, BadImages) else ""
             raise click.ClickException(printable(with_flags(str(err)), keep=keep)) from err
-        except ModuleNotFoundError as err:
-            if error := missing_package(err):
+        except ImportError as err:
+            if error := import_problem(err):
                 raise click.ClickException(str(error)) from err
             raise
 

@@ -36,6 +36,7 @@ from featx.images.containers import (
 )
 from featx.images.preprocess import PreprocessSpec, check_aspect_ratio, draft_size
 from featx.images.rgb import describe_tiff, to_rgb
+from featx.packages import install_command, needed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Those that are always read."""
@@ -244,8 +245,9 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _why(err: Exception, kind: str | None, content: bytes) -> str:
-    if isinstance(err, ModuleNotFoundError) and kind == "HEIF":
-        return "HEIC needs the package 'pillow-heif': pip install 'featx[heif]'."
+    if isinstance(err, ImportError) and kind == "HEIF":
+        why = needed(err, "pillow-heif", install_command("heif"))
+        return f"HEIC needs {why}"
     if not isinstance(err, UnidentifiedImageError):
         return f"cannot be decoded: {_reason(err)}."
     if kind is None:

@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import featx.errors
-from featx.errors import ArtifactError, ArtifactInvalid, FeatxError, missing_package
+from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
 from featx.isolation.processes import end_with_caller, start_child
+from featx.packages import import_problem
 
 _SPARE_SECONDS = 5
 """Processor time for starting up; the wall clock in the caller is the limit that counts."""
@@ -209,7 +210,7 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
 
 def _unexpected(error: Exception) -> dict[str, str | None]:
     """Return which package is missing, or the whole of a bug for the caller to show."""
-    missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    missing = import_problem(error) if isinstance(error, ImportError) else None
     if missing:
         return {"error": "FeatxError", "text": str(missing)}
     return {"error": "Exception", "text": traceback.format_exc()}

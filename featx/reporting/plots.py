@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.errors import ConfigError, printable
+from featx.packages import install_command, needed
 from featx.reporting.summary import ClassPredictions, Map, Reliability
 
 if TYPE_CHECKING:
@@ -150,9 +151,10 @@ def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
 def require_matplotlib() -> None:
     """Check that matplotlib is installed, or raise ``ConfigError``."""
     try:
-        import matplotlib as _  # noqa: F401
+        import matplotlib.figure as _  # noqa: F401
     except ImportError as err:
-        raise ConfigError("Figures need matplotlib: pip install 'featx[report]'.") from err
+        why = needed(err, "matplotlib", install_command("report"))
+        raise ConfigError(f"Figures need {why}") from err
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

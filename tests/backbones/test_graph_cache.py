@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+import featx
 from featx.artifact import canonical_json, fingerprint_of
 from featx.backbones.catalog import default_preprocess
 from featx.backbones.engines import OnnxEngine
@@ -60,6 +61,20 @@ def _age(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """Make a package look like another version."""
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == package else real(name))
+    if package == "featx":
+        monkeypatch.setattr(featx, "__version__", "9.9")
+
+
+def _uninstall(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages look absent."""
+    real = metadata.version
+
+    def version(name):
+        if name in packages:
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
 
 
 def test_the_folder_is_the_users(folder, monkeypatch):
@@ -105,6 +120,26 @@ def test_another_version_has_another_graph(package, monkeypatch):
     cache_graph(SPEC, GRAPH)
     _age(monkeypatch, package)
     assert read_graph(SPEC) is None
+
+
+def test_without_torch_what_another_environment_of_the_user_cached_is_used(monkeypatch):
+    cache_graph(SPEC, GRAPH)
+    remember(REQUEST, found := ResolvedRequest(SPEC, "torchvision:IMAGENET1K_V1"))
+    name, kept = graph_path(SPEC).name, read_graph(SPEC)
+    _uninstall(monkeypatch, "torch", "torchvision", "onnxscript")
+    assert graph_path(SPEC).name == name
+    assert read_graph(SPEC) == kept
+    assert recall(REQUEST) == found
+    _age(monkeypatch, "featx")
+    assert read_graph(SPEC) is None
+    assert recall(REQUEST) is None
+
+
+def test_without_torch_a_graph_that_needs_none_is_cached(monkeypatch):
+    _uninstall(monkeypatch, "torch", "torchvision", "onnxscript")
+    cache_graph(SPEC, GRAPH)
+    assert read_graph(SPEC).startswith(GRAPH)
+    assert "none" in graph_path(SPEC).name
 
 
 def test_a_damaged_graph_is_not_used(caplog):

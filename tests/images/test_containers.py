@@ -244,7 +244,9 @@ class TestModernFormats:
         monkeypatch.setitem(sys.modules, "pillow_heif", None)
         content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
         assert format_of(content) == "HEIF"
-        refused(content, r"HEIC needs the package 'pillow-heif': pip install 'featx\[heif\]'")
+        refused(
+            content, r"HEIC needs pillow-heif, which is not installed: pip install 'featx\[heif\]'"
+        )
         assert not is_animated(content)
 
     def test_heic_where_it_is_read(self, tmp_path):

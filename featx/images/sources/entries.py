@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from featx.errors import SourceError, counted
+from featx.packages import install_command
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +293,8 @@ def warn_of_pictures(uri: str, ignored: Mapping[str, int]) -> None:
     pictures = {kind: count for kind, count in ignored.items() if is_picture(kind)}
     advice = []
     if any(kind in _HEIF for kind in pictures):
-        advice.append("HEIC is read once pillow-heif is installed: pip install 'featx[heif]'.")
+        command = install_command("heif")
+        advice.append(f"HEIC is read once pillow-heif is installed: {command}.")
     if not all(kind in _HEIF for kind in pictures):
         advice.append("Formats that featx does not read can be converted to JPEG or PNG.")
     if pictures:

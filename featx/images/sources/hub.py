@@ -17,6 +17,7 @@ from featx.errors import SourceError, listed
 from featx.images.sources.address import NO_OPTIONS, SourceOptions
 from featx.images.sources.folder import split_of
 from featx.images.sources.parquet import ParquetSource, parquet_files, read_files, splits_of
+from featx.packages import install_command, needed
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,8 @@ def open_hub(uri: str, options: SourceOptions = NO_OPTIONS) -> ParquetSource:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError as err:
-        raise SourceError(
-            f"'{uri}' needs huggingface_hub, which is not installed: pip install 'featx[parquet]'."
-        ) from err
+        why = needed(err, "huggingface_hub", install_command("parquet"))
+        raise SourceError(f"'{uri}' needs {why}") from err
     try:
         commit, root, names = _download(huggingface_hub, wanted)
     except _Unreachable as err:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from featx.errors import ImageError, SourceError
 from featx.images.decode import MAX_FILE_BYTES, read_image_file
 from featx.images.sources.members import Archive
+from featx.packages import install_command, needed
 
 _BATCH_BYTES = 2**23
 _MAX_BATCH = 32
@@ -61,9 +62,8 @@ def open_parquet_file(path: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as err:
-        raise SourceError(
-            f"'{path}' is read by pyarrow, which is not installed: pip install 'featx[parquet]'."
-        ) from err
+        why = needed(err, "pyarrow", install_command("parquet"))
+        raise SourceError(f"'{path}' is read by {why}") from err
     try:
         return pyarrow.parquet.ParquetFile(
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES

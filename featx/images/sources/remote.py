@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 from featx.errors import SourceError, first_line
 from featx.images.decode import MAX_FILE_BYTES
 from featx.images.sources.sample import UNKNOWN_TIME, Stamp
+from featx.packages import install_command, needed
 
 T = TypeVar("T")
 
@@ -255,10 +256,9 @@ async def _s3_content(fs: Any, path: str) -> tuple[bytes, str]:
 def _opened_store(scheme: str, *, anonymous: bool) -> Any:
     try:
         import fsspec
-    except ImportError:
-        raise SourceError(
-            f"{scheme}:// needs fsspec, which is not installed: pip install 'featx[cloud]'."
-        ) from None
+    except ImportError as err:
+        why = needed(err, "fsspec", install_command("cloud"))
+        raise SourceError(f"{scheme}:// needs {why}") from err
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
         limits = {"connect_timeout": 5, "read_timeout": _TIMEOUT, "retries": {"max_attempts": 1}}
@@ -268,10 +268,13 @@ def _opened_store(scheme: str, *, anonymous: bool) -> Any:
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as err:
-        package = "gcsfs" if scheme in ("gs", "gcs") else "'featx[cloud]'"
-        raise SourceError(
-            f"{scheme}:// needs a package that is not installed: pip install {package}."
-        ) from err
+        known = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+        # fsspec raises an error of its own, from the one of the import
+        cause = err.__cause__ if isinstance(err.__cause__, ImportError) else err
+        package = known.get(scheme) or (cause.name or scheme).partition(".")[0]
+        is_extra = package in ("s3fs", "aiohttp")
+        command = install_command("cloud") if is_extra else f"pip install {package}"
+        raise SourceError(f"{scheme}:// needs {needed(cause, package, command)}") from err
     except ValueError as err:
         raise SourceError(f"'{scheme}://' is no store that fsspec knows.") from err
 

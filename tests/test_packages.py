@@ -1,0 +1,133 @@
+"""What is installed, what is missing, and the sentence that says what to install."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import featx
+from featx import packages
+from featx.packages import both_installed, import_problem, install_command, installed, needed
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Have these versions installed, and no others."""
+
+    def with_versions(**versions):
+        def version(package):
+            if package not in versions:
+                raise metadata.PackageNotFoundError(package)
+            return versions[package]
+
+        versions = {name.replace("_", "-"): value for name, value in versions.items()}
+        monkeypatch.setattr(metadata, "version", version)
+
+    return with_versions
+
+
+def absent(module):
+    return ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "featx.gone", "", None])
+def test_a_module_that_is_not_a_missing_package_is_a_bug(name):
+    assert import_problem(ModuleNotFoundError("No module", name=name)) is None
+
+
+def test_every_package_that_a_command_may_lack_is_told_by_its_name():
+    required = {re.split(r"[^\w-]", text)[0] for text in PROJECT["dependencies"]}
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
+    for package in required - {"click"}:  # without it there is no command
+        told = import_problem(absent(modules.get(package, package)))
+        assert str(told).endswith(
+            f"needs {package}, which is not installed: pip install {package}."
+        )
+
+
+def test_a_package_that_is_installed_but_broken_shows_the_real_cause():
+    library = ImportError("libcudart.so.13: cannot open shared object file", name="torch._C")
+    told = str(import_problem(library))
+    assert "installed but cannot be loaded (libcudart.so.13: cannot open shared" in told
+    assert "which is not installed" not in told
+    assert "cannot be loaded (No module named 'torch._C')" in str(
+        import_problem(absent("torch._C"))
+    )
+    assert "cannot be loaded" in needed(library, "torch", "pip install torch")
+
+
+def test_a_missing_package_of_a_package_is_the_one_that_is_named():
+    told = needed(absent("cycler"), "matplotlib", install_command("report"))
+    assert told == "matplotlib, which needs 'cycler', which is not installed: pip install cycler."
+
+
+def test_a_missing_package_is_named_where_another_one_imports_it(tmp_path, monkeypatch):
+    """scipy is imported by scikit-learn alone, whose code then stands in the traceback."""
+    source = compile("import scipy_gone", "sklearn/base.py", "exec")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exec(source, {"__name__": "sklearn.base"})
+    told = "This needs scikit-learn, which needs 'scipy_gone', which is not installed"
+    assert str(import_problem(caught.value)).startswith(told)
+
+
+def test_commands_name_the_package_that_is_installed(record):
+    record(featx="0.1.0")
+    assert install_command("report") == "pip install 'featx[report]'"
+    assert str(import_problem(absent("torch"))).endswith("pip install torch.")
+    record(featx_core="0.1.0")
+    assert install_command("report") == "pip install 'featx-core[report]'"
+    assert str(import_problem(absent("torch"))).endswith("pip install 'featx-core[torch]'.")
+    record()  # a copied tree
+    assert install_command("report") == "pip install 'featx[report]'"
+    assert installed("featx") == featx.__version__
+
+
+def test_both_packages_at_once_are_told_with_the_repair(record):
+    record(featx="0.1.0")
+    assert both_installed() is None
+    record(featx_core="0.1.0")
+    assert both_installed() is None
+    record(featx="0.2.0", featx_core="0.1.0")
+    told = both_installed()
+    assert "featx 0.2.0 and featx-core 0.1.0 are both installed" in told
+    assert "pip uninstall -y featx featx-core" in told
+    failed = ImportError("cannot import name 'x' from 'featx.errors'", name="featx.errors")
+    assert str(import_problem(failed)) == f"{told} What failed: {failed}."
+    assert str(import_problem(absent("torch"))).startswith(told)
+
+
+def test_the_version_is_that_of_the_code_and_not_of_metadata(monkeypatch, record):
+    record(featx="0.0.1")
+    monkeypatch.setattr(featx, "__version__", "9.9.9")
+    assert packages.installed("featx") == "9.9.9"
+
+
+def test_a_command_that_cannot_be_imported_tells_of_two_packages(record, monkeypatch):
+    from featx import __main__ as process
+
+    monkeypatch.setitem(sys.modules, "featx.cli", None)
+    record(featx="0.2.0")
+    with pytest.raises(ImportError):
+        process._command()
+    record(featx="0.2.0", featx_core="0.1.0")
+    with pytest.raises(SystemExit, match=r"and featx-core [0-9.]+ are both"):
+        process._command()
+
+
+def test_a_name_of_featx_that_needs_a_missing_package_says_so(monkeypatch):
+    error = absent("sklearn")
+    monkeypatch.setattr(importlib, "import_module", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        _ = featx.train_head
+    assert caught.value.__notes__ == [
+        "This needs scikit-learn, which is not installed: pip install scikit-learn."
+    ]
