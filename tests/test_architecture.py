@@ -59,7 +59,7 @@ ALLOWED = {
     "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
-    "timm": ("backbones/with_timm.py", "backbones/weights.py"),
+    "timm": ("backbones/with_timm.py",),
     "safetensors": ("backbones/", "heads/head.py", "training/finetune/checkpoint.py"),
     "pillow_heif": ("images/decode.py",),
     "PIL": ("images/", "classifier/session.py", "reporting/summary.py", "stages/predict.py"),

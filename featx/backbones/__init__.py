@@ -2,7 +2,8 @@
 
 table            which backbones there are, and their names, without torch
 catalog          building them, and torchvision's records
-with_timm        timm's models: names, building, preprocessing, features
+with_timm        timm's models: names, building, preprocessing, loading
+timm_features    what timm calls the features of a model, and their pooling
 spec             what one feature means, and what was asked for
 weights          finding, checking and reading weights
 hub              files from Hugging Face's hub or its cache
@@ -20,5 +21,6 @@ graph_builder    building and changing ONNX graphs
 int8             that graph in integers: quantising by a table of ranges, and measuring it
 seal             the bytes of an ONNX file: its seal, and parts that featx does not write
 graph_cache      graphs and resolved requests in the user's cache folder
+graphs           the graph of a recorded spec: cached, or built
 bundled          the graph of the bundled backbone
 """

@@ -26,10 +26,10 @@ from featx.backbones.with_timm import (
     classifier_of,
     is_timm_model,
     timm_preprocess,
-    trace_options,
+    tracing,
     uses_timm,
 )
-from featx.errors import BackboneError, first_line
+from featx.errors import BackboneError
 from featx.images.preprocess import PreprocessSpec
 
 
@@ -98,18 +98,8 @@ class _ShapesOnly(TorchFunctionMode):
 
 def graph_nodes(model: nn.Module) -> list[str]:
     """Return the names of the model's graph nodes in eval mode, in order of computation."""
-    with warnings.catch_warnings():
-        # torchvision warns where train and eval mode differ; featx only ever runs eval mode.
-        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
-        try:
-            return list(get_graph_node_names(model, tracer_kwargs=trace_options(model))[1])
-        except Exception as err:  # what fails in tracing may be of any kind
-            if not is_timm_model(model):
-                raise
-            raise BackboneError(
-                f"{type(model).__name__} cannot be traced, so it has no layers and cuts to choose "
-                f"from ({first_line(err)}). Leave out layer=… and cut=…."
-            ) from err
+    with tracing(model) as options:
+        return list(get_graph_node_names(model, tracer_kwargs=options)[1])
 
 
 def classifier_layer(model: nn.Module) -> str:

@@ -8,7 +8,6 @@ block is, one branch of it is not.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,8 +18,9 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.catalog import build_skeleton, penultimate_layer
 from featx.backbones.spec import INPUT, PENULTIMATE, Pool
-from featx.backbones.with_timm import FEATURES, ending_at_features, is_timm_model, trace_options
-from featx.errors import BackboneError, first_line, listed
+from featx.backbones.timm_features import ending_at_features
+from featx.backbones.with_timm import FEATURES, is_timm_model, tracing
+from featx.errors import BackboneError, listed
 
 _FEW_CUTS = 4
 """So many names near the top, or fewer, are containers of all the blocks: look inside."""
@@ -181,21 +181,12 @@ class _Traced:
     """A model's graph up to one node, with the path of the module that each node belongs to."""
 
     def __init__(self, model: nn.Module, layer: str, pool: Pool = "none") -> None:
-        tracer = NodePathTracer(**trace_options(model))
         at_features = layer == FEATURES and is_timm_model(model)
         if at_features:
             model = ending_at_features(model, pool)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
-            try:
-                self.graph = tracer.trace(model.eval())
-            except Exception as err:  # what fails in tracing may be of any kind
-                if not is_timm_model(model):
-                    raise
-                raise BackboneError(
-                    f"{type(model).__name__} cannot be traced, so it has no cuts "
-                    f"({first_line(err)}). Leave out cut=…, or use '{INPUT}'."
-                ) from err
+        with tracing(model) as options:
+            tracer = NodePathTracer(**options)
+            self.graph = tracer.trace(model.eval())
         self.paths: dict[fx.Node, str] = {
             node: path for node, path in tracer.node_to_qualname.items() if path
         }

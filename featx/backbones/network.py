@@ -8,7 +8,6 @@ it falls into a stem, which gives activations, and a tail, which makes the vecto
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,14 +31,13 @@ from featx.backbones.state_dict import (
     shapes_of,
     unusable,
 )
+from featx.backbones.timm_features import ending_at_features, features_width
 from featx.backbones.weights import Weights
 from featx.backbones.with_timm import (
     FEATURES,
     adapted,
-    ending_at_features,
-    features_width,
     is_timm_model,
-    trace_options,
+    tracing,
     uses_timm,
 )
 from featx.errors import BackboneError, ConfigError, first_line, listed
@@ -293,13 +291,9 @@ def layer_shapes(
 
 def create_feature_extractor_quietly(model: nn.Module, nodes: Mapping[str, str]) -> nn.Module:
     """Return the part of a model that leads to ``nodes``, as torchvision cuts it out."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+    with tracing(model) as options:
         trunk: nn.Module = create_feature_extractor(
-            model,
-            return_nodes=dict(nodes),
-            suppress_diff_warning=True,
-            tracer_kwargs=trace_options(model),
+            model, return_nodes=dict(nodes), suppress_diff_warning=True, tracer_kwargs=options
         )
     return trunk.eval()
 

@@ -24,10 +24,11 @@ from featx.backbones.network import (
     build_parts,
     create_feature_extractor_quietly,
 )
-from featx.backbones.spec import INPUT, BackboneSpec
+from featx.backbones.spec import INPUT, BackboneSpec, Pool, spec_from
+from featx.backbones.timm_features import ending_at_features
 from featx.backbones.torch_engine import TorchEngine
 from featx.backbones.weights import Weights
-from featx.backbones.with_timm import FEATURES, ending_at_features
+from featx.backbones.with_timm import FEATURES
 from featx.errors import BackboneError, listed
 from featx.images.reading import map_ahead, num_cores
 
@@ -46,22 +47,25 @@ def tail_shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
     """
     if spec.cut is None:
         return {}
-    return dict(_shapes(spec.backbone, spec.preprocess.image_size, spec.cut, spec.layer))
+    size = spec.preprocess.image_size
+    return dict(_shapes(spec.backbone, size, spec.cut, spec.layer, spec.pool))
 
 
 @cache
-def _shapes(backbone: str, image_size: int, cut: str, layer: str) -> Mapping[str, tuple[int, ...]]:
+def _shapes(
+    backbone: str, image_size: int, cut: str, layer: str, pool: Pool
+) -> Mapping[str, tuple[int, ...]]:
     model = build_skeleton(backbone, image_size)
     known = model.state_dict()
     with torch.device("meta"):
         if cut == INPUT:
             behind = (
-                ending_at_features(model)
+                ending_at_features(model, pool)
                 if layer == FEATURES
                 else create_feature_extractor_quietly(model, {layer: "features"})
             )
         else:
-            _, behind = split_model(model, cut, layer=layer)
+            _, behind = split_model(model, cut, layer=layer, pool=pool)
         names = behind.state_dict()
     return {
         name: tuple(tensor.shape)
@@ -111,24 +115,30 @@ def build_tuned(
         if spec.cut != INPUT:
             raise BackboneError(f"The weights before the cut at '{spec.cut}' are needed.")
         return build_parts(spec, own)[0]
-    plain = spec.in_float32.without_cut
-    network, rebuilt = build_network(
-        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
-    )
-    if rebuilt != plain:
-        raise BackboneError(other_network(spec))
+    network = build_recorded(spec, weights)
     left = network.trunk.load_state_dict(own, strict=False)
     if left.unexpected_keys:
         raise BackboneError(f"The network has no tensors {left.unexpected_keys}.")
     return network
 
 
-def other_network(spec: BackboneSpec) -> str:
-    """Return the message where a network built here is not that of the features."""
-    return (
-        f"The backbone {spec.backbone} built here differs from the one the features were made "
-        "with. Use the versions of torch and torchvision that extracted them."
+def build_recorded(spec: BackboneSpec, weights: Weights) -> Network:
+    """Return the whole network of a recorded spec in float32, whether it has a cut or not.
+
+    Raises:
+        BackboneError: The weights do not fit, or the network that is built here is not the one that
+            the spec describes.
+    """
+    network, rebuilt = build_network(
+        spec.backbone, weights, spec.preprocess, layer=spec.layer, pool=spec.pool
     )
+    if rebuilt != spec.in_float32.without_cut:
+        versions = " and ".join(spec_from(spec.backbone)[1:])
+        raise BackboneError(
+            f"The backbone {spec.backbone} built here differs from the one the features were made "
+            f"with. Use the versions of {versions} that extracted them."
+        )
+    return network
 
 
 def build_tail(

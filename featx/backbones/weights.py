@@ -38,7 +38,14 @@ from featx.backbones.licences import licence_of
 from featx.backbones.spec import BUNDLED_WEIGHTS, BackboneSpec, weights_file
 from featx.backbones.state_dict import find_state, shape_of, shapes_of
 from featx.backbones.table import require_backbone
-from featx.backbones.with_timm import LITE0, full_name, is_timm, pretrained_cfg
+from featx.backbones.with_timm import (
+    LITE0,
+    as_timm_loads,
+    full_name,
+    is_timm,
+    other_weights,
+    pretrained_cfg,
+)
 from featx.errors import ArtifactError, BackboneError, first_line
 from featx.packages import install_command
 
@@ -128,7 +135,7 @@ def open_origin(backbone: str, origin: str, *, progress: Progress | None = None)
     if scheme == "package":
         return Weights(origin, sha256, _renamed(content, backbone), licence)
     if scheme == "timm":
-        return Weights(origin, sha256, _as_timm_loads(content, backbone, rest), licence)
+        return Weights(origin, sha256, as_timm_loads(rest, content, shapes_of(backbone)), licence)
     found = find_state(content, backbone)
     if found is None:
         raise BackboneError(f"'{path}' holds no state dict; save the model's state_dict().")
@@ -261,21 +268,13 @@ def _timm_file(backbone: str, name: str, *, progress: Progress | None) -> Path:
         try:
             return hub_weights(repo, progress=progress)
         except NotOnHub as err:
-            raise BackboneError(f"{err}{_other_names(name)}") from err
+            raise BackboneError(f"{err}{other_weights(name)}") from err
     if not config.get("url"):
         raise BackboneError(
-            f"timm has no weights of '{name}'.{_other_names(name)} weights='none' takes random "
+            f"timm has no weights of '{name}'.{other_weights(name)} weights='none' takes random "
             "ones, weights=… a file."
         )
     return _file_at(str(config["url"]), backbone, progress=progress)
-
-
-def _other_names(name: str) -> str:
-    """Return a sentence with other weights of a model of timm, where it has some."""
-    from timm import list_pretrained
-
-    others = [each for each in list_pretrained(f"{name.partition('.')[0]}.*") if each != name]
-    return f" There are timm/{', timm/'.join(others[:3])}." if others else ""
 
 
 def lite0_file() -> Path:
@@ -292,37 +291,6 @@ def lite0_file() -> Path:
             f"{install_command('imagenet')}."
         ) from err
     return next(Path(str(each.locate())) for each in files if each.suffix == ".pth")
-
-
-def _as_timm_loads(content: object, backbone: str, name: str) -> Mapping[str, Tensor]:
-    """Return tensors as timm itself would load them into the model, renamed where it does that.
-
-    Raises:
-        BackboneError: They do not fit, or none of them was loaded.
-    """
-    own = shapes_of(backbone)
-    tensors = dict(content) if isinstance(content, dict) else {}
-    if {each: shape_of(tensor) for each, tensor in tensors.items()} == own:
-        return tensors
-    import timm
-
-    try:
-        overlay = {"state_dict": tensors}
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as err:  # each of timm's filters of names has its own way to fail
-        raise BackboneError(
-            f"The weights of timm's {name} do not fit its model of timm {timm.__version__} "
-            f"({type(err).__name__}: {first_line(err)})."
-        ) from err
-    loaded = model.eval().state_dict()
-    if not any(_is_same(tensor, tensors) for tensor in loaded.values()):
-        raise BackboneError(f"No tensor of the weights of timm's {name} was loaded.")
-    return loaded
-
-
-def _is_same(tensor: Tensor, among: Mapping[str, Tensor]) -> bool:
-    equal_shape = (each for each in among.values() if shape_of(each) == tuple(tensor.shape))
-    return any(torch.equal(each.to(tensor.dtype), tensor) for each in equal_shape)
 
 
 def _renamed(content: object, backbone: str) -> dict[str, Tensor]:

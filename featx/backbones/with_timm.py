@@ -11,14 +11,16 @@ import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from featx.errors import BackboneError, ConfigError, first_line
+from featx.errors import BackboneError, first_line
 from featx.images.preprocess import Crop, PreprocessSpec
 from featx.packages import install_command
 
@@ -196,130 +198,6 @@ def timm_preprocess(name: str, image_size: int | None = None) -> PreprocessSpec:
     )
 
 
-def ending_at_features(model: nn.Module, pool: str = "none") -> nn.Module:
-    """Return timm's model, changed in place, without classifier and with features as its output.
-
-    Args:
-        model: As ``build_timm`` returns it. Its tensors keep their names.
-        pool: ``"none"`` for timm's own features; else one of ``pools_of``.
-
-    Returns:
-        A module from normalised images ``(N, 3, size, size)`` to ``{"features": (N, D)}``.
-
-    Raises:
-        ConfigError: The model has no such pooling.
-    """
-    model.reset_classifier(0)  # type: ignore[operator]
-    if pool not in pools_of(model):
-        own = ", ".join(("auto", *(one for one in pools_of(model) if one != "none")))
-        raise ConfigError(
-            f"this backbone's features have no pooling '{pool}'; it can have {own}. Choose one of "
-            "these, or another pooling of a layer=…."
-        )
-    return _restored(type(model), vars(model) | {"featx_pool": pool}).eval()
-
-
-def pools_of(model: nn.Module) -> tuple[str, ...]:
-    """Return the poolings that features of a timm model can have, ``"none"`` for its own."""
-    if not (hasattr(model, "num_prefix_tokens") and hasattr(model, "fc_norm")):
-        return ("none",)
-    found: list[str] = ["none", "avg"]
-    place = getattr(model, "embeds", model)  # NaFlex keeps it there
-    if getattr(place, "cls_token", None) is not None and model.num_prefix_tokens:
-        found += ["cls", "cls+avg"]
-    if getattr(model, "attn_pool", None) is not None:
-        found.append("map")
-    return tuple(found)
-
-
-def _features(model: Any, images: Tensor, pool: str) -> Tensor:
-    tokens = model.forward_features(images)
-    if pool == "none":
-        features: Tensor = model.forward_head(tokens, pre_logits=True)
-        return features
-    patches = tokens[:, model.num_prefix_tokens :]
-    if pool == "map":
-        whole = getattr(model, "pool_include_prefix", True)
-        return model.fc_norm(model.attn_pool(tokens if whole else patches))  # type: ignore[no-any-return]
-    parts = {"cls": lambda: tokens[:, 0], "avg": lambda: patches.mean(1)}
-    return torch.cat([model.fc_norm(parts[part]()) for part in pool.split("+")], 1)
-
-
-@cache
-def _ends_at_features(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return a class of timm's that gives features; another module would rename the tensors."""
-
-    def forward(self: Any, images: Tensor) -> dict[str, Tensor]:
-        return {"features": _features(self, images, self.featx_pool)}
-
-    def reduce(self: nn.Module, *_: object) -> Any:
-        return _restored, (kind, vars(self))
-
-    return type(kind.__name__, (kind,), {"forward": forward, "__reduce_ex__": reduce})
-
-
-def _restored(kind: type[nn.Module], values: dict[str, Any]) -> nn.Module:
-    cls = _ends_at_features(kind)  # type: ignore[arg-type]
-    model = cls.__new__(cls)
-    vars(model).update(values)
-    return model
-
-
-def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: str) -> int:
-    """Return the width of a backbone's features for images of a size.
-
-    Raises:
-        BackboneError: It does not take this size; the message names sizes that it takes.
-    """
-    try:
-        return _width(skeleton, image_size, pool)
-    except ConfigError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError):
-        try:  # some keep tensors that are no buffers, which shapes alone do not do for
-            return _width(build_timm(backbone, image_size), image_size, pool)
-        except (RuntimeError, AssertionError, ValueError, IndexError) as err:
-            reason = first_line(err).rstrip(".")
-    raise BackboneError(_no_such_size(backbone, image_size, reason))
-
-
-def _width(model: nn.Module, image_size: int, pool: str) -> int:
-    device = next(model.parameters()).device
-    trunk = ending_at_features(model, pool)
-    with torch.inference_mode():
-        output = trunk(torch.zeros(2, 3, image_size, image_size, device=device))["features"]
-    if output.ndim != 2 or output.shape[0] != 2:
-        raise BackboneError(
-            f"timm's features of this backbone are no vectors (output {tuple(output.shape)} for "
-            "two images); choose another backbone."
-        )
-    return int(output.shape[1])
-
-
-def _no_such_size(backbone: str, image_size: int, reason: str) -> str:
-    return (
-        f"{backbone} does not take images of {image_size} pixels ({reason}). Sizes near it that "
-        f"go: {', '.join(map(str, _sizes_that_go(backbone, image_size)))}."
-    )
-
-
-def _sizes_that_go(backbone: str, image_size: int) -> list[int]:
-    own = timm_preprocess(backbone).image_size
-    near = {
-        max(1, image_size // step + more) * step for step in (14, 16, 32, 64) for more in (0, 1)
-    }
-    found = []
-    for size in sorted(near - {own, image_size}, key=lambda size: abs(size - image_size)):
-        try:
-            _width(build_timm(backbone, size), size, "none")
-        except (BackboneError, RuntimeError, AssertionError, ValueError, IndexError):
-            continue
-        found.append(size)
-        if len(found) == _SHOWN - 1:
-            break
-    return sorted([*found, own])
-
-
 def adapted(
     model: nn.Module, needed: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
@@ -340,6 +218,58 @@ def adapted(
     return found if isinstance(found, Mapping) else state
 
 
+def as_timm_loads(
+    name: str, content: object, known: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Tensor]:
+    """Return tensors as timm itself would load them into a model, renamed where it does that.
+
+    Args:
+        name: ``NAME.TAG`` as timm has it.
+        content: Of timm's file of the weights.
+        known: Shape of each of the model's tensors by name.
+
+    Raises:
+        BackboneError: They do not fit, or none of them was loaded.
+    """
+    tensors = dict(content) if isinstance(content, dict) else {}
+    found = {each: t for each, t in tensors.items() if isinstance(t, Tensor)}
+    if {each: tuple(tensor.shape) for each, tensor in found.items()} == known:
+        return found
+    import timm
+
+    try:
+        overlay = {"state_dict": tensors}
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as err:  # each of timm's filters of names has its own way to fail
+        raise BackboneError(
+            f"The weights of timm's {name} do not fit its model of timm {timm.__version__} "
+            f"({type(err).__name__}: {first_line(err)})."
+        ) from err
+    loaded = model.eval().state_dict()
+    nested = (each.values() for each in tensors.values() if isinstance(each, Mapping))
+    given = [t for t in (*found.values(), *chain.from_iterable(nested)) if isinstance(t, Tensor)]
+    if not any(_is_same(tensor, given) for tensor in loaded.values()):
+        raise BackboneError(f"No tensor of the weights of timm's {name} was loaded.")
+    return loaded
+
+
+def _is_same(tensor: Tensor, among: Iterable[Tensor]) -> bool:
+    equal_shape = (each for each in among if each.shape == tensor.shape)
+    return any(torch.equal(each.to(tensor.dtype), tensor) for each in equal_shape)
+
+
+def other_weights(name: str) -> str:
+    """Return a sentence with other weights of a model of timm, where it has some.
+
+    Args:
+        name: ``NAME`` or ``NAME.TAG`` as timm has it.
+    """
+    from timm import list_pretrained
+
+    others = [each for each in list_pretrained(f"{name.partition('.')[0]}.*") if each != name]
+    return f" There are timm/{', timm/'.join(others[:_SHOWN])}." if others else ""
+
+
 def classifier_of(model: nn.Module) -> str | None:
     """Return the name of a timm model's classifier, None where it is no single ``Linear``."""
     last = model.get_classifier()  # type: ignore[operator]
@@ -348,31 +278,31 @@ def classifier_of(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is last), None)
 
 
-def trace_options(model: nn.Module) -> dict[str, Any]:
-    """Return what tracing a model needs to know: of timm's, which parts it must not look into."""
-    if not is_timm_model(model):
-        return {}
-    from timm.models import _features_fx as known
+@contextmanager
+def tracing(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield torchvision's options for tracing a model, in a block that does so.
 
-    return {
-        "leaf_modules": known.get_notrace_modules(),  # type: ignore[no-untyped-call]
-        "autowrap_functions": tuple(known.get_notrace_functions()),  # type: ignore[no-untyped-call]
-    }
+    timm names parts of its models that must not be looked into.
 
-
-def relative_cost(backbone: str, image_size: int, base: int = 224) -> float:
-    """Return how much more work an image is than one of ``base`` pixels, by multiplications.
-
-    By pixels where the backbone does not take that size, or cannot be counted.
+    Raises:
+        BackboneError: A model of timm's cannot be traced.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    options: dict[str, Any] = {}
+    if is_timm_model(model):
+        from timm.models import _features_fx as known
 
-    counts = []
-    try:
-        for size in (image_size, base):
-            with FlopCounterMode(display=False) as counter:
-                _width(build_timm(backbone, size).to("meta"), size, "none")
-            counts.append(counter.get_total_flops())
-    except (BackboneError, RuntimeError, AssertionError, ValueError, IndexError, TypeError):
-        return (image_size / base) ** 2
-    return float(counts[0] / max(counts[1], 1))
+        options["leaf_modules"] = known.get_notrace_modules()  # type: ignore[no-untyped-call]
+        functions = known.get_notrace_functions()  # type: ignore[no-untyped-call]
+        options["autowrap_functions"] = tuple(functions)
+    with warnings.catch_warnings():
+        # torchvision warns where train and eval mode differ; featx only ever runs eval mode.
+        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+        try:
+            yield options
+        except Exception as err:  # what fails in tracing may be of any kind
+            if not is_timm_model(model):
+                raise
+            raise BackboneError(
+                f"{type(model).__name__} cannot be traced, so it has no layers and cuts to choose "
+                f"from ({first_line(err)}). Leave out layer=… and cut=…, or use cut='input'."
+            ) from err

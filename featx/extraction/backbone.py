@@ -23,7 +23,8 @@ from featx.backbones.engines import (
     resolve_device,
     resolve_devices,
 )
-from featx.backbones.graph_cache import ResolvedRequest, cache_graph, read_graph, recall, remember
+from featx.backbones.graph_cache import ResolvedRequest, cache_graph, recall, remember
+from featx.backbones.graphs import graph_of
 from featx.backbones.spec import INPUT, spec_from
 from featx.backbones.torch_engine import SeveralEngine, TorchEngine
 from featx.errors import BackboneError, ExportError, SourceError
@@ -78,7 +79,7 @@ class LazyBackbone:
         with self._timed():
             spec = self._find().spec
             log.info("Calibrating %s for int8 with %d images, once.", spec.backbone, len(pixels))
-            graph = self._float_graph(spec)
+            graph = self.graph(spec.in_float32)
             some = pixels[:: -(-len(pixels) // _NUM_COMPARED)]
             calibration = narrowed(graph, calibrate(graph, [pixels]), some, spec.backbone)
             spec = replace(spec, precision="int8", calibration=calibration)
@@ -132,29 +133,7 @@ class LazyBackbone:
 
     def graph(self, expected: BackboneSpec) -> bytes:
         """Return the graph that ONNX Runtime runs; ``ExportError`` where there can be none."""
-        if expected.calibration is None:
-            return self._float_graph(expected)
-        graph = read_graph(expected)
-        if graph is None:
-            from featx.backbones.int8 import quantize_graph
-
-            graph = quantize_graph(self._float_graph(expected), expected.calibration)
-            cache_graph(expected, graph)
-        return graph
-
-    def _float_graph(self, expected: BackboneSpec) -> bytes:
-        """Return the cached graph in fp32, or build it."""
-        spec = expected.in_float32
-        graph = read_graph(spec)
-        if graph is None:
-            from featx.backbones.onnx_graph import build_graph
-
-            network = self._build(spec)
-            part = f" up to {spec.cut}" if spec.cut else ""
-            log.info("Building the graph of %s%s for ONNX Runtime, once.", spec.backbone, part)
-            graph = build_graph(network, image_size=spec.preprocess.image_size)
-            cache_graph(spec, graph)
-        return graph
+        return graph_of(expected, self._build)
 
     def _find(self) -> ResolvedRequest:
         if self._found is None:
@@ -222,8 +201,9 @@ def open_backbone(
 ) -> tuple[Network, BackboneSpec, Weights]:
     from featx.backbones.catalog import default_preprocess
     from featx.backbones.network import build_network
+    from featx.backbones.timm_features import relative_cost
     from featx.backbones.weights import open_weights
-    from featx.backbones.with_timm import relative_cost, timm_preprocess, uses_timm
+    from featx.backbones.with_timm import timm_preprocess, uses_timm
 
     weights = open_weights(options.backbone, options.weights, seed=options.seed, progress=progress)
     scheme, _, name = weights.origin.partition(":")

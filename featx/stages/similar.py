@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from featx.backbones.engines import OnnxEngine, default_batch_size
-from featx.backbones.graph_cache import cache_graph, read_graph
+from featx.backbones.graphs import graph_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
 from featx.errors import ConfigError
@@ -18,6 +18,9 @@ from featx.features.file import FeatureFile, open_features
 from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.preprocess import preprocess
 from featx.images.reading import map_ahead, num_cores
+
+if TYPE_CHECKING:
+    from featx.backbones.network import Network
 
 _BLOCK_ROWS = 8192
 
@@ -56,7 +59,8 @@ def embed(
         raise ConfigError("embed takes a list of images; put a single one in brackets: [image].")
     cache = _opened(features)
     spec = BackboneSpec.from_dict(cache.header.spec).without_cut
-    engine = OnnxEngine(_graph_of(spec, str(cache.header.details["weights"]), weights))
+    origin = str(cache.header.details["weights"])
+    engine = OnnxEngine(graph_of(spec, lambda own: _network_of(own, origin, weights)))
     size = default_batch_size("onnxruntime", spec.preprocess.image_size)
 
     def batch(start: int) -> np.ndarray:
@@ -146,28 +150,8 @@ def _opened(features: str | Path | FeatureFile) -> FeatureFile:
     return open_features(features, features_later=True)
 
 
-def _graph_of(spec: BackboneSpec, origin: str, weights: str | None) -> bytes:
-    """Return the graph of a spec in fp32 or int8: the cached one, or one that is built."""
-    wanted = spec if spec.calibration else spec.in_float32
-    graph = read_graph(wanted)
-    if graph is None and spec.calibration is not None:
-        from featx.backbones.int8 import quantize_graph
+def _network_of(spec: BackboneSpec, origin: str, weights: str | None) -> Network:
+    from featx.backbones.tails import build_recorded
+    from featx.backbones.weights import open_recorded
 
-        graph = quantize_graph(_graph_of(spec.in_float32, origin, weights), spec.calibration)
-        cache_graph(spec, graph)
-    if graph is None:
-        from featx.backbones.network import build_network
-        from featx.backbones.onnx_graph import build_graph
-        from featx.backbones.tails import other_network
-        from featx.backbones.weights import open_recorded
-        from featx.errors import BackboneError
-
-        found = open_recorded(spec, origin, weights)
-        network, rebuilt = build_network(
-            spec.backbone, found, spec.preprocess, layer=spec.layer, pool=spec.pool
-        )
-        if rebuilt != wanted:
-            raise BackboneError(other_network(spec))
-        graph = build_graph(network, image_size=spec.preprocess.image_size)
-        cache_graph(wanted, graph)
-    return graph
+    return build_recorded(spec, open_recorded(spec, origin, weights))

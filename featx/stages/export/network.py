@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from featx.backbones.network import Network, build_network
+from featx.backbones.network import Network
 from featx.backbones.spec import INPUT, BackboneSpec
-from featx.backbones.tails import build_tuned, other_network
+from featx.backbones.tails import build_recorded, build_tuned
 from featx.backbones.weights import open_recorded
-from featx.errors import ExportError
 from featx.heads.head import Head
 
 
@@ -21,8 +20,8 @@ def network_of(head: Head, weights: str | None, progress: Callable[[str], None])
         progress: Called while weights are downloaded.
 
     Raises:
-        BackboneError: Weights or tail cannot be found, are others, or do not fit.
-        ExportError: torchvision builds another network here.
+        BackboneError: Weights or tail cannot be found, are others, or do not fit, or the network
+            that is built here is another.
     """
 
     def downloaded(done: int, total: int) -> None:
@@ -34,9 +33,4 @@ def network_of(head: Head, weights: str | None, progress: Callable[[str], None])
     found = open_recorded(spec, str(head.header.details["weights"]), weights, progress=downloaded)
     if head.tail:
         return build_tuned(spec, head.tail, found)
-    network, rebuilt = build_network(
-        spec.backbone, found, spec.preprocess, layer=spec.layer, pool=spec.pool
-    )
-    if rebuilt != spec.without_cut:
-        raise ExportError(other_network(spec))
-    return network
+    return build_recorded(spec, found)
