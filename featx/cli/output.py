@@ -6,13 +6,13 @@ import contextlib
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.cli.streams import drawing_stream
+from featx.cli.layout import cells, padded, table_lines
+from featx.cli.streams import can_draw, columns, drawing, drawing_stream, print_line
 from featx.errors import counted, printable
 
 if TYPE_CHECKING:
@@ -88,19 +88,29 @@ def with_flags(text: str) -> str:
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print ``name  value`` lines, the values aligned."""
-    width = max(map(len, fields))
+    width = max(map(cells, fields))
     for name, value in fields.items():
-        print_text(f"{name:<{width}}  {value}")
+        line = printable(f"{padded(name, width)}  {value}")
+        print_line(line, _FIELD_COLOURS.get(name, ""))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column is text and whose others are numbers, right-aligned."""
-    titles, *rows = ([printable(cell) for cell in row] for row in (columns, *rows))
-    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(columns))]
-    for line in (titles, ["─" * width for width in widths], *rows):
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        cells[0] = line[0].ljust(widths[0])
-        click.echo("  ".join(cells).rstrip())
+_FIELD_COLOURS = {
+    **dict.fromkeys(("written", "replaced", "up to date", "fresh"), "good"),
+    **dict.fromkeys(("stale", "outdated", "missing", "bad images"), "warning"),
+    **{"verdict": "strong"},
+}
+
+
+def print_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, chosen: int | None = None
+) -> None:
+    """Print a table whose first column is text and whose others are numbers, right-aligned.
+
+    Columns without content are left out; ``chosen`` is the row that is coloured.
+    """
+    shown = [[printable(cell) for cell in row] for row in (titles, *rows)]
+    for line, row in table_lines(shown[0], shown[1:], columns()):
+        print_line(line, "chosen" if row is not None and row == chosen else "")
 
 
 def print_metrics(metrics: Mapping[str, Scores]) -> None:
@@ -200,7 +210,7 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
     The bar appears with the first call. The function returns None where nothing should be drawn:
     with ``quiet``, or when stderr is no terminal.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or not can_draw():
         yield lambda label, **_: None
         return
     from rich import progress
@@ -212,16 +222,21 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
 
-    columns = (
+    parts = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         Speed(),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(
-        *columns, console=Console(file=drawing_stream()), transient=True
-    ) as bars:
+    bars = progress.Progress(
+        *parts,
+        console=Console(file=drawing_stream()),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with drawing(bars):
 
         def bar(label: str, *, unit: str = "images", scale: float = 1) -> Progressed:
             task = bars.add_task(label, total=None, visible=False, unit=unit)
@@ -235,16 +250,26 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
 @contextlib.contextmanager
 def step_status(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
     """Yield a callback that shows the step under way on stderr, None where nothing is drawn."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not can_draw():
         yield None
         return
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
     from rich.text import Text
 
     console = Console(file=drawing_stream())
-    spinner = "dots" if console.encoding.startswith("utf") else "line"
-    with console.status("Starting", spinner=spinner) as status:
-        yield lambda step: status.update(Text(f"{printable(step)} …"))
+    spinner = Spinner("dots" if console.encoding.startswith("utf") else "line", style="green")
+    live = Live(
+        spinner,
+        console=console,
+        refresh_per_second=12.5,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with drawing(live):
+        yield lambda step: spinner.update(text=Text(f"{printable(step)} …"))
 
 
 def human_bytes(count: int) -> str:

@@ -1,7 +1,8 @@
 """Standard output and error that take any text, whatever their encoding and state.
 
 All output of commands, click and libraries goes through them. Characters that the encoding lacks
-are written in ASCII, control characters as escapes.
+are written in ASCII, control characters as escapes. Lines are broken to fit a terminal, or the
+number of columns that COLUMNS says; bytes are written as they are.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import IO, Any, TextIO
+from typing import IO, Any, Protocol, TextIO
 
+import click
+
+from featx.cli.layout import folded
 from featx.errors import escaped, printable
 
 _ERRORS = "featx.ascii"
@@ -24,6 +30,20 @@ _IN_ASCII = {
     **{"•": "*", "\N{NO-BREAK SPACE}": " "},
 }
 _BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+_COLOURS = {"error": "1;31", "warning": "33", "good": "32", "chosen": "1;32", "strong": "1"}
+_PREFIX = re.compile(r"^(?:(Error)|Warning):", re.MULTILINE)
+_DEFAULT_COLUMNS = 80
+_drawing = threading.Lock()
+
+
+class Drawn(Protocol):
+    """A progress bar, or the like, on stderr."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+_drawn: Drawn | None = None
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -82,20 +102,49 @@ class _Stream(io.TextIOWrapper):
         self._is_ascii = codecs.lookup(encoding).name == "ascii"
         self._is_raw = is_raw
         self._sink = sink
+        self._of_drawing: _Stream | None = None
         encoding = "latin-1" if self._is_ascii else encoding
         super().__init__(sink, encoding, _ERRORS, newline="", write_through=True)  # type: ignore[arg-type]
 
     def write(self, text: str) -> int:
-        shown = text if self._is_raw else printable(text, keep="\n\t")
-        if self._is_ascii:
-            shown = shown.encode("ascii", _ERRORS).decode("ascii")
-        super().write(shown)
+        shown = text if self._is_raw else self._shown(text)
+        if not self._is_raw and _PREFIX.search(shown) and has_colour(self):
+            shown = _PREFIX.sub(_coloured_prefix, shown)
+        self._write(shown)
         return len(text)
+
+    def _write(self, shown: str) -> None:
+        """Write text that has been prepared; what is drawn makes room for it."""
+        if self._is_raw or _drawn is None or not self.isatty():
+            super().write(shown)
+            return
+        with _drawing:
+            _drawn.stop()
+            super().write(shown)
+            _drawn.start()
+
+    def _shown(self, text: str) -> str:
+        shown = printable(text, keep="\n\t")
+        if not shown.isascii():  # what replaces a character may be longer
+            encoding = "ascii" if self._is_ascii else self.encoding
+            shown = shown.encode(encoding, _ERRORS).decode(encoding)
+        return folded(shown, columns(self))
+
+    def write_line(self, text: str, colour: str) -> None:
+        """Write a line of a colour, as far as the stream takes colours."""
+        lines = self._shown(text).split("\n")
+        if has_colour(self):
+            lines = [coloured(line, colour) for line in lines]
+        self._write("\n".join([*lines, ""]))
 
     def raw(self) -> _Stream:
         """Return the same stream for what draws on a terminal with control characters."""
-        encoding = "ascii" if self._is_ascii else self.encoding
-        return _Stream(self._sink, encoding, is_raw=True)
+        if (
+            self._of_drawing is None
+        ):  # one for all: with a wrapper that is dropped, the sink is closed
+            encoding = "ascii" if self._is_ascii else self.encoding
+            self._of_drawing = _Stream(self._sink, encoding, is_raw=True)
+        return self._of_drawing
 
 
 @contextlib.contextmanager
@@ -112,6 +161,63 @@ def safe_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def columns(stream: TextIO | None = None) -> int | None:
+    """Return how wide lines of a stream may be, by default of stdout; None where it doesn't matter.
+
+    COLUMNS counts before the terminal's own size, for pipes too.
+    """
+    stream = stream or sys.stdout
+    if (given := os.environ.get("COLUMNS", "")).isdecimal() and int(given) > 0:
+        return int(given)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_COLUMNS
+    except (OSError, ValueError):
+        return _DEFAULT_COLUMNS
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Return whether a stream takes colours: a terminal does, unless the environment says no."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return os.environ.get("FORCE_COLOR", "0").lower() not in ("", "0", "false") or stream.isatty()
+
+
+def can_draw() -> bool:
+    """Return whether stderr is a terminal on which a line can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def coloured(text: str, colour: str) -> str:
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if text else text
+
+
+def _coloured_prefix(match: re.Match[str]) -> str:
+    return coloured(match[0], "error" if match[1] else "warning")
+
+
+def print_line(text: str, colour: str = "") -> None:
+    """Print a line on stdout, in a colour where it takes any: see ``_COLOURS``."""
+    if colour and isinstance(sys.stdout, _Stream):
+        sys.stdout.write_line(text, colour)
+    else:
+        click.echo(text)
+
+
+@contextlib.contextmanager
+def drawing(drawn: Drawn) -> Iterator[None]:
+    """Draw on stderr, above which lines may be printed meanwhile."""
+    global _drawn  # noqa: PLW0603 both standard streams must know of it
+    drawn.start()
+    _drawn = drawn
+    try:
+        yield
+    finally:
+        _drawn = None
+        drawn.stop()
 
 
 def drawing_stream() -> TextIO:
