@@ -6,13 +6,8 @@ serves random weights under names that carry their sha256, as the official ones 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
-import io
 import re
 import shlex
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 from commands import featx_cli
+from model_zoo import serving_weights
 from PIL import Image
-
-from featx.backbones.catalog import build_skeleton
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,46 +36,9 @@ def commands(program: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def model_zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Addresses of random weights for the README's backbones, on a local server."""
-    folder = tmp_path_factory.mktemp("zoo")
-    handler = functools.partial(_Quiet, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    urls = {}
-    for backbone, prefix in (("resnet18", ""), ("vgg16", "features.")):
-        content = _random_weights(backbone, prefix)
-        name = f"{backbone}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        (folder / name).write_bytes(content)
-        urls[backbone] = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-    yield urls
-    server.shutdown()
-    server.server_close()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _random_weights(backbone: str, prefix: str) -> bytes:
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: _random(name, tensor, generator)
-        for name, tensor in build_skeleton(backbone).state_dict().items()
-        if name.startswith(prefix)
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _random(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return values with which activations keep their size from layer to layer."""
-    if not tensor.is_floating_point():
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)
-    if name.endswith("running_var"):
-        return torch.ones(tensor.shape)
-    fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-    return torch.randn(tensor.shape, generator=generator) * (1 / fan_in) ** 0.5
+    backbones = (("resnet18", ""), ("vgg16", "features."))
+    with serving_weights(tmp_path_factory.mktemp("zoo"), backbones) as urls:
+        yield urls
 
 
 @pytest.fixture
