@@ -314,7 +314,7 @@ def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, has_class_t
         if pool not in ("auto", "none", "flatten"):
             raise ConfigError(
                 f"layer '{layer}' gives a vector already, there is nothing to pool by '{pool}'. "
-                "Leave out pool=…, or choose an earlier layer."
+                "Leave out pool=…: it is for an earlier layer=…, whose output is a map."
             )
         return "none"
     if pool == "none":

@@ -22,6 +22,7 @@ from featx.cli.output import (
     print_table,
     step_status,
 )
+from featx.cli.train_head import class_weight_of
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ _ALIKE = 0.05
 @click.option("--epochs", "max_epochs", type=int, help="Of fine-tuning, at most.")
 @click.option("--device", metavar="auto|cpu|cuda[:i]", help="What fine-tunes.  [auto]")
 @options.task
+@options.class_weight
+@options.exclude
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--no-onnx", is_flag=True, help="Leave out size and speed of the model, for which it is made."
@@ -83,10 +86,13 @@ def compare(
     """
     paths, given = [Path(file) for file in files], options.given(settings)
     quiet = quiet or as_json
+    training = _training(given) | {"task": task, "seed": seed}
+    are_heads = any(is_own(path, "head") for path in paths)
+    is_of_files = are_heads or any(is_own(path, "features") for path in paths)
+    weights = given.pop("weights", None) if is_of_files else None
     if given or not files:
         rows = rows_of(files, given)
-        training = {name: given.pop(name) for name in ("max_epochs",) if name in given}
-        training |= {"task": task, "seed": seed}
+        training |= {name: given.pop(name) for name in ("max_epochs",) if name in given}
         maker = Maker(files[0] if files else None, output, given, training, quiet=quiet)
         timings = maker.make(rows)
         report = compare_these(
@@ -98,8 +104,13 @@ def compare(
             best_first=rows[0].backbone is not None,
         )
         print_heads(report, as_json=as_json, is_made=True)
-    elif any(is_own(path, "head") for path in paths):
-        print_heads(compare_these(paths, split, onnx=not no_onnx, quiet=quiet), as_json=as_json)
+    elif are_heads:
+        if len(training) > 2:
+            raise click.UsageError(
+                "HEADS are trained: --class-weight and --exclude have no effect."
+            )
+        report = compare_these(paths, split, onnx=not no_onnx, quiet=quiet, weights=weights)
+        print_heads(report, as_json=as_json)
     else:
         for path in paths:
             if path.exists() and not is_own(path, "features"):
@@ -111,11 +122,20 @@ def compare(
         from featx.training.options import TrainOptions
 
         with step_status(quiet=quiet) as progress:
-            caches = run(paths, TrainOptions(task=task, seed=seed), split=split, progress=progress)
+            chosen = TrainOptions(**training)
+            caches = run(paths, chosen, split=split, weights=weights, progress=progress)
         if as_json:
             print_json(caches.to_dict())
         else:
             _print_caches(caches)
+
+
+def _training(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of training, which are taken out of those given."""
+    from featx.training.samples import read_excluded
+
+    read = {"class_weight": class_weight_of, "exclude": read_excluded}
+    return {name: read[name](given.pop(name)) for name in read if name in given}
 
 
 # --- printing -------------------------------------------------------------------------------------
@@ -127,6 +147,7 @@ def compare_these(
     *,
     onnx: bool,
     quiet: bool,
+    weights: str | None = None,
     timings: Mapping[Path, Timing] | None = None,
     best_first: bool = False,
 ) -> CompareHeadsReport:
@@ -134,11 +155,12 @@ def compare_these(
     from featx.stages.compare import compare_heads
     from featx.stages.export import ExportOptions, export_onnx
 
-    unproven = ExportOptions(verify=False)
+    unproven = ExportOptions(verify=False, weights=weights)
     with step_status(quiet=quiet) as progress:
         return compare_heads(
             heads,
             split=split,
+            weights=weights,
             export=(lambda head, model: export_onnx(head, model, unproven)) if onnx else None,
             timings=timings,
             best_first=best_first,
@@ -190,16 +212,20 @@ def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = Fa
     click.echo()
     images = counted(heads[0].metrics.num_samples, "image")
     fields = {"scored on": f"{images} of the {report.split} split"}
-    if heads[-1].comparison:
-        fields["difference"] = (
-            f"paired with 1: points of top-1, McNemar's p; alike from p {_ALIKE} on"
-        )
+    fields["difference"] = _describe_difference(heads[-1])
     if is_made:
         from featx.heads.tasks import TASKS
 
         best = min(heads, key=lambda head: TASKS[head.metrics.task].rank(head.metrics))
         fields["next"] = f"featx export {shlex.quote(_shown(best.path))}"
     print_fields(fields)
+
+
+def _describe_difference(last: ComparedHead) -> str:
+    if last.comparison is None:
+        return "numbers have no paired test: look whether intervals overlap"
+    share = "images with all tags right" if last.metrics.task == "multi-label" else "top-1"
+    return f"paired with 1: points of {share}, McNemar's p; alike from p {_ALIKE} on"
 
 
 def _print_which(heads: Sequence[ComparedHead]) -> None:

@@ -175,7 +175,7 @@ class Maker:
                 from featx.stages.train import train_head
                 from featx.training.options import TrainOptions
 
-                chosen = {name: self._training[name] for name in ("task", "seed")}
+                chosen = {k: own for k, own in self._training.items() if k != "max_epochs"}
                 return train_head(features, head, TrainOptions(**chosen), step=tell)
             from featx.stages.finetune import finetune
             from featx.training.finetune.options import FinetuneOptions

@@ -130,6 +130,8 @@ def training_fields(header: Header) -> Iterator[tuple[str, object]]:
     choice = details.get("choice" if header.kind == "head" else "head", {})
     if "cut" in spec:
         yield "cut", f"{spec['cut']}, {'×'.join(map(str, spec['shape']))}"
+    if "views" in details:
+        yield "views", _views(details)
     if not (training := describe_training(choice)):
         return
     yield "trained", training
@@ -180,17 +182,19 @@ def _recipe(recipe: Mapping[str, Any], chosen: str) -> Iterator[str]:
 
 def _row_fields(header: Header) -> Iterator[tuple[str, object]]:
     """Yield what a feature file stores for an image, and which of its versions."""
-    from featx.images.views import ViewsSpec, describe_views
-
     shape = "×".join(map(str, header.spec.get("shape", [header.spec["num_features"]])))
     dtype = header.details["dtype"]
     stored = "" if dtype == "float32" and "cut" not in header.spec else f" {dtype}"
     yield "features", f"{header.details['num_rows']:,} × {shape}{stored}"
     if "cut" in header.spec:
         yield "cut", header.spec["cut"]
-    views = header.details.get("views")
-    described = describe_views(ViewsSpec.from_dict(views)) if views else ""
-    yield "views", described or "none"
+    yield "views", _views(header.details) if "views" in header.details else "none"
+
+
+def _views(details: Mapping[str, Any]) -> str:
+    from featx.images.views import ViewsSpec, describe_views
+
+    return describe_views(ViewsSpec.from_dict(details["views"]))
 
 
 def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:

@@ -90,13 +90,14 @@ class ViewsSpec:
 
 
 def describe_views(spec: ViewsSpec) -> str:
-    """Return number and augmentations in words.
+    """Return number, augmentations and the version of the generator in words.
 
     >>> describe_views(ViewsSpec(4))
-    '4 views of each training image (random crop, flip)'
+    '4 views of each training image (random crop, flip; generator 1)'
     """
-    changes = f"random {', '.join(spec.augment)}" if spec.augment else "no change"
-    return f"{counted(spec.num_views, 'view')} of each training image ({changes})"
+    changes = f"random {', '.join(spec.augment)}; " if spec.augment else "no change; "
+    of = f"{changes}generator {spec.version}"
+    return f"{counted(spec.num_views, 'view')} of each training image ({of})"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from featx.features.file import FeatureFile
 from featx.heads.describe import describe_training
 from featx.heads.tasks import Labels, Task, task_of
 from featx.images.preprocess import PreprocessSpec
+from featx.images.views import ViewsSpec, describe_views
 from featx.reporting.templates import markdown, markdown_table, render, safe
 
 _CLASSES_SHOWN = 100
@@ -91,7 +92,7 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
         num_classes=len(header.classes), num_features=spec["num_features"]
     )
     tensors = [("input", contract.input_value(geometry)), *(("output", each) for each in results)]
-    choice = details["head"]
+    choice, views = details["head"], details.get("views")
     return render(
         "card.md",
         {
@@ -111,6 +112,7 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
                 if name in choice
             ),
             "training": describe_training(choice),
+            "views": describe_views(ViewsSpec.from_dict(views)) if views else "",
             "steps": steps(geometry, "tensor"),
             "tensors": markdown_table(
                 ("", "name", "type", "shape", "meaning"), [_tensor(*each) for each in tensors]

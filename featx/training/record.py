@@ -109,6 +109,7 @@ def head_header(
         "calibration": asdict(calibration) if calibration else None,
         "metrics": {split: scores.to_dict() for split, scores in trained.metrics.items()},
         **record_provenance(cache, trained.task, drawn=trained.drawn, with_views=with_views),
+        **({"views": cache.views.to_dict()} if cache.views and with_views else {}),
         **more,
     }
     held_out = cache.rows("val")

@@ -59,6 +59,13 @@ def test_images_become_a_tuned_model_that_predicts(made, photos):
     assert "intact" in featx_cli("check", made / "model.onnx").stdout
 
 
+def test_head_model_and_card_name_the_views_that_trained_them(made):
+    views = "2 views of each training image (random crop, flip; generator 1)"
+    for name in ("features-stage3.h5", "tuned.safetensors", "model.onnx"):
+        assert views in " ".join(featx_cli("info", made / name).stdout.split())
+    assert f"trained on {views}" in (made / "model.md").read_text()
+
+
 def test_without_a_source_the_same_images_are_taken_and_nothing_is_left_to_do(made):
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     tuned = ("-o", made / "tuned.safetensors", *QUICK)

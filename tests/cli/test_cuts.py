@@ -36,7 +36,7 @@ def test_extraction_says_shape_size_and_views_and_info_too(photos, tmp_path, mon
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["features"] == "13 × 128×8×8 float16, 2 views  (9 train, 4 val)"
     assert lines["backbone"] == "tiny, cut stage3"
-    assert lines["views"] == "2 views of each training image (random flip): 9 images"
+    assert lines["views"] == "2 views of each training image (random flip; generator 1): 9 images"
     assert lines["written"] == "artifacts/features-stage3.h5"
     size = "16.4 kB an image, 3 versions of 9 images and 4 others: 508 kB"
     assert f"At stage3: 128×8×8 float16, {size}." in result.stderr.replace("\n", " ")
@@ -47,7 +47,7 @@ def test_extraction_says_shape_size_and_views_and_info_too(photos, tmp_path, mon
     info = featx_cli("info", "artifacts/features-stage3.h5").stdout
     lines = dict(line.split(None, 1) for line in info.splitlines())
     assert lines["features"] == "13 × 128×8×8 float16"
-    assert lines["views"] == "2 views of each training image (random flip)"
+    assert lines["views"] == "2 views of each training image (random flip; generator 1)"
     assert lines["cut"] == "stage3"
     assert lines["backbone"] == "tiny, layer flatten, fp32"
     assert featx_cli("check", "artifacts/features-stage3.h5", "--cut", "stage3").exit_code == 0
@@ -76,6 +76,7 @@ def test_pixels_need_no_network(photos, tmp_path):
         (("--cut", "stage33"), "Did you mean stage3"),
         (("--cut", "stage3", "--layer", "stage2"), "--cut and --layer exclude each other"),
         (("--cut", "input", "--dtype", "float16"), "Leave out --dtype"),
+        (("--cut", "stage3", "--pool", "max"), "Leave out --pool: it is for an earlier --layer"),
         (("--augment", "flip"), "--augment needs --views"),
         (("--views", "2", "--augment", "blur"), "got 'blur'"),
     ],

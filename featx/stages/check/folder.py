@@ -271,8 +271,37 @@ def _train_again(path: Path, features: Path, head: Head | None) -> str:
     made_by = ("finetune" if path.name == TUNED else "train-head") if head is None else head.made_by
     given = {} if head is None else head.trained_with
     options = [(f"--{name}", value) for name, value in given.items() if value not in _USUAL]
-    flags = ("--scratch",) if head and head.header.details["choice"].get("scratch") else ()
+    flags = ["--scratch"] if head and head.header.details["choice"].get("scratch") else []
+    if head is not None:
+        details = head.header.details
+        made_from = details.get("made_from")
+        start = made_from.get("start") if isinstance(made_from, dict) else None
+        flags += _given_as_files(path, start, details.get("excluded"), details.get("class_weight"))
     return _command(made_by, *chain.from_iterable(options), *flags, features, "-o", path)
+
+
+def _given_as_files(path: Path, start: Any, excluded: Any, class_weight: Any) -> list[str]:
+    """Return the options of a training that name files, whose names are not recorded."""
+    flags = []
+    if start is not None:
+        flags += ["--start", str(_head_of(path.parent, start) or "START_HEAD")]
+    if excluded:
+        flags += ["--exclude", "EXCLUDED_FILE"]
+    if class_weight is not None:
+        is_file = not isinstance(class_weight, str)
+        flags += ["--class-weight", "WEIGHTS_FILE" if is_file else class_weight]
+    return flags
+
+
+def _head_of(folder: Path, digest: str) -> Path | None:
+    """Return the head of a folder that has this sha256."""
+    from featx.heads.head import open_head
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(ArtifactError):
+            if open_head(path).sha256 == digest:
+                return path
+    return None
 
 
 def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
@@ -282,14 +311,16 @@ def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
     try:
         texts = tensor_metadata(partial_path(path), most=2 * MAX_HEADER_BYTES)
         state = json.loads(texts["featx-training"])
-        options, count = dict(state["settings"]["options"]), len(state["state"]["epochs"])
+        settings = state["settings"]
+        options, count = dict(settings["options"]), len(state["state"]["epochs"])
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
-    usual, flags = FinetuneOptions().to_dict(), list[str]()
-    names = {"max_epochs": "epochs"}
+    as_files = (options.pop(name, None) for name in ("exclude", "class_weight"))
+    flags = _given_as_files(path, settings.get("start"), *as_files)
+    usual, names = FinetuneOptions().to_dict(), {"max_epochs": "epochs"}
     for name, value in options.items():
         flag = str(names.get(name, name)).replace("_", "-")
-        if name not in usual or value == usual[name] or name == "exclude":
+        if name not in usual or value == usual[name]:
             continue
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

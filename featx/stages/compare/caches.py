@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.backbones.spec import BackboneSpec
+from featx.classifier.tails import features_through
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
@@ -15,12 +16,13 @@ from featx.heads.tasks.scores import Scores
 from featx.stages.compare.same_images import (
     choose_split,
     images_of,
+    require_effect,
     require_same_images,
     require_several,
 )
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
-from featx.training.samples import warn_of_leaks
+from featx.training.samples import exclude, warn_of_leaks
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def compare(
     options: TrainOptions | None = None,
     *,
     split: str | None = None,
+    weights: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CompareReport:
     """Return the scores of the same head, trained on each of several feature files.
@@ -90,10 +93,12 @@ def compare(
         options: Which head and how; None for the default one. With ``few_shot`` the first draw
             counts.
         split: The split to compare; None for validation, or test where there is no validation.
+        weights: Of files with a cut: where the pretrained weights are now, where they have moved.
         progress: Called with the step under way.
 
     Raises:
         ConfigError: There is nothing to compare, no such split, or an option does not fit.
+        BackboneError: The weights are missing, or others than those of a file.
         ArtifactError: A file cannot be used.
         ArtifactMismatch: Two files differ in images, labels or splits.
         SourceError: The samples cannot train a head.
@@ -101,17 +106,20 @@ def compare(
     paths = require_several(features, "feature files")
     options, tell = options or TrainOptions(), progress or (lambda _: None)
     first: dict[str, Any] = {}
-    compared = []
+    compared, has_cut = [], False
     for number, path in enumerate(paths, start=1):
         name = f"{path.name} ({number} of {len(paths)})"
         tell(f"Training on {name}")
-        cache = open_features(path)
+        cache = exclude(open_features(path), options.exclude)
         if not first:
             split, first = choose_split(cache, split), images_of(cache)
             warn_of_leaks(cache)
         require_same_images(cache, first, paths[0])
+        if cache.cut is not None:
+            cache, has_cut = features_through(None, cache, weights), True
         compared.append(_train_on(cache, options, split or "", name, tell))
         del cache  # its features, before the next one's are read
+    require_effect(weights, has_cut=has_cut)
     compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
     return CompareReport(split or "", tuple(compared))
 

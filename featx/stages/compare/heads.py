@@ -20,10 +20,12 @@ from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS, Labels
+from featx.heads.tasks.multi_label import given_tags
 from featx.heads.tasks.scores import Scores
 from featx.stages.compare.same_images import (
     choose_split,
     images_of,
+    require_effect,
     require_same_images,
     require_several,
 )
@@ -65,8 +67,8 @@ class ComparedHead:
         start: ``"pretrained"`` or ``"scratch"``.
         num_trained: Parameters that were trained, the head's among them.
         metrics: Scores of the split that is compared.
-        comparison: Paired with the first head: of the images that only one has right; None for the
-            first, and for tasks other than one class each.
+        comparison: Paired with the first head: of the images that only one has right, of tags all
+            of them; None for the first, and for numbers.
         timing: Seconds of extraction and training.
         num_bytes: Size of the ONNX file; None where it was not measured.
         milliseconds: Of the ONNX file for one image of the network's input size, the median.
@@ -131,6 +133,7 @@ def compare_heads(
     heads: Sequence[str | Path],
     *,
     split: str | None = None,
+    weights: str | None = None,
     export: Export | None = None,
     timings: Mapping[Path, Timing] | None = None,
     best_first: bool = False,
@@ -144,13 +147,16 @@ def compare_heads(
     Args:
         heads: Two head files or more.
         split: The split to compare; None for validation, or test where there is no validation.
+        weights: Of heads at a cut without a trained tail: where the pretrained weights are now,
+            where they have moved.
         export: Writes a model, as ``export_onnx`` does; None leaves its size and speed out.
         timings: Seconds of those heads where they are known.
         best_first: Order them by their scores.
         progress: Called with the step under way.
 
     Raises:
-        ConfigError: There is nothing to compare, or no such split.
+        ConfigError: There is nothing to compare, no such split, or ``weights`` has no effect.
+        BackboneError: The weights are missing, or others than those of a head.
         ArtifactError: A file cannot be used.
         ArtifactMismatch: Two heads are of other images, labels, splits or tasks; or one is stale.
     """
@@ -158,10 +164,18 @@ def compare_heads(
     tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared: list[tuple[ComparedHead, np.ndarray | None]] = []
+    uses_weights = False
     for number, path in enumerate(paths, start=1):
         tell(f"Scoring {path.name} ({number} of {len(paths)})")
         head = open_head(path)
-        cache, _ = open_features_of(head, find_features(head, path), allow_stale=False)
+        needs_weights = head.cut is not None and not head.tail
+        uses_weights |= needs_weights
+        cache, _ = open_features_of(
+            head,
+            find_features(head, path),
+            allow_stale=False,
+            weights=weights if needs_weights else None,
+        )
         if not first:
             split, first = choose_split(cache, split), images_of(cache)
             task, where = head.task, cache.path
@@ -176,6 +190,7 @@ def compare_heads(
             row = _with_model(row, path, export)
         compared.append((row, is_right))
         del cache  # its features, before the next one's are read
+    require_effect(weights, has_cut=uses_weights or export is not None)
     if best_first:
         compared.sort(key=lambda pair: TASKS[task].rank(pair[0].metrics))
     reference = compared[0][1]
@@ -189,7 +204,7 @@ def compare_heads(
 
 
 def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarray | None]:
-    """Return a split's scores, and of one class each which images are right, ``(n,)`` bool."""
+    """Return a split's scores, and which images are right, ``(n,)`` bool: class, or all tags."""
     rows = cache.rows(split)
     rows = rows[cache.labels[rows] >= 0]
     task = TASKS[head.task]
@@ -205,8 +220,9 @@ def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarr
     scores = task.measure(outputs, targets, thresholds=head.thresholds)
     if scores is None:
         raise ConfigError(f"'{cache.path}' has no labelled images in its {split} split.")
-    is_right = outputs.argmax(axis=1) == targets if task.name == "single-label" else None
-    return scores, is_right
+    if task.name == "multi-label":
+        return scores, (given_tags(outputs, head.thresholds) == targets).all(axis=1)
+    return scores, outputs.argmax(axis=1) == targets if task.has_classes else None
 
 
 def _describe(path: Path, head: Head, metrics: Scores, timing: Timing) -> ComparedHead:

@@ -23,6 +23,14 @@ def require_several(given: Sequence[str | Path], things: str) -> list[Path]:
     return paths
 
 
+def require_effect(weights: str | None, *, has_cut: bool) -> None:
+    """Refuse weights where no network has to be built from them."""
+    if weights is not None and not has_cut:
+        raise ConfigError(
+            "weights=… has no effect: none of the files needs the pretrained weights behind a cut."
+        )
+
+
 def images_of(cache: FeatureFile) -> dict[str, Any]:
     """Return all that compared files have in common."""
     return {

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from tuned import write_cut, write_tuned
 from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions
+from featx.features.file import open_features
 from featx.stages.check import StatusReport, status
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import extract
+from featx.stages.finetune import finetune
 from featx.stages.train import train_head
+from featx.training.finetune.options import FinetuneOptions
+from featx.training.finetune.outcome import Events
 from featx.training.options import TrainOptions
 
 Photos = Callable[..., Path]
@@ -323,6 +328,36 @@ def test_an_unfinished_training_names_the_command_that_it_was_started_with(tuned
     for flags in ("--lr 0.001", "--epochs 5", "--scratch", "--no-calibrate"):
         assert flags in found.command
     assert "--patience" not in found.command
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_options_given_as_files_are_in_the_advice(tuned_made):
+    features, tuned = tuned_made / "features-stage3.h5", tuned_made / "tuned.safetensors"
+    start = tuned_made / "start.safetensors"
+    train_head(features, start)
+    options = FinetuneOptions(
+        lr=1e-3,
+        max_epochs=1,
+        exclude=(open_features(features).sample_ids[0],),
+        class_weight={"ants": 2.0},
+    )
+    finetune(features, tuned, options, start=start)
+    (found,) = [file for file in status(tuned_made).files if file.path == tuned]
+    assert found.state == "current"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            *(features, tuned, replace(options, max_epochs=2)),
+            start=start,
+            events=Events(on_epoch=interrupt),
+        )
+    (found,) = [file for file in status(tuned_made).files if file.path == tuned]
+    assert found.state == "unfinished"
+    assert shlex.split(found.command)[2:8] == [
+        *("--start", str(start), "--exclude", "EXCLUDED_FILE", "--class-weight", "WEIGHTS_FILE")
+    ]
 
 
 def test_a_tuned_head_of_other_rows_is_stale(tuned_made, source):
