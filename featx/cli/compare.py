@@ -134,8 +134,12 @@ def _training(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of training, which are taken out of those given."""
     from featx.training.samples import read_excluded
 
-    read = {"class_weight": class_weight_of, "exclude": read_excluded}
-    return {name: read[name](given.pop(name)) for name in read if name in given}
+    chosen: dict[str, Any] = {}
+    if "class_weight" in given:
+        chosen["class_weight"] = class_weight_of(given.pop("class_weight"))
+    if "exclude" in given:
+        chosen["exclude"] = read_excluded(given.pop("exclude"))
+    return chosen
 
 
 # --- printing -------------------------------------------------------------------------------------
