@@ -292,10 +292,7 @@ _CALIBRATION = record(
     }
 )
 
-
-_COMPARISON = record(
-    {"num_only_probe": whole(), "num_only_tuned": whole(), "p_value": _SHARE},
-)
+_COMPARISON = record({"num_only_probe": whole(), "num_only_tuned": whole(), "p_value": _SHARE})
 _ROW_SET = record({"num_rows": whole(), "sha256": digest(), "labels_sha256": digest()})
 _PROVENANCE = record(
     {
@@ -393,9 +390,8 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "opset": whole(1),
             "head": _choice,
             "made_from": _MADE_FROM,
-            "held_out": text(),
             "views": _VIEWS_SPEC,
-            **dict.fromkeys(("stale", "licence"), text()),
+            **dict.fromkeys(("held_out", "stale", "licence"), text()),
             "trained_on": _ROW_SET,
             "proof": nullable(_proof(task, num_outputs)),
         },
