@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from featx import errors
     from featx.errors import FeatxError
+    from featx.estimators import FeatureExtractor, ImageClassifier
     from featx.extraction.options import ExtractOptions, ExtractReport
     from featx.features.file import FeatureFile, open_features
     from featx.heads.head import Head, open_head
@@ -83,6 +84,7 @@ __all__ = [
     "ExportReport",
     "ExtractOptions",
     "ExtractReport",
+    "FeatureExtractor",
     "FeatureFile",
     "FeatxError",
     "FewShot",
@@ -91,6 +93,7 @@ __all__ = [
     "FinetuneOptions",
     "FinetuneReport",
     "Head",
+    "ImageClassifier",
     "MLPOptions",
     "Neighbour",
     "Prediction",
@@ -127,6 +130,7 @@ __all__ = [
 
 _LOADED_FROM = {
     "featx.errors": ("FeatxError",),
+    "featx.estimators": ("FeatureExtractor", "ImageClassifier"),
     "featx.extraction.options": ("ExtractOptions", "ExtractReport"),
     "featx.features.file": ("FeatureFile", "open_features"),
     "featx.heads.head": ("Head", "open_head"),

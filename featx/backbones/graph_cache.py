@@ -207,6 +207,17 @@ def cache_folder() -> Path:
     return base / "featx"
 
 
+def own_folder(name: str) -> Path | None:
+    """Return a folder in the cache, made where it is missing; None where it is not the user's."""
+    try:
+        for folder in (cache_folder(), cache_folder() / name):
+            _make_private(folder)
+    except OSError as err:
+        log.info("Nothing is cached for the next run. %s", err)
+        return None
+    return cache_folder() / name
+
+
 def read_cached(path: Path) -> bytes | None:
     """Return the content of a cached file; None where others may have written it."""
     content, problem = _read(path, _OTHERS_WRITE)

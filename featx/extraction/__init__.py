@@ -9,6 +9,7 @@ backbone     the network, built when it is first needed; int8 calibrated with th
 pipeline     images through decoding, deduplication, backbone and journal, in order
 crops        encoded images of a batch to the crops that the backbone sees
 run          one output: what it lacks, the rows to make, the file to publish
+by_content   features of images that a caller has, each computed once
 together     outputs of several layers, whose rows are made at once
 bad_images   images that were not used, as an error or a report
 """

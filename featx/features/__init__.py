@@ -11,7 +11,9 @@
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading rows block by block or one by one, where they do not fit into memory
     marks     a table of findings as it was marked, and the images that it is of
-    storage   every byte that is written goes through here
+    vectors   vectors by the content of their images, for images that a caller has
+    given     feature files of rows that a caller has: in memory, or published
+    storage   every byte of file and journal that is written goes through here
 
 The only place that touches h5py.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,19 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 def name_of(image: ImageLike, position: int) -> str:
     """Return an image's path, or ``"image 3"`` for the one at position 3 that has none."""
     return str(image) if isinstance(image, (str, Path)) else f"image {position}"
+
+
+def is_image(image: object) -> bool:
+    """Return whether something is a PIL image."""
+    return isinstance(image, Image.Image)
+
+
+def encoded(image: Image.Image | np.ndarray) -> bytes:
+    """Return a PIL image or pixels ``(height, width, 3)`` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    pixels = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    pixels.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def decode_given(

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,7 @@ Top = tuple[tuple[str, float], ...]
 _HEAD, _MAX_HEADS = "head.safetensors", 32
 _MANY = 32
 """From so many images on, what a session of one thread saves is more than opening it takes."""
+_OPTIONS = ("_providers", "_threads", "_max_pixels")
 _MAX_BATCH_BYTES = 2**25
 """That images may take as they are given; a group of larger ones is smaller."""
 
@@ -88,7 +90,8 @@ class Predictor:
     """An exported classifier, ready to answer; several threads may ask it at the same time.
 
     A process that was forked opens its sessions again at the first call; threads of ONNX
-    Runtime do not follow into it.
+    Runtime do not follow into it. A copy or what is unpickled opens the file at the first call, and
+    refuses one that has changed.
 
     Args:
         path: The ONNX file.
@@ -118,21 +121,31 @@ class Predictor:
         self._threads = num_cores() if threads is None else threads
         self._path, self._content = Path(path), read_classifier(path)
         self._seal = self._content[-SEAL_BYTES:]
-        self._opened = self._open(self._threads)
+        self._opened: Classifier | None = self._open(self._threads)
         _require_answers(self._opened)
         _warn_of_another_head(self._opened)
         self._own_thread: Classifier | None = None
         self._opening, self._process = threading.Lock(), os.getpid()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the file's place and seal, and the options; no session can be copied."""
+        own = {"_path": self._path.absolute(), "_seal": self._seal}
+        return own | {name: getattr(self, name) for name in _OPTIONS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _content=b"", _opened=None, _own_thread=None)
+        self._process = os.getpid()
+        self._opening = threading.Lock()
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in index order."""
-        return self._opened.classes
+        return self._classifier.classes
 
     @property
     def task(self) -> TaskName:
         """Of the head: classes, tags or numbers."""
-        return self._opened.task.name
+        return self._classifier.task.name
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
         """Return a prediction for each image, in order.
@@ -189,16 +202,23 @@ class Predictor:
     def _classifier(self) -> Classifier:
         """The classifier, with a session of this process."""
         if self._process != os.getpid():
-            self._content = read_classifier(self._path)
-            if self._content[-SEAL_BYTES:] != self._seal:
-                raise ArtifactInvalid(
-                    self._path,
-                    f"'{self._path}' was replaced since the parent process opened it. Start that "
-                    "process again.",
-                )
-            self._opened, self._own_thread = self._open(self._threads), None
-            self._opening, self._process = threading.Lock(), os.getpid()
-        return self._opened
+            self._opening = threading.Lock()  # a forked one may be held for ever
+            self._opened, self._process = None, os.getpid()
+        opened = self._opened
+        return self._open_again() if opened is None else opened
+
+    def _open_again(self) -> Classifier:
+        with self._opening:
+            if self._opened is None:
+                self._content = read_classifier(self._path)
+                if self._content[-SEAL_BYTES:] != self._seal:
+                    raise ArtifactInvalid(
+                        self._path,
+                        f"'{self._path}' was replaced since this predictor was made. Open it "
+                        "again with featx.Predictor.",
+                    )
+                self._own_thread, self._opened = None, self._open(self._threads)
+            return self._opened
 
     def _one_by_one(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
         for image in images:

@@ -195,6 +195,9 @@ class Task:
     same_untrained: Callable[[np.ndarray, np.ndarray, np.ndarray, float, Details], np.ndarray]
     accuracy: Callable[[np.ndarray, np.ndarray, Details], float]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, (self.name,)  # its functions cannot be pickled; a copy is the task itself
+
     @property
     def outputs(self) -> str:
         """Plural of ``output``."""
@@ -306,3 +309,9 @@ def listed(names: Sequence[str]) -> str:
     """Return quoted names, of many the first ten."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(map(repr, names[:_SHOWN])) + more
+
+
+def _named(name: str) -> Task:
+    from featx.heads.tasks import TASKS
+
+    return TASKS[name]

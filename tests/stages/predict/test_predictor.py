@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -486,8 +488,29 @@ def test_a_forked_process_does_not_answer_with_another_model(model, tmp_path, mo
     assert predictor.predict([np.zeros((8, 8, 3), np.uint8)])[0].label
     monkeypatch.setattr(stage.os, "getpid", lambda: own + 2)
     path.write_bytes(seal(model.read_bytes()))
-    with pytest.raises(ArtifactInvalid, match="was replaced since the parent process opened it"):
+    with pytest.raises(ArtifactInvalid, match="was replaced since this predictor was made"):
         predictor.predict([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_copies_and_what_is_unpickled_answer_alike_and_open_the_file_when_first_asked(
+    model, tmp_path
+):
+    path = tmp_path / "m.onnx"
+    shutil.copy(model, path)
+    predictor, images = Predictor(path, threads=1), [np.full((8, 8, 3), 70, np.uint8)]
+    saved = pickle.dumps(predictor)
+    assert len(saved) < 2000
+    expected = predictor.predict(images)
+    for other in (pickle.loads(saved), copy.deepcopy(predictor), copy.copy(predictor)):
+        assert other.predict(images) == expected
+        assert other.classes == predictor.classes
+    later = pickle.loads(saved)
+    path.write_bytes(seal(model.read_bytes()))
+    with pytest.raises(ArtifactInvalid, match="was replaced since this predictor was made"):
+        later.predict(images)
+    path.unlink()
+    with pytest.raises(ArtifactMissing):
+        pickle.loads(saved).predict(images)
 
 
 # --- answers that cannot be ---------------------------------------------------------------------
