@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest_plugins = ["feature_files"]
+pytest_plugins = ["feature_files", "stores"]
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 

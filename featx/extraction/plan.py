@@ -99,6 +99,7 @@ class _Comparison:
         self._rows = np.full(count, -1, dtype=np.int64)  # that the digests are of
         self._digests = np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
         self._skipped: dict[int, SkippedImage] = {}
+        self._has_stamp = np.zeros(count, dtype=bool)  # recorded with the digest
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
 
     def add(self, block: ExistingImages) -> None:
@@ -113,6 +114,7 @@ class _Comparison:
         self._seen.append((_keys_of(block.stamps[all_digests]), contents))
         has_digest = all_digests[there]
         same = (self._stamps[positions] == block.stamps[there]).all(axis=1)
+        has_stamp = same.copy()
         same &= (block.stamps[there, 0] >= 0) & (has_row | (has_digest & self._trust_skipped))
         open_ = self._state[positions] < _KEPT
         for state, chosen in (
@@ -124,6 +126,7 @@ class _Comparison:
         hashed = open_ & has_digest
         self._rows[positions[hashed]] = block.rows[there[hashed]]
         self._digests[positions[hashed]] = block.digests[there[hashed]]
+        self._has_stamp[positions[hashed]] = has_stamp[hashed]
         for i in np.flatnonzero(open_ & ~has_row):
             number = int(there[i])
             self._skipped[int(positions[i])] = SkippedImage(
@@ -156,7 +159,7 @@ class _Comparison:
                 elif self._rows[position] < 0:
                     self._state[position] = _SKIPPED
                 elif self._state[position] == _CHANGED:
-                    self._state[position] = _TOUCHED
+                    self._state[position] = _KEPT if self._has_stamp[position] else _TOUCHED
 
     def _is_ambiguous(self) -> np.ndarray:
         """Return which images have a stamp that was seen with several contents; ``(N,)`` bool.

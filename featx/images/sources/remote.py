@@ -24,13 +24,16 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from featx.errors import SourceError, first_line
 from featx.images.decode import MAX_FILE_BYTES
-from featx.images.sources.sample import UNKNOWN_TIME, Stamp
+from featx.images.sources.sample import NO_FILE, UNKNOWN_TIME, Stamp
 from featx.packages import install_command, needed
 
 T = TypeVar("T")
 
 _ATTEMPTS, _FIRST_WAIT, _LONGEST_WAIT = 6, 0.1, 5.0
 _TIMEOUT = 20.0
+_SETTLED_NS = 2 * 10**9
+"""Times have seconds, or two: one that is as young may be that of two contents."""
+_NO_HEAD = {400, 401, 403, 405, 501}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _SECRET = re.compile(r"(?i)sig|token|key|credential|secret|expires|passw|x-(amz|goog|ms)-|policy")
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
@@ -41,13 +44,18 @@ class Gone(Exception):
 
 
 class Entry(NamedTuple):
-    """An object as it was listed: what tells it from another that takes its place."""
+    """An object as it was listed: what tells it from another that takes its place.
+
+    Without a tag and a time (0), nothing does.
+    """
 
     size: int
     mtime_ns: int
     tag: str
 
     def stamp(self) -> Stamp:
+        if not self.tag and not self.mtime_ns:
+            return NO_FILE  # to be read and compared by content
         mixed = hashlib.blake2b(self.tag.encode(), digest_size=8).digest()
         changed = int.from_bytes(mixed, "little") >> 1 if self.tag else UNKNOWN_TIME
         return Stamp(self.size, self.mtime_ns, changed)
@@ -107,26 +115,30 @@ class Web:
         self._host = urlsplit(address).netloc
 
     def look_up(self, address: str) -> Entry | None:
-        try:
-            with retried(lambda: _opened(address, "HEAD"), _may_pass) as answer:
-                return _entry(answer.headers)
-        except (OSError, http.client.HTTPException, ValueError):
-            return None  # HEAD may be forbidden; reading says what is wrong
+        for method in ("HEAD", "GET"):  # a signed address allows GET alone; no body is read
+            try:
+                with retried(lambda: _opened(address, method), _may_pass) as answer:  # noqa: B023
+                    return _entry(answer.headers)
+            except (OSError, http.client.HTTPException, ValueError) as err:
+                if getattr(err, "code", 0) not in _NO_HEAD:
+                    break
+        return None  # reading says what is wrong
 
     def get(self, address: str, entry: Entry | None) -> bytes:
         shown = without_secrets(address)
         try:
             content, found = retried(lambda: _fetched(address), _may_pass)
         except urllib.error.HTTPError as err:
+            told = str(err.reason).partition("\n")[0]
             reason = " (the address may have expired)" if err.code == 403 else ""
-            raise Gone(f"'{shown}' answers {err.code} {err.reason}{reason}.") from None
+            raise Gone(f"'{shown}' answers {err.code} {told}{reason}.") from None
         except (OSError, http.client.HTTPException, ValueError) as err:
             reason = getattr(err, "reason", None) or type(err).__name__
             is_down = isinstance(reason, ConnectionRefusedError | socket.gaierror)
             if is_down and urlsplit(address).netloc == self._host:
                 raise SourceError(f"No connection to '{self._host}' ({reason}).") from None
             raise Gone(f"'{shown}' cannot be read ({reason}).") from None
-        if entry and found and entry != found:
+        if entry and found and _is_other(entry, found):
             raise Gone("it was replaced since it was looked up.")
         return content
 
@@ -135,7 +147,11 @@ def _opened(address: str, method: str) -> Any:
     quoted = quote(address.partition("#")[0], safe=_SAFE)
     headers = {"User-Agent": "featx", "Accept-Encoding": "identity"}
     request = urllib.request.Request(quoted, headers=headers, method=method)
-    return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as err:
+        err.close()  # its connection
+        raise
 
 
 def _fetched(address: str) -> tuple[bytes, Entry | None]:
@@ -155,8 +171,26 @@ def _entry(headers: Any) -> Entry | None:
         return None
     is_packed = headers.get("Content-Encoding", "identity").lower() != "identity"
     size = 0 if is_packed else int(headers.get("Content-Length") or 0)
-    mtime = int(parsedate_to_datetime(written).timestamp() * 10**9) if written else 0
-    return Entry(size, mtime, tag)
+    mtime, now = map(_nanoseconds, (written, headers.get("Date", "")))
+    mtime = mtime if tag else _settled(mtime, now or time.time_ns())
+    return Entry(size, mtime, tag) if tag or mtime else None
+
+
+def _is_other(entry: Entry, found: Entry) -> bool:
+    sizes = {entry.size, found.size} - {0}  # of an answer without a length
+    return entry[1:] != found[1:] or len(sizes) > 1
+
+
+def _nanoseconds(date: str) -> int:
+    try:
+        return int(parsedate_to_datetime(date).timestamp() * 10**9)
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _settled(mtime_ns: int, now_ns: int) -> int:
+    """Return a time that tells contents apart; 0 for one that another content may have, too."""
+    return mtime_ns if mtime_ns <= now_ns - _SETTLED_NS else 0
 
 
 def _may_pass(err: Exception) -> bool:
@@ -179,25 +213,50 @@ class ObjectStore:
     def listed(self, prefix: str) -> Iterator[tuple[str, Entry]]:
         """Yield the objects below a prefix, which ends in ``/``."""
         try:
-            found = self._find(prefix)
+            for path, info in self._found(prefix):
+                if path.startswith(prefix) and not path.endswith("/"):
+                    yield path, _entry_of(info)
+        except SourceError:
+            raise
         except Exception as err:
             raise SourceError(self._why(err, prefix)) from None
-        for name, info in found.items():
-            path = name.lstrip("/")
-            if path.startswith(prefix) and not path.endswith("/") and info["type"] == "file":
-                yield path, _entry_of(info)
 
-    def _find(self, prefix: str) -> dict[str, Any]:
-        def find() -> dict[str, Any]:
-            return dict(self._fs.find(prefix, detail=True))
-
+    def _found(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        pages = self._s3_pages if self.scheme in ("s3", "s3a") else self._one_page
         try:
-            return retried(find, _store_may_pass)
+            yield from pages(prefix)
         except PermissionError:
             if not _is_anonymous(self.scheme):
                 raise
             self._fs = _opened_store(self.scheme, anonymous=False)  # a machine with a role
-            return retried(find, _store_may_pass)
+            yield from pages(prefix)
+
+    def _one_page(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        found = retried(lambda: self._fs.find(prefix, detail=True), _store_may_pass)
+        for name, info in found.items():
+            if info["type"] == "file":
+                yield name.lstrip("/"), info
+
+    def _s3_pages(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield objects page by page, of which each is tried again by itself."""
+        from fsspec.asyn import sync
+
+        bucket, _, start = prefix.partition("/")
+        asked = {"Bucket": bucket, "Prefix": start, **self._fs.req_kw}
+
+        def page() -> dict[str, Any]:
+            found: dict[str, Any] = sync(
+                self._fs.loop, self._fs._call_s3, "list_objects_v2", **asked
+            )
+            return found
+
+        while True:
+            found = retried(page, _store_may_pass)
+            for info in found.get("Contents", ()):
+                yield f"{bucket}/{info['Key']}", {**info, "size": info["Size"]}
+            if not found.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = found["NextContinuationToken"]
 
     def look_up(self, address: str) -> Entry | None:
         path = address.partition("://")[2]
@@ -300,10 +359,12 @@ def _is_anonymous(scheme: str) -> bool:
 
 
 def _entry_of(info: dict[str, Any]) -> Entry:
-    written = info.get("LastModified") or info.get("mtime") or info.get("updated")
-    written = written or info.get("created")
-    mtime = int(written.timestamp() * 10**9) if isinstance(written, datetime) else 0
-    return Entry(int(info["size"] or 0), mtime, str(info.get("ETag") or info.get("etag") or ""))
+    tag = str(info.get("ETag") or info.get("etag") or "")
+    names = ("LastModified", "last_modified", "mtime", "updated")
+    written = next((info[name] for name in names if info.get(name)), None)
+    written = written.timestamp() if isinstance(written, datetime) else written
+    mtime = int(written * 10**9) if isinstance(written, int | float) else 0
+    return Entry(int(info["size"] or 0), mtime if tag else _settled(mtime, time.time_ns()), tag)
 
 
 def _is_down(err: BaseException | None) -> bool:

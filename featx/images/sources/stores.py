@@ -50,6 +50,8 @@ class StoreSource:
     ignored: Mapping[str, int] = field(default_factory=dict)
     has_tags: bool = False
     _lock: Lock = field(default_factory=Lock)
+    _num_images: int = 0
+    _num_pages: int = 0
 
     def read(self, index: int) -> bytes:
         sample_id = self.samples[index].sample_id
@@ -63,7 +65,9 @@ class StoreSource:
             raise ImageError(sample_id, str(err), is_permanent=False) from None
         if len(content) > MAX_FILE_BYTES:
             raise ImageError(sample_id, f"more than the {MAX_FILE_BYTES} bytes allowed.")
-        if is_page(content):
+        is_web_page = is_page(content)
+        self._count(is_web_page)
+        if is_web_page:
             reason = "got a web page instead of an image; its address may need a login."
             raise ImageError(sample_id, reason, is_permanent=False)
         return content
@@ -71,6 +75,17 @@ class StoreSource:
     def stamp(self, index: int) -> Stamp:
         entry = self._entries()[index]
         return entry.stamp() if entry else NO_FILE
+
+    def _count(self, is_web_page: bool) -> None:
+        """Refuse the source where many web pages came, and no image."""
+        with self._lock:
+            self._num_pages += is_web_page
+            self._num_images += not is_web_page
+            if not self._num_images and self._num_pages == min(_READERS, len(self.samples)):
+                raise SourceError(
+                    f"'{self.uri}' gives web pages instead of images: it may need a login, or its "
+                    "addresses have expired."
+                )
 
     def _entries(self) -> list[Entry | None]:
         """Return what is known of each object, looked up once, many at a time."""

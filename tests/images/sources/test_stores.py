@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-import hashlib
+import gzip
 import itertools
-import threading
-import warnings
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from email.utils import formatdate
 from io import BytesIO
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from stores import Site, every
 
 import featx
 from featx.errors import ImageError, SourceError
 from featx.extraction.plan import make_plan
+from featx.features.publish import ExistingImages
+from featx.images.decode import content_digest
 from featx.images.reading import read_together
 from featx.images.sources import open_source, remote
 from featx.images.sources.remote import without_secrets
@@ -29,43 +29,13 @@ KEYS = ["a+b", "a%b", "a%2Fb", "a b", "a#b", "a?b", "é", "e\u0301", "x[1]", "x*
 def png(number):
     file = BytesIO()
     Image.fromarray(np.full((8, 8, 3), number % 256, np.uint8)).save(file, "PNG")
-    return file.getvalue() + str(number).encode()
+    return (file.getvalue() + str(number).encode()).ljust(100)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
     monkeypatch.setattr(remote, "_TIMEOUT", 1.0)
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # sockets that s3fs leaves to the end
-        gc.collect()
-
-
-@pytest.fixture
-def bucket(s3_server, monkeypatch):
-    import boto3
-
-    for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "secret")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    client = boto3.client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket="photos")
-    yield client
-    for item in client.list_objects_v2(Bucket="photos").get("Contents", []):
-        client.delete_object(Bucket="photos", Key=item["Key"])
-    client.delete_bucket(Bucket="photos")
 
 
 def contents(source):
@@ -136,65 +106,13 @@ def test_a_table_in_a_store_is_read_with_paths_beside_it(bucket):
     assert isinstance(found["x/gone.png"], ImageError)
 
 
-class _Site:
-    """A web server that counts what it is asked, with a few ways to fail."""
-
-    def __init__(self):
-        self.files, self.asked, self.faults = {}, Counter(), itertools.repeat("")
-        self.lock, site = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_HEAD(self):
-                self.answer()
-
-            def do_GET(self):
-                self.answer()
-
-            def answer(self):
-                with site.lock:
-                    site.asked[self.command, self.path] += 1
-                    fault = next(site.faults)
-                content = site.files.get(self.path)
-                if fault in ("500", "503") or content is None:
-                    self.send_error(int(fault or 404))
-                    return
-                if fault == "reset":
-                    self.connection.close()
-                    return
-                if fault == "silence":
-                    threading.Event().wait(1.5)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.send_header("ETag", hashlib.md5(content).hexdigest())
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(content[: len(content) // 2] if fault == "short" else content)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def site():
-    found = _Site()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_flaky_server_gives_every_image_in_the_end(site):
     names = [f"{i}.png" for i in range(150)]
     site.files = {f"/{name}": png(i) for i, name in enumerate(names)}
     table = "path,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names))
     site.files["/images.csv"] = table.encode()
-    kinds = ("500", "503", "short", "reset", "silence")
-    site.faults = (kinds[i // 31 % 5] if i % 31 == 15 else "" for i in itertools.count())
+    site.faults = every(31)
     source = open_source(f"{site.url}/images.csv")
     assert contents(source) == {name: png(i) for i, name in enumerate(names)}
 
@@ -214,13 +132,131 @@ def test_signed_addresses_are_sent_as_they_are_and_never_shown(site):
     assert without_secrets("http://h/a?size=1") == "http://h/a?size=1"
 
 
-def test_a_login_page_is_neither_table_nor_image(site):
+def test_a_login_page_is_neither_table_nor_image_and_one_sentence(site):
     page = b"<!DOCTYPE html><html>Log in</html>"
-    site.files = {"/images.csv": page, "/t.csv": b"path,label\n1.png,a\n", "/1.png": page}
+    site.files = {"/images.csv": page, "/t.csv": b"path,label\n1.png,a\n2.png,b\n"}
+    site.files |= {"/1.png": page, "/2.png": png(1)}
     with pytest.raises(SourceError, match="web page"):
         open_source(f"{site.url}/images.csv")
+    source = open_source(f"{site.url}/t.csv")
+    assert source.read(1) == png(1)
     with pytest.raises(ImageError, match="web page"):
-        open_source(f"{site.url}/t.csv").read(0)
+        source.read(0)
+    source.read(1)
+    names = [f"{i}.png" for i in range(90)]
+    site.files |= {f"/{name}": page for name in names}
+    site.files["/t.csv"] = "\n".join(["path,label", *(f"{n},a" for n in names)]).encode()
+    with pytest.raises(SourceError, match="gives web pages instead of images") as caught:
+        contents(open_source(f"{site.url}/t.csv"))
+    assert not isinstance(caught.value, ImageError)
+
+
+def test_a_compressed_answer_is_unpacked_and_its_length_is_not_the_images(site):
+    site.files = {"/t.csv": b"path,label\n1.png,a\n"}
+    source = open_source(f"{site.url}/t.csv")
+    site.files["/1.png"] = gzip.compress(png(1))
+    site.headers = {"Content-Encoding": "gzip", "ETag": "x"}
+    assert source.stamp(0).size == 0
+    assert source.read(0) == png(1)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_an_image_is_known_again_where_head_is_refused_and_get_is_not(site, method):
+    site.files = {"/t.csv": b"path,label\n1.png,a\n", "/1.png": png(1)}
+    source, site.refused = open_source(f"{site.url}/t.csv"), {method}
+    if method == "HEAD":
+        assert source.read(0) == png(1)
+        stamp = source.stamp(0)
+        assert (stamp.size, open_source(f"{site.url}/t.csv").stamp(0)) == (len(png(1)), stamp)
+    else:
+        with pytest.raises(ImageError, match="405"):
+            source.read(0)
+
+
+def test_redirects_lead_to_other_hosts_without_a_word_of_this_one_and_loops_end(site):
+    other = Site()
+    site.files["/t.csv"] = b"path,label\n1.png,a\n2.png,b\n"
+    site.moved = {"/1.png": f"{other.url}/x.png", "/2.png": f"{site.url}/2.png"}
+    other.files["/x.png"] = png(1)
+    try:
+        source = open_source(f"{site.url}/t.csv")
+        assert source.read(0) == png(1)
+        with pytest.raises(ImageError, match="infinite loop"):
+            source.read(1)
+    finally:
+        other.close()
+    assert sum(count for (_, path), count in site.asked.items() if path == "/2.png") <= 24
+
+
+def test_without_credentials_access_is_anonymous_at_once(bucket, monkeypatch, tmp_path):
+    bucket.put_bucket_acl(Bucket="photos", ACL="public-read")
+    bucket.put_object(Bucket="photos", Key="c/1.png", Body=png(1), ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    looked = []
+    monkeypatch.setattr("aiobotocore.utils.AioIMDSFetcher._get_request", looked.append)
+    source = open_source("s3://photos/")
+    assert source.remote._fs.anon
+    assert contents(source) == {"c/1.png": png(1)}
+    assert not looked
+
+
+_TOLD = {"tag": None, "time": {"Last-Modified": "Sat, 01 Jan 2022 00:00:00 GMT"}, "nothing": {}}
+
+
+@pytest.mark.parametrize("told", [*_TOLD, "young time", "changing time"])
+def test_a_change_of_equal_size_is_noticed_whatever_the_server_tells(site, told):
+    ids = [f"{i}.png" for i in range(6)]
+    site.files["/t.csv"] = "\n".join(["path,label", *(f"{name},a" for name in ids)]).encode()
+    site.files |= {f"/{name}": png(i) for i, name in enumerate(ids)}
+    seconds = itertools.count()
+
+    def headers():
+        if told in _TOLD:
+            return _TOLD[told]
+        return {"Last-Modified": formatdate(time.time() - 86400 * next(seconds) * ("c" in told))}
+
+    def existing(source):
+        found = list(read_together(source, range(6)))
+        digests = [np.frombuffer(content_digest(content), np.uint8) for _, _, content in found]
+        stamps = np.array([stamp for _, stamp, _ in found], np.int64)
+        return ExistingImages(ids, np.arange(6), stamps, np.array(digests), ("",) * 6)
+
+    def to_do():
+        site.headers = headers()
+        return make_plan(open_source(f"{site.url}/t.csv"), [seen], None).todo().tolist()
+
+    site.headers = headers()
+    seen = existing(open_source(f"{site.url}/t.csv"))
+    assert to_do() == []
+    for changed in ([2], [0, 5], list(range(6))):
+        site.files |= {f"/{ids[i]}": png(i + 7) for i in changed}
+        assert to_do() == changed
+        site.files |= {f"/{ids[i]}": png(i) for i in changed}
+        assert to_do() == []
+
+
+def test_a_store_without_tags_gives_the_rows_of_what_lies_there_now(tmp_path):
+    import fsspec
+
+    store, names = fsspec.filesystem("memory"), [f"{label}/{i}.png" for label in "ab" for i in "01"]
+    options = featx.ExtractOptions(backbone="tiny", engine="torch", workers=1)
+    for i in range(6):
+        store.pipe_file(f"/all/c/{i}.png", png(40 * i))
+    featx.extract("memory://all", tmp_path / "all.h5", options)
+    with h5py.File(tmp_path / "all.h5") as file:
+        expected = file["features"][...]
+    for numbers in ([0, 1, 2, 3], [0, 4, 2, 3], [4, 0, 3, 5], [4, 0, 3, 5]):
+        for name, number in zip(names, numbers, strict=True):
+            store.pipe_file(f"/set/{name}", png(40 * number))
+        featx.extract("memory://set", tmp_path / "f.h5", options)
+        with h5py.File(tmp_path / "f.h5") as file:
+            assert np.allclose(file["features"][...], expected[numbers], atol=1e-6)
+    before = (tmp_path / "f.h5").read_bytes()
+    assert featx.extract(None, tmp_path / "f.h5").is_unchanged
+    assert (tmp_path / "f.h5").read_bytes() == before
+    assert not np.allclose(expected[0], expected[1], atol=1e-3)
 
 
 def test_an_unchanged_image_is_looked_up_and_not_read_again(site):
