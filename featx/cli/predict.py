@@ -28,7 +28,7 @@ _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="[MODEL] IMAGES…|FOLDER…")
+@click.argument("paths", nargs=-1, required=True, metavar="[MODEL] IMAGE…|FOLDER…|SOURCE…")
 @click.option("-k", "--top-k", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--format",
@@ -59,21 +59,24 @@ def predict(
 ) -> None:
     """Predict images with an exported file; a folder stands for all images below it.
 
+    So do an archive and other sources that extract takes: photos.zip, shards-{00..09}.tar,
+    s3://bucket/photos/, images.csv. They are read one by one, and are called by their ids.
+
     MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
     used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
     whose probability is at least their threshold, a regression the value of each target.
     """
-    from featx.images.sources.folder import find_images
+    from featx.images.given import find_given
     from featx.stages.predict import Predictor
 
     named = paths[0].endswith(".onnx")
     model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)
     if not images:
-        raise click.UsageError("Give at least one image or folder after the model.")
+        raise click.UsageError("Give at least one image, folder or source after the model.")
     predictor = Predictor(
         model, providers=providers or None, threads=threads, max_pixels=max_pixels
     )
-    found, num_bad = find_images(images), 0
+    found, num_bad = find_given(images), 0
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     every = format == "csv" and predictor.task == "multi-label"  # a column for each tag
     with progress_bars(quiet=quiet) as bar:

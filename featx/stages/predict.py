@@ -34,13 +34,13 @@ from featx.errors import ArtifactInvalid, ConfigError, ImageError
 from featx.heads.tasks import TaskName
 from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, check_max_pixels
-from featx.images.given import ImageLike, decode_given, name_of
+from featx.images.given import ImageLike, decode_given, name_of, read_ahead
 from featx.images.reading import map_ahead, num_cores
 from featx.images.sources.labels import SEPARATOR
 
 log = logging.getLogger(__name__)
 
-Named = tuple[str, ImageLike]
+Named = tuple[str, ImageLike | ImageError]
 """An image, after what it is called."""
 Top = tuple[tuple[str, float], ...]
 """Classes or tags, best first, each with its probability."""
@@ -188,8 +188,9 @@ class Predictor:
             )
         if top_k < 1:
             raise ConfigError(f"top_k must be at least 1; got {top_k}.")
-        named = ((name_of(image, i), image) for i, image in enumerate(images))
+        given = ((name_of(image, i), image) for i, image in enumerate(images))
         count = len(images) if isinstance(images, Sequence) else None
+        named: Iterable[Named] = read_ahead(given, images) if count else given
         if ahead is None:
             ahead = count is not None
         if not ahead or count == 1:
@@ -380,7 +381,7 @@ def _groups(images: Iterable[Named], size: int) -> Iterator[list[Named]]:
         yield group
 
 
-def num_bytes_of(image: ImageLike) -> int:
+def num_bytes_of(image: ImageLike | ImageError) -> int:
     """Return how much memory an image takes as it is given; nothing where it is a path."""
     if isinstance(image, Image.Image):
         return 4 * image.width * image.height

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from featx.errors import SourceError
 from featx.images.sources.address import SourceOptions, split_address, with_options
@@ -41,6 +42,7 @@ __all__ = [
     "SourceOptions",
     "Stamp",
     "group_numbers",
+    "is_source",
     "open_source",
     "origin_of",
     "own_splits",
@@ -62,12 +64,27 @@ _ARCHIVES = frozenset(
 """Endings of archives; of those that cannot be read in place, a sentence says so."""
 
 
-def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
+def is_source(name: str) -> bool:
+    """Return whether a name stands for images, and is neither an image nor a plain folder."""
+    path, _ = split_address(name)
+    if path == "digits:" or path.startswith(("cifar10:", "hf:")) or _SCHEME.match(path):
+        return True
+    ending = Path(path).suffix.lower()
+    if Path(path).expanduser().is_dir():
+        from featx.images.sources.folder import holds_parquet
+
+        return holds_parquet(Path(path).expanduser())
+    return ending in (*_TABLES, ".parquet") or ending in _ARCHIVES
+
+
+def open_source(uri: str, *, output: Path | None = None, labelled: bool = True) -> ImageSource:
     """Return the samples that ``uri`` names; images are read later, one by one.
 
     Args:
         uri: What a user types; ``with_options`` adds how to read it.
         output: A file that is about to be made, whose folder is no class.
+        labelled: Whether folders, also in archives and stores, mean classes and splits; else all
+            images below are taken, whatever the folders are called.
 
     Raises:
         SourceError: It is missing, empty, or not laid out as expected.
@@ -85,16 +102,27 @@ def open_source(uri: str, *, output: Path | None = None) -> ImageSource:
 
             options.require_fit(name, "a Parquet file")
             return open_hub(name, options)
+        if name.startswith("file:///"):
+            name = _path_of(name)
         if _SCHEME.match(name):
             from featx.images.sources.stores import open_store
 
-            return open_store(name, options)
-        return _open_path(name, Path(name).expanduser(), output, options)
+            return open_store(name, options, labelled=labelled)
+        path = Path(name).expanduser()
+        return _open_path(name, path, output, options, labelled=labelled)
     except (OSError, RuntimeError) as err:  # RuntimeError: no such home folder; nested too deeply
         raise SourceError(f"Cannot open '{uri}': {str(err).rstrip('.')}.") from err
 
 
-def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions) -> ImageSource:
+def _path_of(address: str) -> str:
+    """Return the path of ``file:///…``, as it is written or with its escapes decoded."""
+    path = address.removeprefix("file://")
+    return path if Path(path).exists() else unquote(path, errors="surrogateescape")
+
+
+def _open_path(
+    uri: str, path: Path, output: Path | None, options: SourceOptions, *, labelled: bool
+) -> ImageSource:
     ending = path.suffix.lower()
     if ending == ".tar" and "{" in uri and not path.exists():
         from featx.images.sources.archive import open_shards
@@ -124,10 +152,11 @@ def _open_path(uri: str, path: Path, output: Path | None, options: SourceOptions
         from featx.images.sources.archive import open_archive
 
         options.require_fit(uri, "an archive")
-        return open_archive(path, options)
+        return open_archive(path, options, labelled=labelled)
     raise SourceError(
         f"'{uri}' is not an image source. Give a folder, a .zip or .tar archive, a .csv or .tsv "
-        "manifest, a .parquet file, hf:NAME, cifar10:FOLDER, or digits:."
+        "manifest, a .parquet file, hf:NAME, s3://…, https://…/images.csv, cifar10:FOLDER, or "
+        "digits:."
     )
 
 

@@ -32,7 +32,9 @@ _STARTS = {
 }
 
 
-def open_archive(path: Path, options: SourceOptions = NO_OPTIONS) -> ArchiveSource:
+def open_archive(
+    path: Path, options: SourceOptions = NO_OPTIONS, *, labelled: bool = True
+) -> ArchiveSource:
     """Return the images of an archive, with classes and splits as of a folder, sorted by id.
 
     Raises:
@@ -44,7 +46,7 @@ def open_archive(path: Path, options: SourceOptions = NO_OPTIONS) -> ArchiveSour
     if path.suffix.lower() == ".tar" and holds_samples(members):
         return read_shards(str(path), [(archive, members)])
     tree = tree_of(path, (f"{m.path}/" if m.kind == "folder" else m.path for m in members))
-    classes, samples = arrange(tree)
+    classes, samples = arrange(tree, labelled=labelled)
     files = Files.of(members)
     found = [files.find(archive, sample.sample_id) for sample in samples]
     require_no_bomb(archive, found)

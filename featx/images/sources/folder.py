@@ -76,15 +76,18 @@ def holds_parquet(root: Path) -> bool:
     return found
 
 
-def arrange(tree: Tree) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
+def arrange(tree: Tree, *, labelled: bool = True) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
     """Return the classes of a tree and its samples, sorted by id.
 
-    Images that are left out are added to what the tree ignores.
+    Not ``labelled``, all images have no label, whatever their folders are called. Images that are
+    left out are added to what the tree ignores.
 
     Raises:
         SourceError: There are no images, or what the folders stand for is not clear.
     """
     require_images(tree)
+    if not labelled:
+        return (), tuple(Sample(image, -1, "train") for image in sorted(tree.below("")))
     places = _find_places(tree)
     names = sorted({place.name for place in places if place.name is not None})
     labels = {name: position for position, name in enumerate(names)}

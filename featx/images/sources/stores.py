@@ -33,6 +33,7 @@ from featx.images.sources.remote import (
 from featx.images.sources.sample import NO_FILE, Sample, Stamp
 
 _TABLES = (".csv", ".tsv")
+_WHOLE = (".zip", ".tar", ".parquet")
 _READERS = 32
 
 
@@ -96,7 +97,7 @@ class StoreSource:
             return self.entries
 
 
-def open_store(uri: str, options: SourceOptions) -> StoreSource:
+def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> StoreSource:
     """Return the images below a prefix of a store, or those of a table in a store or on the web.
 
     Raises:
@@ -111,20 +112,22 @@ def open_store(uri: str, options: SourceOptions) -> StoreSource:
     if path.lower().endswith(_TABLES):
         options.require_fit(shown, "a table")
         return _open_table(uri, shown, Web(uri) if is_web else ObjectStore(uri), options)
+    if path.lower().endswith(_WHOLE):
+        raise SourceError(f"'{shown}' is read from this machine only: download it first.")
     if is_web:
         raise SourceError(f"'{shown}' is no table. Of the web, give a .csv or .tsv that lists it.")
     options.require_fit(uri, "a folder")
-    return _open_prefix(uri.rstrip("/") + "/")
+    return _open_prefix(uri.rstrip("/") + "/", labelled=labelled)
 
 
-def _open_prefix(uri: str) -> StoreSource:
+def _open_prefix(uri: str, *, labelled: bool) -> StoreSource:
     store, prefix = ObjectStore(uri), uri.partition("://")[2]
     found = {path.removeprefix(prefix): entry for path, entry in store.listed(prefix)}
     if not found:
         raise SourceError(f"There is nothing below '{uri}'.{_nearest(store, prefix)}")
     tree = tree_of(Path(uri), found)
     try:
-        classes, samples = arrange(tree)
+        classes, samples = arrange(tree, labelled=labelled)
     except SourceError as err:
         raise SourceError(str(err).replace(str(Path(uri)), uri.rstrip("/"))) from None
     addresses = [uri + sample.sample_id for sample in samples]
