@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from featx.heads.samples.selection import FewShot
     from featx.heads.solvers.mlp import MLPOptions
     from featx.heads.solvers.sgd import SGDOptions
-    from featx.stages.audit import AuditReport, Finding, audit, write_findings
+    from featx.stages.audit import (
+        AuditReport,
+        Finding,
+        audit,
+        write_audit_page,
+        write_findings,
+    )
     from featx.stages.check import (
         CheckOptions,
         CheckReport,
@@ -124,6 +130,7 @@ __all__ = [
     "similar",
     "status",
     "train_head",
+    "write_audit_page",
     "write_findings",
     "write_report",
 ]
@@ -137,7 +144,10 @@ _LOADED_FROM = {
     "featx.heads.samples.selection": ("FewShot",),
     "featx.heads.solvers.mlp": ("MLPOptions",),
     "featx.heads.solvers.sgd": ("SGDOptions",),
-    "featx.stages.audit": ("AuditReport", "Finding", "audit", "write_findings"),
+    "featx.stages.audit": (
+        *("AuditReport", "Finding"),
+        *("audit", "write_audit_page", "write_findings"),
+    ),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),
         *("check", "status"),

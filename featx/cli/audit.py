@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.artifact import require_writable
+from featx.artifact import require_replaceable, require_writable
 from featx.cli import options
 from featx.cli.output import (
     human_seconds,
@@ -45,6 +45,9 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 
 @click.command()
 @click.argument("features", type=options.FILE, default=options.FEATURES)
+@click.option("--html", type=options.FILE, help="The page.  [audit.html beside FEATURES]")
+@click.option("--no-html", is_flag=True, help="Write no page.")
+@click.option("--source", help="Where the images are now, for the page.  [where they were]")
 @click.option("--csv", "table", type=options.FILE, help="Write every finding to this table.")
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Lines.")
 @click.option(
@@ -59,6 +62,9 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 @options.quiet
 def audit(
     features: Path,
+    html: Path | None,
+    no_html: bool,
+    source: str | None,
     table: Path | None,
     top: int,
     fail_on: tuple[str, ...],
@@ -69,24 +75,32 @@ def audit(
 ) -> None:
     """Show what may be wrong with the images of FEATURES: labels, copies, leaks.
 
-    Each label is compared with what heads say that were not trained on the image. Mark images with
-    true in the column drop of the table, and leave them out: featx train-head --exclude TABLE.
+    Each label is compared with what heads say that were not trained on the image. Look at the page,
+    mark what is wrong there, and save the marks as a table: featx train-head --exclude TABLE leaves
+    out what is dropped, featx relabel TABLE corrects labels.
     """
     from featx.stages.audit import audit as run
-    from featx.stages.audit import write_findings
+    from featx.stages.audit import write_audit_page, write_findings
+
+    page = None if no_html else html or features.with_name("audit.html")
+    if page is not None:
+        require_replaceable(page, "page")
 
     if table is not None:
         require_writable(table, overwrite=overwrite)
     with step_status(quiet=quiet) as step:
         report = run(features, seed=seed, step=step)
+        if page is not None:
+            write_audit_page(report, page, source=source, step=step)
     if table is not None:
         write_findings(report, table, overwrite=overwrite)
     if as_json:
         print_json(report.to_dict())
     else:
         _print(report, top)
-        if table is not None:
-            print_fields({"table": table})
+        written = {"page": page, "table": table}
+        if fields := {name: path for name, path in written.items() if path is not None}:
+            print_fields(fields)
     found = [name for name in fail_on if report.of_kind(_FAILS[name])]
     if found:
         click.echo(f"Found: {', '.join(found)}.", err=True)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from featx.heads.head import Head
 from featx.heads.tasks.losses import log_softmax
 from featx.heads.tasks.single_label import NUM_BINS, confusion_matrix
 from featx.images.decode import NO_DIGEST
+from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import read_images
 from featx.images.sources import ImageSource
 
@@ -25,6 +26,8 @@ MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000
 _TSNE_COMPONENTS = 50
 _SIDE = 160
+_SMALL = PreprocessSpec(_SIDE, _SIDE, (0, 0, 0), (1, 1, 1), crop="none", decode="scaled")
+"""How images are decoded for pictures: large JPEGs at a part of their size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,30 +225,51 @@ def with_pictures(
     mistakes: Sequence[Mistake], cache: FeatureFile, images: ImageSource | None
 ) -> list[Mistake]:
     """Return mistakes with the pictures of their images; None stands for a source that is gone."""
-    positions = {each.sample_id: i for i, each in enumerate(images.samples if images else ())}
-    shown: dict[int, tuple[str | None, str]] = {}  # by position
-    wanted = {
-        positions[name]: each.row
-        for each in mistakes
-        if (name := cache.sample_ids[each.row]) in positions
-    }
-    if images:
-        with closing(read_images(images, wanted, thumbnail)) as read:
-            for position, digest, jpeg in read:
-                if digest not in (NO_DIGEST, cache.digests[wanted[position]].tobytes()):
-                    shown[position] = None, "changed since it was extracted"
-                elif isinstance(jpeg, ImageError):
-                    shown[position] = None, jpeg.reason
-                else:
-                    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-                    shown[position] = uri, ""
-    none = None, "no longer in the source" if images else "its source is not there"
+    shown = pictures_of([each.row for each in mistakes], cache, images)
     found = []
     for each in mistakes:
+        picture, why_not = shown[each.row]
         name = cache.sample_ids[each.row]
-        picture, why_not = shown.get(positions.get(name, -1), none)
         found.append(replace(each, sample_id=name, picture=picture, why_not=why_not))
     return found
+
+
+def pictures_of(
+    rows: Sequence[int],
+    cache: FeatureFile,
+    images: ImageSource | None,
+    *,
+    most_bytes: int | None = None,
+) -> dict[int, tuple[str | None, str]]:
+    """Return the picture of each row as a data URI of a JPEG; where there is none, None and why.
+
+    Args:
+        rows: Of the feature file; the first ones first where there is no room for all.
+        cache: The feature file.
+        images: Its source; None where that is gone.
+        most_bytes: Room for all URIs; None for as many as there are.
+    """
+    if images is None:
+        return dict.fromkeys(rows, (None, "its source is not there"))
+    positions = {each.sample_id: i for i, each in enumerate(images.samples)}
+    shown = dict.fromkeys(rows, (cast("str | None", None), "no longer in the source"))
+    wanted = {positions[name]: row for row in rows if (name := cache.sample_ids[row]) in positions}
+    room = float("inf") if most_bytes is None else most_bytes
+    shown |= dict.fromkeys(wanted.values(), (None, "not shown: no room"))
+    with closing(read_images(images, wanted, thumbnail, preprocess=_SMALL)) as read:
+        for position, digest, jpeg in read:
+            row = wanted[position]
+            if digest not in (NO_DIGEST, cache.digests[row].tobytes()):
+                shown[row] = None, "changed since it was extracted"
+            elif isinstance(jpeg, ImageError):
+                shown[row] = None, jpeg.reason
+            else:
+                uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+                room -= len(uri)
+                if room < 0:
+                    break
+                shown[row] = uri, ""
+    return shown
 
 
 def thumbnail(pixels: Image.Image | np.ndarray) -> bytes:

@@ -70,7 +70,7 @@ def write_cache(
     ]
     stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
     if contents is not None:
-        digests[:, -1] = contents
+        digests[:, -8:] = np.asarray(contents).astype(">u8").view(np.uint8).reshape(-1, 8)
     with Journal(path, layout=RowLayout((features.shape[1],), num_views=num_views)) as journal:
         journal.begin({})
         journal.append(Batch(names, stamps, digests, ("",) * count, features, views))

@@ -4,6 +4,7 @@ labels      images whose label the other images contradict, and how many labels 
 copies      images of one content: in several splits, or with several labels
 findings    what an audit finds, and the table of it
 report      findings of all kinds, joined
+page        the findings with their pictures, to be marked
 """
 
 from featx.stages.audit.findings import (
@@ -17,6 +18,7 @@ from featx.stages.audit.findings import (
     LeaksWorth,
     write_findings,
 )
+from featx.stages.audit.page import write_audit_page
 from featx.stages.audit.report import audit
 
 __all__ = [
@@ -29,5 +31,6 @@ __all__ = [
     "ImageSequence",
     "LeaksWorth",
     "audit",
+    "write_audit_page",
     "write_findings",
 ]

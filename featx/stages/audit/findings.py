@@ -190,10 +190,11 @@ def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool =
     output = Path(output)
     require_apart({"the table": output}, run_files(report.path))
     with publishing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(table_bytes(COLUMNS, map(_cells, report.findings)))
+        temporary.write_bytes(table_bytes(COLUMNS, map(cells_of, report.findings)))
 
 
-def _cells(each: Finding) -> Sequence[str]:
+def cells_of(each: Finding) -> Sequence[str]:
+    """Return the cells of a finding, as ``COLUMNS`` names them; the marks are empty."""
     limit = "" if each.limit is None else f"{each.limit:.4g}"
     return (
         *(each.sample_id, each.kind, each.other, each.split, each.given, each.likely),

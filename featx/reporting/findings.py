@@ -1,0 +1,198 @@
+"""The page of an audit: findings with pictures, to be looked at and marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from featx.artifact import PAGE_SIGN, fingerprint_of
+from featx.errors import counted
+from featx.features.file import FeatureFile
+from featx.features.marks import content_of
+from featx.heads.samples.data import Step, no_step
+from featx.images.sources import ImageSource
+from featx.reporting.summary import pictures_of
+from featx.reporting.templates import render
+
+MAX_FINDINGS = 5000
+_MAX_PICTURES = 4000
+_PICTURE_BYTES = 15_000_000
+"""Of all pictures as text; the page with 5,000 findings stays below 25 MB."""
+_MANY = 50
+"""Images that are joined by findings of one kind, above which the first three stand for all."""
+
+
+class Kind(NamedTuple):
+    """How findings of a kind are introduced."""
+
+    title: str
+    text: str
+    measure: str = ""  # what its score is called; empty for a share of 1, or of pairs
+    pairs: str = ""  # what its two images have in common; empty for their likeness
+
+
+KINDS = {
+    "conflict": Kind("Conflicts", "The same picture with different labels: one of them is wrong."),
+    "leak": Kind(
+        "Leaks", "The same picture in different splits: scores on it are better than they should."
+    ),
+    "sequence": Kind(
+        "Sequences",
+        "Runs of numbered images that are alike, in several splits: keep each in one group.",
+        pairs="first and last of the run",
+    ),
+    "label": Kind(
+        "Labels", "Heads that were not trained on the image say that it is of another class."
+    ),
+    "missing": Kind("Missing tags", "A tag that heads which did not see the image would give."),
+    "surplus": Kind("Surplus tags", "A tag that heads which did not see the image would not give."),
+    "value": Kind(
+        "Numbers",
+        "Far from what heads say that were not trained on the image.",
+        measure="deviations off",
+    ),
+    "copy": Kind("Copies", "The same picture twice, in one split and with one label."),
+    "outlier": Kind("Outliers", "Far from all other images.", measure="distance"),
+    "constant": Kind("Constant", "Pictures of a single colour.", measure="deviation"),
+    "empty": Kind("Nearly empty", "Pictures with hardly anything on them.", measure="detail"),
+    "tiny": Kind("Tiny", "Pictures of very few pixels.", measure="shorter side"),
+    "blurred": Kind("Blurred", "Pictures without sharp edges.", measure="sharpness"),
+}
+"""In the order of the page, the surest first; kinds that are not here come last."""
+_SHARES = ("label", "missing", "surplus")  # whose score is the margin, at most 1
+_GUESSES = ("label", "missing", "surplus")  # whose likely label may be taken
+
+
+@dataclass(frozen=True, eq=False)
+class FindingsPage:
+    """What the page of an audit shows.
+
+    Attributes:
+        title: Of the page.
+        summary: A sentence or two below it.
+        facts: Name and text of what else was found out.
+        columns: Of the table of findings.
+        rows: Its rows, texts as in the table before they are made safe for spreadsheets.
+        near: Sample ids of trusted images near that of each row.
+        cache: What was audited.
+        images: Its source; None where that is not there.
+    """
+
+    title: str
+    summary: str
+    facts: Sequence[tuple[str, str]]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    near: Sequence[Sequence[str]]
+    cache: FeatureFile
+    images: ImageSource | None
+
+
+def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
+    """Return the HTML of a page; of more findings than it has room for, the surest of each kind."""
+    kinds = _kinds(page)
+    chosen = _chosen(page, list(kinds))
+    rows = {name: row for row, name in enumerate(page.cache.sample_ids)}
+    wanted = [rows[name] for name in _images_of(page, chosen) if name in rows]
+    step(f"Pictures of {counted(min(len(wanted), _MAX_PICTURES), 'image')}")
+    pictures = pictures_of(
+        wanted[:_MAX_PICTURES], page.cache, page.images, most_bytes=_PICTURE_BYTES
+    )
+    num_shown = sum(uri is not None for uri, _ in pictures.values())
+    kept = [page.rows[number] for number in chosen]
+    data = {
+        "columns": page.columns,
+        "rows": kept,
+        "near": [page.near[number] for number in chosen],
+        "images": {page.cache.sample_ids[row]: _image(page, row, pictures) for row in wanted},
+        "kinds": [{"name": name} | kind._asdict() for name, kind in kinds.items()],
+        "shares": _SHARES,
+        "guesses": _GUESSES,
+        "classes": page.cache.classes,
+        "tags": page.cache.header.details.get("label_kind") == "tags",
+        "many": _MANY,
+        "store": f"featx-audit-{fingerprint_of({page.cache.inputs_sha256: kept})[:16]}",
+    }
+    return render(
+        "findings.html",
+        {
+            "title": page.title,
+            "summary": f"{page.summary} {_note(page, len(kept), len(wanted), num_shown)}".strip(),
+            "facts": page.facts,
+            "sign": PAGE_SIGN,
+            "data": _as_script(data),
+        },
+    )
+
+
+def _kinds(page: FindingsPage) -> dict[str, Kind]:
+    """Return the kinds that there are, in the order of the page."""
+    column = page.columns.index("kind")
+    found = dict.fromkeys(row[column] for row in page.rows)
+    known = {name: kind for name, kind in KINDS.items() if name in found}
+    return known | {name: Kind(name.capitalize(), "") for name in found if name not in known}
+
+
+def _chosen(page: FindingsPage, kinds: Sequence[str]) -> list[int]:
+    """Return the numbers of the findings on the page, kind by kind, each kind getting its share."""
+    column = page.columns.index("kind")
+    of_kind: dict[str, list[int]] = {name: [] for name in kinds}
+    for number, row in enumerate(page.rows):
+        of_kind[row[column]].append(number)
+    shares, room, left = {}, MAX_FINDINGS, len(of_kind)
+    for name in sorted(of_kind, key=lambda each: len(of_kind[each])):
+        shares[name] = min(len(of_kind[name]), room // left)
+        room, left = room - shares[name], left - 1
+    return [number for name in kinds for number in of_kind[name][: shares[name]]]
+
+
+def _images_of(page: FindingsPage, chosen: Sequence[int]) -> list[str]:
+    """Return the sample ids whose pictures are wanted: those of findings, then their neighbours."""
+    own = [page.columns.index(name) for name in ("sample_id", "other")]
+    names = [page.rows[number][column] for number in chosen for column in own]
+    near = [name for number in chosen for name in page.near[number]]
+    return [name for name in dict.fromkeys((*names, *near)) if name]
+
+
+def _image(
+    page: FindingsPage, row: int, pictures: Mapping[int, tuple[str | None, str]]
+) -> dict[str, str]:
+    cache, label = page.cache, int(page.cache.labels[row])
+    uri, why = pictures.get(row, (None, "not shown"))
+    values = {
+        "label": cache.classes[label] if label >= 0 else "",
+        "split": cache.split_names[cache.splits[row]],
+        "content": content_of(cache, row),
+        "picture": uri or "",
+        "why": why,
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _note(page: FindingsPage, num_kept: int, num_images: int, num_pictures: int) -> str:
+    """Return what the page leaves out, in sentences."""
+    parts: list[str] = []
+    if num_kept < len(page.rows):
+        parts.append(
+            f"Shown are {num_kept:,} of {len(page.rows):,} findings, the surest of each kind; "
+            "the table of featx audit --csv has all."
+        )
+    if page.images is None and page.rows:
+        parts.append("Findings without pictures: the images are not where they were extracted.")
+    elif num_pictures < num_images:
+        parts.append(f"{num_pictures:,} of {num_images:,} images have a picture here.")
+    return " ".join(parts)
+
+
+def _as_script(data: Mapping[str, Any]) -> str:
+    """Return JSON that cannot end the element of a page that it stands in, in ASCII."""
+    return "".join(_escaped(json.JSONEncoder(separators=(",", ":")).iterencode(data)))
+
+
+def _escaped(parts: Iterator[str]) -> Iterator[str]:
+    return (
+        part.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+        for part in parts
+    )

@@ -1,0 +1,189 @@
+"""The page of an audit: whole in itself, small enough, and its marks are those of the table."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from caches import far_apart, write_cache
+from commands import featx_cli
+from PIL import Image
+
+from featx.errors import ArtifactExists, ConfigError
+from featx.extraction.options import ExtractOptions
+from featx.features.marks import read_marks
+from featx.reporting import summary
+from featx.stages.audit import audit, write_audit_page, write_findings
+from featx.stages.audit.findings import COLUMNS
+from featx.stages.extract import extract
+from featx.training.samples import read_excluded
+
+CHROMIUM = shutil.which("chromium")
+NASTY = "=1+1 <!--<script>'\"&,x.png"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Pictures of two colours with a wrong label, a copy and hostile names; the feature file."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(24):
+        name = ("blue", "red")[number % 2]
+        colour = {"blue": (40, 40, 200), "red": (200, 40, 40)}[name]
+        pixels = np.clip(colour + random.normal(0, 20, (40, 48, 3)), 0, 255).astype(np.uint8)
+        name = "blue" if number == 5 else name
+        (folder / name).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / name / (NASTY if number == 5 else f"{number}.png"))
+    shutil.copy(folder / "red" / "3.png", folder / "red" / "copy.png")
+    path = folder.parent / f"{folder.name}-out" / "f.h5"
+    extract(str(folder), path, ExtractOptions(backbone="tiny"))
+    return path
+
+
+def data_of(page):
+    (found,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    return json.loads(found)
+
+
+def test_the_page_has_all_findings_and_their_pictures(photos, tmp_path):
+    report = audit(photos)
+    page = write_audit_page(report, tmp_path / "audit.html")
+    data = data_of(page)
+    assert next(row[0] for row in data["rows"] if row[1] == "label") == f"blue/{NASTY}"
+    assert len(data["rows"]) == len(report.findings) > 1
+    shown = data["images"]["red/copy.png"]
+    jpeg = base64.b64decode(shown["picture"].partition(",")[2])
+    assert jpeg.startswith(b"\xff\xd8")
+    assert (shown["label"], shown["split"]) == ("red", "train")
+    assert [kind["name"] for kind in data["kinds"]] == ["label", "copy"]
+
+
+def test_the_page_asks_nothing_of_others_and_names_cannot_end_a_script(photos, tmp_path):
+    text = write_audit_page(audit(photos), tmp_path / "a.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]+\.", text)
+    assert "default-src 'none'" in text
+    (start,) = re.findall(r'id="data">(.*?)</script>', text)
+    assert "<" not in start
+    assert text.count("<script") == text.count("</script>") == 2
+
+
+def test_where_the_source_has_gone_the_page_says_so(tmp_path, caplog):
+    path = write_cache(tmp_path / "f.h5", **far_apart(), contents=np.arange(240) // 2 + 1)
+    page = write_audit_page(audit(path), tmp_path / "a.html")
+    assert "without pictures" in page.read_text()
+    assert "source=" in caplog.text
+    assert not any("picture" in image for image in data_of(page)["images"].values())
+
+
+def test_pages_of_featx_are_replaced_and_nothing_else(photos, tmp_path):
+    report, page = audit(photos), tmp_path / "a.html"
+    for _ in range(2):
+        write_audit_page(report, page)
+    page.write_text("mine")
+    with pytest.raises(ArtifactExists):
+        write_audit_page(report, page)
+    with pytest.raises(ConfigError):
+        write_audit_page(report, photos)
+    assert page.read_text() == "mine"
+
+
+def test_a_page_of_many_findings_stays_small_and_says_what_it_leaves_out(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for number in range(200):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "photos" / f"{number:04d}.jpg")
+    count = 12_000
+    contents = np.arange(count) % (count // 2) + 1
+    made = {"features": np.zeros((count, 2), np.float32), "labels": np.full(count, -1)}
+    splits = np.zeros(count, np.uint8)
+    splits[:100] = 1
+    path = write_cache(
+        tmp_path / "f.h5", **made, splits=splits, contents=contents, source=str(tmp_path / "photos")
+    )
+    monkeypatch.setattr(summary, "thumbnail", lambda _: bytes(200_000))
+    monkeypatch.setattr(summary, "NO_DIGEST", None)
+    monkeypatch.setattr("featx.images.reading.content_digest", lambda _: None)
+    report = audit(path)
+    page = write_audit_page(report, tmp_path / "a.html")
+    assert len(report.findings) == 6000
+    assert page.stat().st_size < 25e6
+    data = data_of(page)
+    assert len(data["rows"]) == 5000
+    assert sum(row[1] == "leak" for row in data["rows"]) == 100  # the smaller kind has all of its
+    assert 30 < sum("picture" in image for image in data["images"].values()) < 100
+    assert "5,000 of 6,000 findings" in page.read_text()
+    assert re.search(r"\d\d of [\d,]+ images have a picture", page.read_text())
+
+
+def test_the_command_writes_the_page_beside_the_features_unless_told(photos, tmp_path):
+    copied = tmp_path / "f.h5"
+    shutil.copy(photos, copied)
+    assert "audit.html" in featx_cli("audit", copied).output
+    assert (tmp_path / "audit.html").exists()
+    (tmp_path / "audit.html").unlink()
+    assert featx_cli("audit", copied, "--no-html").exit_code == 0
+    assert not (tmp_path / "audit.html").exists()
+    assert featx_cli("audit", copied, "--html", tmp_path / "b.html").exit_code == 0
+    assert (tmp_path / "b.html").exists()
+
+
+def in_chromium(page, script, tmp_path):
+    """Return what a script leaves in the page's title, after the page has run."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    text = page.read_text(encoding="utf-8")
+    changed = tmp_path / "scripted.html"
+    end = f"<script>\n{script}\n</script>\n</body>"
+    changed.write_text(text.replace("</body>", end), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", changed.as_uri()]
+    made = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return made.stdout.decode()
+
+
+def test_marks_made_by_keys_are_read_by_training_and_relabel(photos, tmp_path):
+    report = audit(photos)
+    page = write_audit_page(report, tmp_path / "audit.html")
+    write_findings(report, tmp_path / "plain.csv")
+    script = """
+    const plain = table();
+    const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    press("l");
+    off.add("label"); show();
+    press("d"); press("ArrowUp"); press("n"); press("ArrowUp"); press("ArrowLeft"); press("k");
+    document.body.textContent = "TABLES" + JSON.stringify([plain, table()]) + "END";
+    """
+    dom = in_chromium(page, script, tmp_path)
+    (found,) = re.findall("TABLES(.*)END", html.unescape(dom))
+    plain, marked = json.loads(found)
+    assert plain.encode() == (tmp_path / "plain.csv").read_bytes()
+    table = tmp_path / "audit.csv"
+    table.write_text(marked, newline="")
+    assert table.read_text().splitlines()[0] == ",".join(COLUMNS)
+    marks = {(mark.sample_id, mark.kind): mark for mark in read_marks(table)}
+    assert marks[f"blue/{NASTY}", "label"].corrected == "red"
+    (dropped,) = read_excluded(table, photos)
+    assert dropped == "red/copy.png"
+    assert marks["red/copy.png", "copy"].different
+    assert marks["red/3.png", "copy"].keep  # the other picture of the pair
+    assert marks["red/3.png", "copy"].other == "red/copy.png"
+    result = featx_cli("relabel", table, "--features", photos, "-o", tmp_path / "r.csv")
+    assert result.exit_code == 0, result.output
+
+
+def test_no_error_is_met_and_a_filter_shows_one_class(photos, tmp_path):
+    page = write_audit_page(audit(photos), tmp_path / "audit.html")
+    script = """
+    window.onerror = (text) => { document.title = `ERROR ${text}`; };
+    const all = document.querySelectorAll(".card").length;
+    $("class").value = "=blue"; show();
+    const blue = document.querySelectorAll(".card").length;
+    document.title = `cards ${all} ${blue}`;
+    """
+    dom = in_chromium(page, script, tmp_path)
+    (found,) = re.findall(r"cards (\d+) (\d+)", dom)
+    assert int(found[0]) > int(found[1]) >= 1
