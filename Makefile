@@ -7,6 +7,7 @@
 #   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed;
 #                                              without DATA and BACKBONE as the last time
 #   make onnx CUT=layer4                       the same, with everything behind a module trained too
+#   make packages                              build featx and featx-core, install and run both
 #   make bench                                 the benchmarks; BENCH='--case tiny --rounds 3' for a part
 #   make clean                                 delete what the demo and the chain made
 
@@ -30,7 +31,7 @@ EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup system demo test test-slow check format bench features head onnx clean
+.PHONY: help setup system demo test test-slow packages check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -66,6 +67,9 @@ test: $(READY) $(CLIENTS) $(HEIF)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+packages: $(READY)
+	$(BIN)/python benchmarks/install.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -12,6 +12,9 @@ from featx.errors import FeatxError, first_line
 COMPLETE, CORE = "featx", "featx-core"
 _WITH_TORCH = ("torch", "torchvision", "onnxscript")
 """What featx-core leaves out; its extra ``torch`` brings them."""
+_RUNTIMES = tuple(
+    f"onnxruntime{build}" for build in ("", "-gpu", "-openvino", "-directml", "-qnn", "-rocm")
+)
 _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "pillow_heif": "pillow-heif"}
 """Packages by their modules, where the names differ."""
 _REQUIRED = {
@@ -52,7 +55,19 @@ def both_installed() -> str | None:
         return None
     return (
         f"featx {complete} and featx-core {core} are both installed and overwrite each other. "
-        "Remove both: pip uninstall -y featx featx-core; then install one: pip install featx."
+        "Remove both: pip uninstall -y featx-core featx; then install one: pip install featx."
+    )
+
+
+def several_runtimes() -> str | None:
+    """Return a sentence with the repair where several builds of ONNX Runtime are here."""
+    found = [name for name in _RUNTIMES if _recorded(name)]
+    if len(found) < 2:
+        return None
+    return (
+        f"{' and '.join(found)} are all installed in one folder, and only the one that pip wrote "
+        f"last runs. Remove them: pip uninstall -y {' '.join(found)}; then install the one you "
+        f"want: pip install {found[-1]}."
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -13,7 +16,14 @@ import pytest
 
 import featx
 from featx import packages
-from featx.packages import both_installed, import_problem, install_command, installed, needed
+from featx.packages import (
+    both_installed,
+    import_problem,
+    install_command,
+    installed,
+    needed,
+    several_runtimes,
+)
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -99,10 +109,19 @@ def test_both_packages_at_once_are_told_with_the_repair(record):
     record(featx="0.2.0", featx_core="0.1.0")
     told = both_installed()
     assert "featx 0.2.0 and featx-core 0.1.0 are both installed" in told
-    assert "pip uninstall -y featx featx-core" in told
+    assert "pip uninstall -y featx-core featx" in told
     failed = ImportError("cannot import name 'x' from 'featx.errors'", name="featx.errors")
     assert str(import_problem(failed)) == f"{told} What failed: {failed}."
     assert str(import_problem(absent("torch"))).startswith(told)
+
+
+def test_several_builds_of_onnx_runtime_are_named(record):
+    record(onnxruntime_gpu="1.23.0", featx="0.1.0")
+    assert several_runtimes() is None
+    record(onnxruntime="1.23.0", onnxruntime_gpu="1.23.0")
+    told = several_runtimes()
+    assert "onnxruntime and onnxruntime-gpu are all installed" in told
+    assert told.endswith("pip install onnxruntime-gpu.")
 
 
 def test_the_version_is_that_of_the_code_and_not_of_metadata(monkeypatch, record):
@@ -131,3 +150,81 @@ def test_a_name_of_featx_that_needs_a_missing_package_says_so(monkeypatch):
     assert caught.value.__notes__ == [
         "This needs scikit-learn, which is not installed: pip install scikit-learn."
     ]
+
+
+@pytest.fixture(scope="module")
+def core():
+    spec = importlib.util.spec_from_file_location("backend", ROOT / "core" / "backend.py")
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    return tomllib.loads(backend.as_toml(backend.configuration()))["project"]
+
+
+def test_featx_core_is_featx_without_torch(core):
+    assert core["name"] == "featx-core"
+    left_out = set(PROJECT["dependencies"]) - set(core["dependencies"])
+    assert left_out == set(core["optional-dependencies"]["torch"])
+    assert {re.split(r"[^\w-]", each)[0] for each in left_out} == set(packages._WITH_TORCH)
+    same = {"classifiers", "dynamic", "keywords", "license", "readme", "requires-python", "scripts"}
+    assert {key: core[key] for key in same} == {key: PROJECT[key] for key in same}
+
+
+def test_no_extra_of_featx_core_brings_featx(core):
+    extras = core["optional-dependencies"]
+    assert set(extras) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"} | {"torch"}
+    assert not [each for needs in extras.values() for each in needs if each.startswith("featx[")]
+    assert "featx-core[torch]" in extras["timm"]
+
+
+def test_all_names_every_extra_but_those_for_work_on_featx():
+    extras = PROJECT["optional-dependencies"]
+    (named,) = re.findall(r"featx\[(.*)\]", *extras["all"])
+    assert set(named.split(",")) == set(extras) - {"all", "dev", "docs"}
+
+
+def test_the_page_on_installing_names_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert set(rows) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"} | {"featx"}
+
+
+# What the documents say
+
+
+def documented():
+    """Return the arguments of each documented ``pip install``, by its line."""
+    text = "".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/install.md")
+    )
+    lines = re.findall(r"(?:^|`)(pip install [^`\n]*)", text, re.MULTILINE)
+    return {line: shlex.split(line, comments=True)[2:] for line in lines}
+
+
+def test_documented_torch_for_the_cpu_names_its_index():
+    (arguments,) = [each for each in documented().values() if "torchvision" in each]
+    assert arguments[-2:] == ["--index-url", "https://download.pytorch.org/whl/cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", documented())
+def test_a_documented_command_resolves(line):
+    """Names of featx lead to this tree; torch is never downloaded, as it is installed here."""
+    here = {"featx": str(ROOT), "featx-core": str(ROOT / "core"), ".": str(ROOT)}
+    arguments = [
+        here.get(name := each.partition("[")[0], name) + each.removeprefix(name)
+        for each in documented()[line]
+    ]
+    is_light = ("featx-core" in line and "[" not in line) or "/whl/cpu" in line
+    options = ["--ignore-installed"] if is_light else []
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation"]
+    result = subprocess.run(
+        [*pip, *options, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if re.search("Connection|HTTPSConnectionPool|Temporary failure|No matching", result.stderr):
+        pytest.skip(f"no registry: {result.stderr[-200:]}")
+    assert result.returncode == 0, result.stderr
+    would = [each for each in result.stdout.splitlines() if each.startswith("Would install")]
+    if is_light:
+        assert would
+        assert "nvidia-" not in would[0]
+        assert "torch" not in would[0] or "whl/cpu" in line
