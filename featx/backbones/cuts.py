@@ -8,11 +8,16 @@ block is, one branch of it is not.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import operator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import NodePathTracer
 
@@ -49,7 +54,7 @@ class Cut:
 
 
 def split_model(
-    model: nn.Module, cut: str, *, layer: str, pool: Pool = "none"
+    model: nn.Module, cut: str, *, layer: str, pool: Pool = "none", image_size: int | None = None
 ) -> tuple[nn.Module, nn.Module]:
     """Return stem and tail, sharing the model's modules, in eval mode.
 
@@ -58,6 +63,7 @@ def split_model(
         cut: A module that ``list_cuts`` names, or one with the same input.
         layer: Node of the model's graph where the tail ends.
         pool: That of a timm model's features, where the layer is that.
+        image_size: With it, parts of a timm model may fit no other size.
 
     Returns:
         Images to ``{"features": …}`` with the activations at the cut, and activations to
@@ -67,7 +73,7 @@ def split_model(
     Raises:
         BackboneError: The model cannot be split there; the message says why.
     """
-    traced = _Traced(model, layer, pool)
+    traced = _Traced(model, layer, image_size, pool)
     model = traced.model
     value = traced.input_of(cut)
     if value is traced.image:
@@ -100,7 +106,7 @@ def find_shape(backbone: str, image_size: int, cut: str, *, layer: str) -> tuple
         return (image_size, image_size, 3)
     model = build_skeleton(backbone, image_size)
     with torch.device("meta"):
-        stem, _ = split_model(model, cut, layer=layer)
+        stem, _ = split_model(model, cut, image_size=image_size, layer=layer)
         activations = stem(torch.empty(2, 3, image_size, image_size))["features"]
     if not isinstance(activations, Tensor) or activations.shape[0] != 2:
         raise BackboneError(f"What enters '{cut}' is no tensor of one image each; choose another.")
@@ -117,7 +123,7 @@ def list_cuts(backbone: str, image_size: int, *, layer: str | None = None) -> li
     """
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
-    traced = _Traced(model, layer)
+    traced = _Traced(model, layer, image_size)
     model = traced.model
     images = torch.empty(1, 3, image_size, image_size, device="meta")
     runner = _Counting(fx.GraphModule(model, traced.graph))
@@ -180,13 +186,18 @@ def _replaces(later: Cut, cut: Cut, whole: int) -> bool:
 class _Traced:
     """A model's graph up to one node, with the path of the module that each node belongs to."""
 
-    def __init__(self, model: nn.Module, layer: str, pool: Pool = "none") -> None:
+    def __init__(
+        self, model: nn.Module, layer: str, image_size: int | None, pool: Pool = "none"
+    ) -> None:
         at_features = layer == FEATURES and is_timm_model(model)
         if at_features:
             model = ending_at_features(model, pool)
         with tracing(model) as options:
             tracer = NodePathTracer(**options)
+            tracer._autowrap_search += _timm_modules(model)
             self.graph = tracer.trace(model.eval())
+            if image_size is not None and is_timm_model(model):
+                _fix_sizes(self.graph, model, image_size)
         self.paths: dict[fx.Node, str] = {
             node: path for node, path in tracer.node_to_qualname.items() if path
         }
@@ -281,6 +292,66 @@ class _Traced:
                 f"{crossing}: another branch of the network runs beside it; choose another cut."
             )
         return value
+
+
+def _timm_modules(model: nn.Module) -> list[ModuleType]:
+    """Return the modules that a model's classes are from, whose functions fx may have to wrap."""
+    names = {kind.__module__ for kind in type(model).__mro__}
+    return [sys.modules[name] for name in sorted(names) if name.startswith("timm.")]
+
+
+def _fix_sizes(graph: fx.Graph, model: nn.Module, image_size: int) -> None:
+    """Put numbers in place of the sizes of tensors, but for those that grow with the batch.
+
+    A part that only needs the size of what is before a cut then does not depend on the image.
+    """
+    sizes = [node for node in graph.nodes if _is_size(node)]
+    if not sizes:
+        return
+    place = next(model.parameters()).device
+    found = []
+    for count in (2, 3):
+        runner = _Sizes(fx.GraphModule(model, graph), set(sizes))
+        with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
+            runner.run(torch.empty(count, 3, image_size, image_size, device=place))
+        found.append(runner.values)
+    for node in sizes:
+        value, other = (values.get(node) for values in found)
+        if isinstance(value, int) and value == other:
+            for user in list(node.users):
+                user.args = fx.node.map_aggregate(user.args, _instead(node, value))
+
+
+def _instead(node: fx.Node, value: int) -> Callable[[Any], Any]:
+    return lambda each: value if each is node else each
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Return whether a node is one number of a tensor's shape."""
+    if node.op == "call_method" and node.target == "size":
+        return len(node.args) == 2
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    is_shape = isinstance(source, fx.Node) and (
+        (source.target is getattr and source.args[1] == "shape")
+        or (source.target == "size" and len(source.args) == 1)
+    )
+    return is_shape and isinstance(index, int)
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, nodes: set[fx.Node]) -> None:
+        super().__init__(module)
+        self.nodes, self.values = nodes, dict[fx.Node, object]()
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n in self.nodes:
+            self.values[n] = result
+        return result
 
 
 class _Counting(fx.Interpreter):

@@ -150,9 +150,19 @@ def build_parts(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> tuple[Netw
     size = spec.preprocess.image_size
     end = find_cut(spec.backbone, size, layer=spec.layer, pool=spec.pool)
     model = build_model(spec.backbone, size)
-    if uses_timm(spec.backbone):
-        tensors = adapted(model, _needed(build_skeleton(spec.backbone, size), end), tensors)
     return _parts(model, spec, tensors, channels_last=end.channels_last)
+
+
+def tensors_for(spec: BackboneSpec, weights: Weights) -> Mapping[str, Tensor]:
+    """Return the tensors of weights by the names, and in the shapes, of a spec's model.
+
+    Those of a file may have the names of timm's original, and another image size's positions.
+    """
+    if not uses_timm(spec.backbone):
+        return weights.state
+    size = spec.preprocess.image_size
+    needed = _needed(build_skeleton(spec.backbone, size), spec)
+    return adapted(build_model(spec.backbone, size), needed, weights.state)
 
 
 def _parts(
@@ -167,7 +177,9 @@ def _parts(
         stem = Network(trunk, pool=pool, channels_last=channels_last, preprocess=spec.preprocess)
         tail: Tail = stem
     else:
-        before, behind = split_model(model, spec.cut, layer=spec.layer, pool=spec.pool)
+        before, behind = split_model(
+            model, spec.cut, image_size=spec.preprocess.image_size, layer=spec.layer, pool=spec.pool
+        )
         stem = Network(before, pool="none", channels_last=False, preprocess=spec.preprocess)
         tail = Tail(behind, pool=_pool_behind(spec), channels_last=channels_last)
     return stem.eval().requires_grad_(False), tail.eval().requires_grad_(False)

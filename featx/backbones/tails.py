@@ -23,6 +23,7 @@ from featx.backbones.network import (
     build_network,
     build_parts,
     create_feature_extractor_quietly,
+    tensors_for,
 )
 from featx.backbones.spec import INPUT, BackboneSpec, Pool, spec_from
 from featx.backbones.timm_features import ending_at_features
@@ -65,7 +66,7 @@ def _shapes(
                 else create_feature_extractor_quietly(model, {layer: "features"})
             )
         else:
-            _, behind = split_model(model, cut, layer=layer, pool=pool)
+            _, behind = split_model(model, cut, image_size=image_size, layer=layer, pool=pool)
         names = behind.state_dict()
     return {
         name: tuple(tensor.shape)
@@ -156,7 +157,8 @@ def build_tail(
     """
     own = {name: torch.tensor(value) for name, value in tensors.items()}
     if weights and not tensors:
-        own = {name: weights.state[name] for name in tail_shapes(spec) if name in weights.state}
+        state = tensors_for(spec, weights)
+        own = {name: state[name] for name in tail_shapes(spec) if name in state}
     _require_tail(spec, own)
     return build_parts(spec, own)[1]
 

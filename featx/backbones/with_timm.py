@@ -206,7 +206,10 @@ def adapted(
     timm's own filter of checkpoints brings the names of originals to timm's, and resamples position
     embeddings to the model's size.
     """
-    if all(name in state and state[name].shape == own.shape for name, own in needed.items()):
+    known = model.state_dict()
+    if all(name in known for name in state) and all(
+        state[name].shape == own.shape for name, own in needed.items() if name in state
+    ):
         return state
     change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if change is None:

@@ -200,12 +200,13 @@ def _pretrained(
     cache: FeatureFile, start: Head | None, weights: str | None
 ) -> Mapping[str, Any] | None:
     """Return the tensors of the pretrained network, by name; None where ``start`` has them all."""
+    from featx.backbones.network import tensors_for
     from featx.backbones.weights import open_recorded
 
     spec = BackboneSpec.from_dict(cache.header.spec)
     if start is not None and start.tail and start.cut == spec.cut:
         return None
-    return open_recorded(spec, str(cache.header.details["weights"]), weights).state
+    return tensors_for(spec, open_recorded(spec, str(cache.header.details["weights"]), weights))
 
 
 def _header(
