@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +23,14 @@ from featx.cli.output import (
 from featx.errors import counted, listed
 
 if TYPE_CHECKING:
-    from featx.stages.audit import AuditReport, FindingKind
+    from featx.stages.audit import AuditReport, Finding, FindingKind
+    from featx.training.options import TaskChoice
 
-_FAILS: dict[str, FindingKind] = {
-    "labels": "label",
-    "conflicts": "conflict",
-    "leaks": "leak",
-    "copies": "copy",
+_FAILS: dict[str, tuple[FindingKind, ...]] = {
+    "labels": ("label", "missing", "surplus", "value"),
+    "conflicts": ("conflict",),
+    "leaks": ("leak",),
+    "copies": ("copy",),
 }
 _TITLES: dict[FindingKind, str] = {
     "conflict": "The same content with different labels",
@@ -58,6 +61,7 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 )
 @click.option("--overwrite", is_flag=True, help="Replace the table, and the marks in it.")
 @click.option("--seed", type=int, default=0, help="Of the parts that are left out in turn.  [0]")
+@options.task
 @options.as_json
 @options.quiet
 def audit(
@@ -70,6 +74,7 @@ def audit(
     fail_on: tuple[str, ...],
     overwrite: bool,
     seed: int,
+    task: TaskChoice,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -85,11 +90,10 @@ def audit(
     page = None if no_html else html or features.with_name("audit.html")
     if page is not None:
         require_replaceable(page, "page")
-
     if table is not None:
         require_writable(table, overwrite=overwrite)
     with step_status(quiet=quiet) as step:
-        report = run(features, seed=seed, step=step)
+        report = run(features, task=task, seed=seed, step=step)
         if page is not None:
             write_audit_page(report, page, source=source, step=step)
     if table is not None:
@@ -101,26 +105,14 @@ def audit(
         written = {"page": page, "table": table}
         if fields := {name: path for name, path in written.items() if path is not None}:
             print_fields(fields)
-    found = [name for name in fail_on if report.of_kind(_FAILS[name])]
+    found = [name for name in fail_on if any(map(report.of_kind, _FAILS[name]))]
     if found:
         click.echo(f"Found: {', '.join(found)}.", err=True)
         sys.exit(1)
 
 
 def _print(report: AuditReport, top: int) -> None:
-    labels = report.of_kind("label")
-    if report.num_judged:
-        print_fields(
-            {
-                "labels": f"{report.num_judged:,} checked, {len(labels):,} contradicted; about "
-                f"{report.num_wrong:.0f} are wrong, at a guess"
-            }
-        )
-    if labels[:top]:
-        click.echo()
-        rows = [[each.sample_id, each.given, each.likely, f"{each.score:.2f}"] for each in labels]
-        print_table(["label", "given", "likely", "margin"], rows[:top])
-        _print_rest(len(labels), top)
+    _print_labels(report, top)
     for kind, title in _TITLES.items():
         found = report.of_kind(kind)
         if found:
@@ -136,8 +128,44 @@ def _print(report: AuditReport, top: int) -> None:
         fields["mix-ups"] = listed(pairs, 4)
     if report.small_classes:
         few = [f"{name} ({count})" for name, count in report.small_classes]
-        fields["small"] = f"few training images: {listed(few)}"
+        fields["small"] = f"few training images, not in the estimate: {listed(few)}"
+    for note in report.notes:
+        print_text(note)
     print_fields(fields | {"time": human_seconds(report.seconds)})
+
+
+def _print_labels(report: AuditReport, top: int) -> None:
+    found = [each for each in report.findings if each.kind in _FAILS["labels"]]
+    if report.num_judged:
+        print_fields({"labels": f"{report.num_judged:,} checked, {_contradicted(report, found)}"})
+    if not found[:top]:
+        return
+    title, likely, margin = ("label", "likely", "margin")
+    if found[0].kind == "value":
+        title, margin = "number", "deviations"
+    elif found[0].kind != "label":
+        title, likely = "tags", "tag"
+    rows = []
+    for each in found[:top]:
+        near = sum(neighbour.label == each.likely for neighbour in each.neighbours)
+        change = {"missing": f"+ {each.note}", "surplus": f"− {each.note}"}
+        row = [each.sample_id, each.given, change.get(each.kind, each.likely), f"{each.score:.2f}"]
+        rows.append([*row, f"{near} of {len(each.neighbours)}"] if each.kind == "label" else row)
+    of_neighbours = ["neighbours"] if found[0].kind == "label" else []
+    click.echo()
+    print_table([title, "given", likely, margin, *of_neighbours], rows)
+    _print_rest(len(found), top)
+
+
+def _contradicted(report: AuditReport, found: Sequence[Finding]) -> str:
+    if not found or found[0].kind == "label":
+        return f"{len(found):,} contradicted; about {report.num_wrong:.0f} are wrong, at a guess"
+    if found[0].kind == "value":
+        return f"{len(found):,} far from what heads say"
+    tags = Counter((each.note, each.kind) for each in found)
+    names = dict.fromkeys(each.note for each in found)
+    counts = [f"{name} +{tags[name, 'missing']} −{tags[name, 'surplus']}" for name in names]
+    return f"{len(found):,} tags contradicted: {listed(counts, 4)}"
 
 
 def _print_rest(count: int, top: int) -> None:

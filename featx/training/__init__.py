@@ -5,6 +5,7 @@ samples    samples to train on, checked
 views      all versions of training images, and the effect of views
 trained    a head as training gives it: finished, and scored
 fitting    one head, or one for each draw of a few samples, in memory or in blocks
+out_of_fold  what heads say of images that they were not trained on
 finetune/  the tail of a network and the head behind it, on cached activations
 record     heads as files: header, what a head was made from
 """

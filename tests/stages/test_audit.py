@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from caches import far_apart, separable, write_cache
+from caches import far_apart, separable, write_cache, write_labels
 from commands import featx_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,11 +126,12 @@ def test_unlabelled_images_have_no_label_to_be_wrong_but_may_be_copies(tmp_path)
     assert [each.sample_id for each in report.findings] == ["0009.jpg"]
 
 
-def test_one_class_cannot_be_judged(tmp_path, caplog):
+def test_one_class_cannot_be_judged(tmp_path):
     made = separable(30)
     made["labels"] = np.zeros(30, int)
-    assert audit(write_cache(tmp_path / "f.h5", **made)).num_judged == 0
-    assert "one class" in caplog.text
+    report = audit(write_cache(tmp_path / "f.h5", **made))
+    assert report.num_judged == 0
+    assert "one class, 'ant'" in report.notes[0]
 
 
 def test_marked_lines_of_the_table_are_left_out_of_training(planted, tmp_path):
@@ -165,7 +168,7 @@ def test_marks_are_not_overwritten_unasked_and_features_never(planted, tmp_path)
 
 def test_the_command_prints_the_worst_first_and_fails_where_asked(planted):
     path, wrong, _ = planted
-    result = featx_cli("audit", path, "--top", 3, "-q")
+    result = featx_cli("audit", path, "--top", 3, "-q", "--no-html")
     assert result.exit_code == 0
     lines = result.output.splitlines()
     assert all(len(line) <= 80 for line in lines)
@@ -226,3 +229,125 @@ def test_the_table_is_refused_for_other_images_of_the_same_names(tmp_path):
     assert result.exit_code == 1
     assert "another content" in result.output
     assert featx_cli("train-head", path, "-o", tmp_path / "h", "--exclude", table).exit_code == 0
+
+
+def classes_of(counts, seed=0):
+    """Make well separated classes of so many images, all for training; and their names."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    features = 10 * np.eye(len(counts), 8)[labels] + random.normal(size=(len(labels), 8))
+    made = {"features": features.astype(np.float32), "labels": labels}
+    made["splits"] = np.zeros(len(labels), np.uint8)
+    return made | {"classes": tuple("abcdef"[: len(counts)])}
+
+
+def test_small_classes_are_judged_or_named_and_not_in_the_estimate(tmp_path):
+    made = classes_of([40, 40, 4, 2, 1])
+    report = audit(write_cache(tmp_path / "f.h5", **made))
+    assert report.small_classes == (("c", 4), ("d", 2), ("e", 1))
+    assert report.num_judged == len(made["labels"]) - 1
+    assert "1 label is not judged" in report.notes[0]
+    assert "e (1 for training)" in report.notes[0]
+    assert not {each.given for each in report.findings} & {"a", "b", "e"}
+    assert report.num_wrong < 3
+    result = featx_cli("audit", tmp_path / "f.h5", "--no-html", "-q")
+    assert "c (4), d (2), e (1)" in result.output
+    assert "too small" in result.output
+
+
+def test_suspects_of_a_small_class_are_ranked(tmp_path):
+    made = classes_of([40, 40, 4])
+    made["labels"] = made["labels"].copy()
+    made["labels"][0] = 2  # an image of a, labelled as c
+    report = audit(write_cache(tmp_path / "f.h5", **made))
+    assert report.findings[0].sample_id == "0000.jpg"
+    assert (report.findings[0].given, report.findings[0].likely) == ("c", "a")
+
+
+def test_a_class_of_the_test_split_alone_is_not_called_wrong(tmp_path):
+    made = classes_of([40, 40, 10])
+    made["splits"][80:] = 2
+    report = audit(write_cache(tmp_path / "f.h5", **made))
+    assert report.findings == ()
+    assert report.num_judged == 80
+    assert "c (0 for training)" in report.notes[0]
+
+
+def test_missing_and_surplus_tags_are_found_and_named(tmp_path):
+    random = np.random.default_rng(0)
+    has = random.random((200, 3)) < 0.4
+    names = np.array(["big", "old", "red"])
+    features = (8 * has + random.normal(size=(200, 3))).astype(np.float32)
+    labels = ["|".join(names[own]) or "|" for own in has]
+    untagged = [row for row in range(200) if labels[row] == "|"]
+    missing = next(row for row in range(200) if has[row, 2] and has[row].sum() == 1)
+    labels[missing] = "|"  # its only tag: red
+    labels[untagged[0]] = "old"
+    path = write_labels(tmp_path / "f.h5", features, labels, np.arange(200) % 5 // 4)
+    report = audit(path)
+    first = {(each.kind, each.sample_id, each.note, each.likely) for each in report.findings[:2]}
+    assert first == {
+        ("missing", f"{missing:04d}.jpg", "red", "red"),
+        ("surplus", f"{untagged[0]:04d}.jpg", "old", "|"),
+    }
+    assert report.num_judged == 200  # images without any tag as well
+    assert report.confusions == ()
+    assert report.small_classes == ()  # combinations are no classes
+    assert report.findings[0].neighbours
+    result = featx_cli("audit", path, "--no-html", "-q")
+    assert "+ red" in result.output
+    assert "− old" in result.output
+    assert "old +0 −2, red +1 −0" in result.output
+
+
+def test_numbers_far_from_what_heads_say_are_found(tmp_path):
+    random = np.random.default_rng(0)
+    features = random.normal(size=(120, 4)).astype(np.float32)
+    values = features @ [3, 1, 0, -2] + random.normal(0, 0.1, 120)
+    values[7] += 5
+    labels = [f"{value:.3f}" for value in values]
+    path = write_labels(tmp_path / "f.h5", features, labels, np.arange(120) % 5 // 4)
+    report = audit(path, task="regression")
+    (found,) = report.findings
+    assert (found.kind, found.sample_id) == ("value", "0007.jpg")
+    assert found.score > found.limit > 0
+    assert float(found.likely) == pytest.approx(values[7] - 5, abs=0.5)
+    result = featx_cli("audit", path, "--no-html", "-q", "--task", "regression")
+    assert "0007.jpg" in result.output
+    assert featx_cli("audit", path, "-q", "--task", "none").exit_code == 2
+
+
+def test_evidence_is_of_trusted_images_that_repeat_nothing(tmp_path):
+    made = far_apart()
+    labels = made["labels"].copy()
+    labels[[30, 33]] = [1, 2]
+    groups = tuple("near" if row in (30, 60, 63) else "" for row in range(len(labels)))
+    contents = np.arange(len(labels)) + 1
+    contents[90] = contents[30]
+    made["features"][[60, 63, 90]] = made["features"][30]
+    path = write_cache(
+        tmp_path / "f.h5", **made | {"labels": labels}, groups=groups, contents=contents
+    )
+    found = {each.sample_id: each for each in audit(path).of_kind("label")}
+    near = found["0030.jpg"].neighbours
+    assert len(near) == 5
+    assert {each.label for each in near} == {"ant"}
+    names = {each.sample_id for each in near}
+    assert not names & {"0030.jpg", "0033.jpg", "0060.jpg", "0063.jpg", "0090.jpg"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=12, max_size=40), st.integers(0, 99))
+def test_findings_of_a_kind_are_about_distinct_images(contents, seed):
+    random = np.random.default_rng(seed)
+    count = len(contents)
+    made = {"features": random.normal(size=(count, 3)).astype(np.float32)}
+    made |= {"labels": np.arange(count) % 3, "splits": np.zeros(count, np.uint8)}
+    made["splits"][::4] = 1
+    with TemporaryDirectory() as folder:
+        path = write_cache(Path(folder) / "f.h5", **made, contents=np.array(contents))
+        report = audit(path)
+    for kind in {each.kind for each in report.findings}:
+        named = [each.sample_id for each in report.of_kind(kind)]
+        assert len(named) == len(set(named)) <= count
+        assert all(each.sample_id != each.other for each in report.of_kind(kind))

@@ -1,6 +1,8 @@
 """Audit a feature file: what may be wrong with its labels and its images.
 
-labels      images whose label the other images contradict, and how many labels are wrong
+judged      labels that heads contradict: classes, tags and numbers
+labels      probabilities of classes, and how many labels are wrong
+evidence    the nearest images whose own label is trusted
 copies      images of one content: in several splits, or with several labels
 findings    what an audit finds, and the table of it
 report      findings of all kinds, joined

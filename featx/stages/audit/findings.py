@@ -13,6 +13,9 @@ from featx.features.marks import CONTENT
 
 FindingKind = Literal[
     "label",
+    "missing",
+    "surplus",
+    "value",
     "conflict",
     "leak",
     "copy",
@@ -39,14 +42,17 @@ class Evidence(NamedTuple):
 class Finding(NamedTuple):
     """One image that should be looked at.
 
-    ``kind`` is ``"label"`` where other images contradict its label. Of two images of the same
+    ``kind`` is ``"label"`` where other images contradict its class, ``"missing"`` where they say
+    that a tag is lacking and ``"surplus"`` that one is too many, which ``note`` names, and
+    ``"value"`` where they contradict a number. Of two images of the same
     content, or of nearly the same pixels, it is ``"conflict"`` where the other one has another
     label, ``"leak"`` where it is in another split, and ``"copy"`` where it is in the same;
     ``other`` is that image. A ``"sequence"`` is a run of numbered images that are alike, in several
     splits: one finding for all, from ``sample_id`` to ``other``. An ``"outlier"`` is far from all
     images; ``"constant"``, ``"empty"``, ``"tiny"`` and ``"blurred"`` are about its own pixels.
 
-    ``score`` is, of a label, the margin by which it is contradicted, (0, 1]; of copies the
+    ``score`` is, of classes and tags, the margin by which they are contradicted, (0, 1]; of numbers
+    the distance in deviations of such residuals; of copies the
     correlation of their pixels, 1 for the same content; of others the value beyond ``limit``.
     """
 

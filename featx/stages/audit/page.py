@@ -79,9 +79,11 @@ def _summary(report: AuditReport) -> str:
     parts = [f"{counted(len(report.findings), 'finding')} to look at; nothing has been changed."]
     if report.num_judged:
         parts.append(
-            f"{counted(report.num_judged, 'label')} checked by heads that were not trained on the "
-            f"image: about {report.num_wrong:.0f} are wrong, at a guess."
+            f"{counted(report.num_judged, 'label was', 'labels were')} checked by heads that were "
+            "not trained on the image."
         )
+    if report.of_kind("label"):
+        parts.append(f"About {report.num_wrong:.0f} are wrong, at a guess.")
     return " ".join(parts)
 
 
@@ -109,4 +111,4 @@ def _facts(report: AuditReport) -> Iterator[tuple[str, str]]:
         gains = [f"{each.name} ({each.num_images} now)" for each in report.gains]
         yield "more images would help", listed(gains, 5)
     for note in report.notes:
-        yield "not looked at", note
+        yield "note", note
