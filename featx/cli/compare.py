@@ -173,6 +173,8 @@ def compare_these(
 
 
 def _print_caches(report: CompareReport) -> None:
+    from featx.heads.verdict import compare_verdict
+
     first = report.caches[0]
     other = [name for name in first.settings if len({c.settings[name] for c in report.caches}) > 1]
     if len({cache.backbone for cache in report.caches}) > 1:  # whose weights are others anyway
@@ -192,10 +194,12 @@ def _print_caches(report: CompareReport) -> None:
     best = first.metrics
     main, *others = headline(best)
     columns = ("backbone", "layer", *other, "dim", f"{report.split} {main}", *others, "time")
-    print_table(["features", *columns], rows)
+    print_table(["features", *columns], rows, chosen=0)
     click.echo()
-    scored = f"{counted(best.num_samples, 'image')} of the {report.split} split"
-    print_fields({"scored on": scored})
+    fields = {"scored on": f"{counted(best.num_samples, 'image')} of the {report.split} split"}
+    if said := compare_verdict([cache.metrics for cache in report.caches]):
+        fields["verdict"] = said
+    print_fields(fields)
 
 
 def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = False) -> None:
@@ -217,6 +221,9 @@ def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = Fa
     images = counted(heads[0].metrics.num_samples, "image")
     fields = {"scored on": f"{images} of the {report.split} split"}
     fields["difference"] = _describe_difference(heads[-1])
+    paired = [head.comparison for head in heads if head.comparison]
+    if paired and all(each.p_value >= _ALIKE for each in paired):
+        fields["verdict"] = f"These differ by less than {images} can show."
     if is_made:
         from featx.heads.tasks import TASKS
 

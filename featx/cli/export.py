@@ -12,6 +12,7 @@ from featx.cli import options
 from featx.cli.output import (
     human_bytes,
     human_seconds,
+    next_command,
     print_fields,
     proof_fields,
     step_status,
@@ -151,6 +152,8 @@ def _write_onnx(head: Path, output: Path, export_options: ExportOptions, *, quie
     fields |= written(report)
     if report.card:
         fields["card"] = report.card
+    if not quiet and details["contract"]["input"] == "image":
+        fields["next"] = next_command("predict", report.path, options.MODEL, "IMAGE")
     print_fields(fields)
 
 

@@ -13,6 +13,7 @@ from featx.cli import options
 from featx.cli.output import (
     Progressed,
     human_seconds,
+    next_command,
     print_fields,
     print_skipped,
     print_table,
@@ -144,7 +145,10 @@ def extract(
     for number, report in enumerate(reports):
         if number:
             click.echo()
-        print_fields(dict(_fields(report)))
+        fields = dict(_fields(report))
+        if not quiet and len(reports) == 1 and len(report.classes) > 1:
+            fields["next"] = _next(output, report)
+        print_fields(fields)
         print_skipped(report.skipped, rest="featx info --json")
     if profile and (ran := [report.profile for report in reports if report.profile]):
         _print_profile(ran[0])
@@ -231,6 +235,12 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         yield "skipped", others
     if report.skipped:
         yield "bad images", f"{len(report.skipped):,} that cannot be used:"
+
+
+def _next(output: Path, report: ExtractReport) -> str:
+    if report.spec.cut is None:
+        return next_command("train-head", output, options.FEATURES)
+    return next_command("finetune", output, Path())
 
 
 def _print_profile(profile: Profile) -> None:

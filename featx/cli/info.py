@@ -21,6 +21,7 @@ from featx.backbones.table import (
     sort_backbones,
 )
 from featx.cli import options
+from featx.cli.head_text import data_fields, describe_classes, head_fields, print_path
 from featx.cli.output import (
     human_bytes,
     human_count,
@@ -36,7 +37,6 @@ from featx.errors import ArtifactInvalid, counted
 if TYPE_CHECKING:
     from featx.artifact import Header
 
-_CLASSES_SHOWN = 10
 _DEPTH = 2
 _START_WITH = {
     "lite0": "on a laptop's CPU; weights by pip",
@@ -57,6 +57,9 @@ def info(path: Path, as_json: bool) -> None:
         return
     print_fields(dict(_fields(path, header)))
     metrics = header.details.get("metrics")
+    if header.kind == "head" and len(header.details.get("choice", {}).get("path", [])) > 1:
+        click.echo()
+        print_path(header.details["choice"])
     if metrics:
         from featx.heads.tasks import task_of
 
@@ -94,9 +97,13 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     yield "file", f"{path}  ({header.kind}, {human_bytes(path.stat().st_size)})"
     if "num_rows" in details:
         yield from _row_fields(header)
-    shown = ", ".join(header.classes[:_CLASSES_SHOWN])
-    more = ", …" if len(header.classes) > _CLASSES_SHOWN else ""
-    yield task_of(details).outputs, f"{len(header.classes)}: {shown}{more}"
+    task = task_of(details)
+    metrics = {
+        split: task.scores_from_dict(own) for split, own in details.get("metrics", {}).items()
+    }
+    yield task.outputs, describe_classes(header.classes)
+    if metrics:
+        yield from data_fields(metrics, header.classes)
     pool = "" if spec["pool"] == "none" else f", pool {spec['pool']}"
     yield "backbone", f"{spec['backbone']}, layer {spec['layer']}{pool}, {spec['precision']}"
     yield "weights", f"{details['weights']}  (sha256 {spec['weights_sha256'][:16]}…)"
@@ -115,6 +122,7 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     if details.get("skipped"):
         yield "skipped", counted(len(details["skipped"]), "image")
     if header.kind != "features":
+        yield from head_fields(header)
         yield from training_fields(header)
     if header.kind == "classifier":
         yield from _model_fields(path, header)
@@ -147,12 +155,6 @@ def training_fields(header: Header) -> Iterator[tuple[str, object]]:
             "against it",
             f"{only_tuned} validation images right that the probe has wrong, {only_probe} the "
             f"other way round (p = {comparison['p_value']:.2g})",
-        )
-    if calibration := details.get("calibration"):
-        yield (
-            "calibration",
-            f"temperature {calibration['temperature']:.3g}, calibration error "
-            f"{calibration['ece_before']:.4f} before, {calibration['ece_after']:.4f} after",
         )
 
 

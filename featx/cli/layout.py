@@ -63,6 +63,8 @@ def wrapped(text: str, width: int) -> list[str]:
     >>> wrapped("see /data/photos/ants/1.jpg there", 16)
     ['see /data/', 'photos/ants/', '1.jpg there']
     """
+    if cells(text) <= width:
+        return [text]
     lines, line = [], ""
     for word in re.findall(r" *[^ ]+", text):
         if line and cells(line + word) > width >= cells(word.lstrip(" ")):
@@ -73,7 +75,7 @@ def wrapped(text: str, width: int) -> list[str]:
             end = _fitting(line, width)
             lines.append(line[:end])
             line = line[end:]
-    return [*lines, line] if line or not lines else lines
+    return [*lines, line] if line else lines
 
 
 def _fitting(text: str, width: int) -> int:
@@ -116,15 +118,22 @@ def _parts(table: list[list[str]], width: int | None) -> Iterator[list[list[str]
         start = max(end, start + 1)
 
 
+def _total(widths: Sequence[int], gap: str) -> int:
+    return sum(widths) + len(gap) * (len(widths) - 1)
+
+
 def _widths(table: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(cells, column)) for column in zip(*table, strict=True)]
 
 
 def _lines(table: list[list[str]], width: int | None) -> Iterator[tuple[str, int | None]]:
     widths, gap = _widths(table), _GAP
-    if width and sum(widths) + len(gap) * (len(widths) - 1) > width:
-        gap = " "
-        while sum(widths) + len(widths) - 1 > width and max(widths) > _NARROWEST:
+    if width and _total(widths, gap) > width:
+        titles = [max(map(cells, title.split() or [""])) for title in table[0]]
+        widths = list(map(max, titles, _widths(table[1:] or table)))
+        if _total(widths, gap) > width:
+            gap = " "
+        while _total(widths, gap) > width and max(widths) > _NARROWEST:
             widths[widths.index(max(widths))] -= 1
     rules = ["─" * each for each in widths]
     for number, row in ((None, table[0]), (None, rules), *enumerate(table[1:])):

@@ -67,11 +67,16 @@ class _Group(click.Group):
 
 
 class _Notes(logging.Handler):
-    """Shows what the library logs, on stderr."""
+    """Shows what the library logs, on stderr; the same once where it comes several times."""
+
+    last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
-        click.echo(prefix + printable(with_flags(record.getMessage())), err=True)
+        note = prefix + printable(with_flags(record.getMessage()))
+        if note != self.last:
+            click.echo(note, err=True)
+        self.last = note
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

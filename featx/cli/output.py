@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,7 +99,7 @@ def print_fields(fields: Mapping[str, object]) -> None:
 _FIELD_COLOURS = {
     **dict.fromkeys(("written", "replaced", "up to date", "fresh"), "good"),
     **dict.fromkeys(("stale", "outdated", "missing", "bad images"), "warning"),
-    **{"verdict": "strong"},
+    **{"verdict": "warning", "next": "strong"},
 }
 
 
@@ -193,6 +195,12 @@ def written(report: TrainReport | FinetuneReport | ExportReport | ReportPage) ->
     if report.replaced:
         return {"replaced": f"{report.path}  (was {report.replaced})"}
     return {"written": str(report.path)}
+
+
+def next_command(name: str, path: Path, default: Path, *more: str) -> str:
+    """Return the command that takes a file next; the file is left out where it is the default."""
+    words = [name, *([] if path == default else [str(path)]), *more]
+    return f"featx {shlex.join(words)}"
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:

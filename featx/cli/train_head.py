@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,19 @@ import click
 from click.core import ParameterSource
 
 from featx.cli import options
+from featx.cli.head_text import data_fields, head_fields, print_path
 from featx.cli.output import (
     human_seconds,
+    next_command,
     print_fields,
     print_json,
     print_metrics,
     print_per_class,
     print_table,
+    step_status,
     written,
 )
-from featx.errors import ConfigError, counted
+from featx.errors import ConfigError
 
 if TYPE_CHECKING:
     from featx.heads.samples.selection import ClassWeight, FewShotScores
@@ -93,6 +96,9 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     help="At a cut, where the pretrained weights are now.  [where they were]",
 )
 @options.per_class
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print every strength that was tried, with its scores."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.overwrite
 @options.as_json
@@ -102,6 +108,7 @@ def train_head(
     output: Path,
     weights: str | None,
     per_class: bool,
+    verbose: bool,
     as_json: bool,
     quiet: bool,
     **chosen: Any,
@@ -116,11 +123,12 @@ def train_head(
     _require_used(chosen["task"], chosen["head"], chosen["solver"])
     progress = None if as_json or quiet else _print_epoch
     train_options = _options(features=features, **chosen)
-    report = run(features, output, train_options, weights=weights, progress=progress)
+    with step_status(quiet=quiet) as step:
+        report = run(features, output, train_options, weights=weights, progress=progress, step=step)
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report, per_class=per_class)
+        _print(report, per_class=per_class, verbose=verbose, with_next=not quiet)
 
 
 def _options(
@@ -222,10 +230,10 @@ def _print_epoch(scores: EpochScores) -> None:
     )
 
 
-def _print(report: TrainReport, *, per_class: bool) -> None:
-    from featx.heads.tasks import TASKS
+def _print(report: TrainReport, *, per_class: bool, verbose: bool, with_next: bool) -> None:
+    from featx.heads.verdict import verdict
 
-    cross_validated = report.cross_validated
+    classes, cross_validated = report.head.classes, report.cross_validated
     in_turn = {"cross-val.": cross_validated.scores} if cross_validated else {}
     print_metrics({**report.metrics, **in_turn})
     click.echo()
@@ -233,32 +241,19 @@ def _print(report: TrainReport, *, per_class: bool) -> None:
         _print_few_shot(report.few_shot)
     if per_class:
         unseen = {split: scores for split, scores in report.metrics.items() if split != "train"}
-        print_per_class(unseen or report.metrics, report.head.classes)
-    path = report.choice.get("path", [])
-    if len(path) > 1:
-        _print_path(path, report.choice["strength"])
-    fields: dict[str, object] = {}
-    if not TASKS[report.head.task].has_classes:
-        fields["task"] = report.head.task
-    fields["head"] = _describe(report.choice)
-    if blocks := report.choice.get("in_blocks"):
-        size = f"{blocks['bytes_read'] / 1e9:.1f} GB read in blocks"
-        fields["features"] = f"{size}, {blocks['kept']:,} samples kept in memory"
-    if views := report.choice.get("views"):
-        fields["views"] = _describe_views(views)
-    if cross_validated:
-        folds = cross_validated.num_folds
-        images = counted(cross_validated.scores.num_samples, "training image")
-        fields["cross-val."] = (
-            f"{images} in {folds} folds, each scored by a head that was not trained on it"
-            if folds
-            else f"{images}, each scored by the head without it"
-        )
-    if made := report.calibration:
-        fields["calibration"] = describe_calibration(made)
+        print_per_class(unseen or report.metrics, classes)
+    if verbose and print_path(report.choice):
+        click.echo()
+    fields = dict(data_fields(report.metrics, classes)) | dict(head_fields(report.head.header))
+    own = cross_validated.scores if cross_validated else None
+    if said := verdict(report.metrics, classes, own):
+        fields["verdict"] = said
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
-    print_fields(fields | written(report))
+    fields |= written(report)
+    if with_next:
+        fields["next"] = next_command("export", report.path, options.HEAD)
+    print_fields(fields)
 
 
 def describe_calibration(made: Calibration) -> str:
@@ -276,70 +271,3 @@ def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:
         rows.append([split, *(f"{each.mean:.4f} ± {each.deviation:.4f}" for each in spreads)])
     print_table(["over draws", "top-1", "balanced", "macro F1", "log loss"], rows)
     click.echo()
-
-
-_PATH_COLUMNS = {
-    "log_loss": ("held-out log loss", ".4f"),
-    "error": ("left-out error", ".4f"),
-    "top1": ("top-1", ".4f"),
-    "objective": ("objective", ".5f"),
-    "gradient_norm": ("gradient", ".0e"),
-}
-
-
-def _print_path(path: Sequence[Mapping[str, Any]], chosen: float) -> None:
-    """Print every strength that was solved; the chosen one has a star."""
-    known = {
-        name: column for name, column in _PATH_COLUMNS.items() if path[0].get(name) is not None
-    }
-    rows = [
-        [
-            f"{point['strength']:g}{' *' if point['strength'] == chosen else ''}",
-            *(format(point[name], form) for name, (_, form) in known.items()),
-        ]
-        for point in path
-    ]
-    print_table(["C", *(title for title, _ in known.values())], rows)
-    click.echo()
-
-
-def _describe_views(views: Mapping[str, Any]) -> str:
-    """Return the scores of held-out images without and with views, in words."""
-    count = f"{counted(views['num_views'], 'view')} of each image"
-    if not (views["with"] and views["without"]):
-        return f"{count}; nothing was held out to compare"
-    titles = {"mean_average_precision": "mAP", "mae": "MAE", "r2": "R²", "top1": "top-1"}
-    scores = (
-        f"{titles.get(name, name.replace('_', ' '))} {without:.4f} → {views['with'][name]:.4f}"
-        for name, without in views["without"].items()
-        if name in views["with"]
-    )
-    return f"{count}, held out: {', '.join(scores)} with them"
-
-
-def _describe(choice: dict[str, Any]) -> str:
-    if choice["head"] == "mlp":
-        sizes = "-".join(str(size) for size in choice["hidden"])
-        stopped = "trained for {} epochs"
-        if choice.get("held_out_loss") is not None:
-            stopped = "stopped at epoch {}"
-        text = f"MLP with hidden {sizes}, {stopped.format(choice['num_epochs'])}"
-        if len(choice["candidates"]) > 1:
-            text += (
-                f", the best of {len(choice['candidates'])}: learning rate "
-                f"{choice['learning_rate']:g}, weight decay {choice['weight_decay']:g}, dropout "
-                f"{choice['dropout']:g}"
-            )
-        return text
-    if choice["solver"] == "centroid":
-        return "linear, nearest centroid by cosine"
-    if choice["solver"] == "sgd":
-        return f"linear, SGD for {choice['epochs']} epochs"
-    text = f"linear, {'ridge, ' if choice['solver'] == 'ridge' else ''}C = {choice['strength']:g}"
-    if len(choice["path"]) < 2:
-        return text
-    folds = choice.get("num_folds") or 0
-    how = {0: "by leave-one-out", 1: "on a hold-out"}.get(
-        folds, f"by {folds}-fold cross-validation"
-    )
-    return f"{text}, the best of {len(choice['path'])} {how}"
