@@ -127,7 +127,9 @@ def test_colours_mark_results_warnings_and_errors(shown):
 def test_no_colours_where_they_are_not_wanted(folder):
     commands = [["info", "artifacts/head.safetensors"], ["train-head"], ["info", "missing"]]
     for own in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}):
-        assert "\x1b" not in "".join(out for out, _ in in_terminal(commands, 80, folder, own))
+        text = "".join(out for out, _ in in_terminal(commands, 80, folder, own))
+        assert not CODE.search(text)
+        assert "TERM" not in own or "\x1b" not in text  # nothing is drawn there either
 
 
 def run(folder: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
