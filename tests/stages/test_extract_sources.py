@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import time
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from archives import archive_of, pack
 from click.testing import CliRunner
+from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from featx.cli.main import main
+from featx.errors import BadImages
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.images.sources import members
@@ -156,3 +160,24 @@ def test_parquet_gives_the_rows_of_the_folder_and_is_read_once(photos, tmp_path,
     assert np.array_equal(one.digests, other.digests)
     monkeypatch.setattr("featx.images.sources.parquet_rows.RowReader.read", None)
     assert extract(None, tmp_path / "p.h5", TINY).is_unchanged
+
+
+def test_broken_images_in_parquet_are_named_and_broken_metadata_is_no_matter(photos, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [path.read_bytes() for path in sorted(photos({"ants": 12}).rglob("*.jpg"))]
+    images[1] = images[1][: len(images[1]) // 2]
+    with Image.open(io.BytesIO(images[2])) as image:
+        exif = image.getexif()
+        exif[0x011A] = IFDRational(1, 0)  # a resolution with a denominator of zero
+        exif[0x010E] = b"\xff\xfe\xc3\x28"  # a description that is not UTF-8
+        file = io.BytesIO()
+        image.save(file, "JPEG", exif=exif, xmp=b"<x:xmpmeta>\xff\xfe</x:xmpmeta>")
+        images[2] = file.getvalue()
+    columns = {"image": [*images, None], "label": ["a", "b"] * 4 + ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    options = ExtractOptions(backbone="tiny", engine="torch", on_error="skip")
+    report = extract(str(tmp_path / "p.parquet"), tmp_path / "p.h5", options)
+    assert [name for name, _ in report.skipped] == ["p.parquet/1", "p.parquet/8"]
+    assert "p.parquet/2" in open_features(tmp_path / "p.h5").sample_ids
+    with pytest.raises(BadImages, match=r"p\.parquet/1"):
+        extract(str(tmp_path / "p.parquet"), tmp_path / "q.h5", TINY)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import pytest
+from commands import featx_cli
 
+import featx
 from featx.errors import SourceError
 from featx.images.sources import open_source
 
@@ -76,8 +81,9 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def parquet(tmp_path: Path, *labels: str) -> bytes:
-    columns = {"image": [b"image of " + label.encode() for label in labels], "label": labels}
+def parquet(tmp_path: Path, *labels: str, images: Sequence[bytes] = ()) -> bytes:
+    images = images or [b"image of " + label.encode() for label in labels]
+    columns = {"image": images, "label": labels}
     pq.write_table(pa.table(columns), tmp_path / "made")
     return (tmp_path / "made").read_bytes()
 
@@ -140,6 +146,38 @@ def test_the_conversion_is_read_where_there_are_no_files_and_a_partial_one_on_de
     with pytest.raises(SourceError, match="partial, the first 5 GB"):
         open_source("hf:me/bees")
     assert len(open_source("hf:me/bees@refs/convert/parquet").samples) == 2
+
+
+def test_extract_records_the_commit_and_the_next_run_downloads_nothing(hub, photos, tmp_path):
+    folder, output = photos({"ants": 3, "bees": 3}), tmp_path / "f.h5"
+    paths = sorted(folder.rglob("*.*"))
+    labels, images = [path.parent.name for path in paths], [path.read_bytes() for path in paths]
+    name = "data/train-00000-of-00001.parquet"
+    hub.add("main", COMMIT, {name: parquet(tmp_path, *labels, images=images)})
+    result = featx_cli("extract", "hf:me/bees", "-o", output, "-b", "tiny")
+    assert result.exit_code == 0, result.stderr
+    assert featx.check(output).source == PINNED
+    hub.asked.clear()
+    hub.add("main", "d" * 40, {name: parquet(tmp_path, "cat")})  # the record stays at its commit
+    assert featx.extract(None, output).is_unchanged
+    assert not any("resolve" in path for path in hub.asked)
+    with h5py.File(output) as file:
+        assert [each.decode() for each in file["sample_ids"]] == [f"{name}/{i}" for i in range(6)]
+
+
+def test_missing_packages_are_a_sentence_with_the_command(monkeypatch, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet(tmp_path, "bee"))
+    for module, source in (
+        ("pyarrow", tmp_path / "a.parquet"),
+        ("huggingface_hub", "hf:b"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            result = featx_cli("extract", source, "-o", tmp_path / "f.h5", "-b", "tiny")
+        assert result.exit_code == 1
+        told = " ".join(result.stderr.split())
+        assert "pip install 'featx[parquet]'" in told
+        assert told.count("Error") == 1
 
 
 def test_several_configurations_are_asked_for(hub, tmp_path):

@@ -183,6 +183,20 @@ def test_mutated_files_are_refused_or_give_errors_of_images(tmp_path):
                 continue
 
 
+@pytest.mark.slow
+def test_a_row_group_of_more_than_two_gigabytes_is_read_in_batches(tmp_path):
+    path, size = tmp_path / "a.parquet", 2**27
+    two = [pa.array([bytes([value]) * size]) for value in (1, 2)]
+    columns = {"image": pa.chunked_array(two * 10), "label": [1, 2] * 10}
+    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=False)
+    (group,) = open_source(str(path)).files[0].groups
+    assert group.size > 2.5e9
+    source = open_source(str(path))
+    for row in (0, 17, 19, 2):
+        content = source.read(row)
+        assert (len(content), content[0], content[-1]) == (size, row % 2 + 1, row % 2 + 1)
+
+
 def test_folders_that_are_no_splits_are_refused_and_odd_files_left_out(tmp_path, caplog):
     for name in ("a/train.parquet", "b/train.parquet"):
         write(tmp_path / "x" / name, {"image": VALUES[:1]})
