@@ -60,7 +60,7 @@ class Site:
     """A web server that counts what it is asked.
 
     ``files`` are contents by path, ``headers`` those of the answers beside the length, ``moved``
-    addresses by the path that leads there, ``refused`` methods.
+    addresses by the path that leads there, ``refused`` methods, ``unknown`` the answer elsewhere.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -68,6 +68,7 @@ class Site:
         self.moved: dict[str, str] = {}
         self.headers: dict[str, str] | None = None  # None: an ETag
         self.refused: set[str] = set()
+        self.unknown = 404
         self.asked: Counter[tuple[str, str]] = Counter()
         self.faults: Iterator[str] = itertools.repeat("")
         self.lock = threading.Lock()
@@ -87,7 +88,7 @@ class Site:
             return 302, {"Location": self.moved[request.path]}, b""
         content = self.files.get(request.path)
         if content is None:
-            return 404, {}, b""
+            return self.unknown, {}, b""
         etag = {"ETag": hashlib.md5(content).hexdigest()}
         return 200, etag if self.headers is None else self.headers, content
 

@@ -36,6 +36,7 @@ _SETTLED_NS = 2 * 10**9
 _NO_HEAD = {400, 401, 403, 405, 501}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _SECRET = re.compile(r"(?i)sig|token|key|credential|secret|expires|passw|x-(amz|goog|ms)-|policy")
+_SIGNED = ": it may need a signature, or another one. Give SOURCE signed; files do not keep that"
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -130,7 +131,7 @@ class Web:
             content, found = retried(lambda: _fetched(address), _may_pass)
         except urllib.error.HTTPError as err:
             told = str(err.reason).partition("\n")[0]
-            reason = " (the address may have expired)" if err.code == 403 else ""
+            reason = _SIGNED if err.code in (400, 401, 403) else ""
             raise Gone(f"'{shown}' answers {err.code} {told}{reason}.") from None
         except (OSError, http.client.HTTPException, ValueError) as err:
             reason = getattr(err, "reason", None) or type(err).__name__

@@ -53,6 +53,14 @@ class TestOpenSource:
             "digits": ArraySource,
         }
 
+    def test_an_address_of_a_file_is_its_path_as_written_or_with_escapes(self, photos):
+        root = photos({"ants": 1}, name="a b")
+        for uri in (f"file://{root}", f"file://{root}".replace(" ", "%20")):
+            assert open_source(uri).uri == str(root)
+        assert open_source(f"file://{photos({'x': 1}, name='50%20')}").classes == ("x",)
+        with pytest.raises(SourceError, match="does not exist"):
+            open_source("file:///no/where")
+
     def test_all_keep_the_same_promises(self, uris):
         for uri in uris.values():
             source = open_source(uri)

@@ -11,6 +11,7 @@ from io import BytesIO
 import h5py
 import numpy as np
 import pytest
+from commands import featx_cli
 from PIL import Image
 from stores import Site, every
 
@@ -130,6 +131,43 @@ def test_signed_addresses_are_sent_as_they_are_and_never_shown(site):
         open_source("https://me:s3cret@host/images.csv")
     assert "s3cret" not in str(caught.value)
     assert without_secrets("http://h/a?size=1") == "http://h/a?size=1"
+
+
+@pytest.fixture
+def signed(site, photos):
+    """The address of a signed table of signed images, by paths that are refused without."""
+    query = "?X-Amz-Credential=a%2Fb&X-Amz-Signature=s3cret"
+    lines = ["path,kind"]
+    for path in sorted(photos({"ants": 4, "bees": 4}).rglob("*.*")):
+        site.files[f"/{path.name}-{path.parent.name}{query}"] = path.read_bytes()
+        lines.append(f"{site.url}/{path.name}-{path.parent.name}{query},{path.parent.name}")
+    site.files[f"/images.csv{query}"] = "\n".join(lines).encode()
+    site.unknown = 403
+    return f"{site.url}/images.csv{query}"
+
+
+def test_no_signature_is_kept_and_reading_again_without_one_is_a_sentence(site, signed, tmp_path):
+    output, head, page = (tmp_path / name for name in ("f.h5", "h.safetensors", "r.html"))
+    for command in (
+        ["extract", signed, "--label-column", "kind", "-o", output, "-b", "tiny"],
+        ["train-head", output, "-o", head],
+        ["report", head, "-o", page, "--source", f"{signed}?label_column=kind"],
+    ):
+        result = featx_cli(*command)
+        assert result.exit_code == 0, result.output
+        assert "s3cret" not in result.output
+    for path in tmp_path.iterdir():
+        assert path.is_dir() or b"s3cret" not in path.read_bytes(), path
+    assert featx.check(output, f"{signed}?label_column=kind").is_fresh
+    assert featx.check(output, f"{signed}?label_column=kind").source.endswith(
+        "/images.csv?label_column=kind"
+    )
+    for command in (["extract", "-o", output], ["check", output], ["export", head]):
+        result = featx_cli(*command)
+        told = " ".join(result.output.split())
+        assert result.exit_code == 1
+        assert "answers 403 Forbidden: it may need a signature" in told
+        assert told.count("Error") == 1
 
 
 def test_a_login_page_is_neither_table_nor_image_and_one_sentence(site):
