@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks.losses import log_loss, sigmoid, softmax_in_place
+from featx.heads.tasks.losses import sigmoid, softmax_in_place
 
 _RANGE = (1e-3, 1e3)
 _USUAL = 4.0
@@ -56,7 +56,7 @@ def calibrate(
     Of thousands of classes, evenly spaced samples are enough, and fit into memory. ``fit`` returns
     the best temperature for logits and labels, ``loss_and_error`` their log loss and expected
     calibration error. A temperature of 1 counts as much as ``prior_samples``, so that a few
-    samples, which a whole training may have had right or wrong by chance, don't decide alone.
+    samples, which may be right or wrong by chance, don't decide alone.
     """
     count = len(held_out.labels)
     most = max(_LEAST_SAMPLES, _MOST_VALUES // held_out.logits.shape[1])
@@ -64,29 +64,17 @@ def calibrate(
     logits, labels = held_out.logits[rows].astype(np.float64), held_out.labels[rows]
     temperature = fit(logits, labels)
     if prior_samples:
-        temperature = _steadied(
-            temperature, logits, labels, lambda *own: loss_and_error(*own)[0], prior_samples
-        )
+        temperature = _steadied(temperature, len(labels), prior_samples)
     (loss_before, ece_before), (loss_after, ece_after) = (
         loss_and_error(scaled, labels) for scaled in (logits, logits / temperature)
     )
     return Calibration(temperature, len(labels), loss_before, loss_after, ece_before, ece_after)
 
 
-def _steadied(
-    temperature: float,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    loss: Callable[[np.ndarray, np.ndarray], float],
-    prior_samples: int,
-) -> float:
-    """Return the mean, by their logarithms, of a temperature and the 1 of the prior samples.
-
-    Where it does not lower the loss of the very samples that it was fitted on, it is 1.
-    """
+def _steadied(temperature: float, count: int, prior_samples: int) -> float:
+    """Return the mean, by their logarithms, of a temperature and the 1 of the prior samples."""
     usual = min(max(temperature, 1 / _USUAL), _USUAL)
-    steadied = float(usual ** (len(labels) / (len(labels) + prior_samples)))
-    return steadied if loss(logits / steadied, labels) < loss(logits, labels) else 1.0
+    return float(usual ** (count / (count + prior_samples)))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -160,7 +148,7 @@ def restore_shares(
     for _ in range(_SHARE_ROUNDS):
         temperature = fit_temperature(logits + shift, labels)
         if prior_samples:
-            temperature = _steadied(temperature, logits + shift, labels, log_loss, prior_samples)
+            temperature = _steadied(temperature, len(labels), prior_samples)
         if abs(temperature - before) < 1e-4 * temperature:
             break
         before = temperature

@@ -54,8 +54,8 @@ from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions, memory_for
 from featx.training.trained import Trained, finish_head, score_heads, slices_of
 
-_PRIOR_SAMPLES = 25
-"""Beside the held-out images, which chose the epoch as well, and may be a handful."""
+_PRIOR_SAMPLES = 15
+"""Beside the held-out images, which may be a handful."""
 _OF_THE_PROBLEM = ("featx.heads.tasks", "featx.training.samples")
 _OF_FITTING = ("featx.heads.solvers", "featx.training.fitting")
 """Modules that warn, before a head is fitted and while it is."""

@@ -164,9 +164,26 @@ def test_a_temperature_of_one_counts_as_some_samples(count):
     assert 1 < steadied <= 4 ** (count / (count + 25)) + 1e-9
 
 
-def test_a_temperature_that_helps_none_of_its_samples_is_left_out():
+def test_few_samples_calibrate_better_with_prior_samples_than_alone_or_not_at_all():
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        logits = 3 * random.standard_normal((count, 2))
+        labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+        return 2.5 * logits, labels  # as sure of itself as a trained network
+
+    logits, labels = draw(20_000)
+    trained, best = log_loss(logits, labels), log_loss(logits / 2.5, labels)
+    gained = {}
+    for prior in (0, 15):
+        found = [SINGLE_LABEL.calibrate(HeldOut(*draw(24)), prior_samples=prior) for _ in range(80)]
+        losses = [log_loss(logits / each.temperature, labels) for each in found]
+        gained[prior] = (trained - np.mean(losses)) / (trained - best)
+    assert gained[15] > 0.9
+    assert gained[0] < 0.8
+
+
+def test_samples_that_are_all_right_leave_an_overconfident_head_no_surer():
     labels = np.arange(20) % 2
-    logits = 6.0 * np.eye(2)[labels]  # all right: smoothed labels alone ask for less
-    found = SINGLE_LABEL.calibrate(HeldOut(logits, labels), prior_samples=25)
-    assert found.temperature == 1
-    assert found.log_loss_after == found.log_loss_before
+    found = SINGLE_LABEL.calibrate(HeldOut(6.0 * np.eye(2)[labels], labels), prior_samples=15)
+    assert 1 < found.temperature < 4
