@@ -370,7 +370,8 @@ def _describe(report: FinetuneReport) -> dict[str, object]:
     epoch = f"epoch {best} of {num_epochs}"
     if not best:
         epoch = f"none of {counted(num_epochs, 'epoch')} was better"
-    kept = {} if best else {"kept": "the probe, fitted to all training images"}
+    fitted = f"{choice['num_fitted']:,}" if "num_fitted" in choice else "all"
+    kept = {} if best else {"kept": f"the probe, fitted to {fitted} training images"}
     chosen = f", chosen among {len(rates)}" if len(rates) > 1 else ""
     return {
         "trained": f"behind {choice['cut']}, {start}, {epoch}",

@@ -144,6 +144,20 @@ class FeatureFile:
         """Return a copy whose vectors are what ``through`` makes of the stored activations."""
         return replace(self, through=through)
 
+    def only(self, rows: np.ndarray, features: np.ndarray) -> Self:
+        """Return some rows, ``(n,)``, whose vectors ``(n, num_features)`` float32 are in memory.
+
+        Views stay in the file.
+        """
+        columns = ("labels", "splits", "digests", "stamps", "groups")
+        some = replace(
+            self,
+            sample_ids=tuple(self.sample_ids[row] for row in rows.tolist()),
+            **{name: getattr(self, name)[rows] for name in columns},
+        )
+        some.__dict__["features"] = features  # in place of reading them
+        return some
+
     @property
     def skipped(self) -> tuple[SkippedImage, ...]:
         return tuple(map(SkippedImage.of_list, self.header.details["skipped"]))

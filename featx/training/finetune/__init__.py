@@ -4,7 +4,8 @@ options     what is asked, and the recipe
 outcome     results and events
 fit         from a feature file to a tail and head
 problem     what is learnt: labels, loss, held-out samples
-start       the head that training starts from
+probe       the head to compare with, and the layers that training starts from
+start       a head as a module, and back
 training    choosing a learning rate, then training, resumed where it stopped
 loop        epochs: losses, gradients, the best state
 data        batches of activations, from memory or from the file

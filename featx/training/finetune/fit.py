@@ -4,17 +4,16 @@ Training starts from a head that was fitted to the unchanged tail's features (LP
 "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", 2022). A tenth
 of the training images is held out: it chooses learning rate and epoch, and calibrates, so the head
 of the start is fitted without it. The head that is reported beside the tuned one is that of
-train-head, fitted to all training images as they are evaluated; where no epoch is better than the
-start, it is the one that is kept. Validation and test images choose nothing.
+train-head, fitted to all training images as they are evaluated, or to as many as fit into memory;
+where no epoch is better than the start, it is the one that is kept. Validation and test images
+choose nothing.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,33 +31,29 @@ from featx.backbones.tails import features_of, tail_shapes
 from featx.errors import BackboneError, ConfigError, listed
 from featx.features.blocks import Activations, reading_activations
 from featx.features.file import FeatureFile
-from featx.heads.head import Fitted, Head, Layer, apply_layers, silence_absent
+from featx.heads.head import Fitted, Head, Layer, silence_absent
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import fold_temperature, restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
-from featx.training.finetune.data import CachedData, read_blocks
+from featx.training.finetune.data import CachedData
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.outcome import Comparison, Events, Tuned
+from featx.training.finetune.probe import Probe, fit_probe, row_bytes, score_through
 from featx.training.finetune.problem import Problem, evaluate
 from featx.training.finetune.start import (
     array_of,
     as_trained,
-    encoded,
     layers_in,
     layers_of_start,
     module_of,
     require_fitting_start,
 )
 from featx.training.finetune.training import Training, repeatable
-from featx.training.fitting import fit_heads
-from featx.training.options import TrainOptions, memory_for
-from featx.training.trained import Trained, finish_head, score_heads, slices_of
+from featx.training.options import memory_for
+from featx.training.trained import Trained, finish_head
 
 _PRIOR_SAMPLES = 15
 """Beside the held-out images, which may be a handful."""
-_OF_THE_PROBLEM = ("featx.heads.tasks", "featx.training.samples")
-_OF_FITTING = ("featx.heads.solvers", "featx.training.fitting")
-"""Modules that warn, before a head is fitted and while it is."""
 
 
 def fit_tail(
@@ -140,14 +135,6 @@ def _network(
 
 
 @dataclass(frozen=True, eq=False)
-class _Probe:
-    """The head to compare with, and which labelled validation images it has right, ``(n,)``."""
-
-    head: Trained
-    right: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class _Run:
     """A fine-tuning under way; the tail is changed."""
 
@@ -195,7 +182,8 @@ class _Run:
             "num_threads": torch.get_num_threads(),
         }
         if keep_start and probe and not state.best_epoch:
-            trained = replace(self._in_their_shares(probe.head), choice=choice)
+            fitted = {name: n for name, n in probe.head.choice.items() if name == "num_fitted"}
+            trained = replace(self._in_their_shares(probe.head), choice=choice | fitted)
         else:
             trained = self._calibrated(head, data, choice)
         return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
@@ -211,14 +199,10 @@ class _Run:
             is_held_out=problem.is_held_out,
             names=[cache.sample_ids[row] for row in problem.rows.tolist()],
             num_views=cache.num_views,
-            row_bytes=self._row_bytes,
+            row_bytes=row_bytes(self.activations),
             memory=memory_for(self.options.memory),
             device=self.device,
         )
-
-    @property
-    def _row_bytes(self) -> int:
-        return int(math.prod(self.activations.shape) * self.activations.dtype.itemsize)
 
     def _checkpoint(self, data: CachedData, start: Head | None) -> Checkpoint:
         settings = {
@@ -231,60 +215,30 @@ class _Run:
         own = {"threads": str(torch.get_num_threads()), "on": self.device.type}
         return Checkpoint(self.path, settings, describe_environment("torch", "numpy") | own)
 
-    def _start(self, start: Head | None) -> tuple[_Probe | None, tuple[Layer, ...]]:
+    def _start(self, start: Head | None) -> tuple[Probe | None, tuple[Layer, ...]]:
         """Return the head to compare with, and the layers that training starts from."""
-        problem, options = self.problem, self.options
-        if options.scratch:
+        problem = self.problem
+        if self.options.scratch:
             linear = nn.Linear(self.spec.num_features, problem.encoding.num_outputs)
             (layer,) = layers_in(nn.Sequential(linear))
             if problem.task.has_classes:
                 layer = silence_absent(layer, problem.encoding.values)
             return None, (layer,)
         self.events.on_step("Running the unchanged network")
-        vectors = problem.cache.with_network(self._network())
-        if start is not None:
-            given = as_trained(start, problem.targets)
-            blocks = slices_of(vectors.features, len(given.names))
-            (scores,) = score_heads([given], vectors, problem.targets, blocks)
-            layers = layers_of_start(start, problem.targets.names, problem.encoding)
-            return self._probe(replace(given, metrics=scores), vectors), layers
-        asked = TrainOptions(
-            task=problem.task.name,
-            class_weight=options.class_weight,
-            calibrate=options.calibrate,
-            memory=options.memory,
-            seed=options.seed,
-            use_views=False,  # through the network they would take longer than an epoch
-        )
-        step, trained = self.events.on_step, problem.rows[~problem.is_held_out]
-        alone = replace(asked, calibrate=False)
-        nothing_held_out = len(trained) == len(problem.rows)  # which the training says
-        with _silent(*_OF_THE_PROBLEM, *(_OF_FITTING if nothing_held_out else ())):
-            (probe,) = fit_heads(vectors, asked, step=step, rows=problem.rows)
-        with _silent(*_OF_THE_PROBLEM, *_OF_FITTING):  # as the probe's
-            (first,) = fit_heads(vectors, alone, step=step, rows=trained)
-        *others, last = first.layers
-        return self._probe(probe, vectors), (*others, encoded(last, problem.encoding))
+        if start is None:
+            return fit_probe(
+                *(problem, self.options, self.activations, self._network(), self.events.on_step)
+            )
+        scored = self._score(as_trained(start, problem.targets))
+        return scored, layers_of_start(start, problem.targets.names, problem.encoding)
 
     def _network(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return the tail as it is now, from stored activations to features."""
         return features_of(deepcopy(self.tail), self.spec.num_features, device=str(self.device))
 
-    def _probe(self, head: Trained, vectors: FeatureFile) -> _Probe:
-        rows = self._validating()
-        return _Probe(head, self._is_right(head, vectors.features[rows], rows))
-
-    def _validating(self) -> np.ndarray:
-        rows = self.problem.cache.rows("val")
-        return np.asarray(rows[self.problem.targets.labelled[rows]])
-
-    def _is_right(self, head: Trained, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return whether the class of each row is the top one, ``(n,)``; of other tasks nothing."""
-        targets = self.problem.targets
-        if targets.values.ndim > 1:
-            return np.zeros(0, bool)
-        predicted = apply_layers(head.layers, features).argmax(axis=1)
-        return np.asarray(predicted == targets.values[rows])
+    def _score(self, head: Trained) -> Probe:
+        """Return a head on the network as it is now, with scores of all splits."""
+        return score_through(head, self.problem, self.activations, self._network())
 
     def _in_their_shares(self, head: Trained) -> Trained:
         """Return the head of train-head, with the shares of the classes that weights moved."""
@@ -322,30 +276,16 @@ class _Run:
             prior_samples=_PRIOR_SAMPLES,
         )
 
-    def _scored(self, trained: Trained, probe: _Probe | None) -> Tuned:
+    def _scored(self, trained: Trained, probe: Probe | None) -> Tuned:
         """Return the outcome, with scores of all splits."""
         self.events.on_step("Scoring")
-        cache, targets, validating = self.problem.cache, self.problem.targets, self._validating()
-        network, right = self._network(), []
-
-        def blocks() -> Iterator[tuple[slice, np.ndarray]]:
-            for where, values in read_blocks(
-                self.activations, np.arange(len(cache)), self._row_bytes
-            ):
-                features = network(values)
-                low, high = np.searchsorted(validating, [where.start, where.start + len(values)])
-                rows = validating[low:high]
-                right.append(self._is_right(trained, features[rows - where.start], rows))
-                yield where, features
-
-        (scores,) = score_heads([trained], cache, targets, blocks())
-        comparison = None
+        tuned, comparison = self._score(trained), None
         if probe is not None and len(probe.right):
-            comparison = Comparison.of(probe.right, np.concatenate(right))
+            comparison = Comparison.of(probe.right, tuned.right)
         size = self.spec.preprocess.image_size
         tensors = tensors_of(self.tail, self.spec.backbone, size)
         return Tuned(
-            trained=replace(trained, metrics=scores),
+            trained=tuned.head,
             tail={
                 name: array_of(value)
                 for name, value in tensors.items()
@@ -354,20 +294,6 @@ class _Run:
             probe=probe.head if probe else None,
             comparison=comparison,
         )
-
-
-@contextmanager
-def _silent(*names: str) -> Iterator[None]:
-    """Leave out the warnings of some modules, which were given before."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _sizes(part: nn.Module) -> list[tuple[str, int]]:

@@ -67,7 +67,8 @@ class FinetuneOptions:
         calibrate: Fit a temperature on held-out images and fold it into the head.
         exclude: Sample ids of training images to leave out; ``exclude`` applies it to a file.
         memory: What activations may take, in bytes or like ``"2GB"``; more are read from the file
-            in every epoch. None is half of what is free.
+            in every epoch. Where the features behind the cut need more, the probe is fitted to
+            some of the training images. None is half of what is free.
         seed: Decides what is held out, the order of images, and random weights.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         scratch: Start from random weights behind the cut, without pretrained ones.

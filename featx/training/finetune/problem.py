@@ -102,6 +102,12 @@ class Problem:
         return self.targets.task
 
     @property
+    def validating(self) -> np.ndarray:
+        """The labelled rows of the validation split, ascending, ``(n,)``."""
+        rows = self.cache.rows("val")
+        return np.asarray(rows[self.targets.labelled[rows]])
+
+    @property
     def digest(self) -> str:
         """The sha256 of what trains and how it is divided, 64 hexadecimal digits."""
         parts = (self.rows.astype("<i8"), self.is_held_out)
