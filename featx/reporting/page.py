@@ -30,6 +30,7 @@ from featx.reporting.plots import (
 from featx.reporting.summary import (
     ClassPredictions,
     MapKind,
+    Mistake,
     confused_pairs,
     map_features,
     predict_classes,
@@ -45,6 +46,15 @@ _MAX_SCATTERS = 6
 
 
 @dataclass(frozen=True, eq=False)
+class Answers:
+    """What heads say of some labelled images, and what their labels say."""
+
+    rows: np.ndarray  # of the feature file, (n,) int64
+    outputs: np.ndarray  # (n, num_outputs)
+    targets: np.ndarray  # labels, as the task reads them
+
+
+@dataclass(frozen=True, eq=False)
 class Page:
     """The content of a page."""
 
@@ -53,8 +63,9 @@ class Page:
     staleness: Staleness
     metrics: Mapping[str, Scores]  # of each split
     split: str  # shown in detail
-    rows: np.ndarray  # its labelled rows of the feature file, (n,) int64
-    targets: np.ndarray  # their labels, as the task reads them
+    answers: Answers  # for its labelled images
+    scores: Scores  # of these
+    left_out: Answers | None  # for training images, by heads that were not trained on them
     images: ImageSource | None  # None: it is not there, or no mistakes are shown
     map: MapKind
     num_mistakes: int
@@ -66,18 +77,19 @@ def render_page(page: Page, *, made_from: str) -> str:
     It notes ``made_from`` for ``is_page_of``; not where a picture is missing, so that the page is
     made again when that may be there.
     """
-    header = page.head.header
-    shown = _CONTENT[page.head.task](page)
-    task, scores = TASKS[page.head.task], page.metrics[page.split]
+    header, task, scores = page.head.header, TASKS[page.head.task], page.scores
     outputs = counted(len(page.head.classes), task.output, task.outputs)
-    mistakes = with_pictures(shown.pop("mistakes"), page.cache, page.images)
+    found, num_mistakes = _mistakes(page, page.answers)
+    of_training, num_of_training = _mistakes(page, page.left_out) if page.left_out else ([], 0)
+    pictured = with_pictures([*found, *of_training], page.cache, page.images)
+    mistakes, of_training = pictured[: len(found)], pictured[len(found) :]
     return render(
         f"{page.head.task}.html",
         {
             "title": f"{header.spec['backbone']}: {outputs}",
             "task": task,
             "sign": PAGE_SIGN,
-            "made_from": made_from if all(each.picture for each in mistakes) else "",
+            "made_from": made_from if all(each.picture for each in pictured) else "",
             "stale": page.staleness.changes,
             "spec": header.spec,
             "choice": header.details["choice"],
@@ -91,7 +103,11 @@ def render_page(page: Page, *, made_from: str) -> str:
             "scores": scores,
             "output_scores": getattr(scores, task.scores[2]),
             "mistakes": mistakes,
-            **shown,
+            "num_mistakes": num_mistakes,
+            "of_training": of_training,
+            "num_of_training": num_of_training,
+            "out_of_fold": page.split == "train" and page.left_out is page.answers,
+            **_CONTENT[page.head.task](page),
         },
     )
 
@@ -106,12 +122,23 @@ def is_page_of(path: Path, made_from: str) -> bool:
     return bool(made_from) and noted in page[:1024] and page.endswith(b"</html>\n")
 
 
+def _mistakes(page: Page, answers: Answers) -> tuple[list[Mistake], int]:
+    """Return the mistakes that are shown as pictures, the worst first, and how many there are."""
+    head, most = page.head, page.num_mistakes
+    if head.task == "single-label":
+        seen = predict_classes(answers.outputs, answers.targets, answers.rows)
+        return worst_classes(seen, head.classes, most=most)
+    outputs = answers.outputs.astype(np.float64)
+    if head.task == "multi-label":
+        given = (sigmoid(outputs), head.thresholds, answers.targets > 0)
+        return worst_tags(answers.rows, *given, head.classes, most=most)
+    worst = worst_values(answers.rows, outputs, answers.targets, head.classes, most=most)
+    return worst, len(answers.rows)
+
+
 def _classes(page: Page) -> dict[str, Any]:
-    seen = predict_classes(page.head, page.cache, page.rows)
-    mistakes, count = worst_classes(seen, page.head.classes, most=page.num_mistakes)
+    seen = predict_classes(page.answers.outputs, page.answers.targets, page.answers.rows)
     return {
-        "mistakes": mistakes,
-        "num_mistakes": count,
         "pairs": confused_pairs(seen, page.head.classes),
         "figures": list(_class_figures(page, seen)),
     }
@@ -138,37 +165,24 @@ def _class_figures(page: Page, seen: ClassPredictions) -> Iterator[tuple[str, st
 
 
 def _tags(page: Page) -> dict[str, Any]:
-    head, tagged = page.head, page.targets > 0
-    probabilities = sigmoid(head.logits(page.cache.features[page.rows]).astype(np.float64))
-    mistakes, count = worst_tags(
-        page.rows, probabilities, head.thresholds, tagged, head.classes, most=page.num_mistakes
-    )
+    tagged = page.answers.targets > 0
+    probabilities = sigmoid(page.answers.outputs.astype(np.float64))
     trust = plot_reliability(reliability(probabilities.reshape(-1), tagged.reshape(-1)))
     caption = "All tags of all images. Probabilities that can be trusted lie on the dashed line."
-    return {
-        "mistakes": mistakes,
-        "num_mistakes": count,
-        "figures": [(trust, caption), *plot_path(head.header.details["choice"])],
-    }
+    return {"figures": [(trust, caption), *plot_path(page.head.header.details["choice"])]}
 
 
 def _numbers(page: Page) -> dict[str, Any]:
-    head = page.head
-    values = head.logits(page.cache.features[page.rows]).astype(np.float64)
+    head, values = page.head, page.answers.outputs.astype(np.float64)
     caption = "On the dashed line the head is right."
     scatters = [
         (
-            plot_values(page.targets[:, column], values[:, column], name),
+            plot_values(page.answers.targets[:, column], values[:, column], name),
             caption if len(head.classes) == 1 else f"{name}. {caption}",
         )
         for column, name in enumerate(head.classes[:_MAX_SCATTERS])
     ]
-    return {
-        "mistakes": worst_values(
-            page.rows, values, page.targets, head.classes, most=page.num_mistakes
-        ),
-        "figures": [*scatters, *plot_path(head.header.details["choice"])],
-    }
+    return {"figures": [*scatters, *plot_path(head.header.details["choice"])]}
 
 
 _CONTENT: dict[TaskName, Callable[[Page], dict[str, Any]]] = {

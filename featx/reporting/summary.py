@@ -14,7 +14,6 @@ from PIL import Image
 
 from featx.errors import ImageError
 from featx.features.file import FeatureFile
-from featx.heads.head import Head
 from featx.heads.tasks.losses import log_softmax
 from featx.heads.tasks.single_label import NUM_BINS, confusion_matrix
 from featx.images.decode import NO_DIGEST
@@ -42,16 +41,21 @@ class ClassPredictions:
     confusion: np.ndarray  # counts, labels × predictions, (num_classes, num_classes)
 
 
-def predict_classes(head: Head, cache: FeatureFile, rows: np.ndarray) -> ClassPredictions:
-    """Return the predictions of a head of classes for labelled rows ``(n,)``."""
-    labels = cache.labels[rows]
-    probabilities = np.exp(log_softmax(head.logits(cache.features[rows]).astype(np.float64)))
+def predict_classes(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> ClassPredictions:
+    """Return what logits ``(n, num_classes)`` predict for labelled samples.
+
+    Args:
+        logits: Of a head of classes.
+        labels: Class indices, ``(n,)``.
+        rows: Of the samples in the feature file, ``(n,)``.
+    """
+    probabilities = np.exp(log_softmax(logits.astype(np.float64)))
     predicted = probabilities.argmax(axis=1)
     own, confidence = (
         np.take_along_axis(probabilities, index[:, None], axis=1)[:, 0]
         for index in (labels, predicted)
     )
-    confusion = confusion_matrix(predicted, labels, size=len(head.classes))
+    confusion = confusion_matrix(predicted, labels, size=logits.shape[1])
     return ClassPredictions(rows, labels, predicted, confidence, own, confusion)
 
 

@@ -24,9 +24,11 @@ from featx.heads.head import Head, open_head
 from featx.heads.tasks import TASKS, Labels, Targets
 from featx.heads.tasks.scores import Scores
 from featx.images.sources import SPLITS, ImageSource, open_source
-from featx.reporting.page import Page, is_page_of, render_page
+from featx.reporting.page import Answers, Page, is_page_of, render_page
 from featx.reporting.plots import require_matplotlib
 from featx.reporting.summary import MapKind
+from featx.training.out_of_fold import out_of_fold
+from featx.training.record import calibration_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class ReportOptions:
         split: Shown in detail; None takes validation, or else test, or else training.
         map: How the features are put on a plane: ``"pca"``, ``"tsne"`` or ``"none"``; of a head of
             classes.
-        num_mistakes: Mistakes that are shown as pictures.
+        num_mistakes: Mistakes that are shown as pictures, of the split and of training images; of
+            these by heads that were not trained on them.
         stale: Report on a head although the rows that trained it have changed; the page says so.
         overwrite: Has no effect: an earlier report is replaced anyway, another file never.
     """
@@ -115,14 +118,25 @@ def write_report(
     made_from = _made_from(trained, cache, options)
     if exists and is_page_of(output, made_from):
         return ReportPage(output, is_unchanged=True)
+    left_out = _left_out(trained, cache, targets) if options.num_mistakes else None
+    answers = Answers(rows, trained.logits(cache.features[rows]), targets.values[rows])
+    metrics = _metrics(trained, cache, targets)
+    scores = metrics[split]
+    if split == "train" and left_out is not None:
+        answers = left_out
+        thresholds = trained.thresholds
+        scores = (
+            targets.task.measure(answers.outputs, answers.targets, thresholds=thresholds) or scores
+        )
     page = Page(
         head=trained,
         cache=cache,
         staleness=staleness,
-        metrics=_metrics(trained, cache, targets),
+        metrics=metrics,
         split=split,
-        rows=rows,
-        targets=targets.values[rows],
+        answers=answers,
+        scores=scores,
+        left_out=left_out,
         images=_open_images(cache, options),
         map=options.map,
         num_mistakes=options.num_mistakes,
@@ -151,6 +165,27 @@ def _choose_split(
             return split, rows
     where = "any split" if options.split is None else f"its {options.split} split"
     raise SourceError(f"'{cache.path}' has no labelled images in {where}.")
+
+
+def _left_out(head: Head, cache: FeatureFile, targets: Targets) -> Answers | None:
+    """Return what heads say of training images that they were not trained on.
+
+    None where none can be left out, or the head's outputs or network are other ones.
+    """
+    if head.tail:
+        return None
+    try:
+        strength, calibration = head.header.details["choice"].get("strength"), calibration_of(head)
+        temperature = calibration.temperature if calibration else 1.0
+        at = None if strength is None else (float(strength), temperature)
+        found = out_of_fold(cache, targets.task, at=at)
+    except SourceError:  # it cannot be trained again: its classes have changed
+        return None
+    if found is None or found.targets.names != head.classes:
+        return None
+    training = cache.splits[found.rows] == SPLITS.index("train")
+    rows = found.rows[training]
+    return Answers(rows, found.outputs[training], targets.values[rows]) if len(rows) else None
 
 
 def _open_images(cache: FeatureFile, options: ReportOptions) -> ImageSource | None:

@@ -44,7 +44,12 @@ class OutOfFold:
 
 
 def out_of_fold(
-    cache: FeatureFile, task: Task, *, seed: int = 0, step: Step = no_step
+    cache: FeatureFile,
+    task: Task,
+    *,
+    at: tuple[float, float] | None = None,
+    seed: int = 0,
+    step: Step = no_step,
 ) -> OutOfFold | None:
     """Return the outputs for each labelled image; None where nothing can be left out.
 
@@ -53,6 +58,8 @@ def out_of_fold(
     Args:
         cache: Of vectors, or with the network behind its cut.
         task: As which the labels are read.
+        at: Strength and temperature of the heads; training images alone are judged then. None
+            takes those of the default head.
         seed: Decides which training images are left out together.
         step: Called with the step under way.
 
@@ -65,10 +72,12 @@ def out_of_fold(
     folds, num_folds = _divided(values, task, groups, seed)
     if not (folds < num_folds).any():
         return None
-    options = TrainOptions(task=task.name, use_views=False, seed=seed)
-    (head,) = fit_heads(cache, options, step=step)
-    strength = head.choice["strength"]
-    temperature = head.calibration.temperature if head.calibration else 1.0
+    head = None
+    if at is None:
+        options = TrainOptions(task=task.name, use_views=False, seed=seed)
+        (head,) = fit_heads(cache, options, step=step, rows=rows)
+        at = head.choice["strength"], head.calibration.temperature if head.calibration else 1.0
+    strength, temperature = at
     features, num_outputs = cache.features, len(targets.names)
     outputs = np.full((len(cache), num_outputs), np.nan)
     knows = np.zeros((len(cache), num_outputs), bool)
@@ -81,7 +90,7 @@ def out_of_fold(
             outputs[out] = apply_layers(layers, features[out]) / temperature
             knows[out] = task.trained_outputs(values[train], num_outputs)
     others = np.flatnonzero(targets.labelled & (cache.splits != 0))
-    if len(others):
+    if head is not None and len(others):
         outputs[others] = apply_layers(head.layers, features[others])
         knows[others] = task.trained_outputs(values, num_outputs)
     judged = np.flatnonzero(np.isfinite(outputs).all(axis=1))

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caches import write_labels
 from commands import featx_cli
 from PIL import Image
 
 import featx
 from featx.errors import ArtifactExists, ArtifactMissing, ConfigError, SourceError
+from featx.heads.tasks import TASKS
 from featx.heads.tasks.single_label import NUM_BINS, expected_calibration_error
 from featx.reporting.summary import (
     ClassPredictions,
@@ -26,6 +28,7 @@ from featx.reporting.summary import (
     reliability,
 )
 from featx.stages.report import ReportOptions, write_report
+from featx.training.out_of_fold import out_of_fold
 
 
 @pytest.fixture
@@ -48,6 +51,10 @@ def made(source: Path, tmp_path: Path) -> tuple[Path, Path]:
     featx.extract(table, features, featx.ExtractOptions(backbone="tiny"))
     featx.train_head(features, head)
     return features, head
+
+
+def predictions(head, cache, rows):
+    return predict_classes(head.logits(cache.features[rows]), cache.labels[rows], rows)
 
 
 class Page(HTMLParser):
@@ -108,11 +115,11 @@ class TestPage:
         features, head = made
         page = Page(write_report(head, tmp_path / "r.html").path)
         cache, trained = featx.open_features(features), featx.open_head(head)
-        seen = predict_classes(trained, cache, cache.rows("val"))
+        seen = predictions(trained, cache, cache.rows("val"))
         wrong = np.flatnonzero(seen.labels != seen.predicted)
         assert len(wrong)
         pictures = [a for a in page.addresses if a.startswith("data:image/jpeg;base64,")]
-        assert len(pictures) == len(wrong)
+        assert len(pictures) >= len(wrong)  # those of training images follow
         surest = wrong[seen.confidence[wrong].argmax()]
         shown = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(",")[2])))
         name = cache.sample_ids[seen.rows[surest]]
@@ -215,6 +222,40 @@ class TestWithoutImages:
         assert "cannot be read" in page.text
 
 
+class TestTrainingImages:
+    def test_their_mistakes_are_those_of_heads_that_did_not_see_them(self, made, tmp_path):
+        features, head = made
+        cache, trained = featx.open_features(features), featx.open_head(head)
+        found = out_of_fold(cache, TASKS["single-label"])
+        wrong = found.rows[found.outputs.argmax(axis=1) != cache.labels[found.rows]]
+        wrong = {cache.sample_ids[row] for row in wrong[cache.splits[wrong] == 0].tolist()}
+        assert len(wrong) > 2
+        page = Page(write_report(head, tmp_path / "r.html").path)
+        assert "Training images" in page.text
+        assert "were not trained on them" in page.text
+        shown = page.text.partition("Training images")[2]
+        assert {name for name in cache.sample_ids if name in shown} == wrong
+        options = ReportOptions(split="train")
+        of_train = Page(write_report(head, tmp_path / "t.html", options).path).text
+        assert "each by a head that was not trained on it" in of_train
+        assert "every image of the split is recognised" not in of_train
+        assert {name for name in cache.sample_ids if name in of_train} == wrong
+        assert f"{trained.header.details['metrics']['train']['top1']:.4f}" in of_train
+
+    @pytest.mark.parametrize("labels", [["red|big", "red", "|", "big"], ["1.5", "2.25", "3", "0"]])
+    def test_tags_and_numbers_have_theirs(self, tmp_path, labels):
+        random = np.random.default_rng(0)
+        features, names = random.normal(size=(80, 4)).astype(np.float32), labels * 20
+        path = write_labels(tmp_path / "f.h5", features, names, np.arange(80) % 4 // 3)
+        task = "multi-label" if "|" in labels else "regression"
+        head = tmp_path / "h.safetensors"
+        featx.train_head(path, head, featx.TrainOptions(task=task))
+        for options in (ReportOptions(), ReportOptions(split="train")):
+            page = Page(write_report(head, tmp_path / "r.html", options).path)
+            assert ("Training images" in page.text) == (options.split is None)
+            assert ("not trained on it" in page.text) == (options.split == "train")
+
+
 def make_view(confidence: np.ndarray, right: np.ndarray) -> ClassPredictions:
     labels = np.zeros(len(right), dtype=np.int64)
     predicted = np.where(right, 0, 1)
@@ -254,7 +295,7 @@ def test_the_commonest_confusions_come_first():
 def test_a_map_of_few_and_of_many_samples(made):
     features, head = made
     cache = featx.open_features(features)
-    seen = predict_classes(featx.open_head(head), cache, cache.rows("val"))
+    seen = predictions(featx.open_head(head), cache, cache.rows("val"))
     plane = map_features(cache, seen.rows, kind="pca")
     assert plane is not None
     assert plane.points.shape == (len(seen.rows), 2)
