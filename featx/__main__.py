@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _GRACE_SECONDS = 1.2
 """For tidying up; then the process ends, whatever it is doing, which its files survive."""
 _AGAIN_SECONDS = 0.005
@@ -42,7 +44,8 @@ class _Stop:
         import threading
 
         reading, writing = os.pipe()
-        os.set_blocking(writing, False)
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=self._enforce, args=(reading,), daemon=True).start()
         sys.unraisablehook = self._raise_again

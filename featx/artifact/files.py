@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from featx import system
 from featx.artifact.header import Kind
 from featx.errors import (
     ArtifactError,
@@ -273,7 +274,7 @@ def _keep_mode(old: Path, new: Path) -> None:
     for user, group in ((status.st_uid, -1), (-1, status.st_gid)):
         if (user, group) not in ((own.st_uid, -1), (-1, own.st_gid)):
             with contextlib.suppress(OSError):
-                os.chown(new, user, group)
+                system.give(new, user, group)
     with contextlib.suppress(OSError):
         new.chmod(stat.S_IMODE(status.st_mode))
 
@@ -293,6 +294,8 @@ def _move_unless_there(temporary: Path, path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featx import system
 from featx.artifact import canonical_json, fingerprint_of, publishing
 from featx.backbones.seal import NotOnnx, is_sealed, metadata_entry, seal, unwanted_parts
 from featx.backbones.spec import BackboneRequest, BackboneSpec, spec_from
@@ -203,7 +204,7 @@ def cache_folder() -> Path:
         try:
             base = Path.home() / ".cache"
         except RuntimeError:  # a user without a home
-            base = Path(tempfile.gettempdir()) / f"featx-{os.geteuid()}"
+            base = Path(tempfile.gettempdir()) / f"featx-{system.user_id()}"
     return base / "featx"
 
 
@@ -271,7 +272,7 @@ def _read(path: Path, forbidden: int) -> tuple[bytes | None, str]:
             status = folder.lstat()
             if problem := _problem(status, _OTHERS_WRITE, is_folder=True):
                 return None, f"its folder '{folder}' {problem}"
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | system.NO_LINK | system.NO_WAIT)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except OSError as err:
@@ -294,7 +295,9 @@ def _problem(status: os.stat_result, forbidden: int, *, is_folder: bool) -> str:
     is_kind = stat.S_ISDIR if is_folder else stat.S_ISREG
     if not is_kind(status.st_mode):
         return f"is no {'folder' if is_folder else 'file'}"
-    if status.st_uid != os.geteuid():
+    if system.user_id() is None:  # Windows: the user's folder is the user's
+        return ""
+    if status.st_uid != system.user_id():
         return "belongs to another user"
     return "can be written by other users" if status.st_mode & forbidden else ""
 

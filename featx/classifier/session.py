@@ -47,7 +47,8 @@ def _abandon_sessions() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
-os.register_at_fork(after_in_child=_abandon_sessions)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_sessions)
 
 
 class Classifier:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featx import system
 from featx.artifact import describe_environment
 from featx.backbones.engines import (
     Engine,
@@ -117,7 +118,7 @@ class LazyBackbone:
 
     def _torch_engine(self, expected: BackboneSpec) -> Engine:
         network, devices = self._build(expected), resolve_devices(self._options.device)
-        if len(devices) > 1:
+        if len(devices) > 1 and system.can_pass_files():
             log.info("Starting a process for each of %s.", ", ".join(devices))
             return SeveralEngine(network, expected, devices=devices)
         return TorchEngine(network, device=devices[0], precision=expected.precision)

@@ -20,6 +20,7 @@ from threading import Semaphore
 
 import numpy as np
 
+from featx import system
 from featx.errors import ImageError, SourceError
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
@@ -302,7 +303,7 @@ class Decoders:
 def _memory(num_bytes: int) -> Iterator[int]:
     """Yield a file in memory, whose pages live as long as they are mapped."""
     with _refused():
-        descriptor = os.memfd_create("crops")
+        descriptor = system.file_in_memory("crops")
     try:
         with _refused():
             os.truncate(descriptor, num_bytes)

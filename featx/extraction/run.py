@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featx import system
 from featx.artifact import Header
 from featx.backbones.engines import Engine
 from featx.backbones.spec import INPUT, BackboneSpec
@@ -303,7 +304,7 @@ def fill(
     for each in runs:
         each.require_space(todo, with_views)
     decoders: Decoders | None = None
-    if run.backbone.is_for_gpu():
+    if run.backbone.is_for_gpu() and system.can_pass_files():
         decoders = start_decoders(left, run.settings.spec.preprocess, run.options)
     with closing(decoders) if decoders else nullcontext():
         engine = make_engine(run.settings.spec)

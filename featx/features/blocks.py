@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from featx import system
 from featx.errors import ArtifactInvalid
 from featx.features.file import TRAIN, FeatureFile
 from featx.features.hdf5 import require_digest, require_digests, translated
@@ -307,7 +308,7 @@ class _Column:
     def _read_bytes(self, values: np.ndarray, place: int) -> None:
         rest = values.data.cast("B")
         while rest:
-            count = os.preadv(self._descriptor, [rest], place)
+            count = system.read_into(self._descriptor, rest, place)
             if not count:
                 raise self._damaged()
             rest, place = rest[count:], place + count

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from featx import system
 from featx.artifact import canonical_json, partial_path, sync
 from featx.errors import (
     ArtifactError,
@@ -174,7 +175,7 @@ class Journal:
     def _create(self) -> None:
         """Make the file and write record 0; a process that dies in between leaves no batches."""
         if self._descriptor == _NONE:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.NO_LINK
             self._descriptor = os.open(self.path, flags, 0o666)
         self._end = 0
         self._write_record(0, canonical_json(self.settings).encode())
@@ -185,7 +186,7 @@ class Journal:
     def _open(self) -> None:
         """Read every record up to the first that does not verify, and cut the file there."""
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            self._descriptor = os.open(self.path, os.O_RDWR | system.NO_LINK | system.NO_WAIT)
             scan = Scan(self._descriptor, self.path)
             self.settings = scan.settings()  # None if record 0 is not whole
             for offset, num_images, num_rows, num_bytes in scan.batches():
@@ -286,7 +287,7 @@ def has_rows(path: Path) -> bool:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[int]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | system.NO_LINK | system.NO_WAIT)
     except FileNotFoundError as err:
         raise ArtifactMissing(path, f"'{path}' does not exist.") from err
     except OSError as err:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from featx import system
 from featx.artifact import beside
 from featx.errors import ArtifactBusy, ArtifactError, ArtifactExists
 
@@ -38,6 +38,9 @@ def locked(output: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.unlink()  # while it is held: a waiting process looks again
             os.close(descriptor)
+            if os.name == "nt":  # Windows deletes no open file
+                with contextlib.suppress(OSError):
+                    path.unlink()
     finally:
         for folder in made:
             with contextlib.suppress(OSError):  # it is in use now
@@ -61,7 +64,7 @@ def _make_folder(folder: Path) -> list[Path]:
 def _acquire(path: Path, output: Path) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | system.NO_LINK, 0o666)
         except OSError as err:
             raise ArtifactError(
                 output, f"Cannot write '{path}', the lock of '{output}': {err.strerror}."
@@ -80,14 +83,14 @@ def _acquire(path: Path, output: Path) -> int:
 
 def _require_ours(descriptor: int, path: Path) -> None:
     """Check that a file of the lock's name is a lock: ``-o poetry`` must not cost poetry.lock."""
-    content = os.pread(descriptor, 500, 0)
+    content = system.read_at(descriptor, 500, 0)
     if content and not _SIGNATURE.match(content):
         raise ArtifactExists(path, f"'{path}' is in the way, and is no lock of featx's; move it.")
 
 
 def _lock(descriptor: int, path: Path, output: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor)
     except BlockingIOError as err:
         raise ArtifactBusy(
             output,
@@ -106,7 +109,7 @@ def _lock(descriptor: int, path: Path, output: Path) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip()
+    return system.read_at(descriptor, 500, 0).decode("utf-8", "replace").strip()
 
 
 def _is_still_there(descriptor: int, path: Path) -> bool:
@@ -122,4 +125,4 @@ def _sign(descriptor: int) -> None:
     signature = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, signature.encode(), 0)
+        system.write_at(descriptor, signature.encode(), 0)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from featx import system
 from featx.artifact import JOURNAL_MAGIC as MAGIC
 from featx.errors import ArtifactInvalid, BackboneError, ConfigError, counted, listed
 from featx.images.decode import DIGEST_BYTES
@@ -160,7 +161,7 @@ class Scan:
         self._path = path
         self.end = 0
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        start = os.pread(descriptor, len(MAGIC), 0) if is_file else b"?"
+        start = system.read_at(descriptor, len(MAGIC), 0) if is_file else b"?"
         # Zeros are what a power failure leaves of a file that was just made.
         if not MAGIC.startswith(start) and start.strip(b"\0"):
             raise ArtifactInvalid(path, f"'{path}' is not a journal of featx's. Move it.")
@@ -200,7 +201,7 @@ class Scan:
 def read_record(
     descriptor: int, offset: int, number: int, path: Path, *, limit: int | None = None
 ) -> bytes:
-    head = os.pread(descriptor, _HEAD.size, offset)
+    head = system.read_at(descriptor, _HEAD.size, offset)
     if len(head) == _HEAD.size:
         magic, found, length, crc = _HEAD.unpack(head)
         room = os.fstat(descriptor).st_size - offset - _HEAD.size
@@ -214,7 +215,7 @@ def read_record(
 def _read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Return bytes of a file, fewer at its end; the system gives 2 GiB at most at once."""
     parts: list[bytes] = []
-    while length and (part := os.pread(descriptor, length, offset)):
+    while length and (part := system.read_at(descriptor, length, offset)):
         parts.append(part)
         length, offset = length - len(part), offset + len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -285,8 +286,8 @@ def unpack(payload: bytes, layout: RowLayout) -> Batch:
 def unpack_digests(descriptor: int, offset: int) -> np.ndarray:
     """Return the digests of the rows of a batch that was verified; only they are read."""
     offset += _HEAD.size
-    num_images = _COUNTS.unpack(os.pread(descriptor, _COUNTS.size, offset))[0]
-    content = os.pread(descriptor, num_images * ENTRY.itemsize, offset + _COUNTS.size)
+    num_images = _COUNTS.unpack(system.read_at(descriptor, _COUNTS.size, offset))[0]
+    content = system.read_at(descriptor, num_images * ENTRY.itemsize, offset + _COUNTS.size)
     entries = np.frombuffer(content, ENTRY)
     digests: np.ndarray = entries["digest"][entries["reason_bytes"] == 0]
     return digests
@@ -295,7 +296,7 @@ def unpack_digests(descriptor: int, offset: int) -> np.ndarray:
 def count_images(descriptor: int, offset: int) -> int:
     """Return how many images the records from ``offset`` on hold, by their lengths alone."""
     count, size = 0, os.fstat(descriptor).st_size
-    while offset and (start := os.pread(descriptor, _HEAD.size + 4, offset)):
+    while offset and (start := system.read_at(descriptor, _HEAD.size + 4, offset)):
         if len(start) < _HEAD.size + 4 or not start.startswith(MAGIC):
             break
         offset += _HEAD.size + int(_HEAD.unpack_from(start)[2])

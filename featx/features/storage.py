@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from featx import system
 from featx.errors import ArtifactError
 
 
@@ -19,12 +20,12 @@ def write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset`` bytes from the file's start."""
     rest = memoryview(data).cast("B")
     while rest:
-        written = os.pwrite(descriptor, rest, offset)
+        written = system.write_at(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
 
 
 def sync(descriptor: int) -> None:
-    os.fdatasync(descriptor)
+    system.sync_content(descriptor)
 
 
 def truncate(descriptor: int, length: int) -> None:
@@ -46,7 +47,7 @@ class Disk:
     @classmethod
     def open(cls, path: Path, *, room: int, output: Path) -> Disk:
         """Make the file and claim ``room`` bytes for it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.NO_LINK, 0o666)
         try:
             _claim(descriptor, room, output)
         except BaseException:
@@ -86,7 +87,7 @@ class Disk:
     def readinto(self, buffer: memoryview) -> int:
         content = b""
         try:
-            content = os.pread(self.descriptor, len(buffer), self.position)
+            content = system.read_at(self.descriptor, len(buffer), self.position)
         except OSError as err:
             self.failure = self.failure or err
         buffer[: len(content)] = content
@@ -117,7 +118,7 @@ _CANNOT_CLAIM = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV)
 
 
 def _claim(descriptor: int, room: int, output: Path) -> None:
-    free = _free_bytes(descriptor)
+    free = _free_bytes(descriptor, output)
     if free and free < room:
         raise ArtifactError(
             output,
@@ -125,7 +126,7 @@ def _claim(descriptor: int, room: int, output: Path) -> None:
             "the same command again; nothing is lost.",
         )
     try:
-        os.posix_fallocate(descriptor, 0, room)
+        system.reserve(descriptor, room)
     except OSError as err:
         if err.errno in _CANNOT_CLAIM:
             return
@@ -136,10 +137,9 @@ def _claim(descriptor: int, room: int, output: Path) -> None:
         ) from err
 
 
-def _free_bytes(descriptor: int) -> int:
+def _free_bytes(descriptor: int, output: Path) -> int:
     """Return how many bytes a disk says to have free; 0 where it is full or does not know."""
     try:
-        status = os.fstatvfs(descriptor)
+        return system.free_bytes(descriptor, output)
     except OSError:
         return 0
-    return int(status.f_bavail * status.f_frsize)

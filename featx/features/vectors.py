@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featx import system
 from featx.errors import ArtifactBusy, ArtifactError
 from featx.features.lock import locked
 from featx.images.decode import DIGEST_BYTES
@@ -66,7 +67,9 @@ class VectorStore:
                     found[position] = self._in_memory[digest]
                     continue
                 row, code = self._rows[digest]
-                content = os.pread(file.fileno(), self._bytes, row * self._bytes) if file else b""
+                content = (
+                    system.read_at(file.fileno(), self._bytes, row * self._bytes) if file else b""
+                )
                 if len(content) < self._bytes or zlib.crc32(digest + content) != code:
                     damaged.add(digest)
                     continue

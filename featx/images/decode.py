@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from featx import system
 from featx.errors import ConfigError, ImageError, lies_in_machine
 from featx.images.containers import (
     TooCostly,
@@ -132,7 +133,7 @@ def _is_short_of_memory(content: bytes) -> bool:
 def read_image_file(path: str | Path, *, sample_id: str) -> bytes:
     """Return the content of a regular file; a pipe or device is refused instead of waited for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | system.NO_WAIT)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from featx import system
 from featx.errors import ImageError
 from featx.images.decode import MAX_PIXELS, NO_DIGEST, content_digest, decoded
 from featx.images.preprocess import PreprocessSpec
@@ -156,7 +156,7 @@ def num_cores(cgroups: Path = _CGROUPS, own: Path = _OWN) -> int:
 
     A container's CPU quota counts, rounded up: more threads than that are only put to sleep.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = system.usable_cores()
     return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(cgroups, own))]))
 
 

@@ -11,9 +11,9 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import signal
 import subprocess
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import featx.errors
+from featx import system
 from featx.errors import ArtifactError, ArtifactInvalid, FeatxError
-from featx.isolation.processes import end_with_caller, start_child
+from featx.isolation.processes import start_child
 from featx.packages import import_problem
 
 _SPARE_SECONDS = 5
@@ -96,7 +97,7 @@ class IsolatedCall:
             raise self._too_slow(path) from None
         answer = _last_line(output)
         status = self._process.returncode
-        if status == -signal.SIGXCPU:
+        if system.resource and status == -signal.SIGXCPU:
             raise self._too_slow(path)
         if answer is None or (status and answer["error"] is None):
             raise ArtifactInvalid(
@@ -155,7 +156,7 @@ def _last_line(output: bytes) -> dict[str, Any] | None:
 def _cause(status: int) -> str:
     if status >= 0:
         return f"exit code {status}"
-    if status == -signal.SIGKILL:
+    if system.KILLED and status == -system.KILLED:
         return "SIGKILL, perhaps because the machine ran short of memory"
     try:
         return signal.Signals(-status).name
@@ -172,18 +173,27 @@ def serve(target: str, memory_bytes: int, seconds: float) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # what a library reads and prints is neither path nor answer
         os.dup2(null, descriptor)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, int(seconds) + _SPARE_SECONDS)
-    _limit(resource.RLIMIT_AS, memory_bytes)
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_CPU", int(seconds) + _SPARE_SECONDS)
+    _limit("RLIMIT_AS", memory_bytes)
     answer = _answer(target, requests)
     if answer is not None:
         os.write(answers, b"\n" + json.dumps(answer).encode() + b"\n")
 
 
-def _limit(which: int, value: int) -> None:
+def _limit(name: str, value: int) -> None:
+    """Set a limit where the system has it; macOS has RLIMIT_AS but refuses to set it."""
+    resource = system.resource
+    if resource is None or not hasattr(resource, name):
+        return
+    which = getattr(resource, name)
     _, hard = resource.getrlimit(which)
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+    try:
+        resource.setrlimit(which, (value, value))
+    except (OSError, ValueError):
+        if sys.platform == "linux":
+            raise
 
 
 def _answer(target: str, requests: int) -> dict[str, str | None] | None:
@@ -193,7 +203,7 @@ def _answer(target: str, requests: int) -> dict[str, str | None] | None:
         function = getattr(importlib.import_module(module), name)
         with open(requests, "rb", buffering=0) as file:
             line = file.readline()
-            if not line or not end_with_caller(requests):
+            if not line or not system.end_with_writer(requests):
                 return None
             function(Path(os.fsdecode(bytes.fromhex(line.decode()))))
     except ArtifactError as err:

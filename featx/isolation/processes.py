@@ -7,7 +7,6 @@ own. What may crash on a file is called in ``featx.isolation.call``, once and un
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import os
 import queue
@@ -20,6 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 import featx.errors
+from featx import system
 from featx.errors import FeatxError
 
 Answer = Callable[[bytes], bytes]
@@ -191,24 +191,10 @@ def _stop(processes: Sequence[_Process]) -> None:
 # --- in the process -----------------------------------------------------------------------------
 
 
-def end_with_caller(descriptor: int) -> bool:
-    """Ask the kernel to end this process when the other end closes; False if it has already.
-
-    SIGIO's default ends a process even where a library hangs and no line of Python runs any more.
-    """
-    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
-    try:
-        return os.read(descriptor, 1) != b""
-    except BlockingIOError:  # nothing to read, so it is still open
-        return True
-
-
 def serve(descriptor: int, target: str) -> None:
     """Be the process: begin, then answer messages until the line ends, or the caller."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller
-    if not end_with_caller(0):
+    if not system.end_with_writer(0):
         return
     module, _, name = target.partition(":")
     begin: Begin = getattr(importlib.import_module(module), name)

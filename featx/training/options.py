@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from featx import system
 from featx.errors import ConfigError, require_choice
 from featx.heads.head import Head
 from featx.heads.samples.selection import ClassWeight, FewShot, FewShotScores
@@ -186,13 +186,17 @@ def free_memory() -> int:
             free.append(_left_in(*group))
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
-    limited, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limited != resource.RLIM_INFINITY:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource = system.resource
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else None
+    if resource and limited != resource.RLIM_INFINITY and _STATM.exists():
+        pages = int(_STATM.read_text().split()[0])
         free.append(limited - pages * resource.getpagesize())
     return max(0, min(free))
 
 
+_STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
+_UNKNOWN_MEMORY = 8 * 2**30
+"""Bytes that a machine is taken to have where the system does not say."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _GROUPS = (
     (_CGROUPS, "memory.max", "memory.current", "inactive_file"),
@@ -211,11 +215,12 @@ def _left_in(folder: Path, limit: str, used: str, dropped: str) -> int:
 
 
 def _available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    lines = _MEMINFO.read_text().splitlines() if _MEMINFO.exists() else []
+    for line in lines:
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
-    raise ConfigError("this machine does not say how much memory is free; give it by memory=….")
+    return (system.installed_memory() or _UNKNOWN_MEMORY) // 2
 
 
 def memory_for(memory: str | int | None) -> int:

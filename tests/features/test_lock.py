@@ -204,7 +204,7 @@ class TestWithoutLocks:
         def refuse(*_: object) -> None:
             raise OSError(request.param, "no locks here")
 
-        monkeypatch.setattr(lock.fcntl, "flock", refuse)
+        monkeypatch.setattr(lock.system.fcntl, "flock", refuse)
 
     def test_it_works(self, tmp_path):
         for _ in range(2):

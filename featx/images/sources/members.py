@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from featx import system
 from featx.errors import ImageError, SourceError, printable
 from featx.images.decode import MAX_FILE_BYTES
 from featx.images.sources.sample import Sample, Stamp, stamp_of
@@ -101,7 +102,7 @@ def read_member(archive: Archive, member: Member, *, sample_id: str) -> bytes:
     if refusal := _refusal(member):
         raise ImageError(sample_id, refusal)
     try:
-        descriptor = os.open(archive.path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(archive.path, os.O_RDONLY | system.NO_WAIT)
         try:
             _require_same(archive, descriptor, sample_id)
             content = _content(descriptor, member)
@@ -140,11 +141,11 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
 def _content(descriptor: int, member: Member) -> bytes:
     start = member.start
     if member.crc is not None:
-        header = os.pread(descriptor, _LOCAL.size, start)
+        header = system.read_at(descriptor, _LOCAL.size, start)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
             raise ValueError("it does not lie where the archive says")
         start += _LOCAL.size + sum(_LOCAL.unpack(header)[1:])
-    packed = os.pread(descriptor, member.packed, start)
+    packed = system.read_at(descriptor, member.packed, start)
     if len(packed) < member.packed:
         raise ValueError("the archive ends in the middle of it")
     content = _inflated(packed, member.size) if member.is_deflated else packed

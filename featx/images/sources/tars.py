@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from featx import system
 from featx.errors import SourceError, counted, first_line
 from featx.images.sources.members import Archive, Member, beside, clean_path
 
@@ -108,14 +108,14 @@ def _plain(path: Path, descriptor: int, at: int) -> tuple[Member, int] | None:
 
     Extended headers before it may say what featx does not need, such as times.
     """
-    header = os.pread(descriptor, _BLOCK, at)
+    header = system.read_at(descriptor, _BLOCK, at)
     try:
         size = _size_in(header)
         if header[156:157] == tarfile.XHDTYPE and size <= _PLAIN_BYTES:
-            if not _says_little(os.pread(descriptor, size, at + _BLOCK)):
+            if not _says_little(system.read_at(descriptor, size, at + _BLOCK)):
                 return None
             at += _BLOCK + _padded(size)
-            header = os.pread(descriptor, _BLOCK, at)
+            header = system.read_at(descriptor, _BLOCK, at)
             size = _size_in(header)
     except ValueError:
         return None
