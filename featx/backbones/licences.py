@@ -5,7 +5,7 @@ A model that is exported is derived from the weights, so all three files record 
 
 from __future__ import annotations
 
-from featx.backbones.table import backbone_table
+from featx.backbones.table import UNSAID, backbone_table
 
 FREE = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc"}
@@ -44,6 +44,15 @@ def _asked_of_timm(name: str) -> str | None:
     from featx.backbones.with_timm import pretrained_cfg
 
     return pretrained_cfg(f"timm/{name}").get("license")
+
+
+def has_terms(backbone: str, licence: str) -> bool:
+    """Return whether a licence that the table has is known to restrict the use.
+
+    >>> has_terms("resnet18", "MIT"), has_terms("resnet18", "cc-by-nc-4.0")
+    (False, True)
+    """
+    return licence != UNSAID and licence_warning(backbone, licence) is not None
 
 
 def licence_warning(backbone: str, licence: str | None) -> str | None:

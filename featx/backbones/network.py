@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from featx.backbones.state_dict import (
     shapes_of,
     unusable,
 )
-from featx.backbones.timm_features import ending_at_features, features_width
+from featx.backbones.timm_features import ending_at_features, features_width, pool_of
 from featx.backbones.weights import Weights
 from featx.backbones.with_timm import (
     FEATURES,
@@ -233,7 +234,7 @@ def find_cut(
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
     if layer == FEATURES and uses_timm(backbone):
-        own: Pool = "none" if pool == "auto" else pool
+        own = cast("Pool", pool_of(model, pool))
         return Cut(layer, own, False, features_width(backbone, image_size, model, own))
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
     if shape is None:

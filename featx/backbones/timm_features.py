@@ -27,9 +27,10 @@ def ending_at_features(model: nn.Module, pool: str = "none") -> nn.Module:
     Raises:
         ConfigError: The model has no such pooling.
     """
+    pools = (*pools_of(model), *(["avg"] if _averages(model) else []))
     model.reset_classifier(0)  # type: ignore[operator]
-    if pool not in pools_of(model):
-        own = ", ".join(("auto", *(one for one in pools_of(model) if one != "none")))
+    if pool_of(model, pool) not in pools_of(model):
+        own = ", ".join(("auto", *(one for one in pools if one != "none")))
         raise ConfigError(
             f"this backbone's features have no pooling '{pool}'; it can have {own}. Choose one of "
             "these, or another pooling of a layer=…."
@@ -48,6 +49,22 @@ def pools_of(model: nn.Module) -> tuple[str, ...]:
     if getattr(model, "attn_pool", None) is not None:
         found.append("map")
     return tuple(found)
+
+
+def pool_of(model: nn.Module, pool: str) -> str:
+    """Return the pooling that a choice means for a timm model's features, ``"none"`` its own.
+
+    ``"auto"`` is its own, as is ``"avg"`` of a model without tokens that averages its maps.
+    """
+    return "none" if pool == "auto" or (pool == "avg" and _averages(model)) else pool
+
+
+def _averages(model: nn.Module) -> bool:
+    if pools_of(model) != ("none",):
+        return False
+    places = (model, getattr(model, "head", None))
+    found = [getattr(place, "global_pool", None) for place in places]
+    return "avg" in [getattr(own, "pool_type", own) for own in found]
 
 
 def _features(model: Any, images: Tensor, pool: str) -> Tensor:

@@ -13,13 +13,14 @@ import click
 
 import featx
 from featx.cli.audit import audit
+from featx.cli.backbones import backbones
 from featx.cli.check import check, status
 from featx.cli.compare import compare
 from featx.cli.evaluate import evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
-from featx.cli.info import backbones, info
+from featx.cli.info import info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
 from featx.cli.relabel import relabel

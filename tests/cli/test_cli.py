@@ -355,6 +355,8 @@ def test_backbones_lists_what_chooses_one():
     assert "resnet18 512 224 11.7 M 1.81 69.8" in [" ".join(line.split()) for line in lines]
     assert any(line.startswith("timm/vit_small_patch14_dinov2  ") for line in lines)
     assert max(map(len, lines)) <= 80
+    assert any(line.startswith("timm/vit_small_patch16_dinov3*  ") for line in lines)
+    assert lines[-5].startswith("*  under terms that restrict its use")
     assert lines[-3:] == [
         "start with  lite0                          on a laptop's CPU; weights by pip",
         "            timm/vit_small_patch14_dinov2  on a GPU, with --image-size 224",
@@ -372,12 +374,16 @@ def test_backbones_lists_those_like_a_name_in_an_order():
     assert [line.split()[0] for line in table[2:]] == names
     rows = json.loads(featx_cli(*command, "--json").stdout)
     assert [row["name"].partition(".")[0] for row in rows] == names
+    rows = json.loads(featx_cli("backbones", "--family", "RegNet", "--json").stdout)
+    assert {row["family"] for row in rows} == {"regnet"}
+    assert {row["name"].partition("/")[0] for row in rows} > {"regnet_y_400mf", "timm"}
 
 
 @pytest.mark.parametrize(
     ("command", "code", "text"),
     [
         (("dinno",), 1, "Unknown backbone 'dinno'"),
+        (("--family", "regnot"), 2, "No backbone is of a family 'regnot'. Like it are regnet"),
         (("maxvit_t", "--sort", "name"), 2, "maxvit_t is one backbone"),
         (("dino", "--max-params", "3M"), 1, "the smallest, timm/vit_small_patch16_dinov3"),
         (("--max-params", "many"), 2, "'many' is no number such as 30M"),
@@ -394,7 +400,9 @@ def test_backbones_says_what_does_not_fit(command, code, text):
 
 def test_backbones_of_one_however_it_is_written_has_weights_and_licences():
     text = featx_cli("backbones", "ViT-B/16").stdout
-    assert text.startswith("weights  IMAGENET1K_V1, IMAGENET1K_SWAG_E2E_V1, IMAGENET1K_SWAG_LIN")
+    family, weights = text.splitlines()[:2]
+    assert family == "family   vision_transformer"
+    assert weights.startswith("weights  IMAGENET1K_V1, IMAGENET1K_SWAG_E2E_V1, IMAGENET1K_SWAG_LIN")
     assert "licence  see torchvision\n" in text
     assert "facebookresearch/SWAG/blob/main/LICENSE\n\nvit_b_16 at 224 px" in text
     assert max(map(len, text.splitlines())) <= 80
