@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from featx import errors
+    from featx.backbones.table import list_backbones
+    from featx.classifier.prediction import Prediction, Predictions
     from featx.errors import FeatxError
     from featx.estimators import FeatureExtractor, ImageClassifier
     from featx.extraction.options import ExtractOptions, ExtractReport
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
     )
     from featx.stages.extract import extract, extract_layers
     from featx.stages.finetune import FinetuneReport, finetune
-    from featx.stages.predict import Prediction, Predictor
+    from featx.stages.predict import Predictor
     from featx.stages.relabel import Correction, RelabelReport, relabel
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.similar import Neighbour, embed, similar
@@ -103,6 +105,7 @@ __all__ = [
     "MLPOptions",
     "Neighbour",
     "Prediction",
+    "Predictions",
     "Predictor",
     "RelabelReport",
     "ReportOptions",
@@ -124,6 +127,7 @@ __all__ = [
     "extract",
     "extract_layers",
     "finetune",
+    "list_backbones",
     "open_features",
     "open_head",
     "relabel",
@@ -136,6 +140,8 @@ __all__ = [
 ]
 
 _LOADED_FROM = {
+    "featx.backbones.table": ("list_backbones",),
+    "featx.classifier.prediction": ("Prediction", "Predictions"),
     "featx.errors": ("FeatxError",),
     "featx.estimators": ("FeatureExtractor", "ImageClassifier"),
     "featx.extraction.options": ("ExtractOptions", "ExtractReport"),
@@ -163,7 +169,7 @@ _LOADED_FROM = {
     ),
     "featx.stages.extract": ("extract", "extract_layers"),
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
-    "featx.stages.predict": ("Prediction", "Predictor"),
+    "featx.stages.predict": ("Predictor",),
     "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.similar": ("Neighbour", "embed", "similar"),

@@ -66,7 +66,7 @@ ALLOWED = {
     ),
     "onnxscript": (),
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
-    "pandas": ("artifact/frames.py",),
+    "pandas": ("artifact/frames.py", "artifact/shown.py"),
     "click": ("cli/",),
     "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
@@ -74,7 +74,7 @@ ALLOWED = {
     "timm": ("backbones/with_timm.py",),
     "safetensors": ("backbones/", "heads/head.py", "training/finetune/checkpoint.py"),
     "pillow_heif": ("images/decode.py",),
-    "PIL": ("images/", "classifier/session.py", "reporting/summary.py", "stages/predict.py"),
+    "PIL": ("images/", "classifier/session.py", "stages/predict.py"),
     "pickle": ("images/sources/arrays.py", "backbones/weights.py"),
 }
 HEAVY = (

@@ -6,6 +6,7 @@ schema   rules for values of JSON
 files    which of the three a file is; where outputs lie, what they may replace, atomic writing
 cells    CSV that no spreadsheet calculates
 frames   results as pandas frames
+shown    results as lines in a terminal, and as HTML in a notebook
 """
 
 from featx.artifact.files import (

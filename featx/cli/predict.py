@@ -15,8 +15,8 @@ from featx.cli.output import print_json, print_table, print_text, progress_bars
 from featx.errors import SourceError, counted, printable
 
 if TYPE_CHECKING:
+    from featx.classifier.prediction import Prediction
     from featx.heads.tasks import TaskName
-    from featx.stages.predict import Prediction
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
 _KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from featx.artifact.shown import Shown
 from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import (
     INPUT,
@@ -18,7 +19,7 @@ from featx.backbones.spec import (
     Pool,
     Precision,
 )
-from featx.errors import ConfigError, require_at_least, require_choice
+from featx.errors import ConfigError, counted, require_at_least, require_choice
 from featx.features.records import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Decode
@@ -194,8 +195,8 @@ class Profile:
         return max(0.0, self.workers * self.wall - busy)
 
 
-@dataclass(frozen=True)
-class ExtractReport:
+@dataclass(frozen=True, repr=False)
+class ExtractReport(Shown):
     """The result of an extraction.
 
     Attributes:
@@ -247,6 +248,17 @@ class ExtractReport:
     device: str | None
     engine: str | None
     profile: Profile | None
+
+    def _lines(self) -> Iterator[str]:
+        yield f"ExtractReport: {self.path}"
+        kinds = counted(len(self.classes), "class", "classes")
+        sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
+        yield f"{counted(self.num_images, 'image')} of {kinds}: {sizes}"
+        yield f"{self.spec.backbone}, {'×'.join(map(str, self.spec.row_shape))}, {self.dtype}"
+        done = f"{counted(self.num_extracted, 'image')} extracted in {self.seconds:.1f} s"
+        yield "unchanged" if self.is_unchanged else ", ".join(filter(None, (done, self.changes)))
+        if self.skipped:
+            yield f"{counted(len(self.skipped), 'image')} left out, '{self.skipped[0][0]}' first"
 
     @property
     def num_images(self) -> int:

@@ -7,6 +7,7 @@
     publish   the rows of file and journal under one numbering; from these to the next file
     columns   the columns as they are written: shapes, chunks, and the bytes they take
     file      the reader
+    shown     the file as lines, in a notebook, and as a frame
     hdf5      opening a file with HDF5, and reading its columns
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading rows block by block or one by one, where they do not fit into memory

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of
+from featx.artifact.shown import Cells, Framed, Picture
 from featx.errors import ArtifactInvalid, ArtifactMismatch, require_choice
 from featx.features.hdf5 import (
     blocks_of,
@@ -30,6 +31,7 @@ from featx.features.hdf5 import (
     translated,
 )
 from featx.features.schema import columns_of, row_shape_of, views_of
+from featx.features.shown import cells_of, columns_of_frame, lines_of, pictures_of
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 from featx.images.views import ViewsSpec
@@ -69,8 +71,8 @@ class SkippedImage(NamedTuple):
         return cls(sample_id, reason, Stamp(*stamp), *map(bytes.fromhex, digest))
 
 
-@dataclass(frozen=True)
-class FeatureFile:
+@dataclass(frozen=True, repr=False)
+class FeatureFile(Framed):
     """An opened, checked feature file.
 
     Attributes:
@@ -276,6 +278,22 @@ class FeatureFile:
         require_choice("split", split, SPLITS)
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
+    def split(self, name: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return features and labels of the labelled images of a split, or of all.
+
+        Returns:
+            ``(n, num_features)`` float32, and class names ``(n,)``; labels of tags and numbers are
+            the text that the source has.
+
+        Raises:
+            ConfigError: There is no such split.
+            ArtifactMismatch: As ``features``.
+        """
+        rows = np.arange(len(self)) if name is None else self.rows(name)
+        rows = rows[self.labels[rows] >= 0]
+        names = np.array(self.classes or ("",))
+        return self.features[rows], names[self.labels[rows]]
+
     def without(self, sample_ids: Collection[str]) -> Self:
         """Return the file with the training images of these names labelled as ``EXCLUDED``."""
         if not sample_ids:
@@ -287,6 +305,18 @@ class FeatureFile:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _lines(self) -> Iterator[str]:
+        return lines_of(self)
+
+    def _cells(self) -> Cells:
+        return cells_of(self)
+
+    def _pictures(self) -> Iterator[Picture]:
+        return pictures_of(self)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return columns_of_frame(self)
 
 
 def open_features(

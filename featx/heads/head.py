@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ import safetensors.numpy
 
 from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
 from featx.artifact.schema import brief
-from featx.errors import ArtifactInvalid
+from featx.artifact.shown import Shown
+from featx.errors import ArtifactInvalid, counted, listed
+from featx.heads.describe import describe_head
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks import TaskName, task_of
 
@@ -53,8 +55,8 @@ class Fitted:
     held_out: HeldOut | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Head:
+@dataclass(frozen=True, eq=False, repr=False)
+class Head(Shown):
     """Linear layers with ReLU between them.
 
     Attributes:
@@ -109,12 +111,25 @@ class Head:
         """The sha256 of the header, which holds that of the weights: of all that it says."""
         return hashlib.sha256(self.header.to_json().encode()).hexdigest()
 
+    def _lines(self) -> Iterator[str]:
+        sizes = [self.layers[0][0].shape[1], *(len(bias) for _, bias in self.layers)]
+        yield f"Head: {' → '.join(f'{size:,}' for size in sizes)}, {self.task}"
+        yield from lines_of_head(self)
+
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return ``(N, num_classes)`` float32 of raw features ``(N, num_features)``.
 
         Of a regression these are the values themselves.
         """
         return apply_layers(self.layers, features)
+
+
+def lines_of_head(head: Head) -> Iterator[str]:
+    """Yield what a head is, what it was trained on and what it answers, a line each."""
+    details, spec = head.header.details, head.header.spec
+    yield describe_head(details.get("choice", {}), details.get("metrics", {}))
+    yield f"{spec['backbone']}, trained on {details.get('features', 'features')}"
+    yield f"{counted(len(head.classes), 'output')}: {listed(list(head.classes))}"
 
 
 def apply_layers(layers: Sequence[Layer], features: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@
     preprocess   the spec of resize, crop and arithmetic; the geometry
     views        augmented versions of an image, drawn from its content and a number
     given        images as a caller gives them: paths, bytes, PIL images, arrays
+    thumbnails   small pictures of images, for pages and notebooks
     reading      a source's images, read and decoded ahead by threads, one per core
     edge_cases   images that are hard to preprocess, made from ordinary ones, for proofs
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
-from PIL import Image
 
 from featx.errors import ImageError
 from featx.features.file import FeatureFile
@@ -20,6 +18,7 @@ from featx.images.decode import NO_DIGEST
 from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import read_images
 from featx.images.sources import ImageSource
+from featx.images.thumbnails import thumbnail
 
 MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000
@@ -274,18 +273,3 @@ def pictures_of(
                     break
                 shown[row] = uri, ""
     return shown
-
-
-def thumbnail(pixels: Image.Image | np.ndarray) -> bytes:
-    """Return an image as a JPEG file that fits into 160×160 pixels.
-
-    Smaller images are enlarged to half of that, so that the pixels of tiny ones can be seen.
-    """
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    longest = max(image.size)
-    scale = min(_SIDE / longest, max(1.0, _SIDE / 2 / longest))
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    file = io.BytesIO()
-    image.resize((width, height), resample).save(file, "JPEG", quality=85)
-    return file.getvalue()

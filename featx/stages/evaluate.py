@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +13,23 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from featx.artifact import without_folders
+from featx.artifact.shown import Cells, Framed
 from featx.classifier.proof import references_of
 from featx.classifier.session import Classifier, open_classifier, run_images
-from featx.errors import ArtifactMismatch, BadImages, ConfigError, ImageError, SourceError, counted
+from featx.errors import (
+    ArtifactMismatch,
+    BadImages,
+    ConfigError,
+    ImageError,
+    SourceError,
+    counted,
+    listed,
+)
 from featx.features.splits import HeldOut
 from featx.heads.provenance import digest_labelled, digest_labels
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import main_column, score_cells, score_columns
 from featx.images.decode import DIGEST_BYTES, MAX_PIXELS, check_max_pixels
 from featx.images.reading import read_images
 from featx.images.sources import SPLITS, ImageSource, open_source, own_splits
@@ -33,8 +43,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of images done and the number of all."""
 
 
-@dataclass(frozen=True)
-class EvaluateReport:
+@dataclass(frozen=True, repr=False)
+class EvaluateReport(Framed):
     """Scores of a classifier file.
 
     Attributes:
@@ -47,11 +57,27 @@ class EvaluateReport:
             they do not, or where that cannot be told.
     """
 
+    _lines_are_rows = True
     metrics: dict[str, Scores]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     seconds: float
     stale: str | None = None
+
+    def _lines(self) -> Iterator[str]:
+        yield f"EvaluateReport: {listed(list(self.classes))}"
+        for split, scores in self.metrics.items():
+            column = main_column(scores)
+            count = counted(scores.num_samples, "image")
+            yield f"{split}: {column.title} {column.text(scores)} of {count}"
+        if self.skipped:
+            yield f"{counted(len(self.skipped), 'image')} left out, '{self.skipped[0][0]}' first"
+
+    def _cells(self) -> Cells:
+        return score_cells(self.metrics)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return score_columns(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

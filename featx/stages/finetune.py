@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, beside, require_apart, require_replaceable, run_files
+from featx.artifact.shown import Cells, Framed
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch
 from featx.features.file import FeatureFile, open_features
 from featx.features.lock import locked
-from featx.heads.head import Head, open_head, save_head
+from featx.heads.head import Head, lines_of_head, open_head, save_head
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import score_cells, score_columns
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.outcome import Comparison, Events, Tuned
 from featx.training.record import (
@@ -34,8 +36,8 @@ from featx.training.samples import exclude, warn_of_leaks
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FinetuneReport:
+@dataclass(frozen=True, repr=False)
+class FinetuneReport(Framed):
     """A tuned head, its scores, and those of the probe beside it.
 
     Attributes:
@@ -67,6 +69,17 @@ class FinetuneReport:
     is_unchanged: bool = False
     is_resumed: bool = False
     replaced: str = ""
+
+    def _lines(self) -> Iterator[str]:
+        yield f"FinetuneReport: {self.path}"
+        yield from lines_of_head(self.head)
+
+    def _cells(self) -> Cells:
+        both = {f"{split}, probe": scores for split, scores in self.probe.items()}
+        return score_cells(self.metrics | both)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return score_columns(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

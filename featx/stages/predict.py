@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header, tensor_metadata
 from featx.backbones.seal import SEAL_BYTES
+from featx.classifier.prediction import Prediction, Predictions
 from featx.classifier.session import (
     Classifier,
     Provider,
@@ -36,7 +37,6 @@ from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.given import ImageLike, decode_given, name_of, read_ahead
 from featx.images.reading import map_ahead, num_cores
-from featx.images.sources.labels import SEPARATOR
 
 log = logging.getLogger(__name__)
 
@@ -51,39 +51,6 @@ _MANY = 32
 _OPTIONS = ("_providers", "_threads", "_max_pixels")
 _MAX_BATCH_BYTES = 2**25
 """That images may take as they are given; a group of larger ones is smaller."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A classifier's answer for one image.
-
-    Attributes:
-        image: Its path; ``"image 3"`` for one without.
-        top: The most probable classes or tags, best first, each with its probability in [0, 1];
-            empty where the image could not be used, and of a regression.
-        error: Why it could not be used; None if it could.
-        tags: Those that it is given, each with a probability from its threshold on; None unless
-            the classifier answers tags.
-        values: Each target of a regression with its value; empty of others.
-    """
-
-    image: str
-    top: tuple[tuple[str, float], ...]
-    error: str | None = None
-    tags: tuple[str, ...] | None = None
-    values: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def label(self) -> str | None:
-        """The most probable class; of tags those given, as ``"big|red"``, or ``"|"`` for none."""
-        if self.tags is not None:
-            return SEPARATOR.join(self.tags) or SEPARATOR
-        return self.top[0][0] if self.top else None
-
-    @property
-    def probability(self) -> float | None:
-        """Of the most probable class, in [0, 1]; None of tags, which have one each."""
-        return self.top[0][1] if self.top and self.tags is None else None
 
 
 class Predictor:
@@ -147,7 +114,7 @@ class Predictor:
         """Of the head: classes, tags or numbers."""
         return self._classifier.task.name
 
-    def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> list[Prediction]:
+    def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> Predictions:
         """Return a prediction for each image, in order.
 
         Args:
@@ -158,7 +125,7 @@ class Predictor:
             ImageError: An image cannot be used.
             ConfigError: ``top_k`` is below 1, or something is no image.
         """
-        predictions = []
+        predictions = Predictions(images=images if isinstance(images, Sequence) else ())
         for prediction in self.predict_each(images, top_k=top_k):
             if prediction.error is not None:
                 raise ImageError(prediction.image, prediction.error)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from featx import system
+from featx.artifact.shown import Cells, Framed
 from featx.errors import ConfigError, require_choice
-from featx.heads.head import Head
+from featx.heads.head import Head, lines_of_head
 from featx.heads.samples.selection import ClassWeight, FewShot, FewShotScores
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
@@ -17,6 +19,7 @@ from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS, Task, TaskName
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import score_cells, score_columns
 from featx.heads.tasks.task import Solver
 
 HeadKind = Literal["linear", "mlp"]
@@ -113,8 +116,8 @@ class CrossValidated:
         return {"num_folds": self.num_folds, "metrics": self.scores.to_dict()}
 
 
-@dataclass(frozen=True)
-class TrainReport:
+@dataclass(frozen=True, repr=False)
+class TrainReport(Framed):
     """A trained head and its scores.
 
     Attributes:
@@ -143,6 +146,16 @@ class TrainReport:
     cross_validated: CrossValidated | None = None
     is_unchanged: bool = False
     replaced: str = ""
+
+    def _lines(self) -> Iterator[str]:
+        yield f"TrainReport: {self.path}"
+        yield from lines_of_head(self.head)
+
+    def _cells(self) -> Cells:
+        return score_cells(self.metrics)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return score_columns(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featx.reporting.summary import thumbnail
+from featx.images.thumbnails import thumbnail
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 task            the type of a task, labels, targets
 single_label, multi_label, regression    the three tasks: labels, measures, comparison
 scores          scores of a split, and their 95 % intervals
+tables          scores of splits as tables
 losses          loss functions, and how samples are divided for them
 calibration     temperature of the logits
 """

@@ -60,6 +60,18 @@ class SourceOptions:
 NO_OPTIONS = SourceOptions()
 
 
+def local_file(uri: str, sample_id: str) -> Path | None:
+    """Return where an image of a folder or table should be; None for other sources."""
+    try:
+        name, options = split_address(uri)
+    except SourceError:
+        return None
+    place = Path(name).expanduser()
+    if options.root or place.suffix.lower() in (".csv", ".tsv"):
+        return Path(options.root or place.parent) / sample_id
+    return place / sample_id if place.is_dir() or (not place.suffix and ":" not in name) else None
+
+
 def split_address(uri: str) -> tuple[str, SourceOptions]:
     """Return the path of an address, and its options.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -23,6 +23,7 @@ from featx.artifact import (
     partial_path,
     tensor_metadata,
 )
+from featx.artifact.shown import Framed
 from featx.errors import (
     ArtifactError,
     ArtifactMismatch,
@@ -66,8 +67,8 @@ class FileStatus:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class StatusReport:
+@dataclass(frozen=True, repr=False)
+class StatusReport(Framed):
     """Whether features, heads and model of a folder are current.
 
     Attributes:
@@ -77,8 +78,18 @@ class StatusReport:
             are only these.
     """
 
+    _lines_are_rows = True
     folder: Path
     files: tuple[FileStatus, ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"StatusReport: {self.folder}"
+        for each in self.files:
+            yield f"{each.path.name}: {each.state}{f', {each.reason}' if each.reason else ''}"
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        rows = [asdict(each) | {"path": str(each.path)} for each in self.files]
+        return {name: [row[name] for row in rows] for name in asdict(self.files[0])}
 
     @property
     def is_current(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ from featx.artifact import (
     file_sha256,
     kind_of_file,
 )
+from featx.artifact.shown import Shown
 from featx.backbones.spec import PENULTIMATE, BackboneOptions, BackboneRequest, weights_file
 from featx.classifier.session import open_classifier
-from featx.errors import ConfigError
+from featx.errors import ConfigError, counted
 from featx.extraction.options import describe_changes
 from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
@@ -54,8 +55,8 @@ class CheckOptions(BackboneOptions):
     max_images: int = 2000
 
 
-@dataclass(frozen=True)
-class CheckReport:
+@dataclass(frozen=True, repr=False)
+class CheckReport(Shown):
     """The result of a check; the file itself is intact.
 
     Attributes:
@@ -87,6 +88,14 @@ class CheckReport:
     staleness: Staleness | None = None
     proof: Mapping[str, Any] | None = None
     repeated: Repeated | None = None
+
+    def _lines(self) -> Iterator[str]:
+        yield f"CheckReport: {self.path}, {self.kind}, intact"
+        if self.source is not None:
+            changes = self.changes or "other than when it was made"
+            yield f"compared with {self.source}: {'the same' if self.is_fresh else changes}"
+        if self.proof:
+            yield f"proved on {counted(self.proof['num_images'], 'image')}"
 
     @property
     def changes(self) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featx.artifact.shown import Framed
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
+from featx.errors import counted
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import main_column, score_columns
 from featx.stages.compare.same_images import (
     choose_split,
     images_of,
@@ -54,8 +57,8 @@ class ComparedCache:
     seconds: float
 
 
-@dataclass(frozen=True)
-class CompareReport:
+@dataclass(frozen=True, repr=False)
+class CompareReport(Framed):
     """Scores of a head on several caches.
 
     Attributes:
@@ -64,8 +67,22 @@ class CompareReport:
             loss; of numbers by mean absolute error.
     """
 
+    _lines_are_rows = True
     split: str
     caches: tuple[ComparedCache, ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"CompareReport: {counted(len(self.caches), 'feature file')} on {self.split}"
+        for each in self.caches:
+            column = main_column(each.metrics)
+            yield f"{each.path.name}: {each.backbone}, {column.title} {column.text(each.metrics)}"
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        names = ("path", "backbone", "layer", "image_size", "num_features", "seconds")
+        own = {name: [getattr(each, name) for each in self.caches] for name in names}
+        own["path"] = [str(path) for path in own["path"]]
+        scores = score_columns({str(i): each.metrics for i, each in enumerate(self.caches)})
+        return own | {name: values for name, values in scores.items() if name != "split"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

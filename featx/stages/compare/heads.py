@@ -5,23 +5,25 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featx.artifact.shown import Framed
 from featx.backbones.spec import PENULTIMATE
 from featx.classifier.session import open_classifier
 from featx.classifier.staleness import find_features, open_features_of
-from featx.errors import ArtifactMismatch, ConfigError
+from featx.errors import ArtifactMismatch, ConfigError, counted
 from featx.features.file import FeatureFile
 from featx.heads.head import Head, open_head
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS, Labels
 from featx.heads.tasks.multi_label import given_tags
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import main_column, score_columns
 from featx.stages.compare.same_images import (
     choose_split,
     images_of,
@@ -111,8 +113,8 @@ class ComparedHead:
         }
 
 
-@dataclass(frozen=True)
-class CompareHeadsReport:
+@dataclass(frozen=True, repr=False)
+class CompareHeadsReport(Framed):
     """Scores and cost of several heads on the same images.
 
     Attributes:
@@ -121,8 +123,26 @@ class CompareHeadsReport:
             first of them.
     """
 
+    _lines_are_rows = True
     split: str
     heads: tuple[ComparedHead, ...]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"CompareHeadsReport: {counted(len(self.heads), 'head')} on {self.split}"
+        for each in self.heads:
+            column = main_column(each.metrics)
+            yield f"{each.path.name}: cut {each.cut}, {column.title} {column.text(each.metrics)}"
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        names = (
+            *("path", "backbone", "image_size", "cut", "start", "num_trained", "difference"),
+            *("num_bytes", "milliseconds"),
+        )
+        own = {name: [getattr(each, name) for each in self.heads] for name in names}
+        own["path"] = [str(path) for path in own["path"]]
+        own["seconds"] = [each.timing.total for each in self.heads]
+        scores = score_columns({str(i): each.metrics for i, each in enumerate(self.heads)})
+        return own | {name: values for name, values in scores.items() if name != "split"}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

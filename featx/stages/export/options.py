@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from featx.artifact import Header, describe_environment, fingerprint_of
+from featx.artifact.shown import Shown
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.licences import licence_warning
 from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.proof import Proof
 from featx.classifier.staleness import find_features
-from featx.errors import ArtifactError, ConfigError, require_at_least, require_choice
+from featx.errors import (
+    ArtifactError,
+    ConfigError,
+    counted,
+    listed,
+    require_at_least,
+    require_choice,
+)
 from featx.features.file import open_features
 from featx.heads.head import Head
+from featx.heads.tasks import task_of
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +108,8 @@ class ExportOptions:
         return Contract(self.input, output_names(self.outputs))
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Shown):
     """Result of an export.
 
     Attributes:
@@ -124,6 +133,19 @@ class ExportReport:
     card: Path | None = None
     is_unchanged: bool = False
     replaced: str = ""
+
+    def _lines(self) -> Iterator[str]:
+        details = self.header.details
+        contract = Contract.from_dict(details["contract"], task=task_of(details))
+        yield f"ExportReport: {self.path}, {self.num_bytes / 1e6:.1f} MB, {details['precision']}"
+        yield f"{contract.input} to {', '.join(contract.outputs)}"
+        yield f"classes: {listed(list(self.header.classes))}"
+        if proof := details.get("proof"):
+            yield f"proved on {counted(proof['num_images'], 'image')}"
+        else:
+            yield "not proved"
+        if self.is_unchanged:
+            yield "unchanged"
 
 
 def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Predictions, and lists of them as people see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featx.artifact.shown import Cells, FramedList, Picture, Shown
+from featx.errors import counted
+from featx.images.given import ImageLike
+from featx.images.sources.labels import SEPARATOR
+from featx.images.thumbnails import small_pictures
+
+_NUM_PICTURES = 24
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction(Shown):
+    """A classifier's answer for one image.
+
+    Attributes:
+        image: Its path; ``"image 3"`` for one without.
+        top: The most probable classes or tags, best first, each with its probability in [0, 1];
+            empty where the image could not be used, and of a regression.
+        error: Why it could not be used; None if it could.
+        tags: Those that it is given, each with a probability from its threshold on; None unless
+            the classifier answers tags.
+        values: Each target of a regression with its value; empty of others.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+    tags: tuple[str, ...] | None = None
+    values: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class; of tags those given, as ``"big|red"``, or ``"|"`` for none."""
+        if self.tags is not None:
+            return SEPARATOR.join(self.tags) or SEPARATOR
+        return self.top[0][0] if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        """Of the most probable class, in [0, 1]; None of tags, which have one each."""
+        return self.top[0][1] if self.top and self.tags is None else None
+
+    @property
+    def answer(self) -> str:
+        """The answer in words: classes with probabilities, tags, values, or the error."""
+        if self.error is not None:
+            return self.error
+        pairs = [f"{name} {value:.4g}" for name, value in self.values]
+        pairs = pairs or [f"{name} {probability:.3f}" for name, probability in self.top]
+        return f"{self.label}: {', '.join(pairs)}" if self.tags is not None else ", ".join(pairs)
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Prediction: {self.image}: {self.answer}"
+
+
+class Predictions(FramedList):
+    """The predictions of several images, in order; a list of ``Prediction``."""
+
+    def __init__(
+        self, predictions: Iterable[Prediction] = (), images: Sequence[ImageLike] = ()
+    ) -> None:
+        super().__init__(predictions)
+        self._images = list(images[:_NUM_PICTURES])
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{counted(len(self), 'prediction')}"
+
+    def _cells(self) -> Cells | None:
+        if self._images:
+            return None
+        return ["image", "answer"], [[each.image, each.answer] for each in self[:21]]
+
+    def _pictures(self) -> Iterator[Picture]:
+        jpegs = small_pictures((image, None) for image in self._images)
+        for each, jpeg in zip(self, jpegs, strict=False):
+            yield Picture(each.image, each.answer, jpeg)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        """Return image, label and probability, or a column for each value of a regression."""
+        columns: dict[str, Sequence[Any]] = {"image": [each.image for each in self]}
+        if names := next((each.values for each in self if each.values), None):
+            rows = [dict(each.values) for each in self]
+            return columns | {name: [row.get(name) for row in rows] for name, _ in names}
+        columns |= {name: [getattr(each, name) for each in self] for name in ("label", "error")}
+        if any(each.tags is not None for each in self):
+            return columns
+        tops = [[*each.top, ("", None)] for each in self]
+        columns["probability"] = [each.probability for each in self]
+        columns["second"] = [(top[1][0] or None) if len(top) > 1 else None for top in tops]
+        return columns
