@@ -19,7 +19,6 @@ import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of
-from featx.artifact.shown import Cells, Framed, Picture
 from featx.errors import ArtifactInvalid, ArtifactMismatch, require_choice
 from featx.features.hdf5 import (
     blocks_of,
@@ -31,7 +30,7 @@ from featx.features.hdf5 import (
     translated,
 )
 from featx.features.schema import columns_of, row_shape_of, views_of
-from featx.features.shown import cells_of, columns_of_frame, lines_of, pictures_of
+from featx.features.shown import ShownFile
 from featx.images.decode import DIGEST_BYTES
 from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 from featx.images.views import ViewsSpec
@@ -72,7 +71,7 @@ class SkippedImage(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class FeatureFile(Framed):
+class FeatureFile(ShownFile):
     """An opened, checked feature file.
 
     Attributes:
@@ -305,18 +304,6 @@ class FeatureFile(Framed):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def _lines(self) -> Iterator[str]:
-        return lines_of(self)
-
-    def _cells(self) -> Cells:
-        return cells_of(self)
-
-    def _pictures(self) -> Iterator[Picture]:
-        return pictures_of(self)
-
-    def _columns(self) -> dict[str, Sequence[Any]]:
-        return columns_of_frame(self)
 
 
 def open_features(

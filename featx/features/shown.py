@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from featx.artifact import Header
-from featx.artifact.shown import Cells, Picture
+from featx.artifact.shown import Cells, Framed, Picture
 from featx.errors import counted, listed
 from featx.images.sources import SPLITS
 from featx.images.sources.address import local_file
@@ -34,7 +34,23 @@ class _File(Protocol):
     def sample_ids(self) -> tuple[str, ...]: ...
 
 
-def lines_of(file: _File) -> Iterator[str]:
+class ShownFile(Framed):
+    """Base of a feature file."""
+
+    def _lines(self) -> Iterator[str]:
+        return _lines(cast("_File", self))
+
+    def _cells(self) -> Cells:
+        return _cells(cast("_File", self))
+
+    def _pictures(self) -> Iterator[Picture]:
+        return _pictures(cast("_File", self))
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return _columns(cast("_File", self))
+
+
+def _lines(file: _File) -> Iterator[str]:
     """Yield what a file is and what is in it."""
     spec, details, classes = file.header.spec, file.header.details, file.header.classes
     yield f"FeatureFile: {file.path}"
@@ -49,7 +65,7 @@ def lines_of(file: _File) -> Iterator[str]:
     yield f"source: {details['source']}"
 
 
-def cells_of(file: _File) -> Cells:
+def _cells(file: _File) -> Cells:
     """Return the number of images of each class and split, the classes of most images first."""
     classes, num_splits = file.header.classes, len(SPLITS)
     pairs = (np.maximum(file.labels, -1) + 1) * num_splits + file.splits
@@ -62,7 +78,7 @@ def cells_of(file: _File) -> Cells:
     return ["class", *(SPLITS[j] for j in used)], rows
 
 
-def pictures_of(file: _File) -> Iterator[Picture]:
+def _pictures(file: _File) -> Iterator[Picture]:
     """Yield thumbnails of a few images; none where the source has no files."""
     count, source = len(file.labels), str(file.header.details["source"])
     rows = np.unique(np.linspace(0, max(count - 1, 0), _NUM_PICTURES).astype(int))[:count].tolist()
@@ -71,16 +87,16 @@ def pictures_of(file: _File) -> Iterator[Picture]:
         return
     known = [(path, file.digests[row].tobytes()) for path, row in zip(paths, rows, strict=True)]
     for row, jpeg in zip(rows, small_pictures(known), strict=True):
-        yield Picture(file.sample_ids[row], label_of(file, row), jpeg)
+        yield Picture(file.sample_ids[row], _label(file, row), jpeg)
 
 
-def label_of(file: _File, row: int) -> str:
+def _label(file: _File, row: int) -> str:
     """Return the label of a row; empty where it has none."""
     label = int(file.labels[row])
     return file.header.classes[label] if label >= 0 else ""
 
 
-def columns_of_frame(file: _File) -> dict[str, Sequence[Any]]:
+def _columns(file: _File) -> dict[str, Sequence[Any]]:
     """Return name, label, split and group of each image; None where it has no label or group."""
     names = np.array([*file.header.classes, None], object)
     split_names = np.array(SPLITS, object)
