@@ -99,7 +99,8 @@ class Settings:
             ):
                 if not isinstance(value, kind):
                     raise TypeError(f"{value!r} is no {kind.__name__}")
-            settings.layout  # noqa: B018 checks the views
+            if settings.views is not None:
+                ViewsSpec.from_dict(settings.views)  # raises where they are none
             return settings
         except (KeyError, TypeError, BackboneError, ConfigError) as err:
             raise ArtifactInvalid(

@@ -36,6 +36,16 @@ def randomised(name: str) -> nn.Module:
     return model
 
 
+def last_linear(model: nn.Module, num_features: int) -> nn.Linear | None:
+    """Return the network's own head; None of squeezenet, whose head is a convolution."""
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "aux" not in name
+    ]
+    return linears[-1] if linears and linears[-1].in_features == num_features else None
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stem_and_tail_give_what_the_network_gives(name):
     size = {"tiny": 32, "vit_b_16": 224}.get(name, 64)
@@ -46,6 +56,8 @@ def test_stem_and_tail_give_what_the_network_gives(name):
     images = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         expected = network(images)["features"]
+        logits, head = model(images), last_linear(model, expected.shape[1])
+        assert head is None or torch.allclose(head(expected), logits, atol=1e-5)
         for cut in (cuts[1], cuts[len(cuts) // 2], cuts[-2]):
             stem, tail = split_model(model, cut.name, layer=layer)
             activations = stem(images)["features"]
@@ -54,6 +66,11 @@ def test_stem_and_tail_give_what_the_network_gives(name):
             assert activations.shape[1:] == cut.shape, cut
             assert torch.equal(activations, before), f"{cut.name}: the tail changes its input"
             torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+            stored = tail(activations.half().float())["features"]  # as a file keeps them
+            if head is not None:
+                assert (head(features) - logits).abs().max() <= 1e-4 * logits.abs().max()
+                assert (head(stored) - logits).abs().max() <= 2e-2 * logits.abs().max()
+            assert (stored - expected).abs().max() <= 2e-2 * expected.abs().max()
             assert torch.equal(tail(activations[:1])["features"], tail(activations[:1])["features"])
 
 
@@ -69,6 +86,17 @@ def test_what_is_said_of_a_cut_is_what_its_tail_has(name):
     assert shares == sorted(shares, reverse=True)
     assert (cuts[0].name, shares[0]) == (INPUT, 1.0)
     assert shares[-1] < 0.1
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_an_auxiliary_head_is_in_no_tail_as_nothing_trains_it(name):
+    model = build_model(name)
+    layer = penultimate_layer(model)
+    cut = main_cuts(list_cuts(name, 224 if name == "googlenet" else 299))[3].name
+    whole = create_feature_extractor_quietly(model, {layer: "features"})
+    for part in (whole, split_model(model, cut, layer=layer)[1]):
+        assert not any("aux" in parameter.lower() for parameter, _ in part.named_parameters())
+        assert any(True for _ in part.parameters())
 
 
 def test_resnet_has_the_cuts_that_its_users_know():

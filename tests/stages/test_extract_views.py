@@ -216,6 +216,36 @@ def test_a_killed_run_resumes_to_the_same_bytes(cut, photos, tmp_path):
     assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
+AT_ANY_TIME = KILLED.replace(
+    "os.kill(os.getpid(), signal.SIGKILL)",
+    "threading.Timer(float(sys.argv[5]), os.kill, (os.getpid(), signal.SIGKILL)).start()",
+).replace("import os, signal, sys", "import os, signal, sys, threading")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", ["stage3", ""])
+def test_sixty_kills_at_any_time_lose_nothing(cut, photos, tmp_path):
+    source, random, kills = mixed(photos), np.random.default_rng(0), 0
+    options = ExtractOptions(backbone="tiny", cut=cut or None, views=2, batch_size=6)
+    options = replace(options, on_error="skip")
+    extract(source, tmp_path / "whole.h5", options)
+    whole, path = (tmp_path / "whole.h5").read_bytes(), tmp_path / "killed.h5"
+    while kills < 30:  # of each of the two
+        arguments = (source, path, cut, random.integers(1, 5), random.uniform(0, 0.06))
+        ended = subprocess.run(
+            [sys.executable, "-c", AT_ANY_TIME, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+        )
+        assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+        kills += ended.returncode != 0
+        if ended.returncode == 0:
+            assert path.read_bytes() == whole
+            path.unlink()
+    extract(source, path, options)
+    assert path.read_bytes() == whole
+
+
 class TestUpdates:
     def test_nothing_is_done_where_nothing_changed(self, photos, tmp_path):
         source, path = photos(LAYOUT), tmp_path / "maps.h5"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from caches import separable, write_cache
 from tuning import patterned, tiny_weights, write_activations
 
@@ -116,6 +117,26 @@ def test_a_run_is_repeated_to_the_bit_and_val_and_test_choose_nothing(tmp_path: 
     assert_same(
         first, replace(permuted, trained=replace(permuted.trained, metrics=first.trained.metrics))
     )
+
+
+def test_a_run_that_is_resumed_with_other_threads_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    cache = cache_of(tmp_path / "maps.h5", 60)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        tune(cache, tmp_path / "state", Events(on_epoch=stop))
+    try:
+        torch.set_num_threads(before + 1)
+        tuned = tune(cache, tmp_path / "state")
+    finally:
+        torch.set_num_threads(before)
+    assert f"threads: expected '{before}', found '{before + 1}'" in caplog.text
+    assert tuned.trained.choice["num_threads"] == before + 1
 
 
 def test_where_no_epoch_is_better_the_probe_of_all_training_images_is_kept(tmp_path: Path):
