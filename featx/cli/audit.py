@@ -12,6 +12,7 @@ import click
 
 from featx.artifact import require_replaceable, require_writable
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import (
     human_seconds,
     print_fields,
@@ -46,13 +47,15 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
     return names
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("features", type=options.FILE, default=options.FEATURES)
 @click.option("--html", type=options.FILE, help="The page.  [audit.html beside FEATURES]")
 @click.option("--no-html", is_flag=True, help="Write no page.")
 @click.option("--source", help="Where the images are now, for the page.  [where they were]")
 @click.option("--csv", "table", type=options.FILE, help="Write every finding to this table.")
-@click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="Lines.")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Findings shown."
+)
 @click.option(
     "--fail-on",
     metavar="leaks,conflicts,copies,labels",
@@ -60,7 +63,9 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
     help="Exit with 1 where there is any of these.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the table, and the marks in it.")
-@click.option("--seed", type=int, default=0, help="Of the parts that are left out in turn.  [0]")
+@click.option(
+    "--seed", type=int, default=0, help="Seed of the parts that are left out in turn.  [0]"
+)
 @options.task
 @options.as_json
 @options.quiet

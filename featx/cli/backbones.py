@@ -20,6 +20,7 @@ from featx.backbones.table import (
     sort_backbones,
 )
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import human_bytes, human_count, print_json, print_table, print_text
 from featx.errors import listed
 
@@ -31,7 +32,7 @@ _START_WITH = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", required=False)
 @click.option(
     "--all",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import print_fields, print_json, print_text, proof_fields, with_flags
 from featx.errors import counted
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _WIDTH = len("unfinished")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("path", type=options.FILE)
 @options.source
 @options.backbone(show_defaults=False)
@@ -122,7 +123,7 @@ def _proof_fields(report: CheckReport) -> Iterator[tuple[str, object]]:
     yield "source", again.source
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=options.FILE, default=options.FOLDER)
 @options.as_json
 @options.no_notes

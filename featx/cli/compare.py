@@ -12,6 +12,7 @@ import click
 from featx.artifact import is_own
 from featx.cli import options
 from featx.cli.compare_source import Maker, rows_of
+from featx.cli.help import Command
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -35,29 +36,31 @@ _ALIKE = 0.05
 """From this p on, a paired test does not tell two heads apart."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", metavar="FEATURES...|HEADS...|SOURCE", nargs=-1)
 @click.option("--split", help="Whose images are scored.  [val, or test where there is no val]")
 @click.option(
     "--cut",
     "cuts",
     multiple=True,
-    help="Of a SOURCE: train what is behind this module, or penultimate for a head alone; repeat "
+    help="With a SOURCE: train what is behind this module, or penultimate for a head alone; repeat "
     "to compare several.",
 )
-@click.option("--scratch", is_flag=True, help="Of a SOURCE: train from scratch at the input too.")
-@options.output(options.FOLDER / "compare", "Of a SOURCE: the folder for features and heads.")
+@click.option("--scratch", is_flag=True, help="With a SOURCE: train from scratch at the input too.")
+@options.output(options.FOLDER / "compare", "With a SOURCE: the folder for features and heads.")
 @options.backbone(
     *_SEVERAL,
     several=dict.fromkeys(_SEVERAL, "Repeat it to compare several."),
 )
 @options.extraction(without=["cut", "backbone", "image_size"])
-@click.option("--epochs", "max_epochs", type=int, help="Of fine-tuning, at most.")
-@click.option("--device", metavar="auto|cpu|cuda[:i]", help="What fine-tunes.  [auto]")
+@click.option("--epochs", "max_epochs", type=int, help="Passes of fine-tuning, at most.")
+@click.option(
+    "--device", metavar="auto|cpu|cuda[:i]", help="Processor or GPU that fine-tunes.  [auto]"
+)
 @options.task
 @options.class_weight
 @options.exclude
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all trainings.")
 @click.option(
     "--no-onnx", is_flag=True, help="Leave out size and speed of the model, for which it is made."
 )

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import (
     human_bytes,
     human_seconds,
@@ -22,7 +23,7 @@ from featx.cli.output import (
 from featx.errors import counted
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=options.FILE)
 @click.argument("source")
 @options.per_class
@@ -59,7 +60,7 @@ def evaluate(
     print_skipped(report.skipped, rest="--json")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("head", type=options.FILE, default=options.HEAD)
 @options.output(Path("artifacts/report.html"), "The page to write.")
 @click.option("--features", type=options.FILE, help="The feature file.  [the head's own]")

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import (
     human_bytes,
     human_seconds,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from featx.stages.export import ExportOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("head", type=options.FILE, default=options.HEAD)
 @click.option(
     "--onnx",
@@ -70,14 +71,15 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
-    help="Of the backbone in the file.  [int8 if the features were made in it, else fp32]",
+    help="Arithmetic of the backbone in the file.  [int8 if the features were made in it, else "
+    "fp32]",
 )
 @click.option(
     "--opset",
     type=click.IntRange(18, 20),
     default=20,
     show_default=True,
-    help="Of the ONNX operators; older runtimes may need 18.",
+    help="Version of the ONNX operators; older runtimes may need 18.",
 )
 @click.option(
     "--atol", type=float, help="Largest logit difference allowed.  [2 % of the logits' spread]"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import (
     Progressed,
     human_seconds,
@@ -31,8 +32,8 @@ _SOURCE_OPTIONS = {
     "split_column": ("NAME", "Column with train, val or test.  [split]"),
     "group_column": ("NAME", "Column with groups that stay in one split.  [group]"),
     "root": ("FOLDER", "What paths in a table are relative to.  [the table's folder]"),
-    "suffix": ("TEXT", "What follows paths that do not end in it already, such as .jpg."),
-    "encoding": ("NAME", "Of names in a zip of an old program.  [cp437]"),
+    "suffix": ("TEXT", "Ending that is added to paths without it, such as .jpg."),
+    "encoding": ("NAME", "Encoding of names in a zip of an old program.  [cp437]"),
 }
 
 
@@ -43,7 +44,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
-@click.command()
+@click.command(cls=Command)
 @options.source
 @click.option(
     "-o",
@@ -97,7 +98,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     default="auto",
     show_default=True,
     metavar="auto|cpu|cuda[:i]",
-    help="cuda: every GPU there is, cuda:0 the first alone.",
+    help="Processor or GPU; cuda: every GPU there is, cuda:0 the first alone.",
 )
 @click.option(
     "--engine",
@@ -114,7 +115,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     "[one per core]",
 )
 @_source_options
-@click.option("--profile", is_flag=True, help="Print where the time went.")
+@click.option("--profile", is_flag=True, help="Print a table of where the time went.")
 @options.quiet
 def extract(
     source: str | None, output: Path | None, quiet: bool, profile: bool, **settings: Any

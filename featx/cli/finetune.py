@@ -14,6 +14,7 @@ import click
 from featx.artifact import is_own
 from featx.cli import options
 from featx.cli.extract import extract_to
+from featx.cli.help import Command
 from featx.cli.output import (
     human_seconds,
     print_fields,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from featx.training.finetune.outcome import Comparison, Epoch, Events
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("features", metavar="FEATURES|SOURCE", required=False)
 @options.output(options.TUNED, "The head file to write, with the trained tail.")
 @options.extraction()
@@ -51,26 +52,37 @@ if TYPE_CHECKING:
     "--lr", type=float, help="Highest learning rate of the head.  [chosen on held-out images]"
 )
 @click.option(
-    "--backbone-lr", type=float, help="The same of everything behind the cut.  [by --layer-decay]"
+    "--backbone-lr",
+    type=float,
+    help="Highest learning rate of all behind the cut.  [by --layer-decay]",
 )
 @click.option(
     "--layer-decay",
     type=float,
     help="Learning rate of a block divided by that of the next.  [0.9; transformers 0.75]",
 )
-@click.option("--epochs", "max_epochs", type=int, help="At most.  [12; from scratch 30]")
+@click.option(
+    "--epochs",
+    "max_epochs",
+    type=int,
+    help="Passes over the images, at most.  [12; from scratch 30]",
+)
 @click.option(
     "--patience", type=int, help="Epochs without a lower held-out loss before it stops.  [4]"
 )
-@click.option("--batch-size", type=int, help="Images a step.  [64]")
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw]")
-@click.option("--momentum", type=float, help="Of sgd.  [0.9]")
-@click.option("--weight-decay", type=float, help="Of weights, not of norms and biases.  [0.01]")
+@click.option("--batch-size", type=int, help="Images in a step.  [64]")
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "sgd"]), help="How weights are changed.  [adamw]"
+)
+@click.option("--momentum", type=float, help="Momentum of --optimizer sgd.  [0.9]")
+@click.option("--weight-decay", type=float, help="Weight decay, but of norms and biases.  [0.01]")
 @click.option("--warmup", type=float, help="Share of the steps in which the rate rises.  [0.1]")
 @click.option(
     "--step-size", type=int, help="Epochs until the rate falls by --gamma.  [it falls by a cosine]"
 )
-@click.option("--gamma", type=float, help="See --step-size.  [0.1]")
+@click.option(
+    "--gamma", type=float, help="Factor by which the rate falls every --step-size epochs.  [0.1]"
+)
 @click.option("--clip", type=float, help="Largest norm of the gradient.  [1]")
 @click.option(
     "--train-bn/--no-train-bn",
@@ -91,8 +103,8 @@ if TYPE_CHECKING:
     help="What activations may take, like 2GB; more are read from the file in each epoch.  "
     "[half of what is free]",
 )
-@click.option("--device", metavar="auto|cpu|cuda[:i]", help="What trains.  [auto]")
-@click.option("--seed", type=int, help="[0]")
+@click.option("--device", metavar="auto|cpu|cuda[:i]", help="Processor or GPU that trains.  [auto]")
+@click.option("--seed", type=int, help="Seed of order, dropout and random weights.  [0]")
 @click.option("--restart", is_flag=True, help="Train again; discard an unfinished training.")
 @click.option("--list", "list_all", is_flag=True, help="Name all parameters to learn, one a line.")
 @options.per_class

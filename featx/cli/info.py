@@ -12,6 +12,7 @@ import click
 from featx.artifact import kind_of_file
 from featx.cli import options
 from featx.cli.head_text import data_fields, describe_classes, head_fields, print_path
+from featx.cli.help import Command
 from featx.cli.output import (
     human_bytes,
     print_fields,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from featx.artifact import Header
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("path", type=options.FILE)
 @options.as_json
 @options.no_notes

@@ -20,6 +20,7 @@ from featx.cli.evaluate import evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
+from featx.cli.help import show_help, write_overview
 from featx.cli.info import info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.predict import predict
@@ -37,6 +38,9 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the flow, not of the alphabet
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_overview(self, formatter)
 
     def main(self, *args: Any, **settings: Any) -> Any:
         with safe_streams():
@@ -81,7 +85,7 @@ class _Notes(logging.Handler):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(featx.__version__, message="featx %(version)s")
+@click.version_option(featx.__version__, "-V", "--version", message="featx %(version)s")
 def main() -> None:
     """Image features once, heads in seconds, one ONNX file that proves itself.
 
@@ -106,7 +110,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(audit, relabel, similar, compare, evaluate, report, check, info, backbones),
+    *(audit, relabel, similar, compare, evaluate, report, check, info, backbones, show_help),
 ):
     main.add_command(command)
     note_flags(command)

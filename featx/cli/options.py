@@ -41,12 +41,12 @@ _PIXELS = {"type": int, "metavar": "PIXELS"}
 _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, default
     "backbone": (
         {},
-        "Any name of 'featx backbones', however it is written: ResNet-18.",
+        "The network: any name of 'featx backbones', however it is written, like ResNet-18.",
         "resnet18",
     ),
     "weights": (
         {"metavar": "default|NAME|none|FILE"},
-        "torchvision's default or named weights, none (seeded random), or a .pth or .safetensors "
+        "Its weights: the default or named ones, none (seeded random), or a .pth or .safetensors "
         "file.",
         "default",
     ),
@@ -82,7 +82,7 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
     ),
     "dtype": (
         {"type": click.Choice(["float32", "float16"])},
-        "What the features are stored as.",
+        "Type of the numbers that are stored as features.",
         "float32, at a cut float16",
     ),
     "precision": (
@@ -91,7 +91,7 @@ _BACKBONE: dict[str, tuple[dict[str, Any], str, str]] = {  # settings, help, def
         "torch; tf32, fp16: on a GPU.",
         "fp32",
     ),
-    "seed": ({"type": int}, "Of random weights.", "0"),
+    "seed": ({"type": int}, "Seed of random weights.", "0"),
 }
 _MAX_NAME = 100
 _SHORT = {"backbone": ["-b"], "weights": ["-w"]}
@@ -149,13 +149,13 @@ def views(command: Any) -> Any:
     command = click.option(
         "--augment",
         metavar="crop,flip,color|none",
-        help="How a view differs from its image.  [crop,flip]",
+        help="How an augmented version differs from its image.  [crop,flip]",
     )(command)
     return click.option(
         "--views",
         type=int,
         metavar="NUMBER",
-        help="Augmented versions of each training image.  [0]",
+        help="Number of augmented versions of each training image.  [0]",
     )(command)
 
 
@@ -234,7 +234,9 @@ exclude = click.option(
     help="Leave out the training images named in this file: one on each line, or a CSV with the "
     "column path or sample_id, and of its rows those whose column drop is true, if it has one.",
 )
-per_class = click.option("--per-class", is_flag=True, help="Print a table of the classes too.")
+per_class = click.option(
+    "--per-class", is_flag=True, help="Print a table with the scores of each class, too."
+)
 
 
 def max_images(text: str) -> Callable[[Any], Any]:
@@ -249,4 +251,4 @@ def output(default: Path, text: str) -> Callable[[Any], Any]:
     return click.option("-o", "--output", type=FILE, default=default, show_default=True, help=text)
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

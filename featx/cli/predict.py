@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import print_json, print_table, print_text, progress_bars
 from featx.errors import SourceError, counted, printable
 
@@ -27,9 +28,16 @@ _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, metavar="[MODEL] IMAGE…|FOLDER…|SOURCE…")
-@click.option("-k", "--top-k", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "-k",
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Classes that are shown for each image.",
+)
 @click.option(
     "--format",
     type=click.Choice(["table", "json", "jsonl", "csv"]),
@@ -37,14 +45,14 @@ _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
     show_default=True,
     help="jsonl and csv are written line by line, however many images there are.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [all cores]")
 @click.option(
     "--provider",
     "providers",
     multiple=True,
     metavar="NAME",
     help="Execution provider of ONNX Runtime, CUDAExecutionProvider for one; several are tried in "
-    "their order.  [default: the CPU]",
+    "their order.  [the CPU]",
 )
 @options.max_pixels
 @options.quiet

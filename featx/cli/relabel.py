@@ -8,13 +8,20 @@ from pathlib import Path
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import print_fields, print_json, print_table
 from featx.errors import counted
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("table", metavar="AUDIT.CSV", type=options.FILE)
-@click.option("--features", type=options.FILE, default=options.FEATURES, show_default=True)
+@click.option(
+    "--features",
+    type=options.FILE,
+    default=options.FEATURES,
+    show_default=True,
+    help="The feature file that was audited.",
+)
 @click.option(
     "--output",
     "-o",

@@ -12,6 +12,7 @@ from featx.artifact import free_path, is_own
 from featx.cli import options
 from featx.cli.extract import extract_to
 from featx.cli.finetune import step_events
+from featx.cli.help import Command
 from featx.cli.output import (
     headline,
     human_bytes,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     _Trained = TrainReport | FinetuneReport
 
 
-@click.command()
+@click.command(cls=Command)
 @options.source
 @options.output(
     options.FOLDER,

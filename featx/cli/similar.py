@@ -7,13 +7,26 @@ from pathlib import Path
 import click
 
 from featx.cli import options
+from featx.cli.help import Command
 from featx.cli.output import print_json, print_table, print_text
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("images", nargs=-1, required=True, type=options.FILE)
-@click.option("--features", type=options.FILE, default=options.FEATURES, show_default=True)
-@click.option("-k", type=click.IntRange(min=1), default=9, show_default=True, help="How many.")
+@click.option(
+    "--features",
+    type=options.FILE,
+    default=options.FEATURES,
+    show_default=True,
+    help="The feature file whose images are searched.",
+)
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    default=9,
+    show_default=True,
+    help="Images that are shown for each one.",
+)
 @options.backbone("weights", show_defaults=False)
 @options.as_json
 @options.no_notes

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from featx.cli import options
 from featx.cli.head_text import data_fields, head_fields, print_path
+from featx.cli.help import Command
 from featx.cli.output import (
     human_seconds,
     next_command,
@@ -35,16 +36,22 @@ SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 
 
-@click.command("train-head")
+@click.command("train-head", cls=Command)
 @click.argument("features", type=options.FILE, default=options.FEATURES)
 @options.output(options.HEAD, "The head file to write.")
 @options.task
-@click.option("--head", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "mlp"]),
+    default="linear",
+    show_default=True,
+    help="A linear layer, or a multi-layer perceptron with ReLU.",
+)
 @click.option(
     "--solver",
     type=click.Choice(SOLVERS),
-    help="Of a linear head: logistic regression by lbfgs or sklearn, or the others by name.  "
-    "[lbfgs; of regression ridge]",
+    help="How a linear head is fitted: logistic regression by lbfgs or sklearn, ridge regression, "
+    "nearest centroids, or SGD.  [lbfgs; of numbers ridge]",
 )
 @click.option(
     "-C",
@@ -55,26 +62,37 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     help="Inverse L2 strength of lbfgs, sklearn and ridge; repeat to choose from several.  "
     "[3.2e-7 to 10]",
 )
-@click.option("--hidden", help="Hidden sizes of an MLP, like 256,128.  [100]")
-@click.option("--dropout", type=float, multiple=True, help="Of an MLP.  [0]")
-@click.option("--weight-decay", type=float, multiple=True, help="Of an MLP.  [0.01]")
+@click.option("--hidden", help="Sizes of the hidden layers, like 256,128.  [100]")
+@click.option(
+    "--dropout",
+    type=float,
+    multiple=True,
+    help="Share of hidden units that are dropped in training.  [0]",
+)
+@click.option("--weight-decay", type=float, multiple=True, help="Weight decay of AdamW.  [0.01]")
 @click.option(
     "--learning-rate",
     "--lr",
     type=float,
     multiple=True,
-    help="Of an MLP, and of sgd. Repeat it, --dropout or --weight-decay to train an MLP with each, "
-    "side by side.  [0.001]",
+    help="Learning rate. Repeat it, --dropout or --weight-decay to train an MLP with each, side by "
+    "side.  [0.001]",
 )
-@click.option("--seeds", type=int, help="Initial weights of an MLP that are tried.  [1]")
-@click.option("--batch-size", type=int, help="Of an MLP [128], and of sgd [512].")
-@click.option("--epochs", type=int, help="Of an MLP at most [100], and of sgd [20].")
-@click.option("--momentum", type=float, help="Of sgd.  [0.9]")
-@click.option("--step-size", type=int, help="Of sgd: epochs until the rate falls.  [7]")
-@click.option("--gamma", type=float, help="Of sgd: factor by which it falls.  [0.1]")
+@click.option("--seeds", type=int, help="Number of initial weights that are tried.  [1]")
+@click.option("--batch-size", type=int, help="Samples in a step.  [128; SGD 512]")
+@click.option(
+    "--epochs", type=int, help="Passes over the samples, of an MLP at most.  [100; SGD 20]"
+)
+@click.option("--momentum", type=float, help="Momentum.  [0.9]")
+@click.option("--step-size", type=int, help="Epochs after which the learning rate falls.  [7]")
+@click.option("--gamma", type=float, help="Factor by which it falls.  [0.1]")
 @options.class_weight
-@click.option("--shots", type=int, help="Train on so many images of each class.")
-@click.option("--repeats", type=int, help="Draws of --shots.  [10]")
+@click.option(
+    "--shots",
+    type=int,
+    help="Train on so many images of each class, drawn at random, to see how few are enough.",
+)
+@click.option("--repeats", type=int, help="How often --shots are drawn.  [10]")
 @click.option(
     "--no-views",
     "no_use_views",
@@ -99,7 +117,9 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Print every strength that was tried, with its scores."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of folds, draws and an MLP."
+)
 @options.overwrite
 @options.as_json
 @options.quiet
