@@ -164,13 +164,12 @@ def _first_sentence(command: click.Command) -> str:
 @click.pass_context
 def show_help(ctx: click.Context, command: str | None) -> None:
     """Show the help of featx, or of one COMMAND."""
-    parent = ctx.parent
-    assert parent is not None
-    assert isinstance(parent.command, click.Group)
-    if command is None:
-        click.echo(parent.get_help())
+    root = ctx.find_root()
+    group = root.command
+    if command is None or not isinstance(group, click.Group):
+        click.echo(root.get_help())
         return
-    _, found, _ = parent.command.resolve_command(parent, [command])
-    assert found is not None
-    with click.Context(found, info_name=command, parent=parent) as own:
-        click.echo(found.get_help(own))
+    name, found, _ = group.resolve_command(root, [command])
+    if found is not None:
+        with click.Context(found, info_name=name, parent=root) as own:
+            click.echo(found.get_help(own))

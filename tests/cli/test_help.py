@@ -33,7 +33,8 @@ def test_every_command_has_help_with_an_example_by_either_way(command):
 def test_examples_are_valid_usage(name, example):
     program, command, *arguments = shlex.split(example.partition(" > ")[0])
     assert (program, command) == ("featx", name)
-    main.commands[name].make_context(name, arguments)
+    parent = click.Context(main, **main.context_settings)
+    main.commands[name].make_context(name, arguments, parent=parent)
 
 
 def test_options_are_explained_by_phrases():
