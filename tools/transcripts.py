@@ -1,9 +1,8 @@
-"""Record what the commands in the tutorials print, and write it below them.
+"""Record what the commands in README and tutorials print, and write it below them.
 
 ``python tools/transcripts.py --data ../shared/data [PAGE.md …]`` runs the commands of each block
 that follows ``<!-- recorded -->``, in a folder of its own for each page, and replaces their output
-there and in the translation of the page. The folder has the images and weights that the pages name:
-``hymenoptera_data``, ``cifar-10-batches-py`` and ``lite0.safetensors``.
+there and in the translation of the page. The folder has the images and weights that the pages name.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
+ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?<=<!-- recorded -->\n```text\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 LINKS = {
+    "photos": "hymenoptera_data",
+    "holiday.jpg": "hymenoptera_data/val/bees/1032546534_06907fe3b3.jpg",
     "hymenoptera_data": "hymenoptera_data",
     "cifar-10-batches-py": "cifar10_subset/cifar-10-batches-py",
     "lite0.safetensors": "weights/tf_efficientnet_lite0-imagenet.safetensors",
@@ -35,13 +36,19 @@ def commands_of(block: str) -> list[str]:
     return re.findall(r"^\$ (.+)$", block, re.MULTILINE)
 
 
-def record(commands: list[str], folder: Path) -> str:
+def link_data(data: Path, folder: Path) -> None:
+    """Put images and weights into a folder, by the names that the pages use."""
+    for link, target in LINKS.items():
+        (folder / link).symlink_to((data / target).resolve())
+
+
+def record(commands: list[str], folder: Path, *, colour: bool = False) -> str:
     """Run commands in a folder, 80 columns wide; return them with what they print.
 
     Raises:
         SystemExit: A command failed.
     """
-    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": "80", "FORCE_COLOR" if colour else "NO_COLOR": "1"}
     programs = Path(sys.executable).parent
     environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
     shown = []
@@ -73,14 +80,14 @@ def fill(page: Path, blocks: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pages", nargs="*", type=Path, help="of docs/tutorials; all without")
+    parser.add_argument("pages", nargs="*", type=Path, help="English ones; all without")
     parser.add_argument("--data", type=Path, required=True, help="images and weights")
     given = parser.parse_args()
-    pages = given.pages or [p for p in sorted(TUTORIALS.glob("[0-9]*.md")) if p.suffixes == [".md"]]
+    lessons = sorted((ROOT / "docs" / "tutorials").glob("[0-9]*.md"))
+    pages = given.pages or [ROOT / "README.md", *(p for p in lessons if p.suffixes == [".md"])]
     for page in pages:
         with tempfile.TemporaryDirectory() as name:
-            for link, target in LINKS.items():
-                (Path(name) / link).symlink_to((given.data / target).resolve())
+            link_data(given.data, Path(name))
             blocks = list(recorded(page.read_text("utf-8"), Path(name)))
         fill(page, blocks)
         fill(translation_of(page), blocks)

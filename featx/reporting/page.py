@@ -21,6 +21,7 @@ from featx.heads.tasks.scores import Scores
 from featx.images.sources import ImageSource
 from featx.reporting.plots import (
     MAX_CONFUSION_CLASSES,
+    Drawing,
     plot_confusion,
     plot_map,
     plot_path,
@@ -86,7 +87,9 @@ def render_page(page: Page, *, made_from: str) -> str:
     return render(
         f"{page.head.task}.html",
         {
-            "title": f"{header.spec['backbone']}: {outputs}",
+            "title": without_folders(header.details["source"]).removesuffix(":"),
+            "outputs": outputs[:1].upper() + outputs[1:],
+            "versions": header.environment.items(),
             "task": task,
             "sign": PAGE_SIGN,
             "made_from": made_from if all(each.picture for each in pictured) else "",
@@ -144,13 +147,17 @@ def _classes(page: Page) -> dict[str, Any]:
     }
 
 
-def _class_figures(page: Page, seen: ClassPredictions) -> Iterator[tuple[str, str]]:
-    """Yield each figure and its caption."""
+def _class_figures(page: Page, seen: ClassPredictions) -> Iterator[Drawing]:
     classes = page.head.classes
     if len(classes) <= MAX_CONFUSION_CLASSES:
-        caption = "Each row is a class; the shade is the share of its images."
-        yield plot_confusion(seen.confusion, classes), caption
-    yield (
+        yield Drawing(
+            "Confusion matrix",
+            plot_confusion(seen.confusion, classes),
+            "Each row is a class; the shade is the share of its images.",
+            large=len(classes) > MAX_CONFUSION_CLASSES // 2,
+        )
+    yield Drawing(
+        "How far probabilities can be trusted",
         plot_reliability(reliability(seen.confidence, seen.labels == seen.predicted)),
         "Probabilities that can be trusted lie on the dashed line. Bars below it: too sure.",
     )
@@ -161,7 +168,9 @@ def _class_figures(page: Page, seen: ClassPredictions) -> Iterator[tuple[str, st
             if plane.explained is not None
             else "t-SNE: neighbours stay neighbours, distances between groups mean little"
         )
-        yield plot_map(plane, seen, classes), f"{how}. Rings are mistakes."
+        yield Drawing(
+            "Map of the features", plot_map(plane, seen, classes), f"{how}. Rings are mistakes."
+        )
 
 
 def _tags(page: Page) -> dict[str, Any]:
@@ -169,16 +178,20 @@ def _tags(page: Page) -> dict[str, Any]:
     probabilities = sigmoid(page.answers.outputs.astype(np.float64))
     trust = plot_reliability(reliability(probabilities.reshape(-1), tagged.reshape(-1)))
     caption = "All tags of all images. Probabilities that can be trusted lie on the dashed line."
-    return {"figures": [(trust, caption), *plot_path(page.head.header.details["choice"])]}
+    return {
+        "figures": [
+            Drawing("How far probabilities can be trusted", trust, caption),
+            *plot_path(page.head.header.details["choice"]),
+        ]
+    }
 
 
 def _numbers(page: Page) -> dict[str, Any]:
     head, values = page.head, page.answers.outputs.astype(np.float64)
     caption = "On the dashed line the head is right."
     scatters = [
-        (
-            plot_values(page.answers.targets[:, column], values[:, column], name),
-            caption if len(head.classes) == 1 else f"{name}. {caption}",
+        Drawing(
+            name, plot_values(page.answers.targets[:, column], values[:, column], name), caption
         )
         for column, name in enumerate(head.classes[:_MAX_SCATTERS])
     ]

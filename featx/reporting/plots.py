@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CONFUSION_CLASSES = 40
+_WIDTH, _HEIGHT = 4.8, 4.0  # inches; a page shows them at one width
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 _STYLE: Any = {
     "svg.fonttype": "none",  # real text: any script, small files, and it can be searched
@@ -33,13 +34,22 @@ _STYLE: Any = {
 }
 
 
+class Drawing(NamedTuple):
+    """A figure of a page: a title, an SVG element, a caption; a large one has a row of its own."""
+
+    title: str
+    svg: str
+    caption: str
+    large: bool = False
+
+
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
     """Draw a confusion matrix ``(num_classes, num_classes)``, each row in shares of its class."""
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
     count = len(classes)
-    side = max(3.4, 1.6 + 0.34 * count)
-    figure, axes = _figure(side, side)
+    side = 1.6 + 0.34 * count
+    figure, axes = _figure(max(_WIDTH, side), max(_HEIGHT, side))
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(count), [_short(name) for name in classes], rotation=90)
@@ -56,7 +66,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
 
 def plot_reliability(bins: Reliability) -> str:
     """Draw how often predictions of each probability are right."""
-    figure, axes = _figure(4.6, 3.8)
+    figure, axes = _figure(_WIDTH, _HEIGHT)
     edges = np.linspace(0, 1, len(bins.counts) + 1)
     filled = bins.counts > 0
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfect")
@@ -78,8 +88,8 @@ def plot_reliability(bins: Reliability) -> str:
     return _svg(figure, "Reliability diagram")
 
 
-def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the held-out scores of each strength of a linear head, drawn, and a caption.
+def plot_path(choice: Mapping[str, Any]) -> Iterator[Drawing]:
+    """Yield the held-out scores of each strength of a linear head.
 
     Nothing where fewer than two were tried.
     """
@@ -89,7 +99,7 @@ def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     measure, name = ("error", "left-out") if "error" in path[0] else ("log_loss", "held-out")
     what = f"{name} {'squared error' if measure == 'error' else 'log loss'}"
     strengths = [point["strength"] for point in path]
-    figure, axes = _figure(4.6, 3.8)
+    figure, axes = _figure(_WIDTH, _HEIGHT)
     axes.plot(strengths, [point[measure] for point in path], "o-", color=_BLUE, markersize=4)
     axes.set(xscale="log", xlabel="C, inverse L2 strength", ylabel=what)
     axes.yaxis.label.set_color(_BLUE)
@@ -101,12 +111,13 @@ def plot_path(choice: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         other.plot(strengths, [point["top1"] for point in path], "s-", color=_ORANGE, markersize=4)
         other.set_ylabel(f"{name} top-1", color=_ORANGE)
     title = f"Regularisation path; C = {choice['strength']:g} was chosen"
-    yield _svg(figure, title), f"Chosen by the {what}: C = {choice['strength']:g}."
+    caption = f"Chosen by the {what}: C = {choice['strength']:g}."
+    yield Drawing("Strength of the regularisation", _svg(figure, title), caption)
 
 
 def plot_values(true: np.ndarray, predicted: np.ndarray, name: str) -> str:
     """Draw predicted over true values, ``(n,)`` each."""
-    figure, axes = _figure(4.6, 3.8)
+    figure, axes = _figure(_WIDTH, _HEIGHT)
     ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
     axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
     axes.scatter(
@@ -123,7 +134,7 @@ def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
     labels, predicted = seen.labels[plane.chosen], seen.predicted[plane.chosen]
     present = np.unique(labels)
     colours = colormaps["tab10" if len(present) <= 10 else "turbo"]
-    figure, axes = _figure(5.6, 4.2)
+    figure, axes = _figure(_WIDTH, _HEIGHT)
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[])
     for number, label in enumerate(present.tolist()):

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from featx.errors import counted, printable
+from featx.heads.tasks.task import Column
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -37,7 +38,7 @@ def _environment(kind: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "code": code}
+    environment.filters |= {"number": number, "code": code, "filled": filled}
     environment.globals |= {"counted": counted, "zip": zip}
     return environment
 
@@ -64,6 +65,12 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 def number(value: float | None, form: str = ".4f") -> Markup:
     """Format a number, which needs no escaping; a dash where there is none."""
     return safe("–" if value is None else format(value, form))
+
+
+def filled(columns: Iterable[Column], rows: Iterable[object]) -> list[Column]:
+    """Return the columns in which any of these scores has a value."""
+    scores = list(rows)
+    return [column for column in columns if any(column.text(each) != "–" for each in scores)]
 
 
 def code(text: object) -> Markup:

@@ -201,7 +201,7 @@ class TestOptions:
 
 def test_a_page_has_no_folders(made, tmp_path):
     page = write_report(made[1], tmp_path / "r.html").path.read_text()
-    assert "pixels from images.csv<" in page
+    assert ">images.csv, 32×32 pixels<" in page
     assert str(tmp_path) not in page
 
 
