@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from featx.stages.predict import Predictor
     from featx.stages.relabel import Correction, RelabelReport, relabel
     from featx.stages.report import ReportOptions, ReportPage, write_report
-    from featx.stages.similar import Neighbour, embed, similar
+    from featx.stages.similar import Neighbour, embed, similar, write_similar_page
     from featx.stages.train import train_head
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.finetune.outcome import Events
@@ -137,6 +137,7 @@ __all__ = [
     "write_audit_page",
     "write_findings",
     "write_report",
+    "write_similar_page",
 ]
 
 _LOADED_FROM = {
@@ -172,7 +173,7 @@ _LOADED_FROM = {
     "featx.stages.predict": ("Predictor",),
     "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
-    "featx.stages.similar": ("Neighbour", "embed", "similar"),
+    "featx.stages.similar": ("Neighbour", "embed", "similar", "write_similar_page"),
     "featx.stages.train": ("train_head",),
     "featx.training.finetune.options": ("FinetuneOptions",),
     "featx.training.finetune.outcome": ("Events",),

@@ -10,6 +10,8 @@ from featx.errors import FeatxError
 if TYPE_CHECKING:
     import pandas as pd
 
+    Frame = pd.DataFrame
+
 
 def frame_of(columns: Mapping[str, Sequence[Any]], *, index: str | None = None) -> pd.DataFrame:
     """Return a pandas frame of columns of one length ``(n,)``, in their order.

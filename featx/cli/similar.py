@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from featx.artifact import require_replaceable
 from featx.cli import options
 from featx.cli.help import Command
-from featx.cli.output import print_json, print_table, print_text
+from featx.cli.output import print_fields, print_json, print_table, print_text
 
 
 @click.command(cls=Command)
@@ -27,19 +28,30 @@ from featx.cli.output import print_json, print_table, print_text
     show_default=True,
     help="Images that are shown for each one.",
 )
+@click.option("--html", type=options.FILE, help="Write a page with pictures there.")
 @options.backbone("weights", show_defaults=False)
 @options.as_json
 @options.no_notes
 def similar(
-    images: tuple[Path, ...], features: Path, k: int, weights: str | None, as_json: bool
+    images: tuple[Path, ...],
+    features: Path,
+    k: int,
+    html: Path | None,
+    weights: str | None,
+    as_json: bool,
 ) -> None:
     """Show the images of a feature file that are most like each of IMAGES.
 
     Similarity is the cosine of the angle between features less their mean, 1 for the same image.
     """
     from featx.stages.similar import similar as run
+    from featx.stages.similar import write_similar_page
 
+    if html is not None:
+        require_replaceable(html, "page")
     found = run(features, images, k, weights=weights)
+    if html is not None:
+        write_similar_page(features, images, found, html)
     if as_json:
         pairs = zip(images, found, strict=True)
         print_json({str(image): [each._asdict() for each in near] for image, near in pairs})
@@ -49,3 +61,5 @@ def similar(
             print_text(f"\n{image}" if number else image)
         rows = [[each.sample_id, each.label, each.split, f"{each.similarity:.3f}"] for each in near]
         print_table(["image", "label", "split", "similarity"], rows)
+    if html is not None:
+        print_fields({"page": html})

@@ -1,6 +1,7 @@
 """Pages about a head and a model: the report, and the model card.
 
 page        the report of a head, one HTML file
+likeness    pictures beside those that are like them
 findings    the page of an audit, one HTML file
 summary     predictions, confusions, calibration, a map, and the worst mistakes
 plots       figures, with matplotlib

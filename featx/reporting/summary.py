@@ -24,7 +24,7 @@ MapKind = Literal["pca", "tsne", "none"]
 _MAP_SAMPLES = 2000
 _TSNE_COMPONENTS = 50
 _SIDE = 160
-_SMALL = PreprocessSpec(_SIDE, _SIDE, (0, 0, 0), (1, 1, 1), crop="none", decode="scaled")
+SMALL = PreprocessSpec(_SIDE, _SIDE, (0, 0, 0), (1, 1, 1), crop="none", decode="scaled")
 """How images are decoded for pictures: large JPEGs at a part of their size."""
 
 
@@ -259,7 +259,7 @@ def pictures_of(
     wanted = {positions[name]: row for row in rows if (name := cache.sample_ids[row]) in positions}
     room = float("inf") if most_bytes is None else most_bytes
     shown |= dict.fromkeys(wanted.values(), (None, "not shown: no room"))
-    with closing(read_images(images, wanted, thumbnail, preprocess=_SMALL)) as read:
+    with closing(read_images(images, wanted, thumbnail, preprocess=SMALL)) as read:
         for position, digest, jpeg in read:
             row = wanted[position]
             if digest not in (NO_DIGEST, cache.digests[row].tobytes()):
@@ -267,9 +267,14 @@ def pictures_of(
             elif isinstance(jpeg, ImageError):
                 shown[row] = None, jpeg.reason
             else:
-                uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+                uri = jpeg_uri(jpeg)
                 room -= len(uri)
                 if room < 0:
                     break
                 shown[row] = uri, ""
     return shown
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """Return a JPEG file as a data URI."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,18 +10,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from featx.artifact import publishing, require_apart, require_replaceable, run_files
 from featx.backbones.engines import OnnxEngine, default_batch_size
 from featx.backbones.graphs import graph_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
-from featx.errors import ConfigError
+from featx.errors import ConfigError, SourceError
 from featx.features.file import FeatureFile, open_features
 from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.preprocess import preprocess
 from featx.images.reading import map_ahead, num_cores
+from featx.images.sources import ImageSource, open_source
+from featx.images.thumbnails import thumbnail
+from featx.reporting.likeness import render_similar
+from featx.reporting.summary import SMALL
 
 if TYPE_CHECKING:
     from featx.backbones.network import Network
+
+log = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 8192
 
@@ -35,16 +43,23 @@ class Neighbour(NamedTuple):
 
 
 def embed(
-    images: Sequence[ImageLike], *, features: str | Path | FeatureFile, weights: str | None = None
+    images: Sequence[ImageLike],
+    *,
+    cache: str | Path | FeatureFile | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
 ) -> np.ndarray:
-    """Return features of images by the network that a feature file was made with.
+    """Return features of images, by the network of a feature file or by a backbone.
 
-    On the CPU, in float32, or int8 where the file was made so; images are preprocessed as its own.
+    On the CPU, in float32, or int8 where a feature file was made so; images are preprocessed as
+    that of the feature file, or as the backbone wants them.
 
     Args:
         images: Paths, encoded images, PIL images, or arrays ``(height, width, 3)`` uint8 RGB.
-        features: The feature file; of one at a cut the whole network is run.
-        weights: The backbone's weights where they are now; None takes those that it recorded.
+        cache: A feature file; of one at a cut the whole network is run.
+        backbone: Its name, as ``extract`` takes it; exactly one of the two is given.
+        weights: The backbone's weights, as ``extract`` takes them; None takes those that the
+            feature file recorded, or the backbone's default.
 
     Returns:
         ``(len(images), num_features)`` float32, in their order.
@@ -52,21 +67,32 @@ def embed(
     Raises:
         ArtifactError: The feature file cannot be used.
         BackboneError: The network cannot be built: its weights are missing or others.
-        ImageError: An image cannot be used.
-        ConfigError: Something is no image.
+        SourceError: An image cannot be used.
+        ConfigError: Something is no image, or not one of ``cache`` and ``backbone`` is given.
     """
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise ConfigError("embed takes a list of images; put a single one in brackets: [image].")
-    cache = _opened(features)
-    spec = BackboneSpec.from_dict(cache.header.spec).without_cut
-    origin = str(cache.header.details["weights"])
+    if (cache is None) == (backbone is None):
+        raise ConfigError(
+            "embed takes the network of a feature file, cache='features.h5', or of a backbone, "
+            f"backbone='resnet18'; got {'neither' if cache is None else 'both'}."
+        )
+    if cache is None:
+        from featx.extraction.by_content import FeaturesByContent
+        from featx.extraction.options import ExtractOptions
+
+        options = ExtractOptions(backbone=backbone, weights=weights, device="cpu")
+        return FeaturesByContent(options.resolved(), cache=False).features(images)[0]
+    opened = _opened(cache)
+    spec = BackboneSpec.from_dict(opened.header.spec).without_cut
+    origin = str(opened.header.details["weights"])
     engine = OnnxEngine(graph_of(spec, lambda own: _network_of(own, origin, weights)))
     size = default_batch_size("onnxruntime", spec.preprocess.image_size)
 
     def batch(start: int) -> np.ndarray:
         part = enumerate(images[start : start + size], start)
-        opened = (decode_given(name_of(each, i), each, spec.preprocess) for i, each in part)
-        return engine.features(np.stack([preprocess(each, spec.preprocess) for each in opened]))
+        read = (decode_given(name_of(each, i), each, spec.preprocess) for i, each in part)
+        return engine.features(np.stack([preprocess(each, spec.preprocess) for each in read]))
 
     starts = range(0, len(images), size)
     with closing(map_ahead(batch, starts, workers=num_cores())) as parts:
@@ -74,7 +100,7 @@ def embed(
 
 
 def similar(
-    features: str | Path | FeatureFile,
+    cache: str | Path | FeatureFile,
     images: Sequence[ImageLike],
     k: int = 9,
     *,
@@ -83,7 +109,7 @@ def similar(
     """Return the images of a feature file that are most like each of some images.
 
     Args:
-        features: The feature file.
+        cache: The feature file.
         images: As ``embed`` takes them.
         k: Neighbours of each, the most similar first; all of the file's where it has fewer.
         weights: As ``embed`` takes them.
@@ -94,15 +120,55 @@ def similar(
     """
     if k < 1:
         raise ConfigError(f"k must be at least 1; got {k}.")
-    cache = _opened(features)
-    queries = embed(images, features=cache, weights=weights)
-    if cache.cut is not None:
-        cache = features_through(None, cache, weights)
-    rows, similarities = nearest(cache.features, queries, k)
+    opened = _opened(cache)
+    queries = embed(images, cache=opened, weights=weights)
+    if opened.cut is not None:
+        opened = features_through(None, opened, weights)
+    rows, similarities = nearest(opened.features, queries, k)
     return [
-        tuple(_neighbour(cache, *pair) for pair in zip(*of_image, strict=True))
+        tuple(_neighbour(opened, *pair) for pair in zip(*of_image, strict=True))
         for of_image in zip(rows.tolist(), similarities.tolist(), strict=True)
     ]
+
+
+def write_similar_page(
+    cache: str | Path | FeatureFile,
+    images: Sequence[ImageLike],
+    found: Sequence[Sequence[Neighbour]],
+    output: str | Path,
+) -> Path:
+    """Write images beside those that are like them as one HTML page, pictures included.
+
+    Args:
+        cache: The feature file that was searched.
+        images: Those that were asked for.
+        found: Of ``similar``.
+        output: The page; an earlier one of featx is replaced.
+
+    Raises:
+        ArtifactError: Something else than a page lies there, or the feature file cannot be used.
+        ConfigError: The output is one of the files that are read.
+    """
+    output, opened = Path(output), _opened(cache)
+    read = {f"the image '{each}'": Path(each) for each in images if isinstance(each, (str, Path))}
+    require_apart({"the page": output}, {**run_files(opened.path), **read})
+    exists = require_replaceable(output, "page")
+    asked = [
+        (name_of(each, number), thumbnail(decode_given(name_of(each, number), each, SMALL)))
+        for number, each in enumerate(images)
+    ]
+    content = render_similar(asked, found, opened, _source_of(opened))
+    with publishing(output, overwrite=exists) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    return output
+
+
+def _source_of(cache: FeatureFile) -> ImageSource | None:
+    try:
+        return open_source(str(cache.header.details["source"]))
+    except SourceError as err:
+        log.warning("No pictures of '%s': %s", cache.path, err)
+        return None
 
 
 def nearest(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

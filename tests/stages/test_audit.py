@@ -351,3 +351,15 @@ def test_findings_of_a_kind_are_about_distinct_images(contents, seed):
         named = [each.sample_id for each in report.of_kind(kind)]
         assert len(named) == len(set(named)) <= count
         assert all(each.sample_id != each.other for each in report.of_kind(kind))
+
+
+def test_findings_are_a_frame_with_the_columns_of_the_table(planted, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    report = audit(planted[0])
+    frame = report.to_frame()
+    write_findings(report, tmp_path / "audit.csv")
+    read = pandas.read_csv(tmp_path / "audit.csv", keep_default_na=False)
+    assert list(frame.columns) == list(read.columns)
+    assert list(frame["sample_id"]) == list(read["sample_id"])
+    assert frame["score"].dtype == float
+    assert list(frame["likely"]) == [each.likely for each in report.findings]

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from caches import write_cache
 from commands import featx_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from featx.errors import ConfigError, ImageError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.stages.extract import extract
-from featx.stages.similar import embed, nearest, similar
+from featx.stages.similar import Neighbour, embed, nearest, similar, write_similar_page
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,16 @@ def at_cut(photos, tmp_path_factory):
 
 def test_embedded_images_have_the_features_of_the_file(photos, features):
     cache = open_features(features)
-    found = embed([photos / name for name in cache.sample_ids], features=features)
+    found = embed([photos / name for name in cache.sample_ids], cache=features)
     assert np.array_equal(found, cache.features)
 
 
 def test_paths_bytes_pictures_and_arrays_have_the_same_features(photos, features):
     path = photos / "red" / "1.png"
     picture = Image.open(path)
-    found = embed([path, path.read_bytes(), picture, np.asarray(picture)], features=features)
+    found = embed([path, path.read_bytes(), picture, np.asarray(picture)], cache=features)
     assert (found == found[0]).all()
-    assert embed([], features=features).shape == (0, 192)
+    assert embed([], cache=features).shape == (0, 192)
 
 
 def test_an_image_of_the_file_is_nearest_to_itself(photos, features, at_cut):
@@ -86,15 +87,45 @@ def test_neighbours_are_those_of_brute_force(count, width, k, seed):
         assert np.sort(expected)[::-1][: len(found)] == pytest.approx(similarities, abs=1e-9)
 
 
+def test_a_backbone_gives_the_features_that_extraction_gives(photos, features):
+    cache = open_features(features)
+    found = embed([photos / name for name in cache.sample_ids], backbone="tiny")
+    assert np.array_equal(found, cache.features)
+
+
+@pytest.mark.parametrize("given", [{}, {"cache": "f.h5", "backbone": "tiny"}])
+def test_exactly_one_network_is_given(given):
+    with pytest.raises(ConfigError, match=r"cache='features.h5'.*backbone=.*got (neither|both)"):
+        embed([], **given)
+
+
+def test_the_page_has_both_sides_and_says_where_pictures_have_gone(photos, features, tmp_path):
+    path, page = photos / "red" / "1.png", tmp_path / "similar.html"
+    result = featx_cli("similar", path, "--features", features, "-k", 3, "--html", page)
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert text.count("data:image/jpeg") == 4
+    assert "red/1.png · " in text
+    assert "http" not in text
+    again = featx_cli("similar", path, "--features", features, "--html", photos / "red" / "1.png")
+    assert again.exit_code == 1
+    gone = write_cache(
+        tmp_path / "f.h5", np.eye(4, dtype=np.float32), np.arange(4) % 2, np.zeros(4, np.uint8)
+    )
+    near = [(Neighbour("0001.jpg", "bee", "train", 0.5),)]
+    write_similar_page(gone, [path], near, page)
+    assert "no pictures of them" in page.read_text()
+
+
 def test_what_is_no_image_is_named(photos, features, tmp_path):
     with pytest.raises(ConfigError, match="list of images"):
-        embed(photos / "red" / "1.png", features=features)
+        embed(photos / "red" / "1.png", cache=features)
     with pytest.raises(ConfigError, match="k must be"):
         similar(features, [photos / "red" / "1.png"], k=0)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8 no")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
-        embed([broken], features=features)
+        embed([broken], cache=features)
 
 
 def test_the_command_prints_a_table_or_json(photos, features):

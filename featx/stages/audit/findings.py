@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from featx.artifact import publishing, require_apart, run_files
 from featx.artifact.cells import table_bytes
+from featx.artifact.frames import frame_of
 from featx.features.marks import CONTENT
+
+if TYPE_CHECKING:
+    from featx.artifact.frames import Frame
 
 FindingKind = Literal[
     "label",
@@ -167,6 +171,21 @@ class AuditReport:
     def of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
         """Return the findings of one kind, in their order."""
         return tuple(each for each in self.findings if each.kind == kind)
+
+    def to_frame(self) -> Frame:
+        """Return the findings as a pandas frame, one a row, with the columns of the table.
+
+        Raises:
+            FeatxError: pandas is not installed.
+        """
+        rows = [cells_of(each) for each in self.findings]
+        columns: dict[str, list[Any]] = {
+            name: [row[number] for row in rows] for number, name in enumerate(COLUMNS)
+        }
+        columns["score"] = [each.score for each in self.findings]
+        columns["limit"] = [each.limit for each in self.findings]
+        columns["group"] = [each.group for each in self.findings]
+        return frame_of(columns)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
