@@ -103,6 +103,8 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
             "details": details,
             "spec": spec,
             "counts": cache and _counts(header, cache, task),
+            "few_shot": details.get("few_shot"),
+            "num_groups": len(np.unique(cache.groups[cache.groups >= 0])) if cache else 0,
             "num_classes": len(header.classes),
             "classes": header.classes[:_CLASSES_SHOWN],
             "licence": licence(details["weights"], details.get("licence")),

@@ -64,7 +64,7 @@ Progress = Callable[[str], None]
 
 _NUM_CALIBRATION = 128
 """Training images whose activations give int8 its ranges."""
-_COPIED = ("held_out", "licence", "task", "thresholds", "unit", "views")
+_COPIED = ("few_shot", "held_out", "licence", "task", "thresholds", "unit", "views")
 """Details of the head that the file has as well, where there are any."""
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from featx.classifier.contract import Contract
 from featx.classifier.session import open_classifier
+from featx.heads.samples.selection import FewShot
 from featx.images.decode import decode_image
 from featx.images.preprocess import PreprocessSpec
 from featx.reporting.card import licence, snippets
@@ -214,6 +215,23 @@ def test_names_of_classes_are_no_markdown(make_trained, photos, tmp_path):
     assert r"a\|b" in text
     assert "<script>" not in text.replace(r"\<script", "")
     assert "without comparing it with its head" in text
+
+
+def test_the_card_says_what_shots_and_groups_did(make_trained, photos, tmp_path):
+    folder = photos({"ants": 8, "bees": 8})
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    table = folder / "images.csv"
+    lines = [f"{name},{name.parts[0]},plant{i // 2}" for i, name in enumerate(names)]
+    table.write_text("\n".join(["path,label,group", *lines]))
+    trained = make_trained(tmp_path, table, val_fraction=0.25)
+    card = tmp_path / "card.md"
+    export_onnx(trained.head, trained.model, ExportOptions(card=card))
+    assert "8 groups of images that belong together" in card.read_text()
+    assert "random draw" not in card.read_text()
+    few = TrainOptions(few_shot=FewShot(2, 3), overwrite=True)
+    train_head(trained.features, trained.head, few)
+    export_onnx(trained.head, trained.model, ExportOptions(card=card))
+    assert "2 images of each class, the first of 3 random draws" in card.read_text()
 
 
 def test_a_card_is_not_written_over_another(trained):
