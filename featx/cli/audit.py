@@ -30,14 +30,31 @@ if TYPE_CHECKING:
 _FAILS: dict[str, tuple[FindingKind, ...]] = {
     "labels": ("label", "missing", "surplus", "value"),
     "conflicts": ("conflict",),
-    "leaks": ("leak",),
+    "leaks": ("leak", "sequence"),
     "copies": ("copy",),
 }
 _TITLES: dict[FindingKind, str] = {
-    "conflict": "The same content with different labels",
-    "leak": "The same content in different splits",
-    "copy": "The same content twice",
+    "conflict": "The same picture with different labels",
+    "leak": "The same picture in different splits",
+    "sequence": "Numbered images that are alike, in different splits",
+    "copy": "The same picture twice",
+    "outlier": "Far from all other images",
+    "constant": "A single colour",
+    "empty": "Nearly empty",
+    "tiny": "Very small",
+    "blurred": "Blurred",
 }
+_OWN: dict[FindingKind, str] = {
+    "outlier": "likeness to the nearest",
+    "constant": "range",
+    "empty": "plain",
+    "tiny": "shorter side",
+    "blurred": "sharpness",
+}
+"""What the score of a finding about one picture is called."""
+_COUNTED: dict[FindingKind, str] = {"sequence": "sequence"}
+_MANY = 50
+"""Copies of one picture above which they are one line."""
 
 
 def _parts(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -51,7 +68,10 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.argument("features", type=options.FILE, default=options.FEATURES)
 @click.option("--html", type=options.FILE, help="The page.  [audit.html beside FEATURES]")
 @click.option("--no-html", is_flag=True, help="Write no page.")
-@click.option("--source", help="Where the images are now, for the page.  [where they were]")
+@click.option("--source", help="Where the images are now.  [where they were]")
+@click.option(
+    "--marks", type=options.FILE, help="An earlier table: pairs marked different stay away."
+)
 @click.option("--csv", "table", type=options.FILE, help="Write every finding to this table.")
 @click.option(
     "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Findings shown."
@@ -74,6 +94,7 @@ def audit(
     html: Path | None,
     no_html: bool,
     source: str | None,
+    marks: Path | None,
     table: Path | None,
     top: int,
     fail_on: tuple[str, ...],
@@ -98,7 +119,7 @@ def audit(
     if table is not None:
         require_writable(table, overwrite=overwrite)
     with step_status(quiet=quiet) as step:
-        report = run(features, task=task, seed=seed, step=step)
+        report = run(features, source=source, marks=marks, task=task, seed=seed, step=step)
         if page is not None:
             write_audit_page(report, page, source=source, step=step)
     if table is not None:
@@ -118,14 +139,8 @@ def audit(
 
 def _print(report: AuditReport, top: int) -> None:
     _print_labels(report, top)
-    for kind, title in _TITLES.items():
-        found = report.of_kind(kind)
-        if found:
-            click.echo(f"\n{title}: {counted(len(found), 'image')}")
-            for each in found[:top]:
-                note = {"conflict": each.given, "leak": each.split}.get(kind, "")
-                print_text(f"  {each.sample_id}{f' ({note})' if note else ''} is {each.other}")
-            _print_rest(len(found), top)
+    for kind in _TITLES:
+        _print_kind(report, kind, top)
     click.echo()
     fields = {}
     if report.confusions:
@@ -171,6 +186,37 @@ def _contradicted(report: AuditReport, found: Sequence[Finding]) -> str:
     names = dict.fromkeys(each.note for each in found)
     counts = [f"{name} +{tags[name, 'missing']} −{tags[name, 'surplus']}" for name in names]
     return f"{len(found):,} tags contradicted: {listed(counts, 4)}"
+
+
+def _print_kind(report: AuditReport, kind: FindingKind, top: int) -> None:
+    """Print the findings of a kind, a very large group of copies as one line."""
+    found = report.of_kind(kind)
+    if not found:
+        return
+    click.echo(f"\n{_TITLES[kind]}: {counted(len(found), _COUNTED.get(kind, 'image'))}")
+    sizes = Counter(each.group for each in found if each.group)
+    lines = dict[str | int, str]()
+    for number, each in enumerate(found):
+        if (size := sizes[each.group]) > _MANY:
+            lines.setdefault(f"group {each.group}", f"{size:,} images like {each.other}")
+        else:
+            lines[number] = _line(each, kind)
+    for line in list(lines.values())[:top]:
+        print_text(f"  {line}")
+    _print_rest(len(lines), top)
+
+
+def _line(each: Finding, kind: FindingKind) -> str:
+    if kind == "sequence":
+        return f"{each.note}; {each.sample_id} to {each.other}"
+    if kind in _OWN:
+        return f"{each.sample_id} ({_OWN[kind]} {each.score:.3g})"
+    own = {"conflict": each.given, "leak": each.split}.get(kind, "")
+    name = f"{each.sample_id}{f' ({own})' if own else ''}"
+    if each.score == 1:
+        return f"{name} is {each.other}"
+    notes = ", ".join(part for part in (f"{each.score:.2f} alike", each.note) if part)
+    return f"{name} is like {each.other} ({notes})"
 
 
 def _print_rest(count: int, top: int) -> None:

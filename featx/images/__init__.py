@@ -8,6 +8,8 @@
     views        augmented versions of an image, drawn from its content and a number
     given        images as a caller gives them: paths, bytes, PIL images, arrays
     thumbnails   small pictures of images, for pages and notebooks
+    alike        whether two images show the same picture, by their pixels
+    quality      pictures of one colour, with next to nothing on them, or blurred
     reading      a source's images, read and decoded ahead by threads, one per core
     edge_cases   images that are hard to preprocess, made from ordinary ones, for proofs
 

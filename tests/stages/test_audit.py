@@ -119,6 +119,7 @@ def test_copies_are_conflicts_leaks_or_just_copies(tmp_path):
 def test_unlabelled_images_have_no_label_to_be_wrong_but_may_be_copies(tmp_path):
     made = separable(60)
     made["labels"] = np.full(60, -1)
+    made["splits"][8:10] = 0
     contents = np.arange(1, 61)
     contents[9] = contents[8]
     report = audit(write_cache(tmp_path / "f.h5", contents=contents, **made))
@@ -181,6 +182,7 @@ def test_the_command_prints_the_worst_first_and_fails_where_asked(planted):
 
 def test_control_characters_in_names_are_escaped(tmp_path, monkeypatch):
     made = separable(60)
+    made["splits"][8:10] = 0
     contents = np.arange(1, 61)
     contents[9] = contents[8]
     path = write_cache(tmp_path / "f.h5", contents=contents, **made)
@@ -212,6 +214,7 @@ def test_an_existing_table_is_refused_before_the_work(planted, tmp_path):
 
 def test_the_table_is_refused_for_other_images_of_the_same_names(tmp_path):
     made, contents = separable(60), np.arange(1, 61)
+    made["splits"][8:10] = 0
     contents[9] = contents[8]
     path = write_cache(tmp_path / "a.h5", contents=contents, **made)
     table = tmp_path / "audit.csv"

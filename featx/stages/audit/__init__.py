@@ -3,7 +3,11 @@
 judged      labels that heads contradict: classes, tags and numbers
 labels      probabilities of classes, and how many labels are wrong
 evidence    the nearest images whose own label is trusted
-copies      images of one content: in several splits, or with several labels
+pictures    the images as small grey pictures, and what is measured of them
+near        pairs of images that show the same picture
+sequences   runs of numbered images that are alike
+same        both, with the copies of one content
+copies      images of one picture: in several splits, or with several labels
 findings    what an audit finds, and the table of it
 report      findings of all kinds, joined
 page        the findings with their pictures, to be marked

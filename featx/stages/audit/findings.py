@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -83,7 +83,7 @@ class Confusion(NamedTuple):
 
 
 class ImageSequence(NamedTuple):
-    """A run of numbered images that are alike, as frames of a video, in several splits.
+    """A run of numbered images that are alike, as frames of a video.
 
     ``splits`` has the number of its images in each.
     """
@@ -143,7 +143,7 @@ class AuditReport:
         small_classes: Classes of fewer than five training images, with their number.
         num_images: Of the file.
         seconds: All in all.
-        sequences: Runs of numbered images in several splits.
+        sequences: Runs of numbered images that are alike; those in several splits are findings.
         leaks: What copies of training images add to the score of each held-out split.
         alike: Pairs of classes that cannot be told apart.
         curve: Accuracy by number of training images, ascending.
@@ -215,7 +215,17 @@ def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool =
     output = Path(output)
     require_apart({"the table": output}, run_files(report.path))
     with publishing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(table_bytes(COLUMNS, map(cells_of, report.findings)))
+        temporary.write_bytes(table_bytes(COLUMNS, table_of(report)))
+
+
+def table_of(report: AuditReport) -> Iterator[Sequence[str]]:
+    """Yield the cells of all findings, and of the pairs that are marked as different."""
+    yield from map(cells_of, report.findings)
+    place = COLUMNS.index("different")
+    for each in report.dismissed:
+        cells = list(cells_of(each))
+        cells[place] = "true"
+        yield cells
 
 
 def cells_of(each: Finding) -> Sequence[str]:
