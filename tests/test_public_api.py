@@ -142,7 +142,11 @@ def test_no_option_is_passed_through_unseen():
         for module, tree in TREES.items()
         if module.parts[0] != "cli"
         for node in ast.walk(tree)
-        if isinstance(node, Function) and node.args.kwarg and not node.name.startswith("_")
+        if isinstance(node, Function)
+        and node.args.kwarg
+        and not node.name.startswith("_")
+        # a record of keywords lists their names
+        and not ast.unparse(node.args.kwarg.annotation or ast.Constant(None)).startswith("Unpack[")
     ]
     assert not wrong
 

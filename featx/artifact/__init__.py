@@ -5,6 +5,7 @@ fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
 files    which of the three a file is; where outputs lie, what they may replace, atomic writing
 cells    CSV that no spreadsheet calculates
+keywords options by keyword, in place of a record or beside it
 frames   results as pandas frames
 shown    results as lines in a terminal, and as HTML in a notebook
 """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
 from featx.backbones.table import require_backbone
@@ -201,6 +201,22 @@ class BackboneOptions:
             raise ConfigError(
                 "activations at a cut are not calculated in int8: leave out precision='int8'."
             )
+
+
+class BackboneKeywords(TypedDict, total=False):
+    """Options of ``BackboneOptions`` by keyword."""
+
+    backbone: str | None
+    weights: str | None
+    layer: str | None
+    pool: Pool | None
+    cut: str | None
+    image_size: int | None
+    resize: int | None
+    crop: Crop | None
+    decode: Decode | None
+    seed: int | None
+    precision: Precision | None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import click
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import (
-    Progressed,
     human_seconds,
     next_command,
     print_fields,
@@ -180,7 +179,7 @@ def extract_layers_to(
 
 
 @contextmanager
-def _bars(*, quiet: bool) -> Iterator[dict[str, Progressed | None]]:
+def _bars(*, quiet: bool) -> Iterator[dict[str, Any]]:
     with progress_bars(quiet=quiet) as bar:
         yield {
             "progress": bar("Extracting"),

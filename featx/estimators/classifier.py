@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from featx.artifact import Header, describe_environment
+from featx.artifact.keywords import by_keyword, record_of
 from featx.errors import ConfigError
 from featx.estimators.extractor import FeatureExtractor
 from featx.estimators.inputs import images_of
@@ -29,7 +30,7 @@ from featx.heads.tasks import SINGLE_LABEL
 from featx.images.decode import MAX_PIXELS, content_digest
 from featx.images.given import ImageLike, decode_given, encoded
 from featx.images.sources import SPLITS
-from featx.stages.export import ExportOptions, ExportReport, export_onnx
+from featx.stages.export import ExportKeywords, ExportOptions, ExportReport, export_onnx
 from featx.training.fitting import fit_heads
 from featx.training.options import HeadKind, TrainOptions
 from featx.training.record import head_header, made_from
@@ -138,13 +139,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: np.ndarray = self.classes_[self._logits(X).argmax(axis=1)]
         return labels
 
-    def export(self, path: str | Path, options: ExportOptions | None = None) -> ExportReport:
+    @by_keyword(ExportOptions)
+    def export(
+        self,
+        path: str | Path,
+        options: ExportOptions | None = None,
+        **keywords: Unpack[ExportKeywords],
+    ) -> ExportReport:
         """Write one ONNX file from images to probabilities, and prove it on images of ``fit``.
 
         Args:
             path: The ONNX file; ``featx.Predictor`` reads it.
             options: Inputs, outputs, precision and the rest; ``features``, ``source`` and
                 ``weights`` have no effect.
+            keywords: The same by name: ``precision="fp16"``.
 
         Raises:
             ConfigError: The classifier was unpickled, and was not fitted with paths.
@@ -168,7 +176,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             header = head_header(cache, self._trained, inputs, class_weight=weight, more={})
             save_head(head, Head(header, self._trained.layers))
             own = replace(
-                options or ExportOptions(),
+                record_of(ExportOptions, options, keywords),
                 features=features,
                 source=str(folder / "images.csv"),
                 weights=None,

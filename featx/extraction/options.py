@@ -13,6 +13,7 @@ from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import (
     INPUT,
     PENULTIMATE,
+    BackboneKeywords,
     BackboneOptions,
     BackboneRequest,
     BackboneSpec,
@@ -81,6 +82,9 @@ class ExtractOptions(BackboneOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        report: Any = self.report
+        if isinstance(report, str):
+            object.__setattr__(self, "report", Path(report))
         for name, choices in (("on_error", OnError), ("engine", EngineChoice)):
             require_choice(name, getattr(self, name), (None, *get_args(choices)))
         if self.cut != INPUT:
@@ -125,6 +129,27 @@ class ExtractOptions(BackboneOptions):
         merged = kept | given
         merged.setdefault("dtype", default_dtype(merged.get("cut")))
         return ResolvedOptions(**merged)
+
+
+class ExtractKeywords(BackboneKeywords, total=False):
+    """Options of ``ExtractOptions`` by keyword."""
+
+    dtype: DType | None
+    views: int | None
+    augment: str | None
+    val_fraction: float | None
+    resplit: bool
+    on_error: OnError | None
+    max_bad: float | None
+    max_pixels: int | None
+    report: str | Path | None
+    verify_content: bool
+    restart: bool
+    overwrite: bool
+    device: str
+    engine: EngineChoice
+    batch_size: int | None
+    workers: int | None
 
 
 @dataclass(frozen=True)

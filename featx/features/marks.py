@@ -46,7 +46,8 @@ def read_marks(path: Path) -> list[Mark]:
     if lacking := [each for each in ("sample_id", "kind", CONTENT) if each not in columns]:
         raise ConfigError(
             f"'{path}' is no table of findings: it has no column {', '.join(lacking)}, but "
-            f"{', '.join(columns[:8]) or 'nothing'}. featx audit --csv writes one."
+            f"{', '.join(columns[:8]) or 'nothing'}. featx.write_findings "
+            "writes one, as featx audit does."
         )
     try:
         return [_mark(row, path) for row in rows]

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
+from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.spec import PENULTIMATE
 from featx.errors import ConfigError, SourceError, counted
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.bad_images import require_own_files, require_report_path
-from featx.extraction.options import ExtractOptions, ExtractReport
+from featx.extraction.options import ExtractKeywords, ExtractOptions, ExtractReport
 from featx.extraction.resume import find_existing, recorded_source, settle
 from featx.extraction.run import OutputRun, Progress
 from featx.extraction.splitting import Splitting
@@ -28,6 +30,7 @@ from featx.images.sources import (
 )
 
 
+@by_keyword(ExtractOptions)
 def extract(
     source: str | Path | None,
     output: str | Path,
@@ -35,6 +38,7 @@ def extract(
     *,
     progress: Progress | None = None,
     download_progress: Progress | None = None,
+    **keywords: Unpack[ExtractKeywords],
 ) -> ExtractReport:
     """Write the features of a source's images to an HDF5 file, or bring that file up to date.
 
@@ -47,6 +51,7 @@ def extract(
             ``digits:``; None takes the one that the output was made from.
         output: The feature file.
         options: Backbone, preprocessing and the rest.
+        keywords: The same by name: ``backbone="tiny"``.
         progress: Called after each batch, with images.
         download_progress: Called while weights are downloaded, with bytes.
 
@@ -61,12 +66,13 @@ def extract(
         ArtifactMismatch: The output, or an unfinished extraction, was made with other settings.
         ArtifactError: The output is something else, or cannot be written.
     """
-    given, output = options or ExtractOptions(), Path(output)
+    given, output = record_of(ExtractOptions, options, keywords), Path(output)
     images = _open_source(source, output)  # nothing is made before it is accepted
     (report,) = _extract(images, {output: given}, progress, download_progress)
     return report
 
 
+@by_keyword(ExtractOptions)
 def extract_layers(
     source: str | Path | None,
     outputs: Mapping[str, str | Path],
@@ -74,6 +80,7 @@ def extract_layers(
     *,
     progress: Progress | None = None,
     download_progress: Progress | None = None,
+    **keywords: Unpack[ExtractKeywords],
 ) -> tuple[ExtractReport, ...]:
     """Write the features of several layers, each to a file, or bring those up to date.
 
@@ -84,6 +91,7 @@ def extract_layers(
         source: As of ``extract``; None takes the one that the first output was made from.
         outputs: The feature file of each layer; ``"penultimate"`` is the input of the last layer.
         options: Of all of them; ``layer`` and ``report`` are left out.
+        keywords: The same by name.
         progress: As of ``extract``.
         download_progress: As of ``extract``.
 
@@ -94,7 +102,7 @@ def extract_layers(
         ConfigError: There is no layer, two have one file, or an option does not fit.
         FeatxError: As of ``extract``.
     """
-    given = options or ExtractOptions()
+    given = record_of(ExtractOptions, options, keywords)
     paths = {layer: Path(path) for layer, path in outputs.items()}
     if not paths or len({path.resolve() for path in paths.values()}) < len(paths):
         raise ConfigError("each layer needs an output of its own, and one layer at least is given.")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from featx.artifact import Header, beside, require_apart, require_replaceable, run_files
+from featx.artifact.keywords import by_keyword, record_of
 from featx.artifact.shown import Cells, Framed
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch
@@ -20,7 +21,7 @@ from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.tables import score_cells, score_columns
-from featx.training.finetune.options import FinetuneOptions
+from featx.training.finetune.options import FinetuneKeywords, FinetuneOptions
 from featx.training.finetune.outcome import Comparison, Events, Tuned
 from featx.training.record import (
     calibration_of,
@@ -31,7 +32,7 @@ from featx.training.record import (
     made_from,
     metrics_of,
 )
-from featx.training.samples import exclude, warn_of_leaks
+from featx.training.samples import exclude, warn_of_leaks, with_excluded
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class FinetuneReport(Framed):
         }
 
 
+@by_keyword(FinetuneOptions)
 def finetune(
     features: str | Path,
     output: str | Path,
@@ -109,6 +111,7 @@ def finetune(
     weights: str | None = None,
     restart: bool = False,
     events: Events | None = None,
+    **keywords: Unpack[FinetuneKeywords],
 ) -> FinetuneReport:
     """Train the network behind a cut, and a head on it, from cached activations; write the head.
 
@@ -125,6 +128,8 @@ def finetune(
         weights: Where the pretrained weights are now, where they have moved.
         restart: Train again, and forget an interrupted run.
         events: Called while it trains.
+        keywords: The options by name: ``max_epochs=5``. ``exclude`` may be a file, as of ``featx
+            finetune``.
 
     Raises:
         ArtifactError: A file cannot be used, or the output is not a head.
@@ -135,7 +140,8 @@ def finetune(
         ConfigError: An option does not fit.
         TrainingError: The loss is not finite.
     """
-    options, output = options or FinetuneOptions(), Path(output)
+    output = Path(output)
+    options = record_of(FinetuneOptions, options, with_excluded(keywords, features))
     with locked(output):
         checkpoint = beside(output, ".partial")
         _require_apart(output, Path(features), start)

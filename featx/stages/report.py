@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, Unpack, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from featx.artifact import (
     require_replaceable,
     run_files,
 )
+from featx.artifact.keywords import by_keyword, record_of
 from featx.classifier.staleness import find_features, open_features_of
 from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
 from featx.features.file import FeatureFile
@@ -63,6 +64,18 @@ class ReportOptions:
         require_at_least("num_mistakes", self.num_mistakes, 0)
 
 
+class ReportKeywords(TypedDict, total=False):
+    """Options of ``ReportOptions`` by keyword."""
+
+    features: str | Path | None
+    source: str | None
+    split: str | None
+    map: MapKind
+    num_mistakes: int
+    stale: bool
+    overwrite: bool
+
+
 @dataclass(frozen=True)
 class ReportPage:
     """The result of a report.
@@ -79,8 +92,12 @@ class ReportPage:
     replaced: str = ""
 
 
+@by_keyword(ReportOptions)
 def write_report(
-    head: str | Path, output: str | Path, options: ReportOptions | None = None
+    head: str | Path,
+    output: str | Path,
+    options: ReportOptions | None = None,
+    **keywords: Unpack[ReportKeywords],
 ) -> ReportPage:
     """Write one HTML page about a head, pictures included.
 
@@ -90,6 +107,7 @@ def write_report(
         head: The head file.
         output: The page.
         options: What it shows.
+        keywords: The same by name: ``map="none"``.
 
     Raises:
         ArtifactError: Head or features cannot be used, do not belong together, or the output
@@ -98,7 +116,7 @@ def write_report(
         SourceError: There are no labelled images in the split.
         ConfigError: An option is out of range, or matplotlib is not installed.
     """
-    options, output = options or ReportOptions(), Path(output)
+    options, output = record_of(ReportOptions, options, keywords), Path(output)
     require_matplotlib()
     trained = open_head(head)
     features = find_features(trained, Path(head), options.features)

@@ -7,18 +7,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from featx.artifact import Header, require_apart, require_replaceable, run_files
+from featx.artifact.keywords import by_keyword
 from featx.classifier.tails import features_through
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, save_head
 from featx.heads.samples.data import Step, no_step
-from featx.heads.samples.selection import FewShotScores, Spread, summarise
+from featx.heads.samples.selection import FewShot, FewShotScores, Spread, summarise
+from featx.heads.solvers.mlp import MLPOptions
+from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS
 from featx.training.fitting import EpochProgress, fit_heads
-from featx.training.options import CrossValidated, TrainOptions, TrainReport
+from featx.training.options import (
+    CrossValidated,
+    TrainKeywords,
+    TrainOptions,
+    TrainReport,
+    train_options,
+)
 from featx.training.record import (
     calibration_of,
     describe_replaced,
@@ -28,12 +37,13 @@ from featx.training.record import (
     made_from,
     metrics_of,
 )
-from featx.training.samples import exclude, warn_of_leaks
+from featx.training.samples import exclude, warn_of_leaks, with_excluded
 from featx.training.trained import Trained
 
 log = logging.getLogger(__name__)
 
 
+@by_keyword(TrainOptions, MLPOptions, SGDOptions, FewShot)
 def train_head(
     features: str | Path,
     output: str | Path,
@@ -42,6 +52,7 @@ def train_head(
     weights: str | None = None,
     progress: EpochProgress | None = None,
     step: Step | None = None,
+    **keywords: Unpack[TrainKeywords],
 ) -> TrainReport:
     """Fit a head on the training split of a feature file and write it.
 
@@ -52,6 +63,8 @@ def train_head(
         features: The feature file; at a cut, the unchanged network behind it is run.
         output: The head file.
         options: Which head and how.
+        keywords: The same by name, with those of ``MLPOptions``, ``SGDOptions`` and ``FewShot``:
+            ``head="mlp", hidden=256``. ``exclude`` may be a file, as of ``featx train-head``.
         weights: At a cut, where the pretrained weights are now, where they have moved.
         progress: Called after each epoch of ``sgd``.
         step: Called with the step under way, in a few words.
@@ -61,7 +74,8 @@ def train_head(
         SourceError: Its samples cannot train a head.
         ConfigError: An option does not fit.
     """
-    options, output = options or TrainOptions(), Path(output)
+    output = Path(output)
+    options = train_options(options, with_excluded(keywords, features))
     require_apart({"the head": output}, run_files(Path(features)))
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from featx import system
+from featx.artifact.keywords import names_of, record_of, require_names
 from featx.artifact.shown import Cells, Framed
 from featx.errors import ConfigError, require_choice
 from featx.heads.head import Head, lines_of_head
@@ -74,6 +76,9 @@ class TrainOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        strengths: Any = self.strengths
+        if isinstance(strengths, (int, float)):
+            object.__setattr__(self, "strengths", (strengths,))
         require_choice("task", self.task, ("auto", *TASKS))
         require_choice("head", self.head, get_args(HeadKind))
         require_choice("solver", self.solver, (None, *get_args(Solver)))
@@ -99,6 +104,75 @@ class TrainOptions:
             if self.few_shot is not None:
                 raise ConfigError(f"few-shot draws have no meaning for {name}: leave shots out.")
         return self.solver or default
+
+
+class TrainKeywords(TypedDict, total=False):
+    """Options of ``TrainOptions`` and of its parts by keyword."""
+
+    task: TaskChoice
+    head: HeadKind
+    solver: Solver | None
+    strengths: float | Sequence[float]
+    mlp: MLPOptions
+    sgd: SGDOptions
+    class_weight: ClassWeight
+    few_shot: FewShot | None
+    use_views: bool
+    calibrate: bool
+    exclude: Sequence[str] | str | Path
+    memory: str | int | None
+    seed: int
+    overwrite: bool
+    hidden: int | Sequence[int]
+    dropout: float | Sequence[float]
+    learning_rate: float | Sequence[float]
+    weight_decay: float | Sequence[float]
+    num_seeds: int
+    batch_size: int
+    max_epochs: int
+    patience: int
+    momentum: float
+    step_size: int
+    gamma: float
+    epochs: int
+    shots: int
+    repeats: int
+
+
+_PARTS: dict[str, type[MLPOptions | SGDOptions | FewShot]] = {
+    **{"mlp": MLPOptions, "sgd": SGDOptions, "few_shot": FewShot}
+}
+_PART_OF = {"mlp": "head='mlp'", "sgd": "solver='sgd'"}
+
+
+def train_options(given: TrainOptions | None, keywords: Mapping[str, Any]) -> TrainOptions:
+    """Return the options of training; keywords count before what a given record says.
+
+    Options of an MLP count with ``head="mlp"``, those of SGD with ``solver="sgd"``, and those of
+    ``FewShot`` with ``shots``.
+
+    Raises:
+        ConfigError: There is no such option, it has no meaning here, or a value does not fit.
+    """
+    own = names_of(TrainOptions)
+    parts = {part: names_of(record) for part, record in _PARTS.items()}
+    require_names(keywords, chain(own, *parts.values()))
+    options = record_of(TrainOptions, given, {n: v for n, v in keywords.items() if n in own})
+    used = ["mlp"] if options.head == "mlp" else ["sgd"] if options.solver == "sgd" else []
+    if options.few_shot or "shots" in keywords:
+        used.append("few_shot")
+    for name in (name for name in keywords if name not in own):
+        fitting = [part for part, names in parts.items() if name in names]
+        if not set(fitting) & set(used):
+            needed = " or ".join(_PART_OF.get(part, "shots=…") for part in fitting)
+            raise ConfigError(f"{name}=… has no meaning here; it needs {needed}.")
+    for part in used:
+        chosen = {n: v for n, v in keywords.items() if n in parts[part] and n not in own}
+        if chosen:
+            options = replace(
+                options, **{part: record_of(_PARTS[part], getattr(options, part), chosen)}
+            )
+    return options
 
 
 @dataclass(frozen=True)

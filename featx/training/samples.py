@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,15 @@ def exclude(cache: FeatureFile, sample_ids: Sequence[str]) -> FeatureFile:
         f"; {counted(others, 'other')} of validation or test stay" if others else "",
     )
     return cache.without(training)
+
+
+def with_excluded(keywords: Mapping[str, Any], features: str | Path | None) -> dict[str, Any]:
+    """Return options by keyword, with the names in a file where ``exclude`` is its path."""
+    excluded = keywords.get("exclude")
+    if not isinstance(excluded, (str, Path)):
+        return dict(keywords)
+    own = None if features is None else Path(features)
+    return {**keywords, "exclude": read_excluded(Path(excluded), own)}
 
 
 def read_excluded(path: Path, features: Path | None = None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,9 @@ class MLPOptions:
     patience: int = 10
 
     def __post_init__(self) -> None:
+        hidden: Any = self.hidden
+        if isinstance(hidden, int):
+            object.__setattr__(self, "hidden", (hidden,))
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"hidden sizes must be at least 1; got {list(self.hidden)}.")
         if not all(0 <= rate < 1 for rate in _several(self.dropout)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from featx.artifact import (
     Header,
@@ -15,8 +15,15 @@ from featx.artifact import (
     file_sha256,
     kind_of_file,
 )
+from featx.artifact.keywords import by_keyword, record_of
 from featx.artifact.shown import Shown
-from featx.backbones.spec import PENULTIMATE, BackboneOptions, BackboneRequest, weights_file
+from featx.backbones.spec import (
+    PENULTIMATE,
+    BackboneKeywords,
+    BackboneOptions,
+    BackboneRequest,
+    weights_file,
+)
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError, counted
 from featx.extraction.options import describe_changes
@@ -53,6 +60,16 @@ class CheckOptions(BackboneOptions):
     seconds: float = 600
     memory_bytes: int = 4 * 2**30
     max_images: int = 2000
+
+
+class CheckKeywords(BackboneKeywords, total=False):
+    """Options of ``CheckOptions`` by keyword."""
+
+    dtype: str | None
+    verify_content: bool
+    seconds: float
+    memory_bytes: int
+    max_images: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,8 +131,12 @@ class CheckReport(Shown):
         return asdict(self) | {"path": str(self.path), "is_fresh": self.is_fresh}
 
 
+@by_keyword(CheckOptions)
 def check(
-    path: str | Path, source: str | Path | None = None, options: CheckOptions | None = None
+    path: str | Path,
+    source: str | Path | None = None,
+    options: CheckOptions | None = None,
+    **keywords: Unpack[CheckKeywords],
 ) -> CheckReport:
     """Check all of a file in a process of its own, and compare it with its source.
 
@@ -127,6 +148,7 @@ def check(
         source: The images; None takes those that a feature file was made from, and runs no model.
             Of a head, the feature file; None takes the one that it was trained on.
         options: Settings to compare with, and limits.
+        keywords: The same by name: ``backbone="resnet18"``.
 
     Raises:
         ArtifactMissing: The file is not there.
@@ -137,7 +159,7 @@ def check(
         ArtifactMismatch: The source holds none of the images of a model's proof.
         ConfigError: Images were given for a head, or a source for a model without a proof.
     """
-    options, path = options or CheckOptions(), Path(path)
+    options, path = record_of(CheckOptions, options, keywords), Path(path)
     kind = kind_of_file(path)
     limits = Limits(memory_bytes=options.memory_bytes, seconds=options.seconds)
     call_isolated(_READERS[kind], path, limits=limits)

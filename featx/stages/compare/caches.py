@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from featx.artifact.keywords import by_keyword
 from featx.artifact.shown import Framed
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
 from featx.errors import counted
 from featx.features.file import FeatureFile, open_features
 from featx.heads.samples.data import Step
+from featx.heads.samples.selection import FewShot
+from featx.heads.solvers.mlp import MLPOptions
+from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.tables import main_column, score_columns
@@ -24,8 +28,8 @@ from featx.stages.compare.same_images import (
     require_several,
 )
 from featx.training.fitting import fit_heads
-from featx.training.options import TrainOptions
-from featx.training.samples import exclude, warn_of_leaks
+from featx.training.options import TrainKeywords, TrainOptions, train_options
+from featx.training.samples import exclude, warn_of_leaks, with_excluded
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class CompareReport(Framed):
         return {"split": self.split, "caches": rows}
 
 
+@by_keyword(TrainOptions, MLPOptions, SGDOptions, FewShot)
 def compare(
     features: Sequence[str | Path],
     options: TrainOptions | None = None,
@@ -100,6 +105,7 @@ def compare(
     split: str | None = None,
     weights: str | None = None,
     progress: Callable[[str], None] | None = None,
+    **keywords: Unpack[TrainKeywords],
 ) -> CompareReport:
     """Return the scores of the same head, trained on each of several feature files.
 
@@ -109,6 +115,7 @@ def compare(
         features: Two files or more; only one is in memory at a time.
         options: Which head and how; None for the default one. With ``few_shot`` the first draw
             counts.
+        keywords: The options by name, as of ``train_head``.
         split: The split to compare; None for validation, or test where there is no validation.
         weights: Of files with a cut: where the pretrained weights are now, where they have moved.
         progress: Called with the step under way.
@@ -121,7 +128,8 @@ def compare(
         SourceError: The samples cannot train a head.
     """
     paths = require_several(features, "feature files")
-    options, tell = options or TrainOptions(), progress or (lambda _: None)
+    options = train_options(options, with_excluded(keywords, None))
+    tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared, has_cut = [], False
     for number, path in enumerate(paths, start=1):

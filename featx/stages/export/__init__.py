@@ -7,11 +7,12 @@ evidence    images of the source, and what the head answered for them
 state_dict  network and head as a state dict of the whole model
 """
 
-from featx.stages.export.options import ExportOptions, ExportReport
+from featx.stages.export.options import ExportKeywords, ExportOptions, ExportReport
 from featx.stages.export.stage import export_onnx
 from featx.stages.export.state_dict import StateDictReport, export_state_dict
 
 __all__ = [
+    "ExportKeywords",
     "ExportOptions",
     "ExportReport",
     "StateDictReport",

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from featx.artifact import Header, describe_environment, fingerprint_of
 from featx.artifact.shown import Shown
@@ -106,6 +106,26 @@ class ExportOptions:
     def contract(self) -> Contract:
         """Inputs and outputs of the file."""
         return Contract(self.input, output_names(self.outputs))
+
+
+class ExportKeywords(TypedDict, total=False):
+    """Options of ``ExportOptions`` by keyword."""
+
+    features: str | Path | None
+    source: str | None
+    weights: str | None
+    input: Input
+    outputs: str | Sequence[str]
+    precision: Precision | None
+    opset: int
+    atol: float | None
+    max_drop: float
+    max_images: int
+    verify: bool
+    stale: bool
+    with_names: bool
+    card: str | Path | None
+    overwrite: bool
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from featx.artifact import (
     run_files,
     without_folders,
 )
+from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8 import calibrate, quantize_graph
@@ -52,6 +53,7 @@ from featx.reporting.card import is_card_of, require_card_replaceable, write_car
 from featx.stages.export.evidence import Evidence, open_evidence, staleness_if_there
 from featx.stages.export.options import (
     DEFAULT_RTOL,
+    ExportKeywords,
     ExportOptions,
     ExportReport,
     Precision,
@@ -68,12 +70,14 @@ _COPIED = ("few_shot", "held_out", "licence", "task", "thresholds", "unit", "vie
 """Details of the head that the file has as well, where there are any."""
 
 
+@by_keyword(ExportOptions)
 def export_onnx(
     head: str | Path,
     output: str | Path,
     options: ExportOptions | None = None,
     *,
     progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Write one ONNX file that maps images to logits and probabilities, and prove it.
 
@@ -84,6 +88,7 @@ def export_onnx(
         head: The head file.
         output: The ONNX file.
         options: Where things are, what the file takes and gives, and how strict to be.
+        keywords: The options by name: ``verify=False``.
         progress: Called with the name of each step.
 
     Raises:
@@ -97,7 +102,8 @@ def export_onnx(
         ParityError: The file does not answer what the head answers, or loses too much accuracy;
             nothing was written.
     """
-    options, output, start = options or ExportOptions(), Path(output), time.perf_counter()
+    options, start = record_of(ExportOptions, options, keywords), time.perf_counter()
+    output = Path(output)
     report = progress or (lambda _: None)
     card = None if options.card is None else Path(options.card)
     trained = open_head(head)

@@ -6,17 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from featx.artifact import publishing, require_apart, require_writable, run_files
+from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.staleness import find_features
 from featx.errors import ConfigError, ExportError
 from featx.heads.head import Head, open_head
 from featx.images.reading import spread
 from featx.stages.export.evidence import open_evidence
-from featx.stages.export.options import ExportOptions, warn_of_licence
+from featx.stages.export.options import ExportKeywords, ExportOptions, warn_of_licence
 
 MAX_DIFFERENCE = 1e-4
 """Of the model's logits from those of network and head, as a share of the largest."""
@@ -46,12 +48,14 @@ class StateDictReport:
     seconds: float
 
 
+@by_keyword(ExportOptions)
 def export_state_dict(
     head: str | Path,
     output: str | Path,
     options: ExportOptions | None = None,
     *,
     progress: Callable[[str], None] | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> StateDictReport:
     """Write a head's network, with the head as its last layer, as a state dict of the whole model.
 
@@ -63,6 +67,7 @@ def export_state_dict(
         output: Ends in ``.pth`` or ``.pt``, for ``torch.load``; or in ``.safetensors``.
         options: Of these, ``features``, ``source``, ``weights``, ``verify``, ``stale`` and
             ``overwrite`` count here; without ``verify`` random pixels are compared.
+        keywords: The options by name: ``verify=False``.
         progress: Called with each step.
 
     Raises:
@@ -74,7 +79,8 @@ def export_state_dict(
         SourceError: The images are gone.
     """
     start = time.perf_counter()
-    options, output, report = options or ExportOptions(), Path(output), progress or (lambda _: None)
+    options, output = record_of(ExportOptions, options, keywords), Path(output)
+    report = progress or (lambda _: None)
     trained = open_head(head)
     _require_fit(trained, output)
     read = {f"the head '{head}'": Path(head)}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
 
 from featx.errors import ConfigError, require_at_least, require_choice
 from featx.heads.samples.selection import ClassWeight
@@ -164,3 +166,31 @@ class FinetuneOptions:
         if self.class_weight is not None and not isinstance(self.class_weight, str):
             values["class_weight"] = dict(self.class_weight)
         return values
+
+
+class FinetuneKeywords(TypedDict, total=False):
+    """Options of ``FinetuneOptions`` by keyword."""
+
+    task: TaskChoice
+    class_weight: ClassWeight
+    calibrate: bool
+    exclude: Sequence[str] | str | Path
+    memory: str | int | None
+    seed: int
+    device: str
+    scratch: bool
+    lr: float | None
+    backbone_lr: float | None
+    layer_decay: float | None
+    max_epochs: int | None
+    patience: int
+    batch_size: int
+    optimizer: Optimizer
+    momentum: float
+    weight_decay: float
+    warmup: float
+    step_size: int | None
+    gamma: float
+    clip: float | None
+    train_bn: bool | None
+    average: Average
