@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py [--data ../shared/data]
 
 The data folder holds hymenoptera_data, cifar10_subset and weights/squeezenet1_1-mango-c10.pth, a
-SqueezeNet fine-tuned from torchvision's ImageNet weights.
+SqueezeNet fine-tuned from torchvision's ImageNet weights; lite0's come with the extra imagenet.
 """
 
 import json
@@ -34,10 +34,12 @@ def cases(data: Path) -> list[Case]:
     small = featx.ExtractOptions(backbone="squeezenet1_1", weights=mango, image_size=96)
     whole = replace(small, val_fraction=0)
     cifar = f"cifar10:{data / 'cifar10_subset'}"
+    lite0 = featx.ExtractOptions(backbone="lite0")
     tiny = featx.ExtractOptions(backbone="tiny")
     return [
         Case("digits, tiny, 32 px", "digits:", tiny, "val"),
         Case("hymenoptera, squeezenet1_1", str(data / "hymenoptera_data"), squeezenet, "val"),
+        Case("hymenoptera, lite0", str(data / "hymenoptera_data"), lite0, "val"),
         Case("CIFAR-10 subset, squeezenet1_1, 96 px", cifar, small, "test"),
         Case("the same, `--val-fraction 0`", cifar, whole, "test"),
     ]

@@ -145,15 +145,19 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 @pytest.mark.real_data
-def test_hymenoptera(data, tmp_path):
-    """Held to: validation top-1 of at least 0.93, and the exported file within one image of it."""
-    weights = data / "weights" / "squeezenet1_1-mango-c10.pth"
+@pytest.mark.parametrize(
+    ("backbone", "weights", "bound"),
+    [("squeezenet1_1", "squeezenet1_1-mango-c10.pth", 0.93), ("lite0", None, 0.94)],
+)
+def test_hymenoptera(backbone, weights, bound, data, tmp_path):
+    """Held to: a validation top-1, and the exported file within one image of it."""
     source = data / "hymenoptera_data"
-    options = featx.ExtractOptions(backbone="squeezenet1_1", weights=str(weights))
+    chosen = {"weights": str(data / "weights" / weights)} if weights else {}
+    options = featx.ExtractOptions(backbone=backbone, **chosen)
     extracted = featx.extract(source, tmp_path / "f.h5", options)
     assert extracted.split_sizes == {"train": 245, "val": 153}
     report = featx.train_head(tmp_path / "f.h5", tmp_path / "h.safetensors")
-    assert report.metrics["val"].top1 >= 0.93
+    assert report.metrics["val"].top1 >= bound
     exported = featx.export_onnx(tmp_path / "h.safetensors", tmp_path / "m.onnx")
     assert exported.proof is not None
     assert exported.proof.num_images >= 64

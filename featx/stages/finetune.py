@@ -153,7 +153,7 @@ def finetune(
         exists = require_replaceable(output, "head")
         warn_of_leaks(cache)
         inputs, existing = _inputs(cache, options, first), find_head(output) if exists else None
-        if existing and not restart and is_made_from(existing, inputs):
+        if existing and not restart and is_made_from(existing, output, inputs):
             with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
                 return _report(output, existing, is_unchanged=True)
         if restart:

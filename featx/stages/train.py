@@ -84,7 +84,7 @@ def train_head(
     _warn_of_random_weights(cache)
     warn_of_leaks(cache)
     inputs, existing = _inputs(cache, options), find_head(output) if exists else None
-    if existing and is_made_from(existing, inputs):
+    if existing and is_made_from(existing, output, inputs):
         with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
             return _report(output, existing, is_unchanged=True)
     cache = exclude(cache, options.exclude)

@@ -61,11 +61,19 @@ def find_head(path: Path) -> Head | None:
     return None
 
 
-def is_made_from(head: Head, inputs: Mapping[str, Any]) -> bool:
-    """Return whether a head has the details that ``made_from`` returned."""
+def is_made_from(head: Head, path: Path, inputs: Mapping[str, Any]) -> bool:
+    """Return whether the head at a path has the details that ``made_from`` returned.
+
+    The feature file may lie elsewhere than then, where head and features lie in one folder: both
+    were copied or moved together.
+    """
     details = head.header.details
+    recorded, now = Path(str(details.get("features"))), Path(inputs["features"])
+    is_along = recorded.name == now.name and now.parent == path.resolve().parent
     return details.get("excluded") == inputs.get("excluded") and all(
-        details.get(name) == own for name, own in inputs.items()
+        details.get(name) == own
+        for name, own in inputs.items()
+        if not (name == "features" and is_along)
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import numpy as np
 import onnxruntime as ort
 import pytest
+import safetensors.torch
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
@@ -233,5 +236,25 @@ def test_names_get_their_tag_and_wrong_ones_the_nearest():
 
 def test_without_timm_the_install_command_is_said(monkeypatch):
     monkeypatch.setattr(with_timm.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(BackboneError, match=r"pip install 'featx\[timm\]'"):
-        with_timm.require_timm()
+    for name, extra in ((VIT, "timm"), ("lite0", "imagenet")):
+        with_timm.full_name.cache_clear()
+        with pytest.raises(BackboneError, match=rf"needs the package timm: .*featx\[{extra}\]"):
+            with_timm.full_name(name)
+
+
+def test_without_the_package_of_lite0_its_install_command_is_said(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    with pytest.raises(BackboneError, match=r"model, which is not installed: .*featx\[imagenet"):
+        open_weights("lite0")
+
+
+@pytest.mark.real_data
+def test_the_package_of_lite0_holds_the_weights_that_timm_has(data):
+    own = safetensors.torch.load_file(data / "weights/tf_efficientnet_lite0-imagenet.safetensors")
+    state = open_weights("lite0").state
+    counters = {name for name in state if name.endswith("num_batches_tracked")}
+    assert own.keys() == state.keys() - counters
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())

@@ -1,0 +1,94 @@
+"""Several backbones, layers and sizes of one source: which one suits these images?"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import featx_cli
+from scipy.stats import binomtest
+
+from featx.features.file import open_features
+from featx.heads.head import open_head
+
+pytest.importorskip("timm")
+
+BACKBONES = ("digits:", "-w", "none", "--image-size", 32, "--image-size", 48)
+TWO = (*BACKBONES[:-2], "-b", "tiny", "-b", "timm/test_resnet")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of two networks with random weights."""
+    folder = tmp_path_factory.mktemp("compare")
+    done(*TWO, "-o", folder, "--no-onnx")
+    return folder
+
+
+def done(*command: object) -> Any:
+    result = featx_cli("compare", *command)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def right(out: Path, name: str) -> np.ndarray:
+    """Return which validation images a head has right, from its own outputs."""
+    cache = open_features(out / f"features-{name}.h5")
+    rows = cache.splits == list(cache.split_names).index("val")
+    logits = open_head(out / f"head-{name}.safetensors").logits(cache.features[rows])
+    return logits.argmax(axis=1) == cache.labels[rows]
+
+
+def test_the_best_backbone_comes_first_and_the_others_are_paired_with_it(out):
+    result = done(*TWO, "-o", out, "--no-onnx", "--json")
+    first, second = json.loads(result.stdout)["heads"]
+    names = [Path(head["path"]).stem.removeprefix("head-") for head in (first, second)]
+    assert set(names) == {"tiny-32px", "timm_test_resnet.r160_in1k-32px"}
+    best, other = (right(out, name) for name in names)
+    assert first["metrics"]["top1"] == pytest.approx(best.mean())
+    assert best.mean() >= other.mean()
+    assert first["comparison"] is None
+    paired = second["comparison"]
+    counts = int((best & ~other).sum()), int((other & ~best).sum())
+    assert (paired["num_only_first"], paired["num_only_this"]) == counts
+    assert paired["p_value"] == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
+    assert paired["difference"] == pytest.approx(other.mean() - best.mean())
+
+
+def test_the_table_names_what_differs_the_test_and_the_next_command(out):
+    text = done(*TWO, "-o", out, "--no-onnx").stdout
+    first, second = json.loads(done(*TWO, "-o", out, "--no-onnx", "--json").stdout)["heads"]
+    titles = next(line.split() for line in text.splitlines() if line.startswith("   head"))
+    assert titles == ["head", "backbone", "layer", "trained"]  # and not pixels, or cut
+    is_alike = second["comparison"]["p_value"] >= 0.05
+    row = next(line for line in text.splitlines() if line.startswith("2 ") and "%" not in line)
+    assert row.split()[-1] == ("alike" if is_alike else "worse")
+    *_, last = text.splitlines()
+    assert last.split()[:3] == ["next", "featx", "export"]
+    assert Path(shlex.split(last)[3]).resolve() == Path(first["path"]).resolve()
+
+
+def test_sizes_and_layers_are_named_where_they_differ(tmp_path):
+    source = ("digits:", "-b", "tiny", "-o", tmp_path, "--no-onnx")
+    text = done(*source, "--image-size", 8, "--image-size", 32).stdout
+    titles, _, first, second = (line.split() for line in text.splitlines()[:4])
+    assert titles == ["head", "pixels", "trained"]
+    assert [first[2], second[2]] == ["32", "8"]
+    assert sum(line.endswith("worse") for line in text.splitlines()) == 1
+    text = done(*source, "--layer", "stage1", "--layer", "penultimate").stdout
+    assert text.splitlines()[0].split() == ["head", "layer", "trained"]
+    assert len(list(tmp_path.glob("features-tiny*.h5"))) == 4
+
+
+def test_a_folder_that_was_copied_makes_nothing_again(out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    text = done(*TWO, "-o", copy, "--no-onnx").stdout
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert text
