@@ -206,13 +206,13 @@ def test_documented_torch_for_the_cpu_names_its_index():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", documented())
+@pytest.mark.parametrize("line", [*documented(), "pip install 'featx[Report,ALL]'"])
 def test_a_documented_command_resolves(line):
     """Names of featx lead to this tree; torch is never downloaded, as it is installed here."""
     here = {"featx": str(ROOT), "featx-core": str(ROOT / "core"), ".": str(ROOT)}
     arguments = [
         here.get(name := each.partition("[")[0], name) + each.removeprefix(name)
-        for each in documented()[line]
+        for each in shlex.split(line, comments=True)[2:]
     ]
     is_light = ("featx-core" in line and "[" not in line) or "/whl/cpu" in line
     options = ["--ignore-installed"] if is_light else []
