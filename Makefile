@@ -8,6 +8,7 @@
 #                                              without DATA and BACKBONE as the last time
 #   make onnx CUT=layer4                       the same, with everything behind a module trained too
 #   make packages                              build featx and featx-core, install and run both
+#   make docs                                  the site, in artifacts/site; links and anchors are checked
 #   make bench                                 the benchmarks; BENCH='--case tiny --rounds 3' for a part
 #   make clean                                 delete what the demo and the chain made
 
@@ -31,7 +32,7 @@ EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup system demo test test-slow packages check format bench features head onnx clean
+.PHONY: help setup system demo test test-slow packages docs check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -67,6 +68,17 @@ test: $(READY) $(CLIENTS) $(HEIF)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir artifacts/site
+	@! grep -rE '<(script|link|img)[^>]*(src|href)="?https?://' artifacts/site --include='*.html' || \
+		{ echo 'The pages above load something from elsewhere.' >&2; exit 1; }
+	@echo 'artifacts/site/index.html'
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 packages: $(READY)
 	$(BIN)/python benchmarks/install.py

@@ -115,3 +115,11 @@ def test_files_folders_and_links_exist():
             if not path.exists() or (anchor and anchor not in anchors_of(path)):
                 wrong.append(f"{page}: {target}#{anchor}")
     assert not wrong
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"[\w/.-]+\.md$", site, re.MULTILINE)
+    assert sorted(f"docs/{name}" for name in listed) == sorted(
+        page for page in PAGES if page.startswith("docs/")
+    )
