@@ -49,8 +49,11 @@ class _Answer(BaseHTTPRequestHandler):
             return
         status, headers, content = site.respond(self)
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        is_cut = site.cuts and self.command == "GET"
+        length = {} if is_cut else {"Content-Length": str(len(content))}
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
+        fault = "short" if is_cut else fault
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content[: len(content) // 2] if fault == "short" else content)
@@ -61,6 +64,7 @@ class Site:
 
     ``files`` are contents by path, ``headers`` those of the answers beside the length, ``moved``
     addresses by the path that leads there, ``refused`` methods, ``unknown`` the answer elsewhere.
+    ``cuts``: bodies end in the middle, and answers to GET tell no length.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -69,6 +73,7 @@ class Site:
         self.headers: dict[str, str] | None = None  # None: an ETag
         self.refused: set[str] = set()
         self.unknown = 404
+        self.cuts = False
         self.asked: Counter[tuple[str, str]] = Counter()
         self.faults: Iterator[str] = itertools.repeat("")
         self.lock = threading.Lock()

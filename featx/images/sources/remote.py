@@ -31,8 +31,10 @@ T = TypeVar("T")
 
 _ATTEMPTS, _FIRST_WAIT, _LONGEST_WAIT = 6, 0.1, 5.0
 _TIMEOUT = 20.0
+_PAGE_KEYS = 1000
 _SETTLED_NS = 2 * 10**9
 """Times have seconds, or two: one that is as young may be that of two contents."""
+_NOT_THERE = {404, 410}
 _NO_HEAD = {400, 401, 403, 405, 501}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _SECRET = re.compile(r"(?i)sig|token|key|credential|secret|expires|passw|x-(amz|goog|ms)-|policy")
@@ -42,6 +44,10 @@ _SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 class Gone(Exception):
     """An object cannot be read, and another attempt now would not help."""
+
+
+class Refused(Gone):
+    """And the reason may be that of others: no right, a login, silence."""
 
 
 class Entry(NamedTuple):
@@ -132,15 +138,18 @@ class Web:
         except urllib.error.HTTPError as err:
             told = str(err.reason).partition("\n")[0]
             reason = _SIGNED if err.code in (400, 401, 403) else ""
-            raise Gone(f"'{shown}' answers {err.code} {told}{reason}.") from None
+            kind = Gone if err.code in _NOT_THERE else Refused
+            raise kind(f"'{shown}' answers {err.code} {told}{reason}.") from None
         except (OSError, http.client.HTTPException, ValueError) as err:
             reason = getattr(err, "reason", None) or type(err).__name__
             is_down = isinstance(reason, ConnectionRefusedError | socket.gaierror)
             if is_down and urlsplit(address).netloc == self._host:
                 raise SourceError(f"No connection to '{self._host}' ({reason}).") from None
-            raise Gone(f"'{shown}' cannot be read ({reason}).") from None
+            raise Refused(f"'{shown}' cannot be read ({reason}).") from None
         if entry and found and _is_other(entry, found):
             raise Gone("it was replaced since it was looked up.")
+        if entry and entry.size not in (0, len(content)):  # of an answer without a length
+            raise Gone(f"{len(content)} of {entry.size} bytes came.")
         return content
 
 
@@ -243,7 +252,7 @@ class ObjectStore:
         from fsspec.asyn import sync
 
         bucket, _, start = prefix.partition("/")
-        asked = {"Bucket": bucket, "Prefix": start, **self._fs.req_kw}
+        asked = {"Bucket": bucket, "Prefix": start, "MaxKeys": _PAGE_KEYS, **self._fs.req_kw}
 
         def page() -> dict[str, Any]:
             found: dict[str, Any] = sync(
@@ -277,7 +286,7 @@ class ObjectStore:
                 raise SourceError(self._why(err, path)) from None
             if isinstance(err, FileNotFoundError):
                 raise Gone("it is not there (any more).") from None
-            raise Gone(f"it cannot be read ({first_line(err)}).") from None
+            raise Refused(f"it cannot be read ({first_line(err)}).") from None
 
     def _content(self, path: str, entry: Entry | None) -> bytes:
         if self.scheme in ("s3", "s3a"):

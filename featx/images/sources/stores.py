@@ -25,6 +25,7 @@ from featx.images.sources.remote import (
     Entry,
     Gone,
     ObjectStore,
+    Refused,
     Remote,
     Web,
     is_page,
@@ -51,8 +52,7 @@ class StoreSource:
     ignored: Mapping[str, int] = field(default_factory=dict)
     has_tags: bool = False
     _lock: Lock = field(default_factory=Lock)
-    _num_images: int = 0
-    _num_pages: int = 0
+    _refused: set[int] = field(default_factory=set)
 
     def read(self, index: int) -> bytes:
         sample_id = self.samples[index].sample_id
@@ -63,13 +63,14 @@ class StoreSource:
         try:
             content = self.remote.get(self.addresses[index], entry)
         except Gone as err:
+            if isinstance(err, Refused):
+                self._note_refused(index, str(err))
             raise ImageError(sample_id, str(err), is_permanent=False) from None
         if len(content) > MAX_FILE_BYTES:
             raise ImageError(sample_id, f"more than the {MAX_FILE_BYTES} bytes allowed.")
-        is_web_page = is_page(content)
-        self._count(is_web_page)
-        if is_web_page:
+        if is_page(content):
             reason = "got a web page instead of an image; its address may need a login."
+            self._note_refused(index, reason)
             raise ImageError(sample_id, reason, is_permanent=False)
         return content
 
@@ -77,16 +78,14 @@ class StoreSource:
         entry = self._entries()[index]
         return entry.stamp() if entry else NO_FILE
 
-    def _count(self, is_web_page: bool) -> None:
-        """Refuse the source where many web pages came, and no image."""
+    def _note_refused(self, index: int, reason: str) -> None:
+        """Refuse the source where none of its first images can be read, as before a login."""
+        first = min(_READERS, len(self.samples))
         with self._lock:
-            self._num_pages += is_web_page
-            self._num_images += not is_web_page
-            if not self._num_images and self._num_pages == min(_READERS, len(self.samples)):
-                raise SourceError(
-                    f"'{self.uri}' gives web pages instead of images: it may need a login, or its "
-                    "addresses have expired."
-                )
+            if index < first:
+                self._refused.add(index)
+            if len(self._refused) == first:
+                raise SourceError(f"No image of '{self.uri}' can be read; the last: {reason}")
 
     def _entries(self) -> list[Entry | None]:
         """Return what is known of each object, looked up once, many at a time."""

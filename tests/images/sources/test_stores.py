@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import featx_cli
 from PIL import Image
-from stores import Site, every
+from stores import Between, Site, every
 
 import featx
 from featx.errors import ImageError, SourceError
@@ -184,9 +184,13 @@ def test_a_login_page_is_neither_table_nor_image_and_one_sentence(site):
     names = [f"{i}.png" for i in range(90)]
     site.files |= {f"/{name}": page for name in names}
     site.files["/t.csv"] = "\n".join(["path,label", *(f"{n},a" for n in names)]).encode()
-    with pytest.raises(SourceError, match="gives web pages instead of images") as caught:
+    with pytest.raises(SourceError, match=r"No image of .* can be read.*got a web page") as caught:
         contents(open_source(f"{site.url}/t.csv"))
     assert not isinstance(caught.value, ImageError)
+    site.files["/3.png"] = png(1)
+    assert sum(
+        isinstance(each, bytes) for each in contents(open_source(f"{site.url}/t.csv")).values()
+    )
 
 
 def test_a_compressed_answer_is_unpacked_and_its_length_is_not_the_images(site):
@@ -200,7 +204,7 @@ def test_a_compressed_answer_is_unpacked_and_its_length_is_not_the_images(site):
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 def test_an_image_is_known_again_where_head_is_refused_and_get_is_not(site, method):
-    site.files = {"/t.csv": b"path,label\n1.png,a\n", "/1.png": png(1)}
+    site.files = {"/t.csv": b"path,label\n1.png,a\n2.png,a\n", "/1.png": png(1)}
     source, site.refused = open_source(f"{site.url}/t.csv"), {method}
     if method == "HEAD":
         assert source.read(0) == png(1)
@@ -224,6 +228,53 @@ def test_redirects_lead_to_other_hosts_without_a_word_of_this_one_and_loops_end(
     finally:
         other.close()
     assert sum(count for (_, path), count in site.asked.items() if path == "/2.png") <= 24
+
+
+def test_a_body_that_ends_early_without_a_length_is_that_images_error(site):
+    site.files = {"/t.csv": b"path,label\n1.png,a\n", "/1.png": png(1)}
+    source = open_source(f"{site.url}/t.csv")
+    assert source.stamp(0).size == len(png(1))
+    site.cuts = True
+    with pytest.raises(ImageError, match="50 of 100 bytes came") as caught:
+        source.read(0)
+    assert not caught.value.is_permanent
+
+
+def test_listings_are_read_page_by_page_and_a_page_that_fails_alone_again(
+    bucket, s3_server, monkeypatch
+):
+    for number in range(20):
+        bucket.put_object(Bucket="photos", Key=f"set/{number:02d}.png", Body=png(number))
+    between = Between(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+    monkeypatch.setattr(remote, "_PAGE_KEYS", 3)
+    between.faults = every(4, kinds=("503", "reset"))
+    try:
+        source = open_source("s3://photos/set")
+        assert [sample.sample_id for sample in source.samples] == [
+            f"{i:02d}.png" for i in range(20)
+        ]
+        assert 7 < between.asked.total() < 12
+    finally:
+        between.close()
+
+
+def test_a_bucket_without_the_right_to_list_it_is_a_sentence(site, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
+    site.unknown = 403
+    with pytest.raises(SourceError, match="No right to list 's3://photos/set/'"):
+        open_source("s3://photos/set")
+
+
+def test_the_same_bytes_under_another_tag_are_not_done_again(site):
+    site.files = {"/t.csv": b"path,label\n1.png,a\n", "/1.png": png(1)}
+    site.headers = {"ETag": "one"}
+    source = open_source(f"{site.url}/t.csv")
+    digest = np.frombuffer(content_digest(source.read(0)), np.uint8)[None]
+    seen = ExistingImages(("1.png",), np.arange(1), np.array([source.stamp(0)]), digest, ("",))
+    site.headers = {"ETag": "other"}
+    plan = make_plan(open_source(f"{site.url}/t.csv"), [seen], None)
+    assert (plan.todo().tolist(), plan.touched.tolist()) == ([], [0])
 
 
 def test_without_credentials_access_is_anonymous_at_once(bucket, monkeypatch, tmp_path):
