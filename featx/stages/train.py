@@ -38,7 +38,7 @@ from featx.training.record import (
     metrics_of,
 )
 from featx.training.samples import exclude, warn_of_leaks, with_excluded
-from featx.training.trained import Trained
+from featx.training.trained import Trained, note_scores_of_kept
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ def train_head(
     if weights is not None:
         cache = features_through(None, cache, weights)
     trained = fit_heads(cache, options, progress=progress, step=step or no_step)
+    if options.exclude:
+        note_scores_of_kept(trained[0], features_through(None, cache, weights), options.exclude)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Layer, apply_layers
 from featx.heads.samples.folds import HeldOut
-from featx.heads.tasks import Scorer, Targets, Task
+from featx.heads.tasks import Labels, Scorer, Targets, Task
 from featx.heads.tasks.calibration import Calibration, fold_temperature
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.training.options import CrossValidated
+
+log = logging.getLogger(__name__)
 
 _VALUES_AT_ONCE = 2**24
 
@@ -121,6 +124,39 @@ def score_heads(
         {split: scores for split, scorer in of_head.items() if (scores := scorer.scores())}
         for of_head in scorers
     ]
+
+
+def note_scores_of_kept(head: Trained, cache: FeatureFile, named: Collection[str]) -> None:
+    """Log the held-out scores without the images of validation and test that are named.
+
+    They were scored: leaving out what a head is wrong about would only flatter it.
+
+    Args:
+        head: Scored on all images.
+        cache: With the network behind its cut.
+        named: Sample ids of images to leave out.
+    """
+    names, targets = (
+        frozenset(named),
+        head.task.read(
+            Labels(cache.classes, cache.labels, cache.sample_ids, str(cache.path)), names=head.names
+        ),
+    )
+    is_named = np.fromiter((each in names for each in cache.sample_ids), bool, len(cache))
+    (column, *_) = (each for each in head.task.columns if each.is_main)
+    for number, split in list(enumerate(cache.split_names))[1:]:
+        labelled = targets.labelled & (cache.splits == number)
+        rows = np.flatnonzero(labelled & ~is_named)
+        if len(rows) in (0, int(labelled.sum())):
+            continue
+        with cache.reading() as rows_at:
+            outputs = apply_layers(head.layers, rows_at(rows))
+        scores = head.task.measure(outputs, targets.values[rows], thresholds=head.thresholds)
+        log.info(
+            "%s %s: %s on all %s images, %s without the %s named in exclude.",
+            *(split, column.title, column.text(head.metrics[split]), f"{labelled.sum():,}"),
+            *(column.text(scores), f"{int(labelled.sum()) - len(rows):,}"),
+        )
 
 
 def slices_of(features: np.ndarray, num_outputs: int) -> Iterator[tuple[slice, np.ndarray]]:

@@ -97,3 +97,23 @@ def test_a_table_without_names_or_with_other_words_is_refused(tmp_path):
         read_excluded(path)
     with pytest.raises(ConfigError, match="Cannot read"):
         read_excluded(tmp_path / "none.txt")
+
+
+def test_held_out_scores_are_of_all_images_and_also_without_those_named(tmp_path, caplog):
+    cache = write_cache(tmp_path / "features.h5", **separable())
+    opened = open_features(cache)
+    caplog.set_level("INFO")
+    plain = train_head(cache, tmp_path / "plain", OPTIONS)
+    wrong = opened.rows("val")
+    logits = plain.head.logits(opened.features[wrong])
+    wrong = wrong[logits.argmax(axis=1) != opened.labels[wrong]]
+    assert len(wrong)
+    names = tuple(opened.sample_ids[row] for row in wrong.tolist())
+    report = train_head(cache, tmp_path / "head", replace(OPTIONS, exclude=names))
+    assert report.metrics["val"] == plain.metrics["val"]  # and nothing else was chosen
+    assert np.array_equal(report.head.layers[0][0], plain.head.layers[0][0])
+    count, top1 = len(opened.rows("val")), plain.metrics["val"].top1
+    assert f"val top-1: {top1:.4f} on all {count} images, 1.0000 without the {len(wrong)}" in (
+        caplog.text
+    )
+    assert "test top-1" not in caplog.text
