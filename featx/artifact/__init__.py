@@ -7,6 +7,7 @@ files    which of the three a file is; where outputs lie, what they may replace,
 cells    CSV that no spreadsheet calculates
 keywords options by keyword, in place of a record or beside it
 frames   results as pandas frames
+bars     progress of the library's own, in terminals and notebooks
 shown    results as lines in a terminal, and as HTML in a notebook
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import featx
+from featx.artifact import bars
 from featx.cli.audit import audit
 from featx.cli.backbones import backbones
 from featx.cli.check import check, status
@@ -43,7 +44,7 @@ class _Group(click.Group):
         write_overview(self, formatter)
 
     def main(self, *args: Any, **settings: Any) -> Any:
-        with safe_streams():
+        with safe_streams(), bars.off():
             return super().main(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:

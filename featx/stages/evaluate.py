@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from featx.artifact import without_folders
+from featx.artifact.bars import drawing
 from featx.artifact.shown import Cells, Framed
 from featx.classifier.proof import references_of
 from featx.classifier.session import Classifier, open_classifier, run_images
@@ -92,7 +93,7 @@ def evaluate(
     on_error: OnError = "fail",
     max_pixels: int = MAX_PIXELS,
     stale: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> EvaluateReport:
     """Return the scores of a classifier file on a source's labelled images.
 
@@ -107,7 +108,7 @@ def evaluate(
         max_pixels: Height times width that an image may have.
         stale: Score a model on the source that trained it although images that trained it have
             changed since.
-        progress: Called after each image.
+        progress: Called after each image. None draws a bar in a terminal or notebook, False none.
 
     Raises:
         ArtifactError: The model cannot be used.
@@ -125,13 +126,14 @@ def evaluate(
         log.info("'%s': skipped %s.", images.uri, describe_ignored(images.ignored))
     samples, labels = images.samples, _labels(images)
     targets = classifier.task.read(labels, names=classifier.classes)
-    logits, content_digests, bad = _run(
-        classifier,
-        images,
-        after_errors=on_error == "skip",
-        max_pixels=max_pixels,
-        progress=progress,
-    )
+    with drawing(progress) as draw:
+        logits, content_digests, bad = _run(
+            classifier,
+            images,
+            after_errors=on_error == "skip",
+            max_pixels=max_pixels,
+            progress=draw.bar(progress, "Evaluating"),
+        )
     skipped = tuple((samples[index].sample_id, reason) for index, reason in bad.items())
     usable = np.ones(len(samples), bool)
     usable[list(bad)] = False

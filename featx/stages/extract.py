@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from featx.artifact.bars import drawing
 from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.spec import PENULTIMATE
 from featx.errors import ConfigError, SourceError, counted
@@ -36,7 +37,7 @@ def extract(
     output: str | Path,
     options: ExtractOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     download_progress: Progress | None = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> ExtractReport:
@@ -52,7 +53,8 @@ def extract(
         output: The feature file.
         options: Backbone, preprocessing and the rest.
         keywords: The same by name: ``backbone="tiny"``.
-        progress: Called after each batch, with images.
+        progress: Called after each batch, with images. None draws bars in a terminal or notebook,
+            False draws none.
         download_progress: Called while weights are downloaded, with bytes.
 
     Raises:
@@ -68,7 +70,7 @@ def extract(
     """
     given, output = record_of(ExtractOptions, options, keywords), Path(output)
     images = _open_source(source, output)  # nothing is made before it is accepted
-    (report,) = _extract(images, {output: given}, progress, download_progress)
+    (report,) = _extract_drawing(images, {output: given}, progress, download_progress)
     return report
 
 
@@ -78,7 +80,7 @@ def extract_layers(
     outputs: Mapping[str, str | Path],
     options: ExtractOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     download_progress: Progress | None = None,
     **keywords: Unpack[ExtractKeywords],
 ) -> tuple[ExtractReport, ...]:
@@ -114,7 +116,20 @@ def extract_layers(
         path: replace(given, layer=None if layer == PENULTIMATE else layer)
         for layer, path in paths.items()
     }
-    return _extract(images, wanted, progress, download_progress)
+    return _extract_drawing(images, wanted, progress, download_progress)
+
+
+def _extract_drawing(
+    images: ImageSource,
+    wanted: Mapping[Path, ExtractOptions],
+    progress: Progress | bool | None,
+    download_progress: Progress | None,
+) -> tuple[ExtractReport, ...]:
+    with drawing(progress) as draw:
+        return _extract(
+            *(images, wanted, draw.bar(progress, "Extracting")),
+            draw.bar(download_progress, "Downloading MB", scale=1e-6),
+        )
 
 
 def _extract(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from featx.artifact import Header, beside, require_apart, require_replaceable, run_files
+from featx.artifact.bars import Drawing, drawing
 from featx.artifact.keywords import by_keyword, record_of
 from featx.artifact.shown import Cells, Framed
 from featx.backbones.spec import BackboneSpec
@@ -22,7 +23,7 @@ from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.tables import score_cells, score_columns
 from featx.training.finetune.options import FinetuneKeywords, FinetuneOptions
-from featx.training.finetune.outcome import Comparison, Events, Tuned
+from featx.training.finetune.outcome import Comparison, Epoch, Events, Tuned
 from featx.training.record import (
     calibration_of,
     describe_replaced,
@@ -111,6 +112,7 @@ def finetune(
     weights: str | None = None,
     restart: bool = False,
     events: Events | None = None,
+    progress: bool | None = None,
     **keywords: Unpack[FinetuneKeywords],
 ) -> FinetuneReport:
     """Train the network behind a cut, and a head on it, from cached activations; write the head.
@@ -128,6 +130,8 @@ def finetune(
         weights: Where the pretrained weights are now, where they have moved.
         restart: Train again, and forget an interrupted run.
         events: Called while it trains.
+        progress: None shows steps and epochs in a terminal or notebook, unless there are
+            ``events``; False shows nothing.
         keywords: The options by name: ``max_epochs=5``. ``exclude`` may be a file, as of ``featx
             finetune``.
 
@@ -142,7 +146,7 @@ def finetune(
     """
     output = Path(output)
     options = record_of(FinetuneOptions, options, with_excluded(keywords, features))
-    with locked(output):
+    with locked(output), drawing(progress if events is None else False) as draw:
         checkpoint = beside(output, ".partial")
         _require_apart(output, Path(features), start)
         cache = open_features(features, features_later=True)
@@ -169,7 +173,7 @@ def finetune(
             start=first,
             tensors=tensors,
             checkpoint=checkpoint,
-            events=events or Events(),
+            events=events or _shown_by(draw),
         )
         head = Head(_header(cache, options, tuned, inputs), tuned.trained.layers, tuned.tail)
         head = save_head(output, head, overwrite=exists)
@@ -177,6 +181,18 @@ def finetune(
     replaced = describe_replaced(existing) if exists else ""
     report = _report(output, head, seconds=tuned.trained.seconds, replaced=replaced)
     return replace(report, is_resumed=is_resumed)
+
+
+def _shown_by(draw: Drawing) -> Events:
+    """Return events that show the step or epoch under way."""
+    tell = draw.steps(None, "Fine-tune")
+
+    def on_epoch(epoch: Epoch, _seconds: float, _speed: float) -> None:
+        is_held_out = epoch.held_out is not None
+        loss = epoch.held_out if epoch.held_out is not None else epoch.loss
+        tell(f"epoch {epoch.number}, {'held-out ' if is_held_out else ''}loss {loss:.4f}")
+
+    return Events(on_step=tell, on_epoch=on_epoch)
 
 
 def _warn_of_random_weights(cache: FeatureFile) -> None:

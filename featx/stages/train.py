@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from featx.artifact import Header, require_apart, require_replaceable, run_files
+from featx.artifact.bars import drawing
 from featx.artifact.keywords import by_keyword
 from featx.classifier.tails import features_through
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head, save_head
-from featx.heads.samples.data import Step, no_step
+from featx.heads.samples.data import Step
 from featx.heads.samples.selection import FewShot, FewShotScores, Spread, summarise
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
@@ -50,7 +51,7 @@ def train_head(
     options: TrainOptions | None = None,
     *,
     weights: str | None = None,
-    progress: EpochProgress | None = None,
+    progress: EpochProgress | bool | None = None,
     step: Step | None = None,
     **keywords: Unpack[TrainKeywords],
 ) -> TrainReport:
@@ -66,7 +67,8 @@ def train_head(
         keywords: The same by name, with those of ``MLPOptions``, ``SGDOptions`` and ``FewShot``:
             ``head="mlp", hidden=256``. ``exclude`` may be a file, as of ``featx train-head``.
         weights: At a cut, where the pretrained weights are now, where they have moved.
-        progress: Called after each epoch of ``sgd``.
+        progress: Called after each epoch of ``sgd``. Without it and ``step`` the step is shown in a
+            terminal or notebook; False shows nothing.
         step: Called with the step under way, in a few words.
 
     Raises:
@@ -90,7 +92,10 @@ def train_head(
     cache = exclude(cache, options.exclude)
     if weights is not None:
         cache = features_through(None, cache, weights)
-    trained = fit_heads(cache, options, progress=progress, step=step or no_step)
+    with drawing(progress if step is None else False) as draw:
+        told = draw.steps(step, "Train head")
+        epochs = progress if callable(progress) else None
+        trained = fit_heads(cache, options, progress=epochs, step=told)
     if options.exclude:
         note_scores_of_kept(trained[0], features_through(None, cache, weights), options.exclude)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)

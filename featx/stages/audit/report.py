@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from featx.artifact.bars import drawing
 from featx.classifier.tails import features_through
 from featx.errors import require_choice
 from featx.features.file import FeatureFile, open_features
 from featx.features.marks import Mark, content_of, read_marks, require_same_images
-from featx.heads.samples.data import Step, no_step
+from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.stages.audit.findings import AuditReport, Finding, FindingKind
 from featx.stages.audit.judged import judge
@@ -26,6 +27,7 @@ def audit(
     task: TaskChoice = "auto",
     seed: int = 0,
     step: Step | None = None,
+    progress: bool | None = None,
 ) -> AuditReport:
     """Return what may be wrong with the labels and images of a feature file.
 
@@ -42,18 +44,22 @@ def audit(
         task: What the labels are, as of ``TrainOptions``; numbers have to be said to be some.
         seed: Decides which training images are left out together.
         step: Called with the step under way, in a few words.
+        progress: None shows the step in a terminal or notebook, unless there is ``step``; False
+            does not.
 
     Raises:
         ArtifactError: The feature file cannot be used.
         SourceError: ``source`` is given and cannot be used.
         ConfigError: ``task`` is none, or ``marks`` are of another feature file.
     """
-    start, step = time.perf_counter(), step or no_step
+    start = time.perf_counter()
     require_choice("task", task, ("auto", *TASKS))
     cache = features_through(None, open_features(features, features_later=True))
     different = _different(cache, marks)
-    judged = judge(cache, wanted=task, seed=seed, step=step)
-    same = find_same(cache, {_pair(cache, each) for each in different}, source, step)
+    with drawing(progress if step is None else False) as draw:
+        told = draw.steps(step, "Audit")
+        judged = judge(cache, wanted=task, seed=seed, step=told)
+        same = find_same(cache, {_pair(cache, each) for each in different}, source, told)
     findings = (*judged.findings, *same.findings)
     return AuditReport(
         path=Path(features),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from featx.artifact.bars import drawing
 from featx.artifact.keywords import by_keyword
 from featx.artifact.shown import Framed
 from featx.backbones.spec import BackboneSpec
@@ -104,7 +105,7 @@ def compare(
     *,
     split: str | None = None,
     weights: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Step | bool | None = None,
     **keywords: Unpack[TrainKeywords],
 ) -> CompareReport:
     """Return the scores of the same head, trained on each of several feature files.
@@ -118,7 +119,8 @@ def compare(
         keywords: The options by name, as of ``train_head``.
         split: The split to compare; None for validation, or test where there is no validation.
         weights: Of files with a cut: where the pretrained weights are now, where they have moved.
-        progress: Called with the step under way.
+        progress: Called with the step under way. None shows it in a terminal or notebook, False
+            nowhere.
 
     Raises:
         ConfigError: There is nothing to compare, no such split, or an option does not fit.
@@ -129,21 +131,22 @@ def compare(
     """
     paths = require_several(features, "feature files")
     options = train_options(options, with_excluded(keywords, None))
-    tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared, has_cut = [], False
-    for number, path in enumerate(paths, start=1):
-        name = f"{path.name} ({number} of {len(paths)})"
-        tell(f"Training on {name}")
-        cache = exclude(open_features(path), options.exclude)
-        if not first:
-            split, first = choose_split(cache, split), images_of(cache)
-            warn_of_leaks(cache)
-        require_same_images(cache, first, paths[0])
-        if cache.cut is not None:
-            cache, has_cut = features_through(None, cache, weights), True
-        compared.append(_train_on(cache, options, split or "", name, tell))
-        del cache  # its features, before the next one's are read
+    with drawing(progress) as draw:
+        tell = draw.steps(progress, "Compare")
+        for number, path in enumerate(paths, start=1):
+            name = f"{path.name} ({number} of {len(paths)})"
+            tell(f"Training on {name}")
+            cache = exclude(open_features(path), options.exclude)
+            if not first:
+                split, first = choose_split(cache, split), images_of(cache)
+                warn_of_leaks(cache)
+            require_same_images(cache, first, paths[0])
+            if cache.cut is not None:
+                cache, has_cut = features_through(None, cache, weights), True
+            compared.append(_train_on(cache, options, split or "", name, tell))
+            del cache  # its features, before the next one's are read
     require_effect(weights, has_cut=has_cut)
     compared.sort(key=lambda each: TASKS[each.metrics.task].rank(each.metrics))
     return CompareReport(split or "", tuple(compared))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.artifact.bars import drawing
 from featx.artifact.shown import Framed
 from featx.backbones.spec import PENULTIMATE
 from featx.classifier.session import open_classifier
@@ -157,7 +158,7 @@ def compare_heads(
     export: Export | None = None,
     timings: Mapping[Path, Timing] | None = None,
     best_first: bool = False,
-    progress: Step | None = None,
+    progress: Step | bool | None = None,
 ) -> CompareHeadsReport:
     """Return scores and cost of several heads, with and without a trained tail.
 
@@ -172,7 +173,8 @@ def compare_heads(
         export: Writes a model, as ``export_onnx`` does; None leaves its size and speed out.
         timings: Seconds of those heads where they are known.
         best_first: Order them by their scores.
-        progress: Called with the step under way.
+        progress: Called with the step under way. None shows it in a terminal or notebook, False
+            nowhere.
 
     Raises:
         ConfigError: There is nothing to compare, no such split, or ``weights`` has no effect.
@@ -181,35 +183,38 @@ def compare_heads(
         ArtifactMismatch: Two heads are of other images, labels, splits or tasks; or one is stale.
     """
     paths = require_several(heads, "heads")
-    tell = progress or (lambda _: None)
     first: dict[str, Any] = {}
     compared: list[tuple[ComparedHead, np.ndarray | None]] = []
     uses_weights = False
-    for number, path in enumerate(paths, start=1):
-        tell(f"Scoring {path.name} ({number} of {len(paths)})")
-        head = open_head(path)
-        needs_weights = head.cut is not None and not head.tail
-        uses_weights |= needs_weights
-        cache, _ = open_features_of(
-            head,
-            find_features(head, path),
-            allow_stale=False,
-            weights=weights if needs_weights else None,
-        )
-        if not first:
-            split, first = choose_split(cache, split), images_of(cache)
-            task, where = head.task, cache.path
-        require_same_images(cache, first, where)
-        if head.task != task:
-            raise ArtifactMismatch(path, f"'{path}' is for {head.task}, '{paths[0]}' for {task}.")
-        metrics, is_right = _score(head, cache, split or "")
-        timing = (timings or {}).get(path, Timing())
-        row = _describe(path, head, metrics, timing)
-        if export:
-            tell(f"Exporting {path.name} ({number} of {len(paths)})")
-            row = _with_model(row, path, export)
-        compared.append((row, is_right))
-        del cache  # its features, before the next one's are read
+    with drawing(progress) as draw:
+        tell = draw.steps(progress, "Compare")
+        for number, path in enumerate(paths, start=1):
+            tell(f"Scoring {path.name} ({number} of {len(paths)})")
+            head = open_head(path)
+            needs_weights = head.cut is not None and not head.tail
+            uses_weights |= needs_weights
+            cache, _ = open_features_of(
+                head,
+                find_features(head, path),
+                allow_stale=False,
+                weights=weights if needs_weights else None,
+            )
+            if not first:
+                split, first = choose_split(cache, split), images_of(cache)
+                task, where = head.task, cache.path
+            require_same_images(cache, first, where)
+            if head.task != task:
+                raise ArtifactMismatch(
+                    path, f"'{path}' is for {head.task}, '{paths[0]}' for {task}."
+                )
+            metrics, is_right = _score(head, cache, split or "")
+            timing = (timings or {}).get(path, Timing())
+            row = _describe(path, head, metrics, timing)
+            if export:
+                tell(f"Exporting {path.name} ({number} of {len(paths)})")
+                row = _with_model(row, path, export)
+            compared.append((row, is_right))
+            del cache  # its features, before the next one's are read
     require_effect(weights, has_cut=uses_weights or export is not None)
     if best_first:
         compared.sort(key=lambda pair: TASKS[task].rank(pair[0].metrics))

@@ -23,6 +23,7 @@ from featx.artifact import (
     run_files,
     without_folders,
 )
+from featx.artifact.bars import drawing
 from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
@@ -76,7 +77,7 @@ def export_onnx(
     output: str | Path,
     options: ExportOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **keywords: Unpack[ExportKeywords],
 ) -> ExportReport:
     """Write one ONNX file that maps images to logits and probabilities, and prove it.
@@ -89,7 +90,8 @@ def export_onnx(
         output: The ONNX file.
         options: Where things are, what the file takes and gives, and how strict to be.
         keywords: The options by name: ``verify=False``.
-        progress: Called with the name of each step.
+        progress: Called with the name of each step. None shows it in a terminal or notebook, False
+            nowhere.
 
     Raises:
         ArtifactError: The head or feature file cannot be used; or an output is something else than
@@ -104,7 +106,6 @@ def export_onnx(
     """
     options, start = record_of(ExportOptions, options, keywords), time.perf_counter()
     output = Path(output)
-    report = progress or (lambda _: None)
     card = None if options.card is None else Path(options.card)
     trained = open_head(head)
     read = {f"the head '{head}'": Path(head)}
@@ -129,8 +130,10 @@ def export_onnx(
         details = existing.details
         replaced = describe_head(details.get("head", {}), details.get("metrics", {}))
     warn_of_licence(trained)
-    made = _Export(trained, Path(head), options, progress=report)
-    proof, header, content = made.run(output)
+    with drawing(progress) as draw:
+        tell = draw.steps(progress, "Export")
+        made = _Export(trained, Path(head), options, progress=tell)
+        proof, header, content = made.run(output)
     with publishing(output, overwrite=exists) as temporary:
         temporary.write_bytes(content)
     if card is not None:

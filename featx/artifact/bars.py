@@ -1,0 +1,183 @@
+"""Progress of the library's own, for terminals and notebooks: one line that is drawn again.
+
+Commands draw theirs and turn this off. Nothing is drawn in threads and worker processes, and by
+what takes less than half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any, TypeVar
+
+Counted = Callable[[int, int], None]
+"""Called with how many are done and the number of all."""
+Told = Callable[[str], None]
+"""Called with the step under way."""
+
+C = TypeVar("C", bound=Callable[..., None])
+_FIRST_SECONDS, _EVERY_SECONDS = 0.5, 0.1
+_CELLS = 24
+_is_off = False
+
+
+@contextlib.contextmanager
+def off() -> Iterator[None]:
+    """Draw nothing, whatever a function is asked."""
+    global _is_off  # noqa: PLW0603 a command runs alone in its process
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
+@contextlib.contextmanager
+def drawing(wanted: object) -> Iterator[Drawing]:
+    """Yield what makes callbacks that draw, where ``wanted`` is None or True.
+
+    They draw in a terminal and in a notebook; elsewhere, and where it is False, they do nothing.
+    """
+    line: _Terminal | _Notebook | None = None
+    if wanted in (None, True) and not _is_off and _is_alone():
+        line = _Notebook() if _display() else _Terminal() if _can_draw() else None
+    try:
+        yield Drawing(line)
+    finally:
+        if line:
+            line.end()
+
+
+class Drawing:
+    """Makes callbacks, all of which draw on one line."""
+
+    def __init__(self, line: _Terminal | _Notebook | None) -> None:
+        self._line = line
+
+    def bar(self, given: Counted | bool | None, title: str, *, scale: float = 1) -> Counted | None:
+        """Return the callback that was given, else one that draws a bar; None where none is."""
+        if callable(given):
+            return given
+        line = self._line
+        if line is None or given is False:
+            return None
+        begun: list[tuple[float, int]] = []
+
+        def tell(done: int, total: int) -> None:
+            now = time.monotonic()
+            begun.append((now, done)) if not begun else None
+            speed = (done - begun[0][1]) / max(now - begun[0][0], 1e-6)
+            rest = f"  {_clock((total - done) / speed)} left" if speed and done < total else ""
+            counts = f"{done * scale:,.0f}/{total * scale:,.0f}"
+            line.show(title, done / max(total, 1), f"{counts}{rest}")
+
+        return tell
+
+    def steps(self, given: Told | bool | None, title: str) -> Told:
+        """Return the callback that was given, else one that shows the step, or does nothing."""
+        if callable(given):
+            return given
+        line = self._line
+        if line is None or given is False:
+            return lambda _: None
+        return lambda step: line.show(title, None, step)
+
+
+class _Line:
+    """Decides when to draw."""
+
+    def __init__(self) -> None:
+        self._begun = self._drawn = time.monotonic()
+        self._last: tuple[str, float | None, str] | None = None
+        self.is_drawn = False
+
+    def show(self, title: str, share: float | None, text: str) -> None:
+        now, self._last = time.monotonic(), (title, share, text)
+        if now - self._begun >= _FIRST_SECONDS and now - self._drawn >= _EVERY_SECONDS:
+            self._drawn, self.is_drawn = now, True
+            self._draw(*self._last)
+
+    def end(self) -> None:
+        if self.is_drawn and self._last:
+            self._draw(*self._last)
+
+    def _draw(self, title: str, share: float | None, text: str) -> None:
+        raise NotImplementedError
+
+
+class _Terminal(_Line):
+    """A line on stderr."""
+
+    def _draw(self, title: str, share: float | None, text: str) -> None:
+        encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+        full, empty = ("━", "─") if "utf" in encoding.lower() else ("#", "-")
+        filled = 0 if share is None else round(_CELLS * min(1.0, share))
+        bar = "" if share is None else f"  {full * filled}{empty * (_CELLS - filled)}"
+        width = shutil.get_terminal_size().columns - 1
+        line = f"{title}{bar}  {text}"[:width].encode(encoding, "replace").decode(encoding)
+        with contextlib.suppress(OSError, ValueError):  # it was closed
+            sys.stderr.write(f"\r{line:<{width}}\r")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        super().end()
+        if self.is_drawn:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write("\n")
+                sys.stderr.flush()
+
+
+class _Notebook(_Line):
+    """One output of a cell, which is replaced."""
+
+    _handle: Any = None
+
+    def _draw(self, title: str, share: float | None, text: str) -> None:
+        bar = "" if share is None else f'<progress value="{share:.4f}" max="1"></progress> '
+        shown = {
+            "text/plain": f"{title}  {text}",
+            "text/html": f"<div>{escape(title)} {bar}{escape(text)}</div>",
+        }
+        display = _display()
+        if self._handle is not None:
+            self._handle.update(shown, raw=True)
+        elif display:
+            self._handle = display(shown, raw=True, display_id=True)
+
+
+def _is_alone() -> bool:
+    """Return whether this is the main thread of a process that nobody started to share work."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and multiprocessing.parent_process() is None
+
+
+def _can_draw() -> bool:
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
+
+
+def _display() -> Callable[..., Any] | None:
+    """Return what shows an output in a notebook; None outside of one."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from importlib import import_module
+
+    display: Callable[..., Any] = import_module("IPython.display").display
+    return display
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
