@@ -366,3 +366,40 @@ def test_findings_are_a_frame_with_the_columns_of_the_table(planted, tmp_path):
     assert list(frame["sample_id"]) == list(read["sample_id"])
     assert frame["score"].dtype == float
     assert list(frame["likely"]) == [each.likely for each in report.findings]
+
+
+def test_labels_of_any_container_give_the_same_findings(planted, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path, _, labels = planted
+    expected = audit(path).findings
+    names = [NAMES[label] for label in labels]
+    others = write_cache(tmp_path / "b.h5", **far_apart() | {"labels": np.zeros(240, int)})
+    for given_labels in (
+        *(names, tuple(names), np.array(names), np.array(names, object), labels, labels.tolist()),
+        *(pandas.Series(names), pandas.Series(names, dtype="category"), pandas.Index(names)),
+    ):
+        assert audit(path, labels=given_labels).findings == expected
+    found = audit(others, labels=names)
+    assert [each.sample_id for each in found.of_kind("label")] == [
+        each.sample_id for each in expected if each.kind == "label"
+    ]
+    named = ["cat" if name == "ant" else name for name in names]  # a new class
+    assert {each.given for each in audit(path, labels=named).findings} <= {"cat", "bee", "wasp"}
+    partly = pandas.Series([None, *names[1:]])
+    assert audit(path, labels=partly).num_judged == len(names) - 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ("ant", "type str"),
+        (np.zeros((240, 3)), r"shape \(240, 3\)"),
+        ([b"ant"] * 240, "type bytes"),
+        ([0.5] * 240, "type float"),
+        (["ant"] * 3, "3 values"),
+        ([9] * 240, "3 classes"),
+    ],
+)
+def test_labels_of_another_type_are_named(planted, labels, text):
+    with pytest.raises(ConfigError, match=text):
+        audit(planted[0], labels=labels)

@@ -2,6 +2,7 @@
 
 judged      labels that heads contradict: classes, tags and numbers
 labels      probabilities of classes, and how many labels are wrong
+given       labels that a caller gives
 evidence    the nearest images whose own label is trusted
 pictures    the images as small grey pictures, and what is measured of them
 near        pairs of images that show the same picture

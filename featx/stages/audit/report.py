@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from featx.artifact.bars import drawing
 from featx.classifier.tails import features_through
@@ -14,6 +15,7 @@ from featx.features.marks import Mark, content_of, read_marks, require_same_imag
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
 from featx.stages.audit.findings import AuditReport, Finding, FindingKind
+from featx.stages.audit.given import with_labels
 from featx.stages.audit.judged import judge
 from featx.stages.audit.same import find_same
 from featx.training.options import TaskChoice
@@ -22,6 +24,7 @@ from featx.training.options import TaskChoice
 def audit(
     features: str | Path,
     *,
+    labels: Any = None,
     source: str | None = None,
     marks: str | Path | None = None,
     task: TaskChoice = "auto",
@@ -37,6 +40,9 @@ def audit(
 
     Args:
         features: The feature file.
+        labels: To be judged in place of those of the file: a name for each image, in its order, in
+            a list, NumPy array or pandas column, or whole numbers that index its classes; None,
+            NaN, "" and -1 are no label.
         source: Where its images are now; None takes where they were. An image that has another
             content now is left out, and where there are none, so is all that needs pixels.
         marks: A table of findings of the same file: pairs that it marks as different are not
@@ -50,11 +56,14 @@ def audit(
     Raises:
         ArtifactError: The feature file cannot be used.
         SourceError: ``source`` is given and cannot be used.
-        ConfigError: ``task`` is none, or ``marks`` are of another feature file.
+        ConfigError: ``task`` is none, ``labels`` are none of these images, or ``marks`` are
+            of another feature file.
     """
     start = time.perf_counter()
     require_choice("task", task, ("auto", *TASKS))
     cache = features_through(None, open_features(features, features_later=True))
+    if labels is not None:
+        cache = with_labels(cache, labels)
     different = _different(cache, marks)
     with drawing(progress if step is None else False) as draw:
         told = draw.steps(step, "Audit")
