@@ -36,7 +36,8 @@ from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import fold_temperature, restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
 from featx.training.finetune.data import CachedData
-from featx.training.finetune.options import FinetuneOptions
+from featx.training.finetune.loop import State
+from featx.training.finetune.options import FinetuneOptions, Recipe
 from featx.training.finetune.outcome import Comparison, Events, Tuned
 from featx.training.finetune.probe import Probe, fit_probe, row_bytes, score_through
 from featx.training.finetune.problem import Problem, evaluate
@@ -165,8 +166,22 @@ class _Run:
         # a start that was given may have seen the held-out images
         keep_start = probe is not None and start is None
         recipe, rates, state = training.run(progress, keep_start=keep_start)
-        choice = {
+        choice = self._describe(recipe, rates, state) | {
             "head": "mlp" if len(layers) > 1 else "linear",
+            "parameters": {"trained": num_trained, "all": num_trained + num_others},
+        }
+        if keep_start and probe and not state.best_epoch:
+            fitted = {name: n for name, n in probe.head.choice.items() if name == "num_fitted"}
+            trained = replace(self._in_their_shares(probe.head), choice=choice | fitted)
+        else:
+            trained = self._calibrated(head, data, choice)
+        return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
+
+    def _describe(
+        self, recipe: Recipe, rates: Mapping[float, float], state: State
+    ) -> dict[str, Any]:
+        """Return what was trained, JSON values."""
+        return {
             "solver": "finetune",
             "cut": self.spec.cut,
             "scratch": self.options.scratch,
@@ -178,15 +193,8 @@ class _Run:
             "epochs": [epoch_to_dict(epoch) for epoch in state.epochs],
             "best_epoch": state.best_epoch,
             "num_held_out": int(self.problem.is_held_out.sum()),
-            "parameters": {"trained": num_trained, "all": num_trained + num_others},
             "num_threads": torch.get_num_threads(),
         }
-        if keep_start and probe and not state.best_epoch:
-            fitted = {name: n for name, n in probe.head.choice.items() if name == "num_fitted"}
-            trained = replace(self._in_their_shares(probe.head), choice=choice | fitted)
-        else:
-            trained = self._calibrated(head, data, choice)
-        return self._scored(replace(trained, seconds=time.perf_counter() - begin), probe)
 
     def _data(self) -> CachedData:
         cache, problem = self.problem.cache, self.problem
