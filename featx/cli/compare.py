@@ -238,8 +238,8 @@ def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = Fa
 def _describe_difference(last: ComparedHead) -> str:
     if last.comparison is None:
         return "numbers have no paired test: look whether intervals overlap"
-    share = "images with all tags right" if last.metrics.task == "multi-label" else "top-1"
-    return f"paired with 1: points of {share}, McNemar's p; alike from p {_ALIKE} on"
+    share = "all tags right" if last.metrics.task == "multi-label" else "points of top-1"
+    return f"paired with 1: {share}, McNemar's p; alike from p {_ALIKE} on"
 
 
 def _print_which(heads: Sequence[ComparedHead]) -> None:
