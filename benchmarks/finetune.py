@@ -426,7 +426,7 @@ def write_noise(path: Path) -> None:
     )
 
 
-ALLOWED = "1.2GB"
+ALLOWED = "1GB"
 TRAINING = """
 import json, resource, sys, tempfile, pathlib, featx
 from featx.training.finetune.outcome import Events
