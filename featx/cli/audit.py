@@ -45,7 +45,7 @@ _TITLES: dict[FindingKind, str] = {
     "blurred": "Blurred",
 }
 _OWN: dict[FindingKind, str] = {
-    "outlier": "likeness to the nearest",
+    "outlier": "times the usual distance",
     "constant": "range",
     "empty": "plain",
     "tiny": "shorter side",
@@ -149,6 +149,7 @@ def _print(report: AuditReport, top: int) -> None:
     if report.small_classes:
         few = [f"{name} ({count})" for name, count in report.small_classes]
         fields["small"] = f"few training images, not in the estimate: {listed(few)}"
+    fields |= _of_classes(report)
     for note in report.notes:
         print_text(note)
     print_fields(fields | {"time": human_seconds(report.seconds)})
@@ -188,6 +189,26 @@ def _contradicted(report: AuditReport, found: Sequence[Finding]) -> str:
     return f"{len(found):,} tags contradicted: {listed(counts, 4)}"
 
 
+def _of_classes(report: AuditReport) -> dict[str, str]:
+    """Return what is said of classes as a whole."""
+    fields = {}
+    for leak in report.leaks:
+        fields[f"{leak.split} leaks"] = (
+            f"accuracy {leak.accuracy:.1%}, without {counted(leak.num_leaked, 'leaked image')} "
+            f"{leak.accuracy_without:.1%}"
+        )
+    if report.alike:
+        pairs = [f"{each.first} / {each.second} {each.accuracy:.0%}" for each in report.alike]
+        fields["alike"] = f"hard to tell apart: {listed(pairs, 4)}"
+    if len(report.curve) > 1:
+        points = [f"{each.num_images:,}: {each.accuracy:.1%}" for each in report.curve]
+        fields["curve"] = f"accuracy by training images, {', '.join(points)}"
+    if report.gains:
+        names = [f"{each.name} ({each.num_images})" for each in report.gains]
+        fields["more"] = f"more images would help most of {listed(names, 4)}"
+    return fields
+
+
 def _print_kind(report: AuditReport, kind: FindingKind, top: int) -> None:
     """Print the findings of a kind, a very large group of copies as one line."""
     found = report.of_kind(kind)
@@ -210,7 +231,7 @@ def _line(each: Finding, kind: FindingKind) -> str:
     if kind == "sequence":
         return f"{each.note}; {each.sample_id} to {each.other}"
     if kind in _OWN:
-        return f"{each.sample_id} ({_OWN[kind]} {each.score:.3g})"
+        return f"{each.sample_id} ({_OWN[kind]} {each.score:.3g}, limit {each.limit:.3g})"
     own = {"conflict": each.given, "leak": each.split}.get(kind, "")
     name = f"{each.sample_id}{f' ({own})' if own else ''}"
     if each.score == 1:

@@ -54,9 +54,9 @@ KINDS = {
         measure="deviations off",
     ),
     "copy": Kind("Copies", "The same picture twice, in one split and with one label."),
-    "outlier": Kind("Outliers", "Far from all other images.", measure="distance"),
-    "constant": Kind("Constant", "Pictures of a single colour.", measure="deviation"),
-    "empty": Kind("Nearly empty", "Pictures with hardly anything on them.", measure="detail"),
+    "outlier": Kind("Outliers", "Far from all other images.", measure="times the usual distance"),
+    "constant": Kind("Constant", "Pictures of a single colour.", measure="range"),
+    "empty": Kind("Nearly empty", "Pictures with hardly anything on them.", measure="plain share"),
     "tiny": Kind("Tiny", "Pictures of very few pixels.", measure="shorter side"),
     "blurred": Kind("Blurred", "Pictures without sharp edges.", measure="sharpness"),
 }

@@ -34,6 +34,7 @@ class OutOfFold:
         knows: Which classes or tags the head of each image was trained on, ``(n, num_outputs)``
             bool: of others it cannot say whether they are there.
         num_folds: Parts of the training images that were left out in turn.
+        strength: Of the heads.
     """
 
     targets: Targets
@@ -41,6 +42,7 @@ class OutOfFold:
     outputs: np.ndarray
     knows: np.ndarray
     num_folds: int
+    strength: float
 
 
 def out_of_fold(
@@ -86,7 +88,7 @@ def out_of_fold(
         if len(out) and len(train):
             step(f"Part {fold + 1} of {num_folds}")
             chosen = TrainOptions(task=task.name, strengths=(strength,), seed=seed)
-            layers = _fit(features[rows[train]], values[train], num_outputs, task, chosen)
+            layers = fit_at(features[rows[train]], values[train], num_outputs, task, chosen)
             outputs[out] = apply_layers(layers, features[out]) / temperature
             knows[out] = task.trained_outputs(values[train], num_outputs)
     others = np.flatnonzero(targets.labelled & (cache.splits != 0))
@@ -94,7 +96,7 @@ def out_of_fold(
         outputs[others] = apply_layers(head.layers, features[others])
         knows[others] = task.trained_outputs(values, num_outputs)
     judged = np.flatnonzero(np.isfinite(outputs).all(axis=1))
-    return OutOfFold(targets, judged, outputs[judged], knows[judged], num_folds)
+    return OutOfFold(targets, judged, outputs[judged], knows[judged], num_folds, strength)
 
 
 def _divided(
@@ -108,7 +110,7 @@ def _divided(
     return stratified_folds(classes, num_folds, groups=groups, seed=seed), num_folds
 
 
-def _fit(
+def fit_at(
     features: np.ndarray, values: np.ndarray, num_outputs: int, task: Task, options: TrainOptions
 ) -> tuple[Layer, ...]:
     """Return the layers of a head at one strength, without holding anything out again."""

@@ -251,7 +251,7 @@ def test_small_classes_are_judged_or_named_and_not_in_the_estimate(tmp_path):
     assert report.num_judged == len(made["labels"]) - 1
     assert "1 label is not judged" in report.notes[0]
     assert "e (1 for training)" in report.notes[0]
-    assert not {each.given for each in report.findings} & {"a", "b", "e"}
+    assert not {each.given for each in report.of_kind("label")} & {"a", "b", "e"}
     assert report.num_wrong < 3
     result = featx_cli("audit", tmp_path / "f.h5", "--no-html", "-q")
     assert "c (4), d (2), e (1)" in result.output
@@ -311,7 +311,7 @@ def test_numbers_far_from_what_heads_say_are_found(tmp_path):
     labels = [f"{value:.3f}" for value in values]
     path = write_labels(tmp_path / "f.h5", features, labels, np.arange(120) % 5 // 4)
     report = audit(path, task="regression")
-    (found,) = report.findings
+    (found,) = report.of_kind("value")
     assert (found.kind, found.sample_id) == ("value", "0007.jpg")
     assert found.score > found.limit > 0
     assert float(found.likely) == pytest.approx(values[7] - 5, abs=0.5)

@@ -9,6 +9,8 @@ near        pairs of images that show the same picture
 sequences   runs of numbered images that are alike
 same        both, with the copies of one content
 copies      images of one picture: in several splits, or with several labels
+odd         pictures far from all others, of one colour, empty, tiny, or blurred
+worth       what leaks are worth, classes that are alike, and where images are lacking
 findings    what an audit finds, and the table of it
 report      findings of all kinds, joined
 page        the findings with their pictures, to be marked

@@ -31,7 +31,8 @@ _NORMAL = 1.4826  # of a normal distribution, deviation by median absolute devia
 class Judged:
     """What heads say of the labels of a file.
 
-    ``small`` are classes or tags of few training images; ``notes`` say what could not be judged.
+    ``small`` are classes or tags of few training images; ``notes`` say what could not be judged;
+    ``found`` is what heads say of classes, None of tags and numbers.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -40,6 +41,7 @@ class Judged:
     confusions: tuple[Confusion, ...] = ()
     small: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    found: OutOfFold | None = None
 
 
 def judge(cache: FeatureFile, *, wanted: TaskChoice, seed: int, step: Step) -> Judged:
@@ -59,7 +61,7 @@ def judge(cache: FeatureFile, *, wanted: TaskChoice, seed: int, step: Step) -> J
     if found is None:
         return _not_judged("no training image can be left out")
     if task is SINGLE_LABEL:
-        made = _classes(cache, found)
+        made = replace(_classes(cache, found), found=found)
     else:
         of_task = _tags if task is MULTI_LABEL else _numbers
         small = _small(cache, found) if task is MULTI_LABEL else ()

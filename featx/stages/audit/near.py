@@ -17,8 +17,12 @@ from featx.images.alike import Alike, compare_details, compare_outlines, compare
 from featx.images.reading import map_ahead
 from featx.stages.audit.pictures import Pictures
 
-ALIKE = 0.85
-"""Correlation of small pictures from which they are one, where there is no more to see."""
+ALIKE = 0.9
+"""Correlation of small pictures from which they are one, where there is no more to see.
+
+Of 116,333 pairs of neighbours among CIFAR-10's training images that have different labels, 6 reach
+0.85, and none 0.88.
+"""
 ALIKE_IF_DETAILS = 0.75
 DETAILS_ALIKE = 0.65
 """Share of structure in common from which larger pictures are one, too."""

@@ -17,8 +17,11 @@ from featx.heads.tasks import TASKS
 from featx.stages.audit.findings import AuditReport, Finding, FindingKind
 from featx.stages.audit.given import with_labels
 from featx.stages.audit.judged import judge
-from featx.stages.audit.same import find_same
+from featx.stages.audit.odd import outlier_findings, quality_findings
+from featx.stages.audit.same import Same, find_same
+from featx.stages.audit.worth import alike_classes, leaks_worth, learning_curve
 from featx.training.options import TaskChoice
+from featx.training.out_of_fold import OutOfFold
 
 
 def audit(
@@ -69,10 +72,14 @@ def audit(
         told = draw.steps(step, "Audit")
         judged = judge(cache, wanted=task, seed=seed, step=told)
         same = find_same(cache, {_pair(cache, each) for each in different}, source, told)
-    findings = (*judged.findings, *same.findings)
+        odd = (
+            *outlier_findings(cache, same.rows, same.neighbours),
+            *(quality_findings(same.pictures) if same.pictures else ()),
+        )
+        of_classes = _of_classes(cache, judged.found, same, seed=seed, step=told)
     return AuditReport(
         path=Path(features),
-        findings=tuple(_with_contents(cache, findings)),
+        findings=tuple(_with_contents(cache, (*judged.findings, *same.findings, *odd))),
         num_judged=judged.num_judged,
         num_wrong=judged.num_wrong,
         confusions=judged.confusions,
@@ -80,9 +87,25 @@ def audit(
         num_images=len(cache),
         seconds=time.perf_counter() - start,
         sequences=same.sequences,
+        **of_classes,
         dismissed=tuple(_with_contents(cache, _dismissed(cache, different))),
         notes=(*judged.notes, *same.notes),
     )
+
+
+def _of_classes(
+    cache: FeatureFile, found: OutOfFold | None, same: Same, *, seed: int, step: Step
+) -> dict[str, Any]:
+    """Return what is said of classes as a whole, by the names of the report's fields."""
+    if found is None:
+        return {}
+    curve, gains = learning_curve(cache, found, seed=seed, step=step)
+    return {
+        "leaks": tuple(leaks_worth(cache, found, same.leaked)),
+        "alike": alike_classes(found),
+        "curve": curve,
+        "gains": gains,
+    }
 
 
 def _different(cache: FeatureFile, marks: str | Path | None) -> list[Mark]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,20 +30,20 @@ class Same:
     Attributes:
         findings: Conflicts, leaks, sequences and copies.
         sequences: Runs of frames.
-        links: The pairs that near copies were found by.
-        leaked: Whether a row of validation or test is in a split before it, too, ``(N,)`` bool.
-        neighbours: Of the usable rows, by whitened features, and these rows.
+        leaked: Whether a row's picture is in a split before its own, too, ``(N,)`` bool.
+        rows: Those with usable features, ``(n,)``.
+        neighbours: Of these by whitened features, numbered among themselves.
         pictures: None where they were not there.
         notes: What was not looked at.
     """
 
     findings: tuple[Finding, ...]
-    sequences: tuple[ImageSequence, ...] = ()
-    leaked: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
-    neighbours: Neighbours | None = None
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    pictures: Pictures | None = None
-    notes: tuple[str, ...] = ()
+    sequences: tuple[ImageSequence, ...]
+    leaked: np.ndarray
+    rows: np.ndarray
+    neighbours: Neighbours
+    pictures: Pictures | None
+    notes: tuple[str, ...]
 
 
 def find_same(
@@ -90,7 +90,7 @@ def find_same(
         members = np.asarray(each)
         leaked[members] |= cache.splits[members] > cache.splits[members].min()
     sequences = tuple(_sequence(cache, run) for run in runs)
-    return Same(findings, sequences, leaked, neighbours, rows, pictures, tuple(notes))
+    return Same(findings, sequences, leaked, rows, neighbours, pictures, tuple(notes))
 
 
 def _left_out(cache: FeatureFile, rows: np.ndarray) -> Iterator[str]:
