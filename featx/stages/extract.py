@@ -48,8 +48,9 @@ def extract(
     Options that are not given are those that the file was made with.
 
     Args:
-        source: Folder, ``.zip`` or ``.tar``, ``.csv`` or ``.tsv`` manifest, ``cifar10:FOLDER`` or
-            ``digits:``; None takes the one that the output was made from.
+        source: A folder, an archive, shards, a table, ``.parquet`` files, ``hf:NAME``,
+            ``s3://bucket/folder/`` or another address that docs/images.md lists; None takes the
+            one that the output was made from.
         output: The feature file.
         options: Backbone, preprocessing and the rest.
         keywords: The same by name: ``backbone="tiny"``.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -12,6 +13,7 @@ import os
 import random
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -219,6 +221,7 @@ class ObjectStore:
         self.scheme, _, path = address.partition("://")
         self.bucket = path.partition("/")[0]
         self._fs = _opened_store(self.scheme, anonymous=_is_anonymous(self.scheme))
+        self._alone = contextlib.nullcontext() if self._fs.async_impl else threading.Lock()
 
     def listed(self, prefix: str) -> Iterator[tuple[str, Entry]]:
         """Yield the objects below a prefix, which ends in ``/``."""
@@ -294,7 +297,8 @@ class ObjectStore:
 
             content, tag = sync(self._fs.loop, _s3_content, self._fs, path)
         else:
-            content, tag = self._fs.cat_file(path), ""
+            with self._alone:  # FTP, for one, has a connection for all threads
+                content, tag = self._fs.cat_file(path), ""
         if entry and tag and tag != entry.tag:
             raise Gone("it was replaced since it was listed.")
         if entry and len(content) != entry.size:

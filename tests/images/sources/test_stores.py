@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import threading
 import time
 from email.utils import formatdate
 from io import BytesIO
@@ -363,3 +364,21 @@ def test_a_missing_package_is_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     with pytest.raises(SourceError, match=r"featx\[cloud\]"):
         open_source("s3://bucket/c/")
+
+
+def test_a_store_with_one_connection_is_read_by_one_thread_at_a_time(monkeypatch):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe({f"/alone/c/{i}.png": png(i) for i in range(20)})
+    source = open_source("memory://alone")
+    read, busy = source.remote._fs.cat_file, threading.Lock()
+
+    def only_one(path):
+        assert busy.acquire(blocking=False)
+        time.sleep(0.002)
+        content = read(path)
+        busy.release()
+        return content
+
+    monkeypatch.setattr(source.remote._fs, "cat_file", only_one)
+    assert list(contents(source).values()) == [png(i) for i in sorted(range(20), key=str)]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import pack
 from PIL import Image
 
 from featx.errors import SourceError
-from featx.images.given import name_of
+from featx.images.given import find_given, name_of
 from featx.images.sources.folder import find_images
 from featx.stages.predict import num_bytes_of
 
@@ -59,3 +60,22 @@ def test_what_an_image_takes_before_it_is_decoded():
     assert num_bytes_of(b"12345") == 5
     assert num_bytes_of(Image.new("L", (4, 5))) >= 20
     assert num_bytes_of("photo.jpg") == num_bytes_of(Path("photo.jpg")) == 0
+
+
+def test_a_source_stands_for_all_its_images_by_their_ids_whatever_its_folders_mean(
+    photos, predictor, tmp_path
+):
+    root = photos({"test": 1, "train/ants": 1, "holiday": 2})
+    (root / "holiday" / "001.jpg").write_bytes(b"no image")
+    names = [path.relative_to(root).as_posix() for path in find_images([root])]
+    for ending in (".zip", ".tar"):
+        found = find_given([str(pack(root, tmp_path / f"p{ending}"))])
+        assert [name_of(image, 0) for image in found] == names
+        local = list(predictor.predict_each(find_images([root])))
+        packed = list(predictor.predict_each(found))
+        assert [own.image for own in packed] == names
+        assert [own.top for own in packed] == [own.top for own in local]
+        assert [bool(own.error) for own in packed] == [name == "holiday/001.jpg" for name in names]
+    assert find_given([str(root)]) == find_images([root])
+    with pytest.raises(SourceError, match="does not exist"):
+        find_given([f"{tmp_path}/gone.zip"])
