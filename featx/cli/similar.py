@@ -58,7 +58,9 @@ def similar(
         return
     for number, (image, near) in enumerate(zip(images, found, strict=True)):
         if len(images) > 1:
-            print_text(f"\n{image}" if number else image)
+            if number:
+                click.echo()
+            print_text(image)
         rows = [[each.sample_id, each.label, each.split, f"{each.similarity:.3f}"] for each in near]
         print_table(["image", "label", "split", "similarity"], rows)
     if html is not None:
