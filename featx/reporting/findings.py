@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ _MAX_PICTURES = 4000
 _PICTURE_BYTES = 15_000_000
 """Of all pictures as text; the page with 5,000 findings stays below 25 MB."""
 _MANY = 50
-"""Images that are joined by findings of one kind, above which the first three stand for all."""
+"""Images that are joined by findings of one kind, above which the first ones stand for all."""
+_SHOWN_OF_MANY = 3
 
 
 class Kind(NamedTuple):
@@ -95,7 +97,8 @@ def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
     kinds = _kinds(page)
     chosen = _chosen(page, list(kinds))
     rows = {name: row for row, name in enumerate(page.cache.sample_ids)}
-    wanted = [rows[name] for name in _images_of(page, chosen) if name in rows]
+    sizes = _groups(page)
+    wanted = [rows[name] for name in _images_of(page, chosen, sizes) if name in rows]
     step(f"Pictures of {counted(min(len(wanted), _MAX_PICTURES), 'image')}")
     pictures = pictures_of(
         wanted[:_MAX_PICTURES], page.cache, page.images, most_bytes=_PICTURE_BYTES
@@ -113,6 +116,8 @@ def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
         "classes": page.cache.classes,
         "tags": page.cache.header.details.get("label_kind") == "tags",
         "many": _MANY,
+        "shown": _SHOWN_OF_MANY,
+        "sizes": {name: size + 1 for name, size in sizes.items() if size >= _MANY},
         "store": f"featx-audit-{fingerprint_of({page.cache.inputs_sha256: kept})[:16]}",
     }
     return render(
@@ -148,12 +153,28 @@ def _chosen(page: FindingsPage, kinds: Sequence[str]) -> list[int]:
     return [number for name in kinds for number in of_kind[name][: shares[name]]]
 
 
-def _images_of(page: FindingsPage, chosen: Sequence[int]) -> list[str]:
-    """Return the sample ids whose pictures are wanted: those of findings, then their neighbours."""
-    own = [page.columns.index(name) for name in ("sample_id", "other")]
-    names = [page.rows[number][column] for number in chosen for column in own]
+def _groups(page: FindingsPage) -> Counter[str]:
+    """Return how many findings each group of copies has, by kind and number of the group."""
+    kind, group = page.columns.index("kind"), page.columns.index("group")
+    return Counter(f"{row[kind]} {row[group]}" for row in page.rows if row[group])
+
+
+def _images_of(page: FindingsPage, chosen: Sequence[int], sizes: Mapping[str, int]) -> list[str]:
+    """Return the sample ids on the page, in the order in which they get pictures.
+
+    First come those of findings, then their neighbours, then the rest of very large groups.
+    """
+    names = ("sample_id", "other", "kind", "group")
+    columns = [page.columns.index(name) for name in names]
+    first, rest, seen = list[str](), list[str](), Counter[str]()
+    for number in chosen:
+        sample_id, other, kind, group = (page.rows[number][column] for column in columns)
+        key = f"{kind} {group}"
+        seen[key] += 1
+        buried = sizes.get(key, 0) >= _MANY and seen[key] > _SHOWN_OF_MANY
+        (rest if buried else first).extend((sample_id, other))
     near = [name for number in chosen for name in page.near[number]]
-    return [name for name in dict.fromkeys((*names, *near)) if name]
+    return [name for name in dict.fromkeys((*first, *near, *rest)) if name]
 
 
 def _image(

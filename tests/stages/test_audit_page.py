@@ -187,3 +187,21 @@ def test_no_error_is_met_and_a_filter_shows_one_class(photos, tmp_path):
     dom = in_chromium(page, script, tmp_path)
     (found,) = re.findall(r"cards (\d+) (\d+)", dom)
     assert int(found[0]) > int(found[1]) >= 1
+
+
+def test_a_group_of_very_many_copies_is_one_card_that_comes_last(tmp_path):
+    contents = np.arange(240) + 1
+    contents[:120:2] = 1  # 60 copies of one image
+    contents[200:202] = 7  # two of another
+    made = far_apart()
+    made["splits"][:] = 0
+    path = write_cache(tmp_path / "f.h5", **made | {"labels": np.full(240, -1)}, contents=contents)
+    page = write_audit_page(audit(path), tmp_path / "audit.html")
+    script = """
+    const last = [...document.querySelectorAll(".card")].map((card) =>
+      [card.querySelectorAll(".cell").length, card.textContent.includes("57 more")]);
+    document.title = "CARDS" + JSON.stringify(last) + "END";
+    """
+    (found,) = re.findall("<title>CARDS(.*)END", in_chromium(page, script, tmp_path))
+    assert json.loads(found)[-1] == [3, True]
+    assert json.loads(found)[0] == [2, False]

@@ -59,10 +59,14 @@ function makeCards() {
       card.cells = [...card.cells].map(([id, row]) => ({ id, row }));
       card.pick = card.cells.length - 1 && card.cells.length === 2 ? 1 : 0;
     }
-    ofKind.sort((a, b) => a.cells.length - b.cells.length); // stable: the surest stay first
+    ofKind.sort((a, b) => sizeOf(a) - sizeOf(b)); // stable: the surest stay first
     cards.push(...ofKind);
   }
 }
+
+// Images of a card, with those that the page leaves out.
+const sizeOf = (card) => Math.max(card.cells.length,
+  data.sizes[`${card.kind.name} ${cell(card.rows[0], "group")}`] || 0);
 
 // --- marks ---
 
@@ -177,14 +181,15 @@ function contents(card) {
   const row = card.rows[0];
   const score = Number(cell(row, "score"));
   if (card.cells.length > 1) {
-    const many = card.cells.length > data.many ? 3 : SHOWN;
+    const size = sizeOf(card);
+    const many = size > data.many ? data.shown : SHOWN;
     const cells = card.cells.slice(0, many).map((each, number) => figure(card, each, number));
-    const rest = card.cells.length - cells.length;
+    const rest = size - cells.length;
     const lowest = Math.min(...card.rows.map((each) => Number(cell(each, "score"))));
     const notes = [...new Set(card.rows.map((each) => cell(each, "note")).filter(Boolean))];
     const how = lowest >= 1 ? "same content" : `alike by ${lowest.toFixed(2)}`;
     const more = rest > 0 ? ` · and ${rest.toLocaleString("en")} more, in the table` : "";
-    const says = `${card.cells.length > 2 ? `${card.cells.length.toLocaleString("en")} images · ` : ""}`
+    const says = `${size > 2 ? `${size.toLocaleString("en")} images · ` : ""}`
       + [card.kind.pairs || how, ...notes].join(" · ") + more;
     return [element("div", { class: "cells" }, ...cells), text("small", says)];
   }
