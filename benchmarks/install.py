@@ -117,7 +117,7 @@ def require_metadata(programs: Path, package: str, cwd: Path) -> None:
     require(version == same, f"the metadata of {package} has version {version}")
     require((own, is_here) == (package, "True"), f"{package} is what runs")
     require({"all", "report", "timm", "cloud"} <= set(extras), f"extras of {package}: {extras}")
-    commands = (programs / "featx", "--version"), (programs / "python", "-m", "featx", "--version")
+    commands = (programs / "featx", "-V"), (programs / "python", "-m", "featx", "--version")
     told = {run(*command, cwd=cwd) for command in commands}
     require(told == {f"featx {version}\n"}, f"featx --version says {version}, not {told}")
 

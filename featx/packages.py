@@ -6,8 +6,10 @@ torchvision. Names of packages here are those that pip takes; of modules, those 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import featx
-from featx.errors import FeatxError, first_line
+from featx.errors import BackboneError, FeatxError, first_line
 
 COMPLETE, CORE = "featx", "featx-core"
 _WITH_TORCH = ("torch", "torchvision", "onnxscript")
@@ -17,12 +19,13 @@ _RUNTIMES = tuple(
 )
 _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "pillow_heif": "pillow-heif"}
 """Packages by their modules, where the names differ."""
-_REQUIRED = {
+_NEEDED = {
     *_WITH_TORCH,
     *("h5py", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "rich", "safetensors"),
     *("scikit-learn", "scipy"),
+    *("aiohttp", "fsspec", "huggingface_hub", "matplotlib", "pyarrow", "s3fs", "timm"),
 }
-"""Packages that featx requires but not every command needs."""
+"""Packages that featx or an extra requires, but not every command needs."""
 
 
 def installed(package: str) -> str | None:
@@ -117,16 +120,32 @@ def import_problem(error: ImportError) -> FeatxError | None:
     This needs pillow, which is not installed: pip install pillow.
     """
     package = _package_of(_importer(error) or (error.name or "").partition(".")[0])
-    if package not in _REQUIRED and package != COMPLETE:
+    if package not in _NEEDED and package != COMPLETE:
         return None
     if conflict := both_installed():
         return FeatxError(f"{conflict} What failed: {first_line(error)}.")
     if package == COMPLETE:
         return None
-    command = f"pip install {package}"
+    return FeatxError(f"This needs {needed(error, package, _command(package))}")
+
+
+def _command(package: str) -> str:
     if package in _WITH_TORCH and own_package() == CORE:
-        command = install_command("torch")
-    return FeatxError(f"This needs {needed(error, package, command)}")
+        return install_command("torch")
+    return f"pip install {package}"
+
+
+def require_torch(purpose: str) -> None:
+    """Check that torch is installed, without loading it.
+
+    Args:
+        purpose: What needs it: the beginning of the error's sentence.
+
+    Raises:
+        BackboneError: It is not; the message says how to install it.
+    """
+    if find_spec("torch") is None:
+        raise BackboneError(f"{purpose} needs torch, which is not installed: {_command('torch')}.")
 
 
 def _importer(error: ImportError) -> str | None:
@@ -134,6 +153,6 @@ def _importer(error: ImportError) -> str | None:
     step, found = error.__traceback__, None
     while step is not None and found is None:
         module = str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        found = module if _package_of(module) in _REQUIRED else None
+        found = module if _package_of(module) in _NEEDED else None
         step = step.tb_next
     return found

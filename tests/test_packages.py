@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import featx
 from featx import packages
@@ -228,3 +229,28 @@ def test_a_documented_command_resolves(line):
         assert would
         assert "nvidia-" not in would[0]
         assert "torch" not in would[0] or "whl/cpu" in line
+
+
+def test_an_extra_that_is_installed_but_broken_shows_the_real_cause(monkeypatch, tmp_path):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import torch_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    from featx.backbones.with_timm import full_name
+
+    full_name.cache_clear()
+    with pytest.raises(ModuleNotFoundError) as caught:
+        full_name("timm/resnet18")
+    told = "This needs timm, which needs 'torch_that_is_not_there', which is not installed"
+    assert str(import_problem(caught.value)).startswith(told)
+
+
+def test_a_backbone_that_must_be_built_says_what_that_needs(record, monkeypatch, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
+    record(featx_core="0.1.0")
+    told = r"Building resnet18, of which no graph is cached, needs torch.*'featx-core\[torch\]'"
+    with pytest.raises(featx.FeatxError, match=told):
+        featx.extract(tmp_path, tmp_path / "f.h5", featx.ExtractOptions(weights="none"))
+    assert not (tmp_path / "f.h5").exists()

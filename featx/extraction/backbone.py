@@ -33,6 +33,7 @@ from featx.extraction.options import ResolvedOptions
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.reading import read_images, spread
 from featx.images.sources import ImageSource
+from featx.packages import require_torch
 
 if TYPE_CHECKING:
     from featx.backbones.network import Network
@@ -200,6 +201,7 @@ def engine_of_several(parts: Sequence[tuple[LazyBackbone, BackboneSpec]]) -> Eng
 def open_backbone(
     options: ResolvedOptions, progress: Progress | None = None
 ) -> tuple[Network, BackboneSpec, Weights]:
+    require_torch(f"Building {options.backbone}, of which no graph is cached,")
     from featx.backbones.catalog import default_preprocess
     from featx.backbones.network import build_network
     from featx.backbones.timm_features import relative_cost
