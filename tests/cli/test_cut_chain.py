@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from commands import featx_cli
 from PIL import Image
 
@@ -39,7 +41,10 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made")
     for command in (
         ("finetune", photos, *SOURCE, "--views", 2, "-o", out / "tuned.safetensors", *QUICK),
-        ("export", out / "tuned.safetensors", "--onnx", out / "model.onnx"),
+        (
+            *("export", out / "tuned.safetensors", "--onnx", out / "model.onnx"),
+            *("--card", out / "model.md"),
+        ),
     ):
         result = featx_cli(*command)
         assert result.exit_code == 0, result.output
@@ -63,7 +68,7 @@ def test_head_model_and_card_name_the_views_that_trained_them(made):
     views = "2 views of each training image (random crop, flip; generator 1)"
     for name in ("features-stage3.h5", "tuned.safetensors", "model.onnx"):
         assert views in " ".join(featx_cli("info", made / name).stdout.split())
-    assert f"trained on {views}" in (made / "model.md").read_text()
+    assert f"trained on {views}" in (made / "model.md").read_text().replace("\\", "")
 
 
 def test_without_a_source_the_same_images_are_taken_and_nothing_is_left_to_do(made):
@@ -91,6 +96,24 @@ def test_from_scratch_no_weights_are_read(photos, tmp_path):
     result = featx_cli("finetune", photos, "-b", "tiny", "--cut", "input", "--scratch", *tuned)
     assert result.exit_code == 0, result.output
     assert open_features(tmp_path / "features-input.h5").header.details["weights"] == "random:0"
+
+
+def test_a_tuned_network_is_loaded_strictly_by_torchvision(photos, tmp_path):
+    tuned, weights = tmp_path / "tuned.safetensors", tmp_path / "tuned.pth"
+    network = ("-b", "mobilenet_v3_small", "-w", "none", "--image-size", 64, "--dtype", "float32")
+    for command in (
+        ("finetune", photos, *network, "--cut", "features.12", "-o", tuned, *QUICK),
+        ("export", tuned, "--state-dict", weights),
+    ):
+        result = featx_cli(*command)
+        assert result.exit_code == 0, result.output
+    model = torchvision.models.mobilenet_v3_small(num_classes=2)
+    model.load_state_dict(torch.load(weights, weights_only=True), strict=True)
+    head = open_head(tuned)
+    assert torch.equal(
+        model.classifier[0].weight, torch.from_numpy(head.tail["classifier.0.weight"])
+    )
+    assert torch.equal(model.classifier[3].weight, torch.from_numpy(head.layers[-1][0]))
 
 
 def test_run_chains_extraction_tuning_and_export(photos, tmp_path):
