@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -196,3 +197,27 @@ def test_the_command_says_what_to_do_next(photos, tmp_path):
     again = featx_cli("relabel", table, "--features", photos)
     assert again.exit_code == 1
     assert "--overwrite" in again.output
+
+
+@pytest.mark.parametrize("kind", ["zip", "table", "digits"])
+def test_images_of_any_source_are_relabelled(photos, tmp_path, kind, monkeypatch):
+    folder, source = tmp_path / "photos", "digits:"
+    if kind == "zip":
+        source = shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    elif kind == "table":
+        rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in folder.rglob("*.png")]
+        (tmp_path / "t.csv").write_text("\n".join(["file,breed", *sorted(rows)]))
+        source = f"{tmp_path / 't.csv'}?label_column=breed&root={folder}"
+    path = tmp_path / "f.h5"
+    extract(source, path, ExtractOptions(backbone="tiny"))
+    cache = open_features(path)
+    features, name = cache.features, cache.sample_ids[0]
+    table = write_table(tmp_path / "audit.csv", cache, [(name, cache.classes[1])])
+    report = relabel(path, table, tmp_path / "r.csv")
+    monkeypatch.setattr("featx.extraction.pipeline.run_backbone", never)
+    assert extract(report.path, path).num_new == 0
+    after = open_features(path)
+    assert np.array_equal(after.features, features)
+    assert after.classes == cache.classes
+    assert after.labels[0] == 1
+    assert np.array_equal(after.splits, cache.splits)
