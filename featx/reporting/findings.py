@@ -38,7 +38,9 @@ class Kind(NamedTuple):
 KINDS = {
     "conflict": Kind("Conflicts", "The same picture with different labels: one of them is wrong."),
     "leak": Kind(
-        "Leaks", "The same picture in different splits: scores on it are better than they should."
+        "Leaks",
+        "The same picture in different splits, so that scores on it are too good. Drop the one of "
+        "the training split: the others always stay.",
     ),
     "sequence": Kind(
         "Sequences",

@@ -205,3 +205,20 @@ def test_a_group_of_very_many_copies_is_one_card_that_comes_last(tmp_path):
     (found,) = re.findall("<title>CARDS(.*)END", in_chromium(page, script, tmp_path))
     assert json.loads(found)[-1] == [3, True]
     assert json.loads(found)[0] == [2, False]
+
+
+def test_of_a_leak_the_training_image_is_the_one_to_drop(tmp_path):
+    contents = np.arange(240) + 1
+    contents[1] = contents[0]
+    made = far_apart()
+    made["splits"][:] = 0
+    made["splits"][1] = 2
+    path = write_cache(tmp_path / "f.h5", **made | {"labels": np.full(240, -1)}, contents=contents)
+    page = write_audit_page(audit(path), tmp_path / "audit.html")
+    script = """
+    document.dispatchEvent(new KeyboardEvent("keydown", { key: "d" }));
+    document.body.textContent = "TABLE" + JSON.stringify(table()) + "END";
+    """
+    (found,) = re.findall("TABLE(.*)END", html.unescape(in_chromium(page, script, tmp_path)))
+    (tmp_path / "audit.csv").write_text(json.loads(found), newline="")
+    assert read_excluded(tmp_path / "audit.csv", path) == ("0000.jpg",)

@@ -57,7 +57,9 @@ function makeCards() {
     }
     for (const card of ofKind) {
       card.cells = [...card.cells].map(([id, row]) => ({ id, row }));
-      card.pick = card.cells.length - 1 && card.cells.length === 2 ? 1 : 0;
+      const isTrained = ({ id }) => (data.images[id] || {}).split === "train";
+      card.pick = card.cells.length !== 2 ? 0
+        : kind.name === "leak" && isTrained(card.cells[0]) ? 0 : 1; // what may be dropped
     }
     ofKind.sort((a, b) => sizeOf(a) - sizeOf(b)); // stable: the surest stay first
     cards.push(...ofKind);
@@ -276,7 +278,7 @@ function more(upTo = rendered + 40) {
     const card = shown[rendered];
     let section = $("list").lastElementChild;
     if (!section || section.dataset.kind !== card.kind.name) {
-      section = element("section", { "data-kind": card.kind.name },
+      section = element("section", { "data-kind": card.kind.name, class: card.cells.length > 1 ? "pairs" : "" },
         element("header", {}, text("h2", card.kind.title), text("p", card.kind.text)));
       $("list").append(section);
     }
