@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar
@@ -36,6 +37,8 @@ from featx.images.sources.sample import NO_FILE, Sample, Stamp
 _TABLES = (".csv", ".tsv")
 _WHOLE = (".zip", ".tar", ".parquet")
 _READERS = 32
+_MOST_BESIDE = 10_000
+"""Objects that are listed to find names beside a folder that is not there."""
 
 
 @dataclass(eq=False)
@@ -138,7 +141,8 @@ def _open_prefix(uri: str, *, labelled: bool) -> StoreSource:
 def _nearest(store: ObjectStore, prefix: str) -> str:
     """Return a sentence with the folders beside a prefix that is not there."""
     above = prefix.rstrip("/").rpartition("/")[0]
-    names = {path[len(above) + 1 :].split("/")[0] for path, _ in store.listed(f"{above}/")}
+    beside = islice(store.listed(f"{above}/"), _MOST_BESIDE)
+    names = {path[len(above) + 1 :].split("/")[0] for path, _ in beside}
     return f" Beside it are {listed(sorted(names))}." if names else ""
 
 
