@@ -25,6 +25,7 @@ from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.preprocess import preprocess
 from featx.images.reading import map_ahead, num_cores
 
+_ATTEMPTS = 3
 Cache = str | os.PathLike[str] | bool | None
 """A folder; None for one in the user's cache folder, False for none."""
 
@@ -70,13 +71,18 @@ class FeaturesByContent:
             ConfigError: Something is no image.
         """
         digests = self._digests(images)
+        places = dict(zip(digests, range(len(images)), strict=True))
+        left = _ATTEMPTS
         while True:
-            if missing := self._store.missing(digests):
-                places = dict(zip(digests, range(len(images)), strict=True))
-                with self._store.writing():
-                    wanted = self._store.missing(missing)  # others may have added some meanwhile
-                    self._compute(images, {digest: places[digest] for digest in wanted})
-            if (found := self._store.read(digests)) is not None:
+            store = self._store
+            if not store.is_on_disk or not left:  # or it does not read as it should
+                store = VectorStore(None, self.spec.num_features)
+            left -= 1
+            if missing := store.missing(digests):
+                with store.writing():
+                    wanted = store.missing(missing)  # others may have added some meanwhile
+                    self._compute(images, {digest: places[digest] for digest in wanted}, store)
+            if (found := store.read(digests)) is not None:
                 return found, digests
 
     def _digests(self, images: Sequence[ImageLike]) -> list[bytes]:
@@ -110,7 +116,9 @@ class FeaturesByContent:
         pixels = np.asarray(decode_given(name, image, self.spec.preprocess))
         return content_digest(f"{pixels.shape}".encode() + pixels.tobytes())
 
-    def _compute(self, images: Sequence[ImageLike], places: dict[bytes, int]) -> None:
+    def _compute(
+        self, images: Sequence[ImageLike], places: dict[bytes, int], store: VectorStore
+    ) -> None:
         """Add the features of some images, by digest and place; a batch is safe when it is done."""
         if not places:
             return
@@ -146,7 +154,7 @@ class FeaturesByContent:
                 bad += errors
                 if rows is not None:
                     require_finite(rows, [name_of(images[places[d]], places[d]) for d in digests])
-                    self._store.add(digests, rows)
+                    store.add(digests, rows)
         _require_usable(bad, images)
 
     def _opened(self) -> Engine:

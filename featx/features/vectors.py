@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from featx import system
 from featx.errors import ArtifactBusy, ArtifactError
 from featx.features.lock import locked
 from featx.images.decode import DIGEST_BYTES
@@ -41,8 +40,13 @@ class VectorStore:
     def __init__(self, folder: Path | None, num_features: int) -> None:
         self._folder, self._size = folder, num_features
         self._rows: dict[bytes, tuple[int, int]] = {}  # digest to row and CRC-32
-        self._num_read = 0
+        self._num_read, self._is_writable = 0, True
         self._in_memory: dict[bytes, np.ndarray] = {}
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether vectors are kept for other processes and later calls."""
+        return self._folder is not None
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Return those that have no vector, each once."""
@@ -54,29 +58,35 @@ class VectorStore:
     def read(self, digests: Sequence[bytes]) -> np.ndarray | None:
         """Return the vectors, ``(len(digests), num_features)`` float32.
 
-        None where one is damaged; it counts as missing from then on.
+        None where one is missing, or damaged; that one counts as missing from then on.
         """
+        self._refresh()
         found = np.empty((len(digests), self._size), np.float32)
-        damaged = set()
-        with ExitStack() as stack:
-            file = None
-            if self._folder and self._rows:
-                file = stack.enter_context(self._vectors.open("rb", buffering=0))
-            for position, digest in enumerate(digests):
-                if digest in self._in_memory:
-                    found[position] = self._in_memory[digest]
-                    continue
-                row, code = self._rows[digest]
-                content = (
-                    system.read_at(file.fileno(), self._bytes, row * self._bytes) if file else b""
-                )
-                if len(content) < self._bytes or zlib.crc32(digest + content) != code:
-                    damaged.add(digest)
-                    continue
-                found[position] = np.frombuffer(content, "<f4")
-        for digest in damaged:
-            del self._rows[digest]
-        return None if damaged else found
+        stored = dict(self._stored(set(digests) - self._in_memory.keys()))
+        for position, digest in enumerate(digests):
+            if digest in self._in_memory:
+                found[position] = self._in_memory[digest]
+            elif digest in stored:
+                found[position] = stored[digest]
+            else:
+                return None
+        return found
+
+    def _stored(self, digests: Iterable[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+        """Yield vectors from the disk, without those that are damaged."""
+        wanted = sorted((self._rows[each], each) for each in digests if each in self._rows)
+        if self._folder is None or not wanted:
+            return
+        try:
+            with self._vectors.open("rb", buffering=0) as file:
+                for (row, code), digest in wanted:
+                    content = os.pread(file.fileno(), self._bytes, row * self._bytes)
+                    if len(content) == self._bytes and zlib.crc32(digest + content) == code:
+                        yield digest, np.frombuffer(content, "<f4")
+                    else:
+                        del self._rows[digest]
+        except OSError as err:
+            self._give_up(err)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -85,7 +95,7 @@ class VectorStore:
         Where that one adds nothing for five minutes, or the disk refuses the lock, what is added is
         kept in memory alone.
         """
-        if self._folder is None:
+        if self._folder is None or not self._is_writable:
             yield
             return
         with ExitStack() as stack:
@@ -94,12 +104,12 @@ class VectorStore:
                 self._wait(stack)
                 self._cut()
             except (OSError, ArtifactError) as err:
-                self._only_in_memory(err)
+                self._keep_in_memory(err)
             yield
 
     def add(self, digests: Sequence[bytes], vectors: np.ndarray) -> None:
         """Add vectors ``(len(digests), num_features)`` that are missing, inside ``writing``."""
-        if self._folder is not None:
+        if self._folder is not None and self._is_writable:
             rows = [row.tobytes() for row in vectors.astype("<f4")]
             pairs = list(zip(digests, rows, strict=True))
             keys = [own + zlib.crc32(own + row).to_bytes(4, "little") for own, row in pairs]
@@ -108,7 +118,7 @@ class VectorStore:
                     with path.open("ab", buffering=0) as file:
                         _write_all(file.fileno(), b"".join(parts))
             except OSError as err:
-                self._only_in_memory(err)
+                self._keep_in_memory(err)
             else:
                 self._refresh()
                 return
@@ -147,7 +157,7 @@ class VectorStore:
                 file.seek(self._num_read * _KEY_BYTES)
                 content = file.read((count - self._num_read) * _KEY_BYTES)
         except OSError as err:
-            self._only_in_memory(err)
+            self._give_up(err)
             return
         for start in range(0, len(content), _KEY_BYTES):
             key = content[start : start + _KEY_BYTES]
@@ -177,8 +187,13 @@ class VectorStore:
             if path.exists() and path.stat().st_size != count * size:
                 os.truncate(path, count * size)
 
-    def _only_in_memory(self, err: Exception) -> None:
-        log.warning("Features are not cached in '%s' from here on: %s", self._folder, err)
+    def _keep_in_memory(self, err: Exception) -> None:
+        """Write nothing more; what is there is still read."""
+        log.warning("New features are not cached in '%s' from here on: %s", self._folder, err)
+        self._is_writable = False
+
+    def _give_up(self, err: Exception) -> None:
+        log.warning("The cached features in '%s' cannot be read: %s", self._folder, err)
         self._folder, self._rows, self._num_read = None, {}, 0
 
 

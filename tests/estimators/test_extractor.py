@@ -33,9 +33,9 @@ def engines(monkeypatch):
     computed = []
     plain = by_content.FeaturesByContent._compute
 
-    def compute(self, images, places):
+    def compute(self, images, places, store):
         computed.append(len(places))
-        plain(self, images, places)
+        plain(self, images, places, store)
 
     monkeypatch.setattr(by_content.FeaturesByContent, "_compute", compute)
     return computed
@@ -150,12 +150,23 @@ def test_features_are_computed_once_for_each_content(labelled, cache, engines, t
     assert num_cached(cache) == 24
 
 
-def test_without_a_cache_nothing_is_written(labelled, tmp_path, monkeypatch):
+def test_without_a_cache_nothing_is_written_or_kept(labelled, tmp_path, monkeypatch, engines):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    FeatureExtractor("tiny", cache=False).fit_transform(labelled[0])
+    extractor = FeatureExtractor("tiny", cache=False)
+    extractor.fit_transform(labelled[0])
+    extractor.transform(labelled[0])
+    assert engines == [24, 24]
     assert not list(tmp_path.rglob("vectors"))
     FeatureExtractor("tiny").fit_transform(labelled[0])
     assert len(list(tmp_path.glob("user/featx/vectors/tiny-*/keys"))) == 1
+
+
+def test_a_cache_that_is_always_damaged_is_no_endless_loop(labelled, cache, engines, monkeypatch):
+    monkeypatch.setattr(by_content.VectorStore, "_stored", lambda self, digests: ())
+    monkeypatch.setattr(by_content.VectorStore, "missing", lambda self, digests: list(digests))
+    features = FeatureExtractor("tiny", cache=cache).fit_transform(labelled[0])
+    assert features.shape == (24, 192)
+    assert len(engines) == by_content._ATTEMPTS + 1
 
 
 def test_a_changed_image_gets_new_features(cache, tmp_path):
