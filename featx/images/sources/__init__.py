@@ -8,12 +8,14 @@ All give the same ``ImageSource``.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 from featx.errors import SourceError
 from featx.images.sources.address import SourceOptions, split_address, with_options
+from featx.images.sources.entries import extension_of
 from featx.images.sources.labels import (
     warn_of_odd_classes,
     warn_of_split_groups,
@@ -69,12 +71,12 @@ def is_source(name: str) -> bool:
     path, _ = split_address(name)
     if path == "digits:" or path.startswith(("cifar10:", "hf:")) or _SCHEME.match(path):
         return True
-    ending = Path(path).suffix.lower()
-    if Path(path).expanduser().is_dir():
+    folder = os.path.expanduser(path)  # noqa: PTH111 as PTH112: these never raise
+    if os.path.isdir(folder):  # noqa: PTH112
         from featx.images.sources.folder import holds_parquet
 
-        return holds_parquet(Path(path).expanduser())
-    return ending in (*_TABLES, ".parquet") or ending in _ARCHIVES
+        return holds_parquet(Path(folder))
+    return extension_of(path) in {*_TABLES, ".parquet", *_ARCHIVES}
 
 
 def open_source(uri: str, *, output: Path | None = None, labelled: bool = True) -> ImageSource:

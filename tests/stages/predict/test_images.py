@@ -76,6 +76,7 @@ def test_a_source_stands_for_all_its_images_by_their_ids_whatever_its_folders_me
         assert [own.image for own in packed] == names
         assert [own.top for own in packed] == [own.top for own in local]
         assert [bool(own.error) for own in packed] == [name == "holiday/001.jpg" for name in names]
-    assert find_given([str(root)]) == find_images([root])
+    odd = ["x" * 300 + ".jpg", "a\0.jpg", "~nobody/1.jpg", "a?b.jpg", ""]
+    assert find_given([str(root), *odd]) == find_images([root, *odd])
     with pytest.raises(SourceError, match="does not exist"):
         find_given([f"{tmp_path}/gone.zip"])
