@@ -70,7 +70,9 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option("--no-html", is_flag=True, help="Write no page.")
 @click.option("--source", help="Where the images are now.  [where they were]")
 @click.option(
-    "--marks", type=options.FILE, help="An earlier table: pairs marked different stay away."
+    "--marks",
+    type=options.FILE,
+    help="An earlier table: what it marks as different or kept stays away, other marks stay.",
 )
 @click.option("--csv", "table", type=options.FILE, help="Write every finding to this table.")
 @click.option(

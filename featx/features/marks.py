@@ -29,6 +29,12 @@ class Mark(NamedTuple):
     different: bool  # the two images of a pair are not the same
     corrected: str  # the right label; empty where none was given
 
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """The columns ``different``, ``drop`` and ``corrected``; empty where nothing was marked."""
+        drop = "true" if self.drop else "false" if self.keep else ""
+        return "true" if self.different else "", drop, self.corrected
+
 
 def content_of(cache: FeatureFile, row: int) -> str:
     """Return what tells an image's content in a table; empty where it is not known."""

@@ -79,6 +79,7 @@ class FindingsPage:
         facts: Name and text of what else was found out.
         columns: Of the table of findings.
         rows: Its rows, texts as in the table before they are made safe for spreadsheets.
+        carried: Rows that were marked before and are no findings any more; saved, not shown.
         near: Sample ids of trusted images near that of each row.
         cache: What was audited.
         images: Its source; None where that is not there.
@@ -89,6 +90,7 @@ class FindingsPage:
     facts: Sequence[tuple[str, str]]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    carried: Sequence[Sequence[str]]
     near: Sequence[Sequence[str]]
     cache: FeatureFile
     images: ImageSource | None
@@ -110,6 +112,7 @@ def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
     data = {
         "columns": page.columns,
         "rows": kept,
+        "carried": page.carried,
         "near": [page.near[number] for number in chosen],
         "images": {page.cache.sample_ids[row]: _image(page, row, pictures) for row in wanted},
         "kinds": [{"name": name} | kind._asdict() for name, kind in kinds.items()],

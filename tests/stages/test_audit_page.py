@@ -15,6 +15,7 @@ from caches import far_apart, write_cache
 from commands import featx_cli
 from PIL import Image
 
+from featx.artifact.cells import table_rows
 from featx.errors import ArtifactExists, ConfigError
 from featx.extraction.options import ExtractOptions
 from featx.features.marks import read_marks
@@ -222,3 +223,34 @@ def test_of_a_leak_the_training_image_is_the_one_to_drop(tmp_path):
     (found,) = re.findall("TABLE(.*)END", html.unescape(in_chromium(page, script, tmp_path)))
     (tmp_path / "audit.csv").write_text(json.loads(found), newline="")
     assert read_excluded(tmp_path / "audit.csv", path) == ("0000.jpg",)
+
+
+def test_marks_of_an_earlier_table_are_carried_on_and_not_asked_again(photos, tmp_path):
+    first = tmp_path / "first.csv"
+    write_findings(audit(photos), first)
+    _, rows = table_rows(first.read_text())
+    cells = {f"{row['kind']} {row['sample_id']}": row for row in rows}
+    cells["copy red/copy.png"]["different"] = "true"
+    labels = [name for name in cells if name.startswith("label")]
+    cells[labels[0]] |= {"drop": "true", "corrected": "red"}
+    for name in labels[1:]:
+        cells[name]["drop"] = "false"
+    lines = (",".join(f'"{cell}"' for cell in row.values()) for row in _quoted(cells))
+    marked = tmp_path / "marked.csv"
+    marked.write_text("\n".join([",".join(COLUMNS), *lines]))
+    report = audit(photos, marks=marked)
+    assert [each.kind for each in report.findings] == ["label"]
+    assert report.findings[0].marks == ("", "true", "red")
+    again = tmp_path / "again.csv"
+    write_findings(report, again)
+    before = {mark[:3]: mark.cells for mark in read_marks(marked)}
+    assert {mark[:3]: mark.cells for mark in read_marks(again)} == before
+    assert audit(photos, marks=again).findings == report.findings
+    page = write_audit_page(report, tmp_path / "audit.html")
+    script = 'document.body.textContent = "TABLE" + JSON.stringify(table()) + "END";'
+    (found,) = re.findall("TABLE(.*)END", html.unescape(in_chromium(page, script, tmp_path)))
+    assert json.loads(found).encode() == again.read_bytes()
+
+
+def _quoted(cells):
+    return ({k: v.replace('"', '""') for k, v in row.items()} for row in cells.values())

@@ -78,6 +78,7 @@ function rowsOf(card, id) {
   if (own.length) return own.map((row) => [row, false]);
   return card.rows.filter((row) => cell(row, "other") === id).slice(0, 1).map((row) => [row, true]);
 }
+const keyOf = (cells) => key(cells[at.kind], cells[at.sample_id], cells[at.other]);
 const names = (row, turned) =>
   turned ? [cell(row, "other"), cell(row, "sample_id")] : [cell(row, "sample_id"), cell(row, "other")];
 const markKey = ([row, turned]) => key(cell(row, "kind"), ...names(row, turned));
@@ -107,8 +108,16 @@ function keepInBrowser() {
   try { localStorage.setItem(data.store, JSON.stringify([...marks])); } catch { /* no storage */ }
 }
 function recall() {
+  for (const cells of [...data.rows, ...data.carried]) {
+    const made = { drop: cells[at.drop], different: cells[at.different] === "true", corrected: cells[at.corrected] };
+    if (made.drop || made.different || made.corrected) marks.set(keyOf(cells), made);
+  }
   try {
-    for (const [name, made] of JSON.parse(localStorage.getItem(data.store) || "[]")) marks.set(name, made);
+    const stored = localStorage.getItem(data.store);
+    if (stored) {
+      marks.clear();
+      for (const [name, made] of JSON.parse(stored)) marks.set(name, made);
+    }
   } catch { /* no storage */ }
 }
 
@@ -119,13 +128,13 @@ const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '"
 
 function tableRows() {
   const rows = [];
-  const turnedMarks = new Map([...marks]);
+  const left = new Map([...marks]);
   data.rows.forEach((cells, row) => {
     const own = marks.get(markKey([row, false])) || {};
-    turnedMarks.delete(markKey([row, false]));
+    left.delete(markKey([row, false]));
     rows.push(marked(cells, own));
     const turned = marks.get(markKey([row, true]));
-    if (turned && cell(row, "other") && turnedMarks.delete(markKey([row, true]))) {
+    if (turned && cell(row, "other") && left.delete(markKey([row, true]))) {
       const [id, other] = names(row, true);
       const image = data.images[id] || {};
       const made = [...cells];
@@ -134,6 +143,9 @@ function tableRows() {
       rows.push(marked(made, turned));
     }
   });
+  for (const cells of data.carried) {
+    if (left.delete(keyOf(cells))) rows.push(marked(cells, marks.get(keyOf(cells))));
+  }
   return rows;
 }
 function marked(cells, own) {

@@ -72,6 +72,7 @@ class Finding(NamedTuple):
     note: str = ""  # "chain": not every two of the group are alike; "flipped"; name of a sequence
     neighbours: tuple[Evidence, ...] = ()  # of a label: the nearest images whose label is trusted
     content: str = ""  # as ``content_of`` has it; empty where it is not known
+    marks: tuple[str, str, str] = ("", "", "")  # different, drop, corrected, of an earlier table
 
 
 class Confusion(NamedTuple):
@@ -148,7 +149,8 @@ class AuditReport:
         alike: Pairs of classes that cannot be told apart.
         curve: Accuracy by number of training images, ascending.
         gains: Classes that more images would help most, the most first.
-        dismissed: Pairs that were marked as different pictures in an earlier table.
+        dismissed: What was marked in an earlier table and is no finding any more: pairs that are
+            different pictures, images that are right as they are, and labels that were corrected.
         notes: What could not be looked at, and why, a sentence each.
     """
 
@@ -219,21 +221,17 @@ def write_findings(report: AuditReport, output: str | Path, *, overwrite: bool =
 
 
 def table_of(report: AuditReport) -> Iterator[Sequence[str]]:
-    """Yield the cells of all findings, and of the pairs that are marked as different."""
-    yield from map(cells_of, report.findings)
-    place = COLUMNS.index("different")
-    for each in report.dismissed:
-        cells = list(cells_of(each))
-        cells[place] = "true"
-        yield cells
+    """Yield the cells of all findings, and of what was marked before and is none any more."""
+    yield from map(cells_of, (*report.findings, *report.dismissed))
 
 
 def cells_of(each: Finding) -> Sequence[str]:
-    """Return the cells of a finding, as ``COLUMNS`` names them; the marks are empty."""
+    """Return the cells of a finding, as ``COLUMNS`` names them."""
     limit = "" if each.limit is None else f"{each.limit:.4g}"
     return (
         *(each.sample_id, each.kind, each.other, each.split, each.given, each.likely),
         *(f"{each.score:.4f}", limit, str(each.group or ""), each.note),
         "; ".join(f"{near.sample_id} ({near.label})" for near in each.neighbours),
-        *("", "", "", each.content),
+        *each.marks,
+        each.content,
     )

@@ -53,6 +53,7 @@ def write_audit_page(
         facts=tuple(_facts(report)),
         columns=COLUMNS,
         rows=[cells_of(each) for each in report.findings],
+        carried=[cells_of(each) for each in report.dismissed],
         near=[[near.sample_id for near in each.neighbours] for each in report.findings],
         cache=cache,
         images=_opened(source, recorded) if report.findings else None,

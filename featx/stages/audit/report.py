@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from featx.features.file import FeatureFile, open_features
 from featx.features.marks import Mark, content_of, read_marks, require_same_images
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
-from featx.stages.audit.findings import AuditReport, Finding, FindingKind
+from featx.stages.audit.findings import AuditReport, Finding
 from featx.stages.audit.given import with_labels
 from featx.stages.audit.judged import judge
 from featx.stages.audit.odd import outlier_findings, quality_findings
@@ -48,8 +48,8 @@ def audit(
             NaN, "" and -1 are no label.
         source: Where its images are now; None takes where they were. An image that has another
             content now is left out, and where there are none, so is all that needs pixels.
-        marks: A table of findings of the same file: pairs that it marks as different are not
-            found again.
+        marks: A table of findings of the same file: pairs that it marks as different and images
+            that it marks to be kept are no findings; other marks are carried on.
         task: What the labels are, as of ``TrainOptions``; numbers have to be said to be some.
         seed: Decides which training images are left out together.
         step: Called with the step under way, in a few words.
@@ -67,19 +67,22 @@ def audit(
     cache = features_through(None, open_features(features, features_later=True))
     if labels is not None:
         cache = with_labels(cache, labels)
-    different = _different(cache, marks)
+    marked = [] if marks is None else _marked(cache, Path(marks))
+    different = {_pair(cache, each) for each in marked if each.different}
     with drawing(progress if step is None else False) as draw:
         told = draw.steps(step, "Audit")
         judged = judge(cache, wanted=task, seed=seed, step=told)
-        same = find_same(cache, {_pair(cache, each) for each in different}, source, told)
+        same = find_same(cache, different, source, told)
         odd = (
             *outlier_findings(cache, same.rows, same.neighbours),
             *(quality_findings(same.pictures) if same.pictures else ()),
         )
         of_classes = _of_classes(cache, judged.found, same, seed=seed, step=told)
+    found = _with_contents(cache, (*judged.findings, *same.findings, *odd))
+    findings, dismissed = _with_marks(cache, found, marked)
     return AuditReport(
         path=Path(features),
-        findings=tuple(_with_contents(cache, (*judged.findings, *same.findings, *odd))),
+        findings=findings,
         num_judged=judged.num_judged,
         num_wrong=judged.num_wrong,
         confusions=judged.confusions,
@@ -88,7 +91,7 @@ def audit(
         seconds=time.perf_counter() - start,
         sequences=same.sequences,
         **of_classes,
-        dismissed=tuple(_with_contents(cache, _dismissed(cache, different))),
+        dismissed=dismissed,
         notes=(*judged.notes, *same.notes),
     )
 
@@ -108,14 +111,12 @@ def _of_classes(
     }
 
 
-def _different(cache: FeatureFile, marks: str | Path | None) -> list[Mark]:
-    """Return the pairs that a table marks as different pictures."""
-    if marks is None:
-        return []
-    found = read_marks(Path(marks))
-    require_same_images(cache, found, Path(marks))
+def _marked(cache: FeatureFile, table: Path) -> list[Mark]:
+    """Return the rows of a table in which something is marked."""
+    found = read_marks(table)
+    require_same_images(cache, found, table)
     names = set(cache.sample_ids)
-    return [each for each in found if each.different and each.other in names]
+    return [each for each in found if any(each.cells) and (not each.other or each.other in names)]
 
 
 def _pair(cache: FeatureFile, mark: Mark) -> tuple[int, int]:
@@ -123,11 +124,31 @@ def _pair(cache: FeatureFile, mark: Mark) -> tuple[int, int]:
     return first, second
 
 
-def _dismissed(cache: FeatureFile, marks: Iterable[Mark]) -> Iterator[Finding]:
-    for each in marks:
-        split = cache.split_names[cache.splits[cache.sample_ids.index(each.sample_id)]]
-        kind: FindingKind = each.kind  # type: ignore[assignment]
-        yield Finding(each.sample_id, kind, split, each.given, score=0.0, other=each.other)
+def _with_marks(
+    cache: FeatureFile, findings: Iterable[Finding], marked: Sequence[Mark]
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """Return findings with the marks of an earlier table, and what is none any more by them."""
+    left = {(each.sample_id, each.kind, each.other): each for each in marked}
+    kept, dismissed = list[Finding](), list[Finding]()
+    for each in findings:
+        mark = left.pop((each.sample_id, each.kind, each.other), None)
+        cells = mark.cells if mark else each.marks
+        is_right = mark is not None and mark.keep and mark.given == each.given
+        (dismissed if is_right else kept).append(each._replace(marks=cells))
+    rows = {name: row for row, name in enumerate(cache.sample_ids)}
+    others = (
+        Finding(
+            sample_id=mark.sample_id,
+            kind=mark.kind,  # type: ignore[arg-type]
+            split=cache.split_names[cache.splits[rows[mark.sample_id]]],
+            given=mark.given,
+            score=0.0,
+            other=mark.other,
+            marks=mark.cells,
+        )
+        for mark in left.values()
+    )
+    return tuple(kept), (*dismissed, *_with_contents(cache, others))
 
 
 def _with_contents(cache: FeatureFile, findings: Iterable[Finding]) -> Iterator[Finding]:
