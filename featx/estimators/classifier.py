@@ -49,7 +49,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone: As of ``FeatureExtractor``.
         head: ``"linear"`` or ``"mlp"``, or the options of one: ``MLPOptions``, ``SGDOptions``, or
             ``TrainOptions`` for all there are.
-        layer: As of ``FeatureExtractor``; as are weights, image_size, device and cache.
+        layer: As of ``FeatureExtractor``; as are weights, image_size, device, cache and progress.
         class_weight: ``"balanced"``, what an image counts by its class, or None.
         random_state: Decides folds and what is random about a head.
 
@@ -71,6 +71,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: int | np.random.RandomState | None = 0,
         device: str = "auto",
         cache: Cache = None,
+        progress: bool | None = None,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -81,6 +82,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.device = device
         self.cache = cache
+        self.progress = progress
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
         """Train a head on images, as ``FeatureExtractor`` takes them, and their labels.
@@ -114,6 +116,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             image_size=self.image_size,
             device=self.device,
             cache=self.cache,
+            progress=self.progress,
         ).fit(images)
         features, digests = self.extractor_.features_by_content(images)
         self._options = self._train_options()

@@ -32,6 +32,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         device: ``"auto"``, ``"cpu"`` or ``"cuda[:i]"``.
         cache: Folder of cached features, which may be deleted at any time; None is one in the
             user's cache folder, False calculates anew.
+        progress: None draws a bar in a terminal or notebook while features are computed, False
+            none.
 
     Attributes:
         spec_: What the features mean.
@@ -48,6 +50,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         image_size: int | None = None,
         device: str = "auto",
         cache: Cache = None,
+        progress: bool | None = None,
     ) -> None:
         self.backbone = backbone
         self.layer = layer
@@ -56,6 +59,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.image_size = image_size
         self.device = device
         self.cache = cache
+        self.progress = progress
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
         """Find the backbone and its weights, which may be downloaded.
@@ -123,4 +127,4 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             image_size=self.image_size,
             device=self.device,
         )
-        return FeaturesByContent(options.resolved(), self.cache)
+        return FeaturesByContent(options.resolved(), self.cache, progress=self.progress)

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from featx.artifact.bars import drawing
 from featx.backbones.engines import Engine, default_batch_size
 from featx.backbones.graph_cache import own_folder
 from featx.backbones.licences import licence_of
@@ -36,13 +37,17 @@ class FeaturesByContent:
     Args:
         options: Of the backbone, in fp32 and without a cut.
         cache: Where features are cached. Processes that share a folder compute each image's once.
+        progress: None draws a bar in a terminal or notebook while they are computed, False none.
 
     Raises:
         BackboneError: Backbone or weights cannot be used.
         ConfigError: An option does not fit the backbone.
     """
 
-    def __init__(self, options: ResolvedOptions, cache: Cache) -> None:
+    def __init__(
+        self, options: ResolvedOptions, cache: Cache, *, progress: bool | None = None
+    ) -> None:
+        self._progress = progress
         self._backbone = LazyBackbone(options)
         self.spec: BackboneSpec = self._backbone.spec()
         licence = licence_of(self.spec.backbone, origin := self._backbone.origin())
@@ -149,8 +154,12 @@ class FeaturesByContent:
 
         bad: list[ImageError] = []
         starts = range(0, len(wanted), size)
-        with closing(map_ahead(batch, starts, workers=num_cores())) as parts:
-            for digests, rows, errors in parts:
+        work = closing(map_ahead(batch, starts, workers=num_cores()))
+        with drawing(self._progress) as draw, work as parts:
+            tell = draw.bar(self._progress, "Computing features")
+            for start, (digests, rows, errors) in zip(starts, parts, strict=True):
+                if tell:
+                    tell(min(start + size, len(wanted)), len(wanted))
                 bad += errors
                 if rows is not None:
                     require_finite(rows, [name_of(images[places[d]], places[d]) for d in digests])

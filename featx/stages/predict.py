@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from featx.artifact import MAX_HEADER_BYTES, Header, tensor_metadata
+from featx.artifact.shown import Shown
 from featx.backbones.seal import SEAL_BYTES
 from featx.classifier.prediction import Prediction, Predictions
 from featx.classifier.session import (
@@ -31,7 +32,7 @@ from featx.classifier.session import (
     read_classifier,
     run_images,
 )
-from featx.errors import ArtifactInvalid, ConfigError, ImageError
+from featx.errors import ArtifactInvalid, ConfigError, ImageError, counted, listed
 from featx.heads.tasks import TaskName
 from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, check_max_pixels
@@ -53,7 +54,7 @@ _MAX_BATCH_BYTES = 2**25
 """That images may take as they are given; a group of larger ones is smaller."""
 
 
-class Predictor:
+class Predictor(Shown):
     """An exported classifier, ready to answer; several threads may ask it at the same time.
 
     A process that was forked opens its sessions again at the first call; threads of ONNX
@@ -93,6 +94,12 @@ class Predictor:
         _warn_of_another_head(self._opened)
         self._own_thread: Classifier | None = None
         self._opening, self._process = threading.Lock(), os.getpid()
+
+    def _lines(self) -> Iterator[str]:
+        yield f"Predictor: {self._path}"
+        if opened := self._opened:  # a copy is opened when it is first asked
+            names = opened.classes
+            yield f"{opened.task.name}, {counted(len(names), 'output')}: {listed(list(names))}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the file's place and seal, and the options; no session can be copied."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from featx.artifact import publishing, require_apart, run_files
+from featx.artifact.shown import Framed
 from featx.errors import ConfigError, counted, listed
 from featx.features.file import FeatureFile, open_features
 from featx.features.marks import Mark, read_marks, require_same_images
@@ -28,8 +29,8 @@ class Correction(NamedTuple):
     after: str
 
 
-@dataclass(frozen=True)
-class RelabelReport:
+@dataclass(frozen=True, repr=False)
+class RelabelReport(Framed):
     """The result of a correction.
 
     Attributes:
@@ -45,6 +46,15 @@ class RelabelReport:
     num_images: int
     num_done: int
     num_dropped: int
+
+    def _lines(self) -> Iterator[str]:
+        yield f"RelabelReport: {self.path}, {counted(self.num_images, 'image')}"
+        for before, after, count in self.changes:
+            yield f"{before} to {after}: {counted(count, 'image')}"
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        names = Correction._fields
+        return {name: [getattr(each, name) for each in self.corrections] for name in names}
 
     @property
     def changes(self) -> tuple[tuple[str, str, int], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import time
 
@@ -171,6 +172,7 @@ def test_reports_are_shown_in_a_few_lines_and_in_notebooks(photos, tmp_path):
     shown += [shown[-1].head, featx.export_onnx(head, model)]
     shown += [featx.evaluate(model, root), featx.check(features, root), featx.status(tmp_path)]
     copies = shutil.copy(features, tmp_path / "g.h5"), shutil.copy(head, tmp_path / "g.safetensors")
+    shown += [featx.audit(features), featx.Predictor(model)]
     shown += [featx.compare([features, copies[0]]), featx.compare_heads([head, copies[1]])]
     for each in shown:
         lines = repr(each).split("\n")
@@ -178,6 +180,8 @@ def test_reports_are_shown_in_a_few_lines_and_in_notebooks(photos, tmp_path):
         assert lines[0].startswith(type(each).__name__)
         assert max(map(len, lines)) <= 80
         assert each._repr_html_().startswith("<div><b>")
+    copied = pickle.loads(pickle.dumps(featx.Predictor(model)))
+    assert repr(copied) == f"Predictor: {model}"  # which opens nothing
     framed = [each for each in shown if isinstance(each, Framed)]
     assert len(framed) == 5
     for each in framed:

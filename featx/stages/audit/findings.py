@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from featx.artifact import publishing, require_apart, run_files
 from featx.artifact.cells import table_bytes
 from featx.artifact.frames import frame_of
+from featx.artifact.shown import Cells, Shown
+from featx.errors import counted
 from featx.features.marks import CONTENT
 
 if TYPE_CHECKING:
@@ -130,8 +133,8 @@ class ClassGain(NamedTuple):
     gain: float  # [-1, 1]
 
 
-@dataclass(frozen=True)
-class AuditReport:
+@dataclass(frozen=True, repr=False)
+class AuditReport(Shown):
     """What may be wrong with the images of a feature file.
 
     Attributes:
@@ -173,6 +176,23 @@ class AuditReport:
     def of_kind(self, kind: FindingKind) -> tuple[Finding, ...]:
         """Return the findings of one kind, in their order."""
         return tuple(each for each in self.findings if each.kind == kind)
+
+    def _lines(self) -> Iterator[str]:
+        yield f"AuditReport: {self.path}, {counted(self.num_images, 'image')}"
+        kinds = Counter(each.kind for each in self.findings)
+        found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        yield f"findings: {found or 'none'}"
+        if self.num_judged:
+            yield f"about {self.num_wrong:.0f} of {self.num_judged:,} labels are wrong"
+        yield from self.notes
+
+    def _cells(self) -> Cells:
+        names = ("kind", "sample_id", "other", "given", "likely")
+        rows = [
+            [*(str(getattr(each, name)) for name in names), f"{each.score:.3f}"]
+            for each in self.findings[:21]
+        ]
+        return (*names, "score"), rows
 
     def to_frame(self) -> Frame:
         """Return the findings as a pandas frame, one a row, with the columns of the table.
