@@ -2,7 +2,8 @@
 #
 #   make demo                                  the whole way on built-in data
 #   make test                                  the tests; what is not installed, they name and skip
-#   make system                                Node and strace, for all of the tests (apt-get, as root)
+#   make system                                Node, strace and Chromium, for all of the tests (apt-get, as root)
+#   make web                                   onnxruntime-web, for featx page (by npm)
 #   make check                                 format, lint, types
 #   make onnx DATA=photos/ BACKBONE=resnet18   images → features → head → model, as far as needed;
 #                                              without DATA and BACKBONE as the last time
@@ -32,7 +33,7 @@ EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup system demo test test-slow packages docs check format bench features head onnx clean
+.PHONY: help setup web system demo test test-slow packages docs check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -46,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 system:
-	@missing=; for each in node:nodejs npm:npm strace:strace; do \
+	@missing=; for each in node:nodejs npm:npm strace:strace chromium:chromium; do \
 		command -v $${each%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
 	test -z "$$missing" || { echo "Installing$$missing"; apt-get update -qq && \
 		apt-get install --yes -qq --no-install-recommends $$missing >/dev/null; }
@@ -59,6 +60,8 @@ $(HEIF): constraints.txt | $(READY)
 
 $(CLIENTS): tests/clients/package.json tools/clients.sh
 	@sh tools/clients.sh
+
+web: $(CLIENTS)
 
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
@@ -80,7 +83,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(READY)
 		--constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-packages: $(READY)
+packages: $(READY) $(CLIENTS)
 	$(BIN)/python benchmarks/install.py
 
 check: $(READY)

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.similar import Neighbour, embed, similar, write_similar_page
     from featx.stages.train import train_head
+    from featx.stages.web_page import WebPage, write_web_page
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.finetune.outcome import Events
     from featx.training.options import TrainOptions, TrainReport
@@ -115,6 +116,7 @@ __all__ = [
     "StatusReport",
     "TrainOptions",
     "TrainReport",
+    "WebPage",
     "audit",
     "check",
     "compare",
@@ -138,6 +140,7 @@ __all__ = [
     "write_findings",
     "write_report",
     "write_similar_page",
+    "write_web_page",
 ]
 
 _LOADED_FROM = {
@@ -175,6 +178,7 @@ _LOADED_FROM = {
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.similar": ("Neighbour", "embed", "similar", "write_similar_page"),
     "featx.stages.train": ("train_head",),
+    "featx.stages.web_page": ("WebPage", "write_web_page"),
     "featx.training.finetune.options": ("FinetuneOptions",),
     "featx.training.finetune.outcome": ("Events",),
     "featx.training.options": ("TrainOptions", "TrainReport"),

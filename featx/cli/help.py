@@ -73,6 +73,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "finetune": ("featx finetune photos/ -b resnet18 --cut layer4",),
     "export": ("featx export", "featx export --card artifacts/model.md"),
     "predict": ("featx predict holiday.jpg", "featx predict model.onnx inbox/ --format csv"),
+    "page": ("featx page --single-file", "featx page artifacts/model.onnx -o page/"),
     "run": ("featx run photos/ -b lite0", "featx run"),
     "status": ("featx status",),
     "audit": ("featx audit --csv audit.csv",),
@@ -92,7 +93,15 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "doctor": ("featx doctor photos/ --network",),
 }
 _SECTIONS: Mapping[str, Sequence[str]] = {
-    "From images to answers": (*("run", "extract", "train-head", "finetune", "export", "predict"),),
+    "From images to answers": (
+        "run",
+        "extract",
+        "train-head",
+        "finetune",
+        "export",
+        "predict",
+        "page",
+    ),
     "Scores and comparisons": ("evaluate", "report", "compare"),
     "Images and labels": ("audit", "relabel", "similar"),
     "Files": ("status", "check", "info"),

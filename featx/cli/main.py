@@ -24,6 +24,7 @@ from featx.cli.finetune import finetune
 from featx.cli.help import show_help, write_overview
 from featx.cli.info import info
 from featx.cli.output import note_flags, with_flags
+from featx.cli.page import page
 from featx.cli.predict import predict
 from featx.cli.relabel import relabel
 from featx.cli.run import run
@@ -111,7 +112,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(audit, relabel, similar, compare, evaluate, report, check, info, backbones, show_help),
+    *(page, audit, relabel, similar, compare, evaluate, report, check, info, backbones, show_help),
 ):
     main.add_command(command)
     note_flags(command)

@@ -1,0 +1,99 @@
+"""Write the page that runs a model in the browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.artifact import publishing, require_apart, require_replaceable
+from featx.artifact.files import is_own
+from featx.classifier.session import load_classifier, read_classifier
+from featx.errors import ArtifactExists, ConfigError
+from featx.reporting.classify import load_runtime, render_classify
+
+_MAX_SINGLE = 40_000_000
+_INDEX, _FILES = "index.html", {"model": "model.onnx", "wasm": "ort.wasm"}
+
+
+@dataclass(frozen=True)
+class WebPage:
+    """The result of ``write_web_page``.
+
+    Attributes:
+        path: The page, to be opened.
+        num_bytes: Of all its files.
+        is_single: It is one file, which opens from disk; else a folder, which has to be served.
+    """
+
+    path: Path
+    num_bytes: int
+    is_single: bool
+
+
+def write_web_page(model: str | Path, output: str | Path, *, single_file: bool = False) -> WebPage:
+    """Write a page that runs a model in the browser: images do not leave the device.
+
+    Preprocessing is that of the graph; the page hands it whole pixels. An earlier page of featx
+    is replaced.
+
+    Args:
+        model: A model that takes whole images, as ``export_onnx`` writes it.
+        output: The folder of the page; of a single file the file.
+        single_file: Put model and runtime into one HTML file, which opens from disk.
+
+    Raises:
+        ArtifactError: The model cannot be used, or something else lies at the output.
+        ConfigError: The model takes something else than images, onnxruntime-web is not here, or
+            the single file would be larger than 40 MB.
+    """
+    model, output = Path(model), Path(output)
+    runtime = load_runtime()
+    content = read_classifier(model)
+    classifier = load_classifier(content, path=model)
+    if single_file:
+        require_apart({"the page": output}, {"the model": model})
+        exists = require_replaceable(output, "page")
+        page = render_classify(classifier, runtime, content=content, files={}).encode("utf-8")
+        if len(page) > _MAX_SINGLE:
+            raise ConfigError(
+                f"one file with '{model}' would have {len(page) / 1e6:.0f} MB, and browsers on "
+                f"phones fail above {_MAX_SINGLE / 1e6:.0f} MB. Leave single_file out, for a "
+                "folder that is served, or export the model with precision='fp16' or 'int8'."
+            )
+        _write({output: page}, overwrite=exists)
+        return WebPage(output, len(page), is_single=True)
+    page = render_classify(classifier, runtime, files=_FILES).encode("utf-8")
+    exists = _require_folder(output)
+    files = {
+        output / _FILES["model"]: content,
+        output / _FILES["wasm"]: runtime.wasm,
+        output / _INDEX: page,  # last: it is there when what it fetches is
+    }
+    require_apart({"the page's model": output / _FILES["model"]}, {"the model": model})
+    _write(files, overwrite=exists)
+    return WebPage(output / _INDEX, sum(map(len, files.values())), is_single=False)
+
+
+def _require_folder(output: Path) -> bool:
+    """Return whether the folder has a page of featx; make it where there is none.
+
+    Raises:
+        ArtifactExists: It has something else.
+    """
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        if output.is_dir() and is_own(output / _INDEX, "page"):
+            return True
+        raise ArtifactExists(
+            output,
+            f"'{output}' is there and is no page that featx wrote; it is left as it is. "
+            "Give another folder.",
+        )
+    return require_replaceable(output / _INDEX, "page")
+
+
+def _write(files: Mapping[Path, bytes], *, overwrite: bool) -> None:
+    for path, content in files.items():
+        with publishing(path, overwrite=overwrite) as temporary:
+            temporary.write_bytes(content)
