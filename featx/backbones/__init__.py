@@ -11,6 +11,7 @@ licences         the licence of weights, and what has to be said of it
 state_dict       finding a network's tensors in a checkpoint, under whatever names
 cuts             splitting a network at the input of a module
 network          the module that ends at the chosen layer, its stem and its tail
+pooling          one vector of maps or tokens
 tails            networks with a trained tail in place of their own
 with_head        the whole model with a head as its last layer, as a state dict
 tiny             the bundled backbone

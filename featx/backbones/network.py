@@ -24,6 +24,7 @@ from featx.backbones.catalog import (
     penultimate_layer,
 )
 from featx.backbones.cuts import find_shape, split_model
+from featx.backbones.pooling import MAPS, Form, Tokens, pooled, resolve_pool, tokens_of
 from featx.backbones.spec import INPUT, PENULTIMATE, BackboneSpec, Pool
 from featx.backbones.state_dict import (
     describe_tensors,
@@ -41,7 +42,7 @@ from featx.backbones.with_timm import (
     tracing,
     uses_timm,
 )
-from featx.errors import BackboneError, ConfigError, first_line, listed
+from featx.errors import BackboneError, first_line, listed
 from featx.images.preprocess import PreprocessSpec
 
 log = logging.getLogger(__name__)
@@ -54,18 +55,18 @@ class Tail(nn.Module):
         trunk: Module that maps its input to ``{"features": …}``; names of its tensors are those of
             the whole model.
         pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors.
-        channels_last: The trunk's maps are ``(N, H, W, C)``.
+        form: Of the trunk's maps or tokens.
     """
 
-    def __init__(self, trunk: nn.Module, *, pool: Pool, channels_last: bool) -> None:
+    def __init__(self, trunk: nn.Module, *, pool: Pool, form: Form = MAPS) -> None:
         super().__init__()
         self.trunk = trunk
         self.pool = pool
-        self.channels_last = channels_last
+        self.form = form
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return features ``(N, num_features)`` float32 of activations ``(N, …)`` float32."""
-        return _pooled(self.trunk(activations)["features"], self.pool, self.channels_last)
+        return pooled(self.trunk(activations)["features"], self.pool, self.form)
 
 
 class Network(Tail):
@@ -74,14 +75,14 @@ class Network(Tail):
     Args:
         trunk: Module that maps normalised images ``(N, 3, size, size)`` to ``{"features": …}``.
         pool: Any but ``"auto"``; ``"none"`` where the trunk gives vectors, and for a stem.
-        channels_last: The trunk's maps are ``(N, H, W, C)``.
+        form: Of the trunk's maps or tokens.
         preprocess: Its arithmetic is applied here.
     """
 
     def __init__(
-        self, trunk: nn.Module, *, pool: Pool, channels_last: bool, preprocess: PreprocessSpec
+        self, trunk: nn.Module, *, pool: Pool, form: Form = MAPS, preprocess: PreprocessSpec
     ) -> None:
-        super().__init__(trunk, pool=pool, channels_last=channels_last)
+        super().__init__(trunk, pool=pool, form=form)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
@@ -135,7 +136,7 @@ def build_network(
     if uses_timm(backbone):
         weights = replace(weights, state=adapted(model, needed, weights.state))
     _require_fit(backbone, weights, needed, heads=_heads(model))
-    stem, _ = _parts(model, spec, weights.state, channels_last=end.channels_last)
+    stem, _ = _parts(model, spec, weights.state, form=end.form)
     return stem, spec
 
 
@@ -151,7 +152,7 @@ def build_parts(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> tuple[Netw
     size = spec.preprocess.image_size
     end = find_cut(spec.backbone, size, layer=spec.layer, pool=spec.pool)
     model = build_model(spec.backbone, size)
-    return _parts(model, spec, tensors, channels_last=end.channels_last)
+    return _parts(model, spec, tensors, form=end.form)
 
 
 def tensors_for(spec: BackboneSpec, weights: Weights) -> Mapping[str, Tensor]:
@@ -167,7 +168,7 @@ def tensors_for(spec: BackboneSpec, weights: Weights) -> Mapping[str, Tensor]:
 
 
 def _parts(
-    model: nn.Module, spec: BackboneSpec, tensors: Mapping[str, Tensor], *, channels_last: bool
+    model: nn.Module, spec: BackboneSpec, tensors: Mapping[str, Tensor], *, form: Form
 ) -> tuple[Network, Tail]:
     state = model.state_dict()  # with the versions that load_state_dict asks MNASNet's for
     needed = _needed(build_skeleton(spec.backbone, spec.preprocess.image_size), spec)
@@ -175,14 +176,14 @@ def _parts(
     model.load_state_dict(state)
     if spec.cut is None or spec.cut == INPUT:
         trunk, pool = _trunk(model, spec), _pool_behind(spec)
-        stem = Network(trunk, pool=pool, channels_last=channels_last, preprocess=spec.preprocess)
+        stem = Network(trunk, pool=pool, form=form, preprocess=spec.preprocess)
         tail: Tail = stem
     else:
         before, behind = split_model(
             model, spec.cut, image_size=spec.preprocess.image_size, layer=spec.layer, pool=spec.pool
         )
-        stem = Network(before, pool="none", channels_last=False, preprocess=spec.preprocess)
-        tail = Tail(behind, pool=_pool_behind(spec), channels_last=channels_last)
+        stem = Network(before, pool="none", preprocess=spec.preprocess)
+        tail = Tail(behind, pool=_pool_behind(spec), form=form)
     return stem.eval().requires_grad_(False), tail.eval().requires_grad_(False)
 
 
@@ -223,7 +224,7 @@ class Cut:
 
     layer: str
     pool: Pool
-    channels_last: bool
+    form: Form
     num_features: int
 
 
@@ -235,7 +236,7 @@ def find_cut(
     layer = layer or penultimate_layer(model)
     if layer == FEATURES and uses_timm(backbone):
         own = cast("Pool", pool_of(model, pool))
-        return Cut(layer, own, False, features_width(backbone, image_size, model, own))
+        return Cut(layer, own, MAPS, features_width(backbone, image_size, model, own))
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
     if shape is None:
         raise BackboneError(
@@ -246,10 +247,14 @@ def find_cut(
     if len(shape) == 4 and shape[1] == shape[2] == shape[3]:  # only the maps grow with the image
         larger = layer_shapes(backbone, 2 * image_size, [layer], model=model)[layer]
         channels_last = larger[3] == shape[3] != larger[1]
-    has_class_token = backbone.startswith("vit_") and layer.startswith(("encoder", "cat"))
-    resolved = _resolve_pool(pool, shape, layer, has_class_token=has_class_token)
-    vector = _pooled(torch.empty(shape, device="meta"), resolved, channels_last)
-    return Cut(layer, resolved, channels_last, vector.shape[1])
+    if backbone.startswith("vit_") and layer.startswith(("encoder", "cat")):
+        tokens = Tokens(0, has_class=True, is_default=True)
+    else:
+        tokens = tokens_of(model, shape)
+    form = Form(channels_last, tokens.num_prefix)
+    resolved = resolve_pool(pool, shape, layer, tokens)
+    vector = pooled(torch.empty(shape, device="meta"), resolved, form)
+    return Cut(layer, resolved, form, vector.shape[1])
 
 
 def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
@@ -315,50 +320,6 @@ def _trunk(model: nn.Module, end: Cut | BackboneSpec) -> nn.Module:
     if end.layer == FEATURES and is_timm_model(model):
         return ending_at_features(model, end.pool)
     return create_feature_extractor_quietly(model, {end.layer: "features"})
-
-
-def _resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, *, has_class_token: bool) -> Pool:
-    if shape[0] != 2:
-        raise BackboneError(
-            f"Layer '{layer}' mixes the images of a batch (output {shape} for two images); choose "
-            "another."
-        )
-    if len(shape) == 2:
-        if pool not in ("auto", "none", "flatten"):
-            raise ConfigError(
-                f"layer '{layer}' gives a vector already, there is nothing to pool by '{pool}'. "
-                "Leave out pool=…: it is for an earlier layer=…, whose output is a map."
-            )
-        return "none"
-    if pool == "none":
-        raise ConfigError(f"layer '{layer}' gives {shape[1:]}, no vector; leave out pool=….")
-    if pool == "flatten":
-        return pool
-    if len(shape) not in (3, 4):
-        raise BackboneError(
-            f"Layer '{layer}' gives neither maps nor tokens (output {shape} for two images); "
-            "choose another, or pool='flatten'."
-        )
-    if pool == "cls" and not (has_class_token and len(shape) == 3):
-        raise ConfigError(
-            f"layer '{layer}' has no class token (output {shape} for two images); "
-            "use pool='avg' or 'max'."
-        )
-    if pool == "auto":
-        return "cls" if has_class_token and len(shape) == 3 else "avg"
-    return pool
-
-
-def _pooled(output: Tensor, pool: Pool, channels_last: bool) -> Tensor:
-    """Return one vector per image of ``(N, C)``, tokens ``(N, T, C)`` or maps."""
-    if pool == "none":
-        return output
-    if pool == "flatten":
-        return output.flatten(1)
-    if pool == "cls":
-        return output[:, 0]
-    dims = (1,) if output.ndim == 3 else (1, 2) if channels_last else (2, 3)
-    return output.mean(dims) if pool == "avg" else output.amax(dims)
 
 
 def _require_fit(

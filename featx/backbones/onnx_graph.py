@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch.overrides import TorchFunctionMode
 
 from featx.backbones.engines import OnnxEngine
@@ -76,7 +77,29 @@ def _replace_arithmetic(graph: onnx.GraphProto, network: Network, image_size: in
     del graph.node[:]
     graph.node.extend([*builder.nodes, *trunk])
     graph.initializer.extend(builder.initializers)
+    _fix_kernels(graph)
     drop_unused(graph)
+
+
+def _fix_kernels(graph: onnx.GraphProto) -> None:
+    """Put numbers in place of convolution kernels that are standardised in each run, as NFNet's."""
+    weights = {tensor.name for tensor in graph.initializer}
+    known, fixed = set(weights), []
+    for node in graph.node:
+        if known.issuperset(filter(None, node.input)):
+            fixed.append(node)
+            known.update(node.output)
+    read = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    wanted = sorted((read & known) - weights)
+    if not wanted:
+        return
+    values = [onnx.ValueInfoProto(name=name) for name in wanted]
+    part = onnx.helper.make_graph(fixed, "kernels", [], values, list(graph.initializer))
+    kernels = ReferenceEvaluator(part, opsets={"": OPSET}).run(None, {})
+    for node in [each for each in fixed if set(each.output) & set(wanted)]:
+        graph.node.remove(node)
+    for name, kernel in zip(wanted, kernels, strict=True):
+        graph.initializer.append(onnx.numpy_helper.from_array(kernel.astype(np.float32), name))
 
 
 def build_graph(network: Network, *, image_size: int, opset: int = OPSET) -> bytes:

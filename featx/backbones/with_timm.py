@@ -115,6 +115,13 @@ def pretrained_cfg(name: str) -> dict[str, Any]:
     return {} if found is None else dict(found.to_dict())
 
 
+def larger_size(name: str) -> int | None:
+    """Return the second input size, pixels, that timm tests a backbone's weights with, if any."""
+    cfg = pretrained_cfg(name)
+    size = cfg.get("test_input_size")
+    return int(size[-1]) if size and size != cfg.get("input_size") else None
+
+
 def build_timm(
     name: str, image_size: int | None = None, num_classes: int | None = None
 ) -> nn.Module:

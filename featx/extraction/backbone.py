@@ -206,7 +206,7 @@ def open_backbone(
     from featx.backbones.network import build_network
     from featx.backbones.timm_features import relative_cost
     from featx.backbones.weights import open_weights
-    from featx.backbones.with_timm import timm_preprocess, uses_timm
+    from featx.backbones.with_timm import larger_size, timm_preprocess, uses_timm
 
     weights = open_weights(options.backbone, options.weights, seed=options.seed, progress=progress)
     scheme, _, name = weights.origin.partition(":")
@@ -232,6 +232,9 @@ def open_backbone(
         pixels = spec.preprocess.image_size
         cost = relative_cost(spec.backbone, pixels) if pixels > 224 else 1
         more = f", {cost:.1f} times the work of 224" if pixels > 224 else ""
+        other = larger_size(spec.backbone)
+        if other and options.image_size is None:
+            more += f"; timm tests it with {other} as well: image_size={other}"
         log.info("%s takes images of %d pixels%s.", spec.backbone, pixels, more)
     return network, spec, weights
 

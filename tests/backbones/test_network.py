@@ -227,6 +227,7 @@ def _values(backbone: str, layer: str | None, pool: Pool) -> tuple[Tensor, Tenso
         ("vit_b_32", "encoder", "cls", lambda out: out[:, 0]),
         ("vit_b_32", "encoder", "avg", lambda out: out.mean(1)),
         ("vit_b_32", "encoder", "max", lambda out: out.amax(1)),
+        ("vit_b_32", "encoder", "cls+avg", lambda o: torch.cat([o[:, 0], o[:, 1:].mean(1)], 1)),
         ("vit_b_32", "encoder", "flatten", lambda out: out.reshape(2, -1)),
         ("vit_b_32", "permute", "auto", lambda out: out.mean(1)),  # no class token yet
         ("vit_b_32", "conv_proj", "auto", lambda out: out.mean((2, 3))),
@@ -246,12 +247,12 @@ def test_pooling(backbone, layer, pool, reference):
 )
 def test_maps_as_wide_as_their_channels_are_told_apart(backbone, layer, size):
     assert layer_shapes(backbone, size, [layer])[layer] == (2, 96, 96, 96)
-    assert find_cut(backbone, size, layer=layer).channels_last
+    assert find_cut(backbone, size, layer=layer).form.channels_last
 
 
 def test_ordinary_maps_as_wide_as_their_channels():
     assert layer_shapes("resnet18", 128, ["conv1"])["conv1"] == (2, 64, 64, 64)
-    assert not find_cut("resnet18", 128, layer="conv1").channels_last
+    assert not find_cut("resnet18", 128, layer="conv1").form.channels_last
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,9 @@ def test_ordinary_maps_as_wide_as_their_channels():
         ("vit_b_32", "encoder", "none", "no vector"),
         ("vit_b_32", "conv_proj", "cls", "has no class token"),
         ("vit_b_32", "permute", "cls", "has no class token"),
+        ("tiny", "stage2", "cls+avg", "has no class token"),
+        ("tiny", "stage2", "map", "has no attention pooling"),
+        ("vit_b_32", "encoder", "map", "has no attention pooling"),
     ],
 )
 def test_pooling_that_does_not_fit(backbone, layer, pool, message):
@@ -379,7 +383,7 @@ def test_the_arithmetic_is_that_of_the_spec():
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             return {"features": images[:, :, 0, 0]}
 
-    network = Network(Corner(), pool="none", channels_last=False, preprocess=preprocess)
+    network = Network(Corner(), pool="none", preprocess=preprocess)
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     pixels[0, 0, 0] = torch.tensor([255, 51, 0])  # red, green, blue
     expected = torch.tensor([[(1 - 0.1) / 0.5, (0.2 - 0.2) / 0.25, (0 - 0.3) / 0.125]])

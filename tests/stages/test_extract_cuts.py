@@ -110,7 +110,7 @@ def test_vgg_overwrites_nothing_that_is_kept(cut):
     stem, _ = split_model(model, cut, layer=penultimate_layer(model))
     crops = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     spec = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)
-    network = Network(stem, pool="none", channels_last=False, preprocess=spec)  # type: ignore
+    network = Network(stem, pool="none", preprocess=spec)  # type: ignore
     found = TorchEngine(network.eval(), device="cpu").features(crops)
     np.testing.assert_allclose(found, captured(model, cut, crops, spec), rtol=1e-4, atol=1e-5)
 
