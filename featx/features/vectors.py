@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featx import system
 from featx.errors import ArtifactBusy, ArtifactError
 from featx.features.lock import locked
 from featx.images.decode import DIGEST_BYTES
@@ -80,7 +81,7 @@ class VectorStore:
         try:
             with self._vectors.open("rb", buffering=0) as file:
                 for (row, code), digest in wanted:
-                    content = os.pread(file.fileno(), self._bytes, row * self._bytes)
+                    content = system.read_at(file.fileno(), self._bytes, row * self._bytes)
                     if len(content) == self._bytes and zlib.crc32(digest + content) == code:
                         yield digest, np.frombuffer(content, "<f4")
                     else:
