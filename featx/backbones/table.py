@@ -19,6 +19,7 @@ from featx.artifact.shown import FramedList
 from featx.errors import BackboneError, counted, listed, require_choice
 
 TABLE = Path(__file__).with_name("table.json")
+LAYERS = Path(__file__).with_name("layers.json")
 UNSAID = "see torchvision"
 """The licence of weights about which torchvision says nothing."""
 
@@ -211,3 +212,14 @@ def _plain(name: str) -> str:
     """Return a name without case and separators, but for one between digits, as in 1_6gf."""
     joined = re.sub(r"(?<=[0-9])[-_. /]+(?=[0-9])", "\0", name.lower())
     return re.sub(r"[-_. /]", "", joined)
+
+
+def known_layers(name: str) -> tuple[list[str], list[str]]:
+    """Return the names of a backbone's layers and of its main cuts, as far as they are recorded.
+
+    ``tools/backbone_layers.py`` records them for torchvision's; others have none.
+    """
+    record = json.loads(LAYERS.read_text(encoding="utf-8"))
+    index = record["backbones"].get(name)
+    layers, cuts = ([], []) if index is None else record["lists"][index]
+    return layers, cuts

@@ -20,6 +20,7 @@ from featx.backbones.table import (
     sort_backbones,
 )
 from featx.cli import options
+from featx.cli.completion import backbones as complete_backbones
 from featx.cli.help import Command
 from featx.cli.output import human_bytes, human_count, print_json, print_table, print_text
 from featx.errors import listed
@@ -33,7 +34,7 @@ _START_WITH = {
 
 
 @click.command(cls=Command)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_backbones)
 @click.option(
     "--all",
     "everything",

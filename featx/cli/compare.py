@@ -12,6 +12,7 @@ import click
 from featx.artifact import is_own
 from featx.cli import options
 from featx.cli.compare_source import Maker, rows_of
+from featx.cli.completion import cuts, files
 from featx.cli.help import Command
 from featx.cli.output import (
     headline,
@@ -37,12 +38,13 @@ _ALIKE = 0.05
 
 
 @click.command(cls=Command)
-@click.argument("files", metavar="FEATURES...|HEADS...|SOURCE", nargs=-1)
+@click.argument("files", metavar="FEATURES...|HEADS...|SOURCE", nargs=-1, shell_complete=files)
 @click.option("--split", help="Whose images are scored.  [val, or test where there is no val]")
 @click.option(
     "--cut",
     "cuts",
     multiple=True,
+    shell_complete=cuts,
     help="With a SOURCE: train what is behind this module, or penultimate for a head alone; repeat "
     "to compare several.",
 )

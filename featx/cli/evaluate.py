@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from featx.cli import options
+from featx.cli.completion import files
 from featx.cli.help import Command
 from featx.cli.output import (
     human_bytes,
@@ -25,7 +26,7 @@ from featx.errors import counted
 
 @click.command(cls=Command)
 @click.argument("model", type=options.FILE)
-@click.argument("source")
+@click.argument("source", shell_complete=files)
 @options.per_class
 @options.stale
 @options.on_error

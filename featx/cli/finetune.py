@@ -13,6 +13,7 @@ import click
 
 from featx.artifact import is_own
 from featx.cli import options
+from featx.cli.completion import files
 from featx.cli.extract import extract_to
 from featx.cli.help import Command
 from featx.cli.output import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("features", metavar="FEATURES|SOURCE", required=False)
+@click.argument("features", metavar="FEATURES|SOURCE", required=False, shell_complete=files)
 @options.output(options.TUNED, "The head file to write, with the trained tail.")
 @options.extraction()
 @click.option(

@@ -12,6 +12,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from featx.cli.completion import COMPLETERS, files
+
 FOLDER = Path("artifacts")
 FEATURES = FOLDER / "features.h5"
 HEAD = FOLDER / "head.safetensors"
@@ -110,6 +112,7 @@ def backbone(
             settings, text, default = _BACKBONE[name]
             if name in (several or {}):
                 settings, text = settings | {"multiple": True}, f"{text} {(several or {})[name]}"
+            settings = settings | {"shell_complete": COMPLETERS.get(name)}
             flags = [*_SHORT.get(name, ()), f"--{name.replace('_', '-')}"]
             shown = f"{text}  [{default}]" if show_defaults else text
             command = click.option(*flags, help=shown, **settings)(command)
@@ -211,7 +214,7 @@ max_pixels = click.option(
     show_default=True,
     help="Images with more pixels cannot be used; the limit can only be lowered.",
 )
-source = click.argument("source", required=False)
+source = click.argument("source", required=False, shell_complete=files)
 verify_content = click.option(
     "--verify-content",
     is_flag=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli import options
+from featx.cli.completion import files
 from featx.cli.help import Command
 from featx.cli.output import print_json, print_table, print_text, progress_bars
 from featx.errors import SourceError, counted, printable
@@ -29,7 +30,13 @@ _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
 
 
 @click.command(cls=Command)
-@click.argument("paths", nargs=-1, required=True, metavar="[MODEL] IMAGE…|FOLDER…|SOURCE…")
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="[MODEL] IMAGE…|FOLDER…|SOURCE…",
+    shell_complete=files,
+)
 @click.option(
     "-k",
     "--top-k",
