@@ -47,7 +47,7 @@ class _Group(click.Group):
 
     def main(self, *args: Any, **settings: Any) -> Any:
         with safe_streams(), bars.off():
-            return super().main(*args, **settings)
+            return super().main(*args, **{"complete_var": COMPLETE_VARIABLE, **settings})
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
