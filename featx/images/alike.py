@@ -53,7 +53,10 @@ def outlines(pictures: np.ndarray) -> np.ndarray:
 
 
 def compare_outlines(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correlations of outlines pair by pair, and whether that is of the mirrored one."""
+    """Return the correlations of outlines pair by pair, and whether that is of the mirrored one.
+
+    ``first`` and ``second`` are ``(n, num_values)``, rows of unit length.
+    """
     straight, turned = np.empty(len(first)), np.empty(len(first))
     for start in range(0, len(first), _CHUNK):
         some = slice(start, start + _CHUNK)

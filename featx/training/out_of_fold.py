@@ -113,7 +113,15 @@ def _divided(
 def fit_at(
     features: np.ndarray, values: np.ndarray, num_outputs: int, task: Task, options: TrainOptions
 ) -> tuple[Layer, ...]:
-    """Return the layers of a head at one strength, without holding anything out again."""
+    """Return the layers of a head at one strength, without holding anything out again.
+
+    Args:
+        features: ``(n, num_features)``.
+        values: Targets as the task has them, ``(n,)`` or ``(n, num_outputs)``.
+        num_outputs: Classes, tags or numbers.
+        task: Of the targets.
+        options: Their single strength, and the seed.
+    """
     encoding = task.encode(values, num_outputs)
     data = TrainingData(features, encoding.values, encoding.num_outputs, np.ones(len(values)))
     if isinstance(task.loss, Softmax | Sigmoid):
