@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from featx import errors
-    from featx.backbones.table import list_backbones
+    from featx.backbones.listing import list_backbones
     from featx.classifier.prediction import Prediction, Predictions
     from featx.errors import FeatxError
     from featx.estimators import FeatureExtractor, ImageClassifier
@@ -144,7 +144,7 @@ __all__ = [
 ]
 
 _LOADED_FROM = {
-    "featx.backbones.table": ("list_backbones",),
+    "featx.backbones.listing": ("list_backbones",),
     "featx.classifier.prediction": ("Prediction", "Predictions"),
     "featx.errors": ("FeatxError",),
     "featx.estimators": ("FeatureExtractor", "ImageClassifier"),

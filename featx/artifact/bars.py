@@ -1,7 +1,7 @@
 """Progress of the library's own, for terminals and notebooks: one line that is drawn again.
 
-Commands draw theirs and turn this off. Nothing is drawn in threads and worker processes, and by
-what takes less than half a second.
+Nothing is drawn in commands, which draw progress of their own, in threads and worker processes, and
+by what takes less than half a second.
 """
 
 from __future__ import annotations
@@ -25,18 +25,6 @@ Told = Callable[[str], None]
 C = TypeVar("C", bound=Callable[..., None])
 _FIRST_SECONDS, _EVERY_SECONDS = 0.5, 0.1
 _CELLS = 24
-_is_off = False
-
-
-@contextlib.contextmanager
-def off() -> Iterator[None]:
-    """Draw nothing, whatever a function is asked."""
-    global _is_off  # noqa: PLW0603 a command runs alone in its process
-    before, _is_off = _is_off, True
-    try:
-        yield
-    finally:
-        _is_off = before
 
 
 @contextlib.contextmanager
@@ -46,7 +34,7 @@ def drawing(wanted: object) -> Iterator[Drawing]:
     They draw in a terminal and in a notebook; elsewhere, and where it is False, they do nothing.
     """
     line: _Terminal | _Notebook | None = None
-    if wanted in (None, True) and not _is_off and _is_alone():
+    if wanted in (None, True) and _is_alone():
         line = _Notebook() if _display() else _Terminal() if _can_draw() else None
     try:
         yield Drawing(line)
@@ -153,9 +141,11 @@ class _Notebook(_Line):
 
 
 def _is_alone() -> bool:
-    """Return whether this is the main thread of a process that nobody started to share work."""
-    is_main = threading.current_thread() is threading.main_thread()
-    return is_main and multiprocessing.parent_process() is None
+    """Return whether nothing else draws: not in a command, a worker process, or another thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    draws_itself = getattr(sys.stderr, "draws_progress", False)  # that of commands
+    return not draws_itself and multiprocessing.parent_process() is None
 
 
 def _can_draw() -> bool:

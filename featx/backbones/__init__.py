@@ -1,6 +1,7 @@
 """The frozen network, and running it.
 
 table            which backbones there are, and their names, without torch
+listing          the same for Python, as a list and a frame
 catalog          building them, and torchvision's records
 with_timm        timm's models: names, building, preprocessing, loading
 timm_features    what timm calls the features of a model, and their pooling

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from featx.artifact.shown import FramedList
-from featx.errors import BackboneError, counted, listed, require_choice
+from featx.errors import BackboneError
 
 TABLE = Path(__file__).with_name("table.json")
 LAYERS = Path(__file__).with_name("layers.json")
@@ -150,42 +149,6 @@ def sort_backbones(rows: Iterable[BackboneInfo], order: Order) -> list[BackboneI
         "top1": lambda row: -(row.top1 or 0),
     }
     return sorted(rows, key=lambda row: (values[order](row), row.name))
-
-
-class Backbones(FramedList):
-    """Rows of the catalog; a list of ``BackboneInfo``."""
-
-    def __repr__(self) -> str:
-        names = listed([short_name(row) for row in self], 5)
-        return f"{counted(len(self), 'backbone')}: {names}" if self else "no backbones"
-
-    def _lines(self) -> Iterator[str]:
-        yield counted(len(self), "backbone")
-
-    def _columns(self) -> dict[str, Sequence[Any]]:
-        names = ("family", "num_features", "image_size", "num_parameters", "gflops", "top1")
-        own = {name: [getattr(row, name) for row in self] for name in (*names, "licence")}
-        return {"backbone": [short_name(row) for row in self], **own}
-
-
-def list_backbones(
-    part: str | None = None, *, max_params: int | None = None, sort: Order = "name"
-) -> Backbones:
-    """Return the backbones that ``featx backbones`` lists, with size and accuracy.
-
-    Args:
-        part: Of a name or family, written loosely; None takes all.
-        max_params: Parameters that one may have at most.
-        sort: ``"name"``; or ``"params"``, ``"gflops"`` or ``"features"``, the smallest first; or
-            ``"top1"``, the most accurate first.
-
-    Raises:
-        ConfigError: There is no such order.
-    """
-    require_choice("sort", sort, get_args(Order))
-    rows = backbone_table() if part is None else search_backbones(part)
-    small = [row for row in rows if max_params is None or row.num_parameters <= max_params]
-    return Backbones(sort_backbones(small, sort))
 
 
 def public_version(package: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 import featx
-from featx.artifact import bars
 from featx.cli.audit import audit
 from featx.cli.backbones import backbones
 from featx.cli.check import check, status
@@ -46,7 +45,7 @@ class _Group(click.Group):
         write_overview(self, formatter)
 
     def main(self, *args: Any, **settings: Any) -> Any:
-        with safe_streams(), bars.off():
+        with safe_streams():
             return super().main(*args, **{"complete_var": COMPLETE_VARIABLE, **settings})
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -97,6 +97,8 @@ class _Sink(io.RawIOBase):
 class _Stream(io.TextIOWrapper):
     """A text stream that takes any text."""
 
+    draws_progress = True  # by ``drawing``: functions of the library draw none here
+
     def __init__(self, sink: _Sink, encoding: str, *, is_raw: bool = False) -> None:
         # click takes an ASCII stream for one that is not set up and would write UTF-8 to it.
         self._is_ascii = codecs.lookup(encoding).name == "ascii"

@@ -11,10 +11,10 @@ import types
 from collections.abc import Iterator
 
 import pytest
-from commands import featx_cli
 
 import featx
 from featx.artifact import bars
+from featx.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +120,9 @@ def test_a_callback_is_called_and_nothing_drawn(terminal):
 def test_nothing_is_drawn_into_a_file_a_dumb_terminal_a_thread_or_by_a_command(
     terminal, monkeypatch, capsys
 ):
-    with bars.off():
-        count(None)
+    monkeypatch.setattr(_Terminal, "draws_progress", True, raising=False)
+    count(None)
+    monkeypatch.delattr(_Terminal, "draws_progress")
     worker = threading.Thread(target=count, args=(None,))
     worker.start()
     worker.join()
@@ -169,11 +170,20 @@ def test_the_functions_draw_and_progress_false_turns_it_off(photos, tmp_path, te
             assert (title in drawn) is expected, (title, progress)
 
 
-def test_commands_draw_by_themselves(photos, tmp_path, terminal):
+def test_commands_draw_by_themselves(photos, tmp_path, monkeypatch):
     root = photos({"ants": 5, "bees": 5})
-    result = featx_cli("extract", str(root), "-b", "tiny", "-o", str(tmp_path / "f.h5"), "-q")
-    assert result.exit_code == 0
-    assert "Extracting" not in terminal.getvalue() + result.output
+    drawn = []
+    monkeypatch.setattr(bars._Terminal, "_draw", lambda *shown: drawn.append(shown))
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        arguments = ["extract", str(root), "-b", "tiny", "-o", str(tmp_path / "f.h5"), "-q"]
+        main(arguments, standalone_mode=False)
+        assert not drawn
+        count(None)
+        assert drawn
+    os.close(ours)
 
 
 def test_a_pseudo_terminal_shows_the_bar(monkeypatch):
