@@ -14,6 +14,7 @@ from featx.features.file import FeatureFile
 from featx.features.marks import content_of
 from featx.heads.samples.data import Step, no_step
 from featx.images.sources import ImageSource
+from featx.images.sources.labels import has_tags
 from featx.reporting.summary import pictures_of
 from featx.reporting.templates import render
 
@@ -119,7 +120,7 @@ def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
         "shares": _SHARES,
         "guesses": _GUESSES,
         "classes": page.cache.classes,
-        "tags": page.cache.header.details.get("label_kind") == "tags",
+        "tags": has_tags(page.cache.classes),
         "many": _MANY,
         "shown": _SHOWN_OF_MANY,
         "sizes": {name: size + 1 for name, size in sizes.items() if size >= _MANY},

@@ -176,6 +176,25 @@ def test_marks_made_by_keys_are_read_by_training_and_relabel(photos, tmp_path):
     assert result.exit_code == 0, result.output
 
 
+def test_a_label_may_be_typed_and_marks_taken_back(photos, tmp_path):
+    page = write_audit_page(audit(photos), tmp_path / "audit.html")
+    script = """
+    const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    press("c");
+    const input = document.querySelector(".acts input");
+    input.value = " a \\"new\\", one ";
+    input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+    press("d"); press("u");
+    document.body.textContent = "TABLE" + JSON.stringify([table(), now, marks.size]) + "END";
+    """
+    (found,) = re.findall("TABLE(.*)END", html.unescape(in_chromium(page, script, tmp_path)))
+    text, now, size = json.loads(found)
+    (tmp_path / "audit.csv").write_text(text, newline="")
+    marks = [mark for mark in read_marks(tmp_path / "audit.csv") if any(mark.cells)]
+    assert [mark.corrected for mark in marks] == ['a "new", one']
+    assert (now, size) == (1, 1)
+
+
 def test_no_error_is_met_and_a_filter_shows_one_class(photos, tmp_path):
     page = write_audit_page(audit(photos), tmp_path / "audit.html")
     script = """
