@@ -364,13 +364,18 @@ def _has_shape(found: Sequence[object], value: Value) -> bool:
     return fits and len(found) == len(value.shape)
 
 
+def available_providers() -> list[str]:
+    """Return the execution providers of the ONNX Runtime that is installed."""
+    return list(ort.get_available_providers())
+
+
 def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
     """Return the providers as ONNX Runtime takes them, the CPU where there are none."""
     if providers is None:
         return [_CPU]
     if isinstance(providers, str) or not providers:
         raise ConfigError(f"providers must be a list of names, at least one; got {providers!r}.")
-    available = ort.get_available_providers()
+    available = available_providers()
     for name in map(_provider_name, providers):
         if name not in available:
             raise ConfigError(

@@ -90,7 +90,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "backbones": ("featx backbones vit --max-params 30M --sort top1", "featx backbones resnet18"),
     "help": ("featx help extract",),
     "completion": ("featx completion bash > ~/.local/share/bash-completion/completions/featx",),
-    "doctor": ("featx doctor photos/ --network",),
+    "doctor": ("featx doctor artifacts/ --network",),
 }
 _SECTIONS: Mapping[str, Sequence[str]] = {
     "From images to answers": (

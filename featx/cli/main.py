@@ -17,6 +17,7 @@ from featx.cli.backbones import backbones
 from featx.cli.check import check, status
 from featx.cli.compare import compare
 from featx.cli.completion import COMPLETE_VARIABLE, completion
+from featx.cli.doctor import doctor
 from featx.cli.evaluate import evaluate, report
 from featx.cli.export import export
 from featx.cli.extract import extract
@@ -113,7 +114,7 @@ for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
     *(page, audit, relabel, similar, compare, evaluate, report, check, info, backbones),
-    *(completion, show_help),
+    *(doctor, completion, show_help),
 ):
     main.add_command(command)
     note_flags(command)
