@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import featx
 from featx import system
 from featx.backbones.graph_cache import cache_folder
 from featx.errors import counted, first_line
@@ -99,7 +98,7 @@ def examine(folders: Sequence[str | Path] = (), *, network: bool = False) -> tup
 
 
 def _packages() -> Iterator[Finding]:
-    yield Finding("featx", f"{featx.__version__} ({own_package()})")
+    yield Finding("featx", f"{installed('featx')} ({own_package()})")
     yield Finding("python", f"{platform.python_version()}, {platform.platform()}")
     versions = {name: installed(name) for name in _PACKAGES}
     yield Finding("packages", ", ".join(f"{name} {own}" for name, own in versions.items() if own))
