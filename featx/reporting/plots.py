@@ -162,7 +162,7 @@ def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
 def require_matplotlib() -> None:
     """Check that matplotlib is installed, or raise ``ConfigError``."""
     try:
-        import matplotlib.figure as _  # noqa: F401
+        from matplotlib import figure as _  # noqa: F401
     except ImportError as err:
         why = needed(err, "matplotlib", install_command("report"))
         raise ConfigError(f"Figures need {why}") from err

@@ -60,6 +60,7 @@ def open_parquet_file(path: str) -> Any:
         SourceError: pyarrow is not installed, or the file is damaged or no Parquet file.
     """
     try:
+        import pyarrow as _  # noqa: F401
         import pyarrow.parquet
     except ImportError as err:
         why = needed(err, "pyarrow", install_command("parquet"))
