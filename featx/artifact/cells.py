@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.ASCII)
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # of what spreadsheets calculate
 
 
 def to_cell(text: str) -> str:
     """Return a text with an apostrophe before it where a spreadsheet would calculate it.
 
-    >>> to_cell("=1+1.jpg"), to_cell("'quoted'"), to_cell("a.jpg")
-    ("'=1+1.jpg", "''quoted'", 'a.jpg')
+    Plain numbers stay.
+
+    >>> to_cell("=1+1.jpg"), to_cell("'quoted'"), to_cell("a.jpg"), to_cell("-3.5e-2")
+    ("'=1+1.jpg", "''quoted'", 'a.jpg', '-3.5e-2')
     """
+    if _NUMBER.fullmatch(text):
+        return text
     return f"'{text}" if text.startswith((*_STARTS, "'")) else text
 
 

@@ -28,6 +28,13 @@ from featx.errors import counted
 @click.argument("model", type=options.FILE)
 @click.argument("source", shell_complete=files)
 @options.per_class
+@click.option(
+    "--csv",
+    "table",
+    type=options.FILE,
+    help="Write a row for each image to this table: label, prediction, probability, margin, next "
+    "best.",
+)
 @options.stale
 @options.on_error
 @options.max_pixels
@@ -57,6 +64,8 @@ def evaluate(
     fields["time"] = human_seconds(report.seconds)
     if report.skipped:
         fields["skipped"] = f"{counted(len(report.skipped), 'image')} that cannot be used:"
+    if settings["table"]:
+        fields["table"] = settings["table"]
     print_fields(fields)
     print_skipped(report.skipped, rest="--json")
 

@@ -6,19 +6,24 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from featx.artifact import publishing
 from featx.cli import options
 from featx.cli.completion import files
 from featx.cli.help import Command
 from featx.cli.output import print_json, print_table, print_text, progress_bars
+from featx.cli.sorting import copy_into_class, with_unknown
 from featx.errors import SourceError, counted, printable
 
 if TYPE_CHECKING:
     from featx.classifier.prediction import Prediction
     from featx.heads.tasks import TaskName
+    from featx.stages.predict import Predictor
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
 _KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with
@@ -52,6 +57,24 @@ _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
     show_default=True,
     help="jsonl and csv are written line by line, however many images there are.",
 )
+@click.option(
+    "--csv",
+    "table",
+    type=options.FILE,
+    help="Write a row for each image to this table: prediction, probability, margin, next best.",
+)
+@click.option(
+    "--copy-to",
+    type=options.FILE,
+    metavar="FOLDER",
+    help="Copy each image into a folder of its predicted class below this one.",
+)
+@click.option(
+    "--unknown-below",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Answer 'unknown' where the best class is less probable than this.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of ONNX Runtime.  [all cores]")
 @click.option(
     "--provider",
@@ -67,6 +90,9 @@ def predict(
     paths: tuple[str, ...],
     top_k: int,
     format: str,
+    table: Path | None,
+    copy_to: Path | None,
+    unknown_below: float | None,
     threads: int | None,
     providers: tuple[str, ...],
     max_pixels: int,
@@ -81,6 +107,9 @@ def predict(
     used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
     whose probability is at least their threshold, a regression the value of each target.
     """
+    from featx.artifact.cells import table_bytes
+    from featx.classifier.answers import answer_columns
+    from featx.heads.tasks import TASKS
     from featx.images.given import find_given
     from featx.stages.predict import Predictor
 
@@ -91,20 +120,31 @@ def predict(
     predictor = Predictor(
         model, providers=providers or None, threads=threads, max_pixels=max_pixels
     )
+    if predictor.task != "single-label":
+        for flag, value in (("--copy-to", copy_to), ("--unknown-below", unknown_below)):
+            if value is not None:
+                raise click.UsageError(f"{flag} is for models of classes, not {predictor.task}.")
     found, num_bad = find_given(images), 0
+    rows: list[list[str]] = []
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     every = format == "csv" and predictor.task == "multi-label"  # a column for each tag
+    several = table is not None and predictor.task == "multi-label"
     with progress_bars(quiet=quiet) as bar:
         progress = bar("Predicting")
 
         def predictions() -> Iterator[Prediction]:
             nonlocal num_bad
-            shown = len(predictor.classes) if every else top_k
+            shown = len(predictor.classes) if every or several else max(top_k, 2 if table else 1)
             for done, each in enumerate(predictor.predict_each(found, top_k=shown), start=1):
                 num_bad += each.error is not None
                 if progress:
                     progress(done, len(found))
-                yield each
+                if table:
+                    rows.append([each.image, *_row(each, predictor, unknown_below)])
+                answer = with_unknown(replace(each, top=each.top[:top_k]), unknown_below)
+                if copy_to and answer.label is not None:
+                    copy_into_class(answer.image, answer.label, copy_to)
+                yield each if every else answer
 
         if format == "jsonl":
             for each in predictions():
@@ -117,8 +157,28 @@ def predict(
         _print_table(collected)
     elif format == "json":
         print_json([_as_json(each) for each in collected])
+    if table:
+        columns = answer_columns(TASKS[predictor.task], predictor.classes)
+        with publishing(table, overwrite=True) as temporary:
+            temporary.write_bytes(table_bytes(["image", *columns, "error"], rows))
     if num_bad:
         raise SourceError(f"{num_bad:,} of {counted(len(found), 'image')} could not be used.")
+
+
+def _row(prediction: Prediction, predictor: Predictor, below: float | None) -> list[str]:
+    """Return the cells of a row of the table behind the image: its answer, and the error."""
+    from featx.classifier.answers import answer_columns, class_cells
+    from featx.heads.tasks import TASKS
+
+    count = len(answer_columns(TASKS[predictor.task], predictor.classes))
+    if prediction.error is not None:
+        return [""] * count + [prediction.error]
+    if predictor.task != "single-label":
+        return [*_lines(prediction, predictor.classes)[0], ""]
+    cells = class_cells(prediction.top[:2])
+    if (answer := with_unknown(prediction, below)) is not prediction:
+        cells = [str(answer.label), *cells[1:3], cells[0]]  # the best class is the next best answer
+    return [*cells, ""]
 
 
 def _print_table(predictions: Sequence[Prediction]) -> None:

@@ -173,6 +173,16 @@ class Changes:
         return f"trained on {counted(self.num_rows, 'row')}; since then {changes}"
 
 
+def num_trained(head: Provenance, contents: np.ndarray) -> int:
+    """Return how many images, given by content digests ``(n, 16)`` uint8, trained a head.
+
+    Of a head of more than ``SAMPLE_ROWS`` rows only those of its sample are found.
+    """
+    size = _SHORT[0]
+    known = {row[:size].tobytes() for row in head.sample}
+    return sum(digest[:size].tobytes() in known for digest in contents)
+
+
 def changes_since(head: Provenance, splits: Mapping[str, np.ndarray]) -> Changes | None:
     """Return how the rows that trained a head differ from those of ``splits``; None if not.
 

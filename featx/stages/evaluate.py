@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.artifact import without_folders
+from featx.artifact import is_own, publishing, without_folders
 from featx.artifact.bars import drawing
+from featx.artifact.cells import table_bytes
 from featx.artifact.shown import Cells, Framed
+from featx.classifier.answers import answer_cells, answer_columns
 from featx.classifier.proof import references_of
 from featx.classifier.session import Classifier, open_classifier, run_images
 from featx.errors import (
+    ArtifactError,
     ArtifactMismatch,
     BadImages,
     ConfigError,
@@ -27,7 +30,8 @@ from featx.errors import (
     listed,
 )
 from featx.features.splits import HeldOut
-from featx.heads.provenance import digest_labelled, digest_labels
+from featx.heads.head import open_head
+from featx.heads.provenance import Provenance, digest_labelled, digest_labels, num_trained
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.tables import main_column, score_cells, score_columns
@@ -38,6 +42,7 @@ from featx.images.sources.entries import describe_ignored
 
 log = logging.getLogger(__name__)
 
+_MAX_HEADS = 32
 _TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
 OnError = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
@@ -93,6 +98,7 @@ def evaluate(
     on_error: OnError = "fail",
     max_pixels: int = MAX_PIXELS,
     stale: bool = False,
+    table: str | Path | None = None,
     progress: Progress | bool | None = None,
 ) -> EvaluateReport:
     """Return the scores of a classifier file on a source's labelled images.
@@ -108,6 +114,8 @@ def evaluate(
         max_pixels: Height times width that an image may have.
         stale: Score a model on the source that trained it although images that trained it have
             changed since.
+        table: A CSV to write, a row for each labelled image that can be used: its label, and the
+            columns of ``answer_columns``. A table that is there is replaced.
         progress: Called after each image. None draws a bar in a terminal or notebook, False none.
 
     Raises:
@@ -161,6 +169,18 @@ def evaluate(
     )
     if len(metrics) == 1 and not are_known:
         metrics = {"all": next(iter(metrics.values()))}
+    if table is not None:
+        columns = ["image", "split", "label", *answer_columns(classifier.task, classifier.classes)]
+        answers = answer_cells(
+            *(classifier.task, classifier.classes, logits[usable]), classifier.thresholds
+        )
+        named = (
+            [samples[i].sample_id, SPLITS[splits[i]], labels.classes[labels.index[i]]]
+            for i in np.flatnonzero(usable).tolist()
+        )
+        rows = ([*names, *cells] for names, cells in zip(named, answers, strict=True))
+        with publishing(Path(table), overwrite=True) as temporary:
+            temporary.write_bytes(table_bytes(columns, rows))
     return EvaluateReport(
         metrics=metrics,
         classes=classifier.classes,
@@ -176,10 +196,14 @@ def _find_splits(
     """Return the split of each image, ``(N,)`` uint8, and whether they are those of training."""
     details, splits = classifier.header.details, own_splits(images.samples)
     if not is_training_source(details, images.uri, content_digests):
-        log.info(
-            "Not the source that the head was trained from: images that trained it may be among "
-            "these."
-        )
+        trained = _trained_among(classifier, content_digests)
+        if trained is None:
+            log.info(
+                "Not the source that the head was trained from: images that trained it may be "
+                "among these."
+            )
+        elif trained:
+            log.warning("%s trained the model: scores are optimistic.", counted(trained, "image"))
         return splits, False
     if (splits == _VAL).any():
         return splits, True
@@ -193,6 +217,22 @@ def _find_splits(
     held_out = HeldOut.from_text(details["held_out"], path=classifier.path)
     splits[(splits == _TRAIN) & held_out.contains(content_digests)] = _VAL
     return splits, True
+
+
+def _trained_among(classifier: Classifier, digests: np.ndarray) -> int | None:
+    """Return how many images are known to have trained a model; None where its head is not there.
+
+    The head is looked for beside the model.
+    """
+    own = classifier.header.details.get("head_sha256")
+    for path in sorted(classifier.path.parent.glob("*.safetensors"))[:_MAX_HEADS]:
+        if not is_own(path, "head"):
+            continue
+        with suppress(ArtifactError, ValueError, KeyError):
+            details = open_head(path).header.details
+            if details["sha256"] == own:
+                return num_trained(Provenance.from_dict(details["provenance"]), digests)
+    return None
 
 
 def is_training_source(details: Mapping[str, Any], uri: str, digests: np.ndarray) -> bool:
