@@ -20,7 +20,7 @@ class Backbones(FramedList):
     """Rows of the catalog; a list of ``BackboneInfo``."""
 
     def __repr__(self) -> str:
-        names = listed([short_name(row) for row in self], 5)
+        names = listed([short_name(row) for row in self], 3)
         return f"{counted(len(self), 'backbone')}: {names}" if self else "no backbones"
 
     def _lines(self) -> Iterator[str]:

@@ -13,6 +13,7 @@ from featx.images.sources.labels import SEPARATOR
 from featx.images.thumbnails import small_pictures
 
 _NUM_PICTURES = 24
+_MOST_CHARS = 36
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +58,8 @@ class Prediction(Shown):
         return f"{self.label}: {', '.join(pairs)}" if self.tags is not None else ", ".join(pairs)
 
     def _lines(self) -> Iterator[str]:
-        yield f"Prediction: {self.image}: {self.answer}"
+        name = self.image if len(self.image) <= _MOST_CHARS else f"…{self.image[1 - _MOST_CHARS :]}"
+        yield f"Prediction: {name}: {self.answer}"
 
 
 class Predictions(FramedList):

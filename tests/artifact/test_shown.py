@@ -141,6 +141,9 @@ def test_predictions_are_a_list_with_a_frame_and_pictures():
         "Prediction: a.jpg: ant 0.750, bee 0.250",
         "Prediction: b.jpg: cannot be read.",
     ]
+    far = repr(Prediction("/a/long/way/" * 9 + "photo.jpg", SINGLE.top))
+    assert far.endswith("photo.jpg: ant 0.750, bee 0.250")
+    assert len(far) <= 80
     html = made._repr_html_()
     assert (html.count("<img"), html.count("no picture")) == (1, 1)
     frame = made.to_frame()
@@ -198,7 +201,7 @@ def test_backbones_are_listed_by_size_and_accuracy():
     accuracies = [row.top1 or 0 for row in small]
     assert accuracies == sorted(accuracies, reverse=True)
     assert small.to_frame().loc[0, "backbone"]
-    assert len(repr(featx.list_backbones())) < 200
+    assert len(repr(featx.list_backbones())) <= 80
     assert not featx.list_backbones("no such thing")
     with pytest.raises(featx.errors.ConfigError, match="sort must be one of"):
         featx.list_backbones(sort="speed")
