@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -83,6 +86,8 @@ def _download(repo: str, name: str, revision: str | None, progress: Progress | N
 
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     try:
+        if not urllib.request.getproxies():  # else the name is the proxy's to find
+            socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
         path = hf_hub_download(
             repo,
             name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -191,6 +192,21 @@ def test_no_network_offers_a_file_and_lite0(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(BackboneError, match=r"Cannot download.*weights=….*lite0.*featx\[imagenet"):
+        open_weights(f"timm/{NAME}")
+
+
+def test_a_name_that_no_network_knows_is_reported_at_once(hub, monkeypatch):
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def wait(_):
+        raise AssertionError("waited to try again")
+
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("time.sleep", wait)
+    with pytest.raises(BackboneError, match=r"Cannot download.*hub\.invalid.*not known.*lite0"):
         open_weights(f"timm/{NAME}")
 
 

@@ -139,6 +139,11 @@ BLOCKS = {
 }
 
 
+def test_the_default_layer_is_listed_with_its_width():
+    text = done("backbones", VIT, "--image-size", 32).stdout
+    assert ["pre_logits", "*", "64"] in [line.split() for line in text.splitlines()]
+
+
 @pytest.mark.parametrize("backbone", BLOCKS)
 def test_the_blocks_of_a_model_are_its_cuts(backbone):
     from featx.backbones.catalog import default_preprocess
