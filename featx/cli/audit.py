@@ -163,7 +163,7 @@ def _print_labels(report: AuditReport, top: int) -> None:
         print_fields({"labels": f"{report.num_judged:,} checked, {_contradicted(report, found)}"})
     if not found[:top]:
         return
-    title, likely, margin = ("label", "likely", "margin")
+    title, likely, margin = ("label", "likely", "doubt")
     if found[0].kind == "value":
         title, margin = "number", "deviations"
     elif found[0].kind != "label":

@@ -129,6 +129,8 @@ def nearest_neighbours(
         progress: Called after each block.
         block: Rows whose products are in memory at once.
     """
+    if not units.shape[1]:  # all rows are the same
+        units = np.zeros((len(units), 1), np.float32)
     first, of_row = _distinct(units)
     there = np.flatnonzero(units[first].any(axis=1))
     some = units[first[there]]

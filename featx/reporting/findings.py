@@ -66,7 +66,7 @@ KINDS = {
     "blurred": Kind("Blurred", "Pictures without sharp edges.", measure="sharpness"),
 }
 """In the order of the page, the surest first; kinds that are not here come last."""
-_SHARES = ("label", "missing", "surplus")  # whose score is the margin, at most 1
+_SHARES = ("label", "missing", "surplus")  # whose score is the doubt, at most 1
 _GUESSES = ("label", "missing", "surplus")  # whose likely label may be taken
 
 

@@ -215,7 +215,7 @@ function contents(card) {
       element("span", { class: "arrow" }, "→"), text("b", likely, "likely")));
   } else says.append(element("div", { class: "labels" }, text("b", given || "no label")));
   if (data.shares.includes(card.kind.name)) {
-    says.append(element("div", { class: "margin", title: "by how much the likely label is ahead" },
+    says.append(element("div", { class: "margin", title: "how much the given label is doubted" },
       element("span", { class: "meter" }, element("i", { style: `width:${Math.round(100 * Math.min(1, score))}%` })),
       `${score.toFixed(2)} ahead`));
   } else if (cell(row, "score")) {

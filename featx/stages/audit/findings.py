@@ -58,7 +58,7 @@ class Finding(NamedTuple):
     splits: one finding for all, from ``sample_id`` to ``other``. An ``"outlier"`` is far from all
     images; ``"constant"``, ``"empty"``, ``"tiny"`` and ``"blurred"`` are about its own pixels.
 
-    ``score`` is, of classes and tags, the margin by which they are contradicted, (0, 1]; of numbers
+    ``score`` is, of classes and tags, the doubt about them, (0, 1]; of numbers
     the distance in deviations of such residuals; of copies the
     correlation of their pixels, 1 for the same content; of others the value beyond ``limit``.
     """

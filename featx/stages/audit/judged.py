@@ -83,10 +83,10 @@ def _not_judged(why: str) -> Judged:
 def _classes(cache: FeatureFile, found: OutOfFold) -> Judged:
     doubts = doubts_of(found)
     small = dict(_small(cache, found))
-    margins, likely = doubts.margins, doubts.likely
+    doubt, likely = doubts.doubt, doubts.likely
     findings = (
         _finding(
-            *(cache, int(doubts.rows[number]), "label", float(-margins[number])),
+            *(cache, int(doubts.rows[number]), "label", float(doubt[number])),
             likely=cache.classes[likely[number]],
         )
         for number in doubts.contradicted.tolist()

@@ -38,9 +38,9 @@ class Doubts:
     @property
     def contradicted(self) -> np.ndarray:
         """The images whose label is not the most probable class, worst first, ``(n,)`` int64."""
-        margins, wrong = self.margins, self.likely != self.given
+        doubt, wrong = self.doubt, self.likely != self.given
         found = np.flatnonzero(wrong if self.knows is None else wrong & self.knows)
-        return np.asarray(found[np.argsort(margins[found], kind="stable")])
+        return np.asarray(found[np.argsort(-doubt[found], kind="stable")])
 
     @property
     def likely(self) -> np.ndarray:
@@ -48,12 +48,14 @@ class Doubts:
         return np.asarray(self.probabilities.argmax(axis=1))
 
     @property
-    def margins(self) -> np.ndarray:
-        """Probability of the label, less that of the best other class; ``(n,)``, in [-1, 1]."""
-        number = np.arange(len(self.given))
-        others = self.probabilities.copy()
-        others[number, self.given] = -np.inf
-        return np.asarray(self.probabilities[number, self.given] - others.max(axis=1))
+    def doubt(self) -> np.ndarray:
+        """One less the probability of the label by that of the likely class; ``(n,)``, [0, 1].
+
+        Between many classes, the difference of the two would put those labels first whose likely
+        class is clear, and leave behind those that are certainly not what they say.
+        """
+        own = self.probabilities[np.arange(len(self.given)), self.given]
+        return np.asarray(1 - own / self.probabilities.max(axis=1))
 
     def confident_counts(self) -> np.ndarray:
         """Return how many images with label ``i`` count as class ``j``; ``(classes, classes)``.

@@ -26,6 +26,8 @@ Of 116,333 pairs of neighbours among CIFAR-10's training images that have differ
 ALIKE_IF_DETAILS = 0.75
 DETAILS_ALIKE = 0.65
 """Share of structure in common from which larger pictures are one, too."""
+_ALMOST_EQUAL, _DETAILS_IF_EQUAL = 0.98, 0.5
+"""Of pictures that are almost equal when they are small, compression may have taken details."""
 DETAILS_FROM = 128
 """Shorter side in pixels from which an image has details."""
 LEAST_COSINE = 0.1
@@ -119,5 +121,6 @@ def _details_alike(pictures: Pictures, pairs: np.ndarray, found: Alike, step: St
             np.stack([larger[row] for row in pairs[there, end].tolist()]) for end in (0, 1)
         )
         shares = compare_details(first, second, Alike(*(each[there] for each in found)))
-        alike[there] = shares >= DETAILS_ALIKE
+        sure = np.where(found.scores[there] >= _ALMOST_EQUAL, _DETAILS_IF_EQUAL, DETAILS_ALIKE)
+        alike[there] = shares >= sure
     return alike

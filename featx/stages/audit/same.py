@@ -21,6 +21,8 @@ from featx.stages.audit.sequences import LIKE_THE_LAST, Run, find_sequences
 
 NUM_NEIGHBOURS = 8
 """Candidates for copies of each image."""
+_ALL_PAIRS_UP_TO = 400
+"""Images of which every two are candidates: few rows say little about directions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,10 @@ def find_same(
     if pictures is not None:
         notes += _unread(pictures)
         runs = find_sequences(cache, pictures, step)
-        candidates = rows[neighbours.pairs(LEAST_COSINE)]
+        if len(rows) <= _ALL_PAIRS_UP_TO:
+            candidates = rows[np.stack(np.triu_indices(len(rows), 1), axis=1)]
+        else:
+            candidates = rows[neighbours.pairs(LEAST_COSINE)]
         candidates = _without(candidates, links, runs, different, len(cache))
         near = near_links(pictures, candidates, step)
         links |= near.by_pair()

@@ -1,0 +1,342 @@
+"""What ``featx audit`` finds where the answers are known: docs/guides/audit.md.
+
+    python benchmarks/audit.py [--data ../shared/data] [--work FOLDER] [--only PART] [--write]
+
+Features are extracted into the working folder once, which takes some minutes, and kept there.
+Parts: copies, labels, planted-labels, planted-copies, similar. ``--write`` puts the table into the
+guide. A false find is one that the lists of known answers do not have: the lists of CIFAR-10's
+copies and label errors are of those that their authors looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+from cleanlab.filter import find_label_issues
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from report import ROOT, machine, table, write_measured
+
+import featx
+from featx.features.file import FeatureFile, open_features
+from featx.features.search import nearest_neighbours, whitened
+from featx.heads.tasks import SINGLE_LABEL
+from featx.heads.tasks.losses import softmax_in_place
+from featx.images.alike import compare_outlines, compare_pictures, outlines, small_grey
+from featx.stages.audit.labels import doubts_of
+from featx.stages.similar import nearest
+from featx.training.out_of_fold import out_of_fold
+
+DATA = ROOT.parent / "shared" / "data"
+WEIGHTS = "weights/squeezenet1_1-mango-c10.pth"
+SUSPECTS, SEEDS, WRONG_SHARE = 275, range(5), 0.05
+Line = tuple[str, str, str]
+
+
+class Made:
+    """Feature files, each extracted when it is first asked for."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.data, self.folder = data, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def images(self) -> Path:
+        """Return the folder of CIFAR-10's images."""
+        folder = self.folder / "cifar10_jpeg"
+        if not folder.exists():
+            with tarfile.open(self.data / "cifar10_jpeg/cifar10_jpeg.tar.gz") as archive:
+                archive.extractall(self.folder, filter="data")
+        return folder
+
+    def features(self, name: str, source: Path | str, backbone: str, size: int | None) -> Path:
+        """Return a feature file, all images of whose source keep their split."""
+        path = self.folder / f"{name}.h5"
+        if not path.exists():
+            weights = str(self.data / WEIGHTS) if backbone != "tiny" else "default"
+            options = featx.ExtractOptions(
+                backbone=backbone, weights=weights, image_size=size, resize=size, val_fraction=0
+            )
+            featx.extract(str(source), path, options)
+        return path
+
+    def cifar10(self, backbone: str) -> Path:
+        """Return the features of all 60,000 images."""
+        size = 96 if backbone != "tiny" else None
+        return self.features(f"cifar10-{backbone}", self.images(), backbone, size)
+
+    def small(self) -> dict[str, Path]:
+        """Return the features of hymenoptera and of the CIFAR-10 subset, of the SqueezeNet."""
+        subset = f"cifar10:{self.data / 'cifar10_subset/cifar-10-batches-py'}"
+        photos = self.data / "hymenoptera_data"
+        return {
+            "hymenoptera": self.features("hymenoptera", photos, "squeezenet1_1", None),
+            "CIFAR-10 subset": self.features("subset", subset, "squeezenet1_1", 96),
+        }
+
+
+def column(path: Path, name: str, wanted: str) -> set[str]:
+    """Return the paths of a table whose column has a value."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["path"] for row in csv.DictReader(file) if row[name] == wanted}
+
+
+def copies(made: Made) -> Iterator[Line]:
+    """Yield copies of training images among CIFAR-10's test images, and the time of an audit."""
+    path = made.cifar10("squeezenet1_1")
+    listed = made.data / "cifar10_audit/near_duplicates.csv"
+    near, similar = (column(listed, "kind", kind) for kind in ("near", "similar"))
+    start = time.perf_counter()
+    report = featx.audit(path)
+    seconds = time.perf_counter() - start
+    found = {each.sample_id for each in report.of_kind("leak") if each.split == "test"}
+    halves = sorted(near)[::2], sorted(near)[1::2]
+    yield (
+        "CIFAR-10, copies across splits: findings",
+        f"{len(found & near)} of {len(near)} ({len(found & near) / len(near):.0%}; of every second "
+        f"one {len(found & set(halves[0]))} of {len(halves[0])}, of the others "
+        f"{len(found & set(halves[1]))} of {len(halves[1])}), {len(found & similar)} of "
+        f"{len(similar)} very similar ones, {len(found - near - similar)} that are not listed",
+        "at least 60 %, at most one false for each true",
+    )
+    ranked = [name for name in by_score(open_features(path)) if name not in similar]
+    is_true = np.array([name in near for name in ranked])
+    true = np.cumsum(is_true)
+    true = true[true >= np.arange(1, len(true) + 1) - true]
+    yield (
+        "CIFAR-10, copies across splits: by rank, one not listed for each listed one",
+        f"{true.max()} of {len(near)} ({true.max() / len(near):.0%})",
+        "at least 60 %",
+    )
+    yield "audit of 60,000 images", f"{seconds:.0f} s", "under 120 s"
+
+
+def by_score(cache: FeatureFile) -> list[str]:
+    """Return the test images by how alike the most alike training image is."""
+    images = featx_images(cache)
+    found = nearest_neighbours(whitened(cache.features), 8)
+    pairs = found.pairs()
+    is_test = cache.splits == 2
+    first, second = pairs[is_test[pairs].sum(axis=1) == 1].T
+    lines = outlines(images)
+    screened = compare_outlines(lines[first], lines[second])
+    scores = compare_pictures(images[first], images[second], screened).scores
+    best = np.full(len(cache), -1.0)
+    np.maximum.at(best, np.where(is_test[first], first, second), scores)
+    return [cache.sample_ids[row] for row in np.argsort(-best, kind="stable") if is_test[row]]
+
+
+def featx_images(cache: FeatureFile) -> np.ndarray:
+    """Return the small grey pictures of a feature file of a folder."""
+    folder = Path(str(cache.header.details["source"]))
+    return np.stack([small_grey(Image.open(folder / name)) for name in cache.sample_ids])
+
+
+def labels(made: Made) -> Iterator[Line]:
+    """Yield wrong labels of CIFAR-10's test images among as many suspects, beside cleanlab's."""
+    wrong = column(made.data / "cifar10_audit/label_errors.csv", "wrong", "1")
+    for backbone in ("squeezenet1_1", "tiny"):
+        cache = open_features(made.cifar10(backbone))
+        report = featx.audit(cache.path, source=str(made.images()))
+        ours = [each.sample_id for each in report.of_kind("label") if each.split == "test"]
+        found = out_of_fold(cache, SINGLE_LABEL)
+        assert found is not None
+        test = np.flatnonzero(cache.splits[found.rows] == 2)
+        probabilities = softmax_in_place(found.outputs[test].copy())
+        theirs = found.rows[test][of_cleanlab(cache.labels[found.rows[test]], probabilities)]
+        counts = [
+            sum(name in wrong for name in names[:SUSPECTS])
+            for names in (ours, [cache.sample_ids[row] for row in theirs])
+        ]
+        yield (
+            f"CIFAR-10, wrong labels of test images, {backbone}",
+            f"{counts[0]} of {len(wrong)} among {SUSPECTS}; cleanlab {counts[1]}",
+            "at least as many as cleanlab",
+        )
+
+
+def of_cleanlab(given: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return cleanlab's suspects by its usual way, the surest first, then all others."""
+    order = find_label_issues(given, probabilities, return_indices_ranked_by="self_confidence")
+    others = np.setdiff1d(np.arange(len(given)), order)
+    own = probabilities[others, given[others]]
+    return np.concatenate([order, others[np.argsort(own, kind="stable")]])
+
+
+def planted_labels(made: Made) -> Iterator[Line]:
+    """Yield how many changed labels are among as many suspects, beside cleanlab's."""
+    for name, path in made.small().items():
+        cache = open_features(path)
+        shares = np.array([planted_shares(cache, seed) for seed in SEEDS])
+        means, low, high = shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
+        yield (
+            f"{name}, 5 % of labels changed, 5 seeds",
+            f"{means[0]:.1%} ({low[0]:.0%} to {high[0]:.0%}) of them among as many suspects; "
+            f"cleanlab {means[1]:.1%} ({low[1]:.0%} to {high[1]:.0%})",
+            "not below cleanlab's",
+        )
+
+
+def planted_shares(cache: FeatureFile, seed: int) -> tuple[float, float]:
+    """Return the shares of changed labels that featx and cleanlab find."""
+    random = np.random.default_rng(seed)
+    changed = random.choice(len(cache), round(WRONG_SHARE * len(cache)), replace=False)
+    given = cache.labels.copy()
+    given[changed] += random.integers(1, len(cache.classes), len(changed))
+    given %= len(cache.classes)
+    report = featx.audit(cache.path, labels=given, seed=seed)
+    rows = {name: row for row, name in enumerate(cache.sample_ids)}
+    ours = [rows[each.sample_id] for each in report.of_kind("label")]
+    relabelled = with_given(cache, given)
+    found = out_of_fold(relabelled, SINGLE_LABEL, seed=seed)
+    assert found is not None
+    theirs = found.rows[of_cleanlab(doubts_of(found).given, doubts_of(found).probabilities)]
+    return tuple(  # type: ignore[return-value]
+        float(np.isin(changed, each[: len(changed)]).mean()) for each in (ours, theirs)
+    )
+
+
+def with_given(cache: FeatureFile, given: np.ndarray) -> FeatureFile:
+    from featx.stages.audit.given import with_labels
+
+    return with_labels(cache, given)
+
+
+def encoded(image: Image.Image, quality: int = 85) -> bytes:
+    """Return an image as a JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def captioned(image: Image.Image) -> Image.Image:
+    """Return an image with a line of white text on a black strip, a tenth of its height."""
+    image, top = image.copy(), round(0.9 * image.height)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, top, image.width, image.height), fill="black")
+    draw.text((8, top + 4), "Copyright 2009, a caption", fill="white")
+    return image
+
+
+CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
+    "saved again": lambda image: encoded(image, 60),
+    "resized": lambda image: encoded(image.resize((image.width // 2, image.height // 2))),
+    "flipped": lambda image: encoded(ImageOps.mirror(image)),
+    "cropped by 5 %": lambda image: encoded(
+        image.crop(
+            tuple(
+                round(share * side)
+                for share, side in zip((0.05, 0.05, 0.95, 0.95), image.size * 2, strict=True)
+            )
+        )
+    ),
+    "brightened": lambda image: encoded(ImageEnhance.Brightness(image).enhance(1.3)),
+    "captioned": lambda image: encoded(captioned(image)),
+}
+HELD_TO = {"saved again": "all", "resized": "all", "flipped": "all"}
+
+
+def planted_copies(made: Made) -> Iterator[Line]:
+    """Yield how many changed copies of photos in the other split are found, and all other finds."""
+    photos = sorted((made.data / "hymenoptera_data").glob("*/*/*.jp*g"))
+    random = np.random.default_rng(0)
+    chosen = random.permutation(len(photos))
+    others = {"train": "val", "val": "train"}
+    with tempfile.TemporaryDirectory() as folder:
+        root, planted = Path(folder) / "photos", dict[str, tuple[str, str]]()
+        for photo in photos:
+            target = root / photo.relative_to(made.data / "hymenoptera_data")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(photo.read_bytes())
+        for number, change in zip(chosen[: 40 * len(CHANGES)], list(CHANGES) * 40, strict=True):
+            split, label, name = photos[number].parts[-3:]
+            copy = f"{others[split]}/{label}/copy {number}.jpg"
+            with Image.open(photos[number]) as image:
+                (root / copy).write_bytes(CHANGES[change](image.convert("RGB")))
+            planted[copy] = f"{split}/{label}/{name}", change
+        path = Path(folder) / "f.h5"
+        weights = str(made.data / WEIGHTS)
+        featx.extract(
+            str(root), path, featx.ExtractOptions(backbone="squeezenet1_1", weights=weights)
+        )
+        report = featx.audit(path)
+    pairs = [
+        frozenset((each.sample_id, each.other))
+        for kind in ("conflict", "leak", "copy")
+        for each in report.of_kind(kind)
+    ]
+    wanted = {frozenset((copy, source)): change for copy, (source, change) in planted.items()}
+    for change in CHANGES:
+        own = {pair for pair, name in wanted.items() if name == change}
+        yield (
+            f"hymenoptera, copies {change}",
+            f"{len(own.intersection(pairs))} of {len(own)}",
+            HELD_TO.get(change, "at least 90 %"),
+        )
+    unplanted = [" and ".join(sorted(pair)) for pair in set(pairs) if pair not in wanted]
+    yield (
+        "hymenoptera, finds that were not planted",
+        f"{len(unplanted)}{': ' if unplanted else ''}{'; '.join(sorted(unplanted))}",
+        "none false",
+    )
+
+
+def similar(made: Made) -> Iterator[Line]:
+    """Yield how long one photo takes among 60,000, and whether its neighbours are right."""
+    cache = open_features(made.cifar10("squeezenet1_1"))
+    image = made.images() / cache.sample_ids[-1]
+    featx.similar(cache.path, [image])  # the graph is built, and libraries are loaded
+    start = time.perf_counter()
+    found = featx.similar(cache.path, [image], k=9)
+    seconds = time.perf_counter() - start
+    query = featx.embed([image], cache=cache.path)
+    rows, _ = nearest(cache.features, query, 9)
+    features = cache.features.astype(np.float64)
+    mean = features.mean(axis=0)
+    features -= mean
+    own = query[0].astype(np.float64) - mean
+    cosines = features @ own / np.linalg.norm(features, axis=1) / np.linalg.norm(own)
+    expected = np.lexsort((np.arange(len(cosines)), -cosines))[:9]
+    same = [each.sample_id for each in found[0]] == [cache.sample_ids[row] for row in expected]
+    assert rows[0].tolist() == expected.tolist()
+    yield (
+        "similar, one photo in 60,000",
+        f"{seconds:.2f} s; {'the same neighbours as' if same else 'other neighbours than'} brute "
+        "force in float64",
+        "under 1 s, the same",
+    )
+
+
+PARTS: dict[str, Callable[[Made], Iterator[Line]]] = {
+    "copies": copies,
+    "labels": labels,
+    "planted-labels": planted_labels,
+    "planted-copies": planted_copies,
+    "similar": similar,
+}
+
+
+@click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path), default=DATA)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("artifacts/audit-benchmark"))
+@click.option("--only", type=click.Choice(list(PARTS)), multiple=True)
+@click.option("--write", is_flag=True, help="Put the table into the guide.")
+def main(data: Path, work: Path, only: tuple[str, ...], write: bool) -> None:
+    made, lines = Made(data, work), list[Line]()
+    for name in only or PARTS:
+        for line in PARTS[name](made):
+            click.echo(f"{line[0]}: {line[1]} (held to: {line[2]})")
+            lines.append(line)
+    if write:
+        text = f"{table(['what', 'measured', 'held to'], lines)}\n{machine('numpy', 'cleanlab')}.\n"
+        write_measured("docs/guides/audit.md", text)
+
+
+if __name__ == "__main__":
+    main()
