@@ -393,6 +393,7 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "views": _VIEWS_SPEC,
             **dict.fromkeys(("held_out", "stale", "licence"), text()),
             "trained_on": _ROW_SET,
+            "unknown_below": _SHARE,
             "proof": nullable(_proof(task, num_outputs)),
         },
     )

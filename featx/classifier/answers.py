@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from featx.heads.tasks.losses import log_softmax
 from featx.heads.tasks.task import Task
 from featx.images.sources.labels import SEPARATOR
+
+_KEPT = 0.95
+_FEWEST = 20
 
 
 def answer_columns(task: Task, classes: Sequence[str]) -> list[str]:
@@ -47,3 +51,24 @@ def class_cells(best: Sequence[tuple[str, float]]) -> list[str]:
     if not others:
         return [name, f"{probability:.6f}", "", ""]
     return [name, f"{probability:.6f}", f"{probability - others[0][1]:.6f}", others[0][0]]
+
+
+def choose_unknown_below(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the probability that 95 % of the right answers to held-out images reach.
+
+    Below it an answer of classes is taken for unknown: of images like these, one right answer in
+    twenty is lost. It needs no image that is none of the classes, as in Hendrycks and Gimpel (2017,
+    https://arxiv.org/abs/1610.02136), whose score it limits.
+
+    Args:
+        logits: Of the exported file, ``(n, num_classes)``.
+        labels: Class indices, ``(n,)``.
+
+    Returns:
+        A probability in [0, 1]; None with fewer than 20 right answers.
+    """
+    right = logits.argmax(axis=1) == labels
+    if right.sum() < _FEWEST:
+        return None
+    best = np.exp(log_softmax(logits.astype(np.float64))).max(axis=1)
+    return float(np.quantile(best[right], 1 - _KEPT, method="lower"))

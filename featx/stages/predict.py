@@ -121,6 +121,15 @@ class Predictor(Shown):
         """Of the head: classes, tags or numbers."""
         return self._classifier.task.name
 
+    @property
+    def unknown_below(self) -> float | None:
+        """The probability that 95 % of the right answers to held-out images reached at export.
+
+        None where the file does not say: of tags and numbers, or with too few images.
+        """
+        found = self._classifier.header.details.get("unknown_below")
+        return None if found is None else float(found)
+
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 3) -> Predictions:
         """Return a prediction for each image, in order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from commands import featx_cli
 from PIL import Image
 
 import featx
-from featx.classifier.answers import answer_cells, answer_columns, class_cells
+from featx.classifier.answers import (
+    answer_cells,
+    answer_columns,
+    choose_unknown_below,
+    class_cells,
+)
 from featx.cli.sorting import copy_into_class, folder_name, with_unknown
 from featx.errors import SourceError
 from featx.heads.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -145,3 +151,42 @@ def test_cells_of_every_task_match_the_columns():
     assert [row[0] for row in tags] == ["a", "|"]
     assert answer_cells(REGRESSION, ("a", "b", "c"), logits)[1] == ["-3"] * 3
     assert class_cells([("only", 1.0)]) == ["only", "1.000000", "", ""]
+
+
+def test_the_limit_keeps_19_in_20_right_answers_whatever_the_wrong_ones():
+    top = np.linspace(0.6, 0.99, 100)
+    logits = np.log(np.stack([top, 1 - top], axis=1))
+    labels = np.zeros(100, np.int64)
+    chosen = choose_unknown_below(logits, labels)
+    assert chosen is not None
+    assert (top >= chosen).mean() == pytest.approx(0.95, abs=0.011)
+    wrong = np.concatenate([labels, np.ones(50, np.int64)])
+    assert choose_unknown_below(np.concatenate([logits, logits[:50]]), wrong) == chosen
+    assert choose_unknown_below(logits[:19], labels[:19]) is None
+
+
+def test_auto_takes_the_limit_that_export_kept(home, tmp_path):
+    command = ("predict", home / "artifacts" / "m.onnx", home / "new", "--unknown-below", "auto")
+    refused = featx_cli(*command)
+    assert refused.exit_code == 2
+    assert "fewer than 20 held-out images" in refused.stderr  # there are 6
+    assert featx_cli(*command[:-1], "2").exit_code == 2
+    shutil.copytree(home / "photos", tmp_path / "photos" / "train")
+    for image in (home / "photos").rglob("*.png"):
+        pixels = np.asarray(Image.open(image)).copy()
+        pixels[0, 0] ^= 1  # another content, the same answer
+        target = tmp_path / "photos" / "val" / image.parent.name / image.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+    features, head, model = (tmp_path / name for name in ("f.h5", "h.safetensors", "m.onnx"))
+    featx.extract(tmp_path / "photos", features, featx.ExtractOptions(backbone="tiny"))
+    featx.train_head(features, head)
+    assert featx_cli("export", head, "--onnx", model).exit_code == 0
+    chosen = featx.Predictor(model).unknown_below
+    assert chosen is not None
+    assert 0.5 < chosen <= 1
+    done = featx_cli("predict", model, home / "new", "--unknown-below", "auto", "--format", "jsonl")
+    assert done.exit_code == 0, done.output
+    for line in done.stdout.splitlines():
+        best, *_ = json.loads(line)["top"]
+        assert (best["label"] == "unknown") == (best["probability"] < chosen)

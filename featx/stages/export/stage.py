@@ -29,6 +29,7 @@ from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
+from featx.classifier.answers import choose_unknown_below
 from featx.classifier.contract import Contract
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
@@ -170,6 +171,7 @@ class _Export:
         self, head: Head, path: Path, options: ExportOptions, *, progress: Progress
     ) -> None:
         self._head, self._path, self._options, self._progress = head, path, options, progress
+        self._unknown_below: float | None = None
         self._date = _proof_date(path)
         self._ranges = BackboneSpec.from_dict(head.header.spec).calibration
         own: Precision = "fp32" if self._ranges is None else "int8"
@@ -258,10 +260,13 @@ class _Export:
             return proof
         rows = spread(available, self._options.max_images)
         self._progress(f"Measuring accuracy on {len(rows)} images")
+        found, targets = answers(draft, self._evidence.images(rows)), self._evidence.targets(rows)
+        if self._head.task == "single-label":
+            self._unknown_below = choose_unknown_below(found, targets)
         accuracy = measure_accuracy(
-            answers(draft, self._evidence.images(rows)),
+            found,
             self._evidence.logits(rows),
-            self._evidence.targets(rows),
+            targets,
             num_available=len(available),
             details=self._head.header.details,
         )
@@ -301,6 +306,8 @@ class _Export:
             "proof": None,
             "made_from": made_from(self._head, self._options),
         }
+        if self._unknown_below is not None:
+            details["unknown_below"] = self._unknown_below
         if changes := self._staleness.changes:
             details["stale"] = str(changes)
         if proof is not None:
