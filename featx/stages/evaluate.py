@@ -30,7 +30,6 @@ from featx.errors import (
     listed,
 )
 from featx.features.splits import HeldOut
-from featx.heads.head import open_head
 from featx.heads.provenance import Provenance, digest_labelled, digest_labels, num_trained
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores
@@ -222,8 +221,12 @@ def _find_splits(
 def _trained_among(classifier: Classifier, digests: np.ndarray) -> int | None:
     """Return how many images are known to have trained a model; None where its head is not there.
 
-    The head is looked for beside the model.
+    The head is looked for beside the model; where safetensors is not installed, none is there.
     """
+    try:
+        from featx.heads.head import open_head
+    except ModuleNotFoundError:
+        return None
     own = classifier.header.details.get("head_sha256")
     for path in sorted(classifier.path.parent.glob("*.safetensors"))[:_MAX_HEADS]:
         if not is_own(path, "head"):
