@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+# As in a pipe, lines are as long as they are; pytest-xdist would have them 80 columns wide.
+os.environ.pop("COLUMNS", None)
+
 # Tests run side by side, each worker on one core: threads that wait for each other across workers
 # would take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -35,7 +35,7 @@ CODE = [(page, piece) for page in PAGES for piece in code_of(page)]
 
 def options_of(command: click.Command) -> set[str]:
     """Return all names of a command's options."""
-    with click.Context(command) as context:
+    with click.Context(command, help_option_names=["-h", "--help"]) as context:
         parameters = command.get_params(context)
     names = (name for own in parameters for name in (*own.opts, *own.secondary_opts))
     return {name for name in names if name.startswith("-")}

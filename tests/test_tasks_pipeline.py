@@ -210,7 +210,7 @@ def test_check_info_card_and_report_speak_of_the_task(way):
     html = page.read_text()
     assert ("Most confident mistakes" if is_tags else "Largest errors") in html
     assert html.count("<figure>") == (2 if is_tags else 3)
-    assert html.count("data:image/jpeg") == 3
+    assert html.count("data:image/jpeg") == 6  # of the split, and of training images
     for unwanted in ("taken for", "nan<", "Confusion"):
         assert unwanted not in html
 

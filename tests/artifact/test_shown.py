@@ -184,7 +184,8 @@ def test_reports_are_shown_in_a_few_lines_and_in_notebooks(photos, tmp_path):
         assert max(map(len, lines)) <= 80
         assert each._repr_html_().startswith("<div><b>")
     copied = pickle.loads(pickle.dumps(featx.Predictor(model)))
-    assert repr(copied) == f"Predictor: {model}"  # which opens nothing
+    shown_path = repr(copied).removeprefix("Predictor: ").removesuffix("…")
+    assert str(model).startswith(shown_path)  # which opens nothing
     framed = [each for each in shown if isinstance(each, Framed)]
     assert len(framed) == 5
     for each in framed:

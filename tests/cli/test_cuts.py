@@ -76,7 +76,7 @@ def test_pixels_need_no_network(photos, tmp_path):
         (("--cut", "stage33"), "Did you mean stage3"),
         (("--cut", "stage3", "--layer", "stage2"), "--cut and --layer exclude each other"),
         (("--cut", "input", "--dtype", "float16"), "Leave out --dtype"),
-        (("--cut", "stage3", "--pool", "max"), "Leave out --pool: it is for an earlier --layer"),
+        (("--cut", "stage3", "--pool", "max"), "Leave out --pool, or choose an earlier layer"),
         (("--augment", "flip"), "--augment needs --views"),
         (("--views", "2", "--augment", "blur"), "got 'blur'"),
     ],
