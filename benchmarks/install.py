@@ -52,12 +52,18 @@ def require(holds: object, what: str) -> None:
 
 
 def copy_of_sources(folder: Path) -> Path:
-    """Copy the files that git knows or would add, so that no build of before is found."""
+    """Copy the files that git knows or would add, so that no build of before is found.
+
+    onnxruntime-web, which ``make web`` fetches into the package, goes with them.
+    """
     listed = run("git", "ls-files", "-z", "-co", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if name.startswith(("featx/", "core/")) or "/" not in name:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    web = "featx/reporting/web"
+    if (ROOT / web).is_dir():
+        shutil.copytree(ROOT / web, folder / web)
     return folder
 
 
