@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 # As in a pipe, lines are as long as they are; pytest-xdist would have them 80 columns wide.
@@ -39,6 +40,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("featx")
+
+
+@pytest.fixture(autouse=True)
+def messages_are_heard_again() -> Iterator[None]:
+    """Let --quiet, which sets the level of the process's messages, last for one test."""
+    log = logging.getLogger("featx")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
