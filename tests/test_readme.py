@@ -11,12 +11,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from commands import featx_cli
-from model_zoo import serving_weights
-from PIL import Image
+from model_zoo import at_home, draw_photos, serving_weights
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,23 +46,9 @@ def home(
     tmp_path: Path, model_zoo: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """A folder as the README assumes it: ``photos/`` with splits, ``holiday.jpg``, weights."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 2), ("test", 2)):
-        for number, name in enumerate(("ants", "bees")):
-            folder = tmp_path / "photos" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = generator.integers(0, 120, (48, 64, 3)) + 100 * number
-                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{i}.jpg")
-    Image.new("RGB", (80, 60), (30, 60, 90)).save(tmp_path / "holiday.jpg")
-    monkeypatch.setattr(
-        "featx.backbones.weights.weights_url", lambda backbone, _name: model_zoo[backbone]
-    )
-    previous = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.hub.set_dir(previous)
+    draw_photos(tmp_path / "photos", {"train": 6, "val": 2, "test": 2})
+    with at_home(tmp_path, model_zoo, monkeypatch) as folder:
+        yield folder
 
 
 _QUICKLY = {"finetune": ("--epochs", "1"), "compare": ("--epochs", "1", "--no-onnx")}

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from commands import featx_cli
-from model_zoo import random_weights, serving_weights
-from PIL import Image
+from model_zoo import at_home, draw_photos, random_weights, serving_weights
 
 TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
 PAGES = [page for page in sorted(TUTORIALS.glob("*.md")) if page.suffixes == [".md"]]
@@ -48,13 +46,7 @@ def home(
 ) -> Iterator[Path]:
     """A folder with the names that the pages use, and few images in it."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 2)):
-        for number, name in enumerate(("ants", "bees")):
-            folder = tmp_path / "hymenoptera_data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = generator.integers(0, 120, (48, 64, 3)) + 100 * number
-                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{i}.jpg")
+    draw_photos(tmp_path / "hymenoptera_data", {"train": 6, "val": 2})
     cifar10 = tmp_path / "cifar-10-batches-py"
     cifar10.mkdir()
     labels = [i % 3 for i in range(30)]
@@ -65,15 +57,8 @@ def home(
     names = ["airplane", "automobile", "bird"]
     (cifar10 / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     (tmp_path / "my-resnet18.pth").write_bytes(random_weights("resnet18", ""))
-    Image.new("RGB", (80, 60), (30, 60, 90)).save(tmp_path / "holiday.jpg")
-    monkeypatch.setattr(
-        "featx.backbones.weights.weights_url", lambda backbone, _name: model_zoo[backbone]
-    )
-    previous = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.hub.set_dir(previous)
+    with at_home(tmp_path, model_zoo, monkeypatch) as folder:
+        yield folder
 
 
 def quickly(arguments: list[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A local server in place of the one that has torchvision's weights."""
+"""A local server in place of the one that has torchvision's weights, and a folder to work in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import hashlib
 import http.server
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from featx.backbones.catalog import build_skeleton
 
@@ -31,6 +34,29 @@ def serving_weights(folder: Path, backbones: Sequence[tuple[str, str]]) -> Itera
     yield urls
     server.shutdown()
     server.server_close()
+
+
+def draw_photos(folder: Path, counts: Mapping[str, int]) -> None:
+    """Write so many photos of ants and of bees for each split, and ``holiday.jpg`` beside them."""
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        for number, name in enumerate(("ants", "bees")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise = generator.integers(0, 120, (48, 64, 3)) + 100 * number
+                Image.fromarray(noise.astype(np.uint8)).save(folder / split / name / f"{i}.jpg")
+    Image.new("RGB", (80, 60), (30, 60, 90)).save(folder.parent / "holiday.jpg")
+
+
+@contextlib.contextmanager
+def at_home(folder: Path, zoo: Mapping[str, str], patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in a folder, with weights from the local server."""
+    patch.setattr("featx.backbones.weights.weights_url", lambda backbone, _name: zoo[backbone])
+    previous = torch.hub.get_dir()
+    torch.hub.set_dir(str(folder / "hub"))
+    patch.chdir(folder)
+    yield folder
+    torch.hub.set_dir(previous)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
