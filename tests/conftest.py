@@ -44,11 +44,11 @@ hypothesis.settings.load_profile("featx")
 
 @pytest.fixture(autouse=True)
 def messages_are_heard_again() -> Iterator[None]:
-    """Let --quiet, which sets the level of the process's messages, last for one test."""
+    """Undo --quiet, which lasts for the process, also after the fixture of a module."""
     log = logging.getLogger("featx")
-    level = log.level
+    log.setLevel(logging.NOTSET)
     yield
-    log.setLevel(level)
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
