@@ -26,12 +26,12 @@ from report import ROOT, machine, table, write_measured
 
 import featx
 from featx.features.file import FeatureFile, open_features
+from featx.features.nearest import RowsInMemory, nearest_rows
 from featx.features.search import nearest_neighbours, whitened
 from featx.heads.tasks import SINGLE_LABEL
 from featx.heads.tasks.losses import softmax_in_place
 from featx.images.alike import compare_outlines, compare_pictures, outlines, small_grey
 from featx.stages.audit.labels import doubts_of
-from featx.stages.similar import nearest
 from featx.training.out_of_fold import out_of_fold
 
 DATA = ROOT.parent / "shared" / "data"
@@ -296,7 +296,7 @@ def similar(made: Made) -> Iterator[Line]:
     found = featx.similar(cache.path, [image], k=9)
     seconds = time.perf_counter() - start
     query = featx.embed([image], cache=cache.path)
-    rows, _ = nearest(cache.features, query, 9)
+    rows, _ = nearest_rows(RowsInMemory(cache.features), query, 9)
     features = cache.features.astype(np.float64)
     mean = features.mean(axis=0)
     features -= mean

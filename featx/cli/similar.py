@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from featx.artifact import require_replaceable
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import print_fields, print_json, print_table, print_text
@@ -44,6 +43,7 @@ def similar(
 
     Similarity is the cosine of the angle between features less their mean, 1 for the same image.
     """
+    from featx.artifact import require_replaceable
     from featx.stages.similar import similar as run
     from featx.stages.similar import write_similar_page
 

@@ -14,6 +14,7 @@
     marks     a table of findings as it was marked, and the images that it is of
     vectors   vectors by the content of their images, for images that a caller has
     given     feature files of rows that a caller has: in memory, or published
+    nearest   the rows that are nearest to some vectors
     search    the nearest rows of each row, exact or by faiss
     storage   every byte of file and journal that is written goes through here
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,9 @@ from featx.backbones.graphs import graph_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
 from featx.errors import ConfigError, SourceError
+from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile, open_features
+from featx.features.nearest import Rows, RowsInMemory, nearest_rows
 from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.preprocess import preprocess
 from featx.images.reading import map_ahead, num_cores
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from featx.backbones.network import Network
 
 log = logging.getLogger(__name__)
-
-_BLOCK_ROWS = 8192
 
 
 class Neighbour(NamedTuple):
@@ -122,9 +122,8 @@ def similar(
         raise ConfigError(f"k must be at least 1; got {k}.")
     opened = _opened(cache)
     queries = embed(images, cache=opened, weights=weights)
-    if opened.cut is not None:
-        opened = features_through(None, opened, weights)
-    rows, similarities = nearest(opened.features, queries, k)
+    with _rows_of(features_through(None, opened, weights)) as features:
+        rows, similarities = nearest_rows(features, queries, k)
     return [
         tuple(_neighbour(opened, *pair) for pair in zip(*of_image, strict=True))
         for of_image in zip(rows.tolist(), similarities.tolist(), strict=True)
@@ -171,33 +170,14 @@ def _source_of(cache: FeatureFile) -> ImageSource | None:
         return None
 
 
-def nearest(features: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and cosines of the features nearest to each query, calculated in float64.
-
-    The mean of the features is taken from both: what all images share tells none from another.
-
-    Args:
-        features: ``(N, num_features)``.
-        queries: ``(n, num_features)``.
-        k: At most so many of each.
-
-    Returns:
-        Rows ``(n, min(k, N))`` int64, the nearest first, of equally near ones the lowest row; and
-        cosines of the same shape.
-    """
-    mean = features.mean(axis=0, dtype=np.float64)
-    units = _units(queries - mean)
-    cosines = np.empty((len(queries), len(features)))
-    for start in range(0, len(features), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        cosines[:, block] = units @ _units(features[block] - mean).T
-    rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-    return rows, np.take_along_axis(cosines, rows, axis=1)
-
-
-def _units(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-300))
+@contextmanager
+def _rows_of(cache: FeatureFile) -> Iterator[Rows]:
+    """Yield the features: from the file, unless they are read or a network makes them."""
+    if cache.cut is not None or "features" in vars(cache):
+        yield RowsInMemory(cache.features)
+    else:
+        with reading_blocks(cache) as blocks:
+            yield blocks
 
 
 def _neighbour(cache: FeatureFile, row: int, similarity: float) -> Neighbour:

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from caches import write_cache
 from commands import featx_cli
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from featx.errors import ConfigError, ImageError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.stages.extract import extract
-from featx.stages.similar import Neighbour, embed, nearest, similar, write_similar_page
+from featx.stages.similar import Neighbour, embed, similar, write_similar_page
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +66,6 @@ def test_an_image_of_the_file_is_nearest_to_itself(photos, features, at_cut):
             assert near[0].label == name.partition("/")[0]
             assert near[0].similarity == pytest.approx(1, abs=2e-3)
             assert len(near) == 3
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_neighbours_are_those_of_brute_force(count, width, k, seed):
-    random = np.random.default_rng(seed)
-    features = random.normal(3, 1, (count, width)).astype(np.float32)
-    queries = random.normal(3, 1, (2, width)).astype(np.float32)
-    rows, cosines = nearest(features, queries, k)
-    mean = features.astype(float).mean(axis=0)
-    for query, found, similarities in zip(queries, rows, cosines, strict=True):
-        one = query - mean
-        lengths = np.maximum(np.linalg.norm(features - mean, axis=1), 1e-300)
-        expected = (features - mean) @ one / lengths / max(np.linalg.norm(one), 1e-300)
-        assert len(found) == min(k, count) == len(set(found.tolist()))
-        assert similarities == pytest.approx(expected[found], abs=1e-9)
-        assert np.sort(expected)[::-1][: len(found)] == pytest.approx(similarities, abs=1e-9)
 
 
 def test_a_backbone_gives_the_features_that_extraction_gives(photos, features):
