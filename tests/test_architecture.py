@@ -273,6 +273,9 @@ def test_an_extraction_loads_torch_only_when_there_is_something_to_extract():
 
 def test_help_and_import_load_next_to_nothing():
     assert not loaded_by("import featx") & {"numpy", "PIL", "onnxruntime", "click", "rich"}
+    code = "import featx.cli, sys; print('featx.artifact' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
     shown = loaded_by("from featx.cli import main; main(['--help'], standalone_mode=False)")
     assert not shown & {"numpy", "PIL", "onnxruntime", "rich"}
 

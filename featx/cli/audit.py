@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featx.artifact import require_replaceable, require_writable
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import (
@@ -112,6 +111,7 @@ def audit(
     mark what is wrong there, and save the marks as a table: featx train-head --exclude TABLE leaves
     out what is dropped, featx relabel TABLE corrects labels.
     """
+    from featx.artifact import require_replaceable, require_writable
     from featx.stages.audit import audit as run
     from featx.stages.audit import write_audit_page, write_findings
 

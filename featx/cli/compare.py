@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.artifact import is_own
 from featx.cli import options
 from featx.cli.compare_source import Maker, rows_of
 from featx.cli.completion import cuts, files
@@ -89,6 +88,8 @@ def compare(
     best first; or at each --cut: is training more of the network worth it? Run it again to resume,
     or to add one. Of files, nothing is written.
     """
+    from featx.artifact import is_own
+
     paths, given = [Path(file) for file in files], options.given(settings)
     quiet = quiet or as_json
     training = _training(given) | {"task": task, "seed": seed}

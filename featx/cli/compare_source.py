@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from featx.artifact import is_own, publishing
 from featx.cli import options
 from featx.cli.extract import extract_layers_to, extract_to
 from featx.cli.finetune import step_events
@@ -66,6 +65,8 @@ def rows_of(files: Sequence[str], given: dict[str, Any]) -> list[Row]:
     Raises:
         click.UsageError: They are not several of one source.
     """
+    from featx.artifact import is_own
+
     cuts, scratch = given.pop("cuts", ()), given.pop("scratch", False)
     several = [given.pop(name, ()) for name in ("backbone", "layer", "image_size")]
     for file in files:
@@ -189,6 +190,8 @@ class Maker:
         self, path: Path, report: ExtractReport | TrainReport | FinetuneReport, *, is_whole: bool
     ) -> None:
         """Keep the seconds of a file that was made in this run; of a part they say nothing."""
+        from featx.artifact import publishing
+
         if report.is_unchanged:
             return
         self._seconds.pop(path.name, None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.artifact import is_own
 from featx.cli import options
 from featx.cli.completion import files
 from featx.cli.extract import extract_to
@@ -195,11 +194,15 @@ def _options(given: Mapping[str, Any], features: str | None) -> FinetuneOptions:
 
 def is_feature_file(given: str) -> bool:
     """Return whether an argument names a feature file, and not a source of images."""
+    from featx.artifact import is_own
+
     return Path(given).suffix in (".h5", ".hdf5") or is_own(Path(given), "features")
 
 
 def _only_features(folder: Path) -> str:
     """Return the feature file of a cut in a folder, where there is one and no other."""
+    from featx.artifact import is_own
+
     found = sorted(path for path in folder.glob("features-*.h5") if is_own(path, "features"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no features-CUT.h5"

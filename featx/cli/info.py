@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.artifact import kind_of_file
 from featx.cli import options
 from featx.cli.head_text import data_fields, describe_classes, head_fields, print_path
 from featx.cli.help import Command
@@ -51,6 +50,8 @@ def info(path: Path, as_json: bool) -> None:
 
 def _open(path: Path) -> Header:
     """Return the header of a file that is checked on opening."""
+    from featx.artifact import kind_of_file
+
     kind = kind_of_file(path)
     if kind == "features":
         from featx.features.file import open_features

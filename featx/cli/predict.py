@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from featx.artifact import publishing
 from featx.cli import options
 from featx.cli.completion import files
 from featx.cli.help import Command
@@ -133,9 +132,6 @@ def predict(
     used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
     whose probability is at least their threshold, a regression the value of each target.
     """
-    from featx.artifact.cells import table_bytes
-    from featx.classifier.answers import answer_columns
-    from featx.heads.tasks import TASKS
     from featx.images.given import find_given
     from featx.stages.predict import Predictor
 
@@ -185,11 +181,20 @@ def predict(
     elif format == "json":
         print_json([_as_json(each) for each in collected])
     if table:
-        columns = answer_columns(TASKS[predictor.task], predictor.classes)
-        with publishing(table, overwrite=True) as temporary:
-            temporary.write_bytes(table_bytes(["image", *columns, "error"], rows))
+        _write(table, predictor, rows)
     if num_bad:
         raise SourceError(f"{num_bad:,} of {counted(len(found), 'image')} could not be used.")
+
+
+def _write(table: Path, predictor: Predictor, rows: Sequence[Sequence[str]]) -> None:
+    from featx.artifact import publishing
+    from featx.artifact.cells import table_bytes
+    from featx.classifier.answers import answer_columns
+    from featx.heads.tasks import TASKS
+
+    columns = answer_columns(TASKS[predictor.task], predictor.classes)
+    with publishing(table, overwrite=True) as temporary:
+        temporary.write_bytes(table_bytes(["image", *columns, "error"], rows))
 
 
 def _row(prediction: Prediction, predictor: Predictor, below: float | None) -> list[str]:

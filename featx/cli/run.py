@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from featx.artifact import free_path, is_own
 from featx.cli import options
 from featx.cli.extract import extract_to
 from featx.cli.finetune import step_events
@@ -92,6 +91,7 @@ def _train(
 
 def _task(head: Path, task: TaskChoice) -> TaskChoice:
     """Return the task that is given, or that of the head there."""
+    from featx.artifact import is_own
     from featx.heads.head import open_head
 
     if options.given({"task": task}) or not is_own(head, "head"):
@@ -104,6 +104,8 @@ def _task(head: Path, task: TaskChoice) -> TaskChoice:
 
 def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:
     """Return an error about other settings with the advice to use another folder."""
+    from featx.artifact import free_path
+
     problem, found, _ = str(err).partition(" Use overwrite=True")
     free = free_path(output, backbone or "")
     return (

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featx.artifact import publishing
 from featx.errors import SourceError
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def copy_into_class(image: str, label: str, folder: Path) -> Path:
     Raises:
         SourceError: The picture is no file, or cannot be copied.
     """
+    from featx.artifact import publishing
+
     source, target = Path(image), folder / folder_name(label) / Path(image).name
     try:
         if not source.is_file():
