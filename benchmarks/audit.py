@@ -203,7 +203,7 @@ def planted_shares(cache: FeatureFile, seed: int) -> tuple[float, float]:
 
 
 def with_given(cache: FeatureFile, given: np.ndarray) -> FeatureFile:
-    from featx.stages.audit.given import with_labels
+    from featx.stages.audit.report import with_labels
 
     return with_labels(cache, given)
 

@@ -159,8 +159,10 @@ def _print(report: AuditReport, top: int) -> None:
 
 def _print_labels(report: AuditReport, top: int) -> None:
     found = [each for each in report.findings if each.kind in _FAILS["labels"]]
-    if report.num_judged:
-        print_fields({"labels": f"{report.num_judged:,} checked, {_contradicted(report, found)}"})
+    if report.num_evaluated:
+        print_fields(
+            {"labels": f"{report.num_evaluated:,} checked, {_contradicted(report, found)}"}
+        )
     if not found[:top]:
         return
     title, likely, margin = ("label", "likely", "doubt")

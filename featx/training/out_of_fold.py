@@ -29,7 +29,7 @@ class OutOfFold:
 
     Attributes:
         targets: Of all rows of the feature file.
-        rows: Of the images that were judged, ascending, ``(n,)``.
+        rows: Of the images that were evaluated, ascending, ``(n,)``.
         outputs: Calibrated logits, or values of a regression, ``(n, num_outputs)``.
         knows: Which classes or tags the head of each image was trained on, ``(n, num_outputs)``
             bool: of others it cannot say whether they are there.
@@ -55,12 +55,12 @@ def out_of_fold(
 ) -> OutOfFold | None:
     """Return the outputs for each labelled image; None where nothing can be left out.
 
-    A class's or tag's only training image has no other one to be known by, and is not judged.
+    A class's or tag's only training image has no other one to be known by, and is not evaluated.
 
     Args:
         cache: Of vectors, or with the network behind its cut.
         task: As which the labels are read.
-        at: Strength and temperature of the heads; training images alone are judged then. None
+        at: Strength and temperature of the heads; training images alone are evaluated then. None
             takes those of the default head.
         seed: Decides which training images are left out together.
         step: Called with the step under way.
@@ -95,8 +95,8 @@ def out_of_fold(
     if head is not None and len(others):
         outputs[others] = apply_layers(head.layers, features[others])
         knows[others] = task.trained_outputs(values, num_outputs)
-    judged = np.flatnonzero(np.isfinite(outputs).all(axis=1))
-    return OutOfFold(targets, judged, outputs[judged], knows[judged], num_folds, strength)
+    known = np.flatnonzero(np.isfinite(outputs).all(axis=1))
+    return OutOfFold(targets, known, outputs[known], knows[known], num_folds, strength)
 
 
 def _divided(

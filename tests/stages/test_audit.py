@@ -1,4 +1,4 @@
-"""The audit: wrong labels first, copies by their kind, and no image judged by a head it trained."""
+"""The audit: wrong labels first, copies by their kind, no image scored by its own head."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_wrong_labels_of_all_splits_come_first(planted):
         assert 0 < each.score <= 1
     assert {each.split for each in found[:12]} == {"train", "val", "test"}
     assert sorted((each.score for each in found), reverse=True) == [e.score for e in found]
-    assert report.num_judged == len(labels)
+    assert report.num_evaluated == len(labels)
     assert 8 <= report.num_wrong <= 18
 
 
@@ -68,7 +68,7 @@ def test_labels_of_validation_and_test_images_change_no_other_finding(tmp_path):
     assert len(after) > len(before)
 
 
-def test_images_of_one_group_do_not_judge_each_other(tmp_path):
+def test_images_of_one_group_do_not_evaluate_each_other(tmp_path):
     random = np.random.default_rng(0)
     features = random.normal(size=(60, 80)).astype(np.float32)
     features[30:] = features[:30]  # each image twice, with one wrong label for both
@@ -123,15 +123,15 @@ def test_unlabelled_images_have_no_label_to_be_wrong_but_may_be_copies(tmp_path)
     contents = np.arange(1, 61)
     contents[9] = contents[8]
     report = audit(write_cache(tmp_path / "f.h5", contents=contents, **made))
-    assert report.num_judged == 0
+    assert report.num_evaluated == 0
     assert [each.sample_id for each in report.findings] == ["0009.jpg"]
 
 
-def test_one_class_cannot_be_judged(tmp_path):
+def test_one_class_cannot_be_evaluated(tmp_path):
     made = separable(30)
     made["labels"] = np.zeros(30, int)
     report = audit(write_cache(tmp_path / "f.h5", **made))
-    assert report.num_judged == 0
+    assert report.num_evaluated == 0
     assert "one class, 'ant'" in report.notes[0]
 
 
@@ -244,12 +244,12 @@ def classes_of(counts, seed=0):
     return made | {"classes": tuple("abcdef"[: len(counts)])}
 
 
-def test_small_classes_are_judged_or_named_and_not_in_the_estimate(tmp_path):
+def test_small_classes_are_evaluated_or_named_and_not_in_the_estimate(tmp_path):
     made = classes_of([40, 40, 4, 2, 1])
     report = audit(write_cache(tmp_path / "f.h5", **made))
     assert report.small_classes == (("c", 4), ("d", 2), ("e", 1))
-    assert report.num_judged == len(made["labels"]) - 1
-    assert "1 label is not judged" in report.notes[0]
+    assert report.num_evaluated == len(made["labels"]) - 1
+    assert "1 label is not evaluated" in report.notes[0]
     assert "e (1 for training)" in report.notes[0]
     assert not {each.given for each in report.of_kind("label")} & {"a", "b", "e"}
     assert report.num_wrong < 3
@@ -272,7 +272,7 @@ def test_a_class_of_the_test_split_alone_is_not_called_wrong(tmp_path):
     made["splits"][80:] = 2
     report = audit(write_cache(tmp_path / "f.h5", **made))
     assert report.findings == ()
-    assert report.num_judged == 80
+    assert report.num_evaluated == 80
     assert "c (0 for training)" in report.notes[0]
 
 
@@ -293,7 +293,7 @@ def test_missing_and_surplus_tags_are_found_and_named(tmp_path):
         ("missing", f"{missing:04d}.jpg", "red", "red"),
         ("surplus", f"{untagged[0]:04d}.jpg", "old", "|"),
     }
-    assert report.num_judged == 200  # images without any tag as well
+    assert report.num_evaluated == 200  # images without any tag as well
     assert report.confusions == ()
     assert report.small_classes == ()  # combinations are no classes
     assert report.findings[0].neighbours
@@ -386,7 +386,7 @@ def test_labels_of_any_container_give_the_same_findings(planted, tmp_path):
     named = ["cat" if name == "ant" else name for name in names]  # a new class
     assert {each.given for each in audit(path, labels=named).findings} <= {"cat", "bee", "wasp"}
     partly = pandas.Series([None, *names[1:]])
-    assert audit(path, labels=partly).num_judged == len(names) - 1
+    assert audit(path, labels=partly).num_evaluated == len(names) - 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from featx.extraction.options import ExtractOptions
 from featx.stages.audit import audit, write_findings
 from featx.stages.audit.copies import group_links
-from featx.stages.audit.near import Link
+from featx.stages.audit.pictures import Link
 from featx.stages.extract import extract
 
 

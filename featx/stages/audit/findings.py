@@ -140,8 +140,8 @@ class AuditReport(Shown):
     Attributes:
         path: The feature file.
         findings: What to look at: labels first, those most contradicted first, then content.
-        num_judged: Labelled images whose label was compared with what heads say that were not
-            trained on them; 0 where labels cannot be judged.
+        num_evaluated: Labelled images whose label was compared with what heads say that were not
+            trained on them; 0 where labels cannot be evaluated.
         num_wrong: Estimated number of wrong labels among them.
         confusions: Pairs of classes of that estimate, the most frequent first.
         small_classes: Classes of fewer than five training images, with their number.
@@ -159,7 +159,7 @@ class AuditReport(Shown):
 
     path: Path
     findings: tuple[Finding, ...]
-    num_judged: int
+    num_evaluated: int
     num_wrong: float
     confusions: tuple[Confusion, ...]
     small_classes: tuple[tuple[str, int], ...]
@@ -182,8 +182,8 @@ class AuditReport(Shown):
         kinds = Counter(each.kind for each in self.findings)
         found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         yield f"findings: {found or 'none'}"
-        if self.num_judged:
-            yield f"about {self.num_wrong:.0f} of {self.num_judged:,} labels are wrong"
+        if self.num_evaluated:
+            yield f"about {self.num_wrong:.0f} of {self.num_evaluated:,} labels are wrong"
         yield from self.notes
 
     def _cells(self) -> Cells:

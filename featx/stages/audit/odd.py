@@ -10,7 +10,7 @@ from featx.features.file import FeatureFile
 from featx.features.search import Neighbours
 from featx.images.quality import BLURRED_BELOW, CONSTANT_BELOW, EMPTY_ABOVE, Quality
 from featx.stages.audit.findings import Finding, FindingKind
-from featx.stages.audit.judged import label_of
+from featx.stages.audit.labels import label_of
 from featx.stages.audit.pictures import Pictures
 
 _FAR = 4.0

@@ -78,10 +78,10 @@ def _summary(report: AuditReport) -> str:
     if not report.findings:
         return "Nothing was found that has to be looked at."
     parts = [f"{counted(len(report.findings), 'finding')} to look at; nothing has been changed."]
-    if report.num_judged:
+    if report.num_evaluated:
         parts.append(
-            f"{counted(report.num_judged, 'label was', 'labels were')} checked by heads that were "
-            "not trained on the image."
+            f"{counted(report.num_evaluated, 'label was', 'labels were')} checked by heads that "
+            "were not trained on the image."
         )
     if report.of_kind("label"):
         parts.append(f"About {report.num_wrong:.0f} are wrong, at a guess.")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featx.artifact.bars import drawing
 from featx.classifier.tails import features_through
-from featx.errors import require_choice
+from featx.errors import ConfigError, require_choice
 from featx.features.file import FeatureFile, open_features
 from featx.features.marks import Mark, content_of, read_marks, require_same_images
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS
+from featx.stages.audit.copies import Same, find_same
 from featx.stages.audit.findings import AuditReport, Finding
-from featx.stages.audit.given import with_labels
-from featx.stages.audit.judged import judge
+from featx.stages.audit.labels import evaluate_labels
 from featx.stages.audit.odd import outlier_findings, quality_findings
-from featx.stages.audit.same import Same, find_same
 from featx.stages.audit.worth import alike_classes, leaks_worth, learning_curve
 from featx.training.options import TaskChoice
 from featx.training.out_of_fold import OutOfFold
@@ -38,13 +40,13 @@ def audit(
     """Return what may be wrong with the labels and images of a feature file.
 
     Nothing is changed. Images are read once: copies that are not the same file, and pictures with
-    nothing on them, are known by their pixels. Labels are judged as classes, tags or numbers. What
-    cannot be looked at is said in ``notes``.
+    nothing on them, are known by their pixels. Labels are evaluated as classes, tags or numbers.
+    What cannot be looked at is said in ``notes``.
 
     Args:
         features: The feature file.
-        labels: To be judged in place of those of the file: a name for each image, in its order, in
-            a list, NumPy array or pandas column, or whole numbers that index its classes; None,
+        labels: To be evaluated in place of those of the file: a name for each image, in its order,
+            in a list, NumPy array or pandas column, or whole numbers that index its classes; None,
             NaN, "" and -1 are no label.
         source: Where its images are now; None takes where they were. An image that has another
             content now is left out, and where there are none, so is all that needs pixels.
@@ -71,28 +73,28 @@ def audit(
     different = {_pair(cache, each) for each in marked if each.different}
     with drawing(progress if step is None else False) as draw:
         told = draw.steps(step, "Audit")
-        judged = judge(cache, wanted=task, seed=seed, step=told)
+        of_labels = evaluate_labels(cache, wanted=task, seed=seed, step=told)
         same = find_same(cache, different, source, told)
         odd = (
             *outlier_findings(cache, same.rows, same.neighbours),
             *(quality_findings(same.pictures) if same.pictures else ()),
         )
-        of_classes = _of_classes(cache, judged.found, same, seed=seed, step=told)
-    found = _with_contents(cache, (*judged.findings, *same.findings, *odd))
+        of_classes = _of_classes(cache, of_labels.found, same, seed=seed, step=told)
+    found = _with_contents(cache, (*of_labels.findings, *same.findings, *odd))
     findings, dismissed = _with_marks(cache, found, marked)
     return AuditReport(
         path=Path(features),
         findings=findings,
-        num_judged=judged.num_judged,
-        num_wrong=judged.num_wrong,
-        confusions=judged.confusions,
-        small_classes=judged.small,
+        num_evaluated=of_labels.num_evaluated,
+        num_wrong=of_labels.num_wrong,
+        confusions=of_labels.confusions,
+        small_classes=of_labels.small,
         num_images=len(cache),
         seconds=time.perf_counter() - start,
         sequences=same.sequences,
         **of_classes,
         dismissed=dismissed,
-        notes=(*judged.notes, *same.notes),
+        notes=(*of_labels.notes, *same.notes),
     )
 
 
@@ -156,3 +158,54 @@ def _with_contents(cache: FeatureFile, findings: Iterable[Finding]) -> Iterator[
     rows = {name: row for row, name in enumerate(cache.sample_ids)}
     for each in findings:
         yield each._replace(content=content_of(cache, rows[each.sample_id]))
+
+
+def with_labels(cache: FeatureFile, labels: Any) -> FeatureFile:
+    """Return a feature file with other labels, one for each of its images in its order.
+
+    Args:
+        cache: The feature file; its features are read.
+        labels: A list, tuple, NumPy array or pandas column of names, or of whole numbers that index
+            the classes; None, NaN, "" and -1 are no label.
+
+    Raises:
+        ConfigError: It is something else, of another length, or a number is no index.
+    """
+    if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):
+        raise _refusal(f"labels of type {type(labels).__name__}")
+    if (shape := getattr(labels, "shape", None)) is not None and len(shape) != 1:
+        raise _refusal(f"labels of shape {tuple(shape)}")
+    found = [_name(each, cache.classes) for each in labels]
+    if len(found) != len(cache):
+        raise ConfigError(f"labels has {len(found):,} values, but '{cache.path}' {len(cache):,}.")
+    new = sorted(set(found).difference(cache.classes, [""]))
+    classes = (*cache.classes, *new)
+    index = {name: number for number, name in enumerate(classes)} | {"": -1}
+    features = cache.features
+    made = replace(
+        cache,
+        labels=np.array([index[name] for name in found], np.int64),
+        header=replace(cache.header, classes=classes),
+    )
+    vars(made)["features"] = features  # the file has another header
+    return made
+
+
+def _name(label: Any, classes: tuple[str, ...]) -> str:
+    if isinstance(label, str):
+        return str(label)
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return ""
+    if isinstance(label, (float, np.floating)) and np.isnan(label):
+        return ""
+    if isinstance(label, (int, np.integer)) and not isinstance(label, (bool, np.bool_)):
+        if not -1 <= label < len(classes):
+            raise ConfigError(f"labels has {label}; there are {len(classes)} classes, from 0.")
+        return classes[label] if label >= 0 else ""
+    raise _refusal(f"a label of type {type(label).__name__}")
+
+
+def _refusal(got: str) -> ConfigError:
+    return ConfigError(
+        f"labels takes one name for each image, in a list, NumPy array or pandas column; got {got}."
+    )

@@ -15,8 +15,7 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.heads.samples.data import Step
-from featx.stages.audit.near import compare_rows
-from featx.stages.audit.pictures import Pictures
+from featx.stages.audit.pictures import Pictures, compare_rows
 
 LIKE_THE_LAST = 0.6
 """Correlation of small pictures from which a frame follows another."""

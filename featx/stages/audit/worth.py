@@ -124,9 +124,9 @@ def _gains(
     names: tuple[str, ...], labels: np.ndarray, before: np.ndarray, after: np.ndarray
 ) -> Iterator[ClassGain]:
     """Yield the classes that gained more from the last doubling than chance would make."""
-    judged = np.isfinite(before) & np.isfinite(after)
+    known = np.isfinite(before) & np.isfinite(after)
     for label, name in enumerate(names):
-        own = judged & (labels == label)
+        own = known & (labels == label)
         changes = after[own] - before[own]
         if len(changes) >= _ENOUGH:
             error = float(changes.std()) / len(changes) ** 0.5
