@@ -8,6 +8,7 @@ splitting    the splits of a source's images, once their contents are known
 backbone     the network, built when it is first needed; int8 calibrated with the source's images
 pipeline     images through decoding, deduplication, backbone and journal, in order
 crops        encoded images of a batch to the crops that the backbone sees
+faster       a line about settings that would make a long run faster, measured in it
 run          one output: what it lacks, the rows to make, the file to publish
 by_content   features of images that a caller has, each computed once
 together     outputs of several layers, whose rows are made at once

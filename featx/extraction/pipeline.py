@@ -20,6 +20,7 @@ from featx.backbones.engines import Engine, EngineName, default_batch_size
 from featx.backbones.spec import INPUT
 from featx.errors import ImageError
 from featx.extraction.crops import KEPT_BYTES, CropMaker, Decoders, Image, Spent
+from featx.extraction.faster import Advice
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
 from featx.extraction.resume import Settings
@@ -137,20 +138,28 @@ def run_backbone(
     size = _batch_size(options, preprocessing, engine.name, engine.device)
     workers = options.workers or num_cores()
     first = with_views[todo] if views else np.zeros(len(todo), dtype=bool)
-    spent, counts = Spent(), np.zeros(3, dtype=np.int64)
-    for positions, drawn in ((todo[first], views), (todo[~first], None)):
-        maker = CropMaker(images, preprocessing, options.max_pixels, decoders, drawn)
-        step = max(1, size // maker.num_versions)
-        chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
-        run = _Run(engine, maker, size, tuple(targets), options, settings.spec.cut, workers)
-        for batch in run.batches(chunks) if chunks else ():
-            used = [image for image in batch.images if not image.reason]
-            num_animated = sum(image.is_animated for image in used)
-            counts += len(batch.rows), num_animated, sum(not image.is_new for image in used)
-            spent.add(batch.spent)
-            after_batch(len(batch.images))
+    spent, counts = Spent(), np.zeros(4, dtype=np.int64)
+    readers = max(_MIN_READERS, workers)
+    advice = Advice(images, todo, settings.spec, engine, size, workers, readers, options.max_pixels)
+    if decoders or views or len(targets) > 1:
+        advice.close()
+    parts = ((todo[first], views), (todo[~first], None))
+    with closing(advice):
+        for positions, drawn in parts:
+            maker = CropMaker(images, preprocessing, options.max_pixels, decoders, drawn)
+            step = max(1, size // maker.num_versions)
+            chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
+            run = _Run(engine, maker, size, tuple(targets), options, settings.spec.cut, workers)
+            for batch in run.batches(chunks) if chunks else ():
+                used = [image for image in batch.images if not image.reason]
+                num_animated = sum(image.is_animated for image in used)
+                num_copies = sum(not image.is_new for image in used)
+                counts += len(batch.images), len(batch.rows), num_animated, num_copies
+                spent.add(batch.spent)
+                after_batch(len(batch.images))
+                advice.after(int(counts[0]), spent)
     profile = Profile(spent.seconds, len(todo), workers, time.perf_counter() - start)
-    num_rows, num_animated, num_duplicates = counts.tolist()
+    _, num_rows, num_animated, num_duplicates = counts.tolist()
     return Extracted(num_rows, num_animated, num_duplicates, profile)
 
 
