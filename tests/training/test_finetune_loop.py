@@ -19,7 +19,7 @@ from featx.training.finetune.options import Recipe
 from featx.training.finetune.outcome import Epoch
 from featx.training.finetune.problem import evaluate
 
-RECIPE = Recipe(lr=0.05, max_epochs=4, batch_size=32)
+RECIPE = Recipe(lr=0.05, max_epochs=4, batch_size=32, average="none")
 
 
 def test_training_lowers_the_held_out_loss_and_keeps_the_statistics():

@@ -37,13 +37,13 @@ def test_values_out_of_range_are_refused(option: dict[str, Any], message: str):
 
 
 def test_what_is_left_open_depends_on_the_network_and_on_the_start():
-    usual = FinetuneOptions().recipe(1e-3, is_transformer=False)
+    usual = FinetuneOptions().recipe(is_transformer=False)
     assert (usual.layer_decay, usual.max_epochs, usual.train_bn) == (0.9, 12, False)
-    assert FinetuneOptions().recipe(1e-3, is_transformer=True).layer_decay == 0.75
-    scratch = FinetuneOptions(scratch=True).recipe(1e-3, is_transformer=True)
+    assert FinetuneOptions().recipe(is_transformer=True).layer_decay == 0.75
+    scratch = FinetuneOptions(scratch=True).recipe(is_transformer=True)
     assert (scratch.layer_decay, scratch.max_epochs, scratch.train_bn) == (1.0, 30, True)
-    given = FinetuneOptions(scratch=True, train_bn=False, max_epochs=3, layer_decay=0.5)
-    recipe = given.recipe(0.1, is_transformer=False)
+    given = FinetuneOptions(lr=0.1, scratch=True, train_bn=False, max_epochs=3, layer_decay=0.5)
+    recipe = given.recipe(is_transformer=False)
     assert (recipe.lr, recipe.layer_decay, recipe.max_epochs, recipe.train_bn) == (
         0.1,
         0.5,

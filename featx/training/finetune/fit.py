@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ class _Run:
             "solver": "finetune",
             "cut": self.spec.cut,
             "scratch": self.options.scratch,
-            "recipe": asdict(recipe),
+            "recipe": recipe.to_dict(),
             "learning_rates": [
                 {"lr": rate, "held_out": None if math.isinf(loss) else loss}
                 for rate, loss in sorted(rates.items())

@@ -19,42 +19,8 @@ Average = Literal["none", "ema"]
 
 _EPOCHS, _EPOCHS_FROM_SCRATCH = 12, 30
 _DECAY, _DECAY_OF_TRANSFORMERS = 0.9, 0.75
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a tail is trained: ``FinetuneOptions`` of the same names, with all that was open."""
-
-    lr: float = 1e-3
-    backbone_lr: float | None = None
-    layer_decay: float = _DECAY
-    max_epochs: int = _EPOCHS
-    patience: int = 4
-    batch_size: int = 64
-    optimizer: Optimizer = "adamw"
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    step_size: int | None = None
-    gamma: float = 0.1
-    clip: float | None = 1.0
-    train_bn: bool = False
-    average: Average = "none"
-    seed: int = 0
-
-    def rate(self, step: int, *, steps_per_epoch: int) -> float:
-        """Return the share of the highest rate at a step, counted from 0.
-
-        With a tenth of 30 steps for the warm-up, step 2 is the first at the full rate and step 29
-        is nearly at zero.
-        """
-        if self.step_size is not None:
-            return self.gamma ** (step // steps_per_epoch // self.step_size)
-        total = self.max_epochs * steps_per_epoch
-        rising = max(1, round(self.warmup * total))
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / max(1, total - rising)))
+_NO_STEPS = ("task", "class_weight", "calibrate", "exclude", "memory", "device", "scratch")
+"""Options that decide what is trained, and where, and not the steps."""
 
 
 @dataclass(frozen=True)
@@ -148,17 +114,18 @@ class FinetuneOptions:
         if self.memory is not None:
             parse_memory(self.memory)
 
-    def recipe(self, lr: float, *, is_transformer: bool) -> Recipe:
-        """Return the recipe with what was left open filled in."""
+    def recipe(self, *, is_transformer: bool) -> Recipe:
+        """Return the recipe with what was left open filled in; the rate may be chosen later."""
         decay = _DECAY_OF_TRANSFORMERS if is_transformer else _DECAY
-        given: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Recipe)}
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
         open_ones = {
+            "lr": Recipe.lr,
             "layer_decay": 1.0 if self.scratch else decay,
             "max_epochs": _EPOCHS_FROM_SCRATCH if self.scratch else _EPOCHS,
             "train_bn": self.scratch,
         }
         chosen = {name: value for name, value in open_ones.items() if given[name] is None}
-        return Recipe(**(given | chosen | {"lr": lr}))
+        return Recipe(**(given | chosen))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that decide what is trained, JSON values: all but the memory."""
@@ -166,6 +133,34 @@ class FinetuneOptions:
         if self.class_weight is not None and not isinstance(self.class_weight, str):
             values["class_weight"] = dict(self.class_weight)
         return values
+
+
+@dataclass(frozen=True)
+class Recipe(FinetuneOptions):
+    """How a tail is trained: options that leave nothing open."""
+
+    lr: float = 1e-3
+    layer_decay: float = _DECAY
+    max_epochs: int = _EPOCHS
+    train_bn: bool = False
+
+    def rate(self, step: int, *, steps_per_epoch: int) -> float:
+        """Return the share of the highest rate at a step, counted from 0.
+
+        With a tenth of 30 steps for the warm-up, step 2 is the first at the full rate and step 29
+        is nearly at zero.
+        """
+        if self.step_size is not None:
+            return self.gamma ** (step // steps_per_epoch // self.step_size)
+        total = self.max_epochs * steps_per_epoch
+        rising = max(1, round(self.warmup * total))
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / max(1, total - rising)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the steps of a training, JSON values."""
+        return {name: value for name, value in asdict(self).items() if name not in _NO_STEPS}
 
 
 class FinetuneKeywords(TypedDict, total=False):

@@ -54,7 +54,7 @@ class Training:
         An interrupt says where the progress is kept.
         """
         rates = dict(progress.rates)
-        recipe = self.options.recipe(0.0, is_transformer=is_transformer(self.tail))
+        recipe = self.options.recipe(is_transformer=is_transformer(self.tail))
         try:
             recipe = replace(recipe, lr=self._rate(recipe, rates))
             last = time.perf_counter()
