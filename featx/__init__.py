@@ -64,11 +64,11 @@ if TYPE_CHECKING:
     from featx.stages.relabel import Correction, RelabelReport, relabel
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.similar import Neighbour, embed, similar, write_similar_page
-    from featx.stages.train import train_head
+    from featx.stages.train import TrainReport, train_head
     from featx.stages.web_page import WebPage, write_web_page
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.finetune.outcome import Events
-    from featx.training.options import TrainOptions, TrainReport
+    from featx.training.options import TrainOptions
 
 __version__ = "0.1.0"
 
@@ -177,11 +177,11 @@ _LOADED_FROM = {
     "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.similar": ("Neighbour", "embed", "similar", "write_similar_page"),
-    "featx.stages.train": ("train_head",),
+    "featx.stages.train": ("TrainReport", "train_head"),
     "featx.stages.web_page": ("WebPage", "write_web_page"),
     "featx.training.finetune.options": ("FinetuneOptions",),
     "featx.training.finetune.outcome": ("Events",),
-    "featx.training.options": ("TrainOptions", "TrainReport"),
+    "featx.training.options": ("TrainOptions",),
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport
     from featx.stages.compare import Timing
     from featx.stages.finetune import FinetuneReport
-    from featx.training.options import TrainReport
+    from featx.stages.train import TrainReport
 
 
 class Row(NamedTuple):

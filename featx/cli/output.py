@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featx.stages.export import ExportReport
     from featx.stages.finetune import FinetuneReport
     from featx.stages.report import ReportPage
-    from featx.training.options import TrainReport
+    from featx.stages.train import TrainReport
 
 Progressed = Callable[[int, int], None]
 _SKIPPED_SHOWN = 10

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from featx.heads.samples.data import Step
     from featx.stages.export import ExportReport
     from featx.stages.finetune import FinetuneReport
-    from featx.training.options import TaskChoice, TrainReport
+    from featx.stages.train import TrainReport
+    from featx.training.options import TaskChoice
 
     _Trained = TrainReport | FinetuneReport
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from featx.heads.samples.selection import ClassWeight, FewShotScores
     from featx.heads.solvers.sgd import EpochScores
     from featx.heads.tasks.calibration import Calibration
-    from featx.training.options import TrainOptions, TrainReport
+    from featx.stages.train import TrainReport
+    from featx.training.options import TrainOptions
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
 _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")

@@ -2,103 +2,76 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
 from featx.artifact import Header, beside, require_apart, require_replaceable, run_files
 from featx.artifact.bars import Drawing, drawing
 from featx.artifact.keywords import by_keyword, record_of
-from featx.artifact.shown import Cells, Framed
+from featx.artifact.shown import Cells
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactMismatch
 from featx.features.file import FeatureFile, open_features
 from featx.features.lock import locked
-from featx.heads.head import Head, lines_of_head, open_head, save_head
-from featx.heads.tasks import TASKS
-from featx.heads.tasks.calibration import Calibration
+from featx.heads.head import Head, open_head, save_head
 from featx.heads.tasks.scores import Scores
-from featx.heads.tasks.tables import score_cells, score_columns
+from featx.heads.tasks.tables import score_cells
 from featx.training.finetune.options import FinetuneKeywords, FinetuneOptions
 from featx.training.finetune.outcome import Comparison, Epoch, Events, Tuned
 from featx.training.record import (
-    calibration_of,
+    HeadReport,
     describe_replaced,
     find_head,
     head_header,
     is_made_from,
     made_from,
-    metrics_of,
 )
-from featx.training.samples import exclude, warn_of_leaks, with_excluded
-
-log = logging.getLogger(__name__)
+from featx.training.samples import exclude, warn_of_leaks, warn_of_random_weights, with_excluded
 
 
 @dataclass(frozen=True, repr=False)
-class FinetuneReport(Framed):
-    """A tuned head, its scores, and those of the probe beside it.
+class FinetuneReport(HeadReport):
+    """A tuned head, with the tensors of the trained tail, and the scores of the probe beside it.
 
     Attributes:
-        path: The head file, with the tensors of the trained tail.
-        head: The head itself.
-        metrics: Scores of each split that has labelled samples.
-        probe: The same of the head that train-head fits on the unchanged tail, or of ``start``;
-            empty from scratch.
-        comparison: Both on the validation split; None without one, from scratch, and for tasks
-            other than one class each.
-        seconds: Of training in this run, without reading and writing.
-        choice: Recipe, learning rates, epochs and number of parameters, JSON values.
-        calibration: Of the head's probabilities; None where it was left out or nothing was held
-            out.
-        is_unchanged: The file had been made from the same activations with the same options and
-            start, and was left as it is.
         is_resumed: An earlier run had been interrupted, and was finished.
-        replaced: The head that was replaced, in a few words; empty where there was none.
     """
 
-    path: Path
-    head: Head
-    metrics: dict[str, Scores]
-    probe: dict[str, Scores]
-    comparison: Comparison | None
-    seconds: float
-    choice: dict[str, Any]
-    calibration: Calibration | None
-    is_unchanged: bool = False
     is_resumed: bool = False
-    replaced: str = ""
 
-    def _lines(self) -> Iterator[str]:
-        yield f"FinetuneReport: {self.path}"
-        yield from lines_of_head(self.head)
+    @cached_property
+    def probe(self) -> dict[str, Scores]:
+        """Scores of the head that train-head fits on the unchanged tail, or of ``start``.
+
+        Empty from scratch.
+        """
+        return self._scores(self.head.header.details.get("probe", {"metrics": {}})["metrics"])
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """Both on the validation split.
+
+        None without one, from scratch, and for tasks other than one class each.
+        """
+        found = self.head.header.details.get("comparison")
+        return Comparison(**found) if found else None
 
     def _cells(self) -> Cells:
-        both = {f"{split}, probe": scores for split, scores in self.probe.items()}
-        return score_cells(self.metrics | both)
-
-    def _columns(self) -> dict[str, Sequence[Any]]:
-        return score_columns(self.metrics)
+        return score_cells(
+            self.metrics | {f"{split}, probe": own for split, own in self.probe.items()}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {
-            "path": str(self.path),
-            "task": self.head.task,
+        return super().to_dict() | {
             "cut": self.head.cut,
-            "thresholds": list(self.head.thresholds),
-            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
             "probe": {split: scores.to_dict() for split, scores in self.probe.items()},
             "comparison": asdict(self.comparison) if self.comparison else None,
-            "seconds": self.seconds,
-            "choice": self.choice,
-            "calibration": asdict(self.calibration) if self.calibration else None,
-            "is_unchanged": self.is_unchanged,
             "is_resumed": self.is_resumed,
-            "replaced": self.replaced,
         }
 
 
@@ -153,13 +126,15 @@ def finetune(
         _require_cut(cache, options)
         first = None if start is None else open_head(start)
         if first is None and not options.scratch:
-            _warn_of_random_weights(cache)
+            warn_of_random_weights(cache, "training starts from them")
         exists = require_replaceable(output, "head")
         warn_of_leaks(cache)
         inputs, existing = _inputs(cache, options, first), find_head(output) if exists else None
         if existing and not restart and is_made_from(existing, output, inputs):
             with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
-                return _report(output, existing, is_unchanged=True)
+                report = FinetuneReport(output, existing, is_unchanged=True)
+                report.to_dict()  # reads all of the header
+                return report
         if restart:
             checkpoint.unlink(missing_ok=True)
         is_resumed = checkpoint.exists()
@@ -179,8 +154,8 @@ def finetune(
         head = save_head(output, head, overwrite=exists)
         checkpoint.unlink(missing_ok=True)
     replaced = describe_replaced(existing) if exists else ""
-    report = _report(output, head, seconds=tuned.trained.seconds, replaced=replaced)
-    return replace(report, is_resumed=is_resumed)
+    seconds = tuned.trained.seconds
+    return FinetuneReport(output, head, seconds, replaced=replaced, is_resumed=is_resumed)
 
 
 def _shown_by(draw: Drawing) -> Events:
@@ -193,16 +168,6 @@ def _shown_by(draw: Drawing) -> Events:
         tell(f"epoch {epoch.number}, {'held-out ' if is_held_out else ''}loss {loss:.4f}")
 
     return Events(on_step=tell, on_epoch=on_epoch)
-
-
-def _warn_of_random_weights(cache: FeatureFile) -> None:
-    """Warn where a file that was made to train from scratch gives a start of random weights."""
-    if str(cache.header.details.get("weights", "")).startswith("random:"):
-        log.warning(
-            "The weights that '%s' was made with are random, and training starts from them. "
-            "For pretrained ones extract again with weights='default' and overwrite=True.",
-            cache.path,
-        )
 
 
 def _require_apart(output: Path, features: Path, start: str | Path | None) -> None:
@@ -254,23 +219,3 @@ def _header(
     if tuned.comparison:
         more["comparison"] = asdict(tuned.comparison)
     return head_header(cache, tuned.trained, inputs, class_weight=options.class_weight, more=more)
-
-
-def _report(
-    path: Path, head: Head, *, seconds: float = 0.0, is_unchanged: bool = False, replaced: str = ""
-) -> FinetuneReport:
-    """Return the report of a head, from its header."""
-    details, read = head.header.details, TASKS[head.task].scores_from_dict
-    probe, comparison = details.get("probe", {"metrics": {}}), details.get("comparison")
-    return FinetuneReport(
-        path=path,
-        head=head,
-        metrics=metrics_of(head),
-        probe={split: read(own) for split, own in probe["metrics"].items()},
-        comparison=Comparison(**comparison) if comparison else None,
-        seconds=seconds,
-        choice=details["choice"],
-        calibration=calibration_of(head),
-        is_unchanged=is_unchanged,
-        replaced=replaced,
-    )

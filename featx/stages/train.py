@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,26 +21,50 @@ from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS
 from featx.training.fitting import EpochProgress, fit_heads
-from featx.training.options import (
-    CrossValidated,
-    TrainKeywords,
-    TrainOptions,
-    TrainReport,
-    train_options,
-)
+from featx.training.options import CrossValidated, TrainKeywords, TrainOptions, train_options
 from featx.training.record import (
-    calibration_of,
+    HeadReport,
     describe_replaced,
     find_head,
     head_header,
     is_made_from,
     made_from,
-    metrics_of,
 )
-from featx.training.samples import exclude, warn_of_leaks, with_excluded
+from featx.training.samples import exclude, warn_of_leaks, warn_of_random_weights, with_excluded
 from featx.training.trained import Trained, note_scores_of_kept
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, repr=False)
+class TrainReport(HeadReport):
+    """A trained head and its scores; its ``seconds`` are those of fitting."""
+
+    @property
+    def few_shot(self) -> dict[str, FewShotScores]:
+        """Scores of each split over all draws; empty without ``few_shot``."""
+        found = self.head.header.details.get("few_shot", {"metrics": {}})["metrics"]
+        return {
+            split: FewShotScores(**{name: Spread(**own) for name, own in scores.items()})
+            for split, scores in found.items()
+        }
+
+    @property
+    def cross_validated(self) -> CrossValidated | None:
+        """Scores by cross-validation inside the training split.
+
+        None where there are 50 validation images, or the solver does not cross-validate.
+        """
+        found = self.head.header.details.get("cross_validated")
+        read = TASKS[self.head.task].scores_from_dict
+        return CrossValidated(read(found["metrics"]), found["num_folds"]) if found else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        crossed = self.cross_validated
+        return super().to_dict() | {
+            "few_shot": {split: asdict(scores) for split, scores in self.few_shot.items()},
+            "views": self.choice.get("views"),
+            "cross_validated": crossed.to_dict() if crossed else None,
+        }
 
 
 @by_keyword(TrainOptions, MLPOptions, SGDOptions, FewShot)
@@ -83,12 +106,14 @@ def train_head(
     exists = require_replaceable(output, "head")
     if weights is not None and cache.cut is None:
         raise ConfigError(f"weights=… has no effect: '{cache.path}' holds vectors, not a cut.")
-    _warn_of_random_weights(cache)
+    warn_of_random_weights(cache, "so are the features that the head is trained on")
     warn_of_leaks(cache)
     inputs, existing = _inputs(cache, options), find_head(output) if exists else None
     if existing and is_made_from(existing, output, inputs):
         with suppress(KeyError, TypeError, AttributeError):  # not as featx writes it
-            return _report(output, existing, is_unchanged=True)
+            report = TrainReport(output, existing, is_unchanged=True)
+            report.to_dict()  # reads all of the header
+            return report
     cache = exclude(cache, options.exclude)
     if weights is not None:
         cache = features_through(None, cache, weights)
@@ -102,18 +127,7 @@ def train_head(
     head = save_head(output, head, overwrite=exists)
     seconds = sum(each.seconds for each in trained)
     replaced = describe_replaced(existing) if exists else ""
-    return _report(output, head, seconds=seconds, replaced=replaced)
-
-
-def _warn_of_random_weights(cache: FeatureFile) -> None:
-    """Warn where the network behind a cut has never learnt anything."""
-    if cache.cut is not None and str(cache.header.details.get("weights")).startswith("random:"):
-        log.warning(
-            "The weights that '%s' was made with are random, and so are the features that the head "
-            "is trained on. For pretrained ones extract again with weights='default' and "
-            "overwrite=True.",
-            cache.path,
-        )
+    return TrainReport(output, head, seconds, replaced=replaced)
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
@@ -122,34 +136,6 @@ def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:
         left_out.add("use_views")
     chosen = {name: value for name, value in asdict(options).items() if name not in left_out}
     return made_from(cache, chosen, excluded=options.exclude)
-
-
-def _report(
-    path: Path, head: Head, *, seconds: float = 0.0, is_unchanged: bool = False, replaced: str = ""
-) -> TrainReport:
-    """Return the report of a head, from its header."""
-    details, scores_from_dict = head.header.details, TASKS[head.task].scores_from_dict
-    cross_validated = details.get("cross_validated")
-    few_shot = details.get("few_shot", {"metrics": {}})["metrics"]
-    return TrainReport(
-        path=path,
-        head=head,
-        metrics=metrics_of(head),
-        seconds=seconds,
-        choice=details["choice"],
-        calibration=calibration_of(head),
-        few_shot={
-            split: FewShotScores(**{name: Spread(**own) for name, own in scores.items()})
-            for split, scores in few_shot.items()
-        },
-        cross_validated=CrossValidated(
-            scores_from_dict(cross_validated["metrics"]), cross_validated["num_folds"]
-        )
-        if cross_validated
-        else None,
-        is_unchanged=is_unchanged,
-        replaced=replaced,
-    )
 
 
 def _header(

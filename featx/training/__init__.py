@@ -2,7 +2,6 @@
 
 options    options and report; free memory
 samples    samples to train on, checked
-views      all versions of training images, and the effect of views
 trained    a head as training gives it: finished, and scored
 fitting    one head, or one for each draw of a few samples, in memory or in blocks
 out_of_fold  what heads say of images that they were not trained on

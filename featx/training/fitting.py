@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from featx.heads.solvers.ridge import fit_ridge
 from featx.heads.solvers.sgd import EpochScores, fit_sgd
 from featx.heads.tasks import Targets
 from featx.heads.tasks.losses import Sigmoid, Softmax
+from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
 from featx.images.sources import warn_of_two_labels
 from featx.training.options import TrainOptions, memory_for
@@ -43,7 +45,6 @@ from featx.training.trained import (
     score_heads,
     slices_of,
 )
-from featx.training.views import compare_views, versions_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ COPIES = {"lbfgs": 4, "sklearn": 8, "ridge": 7, "centroid": 5, "sgd": 3, "mlp": 
 """Copies of all features in float32 that training in memory holds at once."""
 _FEW_IMAGES = 50
 """Validation images below which the cross-validated score is reported as well."""
+_COMPARED = {"log_loss": -1, "mae": -1, "top1": 1, "mean_average_precision": 1, "r2": 1}
+"""Scores of a task that are shown with and without views; 1 where more is better."""
+_CLEARLY = 0.05
+"""Share by which log loss or error must grow for a warning."""
 
 
 def fit_heads(
@@ -240,7 +245,7 @@ class _Training:
         if head.held_out is not None:
             self.step("Fitting without views")
             without = held_out_scores(self._finish(self._solve(data.first_versions()), 0.0))
-        views = compare_views(self.num_views, held_out_scores(head), without)
+        views = _compare_views(self.num_views, held_out_scores(head), without)
         return replace(head, choice=head.choice | {"views": views})
 
     def _finish(self, fitted: Fitted, seconds: float, drawn: np.ndarray | None = None) -> Trained:
@@ -254,7 +259,7 @@ class _Training:
         rows = self.rows[samples]
         if not self.num_views:
             return self._data(self.cache.features[rows], samples)
-        versions = versions_of(self.cache, rows)
+        versions = _versions_of(self.cache, rows)
         return self._data(versions[: len(rows)], samples).in_versions(versions)
 
     def _data(
@@ -333,6 +338,47 @@ def _warn_if_nothing_was_held_out(head: Trained, options: TrainOptions) -> None:
             "No training images can be held out: %s. So %s.",
             *(head.task.not_held_out, " and ".join(fixed)),
         )
+
+
+def _versions_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray:
+    """Return training rows and their views, ``((1 + num_views) * n, num_features)`` float32.
+
+    The rows ``(n,)`` themselves come first, then the first view of each, then the second.
+    """
+    places = np.searchsorted(cache.rows("train"), rows)
+    versions = np.empty((1 + cache.num_views, len(rows), cache.num_features), np.float32)
+    versions[0] = cache.features[rows]
+    for view, version in enumerate(versions[1:]):
+        version[:] = cache.view_features[places, view]
+    return versions.reshape(-1, cache.num_features)
+
+
+def _compare_views(
+    num_views: int, with_views: Scores | None, without: Scores | None
+) -> dict[str, Any]:
+    """Return the scores of held-out samples, trained with views and without, as JSON values.
+
+    Where views made all scores worse, and clearly so, a warning says it. Without held-out samples
+    both are None.
+    """
+    found = {"num_views": num_views, "with": None, "without": None}
+    if with_views is None or without is None:
+        return found
+    names = [name for name in _COMPARED if getattr(with_views, name, None) is not None]
+    names = [name for name in names if getattr(without, name) is not None]
+    ours, theirs = ({name: getattr(s, name) for name in names} for s in (with_views, without))
+    error = names[0]  # log loss or mae
+    worse = all((ours[name] - theirs[name]) * _COMPARED[name] < 0 for name in names)
+    if worse and ours[error] > (1 + _CLEARLY) * theirs[error]:
+        changes = (f"{name} {theirs[name]:.4f} → {ours[name]:.4f}" for name in names)
+        log.warning(
+            "Views made the held-out scores worse (%s): the augmentation may show another class, "
+            "as a mirrored letter does. Train without views by use_views=False, or extract them "
+            "with another augmentation.",
+            ", ".join(changes).replace("_", " ").replace("top1", "top-1"),
+        )
+    shared = {"num_samples": with_views.num_samples}
+    return found | shared | {"with": ours, "without": theirs}
 
 
 def _show(size: int) -> str:

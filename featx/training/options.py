@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from featx import system
 from featx.artifact.keywords import names_of, record_of, require_names
-from featx.artifact.shown import Cells, Framed
 from featx.errors import ConfigError, require_choice
-from featx.heads.head import Head, lines_of_head
-from featx.heads.samples.selection import ClassWeight, FewShot, FewShotScores
+from featx.heads.samples.selection import ClassWeight, FewShot
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
 from featx.heads.tasks import TASKS, Task, TaskName
-from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
-from featx.heads.tasks.tables import score_cells, score_columns
 from featx.heads.tasks.task import Solver
 
 HeadKind = Literal["linear", "mlp"]
@@ -188,65 +184,6 @@ class CrossValidated:
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values."""
         return {"num_folds": self.num_folds, "metrics": self.scores.to_dict()}
-
-
-@dataclass(frozen=True, repr=False)
-class TrainReport(Framed):
-    """A trained head and its scores.
-
-    Attributes:
-        path: The head file.
-        head: The head itself.
-        metrics: Scores of each split that has labelled samples.
-        seconds: Of fitting, without reading and writing.
-        choice: The hyperparameters that were chosen, JSON values.
-        calibration: Of the head's probabilities; None where it was left out or nothing was held
-            out.
-        few_shot: Scores of each split over all draws; empty without ``few_shot``.
-        cross_validated: Scores by cross-validation inside the training split; None where there are
-            50 validation images, or the solver does not cross-validate.
-        is_unchanged: The file had been made from the same features with the same options, and was
-            left as it is.
-        replaced: The head that was replaced, in a few words; empty where there was none.
-    """
-
-    path: Path
-    head: Head
-    metrics: dict[str, Scores]
-    seconds: float
-    choice: dict[str, Any]
-    calibration: Calibration | None
-    few_shot: dict[str, FewShotScores]
-    cross_validated: CrossValidated | None = None
-    is_unchanged: bool = False
-    replaced: str = ""
-
-    def _lines(self) -> Iterator[str]:
-        yield f"TrainReport: {self.path}"
-        yield from lines_of_head(self.head)
-
-    def _cells(self) -> Cells:
-        return score_cells(self.metrics)
-
-    def _columns(self) -> dict[str, Sequence[Any]]:
-        return score_columns(self.metrics)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {
-            "path": str(self.path),
-            "task": self.head.task,
-            "thresholds": list(self.head.thresholds),
-            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
-            "seconds": self.seconds,
-            "choice": self.choice,
-            "calibration": asdict(self.calibration) if self.calibration else None,
-            "few_shot": {split: asdict(scores) for split, scores in self.few_shot.items()},
-            "views": self.choice.get("views"),
-            "cross_validated": self.cross_validated.to_dict() if self.cross_validated else None,
-            "is_unchanged": self.is_unchanged,
-            "replaced": self.replaced,
-        }
 
 
 def parse_memory(memory: str | int) -> int:

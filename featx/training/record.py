@@ -1,25 +1,28 @@
-"""Heads as files: the header that training writes, what a head was made from, reading it back."""
+"""Heads as files: the header that training writes, what a head was made from, the report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from featx.artifact import Header, describe_environment
+from featx.artifact.shown import Cells, Framed
 from featx.classifier.staleness import record_provenance
 from featx.errors import ArtifactError
 from featx.features.file import FeatureFile
 from featx.features.splits import MAX_HELD_OUT, HeldOut
 from featx.heads.describe import describe_head
-from featx.heads.head import Head, open_head
+from featx.heads.head import Head, lines_of_head, open_head
 from featx.heads.samples.selection import ClassWeight
 from featx.heads.tasks import TASKS
 from featx.heads.tasks.calibration import Calibration
 from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.tables import score_cells, score_columns
 from featx.training.trained import Trained
 
 _ORIGIN = ("source", "weights", "val_fraction")
@@ -138,10 +141,67 @@ def head_header(
     )
 
 
-def metrics_of(head: Head) -> dict[str, Scores]:
-    """Return the scores of each split that a head's header holds."""
-    read = TASKS[head.task].scores_from_dict
-    return {split: read(own) for split, own in head.header.details["metrics"].items()}
+@dataclass(frozen=True, repr=False)
+class HeadReport(Framed):
+    """A head that was trained; the rest stands in its header.
+
+    Attributes:
+        path: The head file.
+        head: The head itself.
+        seconds: Of training in this run, without reading and writing.
+        is_unchanged: The file had been made from the same features with the same options, and was
+            left as it is.
+        replaced: The head that was replaced, in a few words; empty where there was none.
+    """
+
+    path: Path
+    head: Head
+    seconds: float = 0.0
+    is_unchanged: bool = False
+    replaced: str = ""
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The hyperparameters that were chosen, JSON values."""
+        return dict(self.head.header.details["choice"])
+
+    @cached_property
+    def metrics(self) -> dict[str, Scores]:
+        """Scores of each split that has labelled samples."""
+        return self._scores(self.head.header.details["metrics"])
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """Of the head's probabilities; None where it was left out or nothing was held out."""
+        return calibration_of(self.head)
+
+    def _scores(self, metrics: Mapping[str, Any]) -> dict[str, Scores]:
+        read = TASKS[self.head.task].scores_from_dict
+        return {split: read(own) for split, own in metrics.items()}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{type(self).__name__}: {self.path}"
+        yield from lines_of_head(self.head)
+
+    def _cells(self) -> Cells:
+        return score_cells(self.metrics)
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return score_columns(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "path": str(self.path),
+            "task": self.head.task,
+            "thresholds": list(self.head.thresholds),
+            "metrics": {split: scores.to_dict() for split, scores in self.metrics.items()},
+            "seconds": self.seconds,
+            "choice": self.choice,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "is_unchanged": self.is_unchanged,
+            "replaced": self.replaced,
+        }
 
 
 def calibration_of(head: Head) -> Calibration | None:

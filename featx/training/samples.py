@@ -35,6 +35,16 @@ def warn_of_leaks(cache: FeatureFile) -> None:
         )
 
 
+def warn_of_random_weights(cache: FeatureFile, effect: str) -> None:
+    """Warn where the network behind a cut has never learnt anything, and what that means."""
+    if cache.cut is not None and str(cache.header.details.get("weights")).startswith("random:"):
+        log.warning(
+            "The weights that '%s' was made with are random, and %s. For pretrained ones extract "
+            "again with weights='default' and overwrite=True.",
+            *(cache.path, effect),
+        )
+
+
 def exclude(cache: FeatureFile, sample_ids: Sequence[str]) -> FeatureFile:
     """Return the file as training sees it, without some images of its training split.
 
