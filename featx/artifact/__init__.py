@@ -4,6 +4,7 @@ header   metadata of an artifact as JSON, with one fingerprint
 fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
 files    which of the three a file is; where outputs lie, what they may replace, atomic writing
+hub      Hugging Face's hub: its refusals, and faults of the network, as sentences
 cells    CSV that no spreadsheet calculates
 keywords options by keyword, in place of a record or beside it
 frames   results as pandas frames

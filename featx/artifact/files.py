@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from featx import system
@@ -322,7 +322,12 @@ def without_folders(origin: str) -> str:
     ('photos', 'file:w.pt')
     >>> without_folders("digits:"), without_folders("torchvision:IMAGENET1K_V1")
     ('digits:', 'torchvision:IMAGENET1K_V1')
+    >>> without_folders("a/b.csv?root=%2Fhome%2Fann&suffix=.jpg")
+    'b.csv?suffix=.jpg'
     """
+    origin = re.sub(r"([?&])root=[^&]*&?", r"\1", origin).rstrip("?&")
+    if on_drive := re.fullmatch(r"(\w\w+:)?([A-Za-z]:[\\/].*)", origin):
+        return (on_drive[1] or "") + PureWindowsPath(on_drive[2]).name
     scheme, colon, path = origin.partition(":")
     if not colon or "/" in scheme:
         scheme, colon, path = "", "", origin

@@ -13,9 +13,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from featx.artifact import file_sha256
+from featx.artifact.hub import bar_of, cache_folder, is_offline
 from featx.errors import BackboneError, first_line
 from featx.packages import install_command
 
@@ -41,16 +42,18 @@ def hub_weights(repo: str, *, name: str | None = None, progress: Progress | None
         NotOnHub: There is no such repository, or no weights in it.
         BackboneError: The file cannot be downloaded, or is not the one that the hub announced.
     """
+    import huggingface_hub
+
     repo, _, revision = repo.partition("@")
     names = _NAMES if name is None else (name,)
     for each in names:
         if cached := _cached(repo, each, revision or None):
             return _checked(cached, repo)
-    if _is_offline():
+    if is_offline(huggingface_hub):
         raise BackboneError(
-            f"The weights of '{repo}' are not in the cache '{_cache_folder()}', and HF_HUB_OFFLINE "
-            "forbids to download them. Run the command once with a network and without it, or "
-            "copy that folder from a machine that has them."
+            f"The weights of '{repo}' are not in the cache '{cache_folder(huggingface_hub)}', and "
+            "HF_HUB_OFFLINE forbids to download them. Run the command once with a network and "
+            "without it, or copy that folder from a machine that has them."
         )
     for each in names:
         try:
@@ -62,39 +65,27 @@ def hub_weights(repo: str, *, name: str | None = None, progress: Progress | None
 
 
 def _cached(repo: str, name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+    import huggingface_hub as hub
 
-    found = try_to_load_from_cache(repo, name, revision=revision, cache_dir=_cache_folder())
+    folder = cache_folder(hub)
+    found = hub.try_to_load_from_cache(repo, name, revision=revision, cache_dir=folder)
     return Path(found) if isinstance(found, str) else None
 
 
-def _cache_folder() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return asked or bool(constants.HF_HUB_OFFLINE)
-
-
 def _download(repo: str, name: str, revision: str | None, progress: Progress | None) -> Path:
-    from huggingface_hub import constants, hf_hub_download
+    import huggingface_hub as hub
 
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    endpoint = os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
     try:
         if not urllib.request.getproxies():  # else the name is the proxy's to find
             socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
-        path = hf_hub_download(
+        path = hub.hf_hub_download(
             repo,
             name,
             revision=revision,
             endpoint=endpoint.rstrip("/"),
-            cache_dir=_cache_folder(),
-            tqdm_class=_bar_of(progress),
+            cache_dir=cache_folder(hub),
+            tqdm_class=bar_of(progress),
         )
     except Exception as err:  # those of its HTTP client are of a package that changes its name
         raise _refusal(err, repo, endpoint.rstrip("/")) from err
@@ -159,27 +150,3 @@ def _checked(path: Path, repo: str) -> Path:
             "give a file by weights=…."
         )
     return path
-
-
-def _bar_of(progress: Progress | None) -> Any:
-    """Return what ``huggingface_hub`` takes for tqdm, which tells a callback."""
-
-    class Bar:
-        def __init__(self, *_: object, total: int | None = None, initial: int = 0, **__: object):
-            self.total, self.n = total or 0, initial
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, count: float | None = 1) -> None:
-            self.n += int(count or 0)
-            if progress:
-                progress(self.n, self.total)
-
-        def __getattr__(self, _: str) -> Callable[..., None]:
-            return lambda *_, **__: None
-
-    return Bar

@@ -19,6 +19,7 @@ from featx.artifact import Header, require_file
 from featx.backbones.engines import default_batch_size, session_options
 from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
+from featx.classifier.hub import MAX_BYTES, local_model
 from featx.classifier.seal import HEADER_KEY
 from featx.errors import ArtifactInvalid, ConfigError, ImageError, first_line
 from featx.heads.tasks import Task, task_of
@@ -30,7 +31,6 @@ Provider = str | tuple[str, Mapping[str, Any]]
 """A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""
 
 _CPU = "CPUExecutionProvider"
-_MAX_BYTES = 2**31
 _MAX_BATCH = 16
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
 
@@ -244,7 +244,7 @@ def open_classifier(
     operators that are not ONNX's own, control flow.
 
     Args:
-        path: The ONNX file.
+        path: The ONNX file, or hf:USER/NAME[@REVISION].
         threads: For one image or batch, at least 1; None takes all cores.
         providers: As ``require_providers`` takes them; None takes the CPU.
         verify: Compare the file with its sha256; leave out only for a file you have verified, or
@@ -262,9 +262,9 @@ def open_classifier(
 
 def read_classifier(path: str | Path) -> bytes:
     """Return a classifier file's content, unchecked but for its size."""
-    path = Path(path)
+    path = local_model(path)
     require_file(path, made_by="featx export")
-    if path.stat().st_size > _MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise ArtifactInvalid(path, f"'{path}' is larger than an ONNX file can be (2 GiB).")
     return path.read_bytes()
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @options.no_notes
 def info(path: Path, as_json: bool) -> None:
     """Say what a feature, head or model file is and how it was made."""
+    from featx.classifier.hub import local_model
+
+    path = local_model(path)
     header = _open(path)
     if as_json:
         print_json(json.loads(header.to_json()))

@@ -128,14 +128,15 @@ def predict(
     So do an archive and other sources that extract takes: photos.zip, shards-{00..09}.tar,
     s3://bucket/photos/, images.csv. They are read one by one, and are called by their ids.
 
-    MODEL is the first path if it ends in .onnx, else artifacts/model.onnx. An image that cannot be
+    MODEL is the first path if it ends in .onnx, or is hf:USER/NAME and others follow, else
+    artifacts/model.onnx. An image that cannot be
     used gets a line with the reason, and the exit code is 1 at the end. A model of tags shows those
     whose probability is at least their threshold, a regression the value of each target.
     """
     from featx.images.given import find_given
     from featx.stages.predict import Predictor
 
-    named = paths[0].endswith(".onnx")
+    named = paths[0].endswith(".onnx") or (paths[0].startswith("hf:") and len(paths) > 1)
     model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)
     if not images:
         raise click.UsageError("Give at least one image, folder or source after the model.")

@@ -106,7 +106,7 @@ def evaluate(
     those of training.
 
     Args:
-        model: The ONNX file.
+        model: The ONNX file, or ``hf:USER/NAME[@REVISION]``.
         source: As ``extract`` takes it.
         on_error: ``"fail"`` tries all images and then names those that cannot be used;
             ``"skip"`` leaves them out.

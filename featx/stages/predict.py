@@ -24,6 +24,7 @@ from PIL import Image
 from featx.artifact import MAX_HEADER_BYTES, Header, tensor_metadata
 from featx.artifact.shown import Shown
 from featx.backbones.seal import SEAL_BYTES
+from featx.classifier.hub import local_model
 from featx.classifier.prediction import Prediction, Predictions
 from featx.classifier.session import (
     Classifier,
@@ -62,7 +63,7 @@ class Predictor(Shown):
     refuses one that has changed.
 
     Args:
-        path: The ONNX file.
+        path: The ONNX file, or ``hf:USER/NAME[@REVISION]`` for one of Hugging Face's hub.
         providers: ONNX Runtime's execution providers, in the order they are tried, each a name or
             ``(name, options)``; None takes the CPU.
         threads: That work on an image, or on as many groups of images; None takes all cores.
@@ -87,7 +88,8 @@ class Predictor(Shown):
         self._max_pixels = max_pixels
         self._providers = providers
         self._threads = num_cores() if threads is None else threads
-        self._path, self._content = Path(path), read_classifier(path)
+        self._path = local_model(path)
+        self._content = read_classifier(self._path)
         self._seal = self._content[-SEAL_BYTES:]
         self._opened: Classifier | None = self._open(self._threads)
         _require_answers(self._opened)

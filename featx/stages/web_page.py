@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featx.artifact import publishing, require_apart, require_replaceable
 from featx.artifact.files import is_own
+from featx.classifier.hub import local_model
 from featx.classifier.session import load_classifier, read_classifier
 from featx.errors import ArtifactExists, ConfigError
 from featx.reporting.classify import load_runtime, render_classify
@@ -39,7 +40,8 @@ def write_web_page(model: str | Path, output: str | Path, *, single_file: bool =
     is replaced.
 
     Args:
-        model: A model that takes whole images, as ``export_onnx`` writes it.
+        model: A model that takes whole images, as ``export_onnx`` writes it, or
+            hf:USER/NAME[@REVISION].
         output: The folder of the page; of a single file the file.
         single_file: Put model and runtime into one HTML file, which opens from disk.
 
@@ -48,8 +50,8 @@ def write_web_page(model: str | Path, output: str | Path, *, single_file: bool =
         ConfigError: The model takes something else than images, onnxruntime-web is not here, or
             the single file would be larger than 40 MB.
     """
-    model, output = Path(model), Path(output)
     runtime = load_runtime()
+    model, output = local_model(model), Path(output)
     content = read_classifier(model)
     classifier = load_classifier(content, path=model)
     if single_file:

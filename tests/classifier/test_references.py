@@ -111,6 +111,13 @@ def test_without_references_the_name_tells():
             "torchvision:ResNet18_Weights.IMAGENET1K_V1",
         ),
         ("/", "/"),
+        ("C:\\Users\\ann\\photos", "photos"),
+        ("file:C:/Users/ann/w.pt", "file:w.pt"),
+        (
+            "/a/b.csv?label_column=x&root=%2Fhome%2Fann&suffix=.jpg",
+            "b.csv?label_column=x&suffix=.jpg",
+        ),
+        ("b.csv?root=%2Fhome%2Fann", "b.csv"),
     ],
 )
 def test_folders_are_left_out(origin, expected):

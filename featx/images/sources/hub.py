@@ -6,6 +6,7 @@ a data set is ever run. Where it has no Parquet files of its own, the hub's conv
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featx.artifact.hub import Unreachable, asking, load_hub
 from featx.errors import SourceError, listed
 from featx.images.sources.address import NO_OPTIONS, SourceOptions
 from featx.images.sources.folder import split_of
 from featx.images.sources.parquet import ParquetSource, parquet_files, read_files, splits_of
-from featx.packages import install_command, needed
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,6 @@ class _Wanted(NamedTuple):
     revision: str  # empty for the newest
 
 
-class _Unreachable(Exception):
-    """The hub cannot be reached, or is not to be."""
-
-
 def open_hub(uri: str, options: SourceOptions = NO_OPTIONS) -> ParquetSource:
     """Return the images of a data set of the hub; its address names the commit.
 
@@ -52,16 +49,11 @@ def open_hub(uri: str, options: SourceOptions = NO_OPTIONS) -> ParquetSource:
     if not found:
         raise SourceError(f"'{uri}' is no data set: expected hf:NAME[:CONFIG][@REVISION].")
     wanted = _Wanted(uri, found["name"], found["config"] or "", found["revision"] or "")
+    hub = load_hub(uri, "parquet", SourceError)
     try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError as err:
-        why = needed(err, "huggingface_hub", install_command("parquet"))
-        raise SourceError(f"'{uri}' needs {why}") from err
-    try:
-        commit, root, names = _download(huggingface_hub, wanted)
-    except _Unreachable as err:
-        commit, root, names = _cached(huggingface_hub, wanted, str(err))
+        commit, root, names = _download(hub, wanted)
+    except Unreachable as err:
+        commit, root, names = _cached(hub, wanted, str(err))
     splits = splits_of(names)
     config = f":{wanted.config}" if wanted.config else ""
     address = options.address(f"hf:{wanted.name}{config}@{commit}")
@@ -81,17 +73,8 @@ def _download(hub: Any, wanted: _Wanted) -> tuple[str, Path, list[str]]:
     names = _chosen(wanted, files)
 
     def get(name: str, at: str = commit) -> str:
-        return str(
-            _asked(
-                hub,
-                wanted,
-                hub.hf_hub_download,
-                wanted.name,
-                name,
-                repo_type="dataset",
-                revision=at,
-            )
-        )
+        with _asking(hub, wanted, at):
+            return str(hub.hf_hub_download(wanted.name, name, repo_type="dataset", revision=at))
 
     if revision != commit:
         get(names[0], revision or "main")  # has the cache know the name of the commit
@@ -104,9 +87,9 @@ def _listing(
     hub: Any, wanted: _Wanted, revision: str, *, instead: bool = False
 ) -> tuple[str, list[str]]:
     """Return a commit and its Parquet files; no files where there is no conversion ``instead``."""
-    ask = hub.HfApi().dataset_info
     try:
-        info = _asked(hub, wanted, ask, wanted.name, revision=revision or None)
+        with _asking(hub, wanted, revision):
+            info = hub.HfApi().dataset_info(wanted.name, revision=revision or None)
     except SourceError as err:
         if instead and isinstance(err.__cause__, hub.errors.RevisionNotFoundError):
             return "", []
@@ -201,41 +184,6 @@ def _require_all(wanted: _Wanted, names: Sequence[str]) -> None:
             )
 
 
-def _asked(hub: Any, wanted: _Wanted, ask: Any, *args: Any, **options: Any) -> Any:
-    """Return what the hub answers.
-
-    Addresses that it was asked by are left out of errors: they may hold signatures.
-    """
-    try:
-        return ask(*args, **options)
-    except hub.errors.OfflineModeIsEnabled as err:
-        raise _Unreachable("HF_HUB_OFFLINE is set") from err
-    except hub.errors.RevisionNotFoundError as err:
-        raise SourceError(
-            f"'{wanted.uri}': the data set has no revision '{options.get('revision')}'."
-        ) from err
-    except hub.errors.HfHubHTTPError as err:
-        raise SourceError(_refusal(hub, wanted, err)) from err
-    except hub.errors.LocalEntryNotFoundError as err:
-        raise _Unreachable("the hub cannot be reached") from err
-    except OSError as err:
-        raise _Unreachable(f"the hub cannot be reached ({type(err).__name__})") from err
-    except Exception as err:  # of the HTTP library, whichever it is
-        raise _Unreachable(f"the hub cannot be reached ({type(err).__name__})") from err
-
-
-def _refusal(hub: Any, wanted: _Wanted, err: Any) -> str:
-    status = getattr(err.response, "status_code", 0)
-    start = f"'{wanted.uri}'"
-    if isinstance(err, hub.errors.GatedRepoError) or status == 403:
-        return (
-            f"{start}: access is refused (403). Accept its terms on "
-            f"https://huggingface.co/datasets/{wanted.name}, and log in as who did: hf auth login."
-        )
-    if status == 401:
-        return f"{start} does not exist, or is private (401). Check it, or log in: hf auth login."
-    if status == 404:
-        return f"{start} does not exist on the hub (404). Check its name."
-    if status == 429:
-        return f"{start}: the hub is asked too often (429). Wait some minutes, or log in."
-    return f"{start}: the hub answers with an error ({status})."
+def _asking(hub: Any, wanted: _Wanted, revision: str) -> contextlib.AbstractContextManager[None]:
+    page = f"https://huggingface.co/datasets/{wanted.name}"
+    return asking(hub, wanted.uri, "data set", SourceError, page=page, revision=revision)

@@ -24,6 +24,7 @@ from featx.backbones.spec import (
     BackboneRequest,
     weights_file,
 )
+from featx.classifier.hub import local_model
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError, counted
 from featx.extraction.options import describe_changes
@@ -144,7 +145,7 @@ def check(
     model with its proof.
 
     Args:
-        path: A feature file, head or classifier.
+        path: A feature file, head or classifier; or ``hf:USER/NAME[@REVISION]``.
         source: The images; None takes those that a feature file was made from, and runs no model.
             Of a head, the feature file; None takes the one that it was trained on.
         options: Settings to compare with, and limits.
@@ -159,7 +160,7 @@ def check(
         ArtifactMismatch: The source holds none of the images of a model's proof.
         ConfigError: Images were given for a head, or a source for a model without a proof.
     """
-    options, path = record_of(CheckOptions, options, keywords), Path(path)
+    options, path = record_of(CheckOptions, options, keywords), local_model(path)
     kind = kind_of_file(path)
     limits = Limits(memory_bytes=options.memory_bytes, seconds=options.seconds)
     call_isolated(_READERS[kind], path, limits=limits)

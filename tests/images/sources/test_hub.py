@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
-import json
+import errno
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import pytest
 from commands import featx_cli
+from hub_server import hub_on_this_machine
 
 import featx
 from featx.errors import SourceError
@@ -25,62 +24,6 @@ COMMIT, CONVERTED = "a" * 40, "b" * 40
 PINNED = f"hf:me/bees@{COMMIT}"
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """Data sets by name and revision: the commit, and files by path."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
-        self.sets: dict[tuple[str, str], tuple[str, dict[str, bytes]]] = {}
-        self.refused: dict[str, tuple[int, dict[str, str]]] = {}
-        self.asked: list[str] = []
-
-    def add(self, revision: str, commit: str, files: dict[str, bytes]) -> None:
-        for name in (revision, commit):
-            self.sets["me/bees", name] = commit, files
-
-
-class _Answers(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.partition("?")[0].replace("%2F", "/")
-        self.server.asked.append(path)
-        for name, (status, headers) in self.server.refused.items():
-            if name in path:
-                return self._answer(status, b"", headers)
-        for (name, revision), (commit, files) in self.server.sets.items():
-            siblings = [{"rfilename": each} for each in files]
-            info = {"id": name, "sha": commit, "siblings": siblings, "private": False}
-            info |= {"disabled": False, "downloads": 0, "likes": 0, "tags": []}
-            if path == f"/api/datasets/{name}/revision/{revision}" or (
-                revision == "main" and path == f"/api/datasets/{name}"
-            ):
-                return self._answer(200, json.dumps(info).encode(), {})
-            for file, content in files.items():
-                if path == f"/datasets/{name}/resolve/{revision}/{file}":
-                    etag = f'"{hash(content) % 16**8:064x}"'
-                    return self._answer(200, content, {"X-Repo-Commit": commit, "ETag": etag})
-        code = "RevisionNotFound" if "me/bees" in path else "RepoNotFound"
-        return self._answer(404, b"", {"X-Error-Code": code})
-
-    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 def parquet(tmp_path: Path, *labels: str, images: Sequence[bytes] = ()) -> bytes:
     images = images or [b"image of " + label.encode() for label in labels]
     columns = {"image": images, "label": labels}
@@ -90,16 +33,7 @@ def parquet(tmp_path: Path, *labels: str, images: Sequence[bytes] = ()) -> bytes
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield server
-        server.shutdown()
+    yield from hub_on_this_machine(monkeypatch, tmp_path)
 
 
 def test_a_data_set_is_read_at_a_commit_and_not_downloaded_again(hub, tmp_path, monkeypatch):
@@ -207,3 +141,23 @@ def test_refusals_are_different_sentences(hub, status, headers, message):
 def test_what_is_no_name_is_refused(hub, uri):
     with pytest.raises(SourceError):
         open_source(uri)
+
+
+def test_only_faults_of_the_network_are_called_that(hub, tmp_path, monkeypatch):
+    def fails_with(err):
+        def fail(*_, **__):
+            raise err
+
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+        return lambda: open_source("hf:me/bees")
+
+    with pytest.raises(TypeError, match="of our own"):
+        fails_with(TypeError("of our own"))()
+    with pytest.raises(SourceError, match=r"cannot be kept in the cache '.*': No space left"):
+        fails_with(OSError(errno.ENOSPC, "No space left on device"))()
+    for err in (TimeoutError(), ConnectionResetError(104, "reset"), OSError("TLS")):
+        with pytest.raises(SourceError, match=f"cannot be reached .{type(err).__name__}"):
+            fails_with(err)()
+    monkeypatch.undo()
+    with pytest.raises(SourceError, match=r"no name that the hub could have"):
+        open_source("hf:me/bees..x")
