@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         audit,
         write_audit_page,
         write_findings,
+        write_groups,
     )
     from featx.stages.check import (
         CheckOptions,
@@ -138,6 +139,7 @@ __all__ = [
     "train_head",
     "write_audit_page",
     "write_findings",
+    "write_groups",
     "write_report",
     "write_similar_page",
     "write_web_page",
@@ -156,7 +158,7 @@ _LOADED_FROM = {
     "featx.heads.solvers.sgd": ("SGDOptions",),
     "featx.stages.audit": (
         *("AuditReport", "Finding"),
-        *("audit", "write_audit_page", "write_findings"),
+        *("audit", "write_audit_page", "write_findings", "write_groups"),
     ),
     "featx.stages.check": (
         *("CheckOptions", "CheckReport", "FileStatus", "StatusReport"),

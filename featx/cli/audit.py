@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from featx.cli.output import (
 from featx.errors import counted, listed
 
 if TYPE_CHECKING:
-    from featx.stages.audit import AuditReport, Finding, FindingKind
+    from featx.stages.audit import AuditReport, Finding, FindingKind, GroupedImages
     from featx.training.options import TaskChoice
 
 _FAILS: dict[str, tuple[FindingKind, ...]] = {
@@ -75,6 +76,11 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
 )
 @click.option("--csv", "table", type=options.FILE, help="Write every finding to this table.")
 @click.option(
+    "--groups",
+    type=options.FILE,
+    help="Write a manifest that keeps sequences and copies together, for featx extract.",
+)
+@click.option(
     "--top", type=click.IntRange(min=0), default=10, show_default=True, help="Findings shown."
 )
 @click.option(
@@ -83,7 +89,9 @@ def _parts(_context: click.Context, _option: click.Parameter, text: str | None) 
     callback=_parts,
     help="Exit with 1 where there is any of these.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the table, and the marks in it.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace table and manifest, and the marks in them."
+)
 @click.option(
     "--seed", type=int, default=0, help="Seed of the parts that are left out in turn.  [0]"
 )
@@ -97,6 +105,7 @@ def audit(
     source: str | None,
     marks: Path | None,
     table: Path | None,
+    groups: Path | None,
     top: int,
     fail_on: tuple[str, ...],
     overwrite: bool,
@@ -113,30 +122,48 @@ def audit(
     """
     from featx.artifact import require_replaceable, require_writable
     from featx.stages.audit import audit as run
-    from featx.stages.audit import write_audit_page, write_findings
+    from featx.stages.audit import write_audit_page, write_findings, write_groups
 
     page = None if no_html else html or features.with_name("audit.html")
     if page is not None:
         require_replaceable(page, "page")
-    if table is not None:
-        require_writable(table, overwrite=overwrite)
+    if groups is not None and groups.suffix.lower() != ".csv":
+        raise click.BadParameter(f"'{groups}' must end in .csv.", param_hint="--groups")
+    for output in (table, groups):
+        if output is not None:
+            require_writable(output, overwrite=overwrite)
     with step_status(quiet=quiet) as step:
         report = run(features, source=source, marks=marks, task=task, seed=seed, step=step)
         if page is not None:
             write_audit_page(report, page, source=source, step=step)
     if table is not None:
         write_findings(report, table, overwrite=overwrite)
+    grouped = write_groups(report, groups, overwrite=overwrite) if groups is not None else None
     if as_json:
         print_json(report.to_dict())
     else:
         _print(report, top)
         written = {"page": page, "table": table}
-        if fields := {name: path for name, path in written.items() if path is not None}:
+        fields: dict[str, object] = {name: path for name, path in written.items() if path}
+        if grouped is not None:
+            fields |= _of_groups(grouped, features)
+        elif report.of_kind("sequence"):
+            fields["sequences"] = "--groups FILE.csv writes a manifest that keeps each in one split"
+        if fields:
             print_fields(fields)
     found = [name for name in fail_on if any(map(report.of_kind, _FAILS[name]))]
     if found:
         click.echo(f"Found: {', '.join(found)}.", err=True)
         sys.exit(1)
+
+
+def _of_groups(made: GroupedImages, features: Path) -> dict[str, object]:
+    command = f"featx extract {shlex.quote(str(made.path))}"
+    if features != options.FEATURES:
+        command += f" -o {shlex.quote(str(features))}"
+    moved = f"; {counted(made.num_moved, 'image')} in another split" if made.num_moved else ""
+    of_groups = f"{counted(made.num_groups, 'group')} of {counted(made.num_images, 'image')}{moved}"
+    return {"groups": f"{made.path}: {of_groups}", "next": command}
 
 
 def _print(report: AuditReport, top: int) -> None:

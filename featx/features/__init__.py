@@ -11,7 +11,7 @@
     hdf5      opening a file with HDF5, and reading its columns
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading rows block by block or one by one, where they do not fit into memory
-    marks     a table of findings as it was marked, and the images that it is of
+    marks     a table of findings as it was marked, the images that it is of, and manifests of them
     vectors   vectors by the content of their images, for images that a caller has
     given     feature files of rows that a caller has: in memory, or published
     nearest   the rows that are nearest to some vectors

@@ -1,15 +1,18 @@
-"""The marks in a table of findings, made by hand or on the page of an audit."""
+"""The marks in a table of findings, made by hand or on its page, and manifests made from them."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from featx.artifact import publishing, require_apart, run_files
 from featx.artifact.cells import from_cell, table_rows
 from featx.errors import ConfigError
 from featx.features.file import FeatureFile
+from featx.images.sources import origin_of
+from featx.images.sources.relabelled import relabelled_table
 
 CONTENT = "content"
 """The column that says which image a row is about."""
@@ -102,6 +105,43 @@ def require_same_images(cache: FeatureFile, marks: Sequence[Mark], path: Path) -
                 f"'{mark.sample_id}' has another content in '{cache.path}'. Audit that file again."
             )
     return rows
+
+
+def write_manifest(
+    cache: FeatureFile, samples: Iterable[Sequence[str]], output: Path, *, overwrite: bool
+) -> Path:
+    """Write a manifest of a feature file's images, which reads them where that does; return it.
+
+    Args:
+        cache: The feature file.
+        samples: Sample id, label, split and group of each image.
+        output: The manifest.
+        overwrite: Replace one that is there.
+
+    Raises:
+        ArtifactExists: The output exists already.
+        ConfigError: It is no CSV, or one of the files that are read.
+    """
+    require_manifest(cache, output, {})
+    origin = origin_of(str(cache.header.details["source"]))
+    with publishing(output, overwrite=overwrite) as temporary:
+        temporary.write_bytes(relabelled_table(samples, origin))
+    return output
+
+
+def require_manifest(cache: FeatureFile, output: Path, inputs: Mapping[str, Path]) -> None:
+    """Check that a manifest of a feature file's images may be written over none of its inputs.
+
+    Raises:
+        ConfigError: It is no CSV, or one of ``inputs``, the feature file, or the source.
+    """
+    if output.suffix.lower() != ".csv":
+        raise ConfigError(f"The manifest is a CSV; give it a name like '{output.stem}.csv'.")
+    source = str(cache.header.details["source"])
+    read = {**inputs, **run_files(cache.path)}
+    if origin_of(source) == source:  # else a manifest of this kind: images stay where they are
+        read["the source"] = Path(source)
+    require_apart({"the manifest": output}, read)
 
 
 def _mark(row: dict[str, str], path: Path) -> Mark:

@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featx.artifact import publishing, require_apart, run_files
 from featx.artifact.shown import Framed
 from featx.errors import ConfigError, counted, listed
 from featx.features.file import FeatureFile, open_features
-from featx.features.marks import Mark, read_marks, require_same_images
-from featx.images.sources import origin_of
+from featx.features.marks import (
+    Mark,
+    read_marks,
+    require_manifest,
+    require_same_images,
+    write_manifest,
+)
 from featx.images.sources.labels import SEPARATOR, has_tags, split_tags
-from featx.images.sources.relabelled import relabelled_table
 
 log = logging.getLogger(__name__)
 
@@ -90,20 +93,12 @@ def relabel(
     """
     table, output = Path(table), Path(output)
     cache = open_features(features, verify=False)
-    source = str(cache.header.details["source"])
-    inputs = {"the table": table, **run_files(cache.path), "the source": Path(source)}
-    if output.suffix.lower() != ".csv":
-        raise ConfigError(f"The manifest is a CSV; give it a name like '{output.stem}.csv'.")
-    origin = origin_of(source)
-    if origin != source:  # a manifest of the kind that is written, whose images stay where they are
-        del inputs["the source"]
-    require_apart({"the manifest": output}, inputs)
+    require_manifest(cache, output, {"the table": table})
     marks = read_marks(table)
     rows = require_same_images(cache, marks, table)
     labels, num_done = _corrected(cache, marks, rows, table)
     _warn_of_new_classes(cache, labels)
-    with publishing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(relabelled_table(_samples(cache, labels), origin))
+    write_manifest(cache, _samples(cache, labels), output, overwrite=overwrite)
     corrections = [
         Correction(cache.sample_ids[row], _label(cache, row), labels[row]) for row in sorted(labels)
     ]

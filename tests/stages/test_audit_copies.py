@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featx.extraction.options import ExtractOptions
-from featx.stages.audit import audit, write_findings
+from featx.features.file import open_features
+from featx.stages.audit import audit, write_findings, write_groups
 from featx.stages.audit.copies import group_links
 from featx.stages.audit.pictures import Link
 from featx.stages.extract import extract
@@ -128,6 +129,75 @@ def test_frames_in_several_splits_are_one_leak_and_numbered_photos_are_none(tmp_
     assert len(sequence.sample_ids) == 40
     result = featx_cli("audit", tmp_path / "f.h5", "--no-html", "-q", "--fail-on", "leaks")
     assert result.exit_code == 1
+
+
+def test_groups_keep_sequences_and_copies_in_one_split_and_one_fold(tmp_path):
+    folder, path, grouped = tmp_path / "photos", tmp_path / "f.h5", tmp_path / "grouped.csv"
+    scene = picture(7, (400, 200))
+    for number in range(20):
+        left = 2 * number
+        save(scene.crop((left, 20, left + 96, 116)), folder, f"ant/a_{number:04d}.jpg")
+    for number in range(40):
+        save(picture(100 + number), folder, f"{('ant', 'bee')[number % 2]}/{number:02d}x.jpg")
+    save(picture(100), folder, "ant/again.jpg", quality=50)
+    extract(str(folder), path, ExtractOptions(backbone="tiny"))
+    report = audit(path)
+    assert report.of_kind("sequence")  # the rule divides them
+    made = write_groups(report, grouped)
+    assert (made.num_groups, made.num_images, made.num_moved) == (2, 22, 0)
+    after = extract(str(grouped), path, ExtractOptions(backbone="tiny"))
+    assert after.num_new == 0
+    cache = open_features(path)
+    frames_of = [row for row, name in enumerate(cache.sample_ids) if "a_" in name]
+    copies_of = [row for row, name in enumerate(cache.sample_ids) if name in COPIES]
+    for rows in (frames_of, copies_of):
+        assert len(set(cache.groups[rows].tolist())) == 1
+        assert cache.groups[rows][0] >= 0
+        assert len(set(cache.splits[rows].tolist())) == 1
+    assert (cache.splits == 1).any()
+    again = audit(path)
+    assert not again.of_kind("sequence")
+    assert not again.of_kind("leak")
+    write_groups(again, grouped, overwrite=True)  # groups of the file stay
+    assert extract(str(grouped), path, ExtractOptions(backbone="tiny")).is_unchanged
+
+
+COPIES = ("ant/00x.jpg", "ant/again.jpg")
+
+
+def test_a_sequence_in_splits_of_the_source_goes_where_most_of_it_is(tmp_path):
+    folder, table = tmp_path / "photos", tmp_path / "audit.csv"
+    frames(folder, 40, 7, step=2)
+    for number in range(40):
+        save(
+            picture(100 + number), folder, f"{('train', 'val')[number % 4 == 3]}/bee/{number}x.jpg"
+        )
+    extract(str(folder), tmp_path / "f.h5", ExtractOptions(backbone="tiny"))
+    result = featx_cli(
+        *("audit", tmp_path / "f.h5", "--no-html", "--groups", tmp_path / "g.csv"),
+        *("--csv", table),
+    )
+    assert "1 group of 40 images; 8 images in another split" in " ".join(result.output.split())
+    with (tmp_path / "g.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["split"], row["group"]) for row in rows if "a_" in row["path"]} == {
+        ("train", "group 1")
+    }
+    others = [row for row in rows if "a_" not in row["path"]]
+    assert {row["split"] for row in others} == {"train", "val"}
+    assert all(row["split"] in row["path"] and not row["group"] for row in others)
+    with table.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["kind"] for row in found].count("sequence") == 1
+    for row in found:
+        row["different"] = "true" if row["kind"] == "sequence" else ""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, found[0])
+        writer.writeheader()
+        writer.writerows(found)
+    report = audit(tmp_path / "f.h5", marks=table)
+    assert not report.of_kind("sequence")
+    assert write_groups(report, tmp_path / "none.csv").num_groups == 0
 
 
 links = st.dictionaries(

@@ -4,6 +4,7 @@ findings    what an audit finds, and the table of it
 labels      labels that heads contradict, how many are wrong, and the images that say so
 pictures    the images as small grey pictures: measured, and compared pair by pair
 sequences   runs of numbered images that are alike
+grouping    a manifest that keeps sequences and copies together
 copies      images of one picture: in several splits, or with several labels
 odd         pictures far from all others, of one colour, empty, tiny, or blurred
 worth       what leaks are worth, classes that are alike, and where images are lacking
@@ -22,6 +23,7 @@ from featx.stages.audit.findings import (
     LeaksWorth,
     write_findings,
 )
+from featx.stages.audit.grouping import GroupedImages, write_groups
 from featx.stages.audit.page import write_audit_page
 from featx.stages.audit.report import audit
 
@@ -32,9 +34,11 @@ __all__ = [
     "CurvePoint",
     "Finding",
     "FindingKind",
+    "GroupedImages",
     "ImageSequence",
     "LeaksWorth",
     "audit",
     "write_audit_page",
     "write_findings",
+    "write_groups",
 ]

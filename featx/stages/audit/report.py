@@ -70,7 +70,12 @@ def audit(
     if labels is not None:
         cache = with_labels(cache, labels)
     marked = [] if marks is None else _marked(cache, Path(marks))
-    different = {_pair(cache, each) for each in marked if each.different}
+    rows = {name: row for row, name in enumerate(cache.sample_ids)}
+    different = {
+        _pair(rows[each.sample_id], rows[each.other])
+        for each in marked
+        if each.different and each.other
+    }
     with drawing(progress if step is None else False) as draw:
         told = draw.steps(step, "Audit")
         of_labels = evaluate_labels(cache, wanted=task, seed=seed, step=told)
@@ -121,9 +126,8 @@ def _marked(cache: FeatureFile, table: Path) -> list[Mark]:
     return [each for each in found if any(each.cells) and (not each.other or each.other in names)]
 
 
-def _pair(cache: FeatureFile, mark: Mark) -> tuple[int, int]:
-    first, second = sorted(cache.sample_ids.index(name) for name in (mark.sample_id, mark.other))
-    return first, second
+def _pair(one: int, other: int) -> tuple[int, int]:
+    return min(one, other), max(one, other)
 
 
 def _with_marks(
@@ -135,8 +139,9 @@ def _with_marks(
     for each in findings:
         mark = left.pop((each.sample_id, each.kind, each.other), None)
         cells = mark.cells if mark else each.marks
+        is_none = mark is not None and mark.different and each.kind == "sequence"
         is_right = mark is not None and mark.keep and mark.given == each.given
-        (dismissed if is_right else kept).append(each._replace(marks=cells))
+        (dismissed if is_right or is_none else kept).append(each._replace(marks=cells))
     rows = {name: row for row, name in enumerate(cache.sample_ids)}
     others = (
         Finding(
