@@ -23,7 +23,9 @@ values quoted. Errors of other libraries are translated where featx touches them
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,19 @@ def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
 def first_line(err: Exception) -> str:
     """Return the first line of an error's text, or the name of its type."""
     return str(err).strip().partition("\n")[0] or type(err).__name__
+
+
+@contextmanager
+def only_errors(*loggers: str) -> Iterator[None]:
+    """Leave out warnings and notes of some loggers: of another library, or said before."""
+    before = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    for logger in before:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from featx.backbones.graph_builder import (
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.network import Network
 from featx.backbones.torch_engine import TorchEngine
-from featx.errors import BackboneError, ExportError, first_line
+from featx.errors import BackboneError, ExportError, first_line, only_errors
 
 MAX_RELATIVE_ERROR = 1e-4
 """Largest ‖onnxruntime − torch‖ / ‖torch‖ of an image's features."""
@@ -171,14 +170,7 @@ class _MeansForGlobalPools(TorchFunctionMode):
 @contextlib.contextmanager
 def _silent_exporter() -> Iterator[None]:
     """Keep the exporter's progress lines and warnings about itself from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    silent = only_errors("torch.onnx", "onnxscript", "onnx_ir")
+    with silent, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -19,7 +19,7 @@ from featx.artifact import Header, describe_environment
 from featx.artifact.keywords import by_keyword, record_of
 from featx.errors import ConfigError
 from featx.estimators.extractor import FeatureExtractor
-from featx.estimators.inputs import images_of
+from featx.estimators.inputs import TakesImages, images_of
 from featx.extraction.by_content import Cache
 from featx.features.file import open_features
 from featx.features.given import in_memory, publish_rows
@@ -37,9 +37,10 @@ from featx.training.record import head_header, made_from
 
 _ANY_MEMORY = 2**62
 """The features are in memory already."""
+_OF_THE_EXTRACTOR = ("backbone", "layer", "weights", "image_size", "device", "cache", "progress")
 
 
-class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class ImageClassifier(ClassifierMixin, TakesImages, BaseEstimator):  # type: ignore[misc]
     """Classifier of images: features of a pretrained backbone, and a head that ``fit`` trains.
 
     The head chooses its own regularisation and calibrates its probabilities by cross-validation in
@@ -109,15 +110,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"all labels are of one class ({self.classes_[0]!r}); a classifier needs two."
             )
-        self.extractor_ = FeatureExtractor(
-            self.backbone,
-            layer=self.layer,
-            weights=self.weights,
-            image_size=self.image_size,
-            device=self.device,
-            cache=self.cache,
-            progress=self.progress,
-        ).fit(images)
+        own = {name: getattr(self, name) for name in _OF_THE_EXTRACTOR}
+        self.extractor_ = FeatureExtractor(**own).fit(images)
         features, digests = self.extractor_.features_by_content(images)
         self._options = self._train_options()
         rows = in_memory("the images", self._header(), features, labels=index, digests=digests)
@@ -278,13 +272,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             },
             environment=describe_environment("torch", "torchvision", "onnxruntime", "pillow"),
         )
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.string = True
-        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without images in memory."""

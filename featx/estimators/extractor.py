@@ -9,13 +9,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones.spec import Pool
-from featx.estimators.inputs import images_of
+from featx.estimators.inputs import TakesImages, images_of
 from featx.extraction.by_content import Cache, FeaturesByContent
 from featx.extraction.options import ExtractOptions
 from featx.images.given import ImageLike
 
 
-class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class FeatureExtractor(TransformerMixin, TakesImages, BaseEstimator):  # type: ignore[misc]
     """Transformer from images to features of a pretrained backbone.
 
     Images are paths, encoded images, PIL images, or arrays ``(height, width, 3)`` uint8 RGB, in a
@@ -102,9 +102,6 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.one_d_array = True
-        tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
 

@@ -17,6 +17,17 @@ _EXPECTED = (
 )
 
 
+class TakesImages:
+    """Mixin of estimators that take images; left of ``BaseEstimator``, as scikit-learn wants it."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.string = True
+        return tags
+
+
 def images_of(X: Any) -> list[ImageLike]:  # noqa: N803
     """Return the images of what an estimator was given, checked but for their content.
 

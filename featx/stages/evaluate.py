@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,23 +153,16 @@ def evaluate(
     splits, are_known = _find_splits(images, content_digests, classifier)
     trains = targets.labelled & (splits == _TRAIN) & are_known
     changes = _find_changes(classifier, labels, content_digests, trains)
-    # Images that could not be used when the features were made have no part in it.
-    if changes and (changes := _find_changes(classifier, labels, content_digests, trains & usable)):
-        if not stale:
-            raise ArtifactMismatch(
-                classifier.path,
-                f"'{classifier.path}' is stale beside '{images.uri}': {changes}. Run featx "
-                "extract, train-head and export again, or score the model as it is with "
-                "stale=True.",
-            )
-        log.warning("The model is stale: %s.", changes)
+    if changes:  # images that could not be used when the features were made have no part in it
+        changes = _find_changes(classifier, labels, content_digests, trains & usable)
+    if changes:
+        _require_stale(stale, classifier, images, changes)
     metrics = classifier.task.measure_splits(
         *(logits[usable], targets.values[usable], splits[usable]), thresholds=classifier.thresholds
     )
     if len(metrics) == 1 and not are_known:
         metrics = {"all": next(iter(metrics.values()))}
     if table is not None:
-        columns = ["image", "split", "label", *answer_columns(classifier.task, classifier.classes)]
         answers = answer_cells(
             *(classifier.task, classifier.classes, logits[usable]), classifier.thresholds
         )
@@ -177,9 +170,7 @@ def evaluate(
             [samples[i].sample_id, SPLITS[splits[i]], labels.classes[labels.index[i]]]
             for i in np.flatnonzero(usable).tolist()
         )
-        rows = ([*names, *cells] for names, cells in zip(named, answers, strict=True))
-        with publishing(Path(table), overwrite=True) as temporary:
-            temporary.write_bytes(table_bytes(columns, rows))
+        _write_table(Path(table), classifier, zip(named, answers, strict=True))
     return EvaluateReport(
         metrics=metrics,
         classes=classifier.classes,
@@ -187,6 +178,26 @@ def evaluate(
         seconds=time.perf_counter() - start,
         stale=changes,
     )
+
+
+def _require_stale(stale: bool, classifier: Classifier, images: ImageSource, why: str) -> None:
+    """Refuse a model whose training images have changed, or warn where that is wanted."""
+    if not stale:
+        raise ArtifactMismatch(
+            classifier.path,
+            f"'{classifier.path}' is stale beside '{images.uri}': {why}. Run featx extract, "
+            "train-head and export again, or score the model as it is with stale=True.",
+        )
+    log.warning("The model is stale: %s.", why)
+
+
+def _write_table(
+    path: Path, classifier: Classifier, rows: Iterable[tuple[Sequence[str], Sequence[str]]]
+) -> None:
+    """Write image, split and label of each row, then the columns of its answer."""
+    columns = ["image", "split", "label", *answer_columns(classifier.task, classifier.classes)]
+    with publishing(path, overwrite=True) as temporary:
+        temporary.write_bytes(table_bytes(columns, ([*a, *b] for a, b in rows)))
 
 
 def _find_splits(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featx.errors import only_errors
 from featx.features.blocks import Activations
 from featx.heads.head import Layer, apply_layers
 from featx.heads.samples.data import Step
@@ -72,9 +72,9 @@ def fit_probe(
         asked = replace(asked, memory=len(few) * _bytes_to_fit(problem, asked))
     trained = rows[~problem.is_held_out[samples]]
     nothing_held_out = len(trained) == len(rows)  # which the training says
-    with _silent(*_OF_THE_PROBLEM, *(_OF_FITTING if nothing_held_out else ())):
+    with only_errors(*_OF_THE_PROBLEM, *(_OF_FITTING if nothing_held_out else ())):
         (probe,) = fit_heads(vectors, asked, step=step, rows=rows)
-    with _silent(*_OF_THE_PROBLEM, *_OF_FITTING):  # as the probe's
+    with only_errors(*_OF_THE_PROBLEM, *_OF_FITTING):  # as the probe's
         (first,) = fit_heads(vectors, replace(asked, calibrate=False), step=step, rows=trained)
     *others, last = first.layers
     layers = (*others, encoded(last, problem.encoding))
@@ -148,17 +148,3 @@ def _fitting_samples(problem: Problem, options: TrainOptions) -> np.ndarray | No
 def _bytes_to_fit(problem: Problem, options: TrainOptions) -> int:
     """Return the bytes that fitting takes for the features of an image."""
     return 4 * problem.cache.num_features * COPIES[options.solver_for(problem.task)]
-
-
-@contextmanager
-def _silent(*names: str) -> Iterator[None]:
-    """Leave out the warnings of some modules, which were given before."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
