@@ -21,7 +21,7 @@ _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "pillow_heif": "pillow-
 """Packages by their modules, where the names differ."""
 _NEEDED = {
     *_WITH_TORCH,
-    *("h5py", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "rich", "safetensors"),
+    *("h5py", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
     *("aiohttp", "fsspec", "huggingface_hub", "matplotlib", "pyarrow", "s3fs", "timm"),
 }

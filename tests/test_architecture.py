@@ -68,7 +68,6 @@ ALLOWED = {
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
     "pandas": ("artifact/frames.py", "artifact/shown.py"),
     "click": ("cli/",),
-    "rich": ("cli/",),
     "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
     "timm": ("backbones/with_timm.py",),
@@ -272,12 +271,12 @@ def test_an_extraction_loads_torch_only_when_there_is_something_to_extract():
 
 
 def test_help_and_import_load_next_to_nothing():
-    assert not loaded_by("import featx") & {"numpy", "PIL", "onnxruntime", "click", "rich"}
+    assert not loaded_by("import featx") & {"numpy", "PIL", "onnxruntime", "click"}
     code = "import featx.cli, sys; print('featx.artifact' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
     shown = loaded_by("from featx.cli import main; main(['--help'], standalone_mode=False)")
-    assert not shown & {"numpy", "PIL", "onnxruntime", "rich"}
+    assert not shown & {"numpy", "PIL", "onnxruntime"}
 
 
 def test_predicting_on_images_of_a_folder_stays_light(tmp_path):

@@ -1,4 +1,4 @@
-"""What runs where only onnxruntime, numpy, pillow, click and rich are installed.
+"""What runs where only onnxruntime, numpy, pillow and click are installed.
 
 A virtual environment of its own, into which these packages and what they require are linked, and
 featx is copied. Nothing else is there to be imported.
@@ -22,7 +22,7 @@ from PIL import Image
 
 import featx
 
-PACKAGES = ("onnxruntime", "numpy", "pillow", "click", "rich")
+PACKAGES = ("onnxruntime", "numpy", "pillow", "click")
 ABSENT = (
     *("torch", "torchvision", "h5py", "sklearn", "scipy", "onnx", "onnxscript", "safetensors"),
     *("matplotlib", "pytest"),
@@ -95,7 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_the_environment_has_nothing_else(small):
     code = "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n)])"
     assert small.run("-c", code, *ABSENT).stdout.split() == []
-    present = ["onnxruntime", "numpy", "PIL", "click", "rich", "featx"]
+    present = ["onnxruntime", "numpy", "PIL", "click", "featx"]
     assert small.run("-c", code, *present).stdout.split() == present
     assert (
         str(Path(featx.__file__).parent) not in small.run("-c", "import featx; print(featx)").stdout

@@ -1,28 +1,31 @@
-"""Progress of the library's own, for terminals and notebooks: one line that is drawn again.
+"""Progress, for terminals and notebooks: one line that is drawn again.
 
-Nothing is drawn in commands, which draw progress of their own, in threads and worker processes, and
-by what takes less than half a second.
+Functions draw by themselves, but not in commands, which say where and when; nor in threads and
+worker processes, nor what takes less than half a second.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from html import escape
-from typing import Any, TypeVar
+from typing import Any, TextIO
+
+from featx.errors import printable
 
 Counted = Callable[[int, int], None]
 """Called with how many are done and the number of all."""
 Told = Callable[[str], None]
 """Called with the step under way."""
 
-C = TypeVar("C", bound=Callable[..., None])
 _FIRST_SECONDS, _EVERY_SECONDS = 0.5, 0.1
 _CELLS = 24
 
@@ -33,9 +36,9 @@ def drawing(wanted: object) -> Iterator[Drawing]:
 
     They draw in a terminal and in a notebook; elsewhere, and where it is False, they do nothing.
     """
-    line: _Terminal | _Notebook | None = None
+    line: Terminal | _Notebook | None = None
     if wanted in (None, True) and _is_alone():
-        line = _Notebook() if _display() else _Terminal() if _can_draw() else None
+        line = _Notebook() if _display() else Terminal() if _can_draw() else None
     try:
         yield Drawing(line)
     finally:
@@ -44,12 +47,14 @@ def drawing(wanted: object) -> Iterator[Drawing]:
 
 
 class Drawing:
-    """Makes callbacks, all of which draw on one line."""
+    """Makes callbacks, all of which draw on one line; None draws nothing."""
 
-    def __init__(self, line: _Terminal | _Notebook | None) -> None:
+    def __init__(self, line: Terminal | _Notebook | None) -> None:
         self._line = line
 
-    def bar(self, given: Counted | bool | None, title: str, *, scale: float = 1) -> Counted | None:
+    def bar(
+        self, given: Counted | bool | None, title: str, *, unit: str = "images", scale: float = 1
+    ) -> Counted | None:
         """Return the callback that was given, else one that draws a bar; None where none is."""
         if callable(given):
             return given
@@ -62,9 +67,11 @@ class Drawing:
             now = time.monotonic()
             begun.append((now, done)) if not begun else None
             speed = (done - begun[0][1]) / max(now - begun[0][0], 1e-6)
-            rest = f"  {_clock((total - done) / speed)} left" if speed and done < total else ""
-            counts = f"{done * scale:,.0f}/{total * scale:,.0f}"
-            line.show(title, done / max(total, 1), f"{counts}{rest}")
+            text = f"{done * scale:,.0f}/{total * scale:,.0f}"
+            if speed and done < total:
+                left = _clock((total - done) / speed)
+                text += f"  {speed * scale:,.0f} {unit}/s  {left} left"
+            line.show(title, done / max(total, 1), text)
 
         return tell
 
@@ -88,7 +95,8 @@ class _Line:
 
     def show(self, title: str, share: float | None, text: str) -> None:
         now, self._last = time.monotonic(), (title, share, text)
-        if now - self._begun >= _FIRST_SECONDS and now - self._drawn >= _EVERY_SECONDS:
+        is_due = share is None or now - self._drawn >= _EVERY_SECONDS  # steps may last
+        if now - self._begun >= _FIRST_SECONDS and is_due:
             self._drawn, self.is_drawn = now, True
             self._draw(*self._last)
 
@@ -100,26 +108,59 @@ class _Line:
         raise NotImplementedError
 
 
-class _Terminal(_Line):
-    """A line on stderr."""
+class Terminal(_Line):
+    """A line on stderr; on a stream that is given, drawn at once, and gone in the end."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream, self._writing = stream, threading.RLock()
+        if stream is not None:
+            self._begun = self._drawn = -math.inf
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Erase the line while others are printed, then draw it again."""
+        with self._writing:
+            if self.is_drawn:
+                self._write("")
+            yield
+            super().end()
 
     def _draw(self, title: str, share: float | None, text: str) -> None:
-        encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+        encoding = getattr(self._stream or sys.stderr, "encoding", None) or "ascii"
         full, empty = ("━", "─") if "utf" in encoding.lower() else ("#", "-")
         filled = 0 if share is None else round(_CELLS * min(1.0, share))
-        bar = "" if share is None else f"  {full * filled}{empty * (_CELLS - filled)}"
-        width = shutil.get_terminal_size().columns - 1
-        line = f"{title}{bar}  {text}"[:width].encode(encoding, "replace").decode(encoding)
-        with contextlib.suppress(OSError, ValueError):  # it was closed
-            sys.stderr.write(f"\r{line:<{width}}\r")
-            sys.stderr.flush()
+        bar = "" if share is None else f"{full * filled}{empty * (_CELLS - filled)}"
+        self._write("  ".join(filter(None, map(printable, (title, bar, text)))))
+
+    def _write(self, text: str) -> None:
+        stream, width = self._stream or sys.stderr, shutil.get_terminal_size().columns - 1
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        errors = getattr(stream, "errors", None) or "replace"
+        line = _fitting(text.encode(encoding, errors).decode(encoding), width)
+        with self._writing, contextlib.suppress(OSError, ValueError):  # it was closed
+            stream.write(f"\r{line}\r")
+            stream.flush()
 
     def end(self) -> None:
-        super().end()
-        if self.is_drawn:
+        if self.is_drawn and self._stream is not None:
+            self._write("")
+        elif self.is_drawn:
+            super().end()
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write("\n")
                 sys.stderr.flush()
+
+
+def _fitting(text: str, width: int) -> str:
+    """Return as much of a text as fits into so many columns, filled up with spaces."""
+    shown = ""
+    for character in text:
+        width -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if width < 0:
+            return shown
+        shown += character
+    return shown + " " * width
 
 
 class _Notebook(_Line):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featx.cli.layout import cells, padded, table_lines
-from featx.cli.streams import can_draw, columns, drawing, drawing_stream, print_line
+from featx.cli.streams import columns, drawing, print_line
 from featx.errors import counted, printable
 
 if TYPE_CHECKING:
@@ -215,69 +215,18 @@ def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
 def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
     """Yield a function that makes a callback ``(done, total)``, which draws a bar on stderr.
 
-    The bar appears with the first call. The function returns None where nothing should be drawn:
-    with ``quiet``, or when stderr is no terminal.
+    It returns None where nothing should be drawn: with ``quiet``, or when stderr is no terminal.
     """
-    if quiet or not can_draw():
-        yield lambda label, **_: None
-        return
-    from rich import progress
-    from rich.console import Console
-    from rich.text import Text
-
-    class Speed(progress.ProgressColumn):
-        def render(self, task: progress.Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "")
-
-    parts = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        Speed(),
-        progress.TimeRemainingColumn(),
-    )
-    bars = progress.Progress(
-        *parts,
-        console=Console(file=drawing_stream()),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with drawing(bars):
-
-        def bar(label: str, *, unit: str = "images", scale: float = 1) -> Progressed:
-            task = bars.add_task(label, total=None, visible=False, unit=unit)
-            return lambda done, total: bars.update(
-                task, completed=done * scale, total=total * scale, visible=True
-            )
-
-        yield bar
+    with drawing(quiet=quiet) as draw:
+        yield lambda title, **form: draw.bar(None, title, **form) if draw else None
 
 
 @contextlib.contextmanager
 def step_status(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
     """Yield a callback that shows the step under way on stderr, None where nothing is drawn."""
-    if quiet or not can_draw():
-        yield None
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.spinner import Spinner
-    from rich.text import Text
-
-    console = Console(file=drawing_stream())
-    spinner = Spinner("dots" if console.encoding.startswith("utf") else "line", style="green")
-    live = Live(
-        spinner,
-        console=console,
-        refresh_per_second=12.5,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    with drawing(live):
-        yield lambda step: spinner.update(text=Text(f"{printable(step)} …"))
+    with drawing(quiet=quiet) as draw:
+        tell = draw.steps(None, "") if draw else None
+        yield (lambda step: tell(f"{step} …")) if tell else None
 
 
 def human_bytes(count: int) -> str:

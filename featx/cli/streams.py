@@ -14,14 +14,16 @@ import io
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 import click
 
 from featx.cli.layout import folded
 from featx.errors import escaped, printable
+
+if TYPE_CHECKING:
+    from featx.artifact.bars import Drawing, Terminal
 
 _ERRORS = "featx.ascii"
 _IN_ASCII = {
@@ -33,17 +35,7 @@ _BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 _COLOURS = {"error": "1;31", "warning": "33", "good": "32", "chosen": "1;32", "strong": "1"}
 _PREFIX = re.compile(r"^(?:(Error)|Warning):", re.MULTILINE)
 _DEFAULT_COLUMNS = 80
-_drawing = threading.Lock()
-
-
-class Drawn(Protocol):
-    """A progress bar, or the like, on stderr."""
-
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-_drawn: Drawn | None = None
+_drawn: Terminal | None = None
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -120,10 +112,8 @@ class _Stream(io.TextIOWrapper):
         if self._is_raw or _drawn is None or not self.isatty():
             super().write(shown)
             return
-        with _drawing:
-            _drawn.stop()
+        with _drawn.away():
             super().write(shown)
-            _drawn.start()
 
     def _shown(self, text: str) -> str:
         shown = printable(text, keep="\n\t")
@@ -210,21 +200,21 @@ def print_line(text: str, colour: str = "") -> None:
 
 
 @contextlib.contextmanager
-def drawing(drawn: Drawn) -> Iterator[None]:
-    """Draw on stderr, above which lines may be printed meanwhile."""
+def drawing(*, quiet: bool) -> Iterator[Drawing | None]:
+    """Draw on a line of stderr, above which others may be printed meanwhile; None for nowhere."""
     global _drawn  # noqa: PLW0603 both standard streams must know of it
-    drawn.start()
-    _drawn = drawn
+    if quiet or not can_draw():
+        yield None
+        return
+    from featx.artifact.bars import Drawing, Terminal
+
+    _drawn = Terminal(sys.stderr.raw() if isinstance(sys.stderr, _Stream) else sys.stderr)
+    line = _drawn
     try:
-        yield
+        yield Drawing(line)
     finally:
         _drawn = None
-        drawn.stop()
-
-
-def drawing_stream() -> TextIO:
-    """Return stderr for progress bars, whose control characters are their own."""
-    return sys.stderr.raw() if isinstance(sys.stderr, _Stream) else sys.stderr
+        line.end()
 
 
 def _safe(stream: TextIO | None, *, refused: Callable[[OSError], None]) -> TextIO:

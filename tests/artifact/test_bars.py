@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -173,7 +174,7 @@ def test_the_functions_draw_and_progress_false_turns_it_off(photos, tmp_path, te
 def test_commands_draw_by_themselves(photos, tmp_path, monkeypatch):
     root = photos({"ants": 5, "bees": 5})
     drawn = []
-    monkeypatch.setattr(bars._Terminal, "_draw", lambda *shown: drawn.append(shown))
+    monkeypatch.setattr(bars.Terminal, "_draw", lambda *shown: drawn.append(shown))
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -192,5 +193,28 @@ def test_a_pseudo_terminal_shows_the_bar(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setenv("TERM", "xterm")
         count(None)
-        assert "10/10" in os.read(ours, 10_000).decode()
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+        while chunk := os.read(ours, 10_000):
+            shown += chunk
+    assert b"10/10" in shown
     os.close(ours)
+
+
+def test_a_line_makes_room_for_others_and_is_gone_in_the_end():
+    stream = _Terminal()
+    line = bars.Terminal(stream)
+    line.show("Extracting", None, "a 火\x1b[2J")
+    assert stream.getvalue().startswith("\rExtracting  a 火\\x1b[2J ")
+    drawn = stream.getvalue()
+    with line.away():
+        stream.write("another\n")
+    erased, again = stream.getvalue().removeprefix(drawn).split("another\n")
+    assert (erased.strip(), again) == ("", drawn)
+    line.end()
+    assert stream.getvalue().rpartition(drawn)[2].strip() == ""
+
+
+@pytest.mark.parametrize("width", [5, 6, 7])
+def test_a_line_of_wide_characters_fits(width):
+    assert bars._fitting("abc火火火", width) == {5: "abc火", 6: "abc火", 7: "abc火火"}[width]
