@@ -10,10 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from featx.images.reading import map_ahead
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +27,9 @@ _SPARE = 4
 """Neighbours more than asked for, among which rounding in float32 may have mixed up the order."""
 _MOST_DIMENSIONS = 2048
 """Above, features are divided by their own deviations alone: an eigenbasis would cost too much."""
-_RECALL, _CHECKED = 0.99, 20_000
+_RECALL, _CHECKED = 0.99, 200
 _NONE = -2.0
+_SOME, _MERGED = 1024, 2**18
 
 Progress = Callable[[float], None]
 """Called with the share that is done."""
@@ -40,10 +44,12 @@ class Neighbours:
             ``(N, k)`` int64.
         cosines: Of the angle between the features less their mean, ``(N, k)`` in [-1, 1]; NaN where
             there are no more.
+        note: How many of the nearest an index finds, in a sentence; empty after exact search.
     """
 
     rows: np.ndarray
     cosines: np.ndarray
+    note: str = ""
 
     def pairs(self, least: float = -1.0) -> np.ndarray:
         """Return the pairs with at least this cosine, lower row first, each once; ``(M, 2)``."""
@@ -133,27 +139,36 @@ def nearest_neighbours(
         units = np.zeros((len(units), 1), np.float32)
     first, of_row = _distinct(units)
     there = np.flatnonzero(units[first].any(axis=1))
-    some = units[first[there]]
+    some = units if len(there) == len(units) else units[first[there]]
     wanted = min(k + _SPARE, max(len(there) - 1, 0))
+    chosen, note = None, ""
     if len(some) > EXACT_UP_TO and (faiss := _faiss()) is not None:
-        chosen = _by_faiss(faiss, some, wanted)
-    else:
+        chosen, note = _by_faiss(faiss, some, wanted)
+    if chosen is None:
         chosen = _in_blocks(some, wanted, progress or (lambda _: None), block)
-    cosines = _cosines(some, chosen)
+    cosines = np.where(chosen < 0, np.nan, _cosines(some, chosen))
     order = np.lexsort((chosen, -cosines), axis=1)
     chosen, cosines = (np.take_along_axis(each, order, axis=1) for each in (chosen, cosines))
-    return _with_copies((first, of_row), there, Neighbours(chosen, cosines), k)
+    return _with_copies((first, of_row), there, Neighbours(chosen, cosines, note), k)
 
 
 def _distinct(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first row of each content, ascending, and the position of each row's there."""
-    content = np.ascontiguousarray(units + np.float32(0))  # one zero
-    keys = content.view(f"V{content.dtype.itemsize * content.shape[1]}")[:, 0]
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return first[order], places[inverse]
+    count, width = units.shape
+    factors = np.random.default_rng(0).integers(2**63, size=width, dtype=np.uint64) * 2 + 1
+    sums = np.empty(count, np.uint64)
+    for start in range(0, count, _BLOCK):
+        block = units[start : start + _BLOCK] + np.float32(0)  # one zero
+        sums[start : start + _BLOCK] = block.view(np.uint32).astype(np.uint64) @ factors
+    _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
+    like = first[inverse]
+    others = np.flatnonzero(like != np.arange(count))
+    for start in range(0, len(others), _BLOCK):
+        some = others[start : start + _BLOCK]
+        differs = (units[some] != units[like[some]]).any(axis=1)
+        like[some[differs]] = some[differs]  # of equal sums by chance
+    first = np.flatnonzero(like == np.arange(count))
+    return first, np.searchsorted(first, like)
 
 
 def _with_copies(
@@ -164,9 +179,10 @@ def _with_copies(
     rows, values = np.full((len(of_row), k), -1), np.full((len(of_row), k), np.nan)
     if len(first) == len(of_row):
         width = min(k, found.rows.shape[1])
-        rows[there, :width] = there[found.rows[:, :width]]
+        near = found.rows[:, :width]
+        rows[there, :width] = np.where(near < 0, -1, there[near])
         values[there, :width] = found.cosines[:, :width]
-        return Neighbours(rows, values)
+        return Neighbours(rows, values, found.note)
     place = np.full(len(first), -1)
     place[there] = np.arange(len(there))
     members = np.split(np.argsort(of_row, kind="stable"), np.cumsum(np.bincount(of_row))[:-1])
@@ -175,11 +191,11 @@ def _with_copies(
         names, similarities = list(own[own != row][:k]), [1.0] * min(len(own) - 1, k)
         number = place[of_row[row]]
         for other, cosine in zip(found.rows[number], found.cosines[number], strict=True):
-            copies = members[there[other]][: k - len(names)]
+            copies = members[there[other]][: k - len(names)] if other >= 0 else []
             names += list(copies)
             similarities += [float(cosine)] * len(copies)
         rows[row, : len(names)], values[row, : len(names)] = names, similarities
-    return Neighbours(rows, values)
+    return Neighbours(rows, values, found.note)
 
 
 def _cosines(units: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -196,24 +212,72 @@ def _cosines(units: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _in_blocks(units: np.ndarray, k: int, progress: Progress, size: int) -> np.ndarray:
-    """Return the ``k`` nearest rows of each, ``(n, k)``, by float32, in no order."""
+    """Return the ``k`` nearest rows of each, ``(n, k)``, by float32, in no order.
+
+    Blocks are multiplied in threads. What is no better than the least of the best so far is left
+    out at once; that is known to begin with from some of the rows.
+    """
     count = len(units)
     best = _Best(np.full((count, k), _NONE, np.float32), np.zeros((count, k), np.int64))
     if not k:
         return best.rows
+    least = _least_of_some(units, k)
     starts = range(0, count, size)
-    total = len(starts) * (len(starts) + 1) // 2
-    for done, (first, second) in enumerate(
-        ((first, second) for first in starts for second in starts if second >= first), 1
-    ):
+
+    def better(pair: tuple[int, int]) -> list[_Hits]:
+        first, second = pair
         cosines = units[first : first + size] @ units[second : second + size].T
         if first == second:
             np.fill_diagonal(cosines, _NONE)
-        best.update(first, second, cosines)
+        own = _places(cosines > least[first : first + size, None])
+        found = [_Hits(first + own[0], second + own[1], cosines[own])]
         if first != second:
-            best.update(second, first, np.ascontiguousarray(cosines.T))
-        progress(done / total)
+            number, place = _places(cosines > least[second : second + size])
+            found.append(_Hits(second + place, first + number, cosines[number, place]))
+        return found
+
+    pairs = [(first, second) for first in starts for second in starts if second >= first]
+    waiting = list[_Hits]()
+    with closing(map_ahead(better, pairs, window=2)) as parts:
+        for done, found in enumerate(parts, 1):
+            waiting += found
+            if sum(len(each.rows) for each in waiting) >= _MERGED or done == len(pairs):
+                best.take(_Hits(*map(np.concatenate, zip(*waiting, strict=True))))
+                np.maximum(least, best.cosines.min(axis=1), out=least)
+                waiting = []
+            progress(done / len(pairs))
     return best.rows
+
+
+def _least_of_some(units: np.ndarray, k: int) -> np.ndarray:
+    """Return a value below the ``k`` best cosines of each row, known from some of the rows."""
+    some = units[:: max(1, len(units) // _SOME)][:_SOME].T
+    least = np.full(len(units), _NONE, np.float32)
+    if some.shape[1] > k:  # one of them may be the row itself
+        for start in range(0, len(units), _BLOCK):
+            cosines = units[start : start + _BLOCK] @ some
+            place = some.shape[1] - k - 1
+            least[start : start + _BLOCK] = np.partition(cosines, place, axis=1)[:, place]
+    return np.nextafter(least, np.float32(_NONE))
+
+
+def _places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns of what is true in a matrix where little is, as ``nonzero``."""
+    flat = mask.reshape(-1)
+    whole = len(flat) // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64))
+    word, bit = np.nonzero(flat[:whole].reshape(-1, 8)[words])
+    rest = whole + np.flatnonzero(flat[whole:])
+    row, column = np.divmod(np.concatenate([8 * words[word] + bit, rest]), mask.shape[1])
+    return row, column
+
+
+class _Hits(NamedTuple):
+    """Rows that are near others, ``(n,)`` each."""
+
+    owners: np.ndarray
+    rows: np.ndarray
+    cosines: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,29 +287,19 @@ class _Best:
     cosines: np.ndarray
     rows: np.ndarray
 
-    def update(self, start: int, other: int, cosines: np.ndarray) -> None:
-        """Take what is better from the cosines of rows from ``start`` with those from ``other``."""
-        own = slice(start, start + len(cosines))
+    def take(self, hits: _Hits) -> None:
+        """Take what is better of some hits."""
+        changed = np.unique(hits.owners)
         k = self.rows.shape[1]
-        if self.cosines[own].min() == _NONE:  # almost all would be better
-            place = np.argpartition(-cosines, min(k, cosines.shape[1]) - 1, axis=1)[:, :k]
-            number = np.repeat(np.arange(len(cosines)), place.shape[1])
-            place = place.reshape(-1)
-        else:
-            better = cosines > self.cosines[own].min(axis=1, keepdims=True)
-            number, place = np.nonzero(better)
-        if not len(number):
-            return
-        changed = np.unique(number)
-        values = np.concatenate([self.cosines[start + changed].reshape(-1), cosines[number, place]])
-        rows = np.concatenate([self.rows[start + changed].reshape(-1), other + place])
-        owners = np.concatenate([np.repeat(changed, k), number])
+        owners = np.concatenate([np.repeat(changed, k), hits.owners])
+        values = np.concatenate([self.cosines[changed].reshape(-1), hits.cosines])
+        rows = np.concatenate([self.rows[changed].reshape(-1), hits.rows])
         order = np.lexsort((rows, -values, owners))
         owners = owners[order]
         rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
         kept = order[rank < k]
-        self.cosines[start + changed] = values[kept].reshape(-1, k)
-        self.rows[start + changed] = rows[kept].reshape(-1, k)
+        self.cosines[changed] = values[kept].reshape(-1, k)
+        self.rows[changed] = rows[kept].reshape(-1, k)
 
 
 def _faiss() -> Any:
@@ -260,41 +314,53 @@ def _faiss() -> Any:
         return None
 
 
-def _by_faiss(faiss: Any, units: np.ndarray, k: int) -> np.ndarray:
-    """Return about the ``k`` nearest rows of each by an index whose recall is measured first."""
+def _by_faiss(faiss: Any, units: np.ndarray, k: int) -> tuple[np.ndarray | None, str]:
+    """Return about the ``k`` nearest rows of each, and how many of them an index finds.
+
+    That is measured beforehand, beside exact search in float64. An index that has to look at more
+    than a quarter of the rows to find 99 % is no faster than comparing all: None then.
+    """
     count, width = units.shape
-    num_lists = round(4 * count**0.5)
+    num_lists = max(1, min(round(4 * count**0.5), count // 40))
     index = faiss.index_factory(width, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(units[:: max(1, count // (64 * num_lists))])
     index.add(units)
-    some = units[:: max(1, count // _CHECKED)][:_CHECKED]
-    asked = some[:: max(1, len(some) // 200)]
-    expected = _found_by_hand(units, asked, min(10, k))
-    for probes in (2**power for power in range(4, 31)):
-        index.nprobe = min(probes, num_lists)
-        _, found = index.search(asked, expected.shape[1])
+    asked = np.linspace(0, count - 1, min(count, _CHECKED)).astype(np.int64)
+    most = min(10, count - 1)
+    expected = _found_by_hand(units, asked, most)
+    probes, recall = 8, 0.0
+    while recall < _RECALL and 2 * probes <= max(16, num_lists // 4):
+        index.nprobe = probes = 2 * probes
+        found = _without_own(index.search(units[asked], most + 1)[1], asked, most)
         hits = [len(np.intersect1d(*each)) for each in zip(found, expected, strict=True)]
-        recall = float(np.mean(hits)) / expected.shape[1]
-        if recall >= _RECALL or probes >= num_lists:
-            break
-    log.info("faiss finds %.1f %% of the nearest with %d probes.", 100 * recall, index.nprobe)
-    _, found = index.search(units, k + 1)
-    return np.stack([_without(row, own, k) for own, row in enumerate(found)])
+        recall = float(np.mean(hits)) / most
+    note = f"{recall:.1%} of the {most} nearest, by exact search for {len(asked):,} images"
+    if recall < _RECALL:
+        return None, f"Every two images were compared: faiss finds only {note}."
+    found = np.empty((count, k), np.int64)
+    for start in range(0, count, _BLOCK):
+        numbers = np.arange(start, min(start + _BLOCK, count))
+        _, some = index.search(units[numbers], k + 1)
+        found[numbers] = _without_own(some, numbers, k)
+    return found, f"The nearest images were searched by faiss, which finds {note}."
 
 
 def _found_by_hand(units: np.ndarray, asked: np.ndarray, k: int) -> np.ndarray:
-    """Return the ``k`` nearest rows of each query, itself included, in float64."""
+    """Return the ``k`` nearest rows of some, themselves left out, in float64."""
+    queries = units[asked].astype(np.float64)
     cosines = np.concatenate(
         [
-            asked.astype(np.float64) @ units[start : start + _BLOCK].T.astype(np.float64)
+            queries @ units[start : start + _BLOCK].T.astype(np.float64)
             for start in range(0, len(units), _BLOCK)
         ],
         axis=1,
     )
+    cosines[np.arange(len(asked)), asked] = -np.inf
     return np.argpartition(-cosines, k - 1, axis=1)[:, :k]
 
 
-def _without(found: np.ndarray, own: int, k: int) -> np.ndarray:
-    """Return ``k`` of the found rows, without their own; -1, which faiss gives for none, last."""
-    others = found[(found != own) & (found >= 0)][:k]
-    return np.pad(others, (0, k - len(others)), mode="edge") if len(others) else np.full(k, own)
+def _without_own(found: np.ndarray, numbers: np.ndarray, k: int) -> np.ndarray:
+    """Return ``k`` found rows of each, without itself; -1 where there are fewer."""
+    others = np.where(found == numbers[:, None], -1, found)
+    place = np.argsort(others < 0, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(others, place, axis=1)

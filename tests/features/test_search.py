@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -62,40 +62,43 @@ def test_whitening_makes_directions_alike_and_stands_more_features_than_rows():
     assert np.allclose(np.linalg.norm(few, axis=1), 1, atol=1e-5)
 
 
-class Index:
-    """An index as faiss makes one, that looks at a part of the rows until it probes them all."""
-
-    def __init__(self):
-        self.nprobe, self.asked = 1, []
-
-    def train(self, rows):
-        pass
-
-    def add(self, rows):
-        self.rows = rows
-
-    def search(self, queries, k):
-        self.asked.append(self.nprobe)
-        cosines = queries @ self.rows.T
-        if self.nprobe < 64:
-            cosines[:, ::2] = -1
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(cosines, order, axis=1), order
+@pytest.fixture
+def faiss():
+    return pytest.importorskip("faiss")
 
 
-def test_an_index_probes_more_until_it_finds_what_exact_search_does(monkeypatch):
-    index, faiss = Index(), ModuleType("faiss")
-    faiss.METRIC_INNER_PRODUCT = 0
-    faiss.index_factory = lambda width, text, metric: index
-    monkeypatch.setitem(sys.modules, "faiss", faiss)
-    units = whitened(noise(400, 8))
+def test_an_index_finds_what_exact_search_does_and_says_how_much(faiss, monkeypatch):
+    random = np.random.default_rng(5)
+    centres = 3 * random.normal(size=(30, 16))
+    features = random.normal(size=(3000, 16)) + centres[random.integers(0, 30, 3000)]
+    features[::7] = features[1::7][: len(features[::7])]  # and copies
+    units = whitened(features.astype(np.float32))
     exact = nearest_neighbours(units, 4)
-    monkeypatch.setattr(search, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(search, "EXACT_UP_TO", 1000)
     found = nearest_neighbours(units, 4)
+    shares = [len(np.intersect1d(*each)) / 4 for each in zip(found.rows, exact.rows, strict=True)]
+    assert np.mean(shares) >= 0.98
+    assert (found.rows != np.arange(3000)[:, None]).all()
+    assert "by faiss, which finds" in found.note
+    measured = float(found.note.split("which finds ")[1].split("%")[0])
+    assert 99 <= measured <= 100
+    assert not exact.note
+
+
+def test_an_index_that_misses_too_much_is_not_used(faiss, monkeypatch):
+    """Noise has no lists: whichever of them are looked at, the nearest are in others."""
+    units = whitened(noise(8000, 48))
+    exact = nearest_neighbours(units, 4)
+    monkeypatch.setattr(search, "EXACT_UP_TO", 1000)
+    found = nearest_neighbours(units, 4)
+    assert "faiss finds only" in found.note
     assert np.array_equal(found.rows, exact.rows)
     assert np.array_equal(found.cosines, exact.cosines)
-    assert index.asked[0] == 16
-    assert index.asked[-1] == 64
+
+
+def test_rows_that_an_index_does_not_find_are_none():
+    found = search._without_own(np.array([[4, 0, 7], [-1, -1, -1], [2, -1, -1]]), np.arange(3), 2)
+    assert found.tolist() == [[4, 7], [-1, -1], [-1, -1]]
 
 
 def test_without_faiss_many_rows_are_compared_all_the_same(monkeypatch, caplog):
@@ -110,3 +113,17 @@ def test_without_faiss_many_rows_are_compared_all_the_same(monkeypatch, caplog):
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_rows_have_no_neighbours(count):
     assert (nearest_neighbours(whitened(noise(count, 3)), 4).rows == -1).all()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_square_of_the_rows():
+    """All products at once would be 10 GiB."""
+    code = (
+        "import resource, numpy as np\n"
+        "from featx.features.search import nearest_neighbours, whitened\n"
+        "rows = np.random.default_rng(0).normal(size=(50_000, 48)).astype(np.float32)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (rows.nbytes + 2**30,) * 2)\n"
+        "print(nearest_neighbours(whitened(rows), 8).rows.shape)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "(50000, 8)", run.stderr

@@ -57,12 +57,13 @@ def find_same(
     """
     step("Nearest images")
     rows = usable_rows(cache.features)
+    all_usable = len(rows) == len(cache)
     neighbours = nearest_neighbours(
-        whitened(cache.features[rows]),
+        whitened(cache.features if all_usable else cache.features[rows]),
         NUM_NEIGHBOURS,
         progress=lambda share: step(f"Nearest images, {share:.0%}"),
     )
-    notes = list(_left_out(cache, rows))
+    notes = [*_left_out(cache, rows), *filter(None, [neighbours.note])]
     pictures, runs, near = None, list[Run](), Links.none()
     try:
         pictures = Pictures.of(cache, source, step)

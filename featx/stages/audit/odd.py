@@ -16,6 +16,7 @@ from featx.stages.audit.pictures import Pictures
 _FAR = 4.0
 """Deviations of the logarithm of a distance from its median above which an image is far away."""
 _NORMAL = 1.4826  # of a normal distribution, deviation by median absolute deviation
+_BLOCK = 512
 _FEWEST = 50
 """Images below which none is called far from the others."""
 
@@ -34,7 +35,7 @@ def outlier_findings(
     """
     if len(rows) < _FEWEST or neighbours.rows.shape[1] == 0:
         return
-    distances = _distances(cache.features[rows], neighbours)
+    distances = _distances(cache.features, rows, neighbours)
     logs = np.log(np.maximum(distances, 1e-12))
     middle = np.median(logs)
     deviation = _NORMAL * np.median(np.abs(logs - middle))
@@ -48,17 +49,25 @@ def outlier_findings(
         )
 
 
-def _distances(features: np.ndarray, neighbours: Neighbours) -> np.ndarray:
+def _distances(features: np.ndarray, rows: np.ndarray, neighbours: Neighbours) -> np.ndarray:
     """Return the mean distance of each row to its neighbours, by standardised features."""
-    scale = features.std(axis=0, dtype=np.float64)
-    units = ((features - features.mean(axis=0)) / np.maximum(scale, 1e-12)).astype(np.float32)
-    sums, counts = np.zeros(len(features)), np.zeros(len(features))
-    for places in neighbours.rows.T:
-        there = np.flatnonzero(places >= 0)
-        steps = units[there] - units[places[there]]
-        sums[there] += np.linalg.norm(steps, axis=1)
-        counts[there] += 1
-    return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), 0.0))
+    sums, squares = np.zeros((2, features.shape[1]))
+    for start in range(0, len(rows), _BLOCK):
+        block = features[rows[start : start + _BLOCK]].astype(np.float64)
+        sums += block.sum(axis=0)
+        squares += np.square(block - features[rows[0]]).sum(axis=0)
+    shift = sums / len(rows) - features[rows[0]]
+    deviation = np.sqrt(np.maximum(squares / len(rows) - np.square(shift), 0))
+    weights = (1 / np.maximum(deviation, 1e-12)).astype(np.float32)
+    distances = np.zeros(len(rows))
+    for start in range(0, len(rows), _BLOCK):
+        places = neighbours.rows[start : start + _BLOCK]
+        there = places >= 0
+        own = features[rows[start : start + _BLOCK], None]
+        steps = np.linalg.norm((own - features[rows[places]]) * weights, axis=2)
+        counts = np.maximum(there.sum(axis=1), 1)
+        distances[start : start + _BLOCK] = (steps * there).sum(axis=1) / counts
+    return distances
 
 
 def quality_findings(pictures: Pictures) -> Iterator[Finding]:
