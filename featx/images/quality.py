@@ -36,11 +36,17 @@ def measure(image: Image.Image | np.ndarray) -> Quality:
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     shorter = min(picture.size)
     size = (min(picture.width, SIDE), min(picture.height, SIDE))
-    pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
-    flat = pixels.reshape(-1, 3)
-    middle = np.array([np.bincount(channel).argmax() for channel in flat.T], np.int16)
-    span = float(np.ptp(flat, axis=0).max())
-    plain = float((np.abs(flat - middle) <= max(_CLOSE * span, 1)).all(axis=1).mean())
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BOX)
+    pixels = np.asarray(picture)
+    counts = np.array(picture.histogram()).reshape(3, 256)
+    levels = np.arange(256)
+    reach = np.where(counts > 0, levels, np.array([[[256]], [[-1]]]))
+    span = float((reach[1].max(axis=1) - reach[0].min(axis=1)).max())
+    middle = counts.argmax(axis=1, keepdims=True)
+    close = np.abs(levels - middle) <= max(_CLOSE * span, 1)
+    near = close[0][pixels[..., 0]] & close[1][pixels[..., 1]] & close[2][pixels[..., 2]]
+    plain = np.count_nonzero(near) / near.size
     is_large = shorter >= LEAST_SIDE
     sharpness = _sharpness(pixels.mean(axis=2, dtype=np.float32)) if is_large else float("nan")
     return Quality(span, plain, sharpness, shorter)
