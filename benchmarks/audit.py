@@ -4,8 +4,9 @@
 
 Features are extracted into the working folder once, which takes some minutes, and kept there.
 Parts: copies, labels, planted-labels, planted-copies, similar, memory. What each measured last is
-kept there, too; ``--write`` puts all of it into the guide. A false find is one that the lists of known answers do not have: the lists of CIFAR-10's
-copies and label errors are of those that their authors looked at.
+kept there, too; ``--write`` puts all of it into the guide. A false find is one that the lists of
+known answers do not have: the lists of CIFAR-10's copies and label errors are of those that their
+authors looked at.
 """
 
 from __future__ import annotations
