@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from activations import cut_header, write_activations
 from commands import featx_cli
-from feature_files import make_columns
+from feature_files import InThisProcess, make_columns
 from headers import complete_header
 from PIL import Image
 
@@ -25,29 +25,13 @@ from featx.classifier.staleness import (
     staleness_of,
 )
 from featx.errors import ArtifactInvalid, ArtifactMismatch
-from featx.features.file import open_features, verify_features
+from featx.features.file import open_features
 from featx.features.records import RowLayout
 from featx.heads.head import Head, open_head, save_head
 from featx.heads.tasks import SINGLE_LABEL
 
 Row = tuple[str, str, str]
 """Name, label, split."""
-
-
-class VerifyHere:
-    """Stands in for the process that verifies a file."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __enter__(self) -> VerifyHere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run(self, path: Path) -> None:
-        verify_features(path)
 
 
 @pytest.fixture
@@ -59,7 +43,7 @@ def rows() -> list[Row]:
 @pytest.fixture
 def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], Path]:
     """Return a function that extracts features of a table's images; an image is its name."""
-    monkeypatch.setattr("featx.extraction.run.start_verifier", VerifyHere)
+    monkeypatch.setattr("featx.extraction.run.start_verifier", InThisProcess)
 
     def run(rows: list[Row]) -> Path:
         for name, _, _ in rows:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import featx_cli
-from PIL import Image
+from commands import draw_tinted, featx_cli
 
 from featx.backbones.cuts import list_cuts, main_cuts
 from featx.features.file import open_features
@@ -29,14 +28,7 @@ QUICK = ("--lr", "0.001", "--epochs", "1")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of two classes that differ in colour, in class folders."""
-    root, random = tmp_path_factory.mktemp("photos") / "photos", np.random.default_rng(0)
-    for name, tint in (("leaves", (0, 40, 0)), ("petals", (40, 0, 30))):
-        (root / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = random.integers(0, 215, (36, 40, 3)) + np.array(tint)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:02d}.png")
-    return root
+    return draw_tinted(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")

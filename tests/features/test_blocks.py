@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from feature_files import write_features
+from feature_files import flip, write_features
 
 import featx.features.blocks
 import featx.features.columns
@@ -101,14 +101,6 @@ def place(path: Path) -> int:
     """Where a byte of the features lies in the file."""
     with h5py.File(path) as file:
         return int(file["features"].id.get_chunk_info(5).byte_offset + 3)
-
-
-def flip(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 0x10]))
 
 
 def test_damage_from_before_shows_in_the_first_pass(path, place):

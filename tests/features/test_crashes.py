@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feature_files import batch_of, fake_source, fill, make_header, plan_of, publish_plan, verifier
+from feature_files import (
+    batch_of,
+    fake_source,
+    fill,
+    make_header,
+    plan_of,
+    publish_plan,
+    same_batch,
+    verifier,
+)
 
 from featx.errors import ArtifactError, FeatxError
 from featx.features import storage
@@ -33,15 +42,6 @@ CONTENTS: dict[str, bytes | None] = {
     "a": b"1", "b": b"bad", "c": b"3", "d": None, "e": b"5", "f": b"6", "g": b"bad", "h": b"bad",
     "i": b"bad", "j": b"10",
 }  # fmt: skip
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return (
-        (a.sample_ids, a.reasons) == (b.sample_ids, b.reasons)
-        and np.array_equal(a.stamps, b.stamps)
-        and np.array_equal(a.digests, b.digests)
-        and a.features.tobytes() == b.features.tobytes()
-    )
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def assert_kept(path: Path, batches: list[Batch]) -> None:
         found = list(journal.batches())
         assert len(found) >= len(batches)
         for expected, batch in zip(batches, found, strict=False):
-            assert same(expected, batch)
+            assert same_batch(expected, batch)
         if batches and journal.num_rows:
             rows = np.concatenate([batch.features for batch in found])
             assert journal.rows(np.arange(len(rows)))[0].tobytes() == rows.tobytes()
@@ -378,7 +378,7 @@ def test_every_prefix_and_every_torn_write_gives_the_whole_batches(tmp_path, dis
             path.with_name("g.h5.partial").write_bytes(torn)
             found_settings, found = recovered(path)
             assert len(found) == whole, (number, cut)
-            assert all(same(a, b) for a, b in zip(batches, found, strict=False))
+            assert all(same_batch(a, b) for a, b in zip(batches, found, strict=False))
             assert found_settings == (settings if number or whole else None)
             tried += 1
     assert tried > 200
@@ -448,11 +448,11 @@ def test_a_power_failure_costs_only_what_was_not_synced(tmp_path, disk, monkeypa
         log.write_bytes(after_power_loss(disk, num_calls, random))
         found_settings, found = recovered(path)
         assert len(found) >= num_synced(disk, num_calls)
-        assert all(same(a, b) for a, b in zip(batches, found, strict=False))
+        assert all(same_batch(a, b) for a, b in zip(batches, found, strict=False))
         assert found_settings in (None, settings)
         lost += len(found) < sum(calls <= num_calls for calls in disk.committed)
         append_all(path, batches[len(found) :], Disk(), settings)
-        assert all(same(a, b) for a, b in zip(recovered(path)[1], batches, strict=True))
+        assert all(same_batch(a, b) for a, b in zip(recovered(path)[1], batches, strict=True))
     assert lost or sync_every == 1  # the model does fail sometimes
 
 
@@ -486,7 +486,7 @@ def test_power_failures_one_after_another(tmp_path, disk, monkeypatch):
             _, found = recovered(path)
             disk.is_noting = True
             assert len(found) >= safe
-            assert all(same(a, b) for a, b in zip(batches, found, strict=False))
+            assert all(same_batch(a, b) for a, b in zip(batches, found, strict=False))
 
 
 def test_a_power_failure_before_the_first_sync_leaves_no_work_to_the_user(tmp_path, disk):
@@ -533,7 +533,7 @@ def test_a_power_failure_never_brings_back_rows_of_other_settings(
         seed = None if found_settings is None else found_settings["seed"]
         seen.add(seed)
         expected = {None: [], 0: old, 1: new}[seed]
-        assert all(same(a, b) for a, b in zip(expected, found, strict=False)), trial
+        assert all(same_batch(a, b) for a, b in zip(expected, found, strict=False)), trial
         assert len(found) <= len(expected)
     assert seen >= {0, 1}
 

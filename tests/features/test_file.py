@@ -24,6 +24,7 @@ from feature_files import (
     batch_of,
     make_columns,
     make_samples,
+    replace_column,
     set_header,
     verifier,
     with_details,
@@ -448,13 +449,6 @@ def test_a_header_with_another_row_count(published, num_rows):
 
 
 # --- columns ------------------------------------------------------------------------------------
-
-
-def replace_column(path: Path, name: str, **dataset: Any) -> None:
-    with h5py.File(path, "r+") as file:
-        del file[name]
-        if dataset:
-            file.create_dataset(name, **dataset)
 
 
 @pytest.mark.parametrize("name", COLUMNS)

@@ -8,14 +8,13 @@ import threading
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import h5py
 import numpy as np
 import pytest
 from activations import cut_header, values_of, write_activations
-from feature_files import set_header, with_details
+from feature_files import flip, replace_column, set_header, with_details
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,13 +48,6 @@ def refused(path: Path, match: str) -> None:
 def header_of(path: Path) -> Header:
     with h5py.File(path) as file:
         return read_header(file, path)
-
-
-def replace_column(path: Path, name: str, **dataset: Any) -> None:
-    with h5py.File(path, "r+") as file:
-        del file[name]
-        if dataset:
-            file.create_dataset(name, **dataset)
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -279,14 +271,6 @@ def test_any_changed_byte_of_the_views_is_noticed_at_opening(data, tmp_path_fact
         reading_activations(open_features(path, features_later=True)),
     ):
         pass
-
-
-def flip(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 0x10]))
 
 
 def read_all(cache: FeatureFile, activations: Activations) -> None:

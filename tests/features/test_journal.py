@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_files import batch_of, descriptors_in, file_size_limit
+from feature_files import batch_of, descriptors_in, file_size_limit, same_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,15 +23,6 @@ from featx.features.journal import Journal, read_progress, read_settings
 from featx.features.records import Batch, RowLayout, record
 
 SETTINGS = {"spec": "ä", "num_samples": 9}
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    return (
-        (a.sample_ids, a.reasons) == (b.sample_ids, b.reasons)
-        and np.array_equal(a.stamps, b.stamps)
-        and np.array_equal(a.digests, b.digests)
-        and a.features.tobytes() == b.features.tobytes()
-    )
 
 
 def named(sizes: Sequence[int]) -> list[list[str]]:
@@ -76,7 +67,7 @@ def test_what_was_appended_is_there_now_and_after_reopening(sizes, reopened_afte
                 assert journal.settings == SETTINGS
                 assert (journal.num_images, journal.num_rows) == (sum(sizes), len(rows))
                 for found, batch in zip(journal.batches(), batches, strict=True):
-                    assert equal(found, batch)
+                    assert same_batch(found, batch)
                 if len(rows):
                     found_rows = journal.rows(wanted.astype(np.int64))
                     assert found_rows.features.tobytes() == rows[wanted.astype(int)].tobytes()
@@ -368,7 +359,7 @@ def test_a_full_disk_is_an_artifact_error_and_keeps_what_was_said(tmp_path, batc
     assert os.listdir(tmp_path) == ["f.h5.partial"]
     assert descriptors_in(tmp_path) == []
     with Journal(tmp_path / "f.h5", layout=RowLayout((8,))) as journal:
-        assert all(equal(a, b) for a, b in zip(journal.batches(), said, strict=True))
+        assert all(same_batch(a, b) for a, b in zip(journal.batches(), said, strict=True))
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):

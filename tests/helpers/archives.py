@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from featx.images.sources.sample import FileSource
+
 
 def pack(root: Path, path: Path, *, inside: str = "") -> Path:
     """Pack what lies in a folder, empty folders too, under a folder ``inside`` the archive."""
@@ -66,3 +68,11 @@ def mutated(original: bytes, rng: random.Random) -> bytes:
         else:
             content[start:start] = rng.randbytes(length)
     return bytes(content)
+
+
+def listed(source: FileSource) -> list[tuple[str, str | None, str]]:
+    """Return id, class name and split of each sample."""
+    return [
+        (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
+        for s in source.samples
+    ]

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from feature_files import InThisProcess
+from feature_files import publish_batch
 from headers import complete_header
 
 from featx.backbones.spec import BackboneSpec
-from featx.features.journal import Journal
-from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch, RowLayout
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
@@ -71,20 +69,9 @@ def write_cache(
     stamps, digests = np.zeros((count, 3), dtype=np.int64), np.zeros((count, 16), dtype=np.uint8)
     if contents is not None:
         digests[:, -8:] = np.asarray(contents).astype(">u8").view(np.uint8).reshape(-1, 8)
-    with Journal(path, layout=RowLayout((features.shape[1],), num_views=num_views)) as journal:
-        journal.begin({})
-        journal.append(Batch(names, stamps, digests, ("",) * count, features, views))
-        publish_features(
-            path,
-            header,
-            ExistingRows(None, journal),
-            samples=samples,
-            rows=np.arange(count),
-            verifier=InThisProcess(),
-            overwrite=overwrite,
-        )
-        journal.remove()
-    return path
+    batch = Batch(names, stamps, digests, ("",) * count, features, views)
+    layout = RowLayout((features.shape[1],), num_views=num_views)
+    return publish_batch(path, header, samples, batch, layout, overwrite=overwrite)
 
 
 def separable(num_rows: int = 150, num_features: int = 6, seed: int = 0) -> dict[str, np.ndarray]:

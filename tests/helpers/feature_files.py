@@ -128,6 +128,59 @@ def write_features(
     return written
 
 
+def publish_batch(
+    path: Path,
+    header: Header,
+    samples: Sequence[Sample],
+    batch: Batch,
+    layout: RowLayout,
+    *,
+    overwrite: bool = True,
+) -> Path:
+    """Publish a file whose rows are one batch, in its order."""
+    with Journal(path, layout=layout) as journal:
+        journal.begin({})
+        journal.append(batch)
+        publish_features(
+            path,
+            header,
+            ExistingRows(None, journal),
+            samples=samples,
+            rows=np.arange(len(samples)),
+            verifier=InThisProcess(),
+            dtype=layout.dtype,
+            overwrite=overwrite,
+        )
+        journal.remove()
+    return path
+
+
+def same_batch(a: Batch, b: Batch) -> bool:
+    return (
+        (a.sample_ids, a.reasons) == (b.sample_ids, b.reasons)
+        and np.array_equal(a.stamps, b.stamps)
+        and np.array_equal(a.digests, b.digests)
+        and a.features.tobytes() == b.features.tobytes()
+    )
+
+
+def replace_column(path: Path, name: str, **dataset: Any) -> None:
+    """Make a column of a file anew, or leave it out."""
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if dataset:
+            file.create_dataset(name, **dataset)
+
+
+def flip(path: Path, place: int) -> None:
+    """Change a bit of the byte at a place."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 0x10]))
+
+
 @pytest.fixture
 def values() -> np.ndarray:
     """The features of ``published``, (60, 8) float32."""

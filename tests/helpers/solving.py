@@ -97,3 +97,14 @@ fit_mlp = called_with_arrays(mlp.fit_mlp)
 def eigenbasis_of(features: np.ndarray) -> Eigenbasis:
     basis, _ = build_eigenbasis(data_of(features, np.zeros(len(features), np.int64), 1))
     return basis
+
+
+def samples_of(
+    num_samples: int, num_features: int, num_classes: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make features and labels of classes that overlap, as many samples of each."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(num_samples) % num_classes
+    centres = random.normal(size=(num_classes, num_features))
+    features = centres[labels] + random.normal(size=(num_samples, num_features))
+    return (3 * features + 5).astype(np.float32), labels

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from feature_files import InThisProcess
+from feature_files import publish_batch
 from PIL import Image
 
 from featx.backbones.network import build_network
@@ -17,8 +17,6 @@ from featx.backbones.tails import tail_shapes
 from featx.backbones.weights import open_origin
 from featx.classifier.tails import features_through
 from featx.features.file import open_features
-from featx.features.journal import Journal
-from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch, RowLayout
 from featx.heads.head import Head, save_head
 from featx.images.preprocess import preprocess
@@ -74,22 +72,9 @@ def write_cut(
     ]
     flat = rows.reshape(len(rows), -1).astype(dtype)
     views = np.repeat(flat[:, None], num_views, axis=1) if num_views else None
-    with Journal(path, layout=layout) as journal:
-        journal.begin({})
-        reasons = ("",) * len(file)
-        journal.append(Batch(file.sample_ids, file.stamps, file.digests, reasons, flat, views))
-        publish_features(
-            path,
-            header,
-            ExistingRows(None, journal),
-            samples=samples,
-            rows=np.arange(len(file)),
-            verifier=InThisProcess(),
-            dtype=dtype,
-            overwrite=True,
-        )
-        journal.remove()
-    return path
+    reasons = ("",) * len(file)
+    batch = Batch(file.sample_ids, file.stamps, file.digests, reasons, flat, views)
+    return publish_batch(path, header, samples, batch, layout)
 
 
 def write_tuned(

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from feature_files import InThisProcess
+from feature_files import publish_batch
 from headers import complete_header
 
 from featx.backbones.network import Network, build_network
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.weights import Weights, open_origin
-from featx.features.journal import Journal
-from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch, RowLayout
 from featx.images.preprocess import PreprocessSpec
 from featx.images.sources import SPLITS, Sample
@@ -102,17 +100,4 @@ def write_activations(
         activations(images),
         np.stack(views, axis=1) if views else None,
     )
-    with Journal(path, layout=RowLayout(spec.row_shape, dtype, num_views)) as journal:
-        journal.begin({})
-        journal.append(batch)
-        publish_features(
-            path,
-            header,
-            ExistingRows(None, journal),
-            samples=samples,
-            rows=np.arange(count),
-            verifier=InThisProcess(),
-            overwrite=True,
-        )
-        journal.remove()
-    return path
+    return publish_batch(path, header, samples, batch, RowLayout(spec.row_shape, dtype, num_views))

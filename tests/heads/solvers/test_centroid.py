@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from solving import fit_centroid
+from solving import fit_centroid, samples_of
 
 from featx.heads.head import apply_layers
 from featx.heads.samples.folds import divide
-
-
-def samples_of(
-    num_samples: int, num_features: int, num_classes: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    labels = np.arange(num_samples) % num_classes
-    centres = random.normal(size=(num_classes, num_features))
-    features = centres[labels] + random.normal(size=(num_samples, num_features))
-    return (3 * features + 5).astype(np.float32), labels
 
 
 def cosines(

@@ -8,22 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import top1
 from sklearn.linear_model import Ridge
-from solving import fit_ridge
+from solving import fit_ridge, samples_of
 
 from featx.heads.head import apply_layers
 from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import divide
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
-
-
-def samples_of(
-    num_samples: int, num_features: int, num_classes: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    labels = np.arange(num_samples) % num_classes
-    centres = random.normal(size=(num_classes, num_features))
-    features = centres[labels] + random.normal(size=(num_samples, num_features))
-    return (3 * features + 5).astype(np.float32), labels
 
 
 def reference(

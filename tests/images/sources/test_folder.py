@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from archives import listed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from featx.images.decode import decode_image
 from featx.images.sources import NO_FILE, entries
 from featx.images.sources.entries import EXTENSIONS
 from featx.images.sources.folder import list_images, open_folder
-from featx.images.sources.sample import FileSource
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -29,14 +29,6 @@ def touch(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(os.fsencode(name))
     return root
-
-
-def listed(source: FileSource) -> list[tuple[str, str | None, str]]:
-    """Return id, class name and split of each sample."""
-    return [
-        (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
-        for s in source.samples
-    ]
 
 
 class TestLayouts:

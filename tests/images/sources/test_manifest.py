@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from archives import listed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,13 +25,6 @@ def write(folder: Path, content: str | bytes, name: str = "images.csv") -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-
-def listed(source: FileSource) -> list[tuple[str, str | None, str]]:
-    return [
-        (s.sample_id, source.classes[s.label] if s.label >= 0 else None, s.split)
-        for s in source.samples
-    ]
 
 
 def refused(folder: Path, content: str | bytes, message: str, name: str = "images.csv") -> None:
