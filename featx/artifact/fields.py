@@ -36,6 +36,8 @@ _MAX_VALUES = 2**31
 _MAX_CUT_VALUES = 2**28
 """Of one image's activations at a cut: a gigabyte in float32."""
 _INT64 = whole(-(2**63), 2**63 - 1)
+_TAKES = {"input": text("image", "crop", "tensor"), "outputs": list_of(text())}
+_FIXED = {"image_shape": list_of(whole(1), length=2), "batch": whole(1)}
 _COLUMNS = ("features", "labels", "splits", "sample_ids", "digests", "stamps")
 
 
@@ -383,15 +385,12 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             **_of_task(task, num_outputs),
         },
         {
-            "contract": nullable(
-                record({"input": text("image", "crop", "tensor"), "outputs": list_of(text())})
-            ),
-            "precision": text(),
+            "contract": nullable(record(_TAKES, _FIXED)),
             "opset": whole(1),
             "head": _choice,
             "made_from": _MADE_FROM,
             "views": _VIEWS_SPEC,
-            **dict.fromkeys(("held_out", "stale", "licence"), text()),
+            **dict.fromkeys(("held_out", "stale", "licence", "precision", "runtime"), text()),
             "trained_on": _ROW_SET,
             "unknown_below": _SHARE,
             "proof": nullable(_proof(task, num_outputs)),

@@ -3,10 +3,15 @@
 contract     inputs and outputs
 graph        building it from the nodes before the trunk, the backbone's trunk, and the head
 image_nodes  resize, crop and arithmetic on pixels
+fixed_resize resize and crop of images of one shape, for runtimes that resize otherwise
+folding      constants in place of shapes that are known
+runtimes     what runs exported files, and what each needs
 seal         the sealed header, read from the bytes of a file
 hub          models of Hugging Face's hub, fetched to a cache: hf:USER/NAME
 session      opening it and running it over images (ONNX Runtime, no torch)
-proof        comparing file and head on real images; its reference images, known by content
+providers    execution providers: asked for, here, started
+proof        comparing file and head on real images
+references   reference images of a proof, known by content
 answers      answers as cells of a table
 prediction   the answers for images
 tails        features of a feature file through the network behind its cut

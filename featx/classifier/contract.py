@@ -9,13 +9,20 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, ImageError
 from featx.heads.tasks import SINGLE_LABEL, Task
-from featx.images.preprocess import PreprocessSpec, border_colour, preprocess
+from featx.images.preprocess import (
+    MAX_ASPECT_RATIO,
+    PreprocessSpec,
+    border_colour,
+    preprocess,
+)
 
 Input = Literal["image", "crop", "tensor"]
 
 MAX_TOP_K = 1000
+MAX_SIDE, MAX_BATCH = 8192, 1024
+"""Of files for one shape of image and one number of images."""
 _TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
 _CHOICES = ("logits", "probabilities", "values", "features")
 _OF_CLASSES = ("logits", "probabilities")
@@ -69,14 +76,18 @@ class Contract:
             most probable classes), in this order; of a regression ``"values"`` and
             ``"features"``.
         task: What the head answers.
+        image_shape: Height and width, pixels, of the only images it takes; None takes any.
+        batch: How many images it takes at once; None takes any number.
 
     Raises:
-        ConfigError: A name is unknown, occurs twice, or is missing.
+        ConfigError: A name is unknown, occurs twice, or is missing; or a size is out of range.
     """
 
     input: Input = "image"
     outputs: tuple[str, ...] = _OF_CLASSES
     task: Task = SINGLE_LABEL
+    image_shape: tuple[int, int] | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.input not in get_args(Input):
@@ -88,6 +99,27 @@ class Contract:
             raise ConfigError(f"an output is named twice: {', '.join(self.outputs)}.")
         ordered = sorted(self.outputs, key=_rank)
         object.__setattr__(self, "outputs", tuple(ordered))
+        self._require_sizes()
+
+    def _require_sizes(self) -> None:
+        if self.batch is not None and self.batch not in range(1, MAX_BATCH + 1):
+            raise ConfigError(f"batch must be 1 to {MAX_BATCH}; got {self.batch}.")
+        if self.image_shape is None:
+            return
+        if self.input != "image":
+            raise ConfigError(
+                f"image_shape is for input='image'; input='{self.input}' has a fixed size already."
+            )
+        sides = self.image_shape
+        if len(sides) != 2 or not all(side in range(1, MAX_SIDE + 1) for side in sides):
+            raise ConfigError(
+                f"image_shape must be height and width, 1 to {MAX_SIDE} pixels each; got {sides}."
+            )
+        if max(sides) > MAX_ASPECT_RATIO * min(sides):
+            raise ConfigError(
+                f"image_shape is too narrow: one side may be at most {MAX_ASPECT_RATIO} times the "
+                f"other; got {sides}."
+            )
 
     @property
     def input_name(self) -> str:
@@ -123,7 +155,9 @@ class Contract:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as JSON values."""
-        return {"input": self.input, "outputs": list(self.outputs)}
+        sizes = {"image_shape": self.image_shape and list(self.image_shape), "batch": self.batch}
+        fixed = {name: value for name, value in sizes.items() if value is not None}
+        return {"input": self.input, "outputs": list(self.outputs)} | fixed
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None, *, task: Task = SINGLE_LABEL) -> Contract:
@@ -131,23 +165,29 @@ class Contract:
         if values is None:
             return cls().for_task(task)
         try:
-            return cls(values["input"], tuple(values["outputs"])).for_task(task)
+            found = cls(values["input"], tuple(values["outputs"]), batch=values.get("batch"))
+            shape = values.get("image_shape")
+            return replace(found, image_shape=shape and tuple(shape)).for_task(task)
         except (KeyError, TypeError) as err:
             raise ConfigError(f"not a contract ({err}).") from err
 
     def input_value(self, spec: PreprocessSpec) -> Value:
         """Return the input."""
         size = spec.image_size
+        sides = "of this" if self.image_shape else "any"
         words = {
-            "image": "RGB, 0 to 255, any height and width, neither resized nor normalised (the "
-            "graph does both)",
+            "image": f"RGB, 0 to 255, {sides} height and width, neither resized nor normalised "
+            "(the graph does both)",
             "crop": "RGB, 0 to 255, resized and cropped, not normalised (the graph does that)",
             "tensor": "channels R, G, B; resized, cropped and normalised",
         }
+        batch = self.batch or "batch"
         if self.input == "tensor":
-            return Value("tensor", "float32", ("batch", 3, size, size), words["tensor"])
-        shape = ("height", "width") if self.input == "image" else (size, size)
-        return Value("image", "uint8", ("batch", *shape, 3), words[self.input])
+            return Value("tensor", "float32", (batch, 3, size, size), words["tensor"])
+        shape: tuple[int | str, ...] = self.image_shape or ("height", "width")
+        if self.input == "crop":
+            shape = (size, size)
+        return Value("image", "uint8", (batch, *shape, 3), words[self.input])
 
     def output_values(self, *, num_classes: int, num_features: int) -> tuple[Value, ...]:
         """Return the outputs in the graph's order.
@@ -156,7 +196,8 @@ class Contract:
             ConfigError: ``top-K`` asks for more classes than there are.
         """
         columns = "columns in the order of the metadata entry 'classes'"
-        per_class = ("batch", num_classes)
+        batch = self.batch or "batch"
+        per_class = (batch, num_classes)
         squashed = _SQUASHED.get(self.task.activation or "")
         values = {
             "logits": Value("logits", "float32", per_class, f"unnormalised scores, {columns}"),
@@ -167,7 +208,7 @@ class Contract:
             "features": Value(
                 "features",
                 "float32",
-                ("batch", num_features),
+                (batch, num_features),
                 "of the backbone, which the head reads",
             ),
         }
@@ -177,8 +218,8 @@ class Contract:
                 raise ConfigError(f"top-{k} was asked for, but there are {num_classes} classes.")
             best = f"of the {k} most probable classes, best first"
             found += [
-                Value("top_scores", "float32", ("batch", k), f"probabilities {best}"),
-                Value("top_classes", "int64", ("batch", k), f"indices into 'classes' {best}"),
+                Value("top_scores", "float32", (batch, k), f"probabilities {best}"),
+                Value("top_classes", "int64", (batch, k), f"indices into 'classes' {best}"),
             ]
         return tuple(found)
 
@@ -194,7 +235,17 @@ class Contract:
         """Return one RGB image ``(height, width, 3)`` uint8 as the file takes it.
 
         That is itself; or the crop ``(size, size, 3)`` uint8; or ``(3, size, size)`` float32.
+
+        Raises:
+            ImageError: The file takes images of one shape, and this one has another.
         """
+        if self.image_shape is not None and self.image_shape != pixels.shape[:2]:
+            height, width = pixels.shape[:2]
+            raise ImageError(
+                f"{width}×{height} pixels",
+                f"the model takes images of {self.image_shape[1]}×{self.image_shape[0]} pixels "
+                f"alone; this one has {width}×{height}.",
+            )
         if self.input == "image":
             return pixels
         crop = preprocess(pixels, spec)

@@ -25,6 +25,8 @@ from featx.backbones.graph_builder import (
 )
 from featx.backbones.seal import SEAL_BYTES, unwanted_parts
 from featx.classifier.contract import Contract, Value
+from featx.classifier.fixed_resize import add_fixed_geometry
+from featx.classifier.folding import fold_constants
 from featx.classifier.image_nodes import TENSOR, add_arithmetic, add_geometry
 from featx.classifier.seal import seal
 from featx.errors import ExportError
@@ -32,6 +34,8 @@ from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec
 
 MAX_BYTES = 2**31 - 1
+IR_VERSIONS = {18: 8, 19: 9, 20: 9}
+"""The oldest version that has each opset: runtimes of that time refuse later ones."""
 _RESULTS = ("logits", "probabilities", "values", "top_scores", "top_classes")
 _TYPES = {
     "uint8": TensorProto.UINT8,
@@ -87,13 +91,15 @@ def build_classifier(
     forget_origin(graph)
     graph.doc_string = text
     graph.input.append(_declared(source))
-    # The oldest version that has the opset: runtimes of that time refuse later ones.
-    ir_version = helper.find_min_ir_version_for(backbone.opset_import, ignore_unknown=True)
+    opset = next(each.version for each in backbone.opset_import if not each.domain)
+    ir_version = IR_VERSIONS[opset]
     model = helper.make_model(graph, opset_imports=backbone.opset_import, ir_version=ir_version)
     model.functions.extend(backbone.functions)
     model.producer_name = "featx"
     model.doc_string = text
     _require_one_file(model)
+    if contract.batch:
+        fold_constants(model)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
@@ -123,7 +129,11 @@ def _add_backbone(
     pixels = contract.input_name
     if contract.input == "image":
         pixels = "featx_pixels"
-        add_geometry(builder, spec, image=contract.input_name, output=pixels)
+        if contract.image_shape:
+            shape = contract.image_shape
+            add_fixed_geometry(builder, spec, image="image", output=pixels, shape=shape)
+        else:
+            add_geometry(builder, spec, image=contract.input_name, output=pixels)
     if contract.input != "tensor":
         add_arithmetic(builder, graph, spec, pixels=pixels, fold=not half)
     builder.nodes.extend(graph.node)

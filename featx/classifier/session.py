@@ -6,10 +6,11 @@ import ctypes
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +21,7 @@ from featx.backbones.engines import default_batch_size, session_options
 from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.hub import MAX_BYTES, local_model
+from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY
 from featx.errors import ArtifactInvalid, ConfigError, ImageError, first_line
 from featx.heads.tasks import Task, task_of
@@ -27,10 +29,6 @@ from featx.images.preprocess import PreprocessSpec, resized_square
 from featx.images.reading import num_cores
 
 R = TypeVar("R")
-Provider = str | tuple[str, Mapping[str, Any]]
-"""A name, ``"CUDAExecutionProvider"``, or a name and options, ``("…", {"device_id": 1})``."""
-
-_CPU = "CPUExecutionProvider"
 _MAX_BATCH = 16
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
 
@@ -82,7 +80,10 @@ class Classifier:
         )
         self._names = [value.name for value in self._outputs]
         size = preprocess.image_size
-        self.batch_size = min(default_batch_size("onnxruntime", size), _MAX_BATCH)
+        usual = min(default_batch_size("onnxruntime", size), _MAX_BATCH)
+        self.batch_size = contract.batch or usual
+        if contract.image_shape:  # a JPEG that is decoded scaled would have another one
+            self.preprocess = replace(preprocess, decode="full")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,6 +105,11 @@ class Classifier:
         """Whether there are logits or probabilities of all classes."""
         return bool({"logits", "probabilities"} & set(self._names))
 
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers that run it, in the order that operators are given to them."""
+        return list(self._session.get_providers())
+
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Return one raw image, RGB ``(height, width, 3)`` uint8, as one of a batch of ``run``."""
         return self.contract.prepare(pixels, self.preprocess)
@@ -112,8 +118,10 @@ class Classifier:
         """Return one decoded image, resized and cropped by Pillow, as one of a batch of ``run``.
 
         That is exact, cheaper for large photos than the file's own resize, and gives images of all
-        sizes to the graph in one batch.
+        sizes to the graph in one batch. A file for images of one shape takes the image itself.
         """
+        if self.contract.image_shape:
+            return self.prepare(np.asarray(image))
         return self.prepare(resized_square(image, self.preprocess))
 
     def require_contract(self) -> None:
@@ -146,7 +154,8 @@ class Classifier:
         Args:
             inputs: A batch of what the contract takes: ``(batch, height, width, 3)`` uint8 for
                 images of one size, ``(batch, size, size, 3)`` uint8 for crops,
-                ``(batch, 3, size, size)`` float32 for tensors.
+                ``(batch, 3, size, size)`` float32 for tensors. A file of a fixed batch is run as
+                often as it takes.
 
         Raises:
             ConfigError: The array is of another type or shape, or an image has no pixels.
@@ -162,6 +171,8 @@ class Classifier:
                 f"images must be {wanted.dtype} of shape ({shape}); "
                 f"got {inputs.dtype} {inputs.shape}."
             )
+        if (batch := self.contract.batch) and len(inputs) != batch:
+            return self._run_in_batches(inputs, batch)
         try:
             values = self._session.run(self._names, {wanted.name: np.ascontiguousarray(inputs)})
         except Exception as err:  # ONNX Runtime's errors have no common base below Exception
@@ -177,6 +188,16 @@ class Classifier:
                     "damaged, or was never one of featx's; export it again.",
                 )
         return dict(zip(self._names, values, strict=True))
+
+    def _run_in_batches(self, inputs: np.ndarray, size: int) -> dict[str, np.ndarray]:
+        """Return the outputs of any number of images, the last batch filled up with zeros."""
+        missing = -len(inputs) % size if len(inputs) else size
+        filled = np.pad(inputs, [(0, missing), *[(0, 0)] * (inputs.ndim - 1)])
+        parts = [self.run(filled[start : start + size]) for start in range(0, len(filled), size)]
+        return {
+            name: np.concatenate([part[name] for part in parts])[: len(inputs)]
+            for name in self._names
+        }
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Return logits or a regression's values, ``(batch, num_classes)`` float32; as ``run``.
@@ -280,7 +301,7 @@ def load_classifier(
     """Return the classifier of a file's content; as ``open_classifier``."""
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1; got {threads}.")
-    wanted = require_providers(providers)
+    wanted = require_providers(providers, available_providers())
     _require_own_content(content, path, verify=verify)
     session = _start(content, path, threads, wanted)
     try:
@@ -353,7 +374,7 @@ def _start(
             path, f"'{path}' is not an ONNX model that runs: {first_line(err)}"
         ) from err
     _open_sessions.add(session)
-    require_started(session, providers)
+    require_started(session.get_providers(), providers)
     return session
 
 
@@ -367,34 +388,3 @@ def _has_shape(found: Sequence[object], value: Value) -> bool:
 def available_providers() -> list[str]:
     """Return the execution providers of the ONNX Runtime that is installed."""
     return list(ort.get_available_providers())
-
-
-def require_providers(providers: Sequence[Provider] | None) -> list[Provider]:
-    """Return the providers as ONNX Runtime takes them, the CPU where there are none."""
-    if providers is None:
-        return [_CPU]
-    if isinstance(providers, str) or not providers:
-        raise ConfigError(f"providers must be a list of names, at least one; got {providers!r}.")
-    available = available_providers()
-    for name in map(_provider_name, providers):
-        if name not in available:
-            raise ConfigError(
-                f"ONNX Runtime has no provider {name!r} here. It has {', '.join(available)}; "
-                "others come with other builds of it, CUDAExecutionProvider with onnxruntime-gpu."
-            )
-    return list(providers)
-
-
-def require_started(session: ort.InferenceSession, providers: Sequence[Provider]) -> None:
-    """Refuse a session that goes without a provider, as one does whose libraries are missing."""
-    started = session.get_providers()
-    for name in map(_provider_name, providers):
-        if name not in started:
-            raise ConfigError(
-                f"The provider '{name}' does not start here: its driver or libraries are missing "
-                f"or of another version. Started: {', '.join(started)}."
-            )
-
-
-def _provider_name(provider: Provider) -> Any:
-    return provider[0] if isinstance(provider, tuple) and provider else provider

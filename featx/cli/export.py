@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from click.core import ParameterSource
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import (
+    describe_fixed,
     human_bytes,
     human_seconds,
     next_command,
@@ -23,6 +25,20 @@ from featx.errors import counted
 
 if TYPE_CHECKING:
     from featx.stages.export import ExportOptions
+
+
+class Shape(click.ParamType[tuple[int, int]]):
+    """Height and width, as ``480x640``."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", str(value))
+        if match is None:
+            self.fail(f"expected height and width like 480x640; got {value!r}.", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 @click.command(cls=Command)
@@ -77,9 +93,24 @@ if TYPE_CHECKING:
 @click.option(
     "--opset",
     type=click.IntRange(18, 20),
-    default=20,
-    show_default=True,
-    help="Version of the ONNX operators; older runtimes may need 18.",
+    help="Version of the ONNX operators; older runtimes may need 18.  [20, or what --for reads]",
+)
+@click.option(
+    "--for",
+    "runtime",
+    metavar="RUNTIME",
+    help="What will run the file: tract, opencv, openvino, onnxruntime==1.17. A file that it "
+    "cannot run is refused.",
+)
+@click.option(
+    "--image-shape",
+    type=Shape(),
+    metavar="HxW",
+    help="Height and width of the only images that the file takes, 480x640 for one, where other "
+    "runtimes than ONNX Runtime get whole images.  [any]",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="How many images it takes at once.  [any number]"
 )
 @click.option(
     "--atol", type=float, help="Largest logit difference allowed.  [2 % of the logits' spread]"
@@ -146,6 +177,8 @@ def _write_onnx(head: Path, output: Path, export_options: ExportOptions, *, quie
         "model": f"{human_bytes(report.num_bytes)}, {details['contract']['input']} → {outputs}, "
         f"{len(report.header.classes)} {things}, {details['precision']}"
     }
+    if takes := describe_fixed(details):
+        fields["takes"] = takes
     if "stale" in details:
         fields["stale"] = details["stale"]
     fields |= proof_fields(details["proof"])

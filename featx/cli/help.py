@@ -56,7 +56,10 @@ _OWN_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         **_GROUPS,
     },
     "export": {
-        "What the file takes and gives": ("input", "outputs", "precision", "opset"),
+        "What the file takes and gives": (
+            *("input", "outputs", "precision"),
+            *("runtime", "image_shape", "batch", "opset"),
+        ),
         "Proof": ("features", "source", "weights", "atol", "max_drop", "max_images", "no_verify"),
         "Output": ("state_dict", "with_names", *_OUTPUT),
     },

@@ -13,6 +13,7 @@ from featx.cli import options
 from featx.cli.head_text import data_fields, describe_classes, head_fields, print_path
 from featx.cli.help import Command
 from featx.cli.output import (
+    describe_fixed,
     human_bytes,
     print_fields,
     print_json,
@@ -193,6 +194,8 @@ def _model_fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
     contract = Contract.from_dict(header.details.get("contract"), task=task)
     precision, opset = header.details.get("precision", "fp32"), header.details.get("opset", 20)
     yield "contract", f"{contract.input} → {', '.join(contract.outputs)}"
+    if takes := describe_fixed(header.details):
+        yield "takes", takes
     yield "graph", f"{count_nodes(path.read_bytes()):,} nodes, opset {opset}, {precision}"
     if "stale" in header.details:
         yield "stale", header.details["stale"]

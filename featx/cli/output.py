@@ -182,6 +182,17 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
     return fields
 
 
+def describe_fixed(details: Mapping[str, Any]) -> str:
+    """Describe what a model takes alone, and what it was made for; empty where it takes any."""
+    contract, runtime = details.get("contract") or {}, details.get("runtime")
+    parts = []
+    if shape := contract.get("image_shape"):
+        parts.append(f"images of {shape[1]}×{shape[0]} pixels alone")
+    if batch := contract.get("batch"):
+        parts.append(f"{counted(batch, 'image')} at once")
+    return ", ".join(parts) + (f"{'; ' if parts else ''}made for {runtime}" if runtime else "")
+
+
 def short_measure(accuracy: Mapping[str, Any]) -> str:
     """Return the name of the measure of a proof's accuracy, in a word or two."""
     long = accuracy.get("measure", "accuracy")

@@ -36,6 +36,11 @@ def edge_cases(pixels: np.ndarray, *, image_size: int) -> dict[str, np.ndarray]:
     return found
 
 
+def in_shape(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return an image ``(height, width, 3)`` uint8 resized to a height and width."""
+    return np.asarray(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
 def rotated_by_exif(pixels: np.ndarray) -> np.ndarray:
     """Return an image read from a file in which it lies on its side, marked so by EXIF."""
     exif = Image.Exif()

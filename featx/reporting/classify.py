@@ -107,6 +107,12 @@ def _output_of(model: Classifier) -> str:
             f"'{model.path}' takes '{model.contract.input}'; a page needs a model that takes whole "
             "images. Export it with input='image', the default."
         )
+    if model.contract.image_shape or (model.contract.batch or 1) > 1:
+        raise ConfigError(
+            f"'{model.path}' was exported for images of one shape or for several at once; a page "
+            "needs a model that takes one image of any shape. Export it without image_shape=… and "
+            "batch=…."
+        )
     wanted = ("values",) if model.task.name == "regression" else ("probabilities", "logits")
     for name in wanted:
         if name in model.contract.outputs:

@@ -17,7 +17,7 @@ from featx.artifact.bars import drawing
 from featx.artifact.cells import table_bytes
 from featx.artifact.shown import Cells, Framed
 from featx.classifier.answers import answer_cells, answer_columns
-from featx.classifier.proof import references_of
+from featx.classifier.references import references_of
 from featx.classifier.session import Classifier, open_classifier, run_images
 from featx.errors import (
     ArtifactError,

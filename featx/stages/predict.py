@@ -26,9 +26,9 @@ from featx.artifact.shown import Shown
 from featx.backbones.seal import SEAL_BYTES
 from featx.classifier.hub import local_model
 from featx.classifier.prediction import Prediction, Predictions
+from featx.classifier.providers import Provider
 from featx.classifier.session import (
     Classifier,
-    Provider,
     load_classifier,
     read_classifier,
     run_images,
@@ -94,6 +94,8 @@ class Predictor(Shown):
         self._opened: Classifier | None = self._open(self._threads)
         _require_answers(self._opened)
         _warn_of_another_head(self._opened)
+        if providers is not None:
+            log.info("'%s' runs on %s.", self._path, ", ".join(self._opened.providers))
         self._own_thread: Classifier | None = None
         self._opening, self._process = threading.Lock(), os.getpid()
 
@@ -248,9 +250,9 @@ class Predictor(Shown):
         """Return the graph's input for an image, or its error."""
         try:
             upright = decode_given(*named, self._classifier.preprocess, max_pixels=self._max_pixels)
+            return self._classifier.prepare_resized(upright)
         except ImageError as err:
             return err
-        return self._classifier.prepare_resized(upright)
 
     def _answers(self, classifier: Classifier, top_k: int, inputs: np.ndarray) -> list[Prediction]:
         """Return the prediction of each input, without the image's name."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featx.artifact import without_folders
-from featx.classifier.proof import Reference, find_references, references_of
+from featx.classifier.references import Reference, find_references, references_of
 from featx.errors import ImageError
 from featx.images.decode import content_digest
 from featx.images.sources import Sample

@@ -17,12 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featx.artifact import Header
 from featx.classifier.graph import build_classifier
 from featx.classifier.seal import seal
-from featx.classifier.session import (
-    load_classifier,
-    open_classifier,
-    require_providers,
-    require_started,
-)
+from featx.classifier.session import load_classifier, open_classifier
 from featx.errors import ArtifactInvalid, ArtifactMissing, ConfigError
 from featx.images.preprocess import PreprocessSpec
 
@@ -401,46 +396,3 @@ def test_the_file_works_with_plain_onnxruntime(file, classifier):
     np.testing.assert_allclose(logits, classifier.logits(image), rtol=1e-5, atol=1e-5)
     classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
     assert len(classes) == probabilities.shape[1]
-
-
-# --- execution providers --------------------------------------------------------------------
-
-CPU = "CPUExecutionProvider"
-
-
-def test_none_is_the_cpu():
-    assert require_providers(None) == [CPU]
-
-
-def test_names_and_options_are_taken_as_they_are():
-    wanted = [(CPU, {"arena_extend_strategy": "kSameAsRequested"})]
-    assert require_providers(wanted) == wanted
-    assert require_providers((CPU,)) == [CPU]
-
-
-@pytest.mark.parametrize("providers", [[], (), CPU, ""])
-def test_what_is_no_list(providers):
-    with pytest.raises(ConfigError, match="must be a list of names, at least one"):
-        require_providers(providers)
-
-
-@pytest.mark.parametrize("provider", ["cuda", "", 3, (), ("TPU", {}), None])
-def test_a_provider_that_is_not_here(provider):
-    with pytest.raises(ConfigError, match=f"no provider .* here. It has .*{CPU}"):
-        require_providers([CPU, provider])
-
-
-class Session:
-    """Says which providers run it."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = list(names)
-
-    def get_providers(self) -> list[str]:
-        return self._names
-
-
-def test_a_provider_that_did_not_start_is_an_error_not_a_slower_run():
-    require_started(Session("CUDAExecutionProvider", CPU), [("CUDAExecutionProvider", {})])
-    with pytest.raises(ConfigError, match=f"'CUDAExecutionProvider' does not start.*{CPU}"):
-        require_started(Session(CPU), ["CUDAExecutionProvider"])

@@ -32,13 +32,30 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     featx.train_head(folder / "f.h5", folder / "h.safetensors")
 
     @functools.cache
-    def make(source: Literal["image", "crop", "tensor"], *outputs: str) -> Path:
-        path = folder / f"{source}-{'-'.join(outputs)}.onnx"
-        options = featx.ExportOptions(input=source, outputs=outputs, verify=False)
+    def make(
+        source: Literal["image", "crop", "tensor"],
+        *outputs: str,
+        image_shape: tuple[int, int] | None = None,
+        batch: int | None = None,
+    ) -> Path:
+        path = folder / f"{source}-{'-'.join(outputs)}-{image_shape}-{batch}.onnx"
+        options = featx.ExportOptions(
+            input=source, outputs=outputs, image_shape=image_shape, batch=batch, verify=False
+        )
         featx.export_onnx(folder / "h.safetensors", path, options)
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def photos_of_one_shape() -> list[np.ndarray]:
+    """Smooth and noisy, 48 × 64 pixels."""
+    rng, (rows, columns) = np.random.default_rng(2), np.mgrid[:48, :64]
+    smooth = np.stack([rows * 5, columns * 4, rows * 2 + columns * 2], axis=-1)
+    noise = rng.integers(0, 256, smooth.shape)
+    mixed = np.where(rows[..., None] % 2, smooth, noise)
+    return [each.astype(np.uint8) for each in (smooth, noise, mixed)]
 
 
 @pytest.fixture(scope="session")

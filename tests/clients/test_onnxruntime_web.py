@@ -69,3 +69,12 @@ def test_it_answers_as_native_within_a_millionth(export, images, contract, tmp_p
         differences = [np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)]
         assert max(differences) <= 1e-6 * largest, name
     assert all(list(answer) == list(expected[0]) for answer in answers)
+
+
+def test_images_of_one_shape_agree(export, photos_of_one_shape, tmp_path):
+    model = export("image", "logits", image_shape=(48, 64), batch=1)
+    inputs = [image[None] for image in photos_of_one_shape]
+    answers = run_in_node(model, inputs, "image", tmp_path)
+    expected = [open_classifier(model, threads=1).run(given)["logits"] for given in inputs]
+    for answer, values in zip(answers, expected, strict=True):
+        assert np.abs(answer["logits"] - values).max() <= 1e-5 * np.abs(values).max()

@@ -37,6 +37,12 @@ def test_crops_and_tensors_agree(export, images, source):
     assert differences(export(source, "logits"), images).max() < CLOSE
 
 
+def test_images_of_one_shape_agree(export, photos_of_one_shape):
+    for batch in (None, 1):
+        model = export("image", "logits", image_shape=(48, 64), batch=batch)
+        assert differences(model, photos_of_one_shape).max() < CLOSE
+
+
 def test_images_agree_once_their_shorter_side_is_the_resize(export, images):
     model = export("image", "logits", "probabilities")
     assert differences(model, images, resized=True).max() < CLOSE

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.classifier.proof import answers, find_references, references_of
+from featx.classifier.proof import answers
+from featx.classifier.references import find_references, references_of
 from featx.classifier.session import Classifier, run_images
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
 from featx.features.splits import HeldOut
 from featx.heads.tasks import Labels
 from featx.heads.tasks.single_label import is_top_class
+from featx.images.edge_cases import in_shape
 from featx.images.reading import read_digests, read_images, spread
 from featx.images.sources import ImageSource, open_source
 
@@ -97,13 +99,17 @@ def repeat_proof(path: Path, classifier: Classifier, source: str, *, max_images:
 def _pixels(
     classifier: Classifier, images: ImageSource, indices: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yield pixels ``(height, width, 3)`` uint8, decoded for a classifier, read ahead."""
+    """Yield pixels ``(height, width, 3)`` uint8, decoded for a classifier, read ahead.
+
+    For a file of one shape they are brought to it, as at export.
+    """
+    shape = classifier.contract.image_shape
     found = read_images(images, indices, np.asarray, preprocess=classifier.preprocess)
     with closing(found):
         for _, _, image in found:
             if isinstance(image, ImageError):
                 raise image
-            yield image
+            yield image if shape is None else in_shape(image, shape)
 
 
 def _compare(

@@ -18,7 +18,7 @@ from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
 from featx.heads.tasks import TASKS, Labels, Targets
 from featx.images.decode import NO_DIGEST
-from featx.images.edge_cases import edge_cases
+from featx.images.edge_cases import edge_cases, in_shape
 from featx.images.preprocess import PreprocessSpec, preprocess
 from featx.images.reading import read_digests, read_images, spread
 from featx.images.sources import ImageSource, open_source
@@ -136,6 +136,21 @@ class Evidence:
             for (kind, pixels), row in zip(cases.items(), logits, strict=True):
                 found.append(EdgeCase(kind, name, pixels, row))
         return found
+
+    def shaped(
+        self,
+        rows: np.ndarray,
+        images: list[np.ndarray],
+        shape: tuple[int, int],
+        features: Callable[[np.ndarray], np.ndarray],
+    ) -> list[EdgeCase]:
+        """Return each row's image brought to a height and width; as ``edge_cases``."""
+        pixels = [in_shape(image, shape) for image in images]
+        crops = np.stack([preprocess(each, self.preprocess) for each in pixels])
+        logits = self._comparable(self.head.logits(features(crops)))
+        kind = f"{shape[1]}×{shape[0]}"
+        cases = zip(self.names(rows), pixels, logits, strict=True)
+        return [EdgeCase(kind, *case) for case in cases]
 
     def references(
         self, rows: np.ndarray, logits: np.ndarray, *, with_names: bool

@@ -16,6 +16,7 @@ from featx.backbones.graph_cache import OPSET
 from featx.backbones.licences import licence_warning
 from featx.classifier.contract import Contract, Input, output_names
 from featx.classifier.proof import Proof
+from featx.classifier.runtimes import newest_opset, require_fit
 from featx.classifier.staleness import find_features
 from featx.errors import (
     ArtifactError,
@@ -41,6 +42,8 @@ The resize in the graph rounds some pixels to another grey level than Pillow's; 
 what that does to logits.
 """
 _NOT_OF_THE_FILE = ("card", "overwrite")
+_LATER = ("image_shape", "batch", "runtime")
+"""Options that files of earlier versions were made without."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,12 @@ class ExportOptions:
             and ``"features"``.
         precision: Of the backbone in the file; None takes int8 where the features were made in it,
             else fp32.
-        opset: Of the ONNX operators, 18 to 20.
+        image_shape: Height and width, pixels, of the only images that the file takes, where
+            ``input`` is ``"image"``; None takes any. Most runtimes but ONNX Runtime need it.
+        batch: How many images the file takes at once; None takes any number.
+        runtime: What will run the file: ``"tract"``, ``"onnxruntime==1.17"``; ``RUNTIMES`` has the
+            names. What it cannot run is refused, and the opset is one that it reads.
+        opset: Of the ONNX operators, 18 to 20; None takes 20, or the newest that ``runtime`` reads.
         atol: Largest absolute logit difference to head(cached features) that is allowed at the
             features' own precision; None takes ``DEFAULT_RTOL`` of their typical size. Values of a
             regression count in deviations of their target.
@@ -81,7 +89,10 @@ class ExportOptions:
     input: Input = "image"
     outputs: Sequence[str] = ("logits", "probabilities")
     precision: Precision | None = None
-    opset: int = OPSET
+    image_shape: tuple[int, int] | None = None
+    batch: int | None = None
+    runtime: str | None = None
+    opset: int | None = None
     atol: float | None = None
     max_drop: float = 1.0
     max_images: int = 2000
@@ -98,14 +109,24 @@ class ExportOptions:
             raise ConfigError(f"max_drop must be 0 to 100 points; got {self.max_drop}.")
         require_at_least("max_images", self.max_images, 1)
         require_choice("precision", self.precision, (None, *get_args(Precision)))
-        if self.opset not in range(MIN_OPSET, OPSET + 1):
+        if self.opset not in (None, *range(MIN_OPSET, OPSET + 1)):
             raise ConfigError(f"opset must be {MIN_OPSET} to {OPSET}; got {self.opset}.")
-        _ = self.contract  # names that are unknown are the first thing to hear of
+        contract = self.contract  # names that are unknown are the first thing to hear of
+        if self.runtime is not None:
+            require_fit(self.runtime, contract, opset=self.opset)
 
     @property
     def contract(self) -> Contract:
         """Inputs and outputs of the file."""
-        return Contract(self.input, output_names(self.outputs))
+        names, shape = output_names(self.outputs), self.image_shape
+        return Contract(self.input, names, image_shape=shape, batch=self.batch)
+
+    @property
+    def own_opset(self) -> int:
+        """Opset of the file."""
+        if self.opset is not None:
+            return self.opset
+        return OPSET if self.runtime is None else newest_opset(self.runtime)
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -117,7 +138,10 @@ class ExportKeywords(TypedDict, total=False):
     input: Input
     outputs: str | Sequence[str]
     precision: Precision | None
-    opset: int
+    image_shape: tuple[int, int] | None
+    batch: int | None
+    runtime: str | None
+    opset: int | None
     atol: float | None
     max_drop: float
     max_images: int
@@ -173,8 +197,8 @@ def made_from(head: Head, options: ExportOptions) -> dict[str, Any]:
     chosen = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()
-        if name not in _NOT_OF_THE_FILE
-    } | {"outputs": output_names(options.outputs)}
+        if name not in _NOT_OF_THE_FILE and not (name in _LATER and value is None)
+    } | {"outputs": output_names(options.outputs), "opset": options.own_opset}
     return {
         "head": head.sha256,
         "options": fingerprint_of(chosen | {"date": os.environ.get("SOURCE_DATE_EPOCH")}),

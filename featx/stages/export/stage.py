@@ -38,6 +38,7 @@ from featx.classifier.proof import (
     answers,
     measure_accuracy,
     prove,
+    prove_edge_cases,
     require_accuracy,
     require_same_outputs,
 )
@@ -198,21 +199,33 @@ class _Export:
             load_classifier(content, path=output)
             return None, header, content
         open_contract = contract.with_outputs(contract.task.raw_output)
-        draft = load_classifier(
-            self._content(backbone, open_contract, self._header(open_contract, None)), path=output
-        )
+        free_contract = replace(open_contract, image_shape=None)  # for the images as they are
+
+        def opened(contract: Contract) -> Classifier:
+            content = self._content(backbone, contract, self._header(contract, None))
+            return load_classifier(content, path=output)
+
+        draft = opened(free_contract)
         rows = spread(np.arange(len(self._evidence.cache)), NUM_IMAGES)
         images, logits = list(self._evidence.images(rows)), self._evidence.logits(rows)
         self._progress(f"Comparing {len(rows)} images")
         same = plain if self._ranges is None else quantize_graph(plain, self._ranges)
-        proof = self._prove(draft, rows, images, logits, OnnxEngine(same))
+        engine = OnnxEngine(same)
+        proof = self._prove(draft, rows, images, logits, engine)
         proof = self._with_accuracy(draft, proof)
+        if shape := contract.image_shape:
+            cases = self._evidence.shaped(rows, images, shape, engine.features)
+            draft, images = opened(open_contract), [case.pixels for case in cases]
+            logits = np.stack([case.logits for case in cases])  # which anyone can repeat
+            trained = self._evidence.trained()
+            own = prove_edge_cases(draft, cases, bound=proof.bound, trained=trained)
+            proof = replace(proof, hard=proof.hard | own)
         require_accuracy(proof, max_drop=self._options.max_drop)
         names = self._options.with_names
         references = self._evidence.references(rows, logits, with_names=names)
         header = self._header(contract, proof, references=references)
         content = self._content(backbone, contract, header)
-        if contract != open_contract:
+        if contract != free_contract:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
         return proof, header, content
@@ -302,10 +315,12 @@ class _Export:
             "head": own.details["choice"],
             "contract": contract.to_dict(),
             "precision": self._precision,
-            "opset": self._options.opset,
+            "opset": self._options.own_opset,
             "proof": None,
             "made_from": made_from(self._head, self._options),
         }
+        if self._options.runtime is not None:
+            details["runtime"] = self._options.runtime
         if self._unknown_below is not None:
             details["unknown_below"] = self._unknown_below
         if changes := self._staleness.changes:
@@ -346,13 +361,13 @@ def float_graph(head: Head, options: ExportOptions, progress: Callable[[str], No
         return _build_graph(head, options, progress)
     plain = BackboneSpec.from_dict(head.header.spec).in_float32.without_cut
     origin = str(head.header.details["weights"])
-    if (graph := read_graph(plain, opset=options.opset)) is not None:
+    if (graph := read_graph(plain, opset=options.own_opset)) is not None:
         file = None if options.weights is None else weights_file(options.weights)
         place = f"file:{file}" if file else origin
         if (file or options.weights is None) and has_sha256(place, plain.weights_sha256):
             return graph
     graph = _build_graph(head, options, progress)
-    cache_graph(plain, graph, opset=options.opset)
+    cache_graph(plain, graph, opset=options.own_opset)
     return graph
 
 
@@ -363,6 +378,6 @@ def _build_graph(head: Head, options: ExportOptions, progress: Callable[[str], N
     network = network_of(head, options.weights, progress)
     size = BackboneSpec.from_dict(head.header.spec).preprocess.image_size
     try:
-        return build_graph(network, image_size=size, opset=options.opset)
+        return build_graph(network, image_size=size, opset=options.own_opset)
     except BackboneError as err:
         raise ExportError(str(err)) from err

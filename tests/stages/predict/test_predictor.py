@@ -324,6 +324,13 @@ class TestProvidersAndThreads:
         named = Predictor(predictor._path, providers=["CPUExecutionProvider"])
         require_close(named.predict(images), predictor.predict(images))
 
+    def test_a_line_says_which_run_where_any_are_named(self, model, caplog):
+        caplog.set_level("INFO", "featx")
+        Predictor(model)
+        assert "runs on" not in caplog.text
+        Predictor(model, providers=["CPUExecutionProvider"])
+        assert f"'{model}' runs on CPUExecutionProvider." in caplog.text
+
     def test_an_unknown_provider_names_those_there_are(self, model):
         with pytest.raises(ConfigError, match=r"no provider 'GPU' here. It has .*CPUExecution"):
             Predictor(model, providers=["GPU"])
