@@ -62,7 +62,8 @@ ALLOWED = {
     "markupsafe": ("reporting/templates.py",),
     "onnx": (
         *("backbones/onnx_graph.py", "backbones/graph_builder.py", "backbones/int8.py"),
-        *("classifier/graph.py", "classifier/image_nodes.py"),
+        *("classifier/graph.py", "classifier/image_nodes.py", "classifier/fixed_resize.py"),
+        "classifier/folding.py",
     ),
     "onnxscript": (),
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
