@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from featx.stages.extract import extract, extract_layers
     from featx.stages.finetune import FinetuneReport, finetune
     from featx.stages.predict import Predictor
+    from featx.stages.push import PushReport, push
     from featx.stages.relabel import Correction, RelabelReport, relabel
     from featx.stages.report import ReportOptions, ReportPage, write_report
     from featx.stages.similar import Neighbour, embed, similar, write_similar_page
@@ -109,6 +110,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Predictor",
+    "PushReport",
     "RelabelReport",
     "ReportOptions",
     "ReportPage",
@@ -133,6 +135,7 @@ __all__ = [
     "list_backbones",
     "open_features",
     "open_head",
+    "push",
     "relabel",
     "similar",
     "status",
@@ -176,6 +179,7 @@ _LOADED_FROM = {
     "featx.stages.extract": ("extract", "extract_layers"),
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
     "featx.stages.predict": ("Predictor",),
+    "featx.stages.push": ("PushReport", "push"),
     "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),
     "featx.stages.report": ("ReportOptions", "ReportPage", "write_report"),
     "featx.stages.similar": ("Neighbour", "embed", "similar", "write_similar_page"),

@@ -6,6 +6,7 @@
     │   ├─ ImageError                             one image cannot be used; carries sample_id
     │   └─ BadImages                              some cannot; carries their ids and reasons
     ├─ BackboneError                              unknown name, weights missing or not matching
+    ├─ HubError                                   the hub refuses, or cannot be reached
     ├─ TrainingError                              training cannot go on: its loss is not finite
     ├─ ArtifactError                              something is wrong with a file; carries path
     │   ├─ ArtifactMissing  (FileNotFoundError)
@@ -118,6 +119,10 @@ class BadImages(SourceError):
 
 class BackboneError(FeatxError):
     """A backbone is unknown, or its weights are missing or do not match it."""
+
+
+class HubError(FeatxError):
+    """Hugging Face's hub refuses what was to be sent, or cannot be reached."""
 
 
 class ArtifactError(FeatxError):

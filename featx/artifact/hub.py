@@ -20,6 +20,11 @@ _NOT_OF_THE_NETWORK = (PermissionError, FileNotFoundError, NotADirectoryError, I
 _DISK = frozenset({"ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "EMFILE"})
 
 
+def accept_terms(page: str) -> str:
+    """Return the remedy where a page of the hub has terms."""
+    return f"Accept its terms on {page}, and log in as who did: hf auth login."
+
+
 class Unreachable(Exception):
     """The hub cannot be reached, or is not to be; its text ends a sentence."""
 
@@ -28,6 +33,7 @@ def load_hub(address: str, extra: str, error: Callable[[str], FeatxError]) -> An
     """Return ``huggingface_hub``, for which an extra of featx is named where it is missing."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as err:
         why = needed(err, "huggingface_hub", install_command(extra))
@@ -42,7 +48,7 @@ def asking(
     what: str,
     error: Callable[[str], FeatxError],
     *,
-    page: str = "",
+    remedy: str = "Log in as who may: hf auth login.",
     revision: str = "",
 ) -> Iterator[None]:
     """Turn what ``huggingface_hub`` raises inside into one sentence.
@@ -52,9 +58,9 @@ def asking(
     Args:
         hub: ``huggingface_hub``.
         address: What was asked for, as the user wrote it.
-        what: ``"model"``, ``"data set"`` or ``"Space"``.
+        what: ``"model"``, ``"data set"`` or another word for it.
         error: Makes the error of a text.
-        page: Where its terms can be accepted.
+        remedy: What to do where access is refused.
         revision: That was asked for.
 
     Raises:
@@ -70,11 +76,11 @@ def asking(
         raise error(f"'{address}' is no name that the hub could have: {first_line(err)}") from err
     except (hub.errors.HTTPError, OSError, *_own_faults(hub)) as err:
         if status := _status(err):
-            raise error(_refusal(hub, err, status, address, page)) from err
+            raise error(_refusal(hub, err, status, address, remedy)) from err
         if _is_local(err):
             reason = getattr(err, "strerror", None) or first_line(err)
             raise error(
-                f"'{address}' cannot be kept in the cache '{cache_folder(hub)}': {reason}. Set "
+                f"'{address}' cannot be kept in the cache '{cache_folder()}': {reason}. Set "
                 "HF_HUB_CACHE to a folder that can be written."
             ) from err
         name = "" if isinstance(err, hub.errors.LocalEntryNotFoundError) else type(err).__name__
@@ -87,15 +93,19 @@ def _own_faults(hub: Any) -> tuple[type[Exception], ...]:
     return (found,) if found else ()
 
 
-def cache_folder(hub: Any) -> str:
+def cache_folder() -> str:
     """Return where ``huggingface_hub`` keeps files."""
-    return str(hub.constants.HF_HUB_CACHE)
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
 
 
-def is_offline(hub: Any) -> bool:
+def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
     asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return asked or bool(hub.constants.HF_HUB_OFFLINE)
+    return asked or bool(constants.HF_HUB_OFFLINE)
 
 
 def _status(err: BaseException | None) -> int:
@@ -114,11 +124,10 @@ def _is_local(err: BaseException) -> bool:
     return code in _DISK or (isinstance(err, _NOT_OF_THE_NETWORK) and bool(code))
 
 
-def _refusal(hub: Any, err: BaseException, status: int, address: str, page: str) -> str:
+def _refusal(hub: Any, err: BaseException, status: int, address: str, remedy: str) -> str:
     start = f"'{address}'"
     if isinstance(err, hub.errors.GatedRepoError) or status == 403:
-        terms = f"Accept its terms on {page}, and log in as who did" if page else "Log in with it"
-        return f"{start}: access is refused (403). {terms}: hf auth login."
+        return f"{start}: access is refused (403). {remedy}"
     if status == 401:
         return f"{start} does not exist, or is private (401). Check it, or log in: hf auth login."
     if status == 404:

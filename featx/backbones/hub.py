@@ -42,16 +42,14 @@ def hub_weights(repo: str, *, name: str | None = None, progress: Progress | None
         NotOnHub: There is no such repository, or no weights in it.
         BackboneError: The file cannot be downloaded, or is not the one that the hub announced.
     """
-    import huggingface_hub
-
     repo, _, revision = repo.partition("@")
     names = _NAMES if name is None else (name,)
     for each in names:
         if cached := _cached(repo, each, revision or None):
             return _checked(cached, repo)
-    if is_offline(huggingface_hub):
+    if is_offline():
         raise BackboneError(
-            f"The weights of '{repo}' are not in the cache '{cache_folder(huggingface_hub)}', and "
+            f"The weights of '{repo}' are not in the cache '{cache_folder()}', and "
             "HF_HUB_OFFLINE forbids to download them. Run the command once with a network and "
             "without it, or copy that folder from a machine that has them."
         )
@@ -65,26 +63,25 @@ def hub_weights(repo: str, *, name: str | None = None, progress: Progress | None
 
 
 def _cached(repo: str, name: str, revision: str | None) -> Path | None:
-    import huggingface_hub as hub
+    from huggingface_hub import try_to_load_from_cache
 
-    folder = cache_folder(hub)
-    found = hub.try_to_load_from_cache(repo, name, revision=revision, cache_dir=folder)
+    found = try_to_load_from_cache(repo, name, revision=revision, cache_dir=cache_folder())
     return Path(found) if isinstance(found, str) else None
 
 
 def _download(repo: str, name: str, revision: str | None, progress: Progress | None) -> Path:
-    import huggingface_hub as hub
+    from huggingface_hub import constants, hf_hub_download
 
-    endpoint = os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     try:
         if not urllib.request.getproxies():  # else the name is the proxy's to find
             socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
-        path = hub.hf_hub_download(
+        path = hf_hub_download(
             repo,
             name,
             revision=revision,
             endpoint=endpoint.rstrip("/"),
-            cache_dir=cache_folder(hub),
+            cache_dir=cache_folder(),
             tqdm_class=bar_of(progress),
         )
     except Exception as err:  # those of its HTTP client are of a package that changes its name

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from featx.artifact.hub import (
     TIMEOUT_S,
     Unreachable,
+    accept_terms,
     asking,
     bar_of,
     cache_folder,
@@ -86,44 +87,44 @@ def local_model(model: str | Path) -> Path:
     hub = load_hub(address, "hub", partial(ArtifactError, model))
     path = _fetch(hub, wanted)
     own_name = "" if wanted.file == MODEL_NAME else f"/{wanted.file}"
-    exact = f"hf:{wanted.repo}{own_name}@{_commit_of(hub, wanted, path)}"
+    exact = f"hf:{wanted.repo}{own_name}@{_commit_of(wanted, path)}"
     log.info("'%s' is %s#%s.", address, exact, _require_seal(wanted, path)[:16])
     return path
 
 
 def _fetch(hub: Any, wanted: _Wanted) -> Path:
     """Return the file's place in the cache, after asking the hub where it has to be asked."""
-    cached = _cached(hub, wanted)
-    if cached is not None and (_COMMIT.fullmatch(wanted.revision) or is_offline(hub)):
+    cached = _cached(wanted)
+    if cached is not None and (_COMMIT.fullmatch(wanted.revision) or is_offline()):
         return cached
     try:
-        if is_offline(hub):
+        if is_offline():
             raise Unreachable("HF_HUB_OFFLINE is set")
         return _download(hub, wanted)
     except Unreachable as err:
         if cached is None:
-            raise _not_here(hub, wanted, str(err)) from err
+            raise _not_here(wanted, str(err)) from err
         log.info("'%s': %s; read from the cache.", wanted.address, err)
         return cached
 
 
-def _folder(hub: Any, wanted: _Wanted) -> Path:
-    return Path(cache_folder(hub)) / f"models--{wanted.repo.replace('/', '--')}"
+def _folder(wanted: _Wanted) -> Path:
+    return Path(cache_folder()) / f"models--{wanted.repo.replace('/', '--')}"
 
 
-def _cached(hub: Any, wanted: _Wanted) -> Path | None:
+def _cached(wanted: _Wanted) -> Path | None:
     """Return the file of a revision as the cache knows it, None where it has none.
 
     It is looked up here: a copied cache may have line breaks in its names of commits.
     """
-    folder, commit = _folder(hub, wanted), wanted.revision
+    folder, commit = _folder(wanted), wanted.revision
     if not _COMMIT.fullmatch(commit):
         try:
             commit = (folder / "refs" / wanted.revision).read_text().strip()
         except (OSError, ValueError):
             return None
     path = folder / "snapshots" / commit / wanted.file
-    if path.is_symlink() and not path.exists() and is_offline(hub):
+    if path.is_symlink() and not path.exists() and is_offline():
         raise ArtifactMissing(
             path,
             f"'{path}' is a link to '{path.readlink()}', which is missing in the cache. Copy all "
@@ -133,9 +134,9 @@ def _cached(hub: Any, wanted: _Wanted) -> Path | None:
 
 
 def _download(hub: Any, wanted: _Wanted) -> Path:
-    page = f"https://huggingface.co/{wanted.repo}"
+    remedy = accept_terms(f"https://huggingface.co/{wanted.repo}")
     missing = partial(ArtifactMissing, wanted.address)
-    ask = partial(asking, hub, wanted.address, "model", page=page, revision=wanted.revision)
+    ask = partial(asking, hub, wanted.address, "model", remedy=remedy, revision=wanted.revision)
     with ask(error=_refused(wanted)):
         info = hub.HfApi().model_info(
             wanted.repo, revision=wanted.revision, files_metadata=True, timeout=TIMEOUT_S
@@ -177,20 +178,20 @@ def _require_size(wanted: _Wanted, size: int, limit: int) -> None:
         )
 
 
-def _not_here(hub: Any, wanted: _Wanted, why: str) -> ArtifactMissing:
+def _not_here(wanted: _Wanted, why: str) -> ArtifactMissing:
     """Return the error where neither the hub nor the cache has the file; it names those there."""
-    there = sorted((_folder(hub, wanted) / "snapshots").glob(f"*/{wanted.file}"))
-    commits = [path.relative_to(_folder(hub, wanted) / "snapshots").parts[0] for path in there]
+    there = sorted((_folder(wanted) / "snapshots").glob(f"*/{wanted.file}"))
+    commits = [path.relative_to(_folder(wanted) / "snapshots").parts[0] for path in there]
     other = f" of '{wanted.revision}'; it has hf:{wanted.repo}@{commits[0]}" if commits else ""
     return ArtifactMissing(
         wanted.address,
         f"'{wanted.address}' cannot be fetched: {why}, and '{wanted.file}' is not in the cache "
-        f"'{cache_folder(hub)}'{other}.",
+        f"'{cache_folder()}'{other}.",
     )
 
 
-def _commit_of(hub: Any, wanted: _Wanted, path: Path) -> str:
-    return path.relative_to(_folder(hub, wanted) / "snapshots").parts[0]
+def _commit_of(wanted: _Wanted, path: Path) -> str:
+    return path.relative_to(_folder(wanted) / "snapshots").parts[0]
 
 
 def _require_seal(wanted: _Wanted, path: Path) -> str:

@@ -27,6 +27,7 @@ from featx.cli.info import info
 from featx.cli.output import note_flags, with_flags
 from featx.cli.page import page
 from featx.cli.predict import predict
+from featx.cli.push import push
 from featx.cli.relabel import relabel
 from featx.cli.run import run
 from featx.cli.similar import similar
@@ -113,7 +114,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(page, audit, relabel, similar, compare, evaluate, report, check, info, backbones),
+    *(page, push, audit, relabel, similar, compare, evaluate, report, check, info, backbones),
     *(doctor, completion, show_help),
 ):
     main.add_command(command)

@@ -34,7 +34,7 @@ def write_card(
     Raises:
         ArtifactError: The disk refused; nothing is left behind.
     """
-    text = _render(model.name, header, cache).encode("utf-8", "backslashreplace")
+    text = card_text(model.name, header, cache).encode("utf-8", "backslashreplace")
     with publishing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(_sign(text, model, header) + text)
 
@@ -84,7 +84,17 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
+def card_text(
+    model: str, header: Header, cache: FeatureFile | None = None, *, repo: str = ""
+) -> str:
+    """Return the text of a card, Markdown.
+
+    Args:
+        model: Name of the file.
+        header: Its header.
+        cache: As ``write_card``.
+        repo: ``USER/NAME`` on the hub, for which the card has commands.
+    """
     details, spec = header.details, header.spec
     geometry, task = PreprocessSpec.from_dict(spec["preprocess"]), task_of(details)
     contract = Contract.from_dict(details["contract"], task=task)
@@ -97,6 +107,7 @@ def _render(model: str, header: Header, cache: FeatureFile | None) -> str:
         "card.md",
         {
             "model": model,
+            "repo": repo,
             "task": task.name,
             "contract": contract,
             "stale": details.get("stale"),

@@ -19,6 +19,7 @@ from featx.classifier.session import Classifier
 from featx.errors import ConfigError, counted
 from featx.reporting.templates import render
 
+PAGE_NAME = "index.html"
 _MAX_PIXELS = 50_000_000
 _EXPORT = re.compile(r"export\{([^}]*)\};?\s*(//# sourceMappingURL=\S*\s*)?$")
 _NAMES = ("InferenceSession", "Tensor", "env")
@@ -98,6 +99,22 @@ def render_classify(
             "runtime": runtime.script,
         },
     )
+
+
+def page_files(model: Classifier, content: bytes, runtime: Runtime) -> dict[str, bytes]:
+    """Return the files of a page that is served, by name: what it fetches first, itself last.
+
+    Args:
+        model: The opened model, and ``content`` its bytes.
+        content: As above.
+        runtime: What runs it.
+
+    Raises:
+        ConfigError: As ``render_classify``.
+    """
+    names = {"model": "model.onnx", "wasm": "ort.wasm"}
+    page = render_classify(model, runtime, files=names).encode("utf-8")
+    return {names["model"]: content, names["wasm"]: runtime.wasm, PAGE_NAME: page}
 
 
 def _output_of(model: Classifier) -> str:

@@ -9,6 +9,7 @@
     similar   new images → features, and the images of a feature file that are like them
     check     is a file intact, and still what its source gives?
     web_page  model.onnx → a page that runs it in the browser
+    push      model.onnx → Hugging Face's hub
     doctor    what featx runs on, and what to do about it
     compare   the default head on each of several feature files, or several heads
 

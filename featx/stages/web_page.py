@@ -12,10 +12,9 @@ from featx.artifact.files import is_own
 from featx.classifier.hub import local_model
 from featx.classifier.session import load_classifier, read_classifier
 from featx.errors import ArtifactExists, ConfigError
-from featx.reporting.classify import load_runtime, render_classify
+from featx.reporting.classify import PAGE_NAME, load_runtime, page_files, render_classify
 
 _MAX_SINGLE = 40_000_000
-_INDEX, _FILES = "index.html", {"model": "model.onnx", "wasm": "ort.wasm"}
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,12 @@ def write_web_page(model: str | Path, output: str | Path, *, single_file: bool =
             )
         _write({output: page}, overwrite=exists)
         return WebPage(output, len(page), is_single=True)
-    page = render_classify(classifier, runtime, files=_FILES).encode("utf-8")
+    made = page_files(classifier, content, runtime)
     exists = _require_folder(output)
-    files = {
-        output / _FILES["model"]: content,
-        output / _FILES["wasm"]: runtime.wasm,
-        output / _INDEX: page,  # last: it is there when what it fetches is
-    }
-    require_apart({"the page's model": output / _FILES["model"]}, {"the model": model})
+    files = {output / name: own for name, own in made.items()}
+    require_apart({f"the page's '{path.name}'": path for path in files}, {"the model": model})
     _write(files, overwrite=exists)
-    return WebPage(output / _INDEX, sum(map(len, files.values())), is_single=False)
+    return WebPage(output / PAGE_NAME, sum(map(len, files.values())), is_single=False)
 
 
 def _require_folder(output: Path) -> bool:
@@ -85,14 +80,14 @@ def _require_folder(output: Path) -> bool:
         ArtifactExists: It has something else.
     """
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
-        if output.is_dir() and is_own(output / _INDEX, "page"):
+        if output.is_dir() and is_own(output / PAGE_NAME, "page"):
             return True
         raise ArtifactExists(
             output,
             f"'{output}' is there and is no page that featx wrote; it is left as it is. "
             "Give another folder.",
         )
-    return require_replaceable(output / _INDEX, "page")
+    return require_replaceable(output / PAGE_NAME, "page")
 
 
 def _write(files: Mapping[Path, bytes], *, overwrite: bool) -> None:

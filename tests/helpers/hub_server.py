@@ -170,10 +170,11 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             ]
             return self._json({"transfer": "basic", "objects": objects})
         _, _, kinds, user, name, _, _ = path.split("/")
-        return self._commit(self.server.repos[_KINDS[kinds], f"{user}/{name}"], kinds)
+        return self._commit(kinds, f"{user}/{name}")
 
-    def _commit(self, repo: Repo, kinds: str) -> None:
+    def _commit(self, kinds: str, name: str) -> None:
         """Take the lines of a commit: a header, and files by their content or their digest."""
+        repo = self.server.repos[_KINDS[kinds], name]
         files = dict(repo.files)
         for line in self._body.splitlines():
             each = json.loads(line)
@@ -188,7 +189,8 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             files[value["path"]] = content
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         repo.revisions["main"] = repo.revisions[commit] = commit, files
-        self._json({"commitUrl": f"{self.server.url}/commit/{commit}", "commitOid": commit})
+        place = f"{self.server.url}/{'' if kinds == 'models' else f'{kinds}/'}{name}"
+        self._json({"commitUrl": f"{place}/commit/{commit}", "commitOid": commit})
 
     def _json(self, value: object, status: int = 200) -> None:
         self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -217,6 +219,7 @@ def hub_on_this_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterat
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # it needs a store of its own
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield server

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,6 +81,22 @@ def test_every_command_takes_a_model_of_the_hub(online, model, image):
             assert result.exit_code == 0, result.output
     fetched = {path.rpartition("/")[2] for path in online.asked if "/resolve/" in path}
     assert fetched == {"model.onnx"}
+
+
+def test_a_new_process_fetches_a_model_and_finds_it_offline(online, image, tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "featx", "predict", "hf:me/bees", image]
+    for offline in ("", "1"):
+        result = subprocess.run(
+            command,
+            env=environment | {"HF_HUB_OFFLINE": offline},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "a.png" in result.stdout
+        (note,) = result.stderr.splitlines()
+        assert note.startswith(f"'hf:me/bees' is hf:me/bees@{COMMIT}#")
 
 
 def test_a_predictor_of_the_hub_is_copied_without_asking_again(online, image):
@@ -231,6 +250,6 @@ def test_a_cache_that_cannot_be_written_is_named_as_that(online, monkeypatch, tm
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch, image):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ArtifactError, match=r"huggingface_hub.*pip install 'featx.*\[hub\]'"):
         featx.Predictor("hf:me/bees")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featx.artifact.hub import Unreachable, asking, load_hub
+from featx.artifact.hub import Unreachable, accept_terms, asking, load_hub
 from featx.errors import SourceError, listed
 from featx.images.sources.address import NO_OPTIONS, SourceOptions
 from featx.images.sources.folder import split_of
@@ -185,5 +185,5 @@ def _require_all(wanted: _Wanted, names: Sequence[str]) -> None:
 
 
 def _asking(hub: Any, wanted: _Wanted, revision: str) -> contextlib.AbstractContextManager[None]:
-    page = f"https://huggingface.co/datasets/{wanted.name}"
-    return asking(hub, wanted.uri, "data set", SourceError, page=page, revision=revision)
+    remedy = accept_terms(f"https://huggingface.co/datasets/{wanted.name}")
+    return asking(hub, wanted.uri, "data set", SourceError, remedy=remedy, revision=revision)
