@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     )
     from featx.stages.extract import extract, extract_layers
     from featx.stages.finetune import FinetuneReport, finetune
+    from featx.stages.merge import MergeReport, merge_parts
     from featx.stages.predict import Predictor
     from featx.stages.push import PushReport, push
     from featx.stages.relabel import Correction, RelabelReport, relabel
@@ -106,6 +107,7 @@ __all__ = [
     "Head",
     "ImageClassifier",
     "MLPOptions",
+    "MergeReport",
     "Neighbour",
     "Prediction",
     "Predictions",
@@ -133,6 +135,7 @@ __all__ = [
     "extract_layers",
     "finetune",
     "list_backbones",
+    "merge_parts",
     "open_features",
     "open_head",
     "push",
@@ -178,6 +181,7 @@ _LOADED_FROM = {
     ),
     "featx.stages.extract": ("extract", "extract_layers"),
     "featx.stages.finetune": ("FinetuneReport", "finetune"),
+    "featx.stages.merge": ("MergeReport", "merge_parts"),
     "featx.stages.predict": ("Predictor",),
     "featx.stages.push": ("PushReport", "push"),
     "featx.stages.relabel": ("Correction", "RelabelReport", "relabel"),

@@ -5,6 +5,7 @@ fields   the details of a header that are read, each with its type and range, by
 schema   rules for values of JSON
 files    which of the three a file is; where outputs lie, what they may replace, atomic writing
 hub      Hugging Face's hub: its refusals, and faults of the network, as sentences
+parts    names in a folder of parts
 cells    CSV that no spreadsheet calculates
 keywords options by keyword, in place of a record or beside it
 frames   results as pandas frames

@@ -20,6 +20,7 @@ from typing import Literal
 
 from featx import system
 from featx.artifact.header import Kind
+from featx.artifact.parts import has_parts, is_parts
 from featx.errors import (
     ArtifactError,
     ArtifactExists,
@@ -177,7 +178,7 @@ def is_own(path: Path, kind: Written) -> bool:
     """Return whether featx wrote a file as an output of this kind; damage further on is ignored."""
     try:
         if not path.is_file():
-            return False
+            return kind == "features" and has_parts(path)
         with path.open("rb") as file:
             return _SIGNS[kind](file.read(_START_BYTES))
     except OSError:
@@ -353,8 +354,7 @@ def require_file(path: Path, *, made_by: str) -> None:
 
 
 def is_unfinished(output: Path) -> bool:
-    """Return whether only the journal of an extraction is there, and not its output."""
-    # os.path answers where pathlib raises: for names that cannot be.
+    """Return whether only the journal of an extraction is there, for any name, not its output."""
     return not os.path.exists(output) and os.path.isfile(partial_path(output))  # noqa: PTH110, PTH113
 
 
@@ -379,11 +379,11 @@ def kind_of_file(path: Path) -> Kind:
 
     Raises:
         ArtifactMissing: Nothing is there.
-        ArtifactInvalid: It is a folder or special file.
-        ArtifactIncomplete: It is the journal of an extraction that has not finished.
+        ArtifactInvalid: It is a folder, not of parts, or a special file.
+        ArtifactIncomplete: It is the journal of an unfinished extraction.
         ArtifactError: It cannot be read.
     """
-    if is_unfinished(path):
+    if is_parts(path) or is_unfinished(path):
         return "features"
     require_file(path, made_by="featx extract, train-head or export")
     try:

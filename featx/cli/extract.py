@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import (
+    PREFIX,
     human_seconds,
     next_command,
     print_fields,
@@ -113,6 +115,12 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     help="Threads that decode and run the backbone; beside a GPU each has a process that decodes.  "
     "[one per core]",
 )
+@click.option(
+    "--part",
+    metavar="NUMBER/COUNT",
+    help="Extract one of COUNT ranges of SOURCE, numbered from 1, into the folder OUTPUT, "
+    "NAME.parts; commands take that folder like one file once all parts are there.",
+)
 @_source_options
 @click.option("--profile", is_flag=True, help="Print a table of where the time went.")
 @options.quiet
@@ -133,6 +141,8 @@ def extract(
     the defaults below are those of a new file.
     """
     output = output or options.features_path(settings["cut"])
+    if settings["part"]:
+        click.get_current_context().meta[PREFIX] = f"Part {settings['part']}: "
     source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})
     given, layers = options.given(settings), tuple(dict.fromkeys(settings["layer"]))
     if len(layers) > 1:
@@ -148,6 +158,11 @@ def extract(
         fields = dict(_fields(report))
         if not quiet and len(reports) == 1 and len(report.classes) > 1:
             fields["next"] = _next(output, report)
+        if report.missing_parts:
+            fields |= {
+                "missing": _missing(report),
+                "next": f"featx check {shlex.quote(str(output))}",
+            }
         print_fields(fields)
         print_skipped(report.skipped, rest="featx info --json")
     if profile and (ran := [report.profile for report in reports if report.profile]):
@@ -226,6 +241,8 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         yield "resumed", f"{images} kept from an unfinished extraction"
     if report.changes:
         yield "updated", report.changes
+    if report.part:
+        yield "part", "{:,} of {:,}".format(*report.part)
     yield ("up to date" if report.is_unchanged else "written"), report.path
     if report.num_unlabelled:
         yield "unlabelled", counted(report.num_unlabelled, "image")
@@ -235,6 +252,13 @@ def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:
         yield "skipped", others
     if report.skipped:
         yield "bad images", f"{len(report.skipped):,} that cannot be used:"
+
+
+def _missing(report: ExtractReport) -> str:
+    from featx.artifact.parts import ranges
+
+    count = len(report.missing_parts)
+    return f"{'part' if count == 1 else 'parts'} {ranges(list(report.missing_parts))}"
 
 
 def _next(output: Path, report: ExtractReport) -> str:

@@ -33,7 +33,10 @@ _GROUPS: Mapping[str, Sequence[str]] = {
     "Tables and archives": _TABLES,
     "Backbone": ("backbone", "weights", "layer", "cut", "pool", "dtype", "seed", "start"),
     "Preprocessing": ("image_size", "resize", "crop", "decode", "views", "augment"),
-    "Speed": ("precision", "device", "engine", "batch_size", "workers", "memory", "threads"),
+    "Speed": (
+        *("precision", "device", "engine", "batch_size", "workers", "memory", "threads"),
+        "part",
+    ),
     "Output": _OUTPUT,
 }
 _OWN_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -92,6 +95,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "check": ("featx check artifacts/features.h5", "featx check artifacts/model.onnx photos/"),
     "info": ("featx info artifacts/model.onnx",),
     "backbones": ("featx backbones vit --max-params 30M --sort top1", "featx backbones resnet18"),
+    "merge": ("featx merge big.parts -o features.h5",),
     "help": ("featx help extract",),
     "completion": ("featx completion bash > ~/.local/share/bash-completion/completions/featx",),
     "doctor": ("featx doctor artifacts/ --network",),
@@ -109,7 +113,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
     ),
     "Scores and comparisons": ("evaluate", "report", "compare"),
     "Images and labels": ("audit", "relabel", "similar"),
-    "Files": ("status", "check", "info"),
+    "Files": ("status", "check", "info", "merge"),
     "Help": ("backbones", "doctor", "completion", "help"),
 }
 _METAVARS = re.compile(r"\b(?:INTEGER RANGE|INTEGER|FLOAT RANGE|FLOAT)\b")

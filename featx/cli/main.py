@@ -24,7 +24,8 @@ from featx.cli.extract import extract
 from featx.cli.finetune import finetune
 from featx.cli.help import show_help, write_overview
 from featx.cli.info import info
-from featx.cli.output import note_flags, with_flags
+from featx.cli.merge import merge
+from featx.cli.output import PREFIX, note_flags, with_flags
 from featx.cli.page import page
 from featx.cli.predict import predict
 from featx.cli.push import push
@@ -68,7 +69,8 @@ class _Group(click.Group):
         except FeatxError as err:
             # A list of images is the only text of several lines; it escapes the names itself.
             keep = "\n" if isinstance(err, BadImages) else ""
-            raise click.ClickException(printable(with_flags(str(err)), keep=keep)) from err
+            text = ctx.meta.get(PREFIX, "") + with_flags(str(err))
+            raise click.ClickException(printable(text, keep=keep)) from err
         except ImportError as err:
             if error := import_problem(err):
                 raise click.ClickException(str(error)) from err
@@ -82,6 +84,8 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
+        own = context.meta if (context := click.get_current_context(silent=True)) else {}
+        prefix = own.get(PREFIX, "") + prefix
         note = prefix + printable(with_flags(record.getMessage()))
         if note != self.last:
             click.echo(note, err=True)
@@ -114,7 +118,8 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(page, push, audit, relabel, similar, compare, evaluate, report, check, info, backbones),
+    *(page, push, audit, relabel, similar, compare, evaluate, report),
+    *(check, info, merge, backbones),
     *(doctor, completion, show_help),
 ):
     main.add_command(command)

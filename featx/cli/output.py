@@ -62,7 +62,7 @@ def print_text(text: object) -> None:
 _OPTION = re.compile(
     r"(?<![\w=])'[^'\n]*'"  # a quoted name, which stays as it is
     r"|^(?P<subject>[a-z]+(?:_[a-z]+)*)(?= must be )"
-    r"|(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'\w+'))?(?![\w/-]|\.\w)"
+    r"|(?<![\w/.'-])([a-z]+(?:_[a-z]+)*)(?:=(True|False|…|'[\w/]+'))?(?![\w/-]|\.\w)"
 )
 _flags: dict[str, str] = {}
 
@@ -71,6 +71,10 @@ def note_flags(command: click.Command) -> None:
     """Note the flags of a command, by the options that they set."""
     options = [option for option in command.params if isinstance(option, click.Option)]
     _flags.update({str(option.name): max(option.opts, key=len) for option in options})
+
+
+PREFIX = "featx.prefix"
+"""Key in the ``meta`` of a command's context: what notes and errors begin with."""
 
 
 def with_flags(text: str) -> str:

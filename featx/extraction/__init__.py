@@ -2,6 +2,7 @@
 
 options      of the user, resolved, and the report
 resume       file and journal of previous runs, and the settings that rows depend on
+parts        one part of an extraction: a range of the plan that all parts share
 plan         the images of a source compared with the rows there are
 space        size of rows and views: logged, and compared with the free disk space
 splitting    the splits of a source's images, once their contents are known

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from featx.artifact.parts import parse_part
 from featx.artifact.shown import Shown
 from featx.backbones.engines import EngineChoice, require_fit
 from featx.backbones.spec import (
@@ -61,6 +62,8 @@ class ExtractOptions(BackboneOptions):
             image size.
         workers: Threads that decode and run the backbone; beside a GPU each has a process that
             decodes. None takes one per core.
+        part: ``"3/16"`` extracts the third of sixteen ranges of the source into a file of the
+            output, which is a folder ``NAME.parts`` then; None extracts all of it into one file.
     """
 
     dtype: DType | None = None
@@ -79,6 +82,7 @@ class ExtractOptions(BackboneOptions):
     engine: EngineChoice = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +97,13 @@ class ExtractOptions(BackboneOptions):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("views", self.views, 0)
         self._view_spec()
+        if self.part is not None:
+            parse_part(self.part)
+            if self.resplit:
+                raise ConfigError(
+                    "resplit=True has no effect on a part: validation images are chosen once all "
+                    "parts are there."
+                )
         if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
         if self.max_pixels is not None:
@@ -150,6 +161,7 @@ class ExtractKeywords(BackboneKeywords, total=False):
     engine: EngineChoice
     batch_size: int | None
     workers: int | None
+    part: str | None
 
 
 @dataclass(frozen=True)
@@ -248,6 +260,8 @@ class ExtractReport(Shown):
         device: What the backbone ran on; None where it did not have to.
         engine: What ran it: ``"torch"`` or ``"onnxruntime"``; None where nothing had to.
         profile: Where the time went; None where the backbone did not have to run.
+        part: Its number and the number of all parts, where it is one.
+        missing_parts: Numbers of the parts that are not there yet.
     """
 
     path: Path
@@ -273,6 +287,8 @@ class ExtractReport(Shown):
     device: str | None
     engine: str | None
     profile: Profile | None
+    part: tuple[int, int] | None = None
+    missing_parts: tuple[int, ...] = ()
 
     def _lines(self) -> Iterator[str]:
         yield f"ExtractReport: {self.path}"

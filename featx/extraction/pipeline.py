@@ -24,7 +24,6 @@ from featx.extraction.faster import Advice
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
 from featx.extraction.resume import Settings
-from featx.features.file import SkippedImage
 from featx.features.publish import ExistingRows
 from featx.features.records import (
     Batch,
@@ -33,6 +32,7 @@ from featx.features.records import (
     require_float16,
     require_no_underflow,
 )
+from featx.features.skipped import SkippedImage
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
 from featx.images.preprocess import PreprocessSpec
 from featx.images.reading import map_ahead, num_cores, read_together

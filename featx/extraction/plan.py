@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featx.errors import ImageError
-from featx.features.file import FeatureFile, SkippedImage
+from featx.features.file import FeatureFile
 from featx.features.publish import ExistingImages, ExistingRows
 from featx.features.records import Batch
+from featx.features.skipped import SkippedImage
 from featx.images.decode import DIGEST_BYTES, NO_DIGEST
 from featx.images.reading import read_digests
 from featx.images.sources import (

@@ -230,11 +230,20 @@ class ExistingOutput:
     file_settings: Settings | None = None
     journal_settings: Settings | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    plan_settings: Settings | None = None
 
     @property
     def settings(self) -> list[Settings]:
-        """Those of the journal, those of the file."""
-        return [settings for settings in (self.journal_settings, self.file_settings) if settings]
+        """Those of the journal, those of the file, those that all parts share."""
+        recorded = (self.journal_settings, self.file_settings, self.plan_settings)
+        return [settings for settings in recorded if settings]
+
+    def completed_by(
+        self, settings: Settings, handling: Mapping[str, Any], path: Path
+    ) -> ExistingOutput:
+        """Return the same with the settings of other parts, as the plan at ``path`` has them."""
+        options = self.options or _recorded_options(settings, handling, path)
+        return replace(self, options=options, plan_settings=settings)
 
     def resolve(self, options: ExtractOptions) -> ResolvedOptions:
         """Return the options of a run: what is not given is as recorded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from featx.extraction.plan import (
 )
 from featx.extraction.resume import Settings
 from featx.extraction.space import log_size, require_space
-from featx.extraction.splitting import Splitting, brings_validation
+from featx.extraction.splitting import Splitting
 from featx.features.publish import (
     ExistingRows,
     publish_features,
@@ -71,6 +71,8 @@ class OutputRun:
     backbone: LazyBackbone
     splitting: Splitting
     retry_skipped: bool
+    part_details: Callable[[Iterable[int]], dict[str, Any]] | None = None
+    """Of a part: what its header says besides, given the positions of skipped images."""
     plan: Plan = field(init=False)
     may_train: np.ndarray = field(init=False)
     """Which samples may train, ``(N,)`` bool."""
@@ -263,10 +265,11 @@ class OutputRun:
                 "max_pixels": self.settings.max_pixels,
                 "splits": list(SPLITS),
                 **self.options.handling,
-                "own_validation": brings_validation(self.splitting.own),
+                "own_validation": self.splitting.own_validation,
                 "label_kind": "tags" if self.images.has_tags else "classes",
                 "ignored": dict(self.images.ignored),
                 "skipped": [image.to_list() for _, image in sorted(plan.skipped.items())],
+                **(self.part_details(plan.skipped) if self.part_details else {}),
             },
             environment=self._environment(),
         )

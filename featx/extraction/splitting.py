@@ -32,6 +32,7 @@ class Splitting:
     """How the images of a source are split; ``own`` are the splits that it gives, ``(N,)`` uint8.
 
     The images of the published file keep their split, whatever its settings, unless ``resplit``.
+    Those of a part keep the source's: validation images are chosen once all parts are there.
     """
 
     images: ImageSource
@@ -39,6 +40,8 @@ class Splitting:
     fraction: float
     published: FeatureFile | None
     resplit: bool
+    own_validation: bool
+    is_part: bool = False
 
     @classmethod
     def of(
@@ -47,12 +50,18 @@ class Splitting:
         published: FeatureFile | None,
         given: ExtractOptions,
         options: ResolvedOptions,
+        *,
+        whole: ImageSource | None = None,
     ) -> Self:
-        """Return how a run splits: as ``given``, or else as recorded or resolved in ``options``."""
+        """Return how a run splits: as ``given``, or else as recorded or resolved in ``options``.
+
+        Of a part, ``whole`` is the source that it is one of.
+        """
         own, asked = own_splits(images.samples), given.val_fraction
+        own_validation = brings_validation(own if whole is None else own_splits(whole.samples))
         recorded = None if published is None else _recorded(published, images, options)
         require_fraction(0 if asked is None else asked)
-        if brings_validation(own) and (asked is not None or given.resplit):
+        if own_validation and (asked is not None or given.resplit):
             log.warning(
                 "'%s' has a validation split of its own: %s has no effect.",
                 images.uri,
@@ -67,7 +76,8 @@ class Splitting:
                 "images keep their split. Use resplit=True to choose all validation images anew, "
                 "or leave val_fraction out."
             )
-        return cls(images, own, fraction, published, given.resplit)
+        is_part = whole is not None
+        return cls(images, own, fraction, published, given.resplit, own_validation, is_part)
 
     def splits(self, rows: np.ndarray, digests: np.ndarray) -> np.ndarray:
         """Return the split of each sample, an index into ``SPLITS``; ``(N,)`` uint8.
@@ -77,7 +87,7 @@ class Splitting:
             digests: Content hash of each row, ``(num_rows, 16)`` uint8.
         """
         splits, samples = self.own.copy(), self.images.samples
-        if brings_validation(splits):
+        if self.own_validation or self.is_part:
             return splits
         kept = np.flatnonzero(rows >= 0)
         splits[kept] = assign_splits(

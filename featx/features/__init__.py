@@ -11,6 +11,12 @@
     hdf5      opening a file with HDF5, and reading its columns
     schema    columns, types and layout of a feature file, checked before anything is read
     blocks    reading rows block by block or one by one, where they do not fit into memory
+    stored    one column of one file, whose chunks are read past HDF5
+    parts     a feature file in parts: the plan they share, and the index that completes them
+    part_columns  columns of several files as one
+    settle    what is decided over all parts: splits, groups, duplicates; the index
+    merge     one feature file made of parts
+    skipped   an image that was left out
     marks     a table of findings as it was marked, the images that it is of, and manifests of them
     vectors   vectors by the content of their images, for images that a caller has
     given     feature files of rows that a caller has: in memory, or published

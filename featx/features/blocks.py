@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import copy
-from typing import Any
 
 import h5py
 import numpy as np
 
-from featx import system
 from featx.errors import ArtifactInvalid
+from featx.features.columns import chunk_rows_of
 from featx.features.file import TRAIN, FeatureFile
 from featx.features.hdf5 import require_digest, require_digests, translated
+from featx.features.part_columns import Part
+from featx.features.stored import StoredColumn
 from featx.images.reading import map_ahead
 
 _BLOCK_BYTES = 2**22
@@ -46,9 +46,9 @@ def reading_blocks(cache: FeatureFile) -> Iterator[FeatureRows]:
 @contextmanager
 def reading_stored(cache: FeatureFile) -> Iterator[FeatureRows]:
     """Yield all rows of a feature file block by block: vectors, or activations as stored."""
-    with cache.same_file() as file:
+    with cache.same_files() as files:
         with translated(cache.path):  # and not what the caller raises
-            column = _Column(cache, file, "features")
+            column = _Column(cache, files, "features")
         yield FeatureRows(column, np.arange(len(cache)))
 
 
@@ -58,12 +58,12 @@ def reading_activations(cache: FeatureFile) -> Iterator[Activations]:
 
     Where features and views were not compared with their sha256 yet, they are first.
     """
-    with cache.same_file() as file:
+    with cache.same_files() as files:
         with translated(cache.path):  # and not what the caller raises
             names = ("features", "views") if cache.num_views else ("features",)
-            if not cache.features_checked:
-                require_digests(file, cache.header, cache.path, names)
-            columns = [_Column(cache, file, name, by_row=True) for name in names]
+            for part, file in files if not cache.features_checked else ():
+                require_digests(file, part.header, part.path, names)
+            columns = [_Column(cache, files, name, by_row=True) for name in names]
         yield Activations(cache, columns)
 
 
@@ -79,7 +79,7 @@ class Activations:
 
     def __init__(self, cache: FeatureFile, columns: Sequence[_Column]) -> None:
         self._cache, self._columns = cache, columns
-        self._training = cache.rows("train")
+        self._viewed = cache.viewed_rows
         self.shape = cache.row_shape
         self.dtype = columns[0].dtype
         self.block_rows = columns[-1].chunk_rows
@@ -101,7 +101,7 @@ class Activations:
         """
         column, places = self._columns[0], rows
         if view:
-            column, places = self._columns[1], np.searchsorted(self._training, rows)
+            column, places = self._columns[1], np.searchsorted(self._viewed, rows)
             if (self._cache.splits[rows] != TRAIN).any():
                 raise ValueError("rows outside the training split have no views")
         values = np.empty((len(rows), column.size), self.dtype)
@@ -184,53 +184,52 @@ class FeatureRows:
 
 
 class _Column:
-    """Reads the features, or the views, and checks them.
+    """Reads the features, or the views, of all files, and checks them.
 
     A piece is what a sum is noted of: a whole chunk, or a row. Those of the views are counted view
-    after view.
+    after view. Several files are read in the chunks of the one file that they would make, so that
+    what is computed from blocks is the same.
     """
 
     def __init__(
-        self, cache: FeatureFile, file: h5py.File, name: str, *, by_row: bool = False
+        self,
+        cache: FeatureFile,
+        files: Sequence[tuple[Part, h5py.File]],
+        name: str,
+        *,
+        by_row: bool = False,
     ) -> None:
-        column = file[name]
-        self._cache, self._column, self._name = cache, column, name
-        self.shape, self.dtype = cache.row_shape, column.dtype
-        self.size = math.prod(self.shape)
-        self.num_rows = column.shape[0]
-        num_views = column.shape[1 : -len(self.shape)]
-        self._descriptor = file.id.get_vfd_handle()
-        self._identity = _identity(os.fstat(self._descriptor))
-        self._is_plain = not file.userblock_size and column.chunks is not None
-        self._is_plain &= hasattr(column.id, "chunk_iter")  # not with HDF5 before 1.10.10
-        self._is_plain &= (column.chunks or ())[1:] == (*[1] * len(num_views), *self.shape)
-        row_bytes = self.dtype.itemsize * self.size
-        self.chunk_rows = column.chunks[0] if self._is_plain else max(1, 2**20 // row_bytes)
+        self._cache, self._name = cache, name
+        self._parts = [part for part, _ in files]
+        self.shape = cache.row_shape
+        self._files = [StoredColumn(file, name, part.path, self.shape) for part, file in files]
+        if not all(each.is_whole for each in self._files if each.is_plain):
+            raise self._damaged()
+        self.size, self.dtype = math.prod(self.shape), self._files[0].dtype
+        self._firsts = np.cumsum([0, *(each.num_rows for each in self._files)])
+        self.num_rows = int(self._firsts[-1])
+        self.chunk_rows = self._files[0].chunk_rows
+        if len(files) > 1:
+            self.chunk_rows = chunk_rows_of(self.dtype.itemsize * self.size, self.num_rows)
         self.piece_rows = 1 if by_row else self.chunk_rows
-        self._num_chunks = -(-self.num_rows // self.chunk_rows)
         self._num_pieces = -(-self.num_rows // self.piece_rows)
         self.pieces_at_once = max(1, _BLOCK_BYTES // (4 * self.chunk_rows * self.size))
-        self._places = self._find(*num_views) if self._is_plain else []
-        self._sums = np.zeros(math.prod(num_views) * self._num_pieces, np.uint64)
+        num_views = cache.num_views if name == "views" else 1
+        self._sums = np.zeros(num_views * self._num_pieces, np.uint64)
         self._known = np.zeros(len(self._sums), bool)
         self._checked = cache.features_checked
         self.bytes_read = 0
 
-    def _find(self, num_views: int = 1) -> list[int]:
-        """Return where each chunk lies, view after view."""
-        has_views = self._column.ndim > 1 + len(self.shape)
-        places: list[int | None] = [None] * (num_views * self._num_chunks)
-
-        def note(chunk: Any) -> None:  # of all at once: HDF5 takes as long for each by itself
-            view = chunk.chunk_offset[1] if has_views else 0
-            number = chunk.chunk_offset[0] // self.chunk_rows
-            places[view * self._num_chunks + number] = chunk.byte_offset
-
-        self._column.id.chunk_iter(note)
-        found = [place for place in places if place is not None]
-        if len(found) < len(places):
-            raise self._damaged()
-        return found
+    def _spans(self, first: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """Yield the files of consecutive rows, the first row in each, and places among the rows."""
+        number = int(np.searchsorted(self._firsts, first, side="right")) - 1
+        start = 0
+        while start < count:
+            own = first + start - int(self._firsts[number])
+            stop = min(count, start + self._files[number].num_rows - own)
+            if stop > start:
+                yield number, own, slice(start, stop)
+            start, number = stop, number + 1
 
     def runs(self, rows: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yield where consecutive rows of one chunk begin and end in ``rows``, ascending."""
@@ -242,14 +241,9 @@ class _Column:
     def read_rows(self, first: int, view: int, values: np.ndarray) -> None:
         """Fill ``values`` ``(n, size)`` with rows of one chunk, and check them."""
         with translated(self._cache.path):
-            if self._is_plain:
-                chunk, row = divmod(first, self.chunk_rows)
-                place = self._places[view * self._num_chunks + chunk]
-                self._read_bytes(values, place + row * values[:1].nbytes)
-            else:
-                rows = np.s_[first : first + len(values)]
-                source = rows if self._name == "features" else (rows, view)
-                self._column.read_direct(values.reshape(-1, *self.shape), source)
+            for number, row, places in self._spans(first, len(values)):
+                if not self._files[number].read(row, view, values[places]):
+                    raise self._damaged()
         self.bytes_read += values.nbytes
         pieces = -(-len(values) // self.piece_rows)
         piece = view * self._num_pieces + first // self.piece_rows
@@ -268,7 +262,7 @@ class _Column:
         """
         self._require_same()
         check = not self._checked and sum(map(len, groups)) == self._num_pieces
-        digest = hashlib.sha256() if check else None
+        digests = [hashlib.sha256() for _ in self._files] if check else []
         rows = max(map(len, groups), default=1) * self.chunk_rows
         shape = (min(rows, self.num_rows), self.size)
         wanted = np.dtype(np.float32) if len(self.shape) == 1 else self.dtype
@@ -276,20 +270,20 @@ class _Column:
         buffers = np.empty((_AHEAD + 1, *shape), wanted)
 
         def fill(number: int) -> np.ndarray:
-            return self._fill(groups[number], raw, buffers[number % len(buffers)], digest)
+            return self._fill(groups[number], raw, buffers[number % len(buffers)], digests)
 
         with closing(map_ahead(fill, range(len(groups)), workers=1, window=_AHEAD)) as ahead:
             yield from zip(groups, ahead, strict=True)
-        if digest:
-            require_digest(self._cache.path, self._cache.header, "features", digest)
-            self._checked = True
+        for part, digest in zip(self._parts, digests, strict=bool(digests)):
+            require_digest(part.path, part.header, "features", digest)
+        self._checked |= check
 
     def _fill(
         self,
         group: Sequence[int],
         raw: np.ndarray,
         values: np.ndarray,
-        digest: hashlib._Hash | None,
+        digests: Sequence[hashlib._Hash],
     ) -> np.ndarray:
         """Return the rows of neighbouring pieces, in ``values``."""
         first, stop = group[0] * self.chunk_rows, (group[-1] + 1) * self.chunk_rows
@@ -299,19 +293,11 @@ class _Column:
         for number, piece in enumerate(group):
             part = stored[number * self.chunk_rows : (number + 1) * self.chunk_rows]
             self.read_rows(piece * self.chunk_rows, 0, part)
-        if digest:
-            digest.update(stored.data)
+        for file, _, places in self._spans(first, num_rows) if digests else ():
+            digests[file].update(stored[places].data)
         if stored is not values:
             values[:] = stored
         return values
-
-    def _read_bytes(self, values: np.ndarray, place: int) -> None:
-        rest = values.data.cast("B")
-        while rest:
-            count = system.read_into(self._descriptor, rest, place)
-            if not count:
-                raise self._damaged()
-            rest, place = rest[count:], place + count
 
     def _compare(self, first: int, sums: np.ndarray) -> bool:
         """Check that pieces are what they were when first read; return whether one is new."""
@@ -326,7 +312,7 @@ class _Column:
         if is_finite.all():
             return
         row = first + int(np.argmin(is_finite))
-        number = row if self._name == "features" else self._cache.rows("train")[row]
+        number = row if self._name == "features" else self._cache.viewed_rows[row]
         path = self._cache.path
         raise ArtifactInvalid(
             path,
@@ -335,15 +321,12 @@ class _Column:
         )
 
     def _require_same(self) -> None:
-        path = self._cache.path
-        try:
-            same = _identity(path.stat()) == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise ArtifactInvalid(
-                path, f"'{path}' was replaced or removed while it was read. Train again."
-            )
+        for file in self._files:
+            if not file.is_same():
+                path = file.path
+                raise ArtifactInvalid(
+                    path, f"'{path}' was replaced or removed while it was read. Train again."
+                )
 
     def _damaged(self) -> ArtifactInvalid:
         path = self._cache.path
@@ -369,7 +352,3 @@ def _sums(pieces: np.ndarray) -> np.ndarray:
     sums = words.view(np.uint64).sum(axis=1, dtype=np.uint64)
     sums += content[:, whole:].sum(axis=1, dtype=np.uint64)
     return np.asarray(sums)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size

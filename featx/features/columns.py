@@ -52,11 +52,11 @@ def schema_of(layout: RowLayout, num_rows: int, num_train: int, id_bytes: int) -
     }
     schema = {}
     for name, (dtype, shape) in rows.items():
-        at_once = _chunk_rows(dtype.itemsize * math.prod(shape), num_rows)
+        at_once = chunk_rows_of(dtype.itemsize * math.prod(shape), num_rows)
         schema[name] = Column((num_rows, *shape), dtype, (at_once, *shape))
     if layout.num_views:
         most = max(layout.row_bytes, _VIEWS_BYTES // layout.num_views)
-        at_once = min(_chunk_rows(layout.row_bytes, num_train), most // layout.row_bytes)
+        at_once = min(chunk_rows_of(layout.row_bytes, num_train), most // layout.row_bytes)
         shape, chunks = (num_train, layout.num_views, *layout.shape), (at_once, 1, *layout.shape)
         schema["views"] = Column(shape, layout.stored, chunks)
     return schema
@@ -88,5 +88,6 @@ def file_size(schema: dict[str, Column], header_bytes: int) -> int:
     return header_bytes + _HDF5_BYTES + sum(column.stored_bytes for column in schema.values())
 
 
-def _chunk_rows(row_bytes: int, num_rows: int) -> int:
+def chunk_rows_of(row_bytes: int, num_rows: int) -> int:
+    """Return the rows of a chunk."""
     return max(1, min(num_rows, _CHUNK_BYTES // row_bytes))

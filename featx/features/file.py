@@ -1,7 +1,7 @@
 """The feature file: its schema and its reader.
 
 Anyone can read one with ``h5py.File("features.h5")["features"][:]``. ``open_features`` looks before
-it reads: whatever is not exactly this schema is refused.
+it reads: whatever is not exactly this schema is refused. A folder of parts is read as one file.
 """
 
 from __future__ import annotations
@@ -9,65 +9,43 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import h5py
 import numpy as np
 
 from featx.artifact import Header, fingerprint_of
+from featx.artifact.parts import is_parts
 from featx.errors import ArtifactInvalid, ArtifactMismatch, require_choice
 from featx.features.hdf5 import (
     blocks_of,
-    open_hdf5,
+    groups_of,
     opened_hdf5,
+    ranges_of,
     require_digest,
     require_digests,
-    rows_of,
+    require_range,
+    stamps_of,
     translated,
 )
+from featx.features.part_columns import Part, StoredIds, features_at, joined, later
+from featx.features.parts import read_index
 from featx.features.schema import columns_of, row_shape_of, views_of
 from featx.features.shown import ShownFile
+from featx.features.skipped import SkippedImage
 from featx.images.decode import DIGEST_BYTES
-from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
+from featx.images.sources import SPLITS, Stamp
 from featx.images.views import ViewsSpec
 
 EXCLUDED = -2
 """Label of a training image that was left out by its name."""
-TRAIN = SPLITS.index("train")
+TRAIN, VAL = SPLITS.index("train"), SPLITS.index("val")
 _NETWORK_BYTES = 2**23
 """Activations that go through the rest of a network at once."""
-
-
-class SkippedImage(NamedTuple):
-    """An image without a row.
-
-    Its digest is zeros where its content is not the reason, as of a file that cannot be read, and
-    in files of version 2.
-    """
-
-    sample_id: str
-    reason: str
-    stamp: Stamp
-    digest: bytes = bytes(DIGEST_BYTES)
-
-    @property
-    def is_permanent(self) -> bool:
-        """Whether the reason lies in its content, so that it is not tried again."""
-        return any(self.digest)
-
-    def to_list(self) -> list[Any]:
-        """Return JSON values, for the header."""
-        return [self.sample_id, self.reason, list(self.stamp), self.digest.hex()]
-
-    @classmethod
-    def of_list(cls, values: Sequence[Any]) -> Self:
-        """Return the image of ``to_list``; without a digest in files of version 2."""
-        sample_id, reason, stamp, *digest = values
-        return cls(sample_id, reason, Stamp(*stamp), *map(bytes.fromhex, digest))
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,18 +65,20 @@ class FeatureFile(ShownFile):
             opened; if not, they are when all of them are first read.
         through: From activations ``(n, *row_shape)`` to vectors ``(n, num_features)``: the rest of
             the network behind the cut. None for vectors.
+        parts: The files that hold the rows, in order; empty where ``path`` is the only one.
     """
 
     path: Path
     header: Header
     labels: np.ndarray
     splits: np.ndarray
-    sample_ids: tuple[str, ...]
+    sample_ids: Sequence[str]
     digests: np.ndarray
     stamps: np.ndarray
     groups: np.ndarray
     features_checked: bool = True
     through: Callable[[np.ndarray], np.ndarray] | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -204,13 +184,13 @@ class FeatureFile(ShownFile):
         ``features`` does.
         """
         self.require_network()
-        with self.same_file() as file:
-            row_bytes = file["features"].dtype.itemsize * math.prod(self.row_shape)
+        with self.same_files() as files:
+            row_bytes = np.dtype(self.dtype).itemsize * math.prod(self.row_shape)
             step = max(1, _NETWORK_BYTES // row_bytes) if self.through else max(1, len(self))
 
             def stored_at(numbers: np.ndarray) -> np.ndarray:
                 with translated(self.path):
-                    return rows_of(file["features"], numbers)
+                    return features_at(files, numbers)
 
             def rows_at(numbers: np.ndarray) -> np.ndarray:
                 parts = [numbers[start : start + step] for start in range(0, len(numbers), step)]
@@ -230,26 +210,30 @@ class FeatureFile(ShownFile):
     def _vectors(self, column: str) -> np.ndarray:
         """Return a column as float32, views one after the other; compared with its sha256."""
         self.require_network()
-        with self.same_file() as file:
-            shape = file[column].shape
-            num_rows = len(self) if column == "features" else shape[0] * shape[1]
-            digest = hashlib.sha256()
+        views = 1 if column == "features" else self.num_views
+        num_rows = len(self) if column == "features" else views * len(self.rows("train"))
+        with self.same_files() as files:
+            blocks = (block for part, file in files for block in self._stored(part, file, column))
+            return self._joined(blocks, num_rows)
 
-            def stored() -> Iterator[np.ndarray]:
-                blocks = blocks_of(file[column], _NETWORK_BYTES if self.through else None)
-                while True:
-                    with translated(self.path):
-                        block = next(blocks, None)
-                    if block is None:
-                        return
-                    if not self.features_checked:
-                        digest.update(block.data)
-                    yield block.reshape(-1, *self.row_shape)
-
-            rows = self._joined(stored(), num_rows)
+    def _stored(self, part: Part, file: h5py.File, column: str) -> Iterator[np.ndarray]:
+        """Yield the rows of a column of one file, or the views of its training rows."""
+        digest, viewed = hashlib.sha256(), self.viewed_rows
+        start = int(np.searchsorted(viewed, part.first))
+        blocks = blocks_of(file[column], _NETWORK_BYTES if self.through else None)
+        while True:
+            with translated(part.path):
+                block = next(blocks, None)
+            if block is None:
+                break
+            if not self.features_checked:
+                digest.update(block.data)
+            if column == "views" and self.parts:
+                start, own = start + len(block), viewed[start : start + len(block)]
+                block = block[self.splits[own] == TRAIN]
+            yield block.reshape(-1, *self.row_shape)
         if not self.features_checked:
-            require_digest(self.path, self.header, column, digest)
-        return rows
+            require_digest(part.path, part.header, column, digest)
 
     def _joined(self, blocks: Iterable[np.ndarray], num_rows: int) -> np.ndarray:
         """Return blocks of stored rows as vectors, ``(num_rows, num_features)`` float32."""
@@ -262,15 +246,22 @@ class FeatureFile(ShownFile):
         return rows
 
     @contextmanager
-    def same_file(self) -> Iterator[h5py.File]:
-        """Yield the HDF5 file, open for reading, unless it was replaced since it was opened."""
-        file, header = open_hdf5(self.path)
-        with file:
-            if header != self.header:  # its checksums tell one content from another
-                raise ArtifactInvalid(
-                    self.path, f"'{self.path}' was replaced since it was opened. Open it again."
-                )
-            yield file
+    def same_files(self) -> Iterator[list[tuple[Part, h5py.File]]]:
+        """Yield the HDF5 files, open for reading, unless one was replaced since it was opened."""
+        with ExitStack() as stack:
+            own = (Part(self.path, self.header, 0, len(self)),)
+            yield [(part, stack.enter_context(part.opened())) for part in self.parts or own]
+
+    @property
+    def viewed_rows(self) -> np.ndarray:
+        """Numbers of the rows that have views where any have, ascending, int64.
+
+        They are the training rows; in parts, also those that became validation.
+        """
+        viewed = self.splits == TRAIN
+        if self.parts and not self.header.details["own_validation"]:
+            viewed |= self.splits == VAL
+        return np.flatnonzero(viewed)
 
     def rows(self, split: str) -> np.ndarray:
         """Return the row numbers of a split, ascending, int64."""
@@ -312,7 +303,7 @@ def open_features(
     """Open a feature file and check all of it.
 
     Args:
-        path: The HDF5 file.
+        path: The HDF5 file, or a folder ``NAME.parts`` of several, which are read as one.
         verify: Compare each column with its sha256; leave out only for a file you have verified.
         features_later: Compare the features when all of them are first read, which saves reading
             them twice.
@@ -320,15 +311,15 @@ def open_features(
     Raises:
         ArtifactMissing: The file is not there.
         ArtifactInvalid: It is not a feature file, damaged, altered, or of another schema.
-        ArtifactIncomplete: The extraction that wrote it did not finish.
+        ArtifactIncomplete: The extraction that wrote it did not finish, or parts are missing.
         ArtifactBusy: Another program has it open, and may change it.
     """
     path = Path(path)
+    if is_parts(path):
+        return _open_parts(path, verify=verify, features_later=features_later)
     with opened_hdf5(path) as (file, header):
         if verify:
-            later = ("features", "views") if features_later else ()
-            names = [name for name in columns_of(header) if name not in later]
-            require_digests(file, header, path, names)
+            require_digests(file, header, path, _columns(header, features_later=features_later))
         opened = FeatureFile(
             path=path,
             header=header,
@@ -338,57 +329,67 @@ def open_features(
                 name.decode("utf-8", "surrogateescape") for name in file["sample_ids"][:]
             ),
             digests=file["digests"][:],
-            stamps=_stamps(file),
-            groups=_groups(file, header),
+            stamps=stamps_of(file),
+            groups=groups_of(file, header),
             features_checked=not (verify and features_later),
         )
         num_viewed = len(file["views"]) if opened.num_views else None
-    for name, (low, stop) in _ranges(header, len(opened)).items():
-        _require_range(path, name, getattr(opened, name), low, stop)
+    _require_ranges(opened)
     _require_viewed(path, num_viewed, len(opened.rows("train")))
     return opened
 
 
+def _open_parts(folder: Path, *, verify: bool, features_later: bool) -> FeatureFile:
+    """Open a folder of parts as one file; names, digests and stamps are read when needed."""
+    index = read_index(folder)
+    splits, groups, _ = index.read_settled(folder)
+    for part in index.parts if verify else ():
+        with part.opened() as file, translated(part.path):
+            columns = _columns(part.header, features_later=features_later)
+            require_digests(file, part.header, part.path, columns)
+    opened = FeatureFile(
+        path=folder,
+        header=index.header,
+        labels=joined(index.parts, lambda file: file["labels"][:]),
+        splits=splits,
+        sample_ids=StoredIds(index.parts),
+        digests=later(index.parts, (DIGEST_BYTES,), lambda file: file["digests"][:]),
+        stamps=later(index.parts, (len(Stamp._fields),), stamps_of),
+        groups=groups,
+        features_checked=not (verify and features_later),
+        parts=index.parts,
+    )
+    _require_ranges(opened)
+    return opened
+
+
+def _columns(header: Header, *, features_later: bool) -> list[str]:
+    left_out = ("features", "views") if features_later else ()
+    return [name for name in columns_of(header) if name not in left_out]
+
+
+def _require_ranges(opened: FeatureFile) -> None:
+    for name, (low, stop) in ranges_of(opened.header, len(opened)).items():
+        require_range(opened.path, name, getattr(opened, name), low, stop)
+
+
 def verify_features(path: Path) -> None:
-    """Check all of a feature file, block by block."""
+    """Check all of a feature file, or of a folder of parts, block by block."""
+    if is_parts(path):
+        index = read_index(path)
+        for part in index.parts:
+            verify_features(part.path)
+        index.read_settled(path)
+        return
     with opened_hdf5(path) as (file, header):
         columns = columns_of(header)
         require_digests(file, header, path, columns)
-        for name, (low, stop) in _ranges(header, len(file["labels"])).items():
+        for name, (low, stop) in ranges_of(header, len(file["labels"])).items():
             for block in blocks_of(file[name]) if name in columns else ():
-                _require_range(path, name, block, low, stop)
+                require_range(path, name, block, low, stop)
         if "views" in columns:
             num_train = sum(int((block == TRAIN).sum()) for block in blocks_of(file["splits"]))
             _require_viewed(path, len(file["views"]), num_train)
-
-
-def _stamps(file: h5py.File) -> np.ndarray:
-    """Return the stamps, ``(N, 3)`` int64; files of version 2 have no change times."""
-    stored: np.ndarray = file["stamps"][:]
-    missing = len(Stamp._fields) - stored.shape[1]
-    return np.pad(stored, ((0, 0), (0, missing)), constant_values=UNKNOWN_TIME)
-
-
-def _groups(file: h5py.File, header: Header) -> np.ndarray:
-    """Return the groups, ``(N,)`` int64; files of version 2 have none."""
-    if "groups" not in columns_of(header):
-        return np.full(len(file["labels"]), -1, dtype=np.int64)
-    return np.asarray(file["groups"][:])
-
-
-def _ranges(header: Header, num_rows: int) -> dict[str, tuple[int, int]]:
-    """Return the lowest value and the end of the range of each column of indices."""
-    return {
-        "labels": (-1, len(header.classes)),
-        "splits": (0, len(SPLITS)),
-        "groups": (-1, num_rows),
-    }
-
-
-def _require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:
-    """Check that a column holds indices of something."""
-    if ((values < low) | (values >= stop)).any():
-        raise ArtifactInvalid(path, f"'{path}' has {name} outside {low} to {stop - 1}.")
 
 
 def _require_viewed(path: Path, num_viewed: int | None, num_train: int) -> None:

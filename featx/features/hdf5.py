@@ -15,11 +15,13 @@ from featx.artifact import Header, is_unfinished, partial_path, require_file
 from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, counted
 from featx.features.journal import read_progress
 from featx.features.schema import (
+    columns_of,
     read_header,
     require_plain_root,
     require_schema,
     without_plugins,
 )
+from featx.images.sources import SPLITS, UNKNOWN_TIME, Stamp
 
 BLOCK_BYTES = 2**25
 
@@ -141,3 +143,32 @@ def rows_of(column: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
             first, last = int(numbers[wanted[0]]), int(numbers[wanted[-1]])
             rows[wanted] = column[first : last + 1][numbers[wanted] - first]
     return rows
+
+
+def stamps_of(file: h5py.File) -> np.ndarray:
+    """Return the stamps, ``(N, 3)`` int64; files of version 2 have no change times."""
+    stored: np.ndarray = file["stamps"][:]
+    missing = len(Stamp._fields) - stored.shape[1]
+    return np.pad(stored, ((0, 0), (0, missing)), constant_values=UNKNOWN_TIME)
+
+
+def groups_of(file: h5py.File, header: Header) -> np.ndarray:
+    """Return the groups, ``(N,)`` int64; files of version 2 have none."""
+    if "groups" not in columns_of(header):
+        return np.full(len(file["labels"]), -1, dtype=np.int64)
+    return np.asarray(file["groups"][:])
+
+
+def ranges_of(header: Header, num_rows: int) -> dict[str, tuple[int, int]]:
+    """Return the lowest value and the end of the range of each column of indices."""
+    return {
+        "labels": (-1, len(header.classes)),
+        "splits": (0, len(SPLITS)),
+        "groups": (-1, num_rows),
+    }
+
+
+def require_range(path: Path, name: str, values: np.ndarray, low: int, stop: int) -> None:
+    """Check that a column holds indices of something."""
+    if ((values < low) | (values >= stop)).any():
+        raise ArtifactInvalid(path, f"'{path}' has {name} outside {low} to {stop - 1}.")

@@ -35,7 +35,7 @@ _ID_BYTES = 100  # of a name, on average
 class ExistingImages:
     """Images of previous runs, columns as in ``Batch``; their rows' numbers, -1 where none."""
 
-    sample_ids: tuple[str, ...]
+    sample_ids: Sequence[str]
     rows: np.ndarray
     stamps: np.ndarray
     digests: np.ndarray
@@ -192,12 +192,6 @@ def publish_features(
             stored as they are in the journal.
         overwrite: Replace what is there.
     """
-    header_bytes = len(header.to_json())
-    if header_bytes > MAX_HEADER_BYTES // 2:
-        raise ArtifactError(
-            path,
-            f"'{path}' cannot list all the images that were left out; move them out of the source.",
-        )
     kept = np.flatnonzero(rows >= 0)
     splits = own_splits(samples) if splits is None else splits
     layout = existing.journal.layout
@@ -206,21 +200,42 @@ def publish_features(
     width = max(len(_encoded(samples[int(i)].sample_id)) for i in kept)  # no list: it is long
     is_train = splits[kept] == TRAIN
     schema = schema_of(layout, len(kept), int(is_train.sum()), width)
-    temporary = _free_name(path)
+    with existing.reading() as rows_at:
+        blocks = _blocks(
+            kept,
+            samples,
+            splits,
+            lambda i: rows_at(rows[i]),
+            sizes=block_sizes(is_train, layout, schema),
+            schema=schema,
+        )
+        return publish_blocks(
+            *(path, header, schema, blocks), verifier=verifier, overwrite=overwrite
+        )
+
+
+def publish_blocks(
+    path: Path,
+    header: Header,
+    schema: dict[str, Column],
+    blocks: Iterator[dict[str, np.ndarray]],
+    *,
+    verifier: IsolatedCall,
+    overwrite: bool,
+) -> Header:
+    """Write a feature file of blocks of all columns, as ``publish_features`` does."""
+    header_bytes = len(header.to_json())
+    if header_bytes > MAX_HEADER_BYTES // 2:
+        raise ArtifactError(
+            path,
+            f"'{path}' cannot list all the images that were left out; move them out of the source.",
+        )
+    temporary, num_rows = _free_name(path), schema["features"].shape[0]
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
-        with (
-            storage.Disk.open(temporary, room=file_size(schema, header_bytes), output=path) as disk,
-            existing.reading() as rows_at,
-        ):
-            blocks = _blocks(
-                kept,
-                samples,
-                splits,
-                lambda i: rows_at(rows[i]),
-                sizes=block_sizes(is_train, layout, schema),
-                schema=schema,
-            )
-            complete = _write(disk, header, schema, blocks, num_rows=len(kept))
+        with storage.Disk.open(
+            temporary, room=file_size(schema, header_bytes), output=path
+        ) as disk:
+            complete = _write(disk, header, schema, blocks, num_rows=num_rows)
         verifier.run(temporary)
     return complete
 

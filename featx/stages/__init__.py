@@ -8,6 +8,7 @@
     relabel   a table of findings → a manifest with corrected labels
     similar   new images → features, and the images of a feature file that are like them
     check     is a file intact, and still what its source gives?
+    merge     parts of features → their index, or one features.h5
     web_page  model.onnx → a page that runs it in the browser
     push      model.onnx → Hugging Face's hub
     doctor    what featx runs on, and what to do about it

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.extraction.plan import is_current, keep_touched, make_plan, num_relabelled
-from featx.features.file import FeatureFile, SkippedImage, open_features
+from featx.features.file import FeatureFile, open_features
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows
 from featx.features.records import RowLayout
+from featx.features.skipped import SkippedImage
 from featx.images.decode import content_digest
 from featx.images.sources import NEVER_CHANGES, NO_FILE, Sample, Stamp, group_numbers
 

@@ -36,6 +36,7 @@ def fast_extraction(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(backbone, "open_backbone", build_once)
     monkeypatch.setattr("featx.extraction.run.start_verifier", InThisProcess)
+    monkeypatch.setattr("featx.features.merge.start_verifier", InThisProcess)
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from headers import complete_header
 from featx.artifact import Header
 from featx.errors import ImageError
 from featx.extraction.plan import Plan, keep_touched, make_plan
-from featx.features.file import SkippedImage, verify_features
+from featx.features.file import verify_features
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows, publish_features
 from featx.features.records import Batch, RowLayout
+from featx.features.skipped import SkippedImage
 from featx.images.decode import content_digest
 from featx.images.sources import NO_FILE, SPLITS, Sample, Stamp
 

@@ -16,6 +16,7 @@ from featx.artifact import (
     kind_of_file,
 )
 from featx.artifact.keywords import by_keyword, record_of
+from featx.artifact.parts import is_parts
 from featx.artifact.shown import Shown
 from featx.backbones.spec import (
     PENULTIMATE,
@@ -184,9 +185,10 @@ def _compare_head(path: Path, features: str | Path | None, limits: Limits) -> Ch
 
     head = open_head(path)
     own = find_features(head, path, features)
-    if features is None and not own.is_file():
+    is_there = own.is_file() or is_parts(own)
+    if features is None and not is_there:
         return CheckReport(path, "head")
-    if not own.is_file() or kind_of_file(own) != "features":
+    if not is_there or kind_of_file(own) != "features":
         raise ConfigError(
             f"'{path}' is a head: it is compared with a feature file, and '{own}' is none."
         )
