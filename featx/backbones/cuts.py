@@ -97,11 +97,7 @@ def split_model(
 
 
 def find_shape(backbone: str, image_size: int, cut: str, *, layer: str) -> tuple[int, ...]:
-    """Return the shape of one image's activations at a cut, without loading weights.
-
-    Raises:
-        BackboneError: The backbone has no such cut; the message offers the nearest names.
-    """
+    """Return the shape of an image's activations at a cut; ``BackboneError`` if there is none."""
     if cut == INPUT:
         return (image_size, image_size, 3)
     model = build_skeleton(backbone, image_size)
@@ -223,10 +219,7 @@ class _Traced:
                 last_use = max(last_use, *users, number)
 
     def needed_for(self, value: fx.Node, *, given: fx.Node | None = None) -> list[fx.Node]:
-        """Return the nodes that a value is computed from, and its own, in order.
-
-        Nodes that only ``given`` is computed from are left out, as is ``given``.
-        """
+        """Return the nodes that a value is computed from, in order, but for those of ``given``."""
         needed = {value}
         for node in reversed(self.graph.nodes):
             if node in needed and node is not given:

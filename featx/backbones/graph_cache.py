@@ -123,7 +123,7 @@ class ResolvedRequest:
 
 
 def recall(request: BackboneRequest) -> ResolvedRequest | None:
-    """Return what a request resolved to before, None where that is unknown or may have changed."""
+    """Return the spec that a request resolved to before; None where unknown or perhaps outdated."""
     for is_bundled, content in (
         (True, _bundled_request(request)),
         (False, _cached_request(request)),

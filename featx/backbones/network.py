@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 class Tail(nn.Module):
-    """What is behind a cut: activations in, features out.
+    """The part of a network behind a cut: activations in, features out.
 
     Args:
         trunk: Module that maps its input to ``{"features": …}``; names of its tensors are those of
@@ -119,7 +119,7 @@ def build_network(
             the backbone does not take.
         ConfigError: The pooling does not fit the layer's output.
     """
-    end = find_cut(backbone, preprocess.image_size, layer=layer, pool=pool)
+    end = find_end(backbone, preprocess.image_size, layer=layer, pool=pool)
     spec = BackboneSpec(
         backbone=backbone,
         weights_sha256=weights.sha256,
@@ -150,7 +150,7 @@ def build_parts(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> tuple[Netw
             generator.
     """
     size = spec.preprocess.image_size
-    end = find_cut(spec.backbone, size, layer=spec.layer, pool=spec.pool)
+    end = find_end(spec.backbone, size, layer=spec.layer, pool=spec.pool)
     model = build_model(spec.backbone, size)
     return _parts(model, spec, tensors, form=end.form)
 
@@ -196,7 +196,7 @@ def tensors_of(part: Tail, backbone: str, image_size: int) -> dict[str, Tensor]:
     return {name: value for name, value in part.trunk.state_dict().items() if name in known}
 
 
-def _needed(model: nn.Module, end: Cut | BackboneSpec) -> dict[str, Tensor]:
+def _needed(model: nn.Module, end: End | BackboneSpec) -> dict[str, Tensor]:
     """Return the tensors that lead to a layer, without the constants that tracing adds.
 
     The model may lose its classifier.
@@ -219,7 +219,7 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cut:
+class End:
     """Where a network ends, and the pooling that ``"auto"`` became."""
 
     layer: str
@@ -228,15 +228,15 @@ class Cut:
     num_features: int
 
 
-def find_cut(
+def find_end(
     backbone: str, image_size: int, *, layer: str | None = None, pool: Pool = "auto"
-) -> Cut:
+) -> End:
     """Return where the network of a backbone ends, without loading weights."""
     model = build_skeleton(backbone, image_size)
     layer = layer or penultimate_layer(model)
     if layer == FEATURES and uses_timm(backbone):
         own = cast("Pool", pool_of(model, pool))
-        return Cut(layer, own, MAPS, features_width(backbone, image_size, model, own))
+        return End(layer, own, MAPS, features_width(backbone, image_size, model, own))
     shape = layer_shapes(backbone, image_size, [layer], model=model).get(layer)
     if shape is None:
         raise BackboneError(
@@ -254,7 +254,7 @@ def find_cut(
     form = Form(channels_last, tokens.num_prefix)
     resolved = resolve_pool(pool, shape, layer, tokens)
     vector = pooled(torch.empty(shape, device="meta"), resolved, form)
-    return Cut(layer, resolved, form, vector.shape[1])
+    return End(layer, resolved, form, vector.shape[1])
 
 
 def layer_names(model: nn.Module, *, depth: int | None = None) -> list[str]:
@@ -316,7 +316,7 @@ def create_feature_extractor_quietly(model: nn.Module, nodes: Mapping[str, str])
     return trunk.eval()
 
 
-def _trunk(model: nn.Module, end: Cut | BackboneSpec) -> nn.Module:
+def _trunk(model: nn.Module, end: End | BackboneSpec) -> nn.Module:
     if end.layer == FEATURES and is_timm_model(model):
         return ending_at_features(model, end.pool)
     return create_feature_extractor_quietly(model, {end.layer: "features"})

@@ -50,13 +50,7 @@ def tokens_of(model: nn.Module, shape: tuple[int, ...]) -> Tokens:
 
 
 def resolve_pool(pool: Pool, shape: tuple[int, ...], layer: str, tokens: Tokens) -> Pool:
-    """Return the pooling that a choice means for a layer.
-
-    Args:
-        pool: Chosen one.
-        shape: Of the output for two images.
-        layer: Its name.
-        tokens: Where the output is tokens.
+    """Return the pooling that a choice means for a layer whose output for two images is ``shape``.
 
     Raises:
         BackboneError: The layer gives nothing that can be pooled.

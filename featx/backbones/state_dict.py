@@ -133,10 +133,7 @@ def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def unusable(found: Tensor, expected: Tensor) -> str | None:
-    """Return why a file's tensor cannot be a parameter or buffer like the expected one.
-
-    Shapes, any ``(*,)``, are not compared. None where it can.
-    """
+    """Return why a tensor ``(*,)`` of a file cannot be like the expected one; None where it can."""
     kinds = {
         "a sparse or nested tensor": found.is_nested or found.layout is not torch.strided,
         "a quantised tensor": found.is_quantized,
@@ -161,10 +158,7 @@ def describe_tensors(tensors: Mapping[str, Tensor], *, shown: int = 4) -> str:
 
 
 def guess_backbone(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the backbone whose tensors these seem to be; None where they look like no other.
-
-    Only the few with about as many parameters are built, and those without any weights.
-    """
+    """Return the backbone of about as many parameters whose tensors these seem to be."""
     size = sum(tensor.numel() for tensor in tensors.values() if shape_of(tensor) is not None)
     near = sorted(backbone_names(), key=lambda name: abs(_num_parameters(name) - size))
     best, name = max(

@@ -52,10 +52,7 @@ def pools_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def pool_of(model: nn.Module, pool: str) -> str:
-    """Return the pooling that a choice means for a timm model's features, ``"none"`` its own.
-
-    ``"auto"`` is its own, as is ``"avg"`` of a model without tokens that averages its maps.
-    """
+    """Return the pooling that a choice means for a timm model's features; ``"none"`` is its own."""
     return "none" if pool == "auto" or (pool == "avg" and _averages(model)) else pool
 
 
@@ -101,11 +98,7 @@ def _restored(kind: type[nn.Module], values: dict[str, Any]) -> nn.Module:
 
 
 def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: str) -> int:
-    """Return the width of a backbone's features for images of a size.
-
-    Raises:
-        BackboneError: It does not take this size; the message names sizes that it takes.
-    """
+    """Return the width of a backbone's features; ``BackboneError`` names the sizes it takes."""
     try:
         return _width(skeleton, image_size, pool)
     except ConfigError:

@@ -104,7 +104,7 @@ class TorchEngine:
 
 
 def _calculate_alone(before: int) -> None:
-    """Have this thread of torch's share its work with no other."""
+    """Let this thread of torch's share its work with no other."""
     import torch
 
     torch.get_num_threads()  # what it does for a new thread is done, and not once more later

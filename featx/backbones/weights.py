@@ -278,11 +278,7 @@ def _timm_file(backbone: str, name: str, *, progress: Progress | None) -> Path:
 
 
 def lite0_file() -> Path:
-    """Return the file of lite0's weights in its package, whose code is not run.
-
-    Raises:
-        BackboneError: The package is not installed.
-    """
+    """Return the file of lite0's weights in its package, whose code is not run."""
     try:
         files = metadata.files(LITE0_PACKAGE) or []
     except metadata.PackageNotFoundError as err:
@@ -306,7 +302,7 @@ def _renamed(content: object, backbone: str) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> object:
-    """Return what a file of tensors holds, without running code from it.
+    """Return the content of a file of tensors, without running code from it.
 
     Raises:
         BackboneError: It is damaged, or asks for code.

@@ -47,11 +47,7 @@ def is_timm_model(model: nn.Module) -> bool:
 
 
 def require_timm(name: str = PREFIX) -> None:
-    """Check that timm is installed.
-
-    Raises:
-        BackboneError: It is not; the message says how to install what the backbone needs.
-    """
+    """Check that timm is installed; else ``BackboneError`` says how to install it."""
     if importlib.util.find_spec("timm") is None:
         what, extra = (LITE0, "imagenet") if name == LITE0 else ("A backbone of timm", "timm")
         raise BackboneError(f"{what} needs the package timm: {install_command(extra)}.")
@@ -270,11 +266,7 @@ def _is_same(tensor: Tensor, among: Iterable[Tensor]) -> bool:
 
 
 def other_weights(name: str) -> str:
-    """Return a sentence with other weights of a model of timm, where it has some.
-
-    Args:
-        name: ``NAME`` or ``NAME.TAG`` as timm has it.
-    """
+    """Return a sentence with other weights of ``NAME`` or ``NAME.TAG``, where it has some."""
     from timm import list_pretrained
 
     others = [each for each in list_pretrained(f"{name.partition('.')[0]}.*") if each != name]

@@ -153,7 +153,7 @@ def _list_backbones(
 
 def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json: bool) -> None:
     from featx.backbones.catalog import build_skeleton, default_preprocess, penultimate_layer
-    from featx.backbones.network import find_cut, layer_names, layer_shapes
+    from featx.backbones.network import find_end, layer_names, layer_shapes
 
     size = image_size or default_preprocess(name).image_size
     model = build_skeleton(name, size)
@@ -161,7 +161,7 @@ def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json
     shapes = layer_shapes(name, size, layer_names(model, depth=depth), model=model)
     default = penultimate_layer(model)
     if default not in shapes:  # timm's features are no module's output
-        shapes[default] = (1, find_cut(name, size).num_features)
+        shapes[default] = (1, find_end(name, size).num_features)
     if as_json:
         print_json({layer: list(shape[1:]) for layer, shape in shapes.items()})
         return

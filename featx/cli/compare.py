@@ -295,7 +295,7 @@ def _print_scores(report: CompareHeadsReport) -> None:
 
 
 def _against(difference: float, paired: Comparison) -> str:
-    """Return what a paired test says of a head and the first one."""
+    """Return how a head compares with the first one, by a paired test."""
     if paired.p_value >= _ALIKE:
         return "alike"
     return "better" if difference > 0 else "worse"

@@ -249,7 +249,7 @@ _WIDTH = 80
 
 
 def _events(*, list_all: bool, score: str) -> Events:
-    """Return what prints parameters and epochs, and steps on stderr where it is a terminal."""
+    """Return callbacks that print parameters and epochs, and steps on a terminal's stderr."""
     from featx.training.finetune.outcome import Events
 
     def on_step(step: str) -> None:
@@ -266,7 +266,7 @@ def _events(*, list_all: bool, score: str) -> Events:
 
 
 def step_events(tell: Step | None, name: str) -> Events | None:
-    """Return what tells the steps of a training and its epochs; None where nothing is told."""
+    """Return callbacks that pass steps and epochs on to ``tell``; None without it."""
     from featx.training.finetune.outcome import Events
 
     if tell is None:

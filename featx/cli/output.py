@@ -121,14 +121,9 @@ def print_table(
 
 def print_metrics(metrics: Mapping[str, Scores]) -> None:
     """Print a row for each split."""
-    from featx.heads.tasks import SINGLE_LABEL, TASKS
+    from featx.heads.tasks.tables import score_cells
 
-    task = next((TASKS[scores.task] for scores in metrics.values()), SINGLE_LABEL)
-    rows = [
-        [split, *(column.text(scores) for column in task.columns)]
-        for split, scores in metrics.items()
-    ]
-    print_table(["split", *(column.title for column in task.columns)], rows)
+    print_table(*score_cells(metrics))
 
 
 def print_per_class(metrics: Mapping[str, Scores], classes: Sequence[str]) -> None:

@@ -215,10 +215,7 @@ def _row(prediction: Prediction, predictor: Predictor, below: float | None) -> l
 
 
 def _print_table(predictions: Sequence[Prediction]) -> None:
-    """Print a row for each image: its best classes, its tags and the most probable ones, or values.
-
-    Images that cannot be used follow, a line each.
-    """
+    """Print a row for each image: best classes, tags or values; those that failed follow."""
     usable = [own for own in predictions if not own.error]
     if usable:
         rows = [[own.image, *_cells(own)] for own in usable]

@@ -48,7 +48,7 @@ _MAX_SCATTERS = 6
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What heads say of some labelled images, and what their labels say."""
+    """Predictions of heads for some labelled images, and their labels."""
 
     rows: np.ndarray  # of the feature file, (n,) int64
     outputs: np.ndarray  # (n, num_outputs)

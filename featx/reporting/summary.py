@@ -41,7 +41,7 @@ class ClassPredictions:
 
 
 def predict_classes(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> ClassPredictions:
-    """Return what logits ``(n, num_classes)`` predict for labelled samples.
+    """Return the predictions ``(n,)`` of logits ``(n, num_classes)`` for labelled samples.
 
     Args:
         logits: Of a head of classes.

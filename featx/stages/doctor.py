@@ -87,7 +87,7 @@ class Finding:
 
 
 def examine(folders: Sequence[str | Path] = (), *, network: bool = False) -> tuple[Finding, ...]:
-    """Return what was found on this machine; nothing stays changed.
+    """Return the findings about this machine; nothing stays changed.
 
     Args:
         folders: Whose disk and locks are tried, beside the cache folder; a temporary file is made

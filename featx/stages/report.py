@@ -186,7 +186,7 @@ def _choose_split(
 
 
 def _left_out(head: Head, cache: FeatureFile, targets: Targets) -> Answers | None:
-    """Return what heads say of training images that they were not trained on.
+    """Return predictions for training images, by heads that were not trained on them.
 
     None where none can be left out, or the head's outputs or network are other ones.
     """

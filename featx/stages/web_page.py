@@ -74,11 +74,7 @@ def write_web_page(model: str | Path, output: str | Path, *, single_file: bool =
 
 
 def _require_folder(output: Path) -> bool:
-    """Return whether the folder has a page of featx; make it where there is none.
-
-    Raises:
-        ArtifactExists: It has something else.
-    """
+    """Return whether the folder has a page of featx; make it where there is none."""
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         if output.is_dir() and is_own(output / PAGE_NAME, "page"):
             return True

@@ -165,11 +165,7 @@ class _Training:
         return 4 * num_rows * cache.num_features * copies
 
     def fits_into_memory(self) -> bool:
-        """Return whether all features fit into memory, with the copies that training makes.
-
-        Raises:
-            ConfigError: They do not fit, and the solver does not read them in blocks.
-        """
+        """Return whether all features fit into memory, with the copies that training makes."""
         options, num_features, needed = self.options, self.cache.num_features, self._needed()
         if needed <= self.memory:
             return True

@@ -25,11 +25,11 @@ from featx.training.samples import groups_of, targets_of, training_rows
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """Outputs for images, by heads that were not trained on them.
+    """Predictions for images, by heads that were not trained on them.
 
     Attributes:
         targets: Of all rows of the feature file.
-        rows: Of the images that were evaluated, ascending, ``(n,)``.
+        rows: Of the images that have predictions, ascending, ``(n,)``.
         outputs: Calibrated logits, or values of a regression, ``(n, num_outputs)``.
         knows: Which classes or tags the head of each image was trained on, ``(n, num_outputs)``
             bool: of others it cannot say whether they are there.
@@ -53,15 +53,15 @@ def out_of_fold(
     seed: int = 0,
     step: Step = no_step,
 ) -> OutOfFold | None:
-    """Return the outputs for each labelled image; None where nothing can be left out.
+    """Return the predictions for each labelled image; None where nothing can be left out.
 
-    A class's or tag's only training image has no other one to be known by, and is not evaluated.
+    The only training image of a class or tag has no prediction: no other one teaches it.
 
     Args:
         cache: Of vectors, or with the network behind its cut.
         task: As which the labels are read.
-        at: Strength and temperature of the heads; training images alone are evaluated then. None
-            takes those of the default head.
+        at: Strength and temperature of the heads; training images alone are predicted then. None
+            takes those of the default head, which predicts the others.
         seed: Decides which training images are left out together.
         step: Called with the step under way.
 

@@ -172,7 +172,7 @@ class HeadReport(Framed):
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """Of the head's probabilities; None where it was left out or nothing was held out."""
+        """Calibration of the probabilities; None where it was left out or nothing was held out."""
         return calibration_of(self.head)
 
     def _scores(self, metrics: Mapping[str, Any]) -> dict[str, Scores]:

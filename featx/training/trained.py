@@ -51,12 +51,7 @@ def finish_head(
 ) -> Trained:
     """Return a head for all outputs, calibrated where something was held out; without scores.
 
-    Args:
-        fitted: Layers, and held-out outputs, as the loss takes them.
-        targets: Give the task and the names of the outputs.
-        encoding: Of the training samples.
-        calibrate: Fold a temperature into the head, where the task knows one.
-        prior_samples: What a temperature of 1 counts beside the held-out samples.
+    A temperature of 1 counts as ``prior_samples`` beside the held-out samples.
     """
     task, held_out = targets.task, fitted.held_out
     (*others, (weight, bias)), calibration = fitted.layers, None
@@ -127,9 +122,9 @@ def score_heads(
 
 
 def note_scores_of_kept(head: Trained, cache: FeatureFile, named: Collection[str]) -> None:
-    """Log the held-out scores without the images of validation and test that are named.
+    """Log the scores without the images of validation and test that are named.
 
-    They were scored: leaving out what a head is wrong about would only flatter it.
+    All of them were scored: without those that a head has wrong, scores are too good.
 
     Args:
         head: Scored on all images.

@@ -25,7 +25,7 @@ from featx.backbones.catalog import (
 from featx.backbones.network import (
     Network,
     build_network,
-    find_cut,
+    find_end,
     layer_names,
     layer_shapes,
 )
@@ -126,7 +126,7 @@ def _spread(model: nn.Module, weights: Weights) -> nn.Module:
     ],
 )
 def test_layers_by_node_and_by_module(backbone, layer, num_features):
-    cut = find_cut(backbone, 32, layer=layer)
+    cut = find_end(backbone, 32, layer=layer)
     assert (cut.layer, cut.pool, cut.num_features) == (layer, "avg", num_features)
 
 
@@ -155,7 +155,7 @@ def test_penultimate_is_the_node_before_the_last_layer(name):
 @pytest.mark.parametrize("layer", ["layer9", "layer", "layer1.", "LAYER1", "x", "relu6"])
 def test_an_unknown_layer(layer):
     with pytest.raises(BackboneError, match=rf"resnet18 has no layer '{layer}'.*lists them"):
-        find_cut("resnet18", 64, layer=layer)
+        find_end("resnet18", 64, layer=layer)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_an_unknown_layer(layer):
 )
 def test_a_layer_that_gives_no_tensor(layer):
     with pytest.raises(BackboneError, match=rf"'{layer}' of vit_b_32 gives no tensor"):
-        find_cut("vit_b_32", 224, layer=layer)
+        find_end("vit_b_32", 224, layer=layer)
 
 
 def test_a_layer_that_mixes_the_batch():
     with pytest.raises(BackboneError, match="mixes the images"):
-        find_cut("vit_b_32", 224, layer="class_token")
+        find_end("vit_b_32", 224, layer="class_token")
 
 
 def test_names_are_listed_in_order_of_computation():
@@ -247,12 +247,12 @@ def test_pooling(backbone, layer, pool, reference):
 )
 def test_maps_as_wide_as_their_channels_are_told_apart(backbone, layer, size):
     assert layer_shapes(backbone, size, [layer])[layer] == (2, 96, 96, 96)
-    assert find_cut(backbone, size, layer=layer).form.channels_last
+    assert find_end(backbone, size, layer=layer).form.channels_last
 
 
 def test_ordinary_maps_as_wide_as_their_channels():
     assert layer_shapes("resnet18", 128, ["conv1"])["conv1"] == (2, 64, 64, 64)
-    assert not find_cut("resnet18", 128, layer="conv1").form.channels_last
+    assert not find_end("resnet18", 128, layer="conv1").form.channels_last
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_ordinary_maps_as_wide_as_their_channels():
 def test_pooling_that_does_not_fit(backbone, layer, pool, message):
     size = 224 if backbone.startswith("vit") else 32
     with pytest.raises(ConfigError, match=message) as caught:
-        find_cut(backbone, size, layer=layer, pool=pool)
+        find_end(backbone, size, layer=layer, pool=pool)
     assert f"layer '{layer}'" in str(caught.value)
 
 
@@ -284,13 +284,13 @@ def test_what_was_worked_out_from_shapes_is_what_comes_out(backbone, size, pixel
     preprocess = default_preprocess(backbone).with_overrides(
         image_size=size, resize=None, crop=None
     )
-    cut = find_cut(backbone, size)
+    cut = find_end(backbone, size)
     network, spec = build_network(backbone, open_weights(backbone, "none"), preprocess)
     assert (spec.layer, spec.pool, spec.num_features) == (cut.layer, cut.pool, cut.num_features)
     with torch.inference_mode():
         assert network(torch.from_numpy(pixels(1, size))).shape == (1, cut.num_features)
     # and the spec builds the same network again
-    again = find_cut(backbone, size, layer=spec.layer, pool=spec.pool)
+    again = find_end(backbone, size, layer=spec.layer, pool=spec.pool)
     assert again == cut
 
 
@@ -303,22 +303,22 @@ def test_what_was_worked_out_from_shapes_is_what_comes_out(backbone, size, pixel
 )
 def test_an_image_size_the_backbone_does_not_take(backbone, size):
     with pytest.raises(BackboneError, match=rf"{backbone} does not take images of {size} pixels"):
-        find_cut(backbone, size)
+        find_end(backbone, size)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "inception_v3", "swin_v2_t"])
 def test_no_image_size_escapes_as_another_error(name):
     for size in (1, 2, 7, 16, 33):
         with contextlib.suppress(BackboneError):
-            assert find_cut(name, size).num_features > 0
+            assert find_end(name, size).num_features > 0
 
 
 def test_a_vision_transformer_is_built_for_the_size_of_its_weights():
     size = default_preprocess("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").image_size
     assert size == 384
-    assert find_cut("vit_b_16", size).num_features == 768
+    assert find_end("vit_b_16", size).num_features == 768
     assert layer_shapes("vit_b_16", size, ["encoder"])["encoder"] == (2, 577, 768)
-    assert find_cut("vit_h_14", default_preprocess("vit_h_14").image_size).num_features == 1280
+    assert find_end("vit_h_14", default_preprocess("vit_h_14").image_size).num_features == 1280
 
 
 def test_a_vision_transformers_weights_of_another_size_are_refused():

@@ -15,7 +15,7 @@ from PIL import Image
 from featx.backbones import with_timm
 from featx.backbones.catalog import build_model, default_preprocess
 from featx.backbones.engines import OnnxEngine
-from featx.backbones.network import build_network, find_cut
+from featx.backbones.network import build_network, find_end
 from featx.backbones.onnx_graph import build_graph, relative_error
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.table import backbone_table, require_backbone
@@ -94,7 +94,7 @@ def test_a_layer_is_its_modules_output_and_patches_are_pooled_without_prefix(
 def test_means_of_tokens_leave_out_as_many_as_the_model_puts_before(name, layer, pool, num_prefix):
     name = require_backbone(f"timm/{name}")
     size = default_preprocess(name).image_size if "swin" in name else 224
-    assert find_cut(name, size, layer=layer, pool=pool).form.num_prefix == num_prefix
+    assert find_end(name, size, layer=layer, pool=pool).form.num_prefix == num_prefix
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "repvit_m0_9"])
@@ -111,14 +111,14 @@ def test_a_model_with_one_linear_on_its_features_takes_a_head_in_its_place(name)
 
 def spec_of(name):
     spec = default_preprocess(name)
-    cut = find_cut(name, spec.image_size)
+    cut = find_end(name, spec.image_size)
     return BackboneSpec(name, "0" * 64, cut.layer, cut.pool, cut.num_features, spec)
 
 
 def test_a_tower_of_clip_gives_its_features_and_by_name_its_projection():
     name = require_backbone("timm/vit_base_patch32_clip_224.openai")
-    assert find_cut(name, 224).num_features == 768
-    assert find_cut(name, 224, layer="head").num_features == 512
+    assert find_end(name, 224).num_features == 768
+    assert find_end(name, 224, layer="head").num_features == 512
 
 
 def test_a_second_size_is_named_and_not_taken(photos, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from featx.backbones import with_timm
 from featx.backbones.catalog import build_model, default_preprocess
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_builder import GraphBuilder
-from featx.backbones.network import build_network, find_cut
+from featx.backbones.network import build_network, find_end
 from featx.backbones.onnx_graph import build_graph, relative_error
 from featx.backbones.table import require_backbone
 from featx.backbones.weights import Weights, open_weights
@@ -186,9 +186,9 @@ def test_a_pooling_that_a_model_cannot_have_is_answered_with_those_it_can(name, 
 def test_avg_of_a_model_that_averages_its_maps_is_its_own_pooling(name):
     name = require_backbone(f"timm/{name}")
     size = default_preprocess(name).image_size
-    assert find_cut(name, size, pool="avg") == find_cut(name, size)
+    assert find_end(name, size, pool="avg") == find_end(name, size)
     with pytest.raises(ConfigError, match="no pooling 'max'; it can have auto, avg"):
-        find_cut(name, size, pool="max")
+        find_end(name, size, pool="max")
 
 
 def test_position_embeddings_of_a_file_are_resampled_as_timm_does(tmp_path):

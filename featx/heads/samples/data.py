@@ -29,7 +29,7 @@ Step = Callable[[str], None]
 
 
 def no_step(step: str) -> None:
-    """Say nothing of a step."""
+    """Ignore a step."""
 
 
 Divide = Callable[..., Division | None]

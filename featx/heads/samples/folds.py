@@ -136,9 +136,9 @@ def thinning_step(num_samples: int, num_outputs: int) -> int:
 
 
 def units_of(groups: np.ndarray | None, num_samples: int) -> np.ndarray:
-    """Return the unit of each sample that is in one fold as a whole: its group, or itself.
+    """Return the unit of each sample that is in one fold as a whole, ``(N,)`` int64, from 0 on.
 
-    Units are ``(N,)`` int64, from 0 without gaps; groups ``(N,)``, -1 for none.
+    It is the sample's group, or the sample itself where it has none, -1.
     """
     every = np.arange(num_samples)
     if groups is None:

@@ -130,7 +130,7 @@ def fold_temperature(
 def restore_shares(
     logits: np.ndarray, labels: np.ndarray, training_labels: np.ndarray, *, prior_samples: int = 0
 ) -> np.ndarray:
-    """Return what to add to held-out logits ``(n, num_classes)``, ``(num_classes,)`` float64.
+    """Return the shift of held-out logits ``(n, num_classes)``, ``(num_classes,)`` float64.
 
     With it, and the temperature that ``calibrate`` then fits, the mean probability of each class is
     its share of the held-out labels ``(n,)``, to which the shares in ``training_labels`` ``(N,)``

@@ -269,7 +269,6 @@ MULTI_LABEL = Task(
         choose_thresholds(held_out.logits, held_out.labels) if held_out else (EVEN,) * num_tags
     ),
     thresholds_of=thresholds_of,
-    summarise=lambda outputs, targets: (outputs, targets),
     measure_parts=lambda parts, num_outputs, thresholds: measure_tags(*joined(parts), thresholds),
     scores=(MultiLabelMetrics, TagScores, "per_class"),
     columns=(
@@ -292,8 +291,6 @@ MULTI_LABEL = Task(
     rank=lambda scores: (-(scores.mean_average_precision or 0.0), scores.log_loss),
     probabilities=sigmoid,
     logits=_logits,
-    comparable=lambda outputs, details: outputs,
-    vary=lambda values, num_outputs: np.ptp(values, axis=0) > 0,
     agree=_agree,
     settled=_settled,
     same_untrained=_same_untrained,

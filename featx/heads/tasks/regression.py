@@ -113,11 +113,7 @@ class _Standardised:
 
 
 def unit_of(details: Details, num_targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and deviation of the targets in training, ``(num_targets,)`` each, of a header.
-
-    Raises:
-        ValueError: They are not there, or a deviation is not above 0.
-    """
+    """Return mean and deviation of the targets, ``(num_targets,)`` each; else ``ValueError``."""
     try:
         mean, scale = (np.array(details["unit"][name], np.float64) for name in ("mean", "scale"))
     except (TypeError, KeyError, ValueError) as err:
@@ -227,10 +223,6 @@ REGRESSION = Task(
     knows=lambda label, names: len(parse_numbers(label) or ()) == len(names),
     require_trainable=_require_trainable,
     encode=_Standardised,
-    calibrate=None,
-    choose_thresholds=lambda held_out, num_outputs: (),
-    thresholds_of=lambda details, num_outputs: (),
-    summarise=lambda outputs, targets: (outputs, targets),
     measure_parts=lambda parts, num_outputs, thresholds: measure_values(*joined(parts)),
     scores=(RegressionMetrics, TargetScores, "per_target"),
     columns=(
@@ -250,7 +242,6 @@ REGRESSION = Task(
     probabilities=lambda values: values,
     logits=lambda values: values,
     comparable=_comparable,
-    vary=lambda values, num_outputs: np.ptp(values, axis=0) > 0,
     agree=_agree,
     settled=_settled,
     same_untrained=_same_untrained,

@@ -213,8 +213,6 @@ SINGLE_LABEL = Task(
     require_trainable=_require_trainable,
     encode=_Classes,
     calibrate=partial(calibrate, fit=fit_temperature, loss_and_error=_loss_and_error),
-    choose_thresholds=lambda held_out, num_outputs: (),
-    thresholds_of=lambda details, num_outputs: (),
     summarise=outcomes_of,
     measure_parts=lambda parts, num_outputs, thresholds: measure_classes(parts, num_outputs),
     scores=(Metrics, ClassScores, "per_class"),
@@ -232,7 +230,6 @@ SINGLE_LABEL = Task(
     rank=lambda scores: (-scores.top1, scores.log_loss),
     probabilities=lambda logits: softmax_in_place(logits.copy()),
     logits=logits_of,
-    comparable=lambda outputs, details: outputs,
     vary=lambda values, num_outputs: np.bincount(values, minlength=num_outputs) > 0,
     agree=lambda found, expected, details: (found.argmax(axis=1) == expected.argmax(axis=1)).astype(
         np.float64

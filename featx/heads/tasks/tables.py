@@ -11,7 +11,7 @@ from featx.heads.tasks.task import Column
 
 
 def main_column(scores: Scores) -> Column:
-    """Return the column of the measure that a task is first judged by."""
+    """Return the column of the measure by which a task is compared first."""
     return next(each for each in TASKS[scores.task].columns if each.is_main)
 
 

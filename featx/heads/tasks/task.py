@@ -108,7 +108,7 @@ class Encoding(Protocol):
         """Return the outputs and targets of some samples ``(n, num_outputs)`` for the task."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
     """How the outputs of a head are read from labels, trained, scored, compared and shown.
 
@@ -177,10 +177,10 @@ class Task:
     knows: Callable[[str, Sequence[str]], bool]
     require_trainable: Callable[[np.ndarray, Sequence[str], str], None]
     encode: Callable[[np.ndarray, int], Encoding]
-    calibrate: Callable[..., Calibration] | None
-    choose_thresholds: Callable[[HeldOut | None, int], tuple[float, ...]]
-    thresholds_of: Callable[[Details, int], tuple[float, ...]]
-    summarise: Callable[[np.ndarray, np.ndarray], Any]
+    calibrate: Callable[..., Calibration] | None = None
+    choose_thresholds: Callable[[HeldOut | None, int], tuple[float, ...]] = lambda *_: ()
+    thresholds_of: Callable[[Details, int], tuple[float, ...]] = lambda *_: ()
+    summarise: Callable[[np.ndarray, np.ndarray], Any] = lambda *both: both
     measure_parts: Callable[[Sequence[Any], int, Sequence[float]], Scores]
     scores: tuple[type[Any], type[Any], str]
     columns: tuple[Column, ...]
@@ -188,8 +188,8 @@ class Task:
     rank: Callable[[Any], tuple[float, float]]
     probabilities: Callable[[np.ndarray], np.ndarray]
     logits: Callable[[np.ndarray], np.ndarray]
-    comparable: Callable[[np.ndarray, Details], np.ndarray]
-    vary: Callable[[np.ndarray, int], np.ndarray]
+    comparable: Callable[[np.ndarray, Details], np.ndarray] = lambda outputs, _: outputs
+    vary: Callable[[np.ndarray, int], np.ndarray] = lambda values, _: np.ptp(values, axis=0) > 0
     agree: Callable[[np.ndarray, np.ndarray, Details], np.ndarray]
     settled: Callable[[np.ndarray, np.ndarray, float, Details], np.ndarray]
     same_untrained: Callable[[np.ndarray, np.ndarray, np.ndarray, float, Details], np.ndarray]

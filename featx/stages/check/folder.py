@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileStatus:
-    """Whether one file is current.
+    """The state of one file.
 
     Attributes:
         path: The file.
@@ -69,7 +69,7 @@ class FileStatus:
 
 @dataclass(frozen=True, repr=False)
 class StatusReport(Framed):
-    """Whether features, heads and model of a folder are current.
+    """The states of features, heads and model in a folder.
 
     Attributes:
         folder: Where they lie.

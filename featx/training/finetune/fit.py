@@ -180,7 +180,7 @@ class _Run:
     def _describe(
         self, recipe: Recipe, rates: Mapping[float, float], state: State
     ) -> dict[str, Any]:
-        """Return what was trained, JSON values."""
+        """Return rates, recipe and epochs of the training, JSON values."""
         return {
             "solver": "finetune",
             "cut": self.spec.cut,

@@ -33,11 +33,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Return whether some module of a model is an attention.
-
-    By their names as well: in a tail, which was traced, modules that were traced through have lost
-    their types.
-    """
+    """Return whether a model has attention; by names too: traced modules have lost their types."""
     return any(
         isinstance(module, nn.MultiheadAttention) or _ATTENTION.search(name)
         for name, module in model.named_modules()

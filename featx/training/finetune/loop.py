@@ -201,7 +201,7 @@ class _Trainer:
                     break
 
     def state_after(self, before: State, epoch: Epoch) -> State:
-        """Return what the run can be resumed from."""
+        """Return the state that the run can be resumed from."""
         tensors = self.tensors()
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise _Diverged(f"Weights are not finite after epoch {epoch.number}.")
@@ -321,10 +321,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _is_over(state: State, recipe: Recipe) -> bool:
-    """Return whether the held-out loss has not fallen for some epochs.
-
-    The start does not count: the first epochs, at the highest rates, are often worse.
-    """
+    """Return whether the held-out loss has not fallen for some epochs; the start does not count."""
     losses = [epoch.held_out for epoch in state.epochs if epoch.held_out is not None]
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= recipe.patience
 

@@ -159,7 +159,7 @@ class Recipe(FinetuneOptions):
         return 0.5 * (1 + math.cos(math.pi * (step + 1 - rising) / max(1, total - rising)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what decides the steps of a training, JSON values."""
+        """Return the options that decide the steps of a training, JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in _NO_STEPS}
 
 

@@ -19,11 +19,7 @@ from featx.training.trained import Trained
 
 
 def require_fitting_start(start: Head, cache: FeatureFile, targets: Targets) -> None:
-    """Check that a head was trained on the network of a file, for the same task and classes.
-
-    Raises:
-        ArtifactMismatch: It was not; the message says what differs.
-    """
+    """Check that a head was trained on the network of a file, for the same task and classes."""
     ours, theirs = (
         BackboneSpec.from_dict(spec).without_cut.to_dict()
         for spec in (cache.header.spec, start.header.spec)
