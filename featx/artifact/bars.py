@@ -55,15 +55,20 @@ class Drawing:
     def bar(
         self, given: Counted | bool | None, title: str, *, unit: str = "images", scale: float = 1
     ) -> Counted | None:
-        """Return the callback that was given, else one that draws a bar; None where none is."""
+        """Return the callback that was given, else one that draws a bar; None where none is.
+
+        Its ``note`` puts other words in the place of the title.
+        """
         if callable(given):
             return given
         line = self._line
         if line is None or given is False:
             return None
         begun: list[tuple[float, int]] = []
+        last, titles = [0, 0], [title]
 
         def tell(done: int, total: int) -> None:
+            last[:] = done, total
             now = time.monotonic()
             begun.append((now, done)) if not begun else None
             speed = (done - begun[0][1]) / max(now - begun[0][0], 1e-6)
@@ -71,8 +76,14 @@ class Drawing:
             if speed and done < total:
                 left = _clock((total - done) / speed)
                 text += f"  {speed * scale:,.0f} {unit}/s  {left} left"
-            line.show(title, done / max(total, 1), text)
+            line.show(titles[-1], done / max(total, 1), text)
 
+        def note(text: str) -> None:
+            titles.append(text)
+            del titles[0]
+            tell(last[0], last[1])
+
+        tell.note = note  # type: ignore[attr-defined]
         return tell
 
     def steps(self, given: Told | bool | None, title: str) -> Told:

@@ -36,6 +36,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
     "Speed": (
         *("precision", "device", "engine", "batch_size", "workers", "memory", "threads"),
         "part",
+        *("ray", "ray_workers", "allow_mixed"),
     ),
     "Output": _OUTPUT,
 }

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,18 @@ log = logging.getLogger(__name__)
 _NUM_CALIBRATED, _NUM_COMPARED = 128, 32
 
 
+@dataclass(frozen=True)
+class RemoteEngine:
+    """What runs on other machines; ``graph`` is empty where ONNX Runtime does not run it."""
+
+    name: EngineName
+    device: str
+    graph: bytes
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        raise BackboneError(f"{len(pixels)} crops came here, but the backbone runs elsewhere.")
+
+
 class LazyBackbone:
     """The network that the options ask for, and the engine that runs it; ``seconds`` it took both.
 
@@ -60,6 +72,8 @@ class LazyBackbone:
         self._network: Network | None = None
         self._engine: Engine | None = None
         self.seconds = 0.0
+        self.kinds: Sequence[str] = ()
+        """Of the processors that ran it, where they are other machines'."""
 
     @property
     def device(self) -> str | None:
@@ -92,13 +106,17 @@ class LazyBackbone:
         return self._find().origin
 
     def is_for_gpu(self) -> bool:
-        """Return whether a GPU will run it, before there is an engine."""
+        """Return whether a GPU of this machine will run it, before there is an engine."""
+        if self._options.ray:
+            return False
         with self._timed():
             return self._chosen() == "torch" and resolve_device(self._options.device).type != "cpu"
 
     def engine(self, expected: BackboneSpec) -> Engine:
         with self._timed():
-            if self._chosen() == "none":
+            if self._options.ray:
+                self._engine = self._remote_engine(expected)
+            elif self._chosen() == "none":
                 self._engine = PixelEngine()
             else:
                 build = self._torch_engine if self._chosen() == "torch" else self._onnx_engine
@@ -106,16 +124,35 @@ class LazyBackbone:
             return self._engine
 
     def environment(self) -> dict[str, str]:
-        library = ("onnxruntime",) if isinstance(self._engine, OnnxEngine) else ()
+        library = ("onnxruntime",) if self.engine_name == "onnxruntime" else ()
         builders = spec_from(self._options.backbone)[1:]
         versions = describe_environment(*builders, "pillow", "h5py", *library)
-        return versions | {"device": str(self.device), "engine": str(self.engine_name)}
+        kinds = {"processors": "; ".join(self.kinds)} if len(self.kinds) > 1 else {}
+        return versions | {"device": str(self.device), "engine": str(self.engine_name)} | kinds
 
     def _chosen(self) -> EngineName:
         options = self._options
         if options.cut == INPUT:
             return "none"
-        return choose_engine(options.engine, options.device, options.precision)
+        if not options.ray:
+            return choose_engine(options.engine, options.device, options.precision)
+        if options.device.startswith("cuda"):
+            return "torch"
+        return choose_engine(options.engine, "cpu", options.precision)
+
+    def _remote_engine(self, expected: BackboneSpec) -> RemoteEngine:
+        """Return the engine of other machines, with the graph that they run."""
+        name, device = self._chosen(), "cpu"
+        if self._options.device.startswith("cuda") and name == "torch":
+            device = "cuda:0"
+        try:
+            graph = self.graph(expected) if name == "onnxruntime" else b""
+        except ExportError as err:
+            if self._options.engine != "auto" or expected.calibration is not None:
+                raise
+            log.warning("torch runs this backbone: %s", err)
+            name, graph = "torch", b""
+        return RemoteEngine(name, device, graph)
 
     def _torch_engine(self, expected: BackboneSpec) -> Engine:
         network, devices = self._build(expected), resolve_devices(self._options.device)

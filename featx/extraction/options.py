@@ -61,9 +61,16 @@ class ExtractOptions(BackboneOptions):
         batch_size: Images per forward pass, each view one more; None takes what suits engine and
             image size.
         workers: Threads that decode and run the backbone; beside a GPU each has a process that
-            decodes. None takes one per core.
+            decodes. None takes one per core. With ``ray``, CPUs of each worker; None takes one.
         part: ``"3/16"`` extracts the third of sixteen ranges of the source into a file of the
             output, which is a folder ``NAME.parts`` then; None extracts all of it into one file.
+        ray: A Ray cluster that reads, decodes and runs the backbone: ``"auto"`` for the one of this
+            machine, ``"HOST:PORT"`` or ``"ray://HOST:PORT"``. Its nodes must see the images where
+            this machine does. None takes this machine alone. ``device="cuda"`` then means a GPU for
+            each worker, ``"auto"`` the CPU.
+        ray_workers: Workers on the cluster, or the fewest and most of them as in ``"4:64"``; None
+            takes as many as have room.
+        allow_mixed: Let nodes with processors of several kinds compute, whose last bits differ.
     """
 
     dtype: DType | None = None
@@ -83,6 +90,9 @@ class ExtractOptions(BackboneOptions):
     batch_size: int | None = None
     workers: int | None = None
     part: str | None = None
+    ray: str | None = None
+    ray_workers: str | int | None = None
+    allow_mixed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +106,10 @@ class ExtractOptions(BackboneOptions):
         for name in ("batch_size", "workers"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("views", self.views, 0)
+        if self.ray is None and (self.ray_workers is not None or self.allow_mixed):
+            name = "allow_mixed=True" if self.ray_workers is None else "ray_workers=…"
+            raise ConfigError(f"{name} needs ray=…, the address of a cluster.")
+        _ = self.worker_range
         self._view_spec()
         if self.part is not None:
             parse_part(self.part)
@@ -116,6 +130,21 @@ class ExtractOptions(BackboneOptions):
                         f"{name} has no effect at the cut '{INPUT}': no network runs, and pixels "
                         f"are stored as uint8. Leave out {name}=…."
                     )
+
+    @property
+    def worker_range(self) -> tuple[int, int | None]:
+        """The fewest workers to begin with, and the most; None takes as many as have room."""
+        if self.ray_workers is None:
+            return 1, None
+        least, colon, most = str(self.ray_workers).partition(":")
+        if least.isdigit() and (most.isdigit() or not colon):
+            low, high = (int(least), int(most)) if colon else (1, int(least))
+            if 1 <= low <= high:
+                return low, high
+        raise ConfigError(
+            "ray_workers must be a number of at least 1, or the fewest and most as in 4:64; got "
+            f"'{self.ray_workers}'."
+        )
 
     def _view_spec(self) -> ViewsSpec | None:
         """Return how views are drawn, None without any; checks the values either way."""
@@ -162,6 +191,9 @@ class ExtractKeywords(BackboneKeywords, total=False):
     batch_size: int | None
     workers: int | None
     part: str | None
+    ray: str | None
+    ray_workers: str | int | None
+    allow_mixed: bool
 
 
 @dataclass(frozen=True)

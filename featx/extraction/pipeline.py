@@ -11,31 +11,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from featx.backbones.engines import Engine, EngineName, default_batch_size
-from featx.backbones.spec import INPUT
-from featx.errors import ImageError
-from featx.extraction.crops import KEPT_BYTES, CropMaker, Decoders, Image, Spent
+from featx.extraction.batches import Cluster, Computer, ImageBatch, Work, read_batch
+from featx.extraction.crops import Decoders, Image, Spent
 from featx.extraction.faster import Advice
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
 from featx.extraction.resume import Settings
 from featx.features.publish import ExistingRows
-from featx.features.records import (
-    Batch,
-    RowBlock,
-    require_finite,
-    require_float16,
-    require_no_underflow,
-)
+from featx.features.records import Batch, RowBlock
 from featx.features.skipped import SkippedImage
-from featx.images.decode import DIGEST_BYTES, NO_DIGEST, content_digest, is_animated
+from featx.images.decode import DIGEST_BYTES, NO_DIGEST
 from featx.images.preprocess import PreprocessSpec
-from featx.images.reading import map_ahead, num_cores, read_together
+from featx.images.reading import map_ahead, num_cores
 from featx.images.sources import ImageSource
 
 _MIN_READERS = 2
@@ -71,18 +64,6 @@ class Target:
         return frozenset(_outcomes_of(self.existing, with_views=with_views))
 
 
-@dataclass
-class _ImageBatch:
-    """Images in source order, and the rows of those that are new and usable.
-
-    They are ``(m, num_versions, D)``, in the journal's type; of several outputs side by side.
-    """
-
-    images: list[Image]
-    rows: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 0)))
-    spent: Spent = field(default_factory=Spent)
-
-
 def start_decoders(
     num_images: int, preprocessing: PreprocessSpec, options: ResolvedOptions
 ) -> Decoders | None:
@@ -109,6 +90,7 @@ def run_backbone(
     decoders: Decoders | None,
     with_views: np.ndarray,
     after_batch: Callable[[int], None],
+    cluster: Cluster | None = None,
 ) -> Extracted:
     """Extract what there is to do; enter rows and unusable images in journals and plans.
 
@@ -132,24 +114,27 @@ def run_backbone(
         decoders: Processes that decode; None decodes in threads.
         with_views: Which samples are to have views, ``(N,)`` bool.
         after_batch: Called with the number of images of a batch once it is in the journal.
+        cluster: Reads and computes; None does so here.
     """
     start = time.perf_counter()
-    preprocessing, views = settings.spec.preprocess, settings.view_spec
-    size = _batch_size(options, preprocessing, engine.name, engine.device)
-    workers = options.workers or num_cores()
+    views = settings.view_spec
+    workers = cluster.num_threads if cluster else options.workers or num_cores()
     first = with_views[todo] if views else np.zeros(len(todo), dtype=bool)
     spent, counts = Spent(), np.zeros(4, dtype=np.int64)
-    readers = max(_MIN_READERS, workers)
-    advice = Advice(images, todo, settings.spec, engine, size, workers, readers, options.max_pixels)
-    if decoders or views or len(targets) > 1:
+    own, readers = work_for(engine, targets, settings, options), max(_MIN_READERS, workers)
+    advice = Advice(
+        *(images, todo, settings.spec, engine, own.size, workers, readers, options.max_pixels)
+    )
+    if decoders or views or cluster or len(targets) > 1:
         advice.close()
     parts = ((todo[first], views), (todo[~first], None))
     with closing(advice):
         for positions, drawn in parts:
-            maker = CropMaker(images, preprocessing, options.max_pixels, decoders, drawn)
-            step = max(1, size // maker.num_versions)
+            work = replace(own, views=drawn)
+            step = work.step
             chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
-            run = _Run(engine, maker, size, tuple(targets), options, settings.spec.cut, workers)
+            computer = Computer(engine, work.maker(images, decoders), work)
+            run = _Run(computer, tuple(targets), workers, cluster)
             for batch in run.batches(chunks) if chunks else ():
                 used = [image for image in batch.images if not image.reason]
                 num_animated = sum(image.is_animated for image in used)
@@ -161,6 +146,18 @@ def run_backbone(
     profile = Profile(spent.seconds, len(todo), workers, time.perf_counter() - start)
     _, num_rows, num_animated, num_duplicates = counts.tolist()
     return Extracted(num_rows, num_animated, num_duplicates, profile)
+
+
+def work_for(
+    engine: Engine, targets: Sequence[Target], settings: Settings, options: ResolvedOptions
+) -> Work:
+    """Return how rows of some outputs are made, with views where there are any."""
+    preprocessing = settings.spec.preprocess
+    layouts = [target.existing.journal.layout for target in targets]
+    size = _batch_size(options, preprocessing, engine.name, engine.device)
+    length = sum(layout.size for layout in layouts)
+    dtype, cut = layouts[0].dtype, settings.spec.cut
+    return Work(preprocessing, settings.view_spec, size, length, dtype, cut, options)
 
 
 def _batch_size(
@@ -182,29 +179,27 @@ def _outcomes_of(existing: ExistingRows, *, with_views: bool) -> _Outcomes:
 
 @dataclass(frozen=True)
 class _Run:
-    """Runs an engine, at most ``size`` crops at once, over images that all have as many views."""
+    """Makes rows of images that all have as many views, and enters them."""
 
-    engine: Engine
-    maker: CropMaker
-    size: int
+    computer: Computer
     targets: tuple[Target, ...]
-    options: ResolvedOptions
-    cut: str | None
     workers: int
+    cluster: Cluster | None = None
 
-    @property
-    def sizes(self) -> list[int]:
-        """Values of an image's row, of each output."""
-        return [target.existing.journal.layout.size for target in self.targets]
-
-    def batches(self, chunks: Sequence[Sequence[int]]) -> Generator[_ImageBatch, None, None]:
+    def batches(self, chunks: Sequence[Sequence[int]]) -> Generator[ImageBatch, None, None]:
         """Yield a batch for each chunk of positions, once journals and plans have it."""
-        with_views = self.maker.views is not None
+        work, source = self.computer.work, self.computer.maker.source
+        with_views = work.views is not None
         outcomes = [_outcomes_of(each.existing, with_views=with_views) for each in self.targets]
-        ends = np.cumsum(self.sizes)[:-1]
+        ends = np.cumsum([each.existing.journal.layout.size for each in self.targets])[:-1]
+        mark = partial(_mark, outcomes=outcomes[0])
+        if self.cluster:
+            found = self.cluster.batches(source, chunks, work, mark)
+        else:
+            found = self._computed(source, chunks, mark)
         with ExitStack() as stack:
             rows_at = [stack.enter_context(each.existing.reading()) for each in self.targets]
-            computed = stack.enter_context(closing(self._computed(chunks, outcomes[0])))
+            computed = stack.enter_context(closing(found))
             for batch in computed:
                 with batch.spent.on("journal"):
                     parts = np.split(batch.rows, ends, axis=2)
@@ -216,78 +211,40 @@ class _Run:
                 yield batch
 
     def _computed(
-        self, chunks: Sequence[Sequence[int]], outcomes: _Outcomes
-    ) -> Generator[_ImageBatch, None, None]:
+        self,
+        source: ImageSource,
+        chunks: Sequence[Sequence[int]],
+        mark: Callable[[ImageBatch], None],
+    ) -> Generator[ImageBatch, None, None]:
         """Yield a batch for each chunk of positions, with the rows of its new images."""
         read = map_ahead(
-            partial(_read, self.maker.source),
+            partial(read_batch, source),
             chunks,
             workers=max(_MIN_READERS, self.workers),
             window=_WAITING,
         )
 
-        def marked() -> Iterator[_ImageBatch]:
+        def marked() -> Iterator[ImageBatch]:
             for batch in read:
-                for image in batch.images:
-                    image.is_new = image.digest not in outcomes
-                    if image.digest != NO_DIGEST:
-                        outcomes.setdefault(image.digest, _PENDING)
+                mark(batch)
                 yield batch
 
-        computed = map_ahead(self._compute, marked(), workers=self.workers, window=_WAITING)
+        compute = self.computer.compute
+        computed = map_ahead(compute, marked(), workers=self.workers, window=_WAITING)
         with closing(read), closing(computed):
             yield from computed
 
-    def _compute(self, batch: _ImageBatch) -> _ImageBatch:
-        wanted = [image for image in batch.images if image.is_new and not image.reason]
-        crops, versions = self.maker.crops(wanted, batch.spent), self.maker.num_versions
-        for image in batch.images:
-            image.content = None
-        size, length = self.size, sum(self.sizes)
-        values = np.empty((len(crops), length), self.targets[0].existing.journal.layout.dtype)
-        names = [image.sample_id for image in wanted if not image.reason for _ in range(versions)]
-        for start in range(0, len(crops), size):
-            with batch.spent.on("inference"):
-                found = self.engine.features(crops[start : start + size])
-            found = found.reshape(len(found), length)
-            _check(found, names[start : start + size], self.options, self.cut)
-            values[start : start + size] = found
-        batch.rows = values.reshape(-1, versions, length)
-        return batch
 
-
-def _read(source: ImageSource, positions: Sequence[int]) -> _ImageBatch:
-    batch, left = _ImageBatch([]), KEPT_BYTES
-    with batch.spent.on("read"):
-        for position, stamp, content in read_together(source, positions):
-            image = Image(position, source.samples[position].sample_id, stamp)
-            batch.images.append(image)
-            if isinstance(content, ImageError):
-                image.fail(content)
-                continue
-            image.digest = content_digest(content)
-            if isinstance(content, bytes):  # an array is of what is in memory already
-                image.is_animated = is_animated(content)
-                left -= len(content)
-            image.content = content if left >= 0 else None
-    return batch
-
-
-def _check(
-    features: np.ndarray, sample_ids: Sequence[str], options: ResolvedOptions, cut: str | None
-) -> None:
-    """Check that features ``(m, size)``, one for each name, are fit to be stored."""
-    if cut == INPUT:
-        return
-    require_finite(features, sample_ids)
-    if options.precision == "fp16":
-        require_no_underflow(features)
-    if options.dtype == "float16":
-        require_float16(features, sample_ids, cut=cut)
+def _mark(batch: ImageBatch, outcomes: _Outcomes) -> None:
+    """Mark the images of the next batch whose content comes first here."""
+    for image in batch.images:
+        image.is_new = image.digest not in outcomes
+        if image.digest != NO_DIGEST:
+            outcomes.setdefault(image.digest, _PENDING)
 
 
 def _rows(
-    batch: _ImageBatch,
+    batch: ImageBatch,
     first: int,
     outcomes: _Outcomes,
     rows_at: Callable[[np.ndarray], RowBlock],

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from featx import system
 from featx.artifact import Header
 from featx.backbones.engines import Engine
 from featx.backbones.spec import INPUT, BackboneSpec
-from featx.extraction.backbone import LazyBackbone
+from featx.extraction.backbone import LazyBackbone, RemoteEngine
 from featx.extraction.bad_images import (
     bad_images,
     report_bad,
@@ -25,7 +24,7 @@ from featx.extraction.bad_images import (
 )
 from featx.extraction.crops import Decoders
 from featx.extraction.options import ExtractReport, ResolvedOptions
-from featx.extraction.pipeline import Extracted, Target, run_backbone, start_decoders
+from featx.extraction.pipeline import Extracted, Target, run_backbone, start_decoders, work_for
 from featx.extraction.plan import (
     Plan,
     is_current,
@@ -43,10 +42,8 @@ from featx.features.publish import (
     required_bytes,
     start_verifier,
 )
-from featx.images.sources import (
-    SPLITS,
-    ImageSource,
-)
+from featx.images.sources import SPLITS, ImageSource
+from featx.images.sources.sample import list_digest
 from featx.isolation.call import IsolatedCall
 
 log = logging.getLogger(__name__)
@@ -84,7 +81,9 @@ class OutputRun:
         """Find out what is missing."""
         file, journal, options = self.existing.file, self.existing.journal, self.options
         begun = journal.settings or {}
-        if journal.num_images and begun.get("sample_ids_sha256") != self._list_digest():
+        if journal.num_images and begun.get("sample_ids_sha256") != list_digest(
+            self.images.samples
+        ):
             log.info("The list of images has changed since the unfinished extraction was begun.")
         plan = self.plan = make_plan(
             self.images,
@@ -242,14 +241,8 @@ class OutputRun:
             "settings": replace(self.settings, environment=self._environment()).to_dict(),
             "handling": self.options.handling,
             "num_samples": len(self.images.samples),
-            "sample_ids_sha256": self._list_digest(),
+            "sample_ids_sha256": list_digest(self.images.samples),
         }
-
-    def _list_digest(self) -> str:
-        digest = hashlib.sha256()
-        for sample in self.images.samples:
-            digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
-        return digest.hexdigest()
 
     def _publish(self, plan: Plan, splits: np.ndarray, verifier: IsolatedCall) -> None:
         header = Header(
@@ -309,8 +302,19 @@ def fill(
     decoders: Decoders | None = None
     if run.backbone.is_for_gpu() and system.can_pass_files():
         decoders = start_decoders(left, run.settings.spec.preprocess, run.options)
-    with closing(decoders) if decoders else nullcontext():
-        engine = make_engine(run.settings.spec)
+    targets = [Target(each.existing, each.plan) for each in runs]
+    with ExitStack() as stack:
+        if decoders:
+            stack.enter_context(closing(decoders))
+        engine, cluster = make_engine(run.settings.spec), None
+        if isinstance(engine, RemoteEngine):
+            from featx.extraction.cluster import opened
+
+            work = work_for(engine, targets, run.settings, run.options)
+            note = getattr(progress, "note", None)
+            place = opened(run.images, todo, run.settings.spec, work, engine, note=note)
+            cluster = stack.enter_context(place)
+            run.backbone.kinds = cluster.kinds
         for each in runs:
             each.open_journal()
         scheme, _, seed = run.settings.weights.partition(":")
@@ -330,13 +334,14 @@ def fill(
         extracted = run_backbone(
             engine,
             run.images,
-            [Target(each.existing, each.plan) for each in runs],
+            targets,
             todo,
             settings=run.settings,
             options=run.options,
             decoders=decoders,
             with_views=with_views,
             after_batch=after_batch,
+            cluster=cluster,
         )
     for each in runs:
         each.add(extracted)

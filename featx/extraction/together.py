@@ -29,7 +29,11 @@ def fill_together(runs: Sequence[OutputRun], progress: Progress | None) -> None:
     """
     todo = {id(run): run.plan.todo() for run in runs}
     runs = [run for run in runs if len(todo[id(run)])]
-    if len(runs) < 2 or any(_settings(run) != _settings(runs[0]) for run in runs):
+    if (
+        len(runs) < 2
+        or runs[0].options.ray
+        or any(_settings(run) != _settings(runs[0]) for run in runs)
+    ):
         return
     with_views = runs[0].may_train
     if runs[0].settings.views and any((run.may_train != with_views).any() for run in runs):

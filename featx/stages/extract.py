@@ -159,6 +159,10 @@ def _extract(
     """Bring outputs up to date with the images, all locked at once."""
     for output, options in wanted.items():
         require_own_files(images.uri, output, options)
+        if options.ray:
+            from featx.extraction.nodes import find_address
+
+            find_address(options.ray)
     reports, start = [], time.perf_counter()
     with ExitStack() as stack:
         runs = [

@@ -23,7 +23,7 @@ import PIL.Image
 import pytest
 
 from featx.errors import BackboneError, BadImages, ConfigError, SourceError
-from featx.extraction import crops, pipeline
+from featx.extraction import batches, crops, pipeline
 from featx.extraction.crops import Decoders, Outcome
 from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
@@ -47,7 +47,7 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function that sets how many bytes of a batch's files are kept."""
 
     def kept(num_bytes: int) -> None:
-        for module in (crops, pipeline):
+        for module in (crops, batches):
             monkeypatch.setattr(module, "KEPT_BYTES", num_bytes)
 
     return kept
@@ -281,7 +281,7 @@ class TestBesideAGpu:
 
         monkeypatch.setattr(Decoders, "crops", noted)
         largest = max(path.stat().st_size for path in source.rglob("*.jpg"))
-        for kept_bytes in (pipeline.KEPT_BYTES, largest):  # read once more, and fewer at once
+        for kept_bytes in (batches.KEPT_BYTES, largest):  # read once more, and fewer at once
             keep(kept_bytes)
             used.clear()
             arithmetic(device="cuda:0")

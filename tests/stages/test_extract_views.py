@@ -18,7 +18,7 @@ import pytest
 
 from featx.backbones.spec import BackboneSpec
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError
-from featx.extraction import pipeline
+from featx.extraction import batches
 from featx.extraction.options import ExtractOptions
 from featx.features.file import FeatureFile, open_features
 from featx.images.decode import content_digest, decoded
@@ -124,14 +124,14 @@ def test_the_evaluation_view_is_that_of_a_cache_without_views(options, photos, t
 
 def test_views_count_in_a_batch(photos, tmp_path, monkeypatch):
     sizes: list[int] = []
-    own = pipeline._Run._compute
+    own = batches.Computer.compute
 
     def noted(self: Any, batch: Any) -> Any:
         result = own(self, batch)
         sizes.append(result.rows.shape[0] * result.rows.shape[1])
         return result
 
-    monkeypatch.setattr(pipeline._Run, "_compute", noted)
+    monkeypatch.setattr(batches.Computer, "compute", noted)
     source = photos({"train/ants": 5, "test/bees": 5})
     extract(source, tmp_path / "f.h5", replace(VECTORS, batch_size=4))
     assert sizes == [3, 3, 3, 3, 3, 4, 1]

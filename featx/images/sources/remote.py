@@ -73,6 +73,10 @@ class Entry(NamedTuple):
 class Remote(Protocol):
     """Where objects lie; used from several threads."""
 
+    @property
+    def address(self) -> str:
+        """What it was opened by."""
+
     def look_up(self, address: str) -> Entry | None:
         """Return what is known of an object; None where that needs reading it."""
 
@@ -121,6 +125,7 @@ class Web:
     """The web, by GET and HEAD; addresses are sent as they stand."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self._host = urlsplit(address).netloc
 
     def look_up(self, address: str) -> Entry | None:
@@ -218,6 +223,7 @@ class ObjectStore:
     """A store that fsspec opens; paths have no scheme, and mean what they are, no patterns."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.scheme, _, path = address.partition("://")
         self.bucket = path.partition("/")[0]
         self._fs = _opened_store(self.scheme, anonymous=_is_anonymous(self.scheme))

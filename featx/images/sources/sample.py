@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,6 +91,14 @@ def group_numbers(samples: Iterable[Sample]) -> np.ndarray:
         (numbers.setdefault(each.group, len(numbers)) if each.group else -1 for each in samples),
         dtype=np.int64,
     )
+
+
+def list_digest(samples: Sequence[Sample]) -> str:
+    """Return the hash of samples' ids in their order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.sample_id.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
 
 
 def own_splits(samples: Sequence[Sample]) -> np.ndarray:

@@ -59,7 +59,7 @@ class StoreSource:
 
     def read(self, index: int) -> bytes:
         sample_id = self.samples[index].sample_id
-        entry = self._entries()[index]
+        entry = self.looked_up()[index]
         if entry and entry.size > MAX_FILE_BYTES:
             reason = f"{entry.size} bytes is more than the {MAX_FILE_BYTES} allowed."
             raise ImageError(sample_id, reason)
@@ -78,7 +78,7 @@ class StoreSource:
         return content
 
     def stamp(self, index: int) -> Stamp:
-        entry = self._entries()[index]
+        entry = self.looked_up()[index]
         return entry.stamp() if entry else NO_FILE
 
     def _note_refused(self, index: int, reason: str) -> None:
@@ -90,7 +90,7 @@ class StoreSource:
             if len(self._refused) == first:
                 raise SourceError(f"No image of '{self.uri}' can be read; the last: {reason}")
 
-    def _entries(self) -> list[Entry | None]:
+    def looked_up(self) -> list[Entry | None]:
         """Return what is known of each object, looked up once, many at a time."""
         with self._lock:
             if self.entries is None:

@@ -1,0 +1,308 @@
+"""A connection to a Ray cluster, and what its nodes are: the same versions, the same processors.
+
+A cluster is joined, never started, and nothing is sent to it but what ``workers`` has: no folder,
+no environment. Versions are compared before featx's own code runs anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featx.errors import ConfigError, FeatxError, counted, first_line, listed
+from featx.packages import install_command, needed
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 20.0
+_CLIENT = "ray://"
+_CLIENT_PORT, _PORT = 10001, 6379
+_PROBE_SECONDS = 60.0
+_ALWAYS = ("featx", "python")
+"""Versions that must be alike even in a mixed cluster."""
+
+
+class ClusterError(FeatxError):
+    """A cluster does not answer, or its nodes cannot be used."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive.
+
+    Attributes:
+        key: Ray's id.
+        name: Address, with some of the id where several are at one.
+        cpus: That it has.
+        gpus: That it has.
+    """
+
+    key: str
+    name: str
+    cpus: float
+    gpus: float
+
+
+def import_ray() -> Any:
+    """Return Ray, which is imported where it is asked for.
+
+    Raises:
+        ClusterError: It is not installed.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would upload this folder
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as err:
+        raise ClusterError(f"ray=… needs {needed(err, 'ray', install_command('ray'))}") from err
+    return ray
+
+
+def find_address(address: str) -> str:
+    """Return where a cluster is: ``HOST:PORT`` or ``ray://HOST:PORT``, for ``"auto"`` as well.
+
+    Raises:
+        ClusterError: None runs on this machine, or several do, or it does not answer within 20 s.
+    """
+    import_ray()
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "") or _only_local()
+    is_client = address.startswith(_CLIENT)
+    host, _, port = address.removeprefix(_CLIENT).rstrip("/").rpartition(":")
+    if not host and not port.isdigit():
+        host, port = port, str(_CLIENT_PORT if is_client else _PORT)
+    if not host or not port.isdigit() or "/" in host:
+        raise ConfigError(
+            f"ray must be 'auto', HOST:PORT or ray://HOST:{_CLIENT_PORT}; got '{address}'."
+        )
+    address = f"{_CLIENT if is_client else ''}{host}:{port}"
+    _require_answer(address, host.strip("[]"), int(port))
+    return address
+
+
+def _only_local() -> str:
+    """Return the address of the cluster that runs on this machine."""
+    from ray._private import services
+
+    find: Any = services.find_gcs_addresses
+    found = sorted(find())
+    if len(found) == 1:
+        return str(found[0])
+    if not found:
+        raise ClusterError(
+            "ray='auto' finds no Ray cluster on this machine. Start one, as docs/scale.md says, or give "
+            "the address of one: HOST:6379 from its nodes, ray://HOST:10001 from elsewhere."
+        )
+    raise ClusterError(
+        f"{counted(len(found), 'Ray cluster')} run on this machine: {listed(found)}. Say which, "
+        f"such as ray='{found[0]}'."
+    )
+
+
+def _require_answer(address: str, host: str, port: int) -> None:
+    """Check that something at an address speaks gRPC, as Ray itself would wait for minutes."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    advice = "Is the cluster running, and may this machine reach it? See: ray status."
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+            pass
+    except OSError as err:
+        reason = "it does not answer" if isinstance(err, TimeoutError) else err.strerror or err
+        raise ClusterError(f"No Ray cluster at '{address}' ({reason}). {advice}") from err
+    try:
+        import grpc
+    except ImportError as err:  # plain ray has none, and its address needs no client
+        if address.startswith(_CLIENT):
+            why = needed(err, "grpcio", install_command("ray"))
+            raise ClusterError(f"'{address}' is reached by {why}") from err
+        return
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            left = max(1.0, deadline - time.monotonic())
+            grpc.channel_ready_future(channel).result(timeout=left)
+        except grpc.FutureTimeoutError as err:
+            raise ClusterError(
+                f"What answers at '{address}' is no Ray cluster, or is not ready. {advice}"
+            ) from err
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Yield Ray, connected to a cluster that answers; a connection of the caller's is kept.
+
+    Raises:
+        ClusterError: Ray refuses the connection.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as err:  # of many kinds: other versions, no raylet on this machine, …
+        hint = "" if address.startswith(_CLIENT) else _not_a_node(address, str(err))
+        raise ClusterError(f"Ray at '{address}' refuses: {first_line(err)}{hint}") from err
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _not_a_node(address: str, text: str) -> str:
+    if "raylet" not in text.lower() and "node" not in text.lower():
+        return ""
+    host = address.rpartition(":")[0]
+    return f" From a machine that is no node of it, use ray='{_CLIENT}{host}:{_CLIENT_PORT}'."
+
+
+def alive_nodes(ray: Any) -> list[Node]:
+    """Return the nodes of the cluster, by name."""
+    found = [
+        Node(
+            node["NodeID"],
+            str(node["NodeManagerAddress"]),
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    several = {name for name, count in Counter(node.name for node in found).items() if count > 1}
+    named = [
+        replace(node, name=f"{node.name} ({node.key[:6]})") if node.name in several else node
+        for node in found
+    ]
+    return sorted(named, key=lambda node: (node.name, node.key))
+
+
+def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> list[str]:
+    """Check that nodes have this machine's versions, and one kind of processor among them.
+
+    Args:
+        ray: Connected.
+        nodes: Those that workers may run on.
+        allow_mixed: Other processors, and other versions of libraries than featx, only give a
+            warning.
+
+    Returns:
+        The kinds of processors, one word or more each.
+
+    Raises:
+        ClusterError: They differ, or a node does not answer.
+    """
+    describe = _description()
+    own = describe()["versions"]
+    found = _on_each(ray, nodes, describe)
+    wrong, mixed = list[str](), list[str]()
+    for node, values in zip(nodes, found, strict=True):
+        for name, version in own.items():
+            other = values["versions"].get(name, "none")
+            if other != version:
+                is_wrong = name in _ALWAYS or not allow_mixed
+                (wrong if is_wrong else mixed).append(
+                    f"{node.name} has {name} {other}, here it is {version}"
+                )
+    if wrong:
+        raise ClusterError(
+            f"The nodes do not run what this machine does: {listed(wrong, 4, '; ')}. Install the "
+            "same versions everywhere, with pip or in the nodes' image."
+        )
+    kinds: dict[str, str] = {}
+    for node, values in zip(nodes, found, strict=True):
+        kinds.setdefault(values["kind"], node.name)
+    if len(kinds) > 1:
+        shown = [f"{name}: {kind}" for kind, name in kinds.items()]
+        text = f"The nodes have processors of {len(kinds)} kinds ({listed(shown, 4, '; ')})"
+        if not allow_mixed:
+            raise ClusterError(
+                f"{text}, whose last bits differ. Use nodes of one kind, or allow_mixed=True."
+            )
+        mixed.append(text)
+    if mixed:
+        log.warning("Features may differ in their last bits: %s.", listed(mixed, 4, "; "))
+    return sorted(kinds)
+
+
+def _on_each(ray: Any, nodes: Sequence[Node], function: Callable[[], Any]) -> list[Any]:
+    """Return what a function gives on each node, where it does not need featx."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=2)(function)
+    refs = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.key, soft=False)
+        ).remote()
+        for node in nodes
+    ]
+    results = []
+    deadline = time.monotonic() + _PROBE_SECONDS
+    for node, ref in zip(nodes, refs, strict=True):
+        try:
+            results.append(ray.get(ref, timeout=max(1.0, deadline - time.monotonic())))
+        except ray.exceptions.RayError as err:
+            raise ClusterError(
+                f"The node {node.name} of the cluster does not answer: {first_line(err)}"
+            ) from err
+    return results
+
+
+def ask_each(ray: Any, nodes: Sequence[Node], function: Callable[..., str], *args: Any) -> None:
+    """Call a function of featx on each node; raise where one returns a problem.
+
+    Raises:
+        ClusterError: It names the node.
+    """
+    for node, problem in zip(nodes, _on_each(ray, nodes, lambda: function(*args)), strict=True):
+        if problem:
+            raise ClusterError(f"The node {node.name} cannot be used: {problem}")
+
+
+def _description() -> Callable[[], Mapping[str, Any]]:
+    """Return a function that needs nothing of featx, and so is sent as a whole."""
+
+    def describe() -> Mapping[str, Any]:
+        import platform
+        from importlib import metadata
+
+        versions = {"python": platform.python_version()}
+        try:
+            import featx
+
+            versions["featx"] = featx.__version__
+        except ImportError:
+            versions["featx"] = "none"
+        for name in ("numpy", "pillow", "onnxruntime"):
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                versions[name] = "none"
+        wanted = (
+            *("fma", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni"),
+            *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "sve", "i8mm", "bf16"),
+        )
+        flags: set[str] = set()
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 sent alone
+                for line in file:
+                    if line.partition(":")[0].strip() in ("flags", "Features"):
+                        flags = set(line.partition(":")[2].split())
+                        break
+        except OSError:
+            pass
+        able = [name for name in wanted if name in flags]
+        return {"versions": versions, "kind": " ".join([platform.machine(), *able])}
+
+    return describe

@@ -1,0 +1,177 @@
+"""Extraction by a Ray cluster on this machine: the same bytes, and what is refused before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from featx.errors import ConfigError
+from featx.extraction import nodes
+from featx.extraction.nodes import ClusterError, Node, find_address, require_alike
+from featx.extraction.options import ExtractOptions
+from featx.features.journal import Journal
+from featx.images.sources import open_source
+from featx.images.sources.selection import select
+from featx.stages.extract import extract
+
+TINY: dict[str, Any] = {"backbone": "tiny", "image_size": 32, "batch_size": 4, "on_error": "skip"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Return the address of a cluster: a head without CPUs, and two nodes with two each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", "/tmp")  # sockets of it may have 107 characters
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
+        found = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(2):
+                found.add_node(num_cpus=2, object_store_memory=2**27)
+            yield str(found.address)
+        finally:
+            found.shutdown()
+
+
+@pytest.fixture
+def mixed(photos) -> Path:
+    """Return images with copies across batches and images that cannot be used."""
+    source: Path = photos({"ants": 21, "bees": 20})
+    shutil.copy(source / "ants/001.jpg", source / "bees/copy.jpg")
+    shutil.copy(source / "bees/016.jpg", source / "ants/000-copy.jpg")
+    (source / "ants/004.jpg").write_bytes(b"no image")
+    shutil.copy(source / "ants/004.jpg", source / "bees/no-image.jpg")
+    return source
+
+
+def test_the_file_is_that_of_one_machine(cluster, mixed, tmp_path):
+    plain, own = tmp_path / "plain.h5", tmp_path / "own.h5"
+    alone = extract(mixed, plain, ExtractOptions(**TINY))
+    told: list[int] = []
+    report = extract(
+        mixed,
+        own,
+        ExtractOptions(**TINY, ray=cluster, ray_workers=3),
+        progress=lambda done, _: told.append(done),
+    )
+    assert own.read_bytes() == plain.read_bytes()
+    assert report.skipped == alone.skipped
+    assert report.num_duplicates == alone.num_duplicates == 2
+    assert told[-1] == 44
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_views_and_cuts_are_those_of_one_machine(cluster, mixed, tmp_path):
+    for number, more in enumerate(({"views": 2}, {"cut": "input"})):
+        options = TINY | more
+        extract(mixed, tmp_path / f"plain{number}.h5", ExtractOptions(**options))
+        extract(mixed, tmp_path / f"own{number}.h5", ExtractOptions(**options, ray=cluster))
+        plain, own = (tmp_path / f"{name}{number}.h5" for name in ("plain", "own"))
+        assert own.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize("address", ["nowhere", "a/b:12", "host:port", "ray://"])
+def test_what_is_no_address_is_refused(address, monkeypatch):
+    monkeypatch.setattr(nodes, "CONNECT_SECONDS", 0.5)
+    with pytest.raises((ConfigError, ClusterError)):
+        find_address(address)
+
+
+def test_a_cluster_that_does_not_answer_is_given_up_soon(monkeypatch):
+    monkeypatch.setattr(nodes, "CONNECT_SECONDS", 1.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        start = time.monotonic()
+        with pytest.raises(ClusterError, match=r"No Ray cluster at '127\.0\.0\.1:\d+' \(.*refused"):
+            find_address(f"127.0.0.1:{port}")
+        free.listen()  # takes connections, and never says a word
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            with pytest.raises(ClusterError, match="is no Ray cluster"):
+                find_address(address)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ((), "finds no Ray cluster on this machine"),
+        (("10.0.0.1:6379", "10.0.0.2:6379"), "2 Ray clusters run .* Say which, such as"),
+    ],
+)
+def test_auto_needs_one_cluster_and_starts_none(found, said, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: set(found))
+    with pytest.raises(ClusterError, match=said):
+        find_address("auto")
+
+
+def test_without_ray_its_install_command_is_named(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=r"ray=… needs ray.*pip install 'featx"):
+        extract(photos({"ants": 2}), tmp_path / "f.h5", ExtractOptions(**TINY, ray="auto"))
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """Return a function that sets what each of some nodes is, and checks them."""
+    own = nodes._description()()
+
+    def check(*changes: dict[str, Any], allow_mixed: bool = False) -> list[str]:
+        found = [
+            {
+                "versions": own["versions"] | change.get("versions", {}),
+                "kind": change.get("kind", own["kind"]),
+            }
+            for change in changes
+        ]
+        monkeypatch.setattr(nodes, "_on_each", lambda *_: found)
+        named = [Node(str(i), f"10.0.0.{i}", 2, 0) for i in range(len(found))]
+        return require_alike(SimpleNamespace(), named, allow_mixed=allow_mixed)
+
+    return check
+
+
+@pytest.mark.parametrize("name", ["featx", "python", "numpy", "pillow", "onnxruntime"])
+def test_a_node_with_another_version_is_named(described, name):
+    described({}, {})
+    with pytest.raises(ClusterError, match=rf"10\.0\.0\.1 has {name} 0\.1, here it is \d"):
+        described({}, {"versions": {name: "0.1"}})
+
+
+def test_processors_of_several_kinds_are_refused_unless_allowed(described, caplog):
+    changes = {"kind": "x86_64 avx2"}, {"kind": "x86_64 avx2 avx512f"}
+    with pytest.raises(ClusterError, match=r"of 2 kinds.*allow_mixed=True"):
+        described(*changes)
+    assert len(described(*changes, allow_mixed=True)) == 2
+    assert "last bits" in caplog.text
+    described({}, {"versions": {"numpy": "1.0"}}, allow_mixed=True)
+    with pytest.raises(ClusterError, match="featx"):
+        described({}, {"versions": {"featx": "0.1"}}, allow_mixed=True)
+
+
+@pytest.mark.parametrize("value", ["0", "4:2", "0:3", "many", "2:", "1:2:3", "-1"])
+def test_numbers_of_workers_that_mean_nothing_are_refused(value):
+    with pytest.raises(ConfigError, match="ray_workers"):
+        ExtractOptions(ray="auto", ray_workers=value)
+
+
+@pytest.mark.parametrize("option", [{"ray_workers": 2}, {"allow_mixed": True}])
+def test_options_of_a_cluster_need_one(option):
+    with pytest.raises(ConfigError, match="needs ray=…"):
+        ExtractOptions(**option)
