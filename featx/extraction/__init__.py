@@ -16,7 +16,8 @@ by_content   features of images that a caller has, each computed once
 committer    numbered work on many workers, whose results leave in order
 workers      what a worker of a cluster does
 nodes        a connection to a Ray cluster; its nodes' versions and processors
-cluster      workers as Ray's actors: started, given work, replaced
+actors       workers as Ray's actors: started, given work, replaced
+cluster      extraction by a Ray cluster
 together     outputs of several layers, whose rows are made at once
 bad_images   images that were not used, as an error or a report
 """

@@ -98,8 +98,8 @@ def _only_local() -> str:
         return str(found[0])
     if not found:
         raise ClusterError(
-            "ray='auto' finds no Ray cluster on this machine. Start one, as docs/scale.md says, or give "
-            "the address of one: HOST:6379 from its nodes, ray://HOST:10001 from elsewhere."
+            "ray='auto' finds no Ray cluster on this machine. Start one, as docs/scale.md says, or "
+            "give the address of one: HOST:6379 from its nodes, ray://HOST:10001 from elsewhere."
         )
     raise ClusterError(
         f"{counted(len(found), 'Ray cluster')} run on this machine: {listed(found)}. Say which, "

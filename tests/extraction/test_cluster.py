@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +16,6 @@ from featx.errors import ConfigError
 from featx.extraction import nodes
 from featx.extraction.nodes import ClusterError, Node, find_address, require_alike
 from featx.extraction.options import ExtractOptions
-from featx.features.journal import Journal
-from featx.images.sources import open_source
-from featx.images.sources.selection import select
 from featx.stages.extract import extract
 
 TINY: dict[str, Any] = {"backbone": "tiny", "image_size": 32, "batch_size": 4, "on_error": "skip"}

@@ -1,0 +1,233 @@
+"""Workers as Ray's actors: started, sent the graph, given calls, replaced where they end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from featx.errors import FeatxError, counted, first_line
+from featx.extraction.batches import Work
+from featx.extraction.committer import Call, Done, Joined, Left
+from featx.extraction.nodes import ClusterError, alive_nodes
+from featx.extraction.workers import GRAPH_PART, Task, Worker
+from featx.images.sources.selection import select
+
+log = logging.getLogger(__name__)
+
+_START_SECONDS = 60.0
+_GROUPS = {"reading": 2}
+
+
+@dataclass(eq=False)
+class _Actor:
+    """A worker's actor on its way to being used."""
+
+    name: str
+    handle: Any
+    node: str = "?"
+    is_ready: bool = False
+
+
+class ActorPool:
+    """A ``committer.Pool`` of Ray's actors, which it starts and replaces."""
+
+    def __init__(self, ray: Any, task: Task, graph: bytes, *, least: int, most: int) -> None:
+        self._ray, self._task, self._graph = ray, task, graph
+        self._least, self.most, self.slots = least, most, task.slots
+        self._cpus, self._gpus = task.slots, 0 if task.device == "cpu" else 1
+        self.kinds: list[str] = []
+        self._class = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={**_GROUPS, "computing": task.slots},
+        )(Worker)
+        self._actors: dict[str, _Actor] = {}
+        self._refs: dict[Any, Any] = {}  # what is under way: a call, or an actor and its next step
+        self._events: deque[Joined | Left | Done] = deque()
+        self._sending: dict[str, list[_Actor]] = {}  # actors that wait for a node's graph
+        self._names: dict[str, str] = {}
+        self._num_begun = self._num_failed = 0
+        self._num_nodes = len(alive_nodes(ray))
+        self._since = time.monotonic()
+        self._has_started = False
+        self._serial: int = 0
+        self._work = task.work
+
+    def begin(self, serial: int, work: Work) -> None:
+        """Take the calls of another list of items from now on."""
+        self._serial, self._work = serial, work
+        for ref in [ref for ref, what in self._refs.items() if isinstance(what, Call)]:
+            del self._refs[ref]
+        self._events.clear()
+
+    def joined(self) -> list[Joined]:
+        """Return the workers that are ready."""
+        ready = [actor for actor in self._actors.values() if actor.is_ready]
+        return [Joined(actor.name, actor.node, self.slots) for actor in ready]
+
+    def submit(self, call: Call) -> None:
+        handle, item = self._actors[call.worker].handle, call.item
+        part, key = select(item.work.source, item.work.positions), (self._serial, item.number)
+        if call.step == "read":
+            ref = handle.read.options(concurrency_group="reading").remote(key, part)
+        else:
+            wanted = [
+                (number, image.digest)
+                for number, image in enumerate(item.work.batch.images)
+                if image.is_new and not image.reason
+            ]
+            views = self._work.views is not None
+            compute = handle.compute.options(concurrency_group="computing")
+            ref = compute.remote(key, part, wanted, step=self._work.step, with_views=views)
+        self._refs[ref] = call
+
+    def wait(self, seconds: float) -> list[Joined | Left | Done]:
+        self._staff()
+        if self._refs and not self._events:
+            refs = list(self._refs)
+            ready, rest = self._ray.wait(refs, num_returns=1, timeout=seconds)
+            if ready and rest:
+                ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+            for ref in ready:
+                self._take(ref)
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            self._kill(actor)
+        self._actors.clear()
+        self._refs.clear()
+
+    def _kill(self, actor: _Actor) -> None:
+        try:
+            self._ray.kill(actor.handle, no_restart=True)
+        except Exception as err:  # it is gone, or the cluster is
+            log.debug("Worker %s: %s", actor.name, err)
+
+    def _staff(self) -> None:
+        """Start actors in the place of those that are missing."""
+        while len(self._actors) < self.most:
+            self._num_begun += 1
+            actor = _Actor(f"worker {self._num_begun}", self._class.remote(self._task))
+            self._actors[actor.name] = actor
+            self._refs[actor.handle.where.remote()] = actor, "placed"
+        if self._has_started:
+            return
+        if sum(actor.is_ready for actor in self._actors.values()) >= self._least:
+            self._has_started = True
+        elif time.monotonic() - self._since > _START_SECONDS:
+            self._require_hope()
+
+    def _require_hope(self) -> None:
+        """Go on waiting for workers where nodes are being added; else raise."""
+        nodes = alive_nodes(self._ray)
+        if len(nodes) > self._num_nodes:
+            self._num_nodes, self._since = len(nodes), time.monotonic()
+            log.info("Waiting for workers; the cluster has %d nodes by now.", len(nodes))
+            return
+        if any(actor.node != "?" for actor in self._actors.values()):
+            self._since = time.monotonic()  # placed, and busy with starting
+            return
+        gpu = " and a GPU" if self._gpus else ""
+        largest = max(nodes, key=lambda node: (node.gpus > 0, node.cpus), default=None)
+        has = f"{largest.cpus:g} CPUs and {largest.gpus:g} GPUs" if largest else "nothing"
+        raise ClusterError(
+            f"No worker could start within {_START_SECONDS:.0f} s: each takes "
+            f"{counted(self._cpus, 'CPU')}{gpu}, {self._least} at least were wanted, and the "
+            f"largest of {counted(len(nodes), 'node')} has {has}, perhaps in use. Wait until they "
+            "are free, add nodes, or use workers=1 or fewer ray_workers."
+        )
+
+    def _take(self, ref: Any) -> None:
+        """Note a result, or that its actor is gone."""
+        what = self._refs.pop(ref, None)
+        if what is None:
+            return
+        name = what.worker if isinstance(what, Call) else what[0].name
+        actor, errors = self._actors.get(name), self._ray.exceptions
+        if actor is None:
+            return
+        try:
+            result = self._ray.get(ref)
+        except errors.RayTaskError as err:
+            if isinstance(err.cause, FeatxError):
+                raise err.cause from None
+            if not isinstance(err.cause, MemoryError):
+                raise
+            self._lose(actor, "out of memory")
+        except errors.RayError as err:
+            self._lose(actor, first_line(err))
+        except ConnectionError as err:
+            raise ClusterError(
+                "The connection to the cluster was lost. Run the command again to resume."
+            ) from err
+        else:
+            self._num_failed = 0 if isinstance(what, Call) else self._num_failed
+            if isinstance(what, Call):
+                self._events.append(Done(what, result))
+            else:
+                self._advance(actor, what[1], result)
+
+    def _advance(self, actor: _Actor, step: str, result: Any) -> None:
+        """Take an actor's next step to being used: placed, its graph sent, begun."""
+        handle = actor.handle
+        if step == "placed":
+            node, lacks_graph = result
+            actor.node = self._name_of(node)
+            if lacks_graph and actor.node in self._sending:
+                self._sending[actor.node].append(actor)
+            elif lacks_graph:
+                self._sending[actor.node] = []
+                self._send(actor, 0)
+            else:
+                self._refs[handle.begin.remote()] = actor, "begun"
+        elif step == "begun":
+            if result:
+                raise ClusterError(f"A worker on {actor.node} cannot be used: {result}")
+            actor.is_ready = True
+            self._events.append(Joined(actor.name, actor.node, self.slots))
+        else:
+            self._send(actor, int(step))
+
+    def _send(self, actor: _Actor, offset: int) -> None:
+        """Send the graph from an offset on, a part at a time; then to those it waits for."""
+        if offset < len(self._graph):
+            part, end = self._graph[offset : offset + GRAPH_PART], offset + GRAPH_PART
+            ref = actor.handle.add_graph.remote(offset, part, len(self._graph))
+            self._refs[ref] = actor, str(end)
+            return
+        self._refs[actor.handle.begin.remote()] = actor, "begun"
+        self._release(actor)
+
+    def _release(self, actor: _Actor) -> None:
+        for other in self._sending.pop(actor.node, []):
+            self._refs[other.handle.where.remote()] = other, "placed"
+
+    def _name_of(self, key: str) -> str:
+        if key not in self._names:
+            self._names = {node.key: node.name for node in alive_nodes(self._ray)}
+        return self._names.get(key, key)
+
+    def _lose(self, actor: _Actor, cause: str) -> None:
+        self._kill(actor)
+        del self._actors[actor.name]
+        for node, waiting in list(self._sending.items()):
+            if actor in waiting:
+                waiting.remove(actor)
+            elif node == actor.node and not actor.is_ready:
+                self._release(actor)
+        if actor.is_ready:
+            log.info("A worker on %s ended (%s); another takes its place.", actor.node, cause)
+            self._events.append(Left(actor.name, cause))
+            return
+        self._num_failed += 1
+        if self._num_failed > 5 + 2 * self.most:
+            raise ClusterError(f"Workers do not start; the last on {actor.node}: {cause}")
+        time.sleep(min(0.1 * self._num_failed, 2.0))  # a GPU is free a moment after its process
