@@ -274,14 +274,13 @@ def _description() -> Callable[[], Mapping[str, Any]]:
     """Return a function that needs nothing of featx, and so is sent as a whole."""
 
     def describe() -> Mapping[str, Any]:
+        import importlib
         import platform
         from importlib import metadata
 
         versions = {"python": platform.python_version()}
         try:
-            import featx
-
-            versions["featx"] = featx.__version__
+            versions["featx"] = importlib.import_module("featx").__version__
         except ImportError:
             versions["featx"] = "none"
         for name in ("numpy", "pillow", "onnxruntime"):
