@@ -73,9 +73,7 @@ class Entry(NamedTuple):
 class Remote(Protocol):
     """Where objects lie; used from several threads."""
 
-    @property
-    def address(self) -> str:
-        """What it was opened by."""
+    address: str
 
     def look_up(self, address: str) -> Entry | None:
         """Return what is known of an object; None where that needs reading it."""
@@ -223,8 +221,7 @@ class ObjectStore:
     """A store that fsspec opens; paths have no scheme, and mean what they are, no patterns."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self.scheme, _, path = address.partition("://")
+        self.address, (self.scheme, _, path) = address, address.partition("://")
         self.bucket = path.partition("/")[0]
         self._fs = _opened_store(self.scheme, anonymous=_is_anonymous(self.scheme))
         self._alone = contextlib.nullcontext() if self._fs.async_impl else threading.Lock()
