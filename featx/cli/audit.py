@@ -54,7 +54,7 @@ _OWN: dict[FindingKind, str] = {
 """What the score of a finding about one picture is called."""
 _COUNTED: dict[FindingKind, str] = {"sequence": "sequence"}
 _MANY = 50
-"""Copies of one picture above which they are one line."""
+"""Images of one picture above which they are one line."""
 
 
 def _parts(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...]:
@@ -246,11 +246,14 @@ def _print_kind(report: AuditReport, kind: FindingKind, top: int) -> None:
     if not found:
         return
     click.echo(f"\n{_TITLES[kind]}: {counted(len(found), _COUNTED.get(kind, 'image'))}")
-    sizes = Counter(each.group for each in found if each.group)
+    here = Counter(each.group for each in found)
+    members = {(each.group, each.sample_id) for each in report.findings if each.group}
+    sizes = Counter(group for group, _ in members)
     lines = dict[str | int, str]()
     for number, each in enumerate(found):
-        if (size := sizes[each.group]) > _MANY:
-            lines.setdefault(f"group {each.group}", f"{size:,} images like {each.other}")
+        if sizes[each.group] + 1 > _MANY:  # and the one that they are copies of
+            text = f"{here[each.group]:,} images like {each.other}"
+            lines.setdefault(f"group {each.group}", text)
         else:
             lines[number] = _line(each, kind)
     for line in list(lines.values())[:top]:

@@ -116,6 +116,18 @@ def test_copies_are_conflicts_leaks_or_just_copies(tmp_path):
     }
 
 
+def test_copies_of_a_picture_come_in_small_groups_first_and_very_many_in_one_line(tmp_path):
+    made = far_apart(240)
+    made["splits"][:] = 0
+    contents = np.arange(240) + 1
+    contents[:180:3] = 1  # 60 of one picture, and one label
+    contents[231] = contents[228]
+    path = write_cache(tmp_path / "f.h5", **made, contents=contents)
+    output = featx_cli("audit", path, "--no-html", "-q").output
+    lines = output.split("The same picture twice: 60 images")[1].splitlines()[1:3]
+    assert lines == ["  0231.jpg is 0228.jpg", "  59 images like 0000.jpg"]
+
+
 def test_unlabelled_images_have_no_label_to_be_wrong_but_may_be_copies(tmp_path):
     made = separable(60)
     made["labels"] = np.full(60, -1)
