@@ -101,6 +101,11 @@ class Classifier:
         return self.task.thresholds_of(self.header.details, len(self.classes))
 
     @property
+    def outputs(self) -> tuple[Value, ...]:
+        """What ``run`` returns, in the graph's order."""
+        return self._outputs
+
+    @property
     def gives_scores(self) -> bool:
         """Whether there are logits or probabilities of all classes."""
         return bool({"logits", "probabilities"} & set(self._names))
@@ -208,7 +213,8 @@ class Classifier:
         Raises:
             ConfigError: The file gives neither.
         """
-        name, values = self._scores(inputs, (self.contract.task.raw_output, "probabilities"))
+        wanted = (self.contract.task.raw_output, "probabilities")
+        name, values = self._scores(self.run(inputs), wanted)
         return self.task.logits(values) if name == "probabilities" else values
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
@@ -216,18 +222,24 @@ class Classifier:
 
         Multi-label probabilities are independent; a regression has none.
         """
-        name, values = self._scores(inputs, ("probabilities", "logits"))
+        return self.probabilities_of(self.run(inputs))
+
+    def probabilities_of(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the probabilities in what ``run`` returned, as ``probabilities``."""
+        name, values = self._scores(outputs, ("probabilities", "logits"))
         return values if name == "probabilities" else self.task.probabilities(values)
 
-    def _scores(self, inputs: np.ndarray, names: tuple[str, str]) -> tuple[str, np.ndarray]:
+    def _scores(
+        self, outputs: Mapping[str, np.ndarray], names: tuple[str, str]
+    ) -> tuple[str, np.ndarray]:
         """Return the first of two outputs that the file has, with its name."""
-        name = next((name for name in names if name in self._names), None)
+        name = next((name for name in names if name in outputs), None)
         if name is None:
             raise ConfigError(
                 f"'{self.path}' gives {', '.join(self._names)}, but neither {names[0]} nor "
                 f"{names[1]}; export it with outputs='{self.contract.task.raw_output}'."
             )
-        return name, self.run(inputs)[name]
+        return name, outputs[name]
 
 
 def run_images(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -172,7 +172,7 @@ def predict(
 
         if format == "jsonl":
             for each in predictions():
-                print_json(_as_json(each), indent=None)
+                print_json(each.to_dict(), indent=None)
         elif format == "csv":
             _print_csv(predictions(), predictor.task, predictor.classes)
         else:
@@ -180,7 +180,7 @@ def predict(
     if format == "table":
         _print_table(collected)
     elif format == "json":
-        print_json([_as_json(each) for each in collected])
+        print_json([each.to_dict() for each in collected])
     if table:
         _write(table, predictor, rows)
     if num_bad:
@@ -237,18 +237,6 @@ def _cells(prediction: Prediction) -> list[str]:
         return [f"{value:.6g}" for _, value in prediction.values]
     top = [f"{label} {p:.3f}" for label, p in prediction.top]
     return top if prediction.tags is None else [prediction.label or "", *top]
-
-
-def _as_json(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON values; ``tags`` or ``values`` where there are any."""
-    shown: dict[str, Any] = {"image": prediction.image}
-    if prediction.tags is not None:
-        shown |= {"label": prediction.label, "tags": list(prediction.tags)}
-    if prediction.values:
-        shown["values"] = dict(prediction.values)
-    else:
-        shown["top"] = [{"label": label, "probability": p} for label, p in prediction.top]
-    return shown | {"error": prediction.error}
 
 
 def _print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Sequence[str]) -> None:

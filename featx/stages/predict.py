@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,12 @@ from featx.artifact import MAX_HEADER_BYTES, Header, tensor_metadata
 from featx.artifact.shown import Shown
 from featx.backbones.seal import SEAL_BYTES
 from featx.classifier.hub import local_model
-from featx.classifier.prediction import Prediction, Predictions
+from featx.classifier.prediction import (
+    Prediction,
+    Predictions,
+    predictions_of,
+    require_answers,
+)
 from featx.classifier.providers import Provider
 from featx.classifier.session import (
     Classifier,
@@ -35,7 +40,6 @@ from featx.classifier.session import (
 )
 from featx.errors import ArtifactInvalid, ConfigError, ImageError, counted, listed
 from featx.heads.tasks import TaskName
-from featx.heads.tasks.single_label import best_classes
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.given import ImageLike, decode_given, name_of, read_ahead
 from featx.images.reading import map_ahead, num_cores
@@ -44,8 +48,6 @@ log = logging.getLogger(__name__)
 
 Named = tuple[str, ImageLike | ImageError]
 """An image, after what it is called."""
-Top = tuple[tuple[str, float], ...]
-"""Classes or tags, best first, each with its probability."""
 
 _HEAD, _MAX_HEADS = "head.safetensors", 32
 _MANY = 32
@@ -92,7 +94,7 @@ class Predictor(Shown):
         self._content = read_classifier(self._path)
         self._seal = self._content[-SEAL_BYTES:]
         self._opened: Classifier | None = self._open(self._threads)
-        _require_answers(self._opened)
+        require_answers(self._opened)
         _warn_of_another_head(self._opened)
         if providers is not None:
             log.info("'%s' runs on %s.", self._path, ", ".join(self._opened.providers))
@@ -256,24 +258,7 @@ class Predictor(Shown):
 
     def _answers(self, classifier: Classifier, top_k: int, inputs: np.ndarray) -> list[Prediction]:
         """Return the prediction of each input, without the image's name."""
-        if classifier.task.activation is None:
-            values = classifier.run(inputs)["values"].tolist()
-            pairs = (tuple(zip(self.classes, row, strict=True)) for row in values)
-            return [Prediction("", (), values=row) for row in pairs]
-        thresholds = dict(zip(self.classes, classifier.thresholds, strict=False))
-        shown = len(self.classes) if thresholds else top_k
-        if classifier.gives_scores:
-            tops = best_classes(classifier.probabilities(inputs), self.classes, top_k=shown)
-        else:
-            outputs = classifier.run(inputs)
-            tops = [
-                tuple((self.classes[i], float(p)) for i, p in zip(best, row, strict=True))[:shown]
-                for best, row in zip(outputs["top_classes"], outputs["top_scores"], strict=True)
-            ]
-        if not thresholds:
-            return [Prediction("", top) for top in tops]
-        tags = given_tags(tops, thresholds)
-        return [Prediction("", top[:top_k], tags=own) for top, own in zip(tops, tags, strict=True)]
+        return predictions_of(classifier, classifier.run(inputs), top_k=top_k)
 
     def _of_one_thread(self) -> Classifier:
         """Return the same classifier with one thread for each batch; opened once."""
@@ -306,11 +291,6 @@ def _in_one_process(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
             )
 
 
-def given_tags(tops: Sequence[Top], thresholds: Mapping[str, float]) -> list[tuple[str, ...]]:
-    """Return the tags that each image is given, by name."""
-    return [tuple(sorted(tag for tag, p in top if p >= thresholds[tag])) for top in tops]
-
-
 def _warn_of_another_head(classifier: Classifier) -> None:
     """Say so where there are heads beside a file, and it was exported from none of them."""
     path = classifier.path
@@ -334,18 +314,6 @@ def _head_sha256(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return str(header.details["sha256"])
-
-
-def _require_answers(classifier: Classifier) -> None:
-    """Refuse a file that says nothing of classes, tags or numbers."""
-    contract = classifier.contract
-    if not (classifier.gives_scores or contract.top_k or "values" in contract.outputs):
-        wanted = "classes" if contract.task.activation else "values"
-        outputs = wanted.replace("classes", "probabilities")
-        raise ConfigError(
-            f"'{classifier.path}' gives {', '.join(contract.outputs)}, but no {wanted}; export it "
-            f"with outputs='{outputs}'."
-        )
 
 
 def _prediction(name: str, row: Prediction | ImageError) -> Prediction:

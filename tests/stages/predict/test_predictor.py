@@ -24,6 +24,7 @@ from commands import featx_cli
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from featx.classifier.prediction import given_tags
 from featx.classifier.seal import seal
 from featx.classifier.session import Classifier, open_classifier
 from featx.cli import main
@@ -34,7 +35,7 @@ from featx.images.preprocess import resize
 from featx.images.sources.folder import find_images
 from featx.stages import predict as stage
 from featx.stages.evaluate import evaluate
-from featx.stages.predict import Prediction, Predictor, given_tags
+from featx.stages.predict import Prediction, Predictor
 from featx.stages.train import train_head
 from featx.training.options import TrainOptions
 
