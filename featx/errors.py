@@ -4,6 +4,7 @@
     ├─ ConfigError          (ValueError)          an option has an unusable value
     ├─ SourceError                                an image source cannot be used
     │   ├─ ImageError                             one image cannot be used; carries sample_id
+    │   │   └─ ImageTooLarge                      it has too many pixels
     │   └─ BadImages                              some cannot; carries their ids and reasons
     ├─ BackboneError                              unknown name, weights missing or not matching
     ├─ HubError                                   the hub refuses, or cannot be reached
@@ -73,6 +74,10 @@ class ImageError(SourceError):
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(type(self), is_permanent=self.is_permanent)
         return make, (self.sample_id, self.reason)
+
+
+class ImageTooLarge(ImageError):
+    """An image has more pixels than are allowed, as its header says."""
 
 
 _MEMORY_WORDS = ("out of memory", "cannot allocate", "insufficient memory", "error -4 ")

@@ -19,6 +19,7 @@ PACKAGES = (
     "cli",
     "estimators",
     "stages",
+    "serving",
     "extraction",
     "training",
     "reporting",
@@ -33,6 +34,7 @@ LEVEL = {
     "featx": 8,
     "estimators": 7,
     "stages": 6,
+    "serving": 6,
     "extraction": 5,
     "training": 5,
     "reporting": 5,
@@ -69,6 +71,7 @@ ALLOWED = {
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),
     "pandas": ("artifact/frames.py", "artifact/shown.py"),
     "click": ("cli/",),
+    **dict.fromkeys(("h11", "python_multipart", "uvicorn"), ("serving/",)),
     "torch": ("backbones/", "training/finetune/"),
     "torchvision": ("backbones/",),
     "timm": ("backbones/with_timm.py",),
@@ -89,6 +92,7 @@ HEAVY = (
     "onnxscript",
     "safetensors",
     "jinja2",
+    "uvicorn",
 )
 
 

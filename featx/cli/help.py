@@ -59,6 +59,11 @@ _OWN_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "Classes and probabilities": ("class_weight", "no_calibrate"),
         **_GROUPS,
     },
+    "serve": {
+        "Address and access": ("host", "port", "name", "token_file"),
+        "Speed": ("workers", "threads"),
+        "Limits": ("max_body", "max_pixels", "queue", "timeout", "grace"),
+    },
     "export": {
         "What the file takes and gives": (
             *("input", "outputs", "precision"),
@@ -82,6 +87,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "predict": ("featx predict holiday.jpg", "featx predict model.onnx inbox/ --format csv"),
     "page": ("featx page --single-file", "featx page artifacts/model.onnx -o page/"),
     "push": ("featx push artifacts/model.onnx me/bees", "featx push me/bees --space --public"),
+    "serve": ("featx serve", "featx serve model.onnx --workers 4 --token-file token.txt"),
     "run": ("featx run photos/ -b lite0", "featx run"),
     "status": ("featx status",),
     "audit": ("featx audit --csv audit.csv",),
@@ -111,6 +117,7 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
         "predict",
         "page",
         "push",
+        "serve",
     ),
     "Scores and comparisons": ("evaluate", "report", "compare"),
     "Images and labels": ("audit", "relabel", "similar"),

@@ -31,6 +31,7 @@ from featx.cli.predict import predict
 from featx.cli.push import push
 from featx.cli.relabel import relabel
 from featx.cli.run import run
+from featx.cli.serve import serve
 from featx.cli.similar import similar
 from featx.cli.streams import safe_streams
 from featx.cli.train_head import train_head
@@ -118,7 +119,7 @@ def main() -> None:
 for command in (
     *(extract, train_head, finetune, export, predict),
     *(run, status),
-    *(page, push, audit, relabel, similar, compare, evaluate, report),
+    *(page, serve, push, audit, relabel, similar, compare, evaluate, report),
     *(check, info, merge, backbones),
     *(doctor, completion, show_help),
 ):

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from featx import system
-from featx.errors import ConfigError, ImageError, lies_in_machine
+from featx.errors import ConfigError, ImageError, ImageTooLarge, lies_in_machine
 from featx.images.containers import (
     TooCostly,
     check_cost,
@@ -51,6 +51,9 @@ NO_DIGEST = bytes(DIGEST_BYTES)
 _DECODING_BYTES = 20
 """For each pixel, more than any decoder and the steps after it need: 6 for a progressive JPEG's
 coefficients, and a few layers of 4."""
+
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""Pillow's own limits; the second is raised only where warnings are errors."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -201,6 +204,8 @@ def _decoded(
         raise
     except Exception as err:  # a damaged file makes Pillow's plug-ins raise nearly anything
         kind = format_of(content)
+        if isinstance(err, _TOO_LARGE):
+            raise ImageTooLarge(sample_id, _why(err, kind, content)) from err
         if lies_in_machine(err):
             raise ImageError(sample_id, _why(err, kind, content)) from err
         if _is_short_of_memory(content):
@@ -279,7 +284,7 @@ def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> Non
     if not width * height:
         raise ImageError(sample_id, f"{width}×{height} pixels is no image.")
     if width * height > max_pixels:
-        raise ImageError(
+        raise ImageTooLarge(
             sample_id, f"{width}×{height} pixels is more than the {max_pixels} allowed."
         )
     check_aspect_ratio(height, width, sample_id=sample_id)

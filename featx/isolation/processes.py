@@ -115,6 +115,10 @@ class Processes:
         """End them, whatever they do; no thread may wait for an answer."""
         self._stop()
 
+    def ended(self) -> str | None:
+        """Return why the first that is gone has ended; None while all are there."""
+        return next((process.cause() for process in self.processes if process.is_gone()), None)
+
     def ask(self, message: bytes | memoryview) -> memoryview:
         """Return the answer of the next process that is free."""
         process = self._idle.get()
@@ -164,6 +168,9 @@ class _Process:
 
     def receive(self) -> memoryview:
         return memoryview(self._line.recv_bytes())
+
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
 
     def cause(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

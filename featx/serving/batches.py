@@ -1,0 +1,138 @@
+"""Images that wait together go to the model together.
+
+Requests put their images into one queue. Each thread takes its share of what waits, decodes it and
+runs the model on it, as ``Predictor`` does with groups of files. Nobody waits for a batch to fill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from featx.errors import FeatxError, ImageError
+from featx.serving.metrics import Meter
+from featx.serving.model import Image, Row, ServedModel
+
+log = logging.getLogger(__name__)
+
+_MAX_BATCH_BYTES = 2**25
+"""That encoded images of a batch may have, so that one thread does not take all large ones."""
+
+
+class QueueFull(Exception):
+    """So many images wait that these would wait too long."""
+
+
+class _Request:
+    """The images of a request: they are answered by one model, in one batch or in several."""
+
+    def __init__(self, model: ServedModel, count: int) -> None:
+        self.model = model
+        self.rows: list[Row | ImageError | Exception | None] = [None] * count
+        self.missing = count
+        self.answered = asyncio.get_running_loop().create_future()
+
+
+_Job = tuple[_Request, int, Image]
+
+
+class Batches:
+    """Threads that answer images.
+
+    Args:
+        threads: Each runs one batch at a time.
+        max_waiting: Images that may wait.
+        meter: Where images and batches are counted.
+    """
+
+    def __init__(self, *, threads: int, max_waiting: int, meter: Meter) -> None:
+        self._threads, self._max_waiting, self._meter = threads, max_waiting, meter
+        self._waiting = deque[_Job]()
+        self._changed = threading.Condition()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"batches-{number}", daemon=True).start()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no image more may wait."""
+        return len(self._waiting) >= self._max_waiting
+
+    async def answer(self, model: ServedModel, images: Sequence[Image]) -> list[Row | ImageError]:
+        """Return the outputs for each image, or why it cannot be used.
+
+        Raises:
+            QueueFull: So many images cannot wait.
+            FeatxError: The model cannot be run.
+        """
+        self._loop = asyncio.get_running_loop()
+        request = _Request(model, len(images))
+        with self._changed:
+            if len(self._waiting) + len(images) > self._max_waiting:
+                raise QueueFull
+            self._waiting.extend((request, place, each) for place, each in enumerate(images))
+            self._meter.set("featx_waiting_images", len(self._waiting))
+            self._changed.notify(len(images))
+        await request.answered
+        failed = next((row for row in request.rows if _is_failure(row)), None)
+        if isinstance(failed, Exception):
+            raise failed
+        return [row for row in request.rows if row is not None and not _is_failure(row)]  # type: ignore[misc]
+
+    def _work(self) -> None:
+        while True:
+            jobs = self._take()
+            model = jobs[0][0].model
+            rows: Sequence[Row | ImageError | Exception]
+            try:
+                rows = model.answer([image for _, _, image in jobs])
+            except Exception as err:  # the thread lives on; the requests say so
+                if not isinstance(err, FeatxError):
+                    log.exception("A batch of %d failed.", len(jobs))
+                rows = [err] * len(jobs)
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._deliver, jobs, rows)
+
+    def _take(self) -> list[_Job]:
+        """Wait for images, and return this thread's share of those of one model."""
+        with self._changed:
+            while True:
+                while self._waiting and self._waiting[0][0].answered.cancelled():
+                    self._waiting.popleft()
+                if self._waiting:
+                    break
+                self._changed.wait()
+            model = self._waiting[0][0].model
+            most = min(model.batch_size, -(-len(self._waiting) // self._threads))
+            jobs, num_bytes = list[_Job](), 0
+            while (
+                self._waiting
+                and len(jobs) < most
+                and num_bytes < _MAX_BATCH_BYTES
+                and self._waiting[0][0].model is model
+            ):
+                job = self._waiting.popleft()
+                if not job[0].answered.cancelled():
+                    jobs.append(job)
+                    num_bytes += len(job[2]) if isinstance(job[2], bytes) else job[2].nbytes
+            return jobs
+
+    def _deliver(self, jobs: Sequence[_Job], rows: Sequence[Row | ImageError | Exception]) -> None:
+        """Hand rows to their requests; runs in the loop, where all counting is done."""
+        self._meter.add("featx_batches_total")
+        num_bad = sum(isinstance(row, Exception) for row in rows)
+        self._meter.add("featx_bad_images_total", num_bad)
+        self._meter.add("featx_images_total", len(rows) - num_bad)
+        self._meter.set("featx_waiting_images", len(self._waiting))
+        for (request, place, _), row in zip(jobs, rows, strict=True):
+            request.rows[place] = row
+            request.missing -= 1
+            if not request.missing and not request.answered.done():
+                request.answered.set_result(None)
+
+
+def _is_failure(row: object) -> bool:
+    return isinstance(row, Exception) and not isinstance(row, ImageError)

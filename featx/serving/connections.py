@@ -1,0 +1,118 @@
+"""Connections that end in time: uvicorn's protocol, with limits on how slowly a request may come.
+
+Uvicorn has none for headers and bodies (https://github.com/encode/uvicorn/issues/157). Here each
+request has to be there 10 seconds after its first byte, a long one a second later for every 50 kB,
+whatever its path and method, and whether or not it has been answered before it was complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from featx.serving.options import MAX_CONNECTIONS, RECEIVE_RATE, RECEIVE_SECONDS
+
+_STOP_SECONDS = 3.0
+"""For requests that are coming in when the server stops."""
+_MAX_DISCARDED = 2**22
+"""Bytes of a body that are read after its answer, so that the client can read that one."""
+_WORDS = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
+
+
+class Connection(H11Protocol):
+    """A connection whose requests come in time, or end it."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _started = 0.0
+    _received = 0
+    _discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._meter.set("featx_connections", len(self.connections))
+        self._wait(RECEIVE_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel()
+        super().connection_lost(exc)
+        self._meter.set("featx_connections", len(self.connections))
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._received += len(data)
+        if not self._is_receiving():
+            self._cancel()
+        elif self._timer is None:
+            self._wait(RECEIVE_SECONDS)
+        if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+            self._discarded += len(data)
+            if self._discarded > _MAX_DISCARDED:
+                self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Let a request that has come be answered; one that is coming has a few seconds left."""
+        super().shutdown()
+        if self._is_receiving() and not self.transport.is_closing():
+            self.loop.call_later(_STOP_SECONDS, self._refuse_late, 503, "The server is stopping.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; called by uvicorn."""
+        self._refuse(400, msg)
+
+    @property
+    def _meter(self) -> Any:
+        return self.config.app.meter  # type: ignore[union-attr]
+
+    def _is_receiving(self) -> bool:
+        """Return whether the client is in the middle of a request."""
+        if self.conn.their_state is h11.IDLE:
+            return bool(self.conn.trailing_data[0])
+        return self.conn.their_state is h11.SEND_BODY
+
+    def _wait(self, seconds: float) -> None:
+        self._started, self._received, self._discarded = self.loop.time(), 0, 0
+        self._timer = self.loop.call_later(seconds, self._look)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        """End the connection unless so much has come that there is time left."""
+        allowed = RECEIVE_SECONDS + self._received / RECEIVE_RATE
+        left = self._started + allowed - self.loop.time()
+        if left > 0.01:
+            self._timer = self.loop.call_later(left, self._look)
+        elif not self._received and not self._is_receiving():
+            self.transport.close()  # nothing was ever sent
+        else:
+            self._refuse_late(408, "The request took too long to arrive.")
+
+    def _refuse_late(self, status: int, text: str) -> None:
+        if not self.transport.is_closing() and self._is_receiving():
+            self._refuse(status, text)
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Answer with an error if that can be done, and end the connection."""
+        has_begun = self.cycle is not None and self.cycle.response_started
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or (
+            has_begun and not self.cycle.response_complete
+        ):
+            self.transport.abort()
+            return
+        body = json.dumps({"error": text}).encode()
+        head = (
+            f"HTTP/1.1 {status} {_WORDS[status]}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self._meter.request("other", status, 0)
+        self.transport.write(head.encode() + body)
+        self.transport.close()

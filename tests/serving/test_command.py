@@ -1,0 +1,243 @@
+"""``featx serve`` as a process: signals, workers that end, reloads, and what it shows."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import featx_cli
+from serving import Client, Reply, command
+
+from featx.stages.predict import Predictor
+
+
+class Load:
+    """Clients that ask without end; every reply, and how requests without one failed."""
+
+    def __init__(self, client: Client, image: bytes, clients: int = 4) -> None:
+        self.replies, self.failures = list[Reply](), list[Exception]()
+        self._client, self._image, self._stop = client, image, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.replies.append(self._client.predict(self._image, "?top_k=10"))
+            except (OSError, http.client.HTTPException) as err:
+                self.failures.append(err)
+                time.sleep(0.02)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        self.wait(lambda: len(self.replies) > 4)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @staticmethod
+    def wait(until: Callable[[], bool], seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def served(models: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A file that is served and replaced."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models[0].read_bytes())
+    return path
+
+
+def replace(path: Path, content: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures):
+    with command(model) as server:
+        shown = "".join(server.shown)
+        assert "64 images: same class in 100%" in shown
+        assert "licence" in shown
+        assert max(map(len, shown.splitlines())) <= 100
+        assert server.predict(pictures[0]).status == 200
+        assert server.end() < 8
+        assert server.process.returncode == 0
+        assert "Loading" in server.errors
+        assert "Traceback" not in server.errors
+
+
+def test_sigterm_under_load_answers_or_refuses_and_cuts_nothing_short(model, pictures):
+    with command(model, "--workers", "2") as server:
+        with Load(server, pictures[0]) as load:
+            assert server.end() < 12
+        assert server.process.returncode == 0
+        assert {reply.status for reply in load.replies} <= {200, 503}
+        assert all(reply.json for reply in load.replies)
+        assert not any(isinstance(err, http.client.IncompleteRead) for err in load.failures)
+
+
+def test_a_second_signal_ends_it_at_once(model):
+    with command(model, "--grace", "30") as server:
+        slow = socket.create_connection(("127.0.0.1", server.port))
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.end() < 2
+        assert server.process.returncode == 0
+        slow.close()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_counters_go_on(model, pictures):
+    with command(model, "--workers", "2") as server:
+        for _ in range(30):
+            server.predict(pictures[0])
+        assert server.count("predict", 200) == 30
+        victim = server.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        Load.wait(lambda: server.metrics()["featx_worker_restarts_total"] == 1)
+        Load.wait(lambda: server.metrics()["featx_workers"] == 2)
+        assert server.count("predict", 200) == 30
+        for _ in range(10):
+            assert server.predict(pictures[0]).status == 200
+        assert {server.count("predict", 200) for _ in range(10)} == {40}
+        server.end()
+        assert "SIGKILL" in server.errors
+
+
+@pytest.mark.slow
+def test_four_workers_show_the_same_thousand_requests_at_each_scrape(model, pictures):
+    with command(model, "--workers", "4") as server:
+        for _ in range(1000):
+            assert server.predict(pictures[0]).status == 200
+        assert {server.count("predict", 200) for _ in range(20)} == {1000}
+        os.kill(server.workers()[2], signal.SIGKILL)
+        assert min(server.count("predict", 200) for _ in range(20)) == 1000
+
+
+def test_when_it_is_killed_its_workers_end_and_the_port_is_free(model, pictures):
+    with command(model, "--workers", "2") as server:
+        workers = server.workers()
+        assert len(workers) == 2
+        server.kill()
+        Load.wait(lambda: not any(Path(f"/proc/{pid}/cwd").exists() for pid in workers))
+        with command(model, port=server.port) as again:
+            assert again.predict(pictures[0]).status == 200
+
+
+def test_bad_models_are_not_taken_at_sighup_and_the_old_one_goes_on(
+    served, models, pictures, tmp_path, exported_of
+):
+    good = models[0].read_bytes()
+    bad = {
+        "truncated": good[:-1000],
+        "altered": good.replace(b"probabilities", b"probabilitiez"),
+        "no model": b"x" * 1000,
+        "proof": exported_of("no-proof"),
+        "classes": exported_of("classes"),
+        "outputs": exported_of("outputs"),
+    }
+    with command(served) as server:
+        digest = server.predict(pictures[0]).headers["featx-model"]
+        for number, content in enumerate(bad.values(), start=1):
+            replace(served, content)
+            server.process.send_signal(signal.SIGHUP)
+            Load.wait(
+                lambda number=number: server.metrics()["featx_failed_reloads_total"] == number
+            )
+            reply = server.predict(pictures[0])
+            assert reply.status == 200
+            assert reply.headers["featx-model"] == digest
+        os.kill(server.workers()[0], signal.SIGKILL)  # what takes its place has the old one, too
+        Load.wait(lambda: server.metrics()["featx_workers"] == 1)
+        assert server.predict(pictures[0]).headers["featx-model"] == digest
+        server.end()
+        told = [line for line in server.errors.splitlines() if "goes on answering" in line]
+        assert len(told) == len(bad)
+        for word in ("proof", "classes", "outputs", "altered"):
+            assert any(word in line for line in told), word
+        assert "Traceback" not in server.errors
+
+
+def test_a_good_model_is_taken_under_load_and_each_answer_is_of_one(served, models, pictures):
+    expected = {}
+    with command(served, "--workers", "2", "--threads", "1") as server:
+        with Load(server, pictures[0]) as load:
+            replace(served, models[1].read_bytes())
+            server.process.send_signal(signal.SIGHUP)
+            Load.wait(lambda: server.metrics()["featx_reloads_total"] == 1)
+            before = len(load.replies)
+            Load.wait(lambda: len(load.replies) > before + 20)
+        replace(served, models[0].read_bytes())  # proven earlier
+        server.process.send_signal(signal.SIGHUP)
+        Load.wait(lambda: server.metrics()["featx_failed_reloads_total"] == 1)
+        server.end()
+    assert not load.failures
+    assert {reply.status for reply in load.replies} == {200}
+    for reply in load.replies:
+        expected.setdefault(reply.headers["featx-model"], reply.json)
+        assert reply.json == expected[reply.headers["featx-model"]]
+    tops = [dict(Predictor(path).predict(pictures[:1], top_k=10)[0].top) for path in models]
+    found = [
+        {each["label"]: each["probability"] for each in own["top"]} for own in expected.values()
+    ]
+    assert len(found) == 2
+    for own, wanted in zip(found, tops, strict=True):
+        assert own == pytest.approx(wanted, abs=1e-5)
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
+
+
+def test_what_predict_refuses_is_not_served(model, tmp_path):
+    content = model.read_bytes()
+    for name, bad in (("cut.onnx", content[:-500]), ("text.onnx", b"no model")):
+        (tmp_path / name).write_bytes(bad)
+        served, predicted = (
+            featx_cli("serve", tmp_path / name, "--port", 0),
+            featx_cli("predict", tmp_path / name, "x.jpg"),
+        )
+        assert served.exit_code == predicted.exit_code == 1
+        assert served.stderr.splitlines()[-1] == predicted.stderr.splitlines()[-1]
+    missing = featx_cli("serve", tmp_path / "none.onnx")
+    assert missing.exit_code == 1
+    assert "none.onnx" in missing.stderr
+
+
+def test_options_that_cannot_be_used_are_named(model, tmp_path):
+    (tmp_path / "short").write_text("abc\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, told in (
+            (["--port", port], "--port"),
+            (["--port", 70_000], "--port"),
+            (["--workers", 0], "--workers"),
+            (["--queue", 0], "--queue"),
+            (["--max-pixels", 10**9], "--max-pixels"),
+            (["--name", "a/b"], "--name"),
+            (["--token-file", tmp_path / "none"], "none"),
+            (["--token-file", tmp_path / "short"], "16"),
+        ):
+            found = featx_cli("serve", model, *arguments)
+            assert found.exit_code == 1, found.output
+            assert told in found.stderr
+
+
+def test_ctrl_c_ends_it_and_leaves_no_process(model):
+    with command(model) as server:
+        before = server.workers()
+        server.end(signal.SIGINT)
+        assert server.process.returncode == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
