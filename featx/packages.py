@@ -23,7 +23,7 @@ _NEEDED = {
     *_WITH_TORCH,
     *("h5py", "jinja2", "numpy", "onnx", "onnxruntime", "pillow", "safetensors"),
     *("scikit-learn", "scipy"),
-    *("aiohttp", "fsspec", "huggingface_hub", "matplotlib", "pyarrow", "s3fs", "timm"),
+    *("aiohttp", "fsspec", "huggingface_hub", "matplotlib", "pyarrow", "s3fs", "timm", "uvicorn"),
 }
 """Packages that featx or an extra requires, but not every command needs."""
 

@@ -45,7 +45,7 @@ _EXTRAS = {
     "cloud": ("fsspec", "s3fs", "aiohttp"),
     "search": ("faiss",),
     "ray": ("ray",),
-    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "serve": ("uvicorn", "python_multipart"),
     "hub": ("huggingface_hub",),
 }
 _FEATURES = {
