@@ -136,7 +136,10 @@ def predictions_of(
     thresholds = dict(zip(names, classifier.thresholds, strict=False))
     shown = len(names) if thresholds else top_k
     if classifier.gives_scores:
-        tops = best_classes(classifier.probabilities_of(outputs), names, top_k=shown)
+        found = outputs.get("probabilities")
+        if found is None:
+            found = classifier.task.probabilities(outputs["logits"])
+        tops = best_classes(found, names, top_k=shown)
     else:
         tops = [
             tuple((names[i], float(p)) for i, p in zip(best, row, strict=True))[:shown]

@@ -75,10 +75,10 @@ class Classifier:
         self.preprocess = preprocess
         self.contract = contract
         self._input = contract.input_value(preprocess)
-        self._outputs = contract.output_values(
+        self.outputs = contract.output_values(
             num_classes=len(header.classes), num_features=header.spec["num_features"]
         )
-        self._names = [value.name for value in self._outputs]
+        self._names = [value.name for value in self.outputs]
         size = preprocess.image_size
         usual = min(default_batch_size("onnxruntime", size), _MAX_BATCH)
         self.batch_size = contract.batch or usual
@@ -99,11 +99,6 @@ class Classifier:
     def thresholds(self) -> tuple[float, ...]:
         """From which probability on each tag is given; empty unless it is multi-label."""
         return self.task.thresholds_of(self.header.details, len(self.classes))
-
-    @property
-    def outputs(self) -> tuple[Value, ...]:
-        """What ``run`` returns, in the graph's order."""
-        return self._outputs
 
     @property
     def gives_scores(self) -> bool:
@@ -141,7 +136,7 @@ class Classifier:
             raise ArtifactInvalid(
                 self.path, f"'{self.path}' has other inputs or outputs than a featx classifier."
             )
-        for value, found in zip(self._outputs, outputs, strict=True):
+        for value, found in zip(self.outputs, outputs, strict=True):
             fault = ""
             if not _has_shape(found.shape, value):
                 fault = (
@@ -184,7 +179,7 @@ class Classifier:
             raise ArtifactInvalid(
                 self.path, f"'{self.path}' cannot be run on {inputs.shape}: {first_line(err)}"
             ) from err
-        for value, found in zip(self._outputs, values, strict=True):
+        for value, found in zip(self.outputs, values, strict=True):
             fault = find_fault(value, found, num_rows=len(inputs), num_classes=len(self.classes))
             if fault:
                 raise ArtifactInvalid(
@@ -213,8 +208,7 @@ class Classifier:
         Raises:
             ConfigError: The file gives neither.
         """
-        wanted = (self.contract.task.raw_output, "probabilities")
-        name, values = self._scores(self.run(inputs), wanted)
+        name, values = self._scores(inputs, (self.contract.task.raw_output, "probabilities"))
         return self.task.logits(values) if name == "probabilities" else values
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
@@ -222,24 +216,18 @@ class Classifier:
 
         Multi-label probabilities are independent; a regression has none.
         """
-        return self.probabilities_of(self.run(inputs))
-
-    def probabilities_of(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the probabilities in what ``run`` returned, as ``probabilities``."""
-        name, values = self._scores(outputs, ("probabilities", "logits"))
+        name, values = self._scores(inputs, ("probabilities", "logits"))
         return values if name == "probabilities" else self.task.probabilities(values)
 
-    def _scores(
-        self, outputs: Mapping[str, np.ndarray], names: tuple[str, str]
-    ) -> tuple[str, np.ndarray]:
+    def _scores(self, inputs: np.ndarray, names: tuple[str, str]) -> tuple[str, np.ndarray]:
         """Return the first of two outputs that the file has, with its name."""
-        name = next((name for name in names if name in outputs), None)
+        name = next((name for name in names if name in self._names), None)
         if name is None:
             raise ConfigError(
                 f"'{self.path}' gives {', '.join(self._names)}, but neither {names[0]} nor "
                 f"{names[1]}; export it with outputs='{self.contract.task.raw_output}'."
             )
-        return name, outputs[name]
+        return name, self.run(inputs)[name]
 
 
 def run_images(

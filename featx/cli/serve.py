@@ -20,7 +20,7 @@ from featx.cli.output import print_fields, print_text, proof_fields
 @click.option(
     "--port", type=int, default=8000, show_default=True, help="TCP port; 0 takes a free one."
 )
-@click.option("--name", help="Of the model, in addresses below /v2/models/.  [the file's]")
+@click.option("--name", help="Name of the model in addresses below /v2/models/.  [the file's]")
 @click.option(
     "--workers", type=int, default=1, show_default=True, help="Processes that have the model."
 )

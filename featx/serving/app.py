@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import featx
 from featx.classifier.prediction import predictions_of
 from featx.errors import ConfigError, ImageError, ImageTooLarge
+from featx.packages import installed
 from featx.serving import protocol_v2
 from featx.serving.batches import Batches, QueueFull
 from featx.serving.metrics import Meter
@@ -217,7 +217,7 @@ class App:
 
     async def _server(self, _request: Request) -> Answer:
         extensions = list(protocol_v2.EXTENSIONS)
-        return as_json({"name": "featx", "version": featx.__version__, "extensions": extensions})
+        return as_json({"name": "featx", "version": installed("featx"), "extensions": extensions})
 
     async def _metadata(self, _request: Request) -> Answer:
         model = self._loaded
