@@ -98,7 +98,8 @@ def served(model: Path, *flags: str) -> Iterator[tuple[int, int]]:
 
 def memory_of(pid: int) -> float:
     """Return the memory of a process and its children in MB."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # of each thread
+    children = [each for own in lists for each in own.read_text().split()]
     total = 0
     for each in (str(pid), *children):
         rollup = Path(f"/proc/{each}/smaps_rollup").read_text()

@@ -145,9 +145,8 @@ class Command(Client):
 
     def workers(self) -> list[int]:
         """Return the ids of its child processes."""
-        pid = self.process.pid
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [int(each) for each in text.split()]
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # of each thread
+        return [int(each) for children in lists for each in children.read_text().split()]
 
 
 @contextlib.contextmanager
