@@ -221,7 +221,8 @@ class App:
 
     async def _metadata(self, _request: Request) -> Answer:
         model = self._loaded
-        told = protocol_v2.metadata(self._options.name, model.classifier.outputs)
+        own = model.classifier
+        told = protocol_v2.metadata(self._options.name, own.outputs, own.contract.image_shape)
         return _of(model, as_json(told))
 
 

@@ -64,13 +64,14 @@ class ServedModel:
         spec = self.classifier.preprocess
         try:
             upright = decode_given("", image, spec, max_pixels=self._max_pixels)
+            return self.classifier.prepare_resized(upright)
         except ImageError as err:
             return err
-        return self.classifier.prepare_resized(upright)
 
     def warm_up(self) -> None:
         """Run the model once, so that the first request is as fast as the next ones."""
-        found = self.answer([np.zeros((64, 64, 3), np.uint8)])
+        shape = self.classifier.contract.image_shape or (64, 64)
+        found = self.answer([np.zeros((*shape, 3), np.uint8)])
         if isinstance(found[0], ImageError):
             raise found[0]
 
@@ -133,7 +134,7 @@ def require_successor(new: ServedModel, old: ServedModel) -> None:
     for what, found, wanted in (
         ("classes", new.classifier.classes, old.classifier.classes),
         ("task", new.classifier.task.name, old.classifier.task.name),
-        ("input", new.classifier.contract.input, old.classifier.contract.input),
+        ("input", _input(new.classifier), _input(old.classifier)),
         ("outputs", _shapes(new.classifier), _shapes(old.classifier)),
     ):
         if found != wanted:
@@ -142,6 +143,10 @@ def require_successor(new: ServedModel, old: ServedModel) -> None:
                 f"'{path}' has other {what} than the model that is served; clients rely on them. "
                 "Stop the server and start it again with the new model.",
             )
+
+
+def _input(classifier: Classifier) -> tuple[Any, ...]:
+    return classifier.contract.input, classifier.contract.image_shape
 
 
 def _shapes(classifier: Classifier) -> list[tuple[Any, ...]]:

@@ -55,13 +55,16 @@ class Inference:
     outputs: tuple[Wanted, ...]
 
 
-def metadata(name: str, outputs: Sequence[Value]) -> dict[str, Any]:
-    """Return what a client may ask about a model."""
+def metadata(
+    name: str, outputs: Sequence[Value], image_shape: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Return what a client may ask about a model; it takes images of any shape unless of one."""
+    shape = [-1, *(image_shape or (-1, -1)), 3]
     return {
         "name": name,
         "versions": ["1"],
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, -1, -1, 3]}],
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": shape}],
         "outputs": [
             {"name": each.name, "datatype": _TYPES[each.dtype], "shape": [-1, *each.shape[1:]]}
             for each in outputs
