@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +45,13 @@ _TITLES: dict[FindingKind, str] = {
     "blurred": "Blurred",
 }
 _OWN: dict[FindingKind, str] = {
-    "outlier": "times the usual distance",
-    "constant": "range",
-    "empty": "plain",
-    "tiny": "shorter side",
-    "blurred": "sharpness",
+    "outlier": "{} times the usual distance",
+    "constant": "range {}",
+    "empty": "plain {}",
+    "tiny": "shorter side {}",
+    "blurred": "sharpness {}",
 }
-"""What the score of a finding about one picture is called."""
+"""What the score of a finding about one picture means."""
 _COUNTED: dict[FindingKind, str] = {"sequence": "sequence"}
 _MANY = 50
 """Images of one picture above which they are one line."""
@@ -142,15 +142,13 @@ def audit(
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report, top)
         written = {"page": page, "table": table}
         fields: dict[str, object] = {name: path for name, path in written.items() if path}
         if grouped is not None:
             fields |= _of_groups(grouped, features)
         elif report.of_kind("sequence"):
             fields["sequences"] = "--groups FILE.csv writes a manifest that keeps each in one split"
-        if fields:
-            print_fields(fields)
+        _print(report, top, table, fields)
     found = [name for name in fail_on if any(map(report.of_kind, _FAILS[name]))]
     if found:
         click.echo(f"Found: {', '.join(found)}.", err=True)
@@ -166,12 +164,15 @@ def _of_groups(made: GroupedImages, features: Path) -> dict[str, object]:
     return {"groups": f"{made.path}: {of_groups}", "next": command}
 
 
-def _print(report: AuditReport, top: int) -> None:
-    _print_labels(report, top)
+def _print(
+    report: AuditReport, top: int, table: Path | None, written: Mapping[str, object]
+) -> None:
+    rest = f"{table or '--csv FILE'} has them all"
+    _print_labels(report, top, rest)
     for kind in _TITLES:
-        _print_kind(report, kind, top)
+        _print_kind(report, kind, top, rest)
     click.echo()
-    fields = {}
+    fields: dict[str, object] = {}
     if report.confusions:
         pairs = [f"{each.given} → {each.likely} {each.num_images}" for each in report.confusions]
         fields["mix-ups"] = listed(pairs, 4)
@@ -181,10 +182,10 @@ def _print(report: AuditReport, top: int) -> None:
     fields |= _of_classes(report)
     for note in report.notes:
         print_text(note)
-    print_fields(fields | {"time": human_seconds(report.seconds)})
+    print_fields({**fields, "time": human_seconds(report.seconds), **written})
 
 
-def _print_labels(report: AuditReport, top: int) -> None:
+def _print_labels(report: AuditReport, top: int, rest: str) -> None:
     found = [each for each in report.findings if each.kind in _FAILS["labels"]]
     if report.num_evaluated:
         print_fields(
@@ -206,12 +207,13 @@ def _print_labels(report: AuditReport, top: int) -> None:
     of_neighbours = ["neighbours"] if found[0].kind == "label" else []
     click.echo()
     print_table([title, "given", likely, margin, *of_neighbours], rows)
-    _print_rest(len(found), top)
+    _print_rest(len(found), top, rest)
 
 
 def _contradicted(report: AuditReport, found: Sequence[Finding]) -> str:
     if not found or found[0].kind == "label":
-        return f"{len(found):,} contradicted; about {report.num_wrong:.0f} are wrong, at a guess"
+        wrong = counted(round(report.num_wrong), "is wrong", "are wrong")
+        return f"{len(found):,} contradicted; about {wrong}, at a guess"
     if found[0].kind == "value":
         return f"{len(found):,} far from what heads say"
     tags = Counter((each.note, each.kind) for each in found)
@@ -240,7 +242,7 @@ def _of_classes(report: AuditReport) -> dict[str, str]:
     return fields
 
 
-def _print_kind(report: AuditReport, kind: FindingKind, top: int) -> None:
+def _print_kind(report: AuditReport, kind: FindingKind, top: int, rest: str) -> None:
     """Print the findings of a kind, a very large group of copies as one line."""
     found = report.of_kind(kind)
     if not found:
@@ -258,14 +260,15 @@ def _print_kind(report: AuditReport, kind: FindingKind, top: int) -> None:
             lines[number] = _line(each, kind)
     for line in list(lines.values())[:top]:
         print_text(f"  {line}")
-    _print_rest(len(lines), top)
+    _print_rest(len(lines), top, rest)
 
 
 def _line(each: Finding, kind: FindingKind) -> str:
     if kind == "sequence":
         return f"{each.note}; {each.sample_id} to {each.other}"
     if kind in _OWN:
-        return f"{each.sample_id} ({_OWN[kind]} {each.score:.3g}, limit {each.limit:.3g})"
+        score = _OWN[kind].format(f"{each.score:.3g}")
+        return f"{each.sample_id} ({score}, limit {each.limit:.3g})"
     own = {"conflict": each.given, "leak": each.split}.get(kind, "")
     name = f"{each.sample_id}{f' ({own})' if own else ''}"
     if each.score == 1:
@@ -274,6 +277,6 @@ def _line(each: Finding, kind: FindingKind) -> str:
     return f"{name} is like {each.other} ({notes})"
 
 
-def _print_rest(count: int, top: int) -> None:
+def _print_rest(count: int, top: int, rest: str) -> None:
     if count > top:
-        click.echo(f"  … {count - top:,} more; --csv FILE has them all")
+        print_text(f"  … {count - top:,} more; {rest}")

@@ -165,15 +165,18 @@ def extract(
         if number:
             click.echo()
         fields = dict(_fields(report))
+        after = {}
         if not quiet and len(reports) == 1 and len(report.classes) > 1:
-            fields["next"] = _next(output, report)
+            after["next"] = _next(output, report)
         if report.missing_parts:
-            fields |= {
+            after = {
                 "missing": _missing(report),
                 "next": f"featx check {shlex.quote(str(output))}",
             }
-        print_fields(fields)
-        print_skipped(report.skipped, rest="featx info --json")
+        print_fields(fields if report.skipped else fields | after)
+        if report.skipped:
+            print_skipped(report.skipped, rest="featx info --json")
+            print_fields(after)
     if profile and (ran := [report.profile for report in reports if report.profile]):
         _print_profile(ran[0])
 

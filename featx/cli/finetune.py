@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,13 @@ from featx.cli.extract import extract_to
 from featx.cli.help import Command
 from featx.cli.output import (
     human_seconds,
+    next_command,
     print_fields,
     print_json,
     print_per_class,
     print_skipped,
     print_table,
+    step_status,
     written,
 )
 from featx.cli.train_head import class_weight_of, describe_calibration
@@ -154,21 +155,23 @@ def finetune(
         if not (as_json or quiet):
             _print_extracted(extracted)
     score = "R²" if finetune_options.task == "regression" else "accuracy"
-    report = run(
-        path,
-        output,
-        finetune_options,
-        start=start,
-        weights=weights,
-        restart=restart,
-        events=None if as_json or quiet else _events(list_all=list_all, score=score),
-    )
+    with step_status(quiet=quiet or as_json) as step:
+        events = None if as_json or quiet else _events(step, list_all=list_all, score=score)
+        report = run(
+            path,
+            output,
+            finetune_options,
+            start=start,
+            weights=weights,
+            restart=restart,
+            events=events,
+        )
     if as_json:
         print_json(report.to_dict())
         return
     if not (quiet or report.is_unchanged):
         click.echo()
-    _print(report, per_class=per_class)
+    _print(report, per_class=per_class, with_next=not quiet)
 
 
 def _options(given: Mapping[str, Any], features: str | None) -> FinetuneOptions:
@@ -248,16 +251,12 @@ _MOST_MODULES = 24
 _WIDTH = 80
 
 
-def _events(*, list_all: bool, score: str) -> Events:
-    """Return callbacks that print parameters and epochs, and steps on a terminal's stderr."""
+def _events(step: Callable[[str], None] | None, *, list_all: bool, score: str) -> Events:
+    """Return what prints parameters and epochs, and draws the step under way."""
     from featx.training.finetune.outcome import Events
 
-    def on_step(step: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"{step} …", err=True)
-
     return Events(
-        on_step=on_step,
+        on_step=step or (lambda _: None),
         on_parameters=lambda names, whole: _print_parameters(
             names, whole, list_all=list_all, score=score
         ),
@@ -329,7 +328,7 @@ def _print_epoch(epoch: Epoch, seconds: float, images_per_second: float) -> None
 # --- result ---------------------------------------------------------------------------------------
 
 
-def _print(report: FinetuneReport, *, per_class: bool) -> None:
+def _print(report: FinetuneReport, *, per_class: bool, with_next: bool) -> None:
     print_heads({"probe": report.probe, "tuned": report.metrics})
     click.echo()
     if per_class:
@@ -343,7 +342,10 @@ def _print(report: FinetuneReport, *, per_class: bool) -> None:
         fields["calibration"] = describe_calibration(made)
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)
-    print_fields(fields | written(report))
+    fields |= written(report)
+    if with_next:
+        fields["next"] = next_command("export", report.path, Path())
+    print_fields(fields)
 
 
 _LEFT_OUT = ("top-5", "macro F1")

@@ -106,6 +106,11 @@ def table_lines(
         yield from _lines(part, width)
 
 
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> bool:
+    """Return whether a table has a line for each row in this width."""
+    return width is None or _total(_widths([list(row) for row in (columns, *rows)]), _GAP) <= width
+
+
 def _parts(table: list[list[str]], width: int | None) -> Iterator[list[list[str]]]:
     """Yield the columns that fit side by side, with the first one in each part."""
     least = [min(_NARROWEST, own) for own in _widths(table)]

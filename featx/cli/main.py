@@ -66,7 +66,10 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as err:  # names of files may stand where options are expected
-            raise click.UsageError(printable(err.format_message()), err.ctx) from err
+            text = printable(err.format_message())
+            if text.startswith("Got unexpected extra argument"):
+                text += ". A name with spaces goes in quotes."
+            raise click.UsageError(text, err.ctx) from err
         except FeatxError as err:
             # A list of images is the only text of several lines; it escapes the names itself.
             keep = "\n" if isinstance(err, BadImages) else ""
@@ -101,10 +104,10 @@ def main() -> None:
     \b
     featx extract photos/        images   → artifacts/features.h5
     featx train-head             features → artifacts/head.safetensors
-    featx export --onnx          head     → artifacts/model.onnx
+    featx export                 head     → artifacts/model.onnx
     featx predict holiday.jpg    labels, without torch
     featx run photos/            the first three, as far as needed
-    featx finetune maps.h5       activations → artifacts/tuned.safetensors
+    featx finetune               activations → artifacts/tuned.safetensors
     """  # noqa: D301 the escape keeps click from re-wrapping the lines
     # torch's threads spin while they wait for each other; with the cores shared, that makes
     # fitting a head several times slower. It must be said before torch is loaded.

@@ -94,7 +94,7 @@ def with_flags(text: str) -> str:
 
 def print_fields(fields: Mapping[str, object]) -> None:
     """Print ``name  value`` lines, the values aligned."""
-    width = max(map(cells, fields))
+    width = max(map(cells, fields), default=0)
     for name, value in fields.items():
         line = printable(f"{padded(name, width)}  {value}")
         print_line(line, _FIELD_COLOURS.get(name, ""))

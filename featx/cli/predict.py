@@ -15,8 +15,10 @@ import click
 from featx.cli import options
 from featx.cli.completion import files
 from featx.cli.help import Command
+from featx.cli.layout import fits
 from featx.cli.output import print_json, print_table, print_text, progress_bars
 from featx.cli.sorting import copy_into_class, with_unknown
+from featx.cli.streams import columns
 from featx.errors import SourceError, counted, printable
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from featx.stages.predict import Predictor
 
 _FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
+_TOP = 3
 _KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with
 _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
     "single-label": lambda classes: ["rank", "label", "probability"],
@@ -70,9 +73,7 @@ def _limit(predictor: Predictor) -> float:
     "-k",
     "--top-k",
     type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Classes that are shown for each image.",
+    help="Classes that are shown for each image.  [3, in a table those that fit]",
 )
 @click.option(
     "--format",
@@ -113,7 +114,7 @@ def _limit(predictor: Predictor) -> float:
 @options.quiet
 def predict(
     paths: tuple[str, ...],
-    top_k: int,
+    top_k: int | None,
     format: str,
     table: Path | None,
     copy_to: Path | None,
@@ -148,7 +149,7 @@ def predict(
             if value is not None:
                 raise click.UsageError(f"{flag} is for models of classes, not {predictor.task}.")
     below = _limit(predictor) if unknown_below == "auto" else unknown_below
-    found, num_bad = find_given(images), 0
+    found, num_bad, best = find_given(images), 0, top_k or _TOP
     rows: list[list[str]] = []
     quiet = quiet or (format in ("jsonl", "csv") and sys.stdout.isatty())  # lines would cross it
     every = format == "csv" and predictor.task == "multi-label"  # a column for each tag
@@ -158,14 +159,14 @@ def predict(
 
         def predictions() -> Iterator[Prediction]:
             nonlocal num_bad
-            shown = len(predictor.classes) if every or several else max(top_k, 2 if table else 1)
+            shown = len(predictor.classes) if every or several else max(best, 2 if table else 1)
             for done, each in enumerate(predictor.predict_each(found, top_k=shown), start=1):
                 num_bad += each.error is not None
                 if progress:
                     progress(done, len(found))
                 if table:
                     rows.append([each.image, *_row(each, predictor, below)])
-                answer = with_unknown(replace(each, top=each.top[:top_k]), below)
+                answer = with_unknown(replace(each, top=each.top[:best]), below)
                 if copy_to and answer.label is not None:
                     copy_into_class(answer.image, answer.label, copy_to)
                 yield each if every else answer
@@ -178,7 +179,7 @@ def predict(
         else:
             collected = list(predictions())
     if format == "table":
-        _print_table(collected)
+        _print_table(collected, may_narrow=top_k is None)
     elif format == "json":
         print_json([each.to_dict() for each in collected])
     if table:
@@ -214,19 +215,26 @@ def _row(prediction: Prediction, predictor: Predictor, below: float | None) -> l
     return [*cells, ""]
 
 
-def _print_table(predictions: Sequence[Prediction]) -> None:
-    """Print a row for each image: best classes, tags or values; those that failed follow."""
+def _print_table(predictions: Sequence[Prediction], *, may_narrow: bool) -> None:
+    """Print a row for each image: best classes, tags or values; those that failed follow.
+
+    ``may_narrow`` leaves out next best classes that would break the names of images.
+    """
     usable = [own for own in predictions if not own.error]
     if usable:
         rows = [[own.image, *_cells(own)] for own in usable]
         width = max(map(len, rows))
-        columns = ["prediction", "2nd", "3rd", *(f"{n}th" for n in range(4, width))]
+        titles = ["prediction", "2nd", "3rd", *(f"{n}th" for n in range(4, width))]
         if usable[0].values:
-            columns = [name for name, _ in usable[0].values]
+            titles = [name for name, _ in usable[0].values]
         elif usable[0].tags is not None:
-            columns = ["tags", "1st", *columns[1:]]
+            titles = ["tags", "1st", *titles[1:]]
         rows = [row + [""] * (width - len(row)) for row in rows]
-        print_table(["image", *columns[: width - 1]], rows)
+        titles = ["image", *titles[: width - 1]]
+        if may_narrow and not usable[0].values:
+            while len(titles) > 2 and not fits(titles, rows, columns()):
+                titles, rows = titles[:-1], [row[:-1] for row in rows]
+        print_table(titles, rows)
     for own in predictions:
         if own.error:
             print_text(f"{own.image}  cannot be used: {own.error}")

@@ -69,6 +69,10 @@ def test_version():
         assert featx_cli(flag).stdout == f"featx {featx.__version__}\n"
 
 
+def test_a_name_with_spaces_and_no_quotes_is_told_of_them():
+    assert "goes in quotes." in featx_cli("extract", "my", "photos").output
+
+
 def test_unknown_option_is_a_usage_error():
     result = featx_cli("extract", "photos", "--backbones", "tiny")
     assert result.exit_code == 2
@@ -437,7 +441,10 @@ class TestBadInput:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5.partial", "photos"]
         result = featx_cli(*extract, "--on-error", "skip")
         assert result.exit_code == 0
-        assert "petals/bad.jpg: not an image" in result.stdout
+        title, named, following = result.stdout.splitlines()[-3:]  # the list is below its title
+        assert title.startswith("bad images  1")
+        assert named.startswith("  petals/bad.jpg: not an image")
+        assert following.split() == ["next", "featx", "train-head", str(output)]
         header = json.loads(featx_cli("info", output, "--json").stdout)
         assert [entry[0] for entry in header["details"]["skipped"]] == ["petals/bad.jpg"]
         assert header["details"]["num_rows"] == 60

@@ -34,7 +34,7 @@ AFTER = [
     ["check", f"{MANY}/model.onnx", "many"],
     ["evaluate", f"{MANY}/model.onnx", "many", "--per-class"],
     ["predict", f"{MANY}/model.onnx", "many", "-k", "6"],
-    ["predict", "two/ants/0.png"],
+    *([["predict", f"{MANY}/model.onnx", "many"], ["predict", "two/ants/0.png"]]),
     ["audit", f"{MANY}/features.h5"],
     ["similar", "two/ants/0.png", "--features", "artifacts/features.h5"],
     ["compare", f"{MANY}/head.safetensors", f"{MANY}/mlp.safetensors"],
@@ -117,6 +117,15 @@ def test_numbers_agree_with_what_they_count(shown):
 def test_top_5_is_shown_where_there_are_more_than_five_classes(shown):
     assert "top-5" not in shown[80, "info artifacts/head.safetensors"][0]
     assert "top-5" in shown[80, f"info {MANY}/head.safetensors"][0]
+
+
+def test_next_best_classes_that_would_break_names_of_images_are_left_out(shown):
+    names = {f"many/{name}/{number}.png" for name in CLASSES for number in range(7)}
+    narrow, wide = (shown[columns, f"predict {MANY}/model.onnx many"][0] for columns in (80, 120))
+    assert all(name in narrow for name in names)
+    assert "3rd" not in narrow
+    assert "3rd" in wide
+    assert "6th" in shown[80, f"predict {MANY}/model.onnx many -k 6"][0]  # where they are asked for
 
 
 def test_colours_mark_results_warnings_and_errors(shown):
