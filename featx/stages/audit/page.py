@@ -84,7 +84,8 @@ def _summary(report: AuditReport) -> str:
             "were not trained on the image."
         )
     if report.of_kind("label"):
-        parts.append(f"About {report.num_wrong:.0f} are wrong, at a guess.")
+        wrong = counted(round(report.num_wrong), "is wrong", "are wrong")
+        parts.append(f"About {wrong}, at a guess.")
     return " ".join(parts)
 
 
