@@ -90,7 +90,7 @@ def test_attributes_and_modules_exist():
     for page, line in CODE:
         for dotted in re.findall(r"(?<![\w./-])featx((?:\.[A-Za-z_]\w*)+)", line):
             names = dotted[1:].split(".")
-            # a metadata key and files are no attributes
+            # a metadata key and files are not attributes
             if names[-1] not in ("sha256", "onnx", "pth", "h5") and not exists(names):
                 wrong.append(f"{page}: featx{dotted}")
     assert not wrong

@@ -34,7 +34,7 @@ def from_cell(text: str) -> str:
 
 
 def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """Return a CSV of texts, safe for spreadsheets; bytes of names that are no UTF-8 stay."""
+    """Return a CSV of texts, safe for spreadsheets; bytes of names that are not UTF-8 stay."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(columns)

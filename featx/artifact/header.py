@@ -73,11 +73,11 @@ class Header:
         """Return the header that ``to_json`` wrote into the file at ``path``.
 
         Raises:
-            ArtifactInvalid: The text is no header of this kind, of a schema version that is not
+            ArtifactInvalid: The text is not a header of this kind, of a schema version that is not
                 read, or it was altered.
         """
         if isinstance(text, bytes):
-            text = text.decode("utf-8", "surrogateescape")  # what is no UTF-8 is no JSON of ours
+            text = text.decode("utf-8", "surrogateescape")  # other bytes are not our JSON
         if len(text) > MAX_HEADER_BYTES:
             raise ArtifactInvalid(
                 path, f"'{path}': its header is {len(text)} bytes, over {MAX_HEADER_BYTES}."

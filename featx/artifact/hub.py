@@ -73,7 +73,7 @@ def asking(
     except hub.errors.RevisionNotFoundError as err:
         raise error(f"'{address}': the {what} has no revision '{revision}'.") from err
     except hub.errors.HFValidationError as err:
-        raise error(f"'{address}' is no name that the hub could have: {first_line(err)}") from err
+        raise error(f"'{address}' is not a possible name of the hub: {first_line(err)}") from err
     except (hub.errors.HTTPError, OSError, *_own_faults(hub)) as err:
         if status := _status(err):
             raise error(_refusal(hub, err, status, address, remedy)) from err

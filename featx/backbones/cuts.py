@@ -105,7 +105,7 @@ def find_shape(backbone: str, image_size: int, cut: str, *, layer: str) -> tuple
         stem, _ = split_model(model, cut, image_size=image_size, layer=layer)
         activations = stem(torch.empty(2, 3, image_size, image_size))["features"]
     if not isinstance(activations, Tensor) or activations.shape[0] != 2:
-        raise BackboneError(f"What enters '{cut}' is no tensor of one image each; choose another.")
+        raise BackboneError(f"What enters '{cut}' is not a tensor per image; choose another.")
     return tuple(activations.shape[1:])
 
 

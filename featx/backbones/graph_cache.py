@@ -98,7 +98,7 @@ def _graph_problem(path: Path, content: bytes) -> str | None:
     try:
         unwanted = unwanted_parts(content)
     except NotOnnx as err:
-        return f"is no ONNX model ({err})"
+        return f"is not an ONNX model ({err})"
     return f"has {', '.join(unwanted)}" if unwanted else None
 
 

@@ -4,7 +4,7 @@ The quantised graph is the float graph with pairs of ``QuantizeLinear`` and ``De
 (QDQ), standard operators that ONNX Runtime fuses to integer kernels. Convolutions take and give
 uint8; products with a weight matrix take uint8 and give float32; sums, concatenations and poolings
 are done on uint8 where all they read is. The rest, above all normalisation, attention, the
-activations that are no ReLU, and the last pooling, stays float32.
+activations other than ReLU, and the last pooling, stays float32.
 
 Everything is computed here in numpy, so the same graph and table give the same bytes with any
 version of ONNX Runtime.

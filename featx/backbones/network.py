@@ -282,7 +282,7 @@ def layer_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of each layer's output for a batch of two images.
 
-    Layers whose output is no tensor (a shape, a size) are left out.
+    Layers whose output is not a tensor (a shape, a size) are left out.
 
     Raises:
         BackboneError: A layer is unknown, or the backbone does not take this image size.

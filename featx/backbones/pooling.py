@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 def tokens_of(model: nn.Module, shape: tuple[int, ...]) -> Tokens:
     """Return which tokens of a timm model a layer's output ``(N, T, C)`` has before the patches.
 
-    None where the output is no tokens, or those of the patches alone.
+    None where the output is not tokens, or those of the patches alone.
     """
     num_prefix = getattr(model, "num_prefix_tokens", 0)
     num_patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)

@@ -64,7 +64,7 @@ def metadata_entry(key: str, value: str) -> bytes:
 
 
 class NotOnnx(ValueError):
-    """The bytes are no serialised ONNX model."""
+    """The bytes are not a serialised ONNX model."""
 
 
 class _Field(NamedTuple):
@@ -81,7 +81,7 @@ def read_entry(content: bytes, key: str) -> bytes | None:
     """Return the value of a metadata entry, None where a model has none of this name.
 
     Raises:
-        NotOnnx: It is no model.
+        NotOnnx: It is not a model.
     """
     for field in _messages(content, 14):
         parts = {
@@ -97,7 +97,7 @@ def count_nodes(content: bytes) -> int:
     """Return how many nodes a model's graph has.
 
     Raises:
-        NotOnnx: It is no model.
+        NotOnnx: It is not a model.
     """
     return sum(
         (part.number, part.wire) == (1, _BYTES)
@@ -117,7 +117,7 @@ def unwanted_parts(content: bytes) -> list[str]:
     """Return the parts of a model that featx never writes: foreign files, operators, loops.
 
     Raises:
-        NotOnnx: It is no model, or one of absurdly many parts.
+        NotOnnx: It is not a model, or one of absurdly many parts.
     """
     found: set[str] = set()
     has_graph, num_parts = False, 0

@@ -159,7 +159,7 @@ class BackboneOptions:
         layer: Node of the backbone's graph; by default the penultimate one.
         pool: How maps or tokens become a vector.
         cut: Module whose input is cached, unpooled, in place of a vector; ``"input"`` caches pixels
-            and ``"penultimate"`` is no cut.
+            and ``"penultimate"`` is not a cut.
         image_size: Input of the backbone, pixels; by default the weights' own.
         resize: Length of the shorter side before the crop, pixels; by default the weights' own, or
             ``image_size`` where that is given.

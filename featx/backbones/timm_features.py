@@ -104,7 +104,7 @@ def features_width(backbone: str, image_size: int, skeleton: nn.Module, pool: st
     except ConfigError:
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError):
-        try:  # some keep tensors that are no buffers, which shapes alone do not do for
+        try:  # some keep tensors that are not buffers, which shapes alone do not do for
             return _width(build_timm(backbone, image_size), image_size, pool)
         except (RuntimeError, AssertionError, ValueError, IndexError) as err:
             reason = first_line(err).rstrip(".")
@@ -118,7 +118,7 @@ def _width(model: nn.Module, image_size: int, pool: str) -> int:
         output = trunk(torch.zeros(2, 3, image_size, image_size, device=device))["features"]
     if output.ndim != 2 or output.shape[0] != 2:
         raise BackboneError(
-            f"timm's features of this backbone are no vectors (output {tuple(output.shape)} for "
+            f"timm's features of this backbone are not vectors (output {tuple(output.shape)} for "
             "two images); choose another backbone."
         )
     return int(output.shape[1])

@@ -322,7 +322,7 @@ def read_tensors(path: Path) -> object:
                 "model's state_dict() alone, or use safetensors."
             ) from err
         raise BackboneError(
-            f"'{path}' is no file of weights, or is damaged "
+            f"'{path}' is not a file of weights, or is damaged "
             f"({type(err).__name__}: {first_line(err)})."
         ) from err
 

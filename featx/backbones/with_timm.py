@@ -27,7 +27,7 @@ from featx.packages import install_command
 PREFIX = "timm/"
 LITE0, LITE0_MODEL = "lite0", "timm/tf_efficientnet_lite0.in1k"
 FEATURES = "pre_logits"
-"""The layer that gives timm's features, which is no module of most models."""
+"""The layer that gives timm's features, which is not a module of most models."""
 _SHOWN = 3
 
 
@@ -274,7 +274,7 @@ def other_weights(name: str) -> str:
 
 
 def classifier_of(model: nn.Module) -> str | None:
-    """Return the name of a timm model's classifier, None where it is no single ``Linear``."""
+    """Return the name of a timm model's classifier, None where it is not a single ``Linear``."""
     last = model.get_classifier()  # type: ignore[operator]
     if not isinstance(last, nn.Linear):
         return None

@@ -74,7 +74,7 @@ def local_model(model: str | Path) -> Path:
     found = _ADDRESS.fullmatch(address)
     if not found:
         raise ArtifactError(
-            model, f"'{address}' is no model: expected hf:USER/NAME[@REVISION], such as hf:me/bees."
+            model, f"'{address}' is not a model: expected hf:USER/NAME[@REVISION], like hf:me/bees."
         )
     parts = found.groupdict(default="")
     wanted = _Wanted(

@@ -19,7 +19,7 @@ def require_providers(
     """Return the providers as ONNX Runtime takes them, the CPU where there are none.
 
     Raises:
-        ConfigError: It is no list, or one of them is not available.
+        ConfigError: It is not a list, or one of them is not available.
     """
     if providers is None:
         return [_CPU]

@@ -21,14 +21,14 @@ def read_sealed_header(path: Path) -> Header:
 
     Raises:
         ArtifactMissing: The file is not there.
-        ArtifactInvalid: It is no exported file, or was altered.
+        ArtifactInvalid: It is not an exported file, or was altered.
     """
     require_file(path, made_by="featx export")
     try:
         content = path.read_bytes()
         text = read_entry(content, HEADER_KEY) if is_sealed(content) else None
     except (OSError, NotOnnx) as err:
-        raise ArtifactInvalid(path, f"'{path}' is no ONNX model that can be read ({err}).") from err
+        raise ArtifactInvalid(path, f"'{path}' is not a readable ONNX model ({err}).") from err
     if text is None:
-        raise ArtifactInvalid(path, f"'{path}' is no exported model, or was altered after export.")
+        raise ArtifactInvalid(path, f"'{path}' is not an exported model, or was altered later.")
     return Header.from_json(text, path=path, kind="classifier")

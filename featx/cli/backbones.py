@@ -160,7 +160,7 @@ def _list_layers(name: str, image_size: int | None, *, everything: bool, as_json
     depth = None if everything else _DEPTH
     shapes = layer_shapes(name, size, layer_names(model, depth=depth), model=model)
     default = penultimate_layer(model)
-    if default not in shapes:  # timm's features are no module's output
+    if default not in shapes:  # timm's features are not the output of a module
         shapes[default] = (1, find_end(name, size).num_features)
     if as_json:
         print_json({layer: list(shape[1:]) for layer, shape in shapes.items()})

@@ -127,7 +127,7 @@ def parameters(_context: click.Context, _option: click.Parameter, text: str | No
         return None
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kMGB]?)", text.strip(), re.IGNORECASE)
     if match is None:
-        raise click.BadParameter(f"{text!r} is no number such as 30M, 500k or 25000000.")
+        raise click.BadParameter(f"{text!r} is not a number such as 30M, 500k or 25000000.")
     return int(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}[match[2].lower()])
 
 

@@ -225,7 +225,7 @@ def print_skipped(skipped: Sequence[tuple[str, str]], *, rest: str) -> None:
 def progress_bars(*, quiet: bool) -> Iterator[Callable[..., Progressed | None]]:
     """Yield a function that makes a callback ``(done, total)``, which draws a bar on stderr.
 
-    It returns None where nothing should be drawn: with ``quiet``, or when stderr is no terminal.
+    It returns None where nothing should be drawn: with ``quiet``, or when stderr is not a terminal.
     """
     with drawing(quiet=quiet) as draw:
         yield lambda title, **form: draw.bar(None, title, **form) if draw else None

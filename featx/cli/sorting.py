@@ -35,7 +35,7 @@ def copy_into_class(image: str, label: str, folder: Path) -> Path:
     One that is there with the same content stays; of another one the copy gets a number.
 
     Raises:
-        SourceError: The picture is no file, or cannot be copied.
+        SourceError: The picture is not a file, or cannot be copied.
     """
     from featx.artifact import publishing
 
@@ -43,7 +43,7 @@ def copy_into_class(image: str, label: str, folder: Path) -> Path:
     try:
         if not source.is_file():
             raise SourceError(
-                f"'{image}' is no file of its own; copying needs pictures in folders."
+                f"'{image}' is not a file of its own; copying needs pictures in folders."
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         number = 1

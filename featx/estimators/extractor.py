@@ -70,7 +70,7 @@ class FeatureExtractor(TransformerMixin, TakesImages, BaseEstimator):  # type: i
 
         Raises:
             BackboneError: Backbone or weights cannot be used.
-            ConfigError: An option does not fit, or something is no image.
+            ConfigError: An option does not fit, or something is not an image.
         """
         images_of(X)
         self._by_content = self._open()
@@ -84,7 +84,7 @@ class FeatureExtractor(TransformerMixin, TakesImages, BaseEstimator):  # type: i
         Raises:
             BadImages: Images cannot be used; all of them are named.
             BackboneError: The weights are gone, or others than those of ``fit``.
-            ConfigError: Something is no image.
+            ConfigError: Something is not an image.
         """
         check_is_fitted(self)
         return self.features_by_content(images_of(X))[0]

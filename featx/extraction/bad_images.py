@@ -67,7 +67,7 @@ def require_report_path(path: Path) -> None:
         is_report = False
     if not is_report:
         raise ArtifactExists(
-            path, f"'{path}' exists, and is no earlier report. Give report=… another path."
+            path, f"'{path}' exists, and is not an earlier report. Give report=… another path."
         )
 
 

@@ -73,7 +73,7 @@ class FeaturesByContent:
         Raises:
             BadImages: Images cannot be used; all of them are named.
             BackboneError: The backbone fails, or gives NaN or infinite features.
-            ConfigError: Something is no image.
+            ConfigError: Something is not an image.
         """
         digests = self._digests(images)
         places = dict(zip(digests, range(len(images)), strict=True))

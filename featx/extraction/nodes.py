@@ -130,7 +130,7 @@ def _require_answer(address: str, host: str, port: int) -> None:
             grpc.channel_ready_future(channel).result(timeout=left)
         except grpc.FutureTimeoutError as err:
             raise ClusterError(
-                f"What answers at '{address}' is no Ray cluster, or is not ready. {advice}"
+                f"What answers at '{address}' is not a Ray cluster, or is not ready. {advice}"
             ) from err
 
 
@@ -165,7 +165,7 @@ def _not_a_node(address: str, text: str) -> str:
     if "raylet" not in text.lower() and "node" not in text.lower():
         return ""
     host = address.rpartition(":")[0]
-    return f" From a machine that is no node of it, use ray='{_CLIENT}{host}:{_CLIENT_PORT}'."
+    return f" From a machine that is not a node of it, use ray='{_CLIENT}{host}:{_CLIENT_PORT}'."
 
 
 def alive_nodes(ray: Any) -> list[Node]:

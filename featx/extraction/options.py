@@ -274,7 +274,7 @@ class ExtractReport(Shown):
         classes: Class names in index order.
         split_sizes: Rows of each split that has any.
         num_unlabelled: Rows without a label.
-        ignored: Files that were skipped because they are no images, by kind.
+        ignored: Files that were skipped because they are not images, by kind.
         skipped: ``(sample_id, reason)`` of images left out.
         num_extracted: Rows that the backbone made in this run.
         num_viewed: Rows that have views, those of the training split.

@@ -203,7 +203,7 @@ class FeatureFile(ShownFile):
         if self.cut is not None and self.through is None:
             raise ArtifactMismatch(
                 self.path,
-                f"'{self.path}' holds activations at the cut '{self.cut}', which are no features "
+                f"'{self.path}' holds activations at the cut '{self.cut}', which are not features "
                 "without the rest of the network behind it.",
             )
 

@@ -85,7 +85,7 @@ def _require_ours(descriptor: int, path: Path) -> None:
     """Check that a file of the lock's name is a lock: ``-o poetry`` must not cost poetry.lock."""
     content = system.read_at(descriptor, 500, 0)
     if content and not _SIGNATURE.match(content):
-        raise ArtifactExists(path, f"'{path}' is in the way, and is no lock of featx's; move it.")
+        raise ArtifactExists(path, f"'{path}' is in the way, and is not featx's lock; move it.")
 
 
 def _lock(descriptor: int, path: Path, output: Path) -> None:

@@ -54,7 +54,7 @@ def read_marks(path: Path) -> list[Mark]:
     columns, rows = table_rows(read_table(path))
     if lacking := [each for each in ("sample_id", "kind", CONTENT) if each not in columns]:
         raise ConfigError(
-            f"'{path}' is no table of findings: it has no column {', '.join(lacking)}, but "
+            f"'{path}' is not a table of findings: it has no column {', '.join(lacking)}, but "
             f"{', '.join(columns[:8]) or 'nothing'}. featx.write_findings "
             "writes one, as featx audit does."
         )
@@ -65,7 +65,7 @@ def read_marks(path: Path) -> list[Mark]:
 
 
 def read_table(path: Path) -> str:
-    """Return the text of a table; bytes that are no UTF-8 are kept as surrogates."""
+    """Return the text of a table; bytes that are not UTF-8 are kept as surrogates."""
     try:
         return path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as err:
@@ -120,7 +120,7 @@ def write_manifest(
 
     Raises:
         ArtifactExists: The output exists already.
-        ConfigError: It is no CSV, or one of the files that are read.
+        ConfigError: It is not a CSV, or one of the files that are read.
     """
     require_manifest(cache, output, {})
     origin = origin_of(str(cache.header.details["source"]))
@@ -133,7 +133,7 @@ def require_manifest(cache: FeatureFile, output: Path, inputs: Mapping[str, Path
     """Check that a manifest of a feature file's images may be written over none of its inputs.
 
     Raises:
-        ConfigError: It is no CSV, or one of ``inputs``, the feature file, or the source.
+        ConfigError: It is not a CSV, or one of ``inputs``, the feature file, or the source.
     """
     if output.suffix.lower() != ".csv":
         raise ConfigError(f"The manifest is a CSV; give it a name like '{output.stem}.csv'.")

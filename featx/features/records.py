@@ -178,7 +178,7 @@ class Scan:
             settings = None
         if not isinstance(settings, dict):
             raise ArtifactInvalid(
-                self._path, f"'{self._path}' is no journal of featx's: no settings in it."
+                self._path, f"'{self._path}' is not a journal of featx's: no settings in it."
             )
         return settings
 
@@ -333,7 +333,7 @@ def require_float16(
 ) -> None:
     """Check that no row ``(n, size)`` overflows in float16, or loses too much by it.
 
-    ``cut`` names the module whose input the rows are, where they are no vectors.
+    ``cut`` names the module whose input the rows are, where they are not vectors.
     """
     if not features.size:
         return

@@ -163,7 +163,7 @@ def require_plain_root(path: Path) -> None:
 def _root(file: BinaryIO) -> int:
     start = file.read(48)
     if start[:8] != _SIGNATURE or len(start) < 48:
-        raise _Unusual("it is no HDF5 file")
+        raise _Unusual("it is not an HDF5 file")
     version, offsets, lengths, _, base, extension, _, root = struct.unpack_from("<4B4Q", start, 8)
     if version not in (2, 3) or (offsets, lengths, base) != (8, 8, 0):
         raise _Unusual("it is an HDF5 file, but not one of featx's")

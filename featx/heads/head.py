@@ -267,7 +267,7 @@ def _tail_problem(names: Collection[str], header: Header) -> str | None:
     if len(names) > _MAX_TENSORS:
         return f"it has {len(names)} tensors behind the cut; {_MAX_TENSORS} are the most"
     odd = [n for n in names if len(n) > _MAX_NAME or not _NAME.fullmatch(n)]
-    return f"{brief(odd[0])} is no name of a tensor" if odd else None
+    return f"{brief(odd[0])} is not a name of a tensor" if odd else None
 
 
 def _listing(content: bytes) -> dict[str, Any]:

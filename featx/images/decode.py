@@ -282,7 +282,7 @@ def _reason(err: Exception) -> str:
 
 def _check_size(height: int, width: int, sample_id: str, max_pixels: int) -> None:
     if not width * height:
-        raise ImageError(sample_id, f"{width}×{height} pixels is no image.")
+        raise ImageError(sample_id, f"{width}×{height} pixels is not an image.")
     if width * height > max_pixels:
         raise ImageTooLarge(
             sample_id, f"{width}×{height} pixels is more than the {max_pixels} allowed."

@@ -110,7 +110,7 @@ def decode_given(
 
     Raises:
         ImageError: It cannot be used.
-        ConfigError: It is no image.
+        ConfigError: It is not an image.
     """
     if isinstance(image, ImageError):
         raise image

@@ -56,7 +56,7 @@ def _sharpness(grey: np.ndarray) -> float:
     """Return how much of a rise is made in one pixel where the picture is sharpest.
 
     A picture with one sharp edge is sharp, however plain or dark the rest; noise below a tenth of
-    the picture's range is no edge.
+    the picture's range is not an edge.
     """
     found = []
     for picture in (grey, grey.T):

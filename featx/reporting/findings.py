@@ -80,7 +80,7 @@ class FindingsPage:
         facts: Name and text of what else was found out.
         columns: Of the table of findings.
         rows: Its rows, texts as in the table before they are made safe for spreadsheets.
-        carried: Rows that were marked before and are no findings any more; saved, not shown.
+        carried: Rows that were marked before and are not findings any more; saved, not shown.
         near: Sample ids of trusted images near that of each row.
         cache: What was audited.
         images: Its source; None where that is not there.

@@ -145,7 +145,7 @@ class Predictor(Shown):
 
         Raises:
             ImageError: An image cannot be used.
-            ConfigError: ``top_k`` is below 1, or something is no image.
+            ConfigError: ``top_k`` is below 1, or something is not an image.
         """
         predictions = Predictions(images=images if isinstance(images, Sequence) else ())
         for prediction in self.predict_each(images, top_k=top_k):
@@ -307,7 +307,7 @@ def _warn_of_another_head(classifier: Classifier) -> None:
 
 
 def _head_sha256(path: Path) -> str | None:
-    """Return the sha256 in a head's header; None where it is no head, or is damaged."""
+    """Return the sha256 in a head's header; None where it is not a head, or is damaged."""
     try:
         text = tensor_metadata(path, most=2 * MAX_HEADER_BYTES)["featx"] if path.is_file() else ""
         header = Header.from_json(text, path=path, kind="head")

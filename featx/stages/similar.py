@@ -68,7 +68,7 @@ def embed(
         ArtifactError: The feature file cannot be used.
         BackboneError: The network cannot be built: its weights are missing or others.
         SourceError: An image cannot be used.
-        ConfigError: Something is no image, or not one of ``cache`` and ``backbone`` is given.
+        ConfigError: Something is not an image, or not one of ``cache`` and ``backbone`` is given.
     """
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
         raise ConfigError("embed takes a list of images; put a single one in brackets: [image].")
@@ -115,7 +115,7 @@ def similar(
         weights: As ``embed`` takes them.
 
     Raises:
-        ConfigError: ``k`` is below 1, or something is no image.
+        ConfigError: ``k`` is below 1, or something is not an image.
         FeatxError: As ``embed``.
     """
     if k < 1:

@@ -80,7 +80,7 @@ def _require_folder(output: Path) -> bool:
             return True
         raise ArtifactExists(
             output,
-            f"'{output}' is there and is no page that featx wrote; it is left as it is. "
+            f"'{output}' is there and is not a page that featx wrote; it is left as it is. "
             "Give another folder.",
         )
     return require_replaceable(output / PAGE_NAME, "page")

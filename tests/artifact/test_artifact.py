@@ -57,7 +57,7 @@ SPEC = {
 }
 HEADER = complete_header("head", SPEC, ("ants", "bees"), {"note": 1}, {"torch": "2.10"})
 
-# Any text that a file name can give: bytes that are no UTF-8 are lone surrogates.
+# Any text that a file name can give: bytes that are not UTF-8 are lone surrogates.
 characters = st.characters(exclude_categories=["Cs"]) | st.integers(0xDC80, 0xDCFF).map(chr)
 texts = st.text(characters, max_size=12)
 scalars = st.none() | st.booleans() | st.integers() | texts

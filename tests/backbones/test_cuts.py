@@ -1,4 +1,4 @@
-"""Cuts: stem and tail give what the network gives, and what is no cut is refused."""
+"""Cuts: stem and tail give what the network gives, and what is not a cut is refused."""
 
 from __future__ import annotations
 

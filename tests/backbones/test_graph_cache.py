@@ -177,7 +177,7 @@ def _external(model: onnx.ModelProto) -> None:
     [
         (_external, "weights in another file"),
         (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operators of the domain 'evil'"),
-        (lambda m: m.ClearField("graph"), "no ONNX model"),
+        (lambda m: m.ClearField("graph"), "not an ONNX model"),
     ],
 )
 def test_a_graph_that_reaches_beyond_itself_is_not_used(change, message, caplog):

@@ -28,7 +28,7 @@ SIZE = 16
 
 
 def pictures(count: int, size: int, *, seed: int = 0) -> np.ndarray:
-    """Return smooth pictures, ``(count, size, size, 3)`` uint8: noise is no photo."""
+    """Return smooth pictures, ``(count, size, size, 3)`` uint8: noise is not a photo."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 4, 4, 3)).astype(np.float64)
     fine = coarse.repeat(size // 4, axis=1).repeat(size // 4, axis=2)

@@ -322,7 +322,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_a_file_that_is_no_checkpoint(tmp_path):
     (tmp_path / "notes.pth").write_text("hi\n")
-    with pytest.raises(BackboneError, match=r"is no file of weights, or is damaged"):
+    with pytest.raises(BackboneError, match=r"is not a file of weights, or is damaged"):
         open_weights("tiny", str(tmp_path / "notes.pth"))
 
 

@@ -129,7 +129,7 @@ def test_copies_of_one_name_get_numbers_and_nothing_is_replaced(tmp_path):
     )
     assert (first.name, second.name, again) == ("1.jpg", "1-2.jpg", first)
     assert second.read_bytes() == b"two"
-    with pytest.raises(SourceError, match="no file of its own"):
+    with pytest.raises(SourceError, match="not a file of its own"):
         copy_into_class("photos.zip/1.jpg", "x", tmp_path / "out")
 
 

@@ -371,7 +371,7 @@ def test_backbones_lists_those_like_a_name_in_an_order():
         (("--family", "regnot"), 2, "No backbone is of a family 'regnot'. Like it are regnet"),
         (("maxvit_t", "--sort", "name"), 2, "maxvit_t is one backbone"),
         (("dino", "--max-params", "3M"), 1, "the smallest, timm/vit_small_patch16_dinov3"),
-        (("--max-params", "many"), 2, "'many' is no number such as 30M"),
+        (("--max-params", "many"), 2, "'many' is not a number such as 30M"),
         (("vit", "--cuts"), 2, "--cuts needs the whole NAME"),
         (("vit", "--image-size", 64), 2, "--image-size needs the whole NAME"),
         (("ResNet-18", "--sort", "name"), 2, "resnet18 is one backbone"),

@@ -94,7 +94,7 @@ def test_a_cluster_that_does_not_answer_is_given_up_soon(monkeypatch):
             find_address(f"127.0.0.1:{port}")
         free.listen()  # takes connections, and never says a word
         for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-            with pytest.raises(ClusterError, match="is no Ray cluster"):
+            with pytest.raises(ClusterError, match="is not a Ray cluster"):
                 find_address(address)
     assert time.monotonic() - start < 10
 

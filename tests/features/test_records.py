@@ -216,7 +216,7 @@ def test_without_a_whole_record_0_there_is_nothing(content):
 
 @pytest.mark.parametrize("text", [b"", b"no json", b"[]", b"3", b"\xff", b"[" * 100_000])
 def test_settings_that_are_none(text):
-    with pytest.raises(ArtifactInvalid, match=r"'log' is no journal.*no settings"):
+    with pytest.raises(ArtifactInvalid, match=r"'log' is not a journal.*no settings"):
         scan_of(record(0, text))
 
 

@@ -64,7 +64,7 @@ def test_a_filter_of_the_root_group_is_refused_before_hdf5_opens_it(published, m
     [
         ({"libver": "earliest"}, "is an HDF5 file, but not one of featx"),
         ({"libver": "v108", "fs_strategy": "page"}, "superblock has an extension"),
-        ({"libver": "v108", "userblock_size": 512}, "no HDF5 file"),
+        ({"libver": "v108", "userblock_size": 512}, "not an HDF5 file"),
     ],
     ids=str,
 )

@@ -241,12 +241,12 @@ def test_a_tail_without_a_cut_is_neither_written_nor_read(tmp_path):
     "name", ["", ".", "a..b", ".a", "a.", "../a", "a/b", "a b", "\u00e9", "a\n", "a" * 256, "٣"]
 )
 def test_names_that_no_state_dict_has(tmp_path, name):
-    with pytest.raises(ArtifactInvalid, match="is no name of a tensor"):
+    with pytest.raises(ArtifactInvalid, match="is not a name of a tensor"):
         save_head(tmp_path / "h", tuned({name: zeros(2)}))
     save_head(tmp_path / "h", tuned({}))
     tensors, header = parts(tmp_path / "h")
     craft(tmp_path / "h", tensors | {f"tail.{name}": zeros(2)}, header)
-    refused(tmp_path / "h", "is no name of a tensor")
+    refused(tmp_path / "h", "is not a name of a tensor")
 
 
 def test_more_tensors_than_a_network_has(tmp_path):

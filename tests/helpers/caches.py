@@ -103,7 +103,7 @@ def far_apart(num_rows: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_labels(path: Path, features: np.ndarray, labels: list[str], splits: np.ndarray) -> Path:
-    """Write a feature file with labels as they stand in a manifest; "" is no label."""
+    """Write a feature file with labels as they stand in a manifest; "" is not a label."""
     classes = tuple(sorted(set(labels) - {""}))
     index = np.array([classes.index(label) if label else -1 for label in labels])
     return write_cache(path, features, index, splits.astype(np.uint8), classes=classes)

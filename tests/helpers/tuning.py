@@ -54,7 +54,7 @@ def write_activations(
     num_views: int = 0,
     groups: Sequence[str] | None = None,
 ) -> Path:
-    """Write a feature file of images ``(N, 32, 32, 3)`` at a cut; "" is no label.
+    """Write a feature file of images ``(N, 32, 32, 3)`` at a cut; "" is not a label.
 
     Views are the image mirrored, or shifted by a few pixels. ``splits`` are 0 train, 1 val, 2 test.
     """

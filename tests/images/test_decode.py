@@ -367,7 +367,7 @@ class TestLimits:
     def test_images_without_pixels_are_refused(self):
         refused(png(0, 5))
         refused(png(5, 0))
-        with pytest.raises(ImageError, match="0×0 pixels is no image"):
+        with pytest.raises(ImageError, match="0×0 pixels is not an image"):
             rgb_image(Image.new("RGB", (0, 0)), sample_id=ID)
 
     def test_a_text_bomb_in_a_png_is_never_unpacked(self):

@@ -307,7 +307,7 @@ def test_missing_and_surplus_tags_are_found_and_named(tmp_path):
     }
     assert report.num_evaluated == 200  # images without any tag as well
     assert report.confusions == ()
-    assert report.small_classes == ()  # combinations are no classes
+    assert report.small_classes == ()  # combinations are not classes
     assert report.findings[0].neighbours
     result = featx_cli("audit", path, "--no-html", "-q")
     assert "+ red" in result.output

@@ -209,7 +209,7 @@ def test_what_a_repository_lacks_is_named(online, content):
     with pytest.raises(ArtifactMissing, match="has no revision 'v9'"):
         local_model("hf:me/bees@v9")
     for wrong in ("hf:bees", "hf:me/bees@", "hf:me/bees#xyz", "hf:"):
-        with pytest.raises(ArtifactError, match="is no model: expected"):
+        with pytest.raises(ArtifactError, match="is not a model: expected"):
             local_model(wrong)
 
 

@@ -132,7 +132,7 @@ def test_tables_of_other_images_or_an_earlier_state_are_refused(photos, tmp_path
     with pytest.raises(ConfigError, match="to blue, pink"):
         relabel(photos, table, output)
     table.write_text("path,label\na.jpg,cat\n")
-    with pytest.raises(ConfigError, match="no table of findings"):
+    with pytest.raises(ConfigError, match="not a table of findings"):
         relabel(photos, table, output)
     assert not output.exists()
 

@@ -538,7 +538,7 @@ def test_class_weights_move_the_decision(tmp_path):
 
 def test_unknown_class_weights_are_named(cache, output):
     options = replace(FIXED, class_weight={"fly": 2.0})
-    refused(cache, output, ConfigError, "'fly', which is no class", options)
+    refused(cache, output, ConfigError, "'fly', which is not a class", options)
 
 
 def test_few_shot_scores_are_those_of_its_draws(cache, output):

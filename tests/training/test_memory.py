@@ -208,7 +208,7 @@ def test_a_process_with_less_address_space_than_features(tmp_path):
     report = json.loads(done.stdout)
     assert report["metrics"]["test"]["top1"] > 0.6
     assert report["choice"]["in_blocks"]["kept"] < 15_000
-    assert train("1TB").returncode != 0, "the limit is no limit"
+    assert train("1TB").returncode != 0, "the limit is not a limit"
 
 
 def test_free_memory_is_no_more_than_the_process_may_have(monkeypatch):

@@ -254,7 +254,7 @@ class TestNumbers:
         texts = [f"{score:.3f}" for score in scores[:, 0]]
         texts[13] = "n/a"
         path = write(features, texts, splits)
-        with pytest.raises(SourceError, match=r"the label 'n/a' of '0013.jpg' is no number"):
+        with pytest.raises(SourceError, match=r"the label 'n/a' of '0013.jpg' is not a number"):
             train_head(path, output, self.OPTIONS)
         assert not output.exists()
 

@@ -155,7 +155,7 @@ def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWe
     together, so that all samples still count ``N``. A class that is given no weight has 1.
 
     Raises:
-        ConfigError: A name is no class, or a weight is not above 0.
+        ConfigError: A name is not a class, or a weight is not above 0.
     """
     if class_weight is None:
         return np.ones(len(labels))
@@ -169,7 +169,7 @@ def weights_of(labels: np.ndarray, classes: Sequence[str], class_weight: ClassWe
     unknown = sorted(set(class_weight) - set(classes))
     if unknown:
         raise ConfigError(
-            f"class weights name '{unknown[0]}', which is no class; the classes are "
+            f"class weights name '{unknown[0]}', which is not a class; the classes are "
             f"{', '.join(classes[:10])}."
         )
     for name, value in class_weight.items():

@@ -112,7 +112,7 @@ def parse_hidden(text: str | Sequence[int]) -> tuple[int, ...]:
     """Return layer widths from ``"100"`` or ``"256,128"``.
 
     Raises:
-        ConfigError: It is no list of whole numbers.
+        ConfigError: It is not a list of whole numbers.
 
     >>> parse_hidden("256,128")
     (256, 128)

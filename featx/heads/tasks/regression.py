@@ -38,7 +38,7 @@ def _read(labels: Labels, names: Sequence[str] | None) -> np.ndarray:
     parsed = [parse_numbers(label) for label in labels.classes]
     if bad := _first(labels, [numbers is None for numbers in parsed]):
         raise SourceError(
-            f"'{labels.origin}': the label '{bad[0]}' of '{bad[1]}' is no number to predict. "
+            f"'{labels.origin}': the label '{bad[0]}' of '{bad[1]}' is not a number to predict. "
             "Expected numbers like 3.5, finite and at most 1e30, several separated by |; correct "
             "the label, or leave it empty."
         )

@@ -84,7 +84,7 @@ def open_source(uri: str, *, output: Path | None = None, labelled: bool = True) 
 
     Args:
         uri: What a user types; ``with_options`` adds how to read it.
-        output: A file that is about to be made, whose folder is no class.
+        output: A file that is about to be made, whose folder is not a class.
         labelled: Whether folders, also in archives and stores, mean classes and splits; else all
             images below are taken, whatever the folders are called.
 

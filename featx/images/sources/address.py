@@ -86,7 +86,7 @@ def split_address(uri: str) -> tuple[str, SourceOptions]:
         if not path.startswith("hf:") and not _exists(path):
             return uri, NO_OPTIONS
         raise SourceError(
-            f"'{uri}': '{unknown[0]}' is no option of a source. Known are {listed(list(known), 9)}."
+            f"'{uri}': sources have no option '{unknown[0]}'. Known are {listed(list(known), 9)}."
         )
     if root := given.get("root"):
         given["root"] = str(Path(root).expanduser().resolve())

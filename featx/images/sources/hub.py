@@ -47,7 +47,7 @@ def open_hub(uri: str, options: SourceOptions = NO_OPTIONS) -> ParquetSource:
     """
     found = _ADDRESS.fullmatch(uri)
     if not found:
-        raise SourceError(f"'{uri}' is no data set: expected hf:NAME[:CONFIG][@REVISION].")
+        raise SourceError(f"'{uri}' is not a data set: expected hf:NAME[:CONFIG][@REVISION].")
     wanted = _Wanted(uri, found["name"], found["config"] or "", found["revision"] or "")
     hub = load_hub(uri, "parquet", SourceError)
     try:

@@ -145,7 +145,7 @@ def odd_classes(
     - folders' names that hold ``|``, which separates tags in manifests alone.
 
     Of labels with several tags, the tags are looked at. Labels that look like measured numbers
-    are no classes.
+    are not classes.
     """
     thing = "tag" if has_tags else "class"
     names_of = [split_tags(name) if has_tags else (name,) for name in classes]

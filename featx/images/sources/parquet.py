@@ -126,7 +126,7 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
     split, or none is, it is ``train``.
 
     Raises:
-        SourceError: The files lie in folders that are no splits.
+        SourceError: The files lie in folders that are not splits.
     """
     found = {name: _split_named(name) for name in names}
     folders = {str(Path(name).parent) for name in names}

@@ -183,7 +183,7 @@ def _class_names(path: Path, feature: Any) -> tuple[str, ...]:
     is_texts = isinstance(names, list) and all(isinstance(each, str) and each for each in names)
     if not is_texts or len(set(names)) < len(names):
         raise SourceError(
-            f"'{path}': the class names in its schema are no list of different texts."
+            f"'{path}': the class names in its schema are not a list of different texts."
         )
     return tuple(names)
 

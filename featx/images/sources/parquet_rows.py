@@ -26,7 +26,7 @@ _MAX_BATCH = 32
 _BUFFER_BYTES = 2**20
 _LEAST_KEPT, _MOST_KEPT = 2**25, 2**29
 _LONGEST_PATH = 255
-"""A longer text is no path but base64."""
+"""A longer text is not a path but base64."""
 
 
 class Group(NamedTuple):
@@ -209,7 +209,9 @@ def _from_base64(text: str, sample_id: str) -> bytes:
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise ImageError(sample_id, "the row holds a text that is no path and no base64.") from err
+        raise ImageError(
+            sample_id, "the row holds text that is neither a path nor base64."
+        ) from err
 
 
 def _batches(file: ImageFile, group: int) -> Iterator[list[Any]]:

@@ -352,7 +352,7 @@ def _opened_store(scheme: str, *, anonymous: bool) -> Any:
         command = install_command("cloud") if is_extra else f"pip install {package}"
         raise SourceError(f"{scheme}:// needs {needed(cause, package, command)}") from err
     except ValueError as err:
-        raise SourceError(f"'{scheme}://' is no store that fsspec knows.") from err
+        raise SourceError(f"'{scheme}://' is not a store that fsspec knows.") from err
 
 
 def _is_anonymous(scheme: str) -> bool:

@@ -44,7 +44,7 @@ class _NoLabel(ValueError):
 
 
 def split_key(path: str) -> tuple[str, str] | None:
-    """Return key and extension of a file as WebDataset has them; None for what is no sample's.
+    """Return key and extension of a file as WebDataset has them; None for what is not a sample's.
 
     >>> split_key("train.v1/IMG.JPG"), split_key("x.seg.png"), split_key("a/.hidden.jpg")
     (('train.v1/IMG', 'jpg'), ('x', 'seg.png'), None)
@@ -235,7 +235,7 @@ def _text(value: Any) -> str:
     """Return a text or number, or several of them as tags; empty for null and nothing."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, list | dict) for each in values):
-        raise _NoLabel("its .json has a label that is no text, number, or list of these")
+        raise _NoLabel("its .json has a label that is not text, a number, or a list of these")
     values = [each for each in values if each is not None]
     texts = [each.strip() if isinstance(each, str) else json.dumps(each) for each in values]
     return _checked(SEPARATOR.join(filter(None, texts)), ".json")

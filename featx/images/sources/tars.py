@@ -160,7 +160,7 @@ def _next_part(path: Path, file: BinaryIO, end: int, count: int) -> int:
     if len(start) < _BLOCK:
         raise _damaged(path, "it has no end marker, and seems to be cut short", count)
     if start.strip(b"\0"):
-        raise _damaged(path, "what follows is no header", count)
+        raise _damaged(path, "what follows is not a header", count)
     while data := file.read(_SCAN_BYTES):
         if rest := data.lstrip(b"\0"):
             return (file.tell() - len(rest)) // _BLOCK * _BLOCK

@@ -104,7 +104,7 @@ class LeaksWorth(NamedTuple):
     num_images: int
     num_leaked: int
     accuracy: float  # on all images, [0, 1]
-    accuracy_without: float  # on those that are no copies of training images
+    accuracy_without: float  # on those that are not copies of training images
 
 
 class AlikeClasses(NamedTuple):
@@ -152,7 +152,7 @@ class AuditReport(Shown):
         alike: Pairs of classes that cannot be told apart.
         curve: Accuracy by number of training images, ascending.
         gains: Classes that more images would help most, the most first.
-        dismissed: What was marked in an earlier table and is no finding any more: pairs that are
+        dismissed: What was marked in an earlier table and is not a finding any more: pairs that are
             different pictures, images that are right as they are, and labels that were corrected.
         notes: What could not be looked at, and why, a sentence each.
     """

@@ -44,7 +44,7 @@ def write_groups(
 
     Raises:
         ArtifactError: The feature file has gone, or the output exists already.
-        ConfigError: The output is no CSV, or one of the files that are read.
+        ConfigError: The output is not a CSV, or one of the files that are read.
     """
     cache = open_features(report.path, verify=False)
     groups = _groups(cache, _together(report))

@@ -118,7 +118,7 @@ _ALMOST_EQUAL, _DETAILS_IF_EQUAL = 0.98, 0.5
 DETAILS_FROM = 128
 """Shorter side in pixels from which an image has details."""
 LEAST_COSINE = 0.1
-"""Of whitened features, below which images are no candidates."""
+"""Of whitened features, below which images are not candidates."""
 _CHUNK = 4096
 _DETAILS_AT_ONCE = 2048
 _EXACTLY = 0.9999  # of pictures that are not the same file

@@ -47,11 +47,11 @@ def audit(
         features: The feature file.
         labels: To be evaluated in place of those of the file: a name for each image, in its order,
             in a list, NumPy array or pandas column, or whole numbers that index its classes; None,
-            NaN, "" and -1 are no label.
+            NaN, "" and -1 are not labels.
         source: Where its images are now; None takes where they were. An image that has another
             content now is left out, and where there are none, so is all that needs pixels.
         marks: A table of findings of the same file: pairs that it marks as different and images
-            that it marks to be kept are no findings; other marks are carried on.
+            that it marks to be kept are not findings; other marks are carried on.
         task: What the labels are, as of ``TrainOptions``; numbers have to be said to be some.
         seed: Decides which training images are left out together.
         step: Called with the step under way, in a few words.
@@ -171,10 +171,10 @@ def with_labels(cache: FeatureFile, labels: Any) -> FeatureFile:
     Args:
         cache: The feature file; its features are read.
         labels: A list, tuple, NumPy array or pandas column of names, or of whole numbers that index
-            the classes; None, NaN, "" and -1 are no label.
+            the classes; None, NaN, "" and -1 are not labels.
 
     Raises:
-        ConfigError: It is something else, of another length, or a number is no index.
+        ConfigError: It is something else, of another length, or a number is not an index.
     """
     if isinstance(labels, (str, bytes, dict)) or not isinstance(labels, Iterable):
         raise _refusal(f"labels of type {type(labels).__name__}")

@@ -74,7 +74,7 @@ def export_state_dict(
         ArtifactExists: A file is there, and ``overwrite`` is not set.
         ArtifactError: Head or features cannot be used, or the file cannot be written.
         BackboneError: The weights are gone or others, or the model cannot have this head.
-        ConfigError: The head is no linear layer, or the output has another ending.
+        ConfigError: The head is not a linear layer, or the output has another ending.
         ExportError: The model gives other logits; nothing is written.
         SourceError: The images are gone.
     """

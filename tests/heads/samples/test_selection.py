@@ -46,7 +46,7 @@ def test_by_name_and_1_for_the_others():
     ("given_", "match"),
     [
         ("even", "must be 'balanced' or weights by class name; got 'even'"),
-        ({"bees": 2}, "name 'bees', which is no class; the classes are ant, bee, wasp"),
+        ({"bees": 2}, "name 'bees', which is not a class; the classes are ant, bee, wasp"),
         ({"bee": 0}, "must be above 0; got 0 for 'bee'"),
         ({"bee": -1.5}, "must be above 0"),
         ({"bee": float("nan")}, "must be above 0"),

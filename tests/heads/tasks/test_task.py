@@ -108,7 +108,7 @@ def test_numbers_and_who_has_none():
 
 @pytest.mark.parametrize("bad", ["tall", "nan", "inf", "3,5", "1e99"])
 def test_a_label_that_is_no_number_is_named_with_its_sample(bad):
-    with pytest.raises(SourceError, match=f"'/f.h5': the label '{bad}' of '2.jpg' is no number"):
+    with pytest.raises(SourceError, match=f"'/f.h5': the label '{bad}' of '2.jpg' is not a number"):
         TASKS["regression"].read(labels("1", "2", bad, "3", bad))
 
 

@@ -308,7 +308,7 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[4 * 1024 + 10] ^= 1
         path.write_bytes(content)
-        with pytest.raises(SourceError, match="what follows is no header, after 4 members"):
+        with pytest.raises(SourceError, match="what follows is not a header, after 4 members"):
             open_source(str(path))
 
     def test_tars_behind_one_another_are_read_on(self, tmp_path, caplog):

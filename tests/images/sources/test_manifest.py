@@ -382,8 +382,8 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("query", "message"),
         [
-            ("colour=a", "'colour' is no option of a source. Known are path_column, "),
-            ("a", "'a' is no option"),
+            ("colour=a", "sources have no option 'colour'. Known are path_column, "),
+            ("a", "no option 'a'"),
             ("encoding=cp866", "is a table: encoding='cp866' is for an archive"),
         ],
     )
