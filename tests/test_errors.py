@@ -24,6 +24,7 @@ from featx.errors import (
     ConfigError,
     ExportError,
     FeatxError,
+    HubError,
     ImageError,
     ParityError,
     SourceError,
@@ -36,6 +37,7 @@ PARENTS = {
     ImageError: (SourceError,),
     BadImages: (SourceError,),
     BackboneError: (FeatxError,),
+    HubError: (FeatxError,),
     TrainingError: (FeatxError,),
     ArtifactError: (FeatxError,),
     ArtifactMissing: (ArtifactError, FileNotFoundError),
@@ -54,6 +56,7 @@ EXAMPLES = [
     ImageError("ants/1.jpg", "the file is empty.", is_permanent=False),
     BadImages([("ants/1.jpg", "the file is empty.")], 7, "Repair it."),
     BackboneError("no such backbone."),
+    HubError("the hub answers with an error (500)."),
     TrainingError("the loss is not finite."),
     *(
         kind(Path("a/b.h5"), "'a/b.h5' is odd.")

@@ -109,7 +109,8 @@ def compare(
             timings=timings,
             best_first=rows[0].backbone is not None,
         )
-        print_heads(report, as_json=as_json, is_made=True)
+        are_chosen = any(row.layer for row in rows)
+        print_heads(report, as_json=as_json, is_made=True, with_layers=are_chosen)
     elif are_heads:
         if len(training) > 2:
             raise click.UsageError(
@@ -208,16 +209,19 @@ def _print_caches(report: CompareReport) -> None:
     print_fields(fields)
 
 
-def print_heads(report: CompareHeadsReport, *, as_json: bool, is_made: bool = False) -> None:
+def print_heads(
+    report: CompareHeadsReport, *, as_json: bool, is_made: bool = False, with_layers: bool = True
+) -> None:
     """Print three tables: the heads, their scores, their cost; and what may be done next.
 
-    With ``is_made``, heads whose seconds are not known were made by an earlier run.
+    With ``is_made``, heads whose seconds are not known were made by an earlier run. Without
+    ``with_layers``, the layers are those of the networks themselves, and not shown.
     """
     if as_json:
         print_json(report.to_dict())
         return
     heads = report.heads
-    _print_which(heads)
+    _print_which(heads, with_layers=with_layers)
     click.echo()
     _print_scores(report)
     if any(head.num_bytes or head.timing.extraction or head.timing.training for head in heads):
@@ -245,7 +249,7 @@ def _describe_difference(last: ComparedHead) -> str:
     return f"paired with 1: {share}, McNemar's p; alike from p {_ALIKE} on"
 
 
-def _print_which(heads: Sequence[ComparedHead]) -> None:
+def _print_which(heads: Sequence[ComparedHead], *, with_layers: bool) -> None:
     """Print the heads, with the settings in which they differ."""
     names = [_shown(head.path) for head in heads]
     if len({head.path.name for head in heads}) == len(heads) and max(map(len, names)) > _LONG:
@@ -259,7 +263,7 @@ def _print_which(heads: Sequence[ComparedHead]) -> None:
         "from": ["scratch" if head.start == "scratch" else "" for head in heads],
         "trained": [human_count(head.num_trained) for head in heads],
     }
-    if len(set(columns["cut"])) > 1:
+    if len(set(columns["cut"])) > 1 or not with_layers:
         del columns["layer"]
     shown = {
         title: cells

@@ -64,7 +64,7 @@ def test_the_table_names_what_differs_the_test_and_the_next_command(out):
     text = done(*TWO, "-o", out, "--no-onnx").stdout
     first, second = json.loads(done(*TWO, "-o", out, "--no-onnx", "--json").stdout)["heads"]
     titles = next(line.split() for line in text.splitlines() if line.startswith("   head"))
-    assert titles == ["head", "backbone", "layer", "trained"]  # and not pixels, or cut
+    assert titles == ["head", "backbone", "trained"]  # and not pixels, cut, or the layer of each
     is_alike = second["comparison"]["p_value"] >= 0.05
     _, scores, _ = (line.split() for line in text.splitlines() if line.startswith("2 "))
     assert scores[-1] == ("alike" if is_alike else "worse")
