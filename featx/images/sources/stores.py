@@ -43,14 +43,17 @@ _MOST_BESIDE = 10_000
 
 @dataclass(eq=False)
 class StoreSource:
-    """Objects of a store or the web; an ``ImageSource``. ``addresses`` are those of the samples."""
+    """Objects of a store or the web; an ``ImageSource``.
+
+    ``addresses`` are those of the samples; None where they are ``uri`` and the sample's id.
+    """
 
     parallel_reads: ClassVar[int] = _READERS
     uri: str
     remote: Remote
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    addresses: Sequence[str]
+    addresses: Sequence[str] | None
     entries: list[Entry | None] | None = None  # None: not looked up yet
     ignored: Mapping[str, int] = field(default_factory=dict)
     has_tags: bool = False
@@ -64,7 +67,7 @@ class StoreSource:
             reason = f"{entry.size} bytes is more than the {MAX_FILE_BYTES} allowed."
             raise ImageError(sample_id, reason)
         try:
-            content = self.remote.get(self.addresses[index], entry)
+            content = self.remote.get(self._address(index), entry)
         except Gone as err:
             if isinstance(err, Refused):
                 self._note_refused(index, str(err))
@@ -81,6 +84,11 @@ class StoreSource:
         entry = self.looked_up()[index]
         return entry.stamp() if entry else NO_FILE
 
+    def _address(self, index: int) -> str:
+        if self.addresses is None:
+            return self.uri + self.samples[index].sample_id
+        return self.addresses[index]
+
     def _note_refused(self, index: int, reason: str) -> None:
         """Refuse the source where none of its first images can be read, as before a login."""
         first = min(_READERS, len(self.samples))
@@ -94,8 +102,9 @@ class StoreSource:
         """Return what is known of each object, looked up once, many at a time."""
         with self._lock:
             if self.entries is None:
+                addresses = map(self._address, range(len(self.samples)))
                 with ThreadPoolExecutor(_READERS) as pool:
-                    self.entries = list(pool.map(self.remote.look_up, self.addresses))
+                    self.entries = list(pool.map(self.remote.look_up, addresses))
             return self.entries
 
 
@@ -132,10 +141,9 @@ def _open_prefix(uri: str, *, labelled: bool) -> StoreSource:
         classes, samples = arrange(tree, labelled=labelled)
     except SourceError as err:
         raise SourceError(str(err).replace(str(Path(uri)), uri.rstrip("/"))) from None
-    addresses = [uri + sample.sample_id for sample in samples]
     entries: list[Entry | None] = [found[sample.sample_id] for sample in samples]
     ignored = dict(tree.ignored)
-    return StoreSource(uri, store, classes, samples, addresses, entries, ignored)
+    return StoreSource(uri, store, classes, samples, None, entries, ignored)
 
 
 def _nearest(store: ObjectStore, prefix: str) -> str:

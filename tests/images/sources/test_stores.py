@@ -6,6 +6,7 @@ import gzip
 import itertools
 import threading
 import time
+import tracemalloc
 from email.utils import formatdate
 from io import BytesIO
 
@@ -23,7 +24,7 @@ from featx.features.publish import ExistingImages
 from featx.images.decode import content_digest
 from featx.images.reading import read_together
 from featx.images.sources import open_source, remote
-from featx.images.sources.remote import without_secrets
+from featx.images.sources.remote import Entry, without_secrets
 
 KEYS = ["a+b", "a%b", "a%2Fb", "a b", "a#b", "a?b", "é", "e\u0301", "x[1]", "x*", "y", "z"]
 
@@ -382,3 +383,27 @@ def test_a_store_with_one_connection_is_read_by_one_thread_at_a_time(monkeypatch
 
     monkeypatch.setattr(source.remote._fs, "cat_file", only_one)
     assert list(contents(source).values()) == [png(i) for i in sorted(range(20), key=str)]
+
+
+def test_what_a_listing_takes_of_memory_for_each_key_is_bounded(monkeypatch):
+    count = 20_000
+
+    class Store:
+        def __init__(self, _):
+            pass
+
+        def listed(self, prefix):
+            for number in range(count):
+                entry = Entry(10_000 + number, 1_700_000_000 * 10**9 + number, f"{number:032x}")
+                yield f"{prefix}train/ants/{number:020}.jpg", entry
+
+    monkeypatch.setattr("featx.images.sources.stores.ObjectStore", Store)
+    tracemalloc.start()
+    try:
+        source = open_source("s3://photos/many/")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(source.samples) == count
+    assert kept < 450 * count
+    assert peak < 600 * count
