@@ -35,7 +35,7 @@ def select(source: ImageSource, positions: Sequence[int]) -> ImageSource:
             source.uri,
             samples,
             source.remote.address,
-            [source.addresses[position] for position in positions],
+            [source.address(position) for position in positions],
             [entries[position] for position in positions],
         )
     if isinstance(source, RelabelledSource):

@@ -67,7 +67,7 @@ class StoreSource:
             reason = f"{entry.size} bytes is more than the {MAX_FILE_BYTES} allowed."
             raise ImageError(sample_id, reason)
         try:
-            content = self.remote.get(self._address(index), entry)
+            content = self.remote.get(self.address(index), entry)
         except Gone as err:
             if isinstance(err, Refused):
                 self._note_refused(index, str(err))
@@ -84,7 +84,7 @@ class StoreSource:
         entry = self.looked_up()[index]
         return entry.stamp() if entry else NO_FILE
 
-    def _address(self, index: int) -> str:
+    def address(self, index: int) -> str:
         if self.addresses is None:
             return self.uri + self.samples[index].sample_id
         return self.addresses[index]
@@ -102,7 +102,7 @@ class StoreSource:
         """Return what is known of each object, looked up once, many at a time."""
         with self._lock:
             if self.entries is None:
-                addresses = map(self._address, range(len(self.samples)))
+                addresses = map(self.address, range(len(self.samples)))
                 with ThreadPoolExecutor(_READERS) as pool:
                     self.entries = list(pool.map(self.remote.look_up, addresses))
             return self.entries
