@@ -32,9 +32,9 @@ _POOL = text("auto", "none", "avg", "max", "cls", "flatten", "cls+avg", "map")
 _PRECISION = text("fp32", "tf32", "bf16", "fp16", "int8")
 _CROP, _DECODE = text("center", "none", "squash", "border"), text("full", "scaled")
 _MAX_VALUES = 2**31
-"""Of one image's features."""
+"""Values in one image's features, at most."""
 _MAX_CUT_VALUES = 2**28
-"""Of one image's activations at a cut: a gigabyte in float32."""
+"""Values in one image's activations at a cut, at most: a gigabyte in float32."""
 _INT64 = whole(-(2**63), 2**63 - 1)
 _TAKES = {"input": text("image", "crop", "tensor"), "outputs": list_of(text())}
 _FIXED = {"image_shape": list_of(whole(1), length=2), "batch": whole(1)}
@@ -258,7 +258,7 @@ _FINETUNED = {
     "best_epoch": whole(),
     "parameters": record({"trained": whole(), "all": whole()}),
 }
-"""Of a head that was trained with the network behind a cut."""
+"""Choice of a head that was trained with the network behind a cut."""
 
 _COMPARED = record(
     {}, dict.fromkeys(("log_loss", "mae", "top1", "mean_average_precision", "r2"), number())

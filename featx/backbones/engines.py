@@ -27,7 +27,7 @@ EngineName = Literal["torch", "onnxruntime", "none"]
 EngineChoice = Literal["auto", "torch", "onnxruntime"]
 
 _BATCH = {"onnxruntime": 2, "torch": 8, "none": 8}
-"""Images of 224 pixels squared."""
+"""Images of 224×224 pixels."""
 _GPU_BATCH = 32
 _DEVICES = "device must be auto, cpu or cuda[:i]; got '{}'."
 _TORCH_ONLY = ("tf32", "bf16", "fp16")
@@ -56,7 +56,7 @@ class Engine(Protocol):
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Return features ``(N, num_features)`` float32 of ``(N, size, size, 3)`` uint8.
 
-        Of a stem they are activations ``(N, *shape)``, which may come flattened. The same batch
+        A stem gives activations ``(N, *shape)``, which may come flattened. The same batch
         gives the same bits again.
 
         Raises:

@@ -34,9 +34,9 @@ BUNDLED = Path(__file__).with_name("bundled")
 BUILD = 4
 """How a graph is built from a network; another number where the same network gives another."""
 _SEAL_KEY = "featx.sha256"
-"""Of graphs that come with featx."""
+"""Metadata key of graphs that come with featx."""
 _CODE_KEY = "featx.hmac"
-"""Of graphs in the user's cache folder."""
+"""Metadata key of graphs in the user's cache folder."""
 _CODE_CHARS = 64
 _KEY_BYTES = 32
 _OTHERS_WRITE = 0o022

@@ -32,7 +32,7 @@ MIN_MEAN_COSINE, MIN_COSINE = 0.999, 0.99
 """Between the features of int8 and fp32, over images and of each."""
 _LEFT_OUT = (0.0, 0.25, 0.5, 0.75)
 _SHARE = 0.95
-"""Of the images whose values a range holds; those of the others are cut off."""
+"""Share of the images whose values a range holds; those of the others are cut off."""
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _KEEP_UINT8 = ("Add", "Concat", "MaxPool")

@@ -148,8 +148,8 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 class _MeansForGlobalPools(TorchFunctionMode):
     """Pools maps to a single value by their mean.
 
-    The exporter writes that as one node. Of an adaptive pooling it makes ten, which put every value
-    back where it was.
+    The exporter writes that as one node. It makes ten of an adaptive pooling, which put every
+    value back where it was.
     """
 
     def __torch_function__(

@@ -54,7 +54,7 @@ class Prediction(Shown):
 
     @property
     def probability(self) -> float | None:
-        """Of the most probable class, in [0, 1]; None of tags, which have one each."""
+        """Probability of the best class, in [0, 1]; None for tags, which have one each."""
         return self.top[0][1] if self.top and self.tags is None else None
 
     @property

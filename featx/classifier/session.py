@@ -92,7 +92,7 @@ class Classifier:
 
     @property
     def task(self) -> Task:
-        """Of the head: classes, tags or numbers."""
+        """Task of the head: classes, tags or numbers."""
         return self.contract.task
 
     @property

@@ -75,7 +75,7 @@ def backbones(
     top-1 is the accuracy of the default weights on ImageNet-1K, in percent. A name with * has
     weights whose licence is not free for every use.
 
-    Of one backbone, layers are for --layer: their pooled output is the feature. Cuts are for --cut:
+    Layers of one backbone are for --layer: their pooled output is the feature. Cuts are for --cut:
     what enters the module is cached, and everything behind it can be trained. --json gives the
     layers, with --cuts the cuts.
     """

@@ -48,7 +48,7 @@ def check(path: Path, source: str | None, as_json: bool, **settings: Any) -> Non
     A head is compared with its feature file, or with another one given as SOURCE: stale where the
     rows that trained it have changed.
 
-    Of a model, the proof is shown. With SOURCE it is repeated: the images that it names go through
+    For a model, the proof is shown. With SOURCE it is repeated: the images that it names go through
     the file again, and the labelled ones are scored; exit code 1 if it does not hold.
     """
     from featx.stages.check import CheckOptions

@@ -80,13 +80,13 @@ def compare(
 ) -> None:
     """Compare feature files, heads, or how much of a network to train.
 
-    Of several FEATURES files it trains the default head on each: which backbone suits my images?
+    FEATURES: several files; the default head is trained on each. Which backbone suits my images?
 
-    Of several HEADS, tuned ones among them, it compares each with the first, on the same images.
+    HEADS: several, tuned or not; each is compared with the first, on the same images.
 
-    Of a SOURCE it extracts, trains and compares with each --backbone, --layer and --image-size, the
-    best first; or at each --cut: is training more of the network worth it? Run it again to resume,
-    or to add one. Of files, nothing is written.
+    SOURCE: images, from which is extracted, trained and compared with each --backbone, --layer and
+    --image-size, the best first; or at each --cut: is training more of the network worth it? Run it
+    again to resume, or to add one. With FEATURES and HEADS nothing is written.
     """
     from featx.artifact import is_own
 
@@ -122,7 +122,7 @@ def compare(
         for path in paths:
             if path.exists() and not is_own(path, "features"):
                 raise click.UsageError(
-                    f"'{path}' is neither a feature file nor a head. Of a SOURCE of images, say "
+                    f"'{path}' is neither a feature file nor a head. For a SOURCE of images, say "
                     "what to compare: two or more of --backbone, --layer, --image-size or --cut."
                 )
         from featx.stages.compare import compare as run

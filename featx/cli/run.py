@@ -54,7 +54,7 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     With --cut, the network behind it is trained too, as featx finetune does.
 
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
-    then as before. Other options have the commands of each step.
+    then as before. The command of each step has more options.
     """
     from featx.stages.export import export_onnx
 

@@ -38,7 +38,7 @@ _TAIL = "tail."
 _MAX_TENSORS = 2**14
 _MAX_NAME = 255
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
-"""Of a tensor in a state dict."""
+"""Name of a tensor in a state dict."""
 _MAX_JSON_BYTES = 2 * MAX_HEADER_BYTES + 2**16
 """The header stands in the list of tensors as a string, where a quote takes two bytes."""
 
@@ -119,7 +119,7 @@ class Head(Shown):
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Return ``(N, num_classes)`` float32 of raw features ``(N, num_features)``.
 
-        Of a regression these are the values themselves.
+        For a regression these are the values themselves.
         """
         return apply_layers(self.layers, features)
 

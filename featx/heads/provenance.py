@@ -176,7 +176,7 @@ class Changes:
 def num_trained(head: Provenance, contents: np.ndarray) -> int:
     """Return how many images, given by content digests ``(n, 16)`` uint8, trained a head.
 
-    Of a head of more than ``SAMPLE_ROWS`` rows only those of its sample are found.
+    For a head of more than ``SAMPLE_ROWS`` rows only those of its sample are found.
     """
     size = _SHORT[0]
     known = {row[:size].tobytes() for row in head.sample}

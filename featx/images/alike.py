@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 SIDE = 32
-"""Of the pictures that are compared, pixels."""
+"""Side of the pictures that are compared, pixels."""
 DETAIL = 192
-"""Of those that are compared again where images are large enough."""
+"""Side of those that are compared again where images are large enough."""
 SCREEN = 0.35
 """Correlation of outlines, unaligned, below which no alignment is tried."""
 _OUTLINE = SIDE // 2

@@ -91,7 +91,7 @@ def check_scans(content: bytes, num_pixels: int) -> None:
 def without_metadata(content: bytes, kind: str | None) -> bytes | None:
     """Return a PNG or JPEG with nothing but what decides its pixels, None where that is all.
 
-    The orientation stays, in EXIF that is whole. Of an animation, the first frame is left.
+    The orientation stays, in EXIF that is whole. An animation keeps its first frame.
     """
     if kind == "PNG":
         plain = _plain_png(content)

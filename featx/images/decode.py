@@ -2,7 +2,7 @@
 
 - Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF where Pillow has it, and HEIC where pillow-heif is
   installed, recognised by content, not by name.
-- EXIF orientation is applied. Of an animation, the first frame counts.
+- EXIF orientation is applied. An animation counts by its first frame.
 - Transparent images are laid over white. Grey, palette and CMYK images become RGB.
 - More than 8 bits are scaled to 8. Images whose range is not known are refused.
 - A JPEG is decoded at a half, a quarter or an eighth of its size where the preprocessing spec says

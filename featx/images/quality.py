@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 SIDE = 256
-"""Of the picture that is measured, pixels; smaller images are not enlarged."""
+"""Side of the picture that is measured, pixels; smaller images are not enlarged."""
 LEAST_SIDE = 128
 """Shorter side in pixels from which sharpness can be told."""
 CONSTANT_BELOW = 8.0

@@ -124,7 +124,7 @@ class Predictor(Shown):
 
     @property
     def task(self) -> TaskName:
-        """Of the head: classes, tags or numbers."""
+        """Task of the head: classes, tags or numbers."""
         return self._classifier.task.name
 
     @property

@@ -28,7 +28,7 @@ from featx.training.trained import Trained
 _ORIGIN = ("source", "weights", "val_fraction")
 """Details that export needs to find images and weights again."""
 _LICENCE = ("licence",)
-"""Of the weights, in files that know it."""
+"""Detail of the weights, in files that know it."""
 
 
 def made_from(

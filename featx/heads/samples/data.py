@@ -230,7 +230,7 @@ def shuffled_batches(
     """Yield rows ``(n,)`` and features ``(n, num_features)`` of all samples, in random order.
 
     Each sample comes once, in one of its versions, so that an epoch is as many steps with versions
-    as without. Of blocks as many as fit into memory form a pool, in random order, and each pool is
+    as without. As many blocks as fit into memory form a pool, in random order, and each pool is
     shuffled, so that a sample meets others from all over the file, whatever their order there.
     """
     features = data.features

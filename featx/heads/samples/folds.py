@@ -193,7 +193,7 @@ def fold_by_tags(
     """Return the fold of each sample, ``(N,)`` int64, with each tag in every fold if possible.
 
     Tags are dealt out from the rarest on. Its samples go where there are fewest of them, then to
-    the smallest fold. Of two sides the rarer counts: a tag that nearly all samples have is as hard
+    the smallest fold. The rarer of two sides counts: a tag that nearly all samples have is as hard
     to stratify as one that hardly any has. Folds are in ``[0, num_folds)``; ``num_folds`` itself is
     that of samples that are never to be held out, so that whichever fold is, some sample with each
     tag is trained on, and some without.

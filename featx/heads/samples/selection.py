@@ -122,7 +122,7 @@ def choose_held_out(
 ) -> np.ndarray:
     """Return the samples ``(n,)`` held out for early stopping, ascending: a tenth at most.
 
-    Of more samples than fit into memory, some are taken first, whole groups of them.
+    With more samples than fit into memory, some are taken first, whole groups of them.
     """
     fitting = _fitting(num_features, num_classes, memory)
     most = HOLDOUT_PARTS * min(MAX_SUBSAMPLE, max(MIN_SUBSAMPLE, fitting))

@@ -75,7 +75,7 @@ def fit_linear(
     Where nothing can be held out, the strength nearest to ``FIXED_STRENGTH`` is taken. Classes
     without samples get logits that lose.
 
-    Of features that are read in blocks the strength is chosen on the subsample. The last fit starts
+    If features are read in blocks, the strength is chosen on the subsample. The last fit starts
     where that left off, and solves the same strength without the held-out samples in the same
     passes, so that the temperature is fitted on outputs for samples that were not trained on.
 
@@ -204,7 +204,7 @@ def takes_seconds(samples: Logistic, *, num_folds: int = 1) -> bool:
 def with_all_samples(best: Solved, some: Logistic, everything: Logistic) -> Solved:
     """Return a solution moved to all samples, as far as the means of classes tell.
 
-    Of a class of three samples, one is a third of what its weights depend on. ``some`` hold
+    In a class of three samples, one is a third of what its weights depend on. ``some`` hold
     samples out, ``everything`` none.
     """
     shape = _Shape.of(some, best.variables)

@@ -134,7 +134,7 @@ def fit_mlp(
 ) -> Fitted:
     """Return the MLP of the network and epoch with the lowest held-out loss.
 
-    Of samples in blocks the subsample is held out. The seed decides initial weights, shuffling,
+    From samples in blocks the subsample is held out. The seed decides initial weights, shuffling,
     dropout and the hold-out.
 
     Raises:

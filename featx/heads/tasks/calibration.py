@@ -53,7 +53,7 @@ def calibrate(
 ) -> Calibration:
     """Return the temperature with the lowest log loss on held-out samples.
 
-    Of thousands of classes, evenly spaced samples are enough, and fit into memory. ``fit`` returns
+    For thousands of classes, evenly spaced samples are enough, and fit into memory. ``fit`` returns
     the best temperature for logits and labels, ``loss_and_error`` their log loss and expected
     calibration error. A temperature of 1 counts as much as ``prior_samples``, so that a few
     samples, which may be right or wrong by chance, don't decide alone.

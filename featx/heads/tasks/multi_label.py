@@ -169,7 +169,7 @@ def choose_thresholds(logits: np.ndarray, tags: np.ndarray) -> tuple[float, ...]
     """Return the threshold of each tag with the best F1 score, in (0, 1).
 
     A threshold is 0.5 where that lies between the same two neighbouring probabilities, else half
-    way between them, so that rounding does not decide about a sample. Of equally good ones the
+    way between them, so that rounding does not decide about a sample. Among equally good ones the
     nearest to 0.5 is taken; 0.5 where no sample has the tag, or all have it. Logits and tags are of
     samples that the head was not trained on, ``(num_samples, num_tags)``.
     """

@@ -224,8 +224,8 @@ class Task:
     def typical_size(self, expected: np.ndarray, trained: np.ndarray) -> float:
         """Return how large differences between outputs are, at least 1: bounds are a share of it.
 
-        Of each image it is the spread between its logits; of tags and numbers, which are not
-        compared with each other, twice the distance from 0. Of three or more, the farthest one is
+        For each image it is the spread between its logits; for tags and numbers, which are not
+        compared with each other, twice the distance from 0. With three or more, the farthest is
         left out, and so is a tenth of the images, so that no absurd output widens a bound.
         """
         values = expected[:, trained] if trained.any() else expected

@@ -144,8 +144,8 @@ def odd_classes(
     - names that look alike;
     - folders' names that hold ``|``, which separates tags in manifests alone.
 
-    Of labels with several tags, the tags are looked at. Labels that look like measured numbers
-    are not classes.
+    The tags of multi-label images are looked at. Labels that look like measured numbers are not
+    classes.
     """
     thing = "tag" if has_tags else "class"
     names_of = [split_tags(name) if has_tags else (name,) for name in classes]

@@ -126,7 +126,7 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> St
     if path.lower().endswith(_WHOLE):
         raise SourceError(f"'{shown}' is read from this machine only: download it first.")
     if is_web:
-        raise SourceError(f"'{shown}' is not a table. Of the web, give a .csv or .tsv list of it.")
+        raise SourceError(f"'{shown}' is not a table. Give a .csv or .tsv that lists web images.")
     options.require_fit(uri, "a folder")
     return _open_prefix(uri.rstrip("/") + "/", labelled=labelled)
 

@@ -148,7 +148,7 @@ def check(
     Args:
         path: A feature file, head or classifier; or ``hf:USER/NAME[@REVISION]``.
         source: The images; None takes those that a feature file was made from, and runs no model.
-            Of a head, the feature file; None takes the one that it was trained on.
+            For a head, the feature file; None takes the one that it was trained on.
         options: Settings to compare with, and limits.
         keywords: The same by name: ``backbone="resnet18"``.
 
