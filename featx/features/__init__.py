@@ -1,7 +1,8 @@
 """The cache: one HDF5 file of features, written once and checked whenever it is opened.
 
     lock      one writer per output
-    splits    validation images where neither source nor file says which; a set of them as text
+    splits    validation images where neither source nor file says which
+    held_out  a set of them as text
     journal   the rows of an extraction, safe as soon as they are appended
     records   how the journal lies on the disk, and which numbers a row may hold
     publish   the rows of file and journal under one numbering; from these to the next file

@@ -100,7 +100,7 @@ class PartsPlan:
         kinds = {"num_parts": int, "num_images": int, "settings": dict, "handling": dict}
         for name, value in asdict(plan).items():
             if not isinstance(value, kinds.get(name, str)):
-                raise TypeError(f"its {name} is no {kinds.get(name, str).__name__}")
+                raise TypeError(f"its {name} is not a {kinds.get(name, str).__name__}")
         if not 1 <= plan.num_parts <= min(MAX_PARTS, plan.num_images):
             raise ValueError(f"it has {plan.num_parts} parts of {plan.num_images} images")
         if "/" in plan.groups:

@@ -88,13 +88,13 @@ def _complete(folder: Path) -> PartsIndex:
     parts = tuple(read_parts(folder, plan))
     _require_alike(folder, plan, parts)
     first = parts[0].header
-    digests = joined(parts, lambda file: file["digests"][:])
-    copies = _copies(parts, digests)
+    digests = [joined(parts, lambda file: file["digests"][:])]
+    copies = _copies(parts, digests[0])
     groups = _groups(folder, plan, parts)
     splits = joined(parts, lambda file: file["splits"][:])
     if not first.details["own_validation"]:
         splits = assign_splits(
-            digests,
+            digests.pop(),  # so that they are let go when they have been read
             joined(parts, lambda file: file["labels"][:]),
             splits,
             classes=first.classes,
@@ -102,7 +102,7 @@ def _complete(folder: Path) -> PartsIndex:
             has_tags=first.details["label_kind"] == "tags",
             groups=groups,
         )
-    del digests
+    digests.clear()
     content = [splits] if groups is None else [splits, groups.astype("<i8", copy=False)]
     content.append(copies.astype("<i8", copy=False))
     digest = hashlib.sha256()

@@ -8,27 +8,24 @@ one unit and share a split. Neither names nor the order of the images make a dif
 
 from __future__ import annotations
 
-import base64
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from featx.errors import ArtifactInvalid, ConfigError, counted
+from featx.errors import ConfigError, counted
 from featx.images.sources import SPLITS
 from featx.images.sources.labels import look_like_numbers, split_tags
 
 log = logging.getLogger(__name__)
 
 MAX_FRACTION = 0.5
-MAX_HELD_OUT = 2**20
-"""Images that a head lists: more would not fit into its header."""
-_PREFIX_BYTES = 6
 _TRAIN, VAL = SPLITS.index("train"), SPLITS.index("val")
 _FREE = -1
+_AT_ONCE = 2**20
 _SMALLEST_CLASS = 3
 """Contents that a class needs before it gives one to validation."""
 
@@ -38,48 +35,6 @@ class Published(NamedTuple):
 
     digests: np.ndarray
     splits: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The contents that a head was not trained on because featx kept them for validation.
-
-    A head and its model carry them, so that they can be scored on their source again: the first 6
-    bytes of each content hash, ascending, ``(M,)`` uint64.
-    """
-
-    prefixes: np.ndarray
-
-    @classmethod
-    def of(cls, digests: np.ndarray) -> Self:
-        """Return a set of content hashes, ``(M, 16)`` uint8."""
-        return cls(np.unique(_prefixes(digests)))
-
-    @classmethod
-    def from_text(cls, text: Any, *, path: Path) -> Self:
-        """Return the set that ``to_text`` wrote into a file."""
-        try:
-            content = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
-            return cls.of(content.reshape(-1, _PREFIX_BYTES))
-        except (TypeError, ValueError) as err:
-            raise ArtifactInvalid(
-                path, f"'{path}' does not list the images that were held out as featx does ({err})."
-            ) from err
-
-    def to_text(self) -> str:
-        """Return the set as text, 8 characters for each content."""
-        content = self.prefixes.astype(">u8").view(np.uint8).reshape(-1, 8)
-        return base64.b64encode(content[:, -_PREFIX_BYTES:].tobytes()).decode()
-
-    def contains(self, digests: np.ndarray) -> np.ndarray:
-        """Return which content hashes ``(n, 16)`` are in the set, ``(n,)`` bool."""
-        return np.isin(_prefixes(digests), self.prefixes)
-
-
-def _prefixes(digests: np.ndarray) -> np.ndarray:
-    padded = np.zeros((len(digests), 8), dtype=np.uint8)
-    padded[:, -_PREFIX_BYTES:] = digests[:, :_PREFIX_BYTES]
-    return padded.view(">u8")[:, 0].astype(np.uint64)
 
 
 def require_fraction(fraction: float) -> None:
@@ -121,18 +76,21 @@ def assign_splits(
     """
     require_fraction(fraction)
     splits = own.astype(np.uint8)
-    pool = np.flatnonzero(own == _TRAIN)
-    if (own == VAL).any() or not len(pool):
+    pool: Any = own == _TRAIN
+    if (own == VAL).any() or not pool.any():
         return splits
+    pool = slice(None) if pool.all() else np.flatnonzero(pool)  # without copies of all
     contents, hashes, kept = _contents(digests[pool], published)
+    del digests  # which a caller may have let go
     owners = owners_of(contents, len(hashes), None if groups is None else groups[pool])
     labels = labels[pool]
     if look_like_numbers(classes, int((labels >= 0).sum())):
         classes, labels, has_tags = ("number",), np.minimum(labels, 0), False
     tags = [split_tags(name) for name in classes] if has_tags else None
-    strata = np.where(labels < 0, len(classes), labels)
+    strata = np.where(labels < 0, len(classes), labels).astype(np.int32)
     keys = np.zeros(int(owners.max()) + 1, dtype=np.uint64)
     np.add.at(keys, owners, hashes)  # unlike the lowest hash, the sum does not favour large groups
+    del hashes
     choice = _Choice(
         keys=keys,
         fixed=_fixed(owners, kept),
@@ -142,7 +100,9 @@ def assign_splits(
         tags=None if tags is None else _tags(tags, labels, contents, owners),
         fraction=fraction,
     )
-    splits[pool[choice.in_validation()[owners[contents]]]] = VAL
+    chosen = splits[pool]
+    chosen[choice.in_validation()[owners][contents]] = VAL
+    splits[pool] = chosen
     return splits
 
 
@@ -152,22 +112,32 @@ def _contents(
     """Return the number of each image's content, ascending by hash, and of each content two things.
 
     The first 8 bytes of its hash, ``(C,)`` uint64, and whether the published file has it in
-    training and in validation, ``(C, 2)`` bool.
+    training and in validation, ``(C, 2)`` bool. Numbers are as small as they can be: of all that
+    is done to an image, this is done to the most at once.
     """
     count = len(digests)
     if published is not None:
         digests = np.concatenate([digests, published.digests])
-    high, low = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).T
-    order = np.lexsort((low, high))
-    high, low = high[order], low[order]
-    is_first = np.append(True, (high[1:] != high[:-1]) | (low[1:] != low[:-1]))
-    contents = np.empty(len(order), dtype=np.int64)
-    contents[order] = np.cumsum(is_first) - 1
+    words = np.ascontiguousarray(digests).view(">u8")
+    order = np.lexsort((words[:, 1], words[:, 0]))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = False
+    for column in words.T:
+        values = column[order]
+        is_first[1:] |= values[1:] != values[:-1]
+        del values
+    number = np.int32 if len(order) < 2**31 else np.int64
+    is_later = is_first.astype(number)
+    is_later[:1] = 0  # so that numbers begin at 0
+    contents = np.empty(len(order), dtype=number)
+    contents[order] = np.cumsum(is_later, out=is_later)
+    del is_later
+    high = words[order[is_first], 0].astype(np.uint64)
     kept = np.zeros((int(is_first.sum()), 2), dtype=bool)
     if published is not None:
         for column, split in enumerate((_TRAIN, VAL)):
             kept[contents[count:][published.splits == split], column] = True
-    return contents[:count], high[is_first], kept
+    return contents[:count], high, kept
 
 
 def owners_of(contents: np.ndarray, num_contents: int, groups: np.ndarray | None) -> np.ndarray:
@@ -175,7 +145,7 @@ def owners_of(contents: np.ndarray, num_contents: int, groups: np.ndarray | None
 
     Groups that share a content are one unit. Units are numbered by their lowest content.
     """
-    root = np.arange(num_contents)
+    root = np.arange(num_contents, dtype=contents.dtype)
     if groups is None or not (groups >= 0).any():
         return root
     members = np.flatnonzero(groups >= 0)
@@ -194,6 +164,8 @@ def owners_of(contents: np.ndarray, num_contents: int, groups: np.ndarray | None
 def _fixed(owners: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Return the published split of each unit, -1 where it has none or two; ``(U,)`` int8."""
     num_units = int(owners.max()) + 1
+    if not kept.any():
+        return np.full(num_units, _FREE, np.int8)
     in_train, in_val = (np.bincount(owners[own], minlength=num_units) > 0 for own in kept.T)
     if torn := int((in_train & in_val).sum()):
         log.warning(
@@ -231,8 +203,8 @@ def _tags(
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
-    """Return the different ones of ``(n,)`` values, ascending; np.unique takes far longer."""
-    values = np.sort(values)
+    """Return the different ones of ``(n,)`` values, which are sorted; np.unique takes longer."""
+    values.sort()
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
@@ -252,18 +224,33 @@ class _Counts:
     @classmethod
     def of(cls, contents: np.ndarray, kinds: np.ndarray, owners: np.ndarray) -> Self:
         """Count contents, ``(n,)`` with a kind each, by unit; the same content counts once."""
-        num_kinds = int(kinds.max(initial=0)) + 1
-        pairs = _distinct(contents * num_kinds + kinds)
-        cells = owners[pairs // num_kinds] * num_kinds + pairs % num_kinds
-        cells, counts = np.unique(cells, return_counts=True)
-        units = cells // num_kinds
-        starts = np.searchsorted(units, np.arange(int(owners.max()) + 2))
-        return cls(units, cells % num_kinds, counts, starts, num_kinds)
+        num_kinds, num_units = int(kinds.max(initial=0)) + 1, int(owners.max()) + 1
+        cells = contents.astype(np.int64)
+        cells *= num_kinds
+        cells += kinds
+        cells = _distinct(cells)
+        if num_units < len(owners):  # else each content is a unit, with the same number
+            cells = owners[cells // num_kinds] * np.int64(num_kinds) + cells % num_kinds
+            cells, counts = np.unique(cells, return_counts=True)
+            counts = counts.astype(np.int32)
+        else:
+            counts = np.ones(len(cells), np.int32)
+        kinds = (cells % num_kinds).astype(np.int32)
+        cells //= num_kinds
+        units = cells.astype(owners.dtype)
+        del cells
+        starts = np.zeros(num_units + 1, owners.dtype)
+        np.cumsum(np.bincount(units, minlength=num_units), out=starts[1:], dtype=owners.dtype)
+        return cls(units, kinds, counts, starts, num_kinds)
 
     def totals(self, chosen: np.ndarray | None = None) -> np.ndarray:
         """Return the contents of each kind, ``(num_kinds,)``, in all units or in the chosen."""
-        counts = self.counts if chosen is None else self.counts * chosen[self.units]
-        return np.bincount(self.kinds, counts, self.num_kinds).astype(np.int64)
+        total = np.zeros(self.num_kinds)
+        for start in range(0, len(self.kinds), _AT_ONCE):
+            at = slice(start, start + _AT_ONCE)
+            counts = self.counts[at] if chosen is None else self.counts[at] * chosen[self.units[at]]
+            total += np.bincount(self.kinds[at], counts, self.num_kinds)
+        return total.astype(np.int64)
 
     def row(self, unit: int) -> slice:
         return slice(int(self.starts[unit]), int(self.starts[unit + 1]))
@@ -315,13 +302,14 @@ class _Choice:
         """Choose the units of one content with the lowest hashes, as many as a stratum lacks."""
         lacking = self._targets() - self.strata.totals(chosen)
         cells = self._in_order(allowed)
-        kinds = self.strata.kinds[cells]
-        rank = np.arange(len(kinds)) - np.searchsorted(kinds, kinds)
-        chosen[self.strata.units[cells[rank < lacking[kinds]]]] = True
+        firsts = np.searchsorted(self.strata.kinds[cells], np.arange(self.strata.num_kinds + 1))
+        for kind, (first, stop) in enumerate(itertools.pairwise(firsts.tolist())):
+            most = min(stop, first + max(0, int(lacking[kind])))
+            chosen[self.strata.units[cells[first:most]]] = True
 
     def _in_order(self, units: np.ndarray) -> np.ndarray:
         """Return the cells of some units by stratum and hash, those with a rare tag last."""
-        cells = np.flatnonzero(units[self.strata.units])  # ascending by hash
+        cells = np.flatnonzero(units[self.strata.units]).astype(self.strata.units.dtype)  # by hash
         kinds = self.strata.kinds[cells]
         if self.tags is None:
             return cells[np.argsort(kinds, kind="stable")]

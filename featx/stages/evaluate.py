@@ -29,7 +29,7 @@ from featx.errors import (
     counted,
     listed,
 )
-from featx.features.splits import HeldOut
+from featx.features.held_out import HeldOut
 from featx.heads.provenance import Provenance, digest_labelled, digest_labels, num_trained
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores

@@ -229,6 +229,6 @@ def test_resolved_options_leave_nothing_open_but_what_the_weights_decide():
     assert type(resolved) is ResolvedOptions
     assert {name for name, value in vars(resolved).items() if value is None} == {
         *("layer", "cut", "image_size", "resize", "crop"),
-        *("report", "batch_size", "workers", "ray", "ray_workers"),
+        *("report", "batch_size", "workers", "part", "ray", "ray_workers"),
     }
     assert [field.name for field in fields(resolved)] == [f.name for f in fields(ExtractOptions)]

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ArtifactInvalid, ConfigError
-from featx.features.splits import HeldOut, Published, assign_splits, require_fraction
+from featx.features.held_out import HeldOut
+from featx.features.splits import Published, assign_splits, require_fraction
 from featx.images.sources import SPLITS
 
 TRAIN, VAL, TEST = range(3)

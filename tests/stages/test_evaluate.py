@@ -16,7 +16,7 @@ from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
-from featx.features.splits import HeldOut
+from featx.features.held_out import HeldOut
 from featx.heads.head import open_head
 from featx.images.decode import content_digest
 from featx.stages.evaluate import evaluate
