@@ -38,7 +38,7 @@ class ActorPool:
         self._ray, self._task, self._graph = ray, task, graph
         self._least, self.most, self.slots = least, most, task.slots
         self._cpus, self._gpus = task.slots, 0 if task.device == "cpu" else 1
-        self.kinds: list[str] = []
+        self.kinds = task.alike.kinds
         self._class = ray.remote(
             num_cpus=self._cpus,
             num_gpus=self._gpus,

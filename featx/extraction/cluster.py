@@ -182,7 +182,6 @@ def opened(
         nodes = alive_nodes(ray)
         cpus = options.workers or (_cpus_beside_gpu(nodes) if gpus else 1)
         device = "cuda" if gpus else "cpu"
-        task = Task(spec, work, engine.name, device, graph, cpus, seen, digests)
         fitting = [node for node in nodes if _num_fitting(node, cpus, gpus)]
         room = sum(_num_fitting(node, cpus, gpus) for node in nodes)
         total = sum(node.cpus for node in nodes)
@@ -190,14 +189,14 @@ def opened(
             "Ray at %s: %s, %s.",
             *(address, counted(len(nodes), "node"), counted(int(total), "CPU")),
         )
-        kinds = require_alike(ray, fitting, allow_mixed=options.allow_mixed)
+        alike = require_alike(ray, fitting, allow_mixed=options.allow_mixed)
         ask_each(ray, fitting, unlike, seen, digests)
         least, wanted = options.worker_range
         most = wanted or max(room, 1)
         if room < most:
             log.info("%d of %d workers fit now; others start where there is room.", room, most)
+        task = Task(spec, work, engine.name, device, graph, cpus, seen, digests, alike)
         pool = ActorPool(ray, task, engine.graph, least=least, most=most)
-        pool.kinds = kinds
         try:
             yield RayCluster(pool, note)
         finally:

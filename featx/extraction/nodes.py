@@ -155,10 +155,15 @@ def connected(address: str) -> Iterator[Any]:
     except Exception as err:  # of many kinds: other versions, no raylet on this machine, …
         hint = "" if address.startswith(_CLIENT) else _not_a_node(address, str(err))
         raise ClusterError(f"Ray at '{address}' refuses: {first_line(err)}{hint}") from err
+    worker: Any = getattr(getattr(ray, "_private", None), "worker", None)
+    if worker is not None:  # or news of nodes would be printed among results
+        worker._worker_logs_enabled = False
     try:
         yield ray
     finally:
         ray.shutdown()
+        if worker is not None:
+            worker._worker_logs_enabled = True
 
 
 def _not_a_node(address: str, text: str) -> str:
@@ -188,7 +193,34 @@ def alive_nodes(ray: Any) -> list[Node]:
     return sorted(named, key=lambda node: (node.name, node.key))
 
 
-def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> list[str]:
+@dataclass(frozen=True)
+class Alike:
+    """What nodes are to be: versions of packages, kinds of processors."""
+
+    versions: Mapping[str, str]
+    kinds: tuple[str, ...]
+    allow_mixed: bool
+
+    def problem_here(self) -> str:
+        """Return how this process differs; empty where it does not."""
+        values = describe_here()
+        return "; ".join(self.wrong_versions(values)) or (
+            f"its processor is of another kind ({values['kind']})"
+            if values["kind"] not in self.kinds and not self.allow_mixed
+            else ""
+        )
+
+    def wrong_versions(self, values: Mapping[str, Any], *, strict: bool = True) -> list[str]:
+        """Return versions that must not differ, or with ``strict=False`` those that may."""
+        found = values["versions"]
+        return [
+            f"it has {name} {found.get(name, 'none')}, expected {version}"
+            for name, version in self.versions.items()
+            if found.get(name) != version and (name in _ALWAYS or not self.allow_mixed) == strict
+        ]
+
+
+def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> Alike:
     """Check that nodes have this machine's versions, and one kind of processor among them.
 
     Args:
@@ -198,31 +230,29 @@ def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> list
             warning.
 
     Returns:
-        The kinds of processors, one word or more each.
+        What nodes that join later are to be.
 
     Raises:
-        ClusterError: They differ, or a node does not answer.
+        ClusterError: They differ, or none answers.
     """
-    describe = _description()
-    own = describe()["versions"]
-    found = _on_each(ray, nodes, describe)
-    wrong, mixed = list[str](), list[str]()
-    for node, values in zip(nodes, found, strict=True):
-        for name, version in own.items():
-            other = values["versions"].get(name, "none")
-            if other != version:
-                is_wrong = name in _ALWAYS or not allow_mixed
-                (wrong if is_wrong else mixed).append(
-                    f"{node.name} has {name} {other}, here it is {version}"
-                )
+    found = _on_each(ray, nodes, _description())
+    kinds: dict[str, str] = {}
+    for node, values in found:
+        kinds.setdefault(values["kind"], node.name)
+    alike = Alike(describe_here()["versions"], tuple(sorted(kinds)), allow_mixed)
+    wrong, mixed = (
+        [
+            f"{node.name}: {text}"
+            for node, values in found
+            for text in alike.wrong_versions(values, strict=strict)
+        ]
+        for strict in (True, False)
+    )
     if wrong:
         raise ClusterError(
-            f"The nodes do not run what this machine does: {listed(wrong, 4, '; ')}. Install the "
-            "same versions everywhere, with pip or in the nodes' image."
+            f"Nodes of the cluster do not run what this machine does. {listed(wrong, 4, '; ')}. "
+            "Install the same versions everywhere, with pip or in the nodes' image."
         )
-    kinds: dict[str, str] = {}
-    for node, values in zip(nodes, found, strict=True):
-        kinds.setdefault(values["kind"], node.name)
     if len(kinds) > 1:
         shown = [f"{name}: {kind}" for kind, name in kinds.items()]
         text = f"The nodes have processors of {len(kinds)} kinds ({listed(shown, 4, '; ')})"
@@ -232,30 +262,41 @@ def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> list
             )
         mixed.append(text)
     if mixed:
-        log.warning("Features may differ in their last bits: %s.", listed(mixed, 4, "; "))
-    return sorted(kinds)
+        log.warning("Features may differ in their last bits. %s.", listed(mixed, 4, "; "))
+    return alike
 
 
-def _on_each(ray: Any, nodes: Sequence[Node], function: Callable[[], Any]) -> list[Any]:
-    """Return what a function gives on each node, where it does not need featx."""
+def _on_each(
+    ray: Any, nodes: Sequence[Node], function: Callable[[], Any]
+) -> list[tuple[Node, Any]]:
+    """Return what a function gives on each node that answers; it may not need featx.
+
+    Raises:
+        ClusterError: It fails on a node, or there are nodes and none answers.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=2)(function)
-    refs = [
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node.key, soft=False)
-        ).remote()
-        for node in nodes
-    ]
-    results = []
+    refs = []
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node.key, soft=False)
+        refs.append(task.options(scheduling_strategy=there).remote())
+    results, problems = list[tuple[Node, Any]](), list[str]()
     deadline = time.monotonic() + _PROBE_SECONDS
     for node, ref in zip(nodes, refs, strict=True):
         try:
-            results.append(ray.get(ref, timeout=max(1.0, deadline - time.monotonic())))
-        except ray.exceptions.RayError as err:
+            left = max(1.0, deadline - time.monotonic())
+            results.append((node, ray.get(ref, timeout=left)))
+        except ray.exceptions.RayTaskError as err:
             raise ClusterError(
-                f"The node {node.name} of the cluster does not answer: {first_line(err)}"
+                f"The node {node.name} cannot be used: {first_line(err.cause)}"
             ) from err
+        except ray.exceptions.RayError as err:
+            problems.append(f"{node.name}: {first_line(err)}")
+    if problems and not results:
+        raise ClusterError(f"No node of the cluster answers. {listed(problems, 2, '; ')}")
+    if problems:  # it is going; workers that start there after all are checked by themselves
+        log.info("A node of the cluster does not answer: %s", listed(problems, 2, "; "))
     return results
 
 
@@ -265,9 +306,14 @@ def ask_each(ray: Any, nodes: Sequence[Node], function: Callable[..., str], *arg
     Raises:
         ClusterError: It names the node.
     """
-    for node, problem in zip(nodes, _on_each(ray, nodes, lambda: function(*args)), strict=True):
+    for node, problem in _on_each(ray, nodes, lambda: function(*args)):
         if problem:
             raise ClusterError(f"The node {node.name} cannot be used: {problem}")
+
+
+def describe_here() -> Mapping[str, Any]:
+    """Return versions and the kind of processor of this process."""
+    return _description()()
 
 
 def _description() -> Callable[[], Mapping[str, Any]]:

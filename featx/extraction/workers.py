@@ -22,6 +22,7 @@ from featx.errors import BackboneError, ImageError, printable
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.batches import Computer, ImageBatch, Work, read_batch
 from featx.extraction.crops import Image, Spent
+from featx.extraction.nodes import Alike
 from featx.images.decode import NO_DIGEST, content_digest
 from featx.images.sources import NEVER_CHANGES, ImageSource
 from featx.images.sources.selection import select
@@ -45,6 +46,7 @@ class Task:
         slots: Items that are computed at the same time, each by a thread.
         seen: Some images that every worker must see as the driver does.
         digests: Of their contents.
+        alike: What the worker's own versions and processor must be.
     """
 
     spec: BackboneSpec
@@ -55,6 +57,7 @@ class Task:
     slots: int
     seen: ImageSource
     digests: tuple[bytes, ...]
+    alike: Alike
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Worker:
             BackboneError: The backbone cannot be used here.
         """
         task = self._task
-        if problem := unlike(task.seen, task.digests):
+        if problem := task.alike.problem_here() or unlike(task.seen, task.digests):
             return problem
         if task.engine == "none":
             self._engine = PixelEngine()
