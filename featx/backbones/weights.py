@@ -154,7 +154,7 @@ def _file_of(backbone: str, origin: str, *, progress: Progress | None) -> Path:
     if scheme == "bundled":
         return BUNDLED_WEIGHTS
     if scheme == "torchvision":
-        return _downloaded(backbone, rest, progress=progress)
+        return _file_at(weights_url(backbone, rest), backbone, progress=progress)
     if scheme == "timm":
         return _timm_file(backbone, rest, progress=progress)
     if scheme == "package" and rest == LITE0_PACKAGE:
@@ -203,16 +203,12 @@ def _state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _downloaded(backbone: str, name: str, *, progress: Progress | None) -> Path:
+def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
     """Return the local path of an official weights file, downloading it if it is not there.
 
     The file lies where torchvision itself keeps it, so that neither downloads it twice. Official
     names end in the first digits of the file's sha256; a file that does not have them is refused.
     """
-    return _file_at(weights_url(backbone, name), backbone, progress=progress)
-
-
-def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = match[1] if match else ""

@@ -23,7 +23,6 @@ from featx.cli.output import (
     print_table,
     step_status,
 )
-from featx.cli.train_head import class_weight_of
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -141,9 +140,7 @@ def _training(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of training, which are taken out of those given."""
     from featx.training.samples import read_excluded
 
-    chosen: dict[str, Any] = {}
-    if "class_weight" in given:
-        chosen["class_weight"] = class_weight_of(given.pop("class_weight"))
+    chosen = {"class_weight": given.pop("class_weight")} if "class_weight" in given else {}
     if "exclude" in given:
         chosen["exclude"] = read_excluded(given.pop("exclude"))
     return chosen

@@ -13,6 +13,7 @@ import click
 from featx.cli import options
 from featx.cli.completion import files
 from featx.cli.extract import extract_to
+from featx.cli.head_text import describe_calibration
 from featx.cli.help import Command
 from featx.cli.output import (
     human_seconds,
@@ -25,7 +26,6 @@ from featx.cli.output import (
     step_status,
     written,
 )
-from featx.cli.train_head import class_weight_of, describe_calibration
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -187,8 +187,6 @@ def _options(given: Mapping[str, Any], features: str | None) -> FinetuneOptions:
         raise click.UsageError("--warmup has no effect with --step-size.")
     chosen = dict(given)
     chosen["calibrate"] = not chosen.pop("no_calibrate", False)
-    if "class_weight" in chosen:
-        chosen["class_weight"] = class_weight_of(chosen["class_weight"])
     if "exclude" in chosen:
         own = Path(features) if features is not None and is_feature_file(features) else None
         chosen["exclude"] = read_excluded(chosen["exclude"], own)
@@ -338,7 +336,7 @@ def _print(report: FinetuneReport, *, per_class: bool, with_next: bool) -> None:
         sentence = describe_comparison(report.comparison, report.metrics["val"].num_samples)
         click.echo(f"{textwrap.fill(sentence, _WIDTH)}\n")
     fields = _describe(report)
-    if made := report.calibration:
+    if made := report.head.header.details["calibration"]:
         fields["calibration"] = describe_calibration(made)
     if not report.is_unchanged:
         fields["time"] = human_seconds(report.seconds)

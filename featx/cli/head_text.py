@@ -88,11 +88,13 @@ def head_fields(header: Header) -> Iterator[tuple[str, object]]:
             f"{images} in {folds} folds, each {how}" if folds else f"{images}, each {how}",
         )
     if calibration := details.get("calibration"):
-        yield (
-            "calibration",
-            f"temperature {calibration['temperature']:.3g}, held-out ECE "
-            f"{calibration['ece_before']:.4f} → {calibration['ece_after']:.4f}",
-        )
+        yield "calibration", describe_calibration(calibration)
+
+
+def describe_calibration(values: Mapping[str, Any]) -> str:
+    """Return temperature and calibration error of a head in words."""
+    errors = f"held-out ECE {values['ece_before']:.4f} → {values['ece_after']:.4f}"
+    return f"temperature {values['temperature']:.3g}, {errors}"
 
 
 def _weight(pair: tuple[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from featx.cli.completion import COMPLETERS, files
+from featx.errors import ConfigError
 
 FOLDER = Path("artifacts")
 FEATURES = FOLDER / "features.h5"
@@ -178,6 +180,24 @@ def extraction(*, without: Sequence[str] = ()) -> Callable[[Any], Any]:
     return add
 
 
+def _class_weight(_context: click.Context, _option: click.Parameter, text: str | None) -> Any:
+    """Return ``"balanced"``, the content of a JSON file, or None."""
+    if text is None or text == "balanced":
+        return text
+    try:
+        weights = json.loads(Path(text).read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(
+            f"--class-weight must be 'balanced' or a JSON file; '{text}' cannot be read "
+            f"({err.strerror})."
+        ) from err
+    except ValueError as err:
+        raise ConfigError(f"'{text}' is not JSON ({err}).") from err
+    if not isinstance(weights, dict):
+        raise ConfigError(f'\'{text}\' must hold an object like {{"ants": 2, "bees": 1}}.')
+    return weights
+
+
 replace_features = click.option(
     "--overwrite", is_flag=True, help="Replace features that were made with other settings."
 )
@@ -223,6 +243,7 @@ verify_content = click.option(
 )
 class_weight = click.option(
     "--class-weight",
+    callback=_class_weight,
     metavar="balanced|FILE.json",
     help="Let every class count the same, or give weights by class name.",
 )

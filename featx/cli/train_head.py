@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,10 @@ from featx.cli.output import (
     step_status,
     written,
 )
-from featx.errors import ConfigError
 
 if TYPE_CHECKING:
     from featx.heads.samples.selection import ClassWeight, FewShotScores
     from featx.heads.solvers.sgd import EpochScores
-    from featx.heads.tasks.calibration import Calibration
     from featx.stages.train import TrainReport
     from featx.training.options import TrainOptions
 
@@ -156,7 +153,7 @@ def _options(
     *,
     features: Path,
     strengths: tuple[float, ...],
-    class_weight: str | None,
+    class_weight: ClassWeight,
     shots: int | None,
     repeats: int | None,
     no_use_views: bool,
@@ -191,30 +188,12 @@ def _options(
         strengths=strengths or STRENGTHS,
         mlp=mlp,
         sgd=sgd,
-        class_weight=class_weight_of(class_weight),
+        class_weight=class_weight,
         few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
         use_views=not no_use_views,
         calibrate=not no_calibrate,
         exclude=read_excluded(exclude, features) if exclude else (),
     )
-
-
-def class_weight_of(text: str | None) -> ClassWeight:
-    """Return ``"balanced"``, the content of a JSON file, or None."""
-    if text is None or text == "balanced":
-        return text  # type: ignore[return-value]
-    try:
-        weights = json.loads(Path(text).read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(
-            f"--class-weight must be 'balanced' or a JSON file; '{text}' cannot be read "
-            f"({err.strerror})."
-        ) from err
-    except ValueError as err:
-        raise ConfigError(f"'{text}' is not JSON ({err}).") from err
-    if not isinstance(weights, dict):
-        raise ConfigError(f'\'{text}\' must hold an object like {{"ants": 2, "bees": 1}}.')
-    return weights
 
 
 _SGD = {"learning_rate", "batch_size", "epochs", "momentum", "step_size", "gamma"}
@@ -275,12 +254,6 @@ def _print(report: TrainReport, *, per_class: bool, verbose: bool, with_next: bo
     if with_next:
         fields["next"] = next_command("export", report.path, options.HEAD)
     print_fields(fields)
-
-
-def describe_calibration(made: Calibration) -> str:
-    """Return temperature and calibration error of a head in words."""
-    errors = f"held-out ECE {made.ece_before:.4f} → {made.ece_after:.4f}"
-    return f"temperature {made.temperature:.3g}, {errors}"
 
 
 def _print_few_shot(scores: Mapping[str, FewShotScores]) -> None:
