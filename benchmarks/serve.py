@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from report import ROOT, machine, table, write_measured
 
 import featx
 
-DATA = ROOT.parent / "shared" / "data"
+DATA = Path(os.environ.get("FEATX_DATA", ROOT.parent / "shared" / "data"))
 _CLOSE = 1e-3
 _PAUSE = 0.1
 """Seconds after a 503 before a client asks again."""

@@ -108,6 +108,10 @@ class App:
         self.meter.request(endpoint, answer.status, time.monotonic() - start)
         await _send(answer, send)
 
+    def close(self) -> None:
+        """End the threads that answer."""
+        self._batches.close()
+
     def _route(self, request: Request) -> tuple[str, _Handler, Mapping[str, str | None]]:
         allowed = []
         for pattern, method, endpoint, handler in self._routes:

@@ -53,6 +53,7 @@ class Batches:
         self._waiting = deque[_Job]()
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
         for number in range(threads):
             threading.Thread(target=self._work, name=f"batches-{number}", daemon=True).start()
 
@@ -82,9 +83,14 @@ class Batches:
             raise failed
         return [row for row in request.rows if row is not None and not _is_failure(row)]  # type: ignore[misc]
 
+    def close(self) -> None:
+        """End the threads; what waits is not answered."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
     def _work(self) -> None:
-        while True:
-            jobs = self._take()
+        while jobs := self._take():
             model = jobs[0][0].model
             rows: Sequence[Row | ImageError | Exception]
             try:
@@ -97,11 +103,13 @@ class Batches:
                 self._loop.call_soon_threadsafe(self._deliver, jobs, rows)
 
     def _take(self) -> list[_Job]:
-        """Wait for images, and return this thread's share of those of one model."""
+        """Wait for images, and return this thread's share, of one model; nothing once closed."""
         with self._changed:
             while True:
                 while self._waiting and self._waiting[0][0].answered.cancelled():
                     self._waiting.popleft()
+                if self._is_closed:
+                    return []
                 if self._waiting:
                     break
                 self._changed.wait()

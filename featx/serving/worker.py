@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -93,7 +94,12 @@ class Worker:
         self._thread.start()
 
     def _run(self, listening: socket.socket) -> None:
-        asyncio.run(self._server.serve(sockets=[listening]))
+        try:
+            asyncio.run(self._server.serve(sockets=[listening]))
+        finally:
+            self._app.close()
+            if not self._server.should_exit:  # the process is of no use, and is replaced
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def load(self, content: bytes) -> None:
         """Take a model; where there is one already, only its like."""

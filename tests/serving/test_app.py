@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import CHROMIUM, in_chromium
 from PIL import Image
 from serving import Client, Reply, in_this_process
 
@@ -91,6 +93,27 @@ def test_the_page_is_there_with_all_that_it_fetches(client, model):
     assert client.get("/model.onnx").body == model.read_bytes()
     assert client.get("/ort.wasm").headers["content-type"] == "application/wasm"
     assert client.ask("HEAD", "/").body == b""
+
+
+@needs_runtime
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; make system installs it")
+def test_the_page_runs_in_a_browser_and_sends_no_image(client, predictor, pictures):
+    address = f"http://127.0.0.1:{client.port}/"
+    image = base64.b64encode(pictures[1]).decode()
+
+    async def use(tab):
+        await tab.wait_for("globalThis.featx !== undefined")
+        code = f"Uint8Array.from(atob('{image}'), (c) => c.charCodeAt(0))"
+        found = await tab.run(f"featx.predict(new File([{code}], 'a.png'))")
+        return found, tab.requests, tab.errors
+
+    found, asked, errors = in_chromium(address, use)
+    (expected,) = predictor.predict([pictures[1]])
+    assert predictor.classes[int(np.argmax(found))] == expected.label
+    assert max(found) == pytest.approx(expected.probability, abs=1e-3)
+    asked = [each for each in asked if not each.startswith(("data:", "blob:"))]
+    assert asked == [address, f"{address}ort.wasm", f"{address}model.onnx"]
+    assert not errors
 
 
 def test_a_server_without_a_page_says_why(client, monkeypatch, tmp_path, model):
@@ -203,6 +226,29 @@ def test_what_is_no_http_is_refused_in_json(client):
         assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]
     large = b"GET / HTTP/1.1\r\nA: " + b"x" * 200_000
     assert b" 400 " in client.raw(large).partition(b"\r\n")[0]
+
+
+def test_metrics_are_in_prometheus_s_format(client, pictures):
+    client.predict(pictures[0])
+    reply = client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    kinds, buckets = dict[str, str](), list[float]()
+    for line in reply.body.decode().splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name not in kinds
+            kinds[name] = kind
+        elif not line.startswith("# HELP "):
+            match = re.fullmatch(r'([a-z_]+)(?:\{(?:[a-z0-9_]+="[^"]*",?)+\})? (\S+)', line)
+            assert match, line
+            family = re.sub(r"_(bucket|sum|count)$", "", match[1])
+            assert kinds[match[1] if match[1] in kinds else family]
+            value = float(match[2])
+            assert value >= 0
+            if 'predict",le=' in line:
+                buckets.append(value)
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == client.metrics()['featx_request_seconds_count{endpoint="predict"}'] > 0
 
 
 def test_compressed_bodies_are_refused(client, pictures):

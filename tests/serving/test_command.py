@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import socket
 import threading
@@ -137,6 +138,32 @@ def test_when_it_is_killed_its_workers_end_and_the_port_is_free(model, pictures)
         Load.wait(lambda: not any(Path(f"/proc/{pid}/cwd").exists() for pid in workers))
         with command(model, port=server.port) as again:
             assert again.predict(pictures[0]).status == 200
+
+
+def test_an_endless_upload_takes_no_more_memory_than_is_allowed(model, pictures):
+    def memory(pid: int) -> int:
+        text = Path(f"/proc/{pid}/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", text)[1])
+
+    part = b"f4240\r\n" + bytes(1_000_000) + b"\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    form = head.replace(b"Host: x", b"Content-Type: multipart/form-data; boundary=x")
+
+    def upload(line: socket.socket) -> None:
+        for _ in range(2000):
+            line.sendall(part)
+
+    with command(model, "--max-body", "5") as server:
+        for _ in range(3):
+            server.predict(bytes(4_900_000))
+        before = memory(server.workers()[0])
+        for start in (head, form):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+                line.sendall(start)
+                with pytest.raises(OSError, match=r"reset|Broken"):
+                    upload(line)
+        assert memory(server.workers()[0]) - before < 10_000_000
+        assert server.predict(pictures[0]).status == 200
 
 
 def test_bad_models_are_not_taken_at_sighup_and_the_old_one_goes_on(
