@@ -17,7 +17,12 @@ _WITH_TORCH = ("torch", "torchvision", "onnxscript")
 _RUNTIMES = tuple(
     f"onnxruntime{build}" for build in ("", "-gpu", "-openvino", "-directml", "-qnn", "-rocm")
 )
-_PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "pillow_heif": "pillow-heif"}
+_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
+    "python_multipart": "python-multipart",
+}
 """Packages by their modules, where the names differ."""
 _NEEDED = {
     *_WITH_TORCH,

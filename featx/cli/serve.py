@@ -83,9 +83,9 @@ def serve(
 
     chosen = ServeOptions(
         name=name or model.stem,
-        threads=threads or max(1, num_cores() // max(1, settings["workers"])),
+        threads=max(1, num_cores() // max(1, settings["workers"])) if threads is None else threads,
         max_bytes=round(max_body * 1e6),
-        max_pixels=max_pixels or MAX_PIXELS,
+        max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,
         token=None if token_file is None else read_token(token_file),
         **settings,
     )

@@ -37,6 +37,8 @@ _BODIES = 16
 """Of the largest size, that are held at the same time."""
 _INLINE = 65_536
 """Bytes of JSON that are read in the loop, as a thread takes longer than reading them."""
+_PIECE = 2**18
+"""Bytes of an answer that are sent at once."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -166,7 +168,7 @@ class App:
         length = request.header(protocol_v2.LENGTH_HEADER)
         outputs = model.classifier.outputs
         read = protocol_v2.read_inference
-        if length is None and len(body) > _INLINE:
+        if len(body) > _INLINE and not (length and len(length) < 5):
             inference = await asyncio.to_thread(read, body, length, outputs)
         else:
             inference = read(body, length, outputs)
@@ -241,6 +243,8 @@ def _of(model: ServedModel, answer: Answer) -> Answer:
 def _of_image(error: ImageError, place: int | None) -> Refused:
     which = "The image" if place is None else f"Image {place}"
     text = f"{which} cannot be used: {error.reason}"
+    if isinstance(error.__cause__, ImportError):  # of a format's optional reader
+        return Refused(415, text)
     if not error.is_permanent:
         return overloaded(text)
     return Refused(413 if isinstance(error, ImageTooLarge) else 400, text)
@@ -255,4 +259,7 @@ async def _send(answer: Answer, send: Send) -> None:
     }
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": answer.body})
+    for start in range(0, len(answer.body), _PIECE):  # each waits until the client has read enough
+        piece = answer.body[start : start + _PIECE]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -14,7 +14,12 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from featx.serving.options import MAX_CONNECTIONS, RECEIVE_RATE, RECEIVE_SECONDS
+from featx.serving.options import (
+    MAX_CONNECTIONS,
+    READ_SECONDS,
+    RECEIVE_RATE,
+    RECEIVE_SECONDS,
+)
 
 _STOP_SECONDS = 3.0
 """For requests that are coming in when the server stops."""
@@ -27,6 +32,7 @@ class Connection(H11Protocol):
     """A connection whose requests come in time, or end it."""
 
     _timer: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
     _started = 0.0
     _received = 0
     _discarded = 0
@@ -55,6 +61,18 @@ class Connection(H11Protocol):
             self._discarded += len(data)
             if self._discarded > _MAX_DISCARDED:
                 self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever; called by asyncio."""
+        super().pause_writing()
+        self._reading = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on, as the client has read; called by asyncio."""
+        super().resume_writing()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
     def shutdown(self) -> None:
         """Let a request that has come be answered; one that is coming has a few seconds left."""

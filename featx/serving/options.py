@@ -17,6 +17,8 @@ RECEIVE_SECONDS = 10.0
 """For headers, and for a body that comes slower than ``RECEIVE_RATE``."""
 RECEIVE_RATE = 50_000
 """Bytes a second: a body may take 10 s, and one second more for each so many bytes."""
+READ_SECONDS = 30.0
+"""In which a client has to read some of a long answer."""
 KEEP_ALIVE_SECONDS = 60
 MAX_CONNECTIONS = 1000
 _MIN_TOKEN = 16

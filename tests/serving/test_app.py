@@ -8,6 +8,7 @@ import io
 import json
 import re
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -270,6 +271,12 @@ def test_only_who_has_the_token_is_let_in(model, pictures):
             require_refusal(client.get(path), 401)
         assert client.get("/").headers["www-authenticate"].startswith("Basic")
         assert client.get("/v2/health/live").status == 200
+
+
+def test_a_format_whose_reader_is_not_installed_is_refused_for_good(client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    assert "pillow-heif" in require_refusal(client.predict(heic), 415)
 
 
 def slow_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -241,6 +242,16 @@ def test_what_predict_refuses_is_not_served(model, tmp_path):
     missing = featx_cli("serve", tmp_path / "none.onnx")
     assert missing.exit_code == 1
     assert "none.onnx" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("uvicorn", "uvicorn"), ("python_multipart", "python-multipart")]
+)
+def test_a_missing_package_is_named_with_what_installs_it(model, monkeypatch, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    found = featx_cli("serve", model)
+    assert found.exit_code == 1
+    assert f"{package}, which is not installed: pip install 'featx[serve]'" in found.stderr
 
 
 def test_options_that_cannot_be_used_are_named(model, tmp_path):

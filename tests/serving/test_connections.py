@@ -14,6 +14,7 @@ import pytest
 from serving import Client, in_this_process
 
 from featx.serving import connections
+from featx.serving.model import ServedModel
 
 HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 
@@ -130,3 +131,20 @@ def test_stopping_answers_what_is_under_way_and_refuses_what_is_still_coming(
     assert slow.recv(65536).startswith(b"HTTP/1.1 503 ")
     for each in (slow, *idle):
         each.close()
+
+
+def test_clients_that_do_not_read_their_answer_cost_little_and_end(model, monkeypatch):
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    page = {"/model.onnx": ("application/octet-stream", bytes(30_000_000))}
+    monkeypatch.setattr(ServedModel, "page_files", page)
+    with in_this_process(model) as (client, _):
+        line = socket.create_connection(("127.0.0.1", client.port), timeout=5)
+        line.sendall(b"GET /model.onnx HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(1.2)
+        read = 0
+        assert client.metrics()["featx_connections"] == 1  # the one that asks
+        with line, contextlib.suppress(ConnectionError):
+            while part := line.recv(2**20):
+                read += len(part)
+        assert read < 20_000_000
+        assert len(client.get("/model.onnx").body) == 30_000_000
