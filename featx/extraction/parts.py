@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from featx.artifact import publishing
 from featx.artifact.parts import SUFFIX, has_parts, parse_part, part_path
@@ -17,7 +15,8 @@ from featx.errors import ArtifactMismatch, ConfigError, counted, listed
 from featx.extraction.options import ExtractOptions, ResolvedOptions
 from featx.extraction.resume import ExistingOutput, Settings
 from featx.features.parts import PartsPlan, plan_path, read_plan
-from featx.images.sources import ImageSource, Sample, Stamp, group_numbers
+from featx.images.sources import ImageSource, group_numbers
+from featx.images.sources.selection import RangeSource
 
 _AT_ONCE = 2**16
 _WORDS = {
@@ -25,41 +24,6 @@ _WORDS = {
     "images_sha256": "images, or images in another order",
     "labels_sha256": "labels, splits or groups",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class RangeSource:
-    """Consecutive images of a source; an ``ImageSource`` with all of its classes."""
-
-    whole: ImageSource
-    samples: Sequence[Sample]
-    first: int
-
-    @property
-    def uri(self) -> str:
-        return self.whole.uri
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.whole.classes
-
-    @property
-    def has_tags(self) -> bool:
-        return self.whole.has_tags
-
-    @property
-    def ignored(self) -> Mapping[str, int]:
-        return self.whole.ignored
-
-    @property
-    def parallel_reads(self) -> int | None:
-        return getattr(self.whole, "parallel_reads", None)
-
-    def read(self, index: int) -> bytes | np.ndarray:
-        return self.whole.read(self.first + index)
-
-    def stamp(self, index: int) -> Stamp:
-        return self.whole.stamp(self.first + index)
 
 
 @dataclass(frozen=True, eq=False)

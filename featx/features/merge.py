@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -29,10 +30,15 @@ def publish_merged(cache: FeatureFile, output: Path, *, overwrite: bool) -> Head
     num_train = len(cache.rows("train"))
     schema = schema_of(layout, len(cache), num_train, width)
     num_bytes = sum(column.stored_bytes for column in schema.values())
-    with start_verifier(num_bytes) as verifier, reading_activations(cache) as stored:
-        blocks = _blocks(cache, stored, copies, layout, schema)
+
+    @contextmanager
+    def blocks() -> Iterator[Iterator[dict[str, np.ndarray]]]:
+        with reading_activations(cache) as stored:
+            yield _blocks(cache, stored, copies, layout, schema)
+
+    with start_verifier(num_bytes) as verifier:
         return publish_blocks(
-            *(output, cache.header, schema, blocks), verifier=verifier, overwrite=overwrite
+            *(output, cache.header, schema, blocks()), verifier=verifier, overwrite=overwrite
         )
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,30 +200,30 @@ def publish_features(
     width = max(len(_encoded(samples[int(i)].sample_id)) for i in kept)  # no list: it is long
     is_train = splits[kept] == TRAIN
     schema = schema_of(layout, len(kept), int(is_train.sum()), width)
-    with existing.reading() as rows_at:
-        blocks = _blocks(
-            kept,
-            samples,
-            splits,
-            lambda i: rows_at(rows[i]),
-            sizes=block_sizes(is_train, layout, schema),
-            schema=schema,
-        )
-        return publish_blocks(
-            *(path, header, schema, blocks), verifier=verifier, overwrite=overwrite
-        )
+
+    @contextmanager
+    def blocks() -> Iterator[Iterator[dict[str, np.ndarray]]]:
+        sizes = block_sizes(is_train, layout, schema)
+        with existing.reading() as rows_at:
+            own = kept, samples, splits, lambda i: rows_at(rows[i])
+            yield _blocks(*own, sizes=sizes, schema=schema)
+
+    return publish_blocks(path, header, schema, blocks(), verifier=verifier, overwrite=overwrite)
 
 
 def publish_blocks(
     path: Path,
     header: Header,
     schema: dict[str, Column],
-    blocks: Iterator[dict[str, np.ndarray]],
+    reading: AbstractContextManager[Iterator[dict[str, np.ndarray]]],
     *,
     verifier: IsolatedCall,
     overwrite: bool,
 ) -> Header:
-    """Write a feature file of blocks of all columns, as ``publish_features`` does."""
+    """Write a feature file of blocks of all columns, as ``publish_features`` does.
+
+    What is read is closed before the file gets its name: it may be the one that is replaced.
+    """
     header_bytes = len(header.to_json())
     if header_bytes > MAX_HEADER_BYTES // 2:
         raise ArtifactError(
@@ -232,9 +232,10 @@ def publish_blocks(
         )
     temporary, num_rows = _free_name(path), schema["features"].shape[0]
     with publishing(path, overwrite=overwrite, temporary=temporary), _reported(path):
-        with storage.Disk.open(
-            temporary, room=file_size(schema, header_bytes), output=path
-        ) as disk:
+        with (
+            storage.Disk.open(temporary, room=file_size(schema, header_bytes), output=path) as disk,
+            reading as blocks,
+        ):
             complete = _write(disk, header, schema, blocks, num_rows=num_rows)
         verifier.run(temporary)
     return complete

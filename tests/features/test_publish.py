@@ -452,7 +452,7 @@ def test_a_failing_sync_leaves_nothing(target, values, monkeypatch):
     assert_failed_cleanly(target, before)
 
 
-@pytest.mark.parametrize("where", ["_write", "group_numbers", "sync"])
+@pytest.mark.parametrize("where", ["_write", "_blocks", "sync"])
 def test_an_interruption_leaves_nothing(target, values, monkeypatch, where):
     before = content_of(target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import random
 import shutil
 import signal
@@ -27,6 +28,8 @@ from featx.errors import (
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
 from featx.features.parts import read_index, read_plan
+from featx.images.sources import open_source
+from featx.images.sources.selection import RangeSource, select
 from featx.stages.check import check
 from featx.stages.extract import extract, extract_layers
 from featx.stages.merge import merge_parts
@@ -368,6 +371,36 @@ def test_damaged_groups_are_refused_by_name(source, tmp_path):
     next(folder.glob("groups-*.bin")).write_bytes(b"")
     with pytest.raises(ArtifactInvalid, match="groups-"):
         merge_parts(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="shows what is open")
+def test_nothing_that_is_replaced_is_still_open(source, tmp_path, monkeypatch):
+    folder, merged = tmp_path / "big.parts", tmp_path / "merged.h5"
+    extract_parts(source, folder, 2)
+    merge_parts(folder, merged)
+    replaced, own = [], Path.replace
+
+    def replace_closed(self: Path, target: Path) -> Path:
+        links = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+        assert not {str(self), str(target)} & set(links)
+        replaced.append(target.name)
+        return own(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_closed)
+    shutil.copy(source / "bees/000.jpg", source / "ants/000.jpg")
+    extract(None, folder, part="1/2")
+    merge_parts(folder, merged, overwrite=True)
+    assert {"part-00001.h5", "index.json", "merged.h5"} <= set(replaced)
+
+
+def test_a_part_of_a_source_can_be_sent_to_another_process(source):
+    whole = open_source(str(source))
+    part = RangeSource(whole, whole.samples[10:20], 10)
+    sent = pickle.loads(pickle.dumps(select(part, [1, 3])))
+    assert [each.sample_id for each in sent.samples] == [
+        whole.samples[place].sample_id for place in (11, 13)
+    ]
+    assert sent.read(1) == whole.read(13)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ memory, and of Parquet files, which are read a row group at a time, each machine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,46 @@ from featx.images.sources.sample import FileSource, ImageSource, Sample, Stamp, 
 from featx.images.sources.stores import StoreSource
 
 
+@dataclass(frozen=True, eq=False)
+class RangeSource:
+    """Consecutive images of a source; an ``ImageSource`` with all of its classes."""
+
+    whole: ImageSource
+    samples: Sequence[Sample]
+    first: int
+
+    @property
+    def uri(self) -> str:
+        return self.whole.uri
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.whole.classes
+
+    @property
+    def has_tags(self) -> bool:
+        return self.whole.has_tags
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        return self.whole.ignored
+
+    @property
+    def parallel_reads(self) -> int | None:
+        return getattr(self.whole, "parallel_reads", None)
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        return self.whole.read(self.first + index)
+
+    def stamp(self, index: int) -> Stamp:
+        return self.whole.stamp(self.first + index)
+
+
 def select(source: ImageSource, positions: Sequence[int]) -> ImageSource:
     """Return a source of some samples, in the order of ``positions``, which can be pickled."""
     samples = tuple(source.samples[position] for position in positions)
+    if isinstance(source, RangeSource):
+        return select(source.whole, [source.first + position for position in positions])
     if isinstance(source, FileSource):
         return replace(source, classes=(), samples=samples, ignored={})
     if isinstance(source, ArchiveSource):
