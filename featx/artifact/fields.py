@@ -390,7 +390,9 @@ def _classifier(task: str, num_outputs: int) -> Rule:
             "head": _choice,
             "made_from": _MADE_FROM,
             "views": _VIEWS_SPEC,
-            **dict.fromkeys(("held_out", "stale", "licence", "precision", "runtime"), text()),
+            **dict.fromkeys(
+                ("held_out", "stale", "licence", "precision", "runtime", "tried"), text()
+            ),
             "trained_on": _ROW_SET,
             "unknown_below": _SHARE,
             "proof": nullable(_proof(task, num_outputs)),

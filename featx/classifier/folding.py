@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from featx.backbones.graph_builder import drop_unused
 
-_MAX_VALUES = 4096
+_MAX_VALUES = 2**18
 """Of a constant; larger ones are weights."""
 _KEPT = ("QuantizeLinear", "DequantizeLinear")
 """int8 weights stay what they are."""

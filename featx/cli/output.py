@@ -189,7 +189,10 @@ def describe_fixed(details: Mapping[str, Any]) -> str:
         parts.append(f"images of {shape[1]}×{shape[0]} pixels alone")
     if batch := contract.get("batch"):
         parts.append(f"{counted(batch, 'image')} at once")
-    return ", ".join(parts) + (f"{'; ' if parts else ''}made for {runtime}" if runtime else "")
+    if runtime:
+        tried = details.get("tried", f"made for {runtime}, not tried in it")
+        return "; ".join([", ".join(parts), tried] if parts else [tried])
+    return ", ".join(parts)
 
 
 def short_measure(accuracy: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.classifier.answers import choose_unknown_below
 from featx.classifier.contract import Contract
+from featx.classifier.elsewhere import tried_in
 from featx.classifier.graph import build_classifier, with_header
 from featx.classifier.proof import (
     NUM_IMAGES,
@@ -228,6 +229,12 @@ class _Export:
         if contract != free_contract:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
+        if runtime := self._options.runtime:
+            self._progress(f"Running {runtime}")
+            final, coarse = load_classifier(content, path=output), self._precision != "fp32"
+            if tried := tried_in(runtime, content, final, images[:4], coarse=coarse):
+                header = replace(header, details={**header.details, "tried": tried})
+                content = self._content(backbone, contract, header)
         return proof, header, content
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from commands import featx_cli
 
 import featx
 from featx.backbones.graph_builder import GraphBuilder
+from featx.classifier import elsewhere
 from featx.classifier.image_nodes import add_geometry
 from featx.classifier.session import open_classifier
-from featx.errors import ConfigError
+from featx.errors import ConfigError, ExportError, ParityError
 from featx.images.preprocess import PreprocessSpec
 from featx.stages.check import check
 from featx.stages.evaluate import evaluate
@@ -163,7 +165,7 @@ def test_the_command_takes_shape_and_runtime_and_info_shows_them(trained, monkey
         *("--for", "opencv", "--image-shape", "48x64", "--batch", "2"),
     )
     assert result.exit_code == 0, result.output
-    shown = "images of 64×48 pixels alone, 2 images at once; made for opencv"
+    shown = "images of 64×48 pixels alone, 2 images at once; "
     assert shown in result.output
     assert shown in featx_cli("info", "m.onnx").output
     again = featx_cli(
@@ -176,6 +178,54 @@ def test_the_command_takes_shape_and_runtime_and_info_shows_them(trained, monkey
     assert "height and width like 480x640" in wrong.output
     refused = featx_cli("export", trained.head, "--for", "tract")
     assert "(--image-shape), or export with --input crop" in refused.output
+
+
+def _fake(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
+    """Put another runtime in the place of tract."""
+    own = elsewhere._Runtime("json", "numpy", answer)  # type: ignore[arg-type]
+    monkeypatch.setitem(elsewhere._RUNTIMES, "tract", own)
+
+
+def test_a_runtime_that_answers_otherwise_is_found_out_before_anything_is_written(
+    trained, monkeypatch
+):
+    export_onnx(trained.head, trained.folder / "other.onnx", input="crop")
+    session = open_classifier(trained.folder / "other.onnx")
+
+    def wrong(_: object, path: str, inputs: np.ndarray, *names: str) -> np.ndarray:
+        assert onnx.load(path).graph.input[0].name == names[0]
+        return session.run(inputs)["logits"] * 1.001
+
+    _fake(monkeypatch, wrong)
+    with pytest.raises(
+        ParityError, match=r"tract .* gives other logits than ONNX Runtime, by 1.0e"
+    ):
+        export_onnx(trained.head, trained.model, input="crop", runtime="tract")
+    assert not trained.model.exists()
+
+    def refuses(*_: object) -> np.ndarray:
+        raise RuntimeError("no Softmax\n here Stack backtrace: 0: somewhere")
+
+    _fake(monkeypatch, refuses)
+    with pytest.raises(ExportError, match=r"does not run the file: no Softmax here\. .*batch=1"):
+        export_onnx(trained.head, trained.model, input="crop", runtime="tract")
+    assert not trained.model.exists()
+
+
+def test_a_runtime_that_is_not_installed_leaves_the_file_untried(trained, monkeypatch):
+    own = elsewhere._Runtime("not_installed_at_all", "tract", lambda *_: np.zeros(1))
+    monkeypatch.setitem(elsewhere._RUNTIMES, "tract", own)
+    report = export_onnx(trained.head, trained.model, input="crop", runtime="tract")
+    assert "tried" not in report.header.details
+    assert "made for tract, not tried in it" in featx_cli("info", trained.model).output
+
+
+def test_one_that_agrees_is_named_with_its_version(trained):
+    pytest.importorskip("tract", reason="needs tract: pip install 'featx[dev]'")
+    report = export_onnx(trained.head, trained.model, runtime="tract", image_shape=(48, 64))
+    assert re.fullmatch(
+        r"tract [\d.]+ answers 4 images as ONNX Runtime does", report.header.details["tried"]
+    )
 
 
 _RUN = """
