@@ -25,10 +25,10 @@ from featx.images.sources import ImageSource
 
 log = logging.getLogger(__name__)
 
-_FEWEST, _MOST, _REPEATS = 4, 16, 3
+_FEWEST, _MOST, _REPEATS = 3, 16, 3
 _SETTLED = 2.0  # seconds of a run, whose first ones say little
-_SHARE = 0.005
-"""Of the work that is left, the most that each of the two measurements may take."""
+_SHARE = 0.008
+"""Of the work that is left, the most that measuring takes: of a step by the time that it takes."""
 _WORTH = 1.5  # times as fast
 _MOST_GRAPH_BYTES = 110e6
 """Of a graph in float32: quantising it takes about four times its size of memory."""
@@ -72,7 +72,7 @@ class Advice:
         if self._is_over or wall < _SETTLED:
             return
         if self._thread is None:
-            self._begin(spent, num_images, wall)
+            self._begin(spent, num_images)
         elif not self._thread.is_alive():
             self._is_over = True
             self._say(spent, wall)
@@ -83,17 +83,16 @@ class Advice:
         if self._thread:
             self._thread.join()
 
-    def _begin(self, spent: Spent, num_images: int, wall: float) -> None:
-        left = (len(self.todo) - num_images) / num_images * wall * self.workers * _SHARE
-        decoding = (spent.seconds["decode"] + spent.seconds["preprocess"]) / num_images
-        running = spent.seconds["inference"] / num_images * (2 * _REPEATS * self.size + 8)
+    def _begin(self, spent: Spent, num_images: int) -> None:
+        left = (len(self.todo) - num_images) / num_images * _SHARE
+        decoding, running = (spent.seconds[step] for step in ("decode", "inference"))
+        decoding += spent.seconds["preprocess"]
         plans = list[Callable[[], None]]()
-        affordable = int(left / (2 * decoding + 1e-9)) - 1
-        if self.spec.preprocess.decode == "full" and affordable >= _FEWEST:
-            plans.append(lambda: self._decode(min(_MOST, affordable)))
+        if self.spec.preprocess.decode == "full" and left * num_images > 1.5 * _FEWEST + 1:
+            plans.append(lambda: self._decode(left * decoding))
         may_quantise = self.spec.precision == "fp32" and isinstance(self.engine, OnnxEngine)
-        if may_quantise and running + _FEWEST * decoding < left:
-            plans.append(lambda: self._quantise(left - running))
+        if may_quantise and left * num_images > 2 * _REPEATS * self.size + 8:
+            plans.append(lambda: self._quantise(left * running))
         if plans:
             self._thread = Thread(target=self._measure, args=(plans,), daemon=True)
             self._thread.start()
@@ -106,7 +105,9 @@ class Advice:
                 log.debug("Nothing was found out about other settings: %s", err)
 
     def _contents(self, count: int) -> Iterator[bytes]:
-        for position in spread(self.todo, count).tolist():
+        """Yield images spread over the run, not in its order: any number of them is a sample."""
+        positions = spread(self.todo, count)
+        for position in np.random.default_rng(0).permutation(positions).tolist():
             content = b"" if self._is_over else self.images.read(position)
             if isinstance(content, bytes) and content:
                 yield content
@@ -118,15 +119,18 @@ class Advice:
         assert not isinstance(pixels, np.ndarray)
         return preprocess(pixels, spec), pixels.size, time.perf_counter() - start
 
-    def _decode(self, count: int) -> None:
+    def _decode(self, budget: float) -> None:
         """Measure what scaled decoding gains; images that it leaves as they are gain nothing."""
         times: list[tuple[float, float]] = []
-        for content in self._contents(count):
+        start = time.perf_counter()
+        for content in self._contents(_MOST):
             if not times:
-                self._crop(content, "full")  # whatever is loaded for the first one
+                self._crop(content, "scaled")  # whatever is loaded for the first one
             _, whole, full = self._crop(content, "full")
             _, reduced, scaled = self._crop(content, "scaled")
             times.append((full, full if whole == reduced else scaled))
+            if time.perf_counter() - start > budget and len(times) >= _FEWEST:
+                break
         if len(times) >= _FEWEST and not self._is_over:
             full, scaled = np.sum(times, axis=0)
             self._gains.append(("decode='scaled'", "decode", full / scaled))
