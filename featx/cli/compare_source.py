@@ -13,8 +13,8 @@ import click
 
 from featx.cli import options
 from featx.cli.extract import extract_layers_to, extract_to
-from featx.cli.finetune import step_events
 from featx.cli.output import step_status
+from featx.cli.run import train_to
 
 if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport
@@ -171,20 +171,13 @@ class Maker:
             self._note(path, report, is_whole=not (report.num_resumed or report.changes))
 
     def _train(self, row: Row, features: Path, head: Path) -> TrainReport | FinetuneReport:
+        own = {"scratch": row.scratch, "device": self._device}
+        tuned = row.cut != "penultimate"
+        chosen = self._training | own if tuned else dict(self._training)
+        if not tuned:
+            chosen.pop("max_epochs", None)
         with step_status(quiet=self._quiet) as tell:
-            if row.cut == "penultimate":
-                from featx.stages.train import train_head
-                from featx.training.options import TrainOptions
-
-                chosen = {k: own for k, own in self._training.items() if k != "max_epochs"}
-                return train_head(features, head, TrainOptions(**chosen), step=tell)
-            from featx.stages.finetune import finetune
-            from featx.training.finetune.options import FinetuneOptions
-
-            chosen = self._training | {"scratch": row.scratch, "device": self._device}
-            return finetune(
-                features, head, FinetuneOptions(**chosen), events=step_events(tell, head.name)
-            )
+            return train_to(features, head, chosen, tuned=tuned, tell=tell)
 
     def _note(
         self, path: Path, report: ExtractReport | TrainReport | FinetuneReport, *, is_whole: bool

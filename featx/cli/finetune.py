@@ -30,7 +30,6 @@ from featx.errors import counted
 
 if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport
-    from featx.heads.samples.data import Step
     from featx.stages.finetune import FinetuneReport
     from featx.training.finetune.options import FinetuneOptions
     from featx.training.finetune.outcome import Comparison, Epoch, Events
@@ -259,19 +258,6 @@ def _events(step: Callable[[str], None] | None, *, list_all: bool, score: str) -
             names, whole, list_all=list_all, score=score
         ),
         on_epoch=_print_epoch,
-    )
-
-
-def step_events(tell: Step | None, name: str) -> Events | None:
-    """Return callbacks that pass steps and epochs on to ``tell``; None without it."""
-    from featx.training.finetune.outcome import Events
-
-    if tell is None:
-        return None
-    return Events(
-        on_step=lambda step: tell(f"{name}: {step}"),
-        on_parameters=lambda *_: tell(f"{name}: epoch 1"),
-        on_epoch=lambda epoch, *_: tell(f"{name}: epoch {epoch.number + 1}"),
     )
 
 

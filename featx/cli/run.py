@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,6 @@ import click
 
 from featx.cli import options
 from featx.cli.extract import extract_to
-from featx.cli.finetune import step_events
 from featx.cli.help import Command
 from featx.cli.output import (
     headline,
@@ -67,27 +67,34 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     except ArtifactMismatch as err:
         raise click.ClickException(_with_folder(err, output, given.get("backbone"))) from err
     with step_status(quiet=quiet) as tell:
-        trained = _train(features, head, _task(head, task), tuned=tuned, tell=tell)
+        trained = train_to(features, head, {"task": _task(head, task)}, tuned=tuned, tell=tell)
         exported = export_onnx(head, output / options.MODEL.name, progress=tell)
     _print(extracted, trained, exported)
 
 
-def _train(
-    features: Path, head: Path, task: TaskChoice, *, tuned: bool, tell: Step | None
+def train_to(
+    features: Path, head: Path, options: Mapping[str, Any], *, tuned: bool, tell: Step | None
 ) -> _Trained:
-    """Train a head, or what lies behind the cut as well."""
-    if tuned:
-        from featx.stages.finetune import finetune
-        from featx.training.finetune.options import FinetuneOptions
+    """Train a head, or what lies behind the cut as well; ``tell`` is called with the step."""
+    if not tuned:
+        from featx.stages.train import train_head
+        from featx.training.options import TrainOptions
 
-        events = step_events(tell, "Training")
-        return finetune(features, head, FinetuneOptions(task=task), events=events)
-    from featx.stages.train import train_head
-    from featx.training.options import TrainOptions
+        if tell:
+            tell("Training the head")
+        return train_head(features, head, TrainOptions(**options), step=tell)
+    from featx.stages.finetune import finetune as run
+    from featx.training.finetune.options import FinetuneOptions
+    from featx.training.finetune.outcome import Events
 
+    events = None
     if tell:
-        tell("Training the head")
-    return train_head(features, head, TrainOptions(task=task))
+        events = Events(
+            on_step=lambda step: tell(f"{head.name}: {step}"),
+            on_parameters=lambda *_: tell(f"{head.name}: epoch 1"),
+            on_epoch=lambda epoch, *_: tell(f"{head.name}: epoch {epoch.number + 1}"),
+        )
+    return run(features, head, FinetuneOptions(**options), events=events)
 
 
 def _task(head: Path, task: TaskChoice) -> TaskChoice:
