@@ -182,14 +182,14 @@ def labels(made: Made) -> Iterator[Line]:
         assert found is not None
         test = np.flatnonzero(cache.splits[found.rows] == 2)
         probabilities = softmax_in_place(found.outputs[test].copy())
-        theirs = found.rows[test][of_cleanlab(cache.labels[found.rows[test]], probabilities)]
-        counts = [
-            sum(name in wrong for name in names[:SUSPECTS])
-            for names in (ours, [cache.sample_ids[row] for row in theirs])
-        ]
+        rows, given = found.rows[test], cache.labels[found.rows[test]]
+        is_wrong = np.array([cache.sample_ids[row] in wrong for row in rows])
+        orders = {"cleanlab": of_cleanlab(given, probabilities), **others(given, probabilities)}
+        counts = [f"{name} {is_wrong[order[:SUSPECTS]].sum()}" for name, order in orders.items()]
         yield (
             f"CIFAR-10, wrong labels of test images, {backbone}",
-            f"{counts[0]} of {len(wrong)} among {SUSPECTS}; cleanlab {counts[1]}",
+            f"{sum(name in wrong for name in ours[:SUSPECTS])} of {len(wrong)} among {SUSPECTS}; "
+            f"{', '.join(counts)}",
             "at least as many as cleanlab",
         )
 
@@ -202,22 +202,38 @@ def of_cleanlab(given: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.concatenate([order, others[np.argsort(own, kind="stable")]])
 
 
+def others(given: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the images in the orders of other scores in use, the most doubtful first."""
+    number = np.arange(len(given))
+    own, rest = probabilities[number, given], probabilities.copy()
+    rest[number, given] = -1
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(axis=1)
+    scores = {
+        "self-confidence": own,
+        "margin": own - rest.max(axis=1),
+        "weighted entropy": own / np.maximum(entropy, 1e-30),
+    }
+    return {name: np.argsort(each, kind="stable") for name, each in scores.items()}
+
+
 def planted_labels(made: Made) -> Iterator[Line]:
     """Yield how many changed labels are among as many suspects, beside cleanlab's."""
     for name, path in made.small().items():
         cache = open_features(path)
         shares = np.array([planted_shares(cache, seed) for seed in SEEDS])
         means, low, high = shares.mean(axis=0), shares.min(axis=0), shares.max(axis=0)
+        names = ("cleanlab", "self-confidence", "margin", "weighted entropy")
+        rest = [f"{each} {mean:.1%}" for each, mean in zip(names, means[1:], strict=True)]
         yield (
             f"{name}, 5 % of labels changed, 5 seeds",
             f"{means[0]:.1%} ({low[0]:.0%} to {high[0]:.0%}) of them among as many suspects; "
-            f"cleanlab {means[1]:.1%} ({low[1]:.0%} to {high[1]:.0%})",
+            f"{', '.join(rest)}",
             "not below cleanlab's",
         )
 
 
-def planted_shares(cache: FeatureFile, seed: int) -> tuple[float, float]:
-    """Return the shares of changed labels that featx and cleanlab find."""
+def planted_shares(cache: FeatureFile, seed: int) -> tuple[float, ...]:
+    """Return the shares of changed labels that featx, cleanlab and other scores find."""
     random = np.random.default_rng(seed)
     changed = random.choice(len(cache), round(WRONG_SHARE * len(cache)), replace=False)
     given = cache.labels.copy()
@@ -229,9 +245,11 @@ def planted_shares(cache: FeatureFile, seed: int) -> tuple[float, float]:
     relabelled = with_given(cache, given)
     found = out_of_fold(relabelled, SINGLE_LABEL, seed=seed)
     assert found is not None
-    theirs = found.rows[of_cleanlab(doubts_of(found).given, doubts_of(found).probabilities)]
-    return tuple(  # type: ignore[return-value]
-        float(np.isin(changed, each[: len(changed)]).mean()) for each in (ours, theirs)
+    known = doubts_of(found).given, doubts_of(found).probabilities
+    orders = [of_cleanlab(*known), *others(*known).values()]
+    return tuple(
+        float(np.isin(changed, each[: len(changed)]).mean())
+        for each in (ours, *(found.rows[order] for order in orders))
     )
 
 

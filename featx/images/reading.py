@@ -48,6 +48,18 @@ def read_images(
         preprocess: What the pixels are for; None decodes in full.
         max_pixels: Images with more are errors.
     """
+    read = reader(source, make, preprocess=preprocess, max_pixels=max_pixels)
+    return map_ahead(read, indices, workers=readers_of(source))
+
+
+def reader(
+    source: ImageSource,
+    make: Callable[[Image.Image | np.ndarray], T],
+    *,
+    preprocess: PreprocessSpec | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Callable[[int], tuple[int, bytes, T | ImageError]]:
+    """Return the function that ``read_images`` calls for each index, with the same arguments."""
 
     def read(index: int) -> tuple[int, bytes, T | ImageError]:
         digest = NO_DIGEST
@@ -64,7 +76,7 @@ def read_images(
         except ImageError as err:
             return index, digest, err
 
-    return map_ahead(read, indices, workers=_readers(source))
+    return read
 
 
 def read_digests(
@@ -78,7 +90,7 @@ def read_digests(
         except ImageError as err:
             return index, err
 
-    return map_ahead(read, indices, workers=_readers(source) or workers)
+    return map_ahead(read, indices, workers=readers_of(source) or workers)
 
 
 def read_together(
@@ -97,14 +109,14 @@ def read_together(
         except ImageError as err:
             return index, stamp, err
 
-    readers = _readers(source)
+    readers = readers_of(source)
     if readers is None:
         yield from map(read, indices)
     else:
         yield from map_ahead(read, indices, workers=readers)
 
 
-def _readers(source: ImageSource) -> int | None:
+def readers_of(source: ImageSource) -> int | None:
     """Return how many images of a source are best read at once; None where cores decide."""
     return getattr(source, "parallel_reads", None)
 

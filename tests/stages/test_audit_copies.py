@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from PIL import Image
 
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
-from featx.stages.audit import audit, write_findings, write_groups
+from featx.heads.samples.data import no_step
+from featx.stages.audit import audit, pictures, write_findings, write_groups
 from featx.stages.audit.copies import group_links
-from featx.stages.audit.pictures import Link
+from featx.stages.audit.pictures import Link, Pictures
 from featx.stages.extract import extract
 
 
@@ -101,6 +103,22 @@ def test_images_that_changed_or_have_gone_are_compared_by_content_alone(photos, 
     found = audit(photos, source=str(tmp_path / "empty"))
     assert not copies(found)
     assert any("not there as extracted" in note for note in found.notes)
+
+
+def test_pictures_are_the_same_from_processes_as_from_threads(photos, tmp_path, monkeypatch):
+    other = tmp_path / "photos"
+    shutil.copytree(open_features(photos).header.details["source"], other)
+    (other / "train/ant/04x.jpg").write_bytes(b"no image")
+    (other / "train/bee/05x.jpg").unlink()
+    cache, found = open_features(photos), []
+    monkeypatch.setattr(pictures, "num_cores", lambda: 2)
+    for limit in (10**6, 1):
+        monkeypatch.setattr(pictures, "_PROCESSES_FROM", limit)
+        found.append(Pictures.of(cache, str(other), no_step))
+    assert (~found[0].read).sum() == 2
+    for name in ("read", "small", "quality"):
+        first, second = (getattr(each, name) for each in found)
+        assert np.array_equal(first, second, equal_nan=name == "quality")
 
 
 def frames(folder, count, name, step):

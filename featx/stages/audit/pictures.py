@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +25,12 @@ from featx.images.alike import (
     outlines,
     small_grey,
 )
+from featx.images.decode import DIGEST_BYTES
 from featx.images.preprocess import PreprocessSpec
 from featx.images.quality import Quality, measure
-from featx.images.reading import map_ahead, read_images
+from featx.images.reading import map_ahead, num_cores, read_images, reader, readers_of
 from featx.images.sources import ImageSource, open_source
+from featx.isolation.processes import Processes
 
 _SPEC = PreprocessSpec(256, 256, (0, 0, 0), (1, 1, 1), crop="none", decode="scaled")
 """Large JPEGs are decoded at a part of their size: nothing here looks closer than 256 pixels."""
@@ -62,10 +66,23 @@ class Pictures:
         small = np.zeros((count, SIDE, SIDE), np.uint8)
         quality = np.full((count, len(Quality._fields)), np.nan)
         read = np.zeros(count, bool)
-        for row, (picture, measures) in _read(
-            cache, opened, np.arange(count), lambda image: (small_grey(image), measure(image)), step
-        ):
-            small[row], quality[row], read[row] = picture, measures, True
+        places = {each.sample_id: index for index, each in enumerate(opened.samples)}
+        indices = np.array([places.get(name, -1) for name in cache.sample_ids], np.int64)
+        rows = np.flatnonzero(indices >= 0)
+        done = 0
+        with closing(_measured(opened, indices[rows])) as parts:
+            for part in parts:
+                step(f"Pictures, {done:,} of {len(rows):,}")
+                here = rows[done : done + len(part)]
+                done += len(part)
+                known = cache.digests[here]
+                is_same = ~known.any(axis=1) | (known == part["digest"]).all(axis=1)
+                right = part["made"] & is_same
+                small[here[right]], quality[here[right]] = (
+                    part["small"][right],
+                    part["quality"][right],
+                )
+                read[here] = right
         if count and not read.any():
             raise SourceError(f"None of the images of '{cache.path}' is in '{opened.uri}'.")
         return cls(cache, opened, small, quality, read)
@@ -80,6 +97,64 @@ class Pictures:
         return dict(
             _read(self.cache, self.source, rows, lambda image: small_grey(image, DETAIL), step)
         )
+
+
+_PART = np.dtype(
+    [
+        ("digest", np.uint8, (DIGEST_BYTES,)),
+        ("made", bool),
+        ("small", np.uint8, (SIDE, SIDE)),
+        ("quality", np.float64, (len(Quality._fields),)),
+    ]
+)
+_AT_ONCE = 64
+_PROCESSES_FROM = 5_000
+"""Images above which small ones are worth processes: half of their time is Python's own."""
+
+
+def _measured(source: ImageSource, indices: np.ndarray) -> Generator[np.ndarray, None, None]:
+    """Yield digest, picture and measures of some images, ``(n,)`` of ``_PART``, in their order."""
+    workers = readers_of(source) or num_cores()
+    size = max(1, min(_AT_ONCE, len(indices) // (4 * workers)))
+    parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+    few = len(indices) < _PROCESSES_FROM
+    if readers_of(source) or workers == 1 or few or os.name == "nt":
+        yield from map_ahead(lambda part: _measure(source, part), parts, workers=workers)
+        return
+    processes = Processes(
+        f"{__name__}:measure_in_process",
+        [[source.uri.encode()]] * workers,
+        names=["that reads images"] * workers,
+        error=SourceError,
+        advice="an image may need more memory than there is",
+    )
+
+    def ask(part: np.ndarray) -> np.ndarray:
+        return np.frombuffer(processes.ask(part.tobytes()), _PART)
+
+    try:
+        with closing(map_ahead(ask, parts, workers=workers)) as found:
+            yield from found
+    finally:
+        processes.close()
+
+
+def measure_in_process(receive: Callable[[], bytes]) -> Callable[[bytes], bytes]:
+    """Return what measures images of a source: from indices, int64, to records of ``_PART``."""
+    logging.disable(logging.WARNING)  # the caller has said it
+    source = open_source(receive().decode())
+    return lambda message: _measure(source, np.frombuffer(message, np.int64)).tobytes()
+
+
+def _measure(source: ImageSource, indices: np.ndarray) -> np.ndarray:
+    read = reader(source, lambda image: (small_grey(image), measure(image)), preprocess=_SPEC)
+    part = np.zeros(len(indices), _PART)
+    for own, index in zip(part, indices.tolist(), strict=True):
+        _, digest, made = read(index)
+        own["digest"] = np.frombuffer(digest, np.uint8)
+        if not isinstance(made, ImageError):
+            own["made"], own["small"], own["quality"] = True, *made
+    return part
 
 
 def _read(
