@@ -173,7 +173,8 @@ class SeveralEngine:
             ],
             names=[f"for {device}" for device in devices],
             error=BackboneError,
-            advice="with a smaller batch_size if it ran out of memory",
+            advice="Run the command again to resume; with a smaller batch_size if it ran out of "
+            "memory",
         )
         self._processes.wait()
 

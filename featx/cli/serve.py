@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import click
 from featx.cli import options
 from featx.cli.head_text import describe_classes
 from featx.cli.help import Command
-from featx.cli.output import print_fields, print_text, proof_fields
+from featx.cli.output import print_fields, proof_fields
+
+log = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
@@ -93,7 +96,7 @@ def serve(
     def show(address: str, about: Mapping[str, Any]) -> None:
         _show(model, chosen.name, address, about)
         if chosen.token is None and chosen.host not in ("127.0.0.1", "::1", "localhost"):
-            print_text("Warning: whoever reaches this address may use it; see --token-file.")
+            log.warning("Whoever reaches this address may use it; see --token-file.")
 
     serve_model(model, chosen, ready=show)
 

@@ -260,7 +260,8 @@ class Decoders:
                 workers * [[json.dumps(settings | {"descriptor": descriptor}).encode()]],
                 names=workers * ["that decodes images"],
                 error=SourceError,
-                advice="with fewer workers if the machine ran out of memory",
+                advice="Run the command again to resume; with fewer workers if the machine ran out "
+                "of memory",
                 descriptors=[descriptor],
             )
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -78,7 +78,7 @@ class Processes:
         beginnings: For each process its first messages.
         names: Of the processes, for errors: "for cuda:0".
         error: What is raised where one does not start, fails or has ended.
-        advice: What to do should one have ended, as a part of a sentence.
+        advice: What to do should one have ended, a sentence without its full stop.
         descriptors: Of open files that the processes have, too, under the same numbers.
     """
 
@@ -134,8 +134,7 @@ class Processes:
             answer = process.receive() if begun else process.begin()
         except (EOFError, OSError) as err:
             raise self._error(
-                f"The process {process.name} ended ({process.cause()}). Run the command again to "
-                f"resume; {self._advice}."
+                f"The process {process.name} ended ({process.cause()}). {self._advice}."
             ) from err
         if answer[:1] != _DONE:
             raise self._error(str(answer[1:], "utf-8", "replace"))

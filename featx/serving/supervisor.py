@@ -195,7 +195,7 @@ class _Workers:
             [[json.dumps(settings).encode(), self._content]],
             names=[f"worker {row}"],
             error=WorkerEnded,
-            advice="see what it wrote before",
+            advice="If the machine ran out of memory, start fewer workers (workers=…)",
             descriptors=(self._listener, self._shared),
         )
 
@@ -229,7 +229,12 @@ class _Workers:
                 content = read_classifier(self._path)
                 taken = False
                 for worker in self._workers.values():
-                    taken = self._give(worker, content) or taken
+                    try:
+                        taken = self._give(worker, content) or taken
+                    except FeatxError:
+                        if not taken:
+                            raise
+                        worker.close()  # what takes its place has the new model, as the others
                 if taken:
                     self._content = content
                     self._meter.add("featx_reloads_total")

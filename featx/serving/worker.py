@@ -20,12 +20,13 @@ from typing import Any
 
 import uvicorn
 
+from featx import system
 from featx.isolation.processes import Answer
 from featx.serving.app import App
 from featx.serving.connections import Connection
 from featx.serving.metrics import Meter
 from featx.serving.model import ServedModel, require_successor
-from featx.serving.options import KEEP_ALIVE_SECONDS, LOAD, STOP, ServeOptions
+from featx.serving.options import KEEP_ALIVE_SECONDS, LOAD, MAX_CONNECTIONS, STOP, ServeOptions
 
 _TAKEN_AT_ONCE = 2
 """Connections, so that other workers get some."""
@@ -43,6 +44,7 @@ def begin(receive: Callable[[], bytes]) -> Answer:
     for each in ("SIGTERM", "SIGHUP"):  # sent to all processes of a service; the supervisor decides
         signal.signal(getattr(signal, each), signal.SIG_IGN)
     _log_to_stderr()
+    _allow_connections()
     # Pillow warns about images that featx reads by its own rules (docs/images.md).
     warnings.filterwarnings("ignore", module=r"PIL\.")
     settings: dict[str, Any] = json.loads(receive())
@@ -57,6 +59,16 @@ def begin(receive: Callable[[], bytes]) -> Answer:
     )
     worker.load(content)
     return worker.answer
+
+
+def _allow_connections() -> None:
+    """Allow as many open files as there may be connections, where the system lets us."""
+    if (limits := system.resource) is not None:
+        soft, hard = limits.getrlimit(limits.RLIMIT_NOFILE)
+        wanted = 2 * MAX_CONNECTIONS
+        if soft != limits.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == limits.RLIM_INFINITY else min(wanted, hard)
+            limits.setrlimit(limits.RLIMIT_NOFILE, (most, hard))
 
 
 def _log_to_stderr() -> None:

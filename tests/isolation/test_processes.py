@@ -49,7 +49,7 @@ def start(*firsts: bytes) -> Processes:
         [(first, b"2") for first in firsts],
         names=[f"number {number}" for number in range(len(firsts))],
         error=SourceError,
-        advice="with care",
+        advice="Run it again to resume; with care",
     )
 
 

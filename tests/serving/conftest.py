@@ -77,6 +77,9 @@ def exported_of(models: tuple[Path, Path]) -> Callable[[str], bytes]:
         options = ExportOptions(verify=False)
         if kind == "outputs":
             options = ExportOptions(outputs=("probabilities",))
+        elif kind.partition(" ")[0] in ("image", "crop", "tensor"):
+            source, outputs = kind.split(" ")
+            options = ExportOptions(input=source, outputs=tuple(outputs.split(",")), verify=False)
         if kind == "classes":
             rng = np.random.default_rng(0)
             for number in range(40):

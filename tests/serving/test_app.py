@@ -85,6 +85,35 @@ def test_it_reports_as_many_classes_as_are_asked_for(client, pictures):
         require_refusal(client.predict(pictures[0], f"?top_k={wrong}"), 400)
 
 
+@pytest.mark.parametrize(
+    "kind", ["image top-3", "crop probabilities", "tensor logits,features", "image logits,top-2"]
+)
+def test_models_of_other_inputs_and_outputs_are_served(kind, exported_of, pictures, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported_of(kind))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    body = {"name": "image", "shape": [1, 40, 50, 3], "datatype": "UINT8", "data": pixels.ravel()}
+    body["data"] = body["data"].tolist()
+    (expected,) = Predictor(path).predict([pixels])
+    with in_this_process(path) as (client, _):
+        for image, wanted in zip(pictures[:4], Predictor(path).predict(pictures[:4]), strict=True):
+            found = client.predict(image).json["top"]
+            assert [each["label"] for each in found] == [name for name, _ in wanted.top]
+        reply = client.ask(
+            "POST", "/v2/models/model/infer", json.dumps({"inputs": [body]}).encode()
+        )
+        told = {each["name"]: each for each in reply.json["outputs"]}
+        assert {name: each["datatype"] for name, each in told.items()} == {
+            each["name"]: each["datatype"]
+            for each in client.get("/v2/models/model").json["outputs"]
+        }
+        if "top_classes" in told:
+            assert told["top_classes"]["datatype"] == "INT64"
+            assert str(told["top_classes"]["data"][0]) == expected.label
+        if not kind.startswith("image"):
+            require_refusal(client.get("/"), 404)
+
+
 @needs_runtime
 def test_the_page_is_there_with_all_that_it_fetches(client, model):
     page = client.get("/")

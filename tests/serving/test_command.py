@@ -17,6 +17,8 @@ import pytest
 from commands import featx_cli
 from serving import Client, Reply, command
 
+from featx.serving import supervisor
+from featx.serving.options import ServeOptions
 from featx.stages.predict import Predictor
 
 
@@ -199,6 +201,33 @@ def test_bad_models_are_not_taken_at_sighup_and_the_old_one_goes_on(
         for word in ("proof", "classes", "outputs", "altered"):
             assert any(word in line for line in told), word
         assert "Traceback" not in server.errors
+
+
+def test_a_worker_that_cannot_take_what_another_took_is_replaced(served):
+    class Some:
+        def __init__(self, *, fails: bool) -> None:
+            self.fails, self.closed = fails, False
+
+        def ask(self, _: bytes) -> bytes:
+            if self.fails:
+                raise supervisor.WorkerEnded("There is too little memory.")
+            return b""
+
+        def ended(self) -> None:
+            return None
+
+        def close(self) -> None:
+            self.closed = True
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = supervisor._Workers(served, b"old", ServeOptions(workers=2), listener)
+        for first_fails in (True, False):
+            some = {1: Some(fails=first_fails), 2: Some(fails=not first_fails)}
+            workers._workers = some
+            workers.reload()
+            assert workers._content == (b"old" if first_fails else served.read_bytes())
+            assert some[2].closed != first_fails
+        workers.close()
 
 
 def test_a_good_model_is_taken_under_load_and_each_answer_is_of_one(served, models, pictures):
