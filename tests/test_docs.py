@@ -123,3 +123,15 @@ def test_every_page_is_in_the_navigation_of_the_site():
     assert sorted(f"docs/{name}" for name in listed) == sorted(
         page for page in PAGES if page.startswith("docs/")
     )
+
+
+def test_both_languages_show_the_same_code_and_lead_to_each_other():
+    translated = list((ROOT / "docs").rglob("*.zh.md"))
+    assert len(translated) >= 10
+    for path in translated:
+        page = path.with_name(path.name.replace(".zh.md", ".md"))
+        own, other = (each.read_text(encoding="utf-8") for each in (path, page))
+        blocks = [re.findall(r"^```\w*\n.*?^```$", text, re.M | re.S) for text in (own, other)]
+        assert blocks[0] == blocks[1], path.name
+        assert f"]({page.name})" in own
+        assert f"]({path.name})" in other
