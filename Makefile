@@ -100,6 +100,7 @@ bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/extraction.py $(BENCH)
 	$(BIN)/python benchmarks/small_images.py
 	$(BIN)/python benchmarks/precision.py

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 
 _ITEM_IMAGES, _ITEM_BYTES = 64, 2**20
 _WINDOW_BYTES = 2**29
-"""Of rows that may wait for those of a slow worker."""
+"""Of rows that may wait for those of a slow worker, and more where there are many workers: """
+_WINDOW = 6
+"""items for each. With fewer, all of 1,000 often wait for the item of one that ended."""
 _NOTE_SECONDS = 0.5
 
 
@@ -103,8 +105,8 @@ class RayCluster:
             return any(image.is_new and not image.reason for image in item.batch.images)
 
         capacity = pool.most * (2 * pool.slots + 2)
-        most = _WINDOW_BYTES // (size * work.step * row_bytes)
-        window = max(pool.most + 2, min(2 * capacity, most))
+        fitting = _WINDOW_BYTES // (size * work.step * row_bytes)
+        window = min(2 * capacity, max(_WINDOW * pool.most, fitting))
         schedule = Schedule(works, take_read, window=window)
         pool.begin(self._serial, work)
         for joined in pool.joined():

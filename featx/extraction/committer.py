@@ -204,11 +204,6 @@ class Schedule:
         if worker.is_stuck:
             return None
         computing = sum(call.step == "compute" for call in worker.calls)
-        if computing <= worker.slots:
-            while worker.marked:
-                item = worker.marked.popleft()
-                if item.holder == name and not item.is_done:
-                    return item, "compute"
         while self._again:
             number, step = self._again[0]
             again = self._items.get(number)
@@ -223,6 +218,11 @@ class Schedule:
             self._release(again)
             again.holder, worker.held = name, worker.held + 1
             return again, step
+        if computing <= worker.slots:
+            while worker.marked:
+                item = worker.marked.popleft()
+                if item.holder == name and not item.is_done:
+                    return item, "compute"
         if worker.held >= worker.most or self._is_full or self._upcoming is None:
             return None
         item = Item(self._begun, self._upcoming, name)
@@ -313,12 +313,14 @@ class Schedule:
             )
 
     def _repeat(self, item: Item, step: str) -> None:
+        """Have a step done again, at once where a worker has nothing to do."""
         if item.is_done:
             return
         self._release(item)
         self.num_repeated += 1
         heappush(self._again, (item.number, step))
-        self._free.update(self._workers)
+        idle = next((name for name in self._stalled if not self._workers[name].calls), None)
+        self._free.update([idle] if idle else self._workers)
 
     def _release(self, item: Item) -> None:
         holder = self._workers.get(item.holder or "")

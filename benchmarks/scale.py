@@ -1,0 +1,382 @@
+"""Extraction by a cluster: what commits alone, simulated workers, and Ray on one node.
+
+    python benchmarks/scale.py [--rows 2000000] [--photos 400] [--rounds 3]
+
+The numbers, and the arithmetic that follows from them, go into docs/scale.md.
+"""
+
+import hashlib
+import heapq
+import os
+import random
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+from report import machine, table, write_measured
+from startup import photos as write_photos
+
+import featx
+from featx.extraction.backbone import RemoteEngine
+from featx.extraction.cluster import RayCluster
+from featx.extraction.committer import Call, Done, Joined, Left
+from featx.extraction.crops import Spent
+from featx.extraction.options import ResolvedOptions
+from featx.extraction.pipeline import Target, run_backbone
+from featx.extraction.plan import Plan
+from featx.extraction.workers import Found, Rows
+from featx.features.journal import Journal
+from featx.features.publish import ExistingRows
+from featx.features.records import RowLayout
+from featx.images.sources import Sample, Stamp
+
+DOLLARS = 0.04  # for an hour of a core
+PHOTO_BYTES = 110_000
+FEATURES = 2048
+RATE, FAILING = 30.0, 0.01  # of a simulated worker: images a second; items that end it
+
+
+class Samples:
+    """Samples without end, which take no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"a/{index:09d}.jpg", 0, "train")
+
+
+@dataclass
+class FakePool:
+    """Workers that answer at once or, with a rate, in a simulated time, and then fail as well."""
+
+    most: int
+    rate: float = 0.0
+    failing: float = 0.0
+    slots: int = 1
+    kinds: tuple[str, ...] = ()
+    now: float = 0.0
+    num_ended: int = 0
+    events: list[Any] = field(default_factory=list)
+    begun: list[Joined] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random, self.count, self.busy = random.Random(0), 0, dict[str, float]()
+        self.ready = deque[Any]()
+        self.begun = [self.start() for _ in range(self.most)]
+        self.rows = np.random.default_rng(0).standard_normal((4096, 1, FEATURES), np.float32)
+
+    def start(self) -> Joined:
+        self.count += 1
+        self.busy[f"w{self.count}"] = self.now
+        return Joined(f"w{self.count}", f"node {self.count % 16}")
+
+    def begin(self, *_: object) -> None:
+        """Take all that comes."""
+
+    def joined(self) -> list[Joined]:
+        return self.begun
+
+    def later(self, at: float, event: Any) -> None:
+        self.count += 1
+        heapq.heappush(self.events, (at, self.count, event))
+
+    def submit(self, call: Call) -> None:
+        positions = call.item.work.positions
+        if call.step == "read":
+            stamp, found = Stamp(1, 1, 1), []
+            for each in positions:
+                digest = hashlib.blake2b(each.to_bytes(8, "little"), digest_size=16).digest()
+                found.append(Found(stamp, digest, False, "", True))
+            done, takes = Done(call, found), 0.05
+        else:
+            rows = self.rows[: len(positions)].copy()
+            rows[:, 0, 0] = positions
+            done, takes = Done(call, Rows(rows, {}, Spent())), len(positions)
+        if not self.rate:
+            self.ready.append(done)
+            return
+        begin = max(self.now, self.busy.get(call.worker, 0.0))
+        end = begin + self.random.expovariate(1) * (takes / self.rate if takes > 1 else takes)
+        if call.step != "read":
+            self.busy[call.worker] = end
+        if call.step != "read" and self.random.random() < self.failing:
+            self.later(end, Left(call.worker, "ended"))
+        else:
+            self.later(end, done)
+
+    def wait(self, seconds: float) -> list[Any]:
+        if not self.rate:
+            found, self.ready = list(self.ready), deque()
+            return found
+        at, _, event = heapq.heappop(self.events)
+        self.now = at
+        name = event.call.worker if isinstance(event, Done) else getattr(event, "worker", None)
+        if isinstance(event, Joined):
+            return [event]
+        if name not in self.busy:
+            return []
+        if isinstance(event, Left):
+            self.num_ended += 1
+            del self.busy[name]
+            self.later(self.now + 20, self.start())  # a model is loaded
+        return [event]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What committing took."""
+
+    num_rows: int
+    seconds: float
+    cpu_seconds: float
+    early_mb: float  # memory after a tenth, with the rows that wait
+    late_mb: float  # after nine tenths
+    mb: float
+    disk_bytes: int
+    simulated: float  # seconds in all
+    steady: float  # seconds of it from a tenth to nine tenths
+
+
+def commit(pool: FakePool, num_rows: int, folder: Path) -> Committed:
+    """Commit the rows of fake workers to a journal, and check that each is there once."""
+    layout = RowLayout((FEATURES,))
+    images: Any = SimpleNamespace(samples=Samples(num_rows), uri="fake")
+    plan = Plan(np.full(num_rows, -1, np.int64), np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
+    settings: Any = SimpleNamespace(
+        spec=SimpleNamespace(preprocess=SimpleNamespace(image_size=224), cut=None), view_spec=None
+    )
+    marks = deque([num_rows // 10, 9 * num_rows // 10])
+    memory: list[float] = []
+    times: list[float] = []
+    with Journal(folder / "f.h5", layout=layout) as journal:
+        journal.begin({"num_samples": num_rows})
+        target = Target(ExistingRows(None, journal), plan)
+
+        def after(_: int) -> None:
+            if marks and journal.num_rows >= marks[0]:
+                marks.popleft()
+                memory.append(memory_mb() - before)
+                times.append(pool.now)
+
+        before, own = memory_mb(), time.process_time()
+        start = time.perf_counter()
+        run_backbone(
+            RemoteEngine("onnxruntime", "cpu", b""),
+            images,
+            [target],
+            np.arange(num_rows),
+            settings=settings,
+            options=ResolvedOptions(batch_size=2),
+            decoders=None,
+            with_views=np.zeros(num_rows, bool),
+            after_batch=after,
+            cluster=RayCluster(pool),  # type: ignore[arg-type]
+        )
+        seconds, own = time.perf_counter() - start, time.process_time() - own
+        found = memory_mb()
+        number = 0
+        for batch in journal.batches():  # bytes and order, not sets
+            length = len(batch.sample_ids)
+            expected = np.arange(number, number + length, dtype=np.float32)
+            assert (batch.features[:, 0] == expected).all()
+            assert batch.sample_ids[0] == f"a/{number:09d}.jpg"
+            number += length
+        assert number == num_rows == journal.num_rows
+        size = journal.path.stat().st_size
+        journal.remove()
+    return Committed(
+        num_rows, seconds, own, *memory, found - before, size, pool.now, times[1] - times[0]
+    )
+
+
+def memory_mb() -> float:
+    """Return the memory of this process that is not files'."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One extraction, start-up aside."""
+
+    rate: float  # images a second, all cores together
+    share: float  # of its processor time in all workers' time, of the process that commits
+    store_mb: float
+
+
+def extraction(source: Path, folder: Path, address: str | None, workers: int) -> Extraction:
+    """Extract with ResNet-18, and measure from the first batch that is committed to the last."""
+    times: list[tuple[float, float, int]] = []
+
+    def progress(done: int, _: int) -> None:
+        times.append((time.perf_counter(), time.process_time(), done))
+
+    options: dict[str, Any] = {"backbone": "resnet18", "weights": "none", "restart": True}
+    where = {"ray": address, "ray_workers": workers} if address else {"workers": workers}
+    with StoreWatch(address) as watch:
+        output = folder / ("ray.h5" if address else "plain.h5")
+        featx.extract(source, output, progress=progress, overwrite=True, **options, **where)
+    (begin, own, first), (end, own_end, last) = times[0], times[-1]
+    wall = end - begin
+    return Extraction((last - first) / wall, (own_end - own) / (workers * wall), watch.most_mb)
+
+
+class StoreWatch:
+    """Looks at the object store of a cluster ten times a second."""
+
+    def __init__(self, address: str | None) -> None:
+        self.most_mb, self._address = 0.0, address
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "StoreWatch":
+        if self._address:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._address:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        import ray
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        while not self._over.wait(0.1):
+            if not ray.is_initialized():
+                continue
+            try:
+                state = get_state_from_address(self._address)
+                stats = get_memory_info_reply(state).store_stats
+                self.most_mb = max(self.most_mb, stats.object_store_bytes_used / 1e6)
+            except Exception:
+                continue
+
+
+def on_one_node(num_photos: int, rounds: int, folder: Path) -> tuple[Extraction, Extraction]:
+    """Return the medians of plain extraction and of Ray's, which take turns."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets have short names
+    source, workers = write_photos(folder / "photos", num_photos), len(os.sched_getaffinity(0))
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False}
+    )
+    try:
+        address = str(cluster.address)
+        found = [
+            (
+                extraction(source, folder, None, workers),
+                extraction(source, folder, address, workers),
+            )
+            for _ in range(rounds)
+        ]
+        assert (folder / "ray.h5").read_bytes() == (folder / "plain.h5").read_bytes()
+    finally:
+        cluster.shutdown()
+    plain, own = (
+        Extraction(
+            *(
+                statistics.median(getattr(each, name) for each in side)
+                for name in ("rate", "share")
+            ),
+            max(each.store_mb for each in side),
+        )
+        for side in zip(*found, strict=True)
+    )
+    return plain, own
+
+
+def arithmetic(core: float, alone: Committed) -> str:
+    """Return what many images take, from the rates."""
+    rows, per_image = [], alone.mb * 1e6 / alone.num_rows
+    row_bytes = alone.disk_bytes / alone.num_rows
+    limit = alone.num_rows / alone.seconds
+    for count, cores in ((1e8, 256), (1e8, 1024), (1e9, 1024), (1e9, 8192)):
+        rate = min(cores * core, limit)
+        hours = count / rate / 3600
+        rows.append(
+            [
+                f"{count:,.0f}",
+                f"{cores:,}",
+                f"{rate:,.0f}/s" + (" (who commits)" if rate == limit else ""),
+                f"{hours:,.0f} h",
+                f"{rate * PHOTO_BYTES / 1e9:,.1f} GB/s",
+                f"{count * row_bytes / 1e12:,.1f} TB",
+                f"{count * per_image / 1e9:,.0f} GB",
+                f"${cores * hours * DOLLARS / count * 1e6:,.2f}",
+            ]
+        )
+    columns = ["images", "cores", "images", "time", "photos read", "journal", "memory", "a million"]
+    return (
+        f"A core does {core:.0f} images a second of ResNet-18 at 224 pixels, photos of 500 × 375 "
+        f"included; a row of {FEATURES:,} features takes {row_bytes:,.0f} bytes in the journal, "
+        f"and each content {per_image:,.0f} bytes of memory where rows are committed, beside the "
+        f"list of images. With photos of {PHOTO_BYTES // 1000} kB and a core for ${DOLLARS} an "
+        f"hour:\n\n{table(columns, rows)}"
+    )
+
+
+@click.command()
+@click.option("--rows", default=2_000_000, show_default=True, help="Rows that are committed.")
+@click.option("--photos", default=400, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--write/--no-write", default=True, help="Put the tables into docs/scale.md.")
+def main(rows: int, photos: int, rounds: int, write: bool) -> None:
+    """Measure, and print the tables."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        alone = commit(FakePool(64), rows, folder)
+        simulated = FakePool(1000, rate=RATE, failing=FAILING)
+        many = commit(simulated, max(rows // 4, 10 * 64 * 1000), folder)
+        plain, own = on_one_node(photos, rounds, folder)
+    cores = len(os.sched_getaffinity(0))
+    load = many.cpu_seconds / many.simulated
+    rows_of = [
+        ["rows committed alone, 2,048 features", f"{alone.num_rows / alone.seconds:,.0f}/s"],
+        [
+            "memory after a tenth of them, nine tenths, and all",
+            f"{alone.early_mb:,.0f}, {alone.late_mb:,.0f}, {alone.mb:,.0f} MB",
+        ],
+        [
+            f"1,000 simulated workers, {RATE:.0f} images/s each, {FAILING:.0%} of items end theirs",
+            f"{many.num_rows:,} rows, each once and in order; {simulated.num_ended} workers ended",
+        ],
+        [
+            "of what they could do if none ended, between a tenth and nine tenths of the rows",
+            f"{0.8 * many.num_rows / many.steady / 1000 / RATE:.0%}",
+        ],
+        ["processor time of committing in that, of a core", f"{load:.0%}"],
+        ["ResNet-18, one machine", f"{plain.rate:,.1f} images/s"],
+        [
+            "ResNet-18, Ray on one node",
+            f"{own.rate:,.1f} images/s ({own.rate / plain.rate - 1:+.1%})",
+        ],
+        ["processor time of committing, of the workers' time", f"{own.share:.2%}"],
+        ["object store, at most", f"{own.store_mb:,.1f} MB"],
+    ]
+    text = f"{machine('ray', 'onnxruntime', 'numpy')}; {photos} photos, start-up aside.\n\n"
+    text += table(["measured", ""], rows_of) + "\n" + arithmetic(plain.rate / cores, alone)
+    print(text)
+    if write:
+        write_measured("docs/scale.md", text, name="ray")
+
+
+if __name__ == "__main__":
+    main()
