@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +17,7 @@ from featx.errors import ArtifactInvalid
 from featx.features.hdf5 import open_hdf5, rows_of, translated
 
 _ID_BLOCK = 2**16
+_KEPT_BYTES = 2**26
 
 
 class Part(NamedTuple):
@@ -99,16 +101,18 @@ class StoredIds(Sequence[str]):
 
 
 class _Later:
-    """An array that is made when it is first used."""
+    """An array that is made when it is used; a large one is not kept once nobody uses it."""
 
     def __init__(self, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         self.shape, self._make = shape, make
-        self._made: np.ndarray | None = None
+        self._made: Callable[[], np.ndarray | None] = lambda: None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self._made is None:
-            self._made = self._make()
-        return np.asarray(self._made, dtype)
+        made = self._made()
+        if made is None:
+            made = self._make()
+            self._made = weakref.ref(made) if made.nbytes > _KEPT_BYTES else lambda: made
+        return np.asarray(made, dtype)
 
     def __getitem__(self, index: Any) -> Any:
         return self.__array__()[index]

@@ -24,6 +24,7 @@ from featx.errors import (
     ArtifactMismatch,
     listed,
 )
+from featx.features.contents import number_contents
 from featx.features.hdf5 import blocks_of, stamps_of, translated
 from featx.features.lock import locked
 from featx.features.part_columns import Part, joined
@@ -165,23 +166,15 @@ def _detail(part: Part, name: str) -> Any:
 
 def _copies(parts: tuple[Part, ...], digests: np.ndarray) -> np.ndarray:
     """Return rows whose content an earlier part has, with the first such row; ``(C, 2)`` int64."""
-    words = np.ascontiguousarray(digests).view(np.uint64)
-    order = np.lexsort((words[:, 1], words[:, 0]))
-    is_copy = np.ones(len(order), bool)
-    is_copy[:1] = False
-    for column in words.T:
-        values = column[order]
-        is_copy[1:] &= values[1:] == values[:-1]
-        del values
-    places = np.flatnonzero(is_copy)
-    originals = np.flatnonzero(~is_copy)
-    first = order[originals[np.searchsorted(originals, places) - 1]]
-    rows = order[places]
+    numbers, firsts = number_contents(digests)
+    is_copy = np.ones(len(numbers), bool)
+    is_copy[firsts] = False
+    rows = np.flatnonzero(is_copy)
+    first = firsts[numbers[rows]]
     ends = np.cumsum([part.num_rows for part in parts])
     across = np.searchsorted(ends, rows, "right") != np.searchsorted(ends, first, "right")
-    across &= words[rows].any(axis=1)  # zeros stand for no content
-    pairs = np.stack([rows[across], first[across]], axis=1)
-    return pairs[np.argsort(pairs[:, 0])]
+    across &= digests[rows].any(axis=1)  # zeros stand for no content
+    return np.stack([rows[across], first[across]], axis=1)
 
 
 def _groups(folder: Path, plan: PartsPlan, parts: tuple[Part, ...]) -> np.ndarray | None:

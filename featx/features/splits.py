@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from featx.errors import ConfigError, counted
+from featx.features.contents import number_contents
 from featx.images.sources import SPLITS
 from featx.images.sources.labels import look_like_numbers, split_tags
 
@@ -118,22 +119,9 @@ def _contents(
     count = len(digests)
     if published is not None:
         digests = np.concatenate([digests, published.digests])
-    words = np.ascontiguousarray(digests).view(">u8")
-    order = np.lexsort((words[:, 1], words[:, 0]))
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = False
-    for column in words.T:
-        values = column[order]
-        is_first[1:] |= values[1:] != values[:-1]
-        del values
-    number = np.int32 if len(order) < 2**31 else np.int64
-    is_later = is_first.astype(number)
-    is_later[:1] = 0  # so that numbers begin at 0
-    contents = np.empty(len(order), dtype=number)
-    contents[order] = np.cumsum(is_later, out=is_later)
-    del is_later
-    high = words[order[is_first], 0].astype(np.uint64)
-    kept = np.zeros((int(is_first.sum()), 2), dtype=bool)
+    contents, firsts = number_contents(digests)
+    high = np.ascontiguousarray(digests).view(">u8")[firsts, 0].astype(np.uint64)
+    kept = np.zeros((len(firsts), 2), dtype=bool)
     if published is not None:
         for column, split in enumerate((_TRAIN, VAL)):
             kept[contents[count:][published.splits == split], column] = True

@@ -92,8 +92,10 @@ def fit_heads(
     targets = targets_of(cache, task)
     if rows is None:
         rows = training_rows(cache, targets)
-        names = [cache.sample_ids[row] for row in rows.tolist()]
-        warn_of_two_labels(names, cache.labels[rows], cache.digests[rows], cache.classes)
+        labels = np.full(len(cache), -1)
+        labels[rows] = cache.labels[rows]
+        warn_of_two_labels(cache.sample_ids, labels, cache.digests, cache.classes)
+        del labels
     values = targets.values[rows]
     num_validating = int(targets.labelled[cache.rows("val")].sum())
     validate = num_validating < _FEW_IMAGES and not options.few_shot

@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.artifact.cells import table_rows
 from featx.errors import ArtifactInvalid, ConfigError, SourceError, counted
+from featx.features.contents import number_contents
 from featx.features.file import FeatureFile, open_features
 from featx.features.marks import CONTENT, is_marked, read_marks, read_table, require_same_images
 from featx.features.splits import owners_of
@@ -24,9 +25,12 @@ log = logging.getLogger(__name__)
 
 def warn_of_leaks(cache: FeatureFile) -> None:
     """Warn where images that score a head have the content of images that train it."""
-    digests = np.ascontiguousarray(cache.digests).view(f"S{cache.digests.shape[1]}")[:, 0]
-    held_out = (cache.splits != SPLITS.index("train")) & (digests != b"")
-    leaks = np.flatnonzero(held_out & np.isin(digests, digests[~held_out]))
+    digests = np.asarray(cache.digests)
+    numbers, firsts = number_contents(digests)
+    held_out = (cache.splits != SPLITS.index("train")) & digests.any(axis=1)
+    trains = np.zeros(len(firsts), bool)
+    trains[numbers[~held_out]] = True
+    leaks = np.flatnonzero(held_out & trains[numbers])
     if len(leaks):
         log.warning(
             "%s the content of a training image ('%s' first): scores on copies are too good.",
@@ -161,10 +165,13 @@ def groups_of(cache: FeatureFile, rows: np.ndarray) -> np.ndarray | None:
 
     Images of one group are held out together, and so are images of the same content.
     """
-    digests = np.ascontiguousarray(cache.digests[rows]).view(f"S{cache.digests.shape[1]}")[:, 0]
-    _, contents = np.unique(digests, return_inverse=True)
-    contents = np.where(digests == b"", len(rows) + np.arange(len(rows)), contents)
-    owners = owners_of(contents, 2 * len(rows), cache.groups[rows])[contents]
+    digests, groups = np.asarray(cache.digests)[rows], cache.groups[rows]
+    contents, firsts = number_contents(digests)
+    if len(firsts) == len(rows) and (groups < 0).all():
+        return None
+    unknown = ~digests.any(axis=1)
+    contents = np.where(unknown, len(rows) + np.arange(len(rows)), contents)
+    owners = owners_of(contents, 2 * len(rows), groups)[contents]
     groups = np.where(np.bincount(owners)[owners] > 1, owners, -1)
     return groups if (groups >= 0).any() else None
 

@@ -118,8 +118,10 @@ def warn_of_two_labels(
     positions = np.flatnonzero((labels >= 0) & digests.any(axis=1))
     contents = np.ascontiguousarray(digests[positions]).view(np.uint64)  # (n, 2)
     order = np.lexsort((labels[positions], *contents.T))
-    positions, contents = positions[order], contents[order]
-    is_same = (contents[1:] == contents[:-1]).all(axis=1)
+    positions, is_same = positions[order], np.ones(max(0, len(order) - 1), bool)
+    for column in contents.T:
+        values = column[order]
+        is_same &= values[1:] == values[:-1]
     differs = np.flatnonzero(is_same & (labels[positions[1:]] != labels[positions[:-1]]))
     if not len(differs):
         return
