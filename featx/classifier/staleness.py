@@ -17,7 +17,9 @@ from featx.features.file import FeatureFile, open_features
 from featx.heads.head import Head
 from featx.heads.provenance import (
     Changes,
+    LabelDigests,
     Provenance,
+    SomeRows,
     add_to_features,
     changes_since,
     digest_labels,
@@ -66,7 +68,8 @@ def record_provenance(
     """
     rows = _row_digests(cache, task, with_views=with_views)
     chosen = None if drawn is None else rows[drawn]
-    made = Provenance.of(_by_split(cache, rows), chosen).to_dict()
+    some = {split: SomeRows(rows, own) for split, own in _labelled(cache).items()}
+    made = Provenance.of(some, chosen).to_dict()
     views = {"views": cache.views.fingerprint} if cache.views and with_views else {}
     return {_KEY: made | {"columns": _columns(cache)} | views}
 
@@ -163,9 +166,9 @@ def _row_digests(cache: FeatureFile, task: Task, *, with_views: bool) -> np.ndar
     Views follow from an image's content and the network, so how they are drawn stands for them.
     Those that a file has got since a head was trained don't make it stale.
     """
-    labels = digest_labels(cache.classes, task)[cache.labels]
+    labels = LabelDigests(digest_labels(cache.classes, task), cache.labels)
     with reading_stored(cache) as stored:
-        rows = digest_rows(cache.digests, labels, stored.blocks())
+        rows = digest_rows(np.asarray(cache.digests), labels, stored.blocks())
     if cache.views and with_views:
         train = cache.rows("train")
         rows[train] = add_to_features(rows[train], bytes.fromhex(cache.views.fingerprint))
@@ -174,9 +177,16 @@ def _row_digests(cache: FeatureFile, task: Task, *, with_views: bool) -> np.ndar
 
 def _by_split(cache: FeatureFile, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the rows of each split that has labelled ones."""
-    numbers = {split: cache.rows(split) for split in cache.split_names}
-    labelled = {split: own[cache.labels[own] >= 0] for split, own in numbers.items()}
-    return {split: rows[own] for split, own in labelled.items() if len(own) or split == "train"}
+    return {split: rows[own] for split, own in _labelled(cache).items()}
+
+
+def _labelled(cache: FeatureFile) -> dict[str, np.ndarray]:
+    """Return which rows are labelled ones of each split that has any, ``(N,)`` bool."""
+    masks = {
+        split: (cache.splits == number) & (cache.labels >= 0)
+        for number, split in enumerate(cache.split_names)
+    }
+    return {split: own for split, own in masks.items() if own.any() or split == "train"}
 
 
 def _columns(cache: FeatureFile) -> str:

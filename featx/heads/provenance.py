@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from featx.errors import counted
 from featx.heads.tasks import Task
 
 SAMPLE_ROWS = 2048
+_AT_ONCE = 2**20
 _PART = 16
 """Bytes of each part of a row: content, label, features."""
 _ROW_BYTES = 3 * _PART
@@ -41,17 +42,35 @@ def digest_labels(labels: Sequence[str], task: Task) -> np.ndarray:
     return table
 
 
+@dataclass(frozen=True, eq=False)
+class LabelDigests:
+    """The digest of each row's label: one of those of ``digest_labels``, by its number."""
+
+    digests: np.ndarray
+    labels: np.ndarray
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.asarray(self.digests[self.labels[rows]])
+
+
+class SomeRows(NamedTuple):
+    """Digests of rows, ``(N, 48)`` uint8, and which of them are meant, ``(N,)`` bool."""
+
+    rows: np.ndarray
+    chosen: np.ndarray
+
+
 def digest_rows(
-    contents: np.ndarray, labels: np.ndarray, blocks: Iterable[tuple[slice, np.ndarray]]
+    contents: np.ndarray, labels: LabelDigests, blocks: Iterable[tuple[slice, np.ndarray]]
 ) -> np.ndarray:
     """Return a digest of each row, ``(N, 48)`` uint8: content, label and features.
 
-    Digests of contents and labels are ``(N, 16)`` uint8; blocks are positions and features ``(n,
-    size)``, which cover all rows: float32 vectors, or activations as they are stored.
+    Digests of contents are ``(N, 16)`` uint8; blocks are positions and features ``(n, size)``,
+    which cover all rows: float32 vectors, or activations as they are stored.
     """
     rows = np.zeros((len(contents), _ROW_BYTES), np.uint8)
-    rows[:, :_PART], rows[:, _PART : 2 * _PART] = contents, labels
     for where, features in blocks:
+        rows[where, :_PART], rows[where, _PART : 2 * _PART] = contents[where], labels[where]
         values = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
         digests = b"".join(hashlib.sha256(row.data).digest()[:_PART] for row in values)
         rows[where, 2 * _PART :] = np.frombuffer(digests, np.uint8).reshape(-1, _PART)
@@ -76,10 +95,10 @@ class RowSet:
     labels_sha256: str
 
     @classmethod
-    def of(cls, rows: np.ndarray) -> Self:
+    def of(cls, rows: np.ndarray | SomeRows) -> Self:
         """Return the digest of rows ``(n, 48)`` uint8, in any order."""
-        contents, labels = rows[:, :_PART], rows[:, _PART : 2 * _PART]
-        return cls(len(rows), _sha256(rows), digest_labelled(contents, labels))
+        count = int(rows.chosen.sum()) if isinstance(rows, SomeRows) else len(rows)
+        return cls(count, _sha256(rows), _sha256(rows, 2 * _PART))
 
 
 def digest_labelled(contents: np.ndarray, labels: np.ndarray) -> str:
@@ -87,13 +106,39 @@ def digest_labelled(contents: np.ndarray, labels: np.ndarray) -> str:
     return _sha256(np.concatenate([contents, labels], axis=1))
 
 
-def _sha256(rows: np.ndarray) -> str:
-    return hashlib.sha256(_sorted(rows).tobytes()).hexdigest()
+def _sha256(rows: np.ndarray | SomeRows, size: int | None = None) -> str:
+    """Return the sha256 of rows in ascending order, or of so many bytes of each."""
+    digest = hashlib.sha256()
+    for block in _ascending(rows):
+        digest.update(_sorted(block[:, :size]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _ascending(rows: np.ndarray | SomeRows) -> Iterator[np.ndarray]:
+    """Yield rows in blocks that are not sorted, but come one after the other: by first bytes."""
+    own, chosen = rows if isinstance(rows, SomeRows) else (rows, None)
+    if len(own) <= _AT_ONCE:
+        yield own if chosen is None else own[chosen]
+        return
+    first = own[:, 0].copy()
+    for byte in range(256):
+        block = first == byte
+        yield own[block if chosen is None else block & chosen]
 
 
 def _sorted(rows: np.ndarray) -> np.ndarray:
     """Return byte rows ``(n, bytes)`` in ascending order, ``(n,)`` of byte strings."""
     return np.sort(np.ascontiguousarray(rows).view(f"S{rows.shape[1]}").ravel())
+
+
+def _sample(rows: np.ndarray | SomeRows, most: int | None) -> np.ndarray:
+    """Return the short digests that sort first, ``(m,)`` of byte strings."""
+    found: list[np.ndarray] = []
+    for block in _ascending(rows):
+        found.append(_sorted(_short(block)))
+        if most is not None and sum(map(len, found)) >= most:
+            break
+    return np.concatenate(found)[:most]
 
 
 def _short(rows: np.ndarray) -> np.ndarray:
@@ -111,13 +156,15 @@ class Provenance:
     drawn: bool = False  # whether it was trained on a draw from the training split
 
     @classmethod
-    def of(cls, splits: Mapping[str, np.ndarray], drawn: np.ndarray | None = None) -> Self:
+    def of(
+        cls, splits: Mapping[str, np.ndarray | SomeRows], drawn: np.ndarray | None = None
+    ) -> Self:
         """Return the provenance of a head, from the labelled rows of splits ``(n, 48)`` uint8.
 
         The rows ``drawn`` trained it where these are not the whole training split.
         """
         rows = splits["train"] if drawn is None else drawn
-        sample = _sorted(_short(rows))[: SAMPLE_ROWS if drawn is None else None]
+        sample = _sample(rows, SAMPLE_ROWS if drawn is None else None)
         return cls(
             trained=RowSet.of(rows),
             scored={split: RowSet.of(own) for split, own in splits.items()},

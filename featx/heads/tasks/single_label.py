@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -78,14 +78,17 @@ def outcomes_of(logits: np.ndarray, labels: np.ndarray) -> Outcomes:
     logits -= np.take_along_axis(logits, predicted[:, None], axis=1)
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     total = np.exp(logits, out=logits).sum(axis=1)
+    labels, predicted = labels.astype(np.int32), predicted.astype(np.int32)
     return Outcomes(labels, predicted, in_top5, losses=np.log(total) - own, confidences=1 / total)
 
 
 def measure_classes(parts: Sequence[Outcomes], num_classes: int) -> Metrics:
     """Return the scores of the samples of all parts, at least one."""
-    labels, predicted, in_top5, losses, confidences = (
-        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Outcomes)
-    )
+
+    def every(name: str) -> np.ndarray:  # one after the other: there may be very many
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    labels, predicted = every("labels"), every("predicted")
     right = predicted == labels
     hits, samples, given = (
         np.bincount(values, minlength=num_classes) for values in (labels[right], labels, predicted)
@@ -98,11 +101,11 @@ def measure_classes(parts: Sequence[Outcomes], num_classes: int) -> Metrics:
         top1=float(right.mean()),
         top1_low=low,
         top1_high=high,
-        top5=float(in_top5.mean()) if num_classes > 5 else None,
+        top5=float(every("in_top5").mean()) if num_classes > 5 else None,
         balanced_accuracy=float(recalls.mean()),
         macro_f1=float((2 * hits[total > 0] / total[total > 0]).mean()),
-        log_loss=float(np.average(losses)),
-        ece=calibration_gap(confidences, right),
+        log_loss=float(np.average(every("losses"))),
+        ece=calibration_gap(every("confidences"), right),
         per_class=tuple(
             ClassScores(
                 own, taken, *share_with_interval(hit, taken), *share_with_interval(hit, own)
@@ -124,7 +127,7 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
     """Return the mean gap, over 15 bins of probability, between it and how often it comes true."""
-    bins = np.clip(np.ceil(probability * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    bins = np.clip(np.ceil(probability * NUM_BINS) - 1, 0, NUM_BINS - 1).astype(np.int8)
     gaps = np.bincount(bins, weights=right - probability.astype(np.float64), minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(probability))
 
