@@ -141,9 +141,9 @@ def extract(
     SOURCE is a folder of class folders; a folder of train, val and test folders of class folders;
     a folder of images; a .zip or .tar of any of these; WebDataset shards, 'train-{000..099}.tar'; a
     .parquet file, or a folder of them, or hf:NAME; a .csv or .tsv with the columns
-    path,label[,split][,group] or others; s3://bucket/folder/, gs://… and the like;
-    https://…/images.csv; cifar10:FOLDER with CIFAR-10's python pickles; or digits:, scikit-learn's
-    built-in digits.
+    path,label[,split][,group] or others; s3://bucket/folder/, gs://… and the like; a .csv, .zip,
+    .tar or .parquet file there or at https://…; cifar10:FOLDER with CIFAR-10's python pickles; or
+    digits:, scikit-learn's built-in digits.
 
     Run it again to resume after an interruption, or to bring the file up to date: only new and
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;

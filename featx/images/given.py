@@ -31,7 +31,7 @@ class SourceImage:
 
     @property
     def parallel_reads(self) -> int:
-        return getattr(self.source, "parallel_reads", 0)
+        return getattr(self.source, "parallel_reads", None) or 0
 
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | SourceImage

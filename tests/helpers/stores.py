@@ -6,6 +6,7 @@ import gc
 import hashlib
 import http.client
 import itertools
+import re
 import ssl
 import threading
 import warnings
@@ -64,7 +65,8 @@ class Site:
 
     ``files`` are contents by path, ``headers`` those of the answers beside the length, ``moved``
     addresses by the path that leads there, ``refused`` methods, ``unknown`` the answer elsewhere.
-    ``cuts``: bodies end in the middle, and answers to GET tell no length.
+    ``cuts``: bodies end in the middle, and answers to GET tell no length. Parts are sent where they
+    are asked for, ``shift`` bytes further on, unless ``sends_parts`` is false.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -74,6 +76,7 @@ class Site:
         self.refused: set[str] = set()
         self.unknown = 404
         self.cuts = False
+        self.sends_parts, self.shift = True, 0
         self.asked: Counter[tuple[str, str]] = Counter()
         self.faults: Iterator[str] = itertools.repeat("")
         self.lock = threading.Lock()
@@ -95,7 +98,13 @@ class Site:
         if content is None:
             return self.unknown, {}, b""
         etag = {"ETag": hashlib.md5(content).hexdigest()}
-        return 200, etag if self.headers is None else self.headers, content
+        headers = etag if self.headers is None else self.headers
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        if asked and self.sends_parts:
+            first, last = int(asked[1]) + self.shift, int(asked[2]) + self.shift
+            told = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+            return 206, headers | told, content[first : last + 1]
+        return 200, headers, content
 
     def close(self) -> None:
         self.server.shutdown()

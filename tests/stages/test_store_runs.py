@@ -17,7 +17,7 @@ from stores import Between, every, put_folder
 
 import featx
 from featx.features.file import open_features
-from featx.images.sources import remote
+from featx.images.sources import objects, remote
 
 OPTIONS = featx.ExtractOptions(backbone="tiny", engine="torch", workers=1, batch_size=8)
 COUNT = 200
@@ -53,7 +53,8 @@ def rows(path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_faults_of_s3_lose_nothing_and_give_nothing_wrong(many, between, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(remote, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(objects, "TIMEOUT_S", 1.0)
     between.faults = every(25)  # of each kind at least one
     report = featx.extract("s3://photos/set/", tmp_path / "s3.h5", OPTIONS)
     assert between.asked.total() > COUNT + 5

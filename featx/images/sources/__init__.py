@@ -2,7 +2,8 @@
 
 ``open_source`` takes what a user types: a folder, a ``.zip`` or ``.tar`` archive,
 ``shards-{000..099}.tar``, a ``.csv`` or ``.tsv`` manifest, ``.parquet`` files,
-``hf:NAME``, ``s3://bucket/folder/``, ``https://…/images.csv``, ``cifar10:FOLDER``, or ``digits:``.
+``hf:NAME``, ``s3://bucket/folder/``, ``https://…/images.csv`` (or an archive or Parquet file
+there), ``cifar10:FOLDER``, or ``digits:``.
 All give the same ``ImageSource``.
 """
 

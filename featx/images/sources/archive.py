@@ -40,18 +40,25 @@ def open_archive(
     Raises:
         SourceError: It is damaged or made to harm, has no images, or is not laid out as expected.
     """
-    path = path.resolve()
-    archive = Archive.of(path)
+    return read_archive(Archive.of(path.resolve()), options, labelled=labelled)
+
+
+def read_archive(
+    archive: Archive, options: SourceOptions = NO_OPTIONS, *, labelled: bool = True
+) -> ArchiveSource:
+    """Return the images of an archive on this machine or elsewhere; as ``open_archive``."""
     members = list_members(archive, encoding=options.encoding)
-    if path.suffix.lower() == ".tar" and holds_samples(members):
-        return read_shards(str(path), [(archive, members)])
-    tree = tree_of(path, (f"{m.path}/" if m.kind == "folder" else m.path for m in members))
+    if archive.suffix == ".tar" and holds_samples(members):
+        return read_shards(archive.path, [(archive, members)])
+    tree = tree_of(
+        Path(archive.path), (f"{m.path}/" if m.kind == "folder" else m.path for m in members)
+    )
     classes, samples = arrange(tree, labelled=labelled)
     files = Files.of(members)
     found = [files.find(archive, sample.sample_id) for sample in samples]
     require_no_bomb(archive, found)
     places = [(archive, member) for member in found]
-    uri = options.address(path)
+    uri = options.address(archive.path)
     return ArchiveSource(uri, classes, samples, places, dict(tree.ignored))
 
 
@@ -95,9 +102,8 @@ def expand_braces(text: str) -> Iterator[str]:
 
 def list_members(archive: Archive, *, encoding: str = "") -> list[Member]:
     """Return the members of a zip or tar archive, in its order."""
-    path = Path(archive.path)
-    require_random_access(path)
-    if path.suffix.lower() == ".zip":
+    require_random_access(archive)
+    if archive.suffix == ".zip":
         return list_zip(archive, encoding=encoding)
     return list_tar(archive)
 
@@ -113,14 +119,17 @@ def _numbers(text: str, found: re.Match[str]) -> list[str]:
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
-def require_random_access(path: Path) -> None:
+def require_random_access(archive: Archive) -> None:
     """Refuse an archive that has to be unpacked from its beginning to reach one of its files."""
-    with path.open("rb") as file:
-        start = file.read(8)
+    if archive.remote:
+        start = archive.remote.read_at(8, 0)
+    else:
+        with archive.opened() as file:
+            start = file.read(8)
     name = next((name for begin, name in _STARTS.items() if start.startswith(begin)), None)
-    if name or path.suffix.lower() not in (".zip", ".tar"):
+    if name or archive.suffix not in (".zip", ".tar"):
         raise SourceError(
-            f"'{path}' is compressed as a whole{f' by {name}' if name else ''}: an image in it "
-            "cannot be read without all that lie before it. Unpack it and give the folder, or pack "
-            "the images again as .zip or plain .tar."
+            f"'{archive.path}' is compressed as a whole{f' by {name}' if name else ''}: an image "
+            "in it cannot be read without all that lie before it. Unpack it and give the folder, "
+            "or pack the images again as .zip or plain .tar."
         )

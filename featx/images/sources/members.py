@@ -12,16 +12,20 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from featx import system
 from featx.errors import ImageError, SourceError, printable
 from featx.images.decode import MAX_FILE_BYTES
 from featx.images.sources.sample import Sample, Stamp, stamp_of
 
+ReadAt = Callable[[int, int], bytes]
+"""Called with a number of bytes and where they begin."""
 _LOCAL = struct.Struct("<4s22xHH")
 """Before a zip's member: a signature, and the lengths of its name and of what follows that."""
 _MAX_NAME, _MAX_FOLDERS = 4096, 64
@@ -30,24 +34,46 @@ _MAX_RATIO = 100
 _SMALL_BYTES = 2**26
 """A member may unpack to as much by any ratio: one drawing of one colour."""
 _SMALL_ARCHIVE = 2**30
+_REMOTE_READS = 32
+_EXTRA_BYTES = 128
+"""Between the name of a zip's member and its bytes; seldom more."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+class Remote(Protocol):
+    """A file elsewhere: its address, and reading it; ``OSError`` where it was replaced."""
+
+    def read_at(self, size: int, start: int) -> bytes: ...
+
+    def opened(self) -> BinaryIO: ...
 
 
 class Archive(NamedTuple):
     """An archive as it was when its members were listed.
 
     ``identity`` tells the file from another that takes its place: device, inode, size, and when it
-    was written.
+    was written. One that is ``remote`` is called by its address, and tells so itself.
     """
 
     path: str
     stamp: Stamp
     identity: tuple[int, int, int, int]
+    remote: Remote | None = None
 
     @classmethod
     def of(cls, path: Path) -> Archive:
         """Return an archive, to be called before its members are listed."""
         return cls(str(path), stamp_of(str(path)), _identity(path.stat()))
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name."""
+        path = urlsplit(self.path).path if self.remote else self.path
+        return Path(path).suffix.lower()
+
+    def opened(self) -> BinaryIO:
+        """Return it for reading."""
+        return self.remote.opened() if self.remote else Path(self.path).open("rb")
 
 
 class Member(NamedTuple):
@@ -74,6 +100,11 @@ class ArchiveSource:
     places: Sequence[tuple[Archive, Member]]
     ignored: Mapping[str, int] = field(default_factory=dict)
     has_tags: bool = False
+
+    @property
+    def parallel_reads(self) -> int | None:
+        """How many images are best read at once; None where cores decide."""
+        return _REMOTE_READS if any(archive.remote for archive, _ in self.places) else None
 
     def read(self, index: int) -> bytes:
         archive, member = self.places[index]
@@ -102,10 +133,12 @@ def read_member(archive: Archive, member: Member, *, sample_id: str) -> bytes:
     if refusal := _refusal(member):
         raise ImageError(sample_id, refusal)
     try:
+        if archive.remote:
+            return _content(_ahead(archive.remote, member), member)
         descriptor = os.open(archive.path, os.O_RDONLY | system.NO_WAIT)
         try:
             _require_same(archive, descriptor, sample_id)
-            content = _content(descriptor, member)
+            content = _content(partial(system.read_at, descriptor), member)
             _require_same(archive, descriptor, sample_id)
         finally:
             os.close(descriptor)
@@ -138,14 +171,28 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _content(descriptor: int, member: Member) -> bytes:
+def _ahead(remote: Remote, member: Member) -> ReadAt:
+    """Return what reads a member: of a zip, what lies before its bytes comes along with them."""
+    if member.crc is None:
+        return remote.read_at
+    start, room = member.start, _LOCAL.size + 2 * len(member.path.encode("utf-8", "replace"))
+    content = remote.read_at(room + _EXTRA_BYTES + member.packed, start)
+
+    def read_at(size: int, at: int) -> bytes:
+        part = content[at - start : at - start + size]
+        return part if len(part) == size else remote.read_at(size, at)
+
+    return read_at
+
+
+def _content(read_at: ReadAt, member: Member) -> bytes:
     start = member.start
     if member.crc is not None:
-        header = system.read_at(descriptor, _LOCAL.size, start)
+        header = read_at(_LOCAL.size, start)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
             raise ValueError("it does not lie where the archive says")
         start += _LOCAL.size + sum(_LOCAL.unpack(header)[1:])
-    packed = system.read_at(descriptor, member.packed, start)
+    packed = read_at(member.packed, start)
     if len(packed) < member.packed:
         raise ValueError("the archive ends in the middle of it")
     content = _inflated(packed, member.size) if member.is_deflated else packed
@@ -165,7 +212,7 @@ def _inflated(packed: bytes, size: int) -> bytes:
     return content
 
 
-def clean_path(archive: Path, name: str) -> str:
+def clean_path(archive: str, name: str) -> str:
     """Return a member's path without empty parts and dots; empty for the archive itself.
 
     Raises:

@@ -168,15 +168,27 @@ def read_files(
     Raises:
         SourceError: As ``open_parquet``.
     """
-    parts = [_read_part(root / name, split, options) for name, split in files]
+    archives = [(name, _archive(root / name), split) for name, split in files]
+    return read_parts(uri, archives, options)
+
+
+def read_parts(
+    uri: str, files: Sequence[tuple[str, Archive, str]], options: SourceOptions
+) -> ParquetSource:
+    """Return the images of Parquet files, given by name with the split of each.
+
+    Raises:
+        SourceError: As ``open_parquet``.
+    """
+    parts = [_read_part(archive, split, options) for _, archive, split in files]
     if not any(part.labels for part in parts):
         raise SourceError(f"'{uri}' holds no images: no rows.")
-    _require_one_kind([name for name, _ in files], parts)
+    _require_one_kind([name for name, _, _ in files], parts)
     own = {label for part in parts for label in part.labels} - {""}
     classes = tuple(sorted(own.union(*(part.names for part in parts))))
     numbers = {label: number for number, label in enumerate(classes)} | {"": -1}
     samples, places = list[Sample](), list[tuple[int, int]]()
-    for number, ((name, _), part) in enumerate(zip(files, parts, strict=True)):
+    for number, ((name, _, _), part) in enumerate(zip(files, parts, strict=True)):
         columns = zip(part.labels, part.splits, part.groups, strict=True)
         for row, (label, split, group) in enumerate(columns):
             samples.append(Sample(f"{name}/{row}", numbers[label], split, group))
@@ -203,12 +215,16 @@ def _require_one_kind(names: Sequence[str], parts: Sequence[_Part]) -> None:
         )
 
 
-def _read_part(path: Path, split: str, options: SourceOptions) -> _Part:
+def _archive(path: Path) -> Archive:
     try:
-        archive = Archive.of(path)
+        return Archive.of(path)
     except OSError as err:
         raise SourceError(f"Cannot read '{path}': {err.strerror}.") from err
-    with open_parquet_file(str(path)) as file:
+
+
+def _read_part(archive: Archive, split: str, options: SourceOptions) -> _Part:
+    path = Path(archive.path)
+    with open_parquet_file(archive) as file:
         try:
             if file.metadata.num_rows > _MAX_ROWS:
                 raise SourceError(f"'{path}' says it has {file.metadata.num_rows:,} rows: damaged.")

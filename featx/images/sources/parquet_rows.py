@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError, SourceError, lies_in_machine
 from featx.images.decode import MAX_FILE_BYTES, read_image_file
 from featx.images.sources.members import Archive
 from featx.packages import install_command, needed
@@ -53,12 +53,13 @@ class ImageFile(NamedTuple):
     paths: dict[int, str]
 
 
-def open_parquet_file(path: str) -> Any:
+def open_parquet_file(archive: Archive) -> Any:
     """Return a ``pyarrow.parquet.ParquetFile`` that checks what it reads.
 
     Raises:
         SourceError: pyarrow is not installed, or the file is damaged or no Parquet file.
     """
+    path = archive.path
     try:
         import pyarrow as _  # noqa: F401
         import pyarrow.parquet
@@ -67,7 +68,10 @@ def open_parquet_file(path: str) -> Any:
         raise SourceError(f"'{path}' is read by {why}") from err
     try:
         return pyarrow.parquet.ParquetFile(
-            path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER_BYTES
+            archive.opened() if archive.remote else path,
+            page_checksum_verification=True,
+            pre_buffer=False,
+            buffer_size=_BUFFER_BYTES,
         )
     except (OSError, ValueError, MemoryError) as err:  # ArrowException is one of these
         raise SourceError(f"Cannot read '{path}': {told(err)}.") from err
@@ -147,7 +151,8 @@ class RowReader:
             self._stream = None
             self._require_same(file, sample_id)  # or it is not damaged, but another
             reason = f"cannot be read from its Parquet file: {told(err)}."
-            self._damage[number, group] = self._next, reason
+            if not lies_in_machine(err):
+                self._damage[number, group] = self._next, reason
             raise ImageError(sample_id, reason) from err
         except BaseException:
             self._stream = None
@@ -181,6 +186,8 @@ class RowReader:
             self._size -= _size_of(self._kept.pop(key))
 
     def _require_same(self, file: ImageFile, sample_id: str) -> None:
+        if file.archive.remote:
+            return  # each part that is read says whether it is of the same file
         path = Path(file.archive.path)
         try:
             is_same = Archive.of(path).identity == file.archive.identity
@@ -229,7 +236,7 @@ def _batches(file: ImageFile, group: int) -> Iterator[list[Any]]:
 def open_image_file(file: ImageFile) -> Any:
     """Return the file opened; one that cannot be opened any more is that image's error."""
     try:
-        return open_parquet_file(file.archive.path)
+        return open_parquet_file(file.archive)
     except SourceError as err:
         raise ValueError(str(err)) from err
 

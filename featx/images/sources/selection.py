@@ -16,8 +16,9 @@ import numpy as np
 from featx.errors import SourceError
 from featx.images.sources import open_source
 from featx.images.sources.members import Archive, ArchiveSource, Member
+from featx.images.sources.objects import ObjectStore
 from featx.images.sources.relabelled import RelabelledSource
-from featx.images.sources.remote import Entry, ObjectStore, Remote, Web
+from featx.images.sources.remote import Entry, Remote, Web
 from featx.images.sources.sample import FileSource, ImageSource, Sample, Stamp, list_digest
 from featx.images.sources.stores import StoreSource
 
@@ -99,6 +100,10 @@ class _Selection:
 class _Members(_Selection):
     places: Sequence[tuple[Archive, Member]]
 
+    @property
+    def parallel_reads(self) -> int | None:
+        return ArchiveSource(self.uri, (), self.samples, self.places).parallel_reads
+
     def read(self, index: int) -> bytes:
         archive, member = self.places[index]
         source = ArchiveSource(self.uri, (), (self.samples[index],), [(_here(archive), member)])
@@ -110,6 +115,8 @@ class _Members(_Selection):
 
 def _here(archive: Archive) -> Archive:
     """Return an archive as this machine sees it: device and inode are numbers of its own."""
+    if archive.remote:
+        return archive
     try:
         here = Archive.of(Path(archive.path))
     except OSError:

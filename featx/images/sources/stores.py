@@ -22,17 +22,18 @@ from featx.images.sources.address import SourceOptions
 from featx.images.sources.entries import tree_of
 from featx.images.sources.folder import arrange
 from featx.images.sources.manifest import open_manifest
+from featx.images.sources.objects import ObjectStore
+from featx.images.sources.parts import RemoteFile
 from featx.images.sources.remote import (
     Entry,
     Gone,
-    ObjectStore,
     Refused,
     Remote,
     Web,
     is_page,
     without_secrets,
 )
-from featx.images.sources.sample import NO_FILE, Sample, Stamp
+from featx.images.sources.sample import NO_FILE, ImageSource, Sample, Stamp
 
 _TABLES = (".csv", ".tsv")
 _WHOLE = (".zip", ".tar", ".parquet")
@@ -108,8 +109,10 @@ class StoreSource:
             return self.entries
 
 
-def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> StoreSource:
-    """Return the images below a prefix of a store, or those of a table in a store or on the web.
+def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> ImageSource:
+    """Return the images below a prefix of a store, or of a file in a store or on the web.
+
+    The file is a table of images, or an archive or Parquet file, which is read in place.
 
     Raises:
         SourceError: There is no connection, bucket, right or image, or it is not laid out as
@@ -124,11 +127,39 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> St
         options.require_fit(shown, "a table")
         return _open_table(uri, shown, Web(uri) if is_web else ObjectStore(uri), options)
     if path.lower().endswith(_WHOLE):
-        raise SourceError(f"'{shown}' is read from this machine only: download it first.")
+        file = RemoteFile.of(uri, Web(uri) if is_web else ObjectStore(uri))
+        return _open_whole(file, shown, options, labelled=labelled)
     if is_web:
-        raise SourceError(f"'{shown}' is not a table. Give a .csv or .tsv that lists web images.")
+        raise SourceError(
+            f"'{shown}' is not a table. Give a .csv or .tsv that lists web images, or a .zip, .tar "
+            "or .parquet file."
+        )
     options.require_fit(uri, "a folder")
     return _open_prefix(uri.rstrip("/") + "/", labelled=labelled)
+
+
+def _open_whole(
+    file: RemoteFile, shown: str, options: SourceOptions, *, labelled: bool
+) -> ImageSource:
+    """Return the images of an archive or Parquet file that is read part by part."""
+    from featx.images.sources.archive import read_archive
+    from featx.images.sources.members import Archive
+
+    entry = file.entry
+    archive = Archive(shown, entry.stamp(), (0, 0, entry.size, entry.mtime_ns), file)
+    try:
+        if archive.suffix == ".parquet":
+            from featx.images.sources.parquet import read_parts
+
+            options.require_fit(shown, "a Parquet file")
+            name = urlsplit(shown).path.rpartition("/")[2]
+            return read_parts(options.address(shown), [(name, archive, "train")], options)
+        options.require_fit(shown, "an archive")
+        return read_archive(archive, options, labelled=labelled)
+    except SourceError as err:
+        raise SourceError(str(err).replace(str(Path(shown)), shown)) from err.__cause__
+    except OSError as err:
+        raise SourceError(f"Cannot read '{shown}': {err.strerror or err}.") from err
 
 
 def _open_prefix(uri: str, *, labelled: bool) -> StoreSource:

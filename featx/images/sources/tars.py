@@ -6,12 +6,12 @@ import logging
 import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import BinaryIO
 
 from featx import system
 from featx.errors import SourceError, counted, first_line
-from featx.images.sources.members import Archive, Member, beside, clean_path
+from featx.images.sources.members import Archive, Member, ReadAt, beside, clean_path
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,13 @@ def list_tar(archive: Archive) -> list[Member]:
     Raises:
         SourceError: The archive is damaged or cut short, or a path in it leads out of it.
     """
-    path, members, begin = Path(archive.path), list[Member](), 0
+    path, members, begin = archive.path, list[Member](), 0
     try:
-        with path.open("rb") as file:
+        with archive.opened() as file:
+            read_at = _reading(archive, file)
             while begin < archive.stamp.size or not begin:
                 end = begin
-                for member, end in _part(path, file, begin):
+                for member, end in _part(path, file, read_at, begin):
                     members += [member] if member.path else []
                     if end > archive.stamp.size:
                         problem = f"it ends in the middle of '{member.path}'"
@@ -71,13 +72,25 @@ def list_tar(archive: Archive) -> list[Member]:
     return members
 
 
-def _part(path: Path, file: BinaryIO, begin: int) -> Iterator[tuple[Member, int]]:
+def _reading(archive: Archive, file: BinaryIO) -> ReadAt:
+    """Return what reads headers without going through the library; the file's place may move."""
+    if archive.remote is None:
+        return partial(system.read_at, file.fileno())
+
+    def read_at(size: int, at: int) -> bytes:
+        file.seek(at)
+        return file.read(size)
+
+    return read_at
+
+
+def _part(path: str, file: BinaryIO, read_at: ReadAt, begin: int) -> Iterator[tuple[Member, int]]:
     """Yield each member of one archive with where it ends; none if there is no archive."""
     at, count = begin, 0
     try:
         file.seek(begin)
         with tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8") as tar:  # type: ignore[arg-type]
-            while found := (count and _plain(path, file.fileno(), at)) or _next(path, tar, at):
+            while found := (count and _plain(path, read_at, at)) or _next(path, tar, at):
                 if found[1] <= at:
                     raise tarfile.ReadError("a negative size")
                 at, count = found[1], count + 1
@@ -90,7 +103,7 @@ def _part(path: Path, file: BinaryIO, begin: int) -> Iterator[tuple[Member, int]
         raise _damaged(path, first_line(err), count) from err
 
 
-def _next(path: Path, tar: tarfile.TarFile, at: int) -> tuple[Member, int] | None:
+def _next(path: str, tar: tarfile.TarFile, at: int) -> tuple[Member, int] | None:
     """Return the member whose headers begin at an offset, as the library reads them."""
     if tar.firstmember is None:  # type: ignore[attr-defined]  # read when it was opened
         tar.offset = at
@@ -103,19 +116,19 @@ def _next(path: Path, tar: tarfile.TarFile, at: int) -> tuple[Member, int] | Non
     return _member(path, info), tar.offset
 
 
-def _plain(path: Path, descriptor: int, at: int) -> tuple[Member, int] | None:
+def _plain(path: str, read_at: ReadAt, at: int) -> tuple[Member, int] | None:
     """Return an ordinary file's member, ten times as fast; None for what the library has to read.
 
     Extended headers before it may say what featx does not need, such as times.
     """
-    header = system.read_at(descriptor, _BLOCK, at)
+    header = read_at(_BLOCK, at)
     try:
         size = _size_in(header)
         if header[156:157] == tarfile.XHDTYPE and size <= _PLAIN_BYTES:
-            if not _says_little(system.read_at(descriptor, size, at + _BLOCK)):
+            if not _says_little(read_at(size, at + _BLOCK)):
                 return None
             at += _BLOCK + _padded(size)
-            header = system.read_at(descriptor, _BLOCK, at)
+            header = read_at(_BLOCK, at)
             size = _size_in(header)
     except ValueError:
         return None
@@ -153,7 +166,7 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _next_part(path: Path, file: BinaryIO, end: int, count: int) -> int:
+def _next_part(path: str, file: BinaryIO, end: int, count: int) -> int:
     """Return where the next archive begins behind an end marker, or the size of the file."""
     file.seek(end)
     start = file.read(_BLOCK)
@@ -167,14 +180,14 @@ def _next_part(path: Path, file: BinaryIO, end: int, count: int) -> int:
     return file.tell()
 
 
-def _damaged(path: Path, problem: str, count: int) -> SourceError:
+def _damaged(path: str, problem: str, count: int) -> SourceError:
     return SourceError(
         f"'{path}' is not a whole tar archive: {problem}, after {counted(count, 'member')}. "
         "Copy or download it again."
     )
 
 
-def _member(path: Path, info: tarfile.TarInfo) -> Member:
+def _member(path: str, info: tarfile.TarInfo) -> Member:
     kind = "other"
     if info.isdir():
         kind = "folder"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 from featx.errors import SourceError, first_line
 from featx.images.sources.members import Archive, Member, beside, clean_path, read_member
@@ -32,10 +32,15 @@ def list_zip(archive: Archive, *, encoding: str = "") -> list[Member]:
     Raises:
         SourceError: The archive is damaged, or a path in it leads out of it.
     """
-    path = Path(archive.path)
+    path = archive.path
     try:
-        with zipfile.ZipFile(path) as file:
-            infos = file.infolist()
+        with archive.opened() as raw:
+            raw.seek(-min(archive.stamp.size, 1), os.SEEK_END)
+            raw.read(1)  # what cannot be read at all is no damage
+            with zipfile.ZipFile(raw) as file:
+                infos = file.infolist()
+    except SourceError:
+        raise
     except UnicodeDecodeError as err:
         raise SourceError(
             f"'{path}' holds a name that is said to be UTF-8 but is not. Pack the images again."
@@ -67,7 +72,7 @@ def _require_apart(archive: Archive, infos: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _members(path: Path, infos: list[zipfile.ZipInfo], encoding: str) -> Iterator[Member]:
+def _members(path: str, infos: list[zipfile.ZipInfo], encoding: str) -> Iterator[Member]:
     foreign = 0
     for info in infos:
         name, is_foreign = _name_of(path, info, encoding)
@@ -91,7 +96,7 @@ def _members(path: Path, infos: list[zipfile.ZipInfo], encoding: str) -> Iterato
         )
 
 
-def _name_of(path: Path, info: zipfile.ZipInfo, encoding: str) -> tuple[str, bool]:
+def _name_of(path: str, info: zipfile.ZipInfo, encoding: str) -> tuple[str, bool]:
     """Return a member's name with ``/``, and whether its encoding is not known."""
     name, is_foreign = info.orig_filename, False
     if not info.flag_bits & _IS_UTF8 and not name.isascii():

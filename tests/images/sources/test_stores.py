@@ -23,7 +23,7 @@ from featx.extraction.plan import make_plan
 from featx.features.publish import ExistingImages
 from featx.images.decode import content_digest
 from featx.images.reading import read_together
-from featx.images.sources import open_source, remote
+from featx.images.sources import objects, open_source, remote
 from featx.images.sources.remote import Entry, without_secrets
 
 KEYS = ["a+b", "a%b", "a%2Fb", "a b", "a#b", "a?b", "é", "e\u0301", "x[1]", "x*", "y", "z"]
@@ -38,7 +38,8 @@ def png(number):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_WAIT", 0.001)
-    monkeypatch.setattr(remote, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(remote, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(objects, "TIMEOUT_S", 1.0)
 
 
 def contents(source):
@@ -71,7 +72,7 @@ def test_rows_are_those_of_the_folder_and_a_second_run_reads_nothing(bucket, tmp
     with h5py.File(tmp_path / "s3.h5") as one, h5py.File(tmp_path / "local.h5") as other:
         for name in ("features", "digests", "labels", "sample_ids"):
             assert np.array_equal(one[name][...], other[name][...])
-    monkeypatch.setattr(remote.ObjectStore, "get", None)
+    monkeypatch.setattr(objects.ObjectStore, "get", None)
     featx.extract(None, tmp_path / "s3.h5")
     assert featx.check(tmp_path / "s3.h5").source == "s3://photos/set/"
 
@@ -249,7 +250,7 @@ def test_listings_are_read_page_by_page_and_a_page_that_fails_alone_again(
         bucket.put_object(Bucket="photos", Key=f"set/{number:02d}.png", Body=png(number))
     between = Between(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
-    monkeypatch.setattr(remote, "_PAGE_KEYS", 3)
+    monkeypatch.setattr(objects, "_PAGE_KEYS", 3)
     between.faults = every(4, kinds=("503", "reset"))
     try:
         source = open_source("s3://photos/set")

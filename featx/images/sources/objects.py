@@ -1,0 +1,205 @@
+"""Objects of stores: listing, looking up and reading them by fsspec, with retries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from featx.errors import SourceError, first_line
+from featx.images.sources.remote import TIMEOUT_S, Entry, Gone, Part, Refused, retried, settled
+from featx.packages import install_command, needed
+
+_PAGE_KEYS = 1000
+
+
+class ObjectStore:
+    """A store that fsspec opens; paths have no scheme, and mean what they are, no patterns."""
+
+    def __init__(self, address: str) -> None:
+        self.address, (self.scheme, _, path) = address, address.partition("://")
+        self.bucket = path.partition("/")[0]
+        self._fs = _opened(self.scheme, anonymous=_is_anonymous(self.scheme))
+        self._alone = contextlib.nullcontext() if self._fs.async_impl else threading.Lock()
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, Entry]]:
+        """Yield the objects below a prefix, which ends in ``/``."""
+        try:
+            for path, info in self._found(prefix):
+                if path.startswith(prefix) and not path.endswith("/"):
+                    yield path, _entry_of(info)
+        except SourceError:
+            raise
+        except Exception as err:
+            raise SourceError(self._why(err, prefix)) from None
+
+    def _found(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        pages = self._s3_pages if self.scheme in ("s3", "s3a") else self._one_page
+        try:
+            yield from pages(prefix)
+        except PermissionError:
+            if not _is_anonymous(self.scheme):
+                raise
+            self._fs = _opened(self.scheme, anonymous=False)  # a machine with a role
+            yield from pages(prefix)
+
+    def _one_page(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        found = retried(lambda: self._fs.find(prefix, detail=True), _may_pass)
+        for name, info in found.items():
+            if info["type"] == "file":
+                yield name.lstrip("/"), info
+
+    def _s3_pages(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield objects page by page, of which each is tried again by itself."""
+        from fsspec.asyn import sync
+
+        bucket, _, start = prefix.partition("/")
+        asked = {"Bucket": bucket, "Prefix": start, "MaxKeys": _PAGE_KEYS, **self._fs.req_kw}
+
+        def page() -> dict[str, Any]:
+            found: dict[str, Any] = sync(
+                self._fs.loop, self._fs._call_s3, "list_objects_v2", **asked
+            )
+            return found
+
+        while True:
+            found = retried(page, _may_pass)
+            for info in found.get("Contents", ()):
+                yield f"{bucket}/{info['Key']}", {**info, "size": info["Size"]}
+            if not found.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = found["NextContinuationToken"]
+
+    def look_up(self, address: str) -> Entry | None:
+        path = address.partition("://")[2]
+        try:
+            return _entry_of(retried(lambda: self._fs.info(path), _may_pass))
+        except Exception:
+            return None  # reading says what is wrong
+
+    def get(self, address: str, entry: Entry | None, part: Part | None = None) -> bytes:
+        path = address.partition("://")[2]
+        try:
+            return retried(lambda: self._content(path, entry, part), _may_pass)
+        except Gone:
+            raise
+        except Exception as err:
+            if _is_down(err):
+                raise SourceError(self._why(err, path)) from None
+            if isinstance(err, FileNotFoundError):
+                raise Gone("it is not there (any more).") from None
+            raise Refused(f"it cannot be read ({first_line(err)}).") from None
+
+    def _content(self, path: str, entry: Entry | None, part: Part | None) -> bytes:
+        if self.scheme in ("s3", "s3a"):
+            from fsspec.asyn import sync
+
+            content, tag = sync(self._fs.loop, _s3_content, self._fs, path, part)
+        else:
+            with self._alone:  # FTP, for one, has a connection for all threads
+                ends = {"start": part[0], "end": sum(part)} if part else {}
+                content, tag = self._fs.cat_file(path, **ends), ""
+        if entry and tag and tag != entry.tag:
+            raise Gone("it was replaced since it was listed.")
+        size = part[1] if part else entry.size if entry else len(content)
+        if len(content) != size:
+            raise ConnectionError(f"{len(content)} of {size} bytes came")
+        return bytes(content)
+
+    def _why(self, err: Exception, prefix: str) -> str:
+        name = f"{self.scheme}://{self.bucket}"
+        if _is_down(err):
+            return f"No connection to the store of '{name}' ({first_line(err)})."
+        if isinstance(err, PermissionError) or "credentials" in str(err).lower():
+            return (
+                f"No right to list '{self.scheme}://{prefix}'. Give credentials as for other "
+                "programs; where the requester pays, set FSSPEC_S3_REQUESTER_PAYS=true."
+            )
+        if isinstance(err, FileNotFoundError):
+            return f"There is no bucket '{name}' (or nothing at all in it)."
+        return f"Cannot list '{self.scheme}://{prefix}': {first_line(err)}."
+
+
+async def _s3_content(fs: Any, path: str, part: Part | None) -> tuple[bytes, str]:
+    bucket, _, key = path.partition("/")
+    asked = {"Bucket": bucket, "Key": key, **fs.req_kw}
+    asked |= {"Range": f"bytes={part[0]}-{sum(part) - 1}"} if part else {}
+    answer = await fs._call_s3("get_object", **asked)
+    async with answer["Body"] as body:
+        return await body.read(), answer["ETag"]
+
+
+def _opened(scheme: str, *, anonymous: bool) -> Any:
+    try:
+        import fsspec
+    except ImportError as err:
+        why = needed(err, "fsspec", install_command("cloud"))
+        raise SourceError(f"{scheme}:// needs {why}") from err
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme in ("s3", "s3a"):
+        limits = {"connect_timeout": 5, "read_timeout": TIMEOUT_S, "retries": {"max_attempts": 1}}
+        options |= {"config_kwargs": limits} | ({"anon": True} if anonymous else {})
+    elif scheme in ("gs", "gcs") and anonymous:
+        options["token"] = "anon"
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as err:
+        known = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+        # fsspec raises an error of its own, from the one of the import
+        cause = err.__cause__ if isinstance(err.__cause__, ImportError) else err
+        package = known.get(scheme) or (cause.name or scheme).partition(".")[0]
+        is_extra = package in ("s3fs", "aiohttp")
+        command = install_command("cloud") if is_extra else f"pip install {package}"
+        raise SourceError(f"{scheme}:// needs {needed(cause, package, command)}") from err
+    except ValueError as err:
+        raise SourceError(f"'{scheme}://' is not a store that fsspec knows.") from err
+
+
+def _is_anonymous(scheme: str) -> bool:
+    """Return whether no credentials are set up, so that none are looked for on the network."""
+    names = {"s3": "AWS_", "s3a": "AWS_"}.get(scheme, "GOOGLE_APPLICATION_CREDENTIALS")
+    ends: tuple[str, ...] = (
+        "ACCESS_KEY_ID",
+        "PROFILE",
+        "WEB_IDENTITY_TOKEN_FILE",
+        "CREDENTIALS_RELATIVE_URI",
+    )
+    ends += ("CONTAINER_CREDENTIALS_FULL_URI", "CREDENTIALS")
+    if any(name.startswith(names) and name.endswith(ends) for name in os.environ):
+        return False
+    if any(name.startswith(f"FSSPEC_{scheme.upper()}") for name in os.environ):
+        return False
+    own: tuple[str, ...] = (
+        (".aws/credentials", ".aws/config") if names == "AWS_" else (".config/gcloud",)
+    )
+    return not any((Path.home() / each).exists() for each in own)
+
+
+def _entry_of(info: dict[str, Any]) -> Entry:
+    tag = str(info.get("ETag") or info.get("etag") or "")
+    names = ("LastModified", "last_modified", "mtime", "updated")
+    written = next((info[name] for name in names if info.get(name)), None)
+    written = written.timestamp() if isinstance(written, datetime) else written
+    mtime = int(written * 10**9) if isinstance(written, int | float) else 0
+    return Entry(int(info["size"] or 0), mtime if tag else settled(mtime, time.time_ns()), tag)
+
+
+def _is_down(err: BaseException | None) -> bool:
+    names = {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "gaierror"}
+    while err is not None:
+        if type(err).__name__ in names or isinstance(err, ConnectionRefusedError):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
+def _may_pass(err: Exception) -> bool:
+    final = (Gone, FileNotFoundError, PermissionError, ImportError, TypeError)
+    if isinstance(err, final) or _is_down(err):
+        return False
+    return "credentials" not in str(err).lower()
