@@ -113,6 +113,7 @@ bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/crashes.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/clients.py
+	$(BIN)/python benchmarks/page.py
 
 # The peers of the benchmark: the first ones run on the torch that featx runs on, thingsvision on the
 # old one it asks for (7 GB). What is not there is left out of the tables.

@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -18,8 +19,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 class Tab:
     """A tab whose requests and errors are noted."""
 
-    def __init__(self, socket: Any) -> None:
-        self._socket, self._number = socket, 0
+    def __init__(self, socket: Any, process: int) -> None:
+        self._socket, self._number, self._process = socket, 0, process
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -52,6 +53,11 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    async def memory(self) -> float:
+        """Return what Chromium's processes hold after a collection of garbage, in MB."""
+        await self.send("HeapProfiler.collectGarbage")
+        return sum(map(_resident, _tree(self._process))) / 1e6
+
     async def wait_for(self, script: str, seconds: float = 90) -> None:
         """Wait until an expression is true."""
         for _ in range(int(seconds * 10)):
@@ -61,8 +67,30 @@ class Tab:
         raise AssertionError(f"{script} did not come true; {self.errors}")
 
 
+def _tree(process: int) -> list[int]:
+    """Return a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [process]
+    for each in found:
+        found.extend(children.get(each, []))
+    return found
+
+
+def _resident(process: int) -> int:
+    """Return the bytes of memory that a process has for itself."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
 @contextlib.asynccontextmanager
-async def _tab(address: str, width: int) -> AsyncIterator[Tab]:
+async def _tab(address: str, width: int, flags: Sequence[str]) -> AsyncIterator[Tab]:
     import aiohttp
 
     assert CHROMIUM
@@ -72,7 +100,7 @@ async def _tab(address: str, width: int) -> AsyncIterator[Tab]:
                 *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
                 *("--disable-background-networking", "--disable-dev-shm-usage"),
                 *("--remote-debugging-port=0", f"--user-data-dir={profile}"),
-                *(f"--window-size={width},900", "about:blank"),
+                *(*flags, f"--window-size={width},900", "about:blank"),
             ],
             stderr=subprocess.PIPE,
             text=True,
@@ -89,7 +117,7 @@ async def _tab(address: str, width: int) -> AsyncIterator[Tab]:
                     tabs = [each for each in await listed.json() if each["type"] == "page"]
                 url = tabs[0]["webSocketDebuggerUrl"]
                 async with session.ws_connect(url, max_msg_size=0) as socket:
-                    tab = Tab(socket)
+                    tab = Tab(socket, process.pid)
                     listening = asyncio.create_task(tab.listen())
                     for domain in ("Runtime", "Network", "Log", "Page"):
                         await tab.send(f"{domain}.enable")
@@ -103,11 +131,17 @@ async def _tab(address: str, width: int) -> AsyncIterator[Tab]:
                 process.stderr.close()
 
 
-def in_chromium(address: str, use: Callable[[Tab], Awaitable[Any]], *, width: int = 1000) -> Any:
+def in_chromium(
+    address: str,
+    use: Callable[[Tab], Awaitable[Any]],
+    *,
+    width: int = 1000,
+    flags: Sequence[str] = (),
+) -> Any:
     """Open an address in a new Chromium, and return what ``use`` of the tab returns."""
 
     async def opened() -> Any:
-        async with _tab(address, width) as tab:
+        async with _tab(address, width, flags) as tab:
             return await use(tab)
 
     return asyncio.run(opened())

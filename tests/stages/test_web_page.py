@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import json
 import shutil
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from chromium import CHROMIUM, in_chromium
 from commands import featx_cli
 from PIL import Image
+from web_pages import answers, chain, draw, require_equal, served
 
 from featx.errors import ArtifactExists, ArtifactInvalid, ConfigError
-from featx.extraction.options import ExtractOptions
 from featx.reporting import classify
 from featx.stages.export import ExportOptions, export_onnx
-from featx.stages.extract import extract
-from featx.stages.predict import Predictor
-from featx.stages.train import train_head
 from featx.stages.web_page import write_web_page
 
 WEB = Path(classify.__file__).parent / "web"
@@ -36,28 +29,6 @@ pytestmark = needs_runtime
 NASTY = "<b>bees</b></script><!--"
 
 
-def chain(folder: Path, table: str, **export: object) -> Path:
-    """Return a model of the images in a table."""
-    (folder / "images.csv").write_text(table)
-    options = ExtractOptions(backbone="tiny", val_fraction=0.25)
-    extract(folder / "images.csv", folder / "f.h5", options)
-    train_head(folder / "f.h5", folder / "h.safetensors")
-    export_onnx(folder / "h.safetensors", folder / "m.onnx", ExportOptions(**export))
-    return folder / "m.onnx"
-
-
-def draw(folder: Path, count: int = 16) -> list[Path]:
-    rng, paths = np.random.default_rng(0), []
-    for number in range(count):
-        low = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        low[..., number % 2] //= 4
-        size = (60 + 11 * number, 50 + 7 * number)
-        path = folder / f"{number}.{('jpg', 'png', 'webp')[number % 3]}"
-        Image.fromarray(low).resize(size, Image.Resampling.BICUBIC).save(path)
-        paths.append(path)
-    return paths
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     folder = tmp_path_factory.mktemp("page")
@@ -65,61 +36,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     names = ("ants", NASTY)
     lines = [f'{path.name},"{names[number % 2]}"' for number, path in enumerate(paths)]
     return chain(folder, "\n".join(["path,label", *lines])), paths
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def guess_type(self, path: object) -> str:
-        """As a server that knows nothing of WebAssembly and models."""
-        name = str(path)
-        return "text/html" if name.endswith(".html") else "application/octet-stream"
-
-
-def answers(address: str, paths: list[Path], **how: int) -> dict[str, object]:
-    """Return the page's probabilities of images, what it shows of the last, and its requests."""
-    files = {path.name: base64.b64encode(path.read_bytes()).decode() for path in paths}
-
-    async def use(tab):
-        await tab.wait_for("globalThis.featx !== undefined")
-        state = await tab.run("document.getElementById('state').textContent")
-        found = await tab.run(
-            f"""(async () => {{
-              const found = {{}}, carrier = new DataTransfer();
-              let file;
-              for (const [name, text] of Object.entries({json.dumps(files)})) {{
-                const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-                file = new File([bytes], name);
-                found[name] = await featx.predict(file);
-              }}
-              carrier.items.add(file);
-              document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: carrier }}));
-              return found;
-            }})()"""
-        )
-        await tab.wait_for("document.querySelectorAll('.bar').length > 0")
-        shown = await tab.run("document.getElementById('results').textContent")
-        wide = await tab.run("document.documentElement.scrollWidth <= innerWidth")
-        return {
-            "state": state,
-            "found": found,
-            "shown": shown,
-            "fits": wide,
-            "requests": tab.requests,
-            "errors": tab.errors,
-        }
-
-    return in_chromium(address, use, **how)
-
-
-def require_equal(found: dict[str, list[float]], model: Path, paths: list[Path]) -> None:
-    expected = Predictor(model).predict([str(path) for path in paths])
-    for path, prediction in zip(paths, expected, strict=True):
-        own = found[path.name]
-        index = Predictor(model).classes.index(prediction.label)
-        assert int(np.argmax(own)) == index, path
-        assert abs(own[index] - prediction.probability) < 1e-3, path
 
 
 @needs_browser
@@ -140,13 +56,9 @@ def test_one_file_from_disk_answers_as_predict_and_asks_for_nothing(made, tmp_pa
 def test_a_served_folder_answers_as_predict_and_asks_its_own_server_alone(made, tmp_path):
     model, paths = made
     write_web_page(model, tmp_path / "sub folder" / "page")
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}/sub%20folder/page/"
-    answer = answers(address, paths)
-    server.shutdown()
-    server.server_close()
+    with served(tmp_path) as root:
+        address = f"{root}/sub%20folder/page/"
+        answer = answers(address, paths)
     require_equal(answer["found"], model, paths)
     asked = [each for each in answer["requests"] if not each.startswith(("data:", "blob:"))]
     assert asked == [address, f"{address}ort.wasm", f"{address}model.onnx"]
