@@ -297,13 +297,17 @@ def load_classifier(
     threads: int | None = None,
     providers: Sequence[Provider] | None = None,
     verify: bool = True,
+    spin: bool = True,
 ) -> Classifier:
-    """Return the classifier of a file's content; as ``open_classifier``."""
+    """Return the classifier of a file's content; as ``open_classifier``.
+
+    Without ``spin``, idle threads leave the cores to others, and each run takes a little longer.
+    """
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1; got {threads}.")
     wanted = require_providers(providers, available_providers())
     _require_own_content(content, path, verify=verify)
-    session = _start(content, path, threads, wanted)
+    session = _start(content, path, threads, wanted, spin=spin)
     try:
         metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as err:
@@ -352,10 +356,12 @@ def _not_ours(path: Path) -> ArtifactInvalid:
 
 
 def _start(
-    content: bytes, path: Path, threads: int | None, providers: list[Provider]
+    content: bytes, path: Path, threads: int | None, providers: list[Provider], *, spin: bool
 ) -> ort.InferenceSession:
     """Return a session that runs the graph."""
     options = session_options(threads=threads or num_cores())
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # ONNX Runtime takes references to other files from here; below this there are none.

@@ -1,7 +1,8 @@
 """Images that wait together go to the model together.
 
 Requests put their images into one queue. Each thread takes its share of what waits, decodes it and
-runs the model on it, as ``Predictor`` does with groups of files. Nobody waits for a batch to fill.
+runs the model on it, as ``Predictor`` does with groups of files. Nobody waits for a batch to fill;
+an image that is alone takes all threads.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Batches:
         self._waiting = deque[_Job]()
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_closed = False
+        self._is_closed, self._num_busy = False, 0
         for number in range(threads):
             threading.Thread(target=self._work, name=f"batches-{number}", daemon=True).start()
 
@@ -90,26 +91,34 @@ class Batches:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while jobs := self._take():
+        while not self._is_closed:
+            jobs, is_alone = self._take()
+            if not jobs:  # all of them were given up meanwhile
+                continue
             model = jobs[0][0].model
             rows: Sequence[Row | ImageError | Exception]
             try:
-                rows = model.answer([image for _, _, image in jobs])
+                rows = model.answer([image for _, _, image in jobs], is_alone=is_alone)
             except Exception as err:  # the thread lives on; the requests say so
                 if not isinstance(err, FeatxError):
                     log.exception("A batch of %d failed.", len(jobs))
                 rows = [err] * len(jobs)
+            with self._changed:
+                self._num_busy -= 1
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._deliver, jobs, rows)
 
-    def _take(self) -> list[_Job]:
-        """Wait for images, and return this thread's share, of one model; nothing once closed."""
+    def _take(self) -> tuple[list[_Job], bool]:
+        """Wait for images, and return this thread's share, of one model; nothing once closed.
+
+        With them comes whether it is one image and nothing else is under way.
+        """
         with self._changed:
             while True:
                 while self._waiting and self._waiting[0][0].answered.cancelled():
                     self._waiting.popleft()
                 if self._is_closed:
-                    return []
+                    return [], False
                 if self._waiting:
                     break
                 self._changed.wait()
@@ -126,7 +135,8 @@ class Batches:
                 if not job[0].answered.cancelled():
                     jobs.append(job)
                     num_bytes += len(job[2]) if isinstance(job[2], bytes) else job[2].nbytes
-            return jobs
+            self._num_busy += bool(jobs)
+            return jobs, self._num_busy == 1 and len(jobs) == 1 and not self._waiting
 
     def _deliver(self, jobs: Sequence[_Job], rows: Sequence[Row | ImageError | Exception]) -> None:
         """Hand rows to their requests; runs in the loop, where all counting is done."""

@@ -29,17 +29,23 @@ class ServedModel:
         content: Of the file, which is checked as predict checks it.
         path: For messages.
         max_pixels: Height times width that an image may have.
+        threads: That an image may take which has them to itself; batches take one each.
 
     Raises:
         ArtifactInvalid: It is no classifier of featx, altered, or damaged.
         ConfigError: It gives features only.
     """
 
-    def __init__(self, content: bytes, *, path: Path, max_pixels: int) -> None:
+    def __init__(self, content: bytes, *, path: Path, max_pixels: int, threads: int = 1) -> None:
         self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.classifier: Classifier = load_classifier(content, path=path, threads=1)
         require_answers(self.classifier)
+        self._alone = self.classifier
+        if threads > 1:
+            self._alone = load_classifier(
+                content, path=path, threads=threads, verify=False, spin=False
+            )
         self._max_pixels = max_pixels
 
     @property
@@ -47,11 +53,15 @@ class ServedModel:
         """Images that a batch has at most."""
         return self.classifier.batch_size
 
-    def answer(self, images: Sequence[Image]) -> list[Row | ImageError]:
-        """Return the outputs for each image, or why it cannot be used, in one run of the model."""
+    def answer(self, images: Sequence[Image], *, is_alone: bool = False) -> list[Row | ImageError]:
+        """Return the outputs for each image, or why it cannot be used, in one run of the model.
+
+        With ``is_alone`` it takes all threads: nothing else is under way.
+        """
         inputs = [self._prepared(image) for image in images]
         usable = [each for each in inputs if not isinstance(each, ImageError)]
-        outputs = self.classifier.run(np.stack(usable)) if usable else {}
+        classifier = self._alone if is_alone else self.classifier
+        outputs = classifier.run(np.stack(usable)) if usable else {}
         rows = iter(range(len(usable)))
         return [
             each
@@ -69,11 +79,12 @@ class ServedModel:
             return err
 
     def warm_up(self) -> None:
-        """Run the model once, so that the first request is as fast as the next ones."""
+        """Run the model, so that the first request is as fast as the next ones."""
         shape = self.classifier.contract.image_shape or (64, 64)
-        found = self.answer([np.zeros((*shape, 3), np.uint8)])
-        if isinstance(found[0], ImageError):
-            raise found[0]
+        for is_alone in (False, True):
+            (found,) = self.answer([np.zeros((*shape, 3), np.uint8)], is_alone=is_alone)
+            if isinstance(found, ImageError):
+                raise found
 
     @cached_property
     def page_files(self) -> Mapping[str, tuple[str, bytes]]:

@@ -115,7 +115,8 @@ class Worker:
 
     def load(self, content: bytes) -> None:
         """Take a model; where there is one already, only its like."""
-        new = ServedModel(content, path=self._path, max_pixels=self._options.max_pixels)
+        own = self._options
+        new = ServedModel(content, path=self._path, max_pixels=own.max_pixels, threads=own.threads)
         if (served := self._app.model) is not None:
             require_successor(new, served)
         new.warm_up()

@@ -175,7 +175,7 @@ def bad_images(good: bytes) -> list[bytes]:
         b"no image",
         b"\xff\xd8\xff",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        *(good[: len(good) * part // 20] for part in range(1, 19)),
+        *(good[: len(good) * part // 90] for part in range(1, 89)),
         *(good[:at] + b"\xff" * 40 + good[at + 40 :] for at in range(0, 200, 40)),
         png_header(15_000, 10_000),
         png_header(15_000, 10_000, bomb),
@@ -193,7 +193,7 @@ def test_bad_images_are_refused_and_the_server_lives(client, pictures):
         for reply in (client.predict(image), client.ask("POST", "/predict", body, headers)):
             require_refusal(reply, 400, 413)
             count += 1
-    assert count > 50
+    assert count > 200
     assert client.predict(pictures[0]).status == 200
 
 
@@ -311,9 +311,9 @@ def test_a_format_whose_reader_is_not_installed_is_refused_for_good(client, monk
 def slow_answers(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     answer = ServedModel.answer
 
-    def slowly(self: ServedModel, images: object) -> object:
+    def slowly(self: ServedModel, images: object, **how: bool) -> object:
         time.sleep(seconds)
-        return answer(self, images)  # type: ignore[arg-type]
+        return answer(self, images, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ServedModel, "answer", slowly)
     monkeypatch.setattr(ServedModel, "batch_size", 4)
@@ -369,7 +369,7 @@ def test_what_takes_too_long_is_refused(model, pictures, monkeypatch):
 
 def test_a_failure_of_the_server_is_no_traceback(model, pictures, monkeypatch, caplog):
     with in_this_process(model) as (client, _):
-        monkeypatch.setattr(ServedModel, "answer", lambda *_: 1 / 0)
+        monkeypatch.setattr(ServedModel, "answer", lambda *_, **__: 1 / 0)
         require_refusal(client.predict(pictures[0]), 500)
         monkeypatch.undo()
         assert client.predict(pictures[0]).status == 200
