@@ -14,7 +14,7 @@ from featx.images.sources import SPLITS
 from featx.images.sources.address import local_file
 from featx.images.thumbnails import small_pictures
 
-_NUM_PICTURES = 12
+NUM_PICTURES = 12
 
 
 class _File(Protocol):
@@ -31,7 +31,7 @@ class _File(Protocol):
     @property
     def digests(self) -> np.ndarray: ...
     @property
-    def sample_ids(self) -> tuple[str, ...]: ...
+    def sample_ids(self) -> Sequence[str]: ...
 
 
 class ShownFile(Framed):
@@ -80,14 +80,22 @@ def _cells(file: _File) -> Cells:
 
 def _pictures(file: _File) -> Iterator[Picture]:
     """Yield thumbnails of a few images; none where the source has no files."""
-    count, source = len(file.labels), str(file.header.details["source"])
-    rows = np.unique(np.linspace(0, max(count - 1, 0), _NUM_PICTURES).astype(int))[:count].tolist()
-    paths = [local_file(source, file.sample_ids[row]) for row in rows]
+    count = len(file.labels)
+    rows = np.unique(np.linspace(0, max(count - 1, 0), NUM_PICTURES).astype(int))[:count].tolist()
+    return pictures_of(file, [(row, _label(file, row)) for row in rows])
+
+
+def pictures_of(file: _File, rows: Sequence[tuple[int, str]]) -> Iterator[Picture]:
+    """Yield thumbnails of rows with their captions; none where the source has no files."""
+    source = str(file.header.details["source"])
+    paths = [local_file(source, file.sample_ids[row]) for row, _ in rows]
     if not any(paths):
         return
-    known = [(path, file.digests[row].tobytes()) for path, row in zip(paths, rows, strict=True)]
-    for row, jpeg in zip(rows, small_pictures(known), strict=True):
-        yield Picture(file.sample_ids[row], _label(file, row), jpeg)
+    known = [
+        (path, file.digests[row].tobytes()) for path, (row, _) in zip(paths, rows, strict=True)
+    ]
+    for (row, caption), jpeg in zip(rows, small_pictures(known), strict=True):
+        yield Picture(file.sample_ids[row], caption, jpeg)
 
 
 def _label(file: _File, row: int) -> str:

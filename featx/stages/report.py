@@ -18,6 +18,7 @@ from featx.artifact import (
     run_files,
 )
 from featx.artifact.keywords import by_keyword, record_of
+from featx.artifact.shown import Shown
 from featx.classifier.staleness import find_features, open_features_of
 from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
 from featx.features.file import FeatureFile
@@ -76,8 +77,8 @@ class ReportKeywords(TypedDict, total=False):
     overwrite: bool
 
 
-@dataclass(frozen=True)
-class ReportPage:
+@dataclass(frozen=True, repr=False)
+class ReportPage(Shown):
     """The result of a report.
 
     Attributes:
@@ -90,6 +91,10 @@ class ReportPage:
     path: Path
     is_unchanged: bool = False
     replaced: str = ""
+
+    def _lines(self) -> tuple[str, ...]:
+        state = f"replaced: was {self.replaced}" if self.replaced else "written"
+        return f"ReportPage: {self.path}", "unchanged" if self.is_unchanged else state
 
 
 @by_keyword(ReportOptions)

@@ -206,3 +206,23 @@ def test_backbones_are_listed_by_size_and_accuracy():
     assert not featx.list_backbones("no such thing")
     with pytest.raises(featx.errors.ConfigError, match="sort must be one of"):
         featx.list_backbones(sort="speed")
+
+
+# --- reports ----------------------------------------------------------------------------------
+
+
+def test_an_audit_shows_the_images_of_its_findings(photos, tmp_path):
+    root = photos({EVIL.replace("/", "")[:9]: 8, "bees": 8})
+    shutil.copy(root / "bees" / "000.jpg", root / "bees" / "copy.jpg")
+    featx.extract(root, tmp_path / "f.h5", backbone="tiny")
+    report = featx.audit(tmp_path / "f.h5")
+    html = report._repr_html_()
+    assert html.count('<img src="data:image/jpeg;base64,') >= 1
+    assert "<img src=x" not in html
+    assert len(html) < 300_000
+    shutil.rmtree(root)
+    html = report._repr_html_()
+    assert "data:image" not in html
+    assert "no picture" in html
+    (tmp_path / "f.h5").unlink()
+    assert "AuditReport" in report._repr_html_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -90,3 +91,20 @@ def test_a_run_on_s3_that_was_killed_is_resumed_to_the_same_bytes(many, between,
     assert 30 <= report.num_resumed < COUNT
     featx.extract("s3://photos/set/", whole, OPTIONS)
     assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_functions_run_inside_a_running_event_loop_as_in_a_notebook(many, tmp_path):
+    paths = [tmp_path / name for name in ("f.h5", "head.safetensors", "model.onnx")]
+
+    async def cell() -> list[str | None]:
+        assert asyncio.get_running_loop().is_running()
+        featx.extract("s3://photos/set/", paths[0], OPTIONS)
+        featx.train_head(*paths[:2])
+        featx.export_onnx(*paths[1:], max_images=8)
+        featx.evaluate(paths[2], "s3://photos/set/")
+        featx.similar(paths[0], [many / "a" / "000.png"])
+        found = featx.Predictor(paths[2]).predict([many / "a" / "000.png"])
+        return [prediction.label for prediction in found]
+
+    assert asyncio.run(cell())[0] in ("a", "b")

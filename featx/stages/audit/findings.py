@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from featx.artifact import publishing, require_apart, run_files
 from featx.artifact.cells import table_bytes
 from featx.artifact.frames import frame_of
-from featx.artifact.shown import Cells, Shown
-from featx.errors import counted
+from featx.artifact.shown import Cells, Picture, Shown
+from featx.errors import FeatxError, counted
 from featx.features.marks import CONTENT
 
 if TYPE_CHECKING:
@@ -193,6 +193,21 @@ class AuditReport(Shown):
             for each in self.findings[:21]
         ]
         return (*names, "score"), rows
+
+    def _pictures(self) -> Iterator[Picture]:
+        """Yield the images of the first findings, as long as the feature file is there."""
+        from featx.features.file import open_features
+        from featx.features.shown import NUM_PICTURES, pictures_of
+
+        try:
+            cache = open_features(self.path, verify=False)
+        except FeatxError:
+            return
+        row_of = {name: row for row, name in enumerate(cache.sample_ids)}
+        first = [each for each in self.findings if each.sample_id in row_of][:NUM_PICTURES]
+        captions = (f"{each.given} → {each.likely}" if each.likely else each.kind for each in first)
+        rows = [row_of[each.sample_id] for each in first]
+        yield from pictures_of(cache, list(zip(rows, captions, strict=True)))
 
     def to_frame(self) -> Frame:
         """Return the findings as a pandas frame, one a row, with the columns of the table.
