@@ -52,7 +52,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     "--output",
     type=options.FILE,
     help="The feature file to write.  "
-    f"[{options.FEATURES}, at a cut {options.features_path('CUT')}]",
+    f"[{options.FEATURES}, at a cut {options.features_path('CUT')}; of --part .parts]",
 )
 @options.backbone(
     several={"layer": "Repeat it for a file each, OUTPUT-LAYER.h5; images are read and run once."}
@@ -149,7 +149,8 @@ def extract(
     changed images are extracted. What is not given then, SOURCE included, is as the file was made;
     the defaults below are those of a new file.
     """
-    output = output or options.features_path(settings["cut"])
+    default = options.features_path(settings["cut"])
+    output = output or (default.with_suffix(".parts") if settings["part"] else default)
     if settings["part"]:
         click.get_current_context().meta[PREFIX] = f"Part {settings['part']}: "
     source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})

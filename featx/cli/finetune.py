@@ -196,7 +196,7 @@ def is_feature_file(given: str) -> bool:
     """Return whether an argument names a feature file, and not a source of images."""
     from featx.artifact import is_own
 
-    return Path(given).suffix in (".h5", ".hdf5") or is_own(Path(given), "features")
+    return Path(given).suffix in (".h5", ".hdf5", ".parts") or is_own(Path(given), "features")
 
 
 def _only_features(folder: Path) -> str:

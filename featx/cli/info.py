@@ -80,7 +80,10 @@ def _fields(path: Path, header: Header) -> Iterator[tuple[str, object]]:
 
     spec, details = header.spec, header.details
     preprocess = spec["preprocess"]
-    yield "file", f"{path}  ({header.kind}, {human_bytes(path.stat().st_size)})"
+    files = list(path.iterdir()) if path.is_dir() else [path]  # of parts
+    num_parts = sum(each.suffix == ".h5" for each in files)
+    kind = f"{header.kind}, {counted(num_parts, 'part')}" if path.is_dir() else header.kind
+    yield "file", f"{path}  ({kind}, {human_bytes(sum(each.stat().st_size for each in files))})"
     if "num_rows" in details:
         yield from _row_fields(header)
     task = task_of(details)

@@ -348,6 +348,7 @@ def test_the_command_line_tells_how_far_the_parts_are(source, tmp_path):
     assert f"featx train-head {folder}" in last.output
     assert featx_cli("check", folder).exit_code == 0
     assert "31 × 192" in featx_cli("info", folder).output
+    assert "features, 3 parts, " in featx_cli("info", folder).output
     assert "3 parts, 31 images" in featx_cli("merge", folder).output
     assert "--part 0/3" in featx_cli("extract", "-o", folder, "--part", "0/3").output
 
@@ -401,6 +402,25 @@ def test_a_part_of_a_source_can_be_sent_to_another_process(source):
         whole.samples[place].sample_id for place in (11, 13)
     ]
     assert sent.read(1) == whole.read(13)
+
+
+@pytest.mark.slow
+def test_a_part_that_is_terminated_keeps_what_it_has_and_goes_on(photos, tmp_path, as_is):
+    source, folder = photos({"ants": 300, "bees": 300}), tmp_path / "big.parts"
+    command = [sys.executable, "-m", "featx", "extract", str(source), "-b", "tiny"]
+    command += ["--batch-size", "1", "--workers", "1", "-o", str(folder), "--part", "1/2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = folder / "part-00001.h5.partial"
+    until = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 20_000) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.terminate()
+    _, told = process.communicate()
+    assert process.returncode == 143, told
+    assert "part-00001.h5.partial" in told
+    report = extract(None, folder, part="1/2")
+    assert report.num_resumed > 0
+    assert report.num_images == 256
 
 
 @pytest.mark.slow
