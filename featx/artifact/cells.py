@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.ASCII)
-_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # of what spreadsheets calculate
+_STARTS = (*"=+-@＝＋－＠", "\t", "\r", "\n")
+"""Of what spreadsheets calculate, see https://owasp.org/www-community/attacks/CSV_Injection."""
 
 
 def to_cell(text: str) -> str:

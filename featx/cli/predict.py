@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +20,6 @@ from featx.cli.completion import files
 from featx.cli.help import Command
 from featx.cli.layout import fits
 from featx.cli.output import print_json, print_table, print_text, progress_bars
-from featx.cli.sorting import copy_into_class, with_unknown
 from featx.cli.streams import columns
 from featx.errors import SourceError, counted, printable
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from featx.heads.tasks import TaskName
     from featx.stages.predict import Predictor
 
-_FORMULA = tuple("=+-@＝＋－＠")  # the full-width ones, too
 _TOP = 3
+UNKNOWN = "unknown"
+_UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 _KEPT = "\u00a0\u3000\u200c\u200d"  # spaces, and the joiners that some scripts are written with
 _CSV_COLUMNS: dict[TaskName, Callable[[Sequence[str]], list[str]]] = {
     "single-label": lambda classes: ["rank", "label", "probability"],
@@ -250,14 +253,15 @@ def _cells(prediction: Prediction) -> list[str]:
 def _print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Sequence[str]) -> None:
     """Print CSV: a line for each image, of single labels one for each rank.
 
-    It is UTF-8 whatever the terminal's encoding. Text that a spreadsheet would run as a formula
-    begins with an apostrophe.
+    It is UTF-8 whatever the terminal's encoding. Cells are on one line, and no formula.
     """
+    from featx.artifact.cells import to_cell
+
     line = io.StringIO(newline="")
     writer = csv.writer(line)
 
     def write(*fields: str) -> None:
-        writer.writerow(map(_cell, fields))
+        writer.writerow(to_cell(printable(field, keep=_KEPT)) for field in fields)
         click.echo(line.getvalue().encode(), nl=False)
         line.seek(0)
         line.truncate()
@@ -268,19 +272,6 @@ def _print_csv(predictions: Iterable[Prediction], task: TaskName, classes: Seque
         lines = [[""] * len(columns)] if prediction.error else _lines(prediction, classes)
         for fields in lines:
             write(prediction.image, *fields, prediction.error or "")
-
-
-def _cell(text: str) -> str:
-    """Return the text of a cell on one line; no formula to a spreadsheet, unless it is a number.
-
-    See https://owasp.org/www-community/attacks/CSV_Injection.
-    """
-    shown = printable(text, keep=_KEPT)
-    try:
-        float(shown)
-    except ValueError:
-        return f"'{shown}" if shown.startswith(_FORMULA) else shown
-    return shown
 
 
 def _lines(prediction: Prediction, classes: Sequence[str]) -> list[list[str]]:
@@ -295,3 +286,54 @@ def _lines(prediction: Prediction, classes: Sequence[str]) -> list[list[str]]:
         [str(rank), label, f"{probability:.6f}"]
         for rank, (label, probability) in enumerate(prediction.top, start=1)
     ]
+
+
+def with_unknown(prediction: Prediction, below: float | None) -> Prediction:
+    """Return the answer, which is ``unknown`` where its probability is below a limit.
+
+    The class that was most probable is then the second one, with the same probability.
+    """
+    probability = prediction.probability
+    if below is None or probability is None or probability >= below:
+        return prediction
+    return replace(prediction, top=((UNKNOWN, probability), *prediction.top))
+
+
+def copy_into_class(image: str, label: str, folder: Path) -> Path:
+    """Copy a picture into the folder of its class, and return where it is.
+
+    One that is there with the same content stays; of another one the copy gets a number.
+
+    Raises:
+        SourceError: The picture is not a file, or cannot be copied.
+    """
+    from featx.artifact import publishing
+
+    source, target = Path(image), folder / folder_name(label) / Path(image).name
+    try:
+        if not source.is_file():
+            raise SourceError(
+                f"'{image}' is not a file of its own; copying needs pictures in folders."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while target.exists():
+            if filecmp.cmp(source, target, shallow=False):
+                return target
+            number += 1
+            target = target.with_name(f"{source.stem}-{number}{source.suffix}")
+        with publishing(target, overwrite=False) as temporary:
+            shutil.copyfile(source, temporary)
+    except OSError as err:
+        raise SourceError(f"'{image}' cannot be copied to '{target}' ({err.strerror}).") from err
+    return target
+
+
+def folder_name(label: str) -> str:
+    """Return a name of a class that is one folder on any system.
+
+    >>> folder_name("a/b"), folder_name("..")
+    ('a_b', '_.')
+    """
+    safe = _UNSAFE.sub("_", label).rstrip(" .") or "_"
+    return f"_{label[1:]}" if label in (".", "..") else f"_{safe[1:]}" if safe[0] == "." else safe

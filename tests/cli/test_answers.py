@@ -19,7 +19,7 @@ from featx.classifier.answers import (
     choose_unknown_below,
     class_cells,
 )
-from featx.cli.sorting import copy_into_class, folder_name, with_unknown
+from featx.cli.predict import copy_into_class, folder_name, with_unknown
 from featx.errors import SourceError
 from featx.heads.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featx.stages.predict import Prediction

@@ -163,7 +163,22 @@ def test_tags_are_added_and_taken_row_by_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1.jpg", "+a", "-b", "@c", "'d'", "a,b", 'a"b', "a\nb", "\ta", "a\r\nb", "\udcff"]
+    "name",
+    [
+        "=1+1.jpg",
+        "＝1",
+        "+a",
+        "＋a",
+        "-b",
+        "@c",
+        "'d'",
+        "a,b",
+        'a"b',
+        "a\nb",
+        "\ta",
+        "a\r\nb",
+        "\udcff",
+    ],
 )
 def test_any_name_reads_back_from_a_manifest_and_none_is_a_formula(tmp_path, name):
     from featx.images.sources.relabelled import open_relabelled, relabelled_table
@@ -171,7 +186,7 @@ def test_any_name_reads_back_from_a_manifest_and_none_is_a_formula(tmp_path, nam
     path = tmp_path / "r.csv"
     path.write_bytes(relabelled_table([(name, name, "val", "")], "digits:"))
     assert from_cell(to_cell(name)) == name
-    assert not to_cell(name).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not to_cell(name).startswith((*"=+-@＝＋－＠", "\t", "\r"))
     source = open_relabelled(path, open_source("digits:"))
     assert source.classes == (name,)
     assert [(each.sample_id, each.split) for each in source.samples] == [(name, "val")]
