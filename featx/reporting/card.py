@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def card_text(
     details, spec = header.details, header.spec
     geometry, task = PreprocessSpec.from_dict(spec["preprocess"]), task_of(details)
     contract = Contract.from_dict(details["contract"], task=task)
+    if contract.image_shape:  # a JPEG that is decoded scaled would have another one
+        geometry = replace(geometry, decode="full")
     results = contract.output_values(
         num_classes=len(header.classes), num_features=spec["num_features"]
     )
@@ -196,11 +199,11 @@ def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, 
     Python program does with Pillow: it takes the path of an image of 8 bits, or of grey of 16. The
     others take the path of raw numbers, prepared as their comment says.
     """
-    size = spec.image_size
+    size, batch = spec.image_size, contract.batch or 1
     shapes = {
-        "image": "1, HEIGHT, WIDTH, 3",
-        "crop": f"1, {size}, {size}, 3",
-        "tensor": f"1, 3, {size}, {size}",
+        "image": f"{batch}, HEIGHT, WIDTH, 3",
+        "crop": f"{batch}, {size}, {size}, 3",
+        "tensor": f"{batch}, 3, {size}, {size}",
     }
     raw_inputs = {
         "image": "path, height and width of RGB bytes, row by row: decoded to 8 bits, upright, "
@@ -215,7 +218,8 @@ def snippets(model: str, contract: Contract, spec: PreprocessSpec) -> dict[str, 
         "spec": spec,
         "size": size,
         "shape": shapes[contract.input],
-        "raw_input": raw_inputs[contract.input],
+        "raw_input": raw_inputs[contract.input]
+        + (f"; {batch} of them, one after the other" if batch > 1 else ""),
         "best": ranked[0] if ranked else None,
     }
     return {

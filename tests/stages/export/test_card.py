@@ -68,7 +68,20 @@ def exported(request: pytest.FixtureRequest, trained: Any) -> tuple[Path, str]:
 
 
 def test_the_python_program_gives_what_featx_gives(exported, photo):
-    model, card = exported
+    require_program(*exported, photo)
+
+
+def test_of_a_file_of_one_shape_and_several_images_it_does_too(trained, photo):
+    card, (height, width) = trained.folder / "card.md", pixels_of(photo).shape[:2]
+    options = ExportOptions(image_shape=(height, width), batch=2, outputs=OUTPUTS, card=card)
+    export_onnx(trained.head, trained.model, options)
+    require_program(trained.model, card.read_text(), photo)
+    assert f"images of {width}×{height} pixels alone" in card.read_text()
+    assert "2 of them, one after the other" in code(card.read_text(), "javascript")
+
+
+def require_program(model: Path, card: str, photo: Path) -> None:
+    """Run the Python program of a card, and compare what it prints with what featx answers."""
     program = model.with_name("use.py")
     program.write_text(code(card, "python"))
     done = subprocess.run(
