@@ -105,6 +105,7 @@ bench: $(READY) $(CLIENTS) $(PEERS)/.ready $(PEERS)/cifar10.h5
 	$(BIN)/python benchmarks/small_images.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/serve.py --write
 	PYTHONPATH=. $(PEERS)/peers/bin/python benchmarks/decoders.py
 	$(BIN)/python benchmarks/heads.py $(PEERS)/cifar10.h5 --write
 	$(BIN)/python benchmarks/cache.py unchanged

@@ -87,11 +87,25 @@ def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures):
 def test_sigterm_under_load_answers_or_refuses_and_cuts_nothing_short(model, pictures):
     with command(model, "--workers", "2") as server:
         with Load(server, pictures[0]) as load:
+            for pid in server.workers():  # as a service manager does
+                os.kill(pid, signal.SIGTERM)
             assert server.end() < 12
         assert server.process.returncode == 0
         assert {reply.status for reply in load.replies} <= {200, 503}
         assert all(reply.json for reply in load.replies)
         assert not any(isinstance(err, http.client.IncompleteRead) for err in load.failures)
+
+
+def test_with_one_core_it_starts_without_a_word_of_affinity(model, pictures):
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(own)})
+    try:
+        with command(model) as server:
+            assert server.predict(pictures[0]).status == 200
+            server.end()
+            assert [line.split()[0] for line in server.errors.splitlines()] == ["Loading"]
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def test_a_second_signal_ends_it_at_once(model):

@@ -66,6 +66,20 @@ def test_requests_that_come_byte_by_byte_end_their_connection(hasty, start):
         assert json.loads(found.rpartition(b"\r\n\r\n")[2])["error"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [b"GET / HT", HEAD % b"/predict", HEAD % b"/none"])
+def test_a_byte_a_second_ends_within_fifteen_seconds(client, start):
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", client.port), timeout=1) as line:
+        line.sendall(start)
+        while time.monotonic() < begun + 15:
+            with contextlib.suppress(TimeoutError):
+                line.sendall(b"a")
+                if not line.recv(65536):
+                    break
+    assert time.monotonic() < begun + 14
+
+
 def test_a_connection_that_sends_nothing_is_closed(hasty):
     with socket.create_connection(("127.0.0.1", hasty.port), timeout=3) as line:
         assert line.recv(10) == b""
