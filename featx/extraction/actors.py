@@ -74,7 +74,7 @@ class ActorPool:
         handle, item = self._actors[call.worker].handle, call.item
         part, key = select(item.work.source, item.work.positions), (self._serial, item.number)
         if call.step == "read":
-            ref = handle.read.options(concurrency_group="reading").remote(key, part)
+            ref = handle.read.remote(key, part)
         else:
             wanted = [
                 (number, image.digest)
@@ -82,8 +82,7 @@ class ActorPool:
                 if image.is_new and not image.reason
             ]
             views = self._work.views is not None
-            compute = handle.compute.options(concurrency_group="computing")
-            ref = compute.remote(key, part, wanted, step=self._work.step, with_views=views)
+            ref = handle.compute.remote(key, part, wanted, step=self._work.step, with_views=views)
         self._refs[ref] = call
 
     def wait(self, seconds: float) -> list[Joined | Left | Done]:
@@ -140,9 +139,9 @@ class ActorPool:
         has = f"{largest.cpus:g} CPUs and {largest.gpus:g} GPUs" if largest else "nothing"
         raise ClusterError(
             f"No worker could start within {_START_SECONDS:.0f} s: each takes "
-            f"{counted(self._cpus, 'CPU')}{gpu}, {self._least} at least were wanted, and the "
-            f"largest of {counted(len(nodes), 'node')} has {has}, perhaps in use. Wait until they "
-            "are free, add nodes, or use workers=1 or fewer ray_workers."
+            f"{counted(self._cpus, 'CPU')}{gpu}, {counted(self._least, 'worker')} at least had to, "
+            f"and the largest of {counted(len(nodes), 'node')} has {has}, perhaps in use. Wait "
+            "until they are free, add nodes, or ask for less with workers=… and ray_workers=…."
         )
 
     def _take(self, ref: Any) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featx.errors import ConfigError, FeatxError, counted, first_line, listed
+from featx.errors import ConfigError, FeatxError, counted, first_line, listed, printable
 from featx.packages import install_command, needed
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ def connected(address: str) -> Iterator[Any]:
         )
     except Exception as err:  # of many kinds: other versions, no raylet on this machine, …
         hint = "" if address.startswith(_CLIENT) else _not_a_node(address, str(err))
-        raise ClusterError(f"Ray at '{address}' refuses: {first_line(err)}{hint}") from err
+        lines = " ".join(str(err).split())[:300]
+        raise ClusterError(f"Ray at '{address}' refuses: {printable(lines)}{hint}") from err
     worker: Any = getattr(getattr(ray, "_private", None), "worker", None)
     if worker is not None:  # or news of nodes would be printed among results
         worker._worker_logs_enabled = False

@@ -184,6 +184,11 @@ class Worker:
         return Rows(np.concatenate(parts), failures, spent)
 
 
+# As ``ray.method`` would set it: what reads never waits for what computes.
+Worker.read.__ray_concurrency_group__ = "reading"  # type: ignore[attr-defined]
+Worker.compute.__ray_concurrency_group__ = "computing"  # type: ignore[attr-defined]
+
+
 def _image(source: ImageSource, number: int, digest: bytes, read: ImageBatch | None) -> Image:
     image = Image(number, source.samples[number].sample_id, NEVER_CHANGES, digest)
     if read is not None and read.images[number].digest == digest:
