@@ -17,6 +17,7 @@ from featx.cli.output import (
     human_seconds,
     next_command,
     print_fields,
+    print_json,
     print_skipped,
     print_table,
     progress_bars,
@@ -132,9 +133,15 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.option("--allow-mixed", is_flag=True, help="Let nodes of several kinds compute.")
 @_source_options
 @click.option("--profile", is_flag=True, help="Print a table of where the time went.")
+@options.as_json
 @options.quiet
 def extract(
-    source: str | None, output: Path | None, quiet: bool, profile: bool, **settings: Any
+    source: str | None,
+    output: Path | None,
+    quiet: bool,
+    profile: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Run a frozen backbone once over SOURCE and cache its features.
 
@@ -162,6 +169,10 @@ def extract(
     else:
         given |= {"layer": layers[0]} if layers else {}
         reports = (extract_to(output, source, given, quiet=quiet),)
+    if as_json:
+        found = list(map(_json_values, reports))
+        print_json(found if len(layers) > 1 else found[0])
+        return
     for number, report in enumerate(reports):
         if number:
             click.echo()
@@ -223,6 +234,23 @@ def _address(source: str | None, settings: dict[str, str | None]) -> str | None:
     if given and source is None:
         raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs SOURCE.")
     return with_options(source, given) if source is not None and given else source
+
+
+def _json_values(report: ExtractReport) -> dict[str, Any]:
+    names = [f"num_{name}" for name in ("images", "unlabelled", "extracted", "resumed")]
+    names += [f"num_{name}" for name in ("duplicates", "new", "changed", "removed", "relabelled")]
+    names += ["is_unchanged", "seconds", "device", "engine", "dtype"]
+    return {
+        "path": str(report.path),
+        "backbone": report.spec.backbone,
+        "shape": list(report.spec.row_shape),
+        "classes": list(report.classes),
+        "splits": report.split_sizes,
+        **{name: getattr(report, name) for name in names},
+        "ignored": dict(report.ignored),
+        "skipped": [{"sample_id": name, "reason": why} for name, why in report.skipped],
+        "missing_parts": list(report.missing_parts),
+    }
 
 
 def _fields(report: ExtractReport) -> Iterator[tuple[str, object]]:

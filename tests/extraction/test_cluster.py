@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stores import put_folder
 
 from featx.errors import ConfigError
 from featx.extraction import nodes
 from featx.extraction.nodes import ClusterError, Node, find_address, require_alike
 from featx.extraction.options import ExtractOptions
 from featx.stages.extract import extract
+
+pytestmark = pytest.mark.filterwarnings(  # files that Ray's helper leaves to the end
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 TINY: dict[str, Any] = {"backbone": "tiny", "image_size": 32, "batch_size": 4, "on_error": "skip"}
 
@@ -30,6 +39,10 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", "/tmp")  # sockets of it may have 107 characters
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            head["ray_client_server_port"] = free.getsockname()[1]
+        patch.setenv("FEATX_TEST_CLIENT", f"ray://127.0.0.1:{head['ray_client_server_port']}")
         found = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(2):
@@ -65,6 +78,78 @@ def test_the_file_is_that_of_one_machine(cluster, mixed, tmp_path):
     assert report.num_duplicates == alone.num_duplicates == 2
     assert told[-1] == 44
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_source_that_nodes_do_not_see_is_named_before_anything_starts(
+    cluster, photos, tmp_path, monkeypatch
+):
+    from featx.extraction import cluster as own
+
+    source = photos({"ants": 9})
+    plain = own.some_of
+
+    def elsewhere(*args: Any) -> Any:
+        part, digests = plain(*args)
+        return replace(part, folder="/no/such/folder"), digests
+
+    monkeypatch.setattr(own, "some_of", elsewhere)
+    options = ExtractOptions(**TINY, ray=cluster)
+    with pytest.raises(ClusterError, match=r"cannot be used: it cannot read 'ants/000\.jpg' of "):
+        extract(source, tmp_path / "f.h5", options)
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+def test_a_worker_that_has_room_nowhere_is_refused_soon(cluster, photos, tmp_path, monkeypatch):
+    from featx.extraction import actors
+
+    monkeypatch.setattr(actors, "_START_SECONDS", 1.0)
+    options = ExtractOptions(**TINY, ray=cluster, workers=3, ray_workers=2)
+    with pytest.raises(ClusterError, match=r"takes 3 CPUs, 1 worker .* has 2 CPUs"):
+        extract(photos({"ants": 9}), tmp_path / "f.h5", options)
+
+
+def test_nothing_of_the_current_folder_is_sent(cluster, photos, tmp_path, monkeypatch):
+    import ray
+
+    calls: list[dict[str, Any]] = []
+    plain = ray.init
+    monkeypatch.setattr(ray, "init", lambda **how: (calls.append(how), plain(**how))[1])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.py").write_text("1/0")
+    with nodes.connected(cluster) as found:
+        sent = found.get_runtime_context().runtime_env
+    assert not dict(sent)
+    assert "runtime_env" not in calls[0]
+    assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
+
+
+@pytest.mark.slow
+def test_a_command_prints_one_document_through_a_client(cluster, photos, tmp_path):
+    source = photos({"ants": 21, "bees": 20})
+    command = [sys.executable, "-m", "featx", "extract", str(source), "-b", "tiny", "--json"]
+    for name, more in (("plain", []), ("own", ["--ray", os.environ["FEATX_TEST_CLIENT"]])):
+        output = tmp_path / f"{name}.h5"
+        done = subprocess.run([*command, "-o", output, *more], capture_output=True, check=True)
+        found = json.loads(done.stdout)
+        assert found["path"] == str(output)
+        assert (found["num_images"], found["num_extracted"]) == (41, 41)
+    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_store_is_read_by_the_nodes(bucket, photos, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    put_folder(bucket, photos({"ants": 21, "bees": 20}), "set/")
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2**27}
+    own = Cluster(initialize_head=True, head_node_args=head)  # begun with the store's credentials
+    try:
+        for name, more in (("plain", {}), ("own", {"ray": str(own.address)})):
+            options = ExtractOptions(**TINY, **more)
+            extract("s3://photos/set/", tmp_path / f"{name}.h5", options)
+    finally:
+        own.shutdown()
+    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
 
 
 @pytest.mark.slow

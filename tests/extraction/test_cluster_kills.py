@@ -18,6 +18,10 @@ import pytest
 
 psutil = pytest.importorskip("psutil")
 
+pytestmark = pytest.mark.filterwarnings(  # files that Ray's helper leaves to the end
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 KILLS = int(os.environ.get("FEATX_KILLS", "6"))
 """60 is what a release is held to; it takes a quarter of an hour."""
 NUM_IMAGES = 1200
