@@ -201,7 +201,8 @@ def extract_to(
     from featx.stages.extract import extract
 
     extract_options = ExtractOptions(**settings)
-    with _bars(quiet=quiet) as bars:
+    words = f"Part {extract_options.part}" if extract_options.part else "Extracting"
+    with _bars(words, quiet=quiet) as bars:
         return extract(source, output, extract_options, **bars)
 
 
@@ -218,10 +219,10 @@ def extract_layers_to(
 
 
 @contextmanager
-def _bars(*, quiet: bool) -> Iterator[dict[str, Any]]:
+def _bars(words: str = "Extracting", *, quiet: bool) -> Iterator[dict[str, Any]]:
     with progress_bars(quiet=quiet) as bar:
         yield {
-            "progress": bar("Extracting"),
+            "progress": bar(words),
             "download_progress": bar("Downloading", unit="MB", scale=1e-6),
         }
 

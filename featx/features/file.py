@@ -259,7 +259,7 @@ class FeatureFile(ShownFile):
         They are the training rows; in parts, also those that became validation.
         """
         viewed = self.splits == TRAIN
-        if self.parts and not self.header.details["own_validation"]:
+        if self.parts and not self.header.details.get("own_validation"):
             viewed |= self.splits == VAL
         return np.flatnonzero(viewed)
 

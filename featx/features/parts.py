@@ -228,6 +228,8 @@ class PartsIndex:
         splits = np.frombuffer(content, np.uint8, count)
         groups = np.frombuffer(content, "<i8", num_groups, sizes[0])
         copies = np.frombuffer(content, "<i8", 2 * self.num_copies, sizes[0] + sizes[1])
+        if not ((copies >= 0) & (copies < count)).all():
+            raise ArtifactInvalid(path, f"'{path}' names copies that are not rows.")
         none = np.broadcast_to(np.int64(-1), (count,))
         return splits, groups if self.has_groups else none, copies.reshape(-1, 2)
 

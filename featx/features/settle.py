@@ -93,14 +93,14 @@ def _complete(folder: Path) -> PartsIndex:
     copies = _copies(parts, digests[0])
     groups = _groups(folder, plan, parts)
     splits = joined(parts, lambda file: file["splits"][:])
-    if not first.details["own_validation"]:
+    if not first.details.get("own_validation"):
         splits = assign_splits(
             digests.pop(),  # so that they are let go when they have been read
             joined(parts, lambda file: file["labels"][:]),
             splits,
             classes=first.classes,
             fraction=float(first.details["val_fraction"]),
-            has_tags=first.details["label_kind"] == "tags",
+            has_tags=first.details.get("label_kind") == "tags",
             groups=groups,
         )
     digests.clear()
@@ -189,7 +189,9 @@ def _groups(folder: Path, plan: PartsPlan, parts: tuple[Part, ...]) -> np.ndarra
     groups = []
     for number, part in enumerate(parts, start=1):
         first, stop = plan.range(number)
-        own = np.delete(of_images[first:stop], part.header.details["part"]["skipped_at"])
+        own = of_images[first:stop]
+        with suppress(KeyError, IndexError, TypeError, ValueError):  # told below
+            own = np.delete(own, part.header.details["part"]["skipped_at"])
         if len(of_images) != plan.num_images or len(own) != part.num_rows:
             raise ArtifactInvalid(path, f"'{path}' does not fit '{part.path}'. Extract it again.")
         groups.append(own)
@@ -211,7 +213,7 @@ def _header(
     details["skipped"] = [image for part in parts for image in part.header.details["skipped"]]
     if any(_detail(part, "on_error") == "skip" for part in parts):
         details["on_error"] = "skip"
-    details["max_bad"] = max(_detail(part, "max_bad") for part in parts)
+    details["max_bad"] = max(_detail(part, "max_bad") or 0 for part in parts)
     details["num_rows"] = len(splits)
     whole = [name for name in ("features", "views") if name in details["sha256"]]
     digests = {
