@@ -82,7 +82,7 @@ def _pictures(file: _File) -> Iterator[Picture]:
     """Yield thumbnails of a few images; none where the source has no files."""
     count = len(file.labels)
     rows = np.unique(np.linspace(0, max(count - 1, 0), NUM_PICTURES).astype(int))[:count].tolist()
-    return pictures_of(file, [(row, _label(file, row)) for row in rows])
+    return pictures_of(file, [(row, label_of(file, row)) for row in rows])
 
 
 def pictures_of(file: _File, rows: Sequence[tuple[int, str]]) -> Iterator[Picture]:
@@ -98,8 +98,8 @@ def pictures_of(file: _File, rows: Sequence[tuple[int, str]]) -> Iterator[Pictur
         yield Picture(file.sample_ids[row], caption, jpeg)
 
 
-def _label(file: _File, row: int) -> str:
-    """Return the label of a row; empty where it has none."""
+def label_of(file: _File, row: int) -> str:
+    """Return the label of a row as the source has it; empty where it has none."""
     label = int(file.labels[row])
     return file.header.classes[label] if label >= 0 else ""
 

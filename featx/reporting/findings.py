@@ -12,6 +12,7 @@ from featx.artifact import PAGE_SIGN, fingerprint_of
 from featx.errors import counted
 from featx.features.file import FeatureFile
 from featx.features.marks import content_of
+from featx.features.shown import label_of
 from featx.heads.samples.data import Step, no_step
 from featx.images.sources import ImageSource
 from featx.images.sources.labels import has_tags
@@ -186,10 +187,10 @@ def _images_of(page: FindingsPage, chosen: Sequence[int], sizes: Mapping[str, in
 def _image(
     page: FindingsPage, row: int, pictures: Mapping[int, tuple[str | None, str]]
 ) -> dict[str, str]:
-    cache, label = page.cache, int(page.cache.labels[row])
+    cache = page.cache
     uri, why = pictures.get(row, (None, "not shown"))
     values = {
-        "label": cache.classes[label] if label >= 0 else "",
+        "label": label_of(cache, row),
         "split": cache.split_names[cache.splits[row]],
         "content": content_of(cache, row),
         "picture": uri or "",

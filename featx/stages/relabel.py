@@ -19,6 +19,7 @@ from featx.features.marks import (
     require_same_images,
     write_manifest,
 )
+from featx.features.shown import label_of
 from featx.images.sources.labels import SEPARATOR, has_tags, split_tags
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def relabel(
     _warn_of_new_classes(cache, labels)
     write_manifest(cache, _samples(cache, labels), output, overwrite=overwrite)
     corrections = [
-        Correction(cache.sample_ids[row], _label(cache, row), labels[row]) for row in sorted(labels)
+        Correction(cache.sample_ids[row], label_of(cache, row), labels[row])
+        for row in sorted(labels)
     ]
     dropped = {mark.sample_id for mark in marks if mark.drop}
     return RelabelReport(output, tuple(corrections), len(cache), num_done, len(dropped))
@@ -115,7 +117,7 @@ def _corrected(
     done: set[int] = set()
     for mark in marks:
         row = rows[mark.sample_id]
-        label = _label(cache, row)
+        label = label_of(cache, row)
         if not mark.corrected or mark.corrected == mark.given:
             continue
         if mark.corrected == label:
@@ -134,7 +136,9 @@ def _corrected(
                 f"'{table}' corrects '{cache.sample_ids[row]}' to {listed(list(found))}. Keep the "
                 "right one."
             )
-        labels[row] = _with_tags(_label(cache, row), list(found)) if are_tags else next(iter(found))
+        labels[row] = (
+            _with_tags(label_of(cache, row), list(found)) if are_tags else next(iter(found))
+        )
     if not labels and not done:
         raise ConfigError(
             f"'{table}' corrects no label. Write the right ones into its column corrected, or mark "
@@ -171,12 +175,7 @@ def _samples(cache: FeatureFile, labels: Mapping[int, str]) -> Iterator[tuple[st
         group = int(cache.groups[row])
         yield (
             name,
-            labels.get(row, _label(cache, row)),
+            labels.get(row, label_of(cache, row)),
             cache.split_names[cache.splits[row]],
             f"group {group + 1}" if group >= 0 else "",
         )
-
-
-def _label(cache: FeatureFile, row: int) -> str:
-    label = int(cache.labels[row])
-    return cache.classes[label] if label >= 0 else ""

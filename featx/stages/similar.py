@@ -19,6 +19,7 @@ from featx.errors import ConfigError, SourceError
 from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile, open_features
 from featx.features.nearest import Rows, RowsInMemory, nearest_rows
+from featx.features.shown import label_of
 from featx.images.given import ImageLike, decode_given, name_of
 from featx.images.preprocess import preprocess
 from featx.images.reading import map_ahead, num_cores
@@ -181,10 +182,9 @@ def _rows_of(cache: FeatureFile) -> Iterator[Rows]:
 
 
 def _neighbour(cache: FeatureFile, row: int, similarity: float) -> Neighbour:
-    label = int(cache.labels[row])
     return Neighbour(
         cache.sample_ids[row],
-        cache.classes[label] if label >= 0 else "",
+        label_of(cache, row),
         cache.split_names[cache.splits[row]],
         similarity,
     )

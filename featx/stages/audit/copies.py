@@ -12,9 +12,9 @@ import numpy as np
 from featx.errors import SourceError, counted
 from featx.features.file import FeatureFile
 from featx.features.search import Neighbours, nearest_neighbours, usable_rows, whitened
+from featx.features.shown import label_of
 from featx.heads.samples.data import Step
 from featx.stages.audit.findings import Finding, FindingKind, ImageSequence
-from featx.stages.audit.labels import label_of
 from featx.stages.audit.pictures import LEAST_COSINE, Link, Links, Pictures, near_links
 from featx.stages.audit.sequences import LIKE_THE_LAST, Run, find_sequences
 
@@ -317,12 +317,11 @@ def _finding(
     notes = ["flipped"] if link and link.flipped else []
     if group.is_chain:
         notes.append(f"chain, weakest link {group.weakest:.2f}")
-    label = int(cache.labels[row])
     return Finding(
         cache.sample_ids[row],
         kind,
         cache.split_names[cache.splits[row]],
-        cache.classes[label] if label >= 0 else "",
+        label_of(cache, row),
         score=link.score if link else group.weakest,
         other=cache.sample_ids[other],
         group=number,

@@ -10,9 +10,9 @@ import numpy as np
 
 from featx.features.file import TRAIN, FeatureFile, open_features
 from featx.features.marks import write_manifest
+from featx.features.shown import label_of
 from featx.images.sources import SPLITS
 from featx.stages.audit.findings import AuditReport
-from featx.stages.audit.labels import label_of
 
 _VAL = SPLITS.index("val")
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from featx.errors import ConfigError, FeatxError, counted, listed
 from featx.features.file import FeatureFile
+from featx.features.shown import label_of
 from featx.heads.samples.data import Step
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL
 from featx.heads.tasks.losses import sigmoid, softmax_in_place
@@ -151,12 +152,6 @@ def evaluate_labels(
         made = LabelFindings(tuple(of_task(cache, found)), len(found.rows), small=small)
     step("Neighbours")
     return replace(made, findings=with_evidence(cache, made.findings))
-
-
-def label_of(cache: FeatureFile, row: int) -> str:
-    """Return the label of a row as the source has it; empty where there is none."""
-    label = int(cache.labels[row])
-    return cache.classes[label] if label >= 0 else ""
 
 
 def _not_evaluated(why: str) -> LabelFindings:

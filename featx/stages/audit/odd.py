@@ -8,9 +8,9 @@ import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.features.search import Neighbours
+from featx.features.shown import label_of
 from featx.images.quality import BLURRED_BELOW, CONSTANT_BELOW, EMPTY_ABOVE, Quality
 from featx.stages.audit.findings import Finding, FindingKind
-from featx.stages.audit.labels import label_of
 from featx.stages.audit.pictures import Pictures
 
 _FAR = 4.0
