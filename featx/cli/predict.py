@@ -64,6 +64,19 @@ def _limit(predictor: Predictor) -> float:
     return chosen
 
 
+def _model_and_images(paths: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    named = paths[0].endswith(".onnx") or (paths[0].startswith("hf:") and len(paths) > 1)
+    model, images = (Path(paths[0]), paths[1:]) if named else (options.MODEL, paths)
+    if not images:
+        raise click.UsageError("Give at least one image, folder or source after the model.")
+    if paths[0].startswith("hf:") and not named and not options.MODEL.exists():
+        raise click.UsageError(
+            f"'{paths[0]}' alone is a data set, and there is no '{options.MODEL}' to predict it "
+            "with. If it is a model, give images after it."
+        )
+    return model, images
+
+
 @click.command(cls=Command)
 @click.argument(
     "paths",
@@ -140,10 +153,7 @@ def predict(
     from featx.images.given import find_given
     from featx.stages.predict import Predictor
 
-    named = paths[0].endswith(".onnx") or (paths[0].startswith("hf:") and len(paths) > 1)
-    model, images = (paths[0], paths[1:]) if named else (options.MODEL, paths)
-    if not images:
-        raise click.UsageError("Give at least one image, folder or source after the model.")
+    model, images = _model_and_images(paths)
     predictor = Predictor(
         model, providers=providers or None, threads=threads, max_pixels=max_pixels
     )

@@ -83,6 +83,14 @@ def test_every_command_takes_a_model_of_the_hub(online, model, image):
     assert fetched == {"model.onnx"}
 
 
+def test_a_model_of_the_hub_without_images_is_told_how_to_be_one(online, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = featx_cli("predict", "hf:me/bees")
+    assert result.exit_code == 2
+    assert "If it is a model, give images after it." in result.stderr
+    assert not online.asked
+
+
 def test_a_new_process_fetches_a_model_and_finds_it_offline(online, image, tmp_path):
     environment = os.environ | {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "featx", "predict", "hf:me/bees", image]
