@@ -80,7 +80,8 @@ def _add_product(builder: GraphBuilder, weights: np.ndarray, axis: str, values: 
     carried = builder.node("Floor", [carried], f"{axis}_carried")
     total = builder.node("Add", [product("high", high), carried], f"{axis}_total")
     total = builder.node("Add", [total, number("half", _HALF / 2)], f"{axis}_raised")
-    total = builder.node("Floor", [builder.node("Mul", [total, scale], f"{axis}_scaled")], axis)
+    total = builder.node("Mul", [total, scale], f"{axis}_scaled")
+    total = builder.node("Floor", [total], f"{axis}_whole")
     bounds = [number("black", 0), number("white", 255)]
     return builder.node("Clip", [total, *bounds], f"{axis}_resized")
 

@@ -60,6 +60,19 @@ def test_a_file_of_one_shape_answers_as_predict_does_and_takes_no_other(trained)
     assert not {node.op_type for node in onnx.load(fixed).graph.node} & COMPUTED
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_one_shape_and_one_image_go_with_every_precision(trained, precision):
+    options = {"precision": precision, "max_drop": 100, "input": "image"}
+    export_onnx(trained.head, trained.model, **options)
+    fixed = trained.folder / "fixed.onnx"
+    export_onnx(trained.head, fixed, image_shape=(48, 64), batch=1, **options)
+    assert sides(onnx.load(fixed)) == []
+    images = [photo((48, 64), seed) for seed in range(3)]
+    both = [Predictor(path).predict(images) for path in (fixed, trained.model)]
+    for own, free in zip(*both, strict=True):
+        assert abs(dict(own.top)[free.label] - free.probability) < 2e-2
+
+
 def test_the_proof_of_a_file_of_one_shape_can_be_repeated(trained):
     export_onnx(trained.head, trained.model, image_shape=(48, 64))
     repeated = check(trained.model, str(trained.source)).repeated
