@@ -157,16 +157,15 @@ def file_of_form(body: bytes, content_type: str) -> tuple[str, bytes]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise Refused(400, "The Content-Type of the form has no boundary.")
-    files, form = list[tuple[str, bytes]](), _Form()
-    parser_error = "The form is damaged or cut short."
+    form, damaged = _Form(), "The form is damaged or cut short."
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         parser.write(body)
         parser.finalize()
     except FormParserError as err:
-        raise Refused(400, parser_error) from err
+        raise Refused(400, damaged) from err
     if not form.is_complete:
-        raise Refused(400, parser_error)
+        raise Refused(400, damaged)
     files = [(name, content) for name, content in form.parts if name is not None]
     if len(files) != 1:
         raise Refused(400, f"The form must have one file; it has {len(files)}.")
