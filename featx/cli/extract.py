@@ -20,6 +20,7 @@ from featx.cli.output import (
     print_json,
     print_skipped,
     print_table,
+    print_text,
     progress_bars,
 )
 from featx.errors import counted
@@ -122,6 +123,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     help="Extract one of COUNT ranges of SOURCE, numbered from 1, into the folder OUTPUT, "
     "NAME.parts; commands take that folder like one file once all parts are there.",
 )
+@click.option("--parts", type=int, metavar="COUNT", help="Extract all parts, one after the other.")
 @click.option(
     "--ray",
     metavar="ADDRESS",
@@ -138,6 +140,7 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
 def extract(
     source: str | None,
     output: Path | None,
+    parts: int | None,
     quiet: bool,
     profile: bool,
     as_json: bool,
@@ -157,11 +160,18 @@ def extract(
     the defaults below are those of a new file.
     """
     default = options.features_path(settings["cut"])
-    output = output or (default.with_suffix(".parts") if settings["part"] else default)
+    output = output or (default.with_suffix(".parts") if parts or settings["part"] else default)
     if settings["part"]:
         click.get_current_context().meta[PREFIX] = f"Part {settings['part']}: "
     source = _address(source, {name: settings.pop(name) for name in _SOURCE_OPTIONS})
     given, layers = options.given(settings), tuple(dict.fromkeys(settings["layer"]))
+    if parts is not None:
+        if settings["part"] or len(layers) > 1 or settings["report"]:
+            other = "part" if settings["part"] else "report" if settings["report"] else "layer"
+            raise click.UsageError(f"--parts makes each part itself; leave out --{other}.")
+        given |= {"layer": layers[0]} if layers else {}
+        _extract_parts(parts, output, source, given, quiet=quiet, as_json=as_json)
+        return
     if len(layers) > 1:
         outputs = {layer: options.path_of(output, layer) for layer in layers}
         del given["layer"]
@@ -191,6 +201,32 @@ def extract(
             print_fields(after)
     if profile and (ran := [report.profile for report in reports if report.profile]):
         _print_profile(ran[0])
+
+
+def _extract_parts(
+    count: int,
+    output: Path,
+    source: str | None,
+    settings: Mapping[str, Any],
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Extract all parts, and print a line for each."""
+    reports = []
+    for number in range(1, max(1, count) + 1):
+        click.get_current_context().meta[PREFIX] = f"Part {number}/{count}: "
+        report = extract_to(output, source, {**settings, "part": f"{number}/{count}"}, quiet=quiet)
+        reports.append(report)
+        if not as_json:
+            images = counted(report.num_images, "image")
+            state = "up to date" if report.is_unchanged else "written"
+            print_text(f"part {number:>{len(str(count))}} of {count}  {images}, {state}")
+            print_skipped(report.skipped, rest="featx info --json")
+    if as_json:
+        print_json(list(map(_json_values, reports)))
+    elif not quiet:
+        print_fields({"next": _next(output, report)})
 
 
 def extract_to(

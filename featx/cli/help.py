@@ -35,7 +35,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
     "Preprocessing": ("image_size", "resize", "crop", "decode", "views", "augment"),
     "Speed": (
         *("precision", "device", "engine", "batch_size", "workers", "memory", "threads"),
-        "part",
+        *("part", "parts"),
         *("ray", "ray_workers", "allow_mixed"),
     ),
     "Output": _OUTPUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import pickle
 import random
 import shutil
@@ -351,6 +352,23 @@ def test_the_command_line_tells_how_far_the_parts_are(source, tmp_path):
     assert "features, 3 parts, " in featx_cli("info", folder).output
     assert "3 parts, 31 images" in featx_cli("merge", folder).output
     assert "--part 0/3" in featx_cli("extract", "-o", folder, "--part", "0/3").output
+
+
+def test_all_parts_are_made_by_one_command(source, tmp_path):
+    folder, options = tmp_path / "a.parts", ("-b", "tiny", "--on-error", "skip")
+    done = featx_cli("extract", source, *options, "-o", folder, "--parts", "3")
+    assert done.exit_code == 0, done.output
+    assert "part 3 of 3  16 images, written" in done.output
+    assert f"featx train-head {folder}" in done.output
+    merge_parts(folder, tmp_path / "merged.h5")
+    assert (tmp_path / "merged.h5").read_bytes() == one_file(source, tmp_path)
+    again = featx_cli("extract", "-o", folder, "--parts", "3", "--json")
+    assert [each["is_unchanged"] for each in json.loads(again.stdout)] == [True] * 3
+    assert "--parts 0/0" not in featx_cli("extract", "-o", folder, "--parts", "0").output
+    for more in (("--part", "1/3"), ("--layer", "stage2", "--layer", "stage3")):
+        refused = featx_cli("extract", source, "-o", folder, "--parts", "3", *more)
+        assert refused.exit_code == 2
+        assert more[0] in refused.output
 
 
 def test_plans_say_nothing_of_options_that_change_no_row(source, tmp_path):
