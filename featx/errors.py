@@ -9,6 +9,7 @@
     ├─ BackboneError                              unknown name, weights missing or not matching
     ├─ HubError                                   the hub refuses, or cannot be reached
     ├─ TrainingError                              training cannot go on: its loss is not finite
+    ├─ ClusterError                               a cluster does not answer, or its nodes differ
     ├─ ArtifactError                              something is wrong with a file; carries path
     │   ├─ ArtifactMissing  (FileNotFoundError)
     │   ├─ ArtifactExists   (FileExistsError)
@@ -171,6 +172,10 @@ class ArtifactBusy(ArtifactError):
 
 class ArtifactMismatch(ArtifactError, ValueError):
     """Two files do not belong together."""
+
+
+class ClusterError(FeatxError):
+    """A cluster does not answer, or its nodes cannot be used."""
 
 
 class TrainingError(FeatxError):

@@ -21,6 +21,7 @@ from featx.errors import (
     ArtifactMissing,
     BackboneError,
     BadImages,
+    ClusterError,
     ConfigError,
     ExportError,
     FeatxError,
@@ -39,6 +40,7 @@ PARENTS = {
     BackboneError: (FeatxError,),
     HubError: (FeatxError,),
     TrainingError: (FeatxError,),
+    ClusterError: (FeatxError,),
     ArtifactError: (FeatxError,),
     ArtifactMissing: (ArtifactError, FileNotFoundError),
     ArtifactExists: (ArtifactError, FileExistsError),
@@ -58,6 +60,7 @@ EXAMPLES = [
     BackboneError("no such backbone."),
     HubError("the hub answers with an error (500)."),
     TrainingError("the loss is not finite."),
+    ClusterError("no node answers."),
     *(
         kind(Path("a/b.h5"), "'a/b.h5' is odd.")
         for kind in PARENTS

@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from featx.errors import FeatxError, counted, first_line
+from featx.errors import ClusterError, FeatxError, counted, first_line
 from featx.extraction.batches import Work
 from featx.extraction.committer import Call, Done, Joined, Left
-from featx.extraction.nodes import ClusterError, alive_nodes
+from featx.extraction.nodes import alive_nodes
 from featx.extraction.workers import GRAPH_PART, Task, Worker
 from featx.images.sources.selection import select
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featx.errors import ConfigError, FeatxError, counted, first_line, listed, printable
+from featx.errors import ClusterError, ConfigError, counted, first_line, listed, printable
 from featx.packages import install_command, needed
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,6 @@ _CLIENT_PORT, _PORT = 10001, 6379
 _PROBE_SECONDS = 60.0
 _ALWAYS = ("featx", "python")
 """Versions that must be alike even in a mixed cluster."""
-
-
-class ClusterError(FeatxError):
-    """A cluster does not answer, or its nodes cannot be used."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def extract(
             what was made of the others is kept.
         BackboneError: Backbone or weights cannot be used, or give NaN or infinite features.
         ConfigError: An option does not fit.
+        ClusterError: There is no cluster where ``ray`` says, or its nodes cannot be used.
         ArtifactBusy: Another process is writing the output.
         ArtifactMismatch: The output, or an unfinished extraction, was made with other settings.
         ArtifactError: The output is something else, or cannot be written.

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from stores import put_folder
 
-from featx.errors import ConfigError
+from featx.errors import ClusterError, ConfigError
 from featx.extraction import nodes
-from featx.extraction.nodes import ClusterError, Node, find_address, require_alike
+from featx.extraction.nodes import Node, find_address, require_alike
 from featx.extraction.options import ExtractOptions
 from featx.stages.extract import extract
 
