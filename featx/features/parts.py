@@ -132,8 +132,8 @@ def read_plan(folder: Path) -> PartsPlan:
     if not path.is_file():
         raise ArtifactMissing(
             folder,
-            f"'{folder}' has no parts of features. Make them with "
-            f"'featx extract SOURCE -o {folder} --part 1/16' and so on.",
+            f"'{folder}' has no parts of features. Make them by 'featx extract SOURCE -o {folder}' "
+            "with part='1/16' and so on.",
         )
     return _read_json(path, _MAX_PLAN_BYTES, PartsPlan.of)
 
@@ -159,7 +159,7 @@ def require_parts(folder: Path, plan: PartsPlan) -> None:
         folder,
         f"'{folder}' has {plan.num_parts - len(missing)} of {plan.num_parts} parts; missing: "
         f"{several} {ranges(missing)}{done_so_far}. Run "
-        f"'featx extract -o {folder} --part {missing[0]}/{plan.num_parts}'.",
+        f"'featx extract -o {folder}' with part='{missing[0]}/{plan.num_parts}'.",
     )
 
 
