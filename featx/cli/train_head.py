@@ -233,6 +233,8 @@ def _print_epoch(scores: EpochScores) -> None:
 def _print(report: TrainReport, *, per_class: bool, verbose: bool, with_next: bool) -> None:
     from featx.heads.verdict import verdict
 
+    if with_next and report.choice.get("solver") == "sgd" and not report.is_unchanged:
+        click.echo()  # below the epochs
     classes, cross_validated = report.head.classes, report.cross_validated
     in_turn = {"cross-val.": cross_validated.scores} if cross_validated else {}
     print_metrics({**report.metrics, **in_turn})
