@@ -73,7 +73,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir artifacts/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir artifacts/site
 	@! grep -rE '<(script|link|img)[^>]*(src|href)="?https?://' artifacts/site --include='*.html' || \
 		{ echo 'The pages above load something from elsewhere.' >&2; exit 1; }
 	FEATX_SITE=artifacts/site $(BIN)/python -m pytest --quiet -m slow tests/test_site.py

@@ -6,8 +6,12 @@ import functools
 import http.server
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,3 +87,24 @@ def test_search_finds_the_page_of_a_word_in_either_language(word, page, address)
 
     links = in_chromium(f"{address}/index.html?q={quote(word)}", found)
     assert any(f"{page}.html" in link for link in links), links
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="no mkdocs: make docs installs it")
+@pytest.mark.parametrize("link", ["[x](images.md#no-such-heading)", "[x](no-such-page.md)"])
+def test_a_dead_link_or_anchor_ends_the_build(link, tmp_path):
+    """Pages that the navigation leaves out are found by tests/test_docs.py."""
+    for name in ("docs", "tools", "featx"):
+        ignored = shutil.ignore_patterns("__pycache__", "web", "bundled")
+        shutil.copytree(DOCS.parent / name, tmp_path / name, ignore=ignored)
+    shutil.copy(DOCS.parent / "mkdocs.yml", tmp_path)
+    page = tmp_path / "docs" / "heads.md"
+    page.write_text(f"{page.read_text('utf-8')}\n{link}\n", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "heads.md" in done.stderr
