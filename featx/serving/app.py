@@ -211,7 +211,8 @@ class App:
 
     async def _metrics(self, _request: Request) -> Answer:
         model = self.model
-        text = self.meter.render(name=self._options.name, sha256=model.sha256 if model else "")
+        sha256 = model.sha256 if model else ""
+        text = self.meter.render({"name": self._options.name, "sha256": sha256})
         return Answer(text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
     async def _live(self, _request: Request) -> Answer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -94,8 +94,8 @@ class Meter:
         """Return the sum over all processes."""
         return float(self._rows[:, _PLACES[name]].sum())
 
-    def render(self, **model: str) -> str:
-        """Return all sums as text; ``model`` labels what is served."""
+    def render(self, model: Mapping[str, str]) -> str:
+        """Return all sums as text; ``model`` has the labels of what is served."""
         labels = ",".join(f'{name}="{_quoted(value)}"' for name, value in model.items())
         lines = [
             "# HELP featx_model_info The model that is served.",
