@@ -48,7 +48,7 @@ def model_metadata(header: Header, repo: str, licence: str | None) -> dict[str, 
     Source: https://huggingface.co/docs/hub/model-cards, its metadata specification.
     """
     details, task = header.details, task_of(header.details)
-    is_classifier = task.has_classes
+    is_classifier = task.activation is not None  # no regression
     found: dict[str, Any] = {"library_name": "onnx"}
     if is_classifier:
         found["pipeline_tag"] = "image-classification"

@@ -97,8 +97,9 @@ class Site:
         content = self.files.get(request.path)
         if content is None:
             return self.unknown, {}, b""
-        etag = {"ETag": hashlib.md5(content).hexdigest()}
-        headers = etag if self.headers is None else self.headers
+        headers = self.headers
+        if headers is None:
+            headers = {"ETag": hashlib.md5(content).hexdigest()}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if asked and self.sends_parts:
             first, last = int(asked[1]) + self.shift, int(asked[2]) + self.shift

@@ -70,3 +70,19 @@ def test_weights_of_the_hub_are_the_base_model():
     found = model_metadata(header(weights="timm:vit_small_patch14_dinov2.lvd142m"), "me/a", None)
     assert found["base_model"] == "timm/vit_small_patch14_dinov2.lvd142m"
     assert "base_model" not in model_metadata(header(weights="bundled"), "me/a", None)
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "kinds"),
+    [
+        ("multi-label", {"mean_average_precision": None, "micro_f1": 0.5, "macro_f1": 0.25}, 2),
+        ("regression", {"mae": 1e-7, "rmse": 1e22, "r2": None}, 2),
+    ],
+)
+def test_tags_and_numbers_have_scores_of_their_own(task, scores, kinds):
+    found = model_metadata(header(task=task, metrics={"test": scores}), "me/a", None)
+    (result,) = found["model-index"][0]["results"]
+    assert len(result["metrics"]) == kinds
+    assert result["dataset"]["split"] == "test"
+    assert ("pipeline_tag" in found) == ("classes" in found) == (task == "multi-label")
+    assert yaml.safe_load(yaml_text(found)) == found

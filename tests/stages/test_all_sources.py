@@ -88,10 +88,23 @@ def _https(folder: Path, place: Path, request: Any) -> str:
     files = (each for each in folder.rglob("*.*"))
     site.files = {f"/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
     site.files["/images.csv"] = _table(folder)
+    site.files |= {f"/{path.name}": path.read_bytes() for path in place.glob("*.zip")}
     return f"{site.url}/images.csv"
 
 
-KINDS = (_folder, _zip, _tar, _shards, _parquet, _s3, _https)
+def _https_zip(folder: Path, place: Path, request: Any) -> str:
+    packed = pack(folder, place / "photos.zip")
+    return _https(folder, place, request).replace("images.csv", packed.name)
+
+
+def _s3_tar(folder: Path, place: Path, request: Any) -> str:
+    packed = pack(folder, place / "photos.tar")
+    bucket = request.getfixturevalue("bucket")
+    bucket.put_object(Bucket="photos", Key=packed.name, Body=packed.read_bytes())
+    return f"s3://photos/{packed.name}"
+
+
+KINDS = (_folder, _zip, _tar, _shards, _parquet, _s3, _https, _https_zip, _s3_tar)
 
 
 @pytest.fixture
