@@ -64,6 +64,15 @@ _OWN_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "Speed": ("workers", "threads"),
         "Limits": ("max_body", "max_pixels", "queue", "timeout", "grace"),
     },
+    "audit": {
+        "What is looked at": ("task", "source", "marks", "seed"),
+        "Output": ("top", "fail_on", "groups", *_OUTPUT),
+    },
+    "predict": {
+        "Answers": ("top_k", "unknown_below", "copy_to", "max_pixels"),
+        "Speed": ("threads", "providers"),
+        "Output": _OUTPUT,
+    },
     "export": {
         "What the file takes and gives": (
             *("input", "outputs", "precision"),
