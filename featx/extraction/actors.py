@@ -38,7 +38,7 @@ class ActorPool:
         self._ray, self._task, self._graph = ray, task, graph
         self._least, self.most, self.slots = least, most, task.slots
         self._cpus, self._gpus = task.slots, 0 if task.device == "cpu" else 1
-        self.kinds = task.alike.kinds
+        self.kinds = list(task.alike.kinds)
         self._class = ray.remote(
             num_cpus=self._cpus,
             num_gpus=self._gpus,
@@ -178,8 +178,9 @@ class ActorPool:
         """Take an actor's next step to being used: placed, its graph sent, begun."""
         handle = actor.handle
         if step == "placed":
-            node, lacks_graph = result
+            node, lacks_graph, kind = result
             actor.node = self._name_of(node)
+            self._task.alike.with_kind(self.kinds, actor.node, kind)
             if lacks_graph and actor.node in self._sending:
                 self._sending[actor.node].append(actor)
             elif lacks_graph:

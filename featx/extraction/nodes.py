@@ -199,13 +199,22 @@ class Alike:
     allow_mixed: bool
 
     def problem_here(self) -> str:
-        """Return how this process differs; empty where it does not."""
-        values = describe_here()
-        return "; ".join(self.wrong_versions(values)) or (
-            f"its processor is of another kind ({values['kind']})"
-            if values["kind"] not in self.kinds and not self.allow_mixed
-            else ""
-        )
+        """Return how this process differs in versions; empty where it does not."""
+        return "; ".join(self.wrong_versions(describe_here()))
+
+    def with_kind(self, kinds: list[str], node: str, kind: str) -> None:
+        """Add the processor of a node that joined to those that there are.
+
+        Raises:
+            ClusterError: It is of another kind, and none other is allowed.
+        """
+        if kinds and kind not in kinds and not self.allow_mixed:
+            raise ClusterError(
+                f"{node} joined with a processor of another kind ({kind}) than the others "
+                f"({kinds[0]}), whose last bits differ. Use nodes of one kind, or allow_mixed=True."
+            )
+        if kind not in kinds:
+            kinds.append(kind)
 
     def wrong_versions(self, values: Mapping[str, Any], *, strict: bool = True) -> list[str]:
         """Return versions that must not differ, or with ``strict=False`` those that may."""
@@ -230,7 +239,7 @@ def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> Alik
         What nodes that join later are to be.
 
     Raises:
-        ClusterError: They differ, or none answers.
+        ClusterError: They differ.
     """
     found = _on_each(ray, nodes, _description())
     kinds: dict[str, str] = {}
@@ -269,7 +278,7 @@ def _on_each(
     """Return what a function gives on each node that answers; it may not need featx.
 
     Raises:
-        ClusterError: It fails on a node, or there are nodes and none answers.
+        ClusterError: It fails on a node.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -290,8 +299,6 @@ def _on_each(
             ) from err
         except ray.exceptions.RayError as err:
             problems.append(f"{node.name}: {first_line(err)}")
-    if problems and not results:
-        raise ClusterError(f"No node of the cluster answers. {listed(problems, 2, '; ')}")
     if problems:  # it is going; workers that start there after all are checked by themselves
         log.info("A node of the cluster does not answer: %s", listed(problems, 2, "; "))
     return results

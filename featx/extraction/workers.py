@@ -22,7 +22,7 @@ from featx.errors import BackboneError, ImageError, printable
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.batches import Computer, ImageBatch, Work, read_batch
 from featx.extraction.crops import Image, Spent
-from featx.extraction.nodes import Alike
+from featx.extraction.nodes import Alike, describe_here
 from featx.images.decode import NO_DIGEST, content_digest
 from featx.images.sources import NEVER_CHANGES, ImageSource
 from featx.images.sources.selection import select
@@ -90,12 +90,13 @@ class Worker:
         self._read: OrderedDict[Any, ImageBatch] = OrderedDict()
         self._lock = threading.Lock()
 
-    def where(self) -> tuple[str, bool]:
-        """Return the id of this node, and whether the graph has to be sent."""
+    def where(self) -> tuple[str, bool, str]:
+        """Return the id of this node, whether the graph has to be sent, and the processor."""
         import ray
 
         lacks_graph = bool(self._task.graph) and _graph(self._task.graph) is None
-        return str(ray.get_runtime_context().get_node_id()), lacks_graph
+        node = str(ray.get_runtime_context().get_node_id())
+        return node, lacks_graph, str(describe_here()["kind"])
 
     def add_graph(self, offset: int, part: bytes, length: int) -> None:
         """Take a part of the graph; with the last one it is cached for others on this node."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featx.errors import BackboneError
+from featx.errors import BackboneError, ClusterError
 from featx.extraction import nodes, workers
 from featx.extraction.backbone import LazyBackbone
 from featx.extraction.batches import Computer, ImageBatch, Work, read_batch
@@ -115,12 +115,17 @@ def test_images_that_are_not_seen_or_are_others_are_named(source):
     assert f"cannot read '{name}' of '{source.uri}'" in unlike(part, digests)
 
 
-def test_a_worker_of_another_kind_says_so(task):
+def test_a_worker_with_other_versions_says_so(task):
     other = replace(task[0].alike, versions={"featx": "0.0.1", "python": "3"})
     assert "it has featx" in Worker(replace(task[0], alike=other)).begin()
-    other = replace(task[0].alike, kinds=("riscv",))
-    assert "of another kind" in Worker(replace(task[0], alike=other)).begin()
-    assert (
-        Worker(replace(task[0], alike=replace(other, allow_mixed=True), engine="none")).begin()
-        == ""
-    )
+
+
+def test_a_node_of_another_kind_that_joins_late_is_refused_unless_allowed():
+    kinds: list[str] = []
+    alike = Alike({}, (), False)
+    for _ in range(2):
+        alike.with_kind(kinds, "10.0.0.1", "x86_64 avx2")  # the first decides
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.2 joined with .* \(arm\)"):
+        alike.with_kind(kinds, "10.0.0.2", "arm")
+    replace(alike, allow_mixed=True).with_kind(kinds, "10.0.0.2", "arm")
+    assert kinds == ["x86_64 avx2", "arm"]
