@@ -81,7 +81,10 @@ class Drawing:
         def note(text: str) -> None:
             titles.append(text)
             del titles[0]
-            tell(last[0], last[1])
+            if last[1]:
+                tell(last[0], last[1])
+            else:
+                line.show(text, None, "")
 
         tell.note = note  # type: ignore[attr-defined]
         return tell

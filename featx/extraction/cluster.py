@@ -142,7 +142,9 @@ class _Progress:
         self._noted = now
         workers, call = self._schedule.num_workers, self._schedule.front()
         speed = self.num_images / (now - self._begun) / max(workers, 1)
-        text = f"{counted(workers, 'worker')}, {speed:,.0f}/s each" if workers else "no worker yet"
+        text = counted(workers, "worker") if workers else "waiting for workers"
+        if speed:
+            text += f", {speed:,.1f}/s each"
         if call is not None and now - call.since > 10:
             text = f"{counted(workers, 'worker')}, waiting {now - call.since:.0f} s"
             if self._slow is not call and now - call.since > 30:

@@ -218,3 +218,16 @@ def test_a_line_makes_room_for_others_and_is_gone_in_the_end():
 @pytest.mark.parametrize("width", [5, 6, 7])
 def test_a_line_of_wide_characters_fits(width):
     assert bars._fitting("abc火火火", width) == {5: "abc火", 6: "abc火", 7: "abc火火"}[width]
+
+
+def test_a_note_stands_in_the_place_of_the_title(terminal):
+    with bars.drawing(True) as draw:
+        bar = draw.bar(None, "Extracting")
+        bar.note("waiting for workers")
+        assert terminal.getvalue().strip() == "waiting for workers"
+        bar(5, 10)
+        bar.note("4 workers, 31.0/s each")
+    lines = [line.split("  ")[0] for line in terminal.getvalue().split("\r") if line.strip()]
+    assert lines[1] == "waiting for workers"
+    assert lines[-1] == "4 workers, 31.0/s each"
+    assert "5/10" in terminal.getvalue()

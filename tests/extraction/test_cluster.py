@@ -22,6 +22,7 @@ from featx.extraction import nodes
 from featx.extraction.nodes import Node, find_address, require_alike
 from featx.extraction.options import ExtractOptions
 from featx.stages.extract import extract
+from featx.stages.merge import merge_parts
 
 pytestmark = pytest.mark.filterwarnings(  # files that Ray's helper leaves to the end
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -133,6 +134,18 @@ def test_a_command_prints_one_document_through_a_client(cluster, photos, tmp_pat
         found = json.loads(done.stdout)
         assert found["path"] == str(output)
         assert (found["num_images"], found["num_extracted"]) == (41, 41)
+    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
+
+
+@pytest.mark.slow
+def test_parts_of_a_cluster_are_merged_to_the_file_of_one_machine(cluster, photos, tmp_path):
+    source = photos({"ants": 70, "bees": 70})
+    options = {"backbone": "tiny"}
+    extract(source, tmp_path / "plain.h5", ExtractOptions(**options))
+    for part in ("1/2", "2/2"):
+        own = ExtractOptions(**options, part=part, ray=cluster, ray_workers=2)
+        extract(source, tmp_path / "own.parts", own)
+    merge_parts(tmp_path / "own.parts", tmp_path / "own.h5")
     assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
 
 
