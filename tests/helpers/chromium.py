@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -102,6 +103,7 @@ async def _tab(address: str, width: int, flags: Sequence[str]) -> AsyncIterator[
                 *("--remote-debugging-port=0", f"--user-data-dir={profile}"),
                 *(*flags, f"--window-size={width},900", "about:blank"),
             ],
+            env=os.environ | {"TMPDIR": profile},  # what it leaves goes with the profile
             stderr=subprocess.PIPE,
             text=True,
         )
