@@ -105,10 +105,10 @@ def test_a_page_of_many_findings_stays_small_and_says_what_it_leaves_out(tmp_pat
     path = write_cache(
         tmp_path / "f.h5", **made, splits=splits, contents=contents, source=str(tmp_path / "photos")
     )
+    report = audit(path)
     monkeypatch.setattr(summary, "thumbnail", lambda _: bytes(200_000))
     monkeypatch.setattr(summary, "NO_DIGEST", None)
     monkeypatch.setattr("featx.images.reading.content_digest", lambda _: None)
-    report = audit(path)
     page = write_audit_page(report, tmp_path / "a.html")
     assert len(report.findings) == 6000
     assert page.stat().st_size < 25e6
