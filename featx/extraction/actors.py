@@ -13,7 +13,6 @@ from featx.extraction.batches import Work
 from featx.extraction.committer import Call, Done, Joined, Left
 from featx.extraction.nodes import alive_nodes
 from featx.extraction.workers import GRAPH_PART, Task, Worker
-from featx.images.sources.selection import select
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class ActorPool:
 
     def submit(self, call: Call) -> None:
         handle, item = self._actors[call.worker].handle, call.item
-        part, key = select(item.work.source, item.work.positions), (self._serial, item.number)
+        part, key = item.work.part, (self._serial, item.number)
         if call.step == "read":
             ref = handle.read.remote(key, part)
         else:
@@ -94,6 +93,8 @@ class ActorPool:
                 ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
             for ref in ready:
                 self._take(ref)
+        elif not self._events:
+            time.sleep(min(seconds, 0.1))
         events = list(self._events)
         self._events.clear()
         return events

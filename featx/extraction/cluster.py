@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from featx.extraction.nodes import (
 )
 from featx.extraction.workers import Found, Task, some_of, unlike
 from featx.images.sources import ImageSource
+from featx.images.sources.selection import select
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,11 @@ class _ItemWork:
     positions: list[int]
     source: ImageSource
     batch: ImageBatch | None = None
+
+    @cached_property
+    def part(self) -> ImageSource:
+        """Where the images are, to be sent."""
+        return select(self.source, self.positions)
 
     def __str__(self) -> str:
         first, last = (self.source.samples[self.positions[end]].sample_id for end in (0, -1))

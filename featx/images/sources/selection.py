@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,13 @@ def select(source: ImageSource, positions: Sequence[int]) -> ImageSource:
         places = tuple(next(numbers) if source.positions[p] >= 0 else -1 for p in positions)
         origin = select(source.origin, there)
         return replace(source, classes=(), samples=samples, positions=places, origin=origin)
-    return _Opened(source.uri, samples, tuple(positions), list_digest(source.samples))
+    whole: Any = source  # hashed by identity
+    return _Opened(source.uri, samples, tuple(positions), _digest_of(whole))
+
+
+@lru_cache(maxsize=2)
+def _digest_of(source: ImageSource) -> str:
+    return list_digest(source.samples)
 
 
 @dataclass(frozen=True)
