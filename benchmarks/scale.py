@@ -273,7 +273,6 @@ def on_one_node(num_photos: int, rounds: int, folder: Path) -> tuple[Extraction,
     """Return the medians of plain extraction and of Ray's, which take turns."""
     from ray.cluster_utils import Cluster
 
-    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets have short names
     source, workers = write_photos(folder / "photos", num_photos), len(os.sched_getaffinity(0))
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False}
@@ -340,7 +339,9 @@ def arithmetic(core: float, alone: Committed) -> str:
 @click.option("--write/--no-write", default=True, help="Put the tables into docs/scale.md.")
 def main(rows: int, photos: int, rounds: int, write: bool) -> None:
     """Measure, and print the tables."""
-    with tempfile.TemporaryDirectory() as name:
+    short: Any = tempfile.TemporaryDirectory(prefix="fx", dir="/tmp", ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory() as name, short as for_ray:
+        os.environ["RAY_TMPDIR"] = for_ray  # names of sockets in it may have 107 characters
         folder = Path(name)
         alone = commit(FakePool(64), rows, folder)
         simulated = FakePool(1000, rate=RATE, failing=FAILING)

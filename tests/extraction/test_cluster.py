@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +33,20 @@ TINY: dict[str, Any] = {"backbone": "tiny", "image_size": 32, "batch_size": 4, "
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def short_folder():
+    """Return a folder for Ray, in which names of sockets may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="fx", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def cluster(short_folder):
     """Return the address of a cluster: a head without CPUs, and two nodes with two each."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", "/tmp")  # sockets of it may have 107 characters
+        patch.setenv("RAY_TMPDIR", short_folder)
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -150,11 +158,12 @@ def test_parts_of_a_cluster_are_merged_to_the_file_of_one_machine(cluster, photo
 
 
 @pytest.mark.slow
-def test_a_store_is_read_by_the_nodes(bucket, photos, tmp_path):
+def test_a_store_is_read_by_the_nodes(bucket, photos, tmp_path, short_folder, monkeypatch):
     from ray.cluster_utils import Cluster
 
     put_folder(bucket, photos({"ants": 21, "bees": 20}), "set/")
     head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2**27}
+    monkeypatch.setenv("RAY_TMPDIR", short_folder)
     own = Cluster(initialize_head=True, head_node_args=head)  # begun with the store's credentials
     try:
         for name, more in (("plain", {}), ("own", {"ray": str(own.address)})):
