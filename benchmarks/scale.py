@@ -109,7 +109,10 @@ class FakePool:
             self.ready.append(done)
             return
         begin = max(self.now, self.busy.get(call.worker, 0.0))
-        end = begin + self.random.expovariate(1) * (takes / self.rate if takes > 1 else takes)
+        if call.step == "read":
+            end = begin + self.random.expovariate(1 / takes)
+        else:  # the sum of as many images, each of which varies
+            end = begin + self.random.gammavariate(takes, 1 / self.rate)
         if call.step != "read":
             self.busy[call.worker] = end
         if call.step != "read" and self.random.random() < self.failing:
