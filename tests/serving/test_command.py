@@ -71,12 +71,13 @@ def replace(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures):
+def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with command(model) as server:
         shown = "".join(server.shown)
         assert "64 images: same class in 100%" in shown
         assert "licence" in shown
-        assert max(map(len, shown.splitlines())) <= 100
+        assert max(map(len, shown.splitlines())) <= 80
         assert server.predict(pictures[0]).status == 200
         assert server.end() < 8
         assert server.process.returncode == 0
