@@ -120,8 +120,9 @@ def copies(made: Made) -> Iterator[Line]:
 
 def times(made: Made) -> Iterator[Line]:
     """Yield the time of an audit of 60,000 images, and print that of each phase."""
+    path = made.cifar10("squeezenet1_1")
     phases = Phases()
-    featx.audit(made.cifar10("squeezenet1_1"), step=phases)
+    featx.audit(path, step=phases)
     phases("")
     seconds, processor = (sum(each) for each in zip(*phases.seconds.values(), strict=True))
     for name, (own, of_processor) in phases.seconds.items():

@@ -302,7 +302,7 @@ def on_one_node(num_photos: int, rounds: int, folder: Path) -> tuple[Extraction,
 
 def arithmetic(core: float, alone: Committed) -> str:
     """Return what many images take, from the rates."""
-    rows, per_image = [], alone.mb * 1e6 / alone.num_rows
+    rows, per_image = [], 1e6 * (alone.late_mb - alone.early_mb) / (0.8 * alone.num_rows)
     row_bytes = alone.disk_bytes / alone.num_rows
     limit = alone.num_rows / alone.seconds
     for count, cores in ((1e8, 256), (1e8, 1024), (1e9, 1024), (1e9, 8192)):
