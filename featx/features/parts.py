@@ -159,7 +159,7 @@ def require_parts(folder: Path, plan: PartsPlan) -> None:
         folder,
         f"'{folder}' has {plan.num_parts - len(missing)} of {plan.num_parts} parts; missing: "
         f"{several} {ranges(missing)}{done_so_far}. Run "
-        f"'featx extract -o {folder}' with part='{missing[0]}/{plan.num_parts}'.",
+        f"'featx extract SOURCE -o {folder}' with part='{missing[0]}/{plan.num_parts}'.",
     )
 
 
