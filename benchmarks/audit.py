@@ -438,7 +438,9 @@ def main(data: Path, work: Path, only: tuple[str, ...], write: bool) -> None:
             measured[name].append(line)
         kept.write_text(json.dumps(measured))
     if write:
-        lines = [line for name in PARTS for line in measured.get(name, [])]
+        if missing := [name for name in PARTS if name not in measured]:
+            raise click.UsageError(f"the table needs all parts; not in {kept}: {missing}")
+        lines = [line for name in PARTS for line in measured[name]]
         text = f"{table(['what', 'measured', 'held to'], lines)}\n{machine('numpy', 'cleanlab')}.\n"
         write_measured("docs/guides/audit.md", text)
 
