@@ -33,7 +33,7 @@ EXPORT ?=
 BENCH ?=
 OUT := artifacts
 
-.PHONY: help setup web system demo test test-slow packages docs check format bench features head onnx clean
+.PHONY: help setup web system demo test test-random test-slow packages docs check format bench features head onnx clean
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -68,6 +68,10 @@ demo: $(READY)
 
 test: $(READY) $(CLIENTS) $(HEIF)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-random: $(READY)
+	$(BIN)/python -m pytest --hypothesis-profile random -m 'hypothesis and not slow' \
+		--numprocesses auto --maxprocesses 8
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -33,11 +33,17 @@ pytest_plugins = ["feature_files", "stores"]
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+# The same examples each time, so that a commit passes or fails for good; others are tried by
+# `make test-random`.
 hypothesis.settings.register_profile(
     "featx",
     deadline=None,
     max_examples=50,
+    derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "random", hypothesis.settings.get_profile("featx"), derandomize=False
 )
 hypothesis.settings.load_profile("featx")
 

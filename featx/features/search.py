@@ -29,6 +29,8 @@ _MOST_DIMENSIONS = 2048
 """Above, features are divided by their own deviations alone: an eigenbasis would cost too much."""
 _RECALL, _CHECKED = 0.99, 200
 _NONE = -2.0
+_ROUNDING = np.float32(1e-5)
+"""By which a product of two units differs at most between shapes of matrices and processors."""
 _SOME, _MERGED = 1024, 2**18
 
 Progress = Callable[[float], None]
@@ -212,13 +214,13 @@ def _cosines(units: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def _in_blocks(units: np.ndarray, k: int, progress: Progress, size: int) -> np.ndarray:
-    """Return the ``k`` nearest rows of each, ``(n, k)``, by float32, in no order.
+    """Return the ``k`` nearest rows of each, ``(n, k)``, by float32, in no order; or -1.
 
     Blocks are multiplied in threads. What is no better than the least of the best so far is left
     out at once; that is known to begin with from some of the rows.
     """
     count = len(units)
-    best = _Best(np.full((count, k), _NONE, np.float32), np.zeros((count, k), np.int64))
+    best = _Best(np.full((count, k), _NONE, np.float32), np.full((count, k), -1))
     if not k:
         return best.rows
     least = _least_of_some(units, k)
@@ -258,7 +260,7 @@ def _least_of_some(units: np.ndarray, k: int) -> np.ndarray:
             cosines = units[start : start + _BLOCK] @ some
             place = some.shape[1] - k - 1
             least[start : start + _BLOCK] = np.partition(cosines, place, axis=1)[:, place]
-    return np.nextafter(least, np.float32(_NONE))
+    return least - _ROUNDING
 
 
 def _places(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

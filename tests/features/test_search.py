@@ -33,6 +33,18 @@ def test_neighbours_are_those_of_brute_force_whatever_the_blocks(count, width, b
     assert np.array_equal(found.rows, nearest_neighbours(units, k).rows)
 
 
+def test_no_row_is_found_twice_or_its_own_where_products_are_rounded_otherwise(monkeypatch):
+    units = noise(55, 2)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    exact = nearest_neighbours(units, 1)
+    known = search._least_of_some
+    monkeypatch.setattr(search, "_least_of_some", lambda *some: known(*some) + 2 * search._ROUNDING)
+    found = nearest_neighbours(units, 1, block=1)
+    assert np.array_equal(found.rows, exact.rows)
+    monkeypatch.setattr(search, "_least_of_some", lambda *_: np.ones(55, np.float32))
+    assert (nearest_neighbours(units, 5).rows == -1).all()
+
+
 def test_equal_rows_are_exactly_alike_and_ordered_by_row():
     features = noise(50, 5)
     features[[9, 20, 7]] = features[3]
