@@ -27,9 +27,11 @@ values quoted. Errors of other libraries are translated where featx touches them
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +220,52 @@ def require_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise ConfigError(f"{name} must be one of {shown}; got {value!r}.")
 
 
-def require_at_least(name: str, value: float | None, least: int) -> None:
-    """Raise ``ConfigError`` where an option is given and too small."""
-    if value is not None and value < least:
-        raise ConfigError(f"{name} must be at least {least}; got {value}.")
+def require_number(
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    *,
+    ends: str = "[]",
+    whole: bool = False,
+    optional: bool = False,
+    unit: str = "",
+) -> None:
+    """Raise ``ConfigError`` unless an option is a finite number of an interval.
+
+    Args:
+        name: The option.
+        value: What was given.
+        low: Where the interval begins.
+        high: Where it ends.
+        ends: ``"[]"``; ``"(]"`` or ``"()"`` without ``low``, ``"[)"`` or ``"()"`` without ``high``.
+        whole: The number must be an integer.
+        optional: None fits, too.
+        unit: Of the number, for the message.
+
+    >>> require_number("momentum", 1.0, 0, 1, ends="[)")
+    Traceback (most recent call last):
+    featx.errors.ConfigError: momentum must be at least 0 and below 1; got 1.0.
+    """
+    if value is None and optional:
+        return
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {'whole ' * whole}number; got {value!r}.")
+    number: Any = value
+    above = low < number if ends[0] == "(" else low <= number
+    if above and (number < high if ends[1] == ")" or high == math.inf else number <= high):
+        return
+    words = [f"{'above' if ends[0] == '(' else 'at least'} {low}"]
+    if high < math.inf:
+        words.append(f"{'below' if ends[1] == ')' else 'at most'} {high}")
+    expected = f"{low} to {high}" if ends == "[]" and high < math.inf else " and ".join(words)
+    raise ConfigError(f"{name} must be {expected}{unit}; got {value}.")
+
+
+def require_at_least(name: str, value: object, least: int) -> None:
+    """Raise ``ConfigError`` unless an option is a whole number that is large enough, or None."""
+    require_number(name, value, least, whole=True, optional=True)
 
 
 def counted(number: int, one: str, several: str = "") -> str:

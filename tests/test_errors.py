@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import pickle
+import re
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featx import errors
@@ -31,6 +34,7 @@ from featx.errors import (
     ParityError,
     SourceError,
     TrainingError,
+    require_number,
 )
 
 PARENTS = {
@@ -148,3 +152,28 @@ def test_an_image_is_to_blame_for_its_content(cause):
     assert error.is_permanent
     assert pickle.loads(pickle.dumps(error)).is_permanent
     assert not ImageError("a.jpg", "it changes while it is read.", is_permanent=False).is_permanent
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "expected"),
+    [
+        ("3", {"low": 1}, "must be a number; got '3'"),
+        (True, {"low": 0}, "must be a number; got True"),
+        (None, {"low": 0}, "must be a number; got None"),
+        (2.0, {"low": 1, "whole": True}, "must be a whole number; got 2.0"),
+        (math.nan, {"low": 0}, "must be at least 0; got nan"),
+        (math.inf, {"low": 0}, "must be at least 0; got inf"),
+        (0, {"low": 0, "ends": "(]"}, "must be above 0; got 0"),
+        (1.0, {"low": 0, "high": 1, "ends": "[)"}, "must be at least 0 and below 1; got 1.0"),
+        (10**400, {"low": 1, "high": 64, "unit": " pixels"}, "must be 1 to 64 pixels; got 1000"),
+    ],
+)
+def test_numbers_outside_of_their_interval_are_refused(value, interval, expected):
+    with pytest.raises(ConfigError, match=f"^size {re.escape(expected)}"):
+        require_number("size", value, **interval)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, np.float32(0.5), np.int64(1), 1])
+def test_numbers_within_their_interval_pass_also_those_of_numpy(value):
+    require_number("size", value, 0, 1)
+    require_number("size", None, 0, 1, optional=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.errors import ConfigError, ImageError
+from featx.errors import ConfigError, ImageError, require_choice, require_number
 from featx.heads.tasks import SINGLE_LABEL, Task
 from featx.images.preprocess import (
     MAX_ASPECT_RATIO,
@@ -90,8 +90,7 @@ class Contract:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.input not in get_args(Input):
-            raise ConfigError(f"input must be image, crop or tensor; got {self.input!r}.")
+        require_choice("input", self.input, get_args(Input))
         if not self.outputs:
             raise ConfigError("a classifier needs at least one output.")
         ranks = [_rank(name) for name in self.outputs]
@@ -102,8 +101,7 @@ class Contract:
         self._require_sizes()
 
     def _require_sizes(self) -> None:
-        if self.batch is not None and self.batch not in range(1, MAX_BATCH + 1):
-            raise ConfigError(f"batch must be 1 to {MAX_BATCH}; got {self.batch}.")
+        require_number("batch", self.batch, 1, MAX_BATCH, whole=True, optional=True)
         if self.image_shape is None:
             return
         if self.input != "image":

@@ -23,7 +23,7 @@ from featx.classifier.contract import Contract, Value, find_fault
 from featx.classifier.hub import MAX_BYTES, local_model
 from featx.classifier.providers import Provider, require_providers, require_started
 from featx.classifier.seal import HEADER_KEY
-from featx.errors import ArtifactInvalid, ConfigError, ImageError, first_line
+from featx.errors import ArtifactInvalid, ConfigError, ImageError, first_line, require_at_least
 from featx.heads.tasks import Task, task_of
 from featx.images.preprocess import PreprocessSpec, resized_square
 from featx.images.reading import num_cores
@@ -303,8 +303,7 @@ def load_classifier(
 
     Without ``spin``, idle threads leave the cores to others, and each run takes a little longer.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1; got {threads}.")
+    require_at_least("threads", threads, 1)
     wanted = require_providers(providers, available_providers())
     _require_own_content(content, path, verify=verify)
     session = _start(content, path, threads, wanted, spin=spin)

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from featx import system
-from featx.errors import ConfigError, ImageError, ImageTooLarge, lies_in_machine
+from featx.errors import ImageError, ImageTooLarge, lies_in_machine, require_number
 from featx.images.containers import (
     TooCostly,
     check_cost,
@@ -73,13 +73,8 @@ _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif"}
 
 def check_max_pixels(max_pixels: int) -> None:
     """Refuse a limit that is none, or above ``MAX_PIXELS``: it may only be lowered."""
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
-        raise ConfigError(f"max_pixels must be a whole number; got {max_pixels!r}.")
-    if not 1 <= max_pixels <= MAX_PIXELS:
-        raise ConfigError(
-            f"max_pixels must be 1 to {MAX_PIXELS}, Pillow's own limit for decompression bombs; "
-            f"got {max_pixels}."
-        )
+    limit = ", Pillow's own limit for decompression bombs"
+    require_number("max_pixels", max_pixels, 1, MAX_PIXELS, whole=True, unit=limit)
 
 
 def content_digest(content: bytes | np.ndarray) -> bytes:

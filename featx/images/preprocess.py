@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from PIL import Image
 
-from featx.errors import ConfigError, ImageError, require_choice
+from featx.errors import ConfigError, ImageError, require_choice, require_number
 
 Crop = Literal["center", "none", "squash", "border"]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -62,12 +62,8 @@ class PreprocessSpec:
     pad: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "resize"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"{name} must be a whole number; got {value!r}.")
-        if not 1 <= self.image_size <= 4096:
-            raise ConfigError(f"image_size must be 1 to 4096 pixels; got {self.image_size}.")
+        require_number("image_size", self.image_size, 1, 4096, whole=True, unit=" pixels")
+        require_number("resize", self.resize, -math.inf, whole=True)
         require_choice("crop", self.crop, get_args(Crop))
         require_choice("interpolation", self.interpolation, get_args(Interpolation))
         require_choice("decode", self.decode, get_args(Decode))

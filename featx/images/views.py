@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from featx.artifact import fingerprint_of
-from featx.errors import ConfigError, counted
+from featx.errors import ConfigError, counted, require_number
 from featx.images.preprocess import FILTERS, PreprocessSpec
 
 AUGMENTATIONS = ("crop", "flip", "color")
@@ -46,8 +46,7 @@ class ViewsSpec:
     version: int = _VERSION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_views <= MAX_VIEWS:
-            raise ConfigError(f"views must be 1 to {MAX_VIEWS}; got {self.num_views}.")
+        require_number("views", self.num_views, 1, MAX_VIEWS, whole=True)
         unknown = [name for name in self.augment if name not in AUGMENTATIONS]
         if unknown or len(set(self.augment)) != len(self.augment):
             raise ConfigError(
@@ -58,8 +57,7 @@ class ViewsSpec:
             raise ConfigError(f"scale must be two shares above 0, ascending; got {self.scale}.")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ConfigError(f"ratio must be two numbers above 0, ascending; got {self.ratio}.")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"jitter must be at least 0 and below 1; got {self.jitter}.")
+        require_number("jitter", self.jitter, 0, 1, ends="[)")
         if self.version != _VERSION:
             raise ConfigError(f"this featx draws views of version {_VERSION}, not {self.version}.")
 

@@ -23,11 +23,11 @@ from featx.errors import (
     ArtifactError,
     ArtifactMismatch,
     BadImages,
-    ConfigError,
     ImageError,
     SourceError,
     counted,
     listed,
+    require_choice,
 )
 from featx.features.held_out import HeldOut
 from featx.heads.provenance import Provenance, digest_labelled, digest_labels, num_trained
@@ -124,8 +124,7 @@ def evaluate(
         BadImages: Images cannot be used (with ``on_error="skip"``: none with a label can).
         ConfigError: An option is out of range.
     """
-    if on_error not in get_args(OnError):
-        raise ConfigError(f"on_error must be 'fail' or 'skip'; got {on_error!r}.")
+    require_choice("on_error", on_error, get_args(OnError))
     check_max_pixels(max_pixels)
     start = time.perf_counter()
     classifier, images = open_classifier(model), open_source(str(source))

@@ -38,7 +38,14 @@ from featx.classifier.session import (
     read_classifier,
     run_images,
 )
-from featx.errors import ArtifactInvalid, ConfigError, ImageError, counted, listed
+from featx.errors import (
+    ArtifactInvalid,
+    ConfigError,
+    ImageError,
+    counted,
+    listed,
+    require_at_least,
+)
 from featx.heads.tasks import TaskName
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.given import ImageLike, decode_given, name_of, read_ahead
@@ -175,8 +182,7 @@ class Predictor(Shown):
             raise ConfigError(
                 "predict takes a list of images; put a single one in brackets: [image]."
             )
-        if top_k < 1:
-            raise ConfigError(f"top_k must be at least 1; got {top_k}.")
+        require_at_least("top_k", top_k, 1)
         given = ((name_of(image, i), image) for i, image in enumerate(images))
         count = len(images) if isinstance(images, Sequence) else None
         named: Iterable[Named] = read_ahead(given, images) if count else given

@@ -15,7 +15,7 @@ from featx.backbones.engines import OnnxEngine, default_batch_size
 from featx.backbones.graphs import graph_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.tails import features_through
-from featx.errors import ConfigError, SourceError
+from featx.errors import ConfigError, SourceError, require_at_least
 from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile, open_features
 from featx.features.nearest import Rows, RowsInMemory, nearest_rows
@@ -119,8 +119,7 @@ def similar(
         ConfigError: ``k`` is below 1, or something is not an image.
         FeatxError: As ``embed``.
     """
-    if k < 1:
-        raise ConfigError(f"k must be at least 1; got {k}.")
+    require_at_least("k", k, 1)
     opened = _opened(cache)
     queries = embed(images, cache=opened, weights=weights)
     with _rows_of(features_through(None, opened, weights)) as features:

@@ -155,7 +155,7 @@ def test_normalising_is_the_backbones_own_arithmetic():
 
 @pytest.mark.parametrize(
     ("values", "match"),
-    [(("picture", ("logits",)), "input must be image, crop or tensor"),
+    [(("picture", ("logits",)), "input must be one of image, crop, tensor"),
      (("image", ()), "at least one output"), (("image", ("logits", "logits")), "named twice"),
      (("image", ("top-2", "top-3")), "named twice"), (("image", ("top-0",)), "top-K with K from 1"),
      (("image", (f"top-{MAX_TOP_K + 1}",)), "top-K"), (("image", ("top-",)), "got 'top-'"),

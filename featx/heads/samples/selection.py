@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from featx.errors import ConfigError, counted
+from featx.errors import ConfigError, counted, require_at_least
 from featx.heads.samples.folds import HOLDOUT_PARTS, units_of
 from featx.heads.tasks.losses import Loss
 from featx.heads.tasks.scores import Scores
@@ -43,10 +43,8 @@ class FewShot:
     repeats: int = 10
 
     def __post_init__(self) -> None:
-        if min(self.shots, self.repeats) < 1:
-            raise ConfigError(
-                f"shots and repeats must be at least 1; got {self.shots} and {self.repeats}."
-            )
+        require_at_least("shots", self.shots, 1)
+        require_at_least("repeats", self.repeats, 1)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, require_at_least, require_number
 from featx.heads.head import Fitted, apply_layers, fold_standardisation
 from featx.heads.samples.data import Blocks, Step, TrainingData, no_step, shuffled_batches
 from featx.heads.samples.folds import HOLDOUT_PARTS, HeldOut
@@ -76,23 +76,20 @@ class MLPOptions:
         hidden: Any = self.hidden
         if isinstance(hidden, int):
             object.__setattr__(self, "hidden", (hidden,))
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"hidden sizes must be at least 1; got {list(self.hidden)}.")
-        if not all(0 <= rate < 1 for rate in _several(self.dropout)):
-            raise ConfigError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
-        rates, decays = _several(self.learning_rate), _several(self.weight_decay)
-        if not (all(rate > 0 for rate in rates) and all(decay >= 0 for decay in decays)):
-            raise ConfigError(
-                f"the learning rate must be above 0 and the weight decay at least 0; got "
-                f"{self.learning_rate} and {self.weight_decay}."
-            )
-        if not (rates and decays and _several(self.dropout)):
+        if not self.hidden:
+            raise ConfigError("hidden must be the size of one layer or of several; got none.")
+        for size in self.hidden:
+            require_at_least("hidden", size, 1)
+        for rate in _several(self.learning_rate):
+            require_number("learning_rate", rate, 0, ends="(]")
+        for decay in _several(self.weight_decay):
+            require_number("weight_decay", decay, 0)
+        for share in _several(self.dropout):
+            require_number("dropout", share, 0, 1, ends="[)")
+        if not all(map(_several, (self.learning_rate, self.weight_decay, self.dropout))):
             raise ConfigError("there is no learning rate, weight decay or dropout to train with.")
-        if min(self.num_seeds, self.batch_size, self.max_epochs, self.patience) < 1:
-            raise ConfigError(
-                "seeds, batch size, epochs and patience must be at least 1; got "
-                f"{self.num_seeds}, {self.batch_size}, {self.max_epochs} and {self.patience}."
-            )
+        for name in ("num_seeds", "batch_size", "max_epochs", "patience"):
+            require_at_least(name, getattr(self, name), 1)
 
     def settings(self, seed: int) -> list[Setting]:
         grid = product(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from featx.errors import ConfigError
+from featx.errors import ConfigError, require_at_least, require_number
 from featx.heads.head import Fitted, silence_absent
 from featx.heads.samples.data import Step, TrainingData, no_step, shuffled_batches
 
@@ -40,18 +40,11 @@ class SGDOptions:
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not (0 < self.learning_rate < np.inf and 0 < self.gamma < np.inf):
-            raise ConfigError(
-                f"learning rate and gamma must be above 0; got {self.learning_rate} and "
-                f"{self.gamma}."
-            )
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be at least 0 and below 1; got {self.momentum}.")
-        if min(self.step_size, self.epochs, self.batch_size) < 1:
-            raise ConfigError(
-                "step size, epochs and batch size must be at least 1; got "
-                f"{self.step_size}, {self.epochs} and {self.batch_size}."
-            )
+        for name in ("learning_rate", "gamma"):
+            require_number(name, getattr(self, name), 0, ends="(]")
+        require_number("momentum", self.momentum, 0, 1, ends="[)")
+        for name in ("step_size", "epochs", "batch_size"):
+            require_at_least(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)

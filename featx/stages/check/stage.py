@@ -27,7 +27,7 @@ from featx.backbones.spec import (
 )
 from featx.classifier.hub import local_model
 from featx.classifier.session import open_classifier
-from featx.errors import ConfigError, counted
+from featx.errors import ConfigError, counted, require_at_least, require_number
 from featx.extraction.options import describe_changes
 from featx.isolation.call import Limits, call_isolated
 from featx.stages.check.model import Repeated, repeat_proof
@@ -62,6 +62,12 @@ class CheckOptions(BackboneOptions):
     seconds: float = 600
     memory_bytes: int = 4 * 2**30
     max_images: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("seconds", self.seconds, 0, ends="(]")
+        for name in ("memory_bytes", "max_images"):
+            require_at_least(name, getattr(self, name), 1)
 
 
 class CheckKeywords(BackboneKeywords, total=False):

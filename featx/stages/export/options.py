@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +19,11 @@ from featx.classifier.runtimes import newest_opset, require_fit
 from featx.classifier.staleness import find_features
 from featx.errors import (
     ArtifactError,
-    ConfigError,
     counted,
     listed,
     require_at_least,
     require_choice,
+    require_number,
 )
 from featx.features.file import open_features
 from featx.heads.head import Head
@@ -103,14 +102,11 @@ class ExportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.atol is not None and not 0 < self.atol < math.inf:
-            raise ConfigError(f"atol must be above 0; got {self.atol}.")
-        if not 0 <= self.max_drop <= 100:
-            raise ConfigError(f"max_drop must be 0 to 100 points; got {self.max_drop}.")
+        require_number("atol", self.atol, 0, ends="(]", optional=True)
+        require_number("max_drop", self.max_drop, 0, 100, unit=" points")
         require_at_least("max_images", self.max_images, 1)
         require_choice("precision", self.precision, (None, *get_args(Precision)))
-        if self.opset not in (None, *range(MIN_OPSET, OPSET + 1)):
-            raise ConfigError(f"opset must be {MIN_OPSET} to {OPSET}; got {self.opset}.")
+        require_number("opset", self.opset, MIN_OPSET, OPSET, whole=True, optional=True)
         contract = self.contract  # names that are unknown are the first thing to hear of
         if self.runtime is not None:
             require_fit(self.runtime, contract, opset=self.opset)

@@ -86,9 +86,9 @@ def test_divergence_is_a_clear_error():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"learning_rate": 0.0}, "learning rate and gamma must be above 0"),
-        ({"learning_rate": float("nan")}, "learning rate"),
-        ({"gamma": 0.0}, "learning rate and gamma must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"gamma": 0.0}, "gamma must be above 0"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1; got 1.0"),
         ({"momentum": float("nan")}, "momentum"),
         ({"step_size": 0}, "at least 1"),
