@@ -65,7 +65,6 @@ ALLOWED = {
     "onnx": (
         *("backbones/onnx_graph.py", "backbones/graph_builder.py", "backbones/int8.py"),
         *("classifier/graph.py", "classifier/image_nodes.py", "classifier/fixed_resize.py"),
-        "classifier/folding.py",
     ),
     "onnxscript": (),
     "onnxruntime": (*("classifier/session.py", "classifier/graph.py", "backbones/engines.py"),),

@@ -25,6 +25,7 @@ from featx.artifact.files import (
     is_unfinished,
     kind_of_file,
     partial_path,
+    publish,
     publishing,
     require_apart,
     require_file,
@@ -35,7 +36,6 @@ from featx.artifact.files import (
     sync,
     target_of,
     tensor_metadata,
-    without_folders,
 )
 from featx.artifact.header import (
     MAX_HEADER_BYTES,
@@ -50,6 +50,7 @@ from featx.artifact.header import (
     differing_settings,
     fingerprint_of,
     require_same_features,
+    without_folders,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "is_unfinished",
     "kind_of_file",
     "partial_path",
+    "publish",
     "publishing",
     "require_apart",
     "require_file",

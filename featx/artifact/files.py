@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Literal
 
 from featx import system
@@ -266,6 +266,12 @@ def publishing(path: Path, *, overwrite: bool, temporary: Path | None = None) ->
             temporary.unlink()
 
 
+def publish(path: Path, content: bytes | str, *, overwrite: bool) -> None:
+    """Write all of a file as ``publishing`` does; text is UTF-8."""
+    with publishing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
 def _keep_mode(old: Path, new: Path) -> None:
     """Give a file the mode of the one it replaces, and the owner and group where that may be."""
     try:
@@ -314,25 +320,6 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def without_folders(origin: str) -> str:
-    """Return where something came from, without the folders that it lay in.
-
-    >>> without_folders("/home/ann/photos"), without_folders("file:/home/ann/w.pt")
-    ('photos', 'file:w.pt')
-    >>> without_folders("digits:"), without_folders("torchvision:IMAGENET1K_V1")
-    ('digits:', 'torchvision:IMAGENET1K_V1')
-    >>> without_folders("a/b.csv?root=%2Fhome%2Fann&suffix=.jpg")
-    'b.csv?suffix=.jpg'
-    """
-    origin = re.sub(r"([?&])root=[^&]*&?", r"\1", origin).rstrip("?&")
-    if on_drive := re.fullmatch(r"(\w\w+:)?([A-Za-z]:[\\/].*)", origin):
-        return (on_drive[1] or "") + PureWindowsPath(on_drive[2]).name
-    scheme, colon, path = origin.partition(":")
-    if not colon or "/" in scheme:
-        scheme, colon, path = "", "", origin
-    return scheme + colon + (path.rstrip("/").rpartition("/")[2] or path)
 
 
 def require_file(path: Path, *, made_by: str) -> None:

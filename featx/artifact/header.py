@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Self, get_args
 
 from featx.artifact.fields import require_fields
@@ -203,6 +204,25 @@ def _differing_classes(expected: tuple[str, ...], found: tuple[str, ...]) -> str
         if names
     ]
     return f"classes: {'; '.join(sides)}"
+
+
+def without_folders(origin: str) -> str:
+    """Return where something came from, without the folders that it lay in.
+
+    >>> without_folders("/home/ann/photos"), without_folders("file:/home/ann/w.pt")
+    ('photos', 'file:w.pt')
+    >>> without_folders("digits:"), without_folders("torchvision:IMAGENET1K_V1")
+    ('digits:', 'torchvision:IMAGENET1K_V1')
+    >>> without_folders("a/b.csv?root=%2Fhome%2Fann&suffix=.jpg")
+    'b.csv?suffix=.jpg'
+    """
+    origin = re.sub(r"([?&])root=[^&]*&?", r"\1", origin).rstrip("?&")
+    if on_drive := re.fullmatch(r"(\w\w+:)?([A-Za-z]:[\\/].*)", origin):
+        return (on_drive[1] or "") + PureWindowsPath(on_drive[2]).name
+    scheme, colon, path = origin.partition(":")
+    if not colon or "/" in scheme:
+        scheme, colon, path = "", "", origin
+    return scheme + colon + (path.rstrip("/").rpartition("/")[2] or path)
 
 
 def describe_environment(*packages: str) -> dict[str, str]:

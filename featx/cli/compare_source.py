@@ -183,12 +183,11 @@ class Maker:
         self, path: Path, report: ExtractReport | TrainReport | FinetuneReport, *, is_whole: bool
     ) -> None:
         """Keep the seconds of a file that was made in this run; of a part they say nothing."""
-        from featx.artifact import publishing
+        from featx.artifact import publish
 
         if report.is_unchanged:
             return
         self._seconds.pop(path.name, None)
         if is_whole:
             self._seconds[path.name] = report.seconds
-        with publishing(self._notes, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(self._seconds, indent=2) + "\n")
+        publish(self._notes, json.dumps(self._seconds, indent=2) + "\n", overwrite=True)

@@ -202,19 +202,18 @@ def predict(
 
 
 def _write(table: Path, predictor: Predictor, rows: Sequence[Sequence[str]]) -> None:
-    from featx.artifact import publishing
+    from featx.artifact import publish
     from featx.artifact.cells import table_bytes
-    from featx.classifier.answers import answer_columns
+    from featx.classifier.prediction import answer_columns
     from featx.heads.tasks import TASKS
 
     columns = answer_columns(TASKS[predictor.task], predictor.classes)
-    with publishing(table, overwrite=True) as temporary:
-        temporary.write_bytes(table_bytes(["image", *columns, "error"], rows))
+    publish(table, table_bytes(["image", *columns, "error"], rows), overwrite=True)
 
 
 def _row(prediction: Prediction, predictor: Predictor, below: float | None) -> list[str]:
     """Return the cells of a row of the table behind the image: its answer, and the error."""
-    from featx.classifier.answers import answer_columns, class_cells
+    from featx.classifier.prediction import answer_columns, class_cells
     from featx.heads.tasks import TASKS
 
     count = len(answer_columns(TASKS[predictor.task], predictor.classes))

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from featx.artifact import MAX_HEADER_BYTES, Header, publishing, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, publish, require_file
 from featx.artifact.schema import brief
 from featx.artifact.shown import Shown
 from featx.errors import ArtifactInvalid, counted, listed
@@ -182,9 +182,8 @@ def save_head(path: Path, head: Head, *, overwrite: bool = False) -> Head:
         raise ArtifactInvalid(
             path, f"'{path}' was not written: its tensors have {size} bytes; 2 GB are the most."
         )
-    with publishing(path, overwrite=overwrite) as temporary:
-        content = safetensors.numpy.save(tensors, {_METADATA_KEY: head.header.to_json()})
-        temporary.write_bytes(content)
+    content = safetensors.numpy.save(tensors, {_METADATA_KEY: head.header.to_json()})
+    publish(path, content, overwrite=overwrite)
     return head
 
 

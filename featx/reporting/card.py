@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.artifact import CARD_SIGN, Header, free_path, publishing, require_replaceable
+from featx.artifact import CARD_SIGN, Header, free_path, publish, require_replaceable
 from featx.backbones.licences import licence_warning
 from featx.classifier.contract import Contract, Value, steps
 from featx.errors import ArtifactExists
@@ -36,8 +36,7 @@ def write_card(
         ArtifactError: The disk refused; nothing is left behind.
     """
     text = card_text(model.name, header, cache).encode("utf-8", "backslashreplace")
-    with publishing(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(_sign(text, model, header) + text)
+    publish(path, _sign(text, model, header) + text, overwrite=overwrite)
 
 
 def require_card_replaceable(path: Path, *, overwrite: bool) -> bool:

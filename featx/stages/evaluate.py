@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featx.artifact import is_own, publishing, without_folders
+from featx.artifact import is_own, publish, without_folders
 from featx.artifact.bars import drawing
 from featx.artifact.cells import table_bytes
 from featx.artifact.shown import Cells, Framed
-from featx.classifier.answers import answer_cells, answer_columns
+from featx.classifier.prediction import answer_cells, answer_columns
 from featx.classifier.references import references_of
 from featx.classifier.session import Classifier, open_classifier, run_images
 from featx.errors import (
@@ -29,7 +29,7 @@ from featx.errors import (
     listed,
     require_choice,
 )
-from featx.features.held_out import HeldOut
+from featx.features.contents import HeldOut
 from featx.heads.provenance import Provenance, digest_labelled, digest_labels, num_trained
 from featx.heads.tasks import Labels
 from featx.heads.tasks.scores import Scores
@@ -195,8 +195,7 @@ def _write_table(
 ) -> None:
     """Write image, split and label of each row, then the columns of its answer."""
     columns = ["image", "split", "label", *answer_columns(classifier.task, classifier.classes)]
-    with publishing(path, overwrite=True) as temporary:
-        temporary.write_bytes(table_bytes(columns, ([*a, *b] for a, b in rows)))
+    publish(path, table_bytes(columns, ([*a, *b] for a, b in rows)), overwrite=True)
 
 
 def _find_splits(

@@ -12,7 +12,7 @@ import numpy as np
 from featx.artifact import (
     describe_environment,
     fingerprint_of,
-    publishing,
+    publish,
     require_apart,
     require_replaceable,
     run_files,
@@ -165,8 +165,7 @@ def write_report(
         num_mistakes=options.num_mistakes,
     )
     content = render_page(page, made_from=made_from)
-    with publishing(output, overwrite=exists) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    publish(output, content, overwrite=exists)
     return ReportPage(output, replaced="an earlier report" if exists else "")
 
 

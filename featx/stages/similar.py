@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from featx.artifact import publishing, require_apart, require_replaceable, run_files
+from featx.artifact import publish, require_apart, require_replaceable, run_files
 from featx.backbones.engines import OnnxEngine, default_batch_size
 from featx.backbones.graphs import graph_of
 from featx.backbones.spec import BackboneSpec
@@ -157,8 +157,7 @@ def write_similar_page(
         for number, each in enumerate(images)
     ]
     content = render_similar(asked, found, opened, _source_of(opened))
-    with publishing(output, overwrite=exists) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    publish(output, content, overwrite=exists)
     return output
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.artifact import publishing, require_apart, require_replaceable
+from featx.artifact import publish, require_apart, require_replaceable
 from featx.artifact.files import is_own
 from featx.classifier.hub import local_model
 from featx.classifier.session import load_classifier, read_classifier
@@ -63,13 +62,14 @@ def write_web_page(model: str | Path, output: str | Path, *, single_file: bool =
                 f"phones fail above {_MAX_SINGLE / 1e6:.0f} MB. Leave single_file out, for a "
                 "folder that is served, or export the model with precision='fp16' or 'int8'."
             )
-        _write({output: page}, overwrite=exists)
+        publish(output, page, overwrite=exists)
         return WebPage(output, len(page), is_single=True)
     made = page_files(classifier, content, runtime)
     exists = _require_folder(output)
     files = {output / name: own for name, own in made.items()}
     require_apart({f"the page's '{path.name}'": path for path in files}, {"the model": model})
-    _write(files, overwrite=exists)
+    for path, own in files.items():
+        publish(path, own, overwrite=exists)
     return WebPage(output / PAGE_NAME, sum(map(len, files.values())), is_single=False)
 
 
@@ -84,9 +84,3 @@ def _require_folder(output: Path) -> bool:
             "Give another folder.",
         )
     return require_replaceable(output / PAGE_NAME, "page")
-
-
-def _write(files: Mapping[Path, bytes], *, overwrite: bool) -> None:
-    for path, content in files.items():
-        with publishing(path, overwrite=overwrite) as temporary:
-            temporary.write_bytes(content)

@@ -14,8 +14,8 @@ from featx.artifact import Header, describe_environment
 from featx.artifact.shown import Cells, Framed
 from featx.classifier.staleness import record_provenance
 from featx.errors import ArtifactError
+from featx.features.contents import MAX_HELD_OUT, HeldOut
 from featx.features.file import FeatureFile
-from featx.features.held_out import MAX_HELD_OUT, HeldOut
 from featx.heads.describe import describe_head
 from featx.heads.head import Head, lines_of_head, open_head
 from featx.heads.samples.selection import ClassWeight

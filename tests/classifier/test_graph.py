@@ -13,6 +13,8 @@ import pytest
 from headers import complete_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from featx.artifact import Header
@@ -22,7 +24,13 @@ from featx.backbones.seal import is_sealed
 from featx.backbones.spec import BackboneRequest
 from featx.classifier import graph as graph_module
 from featx.classifier.contract import Contract, normalise
-from featx.classifier.graph import build_classifier, cut_trunk, to_float16, with_header
+from featx.classifier.graph import (
+    build_classifier,
+    cut_trunk,
+    fold_constants,
+    to_float16,
+    with_header,
+)
 from featx.classifier.session import load_classifier
 from featx.errors import ExportError
 from featx.heads.head import apply_layers
@@ -314,3 +322,42 @@ def test_what_cannot_be_converted_is_an_export_error(trunk, monkeypatch):
     monkeypatch.setattr(float16, "convert_float_to_float16", refuse)
     with pytest.raises(ExportError, match="float16: a type it does not know"):
         to_float16(trunk)
+
+
+def model_of(batch: int | str) -> onnx.ModelProto:
+    """Return a graph that reads the number of images, as a transformer does for its class token."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Concat", ["n", "rest"], ["token_shape"], axis=0),
+        helper.make_node("Expand", ["token", "token_shape"], ["tokens"]),
+        helper.make_node("Concat", ["tokens", "x"], ["joined"], axis=1),
+        helper.make_node("DequantizeLinear", ["w8", "scale"], ["w"]),
+        helper.make_node("MatMul", ["joined", "w"], ["y"]),
+    ]
+    constants = {
+        "rest": np.array([1, 4]),
+        "token": np.arange(4, dtype=np.float32).reshape(1, 1, 4),
+        "w8": np.arange(-4, 4, dtype=np.int8).reshape(4, 2),
+        "scale": np.array(0.5, np.float32),
+    }
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4, 2])
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_what_a_known_batch_decides_becomes_constants_and_int8_weights_stay():
+    plain, folded = model_of(2), model_of(2)
+    fold_constants(folded)
+    onnx.checker.check_model(folded)
+    assert [node.op_type for node in folded.graph.node] == ["Concat", "DequantizeLinear", "MatMul"]
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    before, after = (ReferenceEvaluator(own).run(None, {"x": x})[0] for own in (plain, folded))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_an_unknown_batch_stays_computed():
+    model = model_of("batch")
+    fold_constants(model)
+    assert "Shape" in [node.op_type for node in model.graph.node]

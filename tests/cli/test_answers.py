@@ -13,7 +13,7 @@ from commands import featx_cli
 from PIL import Image
 
 import featx
-from featx.classifier.answers import (
+from featx.classifier.prediction import (
     answer_cells,
     answer_columns,
     choose_unknown_below,

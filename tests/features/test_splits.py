@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.errors import ArtifactInvalid, ConfigError
-from featx.features.held_out import HeldOut
+from featx.features.contents import HeldOut
 from featx.features.splits import Published, assign_splits, require_fraction
 from featx.images.sources import SPLITS
 

@@ -15,8 +15,8 @@ from PIL import Image
 from featx.classifier.session import Classifier, open_classifier
 from featx.errors import ArtifactMismatch, BadImages, ConfigError, SourceError
 from featx.extraction.options import ExtractOptions
+from featx.features.contents import HeldOut
 from featx.features.file import open_features
-from featx.features.held_out import HeldOut
 from featx.heads.head import open_head
 from featx.images.decode import content_digest
 from featx.stages.evaluate import evaluate

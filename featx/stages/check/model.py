@@ -17,7 +17,7 @@ from featx.classifier.proof import answers
 from featx.classifier.references import find_references, references_of
 from featx.classifier.session import Classifier, run_images
 from featx.errors import ArtifactMismatch, ConfigError, ImageError
-from featx.features.held_out import HeldOut
+from featx.features.contents import HeldOut
 from featx.heads.tasks import Labels
 from featx.heads.tasks.single_label import is_top_class
 from featx.images.edge_cases import in_shape

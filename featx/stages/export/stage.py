@@ -17,7 +17,7 @@ import numpy as np
 from featx.artifact import (
     Header,
     describe_environment,
-    publishing,
+    publish,
     require_apart,
     require_replaceable,
     run_files,
@@ -29,10 +29,10 @@ from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
-from featx.classifier.answers import choose_unknown_below
 from featx.classifier.contract import Contract
 from featx.classifier.elsewhere import tried_in
 from featx.classifier.graph import build_classifier, with_header
+from featx.classifier.prediction import choose_unknown_below
 from featx.classifier.proof import (
     NUM_IMAGES,
     Proof,
@@ -137,8 +137,7 @@ def export_onnx(
         tell = draw.steps(progress, "Export")
         made = _Export(trained, Path(head), options, progress=tell)
         proof, header, content = made.run(output)
-    with publishing(output, overwrite=exists) as temporary:
-        temporary.write_bytes(content)
+    publish(output, content, overwrite=exists)
     if card is not None:
         write_card(card, output, header, made.cache, overwrite=card_exists)
     return ExportReport(

@@ -10,7 +10,7 @@ from typing import Unpack
 
 import numpy as np
 
-from featx.artifact import publishing, require_apart, require_writable, run_files
+from featx.artifact import publish, require_apart, require_writable, run_files
 from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.spec import BackboneSpec
 from featx.classifier.staleness import find_features
@@ -106,8 +106,7 @@ def export_state_dict(
             f"'{output}' was not written."
         )
     content = with_head.state_dict_bytes(model, suffix=output.suffix)
-    with publishing(output, overwrite=options.overwrite) as temporary:
-        temporary.write_bytes(content)
+    publish(output, content, overwrite=options.overwrite)
     return StateDictReport(
         path=output,
         load=with_head.how_to_load(spec, len(trained.classes)),
