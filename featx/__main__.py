@@ -112,7 +112,7 @@ def _is_loading_library(frame: FrameType | None) -> bool:
 
 
 def _open_standard_streams() -> None:
-    """Have descriptors 0 to 2 taken, so that no file gets what libraries print.
+    """Open descriptors 0 to 2 where they are closed: a file must not get what libraries print.
 
     ``sys.stdout`` stays None where it was closed.
     """

@@ -1,4 +1,4 @@
-"""What operating systems lack: calls of Linux that featx makes, with a second way for the others.
+"""System calls of Linux that featx makes, with a fallback for other systems.
 
 Nothing that only Linux, or only POSIX, has is imported or called elsewhere without asking here.
 """
@@ -132,7 +132,7 @@ def lock(descriptor: int) -> None:
 
 
 def end_with_writer(descriptor: int) -> bool:
-    """Have this process ended when the writer of a pipe closes it; False if it has already.
+    """End this process when the writer of a pipe closes it; return False if it has already.
 
     Linux does so by SIGIO, even where a library hangs and no line of Python runs any more.
     Elsewhere a thread waits for it.

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from featx.errors import printable
 
 Counted = Callable[[int, int], None]
-"""Called with how many are done and the number of all."""
+"""Called with the number that is done and the number of all."""
 Told = Callable[[str], None]
 """Called with the step under way."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.ASCII)
 _STARTS = (*"=+-@＝＋－＠", "\t", "\r", "\n")
-"""Of what spreadsheets calculate, see https://owasp.org/www-community/attacks/CSV_Injection."""
+"""First characters of formulas in spreadsheets, see https://owasp.org/www-community/attacks/CSV_Injection."""
 
 
 def to_cell(text: str) -> str:

@@ -27,7 +27,7 @@ details that a reader does not know are ignored, so new ones need no new version
 NEWEST_SCHEMA_VERSION = 4
 """Version of files with a cut or views, which readers of version 3 would misunderstand."""
 OLDEST_SCHEMA_VERSION = 2
-"""That is still read."""
+"""The oldest version that is read."""
 MAX_HEADER_BYTES = 16 * 2**20
 """A header lists classes and skipped images, never rows; 16 MiB is far above any honest one."""
 

@@ -15,7 +15,7 @@ from featx.errors import FeatxError, first_line
 from featx.packages import install_command, needed
 
 TIMEOUT_S = 10.0
-"""How long the hub may take for its first answer."""
+"""Longest time until the hub's first answer."""
 _NOT_OF_THE_NETWORK = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _DISK = frozenset({"ENOSPC", "EDQUOT", "EROFS", "EIO", "ENAMETOOLONG", "EMFILE"})
 
@@ -138,7 +138,7 @@ def _refusal(hub: Any, err: BaseException, status: int, address: str, remedy: st
 
 
 class Bar:
-    """What ``huggingface_hub`` takes for tqdm: draws nothing, and hands on how far it is."""
+    """Stand-in for tqdm in ``huggingface_hub``: draws nothing, and calls a callback."""
 
     progress: Callable[[int, int], None] | None = None
 
@@ -152,7 +152,7 @@ class Bar:
         pass
 
     def update(self, count: float | None = 1) -> None:
-        """Take note of bytes that have come."""
+        """Add bytes that were received."""
         self.n += int(count or 0)
         if told := type(self).progress:
             told(self.n, self.total)
@@ -162,6 +162,6 @@ class Bar:
 
 
 def bar_of(progress: Callable[[int, int], None] | None) -> type[Bar]:
-    """Return a bar that tells a callback the bytes done and of all."""
+    """Return a bar that calls a callback with the bytes done and the bytes of all."""
     told = None if progress is None else staticmethod(progress)
     return type("Bar", (Bar,), {"progress": told})

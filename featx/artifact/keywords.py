@@ -55,7 +55,7 @@ def names_of(record: type) -> list[str]:
 
 
 def by_keyword(*records: type) -> Callable[[F], F]:
-    """Let ``help`` and notebooks list the options of records among the keywords of a function."""
+    """Add the options of records to the keywords that ``help`` and notebooks show of a function."""
 
     def listing(function: F) -> F:
         own = inspect.signature(function)

@@ -10,7 +10,7 @@ from featx.errors import ConfigError
 
 SUFFIX, PLAN, INDEX = ".parts", "plan.json", "index.json"
 MAX_PARTS = 512
-"""Of a folder: a reader has all of them open at once."""
+"""Parts of a folder at most: a reader has all of them open at once."""
 _PART = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 

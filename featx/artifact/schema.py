@@ -50,7 +50,7 @@ def brief(value: object) -> str:
 
 
 def text(*choices: str) -> Rule:
-    """Return the rule of text that can be written as UTF-8, but for the odd bytes of file names."""
+    """Return the rule of text that UTF-8 can encode, or of file names with other bytes."""
     expected = f"one of {', '.join(choices)}" if choices else "text"
 
     def rule(value: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Objects as people see them: lines in a terminal, HTML in a notebook, a frame of pandas."""
+"""Representations of objects: lines in a terminal, HTML in a notebook, a frame of pandas."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Input = Literal["image", "crop", "tensor"]
 
 MAX_TOP_K = 1000
 MAX_SIDE, MAX_BATCH = 8192, 1024
-"""Of files for one shape of image and one number of images."""
+"""Limits of files for one shape of image and one number of images."""
 _TOP_K = re.compile(r"top-([1-9][0-9]{0,3})")
 _CHOICES = ("logits", "probabilities", "values", "features")
 _OF_CLASSES = ("logits", "probabilities")
@@ -32,7 +32,7 @@ _SQUASHED = {
     "'thresholds' on",
 }
 _ROUNDING = 1e-3
-"""By which a probability may miss [0, 1]."""
+"""Tolerance of probabilities outside [0, 1]."""
 
 
 @dataclass(frozen=True)

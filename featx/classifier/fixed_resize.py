@@ -17,7 +17,7 @@ from featx.backbones.graph_builder import CHANNELS_FIRST, GraphBuilder
 from featx.images.preprocess import PreprocessSpec, border_colour, crop_offset, resized_shape
 
 _BITS = 22
-"""Of a weight behind the point: Pillow's PRECISION_BITS."""
+"""Fractional bits of a weight: Pillow's PRECISION_BITS."""
 _HALF = 2 ** (_BITS // 2)
 _CHANNELS_LAST = [0, 2, 3, 1]
 

@@ -44,9 +44,9 @@ _TYPES = {
 }
 
 _MAX_VALUES = 2**18
-"""Of a constant; larger ones are weights."""
+"""Values of a constant at most; larger ones are weights."""
 _KEPT = ("QuantizeLinear", "DequantizeLinear")
-"""int8 weights stay what they are."""
+"""Operators that are not folded: int8 weights stay int8."""
 
 
 def build_classifier(

@@ -192,7 +192,7 @@ def _fold_into(
     shift: np.ndarray | None,
     factor: np.ndarray,
 ) -> None:
-    """Let a convolution of normalised images read ``x``, or ``x + shift``, instead."""
+    """Change a convolution of normalised images to read ``x``, or ``x + shift``."""
     tensors = {tensor.name: tensor for tensor in trunk.initializer}
     weight = numpy_helper.to_array(tensors[convolution.input[1]]).astype(np.float64)
     scaled = weight * factor[None, :, None, None]

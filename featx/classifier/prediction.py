@@ -1,4 +1,4 @@
-"""Predictions: records, lists of them as people see them, and rows of a table."""
+"""Predictions as records, as lists that show themselves, and as rows of a table."""
 
 from __future__ import annotations
 

@@ -24,12 +24,12 @@ BATCH_SIZES = (1, 3, 8)
 _ROUNDING = 1e-3
 """Share of the logits' typical size that the order of float32 sums may change."""
 _COARSER = 20
-"""How much more of it fp16 and int8 may change."""
+"""Factor on that share for fp16 and int8."""
 _HALVED = 5
-"""How much more activations stored as float16 may; docs/parity.md has what they do."""
+"""Factor for activations stored as float16; docs/parity.md has what they change."""
 _EDGE_CASES = 5
-"""How much more edge cases may: unsure of images unlike all it has seen, a head answers a grey
-level with more. A wrong orientation is far beyond it."""
+"""Factor for edge cases: on images unlike those of training, one grey level changes logits more. A
+wrong orientation changes them far more than this."""
 
 
 class EdgeCase(NamedTuple):

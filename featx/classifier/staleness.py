@@ -36,7 +36,7 @@ _COLUMNS = ("features", "labels", "splits", "digests", "views")
 
 @dataclass(frozen=True)
 class Staleness:
-    """How a feature file of today differs from the one that a head was trained on.
+    """Differences between a feature file and what a head was trained on.
 
     Attributes:
         known: Whether the head records the rows that trained it; heads of earlier versions do not.

@@ -1,4 +1,4 @@
-"""What ``featx compare`` makes of a source: features and heads, as far as they are not there."""
+"""Features and heads that ``featx compare`` makes of a source, as far as they are missing."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _product(
 
 
 class Maker:
-    """Makes what a comparison needs, as far as it is not there, and knows the seconds it took.
+    """Makes the missing files of a comparison, and records the seconds that each took.
 
     Those of earlier runs are kept in ``seconds.json``.
     """

@@ -92,7 +92,7 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _require_finished(path: Path) -> None:
-    """Say so where an extraction has begun to write this file, and only its journal is there."""
+    """Raise ``ArtifactIncomplete`` where only the journal of an extraction is there."""
     if is_unfinished(path):
         done, total = read_progress(partial_path(path))
         raise ArtifactIncomplete(

@@ -120,7 +120,7 @@ def _is_still_there(descriptor: int, path: Path) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Say in the file who holds it; on a full disk the lock holds unsigned."""
+    """Write the holder into the lock file; on a full disk it stays empty, and locked."""
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     signature = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
     with contextlib.suppress(OSError):

@@ -243,7 +243,7 @@ def _read(file: BinaryIO, address: int, size: int) -> bytes:
 
 @contextmanager
 def without_plugins() -> Iterator[None]:
-    """Let HDF5 find no plug-ins; no other thread uses h5py meanwhile, and then all is as before."""
+    """Disable the plug-ins of HDF5; other threads wait for h5py meanwhile."""
     with phil:
         paths = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
         for _ in paths:

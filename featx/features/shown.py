@@ -1,4 +1,4 @@
-"""A feature file as people see it: a few lines, a table of classes, thumbnails, a frame."""
+"""Representations of a feature file: lines, a table of classes, thumbnails, a frame."""
 
 from __future__ import annotations
 

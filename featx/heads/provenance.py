@@ -54,7 +54,7 @@ class LabelDigests:
 
 
 class SomeRows(NamedTuple):
-    """Digests of rows, ``(N, 48)`` uint8, and which of them are meant, ``(N,)`` bool."""
+    """Digests of rows, ``(N, 48)`` uint8, and a mask that selects some, ``(N,)`` bool."""
 
     rows: np.ndarray
     chosen: np.ndarray
@@ -88,7 +88,7 @@ def add_to_features(rows: np.ndarray, content: bytes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows as one digest, and as one without features: what images alone can tell."""
+    """Digest of rows, and one of contents and labels alone, which needs no features."""
 
     num_rows: int
     sha256: str
@@ -198,7 +198,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Changes:
-    """How training rows differ from those that trained a head."""
+    """Differences between training rows and those that trained a head."""
 
     num_rows: int  # that trained the head
     new: int = 0

@@ -1,4 +1,4 @@
-"""What scores are worth: against always giving the same answer, and against each other."""
+"""Comparison of scores with those of a constant answer, and with each other."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _LARGEST_STRETCH, _LARGEST_SHIFT = 1.25, 0.3
 
 
 class Alike(NamedTuple):
-    """How alike pairs of pictures are, ``(n,)`` each, and what lays one on the other."""
+    """Similarity of pairs of pictures, ``(n,)`` each, and the transformation between them."""
 
     scores: np.ndarray  # correlation of slopes, [-1, 1]
     flipped: np.ndarray  # whether the second one is mirrored

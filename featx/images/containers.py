@@ -31,12 +31,12 @@ _MAX_SCANS = 100
 _MAX_SCANNED_PIXELS = 12 * 178_956_970
 """All scans of the largest progressive image that is read: seconds of a core."""
 _MAX_SEGMENTS = 4096
-"""Before a JPEG's pixels: 256 MB of metadata. Pillow joins EXIF in quadratic time, and
-skips what lies between segments byte by byte."""
+"""Segments before a JPEG's pixels at most: 256 MB of metadata. Pillow joins EXIF in quadratic time,
+and skips what lies between segments byte by byte."""
 _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
 """Markers of a JPEG without a segment: decoders pass over them."""
 _MAX_VALUES = 2**20
-"""In a tag of a TIFF: strips of one row of each band, in the tallest image that is read."""
+"""Values in a tag of a TIFF at most: strips of one row of each band, in the tallest image."""
 _BYTE_TYPES = (1, 2, 6, 7)
 
 

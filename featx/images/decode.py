@@ -40,7 +40,7 @@ from featx.images.rgb import describe_tiff, to_rgb
 from featx.packages import install_command, needed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Those that are always read."""
+"""Formats that are always read."""
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning limit, where Pillow takes an image for a decompression bomb."""
 MAX_FILE_BYTES = 2**30

@@ -1,4 +1,4 @@
-"""What is wrong with a picture on its own: one colour, next to nothing on it, or blurred.
+"""Defects of a single picture: one colour, next to nothing on it, or blurred.
 
 All is measured on the whole image squeezed into one size, so that large photos, whose single pixels
 are always soft, and small ones are compared alike.
@@ -14,7 +14,7 @@ from PIL import Image
 SIDE = 256
 """Side of the picture that is measured, pixels; smaller images are not enlarged."""
 LEAST_SIDE = 128
-"""Shorter side in pixels from which sharpness can be told."""
+"""Least shorter side, pixels, for which sharpness is measured."""
 CONSTANT_BELOW = 8.0
 EMPTY_ABOVE = 0.998
 BLURRED_BELOW = 0.25

@@ -32,7 +32,7 @@ _SPARE_SECONDS = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a call: address space, and wall time from the moment the path is handed over.
+    """Limits of a call: address space, and wall time from the moment the path is sent.
 
     The libraries' own address space counts: about 0.2 GiB, and for a model 8 MiB for each core.
     """
@@ -168,7 +168,7 @@ def _cause(status: int) -> str:
 
 
 def serve(target: str, memory_bytes: int, seconds: float) -> None:
-    """Be the child: import the target, wait for a path, call, answer."""
+    """Run in the child: import the target, wait for a path, call it, write the result."""
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # what a library reads and prints is neither path nor answer

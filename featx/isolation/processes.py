@@ -68,7 +68,7 @@ def start_child(
 
 
 class Processes:
-    """Some processes that do the same; a message goes to the next that is free, and to it alone.
+    """Processes that do the same; each message goes to one that is free.
 
     They start at the same time and are gone once it is closed, or with this object or the process
     that has it.
@@ -198,7 +198,7 @@ def _stop(processes: Sequence[_Process]) -> None:
 
 
 def serve(descriptor: int, target: str) -> None:
-    """Be the process: begin, then answer messages until the line ends, or the caller."""
+    """Run in the process: begin, then answer messages until the connection or the caller ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller
     if not system.end_with_writer(0):
         return

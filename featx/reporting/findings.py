@@ -22,14 +22,14 @@ from featx.reporting.templates import render
 MAX_FINDINGS = 5000
 _MAX_PICTURES = 4000
 _PICTURE_BYTES = 15_000_000
-"""Of all pictures as text; the page with 5,000 findings stays below 25 MB."""
+"""Size of all pictures as text at most; the page with 5,000 findings stays below 25 MB."""
 _MANY = 50
 """Images that are joined by findings of one kind, above which the first ones stand for all."""
 _SHOWN_OF_MANY = 3
 
 
 class Kind(NamedTuple):
-    """How findings of a kind are introduced."""
+    """Title and explanation of a kind of findings."""
 
     title: str
     text: str
@@ -73,7 +73,7 @@ _GUESSES = ("label", "missing", "surplus")  # whose likely label may be taken
 
 @dataclass(frozen=True, eq=False)
 class FindingsPage:
-    """What the page of an audit shows.
+    """Content of the page of an audit.
 
     Attributes:
         title: Of the page.

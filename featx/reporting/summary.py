@@ -1,4 +1,4 @@
-"""What a page shows of one split: predictions, confusions, bins, a map, and the worst mistakes."""
+"""Content of a page about one split: predictions, confusions, bins, a map, the worst mistakes."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class Predictor(Shown):
                 yield _prediction(names.popleft(), row)
 
     def _side_by_side(self, images: Iterable[Named], top_k: int) -> Iterator[Prediction]:
-        """Give each thread whole groups of images, from preparing them to the answers."""
+        """Process groups of images in threads, each from preparation to answers."""
         classifier = self._of_one_thread()
         groups = _groups(images, classifier.batch_size)
 
@@ -298,7 +298,7 @@ def _in_one_process(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
 
 
 def _warn_of_another_head(classifier: Classifier) -> None:
-    """Say so where there are heads beside a file, and it was exported from none of them."""
+    """Warn where a file was exported from none of the heads beside it."""
     path = classifier.path
     beside = sorted(path.parent.glob("*.safetensors"), key=lambda head: head.name != _HEAD)
     heads = {head: _head_sha256(head) for head in beside[:_MAX_HEADS]}
@@ -343,7 +343,7 @@ def _groups(images: Iterable[Named], size: int) -> Iterator[list[Named]]:
 
 
 def num_bytes_of(image: ImageLike | ImageError) -> int:
-    """Return how much memory an image takes as it is given; nothing where it is a path."""
+    """Return the bytes that an image takes in memory; 0 for a path."""
     if isinstance(image, Image.Image):
         return 4 * image.width * image.height
     if isinstance(image, np.ndarray):

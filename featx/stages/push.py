@@ -54,7 +54,7 @@ class Part:
 
     @property
     def url(self) -> str:
-        """Where it is, or will be."""
+        """Its address on the hub, also before it is made."""
         from huggingface_hub import constants
 
         place = f"spaces/{self.repo}" if self.kind == "Space" else self.repo
@@ -259,7 +259,7 @@ def _readme_there(hub: Any, repo: str, kind: Kind, commit: str) -> str:
 
 
 def _require_valid(hub: Any, part: Part) -> None:
-    """Have the hub look at a README, and read its metadata as it does."""
+    """Let the hub validate a README and its metadata."""
     if _README not in part.files:
         return
     try:

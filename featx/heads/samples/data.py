@@ -158,7 +158,7 @@ class TrainingData:
         return division.in_versions(self.num_versions) if division else None
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield which samples these are, and their features, to be left as they are."""
+        """Yield slices of the samples, and their features, which must not be changed."""
         if isinstance(self.features, np.ndarray):
             yield slice(0, len(self)), self.features
         else:
@@ -299,7 +299,7 @@ class Moments:
         self._count = 0
 
     def add(self, block: np.ndarray) -> None:
-        """Take in ``(n, num_features)`` more samples."""
+        """Add samples, ``(n, num_features)``."""
         wide = block.astype(np.float64)
         self._count += len(block)
         here = wide.mean(axis=0)

@@ -95,7 +95,7 @@ class _Centroids:
     def add(
         self, x: np.ndarray, lengths: np.ndarray, labels: np.ndarray, weights: np.ndarray
     ) -> None:
-        """Take in centred samples ``(n, num_features)``."""
+        """Add centred samples, ``(n, num_features)``."""
         shares = weights / lengths
         for label, rows in rows_of_classes(labels):
             self._sums[label] += shares[rows] @ x[rows].astype(np.float64)

@@ -27,7 +27,7 @@ _DECREMENT_FLOOR = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where the search ended."""
+    """Result of a minimisation."""
 
     variables: np.ndarray  # (num_problems, M)
     values: np.ndarray  # (num_problems,)

@@ -202,7 +202,7 @@ def takes_seconds(samples: Logistic, *, num_folds: int = 1) -> bool:
 
 
 def with_all_samples(best: Solved, some: Logistic, everything: Logistic) -> Solved:
-    """Return a solution moved to all samples, as far as the means of classes tell.
+    """Return a solution adapted to all samples by the change of the means of classes.
 
     In a class of three samples, one is a third of what its weights depend on. ``some`` hold
     samples out, ``everything`` none.

@@ -149,7 +149,7 @@ class _Sums:
         )
 
     def add(self, x: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
-        """Take in samples ``(n, num_features)``."""
+        """Add samples, ``(n, num_features)``."""
         wide = x.astype(np.float64)
         self.products += _weighted_sums(wide, targets, len(self.targets), weights)
         ones = np.ones((len(x), 1))

@@ -2,7 +2,7 @@
 
 caches        the same head on each of several feature files
 heads         heads and tuned heads: scores, paired differences, cost
-same_images   what compared files have in common, and the split that is scored
+same_images   checks that files are of the same images, and the split that is scored
 """
 
 from featx.stages.compare.caches import ComparedCache, CompareReport, compare

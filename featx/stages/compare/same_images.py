@@ -1,4 +1,4 @@
-"""What compared files have in common, and the split that is scored."""
+"""Checks that compared files are of the same images, and the split that is scored."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stage 3: stitch preprocessing, backbone and head into one ONNX file that proves itself.
 
 options     options and report, and whether a model is already of these options
-stage       the way from a head to a published file
+stage       export: from a head to a published file, proven on images
 network     the network of a head, with its weights and its tail
 evidence    images of the source, and what the head answered for them
 state_dict  network and head as a state dict of the whole model

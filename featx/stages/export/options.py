@@ -216,6 +216,6 @@ def is_current(header: Header, head: Head, head_path: Path, options: ExportOptio
 
 
 def warn_of_licence(head: Head) -> None:
-    """Say what restricts the use of a model, which is derived from the weights of its backbone."""
+    """Warn where the licence of the weights restricts the use of a model."""
     if warning := licence_warning(head.header.spec["backbone"], head.header.details.get("licence")):
         log.warning("%s", warning)

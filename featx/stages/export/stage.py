@@ -1,4 +1,4 @@
-"""The way from a head to a published file."""
+"""Export: from a head to a published file, proven on images."""
 
 from __future__ import annotations
 
