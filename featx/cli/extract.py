@@ -124,15 +124,11 @@ def _source_options(command: click.decorators.FC) -> click.decorators.FC:
     "NAME.parts; commands take that folder like one file once all parts are there.",
 )
 @click.option("--parts", type=int, metavar="COUNT", help="Extract all parts, one after the other.")
-@click.option(
-    "--ray",
-    metavar="ADDRESS",
-    help="Let a Ray cluster do it: auto for the one of this machine, HOST:PORT, ray://HOST:PORT.",
-)
+@options.ray
 @click.option(
     "--ray-workers", metavar="N|A:B", help="Workers on the cluster, or fewest and most.  [all]"
 )
-@click.option("--allow-mixed", is_flag=True, help="Let nodes of several kinds compute.")
+@options.allow_mixed
 @_source_options
 @click.option("--profile", is_flag=True, help="Print a table of where the time went.")
 @options.as_json

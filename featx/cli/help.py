@@ -48,6 +48,7 @@ _OWN_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "MLP": ("hidden", "dropout", "weight_decay", "seeds"),
         "MLP and SGD": ("learning_rate", "batch_size", "epochs"),
         "SGD": ("momentum", "step_size", "gamma"),
+        "Cluster, for parts": ("ray", "allow_mixed"),
         "Output": _OUTPUT,
     },
     "finetune": {

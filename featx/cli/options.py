@@ -247,6 +247,14 @@ class_weight = click.option(
     metavar="balanced|FILE.json",
     help="Let every class count the same, or give weights by class name.",
 )
+ray = click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Let a Ray cluster do it: auto for the one of this machine, HOST:PORT, ray://HOST:PORT.",
+)
+allow_mixed = click.option(
+    "--allow-mixed", is_flag=True, help="Let nodes of several kinds compute."
+)
 no_calibrate = click.option(
     "--no-calibrate",
     is_flag=True,

@@ -104,6 +104,8 @@ _SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
     help="What features and their copies may take, like 2GB; more are read from the file in "
     "blocks.  [half of what is free]",
 )
+@options.ray
+@options.allow_mixed
 @options.exclude
 @click.option(
     "--weights",
@@ -125,6 +127,8 @@ def train_head(
     features: Path,
     output: Path,
     weights: str | None,
+    ray: str | None,
+    allow_mixed: bool,
     per_class: bool,
     verbose: bool,
     as_json: bool,
@@ -142,7 +146,16 @@ def train_head(
     progress = None if as_json or quiet else _print_epoch
     train_options = _options(features=features, **chosen)
     with step_status(quiet=quiet) as step:
-        report = run(features, output, train_options, weights=weights, progress=progress, step=step)
+        report = run(
+            features,
+            output,
+            train_options,
+            weights=weights,
+            ray=ray,
+            allow_mixed=allow_mixed,
+            progress=progress,
+            step=step,
+        )
     if as_json:
         print_json(report.to_dict())
     else:

@@ -18,6 +18,7 @@ workers      what a worker of a cluster does
 nodes        a connection to a Ray cluster; its nodes' versions and processors
 actors       workers as Ray's actors: started, given work, replaced
 cluster      extraction by a Ray cluster
+part_rows    features of parts that a Ray cluster reads for training
 together     outputs of several layers, whose rows are made at once
 bad_images   images that were not used, as an error or a report
 """

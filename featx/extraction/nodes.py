@@ -272,6 +272,13 @@ def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> Alik
     return alike
 
 
+def on_node(node: Node, *, soft: bool = True) -> Any:
+    """Return Ray's strategy that places a task on a node; ``soft`` elsewhere when it is gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.key, soft=soft)
+
+
 def _on_each(
     ray: Any, nodes: Sequence[Node], function: Callable[[], Any]
 ) -> list[tuple[Node, Any]]:
@@ -280,12 +287,10 @@ def _on_each(
     Raises:
         ClusterError: It fails on a node.
     """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     task = ray.remote(num_cpus=0, max_retries=2)(function)
     refs = []
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node.key, soft=False)
+        there = on_node(node, soft=False)
         refs.append(task.options(scheduling_strategy=there).remote())
     results, problems = list[tuple[Node, Any]](), list[str]()
     deadline = time.monotonic() + _PROBE_SECONDS

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import copy
+from typing import TypeVar
 
 import h5py
 import numpy as np
@@ -26,6 +27,7 @@ from featx.features.part_columns import Part
 from featx.features.stored import StoredColumn
 from featx.images.reading import map_ahead
 
+T = TypeVar("T")
 _BLOCK_BYTES = 2**22
 """Size of a block; large enough for a fast product, small enough for the cache."""
 _AHEAD = 3
@@ -50,6 +52,23 @@ def reading_stored(cache: FeatureFile) -> Iterator[FeatureRows]:
         with translated(cache.path):  # and not what the caller raises
             column = _Column(cache, files, "features")
         yield FeatureRows(column, np.arange(len(cache)))
+
+
+@contextmanager
+def reading_part(part: Part, sums: np.ndarray | None = None) -> Iterator[FeatureRows]:
+    """Yield all vectors of a part by itself, for reading block by block.
+
+    Args:
+        part: The file; its labels and other columns are not read.
+        sums: Its ``FeatureRows.sums`` once all of it had been read, in any process; None where it
+            never was.
+    """
+    none = np.broadcast_to(np.int64(0), (part.num_rows,))
+    alone = FeatureFile(part.path, part.header, none, none, (), none, none, none, False)
+    with reading_blocks(alone) as rows:
+        if sums is not None:
+            rows._column.expect(sums)
+        yield rows
 
 
 @contextmanager
@@ -119,6 +138,7 @@ class FeatureRows:
         self._column = column
         self._through = network.through if network else None
         self._num_features = network.num_features if network else column.size
+        self._told: Callable[[str], None] = lambda _: None
         self._choose(rows)
 
     def _choose(self, rows: np.ndarray) -> None:
@@ -142,6 +162,11 @@ class FeatureRows:
         """Bytes of features read from the file, by this and all others made from it."""
         return self._column.bytes_read
 
+    @property
+    def sums(self) -> np.ndarray | None:
+        """Sums that tell whether a byte has changed, uint64; None until all was read."""
+        return self._column.sums
+
     def only(self, rows: np.ndarray) -> FeatureRows:
         """Return some of these rows; ``rows`` ``(n,)`` are their positions here, ascending."""
         some = copy(self)
@@ -157,7 +182,7 @@ class FeatureRows:
         Args:
             order: Of the pieces; None for one after the other, several at once.
         """
-        column = self._column
+        column, (num_rows, _) = self._column, self.shape
         groups = (
             self._in_sequence() if order is None else [[piece] for piece in self._pieces[order]]
         )
@@ -170,6 +195,18 @@ class FeatureRows:
                 if self._through:
                     values = self._through(values.reshape(-1, *column.shape))  # noqa: PLW2901
                 yield slice(low, high), values
+                self._told(f"{high:,} of {num_rows:,} samples")
+
+    def each_part(
+        self,
+        work: Callable[..., T],
+        *columns: np.ndarray,
+        step: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[T]:
+        """Yield ``work(blocks, *columns)`` once; ``step`` is told how many rows are done."""
+        telling = copy(self)
+        telling._told = step
+        yield work(telling, *columns)
 
     def _in_sequence(self) -> list[list[int]]:
         """Return runs of neighbouring chunks, each of a block's size at most."""
@@ -219,6 +256,15 @@ class _Column:
         self._known = np.zeros(len(self._sums), bool)
         self._checked = cache.features_checked
         self.bytes_read = 0
+
+    @property
+    def sums(self) -> np.ndarray | None:
+        """The sum of each piece, where all were compared with the header's sha256."""
+        return self._sums if self._checked else None
+
+    def expect(self, sums: np.ndarray) -> None:
+        """Take over the sums that were noted of all pieces when they were first read."""
+        self._sums[:], self._known[:], self._checked = sums, True, True
 
     def _spans(self, first: int, count: int) -> Iterator[tuple[int, int, slice]]:
         """Yield the files of consecutive rows, the first row in each, and places among the rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -74,6 +74,8 @@ def train_head(
     options: TrainOptions | None = None,
     *,
     weights: str | None = None,
+    ray: str | None = None,
+    allow_mixed: bool = False,
     progress: EpochProgress | bool | None = None,
     step: Step | None = None,
     **keywords: Unpack[TrainKeywords],
@@ -90,6 +92,9 @@ def train_head(
         keywords: The same by name, with those of ``MLPOptions``, ``SGDOptions`` and ``FewShot``:
             ``head="mlp", hidden=256``. ``exclude`` may be a file, as of ``featx train-head``.
         weights: At a cut, where the pretrained weights are now, where they have moved.
+        ray: Of parts, the Ray cluster whose nodes read them and add up sums, as of ``extract``; the
+            head has the same optimum. For ``lbfgs``, ``ridge`` and ``centroid``.
+        allow_mixed: Nodes of the cluster may have processors of several kinds.
         progress: Called after each epoch of ``sgd``. Without it and ``step`` the step is shown in a
             terminal or notebook; False shows nothing.
         step: Called with the step under way, in a few words.
@@ -98,9 +103,14 @@ def train_head(
         ArtifactError: The feature file cannot be used, or the output is not a head.
         SourceError: Its samples cannot train a head.
         ConfigError: An option does not fit.
+        ClusterError: There is no cluster where ``ray`` says, or its nodes cannot be used.
     """
     output = Path(output)
     options = train_options(options, with_excluded(keywords, features))
+    if ray is not None:
+        _require_sums(options)
+    elif allow_mixed:
+        raise ConfigError("allow_mixed=True has no meaning here; it needs ray=….")
     require_apart({"the head": output}, run_files(Path(features)))
     cache = open_features(features, features_later=True)
     exists = require_replaceable(output, "head")
@@ -117,10 +127,17 @@ def train_head(
     cache = exclude(cache, options.exclude)
     if weights is not None:
         cache = features_through(None, cache, weights)
-    with drawing(progress if step is None else False) as draw:
+    with drawing(progress if step is None else False) as draw, ExitStack() as stack:
         told = draw.steps(step, "Train head")
-        epochs = progress if callable(progress) else None
-        trained = fit_heads(cache, options, progress=epochs, step=told)
+        epochs, there = progress if callable(progress) else None, None
+        if ray is not None:
+            from featx.extraction.part_rows import reading_on_cluster
+
+            cluster = reading_on_cluster(
+                cache, ray, allow_mixed=allow_mixed, use_views=options.use_views
+            )
+            there = stack.enter_context(cluster)
+        trained = fit_heads(cache, options, progress=epochs, step=told, elsewhere=there)
     if options.exclude:
         note_scores_of_kept(trained[0], features_through(None, cache, weights), options.exclude)
     head = Head(_header(cache, options, trained, inputs), trained[0].layers)
@@ -128,6 +145,16 @@ def train_head(
     seconds = sum(each.seconds for each in trained)
     replaced = describe_replaced(existing) if exists else ""
     return TrainReport(output, head, seconds, replaced=replaced)
+
+
+def _require_sums(options: TrainOptions) -> None:
+    """Check that a head is made of sums over samples, which a cluster can give."""
+    head = "an MLP" if options.head == "mlp" else str(options.solver)
+    if options.head == "mlp" or options.solver in ("sgd", "sklearn"):
+        raise ConfigError(
+            f"ray=… adds up sums over parts, of which lbfgs, ridge and centroid are made, and "
+            f"{head} is not. Use solver='lbfgs', or leave ray=… out."
+        )
 
 
 def _inputs(cache: FeatureFile, options: TrainOptions) -> dict[str, Any]:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from featx.classifier.tails import features_through
-from featx.errors import ConfigError
-from featx.features.blocks import FeatureRows, reading_blocks
+from featx.errors import ConfigError, counted
+from featx.features.blocks import reading_blocks
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted
-from featx.heads.samples.data import FirstPass, Step, TrainingData, no_step, read_first_pass
+from featx.heads.samples.data import (
+    Blocks,
+    FirstPass,
+    Step,
+    TrainingData,
+    no_step,
+    read_first_pass,
+)
 from featx.heads.samples.selection import (
     FewShot,
     choose_held_out,
@@ -68,6 +75,7 @@ def fit_heads(
     progress: EpochProgress | None = None,
     step: Step = no_step,
     rows: np.ndarray | None = None,
+    elsewhere: Blocks | None = None,
 ) -> list[Trained]:
     """Return the head that the options ask for; with ``few_shot`` one for each draw.
 
@@ -78,6 +86,7 @@ def fit_heads(
         progress: Called after each epoch of ``sgd``.
         step: Called with the step under way.
         rows: Those of ``training_rows`` that train, ascending, ``(n,)``; None for all of them.
+        elsewhere: All rows of the cache where others read them; None reads them here.
 
     Raises:
         ArtifactInvalid: A feature is NaN or infinite.
@@ -114,15 +123,15 @@ def fit_heads(
         step=step,
         num_views=num_views,
     ).without_views_that_do_not_fit()
-    with nullcontext() if training.fits_into_memory() else reading_blocks(cache) as blocks:
+    with training.reading(elsewhere) as blocks:
         if options.few_shot:
             heads = training.fit_draws(options.few_shot, blocks)
         else:
-            heads = [training.fit_in_blocks(blocks) if blocks else training.fit_in_memory()]
+            heads = [training.fit(blocks)]
         _warn_if_nothing_was_held_out(heads[0], options)
         training.step("Scoring")
-        values = blocks.blocks() if blocks else slices_of(cache.features, len(targets.names))
-        scores = score_heads(heads, cache, targets, values)
+        scored = blocks or slices_of(cache.features, len(targets.names))
+        scores = score_heads(heads, cache, targets, scored)
     return [
         replace(head, metrics=of_head, cross_validated=cross_validated(head) if validate else None)
         for head, of_head in zip(heads, scores, strict=True)
@@ -163,8 +172,14 @@ class _Training:
         options, cache = self.options, self.cache
         solver = "mlp" if options.head == "mlp" else options.solver or "lbfgs"
         num_rows = len(cache) + self.num_views * len(cache.rows("train"))
-        copies = COPIES["sgd" if options.few_shot else solver]
-        return 4 * num_rows * cache.num_features * copies
+        return 4 * num_rows * cache.num_features * COPIES["sgd" if options.few_shot else solver]
+
+    def reading(self, elsewhere: Blocks | None) -> AbstractContextManager[Blocks | None]:
+        """Return what opens the rows to be read in blocks; None where they are in memory."""
+        if elsewhere:
+            self.require_samples_for_blocks("too few for ray=….")
+            return nullcontext(elsewhere)
+        return nullcontext() if self.fits_into_memory() else reading_blocks(self.cache)
 
     def fits_into_memory(self) -> bool:
         """Return whether all features fit into memory, with the copies that training makes."""
@@ -184,23 +199,26 @@ class _Training:
                     f"features, and may take {_show(self.memory)}. Use solver='lbfgs', which has "
                     "the same optimum and reads them in blocks, or allow more by memory=…."
                 )
-            if len(self.rows) <= num_features:
-                raise ConfigError(
-                    f"these features need about {_show(needed)} of memory, and "
-                    f"{_show(self.memory)} may be taken; {len(self.rows):,} samples of "
-                    f"{num_features:,} features are too few to be read in blocks. Allow more by "
-                    "memory=…."
-                )
-        size = _show(4 * len(self.cache) * num_features)
-        log.info("The features take %s: they are read in blocks, pass after pass.", size)
+            self.require_samples_for_blocks(
+                f"too few to be read in blocks. They need about {_show(needed)} of memory, and "
+                f"{_show(self.memory)} may be taken. Allow more by memory=…."
+            )
+        size = 4 * len(self.cache) * num_features
+        log.info("The features take %s: they are read in blocks, pass after pass.", _show(size))
         return False
 
-    def fit_in_memory(self) -> Trained:
-        """Return the head, fitted to features in memory."""
-        return self._fit(self._load(slice(None)))
+    def require_samples_for_blocks(self, why: str) -> None:
+        """Refuse to read in blocks what has fewer samples than features."""
+        num_features = self.cache.num_features
+        if not self.options.few_shot and len(self.rows) <= num_features:
+            raise ConfigError(
+                f"{counted(len(self.rows), 'sample')} of {num_features:,} features are {why}"
+            )
 
-    def fit_in_blocks(self, blocks: FeatureRows) -> Trained:
-        """Return the head, fitted to features that are read block by block."""
+    def fit(self, blocks: Blocks | None) -> Trained:
+        """Return the head, fitted to features in memory, or to blocks that are read."""
+        if not blocks:
+            return self._fit(self._load(slice(None)))
         start = time.perf_counter()
         subsample = self._choose_subsample()
         data = self._data(
@@ -212,7 +230,7 @@ class _Training:
         fitted.choice["in_blocks"] = {"kept": len(subsample), "bytes_read": blocks.bytes_read}
         return self._finish(fitted, time.perf_counter() - start)
 
-    def fit_draws(self, few_shot: FewShot, blocks: FeatureRows | None) -> list[Trained]:
+    def fit_draws(self, few_shot: FewShot, blocks: Blocks | None) -> list[Trained]:
         """Return a head for each draw of a few samples of each class."""
         classes, seed = self.encoding.values, self.options.seed
         warn_of_small_classes(classes, few_shot.shots)
@@ -262,7 +280,7 @@ class _Training:
 
     def _data(
         self,
-        features: np.ndarray | FeatureRows,
+        features: np.ndarray | Blocks,
         rows: np.ndarray | slice = slice(None),
         first_pass: FirstPass | None = None,
         pool_bytes: int = 0,
@@ -290,7 +308,7 @@ class _Training:
             )
         return choose_subsample(values, *widths, memory=memory, seed=options.seed)
 
-    def _read_once(self, blocks: FeatureRows, subsample: np.ndarray) -> FirstPass:
+    def _read_once(self, blocks: Blocks, subsample: np.ndarray) -> FirstPass:
         self.step("Reading the features")
         correlate = self.options.head == "linear" and self.options.solver == "lbfgs"
         first_pass, bad = read_first_pass(blocks, self.rows, subsample, correlate=correlate)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from featx.features.file import FeatureFile
 from featx.heads.head import Fitted, Layer, apply_layers
+from featx.heads.samples.data import Blocks
 from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks import Labels, Scorer, Targets, Task
 from featx.heads.tasks.calibration import Calibration, fold_temperature
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Encoding
+from featx.images.sources import SPLITS
 from featx.training.options import CrossValidated
 
 log = logging.getLogger(__name__)
@@ -98,27 +101,54 @@ def score_heads(
     heads: Sequence[Trained],
     cache: FeatureFile,
     targets: Targets,
-    blocks: Iterable[tuple[slice, np.ndarray]],
+    blocks: Blocks | Iterable[tuple[slice, np.ndarray]],
 ) -> list[dict[str, Scores]]:
     """Return each head's scores of each split that has labelled samples, by one pass.
 
     ``blocks`` are rows of the cache and their features ``(n, num_features)``.
     """
-    scorers = [
-        {split: Scorer(head.task, head.thresholds) for split in cache.split_names} for head in heads
-    ]
-    splits = cache.splits
-    for where, values in blocks:
-        for head, of_head in zip(heads, scorers, strict=True):
-            outputs = apply_layers(head.layers, values)
-            for number, split in enumerate(cache.split_names):
-                rows = (splits[where] == number) & targets.labelled[where]
-                if rows.any():
-                    of_head[split].add(outputs[rows], targets.values[where][rows])
+    work = _Scoring(tuple((head.task, head.layers, head.thresholds) for head in heads))
+    columns = (cache.splits, targets.labelled, targets.values)
+    if isinstance(blocks, Iterable):
+        every, others = work(blocks, *columns), list[list[list[Scorer]]]()
+    else:
+        every, *others = blocks.each_part(work, *columns)
+    for of_part in others:
+        for scorer, own in zip(chain(*every), chain(*of_part), strict=True):
+            scorer.merge(own)
     return [
-        {split: scores for split, scorer in of_head.items() if (scores := scorer.scores())}
-        for of_head in scorers
+        {
+            split: found
+            for split, own in zip(SPLITS, scorers, strict=True)
+            if (found := own.scores())
+        }
+        for scorers in every
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scoring:
+    """Scores heads on each split."""
+
+    heads: Sequence[tuple[Task, Sequence[Layer], Sequence[float]]]  # with layers and thresholds
+
+    def __call__(
+        self,
+        blocks: Blocks | Iterable[tuple[slice, np.ndarray]],
+        splits: np.ndarray,
+        labelled: np.ndarray,
+        values: np.ndarray,
+    ) -> list[list[Scorer]]:
+        """Return a scorer of each split for each head, with the samples taken in."""
+        found = [[Scorer(task, thresholds) for _ in SPLITS] for task, _, thresholds in self.heads]
+        for where, features in blocks if isinstance(blocks, Iterable) else blocks.blocks():
+            for (_, layers, _), scorers in zip(self.heads, found, strict=True):
+                outputs = apply_layers(layers, features)
+                for split, scorer in enumerate(scorers):
+                    rows = (splits[where] == split) & labelled[where]
+                    if rows.any():
+                        scorer.add(outputs[rows], values[where][rows])
+        return found
 
 
 def note_scores_of_kept(head: Trained, cache: FeatureFile, named: Collection[str]) -> None:

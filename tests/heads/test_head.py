@@ -31,7 +31,7 @@ from featx.heads.head import (
     open_head,
     save_head,
 )
-from featx.heads.samples.data import standardisation
+from featx.heads.samples.statistics import standardisation
 
 EPS = float(np.finfo(np.float32).eps)
 

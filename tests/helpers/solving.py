@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,10 @@ from featx.heads.solvers.eigenbasis import Eigenbasis, build_eigenbasis
 
 
 class ArrayBlocks:
-    """Features in memory, served in blocks like those of a file."""
+    """Features in memory, served in blocks like those of a file, or of parts with so many rows."""
 
-    def __init__(self, features: np.ndarray, piece_rows: int) -> None:
-        self._features, self._step = features, piece_rows
+    def __init__(self, features: np.ndarray, piece_rows: int, part_rows: int | None = None) -> None:
+        self._features, self._step, self._part = features, piece_rows, part_rows
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -29,7 +30,21 @@ class ArrayBlocks:
         return -(-len(self._features) // self._step)
 
     def only(self, rows: np.ndarray) -> ArrayBlocks:
-        return ArrayBlocks(self._features[rows], self._step)
+        return ArrayBlocks(self._features[rows], self._step, self._part)
+
+    def each_part(
+        self, work: Callable[..., Any], *columns: np.ndarray, step: Any = None
+    ) -> Iterator[Any]:
+        if self._part is None:
+            yield work(self, *columns)
+            return
+        for start in range(0, len(self._features), self._part):
+            part = slice(start, start + self._part)
+            sent = pickle.dumps((work, self._features[part], *(each[part] for each in columns)))
+            there, features, *own = pickle.loads(sent)
+            for each in own:
+                each.flags.writeable = False  # as they come from a cluster
+            yield pickle.loads(pickle.dumps(there(ArrayBlocks(features, self._step), *own)))
 
     def blocks(self, order: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         for piece in range(self.num_pieces) if order is None else order.tolist():

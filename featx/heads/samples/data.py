@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from functools import partial
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
 from featx.heads.samples.folds import Division
+from featx.heads.samples.statistics import Covariance, Moments, standardisation
 
-MOST_CORRELATED = 2048
-"""Features above which correlations cost more than they save."""
-_ROWS_AT_LEAST, _ROWS_PER_FEATURE = 2**14, 8
-"""Samples from which correlations are estimated."""
-_PRIOR_SAMPLES = 5
-_LEAST_VARIATION = 1e-3
-"""Deviation of the usual feature, relative to its mean, below which samples hardly differ."""
-_BLOCK_ROWS = 1024
-
+T = TypeVar("T")
 Step = Callable[[str], None]
 """Called with the step under way, in a few words."""
 
@@ -47,6 +41,10 @@ class Blocks(Protocol):
     def num_pieces(self) -> int:
         """Parts that can be read in any order."""
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of features read, by this and all others made from it."""
+
     def only(self, rows: np.ndarray) -> Self:
         """Return some samples; ``rows`` ``(n,)`` are ascending."""
 
@@ -57,6 +55,21 @@ class Blocks(Protocol):
 
         Args:
             order: Numbers of pieces; None for all from the first on, in blocks of several.
+        """
+
+    def each_part(
+        self, work: Callable[..., T], *columns: np.ndarray, step: Step = no_step
+    ) -> Iterator[T]:
+        """Yield ``work(blocks, *columns)`` of each part of the samples, in order.
+
+        Here that is of all samples at once; on a cluster of each file of features, where it is
+        read. What is added up over parts is added in this order.
+
+        Args:
+            work: Called with the ``Blocks`` of the part, and the columns' values of its samples.
+                It can be sent to another process, and so can what it returns.
+            columns: Values of the samples, ``(N, …)``.
+            step: Called with how many samples are done.
         """
 
 
@@ -157,12 +170,15 @@ class TrainingData:
         division = divide(targets, groups=self.groups, seed=seed)
         return division.in_versions(self.num_versions) if division else None
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield slices of the samples, and their features, which must not be changed."""
+    def each_part(
+        self, work: Callable[..., T], *columns: np.ndarray, step: Step = no_step
+    ) -> Iterator[T]:
+        """Yield as ``Blocks.each_part``; ``work`` is called with the array where there is one."""
         if isinstance(self.features, np.ndarray):
-            yield slice(0, len(self)), self.features
+            step(f"{len(self):,} samples")
+            yield work(self.features, *columns)
         else:
-            yield from self.features.blocks()
+            yield from self.features.each_part(work, *columns, step=step)
 
     def select(self, samples: np.ndarray) -> TrainingData:
         """Return some samples, ``(n,)``; of features read in blocks in ascending order."""
@@ -189,6 +205,14 @@ class TrainingData:
         )
 
 
+def blocks_of(features: np.ndarray | Blocks) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of the samples, and their features, which must not be changed."""
+    if isinstance(features, np.ndarray):
+        yield slice(0, len(features)), features
+    else:
+        yield from features.blocks()
+
+
 def read_first_pass(
     blocks: Blocks, trained: np.ndarray, subsample: np.ndarray, *, correlate: bool = True
 ) -> tuple[FirstPass, np.ndarray]:
@@ -200,28 +224,54 @@ def read_first_pass(
         subsample: Which of the training samples to keep, ascending: their places in ``trained``.
         correlate: Estimate correlations too.
     """
-    moments, bad = Moments(blocks.shape[1]), []
-    covariance = _Covariance(blocks.shape[1] if correlate else 0, len(trained))
-    features = np.empty((len(subsample), blocks.shape[1]), np.float32)
-    wanted = trained[subsample]
-    for where, values in blocks.blocks():
-        finite = np.isfinite(values).all(axis=1)
-        bad.append(where.start + np.flatnonzero(~finite))
-        low, high = np.searchsorted(trained, [where.start, where.stop])
-        own = trained[low:high] - where.start
-        if len(own):
-            some = values if len(own) == len(values) else values[own]
-            with np.errstate(invalid="ignore"):  # the caller hears of what is not finite
-                moments.add(some)
-                covariance.add(some)
-        low, high = np.searchsorted(wanted, [where.start, where.stop])
-        features[low:high] = values[wanted[low:high] - where.start]
-    with np.errstate(invalid="ignore"):
+    trains, keeps = np.zeros((2, blocks.shape[0]), bool)
+    trains[trained] = keeps[trained[subsample]] = True
+    work = partial(_read_part, num_trained=len(trained), correlate=correlate)
+    moments, covariances = Moments(blocks.shape[1]), list[Covariance]()
+    kept, bad, done = list[np.ndarray](), list[np.ndarray](), 0
+    with np.errstate(invalid="ignore"):  # the caller hears of what is not finite
+        for own in blocks.each_part(work, trains, keeps):
+            moments.merge(own.moments)
+            covariances.append(own.covariance)
+            kept.append(own.kept)
+            bad.append(done + own.bad)
+            done += own.num_samples
         mean, scale = moments.standardisation()
-        correlation = covariance.result()
+        correlation = Covariance.of_all(covariances)
         if correlation.size:
             correlation /= scale[:, None] * scale
+    features = kept[0] if len(kept) == 1 else np.concatenate(kept)
     return FirstPass(mean, scale, subsample, features, correlation), np.concatenate(bad)
+
+
+class _PartRead(NamedTuple):
+    """What a first pass finds in some samples."""
+
+    num_samples: int
+    moments: Moments
+    covariance: Covariance
+    kept: np.ndarray  # raw, (n, num_features) float32
+    bad: np.ndarray  # positions of those that are not finite
+
+
+def _read_part(
+    blocks: Blocks, trains: np.ndarray, keeps: np.ndarray, *, num_trained: int, correlate: bool
+) -> _PartRead:
+    moments, bad = Moments(blocks.shape[1]), [np.zeros(0, np.int64)]
+    covariance = Covariance(blocks.shape[1] if correlate else 0, num_trained)
+    kept, num_kept = np.empty((int(keeps.sum()), blocks.shape[1]), np.float32), 0
+    with np.errstate(invalid="ignore"):
+        for where, values in blocks.blocks():
+            finite = np.isfinite(values).all(axis=1)
+            bad.append(where.start + np.flatnonzero(~finite))
+            own, some = trains[where], values[keeps[where]]
+            kept[num_kept : num_kept + len(some)] = some
+            num_kept += len(some)
+            if own.any():
+                some = values if own.all() else values[own]
+                moments.add(some)
+                covariance.add(some)
+    return _PartRead(blocks.shape[0], moments, covariance, kept, np.concatenate(bad))
 
 
 def shuffled_batches(
@@ -276,100 +326,3 @@ def pools_of(
                 filled = 0
     if filled:
         yield numbers[:filled], pool[:filled]
-
-
-def standardisation(
-    features: np.ndarray, *, num_versions: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and scale of each feature, ``(num_features,)`` float64 each; see ``Moments``."""
-    moments = Moments(features.shape[1])
-    for start in range(0, len(features), _BLOCK_ROWS):
-        moments.add(features[start : start + _BLOCK_ROWS])
-    return moments.standardisation(num_versions=num_versions)
-
-
-class Moments:
-    """Mean and standard deviation of each feature, updated block by block.
-
-    Source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance" (1983).
-    """
-
-    def __init__(self, num_features: int) -> None:
-        self._mean, self._squares = np.zeros((2, num_features))  # squares: of differences to it
-        self._count = 0
-
-    def add(self, block: np.ndarray) -> None:
-        """Add samples, ``(n, num_features)``."""
-        wide = block.astype(np.float64)
-        self._count += len(block)
-        here = wide.mean(axis=0)
-        wide -= here
-        share, before = len(block) / self._count, self._count - len(block)
-        between = (here - self._mean) ** 2 * before * share
-        self._squares += np.einsum("nd,nd->d", wide, wide) + between
-        self._mean += (here - self._mean) * share
-
-    def deviation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation, ``(num_features,)``; 1 where it is constant."""
-        deviation = np.sqrt(self._squares / self._count)
-        return self._mean, np.where(self._constant(deviation), 1.0, deviation)
-
-    def standardisation(self, *, num_versions: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and scale of each feature, ``(num_features,)``.
-
-        The scale is the standard deviation as if five more samples had varied as the usual feature
-        does, and that of the usual feature where it is constant. This hardly changes it where
-        samples are many, and keeps a feature from counting for much because few samples happen to
-        agree in it. Several versions of a sample count as one.
-
-        Source: Smyth, "Linear Models and Empirical Bayes Methods for Assessing Differential
-        Expression" (2004), which shrinks variances to a common one like this.
-        """
-        deviation = np.sqrt(self._squares / self._count)
-        varies = ~self._constant(deviation)
-        if not varies.any():
-            return self._mean, np.ones_like(deviation)
-        usual = max(
-            _lower_median(deviation[varies]), _LEAST_VARIATION * _lower_median(np.abs(self._mean))
-        )
-        squares, count = self._squares / num_versions, self._count / num_versions
-        variance = (squares + _PRIOR_SAMPLES * usual**2) / (count + _PRIOR_SAMPLES)
-        return self._mean, np.where(varies, np.sqrt(variance), usual)
-
-    def _constant(self, deviation: np.ndarray) -> np.ndarray:
-        """Return which features are constant but for rounding, ``(num_features,)`` bool."""
-        return np.asarray(deviation <= 1e-7 * np.abs(self._mean) + 1e-30)
-
-
-def _lower_median(values: np.ndarray) -> float:
-    """Return the median of ``(n,)`` values, of two in the middle the lower one."""
-    return float(np.sort(values)[(len(values) - 1) // 2])
-
-
-class _Covariance:
-    """Covariance of features, estimated from every so-many-th sample."""
-
-    def __init__(self, num_features: int, num_samples: int) -> None:
-        width = num_features if num_features <= MOST_CORRELATED else 0
-        self._squares, self._sum = np.zeros((width, width)), np.zeros(width)
-        enough = max(_ROWS_AT_LEAST, _ROWS_PER_FEATURE * num_features)
-        self._step = max(1, -(-num_samples // enough))
-        self._seen, self._count = 0, 0
-        self._shift: np.ndarray | None = None
-
-    def add(self, block: np.ndarray) -> None:
-        some = block[-self._seen % self._step :: self._step]
-        self._seen += len(block)
-        if not (len(some) and len(self._sum)):
-            return
-        if self._shift is None:  # about where the mean is, so that little cancels
-            self._shift = some.mean(axis=0)
-        some = some - self._shift
-        self._squares += some.T @ some
-        self._sum += some.sum(axis=0)
-        self._count += len(some)
-
-    def result(self) -> np.ndarray:
-        """Return ``(num_features, num_features)``, or empty."""
-        mean = self._sum / self._count if len(self._sum) else self._sum
-        return self._squares / max(1, self._count) - np.outer(mean, mean)

@@ -127,7 +127,7 @@ def rows_of_classes(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each class of ``(N,)`` labels that has samples, with their numbers, ascending."""
     order = np.argsort(labels, kind="stable")
     present, start = np.unique(labels[order], return_index=True)
-    yield from zip(present.tolist(), np.split(order, start[1:]), strict=True)
+    yield from zip(present.tolist(), np.split(order, start)[1:], strict=True)
 
 
 def thinning_step(num_samples: int, num_outputs: int) -> int:

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from featx.heads.head import NEVER, Fitted, Layer, silence_absent
-from featx.heads.samples.data import Step, TrainingData, no_step
+from featx.heads.samples.data import Blocks, Step, TrainingData, blocks_of, no_step
 from featx.heads.samples.folds import HeldOut, divide, rows_of_classes, thinning_step
 
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 2**23
@@ -32,19 +32,18 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
     every = _Centroids(data.mean(), data.num_outputs)
     grouped = division if data.groups is not None else None
     parts = [every.empty() for _ in grouped.held_out_folds] if grouped else []
-    for where, values in data.blocks():
-        step(f"{where.stop:,} of {len(data):,} samples")
-        samples = (*every.centred(values), data.targets[where], data.weights[where])
-        every.add(*samples)
-        if grouped:
-            for fold, part in zip(grouped.held_out_folds, parts, strict=True):
-                part.add(*(each[grouped.fold[where] == fold] for each in samples))
+    folds, fold = (np.zeros(0, int), np.zeros(len(data), int))
+    if grouped:
+        folds, fold = grouped.held_out_folds, grouped.fold
+    work = partial(_add_up, every=every.empty(), folds=folds)
+    for found in data.each_part(work, data.targets, data.weights, fold, step=step):
+        for sums, added in zip((every, *parts), found, strict=True):
+            sums.merge(added)
     choice = {"head": "linear", "solver": "centroid"}
     if division is None:
         return Fitted((every.layer(),), choice)
     rows, some = data.subsample()
-    if data.first_pass:  # else the one block was the subsample
-        samples = (*every.centred(some.array), some.targets, some.weights)
+    samples = (*every.centred(some.array), some.targets, some.weights)
     nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
     at_once = min(_BLOCK_ROWS, max(256, _BLOCK_VALUES // data.num_outputs))
     at_once = max(1, at_once // data.num_versions)
@@ -69,6 +68,25 @@ def fit_centroid(data: TrainingData, *, seed: int = 0, step: Step = no_step) -> 
     return Fitted((every.layer(),), choice, held_out if len(held_out.labels) else None)
 
 
+def _add_up(
+    features: np.ndarray | Blocks,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray,
+    *,
+    every: _Centroids,
+    folds: np.ndarray,
+) -> list[_Centroids]:
+    """Return the sums over all samples, and over those of each fold."""
+    found = [every.empty() for _ in range(len(folds) + 1)]
+    for where, values in blocks_of(features):
+        samples = (*every.centred(values), targets[where], weights[where])
+        found[0].add(*samples)
+        for number, part in zip(folds, found[1:], strict=True):
+            part.add(*(each[fold[where] == number] for each in samples))
+    return found
+
+
 class _Centroids:
     """Sums over the samples of each class, from which everything else follows."""
 
@@ -79,6 +97,11 @@ class _Centroids:
 
     def empty(self) -> _Centroids:
         return _Centroids(self._mean, len(self._counts))
+
+    def merge(self, other: _Centroids) -> None:
+        self._sums += other._sums
+        self._counts += other._counts
+        self._length += other._length
 
     def without(self, part: _Centroids) -> _Centroids:
         rest = self.empty()

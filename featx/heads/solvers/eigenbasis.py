@@ -7,14 +7,18 @@ out, so 4,096 features of 245 images cost no more than 245.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from featx.heads.head import Layer, fold_standardisation
-from featx.heads.samples.data import MOST_CORRELATED, Blocks, TrainingData
+from featx.heads.samples.data import Blocks, Step, TrainingData, no_step
+from featx.heads.samples.statistics import MOST_CORRELATED
 
+T = TypeVar("T")
 _LITTLE_CANCELS = 4
 """Distance of a mean from 0, in deviations, up to which products of raw features are precise."""
 _DOUBLE_UP_TO = 2**22
@@ -145,6 +149,11 @@ class StandardisedBlocks:
         """Parts that can be read in any order."""
         return self._features.num_pieces
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of features read."""
+        return self._features.bytes_read
+
     def only(self, rows: np.ndarray) -> StandardisedBlocks:
         """Return some samples; ``rows`` ``(n,)`` are ascending."""
         return StandardisedBlocks(self._features.only(rows), *self._standard, self.some)
@@ -155,6 +164,13 @@ class StandardisedBlocks:
             values -= self._shift  # noqa: PLW2901
             values *= self._factor  # noqa: PLW2901
             yield where, values
+
+    def each_part(
+        self, work: Callable[..., T], *columns: np.ndarray, step: Step = no_step
+    ) -> Iterator[T]:
+        """Yield as ``Blocks.each_part``, with the blocks standardised."""
+        standardised = partial(_standardised, work, self._standard)
+        return self._features.each_part(standardised, *columns, step=step)
 
     def for_product(
         self, columns: np.ndarray, offset: np.ndarray
@@ -174,6 +190,12 @@ class StandardisedBlocks:
         if not self._can_wait:
             return by_weight
         return np.asarray((by_weight - by_bias.reshape(-1, 1) * self._shift) * self._factor)
+
+
+def _standardised(
+    work: Callable[..., T], standard: tuple[np.ndarray, np.ndarray], features: Blocks, *columns: Any
+) -> T:
+    return work(StandardisedBlocks(features, *standard), *columns)
 
 
 def standardise(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -206,22 +206,16 @@ class Logistic:
     ) -> tuple[np.ndarray, np.ndarray]:
         weight, bias = self._unpack(variables)
         p, k, width = weight.shape
-        columns, offset = np.ascontiguousarray(weight.reshape(p * k, width).T), bias.reshape(-1, 1)
-        if isinstance(self._x, np.ndarray):
-            blocks = iter([(slice(0, len(self._x)), self._x)])
-        else:
-            columns, offset, blocks = self._x.for_product(columns, offset)
+        columns = np.ascontiguousarray(weight.reshape(p * k, width).T)
+        work = _Pass(columns, bias.reshape(-1, 1), totals, skip, self.loss)
+        samples = (self._targets, self._weights, self._fold)
+        x = self._x
+        parts = [work(x, *samples)] if isinstance(x, np.ndarray) else x.each_part(work, *samples)
         losses, by_weight, by_bias = np.zeros(p), np.zeros((p * k, width)), np.zeros((p, k))
-        for rows, x in self._parts(p, blocks):
-            z = columns.T @ x.T  # (p * k, n)
-            z += offset
-            z = z.reshape(p, k, -1)
-            share = self._share(rows, totals, skip)
-            losses += self.loss.residual_in_place(z, self._targets[rows], share)
-            by_weight += z.reshape(p * k, -1) @ x
-            by_bias += z.sum(2)
-        if isinstance(self._x, StandardisedBlocks):
-            by_weight = self._x.gradient(by_weight, by_bias)
+        for own_losses, own_by_weight, own_by_bias in parts:
+            losses += own_losses
+            by_weight += own_by_weight
+            by_bias += own_by_bias
         own = variables.reshape(p, k, -1)[:, :, :-1]
         gradient = np.empty((p, k, own.shape[2] + 1))
         gradient[:, :, :-1] = self._basis.from_samples(by_weight.reshape(p, k, width))
@@ -229,22 +223,6 @@ class Logistic:
         gradient[:, :, -1] = by_bias
         values = losses + 0.5 * penalties * (own * own).sum((1, 2))
         return values, gradient.reshape(p, -1)
-
-    def _share(self, rows: slice, totals: np.ndarray, skip: np.ndarray) -> np.ndarray:
-        """Return each sample's share of each problem's loss, ``(p, n)``; 0 where left out."""
-        share = self._weights[rows] / totals[:, None]
-        return np.where(self._fold[rows] == skip[:, None], 0, share).astype(self._x.dtype)
-
-    def _parts(
-        self, num_problems: int, blocks: Iterator[tuple[slice, np.ndarray]]
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield the samples of blocks, a few at a time."""
-        fitting = _BLOCK_VALUES // (num_problems * self.num_classes)
-        step = max(128, min(_BLOCK_ROWS, fitting))
-        for where, x in blocks:
-            for start in range(where.start, where.stop, step):
-                stop = min(start + step, where.stop)
-                yield slice(start, stop), x[start - where.start : stop - where.start]
 
     def held_out(self, variables: np.ndarray) -> tuple[HeldOut, np.ndarray]:
         """Return outputs of each fold's solution for the samples it left out, and their weights.
@@ -269,3 +247,55 @@ class Logistic:
         """Return the layer for raw features, of one problem's variables."""
         shaped = variables.reshape(self.num_classes, -1)
         return self._basis.layer(shaped[:, :-1], shaped[:, -1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """Sums over samples of the losses of P problems, and their gradients."""
+
+    columns: np.ndarray  # weights, (width, P * num_classes)
+    offset: np.ndarray  # biases, (P * num_classes, 1)
+    totals: np.ndarray  # sum of the trained samples' weights, (P,)
+    skip: np.ndarray  # fold left out, (P,)
+    loss: LogisticLoss
+
+    def __call__(
+        self,
+        x: np.ndarray | StandardisedBlocks,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        fold: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return losses ``(P,)``, gradients ``(P * num_classes, width)`` and ``(P, num_classes)``.
+
+        Samples have features, targets, weights and the fold in which they are held out.
+        """
+        columns, offset, p = self.columns, self.offset, len(self.skip)
+        if isinstance(x, np.ndarray):
+            blocks = iter([(slice(0, len(x)), x)])
+        else:
+            columns, offset, blocks = x.for_product(columns, offset)
+        losses, by_weight = np.zeros(p), np.zeros(columns.T.shape)
+        by_bias = np.zeros((p, len(offset) // p))
+        for rows, block in self._pieces(blocks):
+            z = columns.T @ block.T  # (P * num_classes, n)
+            z += offset
+            z = z.reshape(*by_bias.shape, -1)
+            share = weights[rows] / self.totals[:, None]  # of each problem's loss; 0 where left out
+            share = np.where(fold[rows] == self.skip[:, None], 0, share).astype(x.dtype)
+            losses += self.loss.residual_in_place(z, targets[rows], share)
+            by_weight += z.reshape(len(offset), -1) @ block
+            by_bias += z.sum(2)
+        if not isinstance(x, np.ndarray):
+            by_weight = x.gradient(by_weight, by_bias)
+        return losses, by_weight, by_bias
+
+    def _pieces(
+        self, blocks: Iterator[tuple[slice, np.ndarray]]
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the samples of blocks, a few at a time."""
+        step = max(128, min(_BLOCK_ROWS, _BLOCK_VALUES // len(self.offset)))
+        for where, x in blocks:
+            for start in range(where.start, where.stop, step):
+                stop = min(start + step, where.stop)
+                yield slice(start, stop), x[start - where.start : stop - where.start]

@@ -16,8 +16,8 @@ Parameter" (1979).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -62,17 +62,15 @@ def fit_ridge(
     path: list[dict[str, Any]] = []
     if division is not None:
         systems = of_folds if grouped else [every]
-        parts: Iterable[_Part]
-        if isinstance(x, np.ndarray) and data.num_versions > 1 and not grouped:
-            parts = list(_parts_in_versions(x, data, division, every))
-        else:
-            parts = _parts(_blocks(x, data.num_outputs), data, division, systems)
-            parts = list(parts) if isinstance(x, np.ndarray) else parts
-        path = _errors_along(parts, data, strengths, leave_one_out=not grouped, step=step)
+        strengths = sorted(map(float, strengths))
+        errors = _Errors(division.held_out_folds, systems, strengths, leave_one_out=not grouped)
+        found, parts = _left_out(x, data, division, errors, step)
+        path = _path(found, strengths, are_classes=data.targets.ndim == 1)
         strength = min(path, key=lambda point: point["error"])["strength"]
         rows, some = data.subsample()
         if data.first_pass:
-            parts = _parts([(rows, standardise(some.array, mean, scale))], data, division, systems)
+            kept = rows, standardise(some.array, mean, scale)
+            parts = list(_parts([kept], data.targets, data.weights, division, systems))
         nth = thinning_step(int(division.held_out[rows].sum()), data.num_outputs)
         outputs, targets = [], []
         for part in parts:
@@ -80,8 +78,7 @@ def fit_ridge(
             outputs.append(left_out[::nth].copy())
             targets.append(part.targets[::nth])
         if outputs:
-            num_folds = len(of_folds)
-            held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), num_folds)
+            held_out = HeldOut(np.concatenate(outputs), np.concatenate(targets), len(of_folds))
     weight = (every.directions @ every.solution(strength)).T
     bias = every.shares - weight @ every.centre
     if rotation is not None:
@@ -100,6 +97,27 @@ def fit_ridge(
         "num_folds": held_out.num_folds if held_out else None,
     }
     return Fitted((layer,), choice, held_out)
+
+
+def _left_out(
+    x: np.ndarray | StandardisedBlocks,
+    data: TrainingData,
+    division: Division,
+    errors: _Errors,
+    step: Step,
+) -> tuple[Iterable[np.ndarray], list[_Part]]:
+    """Return the errors on samples that are left out, and these where they are in memory."""
+    told = f"{len(errors.strengths)} strengths on {{}} left out"
+    if not isinstance(x, np.ndarray):
+        samples = (data.targets, data.weights, division.fold)
+        return x.each_part(errors, *samples, step=lambda text: step(told.format(text))), []
+    step(told.format(f"{data.num_samples:,} samples"))
+    if data.num_versions > 1 and errors.leave_one_out:
+        parts = list(_parts_in_versions(x, data, division, errors.systems[0]))
+    else:
+        blocks = _blocks(x, data.num_outputs)
+        parts = list(_parts(blocks, data.targets, data.weights, division, errors.systems))
+    return [errors.of(parts)], parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,14 +177,9 @@ class _Sums:
         wide *= np.sqrt(weights)[:, None]
         self.squares += wide.T @ wide
 
-    def without(self, part: _Sums) -> _Sums:
-        return _Sums(
-            self.squares - part.squares,
-            self.products - part.products,
-            self.samples - part.samples,
-            self.targets - part.targets,
-            self.total - part.total,
-        )
+    def plus(self, other: _Sums, sign: int = 1) -> _Sums:
+        names = [field.name for field in fields(self)]
+        return _Sums(*(getattr(self, name) + sign * getattr(other, name) for name in names))
 
     def system(self) -> _System:
         centre = self.samples / self.total
@@ -184,14 +197,30 @@ def _systems(
     """Return the system of all samples, and for each held-out fold that of the others."""
     fold = division.fold if division else np.zeros(len(data), np.int64)
     folds = division.held_out_folds if division else np.zeros(0, np.int64)
-    sums = _Sums.zeros(x.shape[1], data.num_outputs)
-    parts = [_Sums.zeros(x.shape[1], data.num_outputs) for _ in folds]
-    for rows, block in _blocks(x, data.num_outputs):
-        sums.add(block, data.targets[rows], data.weights[rows])
-        for each, part in zip(folds, parts, strict=True):
-            own = fold[rows] == each
-            part.add(block[own], data.targets[rows][own], data.weights[rows][own])
-    return sums.system(), [sums.without(part).system() for part in parts]
+    work = partial(_add_up, folds=folds, num_outputs=data.num_outputs)
+    samples = (data.targets, data.weights, fold)
+    found = [work(x, *samples)] if isinstance(x, np.ndarray) else x.each_part(work, *samples)
+    every, *each = (reduce(_Sums.plus, sums) for sums in zip(*found, strict=True))
+    return every.system(), [every.plus(part, -1).system() for part in each]
+
+
+def _add_up(
+    x: np.ndarray | StandardisedBlocks,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    fold: np.ndarray,
+    *,
+    folds: np.ndarray,
+    num_outputs: int,
+) -> list[_Sums]:
+    """Return the sums over all samples, and over those of each fold."""
+    every, *each = (_Sums.zeros(x.shape[1], num_outputs) for _ in range(len(folds) + 1))
+    for rows, block in _blocks(x, num_outputs):
+        every.add(block, targets[rows], weights[rows])
+        for number, part in zip(folds, each, strict=True):
+            own = fold[rows] == number
+            part.add(block[own], targets[rows][own], weights[rows][own])
+    return [every, *each]
 
 
 def _weighted_sums(
@@ -223,19 +252,21 @@ def _blocks(
 
 def _parts(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
-    data: TrainingData,
+    targets: np.ndarray,
+    weights: np.ndarray,
     division: Division,
     systems: Sequence[_System],
 ) -> Iterator[_Part]:
     """Yield the held-out samples of blocks: numbers ``(n,)`` and standardised features."""
+    held_out = division.held_out
     for numbers, x in blocks:
         for fold, system in zip(division.held_out_folds, systems, strict=True):
-            own = (division.fold[numbers] == fold) & division.held_out[numbers]
+            own = (division.fold[numbers] == fold) & held_out[numbers]
             if own.any():
                 centred = x[own] - system.centre.astype(x.dtype)
                 coordinates = centred @ system.directions.astype(x.dtype)
                 rows = numbers[own]
-                yield _Part(data.targets[rows], data.weights[rows], coordinates, system)
+                yield _Part(targets[rows], weights[rows], coordinates, system)
 
 
 def _parts_in_versions(
@@ -312,32 +343,45 @@ def _outputs_without_versions(
         yield outputs
 
 
-def _errors_along(
-    parts: Iterable[_Part],
-    data: TrainingData,
-    strengths: Sequence[float],
-    *,
-    leave_one_out: bool,
-    step: Step,
+@dataclass(frozen=True, eq=False)
+class _Errors:
+    """Finds squared errors on samples that are left out, at several strengths."""
+
+    folds: np.ndarray  # that are held out
+    systems: Sequence[_System]  # of each
+    strengths: Sequence[float]
+    leave_one_out: bool
+
+    def __call__(
+        self, x: StandardisedBlocks, targets: np.ndarray, weights: np.ndarray, fold: np.ndarray
+    ) -> np.ndarray:
+        division = Division(fold, self.folds)
+        return self.of(_parts(_blocks(x, 1), targets, weights, division, self.systems))
+
+    def of(self, parts: Iterable[_Part]) -> np.ndarray:
+        """Return sums of errors, of samples that are right, of weights and of samples, ``(4, S)``.
+
+        Errors are weighted; what is right is 0 of numbers.
+        """
+        found = np.zeros((4, len(self.strengths)))
+        for part in parts:
+            found[2] += part.weights.sum()
+            found[3] += len(part.weights)
+            each = _outputs(part, self.strengths, leave_one_out=self.leave_one_out)
+            for i, outputs in enumerate(each):
+                squared, hits = _errors(outputs, part.targets)
+                found[:2, i] += part.weights @ squared, hits
+        return found
+
+
+def _path(
+    found: Iterable[np.ndarray], strengths: Sequence[float], *, are_classes: bool
 ) -> list[dict[str, Any]]:
-    """Return the weighted mean squared error on samples that are left out, and top-1 of classes."""
-    strengths = sorted(map(float, strengths))
-    error, right, total, count = np.zeros(len(strengths)), np.zeros(len(strengths)), 0.0, 0
-    for part in parts:
-        total, count = total + part.weights.sum(), count + len(part.weights)
-        step(f"{len(strengths)} strengths on {count:,} of {data.num_samples:,} samples left out")
-        for i, outputs in enumerate(_outputs(part, strengths, leave_one_out=leave_one_out)):
-            squared, hits = _errors(outputs, part.targets)
-            error[i] += part.weights @ squared
-            right[i] += hits
-    are_classes = data.targets.ndim == 1
+    """Return the weighted mean squared error of each strength, and top-1 of classes."""
+    error, right, total, count = np.sum(list(found), axis=0)
     return [
-        {
-            "strength": strength,
-            "error": float(lost / total),
-            "top1": float(hits / count) if are_classes else None,
-        }
-        for strength, lost, hits in zip(strengths, error, right, strict=True)
+        {"strength": c, "error": float(lost), "top1": float(hits) if are_classes else None}
+        for c, lost, hits in zip(strengths, error / total, right / count, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featx.errors import SourceError
-from featx.heads.samples.data import Moments
+from featx.heads.samples.statistics import Moments
 from featx.heads.tasks.losses import SQUARED
 from featx.heads.tasks.scores import RegressionMetrics, TargetScores, bootstrap_intervals
 from featx.heads.tasks.task import IMAGES, Column, Details, Labels, Task, joined, listed

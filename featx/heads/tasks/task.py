@@ -292,6 +292,11 @@ class Scorer:
         self._parts.append(self._task.summarise(outputs, targets))
         self._num_outputs = outputs.shape[1]
 
+    def merge(self, other: Scorer) -> None:
+        """Take in the samples of another."""
+        self._parts += other._parts
+        self._num_outputs = self._num_outputs or other._num_outputs
+
     def scores(self) -> Scores | None:
         """Return the scores of all samples, None if there are none."""
         if not self._parts:

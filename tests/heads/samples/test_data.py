@@ -11,8 +11,8 @@ from featx.heads.samples.data import (
     pools_of,
     read_first_pass,
     shuffled_batches,
-    standardisation,
 )
+from featx.heads.samples.statistics import standardisation
 
 
 @settings(max_examples=25)

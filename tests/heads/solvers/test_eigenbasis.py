@@ -10,7 +10,7 @@ from solving import eigenbasis_of
 
 import featx.heads.solvers.eigenbasis
 from featx.heads.head import apply_layers
-from featx.heads.samples.data import standardisation
+from featx.heads.samples.statistics import standardisation
 
 SHAPES = [(200, 7), (20, 50), (30, 30), (2, 5), (1, 3)]
 

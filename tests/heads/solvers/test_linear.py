@@ -20,7 +20,6 @@ import featx.heads.samples.folds
 import featx.heads.solvers.eigenbasis
 import featx.heads.solvers.linear
 from featx.heads.head import Layer, apply_layers
-from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import (
     NUM_FOLDS,
     Division,
@@ -28,6 +27,7 @@ from featx.heads.samples.folds import (
     divide,
     stratified_folds,
 )
+from featx.heads.samples.statistics import standardisation
 from featx.heads.solvers.lbfgs import Stopping
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS, follow_path, with_all_samples
 from featx.heads.solvers.logistic import Logistic, Problems

@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from solving import fit_ridge, samples_of
 
 from featx.heads.head import apply_layers
-from featx.heads.samples.data import standardisation
 from featx.heads.samples.folds import divide
+from featx.heads.samples.statistics import standardisation
 from featx.heads.solvers.linear import FIXED_STRENGTH, STRENGTHS
 
 

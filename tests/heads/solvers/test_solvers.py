@@ -197,7 +197,7 @@ def test_a_class_that_is_all_held_out():
 
 
 def test_many_features_are_solved_without_a_rotation(monkeypatch):
-    monkeypatch.setattr("featx.heads.samples.data.MOST_CORRELATED", 8)
+    monkeypatch.setattr("featx.heads.samples.statistics.MOST_CORRELATED", 8)
     features, labels = samples_of()
     whole = fit_linear(features, labels, NUM_CLASSES, strengths=[0.01])
     found = read_once(features, np.arange(500), 300)
