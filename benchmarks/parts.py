@@ -1,11 +1,16 @@
 r"""A feature file in parts: time and memory of index, open, check and one pass of train-head.
 
-    python benchmarks/parts.py [--rows 20000000] [--features 256] [--parts 16] [--write]
+    python benchmarks/parts.py [--rows 20000000] [--features 256] [--parts 16] [--ray] [--write]
 
 Makes parts of synthetic rows, of half as many and of all, and lets a process of its own write the
 index, open, check and train on each: with ``--solver centroid``, which reads the features once.
 Twice the rows should take twice the time, and memory grow by what the small columns take. The parts
 of 20 million rows have 22 GB; they are made in ``--folder`` and deleted.
+
+With ``--ray`` train-head runs instead on all parts in blocks, by itself and by a Ray cluster of one
+node on this machine, and the table says what a cluster costs: to join it and have it checked, and
+for each part of a pass. From this, and a stated speed of a machine's disk, follows how many bytes
+of features a cluster of several machines is worth; one machine cannot show that.
 """
 
 import os
@@ -24,13 +29,18 @@ from memory import NUM_CLASSES, Made
 from report import ROOT, table, write_measured
 
 from featx.artifact.parts import part_path
+from featx.extraction.part_rows import reading_on_cluster
+from featx.features.blocks import FeatureRows
+from featx.features.file import open_features
 from featx.features.parts import PartsPlan
 from featx.features.publish import publish_features
 from featx.features.records import RowBlock
 from featx.images.sources import Sample
+from featx.stages.train import train_head
 
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 from headers import complete_header
+from part_files import ray_cluster
 
 COMMANDS = {
     "index (`featx merge`)": ["-m", "featx", "merge", "{}", "--quiet"],
@@ -118,14 +128,71 @@ def run(arguments: list[str], folder: Path) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
+def on_ray(parts: Path, num_rows: int, num_features: int, num_parts: int) -> str:
+    """Return what training by a cluster of this machine costs, as a table and what follows."""
+    size, cores = 4 * num_rows * num_features, os.cpu_count() or 1
+    head, lines, seconds = parts.parent / "head.safetensors", [], list[float]()
+    with ray_cluster(cores) as cluster:
+        for name, more in (("one process", {}), ("Ray, one node", {"ray": str(cluster.address)})):
+            start = time.perf_counter()
+            options = {"memory": size // 4, "progress": False}
+            report = train_head(parts, head, **options, **more)  # type: ignore[arg-type]
+            seconds.append(time.perf_counter() - start)
+            head.unlink()
+            read = report.choice["in_blocks"]["bytes_read"]
+            passes = read / size
+            cells = (f"{seconds[-1]:.1f} s", f"{read / 1e9:.1f} GB", f"{passes:.0f}")
+            lines.append((name, *cells, f"{read / 1e9 / seconds[-1]:.2f} GB/s"))
+        cache, start = open_features(parts, features_later=True), time.perf_counter()
+        with reading_on_cluster(cache, str(cluster.address)) as rows:
+            joining = time.perf_counter() - start
+            list(rows.each_part(_nothing))
+            start = time.perf_counter()
+            list(rows.each_part(_nothing))
+            of_part = (time.perf_counter() - start) / num_parts
+    titles = ("train-head, lbfgs", "time", "read", "passes over features", "a second")
+    text = (
+        f"{num_rows:,} rows of {num_features} features in {num_parts} parts, {NUM_CLASSES} "
+        f"classes; {cores} cores, load {os.getloadavg()[0]:.1f}; files that the system has in "
+        "memory:\n\n"
+        f"{table(titles, lines)}\nTo join the cluster and have its node checked took "
+        f"{joining:.1f} s, and a part of a pass {1000 * of_part:.0f} ms beside its work. A cluster "
+        "has to save more than that. If each machine reads at a speed of its own, and features come "
+        f"from there in each of {passes:.0f} passes, 16 parts a machine, it is faster from\n\n"
+    )
+    rows_of_table = []
+    for disk in (0.2, 1.0, 4.0):
+        sizes = []
+        for machines in (2, 4, 16):
+            lost = joining + passes * of_part * 16
+            sizes.append(f"{lost * disk / passes / (1 - 1 / machines):.2f} GB")
+        rows_of_table.append((f"{disk:g} GB/s", *sizes))
+    return text + table(("a machine reads", "2 machines", "4", "16"), rows_of_table)
+
+
+def _nothing(blocks: FeatureRows) -> int:
+    return blocks.shape[0]
+
+
 @click.command()
 @click.option("--rows", default=20_000_000, show_default=True)
 @click.option("--features", default=256, show_default=True)
 @click.option("--parts", default=16, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to make the parts.")
+@click.option("--ray", is_flag=True, help="Measure train-head on a Ray cluster of this machine.")
 @click.option("--write", is_flag=True, help="Put the table into docs/scale.md.")
-def main(*, rows: int, features: int, parts: int, folder: Path | None, write: bool) -> None:
+def main(
+    *, rows: int, features: int, parts: int, folder: Path | None, ray: bool, write: bool
+) -> None:
     """Measure, print, and perhaps write docs/scale.md."""
+    if ray:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            make(Path(scratch) / "big.parts", rows, features, parts)
+            text = on_ray(Path(scratch) / "big.parts", rows, features, parts)
+        print(text)
+        if write:
+            write_measured("docs/scale.md", text, name="training on ray")
+        return
     sizes, found = (rows // 2, rows), []
     for count in sizes:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
