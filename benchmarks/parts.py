@@ -157,8 +157,8 @@ def on_ray(parts: Path, num_rows: int, num_features: int, num_parts: int) -> str
         "memory:\n\n"
         f"{table(titles, lines)}\nTo join the cluster and have its node checked took "
         f"{joining:.1f} s, and a part of a pass {1000 * of_part:.0f} ms beside its work. A cluster "
-        "has to save more than that. If each machine reads at a speed of its own, and features come "
-        f"from there in each of {passes:.0f} passes, 16 parts a machine, it is faster from\n\n"
+        "has to save more than that. If each machine reads at a speed of its own, and features "
+        f"come from there in each of {passes:.0f} passes, 16 parts a machine, it is faster from\n\n"
     )
     rows_of_table = []
     for disk in (0.2, 1.0, 4.0):
