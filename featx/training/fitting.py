@@ -239,10 +239,8 @@ class _Training:
             for repeat in range(few_shot.repeats)
         ]
         drawn = np.unique(np.concatenate(draws))
-        if blocks:
-            data = self._data(self._read_once(blocks, drawn).features, drawn)
-        else:
-            data = self._load(drawn)
+        read = blocks and self._read_once(blocks, drawn).features
+        data = self._load(drawn) if read is None else self._data(read, drawn)
         return [
             self._fit(data.select(np.searchsorted(drawn, rows)), self.rows[rows], first=not number)
             for number, rows in enumerate(draws)
