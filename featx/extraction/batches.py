@@ -79,11 +79,11 @@ class Cluster(Protocol):
     def batches(
         self,
         source: ImageSource,
-        chunks: Sequence[Sequence[int]],
+        positions: np.ndarray,
         work: Work,
         mark: Callable[[ImageBatch], None],
     ) -> Generator[ImageBatch, None, None]:
-        """Yield batches of one or more chunks of positions, in order, with rows.
+        """Yield batches of one or more times ``work.step`` images, in order, with rows.
 
         ``mark`` is called with each, in order too, once it is read: it says which images are new.
         """

@@ -83,18 +83,18 @@ class RayCluster:
     def batches(
         self,
         source: ImageSource,
-        chunks: Sequence[Sequence[int]],
+        positions: np.ndarray,
         work: Work,
         mark: Callable[[ImageBatch], None],
     ) -> Generator[ImageBatch, None, None]:
-        """Yield batches of some chunks each, as ``batches.Cluster`` says."""
+        """Yield batches of some times ``work.step`` images each, as ``batches.Cluster`` says."""
         self._serial += 1
         pool, versions = self.pool, 1 + (work.views.num_views if work.views else 0)
         row_bytes = versions * work.length * np.dtype(work.dtype).itemsize
         size = max(1, min(_ITEM_IMAGES, _ITEM_BYTES // row_bytes) // work.step)
-        size = max(1, min(size, len(chunks) // (4 * pool.most)))
-        groups = (chunks[start : start + size] for start in range(0, len(chunks), size))
-        works = (_ItemWork([p for chunk in group for p in chunk], source) for group in groups)
+        size = max(1, min(size, -(-len(positions) // work.step) // (4 * pool.most))) * work.step
+        starts = range(0, len(positions), size)
+        works = (_ItemWork(positions[i : i + size].tolist(), source) for i in starts)
 
         def take_read(item: _ItemWork, found: list[Found]) -> bool:
             names = ((p, source.samples[p].sample_id) for p in item.positions)
@@ -112,7 +112,7 @@ class RayCluster:
             return any(image.is_new and not image.reason for image in item.batch.images)
 
         capacity = pool.most * (2 * pool.slots + 2)
-        fitting = _WINDOW_BYTES // (size * work.step * row_bytes)
+        fitting = _WINDOW_BYTES // (size * row_bytes)
         window = min(2 * capacity, max(_WINDOW * pool.most, fitting))
         schedule = Schedule(works, take_read, window=window)
         pool.begin(self._serial, work)

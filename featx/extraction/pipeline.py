@@ -23,6 +23,7 @@ from featx.extraction.faster import Advice
 from featx.extraction.options import Profile, ResolvedOptions
 from featx.extraction.plan import Plan
 from featx.extraction.resume import Settings
+from featx.features.contents import RowsByContent
 from featx.features.publish import ExistingRows
 from featx.features.records import Batch, RowBlock
 from featx.features.skipped import SkippedImage
@@ -34,12 +35,7 @@ from featx.images.sources import ImageSource
 _MIN_READERS = 2
 _WAITING = 2  # batches between two steps
 _PENDING = -1
-
-_Outcomes = dict[bytes, int | Image]
-"""The row of each content, or the first image with it where it cannot be used; some 200 bytes each.
-
-Pixels that come without a file have one shape in a source, so that those with the same hash are
-the same."""
+_RECENT = 4096  # rows that enter the table at once
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,10 @@ class Target:
     existing: ExistingRows
     plan: Plan
 
-    def contents(self, *, with_views: bool) -> frozenset[bytes]:
-        """Return the contents whose rows there are, all or those that have views."""
-        return frozenset(_outcomes_of(self.existing, with_views=with_views))
+    def contents(self, *, with_views: bool) -> bytes:
+        """Return the contents whose rows there are, all or those that have views, in order."""
+        digests, which = _contents_of(self.existing, with_views=with_views)
+        return np.unique(digests[which].view(f"V{DIGEST_BYTES}")).tobytes()
 
 
 def start_decoders(
@@ -131,11 +128,9 @@ def run_backbone(
     with closing(advice):
         for positions, drawn in parts:
             work = replace(own, views=drawn)
-            step = work.step
-            chunks = [positions[i : i + step].tolist() for i in range(0, len(positions), step)]
             computer = Computer(engine, work.maker(images, decoders), work)
             run = _Run(computer, tuple(targets), workers, cluster)
-            for batch in run.batches(chunks) if chunks else ():
+            for batch in run.batches(positions) if len(positions) else ():
                 used = [image for image in batch.images if not image.reason]
                 num_animated = sum(image.is_animated for image in used)
                 num_copies = sum(not image.is_new for image in used)
@@ -167,14 +162,75 @@ def _batch_size(
     return options.batch_size or default_batch_size(engine, size, device=device)
 
 
-def _outcomes_of(existing: ExistingRows, *, with_views: bool) -> _Outcomes:
-    """Return the rows there are by their content, all or those that have views."""
-    digests, rows = existing.digests(), np.arange(existing.next_row)
-    if with_views:
-        rows = np.flatnonzero(existing.has_views)
-    outcomes: _Outcomes = {digests[row].tobytes(): row for row in rows.tolist()}
-    outcomes.pop(NO_DIGEST, None)
-    return outcomes
+def _contents_of(existing: ExistingRows, *, with_views: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of the rows there are, and which count: with views, if asked for."""
+    digests = existing.digests()
+    which = np.asarray(digests.any(axis=1))
+    return digests, which & existing.has_views if with_views else which
+
+
+class _Outcomes:
+    """The row of each content, or the first image with it where it cannot be used.
+
+    Pixels that come without a file have one shape in a source, so that those with the same hash
+    are the same.
+    """
+
+    def __init__(self, existing: ExistingRows, *, with_views: bool) -> None:
+        self._rows = RowsByContent()
+        self._rows.add(*_contents_of(existing, with_views=with_views))
+        self._recent: dict[bytes, int | Image] = {}  # of images under way and unusable ones too
+        self._entered: list[tuple[bytes, bool]] = []  # rows that are not in the table yet
+
+    def mark(self, batch: ImageBatch) -> None:
+        """Mark the images of the next batch whose content comes first here."""
+        for image, row in zip(batch.images, self._in_table(batch.images), strict=True):
+            image.is_new = row < 0 and image.digest not in self._recent
+            if image.is_new and image.digest != NO_DIGEST:
+                self._recent[image.digest] = _PENDING
+
+    def enter(self, images: Sequence[Image], first: int) -> np.ndarray:
+        """Give the usable images of a batch the next rows; others that are copies get their reason.
+
+        Returns:
+            Of each row, its own number or that of the row it is a copy of, ``(n,)`` int64.
+        """
+        sources: list[int] = []
+        copies = iter(self._in_table([image for image in images if not image.is_new]))
+        for image in images:
+            number = first + len(sources)
+            if image.is_new:
+                if image.digest != NO_DIGEST:
+                    self._recent[image.digest] = image if image.reason else number
+            else:
+                outcome = self._recent.get(image.digest, next(copies))
+                if isinstance(outcome, Image):
+                    image.reason, image.is_permanent = outcome.reason, outcome.is_permanent
+                else:
+                    number = outcome
+            if not image.reason:
+                sources.append(number)
+                self._entered.append((image.digest, image.is_new and image.digest != NO_DIGEST))
+        if len(self._entered) >= _RECENT:
+            self._settle()
+        return np.array(sources, dtype=np.int64)
+
+    def _in_table(self, images: Sequence[Image]) -> list[int]:
+        """Return the row of each image's content, -1 of what is recent or new."""
+        found: list[int] = self._rows.find(_joined([image.digest for image in images])).tolist()
+        return found
+
+    def _settle(self) -> None:
+        digests, which = zip(*self._entered, strict=True)
+        self._rows.add(_joined(digests), np.array(which))
+        for digest, is_first in self._entered:
+            if is_first:
+                del self._recent[digest]
+        self._entered.clear()
+
+
+def _joined(digests: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -186,17 +242,17 @@ class _Run:
     workers: int
     cluster: Cluster | None = None
 
-    def batches(self, chunks: Sequence[Sequence[int]]) -> Generator[ImageBatch, None, None]:
-        """Yield a batch for each chunk of positions, once journals and plans have it."""
+    def batches(self, positions: np.ndarray) -> Generator[ImageBatch, None, None]:
+        """Yield batches of these images, in order, once journals and plans have them."""
         work, source = self.computer.work, self.computer.maker.source
         with_views = work.views is not None
-        outcomes = [_outcomes_of(each.existing, with_views=with_views) for each in self.targets]
+        outcomes = [_Outcomes(each.existing, with_views=with_views) for each in self.targets]
         ends = np.cumsum([each.existing.journal.layout.size for each in self.targets])[:-1]
-        mark = partial(_mark, outcomes=outcomes[0])
+        mark = outcomes[0].mark
         if self.cluster:
-            found = self.cluster.batches(source, chunks, work, mark)
+            found = self.cluster.batches(source, positions, work, mark)
         else:
-            found = self._computed(source, chunks, mark)
+            found = self._computed(source, positions, mark)
         with ExitStack() as stack:
             rows_at = [stack.enter_context(each.existing.reading()) for each in self.targets]
             computed = stack.enter_context(closing(found))
@@ -206,20 +262,23 @@ class _Run:
                     for number, target in enumerate(self.targets):
                         first = target.existing.next_row
                         part = replace(batch, rows=parts[number])
-                        rows = _rows(part, first, outcomes[number], rows_at[number])
+                        sources = outcomes[number].enter(batch.images, first)
+                        rows = _rows(part, first, sources, rows_at[number])
                         _enter(batch.images, rows, target.existing, target.plan)
                 yield batch
 
     def _computed(
         self,
         source: ImageSource,
-        chunks: Sequence[Sequence[int]],
+        positions: np.ndarray,
         mark: Callable[[ImageBatch], None],
     ) -> Generator[ImageBatch, None, None]:
-        """Yield a batch for each chunk of positions, with the rows of its new images."""
+        """Yield batches with the rows of their new images."""
+        step = self.computer.work.step
+        starts = range(0, len(positions), step)
         read = map_ahead(
             partial(read_batch, source),
-            chunks,
+            (positions[start : start + step].tolist() for start in starts),
             workers=max(_MIN_READERS, self.workers),
             window=_WAITING,
         )
@@ -235,37 +294,16 @@ class _Run:
             yield from computed
 
 
-def _mark(batch: ImageBatch, outcomes: _Outcomes) -> None:
-    """Mark the images of the next batch whose content comes first here."""
-    for image in batch.images:
-        image.is_new = image.digest not in outcomes
-        if image.digest != NO_DIGEST:
-            outcomes.setdefault(image.digest, _PENDING)
-
-
 def _rows(
     batch: ImageBatch,
     first: int,
-    outcomes: _Outcomes,
+    numbers: np.ndarray,
     rows_at: Callable[[np.ndarray], RowBlock],
 ) -> np.ndarray:
-    """Return the rows of a batch, computed or those of the same content.
+    """Return the rows of a batch, computed or copied as ``numbers`` ``(n,)`` says.
 
     They are ``(n, num_versions, size)``.
     """
-    sources: list[int] = []  # of each row: its own number, or that of the row it is a copy of
-    for image in batch.images:
-        number = first + len(sources)
-        if image.is_new:
-            if image.digest != NO_DIGEST:
-                outcomes[image.digest] = image if image.reason else number
-        elif isinstance(outcome := outcomes[image.digest], Image):
-            image.reason, image.is_permanent = outcome.reason, outcome.is_permanent
-        else:
-            number = outcome
-        if not image.reason:
-            sources.append(number)
-    numbers = np.array(sources, dtype=np.int64)
     own = numbers == first + np.arange(len(numbers))
     computed = batch.rows
     rows = np.empty((len(numbers), *computed.shape[1:]), dtype=computed.dtype)

@@ -60,7 +60,7 @@ def _settings(run: OutputRun) -> tuple[Any, ...]:
     return spec, settings
 
 
-def _contents(run: OutputRun) -> tuple[frozenset[bytes], ...]:
+def _contents(run: OutputRun) -> tuple[bytes, ...]:
     target = Target(run.existing, run.plan)
     kinds = (True, False) if run.settings.views else (False,)
     return tuple(target.contents(with_views=kind) for kind in kinds)

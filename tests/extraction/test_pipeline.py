@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -24,11 +26,13 @@ import pytest
 
 from featx.errors import BackboneError, BadImages, ConfigError, SourceError
 from featx.extraction import batches, crops, pipeline
-from featx.extraction.crops import Decoders, Outcome
+from featx.extraction.batches import ImageBatch
+from featx.extraction.crops import Decoders, Image, Outcome
 from featx.extraction.options import ExtractOptions, ExtractReport
 from featx.features.file import open_features
-from featx.images.decode import decode_image, decoded
+from featx.images.decode import NO_DIGEST, decode_image, decoded
 from featx.images.preprocess import PreprocessSpec, preprocess
+from featx.images.sources import NEVER_CHANGES
 from featx.stages.extract import extract
 
 
@@ -110,12 +114,58 @@ def test_an_interrupted_run_forms_the_same_batches(stop_after, photos, tmp_path,
     assert sum(again.batches) < sum(whole.batches)
 
 
+def digest_of(number: int) -> bytes:
+    """Return the digest of a content; 0 stands for one that could not be read."""
+    return number.to_bytes(16, "big")
+
+
 def copy(source: Path, original: str, *names: str) -> None:
     for name in names:
         shutil.copy(source / original, source / name)
 
 
 class TestDuplicates:
+    @pytest.fixture(autouse=True, params=[1, 4096])
+    def recent(self, request, monkeypatch):
+        monkeypatch.setattr(pipeline, "_RECENT", request.param)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_became_of_each_content_is_what_a_dict_has(self, seed, recent):
+        rng = random.Random(seed)
+        old = np.frombuffer(b"".join(digest_of(rng.randrange(40)) for _ in range(30)), np.uint8)
+        existing: Any = SimpleNamespace(digests=lambda: old.reshape(-1, 16))
+        outcomes = pipeline._Outcomes(existing, with_views=False)
+        expected = {bytes(digest): row for row, digest in enumerate(old.reshape(-1, 16))}
+        expected.pop(NO_DIGEST, None)
+        ahead, first = deque[list[Image]](), len(old) // 16
+        for number in range(200):
+            images = [
+                Image(0, "", NEVER_CHANGES, digest_of(rng.randrange(3 * number + 1)))
+                for _ in range(rng.randrange(7))
+            ]
+            outcomes.mark(ImageBatch(images))
+            for image in images:
+                assert image.is_new == (image.digest not in expected)
+                if image.digest != NO_DIGEST:
+                    expected.setdefault(image.digest, -1)
+            ahead.append(images)
+            if len(ahead) < 5 and number < 195:
+                continue
+            images, wanted = ahead.popleft(), list[int]()
+            for image in images:
+                if image.is_new and (image.digest == NO_DIGEST or rng.random() < 0.1):
+                    image.reason = f"bad {image.digest.hex()}"
+            is_bad = [bool(image.reason) for image in images]
+            numbers = outcomes.enter(images, first)
+            for image, bad in zip(images, is_bad, strict=True):
+                if image.is_new and image.digest != NO_DIGEST:
+                    expected[image.digest] = -2 if bad else first + len(wanted)
+                row = -2 if bad else expected[image.digest]
+                assert image.reason == (f"bad {image.digest.hex()}" if row == -2 else "")
+                wanted += [row] if row >= 0 else []
+            assert numbers.tolist() == wanted
+            first += len(wanted)
+
     @pytest.mark.parametrize("batch_size", [1, 3, 64])
     def test_each_content_is_extracted_once(self, batch_size, photos, tmp_path, arithmetic):
         source = photos({"ants": 6, "bees": 6})
