@@ -1,6 +1,6 @@
 """Extraction by a cluster: what commits alone, simulated workers, and Ray on one node.
 
-    python benchmarks/scale.py [--rows 2000000] [--photos 400] [--rounds 3]
+    python benchmarks/scale.py [--rows 2000000] [--workers 1000] [--photos 400] [--rounds 3]
 
 The numbers, and the arithmetic that follows from them, go into docs/scale.md.
 """
@@ -43,6 +43,8 @@ DOLLARS = 0.04  # for an hour of a core
 PHOTO_BYTES = 110_000
 FEATURES = 2048
 RATE, FAILING = 30.0, 0.01  # of a simulated worker: images a second; items that end it
+START = 20.0  # seconds until another one has loaded the model
+ITEMS, FEW_FEATURES = 50, 64  # of a simulated worker: many items, of rows that fill no disk
 
 
 class Samples:
@@ -66,9 +68,12 @@ class FakePool:
     rate: float = 0.0
     failing: float = 0.0
     slots: int = 1
+    num_features: int = FEATURES
     kinds: tuple[str, ...] = ()
     now: float = 0.0
     num_ended: int = 0
+    kept: float = 0.0  # seconds of computing what was taken
+    lost: float = 0.0  # and what ended with its worker
     events: list[Any] = field(default_factory=list)
     begun: list[Joined] = field(default_factory=list)
 
@@ -76,7 +81,8 @@ class FakePool:
         self.random, self.count, self.busy = random.Random(0), 0, dict[str, float]()
         self.ready = deque[Any]()
         self.begun = [self.start() for _ in range(self.most)]
-        self.rows = np.random.default_rng(0).standard_normal((4096, 1, FEATURES), np.float32)
+        shape = 64, 1, self.num_features
+        self.rows = np.random.default_rng(0).standard_normal(shape, np.float32)
 
     def start(self) -> Joined:
         self.count += 1
@@ -89,9 +95,9 @@ class FakePool:
     def joined(self) -> list[Joined]:
         return self.begun
 
-    def later(self, at: float, event: Any) -> None:
+    def later(self, at: float, event: Any, seconds: float = 0.0) -> None:
         self.count += 1
-        heapq.heappush(self.events, (at, self.count, event))
+        heapq.heappush(self.events, (at, self.count, event, seconds))
 
     def submit(self, call: Call) -> None:
         positions = call.item.work.positions
@@ -108,33 +114,31 @@ class FakePool:
         if not self.rate:
             self.ready.append(done)
             return
+        if call.step == "read":  # beside what the worker computes
+            self.later(self.now + self.random.expovariate(1 / takes), done)
+            return
         begin = max(self.now, self.busy.get(call.worker, 0.0))
-        if call.step == "read":
-            end = begin + self.random.expovariate(1 / takes)
-        else:  # the sum of as many images, each of which varies
-            end = begin + self.random.gammavariate(takes, 1 / self.rate)
-        if call.step != "read":
-            self.busy[call.worker] = end
-        if call.step != "read" and self.random.random() < self.failing:
-            self.later(end, Left(call.worker, "ended"))
-        else:
-            self.later(end, done)
+        seconds = self.random.gammavariate(takes, 1 / self.rate)  # of as many images, which vary
+        self.busy[call.worker] = begin + seconds
+        is_last = self.random.random() < self.failing
+        self.later(begin + seconds, Left(call.worker, "ended") if is_last else done, seconds)
 
     def wait(self, seconds: float) -> list[Any]:
         if not self.rate:
             found, self.ready = list(self.ready), deque()
             return found
-        at, _, event = heapq.heappop(self.events)
-        self.now = at
+        self.now, _, event, taken = heapq.heappop(self.events)
         name = event.call.worker if isinstance(event, Done) else getattr(event, "worker", None)
         if isinstance(event, Joined):
             return [event]
         if name not in self.busy:
             return []
         if isinstance(event, Left):
-            self.num_ended += 1
+            self.num_ended, self.lost = self.num_ended + 1, self.lost + taken
             del self.busy[name]
-            self.later(self.now + 20, self.start())  # a model is loaded
+            self.later(self.now + START, self.start())
+        else:
+            self.kept += taken
         return [event]
 
 
@@ -154,7 +158,7 @@ class Committed:
 
 def commit(pool: FakePool, num_rows: int, folder: Path) -> Committed:
     """Commit the rows of fake workers to a journal, and check that each is there once."""
-    layout = RowLayout((FEATURES,))
+    layout = RowLayout((pool.num_features,))
     images: Any = SimpleNamespace(samples=Samples(num_rows), uri="fake")
     plan = Plan(np.full(num_rows, -1, np.int64), np.zeros((0, 3), np.int64), np.zeros(0, np.int64))
     settings: Any = SimpleNamespace(
@@ -332,21 +336,23 @@ def arithmetic(core: float, alone: Committed) -> str:
 
 @click.command()
 @click.option("--rows", default=2_000_000, show_default=True, help="Rows that are committed.")
+@click.option("--workers", default=1000, show_default=True, help="Workers that are simulated.")
 @click.option("--photos", default=400, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--write/--no-write", default=True, help="Put the tables into docs/scale.md.")
-def main(rows: int, photos: int, rounds: int, write: bool) -> None:
+def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None:
     """Measure, and print the tables."""
     short: Any = tempfile.TemporaryDirectory(prefix="fx", dir="/tmp", ignore_cleanup_errors=True)
     with tempfile.TemporaryDirectory() as name, short as for_ray:
         os.environ["RAY_TMPDIR"] = for_ray  # names of sockets in it may have 107 characters
         folder = Path(name)
         alone = commit(FakePool(64), rows, folder)
-        simulated = FakePool(1000, rate=RATE, failing=FAILING)
-        many = commit(simulated, max(rows // 4, 10 * 64 * 1000), folder)
+        simulated = FakePool(workers, rate=RATE, failing=FAILING, num_features=FEW_FEATURES)
+        many = commit(simulated, ITEMS * 64 * workers, folder)
         plain, own = on_one_node(photos, rounds, folder)
     cores = len(os.sched_getaffinity(0))
     load = many.cpu_seconds / many.simulated
+    whole, starting = workers * many.simulated, simulated.num_ended * START
     rows_of = [
         ["rows committed alone, 2,048 features", f"{alone.num_rows / alone.seconds:,.0f}/s"],
         [
@@ -354,12 +360,16 @@ def main(rows: int, photos: int, rounds: int, write: bool) -> None:
             f"{alone.early_mb:,.0f}, {alone.late_mb:,.0f}, {alone.mb:,.0f} MB",
         ],
         [
-            f"1,000 simulated workers, {RATE:.0f} images/s each, {FAILING:.0%} of items end theirs",
-            f"{many.num_rows:,} rows, each once and in order; {simulated.num_ended} workers ended",
+            f"{workers:,} simulated workers, {RATE:.0f} images/s each, {FAILING:.0%} of items end "
+            "theirs",
+            f"{many.num_rows:,} rows, each once, in order; {simulated.num_ended:,} workers ended",
         ],
+        ["their time: computing rows that are committed", f"{simulated.kept / whole:.0%}"],
+        [f"their time: starting another, {START:.0f} s", f"{starting / whole:.0%}"],
+        ["their time: computing what is lost with them", f"{simulated.lost / whole:.0%}"],
         [
-            "of what they could do if none ended, the wait for the last rows included",
-            f"{many.num_rows / many.simulated / 1000 / RATE:.0%}",
+            "their time: waiting, for the last rows as well",
+            f"{1 - (simulated.kept + starting + simulated.lost) / whole:.0%}",
         ],
         ["processor time of committing in that, of a core", f"{load:.0%}"],
         ["ResNet-18, one machine", f"{plain.rate:,.1f} images/s"],
