@@ -11,13 +11,12 @@ from typing import Any
 from featx.errors import ClusterError, FeatxError, counted, first_line
 from featx.extraction.batches import Work
 from featx.extraction.committer import Call, Done, Joined, Left
-from featx.extraction.nodes import alive_nodes
+from featx.extraction.nodes import Node, alive_nodes, kind_with
 from featx.extraction.workers import GRAPH_PART, Task, Worker
 
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
-_GROUPS = {"reading": 2}
 
 
 @dataclass(eq=False)
@@ -43,13 +42,13 @@ class ActorPool:
             num_gpus=self._gpus,
             max_restarts=0,
             max_task_retries=0,
-            concurrency_groups={**_GROUPS, "computing": task.slots},
+            concurrency_groups={"reading": 1 + task.slots, "computing": task.slots},
         )(Worker)
         self._actors: dict[str, _Actor] = {}
         self._refs: dict[Any, Any] = {}  # what is under way: a call, or an actor and its next step
         self._events: deque[Joined | Left | Done] = deque()
         self._sending: dict[str, list[_Actor]] = {}  # actors that wait for a node's graph
-        self._names: dict[str, str] = {}
+        self._nodes: dict[str, Node] = {}
         self._num_begun = self._num_failed = 0
         self._num_nodes = len(alive_nodes(ray))
         self._since = time.monotonic()
@@ -180,7 +179,9 @@ class ActorPool:
         handle = actor.handle
         if step == "placed":
             node, lacks_graph, kind = result
-            actor.node = self._name_of(node)
+            there = self._node_of(node)
+            actor.node = there.name
+            kind = kind_with(there.gpu if self._gpus else "", kind)
             self._task.alike.with_kind(self.kinds, actor.node, kind)
             if lacks_graph and actor.node in self._sending:
                 self._sending[actor.node].append(actor)
@@ -211,10 +212,10 @@ class ActorPool:
         for other in self._sending.pop(actor.node, []):
             self._refs[other.handle.where.remote()] = other, "placed"
 
-    def _name_of(self, key: str) -> str:
-        if key not in self._names:
-            self._names = {node.key: node.name for node in alive_nodes(self._ray)}
-        return self._names.get(key, key)
+    def _node_of(self, key: str) -> Node:
+        if key not in self._nodes:
+            self._nodes = {node.key: node for node in alive_nodes(self._ray)}
+        return self._nodes.get(key, Node(key, key, 0, 0))
 
     def _lose(self, actor: _Actor, cause: str) -> None:
         self._kill(actor)

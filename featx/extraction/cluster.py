@@ -200,7 +200,12 @@ def opened(
             "Ray at %s: %s, %s.",
             *(address, counted(len(nodes), "node"), counted(int(total), "CPU")),
         )
-        alike = require_alike(ray, fitting, allow_mixed=options.allow_mixed)
+        alike = require_alike(
+            *(ray, fitting),
+            engine=engine.name,
+            with_gpus=gpus > 0,
+            allow_mixed=options.allow_mixed,
+        )
         ask_each(ray, fitting, unlike, seen, digests)
         least, wanted = options.worker_range
         most = wanted or max(room, 1)

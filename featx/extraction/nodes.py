@@ -25,6 +25,7 @@ CONNECT_SECONDS = 20.0
 _CLIENT = "ray://"
 _CLIENT_PORT, _PORT = 10001, 6379
 _PROBE_SECONDS = 60.0
+_GPU = "accelerator_type:"
 _ALWAYS = ("featx", "python")
 """Versions that must be alike even in a mixed cluster."""
 
@@ -38,12 +39,14 @@ class Node:
         name: Address, with some of the id where several are at one.
         cpus: That it has.
         gpus: That it has.
+        gpu: Their kind, as Ray calls it; empty where it knows none.
     """
 
     key: str
     name: str
     cpus: float
     gpus: float
+    gpu: str = ""
 
 
 def import_ray() -> Any:
@@ -178,6 +181,9 @@ def alive_nodes(ray: Any) -> list[Node]:
             str(node["NodeManagerAddress"]),
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
+            " ".join(
+                sorted(name[len(_GPU) :] for name in node["Resources"] if name.startswith(_GPU))
+            ),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -200,7 +206,7 @@ class Alike:
 
     def problem_here(self) -> str:
         """Return how this process differs in versions; empty where it does not."""
-        return "; ".join(self.wrong_versions(describe_here()))
+        return "; ".join(self.wrong_versions(describe_here(*self.versions)))
 
     def with_kind(self, kinds: list[str], node: str, kind: str) -> None:
         """Add the processor of a node that joined to those that there are.
@@ -226,12 +232,25 @@ class Alike:
         ]
 
 
-def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> Alike:
+def kind_with(gpu: str, processor: str) -> str:
+    """Return the kind of what computes: a processor, with the kind of its GPU where there is one.
+
+    >>> kind_with("A100", "x86_64 avx2"), kind_with("", "x86_64 avx2")
+    ('A100 beside x86_64 avx2', 'x86_64 avx2')
+    """
+    return f"{gpu} beside {processor}" if gpu else processor
+
+
+def require_alike(
+    ray: Any, nodes: Sequence[Node], *, engine: str, with_gpus: bool, allow_mixed: bool
+) -> Alike:
     """Check that nodes have this machine's versions, and one kind of processor among them.
 
     Args:
         ray: Connected.
         nodes: Those that workers may run on.
+        engine: What runs the backbone there.
+        with_gpus: Whether it does on their GPUs, which are of one kind then.
         allow_mixed: Other processors, and other versions of libraries than featx, only give a
             warning.
 
@@ -241,11 +260,12 @@ def require_alike(ray: Any, nodes: Sequence[Node], *, allow_mixed: bool) -> Alik
     Raises:
         ClusterError: They differ.
     """
-    found = _on_each(ray, nodes, _description())
+    packages = ("torch",) if engine == "torch" else ()
+    found = _on_each(ray, nodes, _description(*packages))
     kinds: dict[str, str] = {}
     for node, values in found:
-        kinds.setdefault(values["kind"], node.name)
-    alike = Alike(describe_here()["versions"], tuple(sorted(kinds)), allow_mixed)
+        kinds.setdefault(kind_with(node.gpu if with_gpus else "", values["kind"]), node.name)
+    alike = Alike(describe_here(*packages)["versions"], tuple(sorted(kinds)), allow_mixed)
     wrong, mixed = (
         [
             f"{node.name}: {text}"
@@ -320,13 +340,14 @@ def ask_each(ray: Any, nodes: Sequence[Node], function: Callable[..., str], *arg
             raise ClusterError(f"The node {node.name} cannot be used: {problem}")
 
 
-def describe_here() -> Mapping[str, Any]:
-    """Return versions and the kind of processor of this process."""
-    return _description()()
+def describe_here(*packages: str) -> Mapping[str, Any]:
+    """Return versions, of packages as well, and the kind of processor of this process."""
+    return _description(*packages)()
 
 
-def _description() -> Callable[[], Mapping[str, Any]]:
+def _description(*packages: str) -> Callable[[], Mapping[str, Any]]:
     """Return a function that needs nothing of featx, and so is sent as a whole."""
+    names = {"numpy", "pillow", "onnxruntime", *packages} - set(_ALWAYS)
 
     def describe() -> Mapping[str, Any]:
         import importlib
@@ -338,7 +359,7 @@ def _description() -> Callable[[], Mapping[str, Any]]:
             versions["featx"] = importlib.import_module("featx").__version__
         except ImportError:
             versions["featx"] = "none"
-        for name in ("numpy", "pillow", "onnxruntime"):
+        for name in sorted(names):
             try:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:

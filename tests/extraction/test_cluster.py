@@ -231,9 +231,9 @@ def test_without_ray_its_install_command_is_named(photos, tmp_path, monkeypatch)
 @pytest.fixture
 def described(monkeypatch):
     """Return a function that sets what each of some nodes is, and checks them."""
-    own = nodes._description()()
+    own = nodes._description("torch")()
 
-    def check(*changes: dict[str, Any], allow_mixed: bool = False) -> list[str]:
+    def check(*changes: dict[str, Any], allow_mixed: bool = False, **how: Any) -> list[str]:
         found = [
             {
                 "versions": own["versions"] | change.get("versions", {}),
@@ -241,9 +241,13 @@ def described(monkeypatch):
             }
             for change in changes
         ]
-        named = [Node(str(i), f"10.0.0.{i}", 2, 0) for i in range(len(found))]
+        named = [
+            Node(str(i), f"10.0.0.{i}", 2, 0, change.get("gpu", ""))
+            for i, change in enumerate(changes)
+        ]
         monkeypatch.setattr(nodes, "_on_each", lambda *_: list(zip(named, found, strict=True)))
-        return list(require_alike(SimpleNamespace(), named, allow_mixed=allow_mixed).kinds)
+        how = {"engine": "onnxruntime", "with_gpus": False, "allow_mixed": allow_mixed} | how
+        return list(require_alike(SimpleNamespace(), named, **how).kinds)
 
     return check
 
@@ -253,6 +257,20 @@ def test_a_node_with_another_version_is_named(described, name):
     described({}, {})
     with pytest.raises(ClusterError, match=rf"10\.0\.0\.1: it has {name} 0\.1, expected \d"):
         described({}, {"versions": {name: "0.1"}})
+
+
+def test_torch_has_to_be_the_same_where_it_runs_the_backbone(described):
+    other = {"versions": {"torch": "0.1"}}
+    described({}, other)
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.1: it has torch 0\.1, expected \d"):
+        described({}, other, engine="torch")
+
+
+def test_gpus_of_several_kinds_are_refused_where_they_compute(described):
+    changes = {"gpu": "A100"}, {"gpu": "T4"}
+    described(*changes)
+    with pytest.raises(ClusterError, match=r"2 kinds \(10\.0\.0\.0: A100 .*10\.0\.0\.1: T4 beside"):
+        described(*changes, with_gpus=True)
 
 
 def test_processors_of_several_kinds_are_refused_unless_allowed(described, caplog):

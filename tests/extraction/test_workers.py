@@ -118,6 +118,8 @@ def test_images_that_are_not_seen_or_are_others_are_named(source):
 def test_a_worker_with_other_versions_says_so(task):
     other = replace(task[0].alike, versions={"featx": "0.0.1", "python": "3"})
     assert "it has featx" in Worker(replace(task[0], alike=other)).begin()
+    other = replace(task[0].alike, versions={"torch": "0.0.1"})
+    assert "it has torch" in Worker(replace(task[0], alike=other)).begin()
 
 
 def test_a_node_of_another_kind_that_joins_late_is_refused_unless_allowed():
