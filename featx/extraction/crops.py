@@ -42,7 +42,7 @@ _NO_MEMORY = "there is too little memory to resize it."
 STEPS = ("read", "decode", "preprocess", "inference", "journal")
 
 
-@dataclass
+@dataclass(slots=True)
 class Image:
     """An image on its way through an extraction; ``reason`` says why it cannot be used.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -92,7 +93,6 @@ class _Comparison:
         self._images = images
         self._trust_skipped = trust_skipped
         count = len(images.samples)
-        self._position = {sample.sample_id: i for i, sample in enumerate(images.samples)}
         self._stamps = np.empty((count, len(Stamp._fields)), dtype=np.int64)
         for index in range(count):
             self._stamps[index] = images.stamp(index)
@@ -102,6 +102,10 @@ class _Comparison:
         self._skipped: dict[int, SkippedImage] = {}
         self._has_stamp = np.zeros(count, dtype=bool)  # recorded with the digest
         self._seen: list[tuple[np.ndarray, np.ndarray]] = []  # keys of stamps and contents
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {sample.sample_id: i for i, sample in enumerate(self._images.samples)}
 
     def add(self, block: ExistingImages) -> None:
         """Compare a block with the samples that no block before it matched."""

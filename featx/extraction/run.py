@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -194,17 +195,19 @@ class OutputRun:
         samples, kept = self.images.samples, np.flatnonzero(plan.rows >= 0)
         file, num_in_file = self.existing.file, self.existing.num_in_file
         was_in_file = (before.rows >= 0) & (before.rows < num_in_file)  # views may be new
-        others = set(np.flatnonzero((plan.rows >= num_in_file) & ~was_in_file).tolist())
-        others -= set(before.touched.tolist())
+        others = (plan.rows >= num_in_file) & ~was_in_file
+        others[before.touched] = False
         names_in_file = set(file.sample_ids) if file else set()
-        num_changed = sum(samples[i].sample_id in names_in_file for i in others)
+        num_changed = sum(
+            sample.sample_id in names_in_file for sample in compress(samples, others) if file
+        )
         sizes = np.bincount(splits[kept], minlength=len(SPLITS)).tolist()
         return ExtractReport(
             path=self.output,
             spec=self.settings.spec,
             classes=self.images.classes,
             split_sizes={name: size for name, size in zip(SPLITS, sizes, strict=True) if size},
-            num_unlabelled=sum(samples[i].label < 0 for i in kept.tolist()),
+            num_unlabelled=sum(sample.label < 0 for sample in compress(samples, plan.rows >= 0)),
             ignored=self.images.ignored,
             skipped=bad_images(plan),
             dtype=self.settings.dtype,
@@ -212,7 +215,7 @@ class OutputRun:
             num_viewed=int((splits[kept] == _TRAIN).sum()) if self.settings.views else 0,
             num_extracted=sum(part.num_rows for part in made),
             num_resumed=int((before.rows >= num_in_file).sum()),
-            num_new=len(others) - num_changed if file else 0,
+            num_new=int(others.sum()) - num_changed if file else 0,
             num_changed=num_changed,
             num_removed=plan.num_removed,
             num_relabelled=(
