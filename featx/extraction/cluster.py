@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from featx.backbones.spec import BackboneSpec
-from featx.errors import counted, printable
+from featx.errors import ConfigError, counted, printable
 from featx.extraction.actors import ActorPool
 from featx.extraction.backbone import RemoteEngine
 from featx.extraction.batches import ImageBatch, Work
@@ -44,6 +44,8 @@ _WINDOW_BYTES = 2**29
 _WINDOW = 6
 """items for each. With fewer, all of 1,000 often wait for the item of one that ended."""
 _NOTE_SECONDS = 0.5
+_MOST_BATCH_BYTES = 2**30
+"""Of a result, which Ray keeps in memory several times; beyond 2 GB its client hangs."""
 
 
 @dataclass(eq=False)
@@ -89,8 +91,7 @@ class RayCluster:
     ) -> Generator[ImageBatch, None, None]:
         """Yield batches of some times ``work.step`` images each, as ``batches.Cluster`` says."""
         self._serial += 1
-        pool, versions = self.pool, 1 + (work.views.num_views if work.views else 0)
-        row_bytes = versions * work.length * np.dtype(work.dtype).itemsize
+        pool, row_bytes = self.pool, _row_bytes(work)
         size = max(1, min(_ITEM_IMAGES, _ITEM_BYTES // row_bytes) // work.step)
         size = max(1, min(size, -(-len(positions) // work.step) // (4 * pool.most))) * work.step
         starts = range(0, len(positions), size)
@@ -122,7 +123,7 @@ class RayCluster:
         for item, rows in in_order(schedule, pool, told=progress.tell):
             batch = item.batch
             if rows is None:
-                batch.rows = np.empty((0, versions, work.length), work.dtype)
+                batch.rows = np.empty((0, _num_versions(work), work.length), work.dtype)
             else:
                 for number, (reason, is_permanent) in rows.failures.items():
                     batch.images[number].reason = reason
@@ -184,8 +185,10 @@ def opened(
 
     Raises:
         ClusterError: There is no cluster, or it cannot do this.
+        ConfigError: A batch has more features than workers can send.
     """
     options, gpus = work.options, 0 if engine.device == "cpu" else 1
+    _require_small(work)
     address = find_address(str(options.ray))
     seen, digests = some_of(source, todo.tolist())
     graph = hashlib.sha256(engine.graph).hexdigest() if engine.graph else ""
@@ -217,6 +220,25 @@ def opened(
             yield RayCluster(pool, note)
         finally:
             pool.close()
+
+
+def _num_versions(work: Work) -> int:
+    return 1 + (work.views.num_views if work.views else 0)
+
+
+def _row_bytes(work: Work) -> int:
+    return _num_versions(work) * work.length * np.dtype(work.dtype).itemsize
+
+
+def _require_small(work: Work) -> None:
+    """Check that the features of a batch can be sent at once."""
+    if work.step * _row_bytes(work) > _MOST_BATCH_BYTES:
+        fitting = max(1, _MOST_BATCH_BYTES // (_row_bytes(work) // _num_versions(work)))
+        raise ConfigError(
+            f"The features of a batch of {work.size} images take "
+            f"{work.step * _row_bytes(work) / 1e9:.1f} GB, more than a worker of a cluster sends "
+            f"at once. Give batch_size={fitting} or less."
+        )
 
 
 def _cpus_beside_gpu(nodes: Sequence[Node]) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from fake_ray import FakeRay
 
-from featx.errors import ArtifactError, ClusterError, SourceError
-from featx.extraction import actors, nodes, pipeline, workers
+from featx.errors import ArtifactError, ClusterError, ConfigError, SourceError
+from featx.extraction import actors, cluster, nodes, pipeline, workers
 from featx.extraction.options import ExtractOptions
 from featx.features import storage
 from featx.stages.extract import extract
@@ -179,3 +179,15 @@ def test_while_nodes_are_being_added_it_waits_and_says_so(
     caplog.set_level("INFO", "featx")
     extract(mixed, tmp_path / "own.h5", ExtractOptions(**ON_RAY))
     assert "Waiting for workers; the cluster has 4 nodes by now." in caplog.text
+
+
+def test_batches_too_large_to_be_sent_are_refused_before_anything_starts(
+    ray, mixed, tmp_path, monkeypatch
+):
+    fake = ray()
+    monkeypatch.setattr(cluster, "_MOST_BATCH_BYTES", 3 * 32 * 32 * 3)
+    options = ON_RAY | {"cut": "input"}
+    with pytest.raises(ConfigError, match=r"a batch of 4 images take .*Give batch_size=3 or less"):
+        extract(mixed, tmp_path / "own.h5", ExtractOptions(**options))
+    assert not fake.handles
+    extract(mixed, tmp_path / "own.h5", ExtractOptions(**options | {"batch_size": 3}))
