@@ -242,7 +242,12 @@ def kind_with(gpu: str, processor: str) -> str:
 
 
 def require_alike(
-    ray: Any, nodes: Sequence[Node], *, engine: str, with_gpus: bool, allow_mixed: bool
+    ray: Any,
+    nodes: Sequence[Node],
+    *,
+    engine: str = "none",
+    with_gpus: bool = False,
+    allow_mixed: bool,
 ) -> Alike:
     """Check that nodes have this machine's versions, and one kind of processor among them.
 

@@ -2,7 +2,7 @@
 
     lock      one writer per output
     splits    validation images where neither source nor file says which
-    contents  contents of images by their hashes: numbered, and a set of them as text
+    contents  contents of images by their hashes: numbered, found among rows, a set as text
     journal   the rows of an extraction, safe as soon as they are appended
     records   how the journal lies on the disk, and which numbers a row may hold
     publish   the rows of file and journal under one numbering; from these to the next file

@@ -14,7 +14,6 @@ from featx.errors import ArtifactInvalid
 MAX_HELD_OUT = 2**20
 """Images that a head lists: more would not fit into its header."""
 _PREFIX_BYTES = 6
-
 _FEWEST_SLOTS = 1024
 _NARROW_ROWS = 2**31
 _AT_ONCE = 2**16
