@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
-from typing import Any, TypeVar
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
+from featx.artifact.schema import brief
 from featx.errors import ConfigError, listed
 
 T = TypeVar("T")
@@ -21,15 +28,14 @@ def record_of(record: type[T], given: T | None, keywords: Mapping[str, Any]) -> 
         ConfigError: There is no such option, or a value does not fit.
     """
     require_names(keywords, names_of(record))
-    values = {name: tuple(own) if isinstance(own, list) else own for name, own in keywords.items()}
     if given is None:
-        return record(**values)
+        return record(**keywords)
     if not isinstance(given, record):
         raise ConfigError(
             f"options must be a {record.__name__}; got {type(given).__name__}. Single options are "
             "given by their names: seed=1."
         )
-    return replace(given, **values)  # type: ignore[type-var]
+    return replace(given, **keywords)  # type: ignore[type-var]
 
 
 def require_names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -52,6 +58,81 @@ def require_names(given: Iterable[str], known: Iterable[str]) -> None:
 def names_of(record: type) -> list[str]:
     """Return the names of a record's options."""
     return [each.name for each in fields(record)]
+
+
+def require_types(options: Any) -> None:
+    """Check that the values of a record of options have the types that its fields declare.
+
+    Numbers and arrays of numpy become Python's, texts fit where a path is declared, and lists where
+    a tuple is. Numbers may still be out of range, and texts unknown.
+
+    Raises:
+        ConfigError: One has another type, or is none of the choices.
+    """
+    record: Any = type(options)
+    for name, kinds in _kinds_of(record).items():
+        value = _plain(getattr(options, name))
+        object.__setattr__(options, name, value)
+        if not any(_fits(value, kind) for kind in kinds):
+            words = dict.fromkeys(_words(kind) for kind in kinds if kind is not NoneType)
+            raise ConfigError(f"{name} must be {' or '.join(words)}; got {brief(value)}.")
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and arrays of numpy as Python's, and lists as tuples."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+@cache
+def _kinds_of(record: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the types that each field may have; all choices are one."""
+    kinds = {}
+    for name, hint in get_type_hints(record).items():
+        several = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for each in several for choice in _choices(each)]
+        others = [each for each in several if get_origin(each) is not Literal]
+        kinds[name] = (*([Literal[tuple(choices)]] if choices else []), *others)
+    return kinds
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return any(isinstance(value, type(own)) and value == own for own in arguments)
+    if origin in _ABSTRACT:
+        is_flag = isinstance(value, bool)
+        return isinstance(value, _ABSTRACT[origin]) and (origin is bool or not is_flag)
+    if origin in (tuple, Sequence):
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    return origin is Any or isinstance(value, origin)
+
+
+_ABSTRACT: dict[Any, tuple[type, ...]] = {
+    bool: (bool, Integral),
+    int: (Integral,),
+    float: (Real,),
+    str: (str, Path),
+    Path: (str, Path),
+}
+_WORDS: dict[Any, str] = {
+    **{bool: "True or False", int: "a whole number", float: "a number", str: "a text"},
+    **{Path: "a path", Mapping: "a mapping"},
+}
+
+
+def _words(kind: Any) -> str:
+    if choices := _choices(kind):
+        return f"one of {', '.join(map(str, choices))}"
+    origin = get_origin(kind) or kind
+    if origin in (tuple, Sequence):
+        return f"a list, each item {_words(get_args(kind)[0])}"
+    return _WORDS.get(origin) or f"a {getattr(origin, '__name__', origin)}"
 
 
 def by_keyword(*records: type) -> Callable[[F], F]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, get_args
 
 from featx.artifact import file_sha256, fingerprint_of
+from featx.artifact.keywords import require_types
 from featx.backbones.table import require_backbone
-from featx.errors import BackboneError, ConfigError, require_choice
+from featx.errors import BackboneError, ConfigError
 from featx.images.preprocess import Crop, Decode, PreprocessSpec
 from featx.packages import installed
 
@@ -188,10 +189,9 @@ class BackboneOptions:
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.backbone is not None:
             object.__setattr__(self, "backbone", require_backbone(self.backbone))
-        for name, choices in (("pool", Pool), ("decode", Decode), ("precision", Precision)):
-            require_choice(name, getattr(self, name), (None, *get_args(choices)))
         if self.cut is not None and self.layer is not None:
             raise ConfigError(
                 "cut=… and layer=… exclude each other: a cut is the unpooled input of a module, a "

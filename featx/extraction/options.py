@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from featx.artifact.parts import parse_part
 from featx.artifact.shown import Shown
@@ -95,14 +95,12 @@ class ExtractOptions(BackboneOptions):
     allow_mixed: bool = False
 
     def __post_init__(self) -> None:
+        if self.cut != INPUT:
+            require_choice("dtype", self.dtype, (None, "float32", "float16"))
         super().__post_init__()
         report: Any = self.report
         if isinstance(report, str):
             object.__setattr__(self, "report", Path(report))
-        for name, choices in (("on_error", OnError), ("engine", EngineChoice)):
-            require_choice(name, getattr(self, name), (None, *get_args(choices)))
-        if self.cut != INPUT:
-            require_choice("dtype", self.dtype, (None, "float32", "float16"))
         for name in ("batch_size", "workers"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("views", self.views, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack, get_args
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from featx.artifact import (
     require_replaceable,
     run_files,
 )
-from featx.artifact.keywords import by_keyword, record_of
+from featx.artifact.keywords import by_keyword, record_of, require_types
 from featx.artifact.shown import Shown
 from featx.classifier.staleness import find_features, open_features_of
 from featx.errors import ArtifactMissing, SourceError, require_at_least, require_choice
@@ -60,8 +60,8 @@ class ReportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_choice("split", self.split, (None, *SPLITS))
-        require_choice("map", self.map, get_args(MapKind))
         require_at_least("num_mistakes", self.num_mistakes, 0)
 
 

@@ -6,17 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 from featx import system
-from featx.artifact.keywords import names_of, record_of, require_names
-from featx.errors import ConfigError, require_choice
+from featx.artifact.keywords import names_of, record_of, require_names, require_types
+from featx.errors import ConfigError
 from featx.heads.samples.selection import ClassWeight, FewShot
 from featx.heads.solvers.linear import STRENGTHS
 from featx.heads.solvers.mlp import MLPOptions
 from featx.heads.solvers.sgd import SGDOptions
-from featx.heads.tasks import TASKS, Task, TaskName
+from featx.heads.tasks import Task, TaskName
 from featx.heads.tasks.scores import Scores
 from featx.heads.tasks.task import Solver
 
@@ -67,17 +68,15 @@ class TrainOptions:
     use_views: bool = True
     calibrate: bool = True
     exclude: tuple[str, ...] = ()
-    memory: str | int | None = None
+    memory: str | float | None = None
     seed: int = 0
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         strengths: Any = self.strengths
-        if isinstance(strengths, (int, float)):
+        if isinstance(strengths, Real):
             object.__setattr__(self, "strengths", (strengths,))
-        require_choice("task", self.task, ("auto", *TASKS))
-        require_choice("head", self.head, get_args(HeadKind))
-        require_choice("solver", self.solver, (None, *get_args(Solver)))
+        require_types(self)
         if not self.strengths or not all(0 < c < float("inf") for c in self.strengths):
             raise ConfigError(f"strengths C must be above 0; got {list(self.strengths)}.")
         if self.memory is not None:
@@ -116,7 +115,7 @@ class TrainKeywords(TypedDict, total=False):
     use_views: bool
     calibrate: bool
     exclude: Sequence[str] | str | Path
-    memory: str | int | None
+    memory: str | float | None
     seed: int
     overwrite: bool
     hidden: int | Sequence[int]
@@ -186,13 +185,13 @@ class CrossValidated:
         return {"num_folds": self.num_folds, "metrics": self.scores.to_dict()}
 
 
-def parse_memory(memory: str | int) -> int:
+def parse_memory(memory: str | float) -> int:
     """Return bytes from a number of them, or from text like ``"500MB"`` or ``"1.5GiB"``.
 
     >>> parse_memory("2GB"), parse_memory("1.5GiB")
     (2000000000, 1610612736)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", str(memory).strip().lower())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]i?|)b?", str(memory).strip().lower())
     size = 0
     if found:
         number, unit = found.groups()
@@ -247,6 +246,6 @@ def _available() -> int:
     return (system.installed_memory() or _UNKNOWN_MEMORY) // 2
 
 
-def memory_for(memory: str | int | None) -> int:
+def memory_for(memory: str | float | None) -> int:
     """Return the bytes that features and their copies may take; by default half of what is free."""
     return free_memory() // 2 if memory is None else parse_memory(memory)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
+import json
+import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 import featx
 from featx.artifact.keywords import names_of, record_of, require_names
 from featx.backbones.spec import BackboneKeywords, BackboneOptions
-from featx.errors import ConfigError
+from featx.errors import ConfigError, FeatxError
 from featx.extraction.options import ExtractKeywords, ExtractOptions
 from featx.heads.samples.selection import FewShot
 from featx.heads.solvers.mlp import MLPOptions
@@ -139,3 +144,43 @@ def test_errors_and_warnings_of_the_library_name_no_flags_of_commands():
                 flags = {flag for text in map(str, texts) for flag in FLAG.findall(text)}
                 wrong += [f"{path.name}:{node.lineno}: {flag}" for flag in flags - ALLOWED]
     assert not wrong
+
+
+RECORDS = (
+    *(ExtractOptions, CheckOptions, ExportOptions, ReportOptions),
+    *(TrainOptions, MLPOptions, SGDOptions, FewShot, FinetuneOptions),
+)
+ODD = (None, "x", -1, 1.5, math.nan, 10**400, True, b"x", [], (), {}, [None], object())
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_values_that_an_option_cannot_have_are_errors_of_featx(record):
+    needed = {"shots": 1} if record is FewShot else {}
+    for field in dataclasses.fields(record):
+        for value in ODD:
+            with suppress(FeatxError):
+                record(**needed | {field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("record", "values", "message"),
+    [
+        (TrainOptions, {"seed": "1"}, "seed must be a whole number; got '1'"),
+        (TrainOptions, {"head": None}, "head must be one of linear, mlp; got None"),
+        (TrainOptions, {"calibrate": "no"}, "calibrate must be True or False; got 'no'"),
+        (TrainOptions, {"class_weight": 2}, "must be one of balanced or a mapping; got 2"),
+        (MLPOptions, {"dropout": ["a"]}, "must be a number or a list, each item a number"),
+        (ExtractOptions, {"batch_size": 1.5}, "batch_size must be a whole number; got 1.5"),
+        (ExportOptions, {"card": 1}, "card must be a text or a path; got 1"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(record, values, message):
+    with pytest.raises(ConfigError, match=message):
+        record(**values)
+
+
+def test_numbers_and_arrays_of_numpy_become_pythons_own():
+    options = TrainOptions(strengths=np.float32([0.5, 2]), seed=np.int64(3))
+    assert (options.strengths, options.seed) == ((0.5, 2.0), 3)
+    assert json.loads(json.dumps([options.strengths, options.seed])) == [[0.5, 2.0], 3]
+    assert MLPOptions(hidden=[np.int64(8)]).hidden == (8,)

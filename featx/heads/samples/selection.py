@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from featx.artifact.keywords import require_types
 from featx.errors import ConfigError, counted, require_at_least
 from featx.heads.samples.folds import HOLDOUT_PARTS, units_of
 from featx.heads.tasks.losses import Loss
@@ -43,6 +44,7 @@ class FewShot:
     repeats: int = 10
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_at_least("shots", self.shots, 1)
         require_at_least("repeats", self.repeats, 1)
 

@@ -16,10 +16,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from featx.artifact.keywords import require_types
 from featx.errors import ConfigError, require_at_least, require_number
 from featx.heads.head import Fitted, apply_layers, fold_standardisation
 from featx.heads.samples.data import Blocks, Step, TrainingData, no_step, shuffled_batches
@@ -74,8 +76,9 @@ class MLPOptions:
 
     def __post_init__(self) -> None:
         hidden: Any = self.hidden
-        if isinstance(hidden, int):
+        if isinstance(hidden, Integral):
             object.__setattr__(self, "hidden", (hidden,))
+        require_types(self)
         if not self.hidden:
             raise ConfigError("hidden must be the size of one layer or of several; got none.")
         for size in self.hidden:

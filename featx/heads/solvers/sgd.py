@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from featx.artifact.keywords import require_types
 from featx.errors import ConfigError, require_at_least, require_number
 from featx.heads.head import Fitted, silence_absent
 from featx.heads.samples.data import Step, TrainingData, no_step, shuffled_batches
@@ -40,6 +41,7 @@ class SGDOptions:
     batch_size: int = 512
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("learning_rate", "gamma"):
             require_number(name, getattr(self, name), 0, ends="(]")
         require_number("momentum", self.momentum, 0, 1, ends="[)")

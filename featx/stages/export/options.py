@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 from featx.artifact import Header, describe_environment, fingerprint_of
+from featx.artifact.keywords import require_types
 from featx.artifact.shown import Shown
 from featx.backbones.graph_cache import OPSET
 from featx.backbones.licences import licence_warning
@@ -22,7 +23,6 @@ from featx.errors import (
     counted,
     listed,
     require_at_least,
-    require_choice,
     require_number,
 )
 from featx.features.file import open_features
@@ -86,7 +86,7 @@ class ExportOptions:
     source: str | None = None
     weights: str | None = None
     input: Input = "image"
-    outputs: Sequence[str] = ("logits", "probabilities")
+    outputs: str | Sequence[str] = ("logits", "probabilities")
     precision: Precision | None = None
     image_shape: tuple[int, int] | None = None
     batch: int | None = None
@@ -102,10 +102,10 @@ class ExportOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_number("atol", self.atol, 0, ends="(]", optional=True)
         require_number("max_drop", self.max_drop, 0, 100, unit=" points")
         require_at_least("max_images", self.max_images, 1)
-        require_choice("precision", self.precision, (None, *get_args(Precision)))
         require_number("opset", self.opset, MIN_OPSET, OPSET, whole=True, optional=True)
         contract = self.contract  # names that are unknown are the first thing to hear of
         if self.runtime is not None:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
-from featx.errors import ConfigError, require_at_least, require_choice
+from featx.artifact.keywords import require_types
+from featx.errors import ConfigError, require_at_least
 from featx.heads.samples.selection import ClassWeight
-from featx.heads.tasks import TASKS
 from featx.training.options import TaskChoice, parse_memory
 
 Optimizer = Literal["adamw", "sgd"]
@@ -66,7 +66,7 @@ class FinetuneOptions:
     class_weight: ClassWeight = None
     calibrate: bool = True
     exclude: tuple[str, ...] = ()
-    memory: str | int | None = None
+    memory: str | float | None = None
     seed: int = 0
     device: str = "auto"
     scratch: bool = False
@@ -87,9 +87,7 @@ class FinetuneOptions:
     average: Average = "ema"
 
     def __post_init__(self) -> None:
-        require_choice("task", self.task, ("auto", *TASKS))
-        require_choice("optimizer", self.optimizer, get_args(Optimizer))
-        require_choice("average", self.average, get_args(Average))
+        require_types(self)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}.")
         for name in ("max_epochs", "patience", "step_size"):
@@ -170,7 +168,7 @@ class FinetuneKeywords(TypedDict, total=False):
     class_weight: ClassWeight
     calibrate: bool
     exclude: Sequence[str] | str | Path
-    memory: str | int | None
+    memory: str | float | None
     seed: int
     device: str
     scratch: bool
