@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 MAX_CONFUSION_CLASSES = 40
 _WIDTH, _HEIGHT = 4.8, 4.0  # inches; a page shows them at one width
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+_INK, _SOFT, _LINE, _PAPER = "#1a202c", "#4a5568", "#edf2f7", "#ffffff"
+_VARIABLES = {_BLUE: "accent", _INK: "ink", _SOFT: "soft", _LINE: "well", _PAPER: "paper"}
+"""Colours of style.css, by their values by day."""
 _STYLE: Any = {
     "svg.fonttype": "none",  # real text: any script, small files, and it can be searched
     "svg.hashsalt": "featx",  # the same figure is the same file
@@ -27,9 +31,13 @@ _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#4a5568",
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
     "axes.grid": True,
-    "grid.color": "#edf2f7",
+    "grid.color": _LINE,
     "axes.axisbelow": True,
 }
 
@@ -45,13 +53,18 @@ class Drawing(NamedTuple):
 
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
     """Draw a confusion matrix ``(num_classes, num_classes)``, each row in shares of its class."""
+    from matplotlib.colors import to_rgba
+
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
     count = len(classes)
     side = 1.6 + 0.34 * count
     figure, axes = _figure(max(_WIDTH, side), max(_HEIGHT, side))
     axes.grid(visible=False)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    shades = np.empty((count, count, 4), np.float32)
+    shades[...] = to_rgba(_BLUE)
+    shades[..., 3] = shares  # over a page of any colour
+    axes.imshow(shades)
     axes.set_xticks(range(count), [_short(name) for name in classes], rotation=90)
     axes.set_yticks(range(count), [_short(name) for name in classes])
     axes.set_xlabel("predicted")
@@ -59,7 +72,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
     if count <= MAX_CONFUSION_CLASSES // 2:
         for (row, column), number in np.ndenumerate(confusion):
             if number:
-                colour = "white" if shares[row, column] > 0.5 else "#2d3748"
+                colour = "white" if shares[row, column] > 0.75 else _INK
                 axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
     return _svg(figure, f"Confusion matrix of {count} classes")
 
@@ -77,7 +90,7 @@ def plot_reliability(bins: Reliability) -> str:
         align="edge",
         color=_BLUE,
         alpha=0.85,
-        edgecolor="white",
+        edgecolor=_PAPER,
         label="right",
     )
     axes.plot(
@@ -152,7 +165,7 @@ def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
         )
     wrong = plane.points[labels != predicted]
     axes.scatter(
-        wrong[:, 0], wrong[:, 1], s=36, facecolors="none", edgecolors="#1a202c", linewidths=0.8
+        wrong[:, 0], wrong[:, 1], s=36, facecolors="none", edgecolors=_INK, linewidths=0.8
     )
     if len(present) <= 20:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -185,9 +198,16 @@ def _svg(figure: Figure, title: str) -> str:
     file = io.StringIO()
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters its own font lacks; the browser has them
-        figure.savefig(file, format="svg", dpi=144, metadata={"Date": None, "Title": title})
+        about: dict[str, Any] = {"Date": None, "Title": title}
+        figure.savefig(file, format="svg", dpi=144, metadata=about, transparent=True)
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"(?<=: )#[0-9a-f]{6}\b", _as_variable, text[text.index("<svg") :])
+
+
+def _as_variable(colour: re.Match[str]) -> str:
+    """Return a colour as that of the page, by day or by night; others stay as they are."""
+    name = _VARIABLES.get(colour[0])
+    return f"var(--{name}, {colour[0]})" if name else colour[0]
 
 
 def _short(name: str) -> str:

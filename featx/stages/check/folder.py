@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,6 +32,7 @@ from featx.errors import (
     SourceError,
     counted,
 )
+from featx.heads.tasks import task_of
 from featx.stages.check.stage import CheckOptions, compare_features
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class FileStatus:
         state: ``"current"``: what its inputs give; ``"stale"``: they have changed; ``"missing"``;
             ``"unfinished"``: it was interrupted; ``"damaged"``; or ``"unchecked"``: what
             it was made from is not there to compare with.
-        reason: Why it is not current; empty where it is.
+        reason: Why it is not current, and of a model which of two heads it should be made of;
+            empty where it is current.
         command: What brings it up to date; empty where it is, where another file comes first,
             and where featx did not write the file.
     """
@@ -346,20 +348,52 @@ def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
 def _model_status(folder: Path, heads: Sequence[_Trained]) -> FileStatus:
     from featx.classifier.seal import read_sealed_header
 
-    path, last = folder / MODEL, heads[-1].path
-    command = _command("export", last, "--onnx", path)
+    path, (chosen, why) = folder / MODEL, _to_export(heads)
+    command = _command("export", chosen.path, "--onnx", path)
     header = _open(path, "classifier", command, read_sealed_header)
     if isinstance(header, FileStatus):
-        return header
+        return replace(header, reason="; ".join(filter(None, (header.reason, why))))
     opened = [(own, own.head) for own in heads if own.head is not None]
     if not opened:
         return FileStatus(path, "unchecked", "its head is not there, or damaged")
     exported = [own for own, head in opened if _is_of(header, head)]
     if not exported:
-        return FileStatus(path, "stale", "it was exported from another head", command)
+        reason = "; ".join(filter(None, ("it was exported from another head", why)))
+        return FileStatus(path, "stale", reason, command)
     if exported[0].status.state == "stale":
         return FileStatus(path, "stale", "its head is stale")
     return FileStatus(path, "current")
+
+
+def _to_export(heads: Sequence[_Trained]) -> tuple[_Trained, str]:
+    """Return the head that a model should be made of, and why where there are two.
+
+    It is one that is current; of two, the better on the same validation images, else the newer.
+    """
+    current = [own for own in heads if own.status.state == "current"]
+    if len(current) < 2 or len(heads) < 2:
+        chosen = (current or list(heads))[-1]
+        return chosen, f"only {chosen.path.name} is current" if current and heads[1:] else ""
+    details = [own.head.header.details for own in current if own.head is not None]
+    task = task_of(details[0])
+    scores = [task.scores_from_dict(own["metrics"]["val"]) for own in details if _val_rows(own)]
+    if len(scores) == 2 and len({_val_rows(own) for own in details}) == 1:
+        better, worse = sorted((0, 1), key=lambda i: task.rank(scores[i]))
+        main = next(column for column in task.columns if column.is_main)
+        told = [main.text(scores[i]) for i in (better, worse)]
+        if told[0] != told[1]:
+            images = counted(scores[0].num_samples, "validation image")
+            why = f"{main.title} {told[0]} against {told[1]} on the same {images}"
+            return current[better], f"{current[better].path.name} is the better head: {why}"
+    newer = max(current, key=lambda own: own.path.stat().st_mtime_ns)
+    return newer, f"{newer.path.name} is the newer head"
+
+
+def _val_rows(details: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the task of a head and a digest of the validation images that it was scored on."""
+    rows = details.get("provenance", {}).get("scored", {}).get("val")
+    has_scores = rows and "val" in details.get("metrics", {})
+    return (task_of(details).name, str(rows["labels_sha256"])) if has_scores else None
 
 
 def _is_of(header: Header, head: Head) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from featx.backbones.spec import BUNDLED_WEIGHTS
 from featx.errors import ConfigError
 from featx.extraction.options import ExtractOptions
 from featx.features.file import open_features
+from featx.heads.head import open_head, save_head
 from featx.stages.check import StatusReport, status
+from featx.stages.check.folder import HEAD, TUNED
 from featx.stages.export import ExportOptions, export_onnx
 from featx.stages.extract import extract
 from featx.stages.finetune import finetune
@@ -286,9 +289,45 @@ def test_both_chains_of_a_folder_are_told_and_a_model_of_either_is_current(tuned
     write_tuned(tuned_made / "tuned.safetensors", tuned_made / "features-stage3.h5", strength=0.1)
     found = status(tuned_made)
     assert states(found) == [*["current"] * 4, "stale"]
-    assert found.files[4].reason == "it was exported from another head"
-    command = shlex.split(found.files[4].command)
-    assert command[:3] == ["featx", "export", str(tuned_made / "tuned.safetensors")]
+    assert found.files[4].reason.startswith("it was exported from another head; ")
+
+
+@pytest.mark.parametrize(
+    ("plain", "tuned", "newer", "offered", "why"),
+    [
+        (0.9, 0.5, TUNED, HEAD, "top-1 0.9000 against 0.5000 on the same"),
+        (0.5, 0.9, HEAD, TUNED, "top-1 0.9000 against 0.5000 on the same"),
+        (0.9, 0.9, HEAD, HEAD, "newer"),
+        (0.9, None, TUNED, TUNED, "newer"),
+    ],
+)
+def test_of_two_heads_a_model_is_offered_of_the_better_else_of_the_newer(
+    tuned_made, plain, tuned, newer, offered, why
+):
+    for name, top1 in ((HEAD, plain), (TUNED, tuned)):
+        head = open_head(tuned_made / name)
+        metrics = dict(head.header.details["metrics"])
+        own = metrics.pop("val")
+        if top1 is not None:
+            metrics["val"] = own | {"top1": top1}
+        header = replace(head.header, details=head.header.details | {"metrics": metrics})
+        save_head(tuned_made / name, replace(head, header=header), overwrite=True)
+        os.utime(tuned_made / name, (1e9 + (name == newer),) * 2)
+    for state in ("stale", "missing"):
+        model = status(tuned_made).files[-1]
+        assert model.state == state
+        assert shlex.split(model.command)[:3] == ["featx", "export", str(tuned_made / offered)]
+        assert offered in model.reason
+        assert why in model.reason
+        (tuned_made / "model.onnx").unlink(missing_ok=True)
+
+
+def test_of_two_heads_a_model_is_offered_of_the_one_that_is_current(tuned_made):
+    (tuned_made / "features-stage3.h5").unlink()
+    (tuned_made / "model.onnx").unlink()
+    model = status(tuned_made).files[-1]
+    assert model.reason == "only head.safetensors is current"
+    assert shlex.split(model.command)[2] == str(tuned_made / HEAD)
 
 
 def test_a_folder_with_activations_alone_needs_no_plain_features(tuned_made):
