@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 MAX_CONFUSION_CLASSES = 40
 _WIDTH, _HEIGHT = 4.8, 4.0  # inches; a page shows them at one width
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
-_INK, _SOFT, _LINE, _PAPER = "#1a202c", "#4a5568", "#edf2f7", "#ffffff"
-_VARIABLES = {_BLUE: "accent", _INK: "ink", _SOFT: "soft", _LINE: "well", _PAPER: "paper"}
+_INK, _SOFT, _LINE = "#1a202c", "#4a5568", "#edf2f7"
+_VARIABLES = {_BLUE: "accent", _INK: "ink", _SOFT: "soft", _LINE: "well"}
 """Colours of style.css, by their values by day."""
+_CLASSES = (  # seen by day and by night
+    *("#2b7fd0", "#dd6b20", "#2e9e5b", "#d64545", "#8f63d2"),
+    *("#9b6f50", "#d15fa8", "#757e8c", "#958b1a", "#1a95a6"),
+)
 _STYLE: Any = {
     "svg.fonttype": "none",  # real text: any script, small files, and it can be searched
     "svg.hashsalt": "featx",  # the same figure is the same file
@@ -51,6 +56,23 @@ class Drawing(NamedTuple):
     large: bool = False
 
 
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Have a function draw in the style of the page."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> T:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
 def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
     """Draw a confusion matrix ``(num_classes, num_classes)``, each row in shares of its class."""
     from matplotlib.colors import to_rgba
@@ -77,6 +99,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str]) -> str:
     return _svg(figure, f"Confusion matrix of {count} classes")
 
 
+@_styled
 def plot_reliability(bins: Reliability) -> str:
     """Draw how often predictions of each probability are right."""
     figure, axes = _figure(_WIDTH, _HEIGHT)
@@ -84,13 +107,11 @@ def plot_reliability(bins: Reliability) -> str:
     filled = bins.counts > 0
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfect")
     axes.bar(
-        edges[:-1][filled],
+        (edges[:-1] + edges[1:])[filled] / 2,
         bins.accuracy[filled],
-        width=np.diff(edges)[filled],
-        align="edge",
+        width=0.95 * np.diff(edges)[filled],
         color=_BLUE,
         alpha=0.85,
-        edgecolor=_PAPER,
         label="right",
     )
     axes.plot(
@@ -101,14 +122,12 @@ def plot_reliability(bins: Reliability) -> str:
     return _svg(figure, "Reliability diagram")
 
 
-def plot_path(choice: Mapping[str, Any]) -> Iterator[Drawing]:
-    """Yield the held-out scores of each strength of a linear head.
-
-    Nothing where fewer than two were tried.
-    """
+@_styled
+def plot_path(choice: Mapping[str, Any]) -> tuple[Drawing, ...]:
+    """Return the held-out scores of each strength of a linear head, where several were tried."""
     path = choice.get("path", ())
     if len(path) < 2:
-        return
+        return ()
     measure, name = ("error", "left-out") if "error" in path[0] else ("log_loss", "held-out")
     what = f"{name} {'squared error' if measure == 'error' else 'log loss'}"
     strengths = [point["strength"] for point in path]
@@ -125,9 +144,10 @@ def plot_path(choice: Mapping[str, Any]) -> Iterator[Drawing]:
         other.set_ylabel(f"{name} top-1", color=_ORANGE)
     title = f"Regularisation path; C = {choice['strength']:g} was chosen"
     caption = f"Chosen by the {what}: C = {choice['strength']:g}."
-    yield Drawing("Strength of the regularisation", _svg(figure, title), caption)
+    return (Drawing("Strength of the regularisation", _svg(figure, title), caption),)
 
 
+@_styled
 def plot_values(true: np.ndarray, predicted: np.ndarray, name: str) -> str:
     """Draw predicted over true values, ``(n,)`` each."""
     figure, axes = _figure(_WIDTH, _HEIGHT)
@@ -140,33 +160,33 @@ def plot_values(true: np.ndarray, predicted: np.ndarray, name: str) -> str:
     return _svg(figure, f"{printable(name)}: predicted over true")
 
 
+@_styled
 def plot_map(plane: Map, seen: ClassPredictions, classes: Sequence[str]) -> str:
     """Draw samples on a plane, coloured by label; mistakes are ringed."""
     from matplotlib import colormaps
 
     labels, predicted = seen.labels[plane.chosen], seen.predicted[plane.chosen]
     present = np.unique(labels)
-    colours = colormaps["tab10" if len(present) <= 10 else "turbo"]
     figure, axes = _figure(_WIDTH, _HEIGHT)
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[])
     for number, label in enumerate(present.tolist()):
-        colour = colours(number if len(present) <= 10 else number / (len(present) - 1))
+        share = 0.1 + 0.8 * number / max(1, len(present) - 1)  # the ends are too dark at night
+        few = len(present) <= len(_CLASSES)
+        colour = _CLASSES[number] if few else colormaps["turbo"](share)
         points = plane.points[labels == label]
         axes.scatter(
             points[:, 0],
             points[:, 1],
             s=14,
             color=colour,
-            alpha=0.75,
+            alpha=0.85,
             linewidths=0,
             rasterized=len(labels) > 500,
             label=_short(classes[label]),
         )
     wrong = plane.points[labels != predicted]
-    axes.scatter(
-        wrong[:, 0], wrong[:, 1], s=36, facecolors="none", edgecolors=_INK, linewidths=0.8
-    )
+    axes.scatter(wrong[:, 0], wrong[:, 1], s=36, facecolors="none", edgecolors=_INK, linewidths=0.8)
     if len(present) <= 20:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _svg(figure, "Map of the features")
@@ -183,31 +203,29 @@ def require_matplotlib() -> None:
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of a size in inches, without matplotlib's global state."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _svg(figure: Figure, title: str) -> str:
     """Return a figure as an element of a page."""
-    from matplotlib import rc_context
-
     file = io.StringIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters its own font lacks; the browser has them
         about: dict[str, Any] = {"Date": None, "Title": title}
         figure.savefig(file, format="svg", dpi=144, metadata=about, transparent=True)
     text = file.getvalue()
-    return re.sub(r"(?<=: )#[0-9a-f]{6}\b", _as_variable, text[text.index("<svg") :])
+    svg = text[text.index("<svg") :]
+    return re.sub('style="[^"]*"', lambda style: _with_variables(style[0]), svg)
 
 
-def _as_variable(colour: re.Match[str]) -> str:
-    """Return a colour as that of the page, by day or by night; others stay as they are."""
-    name = _VARIABLES.get(colour[0])
-    return f"var(--{name}, {colour[0]})" if name else colour[0]
+def _with_variables(style: str) -> str:
+    """Return a style with the colours of the page, by day or by night, where it has them."""
+    for colour, name in _VARIABLES.items():
+        style = style.replace(colour, f"var(--{name}, {colour})")
+    return style
 
 
 def _short(name: str) -> str:
