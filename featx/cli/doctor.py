@@ -42,6 +42,7 @@ def doctor(folders: tuple[Path, ...], network: bool, as_json: bool) -> None:
             if finding.advice:
                 print_line(printable(f"{'':<{width}}  → {finding.advice}"), "strong")
         click.echo()
-        print_fields({"verdict": describe_problems(findings)})
+        style = "warning" if any(finding.advice for finding in findings) else "good"
+        print_line(f"verdict  {describe_problems(findings)}", style)
     if any(finding.is_wrong for finding in findings):
         sys.exit(1)

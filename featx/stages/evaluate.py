@@ -41,7 +41,7 @@ from featx.images.sources.entries import describe_ignored
 
 log = logging.getLogger(__name__)
 
-_MAX_HEADS = 32
+_MAX_FILES = 32
 _TRAIN, _VAL = SPLITS.index("train"), SPLITS.index("val")
 OnError = Literal["fail", "skip"]
 Progress = Callable[[int, int], None]
@@ -228,22 +228,45 @@ def _find_splits(
 
 
 def _trained_among(classifier: Classifier, digests: np.ndarray) -> int | None:
-    """Return how many images are known to have trained a model; None where its head is not there.
+    """Return how many images are known to have trained a model; None where nothing beside it says.
 
-    The head is looked for beside the model; where safetensors is not installed, none is there.
+    That is its head, or the features that trained it; without the library of either, none is there.
     """
-    try:
-        from featx.heads.head import open_head
-    except ModuleNotFoundError:
-        return None
+    for among in (_trained_by_head, _trained_by_features):
+        with suppress(ModuleNotFoundError):
+            if (found := among(classifier, digests)) is not None:
+                return found
+    return None
+
+
+def _trained_by_head(classifier: Classifier, digests: np.ndarray) -> int | None:
+    from featx.heads.head import open_head
+
     own = classifier.header.details.get("head_sha256")
-    for path in sorted(classifier.path.parent.glob("*.safetensors"))[:_MAX_HEADS]:
+    for path in sorted(classifier.path.parent.glob("*.safetensors"))[:_MAX_FILES]:
         if not is_own(path, "head"):
             continue
         with suppress(ArtifactError, ValueError, KeyError):
             details = open_head(path).header.details
             if details["sha256"] == own:
                 return num_trained(Provenance.from_dict(details["provenance"]), digests)
+    return None
+
+
+def _trained_by_features(classifier: Classifier, digests: np.ndarray) -> int | None:
+    from featx.features.file import open_features
+
+    recorded = classifier.header.details.get("trained_on")
+    for path in sorted(classifier.path.parent.glob("*.h5"))[:_MAX_FILES] if recorded else ():
+        with suppress(ArtifactError):
+            cache = open_features(path, verify=False)
+            rows = cache.rows("train")
+            rows = rows[cache.labels[rows] >= 0]
+            labels = digest_labels(cache.classes, classifier.task)[cache.labels[rows]]
+            contents = np.asarray(cache.digests)[rows]
+            if digest_labelled(contents, labels) == recorded["labels_sha256"]:
+                known = {digest.tobytes() for digest in contents}
+                return sum(digest.tobytes() in known for digest in digests)
     return None
 
 

@@ -106,8 +106,12 @@ def test_evaluate_knows_whether_images_trained_the_model(home, tmp_path):
     for path in sorted((home / "photos" / "bees").iterdir())[:4]:
         shutil.copy(path, tmp_path / "mixed" / "bees" / f"again-{path.name}")
     assert "trained the model" in featx_cli("evaluate", model, tmp_path / "mixed").stderr
-    alone = shutil.copy(model, tmp_path / "m.onnx")  # without its head, it is not known
+    alone = shutil.copy(model, tmp_path / "m.onnx")  # without head and features, it is not known
     assert "may be among these" in featx_cli("evaluate", alone, home / "new").stderr
+    (features,) = (home / "artifacts").glob("*.h5")
+    shutil.copy(features, tmp_path / "any.h5")  # as where another head replaced its own
+    assert featx_cli("evaluate", alone, home / "new").stderr == ""
+    assert "3 images trained the model" in featx_cli("evaluate", alone, tmp_path / "mixed").stderr
 
 
 def test_unknown_keeps_the_best_class_as_the_next_one():
