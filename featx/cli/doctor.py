@@ -9,7 +9,7 @@ import click
 
 from featx.cli import options
 from featx.cli.help import Command
-from featx.cli.output import print_fields, print_json
+from featx.cli.output import print_json
 from featx.cli.streams import print_line
 from featx.errors import printable
 

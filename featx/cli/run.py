@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +23,7 @@ from featx.cli.output import (
     short_measure,
     step_status,
 )
-from featx.errors import ArtifactError, ArtifactMismatch, counted
+from featx.errors import ArtifactError, ArtifactMismatch, ConfigError, counted
 
 if TYPE_CHECKING:
     from featx.extraction.options import ExtractReport
@@ -54,7 +55,7 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     With --cut, the network behind it is trained too, as featx finetune does.
 
     Run it again whenever images or labels have changed. SOURCE and options that are not given are
-    then as before. The command of each step has more options.
+    then as before, those of train-head and finetune too. The command of each step has more options.
     """
     from featx.stages.export import export_onnx
 
@@ -66,8 +67,9 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
         extracted = extract_to(features, source, given, quiet=quiet)
     except ArtifactMismatch as err:
         raise click.ClickException(_with_folder(err, output, given.get("backbone"))) from err
+    chosen = _as_before(head, features, task, tuned=tuned)
     with step_status(quiet=quiet) as tell:
-        trained = train_to(features, head, {"task": _task(head, task)}, tuned=tuned, tell=tell)
+        trained = train_to(features, head, chosen, tuned=tuned, tell=tell)
         exported = export_onnx(head, output / options.MODEL.name, progress=tell)
     _print(extracted, trained, exported)
 
@@ -97,17 +99,27 @@ def train_to(
     return run(features, head, FinetuneOptions(**options), events=events)
 
 
-def _task(head: Path, task: TaskChoice) -> TaskChoice:
-    """Return the task that is given, or that of the head there."""
+def _as_before(head: Path, features: Path, task: TaskChoice, *, tuned: bool) -> dict[str, Any]:
+    """Return the options of the head that is there, unless another task is given."""
     from featx.artifact import is_own
+    from featx.features.file import open_features
     from featx.heads.head import open_head
+    from featx.training.finetune.options import FinetuneOptions
+    from featx.training.options import TrainOptions, parts_of
 
-    if options.given({"task": task}) or not is_own(head, "head"):
-        return task
-    try:
-        return cast("TaskChoice", open_head(head).trained_with.get("task", task))
-    except ArtifactError:  # damaged; it is replaced
-        return task
+    chosen = options.given({"task": task})
+    if not is_own(head, "head"):
+        return chosen
+    with contextlib.suppress(ArtifactError, ConfigError, KeyError, TypeError, ValueError):
+        details = open_head(head).header.details  # where it is damaged, it is replaced
+        before = details["made_from"]["options"]
+        if chosen.get("task", before["task"]) == before["task"]:
+            there = set(open_features(features, verify=False).sample_ids)
+            left_out = tuple(own for own in details.get("excluded", ()) if own in there)
+            found = {**before, **({} if tuned else parts_of(before)), "exclude": left_out}
+            (FinetuneOptions if tuned else TrainOptions)(**found)  # they must fit
+            return found
+    return chosen
 
 
 def _with_folder(err: ArtifactMismatch, output: Path, backbone: str | None) -> str:

@@ -140,6 +140,17 @@ _PARTS: dict[str, type[MLPOptions | SGDOptions | FewShot]] = {
 _PART_OF = {"mlp": "head='mlp'", "sgd": "solver='sgd'"}
 
 
+def parts_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of ``TrainOptions`` that a head was trained with, as its header holds them.
+
+    Raises:
+        TypeError: They are not those of this version.
+        ConfigError: A value does not fit.
+    """
+    given = {part: recorded.get(part) for part in _PARTS}
+    return {part: _PARTS[part](**values) for part, values in given.items() if values is not None}
+
+
 def train_options(given: TrainOptions | None, keywords: Mapping[str, Any]) -> TrainOptions:
     """Return the options of training; keywords count before what a given record says.
 

@@ -263,6 +263,28 @@ def test_running_it_all_again_does_only_what_is_left(made, source):
     assert f"Use --overwrite to replace it, or -o '{made}-resnet18'." in result.stderr
 
 
+def test_running_it_again_trains_the_head_as_it_was_trained(made, source):
+    features, head = made / "features.h5", made / "head.safetensors"
+    cache = open_features(features)
+    first, second = (cache.sample_ids[row] for row in cache.rows("train")[:2])
+    given = ("--head", "mlp", "--hidden", "5", "--dropout", "0.2", "--seed", "3")
+    (made / "out.txt").write_text(f"{first}\n{second}\n")
+    trained = featx_cli("train-head", features, "-o", head, *given, "--exclude", made / "out.txt")
+    assert trained.exit_code == 0, trained.output
+    before = head.read_bytes()
+    assert featx_cli("run", "-o", made).exit_code == 0
+    assert head.read_bytes() == before
+    (source / first).unlink()
+    assert featx_cli("run", "-o", made).exit_code == 0
+    details = open_head(head).header.details
+    assert details["choice"]["head"] == "mlp"
+    assert details["choice"]["hidden"] == [5]
+    assert details["made_from"]["options"]["seed"] == 3
+    assert details["excluded"] == [second]
+    assert featx_cli("run", "-o", made, "--task", "multi-label").exit_code == 0
+    assert open_head(head).header.details["choice"]["head"] == "linear"
+
+
 @pytest.fixture
 def tuned_made(made: Path, source: Path) -> Path:
     """The folder of ``made`` with activations at a cut and a tuned head besides."""
