@@ -39,11 +39,13 @@ def drawing(wanted: object) -> Iterator[Drawing]:
     line: Terminal | _Notebook | None = None
     if wanted in (None, True) and _is_alone():
         line = _Notebook() if _display() else Terminal() if _can_draw() else None
+    is_done = False
     try:
         yield Drawing(line)
+        is_done = True
     finally:
         if line:
-            line.end()
+            line.end(is_done=is_done)
 
 
 class Drawing:
@@ -114,9 +116,14 @@ class _Line:
             self._drawn, self.is_drawn = now, True
             self._draw(*self._last)
 
-    def end(self) -> None:
-        if self.is_drawn and self._last:
-            self._draw(*self._last)
+    def end(self, *, is_done: bool = False) -> None:
+        """Draw the last line; of steps that are done, the time they took in the place of theirs."""
+        if not (self.is_drawn and self._last):
+            return
+        title, share, text = self._last
+        if is_done and share is None and title:
+            text = f"done in {time.monotonic() - self._begun:.1f} s"
+        self._draw(title, share, text)
 
     def _draw(self, title: str, share: float | None, text: str) -> None:
         raise NotImplementedError
@@ -156,11 +163,11 @@ class Terminal(_Line):
             stream.write(f"\r{line}\r")
             stream.flush()
 
-    def end(self) -> None:
+    def end(self, *, is_done: bool = False) -> None:
         if self.is_drawn and self._stream is not None:
             self._write("")
         elif self.is_drawn:
-            super().end()
+            super().end(is_done=is_done)
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write("\n")
                 sys.stderr.flush()

@@ -111,9 +111,10 @@ def _text(value: object) -> str:
 
 
 def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["".join(f"<th>{escape(_short(title))}</th>" for title in titles)]
+    kept = [i for i in range(len(titles)) if not i or any(row[i] not in ("", "–") for row in rows)]
+    lines = ["".join(f"<th>{escape(_short(titles[i]))}</th>" for i in kept)]
     for row in rows[:_MOST_ROWS]:
-        lines.append("".join(f"<td>{escape(_short(cell))}</td>" for cell in row))
+        lines.append("".join(f"<td>{escape(_short(row[i]))}</td>" for i in kept))
     more = "<div>…</div>" if len(rows) > _MOST_ROWS else ""
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>{more}"
 

@@ -51,6 +51,9 @@ def require_timm(name: str = PREFIX) -> None:
     if importlib.util.find_spec("timm") is None:
         what, extra = (LITE0, "imagenet") if name == LITE0 else ("A backbone of timm", "timm")
         raise BackboneError(f"{what} needs the package timm: {install_command(extra)}.")
+    with warnings.catch_warnings():  # tqdm, in a notebook without ipywidgets
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import timm.models  # noqa: F401
 
 
 @cache

@@ -71,8 +71,11 @@ def embed(
         SourceError: An image cannot be used.
         ConfigError: Something is not an image, or not one of ``cache`` and ``backbone`` is given.
     """
-    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
-        raise ConfigError("embed takes a list of images; put a single one in brackets: [image].")
+    if isinstance(images, (str, bytes, Path)) or not isinstance(images, Sequence):
+        advice = "put a single one in brackets: [image]"
+        if isinstance(images, (str, Path)) and Path(images).is_dir():
+            advice = f"of a folder, that is sorted(Path('{images}').rglob('*.jpg'))"
+        raise ConfigError(f"embed takes a list of images; {advice}.")
     if (cache is None) == (backbone is None):
         raise ConfigError(
             "embed takes the network of a feature file, cache='features.h5', or of a backbone, "

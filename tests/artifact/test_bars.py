@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import sys
 import threading
 import types
@@ -83,6 +84,17 @@ def test_a_notebook_shows_one_bar_whatever_colours_are_forced(outputs, monkeypat
     (shown,) = outputs
     assert shown["text/plain"] == "Extracting  10/10"
     assert 'value="1.0000"' in shown["text/html"]
+
+
+def test_steps_that_are_done_are_not_left_as_under_way(outputs):
+    with bars.drawing(None) as draw:
+        draw.steps(None, "Export")("Comparing 14 images")
+    with contextlib.suppress(KeyboardInterrupt), bars.drawing(None) as draw:
+        draw.steps(None, "Audit")("Learning curve")
+        raise KeyboardInterrupt
+    done, stopped = outputs
+    assert re.fullmatch(r"Export  done in \d+\.\d s", done["text/plain"])
+    assert stopped["text/plain"] == "Audit  Learning curve"
 
 
 def test_names_are_escaped_in_notebooks(outputs):

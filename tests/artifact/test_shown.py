@@ -51,6 +51,19 @@ def test_tables_in_html_are_cut():
     assert Everything()._repr_html_().count("<tr>") == 21
 
 
+def test_columns_without_content_are_left_out_of_html():
+    class Scores(Shown):
+        def _cells(self):
+            return ["split", "top-1", "top-5", "note"], [
+                ["val", "0.9", "–", ""],
+                ["", "–", "–", ""],
+            ]
+
+    html = Scores()._repr_html_()
+    assert html.count("<th>") == 2
+    assert html.count("<td>") == 4
+
+
 def test_frames_have_all_rows():
     pytest.importorskip("pandas")
     frame = Everything().to_frame()
