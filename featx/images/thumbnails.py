@@ -17,7 +17,7 @@ from featx.images.preprocess import PreprocessSpec
 
 _SIDE = 160
 _SMALL = 96
-_SECONDS = 0.1
+_SECONDS = 1.0
 _SPEC = PreprocessSpec(_SMALL, _SMALL, (0.0,) * 3, (1.0,) * 3, decode="scaled")
 
 
@@ -43,7 +43,7 @@ def small_pictures(
     """Yield thumbnails of 96×96 pixels; None where an image cannot be shown, or is another.
 
     Each image comes with the hash of its content where that is known, None stands for one that
-    cannot be found. After a tenth of a second the rest are None, so that nothing waits for them.
+    cannot be found. After a second the rest are None, so that nothing waits for them.
     """
     end = time.monotonic() + _SECONDS
     for image, digest in images:
