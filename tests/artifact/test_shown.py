@@ -195,7 +195,7 @@ def test_reports_are_shown_in_a_few_lines_and_in_notebooks(photos, tmp_path):
         assert 2 <= len(lines) <= 6, each
         assert lines[0].startswith(type(each).__name__)
         assert max(map(len, lines)) <= 80
-        assert each._repr_html_().startswith("<div><b>")
+        assert each._repr_html_().startswith("<div><div><b>")
     copied = pickle.loads(pickle.dumps(featx.Predictor(model)))
     shown_path = repr(copied).removeprefix("Predictor: ").removesuffix("…")
     assert str(model).startswith(shown_path)  # which opens nothing
