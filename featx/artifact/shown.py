@@ -57,7 +57,7 @@ class Shown:
     def _repr_html_(self) -> str:
         first, *rest = (printable(line) for line in islice(self._lines(), _MOST_LINES))
         rest = [] if self._lines_are_rows else rest
-        parts = [f"<div><b>{escape(first)}</b></div>", *(f"<div>{escape(line)}</div>" for line in rest)]
+        parts = [f"<div>{line}</div>" for line in (f"<b>{escape(first)}</b>", *map(escape, rest))]
         if cells := self._cells():
             parts.append(_html_table(*cells))
         parts += map(_html_picture, self._pictures())
