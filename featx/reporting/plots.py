@@ -56,7 +56,8 @@ class Drawing(NamedTuple):
     large: bool = False
 
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _styled(draw: Callable[P, T]) -> Callable[P, T]:

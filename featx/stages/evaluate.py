@@ -257,7 +257,9 @@ def _trained_by_features(classifier: Classifier, digests: np.ndarray) -> int | N
     from featx.features.file import open_features
 
     recorded = classifier.header.details.get("trained_on")
-    for path in sorted(classifier.path.parent.glob("*.h5"))[:_MAX_FILES] if recorded else ():
+    if recorded is None:
+        return None
+    for path in sorted(classifier.path.parent.glob("*.h5"))[:_MAX_FILES]:
         with suppress(ArtifactError):
             cache = open_features(path, verify=False)
             rows = cache.rows("train")
