@@ -93,15 +93,6 @@ class Head(Shown):
         return task_of(details).thresholds_of(details, len(self.classes))
 
     @property
-    def trained_with(self) -> dict[str, str]:
-        """The options ``task``, ``head`` and ``solver`` of its training, where they are known."""
-        made_from = self.header.details.get("made_from")
-        options = made_from.get("options") if isinstance(made_from, dict) else None
-        known = options if isinstance(options, dict) else {}
-        names = ("task", "head", "solver")
-        return {name: known[name] for name in names if isinstance(known.get(name), str)}
-
-    @property
     def made_by(self) -> str:
         """The command that makes such a head."""
         return "finetune" if self.tail else "train-head"

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -33,6 +31,18 @@ from featx.errors import (
     counted,
 )
 from featx.heads.tasks import task_of
+from featx.stages.check.commands import (
+    DEFAULT_FOLDER,
+    FEATURES,
+    HEAD,
+    MODEL,
+    TUNED,
+    command_of,
+    extract_again,
+    flags_of,
+    given_as_files,
+    train_again,
+)
 from featx.stages.check.stage import CheckOptions, compare_features
 
 if TYPE_CHECKING:
@@ -41,10 +51,7 @@ if TYPE_CHECKING:
 
 State = Literal["current", "stale", "missing", "unfinished", "damaged", "unchecked"]
 
-FEATURES, HEAD, MODEL = "features.h5", "head.safetensors", "model.onnx"
-TUNED, CUT_FEATURES = "tuned.safetensors", "features-*.h5"
-DEFAULT_FOLDER = Path("artifacts")
-_USUAL = ("auto", "linear")
+CUT_FEATURES = "features-*.h5"
 T = TypeVar("T")
 
 
@@ -153,7 +160,7 @@ class _Trained:
             features = next(iter(_cut_files(folder)), folder / "features-CUT.h5")
             if (unfinished := _unfinished_training(path, features)) is not None:
                 return cls(path, None, features, unfinished)
-        opened = _open(path, "head", _train_again(path, features, None), open_head)
+        opened = _open(path, "head", train_again(path, features, None), open_head)
         if isinstance(opened, FileStatus):
             return cls(path, None, features, opened)
         if opened.cut is not None:
@@ -201,49 +208,23 @@ def _damaged(path: Path, kind: Written, err: ArtifactError, command: str) -> Fil
     return FileStatus(path, "damaged", f"{err} Move it: featx does not replace it.")
 
 
-def _command(stage: str, *arguments: str | Path) -> str:
-    """Return the command that makes a file; short where all paths are the default ones."""
-    usual = {str(DEFAULT_FOLDER / name) for name in (FEATURES, HEAD, MODEL)}
-    texts = [str(argument) for argument in arguments]
-    kept = [
-        text
-        for text, following in zip(texts, [*texts[1:], ""], strict=True)
-        if text not in usual and not (text in ("-o", "--onnx") and following in usual)
-    ]
-    return shlex.join(("featx", stage, *kept))
-
-
-def _extract_again(path: Path, head: Head | None, *arguments: str) -> str:
-    """Return the command that makes features again, with what a head knows of them."""
-    if head is None:
-        return _command("extract", "photos/", *arguments, "-o", path)
-    details, spec = head.header.details, head.header.spec
-    scheme, _, name = str(details["weights"]).partition(":")
-    weights = "none" if scheme == "random" else name
-    arguments = (*(("-w", weights) if weights else ()), *arguments)
-    if head.cut is not None:
-        arguments = ("--cut", head.cut, *arguments)
-    source, backbone = str(details["source"]), str(spec["backbone"])
-    return _command("extract", source, "-b", backbone, *arguments, "-o", path)
-
-
 def _features_status(path: Path, trained: _Trained) -> FileStatus:
-    head, command = trained.head, _command("extract", "-o", path)
+    head, command = trained.head, command_of("extract", "-o", path)
     if os.path.exists(partial_path(path)):  # noqa: PTH110
         return FileStatus(path, "unfinished", _progress(path), command)
     if not os.path.exists(path):  # noqa: PTH110
-        return FileStatus(path, "missing", command=_extract_again(path, head))
+        return FileStatus(path, "missing", command=extract_again(path, head))
     try:
         found = compare_features(path, None, CheckOptions())
     except SourceError as err:
-        moved = _command("extract", "NEW_FOLDER", "--verify-content", "-o", path)
+        moved = command_of("extract", "NEW_FOLDER", "--verify-content", "-o", path)
         return FileStatus(path, "unchecked", str(err), moved)
     except ArtifactError as err:
-        return _damaged(path, "features", err, _extract_again(path, head, "--overwrite"))
+        return _damaged(path, "features", err, extract_again(path, head, "--overwrite"))
     if found.is_fresh:
         return FileStatus(path, "current")
     if found.settings:  # of the file's own, only the weights can be others now
-        command = _command("extract", "-w", "WEIGHTS_FILE", "-o", path)
+        command = command_of("extract", "-w", "WEIGHTS_FILE", "-o", path)
     return FileStatus(path, "stale", found.changes, command)
 
 
@@ -262,7 +243,7 @@ def _head_status(path: Path, head: Head, features: Path) -> FileStatus:
     from featx.classifier.staleness import staleness_of
     from featx.features.file import open_features
 
-    command = _train_again(path, features, head)
+    command = train_again(path, features, head)
     try:
         found = staleness_of(head, open_features(features, verify=False))
     except ArtifactMismatch as err:
@@ -279,44 +260,6 @@ def _head_status(path: Path, head: Head, features: Path) -> FileStatus:
     return FileStatus(path, "stale", reason, command) if reason else FileStatus(path, "current")
 
 
-def _train_again(path: Path, features: Path, head: Head | None) -> str:
-    """Return the command that trains a head again as it was trained."""
-    made_by = ("finetune" if path.name == TUNED else "train-head") if head is None else head.made_by
-    given = {} if head is None else head.trained_with
-    options = [(f"--{name}", value) for name, value in given.items() if value not in _USUAL]
-    flags = ["--scratch"] if head and head.header.details["choice"].get("scratch") else []
-    if head is not None:
-        details = head.header.details
-        made_from = details.get("made_from")
-        start = made_from.get("start") if isinstance(made_from, dict) else None
-        flags += _given_as_files(path, start, details.get("excluded"), details.get("class_weight"))
-    return _command(made_by, *chain.from_iterable(options), *flags, features, "-o", path)
-
-
-def _given_as_files(path: Path, start: Any, excluded: Any, class_weight: Any) -> list[str]:
-    """Return the options of a training that name files, whose names are not recorded."""
-    flags = []
-    if start is not None:
-        flags += ["--start", str(_head_of(path.parent, start) or "START_HEAD")]
-    if excluded:
-        flags += ["--exclude", "EXCLUDED_FILE"]
-    if class_weight is not None:
-        is_file = not isinstance(class_weight, str)
-        flags += ["--class-weight", "WEIGHTS_FILE" if is_file else class_weight]
-    return flags
-
-
-def _head_of(folder: Path, digest: str) -> Path | None:
-    """Return the head of a folder that has this sha256."""
-    from featx.heads.head import open_head
-
-    for path in sorted(folder.glob("*.safetensors")):
-        with suppress(ArtifactError):
-            if open_head(path).sha256 == digest:
-                return path
-    return None
-
-
 def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
     """Return the status of a tuned head whose training was interrupted, None where none was."""
     from featx.training.finetune.options import FinetuneOptions
@@ -329,19 +272,11 @@ def _unfinished_training(path: Path, features: Path) -> FileStatus | None:
     except (KeyError, ValueError, TypeError, RecursionError):
         return None
     as_files = (options.pop(name, None) for name in ("exclude", "class_weight"))
-    flags = _given_as_files(path, settings.get("start"), *as_files)
-    usual, names = FinetuneOptions().to_dict(), {"max_epochs": "epochs"}
-    for name, value in options.items():
-        flag = str(names.get(name, name)).replace("_", "-")
-        if name not in usual or value == usual[name]:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, (str, int, float)):
-            flags += [f"--{flag}", str(value)]
+    flags = given_as_files(path, settings.get("start"), *as_files)
+    flags += flags_of(options, FinetuneOptions().to_dict())
     reason = f"a training was interrupted after {counted(count, 'epoch')}"
     return FileStatus(
-        path, "unfinished", reason, _command("finetune", *flags, features, "-o", path)
+        path, "unfinished", reason, command_of("finetune", *flags, features, "-o", path)
     )
 
 
@@ -349,7 +284,7 @@ def _model_status(folder: Path, heads: Sequence[_Trained]) -> FileStatus:
     from featx.classifier.seal import read_sealed_header
 
     path, (chosen, why) = folder / MODEL, _to_export(heads)
-    command = _command("export", chosen.path, "--onnx", path)
+    command = command_of("export", chosen.path, "--onnx", path)
     header = _open(path, "classifier", command, read_sealed_header)
     if isinstance(header, FileStatus):
         return replace(header, reason="; ".join(filter(None, (header.reason, why))))

@@ -121,14 +121,27 @@ def test_a_head_of_other_features_is_stale(made, source):
     assert "preprocess.image_size" in found.files[1].reason
 
 
-@pytest.mark.parametrize("options", [("--head", "mlp"), ("--solver", "centroid")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--solver", "centroid"),
+        ("-C", "0.1", "-C", "1.0", "--no-calibrate"),
+        ("--head", "mlp", "--seed", "2", "--hidden", "6,5", "--dropout", "0.1", "--dropout", "0.2"),
+        ("--solver", "sgd", "--learning-rate", "0.01", "--epochs", "3"),
+        ("--shots", "3", "--repeats", "2"),
+    ],
+)
 def test_a_stale_head_is_trained_as_it_was(made, source, options):
     head = made / "head.safetensors"
     assert featx_cli("train-head", made / "features.h5", "-o", head, *options).exit_code == 0
     next(source.glob("*/*.jpg")).unlink()
     extract(source, made / "features.h5")
     found = status(made).files[1]
-    assert found.command.startswith(f"featx train-head {shlex.join(options)} ")
+    words = shlex.split(found.command)
+    assert sorted(words[2 : 2 + len(options)]) == sorted(options)
+    before = open_head(head).header.details["made_from"]["options"]
+    follow(StatusReport(made, (found,)))
+    assert open_head(head).header.details["made_from"]["options"] == before
 
 
 def test_a_folder_of_numbers_stays_one(source, tmp_path):
