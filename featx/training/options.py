@@ -202,7 +202,7 @@ def parse_memory(memory: str | float) -> int:
     >>> parse_memory("2GB"), parse_memory("1.5GiB")
     (2000000000, 1610612736)
     """
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmgt]i?|)b?", str(memory).strip().lower())
+    found = re.fullmatch(r"(\d{1,99}(?:\.\d+)?)\s*([kmgt]i?|)b?", str(memory).strip().lower())
     size = 0
     if found:
         number, unit = found.groups()
