@@ -21,7 +21,7 @@ from featx.backbones.spec import (
     Pool,
     Precision,
 )
-from featx.errors import ConfigError, counted, require_at_least, require_choice
+from featx.errors import ConfigError, counted, require_at_least, require_choice, require_number
 from featx.features.records import DType
 from featx.images.decode import MAX_PIXELS, check_max_pixels
 from featx.images.preprocess import Decode
@@ -116,8 +116,7 @@ class ExtractOptions(BackboneOptions):
                     "resplit=True has no effect on a part: validation images are chosen once all "
                     "parts are there."
                 )
-        if self.max_bad is not None and not 0 <= self.max_bad <= 1:
-            raise ConfigError(f"max bad is a share from 0 to 1; got {self.max_bad}.")
+        require_number("max_bad", self.max_bad, 0, 1, optional=True)
         if self.max_pixels is not None:
             check_max_pixels(self.max_pixels)
         require_fit(self.precision or "fp32", self.engine, self.device)

@@ -260,8 +260,8 @@ def test_progress_counts_every_image(photos, tmp_path):
     [
         ({"on_error": "stop"}, "on_error must be one of fail, skip; got 'stop'"),
         ({"dtype": "float64"}, "dtype must be one of float32, float16; got 'float64'"),
-        ({"max_bad": 1.1}, "max bad is a share from 0 to 1; got 1.1"),
-        ({"max_bad": -0.1}, "max bad is a share from 0 to 1; got -0.1"),
+        ({"max_bad": 1.1}, "max_bad must be 0 to 1; got 1.1"),
+        ({"max_bad": -0.1}, "max_bad must be 0 to 1; got -0.1"),
         ({"max_pixels": 0}, "max_pixels must be"),
         ({"pool": "mean"}, "pool must be one of"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from featx.artifact.keywords import require_types
-from featx.errors import ConfigError, require_at_least
+from featx.errors import ConfigError, require_at_least, require_number
 from featx.heads.samples.selection import ClassWeight
 from featx.training.options import TaskChoice, parse_memory
 
@@ -95,20 +95,12 @@ class FinetuneOptions:
         train_bn = self.scratch if self.train_bn is None else self.train_bn
         require_at_least("batch_size", self.batch_size, 2 if train_bn else 1)
         for name in ("lr", "backbone_lr", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be above 0; got {value}.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay must be at least 0; got {self.weight_decay}.")
+            require_number(name, getattr(self, name), 0, ends="(]", optional=True)
+        require_number("weight_decay", self.weight_decay, 0)
         for name in ("momentum", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 0 and below 1; got {getattr(self, name)}."
-                )
+            require_number(name, getattr(self, name), 0, 1, ends="[)")
         for name in ("gamma", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1; got {value}.")
+            require_number(name, getattr(self, name), 0, 1, ends="(]", optional=True)
         if self.memory is not None:
             parse_memory(self.memory)
 
