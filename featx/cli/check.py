@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featx.artifact.parts import SUFFIX
 from featx.cli import options
 from featx.cli.help import Command
-from featx.cli.output import print_fields, print_json, print_text, proof_fields, with_flags
+from featx.cli.output import (
+    next_command,
+    print_fields,
+    print_json,
+    print_text,
+    proof_fields,
+    with_flags,
+)
 from featx.errors import counted
 
 if TYPE_CHECKING:
@@ -131,8 +139,9 @@ def status(folder: Path, as_json: bool) -> None:
     """Say which of FOLDER's files are current, and the command that fixes each other one.
 
     Its features.h5 is compared with the images, head.safetensors with the features, model.onnx with
-    the head; and so are features-CUT.h5 and tuned.safetensors. Exit code 0 if all of them are
-    current, else 1. FOLDER is artifacts by default.
+    the head; and so are features-CUT.h5 and tuned.safetensors. Of a folder of parts it says which
+    are missing, and how far those are that were begun. Exit code 0 if all of them are current, else
+    1. FOLDER is artifacts by default.
     """
     from featx.stages.check import status as run
 
@@ -145,5 +154,7 @@ def status(folder: Path, as_json: bool) -> None:
             for line in (with_flags(file.reason), file.command and f"run: {file.command}"):
                 if line:
                     print_text(f"{'':<{_WIDTH}}  {line}")
+        if report.is_current and report.folder.suffix == SUFFIX:
+            print_fields({"next": next_command("train-head", report.folder, options.FEATURES)})
     if not report.is_current:
         sys.exit(1)

@@ -112,6 +112,15 @@ def _holder(descriptor: int) -> str:
     return system.read_at(descriptor, 500, 0).decode("utf-8", "replace").strip()
 
 
+def holder(output: Path) -> str:
+    """Return the process that took the lock on an output, and may have ended; empty for none."""
+    try:
+        content = beside(output, ".lock").read_bytes()[:500]
+    except OSError:
+        return ""
+    return content.decode("utf-8", "replace").strip() if _SIGNATURE.match(content) else ""
+
+
 def _is_still_there(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())

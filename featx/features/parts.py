@@ -143,6 +143,17 @@ def missing_parts(folder: Path, plan: PartsPlan) -> list[int]:
     return [n for n in range(1, plan.num_parts + 1) if not part_path(folder, n).exists()]
 
 
+def describe_missing(plan: PartsPlan, missing: list[int]) -> str:
+    """Return how many parts there are, and which are missing.
+
+    >>> describe_missing(PartsPlan(16, 1000, "photos", "", "", {}, {}), [3, 7, 8])
+    '13 of 16 parts; missing: parts 3, 7-8'
+    """
+    several = "part" if len(missing) == 1 else "parts"
+    there = plan.num_parts - len(missing)
+    return f"{there} of {plan.num_parts} parts; missing: {several} {ranges(missing)}"
+
+
 def require_parts(folder: Path, plan: PartsPlan) -> None:
     """Check that all parts are there; name those that are not, with how far they are."""
     missing = missing_parts(folder, plan)
@@ -154,11 +165,9 @@ def require_parts(folder: Path, plan: PartsPlan) -> None:
             done, total = read_progress(part_path(folder, number).with_suffix(".h5.partial"))
             begun += [f"{done:,} of {counted(total, 'image')} of part {number}"] if total else []
     done_so_far = f" ({'; '.join(begun[:3])} are done)" if begun else ""
-    several = "part" if len(missing) == 1 else "parts"
     raise ArtifactIncomplete(
         folder,
-        f"'{folder}' has {plan.num_parts - len(missing)} of {plan.num_parts} parts; missing: "
-        f"{several} {ranges(missing)}{done_so_far}. Run "
+        f"'{folder}' has {describe_missing(plan, missing)}{done_so_far}. Run "
         f"'featx extract SOURCE -o {folder}' with part='{missing[0]}/{plan.num_parts}'.",
     )
 

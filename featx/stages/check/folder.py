@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featx.artifact import (
     MAX_HEADER_BYTES,
@@ -21,6 +21,7 @@ from featx.artifact import (
     partial_path,
     tensor_metadata,
 )
+from featx.artifact.parts import SUFFIX, has_parts
 from featx.artifact.shown import Framed
 from featx.errors import (
     ArtifactError,
@@ -43,37 +44,16 @@ from featx.stages.check.commands import (
     given_as_files,
     train_again,
 )
+from featx.stages.check.parts import parts_status
 from featx.stages.check.stage import CheckOptions, compare_features
+from featx.stages.check.state import FileStatus
 
 if TYPE_CHECKING:
     from featx.artifact import Header
     from featx.heads.head import Head
 
-State = Literal["current", "stale", "missing", "unfinished", "damaged", "unchecked"]
-
 CUT_FEATURES = "features-*.h5"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FileStatus:
-    """The state of one file.
-
-    Attributes:
-        path: The file.
-        state: ``"current"``: what its inputs give; ``"stale"``: they have changed; ``"missing"``;
-            ``"unfinished"``: it was interrupted; ``"damaged"``; or ``"unchecked"``: what
-            it was made from is not there to compare with.
-        reason: Why it is not current, and of a model which of two heads it should be made of;
-            empty where it is current.
-        command: What brings it up to date; empty where it is, where another file comes first,
-            and where featx did not write the file.
-    """
-
-    path: Path
-    state: State
-    reason: str = ""
-    command: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,7 +98,9 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
 
     Args:
         folder: Where ``features.h5``, ``head.safetensors`` and ``model.onnx`` lie, or are to; also
-            ``features-CUT.h5`` and ``tuned.safetensors``.
+            ``features-CUT.h5`` and ``tuned.safetensors``. Or a folder of parts, of which each that
+            was begun and is not done is told as well; a folder with parts may have no
+            ``features.h5``.
 
     Raises:
         ConfigError: It is a file.
@@ -126,14 +108,19 @@ def status(folder: str | Path = DEFAULT_FOLDER) -> StatusReport:
     folder = Path(folder)
     if os.path.isfile(folder):  # noqa: PTH113 as below
         raise ConfigError(f"'{folder}' is a file; give the folder of the three files.")
+    if folder.suffix == SUFFIX:
+        return StatusReport(folder, tuple(parts_status(folder)))
     head, tuned = _Trained.open(folder, HEAD), _Trained.open(folder, TUNED)
     at_cuts = _at_cuts(folder, (head, tuned))
-    is_plain = _is_there(folder / FEATURES) or head.status.state != "missing"
+    plain = _plain_features(folder)
+    is_plain = _is_there(plain) or head.status.state != "missing"
     is_plain |= not at_cuts and tuned.status.state == "missing"
-    files = []
+    files = list[FileStatus]()
     if is_plain:
-        if head.features == folder / FEATURES or _is_there(folder / FEATURES):
-            files.append(_features_status(folder / FEATURES, head))
+        if has_parts(plain):
+            files += parts_status(plain)
+        elif head.features == plain or _is_there(plain):
+            files.append(_features_status(plain, head))
         files.append(head.status)
     files += [_features_status(path, tuned if tuned.features == path else head) for path in at_cuts]
     if tuned.status.state != "missing" or not is_plain:
@@ -155,7 +142,7 @@ class _Trained:
     def open(cls, folder: Path, name: str) -> _Trained:
         from featx.heads.head import open_head
 
-        path, features = folder / name, folder / FEATURES
+        path, features = folder / name, _plain_features(folder)
         if name == TUNED:
             features = next(iter(_cut_files(folder)), folder / "features-CUT.h5")
             if (unfinished := _unfinished_training(path, features)) is not None:
@@ -163,9 +150,17 @@ class _Trained:
         opened = _open(path, "head", train_again(path, features, None), open_head)
         if isinstance(opened, FileStatus):
             return cls(path, None, features, opened)
-        if opened.cut is not None:
-            features = folder / Path(str(opened.header.details["features"])).name
+        trained_on = Path(str(opened.header.details["features"])).name
+        if opened.cut is not None or has_parts(folder / trained_on):
+            features = folder / trained_on
         return cls(path, opened, features, _head_status(path, opened, features))
+
+
+def _plain_features(folder: Path) -> Path:
+    """Return the features of a folder that are not at a cut: parts where there is no one file."""
+    parts = (path for path in sorted(folder.glob(f"*{SUFFIX}")) if has_parts(path))
+    one = folder / FEATURES
+    return one if _is_there(one) else next(parts, one)
 
 
 def _at_cuts(folder: Path, heads: Sequence[_Trained]) -> list[Path]:
