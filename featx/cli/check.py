@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featx.artifact.parts import SUFFIX
 from featx.cli import options
 from featx.cli.help import Command
 from featx.cli.output import (
@@ -143,6 +142,7 @@ def status(folder: Path, as_json: bool) -> None:
     are missing, and how far those are that were begun. Exit code 0 if all of them are current, else
     1. FOLDER is artifacts by default.
     """
+    from featx.artifact.parts import SUFFIX
     from featx.stages.check import status as run
 
     report = run(folder)
