@@ -59,6 +59,7 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
     """
     from featx.stages.export import export_onnx
 
+    _require_no_parts(source, output)
     given = options.given(settings)
     tuned = given.get("cut", "penultimate") != "penultimate"
     features = output / options.features_path(given.get("cut")).name
@@ -72,6 +73,27 @@ def run(source: str | None, output: Path, task: Any, quiet: bool, **settings: An
         trained = train_to(features, head, chosen, tuned=tuned, tell=tell)
         exported = export_onnx(head, output / options.MODEL.name, progress=tell)
     _print(extracted, trained, exported)
+
+
+def _require_no_parts(source: str | None, output: Path) -> None:
+    """Refuse parts, which take jobs of their own: this command makes one feature file."""
+    from featx.artifact.parts import has_parts, is_parts
+    from featx.errors import ConfigError
+
+    if is_parts(output):
+        name = shlex.quote(str(output))
+        raise ConfigError(
+            f"featx run makes one feature file, and '{output}' names parts. Make those by "
+            f"'featx extract SOURCE -o {name} --parts COUNT', and train by 'featx train-head "
+            f"{name}'; or give a folder of another name."
+        )
+    beside = [] if (output / options.FEATURES.name).exists() else sorted(output.glob("*.parts"))
+    for parts in [*([Path(source)] if source else []), *beside]:
+        if has_parts(parts):
+            raise ConfigError(
+                f"'{parts}' has features in parts, and featx run makes one feature file of images. "
+                f"Run 'featx train-head {shlex.quote(str(parts))}', then 'featx export'."
+            )
 
 
 def train_to(

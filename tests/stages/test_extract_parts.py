@@ -371,6 +371,20 @@ def test_all_parts_are_made_by_one_command(source, tmp_path):
         assert more[0] in refused.output
 
 
+def test_run_refuses_parts_with_the_commands_that_take_them(source, tmp_path):
+    folder = tmp_path / "features.parts"
+    extract_parts(source, folder, 2)
+    for given in (
+        (source, "-o", folder),
+        (folder, "-o", tmp_path / "out"),
+        (source, "-o", tmp_path),
+    ):
+        refused = featx_cli("run", *given, "-b", "tiny")
+        assert refused.exit_code == 1
+        assert f"featx train-head {folder}" in " ".join(refused.output.split())
+    assert not (tmp_path / "features.h5").exists()
+
+
 def test_plans_say_nothing_of_options_that_change_no_row(source, tmp_path):
     folder = tmp_path / "big.parts"
     extract(source, folder, replace(TINY, part="1/2", workers=1))
