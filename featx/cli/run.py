@@ -87,7 +87,8 @@ def _require_no_parts(source: str | None, output: Path) -> None:
             f"'featx extract SOURCE -o {name} --parts COUNT', and train by 'featx train-head "
             f"{name}'; or give a folder of another name."
         )
-    beside = [] if (output / options.FEATURES.name).exists() else sorted(output.glob("*.parts"))
+    features = output / options.FEATURES.name
+    beside = [] if features.exists() else [features.with_suffix(".parts")]
     for parts in [*([Path(source)] if source else []), *beside]:
         if has_parts(parts):
             raise ConfigError(
