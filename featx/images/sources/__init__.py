@@ -130,6 +130,7 @@ def _open_path(
     if ending == ".tar" and "{" in uri and not path.exists():
         from featx.images.sources.archive import open_shards
 
+        options.require_fit(uri, "an archive")
         return open_shards(path)
     if ending == ".parquet" and (path.is_file() or "{" in uri):
         from featx.images.sources.parquet import open_parquet

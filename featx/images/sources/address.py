@@ -8,7 +8,7 @@ source again reads it the same way.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -91,6 +91,12 @@ def split_address(uri: str) -> tuple[str, SourceOptions]:
     if root := given.get("root"):
         given["root"] = str(Path(root).expanduser().resolve())
     return path, SourceOptions(**given)
+
+
+def below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the folder that holds all files, and their paths relative to it."""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 as below
+    return folder, [os.path.relpath(path, folder) for path in paths]
 
 
 def with_options(uri: str, given: Mapping[str, str]) -> str:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from featx import system
 from featx.errors import ImageError, SourceError, printable
 from featx.images.decode import MAX_FILE_BYTES
-from featx.images.sources.sample import Sample, Stamp, stamp_of
+from featx.images.sources.remote import path_of
+from featx.images.sources.sample import NO_FILE, Sample, Stamp, stamp_of
 
 ReadAt = Callable[[int, int], bytes]
 """Called with a number of bytes and where they begin."""
@@ -68,8 +68,12 @@ class Archive(NamedTuple):
     @property
     def suffix(self) -> str:
         """The ending of its name."""
-        path = urlsplit(self.path).path if self.remote else self.path
-        return Path(path).suffix.lower()
+        return Path(path_of(self.path) if self.remote else self.path).suffix.lower()
+
+    @property
+    def size(self) -> int:
+        """Its bytes, which the stamp of a file that cannot be known again does not have."""
+        return self.identity[2]
 
     def opened(self) -> BinaryIO:
         """Return it for reading."""
@@ -88,6 +92,7 @@ class Member(NamedTuple):
     is_deflated: bool = False
     refusal: str = ""  # why it cannot be read
     target: str = ""  # of a link, from the top of the archive
+    content: bytes | None = None  # its bytes, where they came along with its header
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +122,8 @@ class ArchiveSource:
         ones, so that an image that looks the same as it was is that image.
         """
         archive, member = self.places[index]
+        if archive.stamp == NO_FILE:
+            return NO_FILE
         values = (*archive.stamp, member.start, member.packed, member.crc)
         mixed = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
         changed = int.from_bytes(mixed, "little") >> 1  # not negative, as an unknown time is
@@ -132,6 +139,8 @@ def read_member(archive: Archive, member: Member, *, sample_id: str) -> bytes:
     """
     if refusal := _refusal(member):
         raise ImageError(sample_id, refusal)
+    if member.content is not None:
+        return member.content
     try:
         if archive.remote:
             return _content(_ahead(archive.remote, member), member)
@@ -241,9 +250,9 @@ def beside(path: str, target: str) -> str:
 def require_no_bomb(archive: Archive, members: Sequence[Member]) -> None:
     """Refuse an archive whose images, all that may be read, unpack to many times its size."""
     total = sum(member.size for member in members if not _refusal(member))
-    if total > _SMALL_ARCHIVE + _MAX_RATIO * archive.stamp.size:
+    if total > _SMALL_ARCHIVE + _MAX_RATIO * archive.size:
         raise SourceError(
-            f"'{archive.path}' has {archive.stamp.size:,} bytes, and its images unpack to "
+            f"'{archive.path}' has {archive.size:,} bytes, and its images unpack to "
             f"{total:,}: it is a bomb, or damaged."
         )
 

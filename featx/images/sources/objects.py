@@ -6,14 +6,16 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featx.errors import SourceError, first_line
 from featx.images.sources.remote import TIMEOUT_S, Entry, Gone, Part, Refused, retried, settled
 from featx.packages import install_command, needed
+
+T = TypeVar("T")
 
 _PAGE_KEYS = 1000
 
@@ -24,13 +26,16 @@ class ObjectStore:
     def __init__(self, address: str) -> None:
         self.address, (self.scheme, _, path) = address, address.partition("://")
         self.bucket = path.partition("/")[0]
-        self._fs = _opened(self.scheme, anonymous=_is_anonymous(self.scheme))
+        self._may_have_role = _is_anonymous(self.scheme)
+        self._fs = _opened(self.scheme, anonymous=self._may_have_role)
+        self._switching = threading.Lock()
         self._alone = contextlib.nullcontext() if self._fs.async_impl else threading.Lock()
 
     def listed(self, prefix: str) -> Iterator[tuple[str, Entry]]:
         """Yield the objects below a prefix, which ends in ``/``."""
         try:
-            for path, info in self._found(prefix):
+            pages = self._s3_pages if self.scheme in ("s3", "s3a") else self._one_page
+            for path, info in pages(prefix):
                 if path.startswith(prefix) and not path.endswith("/"):
                     yield path, _entry_of(info)
         except SourceError:
@@ -38,18 +43,26 @@ class ObjectStore:
         except Exception as err:
             raise SourceError(self._why(err, prefix)) from None
 
-    def _found(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        pages = self._s3_pages if self.scheme in ("s3", "s3a") else self._one_page
+    def _asked(self, work: Callable[[Any], T]) -> T:
+        """Return what ``work`` gets from the store; without credentials, anonymously.
+
+        Where that is refused, the role that a machine may have is looked for, once.
+        """
+        fs = self._fs
         try:
-            yield from pages(prefix)
+            return retried(lambda: work(fs), _may_pass)
         except PermissionError:
-            if not _is_anonymous(self.scheme):
-                raise
-            self._fs = _opened(self.scheme, anonymous=False)  # a machine with a role
-            yield from pages(prefix)
+            with self._switching:
+                if self._may_have_role:
+                    self._may_have_role, other = False, _opened(self.scheme, anonymous=False)
+                    if _finds_credentials(lambda: work(other)):
+                        self._fs = other
+                if self._fs is fs:
+                    raise
+        return retried(lambda: work(self._fs), _may_pass)
 
     def _one_page(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        found = retried(lambda: self._fs.find(prefix, detail=True), _may_pass)
+        found = self._asked(lambda fs: fs.find(prefix, detail=True))
         for name, info in found.items():
             if info["type"] == "file":
                 yield name.lstrip("/"), info
@@ -59,16 +72,16 @@ class ObjectStore:
         from fsspec.asyn import sync
 
         bucket, _, start = prefix.partition("/")
-        asked = {"Bucket": bucket, "Prefix": start, "MaxKeys": _PAGE_KEYS, **self._fs.req_kw}
+        asked = {"Bucket": bucket, "Prefix": start, "MaxKeys": _PAGE_KEYS}
 
-        def page() -> dict[str, Any]:
+        def page(fs: Any) -> dict[str, Any]:
             found: dict[str, Any] = sync(
-                self._fs.loop, self._fs._call_s3, "list_objects_v2", **asked
+                fs.loop, fs._call_s3, "list_objects_v2", **asked, **fs.req_kw
             )
             return found
 
         while True:
-            found = retried(page, _may_pass)
+            found = self._asked(page)
             for info in found.get("Contents", ()):
                 yield f"{bucket}/{info['Key']}", {**info, "size": info["Size"]}
             if not found.get("IsTruncated"):
@@ -78,14 +91,14 @@ class ObjectStore:
     def look_up(self, address: str) -> Entry | None:
         path = address.partition("://")[2]
         try:
-            return _entry_of(retried(lambda: self._fs.info(path), _may_pass))
+            return _entry_of(self._asked(lambda fs: fs.info(path)))
         except Exception:
             return None  # reading says what is wrong
 
     def get(self, address: str, entry: Entry | None, part: Part | None = None) -> bytes:
         path = address.partition("://")[2]
         try:
-            return retried(lambda: self._content(path, entry, part), _may_pass)
+            return self._asked(lambda fs: self._content(fs, path, entry, part))
         except Gone:
             raise
         except Exception as err:
@@ -95,15 +108,15 @@ class ObjectStore:
                 raise Gone("it is not there (any more).") from None
             raise Refused(f"it cannot be read ({first_line(err)}).") from None
 
-    def _content(self, path: str, entry: Entry | None, part: Part | None) -> bytes:
+    def _content(self, fs: Any, path: str, entry: Entry | None, part: Part | None) -> bytes:
         if self.scheme in ("s3", "s3a"):
             from fsspec.asyn import sync
 
-            content, tag = sync(self._fs.loop, _s3_content, self._fs, path, part)
+            content, tag = sync(fs.loop, _s3_content, fs, path, part)
         else:
             with self._alone:  # FTP, for one, has a connection for all threads
                 ends = {"start": part[0], "end": sum(part)} if part else {}
-                content, tag = self._fs.cat_file(path, **ends), ""
+                content, tag = fs.cat_file(path, **ends), ""
         if entry and tag and tag != entry.tag:
             raise Gone("it was replaced since it was listed.")
         size = part[1] if part else entry.size if entry else len(content)
@@ -115,7 +128,7 @@ class ObjectStore:
         name = f"{self.scheme}://{self.bucket}"
         if _is_down(err):
             return f"No connection to the store of '{name}' ({first_line(err)})."
-        if isinstance(err, PermissionError) or "credentials" in str(err).lower():
+        if isinstance(err, PermissionError) or _lacks_credentials(err):
             return (
                 f"No right to list '{self.scheme}://{prefix}'. Give credentials as for other "
                 "programs; where the requester pays, set FSSPEC_S3_REQUESTER_PAYS=true."
@@ -202,4 +215,16 @@ def _may_pass(err: Exception) -> bool:
     final = (Gone, FileNotFoundError, PermissionError, ImportError, TypeError)
     if isinstance(err, final) or _is_down(err):
         return False
-    return "credentials" not in str(err).lower()
+    return not _lacks_credentials(err)
+
+
+def _lacks_credentials(err: Exception) -> bool:
+    return "credentials" in str(err).lower()
+
+
+def _finds_credentials(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except Exception as err:
+        return not _lacks_credentials(err)
+    return True

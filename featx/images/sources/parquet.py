@@ -10,12 +10,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from featx.errors import SourceError, listed
-from featx.images.sources.address import NO_OPTIONS, SourceOptions
+from featx.images.sources.address import NO_OPTIONS, SourceOptions, below_one_folder
 from featx.images.sources.archive import expand_braces
 from featx.images.sources.folder import split_of
 from featx.images.sources.members import Archive
@@ -34,11 +35,12 @@ from featx.images.sources.parquet_rows import (
     path_beside,
     told,
 )
-from featx.images.sources.sample import SPLIT_ALIASES, Sample, Stamp, stamp_of
+from featx.images.sources.sample import NO_FILE, SPLIT_ALIASES, Sample, Stamp, stamp_of
 
 log = logging.getLogger(__name__)
 
 _MAX_ROWS = 10**8
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,8 @@ class ParquetSource:
         """Return the stamp of a row: that of its file, and of an image that lies beside it."""
         number, row = self.places[index]
         file = self.files[number]
+        if file.archive.stamp == NO_FILE:
+            return NO_FILE
         beside = path_beside(file.archive.path, file.paths[row]) if row in file.paths else None
         values = (*file.archive.stamp, row, stamp_of(beside) if beside else None)
         mixed = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
@@ -91,19 +95,20 @@ def open_parquet(path: Path, options: SourceOptions = NO_OPTIONS) -> ParquetSour
         names = parquet_files(path)
         root, splits = path, splits_of(names)
         names = [name for name in names if name in splits]
-    elif path.exists():
-        root, names, splits = path.parent, [path.name], {path.name: "train"}
+        files = [(name, splits[name]) for name in names]
     else:
-        paths = list(expand_braces(str(path)))
+        paths = [str(path)] if path.exists() else list(expand_braces(str(path)))
         if missing := [each for each in paths if not Path(each).is_file()]:
             raise SourceError(f"'{missing[0]}' does not exist, and '{path}' stands for it, too.")
-        root = Path(os.path.commonpath([Path(each).parent for each in paths]))
-        names = [os.path.relpath(each, root) for each in paths]
-        found = splits_of(names)
-        splits = {name: found.get(name, "train") for name in names}
-    return read_files(
-        options.address(path), root, [(name, splits[name]) for name in names], options
-    )
+        root, files = Path(below_one_folder(paths)[0]), named(paths)
+    return read_files(options.address(path), root, files, options)
+
+
+def named(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the name of each file below the folder that holds all, and its split."""
+    _, names = below_one_folder(paths)
+    splits = splits_of(names)
+    return [(name, splits.get(name, "train")) for name in names]
 
 
 def parquet_files(folder: Path) -> list[str]:
@@ -111,12 +116,17 @@ def parquet_files(folder: Path) -> list[str]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [
-            os.path.relpath(f"{place}/{name}", folder)
-            for name in names
-            if name.lower().endswith(".parquet") and not name.startswith((".", "_"))
-        ]
-    return sorted(found)
+        found += [os.path.relpath(f"{place}/{name}", folder) for name in names]
+    return sorted(filter(holds_rows, found))
+
+
+def holds_rows(path: str) -> bool:
+    """Return whether a path below a folder is that of a Parquet file to be read."""
+    *folders, name = path.split("/")
+    is_hidden = name.startswith((".", "_")) or any(
+        folder.startswith((".", "__")) for folder in folders
+    )
+    return name.lower().endswith(".parquet") and not is_hidden
 
 
 def splits_of(names: Sequence[str]) -> dict[str, str]:
@@ -180,7 +190,8 @@ def read_parts(
     Raises:
         SourceError: As ``open_parquet``.
     """
-    parts = [_read_part(archive, split, options) for _, archive, split in files]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        parts = list(pool.map(lambda file: _read_part(file[1], file[2], options), files))
     if not any(part.labels for part in parts):
         raise SourceError(f"'{uri}' holds no images: no rows.")
     _require_one_kind([name for name, _, _ in files], parts)

@@ -81,6 +81,12 @@ class Remote(Protocol):
         """
 
 
+def path_of(address: str) -> str:
+    """Return an address without the query that those of the web may have."""
+    is_web = address.startswith(("http://", "https://"))
+    return re.split(r"[?#]", address, maxsplit=1)[0] if is_web else address
+
+
 def without_secrets(address: str) -> str:
     """Return an address without what signs it.
 

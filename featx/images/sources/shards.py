@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from featx.errors import ImageError, SourceError, counted, listed
+from featx.images.sources.address import below_one_folder
 from featx.images.sources.entries import (
     describe_ignored,
     extension_of,
@@ -25,6 +24,7 @@ from featx.images.sources.entries import (
 from featx.images.sources.folder import split_of
 from featx.images.sources.labels import LABEL_NAMES, SEPARATOR, has_tags
 from featx.images.sources.members import Archive, ArchiveSource, Files, Member, read_member
+from featx.images.sources.remote import path_of
 from featx.images.sources.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def read_shards(uri: str, shards: Sequence[Shard]) -> ArchiveSource:
     Raises:
         SourceError: There are none, or two images have one key.
     """
-    names = _names_of([Path(archive.path) for archive, _ in shards])
+    _, names = below_one_folder([path_of(archive.path) for archive, _ in shards])
     splits = _splits_of(names)
     ignored, problems = Counter[str](), list[tuple[str, str]]()
     found, places = list[tuple[str, str, str]](), list[tuple[Archive, Member]]()
@@ -104,12 +104,6 @@ def read_shards(uri: str, shards: Sequence[Shard]) -> ArchiveSource:
 
 def _is_image(extension: str) -> bool:
     return f".{extension}" in image_extensions()
-
-
-def _names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the paths of shards relative to the folder that holds all of them."""
-    folder = os.path.commonpath([path.parent for path in paths])
-    return [os.path.relpath(path, folder) for path in paths]
 
 
 def _splits_of(names: Sequence[str]) -> list[str]:

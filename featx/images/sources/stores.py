@@ -6,8 +6,10 @@ paths relative to its own address. Nothing is kept on disk.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,10 +21,13 @@ from urllib.parse import quote, urljoin, urlsplit
 from featx.errors import ImageError, SourceError, listed
 from featx.images.decode import MAX_FILE_BYTES
 from featx.images.sources.address import SourceOptions
+from featx.images.sources.archive import expand_braces, list_members, read_archive
 from featx.images.sources.entries import tree_of
 from featx.images.sources.folder import arrange
 from featx.images.sources.manifest import open_manifest
+from featx.images.sources.members import Archive
 from featx.images.sources.objects import ObjectStore
+from featx.images.sources.parquet import holds_rows, named, read_parts, splits_of
 from featx.images.sources.parts import RemoteFile
 from featx.images.sources.remote import (
     Entry,
@@ -31,13 +36,15 @@ from featx.images.sources.remote import (
     Remote,
     Web,
     is_page,
+    path_of,
     without_secrets,
 )
 from featx.images.sources.sample import NO_FILE, ImageSource, Sample, Stamp
+from featx.images.sources.shards import read_shards
 
 _TABLES = (".csv", ".tsv")
-_WHOLE = (".zip", ".tar", ".parquet")
-_READERS = 32
+_WHOLE, _SEVERAL = (".zip", ".tar", ".parquet"), (".tar", ".parquet")
+_READERS, _FILES_AT_ONCE = 32, 8
 _MOST_BESIDE = 10_000
 """Objects that are listed to find names beside a folder that is not there."""
 
@@ -122,56 +129,88 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> Im
     if "@" in urlsplit(uri).netloc:
         raise SourceError(f"'{shown}': leave out user and password, which would be recorded.")
     is_web = uri.startswith(("http://", "https://"))
-    path = urlsplit(uri).path if is_web else uri
-    if path.lower().endswith(_TABLES):
+    ending = path_of(uri).lower()
+    if ending.endswith(_TABLES):
         options.require_fit(shown, "a table")
         return _open_table(uri, shown, Web(uri) if is_web else ObjectStore(uri), options)
-    if path.lower().endswith(_WHOLE):
-        file = RemoteFile.of(uri, Web(uri) if is_web else ObjectStore(uri))
-        return _open_whole(file, shown, options, labelled=labelled)
+    if ending.endswith(_WHOLE):
+        return _open_whole(
+            uri, Web(uri) if is_web else ObjectStore(uri), options, labelled=labelled
+        )
     if is_web:
         raise SourceError(
             f"'{shown}' is not a table. Give a .csv or .tsv that lists web images, or a .zip, .tar "
             "or .parquet file."
         )
-    options.require_fit(uri, "a folder")
-    return _open_prefix(uri.rstrip("/") + "/", labelled=labelled)
+    return _open_prefix(uri.rstrip("/") + "/", options, labelled=labelled)
 
 
-def _open_whole(
-    file: RemoteFile, shown: str, options: SourceOptions, *, labelled: bool
-) -> ImageSource:
-    """Return the images of an archive or Parquet file that is read part by part."""
-    from featx.images.sources.archive import read_archive
-    from featx.images.sources.members import Archive
-
-    entry = file.entry
-    archive = Archive(shown, entry.stamp(), (0, 0, entry.size, entry.mtime_ns), file)
-    try:
-        if archive.suffix == ".parquet":
-            from featx.images.sources.parquet import read_parts
-
+def _open_whole(uri: str, remote: Remote, options: SourceOptions, *, labelled: bool) -> ImageSource:
+    """Return the images of archives or Parquet files that are read part by part."""
+    shown = without_secrets(uri)
+    addresses = _addresses(uri, remote)
+    with _naming(shown), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        try:
+            archives = list(pool.map(lambda each: _archive(RemoteFile.of(each, remote)), addresses))
+        except SourceError as err:
+            of = f" '{shown}' stands for {len(addresses):,} files." if len(addresses) > 1 else ""
+            raise SourceError(f"{err}{of}") from err
+        if archives[0].suffix == ".parquet":
             options.require_fit(shown, "a Parquet file")
-            name = urlsplit(shown).path.rpartition("/")[2]
-            return read_parts(options.address(shown), [(name, archive, "train")], options)
+            files = named([path_of(archive.path) for archive in archives])
+            parts = [(name, a, split) for a, (name, split) in zip(archives, files, strict=True)]
+            return read_parts(options.address(shown), parts, options)
         options.require_fit(shown, "an archive")
-        return read_archive(archive, options, labelled=labelled)
+        if addresses != [uri]:
+            shards = zip(archives, pool.map(list_members, archives), strict=True)
+            return read_shards(shown, list(shards))
+        return read_archive(archives[0], options, labelled=labelled)
+
+
+def _addresses(uri: str, remote: Remote) -> list[str]:
+    """Return what an address with braces stands for, if there is nothing at the address itself."""
+    path = path_of(uri)
+    names = list(expand_braces(path)) if path.lower().endswith(_SEVERAL) else [path]
+    if names == [path] or remote.look_up(uri):
+        return [uri]
+    return [f"{name}{uri.removeprefix(path)}" for name in names]
+
+
+def _archive(file: RemoteFile) -> Archive:
+    entry = file.entry
+    identity = (0, 0, entry.size, entry.mtime_ns)
+    return Archive(without_secrets(file.address), entry.stamp(), identity, file)
+
+
+@contextlib.contextmanager
+def _naming(shown: str) -> Iterator[None]:
+    """Have errors name addresses as they were given, where a path would have one slash less."""
+    try:
+        yield
     except SourceError as err:
-        raise SourceError(str(err).replace(str(Path(shown)), shown)) from err.__cause__
+        scheme = shown.partition("://")[0]
+        text = re.sub(rf"\b{re.escape(scheme)}:/(?=[^/])", f"{scheme}://", str(err))
+        raise SourceError(text) from err.__cause__
     except OSError as err:
         raise SourceError(f"Cannot read '{shown}': {err.strerror or err}.") from err
 
 
-def _open_prefix(uri: str, *, labelled: bool) -> StoreSource:
+def _open_prefix(uri: str, options: SourceOptions, *, labelled: bool) -> ImageSource:
+    """Return the images below a prefix, or of the Parquet files there if it has no images."""
     store, prefix = ObjectStore(uri), uri.partition("://")[2]
     found = {path.removeprefix(prefix): entry for path, entry in store.listed(prefix)}
     if not found:
         raise SourceError(f"There is nothing below '{uri}'.{_nearest(store, prefix)}")
-    tree = tree_of(Path(uri), found)
-    try:
+    with _naming(uri):
+        tree = tree_of(Path(uri), found)
+        tables = [] if tree.top.num_images else sorted(filter(holds_rows, found))
+        options.require_fit(uri, "a Parquet file" if tables else "a folder")
+        if tables:
+            splits = splits_of(tables)
+            files = {name: RemoteFile(f"{uri}{name}", found[name], store) for name in splits}
+            parts = [(name, _archive(file), splits[name]) for name, file in files.items()]
+            return read_parts(options.address(uri), parts, options)
         classes, samples = arrange(tree, labelled=labelled)
-    except SourceError as err:
-        raise SourceError(str(err).replace(str(Path(uri)), uri.rstrip("/"))) from None
     entries: list[Entry | None] = [found[sample.sample_id] for sample in samples]
     ignored = dict(tree.ignored)
     return StoreSource(uri, store, classes, samples, None, entries, ignored)
@@ -212,7 +251,7 @@ def _open_table(uri: str, shown: str, remote: Remote, options: SourceOptions) ->
             raise SourceError(f"'{shown}' lists '{name}' twice, signed in two ways. Keep one.")
         return name
 
-    ending = Path(urlsplit(uri).path if is_web else uri).suffix
+    ending = Path(path_of(uri)).suffix
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder).resolve() / f"table{ending}"
         path.write_bytes(content)

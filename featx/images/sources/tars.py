@@ -20,6 +20,7 @@ _SCAN_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**20
 _MAX_DIGITS = 100
 _PLAIN_BYTES = 2**16
+_LABELS, _LABEL_BYTES = (".cls", ".json", ".txt"), 2**12
 _LITTLE = (b"mtime=", b"atime=", b"ctime=", b"uid=", b"gid=", b"uname=", b"gname=", b"LIBARCHIVE.")
 """Beginnings of records that do not matter here."""
 _MOVING = {"path", "size", "linkpath"}
@@ -53,17 +54,18 @@ def list_tar(archive: Archive) -> list[Member]:
     try:
         with archive.opened() as file:
             read_at = _reading(archive, file)
-            while begin < archive.stamp.size or not begin:
+            while begin < archive.size or not begin:
                 end = begin
                 for member, end in _part(path, file, read_at, begin):
-                    members += [member] if member.path else []
-                    if end > archive.stamp.size:
+                    if member.path:
+                        members.append(_with_label(member, read_at) if archive.remote else member)
+                    if end > archive.size:
                         problem = f"it ends in the middle of '{member.path}'"
                         raise _damaged(path, problem, len(members))
                 if end == begin > 0:
                     log.warning(
                         "'%s': %s behind its end are not those of a tar, and are ignored.",
-                        *(path, counted(archive.stamp.size - begin, "byte")),
+                        *(path, counted(archive.size - begin, "byte")),
                     )
                     break
                 begin = _next_part(path, file, end, len(members))
@@ -82,6 +84,14 @@ def _reading(archive: Archive, file: BinaryIO) -> ReadAt:
         return file.read(size)
 
     return read_at
+
+
+def _with_label(member: Member, read_at: ReadAt) -> Member:
+    """Return a member with its bytes where it may be a label, for which others ask one by one."""
+    if member.size > _LABEL_BYTES or not member.path.lower().endswith(_LABELS):
+        return member
+    content = read_at(member.size, member.start)
+    return member._replace(content=content) if len(content) == member.size else member
 
 
 def _part(path: str, file: BinaryIO, read_at: ReadAt, begin: int) -> Iterator[tuple[Member, int]]:

@@ -35,7 +35,7 @@ def list_zip(archive: Archive, *, encoding: str = "") -> list[Member]:
     path = archive.path
     try:
         with archive.opened() as raw:
-            raw.seek(-min(archive.stamp.size, 1), os.SEEK_END)
+            raw.seek(-min(archive.size, 1), os.SEEK_END)
             raw.read(1)  # what cannot be read at all is no damage
             with zipfile.ZipFile(raw) as file:
                 infos = file.infolist()
@@ -64,7 +64,7 @@ def _require_apart(archive: Archive, infos: list[zipfile.ZipInfo]) -> None:
         (info.header_offset, info.header_offset + _LOCAL_BYTES + info.compress_size)
         for info in infos
     )
-    ends = (*places, (archive.stamp.size, 0))
+    ends = (*places, (archive.size, 0))
     if any(one[1] > other[0] for one, other in pairwise(ends)) or (places and places[0][0] < 0):
         raise SourceError(
             f"'{archive.path}' has members that share bytes, or that end behind its end: it is a "

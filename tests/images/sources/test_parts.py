@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stores import every
 from featx.errors import ImageError, SourceError
 from featx.images.reading import read_together
 from featx.images.sources import objects, open_source, remote
+from featx.images.sources.sample import NO_FILE
 from featx.images.sources.selection import select
 
 pa = pytest.importorskip("pyarrow")
@@ -192,3 +194,91 @@ def test_a_source_can_be_sent_to_another_process(site, folder):
     again = pickle.loads(pickle.dumps(select(source, [3, 1])))
     assert [again.read(0), again.read(1)] == [source.read(3), source.read(1)]
     assert again.parallel_reads == source.parallel_reads == 32
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Two shards and two Parquet files for each split, with other images each."""
+    made = dict[str, bytes]()
+    for number, name in enumerate(("train-0", "train-1", "val-0", "val-1")):
+        rows = range(4 * number, 4 * number + 4)
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for row in rows:
+                add(tar, f"{row:02}.png", png(row))
+                add(tar, f"{row:02}.cls", "ab"[row % 2].encode())
+        columns = {"image": list(map(png, rows)), "label": ["ab"[row % 2] for row in rows]}
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    made |= {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return made
+
+
+def put_all(where, files: dict[str, bytes], folder: str) -> str:
+    """Put files into a bucket or on a site; return the address of their folder."""
+    if hasattr(where, "url"):
+        where.files |= {f"/{folder}/{quote(name)}": content for name, content in files.items()}
+        return f"{where.url}/{folder}"
+    for name, content in files.items():
+        where.put_object(Bucket="photos", Key=f"{folder}/{name}", Body=content)
+    return f"s3://photos/{folder}"
+
+
+@pytest.mark.parametrize("where", ["bucket", "site"])
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_names_with_braces_stand_for_several_files_as_here(where, ending, tmp_path, request):
+    address = put_all(request.getfixturevalue(where), files_of(tmp_path), "x")
+    name = f"{{train,val}}-{{0..1}}.{ending}"
+    here, there = open_source(f"{tmp_path}/{name}"), open_source(f"{address}/{name}")
+    assert there.uri == f"{address}/{name}"
+    assert [s.split for s in there.samples] == ["train"] * 8 + ["val"] * 8
+    assert (there.samples, there.classes) == (here.samples, here.classes)
+    assert content_of(there) == content_of(here) == [png(row) for row in range(16)]
+    part = pickle.loads(pickle.dumps(select(there, [9, 2])))
+    assert [part.read(0), part.read(1)] == [png(9), png(2)]
+    message = rf"Cannot read '{address}/train-2.{ending}'.*stands for 3 files"
+    with pytest.raises(SourceError, match=message):
+        open_source(f"{address}/train-{{0..2}}.{ending}")
+
+
+def test_labels_of_shards_come_along_with_the_list_of_their_files(site, tmp_path):
+    address = put_all(site, files_of(tmp_path), "x")
+    open_source(f"{address}/train-{{0..1}}.tar")
+    gets = {path: count for (method, path), count in site.asked.items() if method == "GET"}
+    assert gets == {"/x/train-0.tar": 2, "/x/train-1.tar": 2}  # what it is, and all of it
+
+
+def test_braces_in_a_name_that_is_there_are_read_as_they_stand(bucket, site, folder):
+    name, content = "a-{0..1}.parquet", (folder / "a.parquet").read_bytes()
+    for where in (bucket, site):
+        source = open_source(f"{put_all(where, {name: content}, 'x')}/{name}")
+        assert len(source.samples) == COUNT
+        assert source.samples[0].sample_id == f"{name}/0"
+
+
+def test_a_key_with_a_mark_of_addresses_is_one_archive(bucket, folder):
+    content = (folder / "a.zip").read_bytes()
+    source = open_source(f"{put_all(bucket, {'a#1.zip': content}, 'x')}/a#1.zip")
+    assert source.read(0) == png(0)
+
+
+def test_a_prefix_with_parquet_files_is_as_a_folder_of_them(bucket, tmp_path):
+    files = {n: c for n, c in files_of(tmp_path).items() if n.endswith(".parquet")}
+    address = put_all(bucket, {**files, "_metadata.parquet": b"no", "README.md": b""}, "set")
+    for name, content in files.items():
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(content)
+    here, there = open_source(str(tmp_path / "set")), open_source(f"{address}?label_column=label")
+    assert there.uri == f"{address}/?label_column=label"
+    assert (there.samples, there.classes) == (here.samples, here.classes)
+    assert content_of(there) == content_of(here)
+    with pytest.raises(SourceError, match=r"'s3://photos/set/train-0.parquet' has no column"):
+        open_source(f"{address}?label_column=odd")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_a_store_that_tells_no_change_is_read_again(folder, name):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe_file(f"/x/{name}", (folder / name).read_bytes())
+    source = open_source(f"memory://x/{name}")
+    assert source.stamp(0) == NO_FILE
+    assert source.read(0) == png(0)

@@ -13,6 +13,7 @@ from io import BytesIO
 import h5py
 import numpy as np
 import pytest
+from archives import archive_of
 from commands import featx_cli
 from PIL import Image
 from stores import Between, Site, every
@@ -267,6 +268,71 @@ def test_a_bucket_without_the_right_to_list_it_is_a_sentence(site, bucket, monke
     site.unknown = 403
     with pytest.raises(SourceError, match="No right to list 's3://photos/set/'"):
         open_source("s3://photos/set")
+
+
+@pytest.fixture
+def refusing(bucket, monkeypatch):
+    """Have a store refuse all but some anonymous requests, where a machine may have a role.
+
+    Returns a function of how many it allows and of the error without a role, which gives the list
+    of the file systems that are opened.
+    """
+    opened = objects._opened
+
+    def prepare(allowed, role_error=None):
+        made, asked = [], itertools.count()
+
+        def limited(scheme, *, anonymous):
+            store = opened(scheme, anonymous=False)
+            call = store._call_s3
+
+            async def answer(method, *args, **more):
+                if anonymous and next(asked) >= allowed:
+                    raise PermissionError("Forbidden")
+                if not anonymous and role_error:
+                    raise role_error
+                return await call(method, *args, **more)
+
+            store._call_s3 = answer
+            made.append(anonymous)
+            return store
+
+        monkeypatch.setattr(objects, "_opened", limited)
+        monkeypatch.setattr(objects, "_is_anonymous", lambda _: True)
+        return made
+
+    return prepare
+
+
+def test_a_listing_refused_in_its_middle_goes_on_there_by_the_role(bucket, refusing, monkeypatch):
+    monkeypatch.setattr(objects, "_PAGE_KEYS", 3)
+    for number in range(20):
+        bucket.put_object(Bucket="photos", Key=f"set/{number:02d}.png", Body=png(number))
+    made = refusing(3)
+    found = [path for path, _ in objects.ObjectStore("s3://photos/set/").listed("photos/set/")]
+    assert found == [f"photos/set/{number:02d}.png" for number in range(20)]
+    assert made == [True, False]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.zip", ""])
+def test_what_is_refused_without_credentials_is_read_by_the_role(bucket, refusing, tmp_path, name):
+    archive_of(tmp_path / "a.zip", {f"{i}.png": png(i) for i in range(9)})
+    bucket.put_object(Bucket="photos", Key="a.zip", Body=(tmp_path / "a.zip").read_bytes())
+    table = "path,label\n" + "".join(f"{i}.png,a\n" for i in range(9))
+    bucket.put_object(Bucket="photos", Key="a.csv", Body=table.encode())
+    for number in range(9):
+        bucket.put_object(Bucket="photos", Key=f"{number}.png", Body=png(number))
+    made = refusing(0)
+    assert contents(open_source(f"s3://photos/{name}")) == {f"{i}.png": png(i) for i in range(9)}
+    assert made == [True, False]
+
+
+def test_a_machine_without_a_role_is_asked_for_one_once(bucket, refusing):
+    bucket.put_object(Bucket="photos", Key="a.csv", Body=b"path,label\n1.png,a\n2.png,a\n")
+    made = refusing(1, OSError("Unable to locate credentials"))
+    with pytest.raises(SourceError, match="No image of .*Forbidden"):
+        contents(open_source("s3://photos/a.csv"))
+    assert made == [True, False]
 
 
 def test_the_same_bytes_under_another_tag_are_not_done_again(site):
