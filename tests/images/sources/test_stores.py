@@ -330,7 +330,7 @@ def test_what_is_refused_without_credentials_is_read_by_the_role(bucket, refusin
 def test_a_machine_without_a_role_is_asked_for_one_once(bucket, refusing):
     bucket.put_object(Bucket="photos", Key="a.csv", Body=b"path,label\n1.png,a\n2.png,a\n")
     made = refusing(1, OSError("Unable to locate credentials"))
-    with pytest.raises(SourceError, match="No image of .*Forbidden"):
+    with pytest.raises(SourceError, match=r"No image of .*Forbidden"):
         contents(open_source("s3://photos/a.csv"))
     assert made == [True, False]
 
