@@ -221,10 +221,12 @@ def adapted(
     change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if change is None:
         return state
-    try:
-        found: Mapping[str, Tensor] = change(dict(state), model)
-    except (KeyError, IndexError, RuntimeError, AssertionError, ValueError, TypeError):
-        return state
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about how timm resamples tables of positions
+        try:
+            found: Mapping[str, Tensor] = change(dict(state), model)
+        except (KeyError, IndexError, RuntimeError, AssertionError, ValueError, TypeError):
+            return state
     return found if isinstance(found, Mapping) else state
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from featx.backbones.network import build_network
+from featx.backbones.network import build_network, tensors_of
 from featx.backbones.onnx_graph import relative_error
 from featx.backbones.table import require_backbone
 from featx.backbones.tails import build_tail, tail_shapes
@@ -17,6 +17,7 @@ from featx.backbones.with_timm import timm_preprocess
 from featx.errors import BackboneError
 
 timm = pytest.importorskip("timm")
+SLOW = pytest.mark.slow
 
 
 def of_clip(state):
@@ -73,6 +74,42 @@ def of_convnext(state):
     return {"model": found | flat}
 
 
+def of_swin(state):
+    """Return the names of Swin's authors, who downsample at the end of a stage, with its tables."""
+    down = re.compile(r"layers\.(\d)\.downsample")
+    found = {
+        down.sub(lambda m: f"layers.{int(m[1]) - 1}.downsample", name).replace(
+            "head.fc.", "head."
+        ): v
+        for name, v in state.items()
+    }
+    for name in [name for name in found if name.endswith("attn.qkv.weight")]:
+        found[name.replace("qkv.weight", "relative_position_index")] = torch.zeros(49, 49).long()
+    return {"model": found | {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49)}}
+
+
+def of_beit(state):
+    """Return the names of BEiT's authors: timm's, with tables, nested as DeepSpeed leaves them."""
+    tables = {
+        name.replace("qkv.weight", "relative_position_index"): torch.zeros(197, 197).long()
+        for name in state
+        if name.endswith("attn.qkv.weight")
+    }
+    return {"module": dict(state) | tables, "optimizer": {"state": {}}}
+
+
+def of_eva02(state):
+    """Return the names of EVA-02's authors, as of pretraining by masked images."""
+    swaps = (("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"))
+    swaps += (("mlp.norm", "mlp.ffn_ln"), ("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"))
+    swaps += (("fc_norm", "norm"),)
+    found = {renamed(name, swaps): value for name, value in state.items()}
+    found["mask_token"] = torch.zeros(1, 1, state["cls_token"].shape[2])
+    found["lm_head.weight"] = torch.zeros(16, state["cls_token"].shape[2])
+    found["rope.freqs_cos"] = found["blocks.0.attn.rope.freqs_sin"] = torch.zeros(256, 64)
+    return {"module": found}
+
+
 @pytest.mark.parametrize(
     ("name", "original", "cut", "size"),
     [
@@ -80,6 +117,11 @@ def of_convnext(state):
         ("timm/convnext_atto", of_convnext, "stages.2", 64),
         ("timm/vit_small_patch14_reg4_dinov2", of_dinov2, "blocks.9", 56),
         ("timm/vit_small_patch14_dinov2", with_mask, "blocks.9", 518),
+        ("timm/swin_tiny_patch4_window7_224", of_swin, "layers.2", 64),
+        pytest.param("timm/swinv2_tiny_window8_256", of_swin, "layers.2", 64, marks=SLOW),
+        ("timm/eva02_tiny_patch14_224", of_eva02, "blocks.9", 56),
+        pytest.param("timm/eva02_base_patch14_224", of_eva02, "blocks.9", 56, marks=SLOW),
+        pytest.param("timm/beit_base_patch16_224", of_beit, "blocks.9", 64, marks=SLOW),
     ],
 )
 def test_a_file_with_the_originals_names_gives_the_same_features(
@@ -101,7 +143,8 @@ def test_a_file_with_the_originals_names_gives_the_same_features(
         theirs = expected.state_dict()
         assert all(torch.equal(own, theirs[key]) for key, own in network.state_dict().items())
     _, at_cut = build_network(name, weights, spec, cut=cut)
-    assert set(tail_shapes(at_cut)) == set(build_tail(at_cut, {}, weights).trunk.state_dict())
+    tail = tensors_of(build_tail(at_cut, {}, weights), name, size)
+    assert set(tail_shapes(at_cut)) == set(tail)
 
 
 def test_a_file_that_is_no_such_model_is_refused_with_what_is_missing(tmp_path):
