@@ -167,6 +167,11 @@ def _open_path(
 def _open_table(path: Path, options: SourceOptions) -> ImageSource:
     if (origin := origin_of(str(path))) != str(path):
         return open_relabelled(path.resolve(), open_source(origin))
-    from featx.images.sources.manifest import open_manifest
+    from featx.images.sources.manifest import first_path, open_manifest
 
+    first = first_path(path.resolve(), options)
+    if _SCHEME.match(first):
+        from featx.images.sources.stores import open_addresses
+
+        return open_addresses(path.resolve(), options, first)
     return open_manifest(path, options)

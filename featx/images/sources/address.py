@@ -67,6 +67,8 @@ def local_file(uri: str, sample_id: str) -> Path | None:
     except SourceError:
         return None
     place = Path(name).expanduser()
+    if "://" in sample_id:
+        return None
     if options.root or place.suffix.lower() in (".csv", ".tsv"):
         return Path(options.root or place.parent) / sample_id
     return place / sample_id if place.is_dir() or (not place.suffix and ":" not in name) else None

@@ -89,11 +89,11 @@ def arrange(tree: Tree, *, labelled: bool = True) -> tuple[tuple[str, ...], tupl
     if not labelled:
         return (), tuple(Sample(image, -1, "train") for image in sorted(tree.below("")))
     places = _find_places(tree)
-    names = sorted({place.name for place in places if place.name is not None})
+    names = sorted({place.name for place in places if place.name})
     labels = {name: position for position, name in enumerate(names)}
     samples: list[Sample] = []
     for place in places:
-        label = -1 if place.name is None else labels[place.name]
+        label = labels[place.name] if place.name else -1  # a//1.jpg of a store is in no class
         found = tree.below(place.prefix) if place.deep else tree.levels[place.prefix].images
         samples += [Sample(image, label, place.split) for image in found]
     samples.sort(key=attrgetter("sample_id"))

@@ -33,6 +33,8 @@ _PATHS = (
 )
 _COLUMNS = {"path": _PATHS, "label": LABEL_NAMES, "split": ("split",), "group": ("group",)}
 """What each column of featx may be called, in lower case and with underscores."""
+_MAX_FIELD = 2**26
+"""Characters, as of masks beside the labels; Python's own limit is 2**17."""
 _SEPARATORS = re.compile(r"[\s-]+")
 
 
@@ -85,6 +87,11 @@ def open_manifest(
     return FileSource(uri, folder, tuple(classes), samples, has_tags=are_tags)
 
 
+def first_path(path: Path, options: SourceOptions) -> str:
+    """Return the first path that a table lists; empty where it lists none."""
+    return next((fields["path"].strip() for _, fields in _rows(path, options)), "")
+
+
 class _Names:
     """Sample ids from the paths in a table."""
 
@@ -122,6 +129,7 @@ def _require_same(path: Path, sample_id: str, first: _Row, row: _Row) -> None:
 def _rows(path: Path, options: SourceOptions) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row and the number of the line that it begins in."""
     begin, reader = 1, None
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
     try:
         with path.open(newline="", encoding=_encoding(path)) as file:
             first = file.readline()

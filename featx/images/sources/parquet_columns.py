@@ -108,7 +108,11 @@ def _said(path: Path, schema: Any, wanted: str, name: str) -> str:
 def _image(path: Path, schema: Any, features: dict[str, Any]) -> str:
     known = [name for name in schema.names if _type_of(features.get(name)) == "Image"]
     fit = known or [each.name for each in schema if _is_image(each.type)]
-    texts = [each for each in schema.names if _is_text(schema, each) and each.lower() in _PATHS]
+    texts = [
+        each
+        for each in schema.names
+        if _is_text(schema, each) and each.lower() in (*_PATHS, *_IMAGES)
+    ]
     called = [name for name in fit if name.lower() in _IMAGES]
     candidates = fit if len(fit) == 1 else called or fit or texts
     if len(candidates) == 1:

@@ -107,7 +107,7 @@ class RowReader:
         path = file.paths.get(row)
         with self._lock:
             value = self._value(number, row, sample_id)
-        if isinstance(value, str) and len(value) > _LONGEST_PATH:
+        if isinstance(value, str) and (len(value) > _LONGEST_PATH or value.startswith("data:")):
             value = _from_base64(value, sample_id)
         if isinstance(value, bytes):
             if len(value) > MAX_FILE_BYTES:

@@ -39,12 +39,15 @@ from featx.images.sources.remote import (
     path_of,
     without_secrets,
 )
-from featx.images.sources.sample import NO_FILE, ImageSource, Sample, Stamp
+from featx.images.sources.sample import NO_FILE, FileSource, ImageSource, Sample, Stamp
 from featx.images.sources.shards import read_shards
 
 _TABLES = (".csv", ".tsv")
+_NAMED = ("http://", "https://", "s3://", "s3a://", "gs://", "gcs://")
 _WHOLE, _SEVERAL = (".zip", ".tar", ".parquet"), (".tar", ".parquet")
 _READERS, _FILES_AT_ONCE = 32, 8
+_NO_HOST = "http://"
+"""Of images on many hosts: one that cannot be reached is no reason to leave the others."""
 _MOST_BESIDE = 10_000
 """Objects that are listed to find names beside a folder that is not there."""
 
@@ -128,6 +131,8 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> Im
     shown = without_secrets(uri)
     if "@" in urlsplit(uri).netloc:
         raise SourceError(f"'{shown}': leave out user and password, which would be recorded.")
+    if not urlsplit(uri).netloc and uri.startswith(_NAMED):
+        raise SourceError(f"'{uri}' names no bucket or host, as s3://bucket/photos/ does.")
     is_web = uri.startswith(("http://", "https://"))
     ending = path_of(uri).lower()
     if ending.endswith(_TABLES):
@@ -218,9 +223,12 @@ def _open_prefix(uri: str, options: SourceOptions, *, labelled: bool) -> ImageSo
 
 def _nearest(store: ObjectStore, prefix: str) -> str:
     """Return a sentence with the folders beside a prefix that is not there."""
-    above = prefix.rstrip("/").rpartition("/")[0]
-    beside = islice(store.listed(f"{above}/"), _MOST_BESIDE)
-    names = {path[len(above) + 1 :].split("/")[0] for path, _ in beside}
+    name = prefix.rstrip("/")
+    above = name.rpartition("/")[0]
+    beside = [path for path, _ in islice(store.listed(f"{above}/"), _MOST_BESIDE)]
+    if name in beside:
+        return " It is one object: give the folder that it is in."
+    names = {path[len(above) + 1 :].split("/")[0] for path in beside} - {""}
     return f" Beside it are {listed(sorted(names))}." if names else ""
 
 
@@ -233,38 +241,69 @@ def _open_table(uri: str, shown: str, remote: Remote, options: SourceOptions) ->
         raise SourceError(f"Cannot read '{shown}': {err}") from None
     if is_page(content):
         raise SourceError(f"'{shown}' gives a web page instead of a table; it may need a login.")
-    addresses: dict[str, str] = {}
-    is_web, base = isinstance(remote, Web), uri.rpartition("/")[0]
-
-    def sample_id(image: str) -> str:
-        name = image
-        if "://" in image:
-            if urlsplit(image).scheme not in _schemes(uri):
-                raise SourceError(f"'{shown}': '{without_secrets(image)}' is of another store.")
-            name = without_secrets(image)
-            address = image
-        elif is_web:
-            address = urljoin(uri, quote(image, safe="/"))
-        else:
-            address = f"{base}/{image.removeprefix('./')}"
-        if addresses.setdefault(name, address) != address:
-            raise SourceError(f"'{shown}' lists '{name}' twice, signed in two ways. Keep one.")
-        return name
-
-    ending = Path(path_of(uri)).suffix
+    images = _Addresses(shown, uri, uri)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder).resolve() / f"table{ending}"
+        path = Path(folder).resolve() / f"table{Path(path_of(uri)).suffix}"
         path.write_bytes(content)
         try:
-            table = open_manifest(path, options, sample_id=sample_id)
+            table = open_manifest(path, options, sample_id=images.sample_id)
         except SourceError as err:
             raise SourceError(str(err).replace(str(path), shown)) from None
-    places = [addresses[sample.sample_id] for sample in table.samples]
-    address = options.address(shown)
-    tags = table.has_tags
-    return StoreSource(address, remote, table.classes, table.samples, places, has_tags=tags)
+    return _listed(table, options.address(shown), remote, images)
 
 
-def _schemes(uri: str) -> tuple[str, ...]:
+def open_addresses(path: Path, options: SourceOptions, first: str) -> StoreSource:
+    """Return the images of a table on this machine that lists addresses, ``first`` is one of them.
+
+    Raises:
+        SourceError: It is damaged, or lists anything but addresses of one kind of store.
+    """
+    if options.root:
+        raise SourceError(f"'{path}': root is for paths, and it lists addresses.")
+    images = _Addresses(str(path), first)
+    table = open_manifest(path, options, sample_id=images.sample_id)
+    is_web = first.startswith(("http://", "https://"))
+    return _listed(table, table.uri, Web(_NO_HOST) if is_web else ObjectStore(first), images)
+
+
+def _listed(table: FileSource, uri: str, remote: Remote, images: _Addresses) -> StoreSource:
+    places = [images.by_id[sample.sample_id] for sample in table.samples]
+    return StoreSource(uri, remote, table.classes, table.samples, places, has_tags=table.has_tags)
+
+
+@dataclass
+class _Addresses:
+    """Where the images are that a table lists, by id: what it has, without what signs it.
+
+    All are of the kind of store of ``like``. Paths are relative to ``table``, if that has an
+    address.
+    """
+
+    shown: str
+    like: str
+    table: str = ""
+    by_id: dict[str, str] = field(default_factory=dict)
+
+    def sample_id(self, image: str) -> str:
+        """Return the id of an image that the table lists, and take note of its address."""
+        name = image
+        if "://" in image:
+            if _kind(image) != _kind(self.like):
+                raise SourceError(
+                    f"'{self.shown}': '{without_secrets(image)}' is of another store."
+                )
+            name, address = without_secrets(image), image
+        elif not self.table:
+            raise SourceError(f"'{self.shown}' lists addresses, but '{image}' is none.")
+        elif _kind(self.table) == "http":
+            address = urljoin(self.table, quote(image, safe="/"))
+        else:
+            address = f"{self.table.rpartition('/')[0]}/{image.removeprefix('./')}"
+        if self.by_id.setdefault(name, address) != address:
+            raise SourceError(f"'{self.shown}' lists '{name}' twice, signed in two ways. Keep one.")
+        return name
+
+
+def _kind(uri: str) -> str:
     scheme = urlsplit(uri).scheme
-    return ("http", "https") if scheme in ("http", "https") else (scheme,)
+    return "http" if scheme == "https" else scheme

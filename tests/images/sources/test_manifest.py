@@ -61,6 +61,10 @@ class TestTables:
         source = open_manifest(write(tmp_path, "note,label,path\nblurred,ants,1.jpg\n"))
         assert listed(source) == [("1.jpg", "ants", "train")]
 
+    def test_a_mask_beside_the_label_may_be_long(self, tmp_path):
+        table = f"path,mask,label\n1.jpg,{'1 2 ' * 100_000},ants\n"
+        assert listed(open_manifest(write(tmp_path, table))) == [("1.jpg", "ants", "train")]
+
     def test_images_of_a_group(self, tmp_path):
         table = "path,label,Group,split\n1.jpg,a, patient 7 ,val\n2.jpg,b,,\n3.jpg,a,patient 7,\n"
         source = open_manifest(write(tmp_path, table))
@@ -173,7 +177,6 @@ class TestRefusals:
             ("path,label\nmy, photo.jpg,ants\n", "line 2: expected 2 fields .*, found 3"),
             ('path,label\n1.jpg,"a"b\n', "line 2: .*expected.*Double quotes"),
             ('path,label\n1.jpg,a\n2.jpg,"a\n', "line 3: unexpected end"),
-            ("path,label\n1.jpg,a\n2.jpg," + "x" * 200_000 + "\n", "line 3: field larger"),
         ],
         ids=lambda value: repr(value)[:40],
     )

@@ -66,6 +66,16 @@ def test_images_of_any_type_are_read_in_any_order(tmp_path, make):
     assert len({source.stamp(i) for i in range(50)}) == 50
 
 
+def test_texts_are_base64_where_they_are_long_or_say_so(tmp_path):
+    encoded = [base64.b64encode(value).decode() for value in (VALUES[0], b"short")]
+    images = [encoded[0], f"data:image/png;base64,{encoded[1]}", "data:image/png;base64,!", "1.png"]
+    (tmp_path / "1.png").write_bytes(b"beside")
+    path = write(tmp_path / "a.parquet", {"image": images}, is_image=False)
+    source = open_source(str(path))
+    assert [source.read(i) for i in (0, 1, 3)] == [VALUES[0], b"short", b"beside"]
+    assert "neither a path nor base64" in problem(source, 2)
+
+
 @pytest.mark.parametrize("kind", [pa.list_(pa.struct({"bytes": pa.binary()})), pa.float32()])
 def test_another_type_is_named(tmp_path, kind):
     path = write(tmp_path / "a.parquet", {"image": pa.array([None], kind)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import pickle
 import threading
 import time
 import tracemalloc
@@ -26,6 +27,7 @@ from featx.images.decode import content_digest
 from featx.images.reading import read_together
 from featx.images.sources import objects, open_source, remote
 from featx.images.sources.remote import Entry, without_secrets
+from featx.images.sources.selection import select
 
 KEYS = ["a+b", "a%b", "a%2Fb", "a b", "a#b", "a?b", "é", "e\u0301", "x[1]", "x*", "y", "z"]
 
@@ -109,6 +111,74 @@ def test_a_table_in_a_store_is_read_with_paths_beside_it(bucket):
     assert found["x/1.png"] == png(1)
     assert found["s3://photos/y/2.png"] == png(2)
     assert isinstance(found["x/gone.png"], ImageError)
+
+
+def test_a_table_on_this_machine_may_list_addresses(bucket, site, tmp_path):
+    bucket.put_object(Bucket="photos", Key="y/2.png", Body=png(2))
+    site.files = {"/1.png?X-Amz-Signature=s3cret": png(1), "/2.jpg": png(2)}
+    table = tmp_path / "images.csv"
+    table.write_text(
+        f"label,url\na,{site.url}/1.png?X-Amz-Signature=s3cret\nb,{site.url}/2.jpg\n"
+        "b,http://127.0.0.1:9/3.png\n"
+    )
+    source = open_source(f"{table}?path_column=url")
+    found = contents(source)
+    assert [found.pop(f"{site.url}/{name}") for name in ("1.png", "2.jpg")] == [png(1), png(2)]
+    assert isinstance(found.pop("http://127.0.0.1:9/3.png"), ImageError)  # the others are read
+    assert not found
+    assert source.uri == f"{table}?path_column=url"
+    part = pickle.loads(pickle.dumps(select(source, [1])))
+    assert (part.read(0), part.samples[0].sample_id) == (png(2), f"{site.url}/2.jpg")
+    table.write_text("path,label\ns3://photos/y/2.png,b\n")
+    assert contents(open_source(str(table))) == {"s3://photos/y/2.png": png(2)}
+    for line, message in (
+        ("1.png", "lists addresses, but '1.png' is none"),
+        ("gs://b/1", "another"),
+    ):
+        table.write_text(f"path,label\ns3://photos/y/2.png,b\n{line},b\n")
+        with pytest.raises(SourceError, match=message):
+            open_source(str(table))
+
+
+def test_files_of_a_table_of_addresses_keep_no_signature(site, photos, tmp_path):
+    lines = ["path,label"]
+    for path in sorted(photos({"ants": 4, "bees": 4}).rglob("*.*")):
+        name = f"/{path.parent.name}-{path.name}?X-Amz-Signature=s3cret"
+        site.files[name] = path.read_bytes()
+        lines.append(f"{site.url}{name},{path.parent.name}")
+    table, output = tmp_path / "images.csv", tmp_path / "f.h5"
+    table.write_text("\n".join(lines))
+    result = featx_cli("extract", table, "-o", output, "-b", "tiny")
+    assert result.exit_code == 0, result.output
+    assert b"s3cret" not in output.read_bytes() + result.output.encode()
+    site.asked.clear()
+    assert featx.extract(None, output).is_unchanged
+    assert {method for method, _ in site.asked} == {"HEAD"}
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///x/", "names no bucket"),
+        ("s3://photos/c/1.png", "It is one object: give the folder"),
+    ],
+)
+def test_addresses_that_are_no_folder_are_told_apart(bucket, address, message):
+    bucket.put_object(Bucket="photos", Key="c/1.png", Body=png(1))
+    with pytest.raises(SourceError, match=message):
+        open_source(address)
+
+
+def test_odd_keys_are_ids_as_they_are_and_make_no_class_without_a_name(bucket):
+    keys = ["c//1.png", "c/4..5.png", "c/2.png", "/3.png", "d/%2e%2e/5.png"]
+    for number, key in enumerate(keys):
+        bucket.put_object(Bucket="photos", Key=f"set/{key}", Body=png(number))
+    bucket.put_object(Bucket="photos", Key="set/d/empty.png", Body=b"")
+    source = open_source("s3://photos/set/")
+    assert source.classes == ("c", "d")
+    assert contents(source) == {"d/empty.png": b""} | {k: png(n) for n, k in enumerate(keys)}
+    assert {s.sample_id: s.label for s in source.samples}["/3.png"] == -1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
