@@ -283,4 +283,9 @@ def output(default: Path, text: str) -> Callable[[Any], Any]:
     return click.option("-o", "--output", type=FILE, default=default, show_default=True, help=text)
 
 
+def features(text: str) -> Callable[[Any], Any]:
+    """Return the option that names the feature file that a command reads."""
+    return click.option("--features", type=FILE, default=FEATURES, show_default=True, help=text)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

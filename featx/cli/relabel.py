@@ -9,19 +9,13 @@ import click
 
 from featx.cli import options
 from featx.cli.help import Command
-from featx.cli.output import print_fields, print_json, print_table
+from featx.cli.output import next_command, print_fields, print_json, print_table
 from featx.errors import counted
 
 
 @click.command(cls=Command)
 @click.argument("table", metavar="AUDIT.CSV", type=options.FILE)
-@click.option(
-    "--features",
-    type=options.FILE,
-    default=options.FEATURES,
-    show_default=True,
-    help="The feature file that was audited.",
-)
+@options.features("The feature file that was audited.")
 @click.option(
     "--output",
     "-o",
@@ -52,15 +46,13 @@ def relabel(
         if len(rows) > 20:
             click.echo(f"  … {len(rows) - 20:,} more")
         click.echo()
-    command = f"featx extract {shlex.quote(str(output))}"
-    if features != options.FEATURES:
-        command += f" -o {shlex.quote(str(features))}"
+    into = [] if features == options.FEATURES else ["-o", str(features)]
     corrected = counted(len(report.corrections), "label")
     done = f"; {report.num_done:,} were corrected before" if report.num_done else ""
     fields = {
         "corrected": f"{corrected} of {report.num_images:,}{done}",
         "written": str(output),
-        "next": command,
+        "next": next_command("extract", output, Path(), *into),
     }
     if report.num_dropped:
         fields["dropped"] = (

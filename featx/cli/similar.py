@@ -13,13 +13,7 @@ from featx.cli.output import print_fields, print_json, print_table, print_text
 
 @click.command(cls=Command)
 @click.argument("images", nargs=-1, required=True, type=options.FILE)
-@click.option(
-    "--features",
-    type=options.FILE,
-    default=options.FEATURES,
-    show_default=True,
-    help="The feature file whose images are searched.",
-)
+@options.features("The feature file whose images are searched.")
 @click.option(
     "-k",
     type=click.IntRange(min=1),
