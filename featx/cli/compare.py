@@ -311,13 +311,15 @@ def _print_cost(heads: Sequence[ComparedHead], unknown: str) -> None:
             f"{number}",
             seconds(head.timing.extraction),
             seconds(head.timing.training),
+            "–" if head.timing.epoch is None else seconds(head.timing.epoch),
             "–" if head.timing.total is None else seconds(head.timing.total),
             "–" if head.num_bytes is None else human_bytes(head.num_bytes),
             "–" if head.milliseconds is None else f"{head.milliseconds:.1f} ms",
         ]
         for number, head in enumerate(heads, start=1)
     ]
-    print_table(["cost", "extraction", "training", "both", "model.onnx", "an image"], rows)
+    titles = ["extraction", "training", "an epoch", "both", "model.onnx", "an image"]
+    print_table(["cost", *titles], rows)
 
 
 def _shown(path: Path) -> str:

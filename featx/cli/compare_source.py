@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from featx.stages.compare import Timing
     from featx.stages.finetune import FinetuneReport
     from featx.stages.train import TrainReport
+
+
+_EPOCH = ", an epoch"
 
 
 class Row(NamedTuple):
@@ -150,11 +154,9 @@ class Maker:
             self._extract(together)
             for row in together:
                 features, head = row.features(self._folder), row.head(self._folder)
-                trained = self._train(row, features, head)
-                self._note(head, trained, is_whole=not getattr(trained, "is_resumed", False))
-                timings[head] = Timing(
-                    self._seconds.get(features.name), self._seconds.get(head.name)
-                )
+                self._train(row, features, head)
+                names = (features.name, head.name, head.name + _EPOCH)
+                timings[head] = Timing(*map(self._seconds.get, names))
         return timings
 
     def _extract(self, rows: Sequence[Row]) -> None:
@@ -170,24 +172,33 @@ class Maker:
         for path, report in zip(paths, made, strict=True):
             self._note(path, report, is_whole=not (report.num_resumed or report.changes))
 
-    def _train(self, row: Row, features: Path, head: Path) -> TrainReport | FinetuneReport:
+    def _train(self, row: Row, features: Path, head: Path) -> None:
         own = {"scratch": row.scratch, "device": self._device}
         tuned = row.cut != "penultimate"
         chosen = self._training | own if tuned else dict(self._training)
         if not tuned:
             chosen.pop("max_epochs", None)
+        epochs: list[float] = []
         with step_status(quiet=self._quiet) as tell:
-            return train_to(features, head, chosen, tuned=tuned, tell=tell)
+            trained = train_to(features, head, chosen, tuned=tuned, tell=tell, epochs=epochs)
+        epoch = statistics.median(epochs) if epochs else None
+        is_whole = not getattr(trained, "is_resumed", False)
+        self._note(head, trained, is_whole=is_whole, epoch=epoch)
 
     def _note(
-        self, path: Path, report: ExtractReport | TrainReport | FinetuneReport, *, is_whole: bool
+        self,
+        path: Path,
+        report: ExtractReport | TrainReport | FinetuneReport,
+        *,
+        is_whole: bool,
+        epoch: float | None = None,
     ) -> None:
         """Keep the seconds of a file that was made in this run; of a part they say nothing."""
         from featx.artifact import publish
 
         if report.is_unchanged:
             return
-        self._seconds.pop(path.name, None)
-        if is_whole:
-            self._seconds[path.name] = report.seconds
+        taken = {path.name: report.seconds if is_whole else None, path.name + _EPOCH: epoch}
+        self._seconds = {name: own for name, own in self._seconds.items() if name not in taken}
+        self._seconds |= {name: own for name, own in taken.items() if own is not None}
         publish(self._notes, json.dumps(self._seconds, indent=2) + "\n", overwrite=True)

@@ -98,9 +98,18 @@ def _require_no_parts(source: str | None, output: Path) -> None:
 
 
 def train_to(
-    features: Path, head: Path, options: Mapping[str, Any], *, tuned: bool, tell: Step | None
+    features: Path,
+    head: Path,
+    options: Mapping[str, Any],
+    *,
+    tuned: bool,
+    tell: Step | None,
+    epochs: list[float] | None = None,
 ) -> _Trained:
-    """Train a head, or what lies behind the cut as well; ``tell`` is called with the step."""
+    """Train a head, or what lies behind the cut as well.
+
+    ``tell`` is called with the step; ``epochs`` takes the seconds of each epoch behind a cut.
+    """
     if not tuned:
         from featx.stages.train import train_head
         from featx.training.options import TrainOptions
@@ -110,15 +119,20 @@ def train_to(
         return train_head(features, head, TrainOptions(**options), step=tell)
     from featx.stages.finetune import finetune as run
     from featx.training.finetune.options import FinetuneOptions
-    from featx.training.finetune.outcome import Events
+    from featx.training.finetune.outcome import Epoch, Events
 
-    events = None
-    if tell:
-        events = Events(
-            on_step=lambda step: tell(f"{head.name}: {step}"),
-            on_parameters=lambda *_: tell(f"{head.name}: epoch 1"),
-            on_epoch=lambda epoch, *_: tell(f"{head.name}: epoch {epoch.number + 1}"),
-        )
+    told = tell or (lambda _: None)
+    taken = [] if epochs is None else epochs
+
+    def on_epoch(epoch: Epoch, seconds: float, _: float) -> None:
+        taken.append(seconds)
+        told(f"{head.name}: epoch {epoch.number + 1}")
+
+    events = Events(
+        on_step=lambda step: told(f"{head.name}: {step}"),
+        on_parameters=lambda *_: told(f"{head.name}: epoch 1"),
+        on_epoch=on_epoch,
+    )
     return run(features, head, FinetuneOptions(**options), events=events)
 
 

@@ -135,6 +135,9 @@ def test_compare_makes_what_it_compares_and_keeps_the_seconds(photos, tmp_path):
         ("stage3", "pretrained", True),
         ("input", "scratch", True),
     ]
+    epochs = [head["timing"]["epoch"] for head in again["heads"]]
+    assert [seconds is not None and seconds > 0 for seconds in epochs] == [False, True, True]
+    assert "an epoch" in result.stdout
     assert [head["num_trained"] for head in again["heads"]] == [386, 221_954, 684_834]
 
 

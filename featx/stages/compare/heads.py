@@ -44,10 +44,11 @@ Export = Callable[[Path, Path], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a head took; None where they are not known."""
+    """Seconds that a head took, and one epoch of its training; None where they are not known."""
 
     extraction: float | None = None
     training: float | None = None
+    epoch: float | None = None
 
     @property
     def total(self) -> float | None:
