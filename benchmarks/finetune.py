@@ -320,8 +320,10 @@ def views(data: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(replace(whole, extract=options), Path(folder))
         print(json.dumps(row), flush=True)
-        rows.append([str(number), augment or "–", *cells(row)[3:]])
-    write_measured(GUIDE, table(("views", "augment", *COLUMNS[3:]), rows), name="views")
+        epochs = str(row["num_epochs"])
+        rows.append([str(number), augment or "–", *cells(row)[3:6], epochs, cells(row)[-1]])
+    titles = ("views", "augment", *COLUMNS[3:6], "epochs", COLUMNS[-1])
+    write_measured(GUIDE, table(titles, rows), name="views")
 
 
 def loader_epoch(data: Path) -> float:
