@@ -294,3 +294,50 @@ def test_numbers_of_workers_that_mean_nothing_are_refused(value):
 def test_options_of_a_cluster_need_one(option):
     with pytest.raises(ConfigError, match="needs ray=…"):
         ExtractOptions(**option)
+
+
+@pytest.mark.slow
+def test_workers_take_the_cpus_of_nodes_and_none_the_head(cluster, photos, tmp_path, monkeypatch):
+    import ray
+
+    from featx.extraction import actors
+
+    found: dict[str, Any] = {}
+    close = actors.ActorPool.close
+
+    def look(self: Any) -> None:
+        until = time.monotonic() + 60
+        while len(self.joined()) < 2 and time.monotonic() < until:
+            self.wait(0.1)
+        self.wait(3)  # time for a third, for which there is no room
+        found["nodes"] = sorted(worker.node for worker in self.joined())
+        found["free"] = ray.available_resources().get("CPU", 0)
+        found["computing"] = sorted(n.name for n in nodes.alive_nodes(ray) if n.cpus)
+        close(self)
+
+    monkeypatch.setattr(actors.ActorPool, "close", look)
+    options = ExtractOptions(**TINY, ray=cluster, workers=2, ray_workers=3)
+    extract(photos({"ants": 9}), tmp_path / "f.h5", options)
+    assert found["nodes"] == found["computing"]
+    assert found["free"] == 0
+
+
+@pytest.mark.slow
+def test_a_long_temporary_folder_and_a_gpu_of_the_driver_reach_no_worker(
+    cluster, photos, tmp_path, monkeypatch
+):
+    source, long = photos({"ants": 9}), tmp_path / ("t" * 90)
+    long.mkdir()
+    command = [sys.executable, "-m", "featx", "extract", source, "-b", "tiny", "--ray", cluster]
+    own = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"}
+    env = own | {"TMPDIR": str(long), "CUDA_VISIBLE_DEVICES": "7"}
+    command += ["-o", tmp_path / "f.h5"]
+    subprocess.run([*map(str, command)], env=env, capture_output=True, check=True)
+    assert not list(long.iterdir())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with nodes.connected(cluster) as ray:
+        seen = nodes._on_each(
+            ray, nodes.alive_nodes(ray), lambda: os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        )
+    assert len(seen) == 3
+    assert "7" not in {value for _, value in seen}

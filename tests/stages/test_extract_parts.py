@@ -37,6 +37,7 @@ from featx.stages.merge import merge_parts
 from featx.stages.train import train_head
 
 TINY = ExtractOptions(backbone="tiny", on_error="skip")
+OPTIONS = ("-b", "tiny", "--on-error", "skip")
 
 
 @pytest.fixture
@@ -336,6 +337,15 @@ def test_a_part_of_which_images_cannot_be_used_is_named(source, tmp_path):
     assert "Part 1/2: 1 of 16 images" in done.output
 
 
+def test_a_part_writes_nothing_beside_its_folder(source, tmp_path):
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    done = featx_cli("extract", source, *OPTIONS, "-o", tmp_path / "a.parts", "--part", "1/2")
+    assert done.exit_code == 0
+    made = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path.parent.name for path in made} == {"a.parts"}
+    assert {path.name for path in made} == {"plan.json", "part-00001.h5"}
+
+
 def test_the_command_line_tells_how_far_the_parts_are(source, tmp_path):
     folder = tmp_path / "a.parts"
     options = ("-b", "tiny", "--on-error", "skip", "-o", folder)
@@ -408,22 +418,36 @@ def test_damaged_groups_are_refused_by_name(source, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="shows what is open")
 def test_nothing_that_is_replaced_is_still_open(source, tmp_path, monkeypatch):
-    folder, merged = tmp_path / "big.parts", tmp_path / "merged.h5"
+    folder, merged, one = (tmp_path / name for name in ("big.parts", "merged.h5", "one.h5"))
     extract_parts(source, folder, 2)
     merge_parts(folder, merged)
-    replaced, own = [], Path.replace
+    extract(source, one, TINY)
+    gone, replace_, unlink = [], Path.replace, Path.unlink
+
+    def require_closed(*paths: Path) -> None:
+        links = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+        still_open = {str(path) for path in paths if path.suffix != ".lock"} & set(links)
+        assert not still_open  # a lock is let go after its name
+        gone.extend(path.name for path in paths)
 
     def replace_closed(self: Path, target: Path) -> Path:
-        links = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
-        assert not {str(self), str(target)} & set(links)
-        replaced.append(target.name)
-        return own(self, target)
+        require_closed(self, target)
+        return replace_(self, target)
+
+    def unlink_closed(self: Path, **how: bool) -> None:
+        require_closed(self)
+        unlink(self, **how)
 
     monkeypatch.setattr(Path, "replace", replace_closed)
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
     shutil.copy(source / "bees/000.jpg", source / "ants/000.jpg")
     extract(None, folder, part="1/2")
     merge_parts(folder, merged, overwrite=True)
-    assert {"part-00001.h5", "index.json", "merged.h5"} <= set(replaced)
+    extract(source, one, TINY)
+    train_head(folder, tmp_path / "head.safetensors")
+    train_head(one, tmp_path / "head.safetensors")
+    assert {"part-00001.h5", "part-00001.h5.partial", "index.json", "merged.h5"} <= set(gone)
+    assert {"one.h5", "one.h5.partial", "head.safetensors"} <= set(gone)
 
 
 def test_a_part_of_a_source_can_be_sent_to_another_process(source):
@@ -453,6 +477,69 @@ def test_a_part_that_is_terminated_keeps_what_it_has_and_goes_on(photos, tmp_pat
     report = extract(None, folder, part="1/2")
     assert report.num_resumed > 0
     assert report.num_images == 256
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+left = int(sys.argv.pop(1))
+
+def dying(own):
+    def call(*given, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own(*given, **named)
+    return call
+
+for name in ("replace", "unlink", "write_text"):
+    setattr(Path, name, dying(getattr(Path, name)))
+os.link, os.fsync = dying(os.link), dying(os.fsync)
+from featx.__main__ import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_part_killed_at_any_moment_of_its_publication_is_made_by_running_it_again(
+    source, tmp_path, as_is
+):
+    extract_parts(source, tmp_path / "whole.parts", 2)
+    folder = tmp_path / "big.parts"
+    extract(source, folder, replace(TINY, part="1/2"))
+    start, kept = sorted(folder.iterdir()), tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    arguments = [
+        "extract",
+        source,
+        "-b",
+        "tiny",
+        "--on-error",
+        "skip",
+        "-o",
+        folder,
+        "--part",
+        "2/2",
+    ]
+    for moment in range(100):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        assert sorted(folder.iterdir()) == start
+        command = [sys.executable, "-c", KILLED, str(moment), *map(str, arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        for _ in range(2):
+            assert featx_cli(*arguments).exit_code == 0
+        names = {path.name for path in (tmp_path / "whole.parts").iterdir()}
+        found = {path.name for path in folder.iterdir()}  # perhaps with a lock that nobody holds
+        assert {name for name in found if name[0] != "." and not name.endswith(".lock")} == names
+        for name in names:
+            assert (folder / name).read_bytes() == (tmp_path / "whole.parts" / name).read_bytes()
+        if ended.returncode != -signal.SIGKILL:
+            break
+    assert ended.returncode == 0, ended.stderr
+    assert moment > 5
 
 
 @pytest.mark.slow
