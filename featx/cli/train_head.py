@@ -25,13 +25,12 @@ from featx.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from featx.heads.samples.selection import ClassWeight, FewShotScores
+    from featx.heads.samples.selection import FewShotScores
     from featx.heads.solvers.sgd import EpochScores
     from featx.stages.train import TrainReport
     from featx.training.options import TrainOptions
 
 SOLVERS = ("lbfgs", "sklearn", "ridge", "centroid", "sgd")
-_SHARED = ("task", "head", "solver", "memory", "seed", "overwrite")
 
 
 @click.command("train-head", cls=Command)
@@ -144,7 +143,7 @@ def train_head(
 
     _require_used(chosen["task"], chosen["head"], chosen["solver"])
     progress = None if as_json or quiet else _print_epoch
-    train_options = _options(features=features, **chosen)
+    train_options = _options(options.given(chosen), features)
     with step_status(quiet=quiet) as step:
         report = run(
             features,
@@ -162,51 +161,27 @@ def train_head(
         _print(report, per_class=per_class, verbose=verbose, with_next=not quiet)
 
 
-def _options(
-    *,
-    features: Path,
-    strengths: tuple[float, ...],
-    class_weight: ClassWeight,
-    shots: int | None,
-    repeats: int | None,
-    no_use_views: bool,
-    no_calibrate: bool,
-    exclude: Path | None,
-    **chosen: Any,
-) -> TrainOptions:
+def _options(given: Mapping[str, Any], features: Path) -> TrainOptions:
     """Return the options of the stage; what was not given has the default there."""
-    from featx.heads.samples.selection import FewShot
-    from featx.heads.solvers.linear import STRENGTHS
-    from featx.heads.solvers.mlp import MLPOptions, parse_hidden
-    from featx.heads.solvers.sgd import SGDOptions
-    from featx.training.options import TrainOptions
+    from featx.heads.solvers.mlp import parse_hidden
+    from featx.training.options import train_options
     from featx.training.samples import read_excluded
 
-    shared = {name: chosen.pop(name) for name in _SHARED}
-    given = {name: value for name, value in chosen.items() if value not in (None, ())}
-    mlp, sgd = MLPOptions(), SGDOptions()
-    if shared["head"] == "mlp":
-        if "hidden" in given:
-            given["hidden"] = parse_hidden(given["hidden"])
+    chosen = dict(given)
+    for name in ("use_views", "calibrate"):
+        chosen[name] = not chosen.pop(f"no_{name}", False)
+    if "hidden" in chosen:
+        chosen["hidden"] = parse_hidden(chosen["hidden"])
+    if "exclude" in chosen:
+        chosen["exclude"] = read_excluded(chosen["exclude"], features)
+    if chosen.get("head") == "mlp":
         names = {"epochs": "max_epochs", "seeds": "num_seeds"}
-        mlp = MLPOptions(**{names.get(name, name): value for name, value in given.items()})
-    elif shared["solver"] == "sgd":
-        if "learning_rate" in given:
-            *others, given["learning_rate"] = given["learning_rate"]
-            if others:
-                raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
-        sgd = SGDOptions(**given)
-    return TrainOptions(
-        **shared,
-        strengths=strengths or STRENGTHS,
-        mlp=mlp,
-        sgd=sgd,
-        class_weight=class_weight,
-        few_shot=None if shots is None else FewShot(shots, 10 if repeats is None else repeats),
-        use_views=not no_use_views,
-        calibrate=not no_calibrate,
-        exclude=read_excluded(exclude, features) if exclude else (),
-    )
+        chosen = {names.get(name, name): value for name, value in chosen.items()}
+    elif "learning_rate" in chosen:
+        *others, chosen["learning_rate"] = chosen["learning_rate"]
+        if others:
+            raise click.UsageError("--learning-rate may be repeated for --head mlp only.")
+    return train_options(None, chosen)
 
 
 _SGD = {"learning_rate", "batch_size", "epochs", "momentum", "step_size", "gamma"}
