@@ -93,6 +93,18 @@ def read_entry(content: bytes, key: str) -> bytes | None:
     return None
 
 
+def graph_sha256(content: bytes) -> str:
+    """Return the sha256 of a model's graph, which no entry of its metadata changes.
+
+    Raises:
+        NotOnnx: It is not a model.
+    """
+    digest, view = hashlib.sha256(), memoryview(content)
+    for graph in _messages(content, 7):
+        digest.update(view[graph.start : graph.end])
+    return digest.hexdigest()
+
+
 def count_nodes(content: bytes) -> int:
     """Return how many nodes a model's graph has.
 

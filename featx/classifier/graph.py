@@ -33,6 +33,7 @@ from featx.errors import ExportError
 from featx.heads.tasks import SINGLE_LABEL, task_of
 from featx.images.preprocess import PreprocessSpec
 
+Model = onnx.ModelProto
 MAX_BYTES = 2**31 - 1
 IR_VERSIONS = {18: 8, 19: 9, 20: 9}
 """The oldest version that has each opset: runtimes of that time refuse later ones."""

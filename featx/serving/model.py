@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones.seal import graph_sha256
 from featx.classifier.prediction import require_answers
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, ImageError
@@ -134,6 +135,12 @@ def require_successor(new: ServedModel, old: ServedModel) -> None:
     if not proof:
         raise ArtifactInvalid(
             path, f"'{path}' records no proof; export it again without verify=False."
+        )
+    if proof.get("graph_sha256") != graph_sha256(new.content):
+        raise ArtifactInvalid(
+            path,
+            f"'{path}' has another graph than the one that its proof is of; export it again with "
+            "featx export.",
         )
     earlier = old.classifier.header.details.get("proof") or {}
     if (date := str(proof.get("date", ""))) < (served := str(earlier.get("date", ""))):

@@ -22,6 +22,9 @@ from featx.serving.options import STOP, ServeOptions
 from featx.serving.worker import Worker
 
 
+ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
+
+
 @dataclass
 class Reply:
     status: int
@@ -116,7 +119,7 @@ class Command(Client):
             self.shown.append(line)
             if line.startswith("stop"):
                 break
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.shown))
+        found = ADDRESS.search("".join(self.shown))
         if found is None:
             self.kill()
             raise AssertionError(f"it did not start: {self.errors}")
@@ -145,8 +148,13 @@ class Command(Client):
 
     def workers(self) -> list[int]:
         """Return the ids of its child processes."""
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # of each thread
-        return [int(each) for children in lists for each in children.read_text().split()]
+        return children(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of a process's child processes."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # of each thread
+    return [int(each) for found in lists for each in found.read_text().split()]
 
 
 @contextlib.contextmanager

@@ -7,16 +7,20 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 from commands import featx_cli
-from serving import Client, Reply, command
+from onnx import numpy_helper
+from serving import ADDRESS, Client, Reply, children, command
 
+from featx.backbones.seal import seal
 from featx.serving import supervisor
 from featx.serving.options import ServeOptions
 from featx.stages.predict import Predictor
@@ -71,6 +75,16 @@ def replace(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
+def resealed(path: Path) -> bytes:
+    """Return a model with another head, sealed again, that still has the proof of the old one."""
+    model = onnx.load(path)
+    weight = next(each for each in model.graph.initializer if "head_0_weight" in each.name)
+    changed = 1.01 * numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    del model.metadata_props[-1]  # the seal
+    return seal(model.SerializeToString())
+
+
 def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with command(model) as server:
@@ -107,6 +121,30 @@ def test_with_one_core_it_starts_without_a_word_of_affinity(model, pictures):
             assert [line.split()[0] for line in server.errors.splitlines()] == ["Loading"]
     finally:
         os.sched_setaffinity(0, own)
+
+
+@pytest.mark.slow
+def test_a_worker_that_needs_long_to_start_is_waited_for(model, pictures):
+    """As where a large model is loaded on a busy machine: stopped for longer than any usual limit."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    arguments = [sys.executable, "-m", "featx", "serve", str(model), "--port", "0"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stderr
+            assert process.stderr.readline().startswith("Loading")
+            Load.wait(lambda: bool(children(process.pid)))
+            (worker,) = children(process.pid)
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(21)
+            assert process.poll() is None
+            os.kill(worker, signal.SIGCONT)
+            port = next(int(m[1]) for line in process.stdout if (m := ADDRESS.search(line)))
+            assert Client(port).predict(pictures[0]).status == 200
+            assert children(process.pid) == [worker]
+        finally:
+            process.terminate()
 
 
 def test_a_second_signal_ends_it_at_once(model):
@@ -193,6 +231,7 @@ def test_bad_models_are_not_taken_at_sighup_and_the_old_one_goes_on(
         "altered": good.replace(b"probabilities", b"probabilitiez"),
         "no model": b"x" * 1000,
         "proof": exported_of("no-proof"),
+        "another graph": resealed(models[1]),
         "classes": exported_of("classes"),
         "outputs": exported_of("outputs"),
     }
@@ -213,7 +252,7 @@ def test_bad_models_are_not_taken_at_sighup_and_the_old_one_goes_on(
         server.end()
         told = [line for line in server.errors.splitlines() if "goes on answering" in line]
         assert len(told) == len(bad)
-        for word in ("proof", "classes", "outputs", "altered"):
+        for word in ("proof", "another graph", "classes", "outputs", "altered"):
             assert any(word in line for line in told), word
         assert "Traceback" not in server.errors
 

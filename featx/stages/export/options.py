@@ -206,6 +206,8 @@ def is_current(header: Header, head: Head, head_path: Path, options: ExportOptio
     """Return whether a model was exported from this head, its features and these options."""
     if header.details.get("made_from") != made_from(head, options):
         return False
+    if (proof := header.details.get("proof")) and "graph_sha256" not in proof:
+        return False  # of an earlier featx
     path = find_features(head, head_path, options.features)
     try:
         features = open_features(path, verify=False)

@@ -28,10 +28,11 @@ from featx.artifact.keywords import by_keyword, record_of
 from featx.backbones.engines import OnnxEngine
 from featx.backbones.graph_cache import cache_graph, read_graph
 from featx.backbones.int8 import calibrate, quantize_graph
+from featx.backbones.seal import graph_sha256
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.classifier.contract import Contract
 from featx.classifier.elsewhere import tried_in
-from featx.classifier.graph import build_classifier, with_header
+from featx.classifier.graph import Model, build_classifier, with_header
 from featx.classifier.prediction import choose_unknown_below
 from featx.classifier.proof import (
     NUM_IMAGES,
@@ -195,14 +196,14 @@ class _Export:
             backbone = quantize_graph(plain, self._ranges or calibrate(plain, self._crops()))
         if not self._options.verify:
             header = self._header(contract, None)
-            content = self._content(backbone, contract, header)
+            content = with_header(self._model(backbone, contract), header)
             load_classifier(content, path=output)
             return None, header, content
         open_contract = contract.with_outputs(contract.task.raw_output)
         free_contract = replace(open_contract, image_shape=None)  # for the images as they are
 
         def opened(contract: Contract) -> Classifier:
-            content = self._content(backbone, contract, self._header(contract, None))
+            content = with_header(self._model(backbone, contract), self._header(contract, None))
             return load_classifier(content, path=output)
 
         draft = opened(free_contract)
@@ -223,8 +224,10 @@ class _Export:
         require_accuracy(proof, max_drop=self._options.max_drop)
         names = self._options.with_names
         references = self._evidence.references(rows, logits, with_names=names)
-        header = self._header(contract, proof, references=references)
-        content = self._content(backbone, contract, header)
+        model = self._model(backbone, contract)
+        graph = graph_sha256(model.SerializeToString(deterministic=True))
+        header = self._header(contract, proof, references=references, graph=graph)
+        content = with_header(model, header)
         if contract != free_contract:
             final = load_classifier(content, path=output)
             require_same_outputs(final, draft, images[:4])
@@ -233,7 +236,7 @@ class _Export:
             final, coarse = load_classifier(content, path=output), self._precision != "fp32"
             if tried := tried_in(runtime, content, final, images[:4], coarse=coarse):
                 header = replace(header, details={**header.details, "tried": tried})
-                content = self._content(backbone, contract, header)
+                content = with_header(model, header)
         return proof, header, content
 
     @cached_property
@@ -291,12 +294,11 @@ class _Export:
         )
         return replace(proof, accuracy=accuracy)
 
-    def _content(self, backbone: bytes, contract: Contract, header: Header) -> bytes:
+    def _model(self, backbone: bytes, contract: Contract) -> Model:
         geometry = PreprocessSpec.from_dict(self._head.header.spec["preprocess"])
-        model = build_classifier(
+        return build_classifier(
             backbone, self._head.layers, geometry, contract, half=self._precision == "fp16"
         )
-        return with_header(model, header)
 
     def _header(
         self,
@@ -304,6 +306,7 @@ class _Export:
         proof: Proof | None,
         *,
         references: list[dict[str, Any]] | None = None,
+        graph: str | None = None,
     ) -> Header:
         own = self._head.header
         environment = describe_environment("torch", "torchvision", "onnx", "onnxruntime", "pillow")
@@ -339,6 +342,7 @@ class _Export:
                 "head_sha256": own.details["sha256"],
                 "versions": environment,
                 "witnesses": references,
+                "graph_sha256": graph,
             }
         return Header(
             kind="classifier",

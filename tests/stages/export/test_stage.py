@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import featx
-from featx.backbones.seal import is_sealed
+from featx.backbones.seal import graph_sha256, is_sealed
 from featx.backbones.spec import Calibration
 from featx.backbones.tiny import WEIGHTS_FILE
 from featx.classifier.seal import read_sealed_header as open_sealed
@@ -298,6 +298,7 @@ def test_the_proof_says_what_it_is_a_proof_of(trained):
     assert proof["head_sha256"] == head.header.details["sha256"]
     assert proof["weights_sha256"] == head.header.spec["weights_sha256"]
     assert proof["versions"]["onnxruntime"]
+    assert proof["graph_sha256"] == graph_sha256(trained.model.read_bytes())
     assert set(proof["hard"]) == {"greyscale", "EXIF-rotated", "tiny", "large", "panoramic"}
     assert proof["accuracy"]["num_images"] == proof["accuracy"]["num_available"] > 0
     assert proof["accuracy"]["head"] == head.header.details["metrics"]["val"]["top1"]
