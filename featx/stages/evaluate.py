@@ -148,6 +148,8 @@ def evaluate(
         raise BadImages(skipped, len(samples), "None with a label is left.")
     if skipped and on_error == "fail":
         advice = "Repair or remove them, or leave them out with on_error='skip'."
+        if classifier.contract.image_shape:
+            advice += " A file that is exported without image_shape=… takes images of any shape."
         raise BadImages(skipped, len(samples), advice)
     splits, are_known = _find_splits(images, content_digests, classifier)
     trains = targets.labelled & (splits == _TRAIN) & are_known

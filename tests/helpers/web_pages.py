@@ -8,7 +8,7 @@ import functools
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,15 @@ def draw(folder: Path, count: int = 16) -> list[Path]:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    own_headers: Mapping[str, str] = {}
+
     def log_message(self, *_: object) -> None:
         pass
+
+    def end_headers(self) -> None:
+        for name, value in self.own_headers.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def guess_type(self, path: object) -> str:
         """As a server that knows nothing of WebAssembly and models."""
@@ -56,9 +63,10 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, *, headers: Mapping[str, str] | None = None) -> Iterator[str]:
     """Serve a folder on this machine; yield its address."""
-    handler = functools.partial(Quiet, directory=str(folder))
+    own = type("Own", (Quiet,), {"own_headers": headers or {}})
+    handler = functools.partial(own, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

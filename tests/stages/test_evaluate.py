@@ -290,3 +290,16 @@ def test_images_that_were_left_out_of_training_are_no_change(photos, tmp_path):
     train_images(source, tmp_path / "m.onnx")[0].unlink()
     with pytest.raises(ArtifactMismatch):
         evaluate(tmp_path / "m.onnx", source, on_error="skip")
+
+
+def test_a_file_for_images_of_one_shape_scores_these_and_says_what_takes_the_others(trained):
+    source, head, model = trained
+    for number, path in enumerate(sorted(source.rglob("*.jpg"))):
+        Image.effect_noise((64, 48 if number % 4 else 40), 99).convert("RGB").save(path)
+    export_onnx(head, model, image_shape=(48, 64), verify=False)
+    with pytest.raises(BadImages, match=r"takes images of 64×48 pixels alone") as caught:
+        evaluate(model, source, stale=True)
+    assert "exported without image_shape=… takes images of any shape." in caught.value.advice
+    report = evaluate(model, source, stale=True, on_error="skip")
+    assert sum(scores.num_samples for scores in report.metrics.values()) == 36 - len(report.skipped)
+    assert 0 < len(report.skipped) < 36

@@ -247,6 +247,29 @@ def _with_gamma(image: Image.Image, path: Path) -> None:
     path.write_bytes(content[:33] + extra + content[33:])
 
 
+def test_one_thread_answers_where_the_server_would_allow_several(plain, tmp_path):
+    model, _, image = plain
+    write_web_page(model, tmp_path / "page")
+    isolating = {
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Embedder-Policy": "require-corp",
+    }
+
+    async def use(tab: Any) -> Any:
+        count = "globalThis.begun = 0; Worker = class extends Worker { %s };"
+        count %= "constructor(...all) { begun++; super(...all); }"
+        await tab.send("Page.addScriptToEvaluateOnNewDocument", source=count)
+        await tab.send("Page.reload")
+        await tab.wait_for(f"globalThis.begun !== undefined && {READY}")
+        found = await _shown(tab, image)
+        return await tab.run("crossOriginIsolated"), await tab.run("begun"), found
+
+    with served(tmp_path, headers=isolating) as root:
+        isolated, begun, found = in_chromium(f"{root}/page/", use)
+    assert (isolated, begun) == (True, 0)
+    require_equal({image.name: found}, model, [image])
+
+
 def test_images_are_drawn_in_their_own_size_the_graph_resizes():
     script = (Path(classify.__file__).parent / "templates" / "classify.js").read_text("utf-8")
     assert script.count("drawImage(") == script.count("drawImage(source, 0, 0)") == 1

@@ -425,7 +425,9 @@ def forked(work):
     return os.waitpid(pid, 0)[1]
 
 def answer():
+    inherited = predictor._opened
     assert predictor.predict(images) == expected
+    assert predictor._opened is not inherited  # the parent's has no threads here
 
 print(forked(answer), forked(lambda: None), forked(lambda: (answer(), sys.exit(forked(answer)))))
 assert predictor.predict(images) == expected
