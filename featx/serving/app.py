@@ -54,12 +54,13 @@ class App:
     Attributes:
         model: What is served; None until it is loaded.
         is_stopping: It goes on answering, and says that it is not ready.
+        num_connections: Open ones, counted by ``Connection``.
         meter: What is counted.
     """
 
     def __init__(self, options: ServeOptions, meter: Meter) -> None:
         self.model: ServedModel | None = None
-        self.is_stopping = False
+        self.is_stopping, self.num_connections = False, 0
         self.meter = meter
         self._options = options
         self._budget = Budget(_BODIES * options.max_bytes)

@@ -23,7 +23,7 @@ import uvicorn
 from featx import system
 from featx.isolation.processes import Answer
 from featx.serving.app import App
-from featx.serving.connections import Connection
+from featx.serving.connections import Connection, require_known
 from featx.serving.metrics import Meter
 from featx.serving.model import ServedModel, require_successor
 from featx.serving.options import KEEP_ALIVE_SECONDS, LOAD, MAX_CONNECTIONS, STOP, ServeOptions
@@ -83,24 +83,24 @@ class Worker:
     def __init__(self, options: ServeOptions, *, path: Path, listener: int, meter: Meter) -> None:
         self._options, self._path, self._meter = options, path, meter
         self._app = App(options, meter)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self._app,
-                http=Connection,
-                loop="asyncio",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=_TAKEN_AT_ONCE,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(1, round(options.grace)),
-            )
+        config = uvicorn.Config(
+            self._app,
+            http=Connection,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_TAKEN_AT_ONCE,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(options.grace)),
         )
+        require_known(config)
+        self._server = uvicorn.Server(config)
         listening = _Listener(fileno=listener)
         self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
         self._thread.start()

@@ -21,7 +21,6 @@ from featx.serving.metrics import Meter, shared_memory
 from featx.serving.options import STOP, ServeOptions
 from featx.serving.worker import Worker
 
-
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 

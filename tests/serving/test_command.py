@@ -125,7 +125,7 @@ def test_with_one_core_it_starts_without_a_word_of_affinity(model, pictures):
 
 @pytest.mark.slow
 def test_a_worker_that_needs_long_to_start_is_waited_for(model, pictures):
-    """As where a large model is loaded on a busy machine: stopped for longer than any usual limit."""
+    """As where a large model is loaded on a busy machine; here it is stopped for 21 seconds."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     arguments = [sys.executable, "-m", "featx", "serve", str(model), "--port", "0"]
     with subprocess.Popen(

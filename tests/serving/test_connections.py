@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from serving import Client, in_this_process
 
+from featx.errors import ConfigError
 from featx.serving import connections
 from featx.serving.model import ServedModel
 
@@ -162,3 +163,14 @@ def test_clients_that_do_not_read_their_answer_cost_little_and_end(model, monkey
                 read += len(part)
         assert read < 20_000_000
         assert len(client.get("/model.onnx").body) == 30_000_000
+
+
+@pytest.mark.parametrize("lacks", ["conn", "send_400_response"])
+def test_a_uvicorn_with_other_connections_is_refused_by_a_sentence(model, monkeypatch, lacks):
+    if lacks == "conn":
+        monkeypatch.setattr(connections.H11Protocol, "__init__", lambda *_, **__: None)
+    else:
+        monkeypatch.delattr(connections.H11Protocol, lacks)
+    text = f"uvicorn .* have no {lacks}: pip install"
+    with pytest.raises(ConfigError, match=text), in_this_process(model):
+        pass
