@@ -363,8 +363,7 @@ def _proof(task: str, num_outputs: int) -> Rule:
             },
             {
                 "task": text(task),
-                "date": text(),
-                "graph_sha256": digest(64),
+                **{"date": text(), "graph_sha256": digest(64)},
                 "hard": mapping_of(number(0)),
                 "accuracy": nullable(accuracy),
                 "untrained": list_of(whole(0, num_outputs - 1)),

@@ -5,8 +5,7 @@ graph        building it from the nodes before the trunk, the backbone's trunk, 
              constants in place of shapes that are known
 image_nodes  resize, crop and arithmetic on pixels
 fixed_resize resize and crop of images of one shape, for runtimes that resize otherwise
-runtimes     what runs exported files, and what each needs
-elsewhere    running a file in another runtime, where that is installed
+runtimes     what else runs exported files: what each needs, and a trial where it is installed
 seal         the sealed header, read from the bytes of a file
 hub          models of Hugging Face's hub, fetched to a cache: hf:USER/NAME
 session      opening it and running it over images (ONNX Runtime, no torch)

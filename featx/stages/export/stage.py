@@ -31,7 +31,6 @@ from featx.backbones.int8 import calibrate, quantize_graph
 from featx.backbones.seal import graph_sha256
 from featx.backbones.spec import BackboneSpec, has_sha256, weights_file
 from featx.classifier.contract import Contract
-from featx.classifier.elsewhere import tried_in
 from featx.classifier.graph import Model, build_classifier, with_header
 from featx.classifier.prediction import choose_unknown_below
 from featx.classifier.proof import (
@@ -44,6 +43,7 @@ from featx.classifier.proof import (
     require_accuracy,
     require_same_outputs,
 )
+from featx.classifier.runtimes import tried_in
 from featx.classifier.seal import read_sealed_header
 from featx.classifier.session import Classifier, load_classifier
 from featx.classifier.staleness import Staleness, find_features

@@ -16,8 +16,8 @@ from commands import featx_cli
 
 import featx
 from featx.backbones.graph_builder import GraphBuilder
-from featx.classifier import elsewhere
 from featx.classifier.image_nodes import add_geometry
+from featx.classifier.runtimes import RUNTIMES, Runtime
 from featx.classifier.session import open_classifier
 from featx.errors import ConfigError, ExportError, ParityError
 from featx.images.preprocess import PreprocessSpec
@@ -195,8 +195,8 @@ def test_the_command_takes_shape_and_runtime_and_info_shows_them(trained, monkey
 
 def _fake(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
     """Put another runtime in the place of tract."""
-    own = elsewhere._Runtime("json", "numpy", answer)  # type: ignore[arg-type]
-    monkeypatch.setitem(elsewhere._RUNTIMES, "tract", own)
+    own = Runtime(module="json", package="numpy", run=answer)  # type: ignore[arg-type]
+    monkeypatch.setitem(RUNTIMES, "tract", own)
 
 
 def test_a_runtime_that_answers_otherwise_is_found_out_before_anything_is_written(
@@ -226,8 +226,8 @@ def test_a_runtime_that_answers_otherwise_is_found_out_before_anything_is_writte
 
 
 def test_a_runtime_that_is_not_installed_leaves_the_file_untried(trained, monkeypatch):
-    own = elsewhere._Runtime("not_installed_at_all", "tract", lambda *_: np.zeros(1))
-    monkeypatch.setitem(elsewhere._RUNTIMES, "tract", own)
+    own = Runtime(module="not_installed_at_all", run=lambda *_: np.zeros(1))
+    monkeypatch.setitem(RUNTIMES, "tract", own)
     report = export_onnx(trained.head, trained.model, input="crop", runtime="tract")
     assert "tried" not in report.header.details
     assert "made for tract, not tried in it" in featx_cli("info", trained.model).output
