@@ -22,6 +22,7 @@ import click
 from report import ROOT, table, write_measured
 
 LIMIT_MB = 500
+WEB = "featx/reporting/web"
 DEMO = (
     ("extract", "digits:", "--backbone", "tiny", "-o", "f.h5"),
     ("train-head", "f.h5", "-o", "h.safetensors"),
@@ -29,6 +30,7 @@ DEMO = (
     ("predict", "m.onnx", "images"),
     ("check", "m.onnx"),
     ("audit", "f.h5"),
+    *([("page", "m.onnx", "--single-file")] if (ROOT / WEB).is_dir() else ()),
 )
 
 
@@ -61,9 +63,8 @@ def copy_of_sources(folder: Path) -> Path:
         if name.startswith(("featx/", "core/")) or "/" not in name:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    web = "featx/reporting/web"
-    if (ROOT / web).is_dir():
-        shutil.copytree(ROOT / web, folder / web)
+    if (ROOT / WEB).is_dir():
+        shutil.copytree(ROOT / WEB, folder / WEB)
     return folder
 
 

@@ -54,6 +54,16 @@ def is_on_hub(model: str | Path) -> bool:
     return Path(model).as_posix().startswith(SCHEME)
 
 
+def model_name(model: str | Path) -> str:
+    """Return what a model is called: its file without the suffix, or its name on the hub.
+
+    >>> model_name("artifacts/model.onnx"), model_name("hf:me/bees@v1.0")
+    ('model', 'bees')
+    """
+    found = _ADDRESS.fullmatch(Path(model).as_posix())
+    return found["repo"].partition("/")[2] if found else Path(model).stem
+
+
 def local_model(model: str | Path) -> Path:
     """Return the path of a model file; one of the hub is fetched first.
 

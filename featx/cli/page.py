@@ -32,10 +32,12 @@ def page(model: Path, output: Path | None, single_file: bool, as_json: bool) -> 
     Images are dropped, pasted, chosen or taken by the camera, and stay on the device. A folder has
     to be served, by any web server; one file opens by a double click.
     """
+    from featx.classifier.hub import is_on_hub
     from featx.stages.web_page import write_web_page
 
     if output is None:
-        output = model.with_name("page.html" if single_file else "page")
+        beside = Path() if is_on_hub(model) else model.parent
+        output = beside / ("page.html" if single_file else "page")
     written = write_web_page(model, output, single_file=single_file)
     if as_json:
         print_json({"page": str(written.path), "bytes": written.num_bytes})

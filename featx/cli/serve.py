@@ -80,12 +80,13 @@ def serve(
     Ctrl-C or SIGTERM ends it when the requests under way are answered; SIGHUP takes the model that
     then lies at the same path.
     """
+    from featx.classifier.hub import model_name
     from featx.images.reading import num_cores
     from featx.serving.options import MAX_PIXELS, ServeOptions, read_token
     from featx.serving.supervisor import serve as serve_model
 
     chosen = ServeOptions(
-        name=name or model.stem,
+        name=name or model_name(model),
         threads=max(1, num_cores() // max(1, settings["workers"])) if threads is None else threads,
         max_bytes=round(max_body * 1e6),
         max_pixels=MAX_PIXELS if max_pixels is None else max_pixels,

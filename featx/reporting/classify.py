@@ -82,7 +82,7 @@ def render_classify(
         "classes": model.classes,
         "task": model.task.name,
         "output": output,
-        "thresholds": None if model.thresholds is None else [float(t) for t in model.thresholds],
+        "thresholds": model.thresholds,
         "max_pixels": _MAX_PIXELS,
         "files": files,
     }

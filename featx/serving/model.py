@@ -15,12 +15,16 @@ from featx.classifier.prediction import require_answers
 from featx.classifier.session import Classifier, load_classifier
 from featx.errors import ArtifactInvalid, ArtifactMismatch, ConfigError, ImageError
 from featx.images.given import decode_given
-from featx.reporting.classify import load_runtime, render_classify
+from featx.reporting.classify import PAGE_NAME, load_runtime, page_files
 
 Image = bytes | np.ndarray
 """An encoded image, or pixels ``(height, width, 3)`` uint8, RGB."""
 Row = Mapping[str, np.ndarray]
 """What the model gives for one image, by the names of its outputs."""
+
+
+_TYPES = {".html": "text/html; charset=utf-8", ".wasm": "application/wasm"}
+_BYTES = "application/octet-stream"
 
 
 class ServedModel:
@@ -94,14 +98,11 @@ class ServedModel:
         Raises:
             ConfigError: The model does not take whole images, or onnxruntime-web is not here.
         """
-        runtime = load_runtime()
-        names = {"model": "model.onnx", "wasm": "ort.wasm"}
-        page = render_classify(self.classifier, runtime, files=names)
-        return {
-            "/": ("text/html; charset=utf-8", page.encode()),
-            "/model.onnx": ("application/octet-stream", self.content),
-            "/ort.wasm": ("application/wasm", runtime.wasm),
+        files = page_files(self.classifier, self.content, load_runtime())
+        found = {
+            f"/{name}": (_TYPES.get(Path(name).suffix, _BYTES), own) for name, own in files.items()
         }
+        return {"/": found.pop(f"/{PAGE_NAME}"), **found}
 
     def describe(self) -> dict[str, Any]:
         """Return what is said of the model at the start, as JSON values."""

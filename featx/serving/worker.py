@@ -75,6 +75,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("featx").addHandler(handler)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the client is told
 
 
 class Worker:

@@ -93,10 +93,12 @@ def test_it_shows_model_proof_and_licence_and_ends_at_sigterm(model, pictures, m
         assert "licence" in shown
         assert max(map(len, shown.splitlines())) <= 80
         assert server.predict(pictures[0]).status == 200
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert server.predict(b"no form", **kind).status == 400
         assert server.end() < 8
         assert server.process.returncode == 0
-        assert "Loading" in server.errors
-        assert "Traceback" not in server.errors
+        errors = " ".join(server.errors.split())
+        assert re.fullmatch(r"Loading '[^']+' \([\d.]+ MB\) in 1 worker …", errors)
 
 
 def test_sigterm_under_load_answers_or_refuses_and_cuts_nothing_short(model, pictures):

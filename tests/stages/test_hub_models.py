@@ -17,9 +17,10 @@ from hub_server import hub_on_this_machine
 from PIL import Image
 
 import featx
-from featx.classifier.hub import local_model
+from featx.classifier.hub import local_model, model_name
 from featx.errors import ArtifactError, ArtifactInvalid, ArtifactMissing
 from featx.extraction.options import ExtractOptions
+from featx.reporting.classify import Runtime
 from featx.stages.export import export_onnx
 from featx.stages.extract import extract
 from featx.stages.predict import Predictor
@@ -81,6 +82,16 @@ def test_every_command_takes_a_model_of_the_hub(online, model, image):
             assert result.exit_code == 0, result.output
     fetched = {path.rpartition("/")[2] for path in online.asked if "/resolve/" in path}
     assert fetched == {"model.onnx"}
+
+
+def test_a_page_of_a_model_of_the_hub_lies_in_the_current_folder(online, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("featx.stages.web_page.load_runtime", lambda: Runtime("", b""))
+    before = set(tmp_path.iterdir())
+    assert featx_cli("page", "hf:me/bees").exit_code == 0
+    assert {path.name for path in set(tmp_path.iterdir()) - before} >= {"page"}
+    assert not (tmp_path / "hf:me").exists()
+    assert model_name(PINNED) == model_name("hf:me/bees@v1.0#0123456789") == "bees"
 
 
 def test_a_model_of_the_hub_without_images_is_told_how_to_be_one(online, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="Chromium is not installed; make system installs it"
 )
 pytestmark = needs_runtime
-NASTY = "<b>bees</b></script><!--"
+NASTY = "<b>bees</b></script><!--\u202e" + 200 * "w"  # turned round from there on, and long
 
 
 @pytest.fixture(scope="module")

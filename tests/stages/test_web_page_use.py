@@ -127,6 +127,50 @@ async def _shown(tab: Any, path: Path) -> list[float]:
     return found
 
 
+def test_an_image_may_be_chosen_or_pasted_and_the_keyboard_reaches_all(plain):
+    model, page, image = plain
+
+    async def answer(tab: Any) -> str:
+        await tab.wait_for("document.querySelectorAll('.bar').length > 0")
+        shown = str(await tab.run("document.getElementById('results').textContent"))
+        await tab.run("document.getElementById('results').replaceChildren()")
+        return shown
+
+    async def use(tab: Any) -> Any:
+        await tab.wait_for(READY)
+        reached, shown = [], []
+        for _ in range(3):
+            for kind in ("keyDown", "keyUp"):
+                await tab.send(
+                    "Input.dispatchKeyEvent", type=kind, key="Tab", windowsVirtualKeyCode=9
+                )
+            reached.append(
+                await tab.run(
+                    "document.activeElement.matches(':focus-visible') && "
+                    "(document.activeElement.id || document.activeElement.tagName)"
+                )
+            )
+        element = await tab.send("Runtime.evaluate", expression="document.getElementById('file')")
+        own = element["result"]["objectId"]
+        await tab.send("DOM.setFileInputFiles", files=[str(image)], objectId=own)
+        shown.append(await answer(tab))
+        await tab.run(
+            """(() => {
+              const carrier = new DataTransfer();
+              carrier.items.add(document.getElementById("file").files[0]);
+              document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: carrier }));
+            })()"""
+        )
+        shown.append(await answer(tab))
+        return reached, shown, tab.errors
+
+    reached, shown, errors = in_chromium(page.as_uri(), use, flags=CAMERA)
+    assert reached == ["file", "camera", "SUMMARY"]
+    [expected] = Predictor(model).predict([image])
+    assert all(text.startswith(str(expected.label)) for text in shown)
+    assert not errors
+
+
 def test_the_camera_answers_until_it_is_stopped_or_the_tab_is_hidden(plain):
     async def use(tab: Any) -> Any:
         await tab.wait_for(READY)
