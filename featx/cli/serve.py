@@ -12,7 +12,7 @@ import click
 from featx.cli import options
 from featx.cli.head_text import describe_classes
 from featx.cli.help import Command
-from featx.cli.output import print_fields, proof_fields
+from featx.cli.output import print_fields, proof_fields, with_flags
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,7 @@ def _show(model: Path, name: str, address: str, about: Mapping[str, Any]) -> Non
     """Print what is served, with its proof and licence, and where."""
     from featx.heads.tasks import TASKS
 
-    task = TASKS[about["task"]]
-    licence = about["licence"]
+    task, licence, no_page = TASKS[about["task"]], about["licence"], about["no_page"]
     print_fields(
         {
             "model": f"{model}  (sha256 {about['sha256'][:16]}…)",
@@ -115,7 +114,7 @@ def _show(model: Path, name: str, address: str, about: Mapping[str, Any]) -> Non
             "backbone": about["backbone"],
             **proof_fields(about["proof"]),
             "licence": licence if licence else "of the weights: not recorded",
-            "page": f"none: {about['no_page']}" if about["no_page"] else f"{address}/",
+            "page": f"none: {with_flags(no_page)}" if no_page else f"{address}/",
             "answers": f"POST {address}/predict",
             "protocol": f"{address}/v2/models/{name}",
             "metrics": f"{address}/metrics",

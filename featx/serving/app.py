@@ -206,7 +206,9 @@ class App:
         try:
             files = await asyncio.to_thread(lambda: model.page_files)
         except ConfigError as err:
-            raise Refused(404, f"This model has no page: {err}") from err
+            path = model.classifier.path  # its folder is not for clients
+            why = str(err).replace(str(path), path.name)
+            raise Refused(404, f"This model has no page: {why}") from err
         media_type, content = files[request.path.rstrip("/") or "/"]
         return _of(model, Answer(content, media_type))
 

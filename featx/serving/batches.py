@@ -32,9 +32,9 @@ class _Request:
 
     def __init__(self, model: ServedModel, count: int) -> None:
         self.model = model
-        self.rows: list[Row | ImageError | Exception | None] = [None] * count
-        self.missing = count
-        self.answered = asyncio.get_running_loop().create_future()
+        self.rows = dict[int, Row | ImageError]()
+        self.count = count
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 _Job = tuple[_Request, int, Image]
@@ -79,10 +79,7 @@ class Batches:
             self._meter.set("featx_waiting_images", len(self._waiting))
             self._changed.notify(len(images))
         await request.answered
-        failed = next((row for row in request.rows if _is_failure(row)), None)
-        if isinstance(failed, Exception):
-            raise failed
-        return [row for row in request.rows if row is not None and not _is_failure(row)]  # type: ignore[misc]
+        return [request.rows[place] for place in range(len(images))]
 
     def close(self) -> None:
         """End the threads; what waits is not answered."""
@@ -96,13 +93,13 @@ class Batches:
             if not jobs:  # all of them were given up meanwhile
                 continue
             model = jobs[0][0].model
-            rows: Sequence[Row | ImageError | Exception]
+            rows: Sequence[Row | ImageError] | Exception
             try:
                 rows = model.answer([image for _, _, image in jobs], is_alone=is_alone)
             except Exception as err:  # the thread lives on; the requests say so
                 if not isinstance(err, FeatxError):
                     log.exception("A batch of %d failed.", len(jobs))
-                rows = [err] * len(jobs)
+                rows = err
             with self._changed:
                 self._num_busy -= 1
             if self._loop is not None and not self._loop.is_closed():
@@ -115,7 +112,7 @@ class Batches:
         """
         with self._changed:
             while True:
-                while self._waiting and self._waiting[0][0].answered.cancelled():
+                while self._waiting and self._waiting[0][0].answered.done():
                     self._waiting.popleft()
                 if self._is_closed:
                     return [], False
@@ -132,25 +129,28 @@ class Batches:
                 and self._waiting[0][0].model is model
             ):
                 job = self._waiting.popleft()
-                if not job[0].answered.cancelled():
+                if not job[0].answered.done():
                     jobs.append(job)
                     num_bytes += len(job[2]) if isinstance(job[2], bytes) else job[2].nbytes
             self._num_busy += bool(jobs)
             return jobs, self._num_busy == 1 and len(jobs) == 1 and not self._waiting
 
-    def _deliver(self, jobs: Sequence[_Job], rows: Sequence[Row | ImageError | Exception]) -> None:
+    def _deliver(self, jobs: Sequence[_Job], rows: Sequence[Row | ImageError] | Exception) -> None:
         """Hand rows to their requests; runs in the loop, where all counting is done."""
+        if isinstance(rows, Exception):
+            num_bad = len(jobs)
+        else:
+            num_bad = sum(isinstance(row, ImageError) for row in rows)
         self._meter.add("featx_batches_total")
-        num_bad = sum(isinstance(row, Exception) for row in rows)
         self._meter.add("featx_bad_images_total", num_bad)
-        self._meter.add("featx_images_total", len(rows) - num_bad)
+        self._meter.add("featx_images_total", len(jobs) - num_bad)
         self._meter.set("featx_waiting_images", len(self._waiting))
-        for (request, place, _), row in zip(jobs, rows, strict=True):
-            request.rows[place] = row
-            request.missing -= 1
-            if not request.missing and not request.answered.done():
+        for number, (request, place, _) in enumerate(jobs):
+            if request.answered.done():  # given up, or failed with another batch
+                continue
+            if isinstance(rows, Exception):
+                request.answered.set_exception(rows)
+                continue
+            request.rows[place] = rows[number]
+            if len(request.rows) == request.count:
                 request.answered.set_result(None)
-
-
-def _is_failure(row: object) -> bool:
-    return isinstance(row, Exception) and not isinstance(row, ImageError)

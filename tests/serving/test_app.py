@@ -111,7 +111,9 @@ def test_models_of_other_inputs_and_outputs_are_served(kind, exported_of, pictur
             assert told["top_classes"]["datatype"] == "INT64"
             assert str(told["top_classes"]["data"][0]) == expected.label
         if not kind.startswith("image"):
-            require_refusal(client.get("/"), 404)
+            why = require_refusal(client.get("/"), 404)
+            assert "'model.onnx' takes" in why
+            assert str(tmp_path) not in why
 
 
 @needs_runtime
