@@ -27,10 +27,10 @@ from featx.errors import counted
 
 if TYPE_CHECKING:
     from featx.stages.compare import ComparedHead, CompareHeadsReport, CompareReport, Timing
-    from featx.training.finetune.outcome import Comparison
 
 _SEVERAL = ("backbone", "layer", "image_size")
 _LONG = 40
+_LESS = "less 1's"
 _ALIKE = 0.05
 """From this p on, a paired test does not tell two heads apart."""
 
@@ -221,15 +221,19 @@ def print_heads(
     _print_which(heads, with_layers=with_layers)
     click.echo()
     _print_scores(report)
+    click.echo()
+    _print_differences(heads)
     if any(head.num_bytes or head.timing.extraction or head.timing.training for head in heads):
         click.echo()
         _print_cost(heads, "made before" if is_made else "–")
     click.echo()
     images = counted(heads[0].metrics.num_samples, "image")
     fields = {"scored on": f"{images} of the {report.split} split"}
-    fields["difference"] = _describe_difference(heads[-1])
-    paired = [head.comparison for head in heads if head.comparison]
-    if paired and all(each.p_value >= _ALIKE for each in paired):
+    if heads[-1].comparison:
+        share = "points of top-1" if heads[0].metrics.task == "single-label" else "all tags right"
+        fields["difference"] = f"paired with 1: {share}, McNemar's p; alike from p {_ALIKE} on"
+    fields[_LESS] = "p of a permutation test: answers of both exchanged image by image"
+    if all(map(_is_like_the_first, heads[1:])):
         fields["verdict"] = f"These differ by less than {images} can show."
     if is_made:
         from featx.heads.tasks import TASKS
@@ -239,11 +243,28 @@ def print_heads(
     print_fields(fields)
 
 
-def _describe_difference(last: ComparedHead) -> str:
-    if last.comparison is None:
-        return "numbers have no paired test: look whether intervals overlap"
-    share = "all tags right" if last.metrics.task == "multi-label" else "points of top-1"
-    return f"paired with 1: {share}, McNemar's p; alike from p {_ALIKE} on"
+_SCORES = {"log_loss": ("log loss", "+.4f"), "ece": ("ECE", "+.4f"), "mae": ("MAE", "+.4g")}
+
+
+def _print_differences(heads: Sequence[ComparedHead]) -> None:
+    """Print how far losses and calibration errors are from the first head's, and how surely."""
+    titles, rows = [_LESS], []
+    for name in heads[-1].differences:
+        titles += [_SCORES[name][0], "p", ""]
+    for number, head in enumerate(heads[1:], start=2):
+        row = [f"{number}"]
+        for name, own in head.differences.items():
+            value = format(own.value, _SCORES[name][1])
+            row += [value, f"{own.p_value:.2g}", _against(-own.value, own.p_value)]
+        rows.append(row)
+    print_table(titles, rows)
+
+
+def _is_like_the_first(head: ComparedHead) -> bool:
+    """Return whether the images do not show which is better, by the main score."""
+    if head.comparison:
+        return head.comparison.p_value >= _ALIKE
+    return all(own.p_value >= _ALIKE for own in head.differences.values())
 
 
 def _print_which(heads: Sequence[ComparedHead], *, with_layers: bool) -> None:
@@ -287,7 +308,7 @@ def _print_scores(report: CompareHeadsReport) -> None:
                 else [
                     f"{100 * difference:+.1f}",
                     f"{paired.p_value:.2g}",
-                    _against(difference, paired),
+                    _against(difference, paired.p_value),
                 ]
             )
         rows.append(cells)
@@ -295,11 +316,11 @@ def _print_scores(report: CompareHeadsReport) -> None:
     print_table([report.split, *(column.title for column in columns), *paired_columns], rows)
 
 
-def _against(difference: float, paired: Comparison) -> str:
+def _against(gain: float, p_value: float) -> str:
     """Return how a head compares with the first one, by a paired test."""
-    if paired.p_value >= _ALIKE:
+    if p_value >= _ALIKE:
         return "alike"
-    return "better" if difference > 0 else "worse"
+    return "better" if gain > 0 else "worse"
 
 
 def _print_cost(heads: Sequence[ComparedHead], unknown: str) -> None:

@@ -76,7 +76,9 @@ def test_tuned_heads_are_paired_with_the_probe_where_images_can_be_right(tmp_pat
     shown = " ".join(featx_cli("compare", *heads, "--no-onnx").stdout.split())
     if task == "regression":
         assert second.comparison is None
-        assert "numbers have no paired test" in shown
+        mae = second.metrics.mae - first.metrics.mae
+        assert second.differences["mae"].value == pytest.approx(mae)
+        assert "less 1's MAE p" in shown
         return
     score = "top1" if task == "single-label" else "exact"
     shares = [getattr(head.metrics, score) for head in (first, second)]

@@ -77,3 +77,24 @@ def test_heads_and_feature_files_are_not_mixed(heads, tmp_path):
     result = featx_cli("compare", *heads, tmp_path / "features.h5", "--no-onnx")
     assert result.exit_code == 1
     assert "features.h5' is not a head" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "scores"),
+    [("single-label", ["log_loss", "ece"]), ("multi-label", ["log_loss", "ece"])],
+)
+def test_differences_are_those_of_the_scores_and_have_a_test(task, scores, tmp_path):
+    made = separable()
+    if task == "multi-label":
+        made["classes"] = ("a|b", "b", "a|c")
+    cache = write_cache(tmp_path / "features.h5", **made)
+    paths = tmp_path / "weak.safetensors", tmp_path / "strong.safetensors"
+    for path, strength in zip(paths, (1e-5, 0.1), strict=True):
+        train_head(cache, path, task=task, strengths=(strength,))
+    first, second = compare_heads(paths, split="test").heads
+    assert (list(first.differences), list(second.differences)) == ([], scores)
+    for name, found in second.differences.items():
+        expected = getattr(second.metrics, name) - getattr(first.metrics, name)
+        assert found.value == pytest.approx(expected, abs=1e-6)
+        assert 0 < found.p_value <= 1
+    assert json.loads(json.dumps(second.to_dict()))["differences"].keys() == set(scores)

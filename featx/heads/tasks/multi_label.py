@@ -17,7 +17,7 @@ from featx.heads.tasks.scores import (
     share_with_interval,
     wilson_interval,
 )
-from featx.heads.tasks.single_label import calibration_gap, logits_of
+from featx.heads.tasks.single_label import calibration_gap, calibration_gaps, logits_of
 from featx.heads.tasks.task import (
     IMAGES,
     PRECISION_RECALL,
@@ -165,6 +165,12 @@ def _loss_and_error(logits: np.ndarray, tags: np.ndarray) -> tuple[float, float]
     return binary_log_loss(logits, tags), error
 
 
+def _loss_and_gaps(logits: np.ndarray, tags: np.ndarray) -> np.ndarray:
+    logits, has = logits.astype(np.float64), tags > 0
+    losses = np.logaddexp(0, np.where(has, -logits, logits)).mean(axis=1)
+    return np.column_stack([losses, calibration_gaps(sigmoid(logits), has)])
+
+
 def choose_thresholds(logits: np.ndarray, tags: np.ndarray) -> tuple[float, ...]:
     """Return the threshold of each tag with the best F1 score, in (0, 1).
 
@@ -270,6 +276,7 @@ MULTI_LABEL = Task(
     ),
     thresholds_of=thresholds_of,
     measure_parts=lambda parts, num_outputs, thresholds: measure_tags(*joined(parts), thresholds),
+    statistics=_loss_and_gaps,
     scores=(MultiLabelMetrics, TagScores, "per_class"),
     columns=(
         IMAGES,

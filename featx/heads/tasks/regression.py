@@ -224,6 +224,7 @@ REGRESSION = Task(
     require_trainable=_require_trainable,
     encode=_Standardised,
     measure_parts=lambda parts, num_outputs, thresholds: measure_values(*joined(parts)),
+    statistics=lambda values, true: np.abs(values - true).mean(axis=1, keepdims=True),
     scores=(RegressionMetrics, TargetScores, "per_target"),
     columns=(
         IMAGES,

@@ -127,9 +127,31 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
     """Return the mean gap, over 15 bins of probability, between it and how often it comes true."""
-    bins = np.clip(np.ceil(probability * NUM_BINS) - 1, 0, NUM_BINS - 1).astype(np.int8)
-    gaps = np.bincount(bins, weights=right - probability.astype(np.float64), minlength=NUM_BINS)
+    gap = right - probability.astype(np.float64)
+    gaps = np.bincount(_bins(probability), weights=gap, minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(probability))
+
+
+def calibration_gaps(probability: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the gap of each bin of probability, ``(n, 15)``, of answers ``(n, num_answers)``.
+
+    It is the mean over a sample's answers: how many came true, less how many were expected to.
+    """
+    count, num_answers = probability.shape
+    bins = _bins(probability) + NUM_BINS * np.arange(count)[:, None]
+    gap = (right - probability.astype(np.float64)).reshape(-1)
+    gaps = np.bincount(bins.reshape(-1), weights=gap, minlength=count * NUM_BINS)
+    return np.asarray(gaps.reshape(count, NUM_BINS) / num_answers)
+
+
+def _bins(probability: np.ndarray) -> np.ndarray:
+    return np.asarray(np.clip(np.ceil(probability * NUM_BINS) - 1, 0, NUM_BINS - 1), np.int8)
+
+
+def _loss_and_gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    own = outcomes_of(logits, labels)
+    gaps = calibration_gaps(own.confidences[:, None], (own.predicted == own.labels)[:, None])
+    return np.column_stack([own.losses, gaps])
 
 
 def is_in_top_k(logits: np.ndarray, labels: np.ndarray, *, k: int) -> np.ndarray:
@@ -218,6 +240,7 @@ SINGLE_LABEL = Task(
     calibrate=partial(calibrate, fit=fit_temperature, loss_and_error=_loss_and_error),
     summarise=outcomes_of,
     measure_parts=lambda parts, num_outputs, thresholds: measure_classes(parts, num_outputs),
+    statistics=_loss_and_gaps,
     scores=(Metrics, ClassScores, "per_class"),
     columns=(
         IMAGES,

@@ -143,6 +143,8 @@ class Task:
         summarise: Labelled samples reduced to what ``measure_parts`` needs.
         measure_parts: Scores of samples that were summarised in parts, of so many outputs, with
             the thresholds.
+        statistics: Of samples, for ``paired_differences``: a loss, whose mean is a score, and of
+            tasks with probabilities the gap of each of their bins, ``(n, 1 + num_bins)``.
         scores: Types of the scores of a split and of one output, and the field of the latter.
         columns: How the scores of a split are shown; 95 % is the interval of the score before.
         output_columns: How the scores of one output are shown.
@@ -182,6 +184,7 @@ class Task:
     thresholds_of: Callable[[Details, int], tuple[float, ...]] = lambda *_: ()
     summarise: Callable[[np.ndarray, np.ndarray], Any] = lambda *both: both
     measure_parts: Callable[[Sequence[Any], int, Sequence[float]], Scores]
+    statistics: Callable[[np.ndarray, np.ndarray], np.ndarray]
     scores: tuple[type[Any], type[Any], str]
     columns: tuple[Column, ...]
     output_columns: tuple[Column, ...]

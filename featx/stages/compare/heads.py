@@ -6,9 +6,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from featx.heads.head import Head, open_head
 from featx.heads.samples.data import Step
 from featx.heads.tasks import TASKS, Labels
 from featx.heads.tasks.multi_label import given_tags
-from featx.heads.tasks.scores import Scores
+from featx.heads.tasks.scores import Difference, Scores, paired_differences
 from featx.heads.tasks.tables import main_column, score_columns
 from featx.stages.compare.same_images import (
     choose_split,
@@ -73,6 +73,8 @@ class ComparedHead:
         metrics: Scores of the split that is compared.
         comparison: Paired with the first head: of the images that only one has right, of tags all
             of them; None for the first, and for numbers.
+        differences: How far it is above the first head, which has none: log loss and calibration
+            error, of numbers the mean absolute error, each with a p value of a paired test.
         timing: Seconds of extraction and training.
         num_bytes: Size of the ONNX file; None where it was not measured.
         milliseconds: Of the ONNX file for one image of the network's input size, the median.
@@ -88,6 +90,7 @@ class ComparedHead:
     metrics: Scores
     comparison: Comparison | None
     timing: Timing
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     num_bytes: int | None = None
     milliseconds: float | None = None
 
@@ -111,6 +114,7 @@ class ComparedHead:
             "path": str(self.path),
             "metrics": self.metrics.to_dict(),
             "comparison": paired,
+            "differences": {name: own._asdict() for name, own in self.differences.items()},
             "timing": asdict(self.timing) | {"total": self.timing.total},
         }
 
@@ -185,7 +189,7 @@ def compare_heads(
     """
     paths = require_several(heads, "heads")
     first: dict[str, Any] = {}
-    compared: list[tuple[ComparedHead, np.ndarray | None]] = []
+    compared: list[tuple[ComparedHead, _Paired]] = []
     uses_weights = False
     with drawing(progress) as draw:
         tell = draw.steps(progress, "Compare")
@@ -208,29 +212,39 @@ def compare_heads(
                 raise ArtifactMismatch(
                     path, f"'{path}' is for {head.task}, '{paths[0]}' for {task}."
                 )
-            metrics, is_right = _score(head, cache, split or "")
+            metrics, paired = _score(head, cache, split or "")
             timing = (timings or {}).get(path, Timing())
             row = _describe(path, head, metrics, timing)
             if export:
                 tell(f"Exporting {path.name} ({number} of {len(paths)})")
                 row = _with_model(row, path, export)
-            compared.append((row, is_right))
+            compared.append((row, paired))
             del cache  # its features, before the next one's are read
     require_effect(weights, has_cut=uses_weights or export is not None)
     if best_first:
         compared.sort(key=lambda pair: TASKS[task].rank(pair[0].metrics))
-    reference = compared[0][1]
-    rows = (
-        row
-        if number == 0 or reference is None or is_right is None
-        else replace(row, comparison=Comparison.of(reference, is_right))
-        for number, (row, is_right) in enumerate(compared)
-    )
-    return CompareHeadsReport(split or "", tuple(rows))
+    (first_row, reference), *others = compared
+    rows = (own.paired_with(reference, row) for row, own in others)
+    return CompareHeadsReport(split or "", (first_row, *rows))
 
 
-def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarray | None]:
-    """Return a split's scores, and which images are right, ``(n,)`` bool: class, or all tags."""
+class _Paired(NamedTuple):
+    """What is compared with another head, image by image."""
+
+    is_right: np.ndarray | None  # class, or all tags, (n,) bool; None for numbers
+    statistics: np.ndarray  # of the task, (n, k)
+
+    def paired_with(self, first: _Paired, row: ComparedHead) -> ComparedHead:
+        """Return a row with what the comparison with the first head gives."""
+        comparison = None
+        if self.is_right is not None and first.is_right is not None:
+            comparison = Comparison.of(first.is_right, self.is_right)
+        differences = paired_differences(first.statistics, self.statistics)
+        return replace(row, comparison=comparison, differences=differences)
+
+
+def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, _Paired]:
+    """Return a split's scores, and what is compared of its labelled images."""
     rows = cache.rows(split)
     rows = rows[cache.labels[rows] >= 0]
     task = TASKS[head.task]
@@ -246,9 +260,10 @@ def _score(head: Head, cache: FeatureFile, split: str) -> tuple[Scores, np.ndarr
     scores = task.measure(outputs, targets, thresholds=head.thresholds)
     if scores is None:
         raise ConfigError(f"'{cache.path}' has no labelled images in its {split} split.")
+    is_right = outputs.argmax(axis=1) == targets if task.has_classes else None
     if task.name == "multi-label":
-        return scores, (given_tags(outputs, head.thresholds) == targets).all(axis=1)
-    return scores, outputs.argmax(axis=1) == targets if task.has_classes else None
+        is_right = (given_tags(outputs, head.thresholds) == targets).all(axis=1)
+    return scores, _Paired(is_right, task.statistics(outputs, targets))
 
 
 def _describe(path: Path, head: Head, metrics: Scores, timing: Timing) -> ComparedHead:
