@@ -174,9 +174,11 @@ def proof_fields(proof: Mapping[str, Any] | None) -> dict[str, str]:
         )
     if accuracy := proof.get("accuracy"):
         available = counted(accuracy["num_available"], "validation image")
+        others = round(accuracy["num_images"] * (1 - accuracy.get("agreement", 1)))
+        more = f"; {others:,} with {task.other_answer}" if others and task.activation else ""
         fields[short_measure(accuracy)] = (
             f"{accuracy['file']:.4f} through the file, {accuracy['head']:.4f} by the head, "
-            f"{accuracy['num_images']:,} of {available}"
+            f"{accuracy['num_images']:,} of {available}{more}"
         )
     return fields
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from featx.cli.output import with_flags
+from featx.cli.output import proof_fields, with_flags
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,25 @@ from featx.cli.output import with_flags
 )
 def test_options_are_shown_as_flags(text, shown):
     assert with_flags(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("task", "agreement", "end"),
+    [
+        ("single-label", 199 / 200, "; 1 with another class"),
+        ("multi-label", 0.94, "; 12 with other tags"),
+        ("single-label", 1.0, ""),
+        ("regression", 0.9, ""),  # a share of the variance, and not of the images
+    ],
+)
+def test_validation_images_that_get_another_answer_are_counted(task, agreement, end):
+    accuracy = {
+        **{"split": "val", "num_images": 200, "num_available": 200, "file": 0.9, "head": 0.9},
+        "agreement": agreement,
+    }
+    proof = {"num_images": 64, "bound": 0.1, "top1_agreement": 1.0, "max_difference": 1e-3}
+    fields = proof_fields(proof | {"task": task, "accuracy": accuracy})
+    assert fields["accuracy"].endswith(f"200 of 200 validation images{end}")
+    del accuracy["agreement"]  # as in files of the first versions
+    fields = proof_fields(proof | {"task": task, "accuracy": accuracy})
+    assert fields["accuracy"].endswith("200 of 200 validation images")
