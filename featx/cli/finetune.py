@@ -106,6 +106,11 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="auto|cpu|cuda[:i]", help="Processor or GPU that trains.  [auto]")
 @click.option("--seed", type=int, help="Seed of order, dropout and random weights.  [0]")
 @click.option("--restart", is_flag=True, help="Train again; discard an unfinished training.")
+@click.option(
+    "--finish",
+    is_flag=True,
+    help="Train no further: write the best epoch of an unfinished training.",
+)
 @click.option("--list", "list_all", is_flag=True, help="Name all parameters to learn, one a line.")
 @options.per_class
 @options.as_json
@@ -115,6 +120,7 @@ def finetune(
     output: Path,
     start: Path | None,
     restart: bool,
+    finish: bool,
     list_all: bool,
     per_class: bool,
     as_json: bool,
@@ -128,7 +134,8 @@ def finetune(
     options of the backbone, into such a file. With --cut alone, that file is brought up to date.
 
     Learning rate and epoch are chosen on a tenth of the training images; validation and test
-    splits are only reported. Run it again to resume after an interruption.
+    splits are only reported. Run it again to resume after an interruption, with --finish to write
+    the best epoch until then.
     """
     from featx.stages.finetune import finetune as run
 
@@ -163,6 +170,7 @@ def finetune(
             start=start,
             weights=weights,
             restart=restart,
+            finish=finish,
             events=events,
         )
     if as_json:

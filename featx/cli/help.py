@@ -16,7 +16,18 @@ _TABLES = (
     *("path_column", "label_column", "split_column", "group_column", "root", "suffix", "encoding"),
 )
 _OUTPUT = (
-    *("output", "overwrite", "restart", "stale", "html", "no_html", "table", "csv_table", "card"),
+    *(
+        "output",
+        "overwrite",
+        "restart",
+        "finish",
+        "stale",
+        "html",
+        "no_html",
+        "table",
+        "csv_table",
+        "card",
+    ),
     *(
         "per_class",
         "verbose",

@@ -59,7 +59,7 @@ class _Group(click.Group):
             signum = stop.args[0] if stop.args else signal.SIGINT
             word = "Interrupted." if signum == signal.SIGINT else "Terminated."
             notes = " ".join((word, *getattr(stop, "__notes__", ())))
-            click.echo(printable(notes), err=True)
+            click.echo(printable(with_flags(notes)), err=True)
             sys.exit(128 + signum)
 
     def _invoke(self, ctx: click.Context) -> Any:

@@ -14,7 +14,7 @@ from featx.artifact.bars import Drawing, drawing
 from featx.artifact.keywords import by_keyword, record_of
 from featx.artifact.shown import Cells
 from featx.backbones.spec import BackboneSpec
-from featx.errors import ArtifactMismatch
+from featx.errors import ArtifactMismatch, ConfigError
 from featx.features.file import FeatureFile, open_features
 from featx.features.lock import locked
 from featx.heads.head import Head, open_head, save_head
@@ -84,6 +84,7 @@ def finetune(
     start: str | Path | None = None,
     weights: str | None = None,
     restart: bool = False,
+    finish: bool = False,
     events: Events | None = None,
     progress: bool | None = None,
     **keywords: Unpack[FinetuneKeywords],
@@ -102,6 +103,8 @@ def finetune(
             none is given.
         weights: Where the pretrained weights are now, where they have moved.
         restart: Train again, and forget an interrupted run.
+        finish: Train no further: write the best epoch of an interrupted run, which cannot be
+            resumed then.
         events: Called while it trains.
         progress: None shows steps and epochs in a terminal or notebook, unless there are
             ``events``; False shows nothing.
@@ -114,10 +117,12 @@ def finetune(
         ArtifactBusy: Another process is writing the output.
         BackboneError: The pretrained weights cannot be found, or are others.
         SourceError: The samples cannot train a head.
-        ConfigError: An option does not fit.
+        ConfigError: An option does not fit, or there is nothing to finish.
         TrainingError: The loss is not finite.
     """
     output = Path(output)
+    if finish and restart:
+        raise ConfigError("restart=True forgets the run that finish=True would write.")
     options = record_of(FinetuneOptions, options, with_excluded(keywords, features))
     with locked(output), drawing(progress if events is None else False) as draw:
         checkpoint = beside(output, ".partial")
@@ -149,6 +154,7 @@ def finetune(
             tensors=tensors,
             checkpoint=checkpoint,
             events=events or _shown_by(draw),
+            finish=finish,
         )
         head = Head(_header(cache, options, tuned, inputs), tuned.trained.layers, tuned.tail)
         head = save_head(output, head, overwrite=exists)

@@ -159,6 +159,37 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(maps, tuned, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
 
 
+def test_the_best_epoch_of_an_interrupted_run_can_be_written(maps, tmp_path):
+    def stop_at_2(epoch, *_: object) -> None:
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    output, options = tmp_path / "tuned.safetensors", FinetuneOptions(lr=0.001, max_epochs=4)
+    given = ("finetune", maps, "-o", output, "--lr", "0.001", "--epochs", "4", "--finish")
+    result = featx_cli(*given)
+    assert result.exit_code == 1
+    assert "There is nothing to finish" in result.stderr
+    assert "Train without --finish" in " ".join(result.stderr.split())
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        finetune(maps, output, options, events=Events(on_epoch=stop_at_2))
+    assert "or finetune with finish=True to write the best" in stopped.value.__notes__[0]
+    with pytest.raises(ArtifactMismatch, match="other settings"):  # it is of four epochs
+        finetune(maps, output, OPTIONS, finish=True)
+    with pytest.raises(ConfigError, match="restart=True forgets the run"):
+        finetune(maps, output, options, finish=True, restart=True)
+    result = featx_cli(*given)
+    assert result.exit_code == 0, result.output
+    head = open_head(output)
+    epochs = head.header.details["choice"]["epochs"]
+    assert len(epochs) == 2
+    assert (
+        head.header.details["choice"]["best_epoch"]
+        == min(epochs, key=lambda epoch: epoch["held_out"])["number"]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
+    assert "up to date" in featx_cli(*given[:-1]).stdout
+
+
 def test_another_start_trains_again(maps, tuned, tmp_path):
     start, output = tmp_path / "start.safetensors", tmp_path / "again.safetensors"
     start.write_bytes(tuned.read_bytes())

@@ -96,7 +96,7 @@ def test_an_interrupt_says_where_the_best_epoch_is_kept(tmp_path: Path):
     (note,) = stop.value.__notes__
     assert note == (
         f"2 epochs are kept in '{tmp_path / 'state'}', with the best of them; run the same command "
-        "again to resume."
+        "again to resume, or finetune with finish=True to write the best."
     )
     with killed_after(1, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt) as stop:
         train(tmp_path / "other", options)

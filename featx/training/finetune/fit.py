@@ -65,6 +65,7 @@ def fit_tail(
     tensors: Mapping[str, Tensor] | None,
     checkpoint: Path,
     events: Events,
+    finish: bool = False,
 ) -> Tuned:
     """Train the tail behind a cut, and the head behind it.
 
@@ -80,9 +81,10 @@ def fit_tail(
             ``start``, or from scratch: then nothing is compared.
         checkpoint: Where the progress is kept; left there for the caller to remove.
         events: What is called on the way.
+        finish: Train no further than the checkpoint.
 
     Raises:
-        ConfigError: The file has no cut, or an option does not fit.
+        ConfigError: The file has no cut, an option does not fit, or there is nothing to finish.
         SourceError: The samples cannot train a head.
         BackboneError: Tensors are missing or do not fit.
         ArtifactMismatch: ``start`` or the checkpoint is of something else.
@@ -103,7 +105,7 @@ def fit_tail(
         require_fitting_start(start, cache, problem.targets)
     with repeatable(device, options.seed), reading_activations(cache) as activations:
         stem, tail = _network(spec, options, start, tensors)
-        run = _Run(options, problem, spec, tail, activations, device, checkpoint, events)
+        run = _Run(options, problem, spec, tail, activations, device, checkpoint, events, finish)
         return run.fit(
             start, num_others=0 if stem is tail else sum(size for _, size in _sizes(stem))
         )
@@ -147,12 +149,18 @@ class _Run:
     device: torch.device
     path: Path
     events: Events
+    finish: bool
 
     def fit(self, start: Head | None, *, num_others: int) -> Tuned:
         """Return the outcome; ``num_others`` are the parameters before the cut."""
         begin, data = time.perf_counter(), self._data()
         checkpoint = self._checkpoint(data, start)
         progress = checkpoint.load()
+        if self.finish and progress.state is None:
+            raise ConfigError(
+                f"There is nothing to finish: '{self.path}' has no epoch of this training. Train "
+                "without finish=True."
+            )
         probe, layers = self._start(start)
         self.tail.to(self.device).to(memory_format=torch.channels_last)
         head = module_of(layers).to(self.device)
@@ -161,7 +169,8 @@ class _Run:
         num_trained = sum(size for _, size in sizes)
         self.events.on_parameters(sizes, num_trained + num_others)
         training = Training(
-            *(self.options, self.tail, head, data, self.problem.goal, checkpoint, self.events)
+            *(self.options, self.tail, head, data, self.problem.goal, checkpoint, self.events),
+            finish=self.finish,
         )
         # a start that was given may have seen the held-out images
         keep_start = probe is not None and start is None

@@ -55,14 +55,15 @@ def train_tail(
     *,
     keep_start: bool = True,
     resumed: State | None = None,
+    finish: bool = False,
     after_epoch: Callable[[Epoch, State], None] | None = None,
 ) -> State:
     """Train tail and head; leave them in eval mode, with the tensors of the best epoch.
 
     Where training diverges, the best epoch before is kept, and a warning says so. With
     ``keep_start`` that may be the start. A run that is ``resumed`` with the same arguments gives
-    the same tensors as if it had not stopped; ``after_epoch`` gets each epoch and the state to
-    resume from.
+    the same tensors as if it had not stopped; with ``finish`` nothing more is trained.
+    ``after_epoch`` gets each epoch and the state to resume from.
 
     Raises:
         TrainingError: An activation is not finite, training diverges before there is a best epoch,
@@ -74,7 +75,8 @@ def train_tail(
         state = trainer.start(data, keep_start=keep_start)
     else:
         state = trainer.restore(resumed)
-    while len(state.epochs) < recipe.max_epochs and not _is_over(state, recipe):
+    finish = finish or _is_over(state, recipe)
+    while not finish:
         try:
             epoch = trainer.train_epoch(data, number=len(state.epochs) + 1)
             state = trainer.state_after(state, epoch)
@@ -85,6 +87,7 @@ def train_tail(
             break
         if after_epoch:
             after_epoch(epoch, state)
+        finish = _is_over(state, recipe)
     trainer.model.load_state_dict(dict(state.best))
     trainer.model.eval()
     trainer.require_same_statistics()
@@ -321,7 +324,12 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _is_over(state: State, recipe: Recipe) -> bool:
-    """Return whether the held-out loss has not fallen for some epochs; the start does not count."""
+    """Return whether all epochs are done, or the held-out loss has not fallen for some of them.
+
+    The start does not count.
+    """
+    if len(state.epochs) >= recipe.max_epochs:
+        return True
     losses = [epoch.held_out for epoch in state.epochs if epoch.held_out is not None]
     return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= recipe.patience
 

@@ -45,6 +45,7 @@ class Training:
     goal: Goal
     checkpoint: Checkpoint
     events: Events
+    finish: bool = False  # train no further
 
     def run(
         self, progress: Progress, *, keep_start: bool
@@ -71,6 +72,7 @@ class Training:
                 *(self.tail, self.head, self.data, self.goal, recipe),
                 keep_start=keep_start,
                 resumed=progress.state,
+                finish=self.finish,
                 after_epoch=after_epoch,
             )
         except torch.OutOfMemoryError as err:
@@ -83,7 +85,7 @@ class Training:
                 done = counted(len(progress.state.epochs), "epoch is", "epochs are")
                 stop.add_note(
                     f"{done} kept in '{self.checkpoint.path}', with the best of them; run the same "
-                    "command again to resume."
+                    "command again to resume, or finetune with finish=True to write the best."
                 )
             raise
         return recipe, rates, state
