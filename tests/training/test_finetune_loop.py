@@ -151,6 +151,10 @@ def test_norms_biases_and_embeddings_do_not_decay():
         ("encoder.layers.encoder_layer_3.ln_1.weight", "encoder.layers.encoder_layer_3"),
         ("trunk_output.block4.block4-1.f.a.0.weight", "trunk_output.block4.block4-1"),
         ("features.5.2.norm1.weight", "features.5.2"),
+        ("stages.3.blocks.0.token_mixer.layer_scale.gamma", "stages.3.blocks.0"),
+        ("stages.3.downsample.0.weight", "stages.3"),
+        ("layers.2.blocks.11.mlp.fc1.weight", "layers.2.blocks.11"),
+        ("blocks.3.layers.1.layers.MBconv.layers.conv_a.0.weight", "blocks.3.layers.1"),
         ("encoder.ln.weight", "encoder"),
     ],
 )

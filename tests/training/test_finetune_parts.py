@@ -75,6 +75,25 @@ def test_only_weights_of_convolutions_linear_layers_and_attention_decay(backbone
     assert len(decayed) + len(left) == len(list(model.named_parameters()))
 
 
+TAILS = [
+    *(("swin_t", "features.6"), ("swin_v2_t", "features.6"), ("maxvit_t", "blocks.3")),
+    *(("convnext_tiny", "features.6"), ("timm/eva02_tiny_patch14_224", "blocks.11")),
+]
+
+
+@pytest.mark.parametrize(("backbone", "cut"), TAILS)
+def test_the_same_parameters_decay_in_a_tail_whose_layers_tracing_has_taken_apart(
+    backbone: str, cut: str
+):
+    model = build_skeleton(backbone, 224)
+    layers = (nn.Linear, nn.Conv2d)
+    weights = {f"{name}.weight" for name, own in model.named_modules() if isinstance(own, layers)}
+    _, tail = split_model(model, cut, layer=penultimate_layer(model))
+    names = {name for name, _ in tail.named_parameters()}
+    assert parameters_of(tail, decayed=True) == weights & names
+    assert parameters_of(tail, decayed=False) == names - weights
+
+
 def test_embeddings_have_the_lowest_rate_and_layers_behind_the_blocks_the_highest():
     model = build_skeleton("vit_b_16", 224)
     model.heads = nn.Identity()

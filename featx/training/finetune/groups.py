@@ -12,9 +12,10 @@ from torch import nn
 from featx.training.finetune.options import Recipe
 
 _ATTENTION = re.compile(r"(^|[._])attn|attention")
-_NESTED = re.compile(r"(\d+|\D*layer\d+|block\d+-\d+)$")
+_NESTED = re.compile(r"(?:blocks\.|layers\.)?(?:\d+|\D*layer\d+|block\d+-\d+)(?=\.)")
 """Names of blocks inside a numbered module, and not of the layers of a block."""
-_DECAYED = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+_NOT_DECAYED = (nn.Embedding, nn.LayerNorm)
+"""Layers whose weight may be a table; tracing leaves no type of many others."""
 
 
 def set_modes(model: nn.Module, *, train_bn: bool) -> None:
@@ -68,7 +69,7 @@ def parameter_groups(tail: nn.Module, head: nn.Module, recipe: Recipe) -> list[d
 def _decayed(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield weights of convolutions, linear layers and attention; all else does not decay."""
     for module in model.modules():
-        if isinstance(module, _DECAYED):
+        if not isinstance(module, _NOT_DECAYED):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim > 1 and name.endswith("weight"):
                     yield parameter
@@ -91,12 +92,11 @@ def _depths(names: Sequence[str]) -> list[int]:
 def block_of(name: str) -> str:
     """Return the block that a parameter belongs to: a numbered module, or a numbered one in it.
 
-    >>> block_of("layer4.0.conv1.weight"), block_of("encoder.layers.encoder_layer_11.mlp.0.bias")
-    ('layer4.0', 'encoder.layers.encoder_layer_11')
+    >>> block_of("layer4.0.conv1.weight"), block_of("stages.3.blocks.0.conv_dw.weight")
+    ('layer4.0', 'stages.3.blocks.0')
     """
-    parts = name.split(".")
-    for number, part in enumerate(parts[:-1]):
-        if re.search(r"\d[a-z]?$", part):
-            more = number + 2 < len(parts) and _NESTED.match(parts[number + 1])
-            return ".".join(parts[: number + (2 if more else 1)])
-    return parts[0]
+    first = re.match(r"(?:[^.]+\.)*?[^.]*\d[a-z]?\.", name)
+    if first is None:
+        return name.partition(".")[0]
+    nested = _NESTED.match(name, first.end())
+    return name[: nested.end() if nested else first.end() - 1]
