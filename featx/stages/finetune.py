@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,21 +147,36 @@ def finetune(
         tensors = None if options.scratch else _pretrained(cache, first, weights)
         from featx.training.finetune.fit import fit_tail  # torch, only where it is needed
 
-        tuned = fit_tail(
-            cache,
-            options,
-            start=first,
-            tensors=tensors,
-            checkpoint=checkpoint,
-            events=events or _shown_by(draw),
-            finish=finish,
-        )
+        with _noting(checkpoint):
+            tuned = fit_tail(
+                cache,
+                options,
+                start=first,
+                tensors=tensors,
+                checkpoint=checkpoint,
+                events=events or _shown_by(draw),
+                finish=finish,
+            )
         head = Head(_header(cache, options, tuned, inputs), tuned.trained.layers, tuned.tail)
         head = save_head(output, head, overwrite=exists)
         checkpoint.unlink(missing_ok=True)
     replaced = describe_replaced(existing) if exists else ""
     seconds = tuned.trained.seconds
     return FinetuneReport(output, head, seconds, replaced=replaced, is_resumed=is_resumed)
+
+
+@contextmanager
+def _noting(checkpoint: Path) -> Iterator[None]:
+    """Let an interrupt say where the progress is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if checkpoint.exists():
+            stop.add_note(
+                f"The progress is kept in '{checkpoint}': run the same command again to resume, or "
+                "finetune with finish=True to write the best of the epochs that are done."
+            )
+        raise
 
 
 def _shown_by(draw: Drawing) -> Events:

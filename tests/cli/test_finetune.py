@@ -20,7 +20,7 @@ from featx.features.file import open_features
 from featx.heads.head import open_head
 from featx.stages.finetune import finetune
 from featx.training.finetune.options import FinetuneOptions
-from featx.training.finetune.outcome import Events
+from featx.training.finetune.outcome import Epoch, Events
 
 QUICK = ("--lr", "0.001", "--epochs", "2")
 OPTIONS = FinetuneOptions(lr=0.001, max_epochs=2)
@@ -145,14 +145,24 @@ def test_the_head_holds_the_tail_and_is_of_its_features(maps, tuned):
     assert not staleness_of(head, open_features(maps)).is_stale
 
 
-def test_an_interrupted_run_is_resumed_to_the_same_bits(maps, tuned, tmp_path):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("events_after_epoch_1", [0, 1, 2])
+def test_a_run_interrupted_anywhere_is_resumed_to_the_same_bits(
+    maps, tuned, tmp_path, events_after_epoch_1
+):
+    seen: list[object] = []
+
+    def stop(at: object, *_: object) -> None:  # in epoch 1, in epoch 2, and when all are done
+        if seen or isinstance(at, Epoch):
+            seen.append(at)
+        if len(seen) == 1 + events_after_epoch_1:
+            raise KeyboardInterrupt
 
     output = tmp_path / "tuned.safetensors"
     with pytest.raises(KeyboardInterrupt) as stopped:
-        finetune(maps, output, OPTIONS, events=Events(on_epoch=stop))
-    assert "run the same command again to resume" in stopped.value.__notes__[0]
+        finetune(maps, output, OPTIONS, events=Events(on_epoch=stop, on_step=stop))
+    (note,) = stopped.value.__notes__
+    assert note.startswith(f"The progress is kept in '{tmp_path}")
+    assert "run the same command again to resume, or finetune with finish=True" in note
     assert not output.exists()
     assert finetune(maps, output, OPTIONS).is_resumed
     assert output.read_bytes() == tuned.read_bytes()
@@ -170,9 +180,8 @@ def test_the_best_epoch_of_an_interrupted_run_can_be_written(maps, tmp_path):
     assert result.exit_code == 1
     assert "There is nothing to finish" in result.stderr
     assert "Train without --finish" in " ".join(result.stderr.split())
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(KeyboardInterrupt):
         finetune(maps, output, options, events=Events(on_epoch=stop_at_2))
-    assert "or finetune with finish=True to write the best" in stopped.value.__notes__[0]
     with pytest.raises(ArtifactMismatch, match="other settings"):  # it is of four epochs
         finetune(maps, output, OPTIONS, finish=True)
     with pytest.raises(ConfigError, match="restart=True forgets the run"):

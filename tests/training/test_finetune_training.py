@@ -86,23 +86,6 @@ def assert_same(ours: State, theirs: State) -> None:
         assert all(torch.equal(value, b[key]) for key, value in a.items()), name
 
 
-def test_an_interrupt_says_where_the_best_epoch_is_kept(tmp_path: Path):
-    options = FinetuneOptions(**(OPTIONS.to_dict() | {"lr": 0.05}))
-    with (
-        killed_after(7, KeyboardInterrupt()),
-        pytest.raises(KeyboardInterrupt) as stop,
-    ):
-        train(tmp_path / "state", options)
-    (note,) = stop.value.__notes__
-    assert note == (
-        f"2 epochs are kept in '{tmp_path / 'state'}', with the best of them; run the same command "
-        "again to resume, or finetune with finish=True to write the best."
-    )
-    with killed_after(1, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt) as stop:
-        train(tmp_path / "other", options)
-    assert not hasattr(stop.value, "__notes__")
-
-
 def test_epochs_are_told_with_their_speed_from_where_a_run_was_resumed(tmp_path: Path):
     told: list[tuple[int, float]] = []
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featx.errors import ConfigError, TrainingError, counted
+from featx.errors import ConfigError, TrainingError
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.data import CachedData, num_steps
 from featx.training.finetune.groups import is_transformer
@@ -50,10 +50,7 @@ class Training:
     def run(
         self, progress: Progress, *, keep_start: bool
     ) -> tuple[Recipe, Mapping[float, float], State]:
-        """Return the recipe, the rates that were tried, and the state after the last epoch.
-
-        An interrupt says where the progress is kept.
-        """
+        """Return the recipe, the rates that were tried, and the state after the last epoch."""
         rates = dict(progress.rates)
         recipe = self.options.recipe(is_transformer=is_transformer(self.tail))
         try:
@@ -61,9 +58,8 @@ class Training:
             last = time.perf_counter()
 
             def after_epoch(epoch: Epoch, state: State) -> None:
-                nonlocal progress, last
-                progress = Progress(rates, state)
-                self.checkpoint.save(progress)
+                nonlocal last
+                self.checkpoint.save(Progress(rates, state))
                 now = time.perf_counter()
                 seconds, last = now - last, now
                 self.events.on_epoch(epoch, seconds, self.data.num_samples / seconds)
@@ -80,14 +76,6 @@ class Training:
                 f"The memory of '{self.data.device}' does not hold a batch of {recipe.batch_size} "
                 "images. Use a smaller batch_size, or a later cut."
             ) from err
-        except KeyboardInterrupt as stop:
-            if progress.state is not None:
-                done = counted(len(progress.state.epochs), "epoch is", "epochs are")
-                stop.add_note(
-                    f"{done} kept in '{self.checkpoint.path}', with the best of them; run the same "
-                    "command again to resume, or finetune with finish=True to write the best."
-                )
-            raise
         return recipe, rates, state
 
     def _rate(self, recipe: Recipe, rates: dict[float, float]) -> float:
