@@ -21,10 +21,10 @@ from featx.heads.head import Head, apply_layers
 from featx.heads.tasks.losses import softmax_in_place
 from featx.training.finetune.checkpoint import Checkpoint, Progress
 from featx.training.finetune.fit import fit_tail
+from featx.training.finetune.heads import layers_of_start, require_fitting_start
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.outcome import Events, Tuned
 from featx.training.finetune.problem import Problem
-from featx.training.finetune.start import layers_of_start, require_fitting_start
 from featx.training.fitting import fit_heads
 from featx.training.options import TrainOptions
 from featx.training.record import head_header, made_from

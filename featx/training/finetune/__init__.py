@@ -4,8 +4,7 @@ options     what is asked, and the recipe
 outcome     results and events
 fit         from a feature file to a tail and head
 problem     what is learnt: labels, loss, held-out samples
-probe       the head to compare with, and the layers that training starts from
-start       a head as a module, and back
+heads       the probe to compare with, the layers that training starts from, heads as modules
 training    choosing a learning rate, then training, resumed where it stopped
 loop        epochs: losses, gradients, the best state
 data        batches of activations, from memory or from the file

@@ -36,19 +36,22 @@ from featx.heads.samples.folds import HeldOut
 from featx.heads.tasks.calibration import fold_temperature, restore_shares
 from featx.training.finetune.checkpoint import Checkpoint, epoch_to_dict
 from featx.training.finetune.data import CachedData
-from featx.training.finetune.loop import State
-from featx.training.finetune.options import FinetuneOptions, Recipe
-from featx.training.finetune.outcome import Comparison, Events, Tuned
-from featx.training.finetune.probe import Probe, fit_probe, row_bytes, score_through
-from featx.training.finetune.problem import Problem, evaluate
-from featx.training.finetune.start import (
+from featx.training.finetune.heads import (
+    Probe,
     array_of,
     as_trained,
+    fit_probe,
     layers_in,
     layers_of_start,
     module_of,
     require_fitting_start,
+    row_bytes,
+    score_through,
 )
+from featx.training.finetune.loop import State
+from featx.training.finetune.options import FinetuneOptions, Recipe
+from featx.training.finetune.outcome import Comparison, Events, Tuned
+from featx.training.finetune.problem import Problem, evaluate
 from featx.training.finetune.training import Training, repeatable
 from featx.training.options import memory_for
 from featx.training.trained import Trained, finish_head

@@ -1,23 +1,29 @@
-"""The probe: the head that a fine-tuning is compared with, and that it starts from."""
+"""Heads on the unchanged network: the probe, and the layers that training starts from."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import nn
 
-from featx.errors import only_errors
+from featx.artifact import differing_settings
+from featx.backbones.spec import BackboneSpec
+from featx.errors import ArtifactMismatch, listed, only_errors
 from featx.features.blocks import Activations
-from featx.heads.head import Layer, apply_layers
+from featx.features.file import FeatureFile
+from featx.heads.head import Head, Layer, apply_layers
 from featx.heads.samples.data import Step
 from featx.heads.samples.selection import choose_subsample
+from featx.heads.tasks import Targets
+from featx.heads.tasks.task import Encoding
 from featx.training.finetune.data import read_blocks
 from featx.training.finetune.options import FinetuneOptions
 from featx.training.finetune.problem import Problem
-from featx.training.finetune.start import encoded
 from featx.training.fitting import COPIES, fit_heads
 from featx.training.options import TrainOptions, memory_for
 from featx.training.trained import Trained, score_heads
@@ -148,3 +154,94 @@ def _fitting_samples(problem: Problem, options: TrainOptions) -> np.ndarray | No
 def _bytes_to_fit(problem: Problem, options: TrainOptions) -> int:
     """Return the bytes that fitting takes for the features of an image."""
     return 4 * problem.cache.num_features * COPIES[options.solver_for(problem.task)]
+
+
+# --- a head that was given, and heads as modules --------------------------------------------------
+
+
+def require_fitting_start(start: Head, cache: FeatureFile, targets: Targets) -> None:
+    """Check that a head was trained on the network of a file, for the same task and classes."""
+    ours, theirs = (
+        BackboneSpec.from_dict(spec).without_cut.to_dict()
+        for spec in (cache.header.spec, start.header.spec)
+    )
+    lines = differing_settings(ours, theirs)
+    if start.task != targets.task.name:
+        lines.append(f"task: expected {targets.task.name}, found {start.task}")
+    elif set(start.classes) != set(targets.names):
+        other = sorted(set(start.classes) ^ set(targets.names))
+        lines.append(f"{targets.task.outputs}: {listed(other, 3)} in one of them only")
+    if lines:
+        raise ArtifactMismatch(
+            cache.path,
+            f"The head to start from does not fit '{cache.path}': {listed(lines, 6, '; ')}. Train "
+            "one on the same backbone and classes, or leave out start=….",
+        )
+
+
+def as_trained(start: Head, targets: Targets) -> Trained:
+    """Return a head as if it had just been trained, its outputs in the order of the targets."""
+    order = [start.classes.index(name) for name in targets.names]
+    *others, (weight, bias) = start.layers
+    details = start.header.details
+    unit = details.get("unit")
+    return Trained(
+        task=targets.task,
+        names=targets.names,
+        layers=(*others, (weight[order], bias[order])),
+        choice=dict(details["choice"]),
+        calibration=None,
+        thresholds=tuple(start.thresholds[number] for number in order) if start.thresholds else (),
+        unit=(unit["mean"], unit["scale"]) if unit else None,
+        held_out=None,
+        seconds=0.0,
+        drawn=None,
+    )
+
+
+def layers_of_start(start: Head, names: Sequence[str], encoding: Encoding) -> tuple[Layer, ...]:
+    """Return a head's layers as training takes them: outputs in the order of ``names``.
+
+    The temperature is unfolded, numbers are standardised.
+    """
+    *others, (weight, bias) = start.layers
+    temperature = float(start.header.details.get("temperature", 1.0))
+    order = [start.classes.index(name) for name in names]
+    last = encoded((weight[order] * temperature, bias[order] * temperature), encoding)
+    return (*others, last)
+
+
+def encoded(layer: Layer, encoding: Encoding) -> Layer:
+    """Return a last layer with outputs as the targets are encoded: ``decode_layer`` undone."""
+    if encoding.unit is None:
+        return layer
+    mean, scale = (np.array(part, np.float64) for part in encoding.unit)
+    weight, bias = (part.astype(np.float64) for part in layer)
+    standardised = weight / scale[:, None], (bias - mean) / scale
+    return standardised[0].astype(np.float32), standardised[1].astype(np.float32)
+
+
+def module_of(layers: Sequence[Layer]) -> nn.Sequential:
+    """Return layers, with ReLU between them, as a module."""
+    modules: list[nn.Module] = []
+    for weight, bias in layers:
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight)))
+            linear.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
+        modules += [nn.ReLU(), linear] if modules else [linear]
+    return nn.Sequential(*modules)
+
+
+def layers_in(head: nn.Sequential) -> tuple[Layer, ...]:
+    """Return the layers of a module, float32."""
+    return tuple(
+        (array_of(module.weight), array_of(module.bias))
+        for module in head
+        if isinstance(module, nn.Linear)
+    )
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a copy of a tensor, float32."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
