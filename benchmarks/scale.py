@@ -14,7 +14,10 @@ import statistics
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +35,7 @@ from featx.extraction.committer import Call, Done, Joined, Left
 from featx.extraction.crops import Spent
 from featx.extraction.options import ResolvedOptions
 from featx.extraction.pipeline import Target, run_backbone
-from featx.extraction.plan import Plan
+from featx.extraction.plan import Plan, make_plan
 from featx.extraction.workers import Found, Rows
 from featx.features.journal import Journal
 from featx.features.publish import ExistingRows
@@ -218,10 +221,9 @@ class Extraction:
 
     rate: float  # images a second, all cores together
     share: float  # of its processor time in all workers' time, of the process that commits
-    store_mb: float
 
 
-def extraction(source: Path, folder: Path, address: str | None, workers: int) -> Extraction:
+def extraction(source: Path, output: Path, workers: int, address: str | None = None) -> Extraction:
     """Extract with ResNet-18, and measure from the first batch that is committed to the last."""
     times: list[tuple[float, float, int]] = []
 
@@ -230,83 +232,83 @@ def extraction(source: Path, folder: Path, address: str | None, workers: int) ->
 
     options: dict[str, Any] = {"backbone": "resnet18", "weights": "none", "restart": True}
     where = {"ray": address, "ray_workers": workers} if address else {"workers": workers}
-    with StoreWatch(address) as watch:
-        output = folder / ("ray.h5" if address else "plain.h5")
-        featx.extract(source, output, progress=progress, overwrite=True, **options, **where)
+    featx.extract(source, output, progress=progress, overwrite=True, **options, **where)
     (begin, own, first), (end, own_end, last) = times[0], times[-1]
     wall = end - begin
-    return Extraction((last - first) / wall, (own_end - own) / (workers * wall), watch.most_mb)
+    return Extraction((last - first) / wall, (own_end - own) / (workers * wall))
 
 
-class StoreWatch:
-    """Looks at the object store of a cluster ten times a second."""
+@contextmanager
+def store_watched(address: str) -> Iterator[list[float]]:
+    """Look at the object store of a cluster ten times a second; yield MB used in a list."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    def __init__(self, address: str | None) -> None:
-        self.most_mb, self._address = 0.0, address
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    used, is_over = list[float](), threading.Event()
 
-    def __enter__(self) -> "StoreWatch":
-        if self._address:
-            self._thread.start()
-        return self
+    def watch() -> None:
+        while not is_over.wait(0.1):
+            with suppress(Exception):  # not connected yet, or no more
+                stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+                used.append(stats.object_store_bytes_used / 1e6)
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._address:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        import ray
-        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-        while not self._over.wait(0.1):
-            if not ray.is_initialized():
-                continue
-            try:
-                state = get_state_from_address(self._address)
-                stats = get_memory_info_reply(state).store_stats
-                self.most_mb = max(self.most_mb, stats.object_store_bytes_used / 1e6)
-            except Exception:
-                continue
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield used
+    finally:
+        is_over.set()
+        thread.join()
 
 
-def on_one_node(num_photos: int, rounds: int, folder: Path) -> tuple[Extraction, Extraction]:
-    """Return the medians of plain extraction and of Ray's, which take turns."""
+def on_one_node(num_photos: int, rounds: int, folder: Path) -> tuple[Extraction, Extraction, float]:
+    """Return the medians of plain extraction and of Ray's, which take turns, and MB stored.
+
+    To look at the store takes processor time; that is done in an extraction of its own.
+    """
     from ray.cluster_utils import Cluster
 
     source, workers = write_photos(folder / "photos", num_photos), len(os.sched_getaffinity(0))
+    plain, own = folder / "plain.h5", folder / "ray.h5"
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": workers, "include_dashboard": False}
     )
     try:
         address = str(cluster.address)
+        with store_watched(address) as used:
+            extraction(source, own, workers, address)
         found = [
-            (
-                extraction(source, folder, None, workers),
-                extraction(source, folder, address, workers),
-            )
+            (extraction(source, plain, workers), extraction(source, own, workers, address))
             for _ in range(rounds)
         ]
-        assert (folder / "ray.h5").read_bytes() == (folder / "plain.h5").read_bytes()
+        assert own.read_bytes() == plain.read_bytes()
     finally:
         cluster.shutdown()
-    plain, own = (
+    of_plain, of_ray = (
         Extraction(
-            *(
-                statistics.median(getattr(each, name) for each in side)
-                for name in ("rate", "share")
-            ),
-            max(each.store_mb for each in side),
+            statistics.median(each.rate for each in side),
+            statistics.median(each.share for each in side),
         )
         for side in zip(*found, strict=True)
     )
-    return plain, own
+    return of_plain, of_ray, max(used)
+
+
+def listed_bytes(count: int = 100_000) -> float:
+    """Return the bytes of an image in the list of images and in the plan."""
+    tracemalloc.start()
+    samples = tuple(Sample(f"photos/{i:09d}.jpg", 0, "train") for i in range(count))
+    images: Any = SimpleNamespace(samples=samples, stamp=lambda i: Stamp(1, i, i))
+    plan = make_plan(images, [], None)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(plan.rows) == count
+    return size / count
 
 
 def arithmetic(core: float, alone: Committed) -> str:
     """Return what many images take, from the rates."""
-    rows, per_image = [], 1e6 * (alone.late_mb - alone.early_mb) / (0.8 * alone.num_rows)
+    rows, per_content = [], 1e6 * (alone.late_mb - alone.early_mb) / (0.8 * alone.num_rows)
+    listed = listed_bytes()
     row_bytes = alone.disk_bytes / alone.num_rows
     limit = alone.num_rows / alone.seconds
     for count, cores in ((1e8, 256), (1e8, 1024), (1e9, 1024), (1e9, 8192)):
@@ -320,7 +322,7 @@ def arithmetic(core: float, alone: Committed) -> str:
                 f"{hours:,.0f} h",
                 f"{rate * PHOTO_BYTES / 1e9:,.1f} GB/s",
                 f"{count * row_bytes / 1e12:,.1f} TB",
-                f"{count * per_image / 1e9:,.0f} GB",
+                f"{count * (per_content + listed) / 1e9:,.0f} GB",
                 f"${cores * hours * DOLLARS / count * 1e6:,.2f}",
             ]
         )
@@ -328,8 +330,9 @@ def arithmetic(core: float, alone: Committed) -> str:
     return (
         f"A core does {core:.0f} images a second of ResNet-18 at 224 pixels, photos of 500 × 375 "
         f"included; a row of {FEATURES:,} features takes {row_bytes:,.0f} bytes in the journal, "
-        f"and each content {per_image:,.0f} bytes of memory where rows are committed, beside the "
-        f"list of images. With photos of {PHOTO_BYTES // 1000} kB and a core for ${DOLLARS} an "
+        f"and each content {per_content:,.0f} bytes of memory where rows are committed, beside "
+        f"{listed:,.0f} for its place in the list of images and the plan. With photos of "
+        f"{PHOTO_BYTES // 1000} kB and a core for ${DOLLARS} an "
         f"hour:\n\n{table(columns, rows)}"
     )
 
@@ -349,7 +352,7 @@ def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None
         alone = commit(FakePool(64), rows, folder)
         simulated = FakePool(workers, rate=RATE, failing=FAILING, num_features=FEW_FEATURES)
         many = commit(simulated, ITEMS * 64 * workers, folder)
-        plain, own = on_one_node(photos, rounds, folder)
+        plain, own, store_mb = on_one_node(photos, rounds, folder)
     cores = len(os.sched_getaffinity(0))
     load = many.cpu_seconds / many.simulated
     whole, starting = workers * many.simulated, simulated.num_ended * START
@@ -378,7 +381,7 @@ def main(rows: int, workers: int, photos: int, rounds: int, write: bool) -> None
             f"{own.rate:,.1f} images/s ({own.rate / plain.rate - 1:+.1%})",
         ],
         ["processor time of committing, of the workers' time", f"{own.share:.2%}"],
-        ["object store, at most", f"{own.store_mb:,.1f} MB"],
+        ["object store, at most", f"{store_mb:,.1f} MB"],
     ]
     text = f"{machine('ray', 'onnxruntime', 'numpy')}; {photos} photos, start-up aside.\n\n"
     text += table(["measured", ""], rows_of) + "\n" + arithmetic(plain.rate / cores, alone)
