@@ -22,6 +22,7 @@ _PACKAGES = {
     "PIL": "pillow",
     "pillow_heif": "pillow-heif",
     "python_multipart": "python-multipart",
+    "grpc": "grpcio",
 }
 """Packages by their modules, where the names differ."""
 _NEEDED = {

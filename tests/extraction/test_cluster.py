@@ -133,16 +133,28 @@ def test_nothing_of_the_current_folder_is_sent(cluster, photos, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_command_prints_one_document_through_a_client(cluster, photos, tmp_path):
+@pytest.mark.real_data
+def test_photos_and_resnet18_give_the_file_of_one_machine(cluster, data, tmp_path):
+    source = data / "hymenoptera_data"
+    options = {"backbone": "resnet18", "weights": "none"}
+    extract(source, tmp_path / "plain.h5", ExtractOptions(**options))
+    extract(source, tmp_path / "own.h5", ExtractOptions(**options, ray=cluster))
+    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_command_prints_one_document(cluster, photos, tmp_path):
     source = photos({"ants": 21, "bees": 20})
     command = [sys.executable, "-m", "featx", "extract", str(source), "-b", "tiny", "--json"]
-    for name, more in (("plain", []), ("own", ["--ray", os.environ["FEATX_TEST_CLIENT"]])):
+    addresses = {"own": os.environ["FEATX_TEST_CLIENT"], "node": cluster}
+    for name, more in (("plain", []), *((n, ["--ray", a]) for n, a in addresses.items())):
         output = tmp_path / f"{name}.h5"
         done = subprocess.run([*command, "-o", output, *more], capture_output=True, check=True)
         found = json.loads(done.stdout)
         assert found["path"] == str(output)
         assert (found["num_images"], found["num_extracted"]) == (41, 41)
-    assert (tmp_path / "own.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
+    for name in addresses:
+        assert (tmp_path / f"{name}.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
 
 
 @pytest.mark.slow
@@ -182,6 +194,17 @@ def test_views_and_cuts_are_those_of_one_machine(cluster, mixed, tmp_path):
         extract(mixed, tmp_path / f"own{number}.h5", ExtractOptions(**options, ray=cluster))
         plain, own = (tmp_path / f"{name}{number}.h5" for name in ("plain", "own"))
         assert own.read_bytes() == plain.read_bytes()
+
+
+def test_what_a_client_needs_is_named_with_its_command(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        free.listen()
+        port = free.getsockname()[1]
+        with pytest.raises(ClusterError, match=r"is reached by .*grpc.*pip install 'featx"):
+            find_address(f"ray://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "a/b:12", "host:port", "ray://"])
