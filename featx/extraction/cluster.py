@@ -119,7 +119,7 @@ class RayCluster:
         pool.begin(self._serial, work)
         for joined in pool.joined():
             schedule.take(joined)
-        progress = _Progress(self.note, schedule)
+        progress = _Progress(self.note, schedule, pool.slots)
         for item, rows in in_order(schedule, pool, told=progress.tell):
             batch = item.batch
             if rows is None:
@@ -135,10 +135,10 @@ class RayCluster:
 
 
 class _Progress:
-    """Says now and then how many workers there are, how fast each is, and what is waited for."""
+    """Says now and then how many workers there are, how fast a core is, what is waited for."""
 
-    def __init__(self, note: Callable[[str], None] | None, schedule: Schedule) -> None:
-        self._note, self._schedule = note, schedule
+    def __init__(self, note: Callable[[str], None] | None, schedule: Schedule, cores: int) -> None:
+        self._note, self._schedule, self._cores = note, schedule, cores
         self._begun = self._noted = time.monotonic()
         self.num_images = 0
         self._slow: object = None
@@ -149,10 +149,10 @@ class _Progress:
             return
         self._noted = now
         workers, call = self._schedule.num_workers, self._schedule.front()
-        speed = self.num_images / (now - self._begun) / max(workers, 1)
+        speed = self.num_images / (now - self._begun) / max(workers, 1) / self._cores
         text = counted(workers, "worker") if workers else "waiting for workers"
         if speed:
-            text += f", {speed:,.1f}/s each"
+            text += f", {speed:,.1f}/s a core"
         if call is not None and now - call.since > 10:
             text = f"{counted(workers, 'worker')}, waiting {now - call.since:.0f} s"
             if self._slow is not call and now - call.since > 30:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_a_run_that_was_interrupted_is_resumed_to_the_same_bytes(seed, ray, mixe
     assert own.read_bytes() == plain.read_bytes()
     assert report.num_resumed > 10
     assert min(told) > 20
+
+
+def test_progress_says_how_many_workers_there_are_and_how_fast(ray, mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_NOTE_SECONDS", 0.0)
+    notes: list[str] = []
+
+    def progress(done: int, _: int) -> None:
+        """Draw nothing."""
+
+    progress.note = notes.append  # type: ignore[attr-defined]
+    ray()
+    extract(mixed, tmp_path / "own.h5", ExtractOptions(**ON_RAY), progress=progress)
+    assert notes[0] == "waiting for workers"
+    assert re.fullmatch(r"[1-4] workers?, [\d,.]+/s a core", notes[-1])
 
 
 def test_a_full_disk_ends_the_workers_and_the_rows_are_kept(ray, mixed, tmp_path, monkeypatch):
