@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from featx.errors import ClusterError, FeatxError, counted, first_line
@@ -29,6 +31,10 @@ class _Actor:
     is_ready: bool = False
 
 
+_Step = tuple[_Actor, str]
+"""An actor and its next step to being used."""
+
+
 class ActorPool:
     """A ``committer.Pool`` of Ray's actors, which it starts and replaces."""
 
@@ -45,8 +51,9 @@ class ActorPool:
             concurrency_groups={"reading": 1 + task.slots, "computing": task.slots},
         )(Worker)
         self._actors: dict[str, _Actor] = {}
-        self._refs: dict[Any, Any] = {}  # what is under way: a call, or an actor and its next step
-        self._events: deque[Joined | Left | Done] = deque()
+        self._open: set[Call | _Step] = set()
+        self._done: SimpleQueue[tuple[Call | _Step, Any]] = SimpleQueue()
+        self._events: list[Joined | Left | Done] = []
         self._sending: dict[str, list[_Actor]] = {}  # actors that wait for a node's graph
         self._nodes: dict[str, Node] = {}
         self._num_begun = self._num_failed = 0
@@ -59,8 +66,7 @@ class ActorPool:
     def begin(self, serial: int, work: Work) -> None:
         """Take the calls of another list of items from now on."""
         self._serial, self._work = serial, work
-        for ref in [ref for ref, what in self._refs.items() if isinstance(what, Call)]:
-            del self._refs[ref]
+        self._open = {what for what in self._open if not isinstance(what, Call)}
         self._events.clear()
 
     def joined(self) -> list[Joined]:
@@ -81,28 +87,27 @@ class ActorPool:
             ]
             views = self._work.views is not None
             ref = handle.compute.remote(key, part, wanted, step=self._work.step, with_views=views)
-        self._refs[ref] = call
+        self._await(ref, call)
+
+    def _await(self, ref: Any, what: Call | _Step) -> None:
+        """Have the outcome of a call put into a queue: to ask for thousands takes milliseconds."""
+        self._open.add(what)
+        ref.future().add_done_callback(lambda future: self._done.put((what, future)))
 
     def wait(self, seconds: float) -> list[Joined | Left | Done]:
         self._staff()
-        if self._refs and not self._events:
-            refs = list(self._refs)
-            ready, rest = self._ray.wait(refs, num_returns=1, timeout=seconds)
-            if ready and rest:
-                ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-            for ref in ready:
-                self._take(ref)
-        elif not self._events:
-            time.sleep(min(seconds, 0.1))
-        events = list(self._events)
-        self._events.clear()
+        with suppress(Empty):
+            self._take(*self._done.get(timeout=seconds))
+            while True:
+                self._take(*self._done.get_nowait())
+        events, self._events = self._events, []
         return events
 
     def close(self) -> None:
         for actor in self._actors.values():
             self._kill(actor)
         self._actors.clear()
-        self._refs.clear()
+        self._open.clear()
 
     def _kill(self, actor: _Actor) -> None:
         try:
@@ -116,7 +121,7 @@ class ActorPool:
             self._num_begun += 1
             actor = _Actor(f"worker {self._num_begun}", self._class.remote(self._task))
             self._actors[actor.name] = actor
-            self._refs[actor.handle.where.remote()] = actor, "placed"
+            self._await(actor.handle.where.remote(), (actor, "placed"))
         if self._has_started:
             return
         if sum(actor.is_ready for actor in self._actors.values()) >= self._least:
@@ -144,17 +149,16 @@ class ActorPool:
             "until they are free, add nodes, or ask for less with workers=… and ray_workers=…."
         )
 
-    def _take(self, ref: Any) -> None:
+    def _take(self, what: Call | _Step, future: Future[Any]) -> None:
         """Note a result, or that its actor is gone."""
-        what = self._refs.pop(ref, None)
-        if what is None:
-            return
         name = what.worker if isinstance(what, Call) else what[0].name
         actor, errors = self._actors.get(name), self._ray.exceptions
-        if actor is None:
+        is_open = what in self._open
+        self._open.discard(what)
+        if actor is None or not is_open:
             return
         try:
-            result = self._ray.get(ref)
+            result = future.result()
         except errors.RayTaskError as err:
             if isinstance(err.cause, FeatxError):
                 raise err.cause from None
@@ -189,7 +193,7 @@ class ActorPool:
                 self._sending[actor.node] = []
                 self._send(actor, 0)
             else:
-                self._refs[handle.begin.remote()] = actor, "begun"
+                self._await(handle.begin.remote(), (actor, "begun"))
         elif step == "begun":
             if result:
                 raise ClusterError(f"A worker on {actor.node} cannot be used: {result}")
@@ -203,14 +207,14 @@ class ActorPool:
         if offset < len(self._graph):
             part, end = self._graph[offset : offset + GRAPH_PART], offset + GRAPH_PART
             ref = actor.handle.add_graph.remote(offset, part, len(self._graph))
-            self._refs[ref] = actor, str(end)
+            self._await(ref, (actor, str(end)))
             return
-        self._refs[actor.handle.begin.remote()] = actor, "begun"
+        self._await(actor.handle.begin.remote(), (actor, "begun"))
         self._release(actor)
 
     def _release(self, actor: _Actor) -> None:
         for other in self._sending.pop(actor.node, []):
-            self._refs[other.handle.where.remote()] = other, "placed"
+            self._await(other.handle.where.remote(), (other, "placed"))
 
     def _node_of(self, key: str) -> Node:
         if key not in self._nodes:

@@ -135,7 +135,7 @@ def test_a_graph_is_sent_in_parts_once_to_a_node_and_again_where_that_failed(
     extract(mixed, tmp_path / "plain.h5", ExtractOptions(**TINY))
     monkeypatch.setattr(actors, "GRAPH_PART", PART)
     shared = workers.cache_folder
-    monkeypatch.setattr(workers, "cache_folder", lambda: shared() / fake._node)
+    monkeypatch.setattr(workers, "cache_folder", lambda: shared() / fake.node)
     fake = ray(1, num_nodes=3)
     fake.ending, fake.most_ended = {"add_graph": 0.2}, 3
     extract(mixed, tmp_path / "own.h5", ExtractOptions(**ON_RAY))
@@ -156,15 +156,9 @@ def test_an_image_that_ends_each_worker_is_named_and_the_rows_before_it_are_kept
 ):
     own = tmp_path / "own.h5"
     fake = ray()
-    wait = fake.wait
-
-    def poisonous(refs: list[Any], **how: Any) -> Any:
-        for ref in refs:
-            if ref.name == "compute" and b"bees/030.jpg" in ref._message:
-                ref.handle.is_alive = False
-        return wait(refs, **how)
-
-    monkeypatch.setattr(fake, "wait", poisonous)
+    monkeypatch.setattr(
+        fake, "ends", lambda ref: ref.name == "compute" and b"bees/030.jpg" in ref.message
+    )
     with pytest.raises(SourceError, match=r"5 workers ended while they had the images 'bees/0"):
         extract(mixed, own, ExtractOptions(**ON_RAY))
     assert own.with_name("own.h5.partial").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
+from concurrent.futures import Future
+from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,22 +25,26 @@ class RayTaskError(RayError):
 
 
 class Ref:
-    """A call, done once somebody waits for it."""
+    """A call."""
 
     def __init__(self, handle: Handle, name: str, message: bytes) -> None:
-        self.handle, self.name, self._message = handle, name, message
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.is_done = False
+        self.handle, self.name, self.message = handle, name, message
+        self._future: Future[Any] = Future()
+
+    def future(self) -> Future[Any]:
+        self.handle.ray.begin(self)
+        return self._future
 
     def do(self) -> None:
-        args, options = pickle.loads(self._message)
+        args, options = pickle.loads(self.message)
         try:
             result = getattr(self.handle.actor, self.name)(*args, **options)
-            self.result = pickle.loads(pickle.dumps(result))
+            self._future.set_result(pickle.loads(pickle.dumps(result)))
         except Exception as err:
-            self.error = RayTaskError(err)
-        self.is_done = True
+            self._future.set_exception(RayTaskError(err))
+
+    def fail(self) -> None:
+        self._future.set_exception(RayError("The actor died unexpectedly."))
 
 
 class Handle:
@@ -69,7 +75,10 @@ class FakeRay:
         self.sent: list[tuple[str, str, int]] = []
         self.handles: list[Handle] = []
         self.num_ended, self.most_ended = 0, 1000
-        self._node = ""
+        self.node = ""  # of the call under way
+        self._open: list[Ref] = []
+        self._lock = Lock()
+        self._thread: Thread | None = None
 
     def is_initialized(self) -> bool:
         return True
@@ -95,29 +104,34 @@ class FakeRay:
         return decorate
 
     def get_runtime_context(self) -> Any:
-        return SimpleNamespace(get_node_id=lambda: self._node)
+        return SimpleNamespace(get_node_id=lambda: self.node)
 
-    def wait(
-        self, refs: list[Ref], num_returns: int, timeout: float
-    ) -> tuple[list[Ref], list[Ref]]:
-        waiting = [ref for ref in refs if ref.handle.is_alive and not ref.is_done]
-        if waiting and (timeout or self.random.random() < 0.3):
-            ref = self.random.choice(waiting)
-            ends = self.random.random() < self.ending.get(ref.name, 0)
-            if ends and self.num_ended < self.most_ended:
+    def ends(self, ref: Ref) -> bool:
+        """Return whether a call ends its actor."""
+        ends = self.random.random() < self.ending.get(ref.name, 0)
+        return ends and self.num_ended < self.most_ended
+
+    def begin(self, ref: Ref) -> None:
+        with self._lock:
+            self._open.append(ref)
+            if self._thread is None:
+                self._thread = Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._open:
+                    self._thread = None
+                    return
+                ref = self._open.pop(self.random.randrange(len(self._open)))
+            if ref.handle.is_alive and self.ends(ref):
                 ref.handle.is_alive, self.num_ended = False, self.num_ended + 1
-            else:
-                self._node = ref.handle.node
+            if ref.handle.is_alive:
+                self.node = ref.handle.node
                 ref.do()
-        ready = [ref for ref in refs if ref.is_done or not ref.handle.is_alive]
-        return ready, [ref for ref in refs if ref not in ready]
-
-    def get(self, ref: Ref) -> Any:
-        if not ref.is_done:
-            raise RayError("The actor died unexpectedly.")
-        if ref.error:
-            raise ref.error
-        return ref.result
+            else:
+                ref.fail()
 
     def kill(self, handle: Handle, no_restart: bool) -> None:
         assert no_restart
