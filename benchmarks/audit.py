@@ -12,7 +12,6 @@ that their authors looked at.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import subprocess
@@ -26,7 +25,8 @@ from pathlib import Path
 import click
 import numpy as np
 from cleanlab.filter import find_label_issues
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image
+from planted import COPIES
 from report import ROOT, machine, table, write_measured
 
 import featx
@@ -266,37 +266,6 @@ def with_given(cache: FeatureFile, given: np.ndarray) -> FeatureFile:
     return with_labels(cache, given)
 
 
-def encoded(image: Image.Image, quality: int = 85) -> bytes:
-    """Return an image as a JPEG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def captioned(image: Image.Image) -> Image.Image:
-    """Return an image with a line of white text on a black strip, a tenth of its height."""
-    image, top = image.copy(), round(0.9 * image.height)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, top, image.width, image.height), fill="black")
-    draw.text((8, top + 4), "Copyright 2009, a caption", fill="white")
-    return image
-
-
-CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
-    "saved again": lambda image: encoded(image, 60),
-    "resized": lambda image: encoded(image.resize((image.width // 2, image.height // 2))),
-    "flipped": lambda image: encoded(ImageOps.mirror(image)),
-    "cropped by 5 %": lambda image: encoded(
-        image.crop(
-            tuple(
-                round(share * side)
-                for share, side in zip((0.05, 0.05, 0.95, 0.95), image.size * 2, strict=True)
-            )
-        )
-    ),
-    "brightened": lambda image: encoded(ImageEnhance.Brightness(image).enhance(1.3)),
-    "captioned": lambda image: encoded(captioned(image)),
-}
 HELD_TO = {"saved again": "all", "resized": "all", "flipped": "all"}
 
 
@@ -312,11 +281,11 @@ def planted_copies(made: Made) -> Iterator[Line]:
             target = root / photo.relative_to(made.data / "hymenoptera_data")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(photo.read_bytes())
-        for number, change in zip(chosen[: 40 * len(CHANGES)], list(CHANGES) * 40, strict=True):
+        for number, change in zip(chosen[: 40 * len(COPIES)], list(COPIES) * 40, strict=True):
             split, label, name = photos[number].parts[-3:]
             copy = f"{others[split]}/{label}/copy {number}.jpg"
             with Image.open(photos[number]) as image:
-                (root / copy).write_bytes(CHANGES[change](image.convert("RGB")))
+                (root / copy).write_bytes(COPIES[change](image.convert("RGB")))
             planted[copy] = f"{split}/{label}/{name}", change
         path = Path(folder) / "f.h5"
         weights = str(made.data / WEIGHTS)
@@ -330,7 +299,7 @@ def planted_copies(made: Made) -> Iterator[Line]:
         for each in report.of_kind(kind)
     ]
     wanted = {frozenset((copy, source)): change for copy, (source, change) in planted.items()}
-    for change in CHANGES:
+    for change in COPIES:
         own = {pair for pair, name in wanted.items() if name == change}
         yield (
             f"hymenoptera, copies {change}",

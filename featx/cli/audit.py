@@ -231,7 +231,11 @@ def _of_classes(report: AuditReport) -> dict[str, str]:
             f"{leak.accuracy_without:.1%}"
         )
     if report.alike:
-        pairs = [f"{each.first} / {each.second} {each.accuracy:.0%}" for each in report.alike]
+        pairs = [
+            f"{each.first} ({each.num_first:,}) / {each.second} ({each.num_second:,}) "
+            f"{each.accuracy:.0%}"
+            for each in report.alike
+        ]
         fields["alike"] = f"hard to tell apart: {listed(pairs, 4)}"
     if len(report.curve) > 1:
         points = [f"{each.num_images:,}: {each.accuracy:.1%}" for each in report.curve]

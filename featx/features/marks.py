@@ -25,12 +25,18 @@ class Mark(NamedTuple):
     sample_id: str
     kind: str
     other: str
+    note: str  # of tags and numbers, the one that the row is about
     given: str  # its label when the table was written
     content: str  # as ``content_of`` has it; empty where the table does not say
     drop: bool
     keep: bool  # looked at, and right as it is
     different: bool  # the two images of a pair are not the same
     corrected: str  # the right label; empty where none was given
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells a finding from all others: image, kind, and the other image, tag or number."""
+        return self.sample_id, self.kind, self.other or self.note
 
     @property
     def cells(self) -> tuple[str, str, str]:
@@ -151,7 +157,8 @@ def _mark(row: dict[str, str], path: Path) -> Mark:
     drop = (row.get("drop") or "").strip()
     dropped = is_marked(drop, path)
     return Mark(
-        *(cell("sample_id"), cell("kind"), cell("other"), cell("given"), cell(CONTENT).strip()),
+        *map(cell, ("sample_id", "kind", "other", "note", "given")),
+        content=cell(CONTENT).strip(),
         drop=dropped,
         keep=bool(drop) and not dropped,
         different=is_marked(row.get("different"), path, "different"),

@@ -315,6 +315,33 @@ def test_missing_and_surplus_tags_are_found_and_named(tmp_path):
     assert "old +0 −2, red +1 −0" in result.output
 
 
+def test_marks_of_two_tags_of_one_image_are_two(tmp_path):
+    random = np.random.default_rng(0)
+    has = random.random((200, 3)) < 0.4
+    has[7] = [True, True, False]
+    names = np.array(["big", "old", "red"])
+    features = (8 * has + random.normal(size=(200, 3))).astype(np.float32)
+    labels = ["|".join(names[own]) or "|" for own in has]
+    labels[7] = "|"  # both lack
+    path = write_labels(tmp_path / "f.h5", features, labels, np.arange(200) % 5 // 4)
+    table = tmp_path / "audit.csv"
+    write_findings(audit(path), table)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    own = {row["note"]: row for row in rows if row["sample_id"] == "0007.jpg"}
+    assert set(own) == {"big", "old"}
+    own["big"]["corrected"], own["old"]["drop"] = "big", "false"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    report = audit(path, marks=table)
+    (left,) = [each for each in report.findings if each.sample_id == "0007.jpg"]
+    assert (left.note, left.marks) == ("big", ("", "", "big"))
+    (kept,) = [each for each in report.dismissed if each.sample_id == "0007.jpg"]
+    assert (kept.note, kept.marks) == ("old", ("", "false", ""))
+
+
 def test_numbers_far_from_what_heads_say_are_found(tmp_path):
     random = np.random.default_rng(0)
     features = random.normal(size=(120, 4)).astype(np.float32)

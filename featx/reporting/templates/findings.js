@@ -4,7 +4,7 @@ const at = Object.fromEntries(data.columns.map((name, number) => [name, number])
 const cell = (row, name) => data.rows[row][at[name]] || "";
 const key = (...parts) => parts.join("\0");
 const $ = (id) => document.getElementById(id);
-const marks = new Map(); // by kind, image and other image
+const marks = new Map(); // by kind, image and the other image, tag or number
 let cards = [], shown = [], rendered = 0, now = 0, unsaved = false;
 
 function element(tag, attributes = {}, ...children) {
@@ -78,10 +78,9 @@ function rowsOf(card, id) {
   if (own.length) return own.map((row) => [row, false]);
   return card.rows.filter((row) => cell(row, "other") === id).slice(0, 1).map((row) => [row, true]);
 }
-const keyOf = (cells) => key(cells[at.kind], cells[at.sample_id], cells[at.other]);
-const names = (row, turned) =>
-  turned ? [cell(row, "other"), cell(row, "sample_id")] : [cell(row, "sample_id"), cell(row, "other")];
-const markKey = ([row, turned]) => key(cell(row, "kind"), ...names(row, turned));
+const keyOf = (cells) => key(cells[at.kind], cells[at.sample_id], cells[at.other] || cells[at.note]);
+const markKey = ([row, turned]) =>
+  turned ? key(cell(row, "kind"), cell(row, "other"), cell(row, "sample_id")) : keyOf(data.rows[row]);
 
 function markOf(card, id) {
   for (const row of rowsOf(card, id)) if (marks.has(markKey(row))) return marks.get(markKey(row));
@@ -135,7 +134,7 @@ function tableRows() {
     rows.push(marked(cells, own));
     const turned = marks.get(markKey([row, true]));
     if (turned && cell(row, "other") && left.delete(markKey([row, true]))) {
-      const [id, other] = names(row, true);
+      const [id, other] = [cell(row, "other"), cell(row, "sample_id")];
       const image = data.images[id] || {};
       const made = [...cells];
       Object.assign(made, { [at.sample_id]: id, [at.other]: other, [at.likely]: "",
@@ -217,7 +216,7 @@ function contents(card) {
   if (data.shares.includes(card.kind.name)) {
     says.append(element("div", { class: "margin", title: "how much the given label is doubted" },
       element("span", { class: "meter" }, element("i", { style: `width:${Math.round(100 * Math.min(1, score))}%` })),
-      `${score.toFixed(2)} ahead`));
+      `doubt ${score.toFixed(2)}`));
   } else if (cell(row, "score")) {
     const limit = cell(row, "limit");
     says.append(text("small", `${card.kind.measure || "score"} ${cell(row, "score")}${limit ? `, limit ${limit}` : ""}`));
@@ -225,10 +224,10 @@ function contents(card) {
   if (cell(row, "note")) says.append(text("small", cell(row, "note")));
   const near = data.near[row] || [];
   if (near.length) {
-    says.append(element("small", {}, "nearest trusted images"), element("div", { class: "near" },
+    says.append(element("small", {}, likely ? "nearest trusted images" : "nearest images"), element("div", { class: "near" },
       ...near.map((id) => {
         const label = (data.images[id] || {}).label || "";
-        const agrees = data.tags ? false : label === likely;
+        const agrees = !data.tags && likely && label === likely;
         return element("span", { title: visible(`${id} (${label})`) }, picture(id),
           text("span", label, agrees ? "agrees" : ""));
       })));

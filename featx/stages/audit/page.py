@@ -96,7 +96,8 @@ def _facts(report: AuditReport) -> Iterator[tuple[str, str]]:
         yield "mix-ups", listed(pairs, 6)
     if report.alike:
         pairs = [
-            f"{each.first} and {each.second} ({each.accuracy:.0%} told apart)"
+            f"{each.first} ({each.num_first:,}) and {each.second} ({each.num_second:,}), "
+            f"{each.accuracy:.0%} told apart"
             for each in report.alike
         ]
         yield "alike", listed(pairs, 4)

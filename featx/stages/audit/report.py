@@ -134,10 +134,10 @@ def _with_marks(
     cache: FeatureFile, findings: Iterable[Finding], marked: Sequence[Mark]
 ) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """Return findings with the marks of an earlier table, and what is none any more by them."""
-    left = {(each.sample_id, each.kind, each.other): each for each in marked}
+    left = {each.key: each for each in marked}
     kept, dismissed = list[Finding](), list[Finding]()
     for each in findings:
-        mark = left.pop((each.sample_id, each.kind, each.other), None)
+        mark = left.pop(each.key, None)
         cells = mark.cells if mark else each.marks
         is_none = mark is not None and mark.different and each.kind == "sequence"
         is_right = mark is not None and mark.keep and mark.given == each.given
@@ -151,6 +151,7 @@ def _with_marks(
             given=mark.given,
             score=0.0,
             other=mark.other,
+            note=mark.note,
             marks=mark.cells,
         )
         for mark in left.values()
