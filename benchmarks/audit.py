@@ -3,10 +3,10 @@
     python benchmarks/audit.py [--data ../shared/data] [--work FOLDER] [--only PART] [--write]
 
 Features are extracted into the working folder once, which takes some minutes, and kept there.
-Parts: copies, times, labels, planted-labels, planted-copies, similar, memory. What each measured
-last is kept there, too; ``--write`` puts all of it into the guide. A false find is one that the
-lists of known answers do not have: the lists of CIFAR-10's copies and label errors are of those
-that their authors looked at.
+Parts: copies, times, labels, planted-labels, planted-copies, planted-odd, similar, memory. What
+each measured last is kept there, too; ``--write`` puts all of it into the guide. A false find is
+one that the lists of known answers do not have: the lists of CIFAR-10's copies and label errors are
+of those that their authors looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,10 +27,11 @@ import click
 import numpy as np
 from cleanlab.filter import find_label_issues
 from PIL import Image
-from planted import COPIES
+from planted import COPIES, ODD, encoded
 from report import ROOT, machine, table, write_measured
 
 import featx
+from featx.errors import listed
 from featx.features.file import FeatureFile, open_features
 from featx.features.nearest import RowsInMemory, nearest_rows
 from featx.features.search import nearest_neighbours, whitened
@@ -39,7 +41,10 @@ from featx.stages.audit.labels import doubts_of
 from featx.training.out_of_fold import out_of_fold
 
 DATA = ROOT.parent / "shared" / "data"
-WEIGHTS = "weights/squeezenet1_1-mango-c10.pth"
+WEIGHTS = {
+    "squeezenet1_1": "weights/squeezenet1_1-mango-c10.pth",
+    "timm/tf_efficientnet_lite0": "weights/tf_efficientnet_lite0-imagenet.safetensors",
+}
 SUSPECTS, SEEDS, WRONG_SHARE = 275, range(5), 0.05
 Line = tuple[str, str, str]
 
@@ -63,12 +68,21 @@ class Made:
         """Return a feature file, all images of whose source keep their split."""
         path = self.folder / f"{name}.h5"
         if not path.exists():
-            weights = str(self.data / WEIGHTS) if backbone != "tiny" else "default"
             options = featx.ExtractOptions(
-                backbone=backbone, weights=weights, image_size=size, resize=size, val_fraction=0
+                backbone=backbone,
+                weights=str(self.data / WEIGHTS[backbone]) if backbone in WEIGHTS else "default",
+                image_size=size,
+                resize=size,
+                val_fraction=0,
             )
             featx.extract(str(source), path, options)
         return path
+
+    def photos(self, target: Path) -> list[Path]:
+        """Copy hymenoptera's photos; return their paths below a folder, in a fixed order."""
+        photos = self.data / "hymenoptera_data"
+        shutil.copytree(photos, target)
+        return sorted(path.relative_to(photos) for path in photos.glob("*/*/*.jp*g"))
 
     def cifar10(self, backbone: str) -> Path:
         """Return the features of all 60,000 images."""
@@ -271,27 +285,18 @@ HELD_TO = {"saved again": "all", "resized": "all", "flipped": "all"}
 
 def planted_copies(made: Made) -> Iterator[Line]:
     """Yield how many changed copies of photos in the other split are found, and all other finds."""
-    photos = sorted((made.data / "hymenoptera_data").glob("*/*/*.jp*g"))
-    random = np.random.default_rng(0)
-    chosen = random.permutation(len(photos))
     others = {"train": "val", "val": "train"}
     with tempfile.TemporaryDirectory() as folder:
         root, planted = Path(folder) / "photos", dict[str, tuple[str, str]]()
-        for photo in photos:
-            target = root / photo.relative_to(made.data / "hymenoptera_data")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(photo.read_bytes())
+        photos = made.photos(root)
+        chosen = np.random.default_rng(0).permutation(len(photos))
         for number, change in zip(chosen[: 40 * len(COPIES)], list(COPIES) * 40, strict=True):
-            split, label, name = photos[number].parts[-3:]
+            split, label, name = photos[number].parts
             copy = f"{others[split]}/{label}/copy {number}.jpg"
-            with Image.open(photos[number]) as image:
+            with Image.open(root / photos[number]) as image:
                 (root / copy).write_bytes(COPIES[change](image.convert("RGB")))
             planted[copy] = f"{split}/{label}/{name}", change
-        path = Path(folder) / "f.h5"
-        weights = str(made.data / WEIGHTS)
-        featx.extract(
-            str(root), path, featx.ExtractOptions(backbone="squeezenet1_1", weights=weights)
-        )
+        path = Made(made.data, Path(folder)).features("f", root, "squeezenet1_1", None)
         report = featx.audit(path)
     pairs = [
         frozenset((each.sample_id, each.other))
@@ -312,6 +317,37 @@ def planted_copies(made: Made) -> Iterator[Line]:
         f"{len(unplanted)}{': ' if unplanted else ''}{'; '.join(sorted(unplanted))}",
         "none false",
     )
+
+
+OWN_KINDS = ("outlier", "constant", "empty", "tiny", "blurred")
+ODD_OF_EACH = 2
+
+
+def planted_odd(made: Made) -> Iterator[Line]:
+    """Yield how many odd pictures among photos are found, and which photos are called odd."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, planted = Path(folder) / "photos", dict[str, str]()
+        photos, random = made.photos(root), np.random.default_rng(0)
+        for kind in list(ODD) * ODD_OF_EACH:
+            with Image.open(root / photos[random.integers(len(photos))]) as image:
+                odd = ODD[kind](image.convert("RGB"), random)
+            name = f"train/ants/odd {len(planted)}.jpg"
+            (root / name).write_bytes(encoded(odd, 90))
+            planted[name] = kind
+        for backbone in (*WEIGHTS, "tiny"):
+            features = Made(made.data, Path(folder)).features
+            report = featx.audit(features(backbone.replace("/", " "), root, backbone, None))
+            found = {each.sample_id for each in report.findings if each.kind in OWN_KINDS}
+            first = {each.sample_id for each in report.of_kind("outlier")[: len(planted)]}
+            missed = [kind for name, kind in planted.items() if name not in found]
+            yield (
+                f"hymenoptera, odd pictures, {backbone.rpartition('/')[2]}",
+                f"{len(planted) - len(missed)} of {len(planted)}"
+                f"{f' (not: {listed(missed)})' if missed else ''}, of the first "
+                f"{len(first)} outliers {len(first & set(planted))}; other photos: "
+                f"{listed(sorted(found - set(planted)), 6) or 'none'}",
+                "at least 20, at most 1 % of the photos",
+            )
 
 
 def similar(made: Made) -> Iterator[Line]:
@@ -387,6 +423,7 @@ PARTS: dict[str, Callable[[Made], Iterator[Line]]] = {
     "labels": labels,
     "planted-labels": planted_labels,
     "planted-copies": planted_copies,
+    "planted-odd": planted_odd,
     "similar": similar,
     "memory": memory,
 }

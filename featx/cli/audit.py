@@ -272,7 +272,8 @@ def _line(each: Finding, kind: FindingKind) -> str:
         return f"{each.note}; {each.sample_id} to {each.other}"
     if kind in _OWN:
         score = _OWN[kind].format(f"{each.score:.3g}")
-        return f"{each.sample_id} ({score}, limit {each.limit:.3g})"
+        parts = [score, f"limit {each.limit:.3g}", *filter(None, [each.note])]
+        return f"{each.sample_id} ({', '.join(parts)})"
     own = {"conflict": each.given, "leak": each.split}.get(kind, "")
     name = f"{each.sample_id}{f' ({own})' if own else ''}"
     if each.score == 1:

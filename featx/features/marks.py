@@ -19,6 +19,16 @@ CONTENT = "content"
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no", "")
 
 
+NAMED = ("missing", "surplus", "value")
+"""Kinds of findings of which an image may have several, told apart by their notes."""
+
+
+def key_of(sample_id: str, kind: str, other: str, note: str) -> tuple[str, str, str]:
+    """Return what tells a finding from all others, in whatever audit it is made again."""
+    about_itself = kind == "outlier"  # earlier versions named the nearest image
+    return sample_id, kind, note if kind in NAMED else "" if about_itself else other
+
+
 class Mark(NamedTuple):
     """One row of a table of findings, as it was marked."""
 
@@ -36,7 +46,7 @@ class Mark(NamedTuple):
     @property
     def key(self) -> tuple[str, str, str]:
         """What tells a finding from all others: image, kind, and the other image, tag or number."""
-        return self.sample_id, self.kind, self.other or self.note
+        return key_of(self.sample_id, self.kind, self.other, self.note)
 
     @property
     def cells(self) -> tuple[str, str, str]:

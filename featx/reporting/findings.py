@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from featx.artifact import PAGE_SIGN, fingerprint_of
 from featx.errors import counted
 from featx.features.file import FeatureFile
-from featx.features.marks import content_of
+from featx.features.marks import NAMED, content_of
 from featx.features.shown import label_of
 from featx.heads.samples.data import Step, no_step
 from featx.images.sources import ImageSource
@@ -120,6 +120,7 @@ def render_findings(page: FindingsPage, *, step: Step = no_step) -> str:
         "kinds": [{"name": name} | kind._asdict() for name, kind in kinds.items()],
         "shares": _SHARES,
         "guesses": _GUESSES,
+        "named": NAMED,
         "classes": page.cache.classes,
         "tags": has_tags(page.cache.classes),
         "many": _MANY,

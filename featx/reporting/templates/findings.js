@@ -78,7 +78,8 @@ function rowsOf(card, id) {
   if (own.length) return own.map((row) => [row, false]);
   return card.rows.filter((row) => cell(row, "other") === id).slice(0, 1).map((row) => [row, true]);
 }
-const keyOf = (cells) => key(cells[at.kind], cells[at.sample_id], cells[at.other] || cells[at.note]);
+const keyOf = (cells) => key(cells[at.kind], cells[at.sample_id],
+  cells[data.named.includes(cells[at.kind]) ? at.note : at.other]);
 const markKey = ([row, turned]) =>
   turned ? key(cell(row, "kind"), cell(row, "other"), cell(row, "sample_id")) : keyOf(data.rows[row]);
 
@@ -224,10 +225,10 @@ function contents(card) {
   if (cell(row, "note")) says.append(text("small", cell(row, "note")));
   const near = data.near[row] || [];
   if (near.length) {
-    says.append(element("small", {}, likely ? "nearest trusted images" : "nearest images"), element("div", { class: "near" },
+    says.append(element("small", {}, "nearest trusted images"), element("div", { class: "near" },
       ...near.map((id) => {
         const label = (data.images[id] || {}).label || "";
-        const agrees = !data.tags && likely && label === likely;
+        const agrees = data.tags ? false : label === likely;
         return element("span", { title: visible(`${id} (${label})`) }, picture(id),
           text("span", label, agrees ? "agrees" : ""));
       })));

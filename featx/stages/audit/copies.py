@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.errors import SourceError, counted
 from featx.features.file import FeatureFile
-from featx.features.search import Neighbours, nearest_neighbours, usable_rows, whitened
+from featx.features.search import nearest_neighbours, usable_rows, whitened
 from featx.features.shown import label_of
 from featx.heads.samples.data import Step
 from featx.stages.audit.findings import Finding, FindingKind, ImageSequence
@@ -33,7 +33,6 @@ class Same:
         sequences: Runs of frames.
         leaked: Whether a row's picture is in a split before its own, too, ``(N,)`` bool.
         rows: Those with usable features, ``(n,)``.
-        neighbours: Of these by whitened features, numbered among themselves.
         pictures: None where they were not there.
         notes: What was not looked at.
     """
@@ -42,7 +41,6 @@ class Same:
     sequences: tuple[ImageSequence, ...]
     leaked: np.ndarray
     rows: np.ndarray
-    neighbours: Neighbours
     pictures: Pictures | None
     notes: tuple[str, ...]
 
@@ -95,7 +93,7 @@ def find_same(
         members = np.asarray(each)
         leaked[members] |= cache.splits[members] > cache.splits[members].min()
     sequences = tuple(_sequence(cache, run) for run in runs)
-    return Same(findings, sequences, leaked, rows, neighbours, pictures, tuple(notes))
+    return Same(findings, sequences, leaked, rows, pictures, tuple(notes))
 
 
 def _left_out(cache: FeatureFile, rows: np.ndarray) -> Iterator[str]:

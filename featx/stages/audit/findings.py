@@ -13,7 +13,7 @@ from featx.artifact.cells import table_bytes
 from featx.artifact.frames import frame_of
 from featx.artifact.shown import Cells, Picture, Shown
 from featx.errors import FeatxError, counted
-from featx.features.marks import CONTENT
+from featx.features.marks import CONTENT, key_of
 
 if TYPE_CHECKING:
     from featx.artifact.frames import Frame
@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 class Evidence(NamedTuple):
-    """An image near one of a finding; of a doubted label, one whose own label is not doubted."""
+    """An image near one that is doubted, whose own label is not."""
 
     sample_id: str
     label: str
@@ -72,15 +72,15 @@ class Finding(NamedTuple):
     likely: str = ""
     limit: float | None = None  # of the score, where it has one
     group: int = 0  # from 1: images that are copies of one another; 0 where it is in none
-    note: str = ""  # "chain": not every two of the group are alike; "flipped"; name of a sequence
-    neighbours: tuple[Evidence, ...] = ()  # of a label, trusted ones; of an outlier, the nearest
+    note: str = ""  # a tag; a sequence; "by pixels"; "chain": not every two of a group are alike
+    neighbours: tuple[Evidence, ...] = ()  # of a label: the nearest images whose label is trusted
     content: str = ""  # as ``content_of`` has it; empty where it is not known
     marks: tuple[str, str, str] = ("", "", "")  # different, drop, corrected, of an earlier table
 
     @property
     def key(self) -> tuple[str, str, str]:
         """As of ``Mark``: what tells it from all other findings."""
-        return self.sample_id, self.kind, self.other or self.note
+        return key_of(self.sample_id, self.kind, self.other, self.note)
 
 
 class Confusion(NamedTuple):

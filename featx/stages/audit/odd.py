@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from featx.features.file import FeatureFile
-from featx.features.search import Neighbours
 from featx.features.shown import label_of
 from featx.images.quality import BLURRED_BELOW, CONSTANT_BELOW, EMPTY_ABOVE, Quality
 from featx.stages.audit.findings import Finding, FindingKind
@@ -16,58 +15,121 @@ from featx.stages.audit.pictures import Pictures
 _FAR = 4.0
 """Deviations of the logarithm of a distance from its median above which an image is far away."""
 _NORMAL = 1.4826  # of a normal distribution, deviation by median absolute deviation
-_BLOCK = 512
 _FEWEST = 50
 """Images below which none is called far from the others."""
+_NEIGHBOUR = 20
+"""Which of the nearest images the distance is measured to: as many odd ones may be alike."""
+_COMPARED = 5_000
+"""Images, evenly spread over the file, that all are compared with."""
+_BLOCK = 512
 
 
 def outlier_findings(
-    cache: FeatureFile, rows: np.ndarray, neighbours: Neighbours
+    cache: FeatureFile, rows: np.ndarray, pictures: Pictures | None
 ) -> Iterator[Finding]:
-    """Yield images whose distance to their neighbours is unusually large, the farthest first.
+    """Yield images that are unusually far from the others, the most unusual first.
 
-    The score is that distance, of standardised features, by the median of all images.
+    Far by their features, or by what their pixels look like: a network that was trained on photos
+    may see nothing in a page of text, or noise. The score is the distance to the twentieth nearest,
+    by its median over all images; ``note`` says which distance is the more unusual.
 
     Args:
         cache: The feature file.
-        rows: Those that have neighbours, ``(n,)``.
-        neighbours: Of these rows, numbered among themselves.
+        rows: Those with usable features, ``(n,)``.
+        pictures: None where they are not there.
     """
-    if len(rows) < _FEWEST or neighbours.rows.shape[1] == 0:
+    findings = list(_far_ones(cache, "features", rows, lambda some: _units(cache, rows[some])))
+    if pictures is not None:
+        read = np.flatnonzero(pictures.read)
+        looks = _whitened(looks_of(pictures.small[read], pictures.quality[read]))
+        findings += _far_ones(cache, "pixels", read, lambda some: looks[some])
+    seen = set[str]()
+    for _, each in sorted(findings, key=lambda found: -found[0]):
+        if each.sample_id not in seen:
+            seen.add(each.sample_id)
+            yield each
+
+
+def _far_ones(
+    cache: FeatureFile, name: str, rows: np.ndarray, vectors: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[float, Finding]]:
+    """Yield by how many deviations images are too far away, and the finding."""
+    if len(rows) < _FEWEST:
         return
-    distances = _distances(cache.features, rows, neighbours)
-    logs = np.log(np.maximum(distances, 1e-12))
-    middle = np.median(logs)
-    deviation = _NORMAL * np.median(np.abs(logs - middle))
-    far = np.flatnonzero((logs - middle > _FAR * deviation) & (deviation > 0))
-    for number in far[np.argsort(-distances[far], kind="stable")].tolist():
-        row, other = int(rows[number]), int(rows[neighbours.rows[number, 0]])
-        yield _finding(
-            *(cache, row, "outlier", float(np.exp(logs[number] - middle))),
-            limit=float(np.exp(_FAR * deviation)),
-            other=cache.sample_ids[other],
-        )
+    logs = np.log(np.maximum(_distances(vectors, len(rows)), 1e-6))
+    logs -= np.median(logs)
+    deviation = _NORMAL * float(np.median(np.abs(logs)))
+    for number in np.flatnonzero((logs > _FAR * deviation) & (deviation > 0)).tolist():
+        limit, score = float(np.exp(_FAR * deviation)), float(np.exp(logs[number]))
+        found = _finding(cache, int(rows[number]), "outlier", score, limit=limit)
+        yield float(logs[number]) / deviation, found._replace(note=f"by {name}")
 
 
-def _distances(features: np.ndarray, rows: np.ndarray, neighbours: Neighbours) -> np.ndarray:
-    """Return the mean distance of each row to its neighbours, by standardised features."""
-    sums, squares = np.zeros((2, features.shape[1]))
-    for start in range(0, len(rows), _BLOCK):
-        block = features[rows[start : start + _BLOCK]].astype(np.float64)
-        sums += block.sum(axis=0)
-        squares += np.square(block - features[rows[0]]).sum(axis=0)
-    shift = sums / len(rows) - features[rows[0]]
-    deviation = np.sqrt(np.maximum(squares / len(rows) - np.square(shift), 0))
-    weights = (1 / np.maximum(deviation, 1e-12)).astype(np.float32)
-    distances = np.zeros(len(rows))
-    for start in range(0, len(rows), _BLOCK):
-        places = neighbours.rows[start : start + _BLOCK]
-        there = places >= 0
-        own = features[rows[start : start + _BLOCK], None]
-        steps = np.linalg.norm((own - features[rows[places]]) * weights, axis=2)
-        counts = np.maximum(there.sum(axis=1), 1)
-        distances[start : start + _BLOCK] = (steps * there).sum(axis=1) / counts
-    return distances
+def _distances(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    """Return the distance of each vector to its twentieth nearest, of few to an earlier one."""
+    compared = np.linspace(0, count - 1, min(count, _COMPARED)).astype(np.int64)
+    others = vectors(compared)
+    squares = np.einsum("nd,nd->n", others, others)
+    place = min(_NEIGHBOUR, count // 10) - 1
+    found = np.empty(count)
+    for start in range(0, count, _BLOCK):
+        here = np.arange(start, min(start + _BLOCK, count))
+        own = vectors(here)
+        steps = np.einsum("nd,nd->n", own, own)[:, None] + squares - 2 * own @ others.T
+        steps[here[:, None] == compared] = np.inf
+        found[here] = np.partition(steps, place, axis=1)[:, place]
+    return np.sqrt(np.maximum(found, 0))
+
+
+def _units(cache: FeatureFile, rows: np.ndarray) -> np.ndarray:
+    """Return features of length 1: how strongly a network responds tells little of what it sees."""
+    features = cache.features[rows]
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+_SHADES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+_SCALES = 4
+_STEADY = 0.1
+"""Added to variances of 1, so that measures which nearly follow from others are not blown up."""
+
+
+def looks_of(small: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Return what pictures look like, whatever they show; ``(n, 19)``.
+
+    That is how dark their pixels are, how steep on four scales, and how many are flat or plain.
+
+    Args:
+        small: Grey pictures ``(n, side, side)`` uint8.
+        quality: ``Quality`` of each, ``(n, 4)``.
+    """
+    parts = [_shades_and_slopes(small[at : at + _BLOCK]) for at in range(0, len(small), _BLOCK)]
+    span, plain, sharpness = quality.T[:3]
+    known = sharpness[np.isfinite(sharpness)]
+    usual = float(np.median(known)) if len(known) else 1.0
+    sharpness = np.where(np.isfinite(sharpness), sharpness, usual)
+    return np.column_stack([np.concatenate(parts), span / 255, np.sqrt(plain), sharpness])
+
+
+def _shades_and_slopes(small: np.ndarray) -> np.ndarray:
+    count, side, _ = small.shape
+    shades = np.sort(small.reshape(count, -1), axis=1, kind="stable")
+    picture = small.astype(np.float32)
+    flat = (np.abs(np.diff(picture, axis=2)) < 2).mean(axis=(1, 2))
+    columns = [*(shades[:, int(share * side**2)] / 255 for share in _SHADES), flat]
+    for _ in range(_SCALES):
+        columns += [
+            np.log(np.abs(np.diff(picture, axis=axis)).mean(axis=(1, 2)) + 0.5) for axis in (1, 2)
+        ]
+        half = picture.shape[1] // 2
+        picture = picture.reshape(count, half, 2, half, 2).mean(axis=(2, 4))
+    return np.column_stack(columns)
+
+
+def _whitened(looks: np.ndarray) -> np.ndarray:
+    """Return measures in directions that vary about alike, float32."""
+    scaled = (looks - looks.mean(axis=0)) / np.maximum(looks.std(axis=0), 1e-12)
+    variances, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+    return np.asarray(scaled @ directions / np.sqrt(variances + _STEADY), np.float32)
 
 
 def quality_findings(pictures: Pictures) -> Iterator[Finding]:
@@ -106,11 +168,9 @@ def _finding(
     score: float,
     *,
     limit: float,
-    other: str = "",
 ) -> Finding:
     return Finding(
         *(cache.sample_ids[row], kind, cache.split_names[cache.splits[row]], label_of(cache, row)),
         score=score,
         limit=limit,
-        other=other,
     )

@@ -81,7 +81,7 @@ def audit(
         of_labels = evaluate_labels(cache, wanted=task, seed=seed, step=told)
         same = find_same(cache, different, source, told)
         odd = (
-            *outlier_findings(cache, same.rows, same.neighbours),
+            *outlier_findings(cache, same.rows, same.pictures),
             *(quality_findings(same.pictures) if same.pictures else ()),
         )
         of_classes = _of_classes(cache, of_labels.found, same, seed=seed, step=told)
