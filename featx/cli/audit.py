@@ -45,7 +45,7 @@ _TITLES: dict[FindingKind, str] = {
     "blurred": "Blurred",
 }
 _OWN: dict[FindingKind, str] = {
-    "outlier": "{} times the usual distance",
+    "outlier": "{} times as far as usual",
     "constant": "range {}",
     "empty": "plain {}",
     "tiny": "shorter side {}",
@@ -271,9 +271,8 @@ def _line(each: Finding, kind: FindingKind) -> str:
     if kind == "sequence":
         return f"{each.note}; {each.sample_id} to {each.other}"
     if kind in _OWN:
-        score = _OWN[kind].format(f"{each.score:.3g}")
-        parts = [score, f"limit {each.limit:.3g}", *filter(None, [each.note])]
-        return f"{each.sample_id} ({', '.join(parts)})"
+        score = f"{_OWN[kind].format(f'{each.score:.3g}')} {each.note}".strip()
+        return f"{each.sample_id} ({score}, limit {each.limit:.3g})"
     own = {"conflict": each.given, "leak": each.split}.get(kind, "")
     name = f"{each.sample_id}{f' ({own})' if own else ''}"
     if each.score == 1:

@@ -167,7 +167,7 @@ def _mark(row: dict[str, str], path: Path) -> Mark:
     drop = (row.get("drop") or "").strip()
     dropped = is_marked(drop, path)
     return Mark(
-        *map(cell, ("sample_id", "kind", "other", "note", "given")),
+        *(cell("sample_id"), cell("kind"), cell("other"), cell("note"), cell("given")),
         content=cell(CONTENT).strip(),
         drop=dropped,
         keep=bool(drop) and not dropped,

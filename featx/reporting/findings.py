@@ -60,7 +60,12 @@ KINDS = {
         measure="deviations off",
     ),
     "copy": Kind("Copies", "The same picture twice, in one split and with one label."),
-    "outlier": Kind("Outliers", "Far from all other images.", measure="times the usual distance"),
+    "outlier": Kind(
+        "Outliers",
+        "Far from all other images: by features, which a network sees, or by what pixels look "
+        "like.",
+        measure="distance (usual: 1)",
+    ),
     "constant": Kind("Constant", "Pictures of a single colour.", measure="range"),
     "empty": Kind("Nearly empty", "Pictures with hardly anything on them.", measure="plain share"),
     "tiny": Kind("Tiny", "Pictures of very few pixels.", measure="shorter side"),

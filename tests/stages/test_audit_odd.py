@@ -90,7 +90,7 @@ def test_each_odd_picture_is_found_for_what_it_is_and_no_other_one(photos):
 def test_odd_pictures_are_told_with_their_measure_and_limit(photos, tmp_path):
     result = featx_cli("audit", photos, "--no-html", "-q", "--csv", tmp_path / "a.csv")
     assert "Far from all other images" in result.output
-    assert "times the usual distance" in result.output
+    assert "times as far as usual by pixels, limit " in result.output
     assert "(shorter side 12, limit 16)" in result.output
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = {row["sample_id"]: row for row in csv.DictReader(file) if row["kind"] == "tiny"}

@@ -11,7 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from caches import far_apart, write_cache
+from caches import far_apart, write_cache, write_labels
 from commands import featx_cli
 from PIL import Image
 
@@ -193,6 +193,29 @@ def test_a_label_may_be_typed_and_marks_taken_back(photos, tmp_path):
     marks = [mark for mark in read_marks(tmp_path / "audit.csv") if any(mark.cells)]
     assert [mark.corrected for mark in marks] == ['a "new", one']
     assert (now, size) == (1, 1)
+
+
+def test_two_tags_of_one_image_are_marked_apart(tmp_path):
+    random = np.random.default_rng(0)
+    has = random.random((200, 3)) < 0.4
+    has[7] = [True, True, False]
+    features = (8 * has + random.normal(size=(200, 3))).astype(np.float32)
+    names = np.array(["big", "old", "red"])
+    labels = ["|".join(names[own]) or "|" for own in has]
+    labels[7] = "|"  # both lack
+    path = write_labels(tmp_path / "f.h5", features, labels, np.arange(200) % 5 // 4)
+    page = write_audit_page(audit(path), tmp_path / "audit.html")
+    script = """
+    const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    shown = cards.filter((card) => card.cells[0].id === "0007.jpg");
+    press("l"); press("k");
+    document.body.textContent = "TABLE" + JSON.stringify(table()) + "END";
+    """
+    (found,) = re.findall("TABLE(.*)END", html.unescape(in_chromium(page, script, tmp_path)))
+    (tmp_path / "audit.csv").write_text(json.loads(found), newline="")
+    marks = [mark for mark in read_marks(tmp_path / "audit.csv") if any(mark.cells)]
+    assert {mark.note for mark in marks} == {"big", "old"}
+    assert [mark.cells for mark in marks] == [("", "", marks[0].note), ("", "false", "")]
 
 
 def test_no_error_is_met_and_a_filter_shows_one_class(photos, tmp_path):

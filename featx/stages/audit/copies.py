@@ -12,7 +12,6 @@ import numpy as np
 from featx.errors import SourceError, counted
 from featx.features.file import FeatureFile
 from featx.features.search import nearest_neighbours, usable_rows, whitened
-from featx.features.shown import label_of
 from featx.heads.samples.data import Step
 from featx.stages.audit.findings import Finding, FindingKind, ImageSequence
 from featx.stages.audit.pictures import LEAST_COSINE, Link, Links, Pictures, near_links
@@ -146,12 +145,8 @@ def _sequence_findings(cache: FeatureFile, runs: list[Run]) -> Iterator[Finding]
         if len(sequence.splits) > 1:
             first, last = int(run.rows[0]), int(run.rows[-1])
             extent = ", ".join(f"{count} {name}" for name, count in sequence.splits.items())
-            yield Finding(
-                cache.sample_ids[first],
-                "sequence",
-                cache.split_names[cache.splits[first]],
-                label_of(cache, first),
-                score=run.likeness,
+            yield Finding.of(
+                *(cache, first, "sequence", run.likeness),
                 other=cache.sample_ids[last],
                 limit=LIKE_THE_LAST,
                 note=f"sequence {run.name}: {len(run.rows)} images, {extent}",
@@ -315,12 +310,8 @@ def _finding(
     notes = ["flipped"] if link and link.flipped else []
     if group.is_chain:
         notes.append(f"chain, weakest link {group.weakest:.2f}")
-    return Finding(
-        cache.sample_ids[row],
-        kind,
-        cache.split_names[cache.splits[row]],
-        label_of(cache, row),
-        score=link.score if link else group.weakest,
+    return Finding.of(
+        *(cache, row, kind, link.score if link else group.weakest),
         other=cache.sample_ids[other],
         group=number,
         note=", ".join(notes),

@@ -13,7 +13,9 @@ from featx.artifact.cells import table_bytes
 from featx.artifact.frames import frame_of
 from featx.artifact.shown import Cells, Picture, Shown
 from featx.errors import FeatxError, counted
+from featx.features.file import FeatureFile
 from featx.features.marks import CONTENT, key_of
+from featx.features.shown import label_of
 
 if TYPE_CHECKING:
     from featx.artifact.frames import Frame
@@ -81,6 +83,14 @@ class Finding(NamedTuple):
     def key(self) -> tuple[str, str, str]:
         """As of ``Mark``: what tells it from all other findings."""
         return key_of(self.sample_id, self.kind, self.other, self.note)
+
+    @classmethod
+    def of(
+        cls, cache: FeatureFile, row: int, kind: FindingKind, score: float, **rest: Any
+    ) -> Finding:
+        """Return what was found of a row of a feature file, with its name, split and label."""
+        split = cache.split_names[cache.splits[row]]
+        return cls(cache.sample_ids[row], kind, split, label_of(cache, row), score, **rest)
 
 
 class Confusion(NamedTuple):

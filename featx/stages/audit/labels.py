@@ -20,7 +20,7 @@ from featx.heads.samples.data import Step
 from featx.heads.tasks import MULTI_LABEL, SINGLE_LABEL
 from featx.heads.tasks.losses import sigmoid, softmax_in_place
 from featx.images.sources.labels import SEPARATOR, parse_numbers, split_tags
-from featx.stages.audit.findings import Confusion, Evidence, Finding, FindingKind
+from featx.stages.audit.findings import Confusion, Evidence, Finding
 from featx.training.options import TaskChoice
 from featx.training.out_of_fold import OutOfFold, out_of_fold
 from featx.training.samples import choose_task
@@ -163,7 +163,7 @@ def _classes(cache: FeatureFile, found: OutOfFold) -> LabelFindings:
     small = dict(_small(cache, found))
     doubt, likely = doubts.doubt, doubts.likely
     findings = (
-        _finding(
+        Finding.of(
             *(cache, int(doubts.rows[number]), "label", float(doubt[number])),
             likely=cache.classes[likely[number]],
         )
@@ -222,7 +222,7 @@ def _tags(cache: FeatureFile, found: OutOfFold) -> Iterator[Finding]:
         row, name = int(found.rows[number]), found.targets.names[tag]
         is_given = bool(given[number, tag])
         label = {*split_tags(label_of(cache, row))} ^ {name}
-        yield _finding(
+        yield Finding.of(
             *(cache, row, "surplus" if is_given else "missing", float(doubt[number, tag])),
             likely=SEPARATOR.join(sorted(label)) or SEPARATOR,
             note=name,
@@ -239,7 +239,7 @@ def _numbers(cache: FeatureFile, found: OutOfFold) -> Iterator[Finding]:
     far = np.flatnonzero(worst > _FAR)
     for number in far[np.argsort(-worst[far], kind="stable")].tolist():
         column, row = int(off[number].argmax()), int(found.rows[number])
-        yield _finding(
+        yield Finding.of(
             *(cache, row, "value", float(worst[number])),
             likely=_near_numbers(label_of(cache, row), found.outputs[number]),
             limit=_FAR,
@@ -253,25 +253,6 @@ def _near_numbers(label: str, values: np.ndarray) -> str:
     size = max((abs(each) for each in (*own, *values.tolist())), default=1.0)
     digits = max(0, 3 - int(np.floor(np.log10(size or 1.0))) - 1)
     return SEPARATOR.join(f"{value:.{digits}f}" for value in values.tolist())
-
-
-def _finding(
-    cache: FeatureFile,
-    row: int,
-    kind: FindingKind,
-    score: float,
-    *,
-    likely: str,
-    limit: float | None = None,
-    note: str = "",
-) -> Finding:
-    return Finding(
-        *(cache.sample_ids[row], kind, cache.split_names[cache.splits[row]], label_of(cache, row)),
-        score=score,
-        likely=likely,
-        limit=limit,
-        note=note,
-    )
 
 
 NUM_NEIGHBOURS = 5

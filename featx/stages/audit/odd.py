@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from featx.features.file import FeatureFile
-from featx.features.shown import label_of
 from featx.images.quality import BLURRED_BELOW, CONSTANT_BELOW, EMPTY_ABOVE, Quality
 from featx.stages.audit.findings import Finding, FindingKind
 from featx.stages.audit.pictures import Pictures
@@ -17,7 +16,7 @@ _FAR = 4.0
 _NORMAL = 1.4826  # of a normal distribution, deviation by median absolute deviation
 _FEWEST = 50
 """Images below which none is called far from the others."""
-_NEIGHBOUR = 20
+_NEIGHBOUR = 10
 """Which of the nearest images the distance is measured to: as many odd ones may be alike."""
 _COMPARED = 5_000
 """Images, evenly spread over the file, that all are compared with."""
@@ -30,8 +29,8 @@ def outlier_findings(
     """Yield images that are unusually far from the others, the most unusual first.
 
     Far by their features, or by what their pixels look like: a network that was trained on photos
-    may see nothing in a page of text, or noise. The score is the distance to the twentieth nearest,
-    by its median over all images; ``note`` says which distance is the more unusual.
+    may see nothing in a page of text, or noise. The score is the distance to the tenth nearest, by
+    its median over all images; ``note`` says which distance is the more unusual.
 
     Args:
         cache: The feature file.
@@ -61,16 +60,18 @@ def _far_ones(
     deviation = _NORMAL * float(np.median(np.abs(logs)))
     for number in np.flatnonzero((logs > _FAR * deviation) & (deviation > 0)).tolist():
         limit, score = float(np.exp(_FAR * deviation)), float(np.exp(logs[number]))
-        found = _finding(cache, int(rows[number]), "outlier", score, limit=limit)
-        yield float(logs[number]) / deviation, found._replace(note=f"by {name}")
+        found = Finding.of(
+            cache, int(rows[number]), "outlier", score, limit=limit, note=f"by {name}"
+        )
+        yield float(logs[number]) / deviation, found
 
 
 def _distances(vectors: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-    """Return the distance of each vector to its twentieth nearest, of few to an earlier one."""
+    """Return the distance of each vector to its tenth nearest, of few to an earlier one."""
     compared = np.linspace(0, count - 1, min(count, _COMPARED)).astype(np.int64)
     others = vectors(compared)
     squares = np.einsum("nd,nd->n", others, others)
-    place = min(_NEIGHBOUR, count // 10) - 1
+    place = min(_NEIGHBOUR, count // 20) - 1
     found = np.empty(count)
     for start in range(0, count, _BLOCK):
         here = np.arange(start, min(start + _BLOCK, count))
@@ -148,7 +149,7 @@ def quality_findings(pictures: Pictures) -> Iterator[Finding]:
     for kind, found, values, limit, sign in kinds:
         rows = np.flatnonzero(found)
         for row in rows[np.argsort(sign * values[rows], kind="stable")].tolist():
-            yield _finding(pictures.cache, row, kind, float(values[row]), limit=limit)
+            yield Finding.of(pictures.cache, row, kind, float(values[row]), limit=limit)
 
 
 def _smallest(pictures: Pictures) -> float:
@@ -159,18 +160,3 @@ def _smallest(pictures: Pictures) -> float:
     sides = pictures.quality[pictures.read, -1]
     size = int(pictures.cache.header.spec["preprocess"]["image_size"])
     return min(float(np.median(sides)) / 4, size / 2) if len(sides) else 0.0
-
-
-def _finding(
-    cache: FeatureFile,
-    row: int,
-    kind: FindingKind,
-    score: float,
-    *,
-    limit: float,
-) -> Finding:
-    return Finding(
-        *(cache.sample_ids[row], kind, cache.split_names[cache.splits[row]], label_of(cache, row)),
-        score=score,
-        limit=limit,
-    )

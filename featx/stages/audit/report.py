@@ -144,16 +144,12 @@ def _with_marks(
         (dismissed if is_right or is_none else kept).append(each._replace(marks=cells))
     rows = {name: row for row, name in enumerate(cache.sample_ids)}
     others = (
-        Finding(
-            sample_id=mark.sample_id,
-            kind=mark.kind,  # type: ignore[arg-type]
-            split=cache.split_names[cache.splits[rows[mark.sample_id]]],
-            given=mark.given,
-            score=0.0,
+        Finding.of(
+            *(cache, rows[mark.sample_id], mark.kind, 0.0),  # type: ignore[arg-type]
             other=mark.other,
             note=mark.note,
             marks=mark.cells,
-        )
+        )._replace(given=mark.given)
         for mark in left.values()
     )
     return tuple(kept), (*dismissed, *_with_contents(cache, others))
