@@ -198,8 +198,8 @@ def _unknown(cache: FeatureFile, doubts: Doubts, small: Mapping[str, int]) -> It
         few = [(cache.classes[label], small.get(cache.classes[label])) for label in classes]
         names = [name if count is None else f"{name} ({count} for training)" for name, count in few]
         yield (
-            f"{counted(len(unknown), 'label is', 'labels are')} not evaluated, of classes "
-            f"too small to be: {listed(names, 6)}."
+            f"{counted(len(unknown), 'label is', 'labels are')} not evaluated, as no other picture "
+            f"teaches a head their class: {listed(names, 6)}."
         )
 
 
