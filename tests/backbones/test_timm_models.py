@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from featx.backbones.network import build_network, find_end
 from featx.backbones.onnx_graph import build_graph, relative_error
 from featx.backbones.spec import BackboneSpec
 from featx.backbones.table import backbone_table, require_backbone
+from featx.backbones.timm_features import relative_cost
 from featx.backbones.weights import open_weights
 from featx.backbones.with_head import require_last_layer
 from featx.backbones.with_timm import timm_preprocess
@@ -129,6 +131,36 @@ def test_a_second_size_is_named_and_not_taken(photos, tmp_path, monkeypatch):
     command = ("extract", photos({"ants": 2}), "-b", "timm/test_resnet", "-w", "none")
     text = " ".join(featx_cli(*command, "-o", tmp_path / "f.h5").stderr.split())
     assert "takes images of 160 pixels; timm tests it with 192 as well: --image-size=192" in text
+
+
+def test_the_work_of_a_larger_size_is_told_before_it_begins(photos, tmp_path):
+    assert relative_cost("timm/test_vit.r160_in1k", 448) > 4  # each patch looks at all others
+    command = ("extract", photos({"ants": 2}), "-b", "timm/test_vit", "-w", "none")
+    text = " ".join(
+        featx_cli(*command, "--image-size", 256, "-o", tmp_path / "f.h5").stderr.split()
+    )
+    assert re.search(r"takes images of 256 pixels, 1\.\d times the work of 224", text)
+
+
+@pytest.mark.parametrize("key", ["input_size", "mean", "std", "crop_pct"])
+def test_how_images_are_prepared_is_not_guessed(key, monkeypatch):
+    known = with_timm.pretrained_cfg("timm/test_vit")
+    monkeypatch.setattr(with_timm, "pretrained_cfg", lambda _: known | {key: None})
+    with pytest.raises(BackboneError, match=f"does not say how images are prepared.*no {key}"):
+        timm_preprocess("timm/test_vit")
+
+
+def test_weights_of_which_nothing_is_loaded_are_refused(monkeypatch):
+    name, tensors = "test_vit.r160_in1k", {"odd": torch.zeros(3)}
+    known = {
+        key: tuple(value.shape) for key, value in build_model(f"timm/{name}").state_dict().items()
+    }
+    with pytest.raises(BackboneError, match="do not fit its model"):
+        with_timm.as_timm_loads(name, tensors, known)
+    model = build_model(f"timm/{name}")
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: model)  # as one that loads nothing
+    with pytest.raises(BackboneError, match="No tensor of the weights"):
+        with_timm.as_timm_loads(name, tensors, known)
 
 
 def test_what_enters_a_network_is_scaled_once():

@@ -182,8 +182,12 @@ def require_images(tree: Tree) -> None:
         found = describe_ignored(tree.ignored) or "it is empty"
         raise SourceError(
             f"'{tree.root}' holds no images ({found}). Expected files ending in "
-            f"{', '.join(sorted(image_extensions()))}, in one folder per class."
+            f"{', '.join(sorted(image_extensions()))}, in one folder per class.{_shards_in(tree)}"
         )
+
+
+def _shards_in(tree: Tree) -> str:
+    return " Name shards by braces: 'train-{000..099}.tar'." if tree.ignored[".tar"] else ""
 
 
 def describe_ignored(ignored: Mapping[str, int]) -> str:

@@ -388,6 +388,12 @@ class TestSplitsByManyNames:
         ]
 
 
+def test_a_folder_of_shards_says_how_they_are_named(tmp_path):
+    (tmp_path / "train-000.tar").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"1 \.tar.*Name shards by braces"):
+        open_folder(tmp_path)
+
+
 def test_listing_knows_neither_splits_nor_classes(tmp_path):
     touch(tmp_path, "b.jpg", "test/x.png", "train/1.jpg", "other/deep/er/2.jpg", ".hidden/3.jpg")
     touch(tmp_path, "@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg")
