@@ -8,11 +8,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from featx.errors import SourceError, first_line
-from featx.images.sources.remote import TIMEOUT_S, Entry, Gone, Part, Refused, retried, settled
+from featx.images.sources.remote import (
+    TIMEOUT_S,
+    Entry,
+    Gone,
+    Part,
+    Refused,
+    Remote,
+    Web,
+    retried,
+    settled,
+)
 from featx.packages import install_command, needed
 
 T = TypeVar("T")
@@ -136,6 +147,17 @@ class ObjectStore:
         if isinstance(err, FileNotFoundError):
             return f"There is no bucket '{name}' (or nothing at all in it)."
         return f"Cannot list '{self.scheme}://{prefix}': {first_line(err)}."
+
+
+def remote_of(address: str) -> Remote:
+    """Return the store that an address is of, or the web."""
+    return Web(address) if address.startswith(("http://", "https://")) else ObjectStore(address)
+
+
+@lru_cache(maxsize=8)
+def shared_remote(address: str) -> Remote:
+    """Return the store of an address, one for all that this process was sent."""
+    return remote_of(address)
 
 
 async def _s3_content(fs: Any, path: str, part: Part | None) -> tuple[bytes, str]:

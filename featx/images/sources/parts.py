@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import io
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import BinaryIO, cast
 
 from featx.errors import SourceError
-from featx.images.sources.objects import ObjectStore
-from featx.images.sources.remote import Entry, Gone, Remote, Web, without_secrets
+from featx.images.sources.objects import shared_remote
+from featx.images.sources.remote import Entry, Gone, Remote, without_secrets
 
 _BUFFER_BYTES = 2**22
 _MAX_PART = 2**30
@@ -80,12 +79,7 @@ class RemoteFile:
 
 
 def _again(address: str, entry: Entry) -> RemoteFile:
-    return RemoteFile(address, entry, _remote(address))
-
-
-@lru_cache(maxsize=8)
-def _remote(address: str) -> Remote:
-    return Web(address) if address.startswith("http") else ObjectStore(address)
+    return RemoteFile(address, entry, shared_remote(address))
 
 
 class _Raw(io.RawIOBase):

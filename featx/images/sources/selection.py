@@ -17,9 +17,9 @@ import numpy as np
 from featx.errors import SourceError
 from featx.images.sources import open_source
 from featx.images.sources.members import Archive, ArchiveSource, Member
-from featx.images.sources.objects import ObjectStore
+from featx.images.sources.objects import shared_remote
 from featx.images.sources.relabelled import RelabelledSource
-from featx.images.sources.remote import Entry, Remote, Web
+from featx.images.sources.remote import Entry
 from featx.images.sources.sample import FileSource, ImageSource, Sample, Stamp, list_digest
 from featx.images.sources.stores import StoreSource
 
@@ -148,18 +148,13 @@ class _Objects(_Selection):
         return self._source().stamp(index)
 
     def _source(self) -> StoreSource:
-        remote = _remote(self.remote)
+        remote = shared_remote(self.remote)
         return _Some(self.uri, remote, (), self.samples, self.addresses, self.entries)
 
 
 class _Some(StoreSource):
     def _note_refused(self, index: int, reason: str) -> None:
         """Say nothing of the source, of which these are a few images."""
-
-
-@lru_cache(maxsize=8)
-def _remote(address: str) -> Remote:
-    return Web(address) if address.startswith("http") else ObjectStore(address)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from featx.images.sources.entries import tree_of
 from featx.images.sources.folder import arrange
 from featx.images.sources.manifest import open_manifest
 from featx.images.sources.members import Archive
-from featx.images.sources.objects import ObjectStore
+from featx.images.sources.objects import ObjectStore, remote_of
 from featx.images.sources.parquet import holds_rows, named, read_parts, splits_of
 from featx.images.sources.parts import RemoteFile
 from featx.images.sources.remote import (
@@ -34,7 +34,6 @@ from featx.images.sources.remote import (
     Gone,
     Refused,
     Remote,
-    Web,
     is_page,
     path_of,
     without_secrets,
@@ -133,16 +132,13 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> Im
         raise SourceError(f"'{shown}': leave out user and password, which would be recorded.")
     if not urlsplit(uri).netloc and uri.startswith(_NAMED):
         raise SourceError(f"'{uri}' names no bucket or host, as s3://bucket/photos/ does.")
-    is_web = uri.startswith(("http://", "https://"))
     ending = path_of(uri).lower()
     if ending.endswith(_TABLES):
         options.require_fit(shown, "a table")
-        return _open_table(uri, shown, Web(uri) if is_web else ObjectStore(uri), options)
+        return _open_table(uri, shown, remote_of(uri), options)
     if ending.endswith(_WHOLE):
-        return _open_whole(
-            uri, Web(uri) if is_web else ObjectStore(uri), options, labelled=labelled
-        )
-    if is_web:
+        return _open_whole(uri, options, labelled=labelled)
+    if _kind(uri) == "http":
         raise SourceError(
             f"'{shown}' is not a table. Give a .csv or .tsv that lists web images, or a .zip, .tar "
             "or .parquet file."
@@ -150,9 +146,9 @@ def open_store(uri: str, options: SourceOptions, *, labelled: bool = True) -> Im
     return _open_prefix(uri.rstrip("/") + "/", options, labelled=labelled)
 
 
-def _open_whole(uri: str, remote: Remote, options: SourceOptions, *, labelled: bool) -> ImageSource:
+def _open_whole(uri: str, options: SourceOptions, *, labelled: bool) -> ImageSource:
     """Return the images of archives or Parquet files that are read part by part."""
-    shown = without_secrets(uri)
+    shown, remote = without_secrets(uri), remote_of(uri)
     addresses = _addresses(uri, remote)
     with _naming(shown), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         try:
@@ -262,8 +258,8 @@ def open_addresses(path: Path, options: SourceOptions, first: str) -> StoreSourc
         raise SourceError(f"'{path}': root is for paths, and it lists addresses.")
     images = _Addresses(str(path), first)
     table = open_manifest(path, options, sample_id=images.sample_id)
-    is_web = first.startswith(("http://", "https://"))
-    return _listed(table, table.uri, Web(_NO_HOST) if is_web else ObjectStore(first), images)
+    remote = remote_of(_NO_HOST if _kind(first) == "http" else first)
+    return _listed(table, table.uri, remote, images)
 
 
 def _listed(table: FileSource, uri: str, remote: Remote, images: _Addresses) -> StoreSource:
