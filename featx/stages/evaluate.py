@@ -161,14 +161,16 @@ def evaluate(
     metrics = classifier.task.measure_splits(
         *(logits[usable], targets.values[usable], splits[usable]), thresholds=classifier.thresholds
     )
+    names = list(SPLITS)
     if len(metrics) == 1 and not are_known:
         metrics = {"all": next(iter(metrics.values()))}
+        names = ["all"] * len(SPLITS)
     if table is not None:
         answers = answer_cells(
             *(classifier.task, classifier.classes, logits[usable]), classifier.thresholds
         )
         named = (
-            [samples[i].sample_id, SPLITS[splits[i]], labels.classes[labels.index[i]]]
+            [samples[i].sample_id, names[splits[i]], labels.classes[labels.index[i]]]
             for i in np.flatnonzero(usable).tolist()
         )
         _write_table(Path(table), classifier, zip(named, answers, strict=True))

@@ -58,6 +58,7 @@ def test_evaluate_writes_a_row_for_each_image(home, tmp_path):
         *("image", "split", "label", "prediction", "probability", "margin", "next_best")
     ]
     assert {row["label"] for row in table} == {"'=ants", "bees"}  # no formula to a spreadsheet
+    assert {row["split"] for row in table} == {"all"}  # other images than those of training
     for row in table:
         assert float(row["margin"]) == pytest.approx(2 * float(row["probability"]) - 1, abs=2e-6)
 
