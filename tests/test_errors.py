@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import featx
 from featx import errors
 from featx.errors import (
     ArtifactBusy,
@@ -177,3 +178,26 @@ def test_numbers_outside_of_their_interval_are_refused(value, interval, expected
 def test_numbers_within_their_interval_pass_also_those_of_numpy(value):
     require_number("size", value, 0, 1)
     require_number("size", None, 0, 1, optional=True)
+
+
+def test_a_file_of_another_kind_is_named(photos, tmp_path):
+    features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
+    featx.extract(photos({"ants": 6, "bees": 6}), features, backbone="tiny")
+    featx.train_head(features, head)
+    model = featx.export_onnx(head, tmp_path / "m.onnx", verify=False).path
+    wrong = [
+        (featx.open_features, head, "a head"),
+        (featx.open_features, model, "a model"),
+        (featx.open_head, features, "a feature file"),
+        (featx.open_head, model, "a model"),
+        (featx.Predictor, features, "a feature file"),
+        (featx.Predictor, head, "a head"),
+    ]
+    for open_it, path, what in wrong:
+        with pytest.raises(ArtifactInvalid, match=rf"damaged.*\. It is {what}\.$"):
+            open_it(path)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(head.read_bytes()[:500])
+    with pytest.raises(ArtifactInvalid) as refused:
+        featx.open_head(damaged)
+    assert "It is" not in str(refused.value)

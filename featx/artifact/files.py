@@ -185,6 +185,13 @@ def is_own(path: Path, kind: Written) -> bool:
         return False
 
 
+def other_kind(path: Path, kind: Written) -> str:
+    """Return the sentence that says which other file of featx this is; empty where it is none."""
+    names = {"features": "a feature file", "head": "a head", "classifier": "a model"}
+    found = [name for other, name in names.items() if other != kind and is_own(path, other)]
+    return f" It is {found[0]}." if found else ""
+
+
 def require_replaceable(path: Path, kind: Written) -> bool:
     """Check, before any work is done, that an output may be written; make its folder.
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from featx.artifact import Header, require_file
+from featx.artifact import Header, other_kind, require_file
 from featx.backbones.engines import default_batch_size, session_options
 from featx.backbones.seal import NotOnnx, is_sealed, read_entry, unwanted_parts
 from featx.classifier.contract import Contract, Value, find_fault
@@ -342,7 +342,8 @@ def _require_own_content(content: bytes, path: Path, *, verify: bool) -> None:
             )
     except NotOnnx as err:
         raise ArtifactInvalid(
-            path, f"'{path}' is not an ONNX model, or is damaged: {err}."
+            path,
+            f"'{path}' is not an ONNX model, or is damaged: {err}.{other_kind(path, 'classifier')}",
         ) from err
     if unwanted:
         raise ArtifactInvalid(

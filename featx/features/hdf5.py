@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featx.artifact import Header, is_unfinished, partial_path, require_file
+from featx.artifact import Header, is_unfinished, other_kind, partial_path, require_file
 from featx.errors import ArtifactBusy, ArtifactIncomplete, ArtifactInvalid, counted
 from featx.features.journal import read_progress
 from featx.features.schema import (
@@ -87,7 +87,9 @@ def translated(path: Path) -> Iterator[None]:
         if isinstance(err, ArtifactInvalid):
             raise
         raise ArtifactInvalid(
-            path, f"'{path}' is not a featx feature file, or is damaged ({err})."
+            path,
+            f"'{path}' is not a featx feature file, or is damaged ({err})."
+            f"{other_kind(path, 'features')}",
         ) from err
 
 

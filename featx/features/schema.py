@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from h5py._objects import phil  # what h5py itself holds in each call
 
-from featx.artifact import MAX_HEADER_BYTES, Header
+from featx.artifact import MAX_HEADER_BYTES, Header, other_kind
 from featx.errors import ArtifactIncomplete, ArtifactInvalid, ConfigError
 from featx.images.decode import DIGEST_BYTES
 from featx.images.views import ViewsSpec
@@ -156,7 +156,9 @@ def require_plain_root(path: Path) -> None:
                     _require_plain_heap(file, _heap_of(kind, content))
         except (_Unusual, struct.error) as err:
             raise ArtifactInvalid(
-                path, f"'{path}' is not a featx feature file, or is damaged: {err}."
+                path,
+                f"'{path}' is not a featx feature file, or is damaged: {err}."
+                f"{other_kind(path, 'features')}",
             ) from err
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from featx.artifact import MAX_HEADER_BYTES, Header, publish, require_file
+from featx.artifact import MAX_HEADER_BYTES, Header, other_kind, publish, require_file
 from featx.artifact.schema import brief
 from featx.artifact.shown import Shown
 from featx.errors import ArtifactInvalid, counted, listed
@@ -210,7 +210,8 @@ def open_head(path: str | Path, *, verify: bool = True) -> Head:
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as err:
         if isinstance(err, ArtifactInvalid):
             raise
-        raise ArtifactInvalid(path, f"'{path}' is not a head, or is damaged ({err}).") from err
+        what = f"'{path}' is not a head, or is damaged ({err}).{other_kind(path, 'head')}"
+        raise ArtifactInvalid(path, what) from err
     _require_shapes(path, head.header, head.layers)
     if verify and _checksum(head) != head.header.details["sha256"]:
         raise ArtifactInvalid(

@@ -75,7 +75,7 @@ def embed(
         advice = "put a single one in brackets: [image]"
         if isinstance(images, (str, Path)) and Path(images).is_dir():
             advice = f"of a folder, that is sorted(Path('{images}').rglob('*.jpg'))"
-        raise ConfigError(f"embed takes a list of images; {advice}.")
+        raise ConfigError(f"expected a list of images; {advice}.")
     if (cache is None) == (backbone is None):
         raise ConfigError(
             "embed takes the network of a feature file, cache='features.h5', or of a backbone, "

@@ -15,7 +15,7 @@ from featx.images.sources import SPLITS
 
 def require_several(given: Sequence[str | Path], things: str) -> list[Path]:
     """Return the paths to compare: two or more, each once."""
-    paths = [Path(path) for path in given]
+    paths = [Path(given)] if isinstance(given, (str, Path)) else [Path(path) for path in given]
     if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(
             f"compare needs two or more {things}, each once; got {', '.join(map(str, paths))}."
