@@ -187,7 +187,9 @@ def is_own(path: Path, kind: Written) -> bool:
 
 def other_kind(path: Path, kind: Written) -> str:
     """Return the sentence that says which other file of featx this is; empty where it is none."""
-    names = {"features": "a feature file", "head": "a head", "classifier": "a model"}
+    names: dict[Written, str] = {
+        **{"features": "a feature file", "head": "a head", "classifier": "a model"}
+    }
     found = [name for other, name in names.items() if other != kind and is_own(path, other)]
     return f" It is {found[0]}." if found else ""
 
