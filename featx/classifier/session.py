@@ -30,6 +30,7 @@ from featx.images.reading import num_cores
 
 R = TypeVar("R")
 _MAX_BATCH = 16
+_SPIN_US = "50"
 _ORT_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
 
 _open_sessions: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
@@ -297,16 +298,12 @@ def load_classifier(
     threads: int | None = None,
     providers: Sequence[Provider] | None = None,
     verify: bool = True,
-    spin: bool = True,
 ) -> Classifier:
-    """Return the classifier of a file's content; as ``open_classifier``.
-
-    Without ``spin``, idle threads leave the cores to others, and each run takes a little longer.
-    """
+    """Return the classifier of a file's content; as ``open_classifier``."""
     require_at_least("threads", threads, 1)
     wanted = require_providers(providers, available_providers())
     _require_own_content(content, path, verify=verify)
-    session = _start(content, path, threads, wanted, spin=spin)
+    session = _start(content, path, threads, wanted)
     try:
         metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as err:
@@ -356,12 +353,12 @@ def _not_ours(path: Path) -> ArtifactInvalid:
 
 
 def _start(
-    content: bytes, path: Path, threads: int | None, providers: list[Provider], *, spin: bool
+    content: bytes, path: Path, threads: int | None, providers: list[Provider]
 ) -> ort.InferenceSession:
     """Return a session that runs the graph."""
     options = session_options(threads=threads or num_cores())
-    if not spin:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Between operators threads look for work without rest; after a run they would for up to 0.5 s.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     # The same bytes could be a model in ONNX Runtime's own format, too, unseen by our checks.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # ONNX Runtime takes references to other files from here; below this there are none.

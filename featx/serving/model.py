@@ -48,9 +48,7 @@ class ServedModel:
         require_answers(self.classifier)
         self._alone = self.classifier
         if threads > 1:
-            self._alone = load_classifier(
-                content, path=path, threads=threads, verify=False, spin=False
-            )
+            self._alone = load_classifier(content, path=path, threads=threads, verify=False)
         self._max_pixels = max_pixels
 
     @property

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -402,6 +403,16 @@ def require_close(answers: Sequence[Prediction], expected: Sequence[Prediction])
     for answer, other in zip(answers, expected, strict=True):
         assert (answer.image, answer.label) == (other.image, other.label)
         assert dict(answer.top) == pytest.approx(dict(other.top), abs=1e-5)
+
+
+def test_threads_rest_soon_after_an_answer(model):
+    predictor, worked = Predictor(model, threads=2), []
+    for _ in range(3):
+        predictor.predict([np.zeros((48, 64, 3), np.uint8)])
+        start = time.process_time()
+        time.sleep(0.3)
+        worked.append(time.process_time() - start)
+    assert min(worked) < 0.005
 
 
 # --- forks --------------------------------------------------------------------------------------
