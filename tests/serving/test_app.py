@@ -260,6 +260,57 @@ def test_what_is_no_http_is_refused_in_json(client):
     assert b" 400 " in client.raw(large).partition(b"\r\n")[0]
 
 
+def test_requests_in_every_form_of_http_are_answered_in_turn(client, pictures):
+    image = pictures[1]
+    half = len(image) // 2
+
+    def request(line: bytes, *headers: bytes, body: bytes = b"") -> bytes:
+        return b"\r\n".join([line + b" HTTP/1.1", b"Host: x", *headers, b"", body])
+
+    def post(path: bytes = b"/predict", *headers: bytes) -> bytes:
+        length = b"Content-Length: %d" % len(image)
+        return request(b"POST " + path, length, *headers, body=image)
+
+    def chunked(*chunks: bytes, extension: bytes = b"", trailer: bytes = b"") -> bytes:
+        parts = [b"%x%s\r\n%s\r\n" % (len(each), extension, each) for each in chunks]
+        body = b"".join([*parts, b"0\r\n", trailer, b"\r\n"])
+        return request(b"POST /predict", b"Transfer-Encoding: chunked", body=body)
+
+    last = request(b"GET /v2", b"Connection: close")
+    for sent, statuses in (
+        (post() * 5, [200] * 5),
+        (request(b"GET /v2") + request(b"GET /none") + post(), [200, 404, 200]),
+        (post(b"/none") + request(b"GET /v2"), [404, 200]),
+        (request(b"GET /v2", b"Content-Length: 3", body=b"abc"), [200]),
+        (post(b"/predict", b"Expect: 100-continue"), [100, 200]),
+        (chunked(image[:half], image[half:]), [200]),
+        (chunked(image, extension=b';a="b"', trailer=b"X-Sum: 1\r\n"), [200]),
+        (chunked(*(image[at : at + 1] for at in range(len(image)))), [200]),
+        (request(b"HEAD /v2") + request(b"HEAD /none"), [200, 404]),
+        (request(b"OPTIONS *") + request(b"TRACE /"), [404, 405]),
+        (request(b"GET http://x/v2"), [404]),
+        (request(b"GET /..%2f..%2fmodel.onnx") + request(b"GET //etc/passwd"), [404, 404]),
+        (request(b"GET /v2", b"Connection: Upgrade", b"Upgrade: websocket"), [200]),
+    ):
+        found = client.raw(sent + last)
+        assert [int(each) for each in re.findall(rb"HTTP/1\.1 (\d+)", found)] == [*statuses, 200]
+    for sent in (
+        request(b"GET /v2") + b"NONSENSE\r\n\r\n",
+        request(b"GET /v2", b"A: b\0c"),
+        request(b"GET /v2", b"A : b"),
+        request(b"POST /predict", b"Transfer-Encoding: gzip, chunked"),
+        request(b"POST /predict", b"Transfer-Encoding: chunked", body=b"-5\r\nabc"),
+        request(b"POST /predict", b"Content-Length: -1"),
+        request(b"POST /predict", b"Content-Length: 3", b"Content-Length: 5", body=b"abc"),
+        request(b"GET /v2", *(b"X-%d: %s" % (n, bytes(100)) for n in range(1000))),
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+    ):
+        found = client.raw(sent).rpartition(b"HTTP/1.1 ")[2]
+        assert found.startswith((b"400 ", b"501 ")), found
+        assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]
+    assert client.raw(post().replace(b"HTTP/1.1", b"HTTP/1.0")).startswith(b"HTTP/1.1 200 ")
+
+
 def test_metrics_are_in_prometheus_s_format(client, pictures):
     client.predict(pictures[0])
     reply = client.get("/metrics")
