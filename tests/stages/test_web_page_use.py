@@ -192,7 +192,8 @@ def test_the_camera_answers_until_it_is_stopped_or_the_tab_is_hidden(plain):
             "document.dispatchEvent(new Event('visibilitychange'))",
         ):
             await tab.run("document.getElementById('results').replaceChildren()")
-            await tab.run("document.getElementById('camera').click()")
+            click = "document.getElementById('camera').click();"
+            await tab.run(click + click)  # the second before the first has a stream
             await tab.wait_for("document.querySelectorAll('.bar').length > 0")
             seen.append(await tab.run("document.getElementById('state').textContent"))
             await tab.run(stop)
@@ -206,6 +207,35 @@ def test_the_camera_answers_until_it_is_stopped_or_the_tab_is_hidden(plain):
     assert all(text.endswith("ms an image") for text in seen)
     assert count == 2
     assert not errors
+
+
+def test_an_image_that_comes_while_a_frame_is_classified_takes_the_cameras_place(plain):
+    model, page, image = plain
+    text = base64.b64encode(image.read_bytes()).decode()
+    drop_at_the_first_frame = f"""(() => {{
+      const context = CanvasRenderingContext2D.prototype, draw = context.drawImage;
+      context.drawImage = function (...given) {{
+        context.drawImage = draw;
+        const bytes = Uint8Array.from(atob({json.dumps(text)}), (c) => c.charCodeAt(0));
+        const carrier = new DataTransfer();
+        carrier.items.add(new File([bytes], "image"));
+        document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: carrier }}));
+        draw.apply(this, given);
+      }};
+      document.getElementById("camera").click();
+    }})()"""
+
+    async def use(tab: Any) -> Any:
+        await tab.wait_for(READY)
+        await tab.run(drop_at_the_first_frame)
+        await tab.wait_for("!document.getElementById('picture').hidden", 20)
+        await tab.wait_for("/^\\d+ ms$/.test(document.getElementById('state').textContent)", 20)
+        hidden = await tab.run("document.getElementById('video').hidden")
+        return hidden, await tab.run("document.getElementById('results').textContent")
+
+    hidden, shown = in_chromium(page.as_uri(), use, flags=CAMERA)
+    assert hidden
+    assert shown.startswith(str(Predictor(model).predict([image])[0].label))
 
 
 def test_without_a_camera_to_be_had_the_page_says_so_and_classifies_on(plain):

@@ -122,36 +122,47 @@ async function classify(blob) {
   } catch (error) {
     at("results").replaceChildren();
     at("picture").hidden = true;
+    at("hint").hidden = false;
     say(error.message, true);
   }
-  busy = false;
-  if (waiting) {
-    const next = waiting;
-    waiting = null;
-    await classify(next);
-  }
+  await next();
 }
 
-let camera = null;
+async function next() {
+  busy = false;
+  const blob = waiting;
+  waiting = null;
+  if (blob) await classify(blob);
+}
+
+let camera = null, asking = false;
 
 function stopCamera() {
   camera?.getTracks().forEach((track) => track.stop());
   camera = null;
   at("video").hidden = true;
   at("video").srcObject = null;
+  at("hint").hidden = !at("picture").hidden;
   at("camera").textContent = "Use the camera";
 }
 
 async function startCamera() {
+  const video = at("video");
+  let own = null;
+  asking = true;
   try {
-    camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    own = camera = video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    await video.play();
   } catch (error) {
+    if (own && camera !== own) return; // stopped meanwhile
+    stopCamera();
     say(`The camera cannot be used: ${error.message}`, true);
     return;
+  } finally {
+    asking = false;
   }
-  const video = at("video"), own = camera;
-  video.srcObject = camera;
-  await video.play();
+  if (camera !== own) return;
+  if (document.hidden) return stopCamera();
   video.hidden = false;
   at("picture").hidden = at("hint").hidden = true;
   at("camera").textContent = "Stop the camera";
@@ -165,7 +176,7 @@ async function startCamera() {
       } catch (error) {
         say(error.message, true);
       }
-      busy = false;
+      await next();
     }
     await new Promise((done) => setTimeout(done, 150));
   }
@@ -173,7 +184,7 @@ async function startCamera() {
 
 at("file").addEventListener("change", (event) => event.target.files[0] && classify(event.target.files[0]));
 at("camera").hidden = !navigator.mediaDevices?.getUserMedia;
-at("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
+at("camera").addEventListener("click", () => asking || (camera ? stopCamera() : startCamera()));
 document.addEventListener("visibilitychange", () => document.hidden && stopCamera());
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
@@ -189,6 +200,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   at("drop").classList.remove("over");
   if (event.dataTransfer.files[0]) classify(event.dataTransfer.files[0]);
+  else say("There is no image in what was dropped.", true);
 });
 
 try {
@@ -199,7 +211,7 @@ try {
   session = await ort.InferenceSession.create(await part("model"), { executionProviders: ["wasm"] });
   ort.env.wasm.wasmBinary = undefined;
   say("Ready.");
-  if (waiting) await classify(waiting);
+  await next();
 } catch (error) {
   say(`The model cannot be run here. ${error.message}`, true);
 }
