@@ -69,8 +69,10 @@ def digest_rows(
     which cover all rows: float32 vectors, or activations as they are stored.
     """
     rows = np.zeros((len(contents), _ROW_BYTES), np.uint8)
+    rows[:, :_PART] = contents
+    del contents  # large; where nobody else has them, they go
     for where, features in blocks:
-        rows[where, :_PART], rows[where, _PART : 2 * _PART] = contents[where], labels[where]
+        rows[where, _PART : 2 * _PART] = labels[where]
         values = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
         digests = b"".join(hashlib.sha256(row.data).digest()[:_PART] for row in values)
         rows[where, 2 * _PART :] = np.frombuffer(digests, np.uint8).reshape(-1, _PART)

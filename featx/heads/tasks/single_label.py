@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -82,30 +82,54 @@ def outcomes_of(logits: np.ndarray, labels: np.ndarray) -> Outcomes:
     return Outcomes(labels, predicted, in_top5, losses=np.log(total) - own, confidences=1 / total)
 
 
-def measure_classes(parts: Sequence[Outcomes], num_classes: int) -> Metrics:
-    """Return the scores of the samples of all parts, at least one."""
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Sums over labelled samples that their scores depend on."""
 
-    def every(name: str) -> np.ndarray:  # one after the other: there may be very many
-        return np.concatenate([getattr(part, name) for part in parts])
+    hits: np.ndarray  # samples of each class that were taken for it, (num_classes,)
+    samples: np.ndarray  # of each class
+    given: np.ndarray  # samples that were taken for each class
+    in_top5: int
+    losses: float
+    gaps: np.ndarray  # of bins of probability, as gaps_of gives them
 
-    labels, predicted = every("labels"), every("predicted")
-    right = predicted == labels
-    hits, samples, given = (
-        np.bincount(values, minlength=num_classes) for values in (labels[right], labels, predicted)
+    def __add__(self, other: Tally) -> Tally:
+        names = [each.name for each in fields(Tally)]
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+def tally(logits: np.ndarray, labels: np.ndarray) -> Tally:
+    """Return the sums over logits ``(n, num_classes)`` and labels ``(n,)``."""
+    own = outcomes_of(logits, labels)
+    right = own.predicted == own.labels
+    count = partial(np.bincount, minlength=logits.shape[1])
+    return Tally(
+        hits=count(own.labels[right]),
+        samples=count(own.labels),
+        given=count(own.predicted),
+        in_top5=int(own.in_top5.sum()),
+        losses=float(own.losses.sum()),
+        gaps=gaps_of(own.confidences, right),
     )
-    low, high = wilson_interval(int(right.sum()), len(labels))
+
+
+def measure_classes(sums: Tally) -> Metrics:
+    """Return the scores of the samples of a tally, at least one."""
+    hits, samples, given = sums.hits, sums.samples, sums.given
+    count, num_right = int(samples.sum()), int(hits.sum())
+    low, high = wilson_interval(num_right, count)
     recalls = hits[samples > 0] / samples[samples > 0]
     total = samples + given  # twice F1's denominator
     return Metrics(
-        num_samples=len(labels),
-        top1=float(right.mean()),
+        num_samples=count,
+        top1=num_right / count,
         top1_low=low,
         top1_high=high,
-        top5=float(every("in_top5").mean()) if num_classes > 5 else None,
+        top5=sums.in_top5 / count if len(hits) > 5 else None,
         balanced_accuracy=float(recalls.mean()),
         macro_f1=float((2 * hits[total > 0] / total[total > 0]).mean()),
-        log_loss=float(np.average(every("losses"))),
-        ece=calibration_gap(every("confidences"), right),
+        log_loss=sums.losses / count,
+        ece=float(np.abs(sums.gaps).sum() / count),
         per_class=tuple(
             ClassScores(
                 own, taken, *share_with_interval(hit, taken), *share_with_interval(hit, own)
@@ -127,9 +151,13 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def calibration_gap(probability: np.ndarray, right: np.ndarray) -> float:
     """Return the mean gap, over 15 bins of probability, between it and how often it comes true."""
+    return float(np.abs(gaps_of(probability, right)).sum() / len(probability))
+
+
+def gaps_of(probability: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return how many more came true in each of 15 bins of probability than were expected to."""
     gap = right - probability.astype(np.float64)
-    gaps = np.bincount(_bins(probability), weights=gap, minlength=NUM_BINS)
-    return float(np.abs(gaps).sum() / len(probability))
+    return np.bincount(_bins(probability), weights=gap, minlength=NUM_BINS)
 
 
 def calibration_gaps(probability: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -238,8 +266,9 @@ SINGLE_LABEL = Task(
     require_trainable=_require_trainable,
     encode=_Classes,
     calibrate=partial(calibrate, fit=fit_temperature, loss_and_error=_loss_and_error),
-    summarise=outcomes_of,
-    measure_parts=lambda parts, num_outputs, thresholds: measure_classes(parts, num_outputs),
+    summarise=tally,
+    adds_up=True,
+    measure_parts=lambda parts, num_outputs, thresholds: measure_classes(*parts),
     statistics=_loss_and_gaps,
     scores=(Metrics, ClassScores, "per_class"),
     columns=(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -141,6 +143,7 @@ class Task:
         choose_thresholds: The threshold of each tag, from what was held out; empty without tags.
         thresholds_of: The same from the details of a header.
         summarise: Labelled samples reduced to what ``measure_parts`` needs.
+        adds_up: The sum of two summaries is that of the samples of both.
         measure_parts: Scores of samples that were summarised in parts, of so many outputs, with
             the thresholds.
         statistics: Of samples, for ``paired_differences``: a loss, whose mean is a score, and of
@@ -183,6 +186,7 @@ class Task:
     choose_thresholds: Callable[[HeldOut | None, int], tuple[float, ...]] = lambda *_: ()
     thresholds_of: Callable[[Details, int], tuple[float, ...]] = lambda *_: ()
     summarise: Callable[[np.ndarray, np.ndarray], Any] = lambda *both: both
+    adds_up: bool = False
     measure_parts: Callable[[Sequence[Any], int, Sequence[float]], Scores]
     statistics: Callable[[np.ndarray, np.ndarray], np.ndarray]
     scores: tuple[type[Any], type[Any], str]
@@ -292,13 +296,18 @@ class Scorer:
 
     def add(self, outputs: np.ndarray, targets: np.ndarray) -> None:
         """Take in outputs ``(n, num_outputs)`` and targets ``(n, …)`` of labelled samples."""
-        self._parts.append(self._task.summarise(outputs, targets))
+        self._take([self._task.summarise(outputs, targets)])
         self._num_outputs = outputs.shape[1]
 
     def merge(self, other: Scorer) -> None:
         """Take in the samples of another."""
-        self._parts += other._parts
+        self._take(other._parts)
         self._num_outputs = self._num_outputs or other._num_outputs
+
+    def _take(self, parts: Sequence[Any]) -> None:
+        self._parts += parts
+        if self._task.adds_up and len(self._parts) > 1:
+            self._parts = [reduce(add, self._parts)]
 
     def scores(self) -> Scores | None:
         """Return the scores of all samples, None if there are none."""

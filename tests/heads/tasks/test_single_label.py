@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import measure_classes
 
-from featx.heads.tasks import SINGLE_LABEL
+from featx.heads.tasks import SINGLE_LABEL, Scorer
 from featx.heads.tasks.losses import log_loss, log_softmax
 from featx.heads.tasks.scores import ClassScores, wilson_interval
 from featx.heads.tasks.single_label import confusion_matrix, expected_calibration_error, is_in_top_k
@@ -52,6 +52,24 @@ def test_a_tie_goes_to_the_smaller_index(data, k):
     guesses = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     expected = (guesses == labels[:, None]).any(axis=1).mean()
     assert is_in_top_k(logits, labels, k=k).mean() == pytest.approx(expected)
+
+
+@given(data=scored(), sizes=st.lists(st.integers(1, 9), max_size=6))
+def test_scores_of_samples_that_come_in_parts_are_those_of_all_and_keep_one_sum(data, sizes):
+    logits, labels = data
+    ends = [*np.cumsum(sizes, dtype=int).tolist(), len(labels)]
+    scorers = [Scorer(SINGLE_LABEL), Scorer(SINGLE_LABEL)]
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if start < end <= len(labels):
+            scorers[number % 2].add(logits[start:end], labels[start:end])
+        elif start < len(labels):
+            scorers[0].add(logits[start:], labels[start:])
+    scorers[0].merge(scorers[1])
+    found, expected = scorers[0].scores().to_dict(), measure_classes(logits, labels).to_dict()
+    assert len(scorers[0]._parts) == 1
+    for name in ("log_loss", "ece"):
+        assert found.pop(name) == pytest.approx(expected.pop(name))
+    assert found == expected
 
 
 def test_equal_logits_are_one_guess_not_many():
