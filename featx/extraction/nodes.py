@@ -89,12 +89,9 @@ def find_address(address: str) -> str:
 
 def _only_local() -> str:
     """Return the address of the cluster that runs on this machine."""
-    from ray._private import services
-
-    find: Any = services.find_gcs_addresses
-    found = sorted(find())
+    found = _local_addresses()
     if len(found) == 1:
-        return str(found[0])
+        return found[0]
     if not found:
         raise ClusterError(
             "ray='auto' finds no Ray cluster on this machine. Start one, as docs/scale.md says, or "
@@ -131,6 +128,42 @@ def _require_answer(address: str, host: str, port: int) -> None:
             raise ClusterError(
                 f"What answers at '{address}' is not a Ray cluster, or is not ready. {advice}"
             ) from err
+        if _asks_for_token(grpc, channel) and not _sends_token(address):
+            raise ClusterError(
+                f"The Ray cluster at '{address}' asks for its token. Set RAY_AUTH_MODE=token here, "
+                "where ~/.ray/auth_token or RAY_AUTH_TOKEN is that of its head."
+            )
+
+
+def _asks_for_token(grpc: Any, channel: Any) -> bool:
+    """Return whether a cluster refuses a call without a token, for which Ray would try long."""
+    call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+    try:
+        call(b"", timeout=CONNECT_SECONDS)
+    except grpc.RpcError as err:
+        return bool(err.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
+def _sends_token(address: str) -> bool:
+    """Return whether Ray sends its token, as it does unasked to the cluster of this machine."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token" or _for_init(address) == "auto"
+
+
+def _for_init(address: str) -> str:
+    """Return the address for Ray itself: ``"auto"`` for the only cluster of this machine."""
+    is_only = not os.environ.get("RAY_ADDRESS") and _local_addresses() == [address]
+    return "auto" if is_only else address
+
+
+def _local_addresses() -> list[str]:
+    """Return the addresses of the clusters that run on this machine."""
+    from ray._private import services
+
+    find: Any = services.find_gcs_addresses
+    if clear := getattr(find, "cache_clear", None):
+        clear()  # a notebook may have seen a cluster that has ended
+    return sorted(map(str, find()))
 
 
 @contextlib.contextmanager
@@ -146,7 +179,7 @@ def connected(address: str) -> Iterator[Any]:
         return
     try:
         ray.init(
-            address=address,
+            address=_for_init(address),
             log_to_driver=False,
             configure_logging=False,
             logging_level=logging.ERROR,

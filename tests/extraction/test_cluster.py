@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,3 +365,32 @@ def test_a_long_temporary_folder_and_a_gpu_of_the_driver_reach_no_worker(
         )
     assert len(seen) == 3
     assert "7" not in {value for _, value in seen}
+
+
+@pytest.mark.parametrize("mode", ["", "token"])
+def test_a_cluster_that_asks_for_a_token_says_so_at_once(mode, monkeypatch):
+    grpc = pytest.importorskip("grpc")
+
+    class Refusing(grpc.GenericRpcHandler):
+        def service(self, _: Any) -> Any:
+            def refuse(_request: bytes, context: Any) -> bytes:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[Refusing()])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        if mode:
+            assert find_address(address) == address  # Ray sends it
+            return
+        with pytest.raises(ClusterError, match=r"asks for its token\. Set RAY_AUTH_MODE=token"):
+            find_address(address)
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {address})
+        assert find_address("auto") == address
+        assert nodes._for_init(address) == "auto"  # so that Ray sends it
+    finally:
+        server.stop(None)
