@@ -76,7 +76,7 @@ ALLOWED = {
     "timm": ("backbones/with_timm.py",),
     "safetensors": ("backbones/", "heads/head.py", "training/finetune/checkpoint.py"),
     "pillow_heif": ("images/decode.py",),
-    "ray": ("extraction/nodes.py", "extraction/workers.py"),
+    "ray": ("extraction/nodes.py", "extraction/tokens.py", "extraction/workers.py"),
     "PIL": ("images/", "classifier/session.py", "stages/predict.py"),
     "pickle": ("images/sources/arrays.py", "backbones/weights.py"),
 }

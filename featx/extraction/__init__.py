@@ -16,6 +16,7 @@ by_content   features of images that a caller has, each computed once
 committer    numbered work on many workers, whose results leave in order
 workers      what a worker of a cluster does
 nodes        a connection to a Ray cluster; its nodes' versions and processors
+tokens       the Ray clusters of this machine, and those that ask for a token
 actors       workers as Ray's actors: started, given work, replaced
 cluster      extraction by a Ray cluster
 part_rows    features of parts that a Ray cluster reads for training

@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featx.errors import ClusterError, ConfigError, counted, first_line, listed, printable
+from featx.errors import ClusterError, ConfigError, first_line, listed, printable
+from featx.extraction.tokens import (
+    address_for_init,
+    asks_for_token,
+    only_local_address,
+    sends_token,
+)
 from featx.packages import install_command, needed
 
 log = logging.getLogger(__name__)
@@ -73,7 +79,7 @@ def find_address(address: str) -> str:
     """
     import_ray()
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "") or _only_local()
+        address = os.environ.get("RAY_ADDRESS", "") or only_local_address()
     is_client = address.startswith(_CLIENT)
     host, _, port = address.removeprefix(_CLIENT).rstrip("/").rpartition(":")
     if not host and not port.isdigit():
@@ -85,22 +91,6 @@ def find_address(address: str) -> str:
     address = f"{_CLIENT if is_client else ''}{host}:{port}"
     _require_answer(address, host.strip("[]"), int(port))
     return address
-
-
-def _only_local() -> str:
-    """Return the address of the cluster that runs on this machine."""
-    found = _local_addresses()
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ClusterError(
-            "ray='auto' finds no Ray cluster on this machine. Start one, as docs/scale.md says, or "
-            "give the address of one: HOST:6379 from its nodes, ray://HOST:10001 from elsewhere."
-        )
-    raise ClusterError(
-        f"{counted(len(found), 'Ray cluster')} run on this machine: {listed(found)}. Say which, "
-        f"such as ray='{found[0]}'."
-    )
 
 
 def _require_answer(address: str, host: str, port: int) -> None:
@@ -128,42 +118,11 @@ def _require_answer(address: str, host: str, port: int) -> None:
             raise ClusterError(
                 f"What answers at '{address}' is not a Ray cluster, or is not ready. {advice}"
             ) from err
-        if _asks_for_token(grpc, channel) and not _sends_token(address):
+        if asks_for_token(grpc, channel, CONNECT_SECONDS) and not sends_token(address):
             raise ClusterError(
                 f"The Ray cluster at '{address}' asks for its token. Set RAY_AUTH_MODE=token here, "
                 "where ~/.ray/auth_token or RAY_AUTH_TOKEN is that of its head."
             )
-
-
-def _asks_for_token(grpc: Any, channel: Any) -> bool:
-    """Return whether a cluster refuses a call without a token, for which Ray would try long."""
-    call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-    try:
-        call(b"", timeout=CONNECT_SECONDS)
-    except grpc.RpcError as err:
-        return bool(err.code() == grpc.StatusCode.UNAUTHENTICATED)
-    return False
-
-
-def _sends_token(address: str) -> bool:
-    """Return whether Ray sends its token, as it does unasked to the cluster of this machine."""
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token" or _for_init(address) == "auto"
-
-
-def _for_init(address: str) -> str:
-    """Return the address for Ray itself: ``"auto"`` for the only cluster of this machine."""
-    is_only = not os.environ.get("RAY_ADDRESS") and _local_addresses() == [address]
-    return "auto" if is_only else address
-
-
-def _local_addresses() -> list[str]:
-    """Return the addresses of the clusters that run on this machine."""
-    from ray._private import services
-
-    find: Any = services.find_gcs_addresses
-    if clear := getattr(find, "cache_clear", None):
-        clear()  # a notebook may have seen a cluster that has ended
-    return sorted(map(str, find()))
 
 
 @contextlib.contextmanager
@@ -179,7 +138,7 @@ def connected(address: str) -> Iterator[Any]:
         return
     try:
         ray.init(
-            address=_for_init(address),
+            address=address_for_init(address),
             log_to_driver=False,
             configure_logging=False,
             logging_level=logging.ERROR,

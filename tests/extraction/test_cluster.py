@@ -23,6 +23,7 @@ from featx.errors import ClusterError, ConfigError
 from featx.extraction import nodes
 from featx.extraction.nodes import Node, find_address, require_alike
 from featx.extraction.options import ExtractOptions
+from featx.extraction.tokens import address_for_init
 from featx.stages.extract import extract
 from featx.stages.merge import merge_parts
 
@@ -391,6 +392,6 @@ def test_a_cluster_that_asks_for_a_token_says_so_at_once(mode, monkeypatch):
             find_address(address)
         monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {address})
         assert find_address("auto") == address
-        assert nodes._for_init(address) == "auto"  # so that Ray sends it
+        assert address_for_init(address) == "auto"  # so that Ray sends it
     finally:
         server.stop(None)
