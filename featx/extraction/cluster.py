@@ -98,15 +98,18 @@ class RayCluster:
         works = (_ItemWork(positions[i : i + size].tolist(), source) for i in starts)
 
         def take_read(item: _ItemWork, found: list[Found]) -> bool:
-            names = ((p, source.samples[p].sample_id) for p in item.positions)
             item.batch = ImageBatch(
                 [
                     Image(
-                        *(*name, each.stamp, each.digest, None, each.is_animated),
+                        position,
+                        source.samples[position].sample_id,
+                        each.stamp,
+                        each.digest,
+                        is_animated=each.is_animated,
                         reason=each.reason,
                         is_permanent=each.is_permanent,
                     )
-                    for name, each in zip(names, found, strict=True)
+                    for position, each in zip(item.positions, found, strict=True)
                 ]
             )
             mark(item.batch)

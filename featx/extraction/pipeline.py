@@ -195,7 +195,7 @@ class _Outcomes:
         Returns:
             Of each row, its own number or that of the row it is a copy of, ``(n,)`` int64.
         """
-        sources: list[int] = []
+        sources = list[int]()
         copies = iter(self._in_table([image for image in images if not image.is_new]))
         for image in images:
             number = first + len(sources)
@@ -217,6 +217,8 @@ class _Outcomes:
 
     def _in_table(self, images: Sequence[Image]) -> list[int]:
         """Return the row of each image's content, -1 of what is recent or new."""
+        if not images:
+            return []
         found: list[int] = self._rows.find(_joined([image.digest for image in images])).tolist()
         return found
 
@@ -306,6 +308,8 @@ def _rows(
     """
     own = numbers == first + np.arange(len(numbers))
     computed = batch.rows
+    if own.all():
+        return computed
     rows = np.empty((len(numbers), *computed.shape[1:]), dtype=computed.dtype)
     rows[own] = computed
     before, here = numbers < first, ~own & (numbers >= first)
@@ -332,10 +336,11 @@ def _enter(images: Sequence[Image], rows: np.ndarray, existing: ExistingRows, pl
             views=rows[:, 1:] if rows.shape[1] > 1 else None,
         )
     )
+    plan.rows[[image.position for image in images if not image.reason]] = np.arange(
+        row, existing.next_row
+    )
     for image in images:
         if image.reason:
             plan.skipped[image.position] = SkippedImage(
                 image.sample_id, image.reason, image.stamp, image.recorded_digest
             )
-        else:
-            plan.rows[image.position], row = row, row + 1
